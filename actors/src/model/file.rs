@@ -1,0 +1,151 @@
+//! What is known of a dropped file: its record, how far it was read, what became of its rows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ids::FileId, time::UnixMs};
+
+/// A file as it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Digest of feed and content.
+    pub id: FileId,
+    /// The feed it was dropped into.
+    pub feed: String,
+    /// Its name there, as readable text: bytes that are no UTF-8 are replaced.
+    pub name: String,
+    /// Its size as dropped, before decompression.
+    pub bytes: u64,
+    /// SHA-256 of its content as dropped, in hex.
+    pub sha256: String,
+    /// When it was claimed.
+    pub claimed_at: UnixMs,
+    /// The destinations that every accepted row goes to.
+    pub destinations: Vec<String>,
+}
+
+/// How far into a file the outbox has rows; committed together with them. `rows` counts every row
+/// seen: accepted, rejected and duplicate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The byte after the last row counted here, in the decompressed stream.
+    pub offset: u64,
+    /// Rows before `offset`.
+    pub rows: u64,
+    /// How many of them were rejected.
+    pub rejected: u64,
+    /// How many of them were left out as duplicates (`duplicates = "first"`).
+    pub duplicates: u64,
+}
+
+/// Where a file stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
+pub enum FileState {
+    /// Rows are still being read.
+    Ingesting,
+    /// Every row is in the outbox, or recorded as rejected or duplicate.
+    Ingested,
+    /// It can't be used, or no further; rows committed before are delivered all the same.
+    Failed(String),
+    /// It vanished while it was read; rows committed before are delivered all the same (F32).
+    SourceLost(String),
+}
+
+impl FileState {
+    /// The word that operators see.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Ingesting => "ingesting",
+            Self::Ingested => "ingested",
+            Self::Failed(_) => "failed",
+            Self::SourceLost(_) => "source-lost",
+        }
+    }
+
+    /// Why, for the states that have a reason.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Failed(reason) | Self::SourceLost(reason) => Some(reason),
+            Self::Ingesting | Self::Ingested => None,
+        }
+    }
+
+    /// Whether no more rows will come.
+    pub fn is_closed(&self) -> bool {
+        *self != Self::Ingesting
+    }
+}
+
+/// A row that was not accepted, with enough to mend and drop it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// Its row number, from 1.
+    pub row: u64,
+    /// The line it starts on, from 1; a CSV header is line 1.
+    pub line: u64,
+    /// What is wrong with it, for a person.
+    pub reason: String,
+    /// The row as it stood in the file, cut to the format's `max_row_bytes`.
+    pub raw: Vec<u8>,
+}
+
+/// What became of the rows at one destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationCounts {
+    /// Rows that became messages.
+    pub accepted: u64,
+    /// Answered 2xx.
+    pub sent: u64,
+    /// Given up.
+    pub dead: u64,
+    /// At least one attempt failed, another will be made.
+    pub retrying: u64,
+}
+
+impl DestinationCounts {
+    /// Messages without a recorded attempt.
+    pub fn pending(&self) -> u64 {
+        self.accepted.saturating_sub(self.sent + self.dead + self.retrying)
+    }
+}
+
+/// Everything there is to prove about a file: `NAME.report.json`, and what `postrider files` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileReport {
+    /// The file.
+    #[serde(flatten)]
+    pub file: FileRecord,
+    /// Where it stands, and why.
+    #[serde(flatten)]
+    pub state: FileState,
+    /// When the last row was read, if it was.
+    pub closed_at: Option<UnixMs>,
+    /// When the last message settled, if all have.
+    pub settled_at: Option<UnixMs>,
+    /// Rows read.
+    pub rows: u64,
+    /// Rows refused, with a reason each.
+    pub rejected: u64,
+    /// Rows left out as duplicates.
+    pub duplicates: u64,
+    /// What became of the other rows, per destination.
+    pub destinations: BTreeMap<String, DestinationCounts>,
+}
+
+impl FileReport {
+    /// I1: at every destination, `rows = sent + dead + retrying + pending + rejected + duplicates`.
+    pub fn is_balanced(&self) -> bool {
+        self.destinations.values().all(|counts| {
+            counts.sent + counts.dead + counts.retrying <= counts.accepted
+                && counts.accepted + self.rejected + self.duplicates == self.rows
+        })
+    }
+
+    /// Whether no row will change its state any more unless a person acts.
+    pub fn is_settled(&self) -> bool {
+        self.state.is_closed()
+            && self.destinations.values().all(|counts| counts.retrying + counts.pending() == 0)
+    }
+}

@@ -1,0 +1,188 @@
+//! Identities. All are deterministic: a re-parse, a re-drop or a second process makes the same ones,
+//! so that appending is insert-if-absent (design §6).
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// A file's identity: the first 128 bits of SHA-256 over feed name and content digest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub [u8; 16]);
+
+impl FileId {
+    /// The identity of content (given by its SHA-256) that was dropped into `feed`.
+    pub fn derive(feed: &str, content_sha256: &[u8; 32]) -> Self {
+        Self(truncated_digest(&[feed.as_bytes(), content_sha256]))
+    }
+}
+
+/// A batch's identity. A *drive* is a round of delivery: 0 for the first, +1 at each redrive of dead
+/// letters; `attempt` is how many attempts its messages had before, so a retry is a batch of its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub [u8; 16]);
+
+impl BatchId {
+    /// The identity of the batch of `file` for `destination` that starts at `first_row`.
+    pub fn derive(file: FileId, destination: &str, first_row: u64, drive: u32, attempt: u32) -> Self {
+        Self(truncated_digest(&[
+            &file.0,
+            destination.as_bytes(),
+            &first_row.to_le_bytes(),
+            &drive.to_le_bytes(),
+            &attempt.to_le_bytes(),
+        ]))
+    }
+}
+
+/// SHA-256 over length-prefixed parts (so that no two part lists collide), cut to 128 bits.
+fn truncated_digest(parts: &[&[u8]]) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    id
+}
+
+/// A message's identity, sent as `webhook-id`: `msg_<file id>_<row>`. Rows count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId {
+    /// The file the message came from.
+    pub file: FileId,
+    /// Its row in that file, from 1; a CSV header is not a row.
+    pub row: u64,
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "msg_{}_{}", self.file, self.row)
+    }
+}
+
+/// Text that is no id.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{found}` is no {kind} (expected {expected})")]
+pub struct ParseIdError {
+    found: String,
+    kind: &'static str,
+    expected: &'static str,
+}
+
+impl FromStr for MessageId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (file, row) = text.strip_prefix("msg_")?.split_once('_')?;
+            Some(Self { file: file.parse().ok()?, row: row.parse().ok()? })
+        };
+        parse().ok_or_else(|| ParseIdError {
+            found: text.chars().take(80).collect(),
+            kind: "message id",
+            expected: "msg_<32 hex digits>_<row>",
+        })
+    }
+}
+
+macro_rules! hex_id {
+    ($name:ident, $kind:literal) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut hex = [0u8; 32];
+                for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+                    pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+                    pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+                }
+                f.pad(std::str::from_utf8(&hex).expect("hex digits are ASCII"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let error = || ParseIdError {
+                    found: text.chars().take(80).collect(),
+                    kind: $kind,
+                    expected: "32 hex digits",
+                };
+                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return Err(error());
+                }
+                let mut id = [0; 16];
+                for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+                    let pair = std::str::from_utf8(pair).map_err(|_| error())?;
+                    *byte = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+                }
+                Ok(Self(id))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+hex_id!(FileId, "file id");
+hex_id!(BatchId, "batch id");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_read_back_what_they_print() {
+        let file = FileId::derive("alerts", &[7; 32]);
+        let message = MessageId { file, row: 18_446_744_073_709_551_615 };
+        assert_eq!(message.to_string().parse(), Ok(message));
+        assert_eq!(file.to_string().parse(), Ok(file));
+    }
+
+    #[test]
+    fn identity_depends_on_feed_content_and_nothing_else() {
+        assert_eq!(FileId::derive("a", &[1; 32]), FileId::derive("a", &[1; 32]));
+        assert_ne!(FileId::derive("a", &[1; 32]), FileId::derive("b", &[1; 32]));
+        assert_ne!(FileId::derive("a", &[1; 32]), FileId::derive("a", &[2; 32]));
+    }
+
+    #[test]
+    fn retries_and_redrives_are_batches_of_their_own() {
+        let file = FileId::derive("a", &[1; 32]);
+        let ids = [
+            BatchId::derive(file, "d", 1, 0, 0),
+            BatchId::derive(file, "d", 1, 0, 1),
+            BatchId::derive(file, "d", 1, 1, 0),
+            BatchId::derive(file, "d", 2, 0, 0),
+            BatchId::derive(file, "e", 1, 0, 0),
+        ];
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+    }
+
+    #[test]
+    fn what_is_no_id_says_what_one_looks_like() {
+        for text in ["", "msg_", "msg_12_1", "msg_zz_1", "7", "msg_é", "ééééééééééééééééaaaaaaaaaaaaaaaa"]
+        {
+            let error = text.parse::<MessageId>().unwrap_err().to_string();
+            assert!(error.contains("msg_<32 hex digits>_<row>"), "{error}");
+            assert!(text.parse::<FileId>().is_err());
+        }
+    }
+}

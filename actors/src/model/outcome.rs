@@ -1,0 +1,192 @@
+//! What an attempt came to, and why a message was given up.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::time::UnixMs;
+
+/// Why an attempt failed. The numbers are stored: append, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Reason {
+    /// The receiver answered with a status that is no success; the status says which.
+    Status = 1,
+    /// No complete answer within the destination's total timeout.
+    Timeout = 2,
+    /// The connection could not be opened.
+    Connect = 3,
+    /// The host name could not be resolved.
+    Dns = 4,
+    /// The TLS handshake failed or the certificate was refused.
+    Tls = 5,
+    /// The connection broke after the request had begun: whether it arrived is unknown.
+    Reset = 6,
+    /// The answer was no HTTP, or broke a limit on heads or bodies.
+    Protocol = 7,
+    /// The body could not be rendered from the template.
+    Render = 8,
+    /// The attempt's own task panicked.
+    Panic = 9,
+    /// The process or worker died while it was delivering this message, again and again.
+    Poison = 10,
+}
+
+impl Reason {
+    /// The reason for a stored byte; `None` for a byte that no version wrote.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Status,
+            2 => Self::Timeout,
+            3 => Self::Connect,
+            4 => Self::Dns,
+            5 => Self::Tls,
+            6 => Self::Reset,
+            7 => Self::Protocol,
+            8 => Self::Render,
+            9 => Self::Panic,
+            10 => Self::Poison,
+            _ => return None,
+        })
+    }
+
+    /// The word that operators see and filter by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+            Self::Render => "render",
+            Self::Panic => "panic",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// What one attempt came to, as the webhook port reports it. Whether a `Failed` is retried is the
+/// retry schedule's decision, not the adapter's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 2xx.
+    Sent {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// May succeed later: 408, 425, 429, 5xx, timeout, connection trouble.
+    Retryable {
+        /// The HTTP status, 0 if there was no answer.
+        status: u16,
+        /// Why.
+        reason: Reason,
+        /// `Retry-After`, already turned into a delay and clamped to be finite and not negative.
+        retry_after: Option<Duration>,
+    },
+    /// Will not succeed later: any other 4xx, 3xx, a body that can't be rendered.
+    Permanent {
+        /// The HTTP status, 0 if there was no answer.
+        status: u16,
+        /// Why.
+        reason: Reason,
+    },
+    /// 410: the destination itself is gone. It is disabled and its messages are held, this one too.
+    Gone,
+}
+
+/// One failed attempt in a message's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it ended.
+    pub at: UnixMs,
+    /// The HTTP status, 0 if there was no answer.
+    pub status: u16,
+    /// Why it failed.
+    pub reason: Reason,
+}
+
+/// Why a message was given up. The numbers are stored: append, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum DeathCause {
+    /// An answer that no retry can change.
+    Permanent = 1,
+    /// `retry.max_attempts` were made.
+    Attempts = 2,
+    /// It became older than `retry.max_age_s`.
+    Age = 3,
+    /// Its delivery killed its worker or process `lost_lease_cap` times.
+    Poison = 4,
+}
+
+impl DeathCause {
+    /// The cause for a stored byte; `None` for a byte that no version wrote.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Permanent,
+            2 => Self::Attempts,
+            3 => Self::Age,
+            4 => Self::Poison,
+            _ => return None,
+        })
+    }
+
+    /// The word that operators see and filter by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permanent => "permanent",
+            Self::Attempts => "attempts",
+            Self::Age => "age",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// What is to be recorded for one message of a leased batch, after the retry schedule has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// 2xx at `at`.
+    Sent {
+        /// When the answer came.
+        at: UnixMs,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// To be carried on by a retry batch that is due at `not_before`.
+    Retry {
+        /// The attempt that failed.
+        attempt: Attempt,
+        /// When the next attempt may be made.
+        not_before: UnixMs,
+    },
+    /// Given up.
+    Dead {
+        /// The last attempt.
+        attempt: Attempt,
+        /// Why there is no other.
+        cause: DeathCause,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_bytes_read_back() {
+        for byte in 0..=u8::MAX {
+            if let Some(reason) = Reason::from_byte(byte) {
+                assert_eq!(reason as u8, byte);
+            }
+            if let Some(cause) = DeathCause::from_byte(byte) {
+                assert_eq!(cause as u8, byte);
+            }
+        }
+        assert_eq!((0..=u8::MAX).filter_map(Reason::from_byte).count(), 10);
+        assert_eq!((0..=u8::MAX).filter_map(DeathCause::from_byte).count(), 4);
+    }
+}

@@ -1,0 +1,151 @@
+use std::{
+    ffi::OsString,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use async_trait::async_trait;
+
+use crate::model::{
+    file::{FileReport, Reject},
+    time::UnixMs,
+};
+
+/// A regular file that stands in the feed's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name in the directory.
+    pub name: OsString,
+    /// Its size.
+    pub bytes: u64,
+    /// When it last changed.
+    pub modified: UnixMs,
+    /// Whether its `NAME.done` sidecar stands beside it.
+    pub has_sidecar: bool,
+}
+
+/// One look at the directory.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// Files that may be taken once they are settled, sidecars and ignored names left out.
+    pub candidates: Vec<Candidate>,
+    /// Names that are refused and why: symlinks, FIFOs, devices, hard links (F26). They stay where they are.
+    pub refused: Vec<(OsString, String)>,
+    /// Whether there were more than `limit` names.
+    pub truncated: bool,
+}
+
+/// What the directory's watch reported since the last call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InboxChange {
+    /// Names that were renamed into place or closed after writing: complete without waiting.
+    pub complete: Vec<OsString>,
+    /// Whether something was missed (the kernel's queue overflowed), so that a scan is needed.
+    pub rescan: bool,
+}
+
+/// What a `NAME.done` sidecar promises of its file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// SHA-256 of the file, lower-case hex.
+    pub sha256: Option<String>,
+    /// How many rows, the CSV header not counted.
+    pub rows: Option<u64>,
+}
+
+/// A file that is ours: it stands in the state directory, where nobody drops anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimedFile {
+    /// Its name when it was dropped.
+    pub name: OsString,
+    /// Where it stands now.
+    pub path: PathBuf,
+    /// When it was claimed.
+    pub claimed_at: UnixMs,
+    /// Its size when it was claimed.
+    pub bytes: u64,
+    /// What its sidecar promised, if it had one.
+    pub expected: Option<Expected>,
+    /// Device, inode, size, mtime and ctime as they were after the claim; opaque to the stages.
+    pub fingerprint: [u64; 5],
+}
+
+impl ClaimedFile {
+    /// The name as readable text, bytes that are no UTF-8 replaced. Escape it before printing.
+    pub fn display_name(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+}
+
+/// Why a file could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// It is gone: somebody else took it, or the dropper removed it.
+    #[error("it is gone")]
+    Gone,
+    /// It is nothing that Postrider reads; it stays where it is.
+    #[error("{0}")]
+    Refused(String),
+    /// It can't be taken now, e.g. for want of permission (F28); report once, retry when it changes.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// One feed's directory and its claimed files. Every method but `changed` blocks: the stages call
+/// them off the actors' threads.
+#[async_trait]
+pub trait Inbox: Send + Sync {
+    /// Waits until the directory changes. Cancelling it loses nothing but time.
+    async fn changed(&self) -> io::Result<InboxChange>;
+
+    /// Looks at up to `limit` names.
+    fn scan(&self, limit: usize) -> io::Result<Scan>;
+
+    /// Takes a file, with its sidecar if it has one: an atomic rename out of the dropper's reach. The
+    /// kind is checked on what was taken, not on the name, so a swapped symlink is refused too.
+    fn claim(&self, name: &OsString, now: UnixMs) -> Result<ClaimedFile, ClaimError>;
+
+    /// The files that an earlier run claimed and did not finish, oldest claim first.
+    fn claimed(&self) -> io::Result<Vec<ClaimedFile>>;
+
+    /// Opens the bytes as they were dropped, for the digest.
+    fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>>;
+
+    /// Opens the rows: decompressed by the name's ending (`.gz`, `.zst`) within the caps on ratio and
+    /// size (F30, an error of kind `InvalidData` that says which cap), a `.rejects.csv` unpacked.
+    fn open_rows(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>>;
+
+    /// An empty set of recipients for one pass over `file`, for `duplicates = "first"`. Its memory does
+    /// not grow with the file (I8), and it leaves nothing behind when it is dropped.
+    fn seen(&self, file: &ClaimedFile) -> io::Result<Box<dyn Seen>>;
+
+    /// Whether the file is still what was claimed: same inode, size, mtime and ctime (F17).
+    /// `NotFound` if it vanished (F32).
+    fn is_unchanged(&self, file: &ClaimedFile) -> io::Result<bool>;
+
+    /// Begins `NAME.rejects.csv` beside the place that `finish` will move the file to.
+    fn rejects(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<Box<dyn RejectSink>>;
+
+    /// Moves the claimed file to `done/` or `failed/` (by the report's state) and writes
+    /// `NAME.report.json` beside it. The report is written before the file is moved, so a crash
+    /// in between is mended by calling it again. A file that vanished is no error.
+    fn finish(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<()>;
+
+    /// Replaces the reports of files that are finished, when their last message has settled, and
+    /// makes them durable.
+    fn rewrite_reports(&self, reports: &[FileReport]) -> io::Result<()>;
+}
+
+/// The recipients that one pass over a file has met.
+pub trait Seen: Send {
+    /// Adds a recipient; whether it was new.
+    fn insert(&mut self, recipient: &str) -> io::Result<bool>;
+}
+
+/// Where rejected rows are exported to.
+pub trait RejectSink: Send {
+    /// Appends rows.
+    fn push(&mut self, rejects: &[Reject]) -> io::Result<()>;
+    /// Makes the export visible under its name.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}

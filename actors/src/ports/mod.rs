@@ -1,0 +1,46 @@
+//! What the outside world must offer. Each trait's documentation is its contract; the conformance
+//! suites in `testing` check it, on the fakes and on every real implementation.
+//!
+//! Operations on many return an outcome per id. A timeout is [`ItemOutcome::Unknown`]: the caller
+//! repeats it with the same ids, which every operation here allows.
+
+mod clock;
+mod inbox;
+mod ledger;
+mod outbox;
+mod queue;
+mod webhook;
+
+pub use clock::Clock;
+pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen};
+pub use ledger::{Ledger, Settled, Settlement};
+pub use outbox::{Append, Outbox, OutboxEntry};
+pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, Release};
+pub use webhook::{Webhook, WebhookRequest};
+
+/// Why a store operation as a whole failed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// It did not happen and may succeed later.
+    #[error("the store can't do this now: {0}")]
+    Retryable(String),
+    /// It did not happen and repeating it won't help.
+    #[error("the store refused: {0}")]
+    Permanent(String),
+    /// It may or may not have happened; repeat it with the same ids.
+    #[error("the store did not answer: {0}")]
+    Unknown(String),
+}
+
+/// What one item of an operation on many came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ItemOutcome {
+    /// Done.
+    Ok,
+    /// Not done; may succeed later.
+    Retryable(String),
+    /// Not done; repeating won't help.
+    Permanent(String),
+    /// May or may not be done; repeat it.
+    Unknown(String),
+}
