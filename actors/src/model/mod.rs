@@ -2,9 +2,17 @@
 //! time and randomness are arguments, so that a seeded simulation can drive every decision.
 
 pub mod batch;
+pub mod body;
+pub mod builder;
 pub mod file;
 pub mod formats;
 pub mod ids;
+pub mod lease;
 pub mod outcome;
+pub mod restart;
+pub mod retry;
+pub mod roster;
+pub mod shard;
 pub mod state;
+pub mod suspect;
 pub mod time;
