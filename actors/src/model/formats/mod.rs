@@ -1,4 +1,123 @@
-//! The formats that a feed reads.
+//! The formats that a feed reads: streaming push parsers, pure and bounded.
+//!
+//! The caller owns the buffer. It hands the parser what it has, takes the rows out of the
+//! [`RowBlock`], drops the consumed bytes and refills. Memory is the caller's buffer, one block and
+//! one row, whatever the file holds (I8). How the input is cut into chunks never changes the result.
+//!
+//! What holds for every format (`docs/formats.md` is the operator's version of this):
+//!
+//! - Text is UTF-8; a byte order mark at the start is dropped. A UTF-16 or compressed file is refused
+//!   as a whole.
+//! - A line ends with LF or CRLF, the last one may end with the file. CR alone ends nothing.
+//! - Blank lines are not rows. Every other row has a number, from 1, and ends up in the block as a
+//!   [`ParsedRow`] or as a [`Reject`], never as both or neither (I1).
+//! - A row with a NUL byte or invalid UTF-8 is rejected, and so is a recipient that is empty, blank
+//!   or holds a control character.
+//! - A line longer than `max_row_bytes` is one rejected row, skipped as it streams by.
+
+mod csv;
+mod lines;
+mod ndjson;
+mod text;
+
+use super::{batch::RowLayout, file::Reject};
+use lines::{Line, Overlong};
+
+/// The most columns that a CSV header may have. Every batch carries the header's names.
+pub const COLUMNS_MAX: usize = 1024;
+
+/// How much of an over-long line is kept in its [`Reject`].
+pub const CUT_BYTES: usize = 256;
+
+/// Ends the raw text of a row that was cut. A NUL is accepted by no format, so that half a row
+/// can't be dropped again and taken for a whole one.
+pub const CUT_MARK: u8 = 0;
+
+/// What a feed's files are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One id per line.
+    Text,
+    /// Delimited cells under a header.
+    Csv {
+        /// What stands between cells: one ASCII byte.
+        delimiter: u8,
+        /// The name of the column that holds the recipient.
+        recipient: String,
+    },
+    /// One JSON object per line.
+    Ndjson {
+        /// The top-level key that holds the recipient.
+        recipient: String,
+    },
+}
+
+/// A format that can't work.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FormatError {
+    /// The delimiter would be mistaken for something else.
+    #[error(
+        "delimiter {found:?} can't separate cells: use one ASCII character other than `\"`, NUL and line breaks"
+    )]
+    Delimiter {
+        /// What was configured.
+        found: char,
+    },
+    /// A recipient must be found somewhere.
+    #[error("the recipient's column or key has no name")]
+    NoRecipient,
+}
+
+impl Format {
+    /// Refuses what can't work. The config calls it, so that [`RowParser::new`] needs no error.
+    pub fn check(&self) -> Result<(), FormatError> {
+        if let Self::Csv { delimiter, .. } = self
+            && (!delimiter.is_ascii() || b"\"\0\r\n".contains(delimiter))
+        {
+            return Err(FormatError::Delimiter { found: char::from(*delimiter) });
+        }
+        match self {
+            Self::Csv { recipient, .. } | Self::Ndjson { recipient } if recipient.is_empty() => {
+                Err(FormatError::NoRecipient)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a file as a whole is unusable. Rows read before stay valid.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FileError {
+    /// It starts with a UTF-16 or UTF-32 byte order mark.
+    #[error("line 1: the file is UTF-16, only UTF-8 is read: convert it, e.g. `iconv -f UTF-16 -t UTF-8`")]
+    Utf16,
+    /// It starts like a compressed file.
+    #[error("line 1: the file looks like {kind} data: {advice}")]
+    Compressed {
+        /// What it looks like.
+        kind: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The header is no readable text.
+    #[error("line {line}: the CSV header {problem}")]
+    Header {
+        /// Where it starts.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The header does not name the recipient's column.
+    #[error("line {line}: no column is named `{wanted}` (the feed's `recipient`); the header has {found}")]
+    NoRecipientColumn {
+        /// Where the header starts.
+        line: u64,
+        /// The configured name.
+        wanted: String,
+        /// The columns found, for a person.
+        found: String,
+    },
+}
 
 /// One accepted row of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,3 +129,315 @@ pub struct ParsedRow {
     /// The byte after it in the decompressed stream.
     pub offset: u64,
 }
+
+/// What one call of [`RowParser::parse`] found. Reused: [`RowBlock::clear`] keeps the capacity.
+#[derive(Debug)]
+pub struct RowBlock {
+    /// The accepted rows' bytes, laid out by the parser's [`RowLayout`], one after the other.
+    pub bytes: Vec<u8>,
+    /// The accepted rows, in order.
+    pub rows: Vec<ParsedRow>,
+    /// The rejected rows, in order. Merge by `row` for the order of the file.
+    pub rejects: Vec<Reject>,
+    rows_max: usize,
+}
+
+impl RowBlock {
+    /// An empty block that is full at `rows_max` rows, rejected ones counted.
+    pub fn new(rows_max: usize) -> Self {
+        Self { bytes: Vec::new(), rows: Vec::new(), rejects: Vec::new(), rows_max: rows_max.max(1) }
+    }
+
+    /// Empties it, for the next call.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.rows.clear();
+        self.rejects.clear();
+    }
+
+    /// Whether the parser stopped for want of room in the block rather than for want of input.
+    pub fn is_full(&self) -> bool {
+        self.rows.len() + self.rejects.len() >= self.rows_max
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.rejects.is_empty()
+    }
+
+    /// The laid-out bytes of the accepted row at `index`.
+    pub fn row_bytes(&self, index: usize) -> &[u8] {
+        let start = if index == 0 { 0 } else { self.rows[index - 1].end };
+        &self.bytes[start as usize..self.rows[index].end as usize]
+    }
+
+    /// The accepted rows with their laid-out bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (ParsedRow, &[u8])> {
+        let mut start = 0;
+        self.rows.iter().map(move |&row| {
+            let bytes = &self.bytes[start..row.end as usize];
+            start = row.end as usize;
+            (row, bytes)
+        })
+    }
+}
+
+/// How far a parser has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The byte after the last row, blank line or header that was consumed, in the decompressed stream.
+    pub offset: u64,
+    /// Rows before `offset`: accepted, rejected, and those that `skip_rows` left out.
+    pub rows: u64,
+    /// The number of the line that starts at `offset`, from 1.
+    pub line: u64,
+}
+
+/// Why a row is refused, for a person. No cell is quoted: a reason may be logged (I10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal(String);
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Self {
+        Self(reason.to_owned())
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
+#[derive(Debug)]
+enum Rules {
+    Text,
+    Csv(Box<csv::CsvRules>),
+    Ndjson(Box<ndjson::NdjsonRules>),
+}
+
+/// Reads the rows of one file. See the module for what it accepts.
+#[derive(Debug)]
+pub struct RowParser {
+    rules: Rules,
+    max_row_bytes: usize,
+    skip_rows: u64,
+    begun: bool,
+    overlong: Option<Overlong>,
+    position: Position,
+    layout: Option<RowLayout>,
+}
+
+/// What the rules made of the input's beginning.
+enum Step {
+    /// More input is needed.
+    Starved,
+    /// A blank line or a header of so many bytes.
+    NoRow(usize),
+    /// A row, laid out in the block, of so many bytes on so many lines.
+    Row { bytes: usize, lines: u64 },
+    /// A row that is refused.
+    Refused { bytes: usize, lines: u64, raw: usize, reason: Refusal },
+    /// The line that begins here is too long: skip it as it streams by.
+    Overlong,
+}
+
+impl RowParser {
+    /// A parser at the start of a file. Rows longer than `max_row_bytes`, line ending not counted, are
+    /// rejected. The format has passed [`Format::check`].
+    pub fn new(format: &Format, max_row_bytes: usize) -> Self {
+        debug_assert_eq!(format.check(), Ok(()), "the config checks formats");
+        let (rules, layout) = match format {
+            Format::Text => (Rules::Text, Some(RowLayout::Lines)),
+            Format::Csv { delimiter, recipient } => {
+                (Rules::Csv(Box::new(csv::CsvRules::new(*delimiter, recipient.clone(), max_row_bytes))), None)
+            }
+            Format::Ndjson { recipient } => {
+                let rules = ndjson::NdjsonRules::new(recipient.clone());
+                (Rules::Ndjson(Box::new(rules)), Some(RowLayout::Objects))
+            }
+        };
+        Self {
+            rules,
+            max_row_bytes,
+            skip_rows: 0,
+            begun: false,
+            overlong: None,
+            position: Position { offset: 0, rows: 0, line: 1 },
+            layout,
+        }
+    }
+
+    /// Counts the first `rows` rows without putting them into a block: how a file is resumed behind
+    /// its checkpoint.
+    #[must_use]
+    pub fn skip_rows(mut self, rows: u64) -> Self {
+        self.skip_rows = rows;
+        self
+    }
+
+    /// The smallest buffer that always lets [`RowParser::parse`] consume something.
+    pub fn input_bytes_min(&self) -> usize {
+        // A row and its CRLF.
+        self.max_row_bytes + 2
+    }
+
+    /// How rows are laid out: known at once for text and NDJSON, after the header for CSV.
+    pub fn layout(&self) -> Option<&RowLayout> {
+        self.layout.as_ref()
+    }
+
+    /// The CSV header as it stood in the file, without its line ending, once it was read.
+    pub fn header(&self) -> Option<&[u8]> {
+        match &self.rules {
+            Rules::Csv(rules) => rules.header(),
+            Rules::Text | Rules::Ndjson(_) => None,
+        }
+    }
+
+    /// How far it has come.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Reads whole rows from the start of `input` into `block` and returns how many bytes it consumed;
+    /// `end` says that nothing follows. It stops when the block is full or the rest holds no whole row.
+    ///
+    /// The file is finished when a call with `end` has consumed all of its input. A caller who offers
+    /// [`RowParser::input_bytes_min`] bytes or more always makes progress; one who offers less at a
+    /// time reads the same rows, more slowly. After an error the parser is of no further use.
+    pub fn parse(&mut self, input: &[u8], end: bool, block: &mut RowBlock) -> Result<usize, FileError> {
+        let mut at = 0;
+        if !self.begun {
+            match lines::begin(input, end)? {
+                Some(bytes) => at = bytes,
+                None => return Ok(0),
+            }
+            self.begun = true;
+            self.position.offset += at as u64;
+        }
+        while at < input.len() && !block.is_full() {
+            let rest = &input[at..];
+            if let Some(overlong) = &mut self.overlong {
+                let (consumed, ended) = overlong.skip(rest);
+                at += consumed;
+                if ended {
+                    self.end_overlong(block);
+                }
+                continue;
+            }
+            // What a row to be skipped lays out is taken back: skipping must judge rows as reading does.
+            let laid_out = block.bytes.len();
+            match self.step(rest, end, block)? {
+                Step::Starved => break,
+                Step::NoRow(bytes) => {
+                    self.position.line += memchr::memchr_iter(b'\n', &rest[..bytes]).count() as u64;
+                    self.position.offset += bytes as u64;
+                    at += bytes;
+                }
+                Step::Row { bytes, lines } => {
+                    self.count_row(bytes as u64, lines);
+                    at += bytes;
+                    if self.position.rows <= self.skip_rows {
+                        block.bytes.truncate(laid_out);
+                    } else {
+                        block.rows.push(ParsedRow {
+                            row: self.position.rows,
+                            end: block.bytes.len() as u32,
+                            offset: self.position.offset,
+                        });
+                    }
+                }
+                Step::Refused { bytes, lines, raw, reason } => {
+                    block.bytes.truncate(laid_out);
+                    let line = self.position.line;
+                    self.count_row(bytes as u64, lines);
+                    at += bytes;
+                    self.reject(block, line, reason.0, || rest[..raw].to_vec());
+                }
+                Step::Overlong => self.overlong = Some(Overlong::default()),
+            }
+        }
+        if end && at == input.len() && self.overlong.is_some() {
+            self.end_overlong(block);
+        }
+        Ok(at)
+    }
+
+    fn step(&mut self, rest: &[u8], end: bool, block: &mut RowBlock) -> Result<Step, FileError> {
+        if let Rules::Csv(rules) = &mut self.rules {
+            return if self.layout.is_some() {
+                Ok(rules.row(rest, end, &mut block.bytes))
+            } else {
+                rules.read_header(rest, end, self.position.line, &mut self.layout)
+            };
+        }
+        let (content, bytes) = match lines::line(rest, end, self.max_row_bytes) {
+            Line::Whole { content, bytes } => (content, bytes),
+            Line::Starved => return Ok(Step::Starved),
+            Line::Overlong => return Ok(Step::Overlong),
+        };
+        let line = &rest[..content];
+        let taken = match &mut self.rules {
+            Rules::Text => text::lay_out(line, &mut block.bytes),
+            Rules::Ndjson(rules) => rules.lay_out(line, &mut block.bytes),
+            Rules::Csv(_) => unreachable!("read above"),
+        };
+        Ok(match taken {
+            Ok(true) => Step::Row { bytes, lines: 1 },
+            Ok(false) => Step::NoRow(bytes),
+            Err(reason) => Step::Refused { bytes, lines: 1, raw: content, reason },
+        })
+    }
+
+    fn end_overlong(&mut self, block: &mut RowBlock) {
+        let Some(overlong) = self.overlong.take() else { return };
+        let line = self.position.line;
+        self.count_row(overlong.bytes, 1);
+        let reason = format!(
+            "the line is {} bytes long, longer than max_row_bytes = {}; it is cut here",
+            overlong.content_bytes(),
+            self.max_row_bytes
+        );
+        self.reject(block, line, reason, || overlong.into_raw());
+    }
+
+    fn count_row(&mut self, bytes: u64, lines: u64) {
+        self.position.offset += bytes;
+        self.position.rows += 1;
+        self.position.line += lines;
+    }
+
+    fn reject(&self, block: &mut RowBlock, line: u64, reason: String, raw: impl FnOnce() -> Vec<u8>) {
+        if self.position.rows > self.skip_rows {
+            block.rejects.push(Reject { row: self.position.rows, line, reason, raw: raw() });
+        }
+    }
+}
+
+/// The rules for a recipient, whatever it was found in.
+fn check_recipient(recipient: &str) -> Result<(), Refusal> {
+    if recipient.bytes().all(|byte| byte == b' ' || byte == b'\t') {
+        return Err("the recipient is empty".into());
+    }
+    // One look at the bytes settles it for ASCII: C1 controls are the only others.
+    let plain = recipient.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if !plain && recipient.chars().any(char::is_control) {
+        return Err("the recipient holds a control character".into());
+    }
+    Ok(())
+}
+
+/// The rules for a row's bytes, whatever the format.
+fn check_text(row: &[u8]) -> Result<&str, Refusal> {
+    match std::str::from_utf8(row) {
+        Ok(text) if !row.contains(&0) => Ok(text),
+        Ok(_) => Err(NUL_IN_ROW.into()),
+        Err(error) => Err(format!("invalid UTF-8 at byte {} of the row", error.valid_up_to() + 1).into()),
+    }
+}
+
+const NUL_IN_ROW: &str = "the row holds a NUL byte";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! `csv`: delimited cells under a header (RFC 4180), read by `csv-core`.
+//!
+//! A cell in double quotes may hold the delimiter, line breaks and doubled quotes. Cells are taken
+//! verbatim, white space included. A quote inside an unquoted cell is a character like any other, and
+//! text after a closing quote is appended to the cell, as most readers do.
+//!
+//! A row is judged as a whole. If its structure is sound (the header's number of cells, every quote
+//! closed, no NUL, at most `max_row_bytes`), it is one row, accepted or rejected, on however many
+//! lines it stands. If not, where it ends is anybody's guess: one stray quote could swallow the rest of
+//! the file. So only its first line is rejected, and reading goes on at the next (F22).
+//!
+//! The work per line is bounded by `max_row_bytes`: a row is never read further, and reading it stops at
+//! the first surplus cell.
+
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
+
+use super::{
+    COLUMNS_MAX, FileError, NUL_IN_ROW, Refusal, Step, check_recipient,
+    lines::{Line, line, without_cr},
+};
+use crate::model::batch::{RowLayout, put_cell};
+
+#[derive(Debug)]
+pub(super) struct CsvRules {
+    wanted: String,
+    recipient: usize,
+    columns: usize,
+    max: usize,
+    reader: Reader,
+    /// Whether `reader` stopped in the middle of a record.
+    dirty: bool,
+    cells: Vec<u8>,
+    ends: Vec<usize>,
+    header: Option<Vec<u8>>,
+}
+
+/// The record at the start of an input.
+enum Record {
+    /// Sound so far: `bytes` with and `content` bytes without the line ending, so many cells.
+    Whole { content: usize, bytes: usize, cells: usize },
+    /// More input is needed.
+    Starved,
+    /// Its structure is unsound.
+    Unsound(Unsound),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unsound {
+    Open,
+    TooLong,
+    TooManyCells,
+}
+
+impl CsvRules {
+    pub(super) fn new(delimiter: u8, wanted: String, max: usize) -> Self {
+        // LF alone ends a record: CRLF is seen to here, and a lone CR is data.
+        let reader = ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
+        Self {
+            wanted,
+            recipient: 0,
+            columns: COLUMNS_MAX,
+            max,
+            reader,
+            dirty: true,
+            cells: Vec::new(),
+            ends: Vec::new(),
+            header: None,
+        }
+    }
+
+    pub(super) fn header(&self) -> Option<&[u8]> {
+        self.header.as_deref()
+    }
+
+    /// Reads the header, which is no row, and settles the layout.
+    pub(super) fn read_header(
+        &mut self,
+        rest: &[u8],
+        end: bool,
+        line: u64,
+        layout: &mut Option<RowLayout>,
+    ) -> Result<Step, FileError> {
+        if let Some(step) = blank(rest, end) {
+            return Ok(step);
+        }
+        let refuse = |problem: String| FileError::Header { line, problem };
+        let (content, bytes, cells) = match self.record(rest, end) {
+            Record::Whole { content, bytes, cells } => (content, bytes, cells),
+            Record::Starved => return Ok(Step::Starved),
+            Record::Unsound(Unsound::Open) => {
+                return Err(refuse("has a quoted name that does not end".into()));
+            }
+            Record::Unsound(Unsound::TooLong) => {
+                return Err(refuse(format!("is longer than max_row_bytes = {}", self.max)));
+            }
+            Record::Unsound(Unsound::TooManyCells) => {
+                return Err(refuse(format!("has more than {COLUMNS_MAX} columns")));
+            }
+        };
+        if rest[..content].contains(&0) {
+            return Err(refuse("holds a NUL byte: is the file UTF-16, or no text at all?".into()));
+        }
+        let mut names = Vec::with_capacity(cells);
+        let mut start = 0;
+        for &cell_end in &self.ends[..cells] {
+            let name = std::str::from_utf8(&self.cells[start..cell_end])
+                .map_err(|_| refuse(format!("is no UTF-8: column {}", names.len() + 1)))?;
+            if let Some(first) = names.iter().position(|known| known == name) {
+                return Err(refuse(format!(
+                    "names two columns {name:?}: columns {} and {}",
+                    first + 1,
+                    names.len() + 1
+                )));
+            }
+            names.push(name.to_owned());
+            start = cell_end;
+        }
+        let Some(recipient) = names.iter().position(|name| *name == self.wanted) else {
+            return Err(FileError::NoRecipientColumn {
+                line,
+                wanted: self.wanted.clone(),
+                found: listed(&names),
+            });
+        };
+        self.recipient = recipient;
+        self.columns = names.len();
+        self.header = Some(rest[..content].to_vec());
+        *layout = Some(RowLayout::Columns { names, recipient });
+        Ok(Step::NoRow(bytes))
+    }
+
+    /// Reads one row and lays it out.
+    pub(super) fn row(&mut self, rest: &[u8], end: bool, bytes: &mut Vec<u8>) -> Step {
+        if let Some(step) = blank(rest, end) {
+            return step;
+        }
+        let reason = match self.record(rest, end) {
+            Record::Starved => return Step::Starved,
+            Record::Whole { content, bytes: consumed, cells } if cells == self.columns => {
+                let row = &rest[..content];
+                if memchr::memchr(0, row).is_none() {
+                    let lines = memchr::memchr_iter(b'\n', row).count() as u64 + 1;
+                    return match self.lay_out(bytes) {
+                        Ok(()) => Step::Row { bytes: consumed, lines },
+                        Err(reason) => Step::Refused { bytes: consumed, lines, raw: content, reason },
+                    };
+                }
+                NUL_IN_ROW.into()
+            }
+            Record::Whole { cells, .. } => self.wrong_count(&cells.to_string()),
+            Record::Unsound(Unsound::TooManyCells) => {
+                return self.first_line(rest, end, |rules, line| {
+                    // Counted only now, and no further than the line that is rejected anyway.
+                    let found = rules.count_cells(line).map_or("more".to_owned(), |cells| cells.to_string());
+                    rules.wrong_count(&found)
+                });
+            }
+            Record::Unsound(Unsound::Open) => "a quoted cell that begins here does not end".into(),
+            Record::Unsound(Unsound::TooLong) => {
+                format!("the row that begins here does not end within max_row_bytes = {}", self.max).into()
+            }
+        };
+        self.first_line(rest, end, |_, _| reason)
+    }
+
+    fn wrong_count(&self, found: &str) -> Refusal {
+        format!("expected {} cells as in the header, found {found}", self.columns).into()
+    }
+
+    /// Rejects the first line of a row whose structure is unsound.
+    fn first_line(
+        &mut self,
+        rest: &[u8],
+        end: bool,
+        reason: impl FnOnce(&mut Self, &[u8]) -> Refusal,
+    ) -> Step {
+        match line(rest, end, self.max) {
+            Line::Whole { content, bytes } => {
+                Step::Refused { bytes, lines: 1, raw: content, reason: reason(self, &rest[..content]) }
+            }
+            Line::Starved => Step::Starved,
+            Line::Overlong => Step::Overlong,
+        }
+    }
+
+    /// Reads the record at the start of `rest` into `cells` and `ends`.
+    fn record(&mut self, rest: &[u8], end: bool) -> Record {
+        if self.dirty {
+            reset(&mut self.reader);
+        }
+        self.dirty = true;
+        // A record that is short enough ends within its content and a CRLF.
+        let window = &rest[..rest.len().min(self.max + 2)];
+        if self.cells.len() <= window.len() {
+            self.cells.resize(window.len() + 1, 0);
+        }
+        // One more than there should be, so that a surplus cell is seen as soon as it begins.
+        self.ends.resize(self.columns + 1, 0);
+        let (mut result, bytes, written, mut cells) =
+            self.reader.read_record(window, &mut self.cells, &mut self.ends);
+        let mut ended_by_lf = true;
+        if result == ReadRecordResult::InputEmpty {
+            if window.len() < rest.len() || window.len() == self.max + 2 {
+                let open = memchr::memchr(b'\n', window).is_some();
+                return Record::Unsound(if open { Unsound::Open } else { Unsound::TooLong });
+            }
+            if !end {
+                return Record::Starved;
+            }
+            // The file ends without a line break. With one it ends the record, unless a quote is open.
+            let (last, _, _, more) =
+                self.reader.read_record(b"\n", &mut self.cells[written..], &mut self.ends[cells..]);
+            result = last;
+            cells += more;
+            ended_by_lf = false;
+        }
+        match result {
+            ReadRecordResult::Record => self.dirty = false,
+            ReadRecordResult::OutputEndsFull => return Record::Unsound(Unsound::TooManyCells),
+            ReadRecordResult::InputEmpty => return Record::Unsound(Unsound::Open),
+            ReadRecordResult::OutputFull | ReadRecordResult::End => {
+                unreachable!("the output has room for the input, which is not empty")
+            }
+        }
+        let with_cr = &rest[..bytes - usize::from(ended_by_lf)];
+        let content = without_cr(with_cr);
+        if content > self.max {
+            return Record::Unsound(Unsound::TooLong);
+        }
+        if content < with_cr.len() {
+            // A CR before the record's end stands outside of quotes, so it ends the last cell.
+            self.ends[cells - 1] -= 1;
+        }
+        if cells > self.columns {
+            return Record::Unsound(Unsound::TooManyCells);
+        }
+        Record::Whole { content, bytes, cells }
+    }
+
+    fn lay_out(&self, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
+        let ends = &self.ends[..self.columns];
+        let all = ends.last().map_or(0, |&last| last);
+        // One check for the whole row; a cell may still begin or end inside a character only if the
+        // delimiter were part of one, and it is ASCII.
+        let Ok(text) = std::str::from_utf8(&self.cells[..all]) else {
+            return Err(self.invalid_cell());
+        };
+        let mut start = 0;
+        for (column, &end) in ends.iter().enumerate() {
+            let Some(cell) = text.get(start..end) else { return Err(self.invalid_cell()) };
+            if column == self.recipient {
+                check_recipient(cell)?;
+            }
+            put_cell(bytes, cell);
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn invalid_cell(&self) -> Refusal {
+        let mut start = 0;
+        for (column, &end) in self.ends[..self.columns].iter().enumerate() {
+            if std::str::from_utf8(&self.cells[start..end]).is_err() {
+                return format!("invalid UTF-8 in column {}", column + 1).into();
+            }
+            start = end;
+        }
+        "invalid UTF-8".into()
+    }
+
+    /// How many cells the one line has, if it is a record of its own.
+    fn count_cells(&mut self, line: &[u8]) -> Option<usize> {
+        self.dirty = true;
+        reset(&mut self.reader);
+        let mut cells = 0;
+        let mut ends = [0; 64];
+        let mut output = vec![0; line.len() + 2];
+        let mut written = 0;
+        for (mut input, last) in [(line, false), (b"\n".as_slice(), true)] {
+            loop {
+                let (result, read, wrote, ended) =
+                    self.reader.read_record(input, &mut output[written..], &mut ends);
+                input = &input[read..];
+                written += wrote;
+                cells += ended;
+                match result {
+                    ReadRecordResult::OutputEndsFull => {}
+                    ReadRecordResult::InputEmpty if !last => break,
+                    ReadRecordResult::Record => return Some(cells),
+                    _ => return None,
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Brings a reader to the start of a record. A fresh one drops a byte order mark, but one in the middle of
+/// the file is data; a reader that has read a record is not fresh. (A clone is no way out: `csv-core`
+/// 0.1.13 clones readers without their tables.)
+fn reset(reader: &mut Reader) {
+    reader.reset();
+    let (result, ..) = reader.read_record(b"x\n", &mut [0; 2], &mut [0; 2]);
+    debug_assert_eq!(result, ReadRecordResult::Record);
+}
+
+/// A blank line at the start of `rest`, or the want of input to tell; `None` if a record starts here.
+fn blank(rest: &[u8], end: bool) -> Option<Step> {
+    match rest {
+        [b'\n', ..] => Some(Step::NoRow(1)),
+        [b'\r', b'\n', ..] => Some(Step::NoRow(2)),
+        [b'\r'] if end => Some(Step::NoRow(1)),
+        [b'\r'] => Some(Step::Starved),
+        _ => None,
+    }
+}
+
+/// Column names for a person: enough of them to see what is wrong.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    // Escaped and cut: the header is foreign text (F27).
+    let shown =
+        names.iter().take(SHOWN).map(|name| name.chars().take(40).flat_map(char::escape_debug).collect());
+    let text = shown.collect::<Vec<String>>().join(", ");
+    if names.len() > SHOWN { format!("{text} and {} more", names.len() - SHOWN) } else { text }
+}
