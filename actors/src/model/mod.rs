@@ -12,6 +12,7 @@ pub mod outcome;
 pub mod restart;
 pub mod retry;
 pub mod roster;
+pub mod settle;
 pub mod shard;
 pub mod state;
 pub mod suspect;

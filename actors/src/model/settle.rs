@@ -1,0 +1,367 @@
+//! When a dropped file is complete, and which names are files at all.
+//!
+//! A file is complete when it was renamed into place or closed after writing (the directory's watch
+//! says so), or when it has not changed for the settle time. A feed that requires sidecars takes a file
+//! only together with its `NAME.done`: writing that is what says that the file is complete.
+//!
+//! [`Settling`] is told of every scan and every change and answers with the names that may be taken. It
+//! remembers a bounded number of names. One that it can't remember is taken all the same, once it has
+//! been left alone for the settle time by its own timestamp.
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    time::Duration,
+};
+
+use super::time::{MonoMs, UnixMs};
+
+/// How long a file that could not be taken rests before it is offered again though it has not changed:
+/// what was in the way (a directory's permissions, a full disk) may be gone all the same.
+pub const HOLD: Duration = Duration::from_mins(1);
+
+/// What a name in a feed's directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameKind<'a> {
+    /// A file of rows.
+    File,
+    /// The sidecar of the file of this name.
+    Sidecar(&'a OsStr),
+    /// Unfinished, or not meant for us: it starts with `.` or ends in `.part` or `.tmp`.
+    Ignored,
+}
+
+impl<'a> NameKind<'a> {
+    /// Judges a name by itself.
+    pub fn of(name: &'a OsStr) -> Self {
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes[0] == b'.' || bytes.ends_with(b".part") || bytes.ends_with(b".tmp") {
+            return Self::Ignored;
+        }
+        bytes.strip_suffix(b".done").map_or(Self::File, |file| Self::Sidecar(OsStr::from_bytes(file)))
+    }
+}
+
+/// When a file may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettleRule {
+    /// How long a file of which nothing else is known must have stood still.
+    pub settle: Duration,
+    /// Whether only files with a sidecar are taken.
+    pub sidecar_required: bool,
+}
+
+/// A file as a scan saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting<'a> {
+    /// Its name.
+    pub name: &'a OsStr,
+    /// Its size.
+    pub bytes: u64,
+    /// When it last changed.
+    pub modified: UnixMs,
+    /// Whether its sidecar stands beside it.
+    pub has_sidecar: bool,
+}
+
+/// What is remembered of a name that was not taken yet.
+#[derive(Debug)]
+struct Known {
+    /// Size, time of change and sidecar as last seen; `None` until a scan has seen it.
+    seen: Option<(u64, UnixMs, bool)>,
+    still_since: MonoMs,
+    /// The watch said that it is complete.
+    complete: bool,
+    /// It could not be taken; it rests until then.
+    held_until: Option<MonoMs>,
+    /// The last pass that it is known to have been there.
+    pass: u64,
+}
+
+/// Decides which files are complete. Driven by the file watcher; knows no clock and no directory.
+#[derive(Debug)]
+pub struct Settling {
+    rule: SettleRule,
+    names_max: usize,
+    names: HashMap<OsString, Known>,
+    /// Counts the scans of the whole directory; one that is cut short is continued by the next.
+    pass: u64,
+}
+
+impl Settling {
+    /// Remembers nothing yet, and `names_max` names at most.
+    pub fn new(rule: SettleRule, names_max: usize) -> Self {
+        Self { rule, names_max, names: HashMap::new(), pass: 0 }
+    }
+
+    /// Takes note of names that the watch reports as complete, and returns those that may be taken now.
+    /// They are offered again by later scans until they are claimed, held or gone.
+    pub fn observe_change<'a>(
+        &mut self,
+        now: MonoMs,
+        complete: impl IntoIterator<Item = &'a OsStr>,
+    ) -> Vec<OsString> {
+        let mut ready = Vec::new();
+        let mut told = HashSet::new();
+        for name in complete {
+            let name = match NameKind::of(name) {
+                // A sidecar is written last, so it speaks for its file.
+                NameKind::Sidecar(file) if NameKind::of(file) == NameKind::File => file,
+                NameKind::File if !self.rule.sidecar_required => name,
+                _ => continue,
+            };
+            let pass = self.pass;
+            if let Some(known) = self.remember(name, now) {
+                known.complete = true;
+                known.held_until = None;
+                // A scan under way may have passed its place before it came: it counts as seen by that.
+                known.pass = pass;
+            }
+            if told.insert(name) {
+                ready.push(name.to_owned());
+            }
+        }
+        ready
+    }
+
+    /// Takes note of what a scan saw and returns the names that may be taken now, least recently changed
+    /// first. `wall` is the clock that file times are taken from. `truncated` says that the scan did
+    /// not see the whole directory; the next one goes on.
+    pub fn observe_scan<'a>(
+        &mut self,
+        now: MonoMs,
+        wall: UnixMs,
+        sightings: impl IntoIterator<Item = Sighting<'a>>,
+        truncated: bool,
+    ) -> Vec<OsString> {
+        let rule = self.rule;
+        let pass = self.pass;
+        let mut ready = Vec::new();
+        for sighting in sightings {
+            if NameKind::of(sighting.name) != NameKind::File {
+                continue;
+            }
+            // A time in the future says nothing. Nor does a file's own time say anything of its sidecar, which
+            // may be half written: that must be seen to stand still.
+            let left_alone = sighting.modified <= wall
+                && wall.since(sighting.modified) >= rule.settle
+                && !sighting.has_sidecar;
+            let settled = match self.remember(sighting.name, now) {
+                Some(known) => {
+                    known.pass = known.pass.max(pass);
+                    let seen = (sighting.bytes, sighting.modified, sighting.has_sidecar);
+                    let before = known.seen.replace(seen);
+                    if before.is_some_and(|before| before != seen) {
+                        known.still_since = now;
+                        known.complete = false;
+                        known.held_until = None;
+                    }
+                    let rests = known.held_until.is_some_and(|until| now < until);
+                    let still = now.since(known.still_since) >= rule.settle;
+                    !rests && (known.complete || left_alone || still)
+                }
+                None => left_alone,
+            };
+            if settled && (sighting.has_sidecar || !rule.sidecar_required) {
+                ready.push((sighting.modified, sighting.name.to_owned()));
+            }
+        }
+        if !truncated {
+            self.names.retain(|_, known| known.pass >= pass);
+            self.pass += 1;
+        }
+        ready.sort_unstable();
+        ready.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Forgets a name: it was claimed, or it is gone.
+    pub fn forget(&mut self, name: &OsStr) {
+        self.names.remove(name);
+    }
+
+    /// Puts a file that could not be taken to rest until it changes, or for [`HOLD`]. Returns whether that
+    /// is news: a file is reported once, not at every try (F28).
+    pub fn hold(&mut self, name: &OsStr, now: MonoMs) -> bool {
+        self.remember(name, now).is_none_or(|known| known.held_until.replace(now.after(HOLD)).is_none())
+    }
+
+    /// When a scan may find a remembered name ready that is not ready now; `None` if only a change can.
+    pub fn next_due(&self) -> Option<MonoMs> {
+        let sidecar_required = self.rule.sidecar_required;
+        let due = |known: &Known| match (known.held_until, known.seen) {
+            (Some(until), _) => Some(until),
+            (None, Some((_, _, false))) if sidecar_required => None,
+            (None, _) if known.complete => Some(known.still_since),
+            (None, _) => Some(known.still_since.after(self.rule.settle)),
+        };
+        self.names.values().filter_map(due).min()
+    }
+
+    /// How many names it remembers.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether it remembers none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    fn remember(&mut self, name: &OsStr, now: MonoMs) -> Option<&mut Known> {
+        let room = self.names.len() < self.names_max;
+        match self.names.entry(name.to_owned()) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(free) if room => Some(free.insert(Known {
+                seen: None,
+                still_since: now,
+                complete: false,
+                held_until: None,
+                pass: self.pass,
+            })),
+            Entry::Vacant(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SETTLE: u64 = 2000;
+    /// The wall clock runs this far ahead of the monotonic one in these tests.
+    const EPOCH: u64 = 1_000_000;
+
+    fn settling(sidecar_required: bool) -> Settling {
+        Settling::new(SettleRule { settle: Duration::from_millis(SETTLE), sidecar_required }, 8)
+    }
+
+    fn seen(name: &str, bytes: u64, modified: u64) -> Sighting<'_> {
+        Sighting { name: OsStr::new(name), bytes, modified: UnixMs(EPOCH + modified), has_sidecar: false }
+    }
+
+    fn scan(settling: &mut Settling, now: u64, sightings: &[Sighting<'_>]) -> Vec<OsString> {
+        settling.observe_scan(MonoMs(now), UnixMs(EPOCH + now), sightings.iter().copied(), false)
+    }
+
+    fn change(settling: &mut Settling, now: u64, name: &str) -> Vec<OsString> {
+        settling.observe_change(MonoMs(now), [OsStr::new(name)])
+    }
+
+    #[test]
+    fn names_that_are_no_files_of_rows_are_left_alone() {
+        for name in [".x", "", "x.part", "x.csv.tmp", ".", "..", ".done", "x.done.part"] {
+            assert_eq!(NameKind::of(OsStr::new(name)), NameKind::Ignored, "{name:?}");
+        }
+        for name in ["x", "x.csv", "part", "tmp", "done", "x.done.csv", "-rf", "a\nb"] {
+            assert_eq!(NameKind::of(OsStr::new(name)), NameKind::File, "{name:?}");
+        }
+        assert_eq!(NameKind::of(OsStr::new("x.csv.done")), NameKind::Sidecar(OsStr::new("x.csv")));
+        assert_eq!(
+            NameKind::of(OsStr::from_bytes(b"\xff.done")),
+            NameKind::Sidecar(OsStr::from_bytes(b"\xff"))
+        );
+        let mut settling = settling(false);
+        assert!(change(&mut settling, 0, "x.part").is_empty());
+        assert!(scan(&mut settling, 99_999, &[seen(".x", 1, 0), seen("y.done", 1, 0)]).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_closed_or_renamed_is_taken_at_once() {
+        let mut settling = settling(false);
+        assert_eq!(change(&mut settling, 0, "a"), ["a"]);
+        // Not claimed yet: a scan offers it again, and does not wait for it to stand still.
+        assert_eq!(scan(&mut settling, 10, &[seen("a", 1, 5)]), ["a"]);
+        settling.forget(OsStr::new("a"));
+        assert!(settling.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_grows_is_taken_when_it_stood_still() {
+        let mut settling = settling(false);
+        assert!(scan(&mut settling, 0, &[seen("a", 1, 0)]).is_empty());
+        assert_eq!(settling.next_due(), Some(MonoMs(SETTLE)));
+        assert!(scan(&mut settling, 1500, &[seen("a", 2, 1400)]).is_empty());
+        assert!(scan(&mut settling, 3399, &[seen("a", 2, 1400)]).is_empty());
+        assert_eq!(scan(&mut settling, 3400, &[seen("a", 2, 1400)]), ["a"]);
+    }
+
+    #[test]
+    fn a_file_that_was_left_alone_long_ago_is_taken_at_once_and_a_time_to_come_proves_nothing() {
+        let mut settling = settling(false);
+        let sightings = [seen("new", 1, 5000), seen("b", 1, 10), seen("a", 1, 10), seen("oldest", 1, 1)];
+        assert_eq!(scan(&mut settling, 5000, &sightings), ["oldest", "a", "b"]);
+        let future = [seen("future", 1, 999_999)];
+        assert!(scan(&mut settling, 5000, &future).is_empty());
+        assert_eq!(scan(&mut settling, 5000 + SETTLE, &future), ["future"]);
+    }
+
+    #[test]
+    fn a_required_sidecar_is_waited_for_and_speaks_for_its_file() {
+        let mut settling = settling(true);
+        assert!(change(&mut settling, 0, "a").is_empty());
+        assert!(scan(&mut settling, 90_000, &[seen("a", 1, 0)]).is_empty());
+        assert_eq!(settling.next_due(), None, "only a change can help");
+        assert_eq!(change(&mut settling, 90_001, "a.done"), ["a"]);
+
+        // Found by a scan: the sidecar may be half written, so it must be seen to stand.
+        let both = [Sighting { has_sidecar: true, ..seen("b", 1, 0) }];
+        assert!(scan(&mut settling, 100_000, &both).is_empty());
+        assert_eq!(scan(&mut settling, 100_000 + SETTLE, &both), ["b"]);
+    }
+
+    #[test]
+    fn f28_a_file_that_can_t_be_taken_is_news_once_and_offered_again_when_it_changes() {
+        let mut settling = settling(false);
+        let file = [seen("a", 1, 0)];
+        assert_eq!(scan(&mut settling, 5000, &file), ["a"]);
+        assert!(settling.hold(OsStr::new("a"), MonoMs(5000)));
+        assert!(scan(&mut settling, 6000, &file).is_empty());
+        let later = 5000 + HOLD.as_millis() as u64;
+        assert_eq!(settling.next_due(), Some(MonoMs(later)));
+        assert_eq!(scan(&mut settling, later, &file), ["a"]);
+        assert!(!settling.hold(OsStr::new("a"), MonoMs(later)), "told before");
+        // chmod: the time of change moves on.
+        let changed = [seen("a", 1, later + 1)];
+        assert!(scan(&mut settling, later + 1, &changed).is_empty());
+        assert_eq!(scan(&mut settling, later + 1 + SETTLE, &changed), ["a"]);
+        assert!(settling.hold(OsStr::new("a"), MonoMs(later + SETTLE)), "it has changed since");
+    }
+
+    #[test]
+    fn names_that_vanish_are_forgotten_after_a_whole_pass() {
+        let mut settling = settling(false);
+        scan(&mut settling, 0, &[seen("a", 1, 0), seen("b", 1, 0)]);
+        settling.observe_scan(MonoMs(1), UnixMs(EPOCH + 1), [seen("a", 1, 0)], true);
+        assert_eq!(settling.len(), 2, "the scan was cut short");
+        settling.observe_scan(MonoMs(2), UnixMs(EPOCH + 2), [seen("c", 1, 0)], false);
+        assert_eq!(settling.len(), 2, "b was not seen in the whole pass");
+        // An event that comes while a scan runs outlives it.
+        change(&mut settling, 3, "d");
+        scan(&mut settling, 3, &[]);
+        assert_eq!(settling.len(), 1);
+        scan(&mut settling, 4, &[]);
+        assert!(settling.is_empty());
+    }
+
+    proptest! {
+        /// However many names there are, memory is bounded and every file is offered in the end.
+        #[test]
+        fn f29_more_names_than_it_remembers(files in 1usize..60, step in 1u64..3000) {
+            let names: Vec<_> = (0..files).map(|n| format!("f{n}")).collect();
+            let mut settling = settling(false);
+            let mut here: Vec<_> = names.iter().map(|name| seen(name, 1, 0)).collect();
+            let mut now = 0;
+            while !here.is_empty() {
+                prop_assert!(now < 100 * SETTLE, "{} of {files} are never taken", here.len());
+                for name in scan(&mut settling, now, &here) {
+                    here.retain(|sighting| sighting.name != name);
+                    settling.forget(&name);
+                }
+                prop_assert!(settling.len() <= 8);
+                now += step;
+            }
+        }
+    }
+}
