@@ -2,9 +2,10 @@
 //!
 //! The crate knows no SDK, no SQL and no HTTP library. Rules are pure functions and state machines in
 //! [`model`]; [`ports`] say what the outside world must offer; [`messages`] cross between actors;
-//! the stages are thin actors that move batches; [`supervision`] keeps them alive.
+//! [`flow`] holds what bounds and wakes them; the stages are thin actors that move batches;
+//! [`supervision`] keeps them alive.
 //!
-//! `supervision → stages → {messages, ports} → model`, never back.
+//! `supervision → stages → {messages, flow, ports} → model`, never back; no stage knows another.
 
 /// A named point where the fault tests crash the process (`NAME=return` in `FAILPOINTS`) or raise a
 /// panic (`NAME=panic`). Without the feature `failpoints` it is nothing.
@@ -15,8 +16,20 @@ macro_rules! failpoint {
     };
 }
 
+pub mod flow;
 pub mod messages;
 pub mod model;
 pub mod ports;
+pub mod reading;
+pub mod supervision;
+
+pub mod batcher;
+pub mod dispatcher;
+pub mod file_watcher;
+pub mod parser;
+pub mod sweeper;
+pub mod throttle;
+pub mod webhook_delivery;
+
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -133,7 +133,7 @@ mod tests {
 
     const SCHEDULE: RetrySchedule = RetrySchedule {
         max_attempts: 3,
-        max_age: Duration::from_secs(60),
+        max_age: Duration::from_mins(1),
         base: Duration::from_secs(1),
         cap: Duration::from_secs(10),
     };

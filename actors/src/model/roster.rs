@@ -149,9 +149,11 @@ impl Roster {
         self.destinations[destination].held
     }
 
-    /// How many of a destination's batches still have messages to begin.
+    /// How many of a destination's batches still have messages to begin and may be sent at full
+    /// pace. Suspects don't count: they must not keep their neighbours waiting.
     pub fn waiting(&self, destination: usize) -> usize {
-        self.destinations[destination].queue.len()
+        let queue = self.destinations[destination].queue.iter();
+        queue.filter(|&id| self.batches.get(id).is_some_and(|batch| batch.pace == Pace::Together)).count()
     }
 
     /// The leases in hand.

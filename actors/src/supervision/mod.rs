@@ -1,1 +1,21 @@
-//! x
+//! Supervision (design §8).
+//!
+//! `actix::Supervisor` restarts an actor that stops, but a panic kills it for good, and its mailbox is
+//! dropped while the process lives on. Here a supervisor owns factories, not addresses. Each child's
+//! actor runs in a task of its own under `catch_unwind`; the task's end, however it comes, reaches the
+//! supervisor as [`ChildExited`], which rebuilds the child after a backoff, or fails towards its own
+//! parent when restarts become too many. The root's failure ends the process with [`EXIT_SOFTWARE`].
+//!
+//! Children are listed downstream first: they start in that order and drain in reverse, each rank
+//! fully gone before the next is asked.
+
+mod child;
+mod supervisor;
+#[cfg(test)]
+mod tests;
+
+pub use child::{Birth, ChildExited, ChildId, Drain, Exit, Fault};
+pub use supervisor::{ChildSpec, Factory, Shutdown, Strategy, Supervisor, SupervisorSettings};
+
+/// The exit code after an escalation: `EX_SOFTWARE` of sysexits.h.
+pub const EXIT_SOFTWARE: i32 = 70;

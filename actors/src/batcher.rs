@@ -1,0 +1,297 @@
+//! Batcher: cuts a feed's rows into batches and appends them to the outbox together with the
+//! checkpoint. While one append waits for its sync, the next one collects.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{
+    flow::{Bell, Progress},
+    messages::{FileClosed, ParsedRows},
+    model::{
+        batch::NewBatch,
+        builder::{BatchBuilder, Cut},
+        file::{Checkpoint, FileState, Reject},
+        formats::Position,
+        ids::{BatchId, FileId},
+        time::MonoMs,
+    },
+    ports::{Append, Clock, Outbox},
+    reading::{FeedSettings, FileInHand},
+    supervision::{Drain, Fault},
+};
+
+/// Parsers hold a permit for every block on its way here, so the mailbox never holds more than
+/// those; the capacity only has to be no smaller.
+pub const MAILBOX: usize = 64;
+
+/// Rejected rows that may wait for an accepted one before a checkpoint is forced.
+const WAITING_REJECTS_MAX: usize = 1000;
+
+/// What a batcher works with.
+#[derive(Clone)]
+pub struct BatcherSetup {
+    /// The feed's settings.
+    pub feed: Arc<FeedSettings>,
+    /// Where batches go.
+    pub outbox: Arc<dyn Outbox>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Rung when batches were appended.
+    pub appended: Bell,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// The actor.
+pub struct Batcher {
+    setup: BatcherSetup,
+    fault: Fault,
+    files: HashMap<FileId, FileProgress>,
+    draining: bool,
+}
+
+/// What the next append will hold.
+#[derive(Default)]
+struct Draft {
+    batches: Vec<NewBatch>,
+    rejects: Vec<Reject>,
+    duplicates: Vec<u64>,
+    closed: Option<FileState>,
+    changed: bool,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+struct FileProgress {
+    file: Arc<FileInHand>,
+    builder: BatchBuilder,
+    /// Rejected rows and duplicates after the last cut.
+    rejects: Vec<Reject>,
+    duplicates: Vec<u64>,
+    /// The checkpoint behind the draft.
+    checkpoint: Checkpoint,
+    read: Position,
+    fed: MonoMs,
+    draft: Draft,
+    appending: bool,
+}
+
+impl Batcher {
+    /// A batcher without files.
+    pub fn new(setup: BatcherSetup, fault: Fault) -> Self {
+        Self { setup, fault, files: HashMap::new(), draining: false }
+    }
+
+    fn append(&mut self, id: FileId, context: &mut Context<Self>) {
+        let Some(progress) = self.files.get_mut(&id).filter(|file| !file.appending && file.draft.changed)
+        else {
+            return;
+        };
+        progress.appending = true;
+        let draft = std::mem::take(&mut progress.draft);
+        let file = progress.file.clone();
+        let state = draft.closed.unwrap_or(FileState::Ingesting);
+        let closed = state.is_closed();
+        let append = Append {
+            file: file.record.clone(),
+            batches: draft.batches,
+            rejects: draft.rejects,
+            duplicates: draft.duplicates,
+            checkpoint: progress.checkpoint,
+            state,
+            at: self.setup.clock.wall(),
+        };
+        let (outbox, permits) = (self.setup.outbox.clone(), draft.permits);
+        let work = async move {
+            failpoint!("append.before");
+            let result = outbox.append(append).await;
+            failpoint!("append.after");
+            drop(permits); // the parser may go on: these rows are in the outbox
+            if closed && result.is_ok() {
+                // A watcher that is gone finds the file among the claimed ones when it is back.
+                let _ = file.watcher.send(FileClosed { file: file.clone() }).await;
+            }
+            result
+        };
+        context.spawn(work.into_actor(self).map(move |result, this, context| {
+            this.setup.progress.turn(this.setup.clock.mono());
+            match result {
+                Ok(()) => {
+                    this.setup.appended.ring();
+                    if closed {
+                        this.files.remove(&id);
+                    } else if let Some(progress) = this.files.get_mut(&id) {
+                        progress.appending = false;
+                        this.append(id, context);
+                    }
+                    this.stop_if_drained(context);
+                }
+                Err(error) => this.fault.fail(context, format!("appending to the outbox: {error}")),
+            }
+        }));
+    }
+
+    fn stop_if_drained(&self, context: &mut Context<Self>) {
+        if self.draining && !self.files.values().any(|file| file.appending || file.draft.changed) {
+            context.stop();
+        }
+    }
+
+    /// Sends on what has waited for longer than the linger.
+    fn flush_lingering(&mut self, context: &mut Context<Self>) {
+        let now = self.setup.clock.mono();
+        self.setup.progress.turn(now);
+        let linger = self.setup.feed.linger;
+        let mut flushed = Vec::new();
+        for (&id, file) in &mut self.files {
+            if !file.builder.is_empty() && now.since(file.fed) >= linger {
+                file.flush(&self.setup);
+                flushed.push(id);
+            }
+        }
+        for id in flushed {
+            self.append(id, context);
+        }
+    }
+}
+
+impl FileProgress {
+    fn new(file: Arc<FileInHand>, resume: Checkpoint, setup: &BatcherSetup) -> Self {
+        Self {
+            file,
+            builder: BatchBuilder::new(setup.feed.batch),
+            rejects: Vec::new(),
+            duplicates: Vec::new(),
+            checkpoint: resume,
+            read: Position { offset: resume.offset, rows: resume.rows, line: 1 },
+            fed: setup.clock.mono(),
+            draft: Draft::default(),
+            appending: false,
+        }
+    }
+
+    fn take(&mut self, rows: ParsedRows, setup: &BatcherSetup) {
+        let ParsedRows { file: _, mut block, duplicates, resume, read, closed, permit } = rows;
+        self.draft.permits.push(permit);
+        self.duplicates.extend(duplicates.iter().filter(|&&row| row > resume.rows));
+        // First, because a cut takes along what was rejected before its last row.
+        let rejects = std::mem::take(&mut block.rejects);
+        self.rejects.extend(rejects.into_iter().filter(|reject| reject.row > resume.rows));
+        for (row, bytes) in block.iter() {
+            if row.row <= resume.rows || duplicates.binary_search(&row.row).is_ok() {
+                continue;
+            }
+            if let Some(cut) = self.builder.push(row, bytes) {
+                self.add(&cut, setup);
+            }
+        }
+        if read.rows >= self.checkpoint.rows {
+            self.read = read;
+        }
+        self.fed = setup.clock.mono();
+        if let Some(state) = closed {
+            self.flush(setup);
+            self.draft.closed = Some(self.verdict(state));
+            self.draft.changed = true;
+        } else if self.rejects.len() + self.duplicates.len() > WAITING_REJECTS_MAX || self.builder.is_empty()
+        {
+            self.flush(setup);
+        }
+    }
+
+    /// A file without a single usable row is no success (F25).
+    fn verdict(&self, state: FileState) -> FileState {
+        let Checkpoint { rows, rejected, .. } = self.checkpoint;
+        if state == FileState::Ingested && rejected > 0 && rejected == rows {
+            return FileState::Failed(format!(
+                "none of its {rows} rows can be used; the rejects file says why"
+            ));
+        }
+        state
+    }
+
+    fn add(&mut self, cut: &Cut, setup: &BatcherSetup) {
+        let accepted_at = setup.clock.wall();
+        for header in self.file.headers() {
+            let id = BatchId::derive(header.file, &header.destination, cut.first_row, 0, 0);
+            self.draft.batches.push(NewBatch {
+                id,
+                root: id,
+                header: header.clone(),
+                first_row: cut.first_row,
+                count: cut.count,
+                drive: 0,
+                attempt: 0,
+                accepted_at,
+                not_before: accepted_at,
+                payload: cut.payload.clone(),
+                history: Vec::new(),
+            });
+        }
+        self.advance(cut.offset, cut.last_row);
+    }
+
+    /// Cuts what the builder holds and moves the checkpoint to the end of what was read.
+    fn flush(&mut self, setup: &BatcherSetup) {
+        if let Some(cut) = self.builder.cut() {
+            self.add(&cut, setup);
+        }
+        if self.read.rows > self.checkpoint.rows {
+            self.advance(self.read.offset, self.read.rows);
+        }
+    }
+
+    fn advance(&mut self, offset: u64, rows: u64) {
+        let rejects = self.rejects.partition_point(|reject| reject.row <= rows);
+        let duplicates = self.duplicates.partition_point(|&row| row <= rows);
+        self.draft.rejects.extend(self.rejects.drain(..rejects));
+        self.draft.duplicates.extend(self.duplicates.drain(..duplicates));
+        self.checkpoint = Checkpoint {
+            offset,
+            rows,
+            rejected: self.checkpoint.rejected + rejects as u64,
+            duplicates: self.checkpoint.duplicates + duplicates as u64,
+        };
+        self.draft.changed = true;
+    }
+}
+
+impl Actor for Batcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        let tick = self.setup.feed.linger.clamp(Duration::from_millis(5), Duration::from_secs(1));
+        context.run_interval(tick, Self::flush_lingering);
+    }
+}
+
+impl Handler<ParsedRows> for Batcher {
+    type Result = ();
+
+    fn handle(&mut self, rows: ParsedRows, context: &mut Self::Context) {
+        failpoint!("panic.batcher");
+        let id = rows.file.record.id;
+        let setup = &self.setup;
+        let progress =
+            self.files.entry(id).or_insert_with(|| FileProgress::new(rows.file.clone(), rows.resume, setup));
+        progress.take(rows, setup);
+        self.append(id, context);
+    }
+}
+
+impl Handler<Drain> for Batcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        self.draining = true;
+        let ids: Vec<_> = self.files.keys().copied().collect();
+        for id in ids {
+            if let Some(file) = self.files.get_mut(&id) {
+                file.flush(&self.setup);
+            }
+            self.append(id, context);
+        }
+        self.stop_if_drained(context);
+    }
+}

@@ -1,0 +1,21 @@
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+
+/// A hint that there is something to do in a store. It holds nothing: a ring that nobody waits for is
+/// kept for the next waiter, several rings are one, and a lost hint costs no more than a tick.
+#[derive(Clone, Debug, Default)]
+pub struct Bell(Arc<Notify>);
+
+impl Bell {
+    /// Wakes one waiter, now or when it comes.
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits for a ring, but no longer than `tick`.
+    pub async fn wait(&self, tick: Duration) {
+        // Elapsing is no error: the waiter looks into the store either way.
+        let _ = tokio::time::timeout(tick, self.0.notified()).await;
+    }
+}

@@ -1,0 +1,12 @@
+//! What bounds and wakes the stages: bells, gates, slots and progress marks. They outlive the actors that
+//! use them, so that a restarted actor finds them as they were.
+
+mod bell;
+mod gate;
+mod progress;
+mod slots;
+
+pub use bell::Bell;
+pub use gate::Gate;
+pub use progress::{Progress, ProgressBoard};
+pub use slots::{Slot, Slots};

@@ -1,0 +1,19 @@
+use actix::{Message, Recipient};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::FileClosed;
+use crate::{flow::Slot, ports::ClaimedFile};
+
+/// A file is ours and wants to be read. From the file watcher to a parser.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct FileClaimed {
+    /// The file.
+    pub file: ClaimedFile,
+    /// Who moves it away when it is closed.
+    pub watcher: Recipient<FileClosed>,
+    /// The parser's place: held while the file is read.
+    pub slot: Slot,
+    /// The file's place among those in hand: held until it is moved to `done/` or `failed/`.
+    pub permit: OwnedSemaphorePermit,
+}

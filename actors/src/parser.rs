@@ -1,0 +1,461 @@
+//! Parser: reads claimed files, one at a time, and hands their rows to the batcher in blocks.
+//!
+//! A file is read twice: once for its digest, which is its identity, and once for its rows. After a
+//! crash the rows are parsed from the start again and those up to the checkpoint are not handed on.
+
+use std::{
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::prelude::*;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+
+use crate::{
+    flow::Progress,
+    messages::{FileClaimed, ParsedRows},
+    model::{
+        batch::RowLayout,
+        file::{Checkpoint, FileRecord, FileState},
+        formats::{FileError, Position, RowBlock, RowParser},
+        ids::FileId,
+    },
+    ports::{ClaimedFile, Clock, Inbox, Outbox, Seen, StoreError},
+    reading::{Duplicates, FeedSettings, FileInHand, Readers},
+    supervision::{Drain, Fault},
+};
+
+/// One file at a time comes in, with its slot; more is a restart's leftover.
+pub const MAILBOX: usize = 4;
+
+/// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
+/// that a drain waits for milliseconds.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Rows per block, rejected ones counted.
+const BLOCK_ROWS: usize = 32 * 1024;
+
+/// Where every file begins.
+const START: Position = Position { offset: 0, rows: 0, line: 1 };
+
+/// How often a parser that waits for the backlog to shrink looks again.
+const WATERMARK_TICK: Duration = Duration::from_millis(100);
+
+/// What a parser works with.
+#[derive(Clone)]
+pub struct ParserSetup {
+    /// The feed's settings.
+    pub feed: Arc<FeedSettings>,
+    /// The feed's files.
+    pub inbox: Arc<dyn Inbox>,
+    /// What is known of files.
+    pub outbox: Arc<dyn Outbox>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Where rows go.
+    pub batcher: Recipient<ParsedRows>,
+    /// Bounds the blocks between parsers and outbox.
+    pub blocks: Arc<Semaphore>,
+    /// Who reads what.
+    pub readers: Readers,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// The actor.
+pub struct Parser {
+    setup: ParserSetup,
+    fault: Fault,
+    draining: Arc<AtomicBool>,
+    reading: usize,
+}
+
+impl Parser {
+    /// A parser that reads nothing yet.
+    pub fn new(setup: ParserSetup, fault: Fault) -> Self {
+        Self { setup, fault, draining: Arc::default(), reading: 0 }
+    }
+}
+
+impl Actor for Parser {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.run_interval(Duration::from_secs(1), |this, _| {
+            if this.reading == 0 {
+                this.setup.progress.turn(this.setup.clock.mono());
+            }
+        });
+    }
+}
+
+impl Handler<FileClaimed> for Parser {
+    type Result = ();
+
+    fn handle(&mut self, claimed: FileClaimed, context: &mut Self::Context) {
+        self.reading += 1;
+        let pass = Pass { setup: self.setup.clone(), draining: self.draining.clone() };
+        context.spawn(pass.run(claimed).into_actor(self).map(|end, this, context| {
+            this.reading -= 1;
+            match end {
+                Ok(()) if this.reading == 0 && this.draining.load(Ordering::Relaxed) => context.stop(),
+                Ok(()) => {}
+                Err(error) => this.fault.fail(context, error),
+            }
+        }));
+    }
+}
+
+impl Handler<Drain> for Parser {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        self.draining.store(true, Ordering::Relaxed);
+        if self.reading == 0 {
+            context.stop();
+        }
+    }
+}
+
+/// Why a pass could not go on. The feed is restarted and resumes at the checkpoint.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the batcher is gone")]
+    BatcherGone,
+    #[error("the set of recipients that were seen: {0}")]
+    Seen(io::Error),
+}
+
+/// One file's way through the parser.
+struct Pass {
+    setup: ParserSetup,
+    draining: Arc<AtomicBool>,
+}
+
+impl Pass {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn turn(&self) {
+        self.setup.progress.turn(self.setup.clock.mono());
+    }
+
+    async fn run(self, claimed: FileClaimed) -> Result<(), PassError> {
+        let FileClaimed { file, watcher, slot: _slot, permit } = claimed;
+        self.turn();
+        let (digest, unusable) = match self.digest(&file).await {
+            Ok(Some(digest)) => (digest, unmet_promise(&file, &digest)),
+            Ok(None) => return Ok(()), // draining: the file stays claimed and is read after the restart
+            // Without its content it has no identity; it gets one of its own, to be reported under.
+            Err(error) => {
+                (Sha256::digest(file.path.as_os_str().as_encoded_bytes()).into(), Some(unreadable(&error)))
+            }
+        };
+        let id = FileId::derive(&self.setup.feed.name, &digest);
+        let sole = self.setup.readers.enter(id).await;
+        let record = FileRecord {
+            id,
+            feed: self.setup.feed.name.to_string(),
+            name: file.display_name(),
+            bytes: file.bytes,
+            sha256: hex(&digest),
+            claimed_at: file.claimed_at,
+            destinations: self.setup.feed.destinations.iter().map(|d| d.name.to_string()).collect(),
+        };
+        let known = self.setup.outbox.find_file(id).await?;
+        let file = Arc::new(FileInHand::new(record, file, watcher, permit, sole));
+        match (known, unusable) {
+            (Some((FileState::Ingested, _)), _) => {
+                tracing::info!(feed = %self.setup.feed.name, file = %id, "the same bytes were ingested before");
+                self.close(&file, START, FileState::Ingested).await
+            }
+            (_, Some(state)) => self.close(&file, START, state).await,
+            (known, None) => {
+                let resume = known.map(|(_, checkpoint)| checkpoint).unwrap_or_default();
+                self.read_rows(&file, resume).await
+            }
+        }
+    }
+
+    async fn digest(&self, file: &ClaimedFile) -> io::Result<Option<[u8; 32]>> {
+        let (inbox, file, draining) = (self.setup.inbox.clone(), file.clone(), self.draining.clone());
+        let (clock, progress) = (self.setup.clock.clone(), self.setup.progress.clone());
+        blocking(move || {
+            let mut source = inbox.open_raw(&file)?;
+            let mut hash = Sha256::new();
+            let mut buffer = vec![0; BLOCK_BYTES];
+            loop {
+                if draining.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                match source.read(&mut buffer) {
+                    Ok(0) => return Ok(Some(hash.finalize().into())),
+                    Ok(len) => hash.update(&buffer[..len]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+                progress.turn(clock.mono());
+            }
+        })
+        .await
+    }
+
+    async fn read_rows(&self, file: &Arc<FileInHand>, resume: Checkpoint) -> Result<(), PassError> {
+        if let Some(rows) = file.claimed.expected.as_ref().and_then(|expected| expected.rows) {
+            match self.count_rows(file).await? {
+                Some(Ok(counted)) if counted == rows => {}
+                Some(Ok(counted)) => {
+                    let why = format!("its sidecar promises {rows} rows, it has {counted}");
+                    return self.close(file, START, FileState::Failed(why)).await;
+                }
+                Some(Err(state)) => return self.close(file, START, state).await,
+                None => return Ok(()),
+            }
+        }
+        // To know what was seen before the checkpoint, those rows have to be parsed in full.
+        let skip = if self.setup.feed.duplicates == Duplicates::Keep { resume.rows } else { 0 };
+        let mut stream = match self.open(file, skip).await {
+            Ok(stream) => stream,
+            Err(state) => return self.close(file, START, state).await,
+        };
+        let mut seen = match self.setup.feed.duplicates {
+            Duplicates::Keep => None,
+            Duplicates::First => {
+                let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
+                Some(blocking(move || inbox.seen(&claimed)).await.map_err(PassError::Seen)?)
+            }
+        };
+        loop {
+            self.wait_for_room().await?;
+            if self.is_draining() {
+                return Ok(());
+            }
+            let permit =
+                self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
+            let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
+            let step = blocking(move || {
+                failpoint!("panic.parser");
+                let mut block = RowBlock::new(BLOCK_ROWS);
+                let mut closed = stream.next_block(&mut block).unwrap_or_else(Some);
+                // What was read before this look is what was claimed (F17, F32).
+                if let Some(state) = changed(&*inbox, &claimed) {
+                    block = RowBlock::new(BLOCK_ROWS);
+                    closed = Some(state);
+                }
+                let mut duplicates = Vec::new();
+                if let (Some(seen), Some(layout)) = (&mut seen, stream.parser.layout()) {
+                    find_duplicates(&mut **seen, layout, &block, &mut duplicates)?;
+                }
+                Ok((stream, seen, block, duplicates, closed))
+            });
+            let (next, still_seen, block, duplicates, closed) = step.await.map_err(PassError::Seen)?;
+            (stream, seen) = (next, still_seen);
+            self.turn();
+            if let Some(layout) = stream.parser.layout() {
+                file.make_headers(&self.setup.feed, layout);
+            }
+            let done = closed.is_some();
+            let read = stream.parser.position();
+            let rows = ParsedRows { file: file.clone(), block, duplicates, resume, read, closed, permit };
+            self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)?;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many rows the file has; `None` while draining.
+    async fn count_rows(&self, file: &Arc<FileInHand>) -> Result<Option<Result<u64, FileState>>, PassError> {
+        let mut stream = match self.open(file, u64::MAX).await {
+            Ok(stream) => stream,
+            Err(state) => return Ok(Some(Err(state))),
+        };
+        loop {
+            if self.is_draining() {
+                return Ok(None);
+            }
+            self.turn();
+            let step = blocking(move || {
+                let mut block = RowBlock::new(BLOCK_ROWS);
+                let end = stream.next_block(&mut block);
+                Ok((stream, end))
+            });
+            let (next, end) = step.await.map_err(PassError::Seen)?;
+            stream = next;
+            match end {
+                Ok(None) => {}
+                Ok(Some(_)) => return Ok(Some(Ok(stream.parser.position().rows))),
+                Err(state) => return Ok(Some(Err(state))),
+            }
+        }
+    }
+
+    async fn open(&self, file: &Arc<FileInHand>, skip_rows: u64) -> Result<RowStream, FileState> {
+        let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
+        let source = blocking(move || inbox.open_rows(&claimed)).await.map_err(|error| unreadable(&error))?;
+        let feed = &self.setup.feed;
+        Ok(RowStream::new(source, RowParser::new(&feed.format, feed.max_row_bytes).skip_rows(skip_rows)))
+    }
+
+    /// Above the high watermark reading pauses until the backlog is below the low one: a file is its
+    /// own buffer.
+    async fn wait_for_room(&self) -> Result<(), PassError> {
+        let feed = &self.setup.feed;
+        if self.setup.outbox.depth().await? < feed.high_watermark {
+            return Ok(());
+        }
+        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading pauses: the backlog is high");
+        while !self.is_draining() && self.setup.outbox.depth().await? > feed.low_watermark {
+            self.turn();
+            tokio::time::sleep(WATERMARK_TICK).await;
+        }
+        tracing::info!(feed = %feed.name, "reading goes on");
+        Ok(())
+    }
+
+    async fn close(&self, file: &Arc<FileInHand>, read: Position, state: FileState) -> Result<(), PassError> {
+        let permit = self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
+        let rows = ParsedRows {
+            file: file.clone(),
+            block: RowBlock::new(BLOCK_ROWS),
+            duplicates: Vec::new(),
+            resume: Checkpoint::default(),
+            read,
+            closed: Some(state),
+            permit,
+        };
+        self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)
+    }
+}
+
+/// Runs `work` off the actors' threads. A panic in it is the parser's own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(io::Error::other(cancelled)),
+        },
+    }
+}
+
+fn unmet_promise(file: &ClaimedFile, digest: &[u8; 32]) -> Option<FileState> {
+    let promised = file.expected.as_ref()?.sha256.as_ref()?;
+    let found = hex(digest);
+    (*promised != found).then(|| {
+        FileState::Failed(format!("its sidecar promises sha256 {promised}, its content has {found}"))
+    })
+}
+
+fn unreadable(error: &io::Error) -> FileState {
+    match error.kind() {
+        io::ErrorKind::NotFound => FileState::SourceLost(format!("it vanished: {error}")),
+        io::ErrorKind::InvalidData => FileState::Failed(error.to_string()),
+        _ => FileState::Failed(format!("it can't be read: {error}")),
+    }
+}
+
+fn changed(inbox: &dyn Inbox, claimed: &ClaimedFile) -> Option<FileState> {
+    match inbox.is_unchanged(claimed) {
+        Ok(true) => None,
+        Ok(false) => Some(FileState::Failed(
+            "it was changed after it was claimed; rows read before are delivered. Write files under a name \
+             that starts with `.` and rename them when they are complete"
+                .to_owned(),
+        )),
+        Err(error) => Some(unreadable(&error)),
+    }
+}
+
+fn find_duplicates(
+    seen: &mut dyn Seen,
+    layout: &RowLayout,
+    block: &RowBlock,
+    duplicates: &mut Vec<u64>,
+) -> io::Result<()> {
+    for (row, bytes) in block.iter() {
+        let parts = layout.read(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if !seen.insert(parts.recipient)? {
+            duplicates.push(row.row);
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}"); // writing to a String can't fail
+        hex
+    })
+}
+
+/// A row stream and the bytes of it that are not parsed yet.
+struct RowStream {
+    source: Box<dyn Read + Send>,
+    parser: RowParser,
+    buffer: Vec<u8>,
+    start: usize,
+    filled: usize,
+    ended: bool,
+}
+
+impl RowStream {
+    fn new(source: Box<dyn Read + Send>, parser: RowParser) -> Self {
+        let capacity = BLOCK_BYTES.max(parser.input_bytes_min());
+        Self { source, parser, buffer: vec![0; capacity], start: 0, filled: 0, ended: false }
+    }
+
+    /// Parses about `BLOCK_BYTES` more. `Ok(Some(Ingested))` at the end of the file, `Err` if the file
+    /// can't be used further; the rows before that are in `block` all the same.
+    fn next_block(&mut self, block: &mut RowBlock) -> Result<Option<FileState>, FileState> {
+        let mut parsed = 0;
+        while parsed < BLOCK_BYTES && !block.is_full() {
+            if !self.ended {
+                self.fill().map_err(|error| unreadable(&error))?;
+            }
+            let input = &self.buffer[self.start..self.filled];
+            let consumed = self.parser.parse(input, self.ended, block).map_err(|error| unusable(&error))?;
+            self.start += consumed;
+            parsed += consumed;
+            if self.ended && self.start == self.filled {
+                return Ok(Some(FileState::Ingested));
+            }
+            if consumed == 0 && !block.is_full() {
+                // The buffer holds `input_bytes_min`, with which the parser promises progress.
+                return Err(FileState::Failed("a row is longer than any row may be".to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.buffer.copy_within(self.start..self.filled, 0);
+        self.filled -= self.start;
+        self.start = 0;
+        while self.filled < self.buffer.len() {
+            match self.source.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(len) => self.filled += len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unusable(error: &FileError) -> FileState {
+    FileState::Failed(error.to_string())
+}

@@ -1,0 +1,165 @@
+//! What the stages of one feed share about the feed and about a file that is being read.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use actix::Recipient;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use crate::{
+    messages::FileClosed,
+    model::{
+        batch::{BatchHeader, RowLayout},
+        builder::BatchLimits,
+        file::FileRecord,
+        formats::Format,
+        ids::FileId,
+    },
+    ports::ClaimedFile,
+};
+
+/// What a feed does with a recipient that its file had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplicates {
+    /// Every row is a message.
+    Keep,
+    /// The first row is a message, later ones are counted and left out.
+    First,
+}
+
+/// Where a feed's messages go, with the parts of the destination that a batch carries along (I4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedDestination {
+    /// The destination's name.
+    pub name: Arc<str>,
+    /// The body template's source; `None` is the default body.
+    pub template: Option<String>,
+    /// The body's content type.
+    pub content_type: String,
+}
+
+/// A feed's settings, as its stages need them.
+#[derive(Clone, Debug)]
+pub struct FeedSettings {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How its files are written.
+    pub format: Format,
+    /// The longest row, in bytes.
+    pub max_row_bytes: usize,
+    /// What happens to a recipient that comes again.
+    pub duplicates: Duplicates,
+    /// Where every accepted row goes.
+    pub destinations: Vec<FeedDestination>,
+    /// The limits of a batch.
+    pub batch: BatchLimits,
+    /// The longest a batch waits to fill.
+    pub linger: Duration,
+    /// Reading pauses when so many messages have no final state yet …
+    pub high_watermark: u64,
+    /// … and goes on when there are no more than this.
+    pub low_watermark: u64,
+}
+
+/// A claimed file whose identity is known. Dropping the last reference frees its places.
+pub struct FileInHand {
+    /// Its record.
+    pub record: Arc<FileRecord>,
+    /// Where it stands.
+    pub claimed: ClaimedFile,
+    /// Who moves it away when it is closed.
+    pub watcher: Recipient<FileClosed>,
+    headers: OnceLock<Vec<Arc<BatchHeader>>>,
+    _permit: OwnedSemaphorePermit,
+    _sole: SoleReader,
+}
+
+impl FileInHand {
+    /// A file in hand; `permit` is its place among the files in hand, `sole` the right to read it.
+    pub fn new(
+        record: FileRecord,
+        claimed: ClaimedFile,
+        watcher: Recipient<FileClosed>,
+        permit: OwnedSemaphorePermit,
+        sole: SoleReader,
+    ) -> Self {
+        Self {
+            record: Arc::new(record),
+            claimed,
+            watcher,
+            headers: OnceLock::new(),
+            _permit: permit,
+            _sole: sole,
+        }
+    }
+
+    /// The headers of this file's batches, one per destination, made from the layout that the first
+    /// accepted row had.
+    pub fn make_headers(&self, feed: &FeedSettings, layout: &RowLayout) -> &[Arc<BatchHeader>] {
+        self.headers.get_or_init(|| {
+            let header = |destination: &FeedDestination| {
+                Arc::new(BatchHeader {
+                    feed: feed.name.to_string(),
+                    destination: destination.name.to_string(),
+                    file: self.record.id,
+                    layout: layout.clone(),
+                    template: destination.template.clone(),
+                    content_type: destination.content_type.clone(),
+                })
+            };
+            feed.destinations.iter().map(header).collect()
+        })
+    }
+}
+
+impl FileInHand {
+    /// The headers, empty until a layout is known.
+    pub fn headers(&self) -> &[Arc<BatchHeader>] {
+        self.headers.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl fmt::Debug for FileInHand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileInHand").field("id", &self.record.id).finish_non_exhaustive()
+    }
+}
+
+/// Sees to it that two copies of one content are never read at once: their batches could be cut
+/// at different rows, and the overlap would be sent twice.
+#[derive(Clone, Debug, Default)]
+pub struct Readers {
+    reading: Arc<Mutex<HashSet<FileId>>>,
+    done: Arc<Notify>,
+}
+
+impl Readers {
+    /// Waits until nobody else reads `id`. The wait ends with the other reader's file.
+    pub async fn enter(&self, id: FileId) -> SoleReader {
+        loop {
+            let done = self.done.notified();
+            if self.reading.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+                return SoleReader { id, readers: self.clone() };
+            }
+            done.await;
+        }
+    }
+}
+
+/// The right to read one content.
+#[derive(Debug)]
+pub struct SoleReader {
+    id: FileId,
+    readers: Readers,
+}
+
+impl Drop for SoleReader {
+    fn drop(&mut self) {
+        self.readers.reading.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.readers.done.notify_waiters();
+    }
+}

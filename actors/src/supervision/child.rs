@@ -1,0 +1,161 @@
+//! How one child lives and how its end is noticed.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use actix::prelude::*;
+use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
+
+/// Which child, and which life of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ChildId {
+    /// The supervisor's path and the child's name, e.g. `root/feeds/alerts/parser`.
+    pub path: Arc<str>,
+    /// Which of the children of that name, from 0.
+    pub slot: usize,
+    /// Which life, from 1.
+    pub generation: u64,
+}
+
+impl fmt::Display for ChildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]#{}", self.path, self.slot, self.generation)
+    }
+}
+
+/// How a child's life ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It stopped by itself, or when it was asked to drain.
+    Normal,
+    /// It stopped because of an error.
+    Failed(String),
+    /// It panicked, in a handler, a spawned future, `started` or its factory.
+    Panicked(String),
+    /// Its supervisor ended it.
+    Killed,
+    /// Its thread is gone.
+    Lost,
+}
+
+/// A child's end, told to its supervisor.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct ChildExited {
+    /// Whose.
+    pub id: ChildId,
+    /// How.
+    pub exit: Exit,
+}
+
+/// Finish what is in flight, accept nothing new, then stop.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// How an actor ends itself with an error.
+#[derive(Clone, Debug, Default)]
+pub struct Fault(Arc<Mutex<Option<String>>>);
+
+impl Fault {
+    /// Stops the actor; its supervisor sees [`Exit::Failed`].
+    pub fn fail<A: Actor<Context = Context<A>>>(&self, context: &mut Context<A>, why: impl fmt::Display) {
+        self.set(why);
+        context.stop();
+    }
+
+    fn set(&self, why: impl fmt::Display) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
+    }
+
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Tells the supervisor that a child is gone: by the monitor task, or by being dropped with it when
+/// the arbiter itself is lost.
+struct ExitGuard(Option<(Recipient<ChildExited>, ChildId)>);
+
+impl ExitGuard {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one message per life; it must not be lost to a full mailbox"
+    )]
+    fn tell(&mut self, exit: Exit) {
+        if let Some((supervisor, id)) = self.0.take() {
+            supervisor.do_send(ChildExited { id, exit });
+        }
+    }
+}
+
+impl Drop for ExitGuard {
+    fn drop(&mut self) {
+        self.tell(Exit::Lost);
+    }
+}
+
+/// Everything a factory needs to bring a child to life.
+pub struct Birth {
+    /// Who it is going to be.
+    pub id: ChildId,
+    /// How it can end itself with an error.
+    pub fault: Fault,
+    pub(super) arbiter: ArbiterHandle,
+    pub(super) supervisor: Recipient<ChildExited>,
+    pub(super) kill: oneshot::Receiver<()>,
+}
+
+impl Birth {
+    /// Starts the actor that `make` builds, on the child's arbiter, with room for `mailbox` messages.
+    pub fn start<A, F>(self, mailbox: usize, make: F) -> Addr<A>
+    where
+        A: Actor<Context = Context<A>>,
+        F: FnOnce(&mut Context<A>) -> A + Send + 'static,
+    {
+        let Self { id, fault, arbiter, supervisor, kill } = self;
+        let (sender, receiver) = actix::dev::channel::channel::<A>(mailbox);
+        // Built here, not in the task: it also tells of an arbiter that is dead already.
+        let mut guard = ExitGuard(Some((supervisor, id)));
+        arbiter.spawn_fn(move || {
+            actix_rt::spawn(async move {
+                let mut life = actix_rt::spawn(async move {
+                    let mut context = Context::with_receiver(receiver);
+                    let actor = make(&mut context);
+                    // Caught here and not only by tokio, so that the actor is dropped (and its
+                    // `stopped` runs) outside of unwinding: a second panic there would abort the process.
+                    AssertUnwindSafe(context.into_future(actor)).catch_unwind().await
+                });
+                let exit = tokio::select! {
+                    end = &mut life => match end {
+                        Ok(Ok(())) => fault.take().map_or(Exit::Normal, Exit::Failed),
+                        Ok(Err(panic)) => Exit::Panicked(panic_text(&*panic)),
+                        Err(error) if error.is_panic() => Exit::Panicked(panic_text(&*error.into_panic())),
+                        Err(_) => Exit::Lost,
+                    },
+                    // Also when the supervisor is gone with its end of the channel.
+                    _ = kill => {
+                        life.abort();
+                        let _ = life.await; // aborted or ended just now: it is gone either way
+                        Exit::Killed
+                    }
+                };
+                guard.tell(exit);
+            });
+        });
+        Addr::new(sender)
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
+}

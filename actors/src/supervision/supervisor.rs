@@ -1,0 +1,366 @@
+//! The supervisor actor.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use rand::RngExt as _;
+use tokio::sync::oneshot;
+
+use super::{
+    EXIT_SOFTWARE,
+    child::{Birth, ChildExited, ChildId, Drain, Exit, Fault},
+};
+use crate::{
+    model::{
+        restart::{Restart, RestartIntensity, RestartPolicy},
+        time::MonoMs,
+    },
+    ports::Clock,
+};
+
+/// What the end of one child means for its siblings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Nothing: each is restarted by itself.
+    OneForOne,
+    /// All are ended and restarted as one generation, so that no stale address survives.
+    OneForAll,
+}
+
+/// Brings one child to life and returns the address that it drains by.
+pub type Factory = Arc<dyn Fn(Birth) -> Recipient<Drain> + Send + Sync>;
+
+/// A kind of child.
+#[derive(Clone)]
+pub struct ChildSpec {
+    /// Its name within the supervisor.
+    pub name: &'static str,
+    /// A second name, e.g. the feed's, if there are several of one kind.
+    pub of: Option<Arc<str>>,
+    /// How many of it.
+    pub count: usize,
+    /// How it is made.
+    pub factory: Factory,
+    /// Children of one rank start together and drain together; lower ranks are downstream.
+    pub rank: usize,
+}
+
+/// What all supervisors of a tree share.
+#[derive(Clone)]
+pub struct SupervisorSettings {
+    /// Restart backoff and intensity.
+    pub restarts: RestartPolicy,
+    /// How long one rank may take to drain before it is ended, and again before it is abandoned.
+    pub drain_timeout: Duration,
+    /// Where children live, in turn.
+    pub arbiters: Vec<ArbiterHandle>,
+    /// The time, for the intensity.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Ends the tree in order.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Shutdown {
+    /// The exit code to report when all are gone.
+    pub code: i32,
+}
+
+struct ChildSlot {
+    spec: usize,
+    id: ChildId,
+    arbiter: usize,
+    alive: bool,
+    failures: u32,
+    born: MonoMs,
+    drain: Option<Recipient<Drain>>,
+    kill: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// A child of a `OneForAll` supervisor exited: the others are being ended; then all start again.
+    Regenerating,
+    Stopping {
+        rank: usize,
+        code: i32,
+    },
+}
+
+/// Keeps its children alive. See the module documentation.
+pub struct Supervisor {
+    path: Arc<str>,
+    strategy: Strategy,
+    specs: Vec<ChildSpec>,
+    settings: SupervisorSettings,
+    fault: Fault,
+    ended: Option<oneshot::Sender<i32>>,
+    slots: Vec<ChildSlot>,
+    intensity: RestartIntensity,
+    phase: Phase,
+    regenerate_after: Duration,
+}
+
+impl Supervisor {
+    /// A supervisor inside a tree, whose failure is its parent's business.
+    pub fn new(
+        path: impl Into<Arc<str>>,
+        strategy: Strategy,
+        specs: Vec<ChildSpec>,
+        settings: SupervisorSettings,
+        fault: Fault,
+    ) -> Self {
+        let intensity = RestartIntensity::new(settings.restarts);
+        Self {
+            path: path.into(),
+            strategy,
+            specs,
+            settings,
+            fault,
+            ended: None,
+            slots: Vec::new(),
+            intensity,
+            phase: Phase::Running,
+            regenerate_after: Duration::ZERO,
+        }
+    }
+
+    /// The supervisor at the top; `ended` gets the process's exit code when its tree is gone.
+    pub fn root(specs: Vec<ChildSpec>, settings: SupervisorSettings, ended: oneshot::Sender<i32>) -> Self {
+        let mut root = Self::new("root", Strategy::OneForOne, specs, settings, Fault::default());
+        root.ended = Some(ended);
+        root
+    }
+
+    /// A child that is itself a supervisor.
+    pub fn nested(
+        name: &'static str,
+        of: Option<Arc<str>>,
+        rank: usize,
+        strategy: Strategy,
+        settings: SupervisorSettings,
+        specs: impl Fn() -> Vec<ChildSpec> + Send + Sync + 'static,
+    ) -> ChildSpec {
+        ChildSpec {
+            name,
+            of,
+            count: 1,
+            rank,
+            factory: Arc::new(move |birth: Birth| {
+                let (path, fault) = (birth.id.path.clone(), birth.fault.clone());
+                let (specs, settings) = (specs(), settings.clone());
+                // Room for an exit of every child at once; `ChildExited` ignores it anyway.
+                birth.start(64, move |_| Self::new(path, strategy, specs, settings, fault)).recipient()
+            }),
+        }
+    }
+
+    fn start_child(&mut self, index: usize, context: &mut Context<Self>) {
+        let slot = &mut self.slots[index];
+        let spec = &self.specs[slot.spec];
+        slot.id.generation += 1;
+        let (kill, killed) = oneshot::channel();
+        let arbiters = &self.settings.arbiters;
+        let birth = Birth {
+            id: slot.id.clone(),
+            fault: Fault::default(),
+            arbiter: arbiters[slot.arbiter % arbiters.len()].clone(),
+            supervisor: context.address().recipient(),
+            kill: killed,
+        };
+        slot.alive = true;
+        slot.born = self.settings.clock.mono();
+        slot.kill = Some(kill);
+        slot.drain = Some((spec.factory)(birth));
+    }
+
+    fn start_all(&mut self, context: &mut Context<Self>) {
+        self.phase = Phase::Running;
+        for index in 0..self.slots.len() {
+            self.start_child(index, context);
+        }
+    }
+
+    fn alive_in(&self, rank: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.slots.len())
+            .filter(move |&index| self.slots[index].alive && self.specs[self.slots[index].spec].rank == rank)
+    }
+
+    fn stop(&mut self, code: i32, context: &mut Context<Self>) {
+        if !matches!(self.phase, Phase::Stopping { .. }) {
+            let rank = self.specs.iter().map(|spec| spec.rank).max().unwrap_or(0);
+            self.phase = Phase::Stopping { rank, code };
+            self.drain_rank(context);
+        }
+    }
+
+    /// Drains the current rank; when nobody of it is alive, the one below.
+    fn drain_rank(&mut self, context: &mut Context<Self>) {
+        while let Phase::Stopping { rank, code } = self.phase {
+            let alive: Vec<_> = self.alive_in(rank).collect();
+            if !alive.is_empty() {
+                for index in alive {
+                    if let Some(drain) = &self.slots[index].drain {
+                        // A mailbox that is full of other things is drained by the timeout below.
+                        let _ = drain.try_send(Drain);
+                    }
+                }
+                let timeout = self.settings.drain_timeout;
+                context.run_later(timeout, move |this, _| this.end_rank(rank));
+                context
+                    .run_later(timeout + timeout / 4, move |this, context| this.abandon_rank(rank, context));
+                return;
+            }
+            if rank == 0 {
+                if let Some(ended) = self.ended.take() {
+                    let _ = ended.send(code); // nobody waits only if the process is ending anyway
+                }
+                context.stop();
+                return;
+            }
+            self.phase = Phase::Stopping { rank: rank - 1, code };
+        }
+    }
+
+    fn end_rank(&mut self, rank: usize) {
+        if matches!(self.phase, Phase::Stopping { rank: current, .. } if current == rank) {
+            for index in self.alive_in(rank).collect::<Vec<_>>() {
+                tracing::warn!(child = %self.slots[index].id, "the child did not drain in time and is ended");
+                self.slots[index].kill = None;
+            }
+        }
+    }
+
+    /// A child that blocks its thread can't be ended. The shutdown goes on; the process's exit reaps it.
+    fn abandon_rank(&mut self, rank: usize, context: &mut Context<Self>) {
+        if let Phase::Stopping { rank: current, code } = self.phase
+            && current == rank
+        {
+            for index in self.alive_in(rank).collect::<Vec<_>>() {
+                tracing::error!(child = %self.slots[index].id, "the child's thread is stuck and is abandoned");
+                self.slots[index].alive = false;
+            }
+            self.phase = Phase::Stopping { rank, code: if code == 0 { EXIT_SOFTWARE } else { code } };
+            self.drain_rank(context);
+        }
+    }
+
+    fn child_failed(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
+        let now = self.settings.clock.mono();
+        let slot = &mut self.slots[index];
+        let stable = now.since(slot.born) >= self.settings.restarts.period;
+        slot.failures = if stable { 1 } else { slot.failures + 1 };
+        let jitter = rand::rng().random::<f64>();
+        match self.intensity.exited(now, slot.failures, jitter) {
+            Restart::Escalate => {
+                let why = format!(
+                    "{} exited ({exit:?}); more than {} restarts within {:?}",
+                    slot.id, self.settings.restarts.max_restarts, self.settings.restarts.period
+                );
+                tracing::error!(supervisor = %self.path, why, "restart intensity exceeded");
+                if self.ended.is_some() {
+                    self.stop(EXIT_SOFTWARE, context);
+                } else {
+                    self.fault.fail(context, why);
+                }
+            }
+            Restart::After(wait) => {
+                tracing::warn!(
+                    child = %slot.id, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
+                    "a child exited and will be restarted"
+                );
+                match self.strategy {
+                    Strategy::OneForOne => {
+                        context.run_later(wait, move |this, context| {
+                            if this.phase == Phase::Running && !this.slots[index].alive {
+                                this.start_child(index, context);
+                            }
+                        });
+                    }
+                    Strategy::OneForAll => {
+                        self.phase = Phase::Regenerating;
+                        self.regenerate_after = wait;
+                        for slot in &mut self.slots {
+                            slot.kill = None;
+                            slot.drain = None;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        for (spec, of_spec) in self.specs.iter().enumerate() {
+            let path: Arc<str> = match &of_spec.of {
+                Some(of) => format!("{}/{}:{of}", self.path, of_spec.name).into(),
+                None => format!("{}/{}", self.path, of_spec.name).into(),
+            };
+            for slot in 0..of_spec.count {
+                self.slots.push(ChildSlot {
+                    spec,
+                    id: ChildId { path: path.clone(), slot, generation: 0 },
+                    arbiter: self.slots.len(),
+                    alive: false,
+                    failures: 0,
+                    born: MonoMs(0),
+                    drain: None,
+                    kill: None,
+                });
+            }
+        }
+        self.start_all(context);
+    }
+}
+
+impl Handler<ChildExited> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, exited: ChildExited, context: &mut Self::Context) {
+        let Some(index) = self.slots.iter().position(|slot| slot.alive && slot.id == exited.id) else {
+            return; // an abandoned child after all
+        };
+        let slot = &mut self.slots[index];
+        slot.alive = false;
+        slot.drain = None;
+        slot.kill = None;
+        match self.phase {
+            Phase::Running => self.child_failed(index, &exited.exit, context),
+            Phase::Regenerating => {}
+            Phase::Stopping { rank, .. } => {
+                if self.alive_in(rank).next().is_none() {
+                    self.drain_rank(context);
+                }
+                return;
+            }
+        }
+        if self.phase == Phase::Regenerating && self.slots.iter().all(|slot| !slot.alive) {
+            context.run_later(self.regenerate_after, |this, context| {
+                if this.phase == Phase::Regenerating {
+                    this.start_all(context);
+                }
+            });
+        }
+    }
+}
+
+impl Handler<Drain> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        self.stop(0, context);
+    }
+}
+
+impl Handler<Shutdown> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, shutdown: Shutdown, context: &mut Self::Context) {
+        self.stop(shutdown.code, context);
+    }
+}

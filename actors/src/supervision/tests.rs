@@ -1,0 +1,230 @@
+//! The mechanism, seen from outside: what happens to a tree whose children panic, fail, hang and drain.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::{Actor, ActorContext as _, Addr, Arbiter, Context, Handler, Message, Recipient};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    model::{
+        restart::RestartPolicy,
+        time::{MonoMs, UnixMs},
+    },
+    ports::Clock,
+};
+
+struct TokioClock(tokio::time::Instant);
+
+impl Clock for TokioClock {
+    fn wall(&self) -> UnixMs {
+        UnixMs(self.0.elapsed().as_millis() as u64)
+    }
+
+    fn mono(&self) -> MonoMs {
+        MonoMs(self.0.elapsed().as_millis() as u64)
+    }
+}
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+#[derive(Clone, Copy, Message)]
+#[rtype(result = "()")]
+enum Poke {
+    Panic,
+    Fail,
+}
+
+struct Worker {
+    name: String,
+    log: Log,
+    fault: Fault,
+    drains: bool,
+}
+
+impl Actor for Worker {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        self.log.lock().unwrap().push(format!("{} started", self.name));
+    }
+}
+
+impl Handler<Poke> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, poke: Poke, context: &mut Self::Context) {
+        match poke {
+            Poke::Panic => panic!("poked"),
+            Poke::Fail => self.fault.fail(context, "poked"),
+        }
+    }
+}
+
+impl Handler<Drain> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        if self.drains {
+            self.log.lock().unwrap().push(format!("{} drained", self.name));
+            context.stop();
+        }
+    }
+}
+
+/// A tree under test: its log, the newest address of each child, and the root's exit code.
+struct Tree {
+    log: Log,
+    pokes: Arc<Mutex<std::collections::HashMap<String, Recipient<Poke>>>>,
+    settings: SupervisorSettings,
+}
+
+impl Tree {
+    fn new(max_restarts: u32) -> Self {
+        let restarts = RestartPolicy {
+            max_restarts,
+            period: Duration::from_mins(1),
+            base: Duration::from_millis(10),
+            cap: Duration::from_millis(100),
+        };
+        let settings = SupervisorSettings {
+            restarts,
+            drain_timeout: Duration::from_millis(500),
+            arbiters: vec![Arbiter::current()],
+            clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+        };
+        Self { log: Log::default(), pokes: Arc::default(), settings }
+    }
+
+    fn worker(&self, name: &'static str, rank: usize, drains: bool) -> ChildSpec {
+        let (log, pokes) = (self.log.clone(), self.pokes.clone());
+        let factory: Factory = Arc::new(move |birth: Birth| {
+            let (log, fault) = (log.clone(), birth.fault.clone());
+            let full_name = format!("{name}#{}", birth.id.generation);
+            let address = birth.start(4, move |_| Worker { name: full_name, log, fault, drains });
+            pokes.lock().unwrap().insert(name.to_owned(), address.clone().recipient());
+            address.recipient()
+        });
+        ChildSpec { name, of: None, count: 1, factory, rank }
+    }
+
+    fn start(&self, specs: Vec<ChildSpec>) -> (Addr<Supervisor>, oneshot::Receiver<i32>) {
+        let (ended, code) = oneshot::channel();
+        (Supervisor::root(specs, self.settings.clone(), ended).start(), code)
+    }
+
+    async fn poke(&self, name: &str, poke: Poke) {
+        let recipient = self.pokes.lock().unwrap()[name].clone();
+        let _ = recipient.send(poke).await; // the actor dies of it
+    }
+
+    async fn until_logged(&self, line: &str) {
+        for _ in 0..2000 {
+            if self.log.lock().unwrap().iter().any(|logged| logged == line) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("`{line}` never came: {:?}", self.log.lock().unwrap());
+    }
+
+    fn logged(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+#[actix::test]
+async fn a_child_that_panics_or_fails_is_restarted_and_its_sibling_is_not_disturbed() {
+    let tree = Tree::new(5);
+    let (_root, _code) = tree.start(vec![tree.worker("a", 0, true), tree.worker("b", 0, true)]);
+    tree.until_logged("a#1 started").await;
+    tree.poke("a", Poke::Panic).await;
+    tree.until_logged("a#2 started").await;
+    tree.poke("a", Poke::Fail).await;
+    tree.until_logged("a#3 started").await;
+    assert_eq!(tree.logged().iter().filter(|line| line.starts_with('b')).count(), 1);
+}
+
+#[actix::test]
+async fn one_generation_restarts_as_a_whole() {
+    let tree = Tree::new(5);
+    let specs = vec![tree.worker("batcher", 0, true), tree.worker("parser", 1, true)];
+    let feed = Supervisor::nested("feed", None, 0, Strategy::OneForAll, tree.settings.clone(), move || {
+        specs.clone()
+    });
+    let (_root, _code) = tree.start(vec![feed, tree.worker("other", 0, true)]);
+    tree.until_logged("parser#1 started").await;
+    tree.poke("parser", Poke::Panic).await;
+    tree.until_logged("parser#2 started").await;
+    tree.until_logged("batcher#2 started").await;
+    assert_eq!(tree.logged().iter().filter(|line| line.starts_with("other")).count(), 1);
+}
+
+#[actix::test]
+async fn past_the_intensity_the_failure_climbs_to_the_root_and_the_code_is_70() {
+    let tree = Tree::new(2);
+    let specs = vec![tree.worker("parser", 0, true)];
+    let feed = Supervisor::nested("feed", None, 0, Strategy::OneForAll, tree.settings.clone(), move || {
+        specs.clone()
+    });
+    let (_root, code) = tree.start(vec![feed, tree.worker("other", 1, true)]);
+    // Three lives per feed supervisor (two restarts), three feed supervisors: the ninth panic is the last.
+    let poker = async {
+        loop {
+            if tree.pokes.lock().unwrap().contains_key("parser") {
+                tree.poke("parser", Poke::Panic).await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        code = code => assert_eq!(code, Ok(EXIT_SOFTWARE)),
+        () = poker => unreachable!(),
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it never ended: {:?}", tree.logged()),
+    }
+    let started =
+        tree.logged().iter().filter(|line| line.starts_with("parser") && line.ends_with("started")).count();
+    assert_eq!(started, 9);
+    assert!(tree.logged().contains(&"other#1 drained".to_owned()), "the others drain first");
+}
+
+#[actix::test]
+async fn ranks_drain_from_upstream_to_downstream_and_one_that_hangs_is_ended() {
+    let tree = Tree::new(5);
+    let (root, code) = tree.start(vec![
+        tree.worker("store", 0, true),
+        tree.worker("hung", 1, false),
+        tree.worker("watcher", 2, true),
+    ]);
+    tree.until_logged("watcher#1 started").await;
+    root.send(Shutdown { code: 0 }).await.unwrap();
+    assert_eq!(code.await, Ok(0));
+    let drained: Vec<_> = tree.logged().into_iter().filter(|line| line.ends_with("drained")).collect();
+    assert_eq!(drained, ["watcher#1 drained", "store#1 drained"]);
+}
+
+#[actix::test]
+async fn a_factory_that_panics_counts_as_a_restart() {
+    let tree = Tree::new(3);
+    let births = Arc::new(AtomicUsize::new(0));
+    let counted = births.clone();
+    let factory: Factory = Arc::new(move |birth: Birth| {
+        let counted = counted.clone();
+        birth
+            .start(4, move |_| -> Worker {
+                counted.fetch_add(1, Ordering::Relaxed);
+                panic!("no birth")
+            })
+            .recipient()
+    });
+    let (_root, code) =
+        tree.start(vec![ChildSpec { name: "stillborn", of: None, count: 1, factory, rank: 0 }]);
+    assert_eq!(code.await, Ok(EXIT_SOFTWARE));
+    assert_eq!(births.load(Ordering::Relaxed), 4);
+}

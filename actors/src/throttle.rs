@@ -1,0 +1,128 @@
+//! Throttle: feeds the gates of rate-limited destinations, one task each, at the rate that governor
+//! grants. Rate is one control of three; concurrency is the roster's, delay the outbox's.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock as _, DefaultClock},
+};
+
+use crate::{
+    flow::{Gate, Progress},
+    ports::Clock,
+    supervision::Drain,
+};
+
+/// Only control messages come in.
+pub const MAILBOX: usize = 4;
+
+/// How finely permits are dealt out: a feed of less than this much time is not worth a wake-up.
+const GRAIN: Duration = Duration::from_millis(1);
+
+/// A limited gate.
+#[derive(Clone, Debug)]
+pub struct LimitedGate {
+    /// What it is for: a destination's name, or `all`.
+    pub name: Arc<str>,
+    /// The gate.
+    pub gate: Gate,
+    /// Messages per second.
+    pub rate_per_s: NonZeroU32,
+    /// Messages at once after a pause; at least 1.
+    pub burst: NonZeroU32,
+}
+
+/// What a throttle works with.
+#[derive(Clone)]
+pub struct ThrottleSetup {
+    /// The gates to feed.
+    pub gates: Vec<LimitedGate>,
+    /// The time, for the sign of life.
+    pub clock: Arc<dyn Clock>,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// The actor.
+pub struct Throttle {
+    setup: ThrottleSetup,
+    generation: u64,
+}
+
+impl Throttle {
+    /// A throttle in its `generation`-th life.
+    pub fn new(setup: ThrottleSetup, generation: u64) -> Self {
+        Self { setup, generation }
+    }
+}
+
+impl Actor for Throttle {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        // A fresh limiter grants a fresh burst: after a restart that would exceed the rate.
+        let grant_burst = self.generation == 1;
+        for gate in self.setup.gates.clone() {
+            context.spawn(feed(gate, grant_burst).into_actor(self));
+        }
+        context.run_interval(Duration::from_secs(1), |this, _| {
+            failpoint!("panic.throttle");
+            this.setup.progress.turn(this.setup.clock.mono());
+        });
+    }
+}
+
+impl Handler<Drain> for Throttle {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        context.stop();
+    }
+}
+
+async fn feed(limited: LimitedGate, grant_burst: bool) {
+    let LimitedGate { name: _, gate, rate_per_s, burst } = limited;
+    let grain = grain(rate_per_s, burst);
+    // What lies unused in the gate is part of the burst too.
+    let bucket = NonZeroU32::new(burst.get() - grain.get()).unwrap_or(burst);
+    let limiter = RateLimiter::direct(Quota::per_second(rate_per_s).allow_burst(bucket));
+    if !grant_burst {
+        let _ = limiter.check_n(bucket); // spends what a fresh limiter would grant; it is not short of it
+    }
+    loop {
+        gate.drained(grain.get()).await;
+        match limiter.check_n(grain) {
+            Ok(Ok(())) => gate.feed(grain.get()),
+            Ok(Err(not_until)) => {
+                tokio::time::sleep(not_until.wait_time_from(DefaultClock::default().now())).await;
+            }
+            Err(insufficient) => unreachable!("a grain is never above the bucket: {insufficient}"),
+        }
+    }
+}
+
+/// Permits fed at once: about `GRAIN`'s worth, never more than half the burst.
+fn grain(rate_per_s: NonZeroU32, burst: NonZeroU32) -> NonZeroU32 {
+    let per_grain = u64::from(rate_per_s.get()) * GRAIN.as_micros() as u64 / 1_000_000;
+    let half = NonZeroU32::new(burst.get() / 2).unwrap_or(NonZeroU32::MIN);
+    NonZeroU32::new(per_grain as u32).unwrap_or(NonZeroU32::MIN).min(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grains_follow_the_rate_within_the_burst() {
+        let grain =
+            |rate, burst| grain(NonZeroU32::new(rate).unwrap(), NonZeroU32::new(burst).unwrap()).get();
+        assert_eq!(grain(1, 50), 1);
+        assert_eq!(grain(999, 50), 1);
+        assert_eq!(grain(20_000, 50), 20);
+        assert_eq!(grain(1_000_000, 50), 25);
+        assert_eq!(grain(1_000_000, 1), 1);
+        assert_eq!(grain(u32::MAX, u32::MAX), u32::MAX / 1000);
+    }
+}

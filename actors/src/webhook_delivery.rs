@@ -1,0 +1,491 @@
+//! `WebhookDelivery`: a worker that pulls leased batches and sends their messages.
+//!
+//! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
+//! and so acknowledges, one extends leases. Messages are sent by *lanes*, tasks on the shared runtime that
+//! ask the roster for the next message until it has none. A panic in one attempt is caught in its lane
+//! and is that message's outcome; the worker and the other lanes go on.
+
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use rand::RngExt as _;
+use tokio::sync::watch;
+
+use crate::{
+    flow::{Bell, Gate, Progress},
+    model::{
+        batch::{PAYLOAD_VERSION, Rows},
+        body::BodyTemplate,
+        lease::{Lease, LeaseToken},
+        outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
+        retry::{Decision, RetrySchedule, poisoned, retry_batches},
+        roster::{Pick, Report, Roster, RosterLimits},
+        suspect::Pace,
+    },
+    ports::{
+        Clock, ItemOutcome, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError, Webhook,
+        WebhookRequest,
+    },
+    supervision::{Drain, Fault},
+};
+
+/// Only control messages come in: batches are pulled.
+pub const MAILBOX: usize = 4;
+
+/// The longest a worker sleeps before it looks into the queue again.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Retries that are due within the same step of this length travel in one batch.
+const RETRY_GRANULARITY: Duration = Duration::from_millis(100);
+
+/// One worker's share of a destination.
+#[derive(Clone)]
+pub struct DeliveryDestination {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its receiver.
+    pub webhook: Arc<dyn Webhook>,
+    /// Messages that this worker may have in flight to it.
+    pub concurrency: usize,
+    /// Its rate limit, if it has one.
+    pub gate: Option<Gate>,
+    /// When its messages are tried again.
+    pub retry: RetrySchedule,
+    /// Whether config holds its messages.
+    pub paused: bool,
+}
+
+/// What a worker works with.
+#[derive(Clone)]
+pub struct DeliverySetup {
+    /// Where messages go.
+    pub destinations: Vec<DeliveryDestination>,
+    /// Where batches come from.
+    pub queue: Arc<dyn Queue>,
+    /// Where outcomes go.
+    pub ledger: Arc<dyn Ledger>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Rung when batches were queued, and by the worker itself when it needs more.
+    pub queued: Bell,
+    /// To ring when retries were appended.
+    pub appended: Bell,
+    /// The limits on what is in flight and unrecorded.
+    pub limits: RosterLimits,
+    /// Batches leased ahead per destination.
+    pub prefetch: usize,
+    /// How long a lease holds unless extended.
+    pub lease: Duration,
+    /// Lost leases that condemn a message.
+    pub lost_cap: u32,
+    /// Outcomes recorded at once at the latest.
+    pub record_group: usize,
+    /// How long an outcome waits to be recorded with others.
+    pub record_linger: Duration,
+    /// The rate limit over all destinations, if there is one.
+    pub gate: Option<Gate>,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// The actor.
+pub struct WebhookDelivery {
+    desk: Arc<Desk>,
+    /// The holder of this worker's leases in its last life.
+    predecessor: Option<String>,
+    fault: Fault,
+}
+
+impl WebhookDelivery {
+    /// A worker without batches. `holder` names this life of it, `predecessor` the one before.
+    pub fn new(setup: DeliverySetup, holder: &str, predecessor: Option<String>, fault: Fault) -> Self {
+        let shares: Vec<_> = setup.destinations.iter().map(|destination| destination.concurrency).collect();
+        let state = DeskState {
+            roster: Roster::new(setup.limits, &shares),
+            batches: HashMap::new(),
+            held: vec![false; shares.len()],
+            lanes: 0,
+        };
+        let desk = Desk {
+            setup,
+            holder: holder.into(),
+            state: Mutex::new(state),
+            flush: Bell::default(),
+            closing: watch::Sender::new(false),
+        };
+        Self { desk: Arc::new(desk), predecessor, fault }
+    }
+}
+
+impl Actor for WebhookDelivery {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        let fail = |result: Result<(), StoreError>, this: &mut Self, context: &mut Context<Self>| match result
+        {
+            Ok(()) => context.stop(), // drained
+            Err(error) => this.fault.fail(context, error),
+        };
+        let (lease, predecessor) = (self.desk.clone(), self.predecessor.take());
+        context.spawn(async move { lease.lease_loop(predecessor).await }.into_actor(self).map(fail));
+        let record = self.desk.clone();
+        context.spawn(async move { record.record_loop().await }.into_actor(self).map(fail));
+        let extend = self.desk.clone();
+        context.spawn(async move { extend.extend_loop().await }.into_actor(self).map(fail));
+    }
+}
+
+impl Handler<Drain> for WebhookDelivery {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.desk.close();
+    }
+}
+
+impl Drop for WebhookDelivery {
+    /// However the worker ended, its lanes begin nothing more.
+    fn drop(&mut self) {
+        self.desk.close();
+    }
+}
+
+/// A leased batch, ready to send from.
+struct BatchInHand {
+    lease: Lease,
+    rows: Rows,
+    template: BodyTemplate,
+    /// One draw per lease: the retries of a batch stay together.
+    jitter: f64,
+}
+
+struct DeskState {
+    roster: Roster,
+    batches: HashMap<LeaseToken, Arc<BatchInHand>>,
+    /// Destinations that answered 410 and are yet to be disabled in the ledger.
+    held: Vec<bool>,
+    lanes: usize,
+}
+
+/// What the worker's loops and lanes share.
+struct Desk {
+    setup: DeliverySetup,
+    holder: Arc<str>,
+    state: Mutex<DeskState>,
+    /// Rung when outcomes should be recorded now.
+    flush: Bell,
+    closing: watch::Sender<bool>,
+}
+
+impl Desk {
+    fn state(&self) -> MutexGuard<'_, DeskState> {
+        // The roster is changed by infallible steps only; a lane's panic is caught outside the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.closing.send_replace(true);
+        self.state().roster.stop(None);
+        self.flush.ring();
+        self.setup.queued.ring();
+    }
+
+    fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    async fn lease_loop(self: &Arc<Self>, predecessor: Option<String>) -> Result<(), StoreError> {
+        let Self { setup, .. } = &**self;
+        if let Some(predecessor) = predecessor {
+            setup.queue.release_holder(&predecessor).await?;
+        }
+        loop {
+            failpoint!("panic.webhook_delivery");
+            setup.progress.turn(setup.clock.mono());
+            self.disable_held().await?;
+            self.give_back().await?;
+            if self.is_closing() && self.state().roster.is_empty() {
+                return Ok(());
+            }
+            let wants = self.wants();
+            let wanted: usize = wants.iter().map(|(_, batches)| batches).sum();
+            let mut leased = 0;
+            if wanted > 0 {
+                let until = setup.clock.mono().after(setup.lease);
+                let request = LeaseRequest { holder: self.holder.clone(), wants, until };
+                let leases = setup.queue.lease(request).await?;
+                failpoint!("lease.after");
+                leased = leases.len();
+                for lease in leases {
+                    self.take(lease);
+                }
+                self.start_lanes();
+            }
+            if wanted == 0 || leased < wanted {
+                setup.queued.wait(TICK).await;
+            }
+        }
+    }
+
+    fn wants(&self) -> Vec<(Arc<str>, usize)> {
+        if self.is_closing() {
+            return Vec::new();
+        }
+        let state = self.state();
+        let prefetch = self.setup.prefetch;
+        let want = |(index, destination): (usize, &DeliveryDestination)| {
+            let waiting = state.roster.waiting(index);
+            let room = (prefetch + destination.concurrency).saturating_sub(state.roster.held(index));
+            let open = !destination.paused && !state.held[index] && destination.concurrency > 0;
+            // Refilled when half used up, so that a lease is worth its transaction.
+            let batches = if open && waiting <= prefetch / 2 { (prefetch - waiting).min(room) } else { 0 };
+            (batches > 0).then(|| (destination.name.clone(), batches))
+        };
+        self.setup.destinations.iter().enumerate().filter_map(want).collect()
+    }
+
+    fn take(&self, lease: Lease) {
+        let name = &lease.header.destination;
+        let Some(destination) = self.setup.destinations.iter().position(|d| *d.name == **name) else {
+            return; // never leased: only own destinations are asked for
+        };
+        let at = self.setup.clock.wall();
+        let mut pace = Pace::of(lease.losses, self.setup.lost_cap);
+        let open: Vec<_> = lease.states.unsettled().map(|index| index as u32).collect();
+        let mut condemned = usize::from(pace == Pace::Condemn);
+        let mut sentence = poisoned(at);
+        let rows = Rows::decode(lease.payload.clone()).map_err(|error| error.to_string());
+        let template = BodyTemplate::compile(lease.header.template.as_deref(), &lease.header.content_type)
+            .map_err(|error| error.to_string());
+        let (rows, template) = match (rows, template) {
+            (Ok(rows), Ok(template)) if rows.len() == lease.states.0.len() => (rows, template),
+            (rows, template) => {
+                let why =
+                    rows.err().or(template.err()).unwrap_or_else(|| "rows and states differ".to_owned());
+                tracing::error!(batch = %lease.token.batch, why, "the batch can't be sent: its messages are dead");
+                let attempt = Attempt { at, status: 0, reason: Reason::Render };
+                sentence = Verdict::Dead { attempt, cause: DeathCause::Permanent };
+                condemned = open.len();
+                pace = Pace::Together;
+                let nothing =
+                    Rows::decode(Bytes::from_static(&[PAYLOAD_VERSION])).expect("an empty payload is valid");
+                (nothing, BodyTemplate::compile(None, "").expect("the default body needs no compiling"))
+            }
+        };
+        let token = lease.token;
+        let batch = BatchInHand { lease, rows, template, jitter: rand::rng().random() };
+        let mut state = self.state();
+        state.batches.insert(token, Arc::new(batch));
+        state.roster.add(destination, token, pace, open);
+        for _ in 0..condemned {
+            state.roster.condemn(token, sentence);
+        }
+        if condemned > 0 {
+            self.flush.ring();
+        }
+    }
+
+    /// As many lanes as there are messages that may be sent now.
+    fn start_lanes(self: &Arc<Self>) {
+        let mut state = self.state();
+        while let Some(pick) = state.roster.pick() {
+            let Some(batch) = state.batches.get(&pick.token).cloned() else {
+                state.roster.report(pick, Report::Unsent, usize::MAX);
+                continue;
+            };
+            state.lanes += 1;
+            tokio::spawn(self.clone().lane(pick, batch));
+        }
+    }
+
+    async fn lane(self: Arc<Self>, mut pick: Pick, mut batch: Arc<BatchInHand>) {
+        let mut body = Vec::new();
+        loop {
+            let attempt = AssertUnwindSafe(self.attempt(pick, &batch, &mut body)).catch_unwind().await;
+            let outcome = attempt.unwrap_or_else(|_| {
+                tracing::error!(id = %batch.lease.header.message_id(batch.rows.row(pick.index as usize)),
+                    "the attempt panicked");
+                Some(Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None })
+            });
+            let report = self.judge(pick, &batch, outcome);
+            let mut state = self.state();
+            let waiting = state.roster.waiting(pick.destination);
+            let flush = state.roster.report(pick, report, self.setup.record_group);
+            let next = state.roster.pick();
+            let starved = state.roster.waiting(pick.destination) < waiting;
+            let next = next.and_then(|next| {
+                if next.token == pick.token {
+                    return Some((next, None));
+                }
+                let batch = state.batches.get(&next.token).cloned();
+                if batch.is_none() {
+                    state.roster.report(next, Report::Unsent, usize::MAX);
+                }
+                batch.map(|batch| (next, Some(batch)))
+            });
+            if next.is_none() {
+                state.lanes -= 1;
+            }
+            drop(state);
+            if flush {
+                self.flush.ring();
+            }
+            if starved || report == Report::Unsent {
+                self.setup.queued.ring();
+            }
+            match next {
+                Some((next, other_batch)) => {
+                    pick = next;
+                    batch = other_batch.unwrap_or(batch);
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// One attempt; `None` if the worker closes before the message's turn has come.
+    async fn attempt(&self, pick: Pick, batch: &BatchInHand, body: &mut Vec<u8>) -> Option<Outcome> {
+        let destination = &self.setup.destinations[pick.destination];
+        for gate in destination.gate.iter().chain(&self.setup.gate) {
+            let mut closing = self.closing.subscribe();
+            tokio::select! {
+                biased;
+                () = gate.pass() => {}
+                _ = closing.wait_for(|closing| *closing) => return None,
+            }
+        }
+        let header = &batch.lease.header;
+        let index = pick.index as usize;
+        let id = header.message_id(batch.rows.row(index));
+        body.clear();
+        if let Err(error) = batch.template.render(header, id, batch.rows.bytes(index), body) {
+            tracing::warn!(%id, destination = %destination.name, %error, "the body can't be rendered");
+            return Some(Outcome::Permanent { status: 0, reason: Reason::Render });
+        }
+        failpoint!("attempt.before");
+        let at = self.setup.clock.wall();
+        let request = WebhookRequest { id, at, content_type: &header.content_type, body };
+        let outcome = destination.webhook.send(request).await;
+        failpoint!("attempt.after");
+        Some(outcome)
+    }
+
+    fn judge(&self, pick: Pick, batch: &BatchInHand, outcome: Option<Outcome>) -> Report {
+        let Some(outcome) = outcome else {
+            return Report::Unsent;
+        };
+        let Lease { attempt, accepted_at, .. } = batch.lease;
+        let retry = &self.setup.destinations[pick.destination].retry;
+        match retry.decide(outcome, attempt + 1, accepted_at, self.setup.clock.wall(), batch.jitter) {
+            Decision::Record(verdict) => Report::Verdict(verdict),
+            Decision::Hold => {
+                let mut state = self.state();
+                state.roster.stop(Some(pick.destination));
+                state.held[pick.destination] = true;
+                Report::Unsent
+            }
+        }
+    }
+
+    /// Records which destinations are gone (410).
+    async fn disable_held(&self) -> Result<(), StoreError> {
+        let held: Vec<_> = {
+            let state = self.state();
+            (0..state.held.len()).filter(|&index| state.held[index]).collect()
+        };
+        for index in held {
+            let name = &self.setup.destinations[index].name;
+            tracing::error!(destination = %name, "the destination answered 410 Gone: it is disabled, its messages are held");
+            self.setup
+                .ledger
+                .disable_destination(name, "it answered 410 Gone", self.setup.clock.wall())
+                .await?;
+            self.state().held[index] = false; // from now on the queue itself leases none of it
+        }
+        Ok(())
+    }
+
+    async fn give_back(&self) -> Result<(), StoreError> {
+        let tokens = self.state().roster.returnable();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        self.setup.queue.release(&tokens, Release::Unused).await?;
+        let mut state = self.state();
+        for token in tokens {
+            state.roster.remove(token);
+            state.batches.remove(&token);
+        }
+        Ok(())
+    }
+
+    async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {
+        let Self { setup, .. } = &**self;
+        loop {
+            self.flush.wait(setup.record_linger).await;
+            let settlements = self.settlements();
+            if settlements.is_empty() {
+                continue;
+            }
+            let retries = settlements.iter().any(|settlement| !settlement.retries.is_empty());
+            let counts: Vec<_> = settlements.iter().map(|s| (s.token, s.verdicts.len())).collect();
+            failpoint!("settle.before");
+            let settled = setup.ledger.settle(settlements).await?;
+            failpoint!("settle.after");
+            {
+                let mut state = self.state();
+                for ((token, count), settled) in counts.into_iter().zip(settled) {
+                    state.roster.recorded(token, count);
+                    if settled != Settled::Open {
+                        state.roster.remove(token);
+                        state.batches.remove(&token);
+                    }
+                }
+            }
+            if retries {
+                setup.appended.ring();
+            }
+            self.start_lanes();
+            setup.queued.ring();
+        }
+    }
+
+    fn settlements(&self) -> Vec<Settlement> {
+        let mut state = self.state();
+        let ready = state.roster.take_ready();
+        let settlement = |(token, verdicts): (LeaseToken, Vec<(u32, Verdict)>)| {
+            let retries = state.batches.get(&token).map_or_else(Vec::new, |batch| {
+                retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY)
+            });
+            Settlement { token, verdicts, retries }
+        };
+        ready.into_iter().map(settlement).collect()
+    }
+
+    async fn extend_loop(&self) -> Result<(), StoreError> {
+        loop {
+            tokio::time::sleep(self.setup.lease / 3).await;
+            let tokens = self.state().roster.tokens();
+            if tokens.is_empty() {
+                continue;
+            }
+            let until = self.setup.clock.mono().after(self.setup.lease);
+            let outcomes = self.setup.queue.extend(&tokens, until).await?;
+            let mut state = self.state();
+            for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
+                if let ItemOutcome::Permanent(why) = outcome {
+                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its messages are left to its new holder");
+                    state.roster.remove(token);
+                    state.batches.remove(&token);
+                }
+            }
+        }
+    }
+}
