@@ -30,6 +30,68 @@ pub struct Append {
     pub at: UnixMs,
 }
 
+impl Append {
+    /// I1 at the gate: every row between the stored checkpoint and this one is, at each destination of the
+    /// file, in exactly one of: a batch, the rejects, the duplicates. What is wrong, otherwise.
+    ///
+    /// Every implementation of [`Outbox`] refuses (`Permanent`) a step beyond the stored checkpoint that
+    /// breaks this: stored, it could never balance.
+    pub fn check_balance(&self, before: &Checkpoint) -> Result<(), String> {
+        let after = &self.checkpoint;
+        let grown = |after: u64, before: u64, what: &str| {
+            after.checked_sub(before).ok_or_else(|| {
+                format!("the checkpoint of file {} goes from {before} {what} back to {after}", self.file.id)
+            })
+        };
+        let rows = grown(after.rows, before.rows, "rows")?;
+        grown(after.offset, before.offset, "bytes")?;
+        let rejected = grown(after.rejected, before.rejected, "rejected rows")?;
+        let duplicates = grown(after.duplicates, before.duplicates, "duplicate rows")?;
+        if (rejected, duplicates) != (self.rejects.len() as u64, self.duplicates.len() as u64) {
+            return Err(format!(
+                "file {}: the checkpoint counts {rejected} rejected and {duplicates} duplicate rows, the step \
+                 brings {} and {}",
+                self.file.id,
+                self.rejects.len(),
+                self.duplicates.len()
+            ));
+        }
+        for destination in &self.file.destinations {
+            let batches = self.batches.iter().filter(|batch| batch.header.destination == *destination);
+            let accepted: u64 = batches.map(|batch| u64::from(batch.count)).sum();
+            if accepted + rejected + duplicates != rows {
+                return Err(format!(
+                    "file {}, destination {destination}: {rows} rows became {accepted} messages, {rejected} \
+                     rejected and {duplicates} duplicate rows",
+                    self.file.id
+                ));
+            }
+        }
+        for batch in &self.batches {
+            let is_first = batch.drive == 0 && batch.attempt == 0 && batch.root == batch.id;
+            let is_ours = batch.header.file == self.file.id
+                && self.file.destinations.contains(&batch.header.destination);
+            let is_here = batch.first_row > before.rows && batch.first_row <= after.rows && batch.count > 0;
+            if !(is_first && is_ours && is_here) {
+                return Err(format!(
+                    "batch {} (destination {}, row {}, {} messages, drive {}, attempt {}) is no first attempt of \
+                     rows {}..={} of file {} for one of its destinations",
+                    batch.id,
+                    batch.header.destination,
+                    batch.first_row,
+                    batch.count,
+                    batch.drive,
+                    batch.attempt,
+                    before.rows + 1,
+                    after.rows,
+                    self.file.id
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A batch that the queue has not accepted yet.
 #[derive(Clone, Debug)]
 pub struct OutboxEntry {
