@@ -1,0 +1,144 @@
+//! Files, batches and steps, as ingest would make them.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use crate::{
+    model::{
+        batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout, Rows},
+        file::{Checkpoint, FileRecord, FileState, Reject},
+        ids::{BatchId, FileId},
+        outcome::{Attempt, Reason},
+        time::UnixMs,
+    },
+    ports::{Append, Lease},
+};
+
+/// A file of `feed` whose content is known by `content`, for `destinations`.
+pub fn file(feed: &str, content: u8, destinations: &[&str]) -> Arc<FileRecord> {
+    Arc::new(FileRecord {
+        id: FileId::derive(feed, &[content; 32]),
+        feed: feed.into(),
+        name: format!("{content}.csv"),
+        bytes: 1_000,
+        sha256: format!("{content:02x}").repeat(32),
+        claimed_at: UnixMs(1_000),
+        destinations: destinations.iter().map(|&name| name.into()).collect(),
+    })
+}
+
+/// The header of `file`'s batches for `destination`.
+pub fn header(file: &FileRecord, destination: &str) -> Arc<BatchHeader> {
+    Arc::new(BatchHeader {
+        feed: file.feed.clone(),
+        destination: destination.into(),
+        file: file.id,
+        layout: RowLayout::Lines,
+        template: None,
+        content_type: "application/json".into(),
+    })
+}
+
+/// The rows `rows` as a first attempt; row `n` is for recipient `user-n`.
+pub fn batch(
+    file: &FileRecord,
+    destination: &str,
+    rows: impl IntoIterator<Item = u64>,
+    at: UnixMs,
+) -> NewBatch {
+    let mut payload = PayloadWriter::default();
+    let mut first_row = None;
+    for row in rows {
+        first_row.get_or_insert(row);
+        payload.push(row, format!("user-{row}").as_bytes());
+    }
+    let first_row = first_row.expect("a batch has rows");
+    let id = BatchId::derive(file.id, destination, first_row, 0, 0);
+    NewBatch {
+        id,
+        root: id,
+        header: header(file, destination),
+        first_row,
+        count: payload.count(),
+        drive: 0,
+        attempt: 0,
+        accepted_at: at,
+        not_before: at,
+        payload: payload.finish(),
+        history: Vec::new(),
+    }
+}
+
+/// A step that accepts all of `rows` in one batch per destination, and leaves the file open.
+pub fn step(file: &Arc<FileRecord>, rows: RangeInclusive<u64>, at: UnixMs) -> Append {
+    step_without(file, rows, &[], &[], at)
+}
+
+/// A step over `rows` of which some are rejected and some are duplicates. Rows before it must all have
+/// been accepted.
+pub fn step_without(
+    file: &Arc<FileRecord>,
+    rows: RangeInclusive<u64>,
+    rejected: &[u64],
+    duplicates: &[u64],
+    at: UnixMs,
+) -> Append {
+    let accepted: Vec<_> =
+        rows.clone().filter(|row| !rejected.contains(row) && !duplicates.contains(row)).collect();
+    let batches = match accepted.is_empty() {
+        true => Vec::new(),
+        false => {
+            let batch = |destination: &String| batch(file, destination, accepted.iter().copied(), at);
+            file.destinations.iter().map(batch).collect()
+        }
+    };
+    let reject = |&row: &u64| Reject {
+        row,
+        line: row + 1,
+        reason: "too few cells".into(),
+        raw: format!("bad-{row}").into(),
+    };
+    Append {
+        file: file.clone(),
+        batches,
+        rejects: rejected.iter().map(reject).collect(),
+        duplicates: duplicates.to_vec(),
+        checkpoint: Checkpoint {
+            offset: rows.end() * 10,
+            rows: *rows.end(),
+            rejected: rejected.len() as u64,
+            duplicates: duplicates.len() as u64,
+        },
+        state: FileState::Ingesting,
+        at,
+    }
+}
+
+/// A failed attempt at `at`.
+pub fn failed(at: UnixMs) -> Attempt {
+    Attempt { at, status: 503, reason: Reason::Status }
+}
+
+/// The batch that carries on the messages of `lease` at `indexes`, as a worker makes it.
+pub fn retry(lease: &Lease, indexes: &[usize], attempt: Attempt, not_before: UnixMs) -> NewBatch {
+    let rows = Rows::decode(lease.payload.clone()).expect("a leased payload is whole");
+    let history = indexes.iter().map(|&index| {
+        let mut attempts = lease.history.get(index).cloned().unwrap_or_default();
+        attempts.push(attempt);
+        attempts
+    });
+    let first_row = rows.row(indexes[0]);
+    let header = &lease.header;
+    NewBatch {
+        id: BatchId::derive(header.file, &header.destination, first_row, lease.drive, lease.attempt + 1),
+        root: lease.root,
+        header: header.clone(),
+        first_row,
+        count: indexes.len() as u32,
+        drive: lease.drive,
+        attempt: lease.attempt + 1,
+        accepted_at: lease.accepted_at,
+        not_before,
+        payload: rows.select(indexes.iter().copied()).finish(),
+        history: history.collect(),
+    }
+}
