@@ -1,0 +1,350 @@
+//! What every write shares: its transaction, the caches of interned names, and the counters that are
+//! changed once per transaction however many messages it settles.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use postrider_actors::{
+    model::{
+        batch::{BatchHeader, NewBatch, PayloadError},
+        file::FileState,
+        ids::BatchId,
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+
+use super::codec;
+
+/// Why an operation inside a transaction failed; the transaction is rolled back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TxError {
+    /// SQLite said no.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The request breaks a rule; repeating it won't help.
+    #[error("{0}")]
+    Refused(String),
+    /// What is stored can't be read.
+    #[error(transparent)]
+    Damaged(#[from] codec::Damaged),
+    /// A stored payload can't be read.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// A stored header can't be read.
+    #[error("a stored batch header is damaged: {0}")]
+    Header(#[from] serde_json::Error),
+}
+
+impl TxError {
+    /// Whether the disk or the database can't be trusted any more, so that the process must end.
+    pub(crate) fn is_fatal(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+
+    /// What the caller of a port is told.
+    pub(crate) fn to_store_error(&self) -> StoreError {
+        let text = self.to_string();
+        let Self::Sqlite(error) = self else { return StoreError::Permanent(text) };
+        match error.sqlite_error_code() {
+            Some(
+                ErrorCode::DiskFull
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::OutOfMemory
+                | ErrorCode::CannotOpen
+                | ErrorCode::OperationInterrupted,
+            ) => StoreError::Retryable(text),
+            _ => StoreError::Permanent(text),
+        }
+    }
+}
+
+/// A whole number as SQLite has it. Nothing that is counted here comes near the end.
+pub(crate) fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Reads back what [`int`] stored.
+pub(crate) fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// Where a batch is between the outbox and the ledger. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Outstanding = 0,
+    Queued = 1,
+    Leased = 2,
+    Settled = 3,
+}
+
+pub(crate) fn file_state_byte(state: &FileState) -> i64 {
+    match state {
+        FileState::Ingesting => 0,
+        FileState::Ingested => 1,
+        FileState::Failed(_) => 2,
+        FileState::SourceLost(_) => 3,
+    }
+}
+
+pub(crate) fn file_state(byte: i64, reason: Option<String>) -> Result<FileState, TxError> {
+    Ok(match byte {
+        0 => FileState::Ingesting,
+        1 => FileState::Ingested,
+        2 => FileState::Failed(reason.unwrap_or_default()),
+        3 => FileState::SourceLost(reason.unwrap_or_default()),
+        _ => return Err(TxError::Refused(format!("file state {byte} was written by a newer version"))),
+    })
+}
+
+/// Entries per cache; a full one is emptied. Enough for every file in flight.
+const CACHE_ENTRIES_MAX: usize = 512;
+
+/// Names and headers that were met lately, by the numbers they are stored as.
+#[derive(Default)]
+pub(crate) struct Caches {
+    destinations: HashMap<String, i64>,
+    destination_names: HashMap<i64, Arc<str>>,
+    header_numbers: HashMap<Arc<BatchHeader>, i64>,
+    headers: HashMap<i64, Arc<BatchHeader>>,
+}
+
+impl Caches {
+    /// The name that destination `seq` was interned for.
+    pub(crate) fn destination_name(
+        &mut self,
+        connection: &Connection,
+        seq: i64,
+    ) -> Result<Arc<str>, TxError> {
+        if let Some(name) = self.destination_names.get(&seq) {
+            return Ok(name.clone());
+        }
+        let name: String = connection
+            .prepare_cached("SELECT name FROM destinations WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?;
+        let name: Arc<str> = name.into();
+        bounded(&mut self.destination_names).insert(seq, name.clone());
+        Ok(name)
+    }
+
+    /// The header that was interned as `seq`.
+    pub(crate) fn header(&mut self, connection: &Connection, seq: i64) -> Result<Arc<BatchHeader>, TxError> {
+        if let Some(header) = self.headers.get(&seq) {
+            return Ok(header.clone());
+        }
+        let json: String = connection
+            .prepare_cached("SELECT json FROM headers WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?;
+        let header: Arc<BatchHeader> = Arc::new(serde_json::from_str(&json)?);
+        bounded(&mut self.headers).insert(seq, header.clone());
+        Ok(header)
+    }
+}
+
+fn bounded<K, V>(cache: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
+    if cache.len() >= CACHE_ENTRIES_MAX {
+        cache.clear();
+    }
+    cache
+}
+
+/// What a transaction changes in one file's counts at one destination.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CountChange {
+    pub(crate) accepted: i64,
+    pub(crate) sent: i64,
+    pub(crate) dead: i64,
+    pub(crate) retrying: i64,
+}
+
+/// A write transaction at work.
+pub(crate) struct Tx<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) caches: &'a mut Caches,
+    counts: BTreeMap<(i64, i64), CountChange>,
+    /// Files whose settledness may have changed, and when the last fact about them came.
+    files: BTreeMap<i64, UnixMs>,
+}
+
+impl<'a> Tx<'a> {
+    /// For a transaction that was just begun on `connection`.
+    pub(crate) fn new(connection: &'a Connection, caches: &'a mut Caches) -> Self {
+        Self { connection, caches, counts: BTreeMap::new(), files: BTreeMap::new() }
+    }
+
+    /// The counts of `file` at `destination`, to be changed by what the caller adds.
+    pub(crate) fn count(&mut self, file: i64, destination: i64) -> &mut CountChange {
+        self.counts.entry((file, destination)).or_default()
+    }
+
+    /// Says that `file` changed at `at`.
+    pub(crate) fn touch(&mut self, file: i64, at: UnixMs) {
+        let last = self.files.entry(file).or_insert(at);
+        *last = (*last).max(at);
+    }
+
+    /// Writes the counters. Called once, before the commit.
+    pub(crate) fn flush(&mut self) -> Result<(), TxError> {
+        let mut depth = 0;
+        for ((file, destination), change) in std::mem::take(&mut self.counts) {
+            let CountChange { accepted, sent, dead, retrying } = change;
+            if (accepted, sent, dead, retrying) == (0, 0, 0, 0) {
+                continue;
+            }
+            depth += accepted - sent - dead;
+            let changed = self
+                .connection
+                .prepare_cached(
+                    "UPDATE file_destinations SET accepted = accepted + ?3, sent = sent + ?4, dead = dead + ?5,
+                         retrying = retrying + ?6 WHERE file = ?1 AND destination = ?2",
+                )?
+                .execute([file, destination, accepted, sent, dead, retrying])?;
+            if changed != 1 {
+                return Err(TxError::Refused(format!(
+                    "file {file} was not accepted for destination {destination}, yet has a batch for it"
+                )));
+            }
+        }
+        if depth != 0 {
+            self.connection
+                .prepare_cached("UPDATE counters SET depth = depth + ?1 WHERE one = 1")?
+                .execute([depth])?;
+        }
+        for (file, at) in std::mem::take(&mut self.files) {
+            self.settle_file(file, at)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps `settled_at` true, and has a report that is out of date written again.
+    fn settle_file(&self, file: i64, at: UnixMs) -> Result<(), TxError> {
+        let (settled, settled_at, reported): (bool, Option<i64>, bool) = self
+            .connection
+            .prepare_cached(
+                "SELECT state <> 0 AND NOT EXISTS (SELECT 1 FROM file_destinations
+                     WHERE file = ?1 AND sent + dead < accepted), settled_at, reported
+                 FROM files WHERE seq = ?1",
+            )?
+            .query_row([file], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let now_settled_at = settled.then(|| settled_at.unwrap_or(int(at.0)));
+        if now_settled_at != settled_at || reported {
+            self.connection
+                .prepare_cached("UPDATE files SET settled_at = ?2, reported = 0 WHERE seq = ?1")?
+                .execute(params![file, now_settled_at])?;
+        }
+        Ok(())
+    }
+
+    /// The number of a destination's name, which is interned.
+    pub(crate) fn destination(&mut self, name: &str) -> Result<i64, TxError> {
+        if let Some(&seq) = self.caches.destinations.get(name) {
+            return Ok(seq);
+        }
+        let found = self
+            .connection
+            .prepare_cached("SELECT seq FROM destinations WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let seq = match found {
+            Some(seq) => seq,
+            None => self
+                .connection
+                .prepare_cached("INSERT INTO destinations (name) VALUES (?1)")?
+                .insert([name])?,
+        };
+        bounded(&mut self.caches.destinations).insert(name.to_owned(), seq);
+        Ok(seq)
+    }
+
+    /// The number of a header, which is interned.
+    fn header_number(
+        &mut self,
+        header: &Arc<BatchHeader>,
+        file: i64,
+        destination: i64,
+    ) -> Result<i64, TxError> {
+        if let Some(&seq) = self.caches.header_numbers.get(header) {
+            return Ok(seq);
+        }
+        let json = serde_json::to_string(&**header)?;
+        let found = self
+            .connection
+            .prepare_cached("SELECT seq FROM headers WHERE file = ?1 AND destination = ?2 AND json = ?3")?
+            .query_row(params![file, destination, json], |row| row.get(0))
+            .optional()?;
+        let seq = match found {
+            Some(seq) => seq,
+            None => self
+                .connection
+                .prepare_cached("INSERT INTO headers (file, destination, json) VALUES (?1, ?2, ?3)")?
+                .insert(params![file, destination, json])?,
+        };
+        bounded(&mut self.caches.header_numbers).insert(header.clone(), seq);
+        Ok(seq)
+    }
+
+    /// Whether a batch is stored.
+    pub(crate) fn has_batch(&self, id: BatchId) -> Result<bool, TxError> {
+        Ok(self.connection.prepare_cached("SELECT 1 FROM batches WHERE id = ?1")?.exists([id.0])?)
+    }
+
+    /// Stores a payload and returns its number.
+    pub(crate) fn insert_payload(&self, batch: &NewBatch) -> Result<i64, TxError> {
+        Ok(self
+            .connection
+            .prepare_cached("INSERT INTO payloads (body, history) VALUES (?1, ?2)")?
+            .insert(params![&batch.payload[..], codec::encode_history(&batch.history)])?)
+    }
+
+    /// Stores a batch, whose id must be new, and returns its number.
+    pub(crate) fn insert_batch(
+        &mut self,
+        batch: &NewBatch,
+        file: i64,
+        destination: i64,
+        payload: i64,
+    ) -> Result<i64, TxError> {
+        let header = self.header_number(&batch.header, file, destination)?;
+        let root = (batch.root != batch.id).then_some(batch.root.0);
+        Ok(self
+            .connection
+            .prepare_cached(
+                "INSERT INTO batches (id, root, file, destination, header, payload, first_row, count, drive,
+                     attempt, accepted_at, not_before, phase, unsettled)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0, ?8)",
+            )?
+            .insert(params![
+                batch.id.0,
+                root,
+                file,
+                destination,
+                header,
+                payload,
+                int(batch.first_row),
+                batch.count,
+                batch.drive,
+                batch.attempt,
+                int(batch.accepted_at.0),
+                int(batch.not_before.0),
+            ])?)
+    }
+
+    /// Sets how many messages of a batch need delivery; with none left it is settled and its lease ends.
+    pub(crate) fn set_unsettled(&self, batch: i64, unsettled: i64) -> Result<(), TxError> {
+        let sql = if unsettled == 0 {
+            "UPDATE batches SET unsettled = ?2, phase = 3, holder = NULL, lease_until_mono = NULL WHERE seq = ?1"
+        } else {
+            "UPDATE batches SET unsettled = ?2 WHERE seq = ?1"
+        };
+        self.connection.prepare_cached(sql)?.execute([batch, unsettled])?;
+        Ok(())
+    }
+}

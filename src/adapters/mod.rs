@@ -1,0 +1,3 @@
+//! Implementations of the ports: where SQL, HTTP and files live.
+
+pub mod embedded;
