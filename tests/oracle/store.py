@@ -1,0 +1,226 @@
+"""Reads what the store says, without the product: the SQLite file itself, or `postrider files --json`."""
+
+import collections
+import json
+import pathlib
+import shutil
+import sqlite3
+import tempfile
+
+ACCEPTED, RETRYING, DEAD, SENT = range(4)
+
+Counts = collections.namedtuple("Counts", "sent dead retrying pending")
+
+
+class File:
+    """One file as the operator is shown it."""
+
+    def __init__(self, state, rows, rejected, duplicates):
+        self.state = state
+        self.rows = rows
+        self.rejected = rejected
+        self.duplicates = duplicates
+        self.destinations = {}
+
+
+class View:
+    """Everything the oracle wants to know of a store. Keys of messages: (destination, message id)."""
+
+    def __init__(self, has_messages):
+        # Whether the fields below `files` are filled: `files --json` knows counters only.
+        self.has_messages = has_messages
+        # File id → File.
+        self.files = {}
+        # The highest state that any batch holds for a message.
+        self.states = {}
+        # How many attempts are recorded: every batch that carries a message records at most one.
+        self.attempts = collections.Counter()
+        # How many batches still have to deliver a message.
+        self.open_entries = collections.Counter()
+        # File id → row numbers, repetitions kept.
+        self.rejected = collections.defaultdict(list)
+        self.duplicates = collections.defaultdict(list)
+        # What can't be read at all.
+        self.problems = []
+
+    def add_entry(self, key, state):
+        """One message in one batch."""
+        self.states[key] = max(state, self.states.get(key, ACCEPTED))
+        if state == ACCEPTED:
+            self.open_entries[key] += 1
+        else:
+            self.attempts[key] += 1
+
+
+def read_files_json(path):
+    """The view that `postrider files --json` gives."""
+    view = View(has_messages=False)
+    for report in json.loads(pathlib.Path(path).read_text()):
+        file = File(report["state"], report["rows"], report["rejected"], report["duplicates"])
+        for name, counts in report["destinations"].items():
+            pending = counts["accepted"] - counts["sent"] - counts["dead"] - counts["retrying"]
+            file.destinations[name] = Counts(counts["sent"], counts["dead"], counts["retrying"], pending)
+        view.files[report["id"]] = file
+    return view
+
+
+def varint(data, at):
+    """Reads an unsigned LEB128 value at `at`; returns it and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def payload_rows(payload):
+    """The row numbers of a payload (version 1: gap to the row before, length, bytes)."""
+    check_version(payload)
+    rows, row, at = [], 0, 1
+    while at < len(payload):
+        gap, at = varint(payload, at)
+        length, at = varint(payload, at)
+        row += gap
+        at += length
+        rows.append(row)
+    if at != len(payload):
+        raise ValueError("payload is cut off")
+    return rows
+
+
+def row_numbers(body):
+    """The row numbers of a chunk of duplicates (version 1: gaps)."""
+    check_version(body)
+    rows, row, at = [], 0, 1
+    while at < len(body):
+        gap, at = varint(body, at)
+        row += gap
+        rows.append(row)
+    return rows
+
+
+def rejected_rows(body):
+    """The row numbers of a chunk of rejects (version 1: row, line, reason, raw row)."""
+    check_version(body)
+    rows, at = [], 1
+    while at < len(body):
+        row, at = varint(body, at)
+        _line, at = varint(body, at)
+        for _text in range(2):
+            length, at = varint(body, at)
+            at += length
+        rows.append(row)
+    if at != len(body):
+        raise ValueError("cut off")
+    return rows
+
+
+def check_version(body):
+    if body[0] != 1:
+        raise ValueError(f"version {body[0]}")
+
+
+SCHEMA = 1
+FILE_STATES = ("ingesting", "ingested", "failed", "source-lost")
+
+
+def open_read_only(path, scratch):
+    """Opens the database without changing it. What a killed daemon left in the WAL is seen too: a
+    read-only connection may be unable to recover it, so then a copy is read."""
+    path = pathlib.Path(path)
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        connection.execute("SELECT count(*) FROM files").fetchone()
+        return connection
+    except sqlite3.OperationalError:
+        for suffix in ("", "-wal"):
+            source = path.with_name(path.name + suffix)
+            if source.exists():
+                shutil.copy(source, pathlib.Path(scratch) / source.name)
+        return sqlite3.connect(pathlib.Path(scratch) / path.name)
+
+
+def read_sqlite(path):
+    """The view that the embedded store's file gives."""
+    with tempfile.TemporaryDirectory() as scratch:
+        connection = open_read_only(path, scratch)
+        try:
+            connection.execute("BEGIN")  # One state of the store, whatever the daemon does meanwhile.
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version != SCHEMA:
+                raise SystemExit(f"{path} has schema {version}, the oracle reads {SCHEMA}")
+            return read_tables(connection)
+        finally:
+            connection.close()
+
+
+def read_tables(connection):
+    view = View(has_messages=True)
+    for (problem,) in connection.execute("PRAGMA integrity_check(10)"):
+        if problem != "ok":
+            view.problems.append(f"integrity check: {problem}")
+    files, destinations = {}, {}
+    for sequence, identity, state, rows, rejected, duplicates in connection.execute(
+            "SELECT seq, id, state, rows, rejected, duplicates FROM files"):
+        files[sequence] = identity.hex()
+        view.files[identity.hex()] = File(FILE_STATES[state], rows, rejected, duplicates)
+    for sequence, name in connection.execute("SELECT seq, name FROM destinations"):
+        destinations[sequence] = name
+    for file, destination, accepted, sent, dead, retrying in connection.execute(
+            "SELECT file, destination, accepted, sent, dead, retrying FROM file_destinations"):
+        counts = Counts(sent, dead, retrying, accepted - sent - dead - retrying)
+        view.files[files[file]].destinations[destinations[destination]] = counts
+    read_batches(connection, files, destinations, view)
+    for table, decode, found in (("rejects", rejected_rows, view.rejected),
+                                 ("duplicates", row_numbers, view.duplicates)):
+        for sequence, file, body in connection.execute(f"SELECT seq, file, body FROM {table} ORDER BY seq"):
+            try:
+                found[files[file]].extend(decode(body))
+            except (IndexError, ValueError) as error:
+                view.problems.append(f"{table} {sequence} can't be read: {error}")
+    check_dead_letters(connection, files, destinations, view)
+    check_depth(connection, view)
+    return view
+
+
+def read_batches(connection, files, destinations, view):
+    query = ("SELECT b.seq, b.file, b.destination, b.first_row, b.count, b.phase, b.unsettled, p.body, r.states"
+             " FROM batches b JOIN payloads p ON p.seq = b.payload LEFT JOIN results r ON r.batch = b.seq")
+    for sequence, file, destination, first_row, count, phase, unsettled, body, states in connection.execute(query):
+        try:
+            rows = payload_rows(body)
+        except (IndexError, ValueError) as error:
+            view.problems.append(f"payload of batch {sequence} can't be read: {error}")
+            continue
+        states = states if states is not None else bytes(count)
+        if not len(rows) == len(states) == count or rows[:1] != [first_row]:
+            view.problems.append(f"batch {sequence} has {len(rows)} rows from {rows[:1]}, {len(states)} states, "
+                                 f"says {count} from {first_row}")
+            continue
+        if unsettled != states.count(ACCEPTED) or (phase == 3) != (unsettled == 0):
+            view.problems.append(f"batch {sequence} in phase {phase} says {unsettled} unsettled, "
+                                 f"its states say {states.count(ACCEPTED)}")
+        prefix = f"msg_{files[file]}_"
+        for row, state in zip(rows, states):
+            view.add_entry((destinations[destination], f"{prefix}{row}"), state)
+
+
+def check_dead_letters(connection, files, destinations, view):
+    """The dead letters that operators see are exactly the messages whose state is dead."""
+    listed = {(destinations[destination], f"msg_{files[file]}_{row}") for file, destination, row
+              in connection.execute("SELECT file, destination, row FROM dead")}
+    dead = {key for key, state in view.states.items() if state == DEAD}
+    for key in sorted(listed - dead)[:10]:
+        view.problems.append(f"dead letter {key} is in state {view.states.get(key)}")
+    for key in sorted(dead - listed)[:10]:
+        view.problems.append(f"{key} is dead but no dead letter")
+
+
+def check_depth(connection, view):
+    depth = connection.execute("SELECT depth FROM counters").fetchone()[0]
+    still_open = sum(1 for state in view.states.values() if state in (ACCEPTED, RETRYING))
+    if depth != still_open:
+        view.problems.append(f"the depth counter says {depth}, the states say {still_open}")
