@@ -1,0 +1,233 @@
+//! Crashes, stops and second instances: F1, F2, F10–F13.
+
+use std::{os::unix::process::ExitStatusExt, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::support::{
+    LIVENESS, World,
+    input::{Input, Kind},
+    is_settled, knob,
+    process::Process,
+    wait_report, wait_until,
+};
+
+/// The kill loop's times, from a seed that a failure prints.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+/// The longest that a daemon of the kill loop lives.
+const LIFE_MS_MAX: u64 = 700;
+
+#[test]
+fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
+    let kills = knob("POSTRIDER_KILLS", 12);
+    let rows = knob("POSTRIDER_ROWS", 20_000);
+    let seed = knob("POSTRIDER_SEED", u64::from(std::process::id()));
+    println!("POSTRIDER_SEED={seed} POSTRIDER_KILLS={kills} POSTRIDER_ROWS={rows}");
+    let mut random = Random(seed);
+
+    let mut world = World::new("csv");
+    world.receive(&["--fail-rate", "0.05", "--seed", &seed.to_string()]);
+    // Slow enough that the kills fall into the work, not behind it.
+    let rate = (rows * 1000 / (kills * LIFE_MS_MAX / 2)).max(200);
+    world
+        .set("destinations.support.rate_per_s", i64::try_from(rate).expect("rows are few"))
+        .set("destinations.support.burst", 100)
+        .set("record.max_unrecorded", 500);
+    world.drop_file(Input::csv("first.csv", usize::try_from(rows / 2).expect("64 bits")));
+    let mut earlier = Vec::new();
+    let mut kills_at_work = 0;
+    for kill in 1..=kills {
+        let before = world.request_count();
+        world.start();
+        if kill == kills / 2 {
+            world.drop_file(Input::csv("second.csv", usize::try_from(rows - rows / 2).expect("64 bits")));
+        }
+        std::thread::sleep(Duration::from_millis(random.below(LIFE_MS_MAX)));
+        world.kill();
+        kills_at_work += u64::from(world.request_count() > before);
+        // I7 over time, at a few points: a look costs as much as the whole proof.
+        if kill % (kills / 3).max(1) == 0 && world.store().exists() {
+            earlier.push(world.path(&format!("states-{kill}.json")));
+            world.snapshot(earlier.last().expect("just pushed"));
+        }
+    }
+    assert!(
+        kills_at_work * 3 >= kills,
+        "only {kills_at_work} of {kills} kills met a daemon that was sending"
+    );
+
+    world.set("destinations.support.rate_per_s", 0);
+    world.start().wait_settled(LIVENESS * 2);
+    world.stop();
+    let arguments: Vec<_> =
+        earlier.iter().flat_map(|dump| ["--earlier".to_owned(), dump.display().to_string()]).collect();
+    let summary = world.ask_oracle(true, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    println!("{summary}");
+    assert_eq!(summary["messages"], rows);
+}
+
+/// Crashes at `name`, the first time and after each number of passes: in a fresh daemon, and again while
+/// that crash is being recovered from.
+fn crash_at(name: &str, passes: &[u32]) {
+    for pass in passes {
+        println!("{name} after {pass} passes");
+        let mut world = World::new("csv");
+        world.receive(&["--fail-rate", "0.1"]);
+        let skip = if *pass == 0 { String::new() } else { format!("{pass}*off->") };
+        world.fail(&format!("{name}={skip}1*return"));
+        for number in 0..3 {
+            world.drop_file(Input::csv(&format!("file{number}.csv"), 400));
+        }
+        world.start();
+        let status = world.wait_exit(LIVENESS);
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{name} was not reached: {status}");
+        world.kills += 1;
+        // The same again, so that the recovery itself is crashed.
+        world.start();
+        wait_until(LIVENESS, "the recovery to crash, or to finish", || {
+            !world.daemon().is_running() || world.files().iter().filter(|file| is_settled(file)).count() == 3
+        });
+        if world.daemon().is_running() {
+            world.stop();
+        } else {
+            world.kills += 1;
+            world.wait_exit(Duration::ZERO);
+        }
+        world.fail("").start().wait_settled(LIVENESS);
+        for number in 0..3 {
+            let report = wait_report(&world.done(&format!("file{number}.csv")));
+            assert_eq!(report["rows"], 400, "{report}");
+        }
+        world.stop();
+        world.prove();
+    }
+}
+
+macro_rules! crash_points {
+    ($($test:ident: $name:literal $passes:expr;)*) => {
+        $(
+            #[test]
+            #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+            fn $test() {
+                crash_at($name, &$passes);
+            }
+        )*
+    };
+}
+
+crash_points! {
+    f02_crash_after_the_claim: "claim.after" [0, 1];
+    f02_crash_before_the_append: "append.before" [0, 2];
+    f02_crash_after_the_append: "append.after" [0, 2];
+    f02_crash_before_the_finish: "finish.before" [0, 1];
+    f02_crash_after_the_finish: "finish.after" [0, 1];
+    f02_crash_when_the_queue_has_accepted: "dispatch.sent" [0, 1];
+    f02_crash_after_the_lease: "lease.after" [0, 1];
+    f02_crash_before_an_attempt: "attempt.before" [0, 250];
+    f02_crash_after_an_attempt: "attempt.after" [0, 250];
+    f02_crash_before_the_settlement: "settle.before" [0, 1];
+    f02_crash_after_the_settlement: "settle.after" [0, 1];
+    f02_crash_before_the_report_is_marked: "report.before_mark" [0];
+}
+
+#[test]
+fn f10_a_stop_past_the_lease_does_no_harm() {
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "20"]);
+    world
+        .set("destinations.support.timeout_ms", 1000)
+        .set("destinations.support.connect_timeout_ms", 500)
+        .set("lease.duration_ms", 2500)
+        .set("record.max_unrecorded", 200)
+        .drop_file(Input::csv("stopped.csv", 3000))
+        .start();
+    world.wait_requests(300);
+    world.daemon().signal(Signal::STOP);
+    // Nothing to wait for: the point is that the lease's time passes.
+    std::thread::sleep(Duration::from_millis(3500));
+    assert!(world.request_count() < 3000, "it was done before it was stopped");
+    world.daemon().signal(Signal::CONT);
+    world.wait_settled(LIVENESS);
+    world.stop();
+    // What was in flight at the stop may have timed out in the sender's eyes, once.
+    world.unknown = world.window();
+    let summary = world.prove();
+    assert_eq!(summary["dead"], 0, "a stop costs no message its attempts");
+}
+
+#[test]
+fn f11_sigterm_under_load_repeats_nothing() {
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "20"]);
+    world.drop_file(Input::csv("drained.csv", 6000));
+    for stop in 1..=3 {
+        world.start();
+        world.wait_requests(stop * 800);
+        world.stop();
+        assert!(world.request_count() < 6000, "it was done before it was stopped");
+    }
+    world.start().wait_settled(LIVENESS);
+    world.stop();
+    let summary = world.prove();
+    assert_eq!(summary["requests"], 6000);
+    assert_eq!(summary["sent"], 6000);
+}
+
+#[test]
+fn f12_a_second_sigterm_exits_at_once() {
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "4000"]);
+    world.drop_file(Input::csv("hurried.csv", 50)).start();
+    world.wait_requests(1);
+    world.daemon().signal(Signal::TERM);
+    world.notify.wait("STOPPING=1");
+    assert!(world.daemon().is_running(), "the drain waits for what is in flight");
+    world.daemon().signal(Signal::TERM);
+    world.wait_exit(Duration::from_secs(2));
+    world.kills += 1;
+    world.receive(&[]);
+    world.start().wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn f12_a_bad_config_is_not_taken_up() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    world.start_ready();
+    std::fs::write(world.config_path(), "[state]\ndir = 7\n[pools]\nparserz = 2\n").expect("it is ours");
+    world.daemon().signal(Signal::HUP);
+    world.daemon().wait_log("parserz");
+    // `postrider files` would read the bad file.
+    world.configure();
+    world.drop_file(Input::csv("after.csv", 300)).wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn f13_a_second_instance_is_refused() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    world.start_ready();
+    let mut second = Process::spawn(&mut world.command(&["run"]), &world.path("second.log"));
+    let status = second.wait_exit(Duration::from_secs(10));
+    assert_eq!(status.code(), Some(78), "{}", second.log_text());
+    let state = world.state().display().to_string();
+    assert!(second.log_text().contains(&state), "it names the state directory: {}", second.log_text());
+    world.drop_file(Input::csv("undisturbed.csv", 300).all(Kind::Sent)).wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}

@@ -1,0 +1,19 @@
+//! The real binary with real files, sockets and signals. One module per theme; where a test covers a
+//! case of the fault catalogue, its name starts with the case's id. The judge is `tests/oracle`, which
+//! shares no code with the product.
+//!
+//! Knobs, for longer runs than CI's: `POSTRIDER_KILLS`, `POSTRIDER_ROWS` and `POSTRIDER_SEED` (kill
+//! loop), `POSTRIDER_FILES` (F29), `POSTRIDER_LINE_BYTES` (F20), `POSTRIDER_KEEP=1` (keep the
+//! directories of failed tests), `POSTRIDER_PYTHON` (an interpreter for the oracle).
+#![allow(
+    clippy::disallowed_types,
+    reason = "real processes run in real time: no test here can drive a clock"
+)]
+
+mod cli;
+mod crash;
+mod delivery;
+mod files;
+mod panics;
+mod support;
+mod systemd;

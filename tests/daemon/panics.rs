@@ -1,0 +1,104 @@
+//! F14: a panic in each kind of actor, once and without end.
+
+use std::time::Duration;
+
+use crate::support::{LIVENESS, World, input::Input};
+
+/// Two feeds that share nothing but the process.
+fn two_feeds() -> World {
+    let mut world = World::new("csv");
+    world
+        .receive(&["--fail-rate", "0.05"])
+        .set("record.max_unrecorded", 500)
+        .add_destination("calm")
+        .add_feed("calm", "csv", &["calm"]);
+    world
+}
+
+fn survives(failpoint: &str) {
+    let mut world = two_feeds();
+    // The first pass goes through, so that there is work that the panic can hurt.
+    world.fail(&format!("{failpoint}=1*off->1*panic(injected by the test)"));
+    for number in 0..4 {
+        world.drop_file(Input::csv(&format!("hurt{number}.csv"), 500));
+        world.drop_into("calm", Input::csv(&format!("calm{number}.csv"), 500));
+    }
+    world.start();
+    world.daemon().wait_log("injected by the test");
+    world.wait_settled(LIVENESS);
+    assert!(world.daemon().is_running(), "one panic is no reason to exit");
+    let log = world.daemon().log_text();
+    let panic = log.lines().find(|line| line.contains("injected by the test")).expect("it was waited for");
+    assert!(panic.contains("panic"), "the panic is logged as one: {panic}");
+    assert!(log.contains("generation"), "the restart is logged with the actor's generation");
+    world.stop();
+    // What a dead worker had in flight and unrecorded is delivered again, as suspects.
+    world.unknown = world.window();
+    world.prove();
+}
+
+fn escalates(failpoint: &str) {
+    let mut world = two_feeds();
+    world
+        .set("supervision.max_restarts", 2)
+        .set("supervision.period_ms", 30_000)
+        .set("supervision.base_ms", 10)
+        .set("supervision.cap_ms", 50)
+        // A message may be begun once per restart: that must not make it poison.
+        .set("lease.lost_cap", 100)
+        .fail(&format!("{failpoint}=panic(injected without end)"))
+        .drop_file(Input::csv("hurt.csv", 500))
+        .drop_into("calm", Input::csv("calm.csv", 500))
+        .start();
+    let status = world.wait_exit(LIVENESS);
+    assert!(!status.success(), "past the intensity: {status}");
+    assert!(status.code().is_some(), "an exit, not a signal: {status}");
+    world.fail("").start().wait_settled(LIVENESS);
+    world.stop();
+    // Each level of the tree restarts at most `max_restarts` times per restart of the level above.
+    world.kills = 3 * 3 * 3;
+    world.prove();
+}
+
+macro_rules! panics {
+    ($($once:ident $always:ident: $name:literal;)*) => {
+        $(
+            #[test]
+            #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+            fn $once() {
+                survives($name);
+            }
+
+            #[test]
+            #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+            fn $always() {
+                escalates($name);
+            }
+        )*
+    };
+}
+
+panics! {
+    f14_a_panic_in_the_file_watcher f14_panics_without_end_in_the_file_watcher: "panic.file_watcher";
+    f14_a_panic_in_the_parser f14_panics_without_end_in_the_parser: "panic.parser";
+    f14_a_panic_in_the_batcher f14_panics_without_end_in_the_batcher: "panic.batcher";
+    f14_a_panic_in_the_dispatcher f14_panics_without_end_in_the_dispatcher: "panic.dispatcher";
+    f14_a_panic_in_the_throttle f14_panics_without_end_in_the_throttle: "panic.throttle";
+    f14_a_panic_in_webhook_delivery f14_panics_without_end_in_webhook_delivery: "panic.webhook_delivery";
+    f14_a_panic_in_the_sweeper f14_panics_without_end_in_the_sweeper: "panic.sweeper";
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+fn a_panic_in_one_attempt_kills_only_that_attempt() {
+    let mut world = two_feeds();
+    world
+        .fail("attempt.before=100*off->1*panic(injected into an attempt)")
+        .drop_file(Input::csv("one.csv", 1000))
+        .start();
+    world.daemon().wait_log("injected into an attempt");
+    world.wait_settled(LIVENESS + Duration::from_secs(10));
+    world.stop();
+    world.unknown = 1;
+    world.prove();
+}

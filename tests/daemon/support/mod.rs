@@ -1,0 +1,535 @@
+//! A small world per test: directories, a config, a receiver, a daemon, and the oracle.
+
+pub(crate) mod input;
+pub(crate) mod notify;
+pub(crate) mod process;
+pub(crate) mod scripted;
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use self::{
+    input::Input,
+    notify::NotifySocket,
+    process::{Answer, POSTRIDER, Process, run},
+    scripted::{Reply, Request, ScriptedReceiver},
+};
+
+/// After faults stop, everything is terminal within this time (faults.md), on a loaded machine too.
+pub(crate) const LIVENESS: Duration = Duration::from_mins(1);
+/// How long a command that only reads may take.
+const COMMAND: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(80);
+
+/// The signing secret of every destination here; no log may hold it (I10).
+pub(crate) const SECRET: &str = "whsec_dGhpcyBpcyBvbmx5IGEgdGVzdCBzZWNyZXQsIDMyIGI=";
+
+/// Polls `check` until it gives something; panics with `what` after `within`.
+#[track_caller]
+pub(crate) fn wait_for<T>(within: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {within:?} in vain for {what}");
+        thread::sleep(POLL);
+    }
+}
+
+/// Polls `check` until it holds.
+#[track_caller]
+pub(crate) fn wait_until(within: Duration, what: &str, mut check: impl FnMut() -> bool) {
+    wait_for(within, what, || check().then_some(()));
+}
+
+/// A number from the environment, for longer runs.
+pub(crate) fn knob(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| {
+        text.parse().unwrap_or_else(|error| panic!("{name} = `{text}` is no number: {error}"))
+    })
+}
+
+enum Receiver {
+    None,
+    /// `postrider receiver` and where it listens.
+    Real {
+        _process: Process,
+        address: String,
+    },
+    Scripted(ScriptedReceiver),
+}
+
+pub(crate) struct World {
+    directory: TempDir,
+    /// The config as it will be written at the next `configure`.
+    config: toml::Table,
+    receiver: Receiver,
+    receiver_log: PathBuf,
+    daemon: Option<Process>,
+    pub(crate) notify: NotifySocket,
+    /// What was dropped: feed and input; the same bytes only once.
+    dropped: Vec<(String, Input)>,
+    failpoints: String,
+    /// How often the daemon was killed or aborted.
+    pub(crate) kills: usize,
+    /// Further messages whose fate the sender can't know: the windows of panics, resets, timeouts.
+    pub(crate) unknown: usize,
+    /// Rounds of redrive.
+    pub(crate) redrives: usize,
+}
+
+impl World {
+    /// One feed `alerts` of `format`, going to `support`.
+    pub(crate) fn new(format: &str) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("postrider-test-").tempdir().expect("a temporary directory");
+        let notify = NotifySocket::bind(&directory.path().join("notify"));
+        let mut world = Self {
+            receiver_log: directory.path().join("receiver.log"),
+            directory,
+            config: toml::Table::new(),
+            receiver: Receiver::None,
+            daemon: None,
+            notify,
+            dropped: Vec::new(),
+            failpoints: String::new(),
+            kills: 0,
+            unknown: 0,
+            redrives: 0,
+        };
+        fs::create_dir(world.path("staging")).expect("a new directory");
+        fs::File::create(&world.receiver_log).expect("a new file");
+        fs::File::create(world.daemon_log()).expect("a new file");
+        let state = world.path("state").display().to_string();
+        world
+            .set("state.dir", state)
+            .set("log.format", "json")
+            .set("log.level", "debug")
+            .set("batch.max_messages", 100)
+            .set("batch.linger_ms", 10);
+        world.add_destination("support").add_feed("alerts", format, &["support"]);
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.path("postrider.toml")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.state().join("postrider.db")
+    }
+
+    pub(crate) fn daemon_log(&self) -> PathBuf {
+        self.path("daemon.log")
+    }
+
+    pub(crate) fn inbox(&self, feed: &str) -> PathBuf {
+        self.path("feeds").join(feed)
+    }
+
+    pub(crate) fn done(&self, name: &str) -> PathBuf {
+        self.inbox("alerts").join("done").join(name)
+    }
+
+    pub(crate) fn failed(&self, name: &str) -> PathBuf {
+        self.inbox("alerts").join("failed").join(name)
+    }
+
+    // --- config
+
+    /// Sets `a.b.c` in the config; it counts from the next start, or `configure`.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<toml::Value>) -> &mut Self {
+        let mut table = &mut self.config;
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                table.insert(part.to_owned(), value.into());
+                break;
+            }
+            table = table
+                .entry(part)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                .as_table_mut()
+                .expect("tests set keys of tables");
+        }
+        self
+    }
+
+    pub(crate) fn add_feed(&mut self, name: &str, format: &str, destinations: &[&str]) -> &mut Self {
+        let inbox = self.inbox(name);
+        fs::create_dir_all(&inbox).expect("a new directory");
+        let names: Vec<_> = destinations.iter().map(|name| toml::Value::from(*name)).collect();
+        let prefix = format!("feeds.{name}");
+        self.set(&format!("{prefix}.path"), inbox.display().to_string())
+            .set(&format!("{prefix}.format"), format)
+            .set(&format!("{prefix}.rescan_ms"), 500)
+            .set(&format!("{prefix}.settle_ms"), 300)
+            .set(&format!("{prefix}.destinations"), names);
+        if format != "text" {
+            self.set(&format!("{prefix}.recipient"), "user_id");
+        }
+        self
+    }
+
+    /// A destination at path `/NAME` of the receiver, with a schedule that suits tests.
+    pub(crate) fn add_destination(&mut self, name: &str) -> &mut Self {
+        let prefix = format!("destinations.{name}");
+        self.set(&format!("{prefix}.secrets"), vec!["env:POSTRIDER_TEST_SECRET"])
+            .set(&format!("{prefix}.concurrency"), 16)
+            .set(&format!("{prefix}.timeout_ms"), 5000)
+            .set(&format!("{prefix}.connect_timeout_ms"), 2000)
+            .set(&format!("{prefix}.retry.max_attempts"), 12)
+            .set(&format!("{prefix}.retry.base_ms"), 20)
+            .set(&format!("{prefix}.retry.cap_ms"), 200)
+    }
+
+    fn names(&self, table: &str) -> Vec<String> {
+        let found = self.config.get(table).and_then(toml::Value::as_table);
+        found.map(|table| table.keys().filter(|name| *name != "*").cloned().collect()).unwrap_or_default()
+    }
+
+    fn number(&self, key: &str, default: i64) -> usize {
+        let found = key.split('.').try_fold(None::<&toml::Value>, |at, part| {
+            let table = at.map_or(Some(&self.config), toml::Value::as_table)?;
+            Some(Some(table.get(part)?))
+        });
+        let number = found.flatten().and_then(toml::Value::as_integer).unwrap_or(default);
+        usize::try_from(number).expect("tests set no negative numbers")
+    }
+
+    /// Messages that one kill may repeat: what is in flight, and what is not recorded yet.
+    pub(crate) fn window(&self) -> usize {
+        let destinations = self.names("destinations");
+        let in_flight: usize = destinations
+            .iter()
+            .map(|name| self.number(&format!("destinations.{name}.concurrency"), 64))
+            .sum();
+        in_flight + self.number("record.max_unrecorded", 2000)
+    }
+
+    /// Writes the config file; a destination without a URL of its own points at the receiver.
+    pub(crate) fn configure(&mut self) {
+        let address = match &self.receiver {
+            Receiver::None => "127.0.0.1:9", // discard: nobody listens
+            Receiver::Real { address, .. } => address,
+            Receiver::Scripted(receiver) => &receiver.address.to_string(),
+        };
+        let mut config = self.config.clone();
+        let destinations = config["destinations"].as_table_mut().expect("every world has destinations");
+        for (name, destination) in destinations.iter_mut() {
+            let destination = destination.as_table_mut().expect("destinations are tables");
+            destination.entry("url").or_insert_with(|| format!("http://{address}/{name}").into());
+        }
+        let text = toml::to_string(&config).expect("a table is TOML");
+        fs::write(self.config_path(), text).expect("the directory is ours");
+    }
+
+    // --- receivers
+
+    /// Starts `postrider receiver` with more arguments.
+    pub(crate) fn receive(&mut self, arguments: &[&str]) -> &mut Self {
+        let mut command = Command::new(POSTRIDER);
+        command.args(["receiver", "--listen", "127.0.0.1:0", "--secret", SECRET, "--log"]);
+        command.arg(&self.receiver_log).args(arguments).stdout(Stdio::piped());
+        let mut receiver = Process::spawn(&mut command, &self.path("receiver.stderr"));
+        let line = receiver.first_line();
+        let address = line.strip_prefix("listening on ").expect("the receiver says where it listens");
+        let address = address.to_owned();
+        self.receiver = Receiver::Real { _process: receiver, address };
+        self
+    }
+
+    /// Starts a receiver that follows a script.
+    pub(crate) fn script(&mut self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> &mut Self {
+        self.receiver = Receiver::Scripted(ScriptedReceiver::start(&self.receiver_log, script));
+        self
+    }
+
+    /// What the scripted receiver got.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        match &self.receiver {
+            Receiver::Scripted(receiver) => receiver.requests(),
+            _ => panic!("only a scripted receiver keeps its requests"),
+        }
+    }
+
+    /// How many requests any receiver has logged.
+    pub(crate) fn request_count(&self) -> usize {
+        let log = fs::File::open(&self.receiver_log).expect("it was made");
+        let mut reader = BufReader::with_capacity(1 << 20, log);
+        let mut count = 0;
+        loop {
+            let chunk = reader.fill_buf().expect("the log reads");
+            if chunk.is_empty() {
+                return count;
+            }
+            count += memchr::memchr_iter(b'\n', chunk).count();
+            let read = chunk.len();
+            reader.consume(read);
+        }
+    }
+
+    pub(crate) fn wait_requests(&self, at_least: usize) {
+        wait_until(LIVENESS, &format!("{at_least} requests"), || self.request_count() >= at_least);
+    }
+
+    // --- the daemon
+
+    /// The next start's `FAILPOINTS`.
+    pub(crate) fn fail(&mut self, failpoints: &str) -> &mut Self {
+        failpoints.clone_into(&mut self.failpoints);
+        self
+    }
+
+    /// `postrider ARGUMENTS -c CONFIG` with the environment that the config needs.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(POSTRIDER);
+        command
+            .args(arguments)
+            .arg("-c")
+            .arg(self.config_path())
+            .env("POSTRIDER_TEST_SECRET", SECRET)
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("FAILPOINTS")
+            .env_remove("POSTRIDER_LOG");
+        command
+    }
+
+    /// `postrider run`, ready to be spawned.
+    pub(crate) fn run_command(&self) -> Command {
+        let mut command = self.command(&["run"]);
+        command.env("NOTIFY_SOCKET", self.notify.path()).stdout(Stdio::null());
+        if !self.failpoints.is_empty() {
+            command.env("FAILPOINTS", &self.failpoints);
+        }
+        command
+    }
+
+    /// Writes the config and starts the daemon.
+    pub(crate) fn start(&mut self) -> &mut Self {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        self.configure();
+        self.notify.forget();
+        self.daemon = Some(Process::spawn(&mut self.run_command(), &self.daemon_log()));
+        self
+    }
+
+    /// Starts the daemon and waits until it says that it is ready.
+    pub(crate) fn start_ready(&mut self) -> &mut Self {
+        self.start();
+        self.notify.wait("READY=1");
+        self
+    }
+
+    pub(crate) fn daemon(&mut self) -> &mut Process {
+        self.daemon.as_mut().expect("the daemon was started")
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.daemon.take().expect("the daemon was started").kill();
+        self.kills += 1;
+    }
+
+    /// SIGTERM; the daemon must drain and exit 0 within the 30 s of F11.
+    pub(crate) fn stop(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        daemon.signal(rustix::process::Signal::TERM);
+        let status = daemon.wait_exit(Duration::from_secs(30));
+        assert_eq!(status.code(), Some(0), "after SIGTERM: {status}\n{}", tail(&daemon.log_text()));
+    }
+
+    /// Waits until the daemon is gone by itself.
+    pub(crate) fn wait_exit(&mut self, within: Duration) -> std::process::ExitStatus {
+        self.daemon.take().expect("the daemon was started").wait_exit(within)
+    }
+
+    /// Runs a command of the CLI against this world's config.
+    pub(crate) fn postrider(&self, arguments: &[&str]) -> Answer {
+        run(&mut self.command(arguments), self.directory.path(), COMMAND)
+    }
+
+    // --- files
+
+    /// Drops a file into a feed: written elsewhere, renamed into place.
+    pub(crate) fn drop_into(&mut self, feed: &str, input: Input) -> &mut Self {
+        let staged = self.path("staging").join("file");
+        fs::write(&staged, &input.bytes).expect("the directory is ours");
+        fs::rename(staged, self.inbox(feed).join(&input.name)).expect("one file system");
+        self.expect(feed, input)
+    }
+
+    /// Drops a file into `alerts`.
+    pub(crate) fn drop_file(&mut self, input: Input) -> &mut Self {
+        self.drop_into("alerts", input)
+    }
+
+    /// Expects of a file what `drop_into` would, for tests that put it there themselves.
+    pub(crate) fn expect(&mut self, feed: &str, input: Input) -> &mut Self {
+        let known = self.dropped.iter().any(|(other, known)| other == feed && known.bytes == input.bytes);
+        if !known {
+            self.dropped.push((feed.to_owned(), input));
+        }
+        self
+    }
+
+    /// The expectations of the files dropped so far, for tests that learn them late.
+    pub(crate) fn expected_mut(&mut self) -> impl Iterator<Item = &mut Input> {
+        self.dropped.iter_mut().map(|(_, input)| input)
+    }
+
+    /// `postrider files --json`; empty while there is no store.
+    pub(crate) fn files(&self) -> Vec<Value> {
+        if !self.store().exists() {
+            return Vec::new();
+        }
+        let answer = self.postrider(&["files", "--json"]);
+        // The store may be in the middle of its creation.
+        if answer.code == Some(0) { answer.json().as_array().expect("an array").clone() } else { Vec::new() }
+    }
+
+    /// The report of one file by name.
+    pub(crate) fn file(&self, name: &str) -> Option<Value> {
+        self.files().into_iter().find(|file| file["name"] == name)
+    }
+
+    /// Waits until every file that was dropped is closed and all its messages are terminal.
+    pub(crate) fn wait_settled(&mut self, within: Duration) -> &mut Self {
+        let expected = self.dropped.len();
+        wait_until(within, &format!("{expected} files to settle"), || {
+            if let Some(daemon) = &mut self.daemon
+                && let Some(status) = daemon.exit_status()
+            {
+                panic!("the daemon exited ({status}) before everything was settled");
+            }
+            // Each look is a process: not more often than needed.
+            thread::sleep(LOOK);
+            let files = self.files();
+            files.len() >= expected && files.iter().all(is_settled)
+        });
+        self
+    }
+
+    // --- the oracle
+
+    /// Asks the oracle; panics with its violations. Returns its summary.
+    #[track_caller]
+    pub(crate) fn prove(&mut self) -> Value {
+        self.ask_oracle(true, &[])
+    }
+
+    /// Keeps every message's state in a file, to be compared with later; nothing has to be terminal yet.
+    pub(crate) fn snapshot(&mut self, dump: &Path) {
+        self.ask_oracle(false, &["--dump", &dump.display().to_string()]);
+    }
+
+    #[track_caller]
+    pub(crate) fn ask_oracle(&mut self, quiescent: bool, arguments: &[&str]) -> Value {
+        let manifest = self.path("manifest.json");
+        let destinations: serde_json::Map<_, _> = self
+            .names("destinations")
+            .into_iter()
+            .map(|name| (name.clone(), json!(format!("/{name}"))))
+            .collect();
+        let files: Vec<_> = self
+            .dropped
+            .iter()
+            .map(|(feed, input)| {
+                let names = &self.config["feeds"][feed]["destinations"];
+                let names: Vec<_> = names
+                    .as_array()
+                    .expect("set as an array")
+                    .iter()
+                    .filter_map(toml::Value::as_str)
+                    .map(str::to_owned)
+                    .collect();
+                input.manifest(feed, &names)
+            })
+            .collect();
+        let text = json!({
+            "attempt_cap": self.number("destinations.support.retry.max_attempts", 12),
+            "lost_lease_cap": self.number("lease.lost_cap", 3),
+            "kills": self.kills,
+            "window": self.window(),
+            "unknown": self.unknown,
+            "redrives": self.redrives,
+            "quiescent": quiescent,
+            "signed": matches!(self.receiver, Receiver::Real { .. }),
+            "secrets": [SECRET, &SECRET["whsec_".len()..]],
+            "destinations": destinations,
+            "files": files,
+        });
+        fs::write(&manifest, text.to_string()).expect("the directory is ours");
+        let python = env::var("POSTRIDER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let mut command = Command::new(python);
+        command
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/oracle.py"))
+            .args(["--manifest", &manifest.display().to_string()])
+            .args(["--log", &self.receiver_log.display().to_string()])
+            .args(["--store", &self.store().display().to_string()])
+            .args(["--scan", &self.daemon_log().display().to_string()])
+            .args(arguments);
+        let answer = run(&mut command, self.directory.path(), Duration::from_mins(5));
+        assert_eq!(answer.code, Some(0), "the oracle: {}\n{}", answer.stderr, answer.stdout);
+        answer.json()
+    }
+}
+
+/// Whether a report (of `files --json` or `NAME.report.json`) says that nothing will change any more.
+pub(crate) fn is_settled(report: &Value) -> bool {
+    let number = |value: &Value| value.as_u64().expect("reports count");
+    report["state"] != "ingesting"
+        && report["destinations"]
+            .as_object()
+            .expect("reports list destinations")
+            .values()
+            .all(|counts| number(&counts["sent"]) + number(&counts["dead"]) == number(&counts["accepted"]))
+}
+
+/// Waits until the report of `path` (a file in `done/` or `failed/`) says that all is settled.
+pub(crate) fn wait_report(path: &Path) -> Value {
+    let name = format!("{}.report.json", path.file_name().expect("a file").to_string_lossy());
+    let report = path.with_file_name(&name);
+    wait_for(LIVENESS, &format!("the final {name}"), || {
+        let report: Value = serde_json::from_slice(&fs::read(&report).ok()?).expect("reports are whole");
+        is_settled(&report).then_some(report)
+    })
+}
+
+/// The end of a log, for a failed test's message.
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = fs::read(self.daemon_log()).unwrap_or_default();
+            eprintln!("the daemon's last words:\n{}", tail(&String::from_utf8_lossy(&log)));
+            if env::var_os("POSTRIDER_KEEP").is_some() {
+                self.directory.disable_cleanup(true);
+                eprintln!("kept: {}", self.directory.path().display());
+            }
+        }
+    }
+}
