@@ -1,2 +1,6 @@
-//! x
+//! Postrider's binary: composition root, command line, configuration and adapters.
+//!
+//! The stages and rules are in the crate `postrider_actors`, which knows none of this.
+
 pub mod adapters;
+pub mod config;

@@ -1,0 +1,426 @@
+//! The configuration: what an operator may set, typed and checked.
+//!
+//! Three layers, the later wins: the compiled-in `config/default.toml`, which documents every key and
+//! *is* the defaults; the operator's TOML file; `POSTRIDER__…` environment variables (the key's path in
+//! any case, its parts joined by `__`: `POSTRIDER__POOLS__PARSERS=4`). `[feeds."*"]` and
+//! `[destinations."*"]` are laid under each feed and destination.
+//!
+//! [`parse`] does no IO and reports every problem at once. [`Config::resolve`] then reads what the
+//! configuration only names: secrets, template files, certificates.
+
+mod checks;
+mod problem;
+mod read;
+mod reader;
+mod resolve;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    ops::Deref,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use postrider_actors::model::{restart::RestartPolicy, retry::RetrySchedule};
+use url::Url;
+
+pub use problem::{ConfigError, Origin, Problem, Problems};
+pub use resolve::{Materials, Resolved};
+pub use secret::SecretSource;
+pub use tree::ENVIRONMENT_PREFIX;
+
+/// The documented defaults, as compiled in.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// The largest configuration file that is read: far above any sensible one, so that a wrong path (a
+/// dropped file, a device) can't fill the memory.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A checked configuration. `config/default.toml` says what each key is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// `[state]`
+    pub state: State,
+    /// `[log]`
+    pub log: Log,
+    /// `[pools]`
+    pub pools: Pools,
+    /// `[batch]`
+    pub batch: Batch,
+    /// `[outbox]`
+    pub outbox: Outbox,
+    /// `[queue]`
+    pub queue: Queue,
+    /// `[lease]`
+    pub lease: Lease,
+    /// `[record]`
+    pub record: Record,
+    /// `[delivery]`
+    pub delivery: Delivery,
+    /// `[supervision]`, consistent by [`RestartPolicy::is_consistent`].
+    pub supervision: RestartPolicy,
+    /// `[shutdown]`
+    pub shutdown: Shutdown,
+    /// `[feeds.NAME]`, by name.
+    pub feeds: Vec<Feed>,
+    /// `[destinations.NAME]`, by name.
+    pub destinations: Vec<Destination>,
+}
+
+/// Where Postrider keeps what it must not lose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// An absolute directory.
+    pub dir: PathBuf,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// What is logged at least.
+    pub level: LogLevel,
+    /// Lines that one place in the code may log at once before it is slowed down.
+    pub burst: u32,
+    /// Lines per second that one place in the code may log after that.
+    pub rate_per_s: u32,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// `journald` if stderr is the journal, else `text`.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+    /// Text without time, with the priority prefix that the journal reads.
+    Journald,
+}
+
+/// What is logged at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Only what needs a person.
+    Error,
+    /// And what may need one soon.
+    Warn,
+    /// And the milestones of each file.
+    Info,
+    /// And each batch.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How many of each worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// Parsers per feed.
+    pub parsers: usize,
+    /// Delivery workers.
+    pub deliveries: usize,
+    /// Arbiters that actors are spread over.
+    pub arbiters: usize,
+    /// Threads of the tokio runtime; `None`: as many as there are cores.
+    pub workers: Option<usize>,
+}
+
+/// When a batch is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Messages per batch.
+    pub max_messages: u32,
+    /// Payload bytes per batch.
+    pub max_bytes: usize,
+    /// The longest a batch waits to fill.
+    pub linger: Duration,
+}
+
+/// When intake pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbox {
+    /// Open messages at which intake pauses.
+    pub high_watermark: u64,
+    /// Open messages at which it goes on; below `high_watermark`.
+    pub low_watermark: u64,
+}
+
+/// How far workers reach ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Batches leased per destination and worker.
+    pub prefetch: usize,
+}
+
+/// How long a worker may keep a batch without a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// From a lease or its extension to its loss; more than twice every destination's timeout.
+    pub duration: Duration,
+    /// Lost leases after which a message is given up.
+    pub lost_cap: u32,
+}
+
+/// How outcomes are grouped for the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Outcomes per group.
+    pub max_outcomes: usize,
+    /// The longest an outcome waits for its group.
+    pub linger: Duration,
+    /// Outcomes that are not recorded yet, above which no request is begun: the window of I6.
+    pub max_unrecorded: usize,
+}
+
+/// Bounds over all destinations together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Requests in flight.
+    pub concurrency: usize,
+    /// Messages per second; `None`: no bound.
+    pub rate: Option<Rate>,
+}
+
+/// A rate and the burst it allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Messages per second, at least 1.
+    pub per_s: u32,
+    /// Messages at once, at least 1.
+    pub burst: u32,
+}
+
+/// How the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// From SIGTERM to the exit.
+    pub timeout: Duration,
+}
+
+/// A watched directory, its format and where its messages go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// `[a-z0-9_-]{1,64}`
+    pub name: String,
+    /// An absolute directory.
+    pub path: PathBuf,
+    /// What its files look like.
+    pub format: FeedFormat,
+    /// What becomes of a recipient's second row in a file.
+    pub duplicates: Duplicates,
+    /// Names of destinations, each of which gets every row; at least one, none twice.
+    pub destinations: Vec<String>,
+    /// How long size and mtime must stand still.
+    pub settle: Duration,
+    /// How often the directory is looked at whatever the watch says.
+    pub rescan: Duration,
+    /// Whether a file is taken only with its `NAME.done` sidecar.
+    pub require_done: bool,
+    /// Bytes per row.
+    pub max_row_bytes: usize,
+    /// Decompressed bytes per compressed byte.
+    pub decompress_max_ratio: u32,
+    /// Decompressed bytes per file.
+    pub decompress_max_bytes: u64,
+}
+
+/// What a feed's files look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedFormat {
+    /// One id per line.
+    Text,
+    /// Delimited, with a header.
+    Csv {
+        /// One ASCII character.
+        delimiter: u8,
+        /// The column that holds the recipient.
+        recipient: String,
+    },
+    /// One JSON object per line.
+    Ndjson {
+        /// The top-level key that holds the recipient.
+        recipient: String,
+    },
+}
+
+/// What becomes of a recipient's second row in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplicates {
+    /// It is a message of its own.
+    Keep,
+    /// It is counted as a duplicate and not sent.
+    First,
+}
+
+/// A webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// `[a-z0-9_-]{1,64}`
+    pub name: String,
+    /// Where requests go.
+    pub url: WebhookUrl,
+    /// What requests are signed with, all of them; none: not signed.
+    pub secrets: Vec<SecretSource>,
+    /// The rate; `None`: no bound.
+    pub rate: Option<Rate>,
+    /// Requests in flight.
+    pub concurrency: usize,
+    /// From the start of an attempt to its end.
+    pub timeout: Duration,
+    /// From the start of a connection to its first use; at most `timeout`.
+    pub connect_timeout: Duration,
+    /// Bytes of an answer's body that are read.
+    pub max_response_bytes: usize,
+    /// The body.
+    pub template: TemplateSource,
+    /// The body's content type.
+    pub content_type: String,
+    /// Headers that each request carries; names in lower case, each once.
+    pub headers: Vec<Header>,
+    /// Certificates that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether its messages are held back.
+    pub is_paused: bool,
+    /// When a failed attempt is made again.
+    pub retry: RetrySchedule,
+    /// The longest `Retry-After` that is honoured; at most `retry.max_age`.
+    pub max_retry_after: Duration,
+}
+
+/// A webhook's address. Some providers put a secret into the path, so `Debug` stops at the host.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebhookUrl(pub(crate) Url);
+
+impl Deref for WebhookUrl {
+    type Target = Url;
+
+    fn deref(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WebhookUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/…", self.0.origin().ascii_serialization())
+    }
+}
+
+/// Where a body comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TemplateSource {
+    /// `{"id":…,"feed":…,"recipient":…,"data":{…}}`
+    Default,
+    /// This template.
+    Inline(String),
+    /// The template in this file.
+    File(PathBuf),
+}
+
+/// A static header.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    /// In lower case.
+    pub name: String,
+    /// Its value, or where it is kept.
+    pub value: HeaderValue,
+}
+
+/// A static header's value.
+#[derive(Clone, PartialEq, Eq)]
+pub enum HeaderValue {
+    /// As it stands.
+    Literal(String),
+    /// Kept elsewhere.
+    Secret(SecretSource),
+}
+
+impl fmt::Debug for Header {
+    /// Never the value: an API key is no less secret for being written into the file (I10).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: …", self.name)
+    }
+}
+
+impl fmt::Debug for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Config {
+    /// The feed of that name.
+    pub fn feed(&self, name: &str) -> Option<&Feed> {
+        self.feeds.iter().find(|feed| feed.name == name)
+    }
+
+    /// The destination of that name.
+    pub fn destination(&self, name: &str) -> Option<&Destination> {
+        self.destinations.iter().find(|destination| destination.name == name)
+    }
+}
+
+/// Reads the operator's file and this process's environment.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = read_bounded(path, FILE_BYTES_MAX)
+        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    Ok(parse(&text, path, std::env::vars_os())?)
+}
+
+/// Checks a configuration without IO. `file` is how problems name it.
+pub fn parse(
+    text: &str,
+    file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Config, Problems> {
+    let (result, _) = parse_tracked(text, file, environment);
+    result
+}
+
+/// As [`parse`], with every key that was asked for, so that a test can hold them against the
+/// documentation.
+fn parse_tracked(
+    text: &str,
+    file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> (Result<Config, Problems>, BTreeSet<String>) {
+    let invalid = |list| Problems { file: file.to_owned(), list };
+    // Compiled in, and a test parses it.
+    let mut tree = match tree::parse(DEFAULT_TOML, true) {
+        Ok(tree) => tree,
+        Err(list) => return (Err(invalid(list)), BTreeSet::new()),
+    };
+    let mut problems = match tree::parse(text, false) {
+        Ok(over) => tree::merge(&mut tree, over),
+        Err(list) => return (Err(invalid(list)), BTreeSet::new()),
+    };
+    problems.extend(tree::overlay(&mut tree, environment));
+    let reader = reader::Reader::default();
+    let config = read::config(&reader, tree, file);
+    checks::check(&reader, &config);
+    let (more, asked) = reader.finish();
+    problems.extend(more);
+    (Problems::check(file, problems).map(|()| config), asked)
+}
+
+/// The text of a file of at most `bytes_max` bytes.
+fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(bytes_max + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > bytes_max {
+        return Err(io::Error::other(format!("it is larger than {bytes_max} bytes")));
+    }
+    Ok(text)
+}

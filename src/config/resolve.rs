@@ -1,0 +1,225 @@
+//! Reads what the configuration only names: secrets, body templates, certificates. The only IO of
+//! this module besides reading the file itself, and every failure is reported at once.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use postrider_actors::model::body::BodyTemplate;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::{
+    Config, Destination, HeaderValue, Problem, Problems, SecretSource, TemplateSource,
+    read::{TEMPLATE_BYTES_MAX, is_value},
+    read_bounded,
+    tree::{join, shown_text},
+};
+
+/// The longest secret that is read, in bytes.
+const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// The largest certificate bundle that is read, in bytes: the whole of Debian's has 220 KiB.
+const CA_BYTES_MAX: u64 = 4 << 20;
+
+/// A configuration and everything it names.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The configuration.
+    pub config: Config,
+    /// What each destination needs, by its name.
+    pub materials: BTreeMap<String, Materials>,
+}
+
+/// What a destination needs that does not stand in the configuration. Compare two with
+/// [`Materials::is_same`] to see whether a reload changes anything.
+#[derive(Clone)]
+pub struct Materials {
+    /// What requests are signed with, in the order of `secrets`.
+    pub secrets: Vec<SecretString>,
+    /// Static headers, names in lower case.
+    pub headers: Vec<(String, SecretString)>,
+    /// The body template's source; `None` is the default body.
+    pub template: Option<String>,
+    /// Certificates in PEM that are trusted beside the system's.
+    pub ca_pem: Option<String>,
+}
+
+impl fmt::Debug for Materials {
+    /// Counts and names, never a value (I10).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Materials")
+            .field("secrets", &self.secrets.len())
+            .field("headers", &names)
+            .field("template", &self.template.is_some())
+            .field("ca_pem", &self.ca_pem.is_some())
+            .finish()
+    }
+}
+
+impl Materials {
+    /// Whether both would make the same requests.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let exposed = |materials: &Self| {
+            let secrets: Vec<_> =
+                materials.secrets.iter().map(|secret| secret.expose_secret().to_owned()).collect();
+            let headers: Vec<_> = materials
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
+                .collect();
+            (secrets, headers)
+        };
+        exposed(self) == exposed(other) && self.template == other.template && self.ca_pem == other.ca_pem
+    }
+}
+
+impl Config {
+    /// Reads secrets, templates and certificates from this process's environment and disk.
+    pub fn resolve(self) -> Result<Resolved, Problems> {
+        self.resolve_with(|name| env::var_os(name))
+    }
+
+    /// As [`Config::resolve`], with an environment of the caller's.
+    pub fn resolve_with(self, environment: impl Fn(&str) -> Option<OsString>) -> Result<Resolved, Problems> {
+        let mut resolver = Resolver { environment: &environment, problems: Vec::new() };
+        let materials = self
+            .destinations
+            .iter()
+            .map(|destination| (destination.name.clone(), resolver.materials(destination)))
+            .collect();
+        Problems::check(&self.file, resolver.problems)?;
+        Ok(Resolved { config: self, materials })
+    }
+}
+
+struct Resolver<'a> {
+    environment: &'a dyn Fn(&str) -> Option<OsString>,
+    problems: Vec<Problem>,
+}
+
+impl Resolver<'_> {
+    fn note(&mut self, key: &str, found: Option<String>, advice: String) {
+        self.problems.push(Problem { key: key.to_owned(), origin: None, found, advice });
+    }
+
+    fn materials(&mut self, destination: &Destination) -> Materials {
+        let section = join("destinations", &destination.name);
+        let secrets_key = join(&section, "secrets");
+        let mut secrets = Vec::new();
+        for (index, source) in destination.secrets.iter().enumerate() {
+            let key = format!("{secrets_key}[{index}]");
+            let Some(secret) = self.secret(&key, source) else {
+                continue;
+            };
+            if let Some(encoded) = secret.expose_secret().strip_prefix("whsec_")
+                && STANDARD.decode(encoded).map_or(true, |bytes| bytes.is_empty())
+            {
+                let advice = "what follows whsec_ must be base64 (Standard Webhooks): copy the secret whole";
+                self.note(&key, Some(source.to_string()), advice.into());
+            }
+            secrets.push(secret);
+        }
+        let mut headers = Vec::new();
+        for header in &destination.headers {
+            let value = match &header.value {
+                HeaderValue::Literal(text) => Some(SecretString::from(text.clone())),
+                HeaderValue::Secret(source) => {
+                    let key = join(&join(&section, "headers"), &header.name);
+                    let secret = self.secret(&key, source);
+                    if secret.as_ref().is_some_and(|secret| !is_value(secret.expose_secret())) {
+                        let advice = "what is kept there can't be a header: 1 to 4096 printable ASCII \
+                                      characters, no space at either end";
+                        self.note(&key, Some(source.to_string()), advice.into());
+                    }
+                    secret
+                }
+            };
+            headers.extend(value.map(|value| (header.name.clone(), value)));
+        }
+        Materials {
+            secrets,
+            headers,
+            template: self.template(&section, destination),
+            ca_pem: self.ca_pem(&section, destination),
+        }
+    }
+
+    fn secret(&mut self, key: &str, source: &SecretSource) -> Option<SecretString> {
+        let text = match source {
+            SecretSource::Environment(name) => match (self.environment)(name).map(OsString::into_string) {
+                Some(Ok(text)) => Ok(text),
+                Some(Err(_)) => Err("the variable is not UTF-8".to_owned()),
+                None => Err("the variable is not set".to_owned()),
+            },
+            SecretSource::File(path) => read(path, SECRET_BYTES_MAX),
+            SecretSource::Credential(name) => match (self.environment)("CREDENTIALS_DIRECTORY") {
+                Some(directory) => {
+                    let path = PathBuf::from(directory).join(name);
+                    read(&path, SECRET_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))
+                }
+                None => Err(format!(
+                    "CREDENTIALS_DIRECTORY is not set: run under systemd with LoadCredential={name}:/PATH"
+                )),
+            },
+        };
+        // An editor's newline is no part of a secret.
+        let text = text.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        match text {
+            Ok(text) if text.is_empty() => {
+                self.note(key, Some(source.to_string()), "there is nothing in it".into());
+                None
+            }
+            Ok(text) => Some(text.into()),
+            Err(advice) => {
+                self.note(key, Some(source.to_string()), advice);
+                None
+            }
+        }
+    }
+
+    fn template(&mut self, section: &str, destination: &Destination) -> Option<String> {
+        let path = match &destination.template {
+            TemplateSource::Default => return None,
+            TemplateSource::Inline(source) => return Some(source.clone()),
+            TemplateSource::File(path) => path,
+        };
+        let source = read(path, TEMPLATE_BYTES_MAX as u64).and_then(|source| {
+            BodyTemplate::compile(Some(&source), &destination.content_type)
+                .map_err(|error| format!("it is no template: {error}"))?;
+            Ok(source)
+        });
+        source
+            .map_err(|advice| {
+                self.note(&join(section, "template_file"), Some(shown_text(&path.to_string_lossy())), advice);
+            })
+            .ok()
+    }
+
+    fn ca_pem(&mut self, section: &str, destination: &Destination) -> Option<String> {
+        let path = destination.ca_file.as_deref()?;
+        let pem = read(path, CA_BYTES_MAX).and_then(|pem| {
+            if pem.contains("-----BEGIN CERTIFICATE-----") {
+                Ok(pem)
+            } else {
+                Err("there is no certificate in it: write a file in PEM, -----BEGIN CERTIFICATE-----".into())
+            }
+        });
+        pem.map_err(|advice| {
+            self.note(&join(section, "ca_file"), Some(shown_text(&path.to_string_lossy())), advice);
+        })
+        .ok()
+    }
+}
+
+/// A file's text, or what is wrong with it.
+fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
+    read_bounded(path, bytes_max).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
+        _ => error.to_string(),
+    })
+}
