@@ -1,3 +1,4 @@
 //! Implementations of the ports: where SQL, HTTP and files live.
 
 pub mod embedded;
+pub mod webhook;

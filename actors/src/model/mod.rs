@@ -6,6 +6,7 @@ pub mod body;
 pub mod builder;
 pub mod file;
 pub mod formats;
+pub mod http_policy;
 pub mod ids;
 pub mod lease;
 pub mod outcome;

@@ -1,0 +1,245 @@
+//! One connection: writes a request, reads its answer, knows whether it can be used again.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use postrider_actors::model::outcome::Reason;
+use tokio::{
+    io::ReadBuf,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{
+    response::{BodyReader, BodyStep, Framing, HEAD_BYTES_MAX, Head, Parsed, parse_head},
+    stream::Stream,
+};
+
+/// One read takes at most this much; a common answer fits in one.
+const READ_BYTES: usize = 4 * 1024;
+/// A buffer that a large body has stretched is given back above this, so that idle connections stay
+/// small (I8).
+const BUFFER_BYTES_KEPT: usize = 16 * 1024;
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoAnswer {
+    pub(super) reason: Reason,
+    /// Whether it is certain that not one byte of the request left this host.
+    pub(super) nothing_sent: bool,
+}
+
+impl From<Reason> for NoAnswer {
+    fn from(reason: Reason) -> Self {
+        Self { reason, nothing_sent: false }
+    }
+}
+
+/// The head of an answer, and whether the connection is good for another request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) head: Head,
+    pub(super) reusable: bool,
+}
+
+/// An open connection with its buffers.
+pub(super) struct Connection {
+    stream: Stream,
+    /// The request, whole.
+    pub(super) output: Vec<u8>,
+    /// What was read of the answer and not dropped yet.
+    input: Vec<u8>,
+    /// Armed for the deadline of some request, and then left alone: see [`within`].
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream, deadline: Instant) -> Self {
+        Self { stream, output: Vec::new(), input: Vec::new(), timer: Box::pin(sleep_until(deadline)) }
+    }
+
+    /// Sends `output` and reads the answer. Once a final head has come, its status counts, whatever
+    /// becomes of the body: see `docs/decisions/0012…`.
+    pub(super) async fn exchange(
+        &mut self,
+        deadline: Instant,
+        body_bytes_max: u64,
+    ) -> Result<Answer, NoAnswer> {
+        let Self { stream, output, input, timer } = self;
+        input.clear();
+        let mut head = None;
+        let talk = async {
+            let sent = write_request(stream, output, input).await?;
+            let after_head = read_head(stream, input, &mut head).await?;
+            let body = read_body(stream, input, after_head, body_bytes_max).await;
+            Ok::<_, NoAnswer>(sent && body)
+        };
+        let ended = within(timer.as_mut(), deadline, talk).await;
+        output.shrink_to(BUFFER_BYTES_KEPT);
+        input.shrink_to(BUFFER_BYTES_KEPT);
+        match (head, ended) {
+            (Some(head), Some(Ok(intact))) => Ok(Answer { head, reusable: intact && head.keep_alive }),
+            (Some(head), _) => Ok(Answer { head, reusable: false }),
+            (None, Some(Err(no_answer))) => Err(no_answer),
+            (None, Some(Ok(_))) => unreachable!("talk succeeds only after it has set the head"),
+            (None, None) => Err(Reason::Timeout.into()),
+        }
+    }
+
+    /// Whether an idle connection is still as it was left: open and silent. It costs no system call as
+    /// long as the runtime has heard nothing of the socket.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let mut cx = Context::from_waker(Waker::noop());
+        self.stream.poll_read(&mut cx, &mut ReadBuf::uninit(&mut byte)).is_pending()
+    }
+}
+
+/// Runs `work` until `deadline`; `None` if it was not done by then. `timer` may still be armed for the
+/// earlier deadline of an earlier request: it is moved only when it fires, so that a connection costs the
+/// timer wheel one entry per timeout and not one per request.
+async fn within<T>(
+    mut timer: Pin<&mut Sleep>,
+    deadline: Instant,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    poll_fn(move |cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(None);
+            }
+            timer.as_mut().reset(deadline);
+        }
+    })
+    .await
+}
+
+/// Writes the request. Returns whether all of it was taken: a receiver may answer and stop reading, and
+/// then its answer counts. Bytes that it sends meanwhile are in `input`.
+async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) -> Result<bool, NoAnswer> {
+    let mut written = 0;
+    poll_fn(|cx| {
+        loop {
+            let step = if written < output.len() {
+                stream.poll_write(cx, &output[written..])
+            } else {
+                stream.poll_flush(cx).map_ok(|()| usize::MAX)
+            };
+            match step {
+                Poll::Ready(Ok(usize::MAX)) => return Poll::Ready(Ok(true)),
+                Poll::Ready(Ok(len)) if len > 0 => written += len,
+                Poll::Ready(Err(error)) if written == 0 && stream.writes_directly() => {
+                    return Poll::Ready(Err(NoAnswer { reason: broken(&error), nothing_sent: true }));
+                }
+                // It may have answered before it closed: reading will tell.
+                Poll::Ready(_) => return Poll::Ready(Ok(false)),
+                Poll::Pending => break,
+            }
+        }
+        // Its window is full. It may have answered already and never read on.
+        match poll_fill(stream, cx, input) {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(Reason::Reset.into())),
+            Poll::Ready(Ok(_)) => Poll::Ready(Ok(false)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(&error).into())),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Reads until a final head is there, and returns how its body is framed. Leaves in `input` what came
+/// behind it.
+async fn read_head(
+    stream: &mut Stream,
+    input: &mut Vec<u8>,
+    head: &mut Option<Head>,
+) -> Result<Framing, NoAnswer> {
+    let mut skipped = 0;
+    // Where to look for the end of a head. A head that trickles in is parsed again only when it may have
+    // ended, or else it would cost time in the square of its length.
+    let mut looked = 0;
+    let mut reads = 0u32;
+    loop {
+        let tail = looked.max(3) - 3;
+        if !input.is_empty() && (reads <= 4 || memchr::memchr(b'\n', &input[tail..]).is_some()) {
+            looked = input.len();
+            match parse_head(input).map_err(|_| Reason::Protocol)? {
+                Parsed::Final(len, parsed) if skipped + len <= HEAD_BYTES_MAX => {
+                    input.drain(..len);
+                    *head = Some(parsed);
+                    return Ok(parsed.framing);
+                }
+                Parsed::Interim(len) if skipped + len <= HEAD_BYTES_MAX => {
+                    input.drain(..len);
+                    skipped += len;
+                    (looked, reads) = (0, 0);
+                    continue;
+                }
+                Parsed::Partial => {}
+                Parsed::Final(..) | Parsed::Interim(_) => return Err(Reason::Protocol.into()),
+            }
+        }
+        if skipped + input.len() > HEAD_BYTES_MAX {
+            return Err(Reason::Protocol.into());
+        }
+        match poll_fn(|cx| poll_fill(stream, cx, input)).await {
+            Ok(0) => return Err(Reason::Reset.into()),
+            Ok(_) => reads += 1,
+            Err(error) => return Err(broken(&error).into()),
+        }
+    }
+}
+
+/// Reads and drops the body. Whether it ended where it should, with nothing behind it.
+async fn read_body(stream: &mut Stream, input: &mut Vec<u8>, framing: Framing, bytes_max: u64) -> bool {
+    let mut body = BodyReader::new(framing, bytes_max);
+    loop {
+        match body.feed(input) {
+            BodyStep::More => input.clear(),
+            BodyStep::Done { left } => return left == 0,
+            BodyStep::Broken => return false,
+        }
+        match poll_fn(|cx| poll_fill(stream, cx, input)).await {
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Appends what one read gives; 0 is the end of the stream.
+fn poll_fill(stream: &mut Stream, cx: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    let before = input.len();
+    input.resize(before + READ_BYTES, 0);
+    let mut free = ReadBuf::new(&mut input[before..]);
+    let read = stream.poll_read(cx, &mut free);
+    let len = free.filled().len();
+    input.truncate(before + len);
+    read.map_ok(|()| len)
+}
+
+/// The reason for a connection that broke after the request had begun. TLS trouble shows up here when
+/// the server judges the handshake after we have finished ours (TLS 1.3).
+fn broken(error: &io::Error) -> Reason {
+    let is_tls = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
+    if is_tls { Reason::Tls } else { Reason::Reset }
+}
+
+/// For how long the connection may stay idle after an answer with `head`, at most `longest`. A second
+/// before the server closes it, so that a request does not meet its FIN on the way.
+pub(super) fn idle_max(head: &Head, longest: Duration) -> Duration {
+    let server = head.idle_max.map(|idle| idle.saturating_sub(Duration::from_secs(1)));
+    server.map_or(longest, |server| server.min(longest))
+}

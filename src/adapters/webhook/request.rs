@@ -1,0 +1,190 @@
+//! Writes requests. What does not change from message to message is prebuilt per destination; the
+//! rest is appended to the connection's own buffer, so that a request costs no allocation and one write.
+
+use postrider_actors::{model::ids::MessageId, ports::WebhookRequest};
+
+use super::{
+    settings::{WebhookSettings, host_header, value_problem},
+    signature::{SecretError, SigningKey},
+};
+
+/// A destination's requests: everything but the message.
+pub(super) struct RequestTemplate {
+    /// Request line, host, user agent and static headers; each line ends with CRLF.
+    head: Vec<u8>,
+    keys: Vec<SigningKey>,
+}
+
+/// The content type can't stand in a header. It is stored with the batch, so it is checked at each use.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct BadContentType;
+
+/// `msg_`, 32 hex digits, `_`, up to 20 digits of a row.
+const ID_BYTES: usize = 4 + 32 + 1 + 20;
+
+impl RequestTemplate {
+    pub(super) fn new(settings: &WebhookSettings) -> Result<Self, SecretError> {
+        let url = &settings.url;
+        let mut head = format!(
+            "POST {}{}{} HTTP/1.1\r\nhost: {}\r\nuser-agent: postrider/{}\r\n",
+            url.path(),
+            if url.query().is_some() { "?" } else { "" },
+            url.query().unwrap_or_default(),
+            host_header(url),
+            env!("CARGO_PKG_VERSION"),
+        );
+        for (name, value) in &settings.headers {
+            head.extend([name, ": ", value, "\r\n"]);
+        }
+        let keys = settings.secrets.iter().map(SigningKey::new).collect::<Result<_, _>>()?;
+        Ok(Self { head: head.into_bytes(), keys })
+    }
+
+    /// Replaces what is in `out` by one whole request.
+    pub(super) fn write(
+        &self,
+        request: &WebhookRequest<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BadContentType> {
+        if value_problem(request.content_type.as_bytes()).is_some() {
+            return Err(BadContentType);
+        }
+        let mut id = [0; ID_BYTES];
+        let id = write_id(request.id, &mut id);
+        let mut digits = itoa::Buffer::new();
+        let timestamp = digits.format(request.at.0 / 1000).as_bytes();
+
+        out.clear();
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"content-type: ");
+        out.extend_from_slice(request.content_type.as_bytes());
+        out.extend_from_slice(b"\r\nwebhook-id: ");
+        out.extend_from_slice(id);
+        out.extend_from_slice(b"\r\nwebhook-timestamp: ");
+        out.extend_from_slice(timestamp);
+        for (index, key) in self.keys.iter().enumerate() {
+            out.extend_from_slice(if index == 0 { b"\r\nwebhook-signature: " } else { b" " });
+            key.sign(id, timestamp, request.body, out);
+        }
+        let mut digits = itoa::Buffer::new();
+        out.extend_from_slice(b"\r\ncontent-length: ");
+        out.extend_from_slice(digits.format(request.body.len()).as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+        out.extend_from_slice(request.body);
+        Ok(())
+    }
+}
+
+/// Writes an id as its `Display` does, without the formatting machinery: it is on every message's path.
+fn write_id(id: MessageId, to: &mut [u8; ID_BYTES]) -> &[u8] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    to[..4].copy_from_slice(b"msg_");
+    for (pair, byte) in to[4..36].chunks_exact_mut(2).zip(id.file.0) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    to[36] = b'_';
+    let mut digits = itoa::Buffer::new();
+    let row = digits.format(id.row).as_bytes();
+    to[37..37 + row.len()].copy_from_slice(row);
+    &to[..37 + row.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use postrider_actors::model::{ids::FileId, time::UnixMs};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings(url: &str, secrets: &[&str]) -> WebhookSettings {
+        WebhookSettings {
+            url: url.parse().unwrap(),
+            headers: vec![("x-tenant".into(), "7".into())],
+            secrets: secrets.iter().map(|secret| (*secret).to_owned().into()).collect(),
+            concurrency: 1,
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            response_bytes_max: 65536,
+            retry_after_max: Duration::from_secs(1),
+            ca_file: None,
+        }
+    }
+
+    fn written(url: &str, secrets: &[&str]) -> String {
+        let template = RequestTemplate::new(&settings(url, secrets)).unwrap();
+        let request = WebhookRequest {
+            id: MessageId { file: FileId([0xab; 16]), row: 17 },
+            at: UnixMs(1_700_000_000_999),
+            content_type: "application/json",
+            body: b"{\"a\":1}",
+        };
+        let mut out = b"what an earlier request left".to_vec();
+        template.write(&request, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_written_whole() {
+        let id = format!("msg_{}_17", "ab".repeat(16));
+        let mut signature = Vec::new();
+        SigningKey::new(&"s".to_owned().into()).unwrap().sign(
+            id.as_bytes(),
+            b"1700000000",
+            b"{\"a\":1}",
+            &mut signature,
+        );
+        assert_eq!(
+            written("http://example.com:8080/a%20b?c=d", &["s"]),
+            format!(
+                "POST /a%20b?c=d HTTP/1.1\r\nhost: example.com:8080\r\nuser-agent: postrider/{}\r\nx-tenant: 7\r\n\
+                 content-type: application/json\r\nwebhook-id: {id}\r\nwebhook-timestamp: 1700000000\r\n\
+                 webhook-signature: {}\r\ncontent-length: 7\r\n\r\n{{\"a\":1}}",
+                env!("CARGO_PKG_VERSION"),
+                String::from_utf8(signature).unwrap(),
+            )
+        );
+    }
+
+    #[test]
+    fn each_secret_signs_and_none_leaves_the_header_out() {
+        let lines = |secrets: &[&str]| {
+            let text = written("http://h", secrets);
+            let line = text.lines().find(|line| line.starts_with("webhook-signature")).map(str::to_owned);
+            line.map(|line| line.matches("v1,").count())
+        };
+        assert_eq!(lines(&["a", "b", "c"]), Some(3));
+        assert_eq!(lines(&[]), None);
+    }
+
+    #[test]
+    fn the_host_header_has_the_port_only_where_it_is_not_the_scheme_s() {
+        assert!(written("https://h:443/", &[]).contains("\r\nhost: h\r\n"));
+        assert!(written("https://[::1]:444/", &[]).contains("\r\nhost: [::1]:444\r\n"));
+        assert!(written("http://bücher.example/", &[]).contains("\r\nhost: xn--bcher-kva.example\r\n"));
+    }
+
+    #[test]
+    fn a_stored_content_type_cannot_smuggle_a_header() {
+        let template = RequestTemplate::new(&settings("http://h", &[])).unwrap();
+        let request = WebhookRequest {
+            id: MessageId { file: FileId([0; 16]), row: 1 },
+            at: UnixMs(0),
+            content_type: "a/b\r\nx: y",
+            body: b"",
+        };
+        assert_eq!(template.write(&request, &mut Vec::new()), Err(BadContentType));
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_written_as_they_print(file: [u8; 16], row: u64) {
+            let id = MessageId { file: FileId(file), row };
+            let mut buffer = [0; ID_BYTES];
+            let printed = id.to_string();
+            prop_assert_eq!(write_id(id, &mut buffer), printed.as_bytes());
+        }
+    }
+}
