@@ -3,4 +3,6 @@
 //! The stages and rules are in the crate `postrider_actors`, which knows none of this.
 
 pub mod adapters;
+pub mod cli;
 pub mod config;
+pub mod receiver;

@@ -1,0 +1,236 @@
+//! A receiver to try things against, and the witness of the tests: it verifies signatures, fails on
+//! purpose if told to, counts, and logs each request before it answers.
+
+mod counts;
+mod log;
+mod verdict;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use secrecy::SecretString;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+};
+
+pub use self::counts::Counts;
+use self::{
+    log::{Entry, Log},
+    verdict::{Answer, Failures, Verifier},
+};
+
+/// A longer body is answered 413.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// More connections wait in the kernel's backlog: each costs a task and a buffer.
+const CONNECTIONS_MAX: usize = 4096;
+/// How long requests in progress may take to finish once the receiver is told to stop.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What the receiver does.
+#[derive(Debug)]
+pub struct ReceiverSettings {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// One of them must have signed each request; if there are none, signatures are not looked at.
+    pub secrets: Vec<SecretString>,
+    /// The share of verified requests that fail, from 0 to 1.
+    pub fail_rate: f64,
+    /// What they are answered.
+    pub fail_status: StatusCode,
+    /// Sent as `Retry-After` with each of them.
+    pub retry_after: Option<HeaderValue>,
+    /// Which of them fail: the n-th request of two runs with the same seed fares the same.
+    pub seed: u64,
+    /// How long to wait before each answer.
+    pub latency: Duration,
+    /// Where to append one JSON line per request.
+    pub log: Option<PathBuf>,
+    /// Whether the lines hold the bodies.
+    pub log_bodies: bool,
+}
+
+/// A bound receiver.
+#[derive(Debug)]
+pub struct Receiver {
+    listener: TcpListener,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    verifier: Verifier,
+    failures: Failures,
+    retry_after: Option<HeaderValue>,
+    latency: Duration,
+    log: Option<Log>,
+    counts: counts::Counters,
+    /// Why the log can't be written any more. A witness that can't write is none: it stops.
+    log_error: OnceLock<io::Error>,
+    log_failed: Notify,
+}
+
+impl Receiver {
+    /// Binds the address and opens the log.
+    pub async fn bind(settings: ReceiverSettings) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .with_context(|| format!("can't listen on {}", settings.listen))?;
+        let log = settings.log.map(|path| Log::open(&path, settings.log_bodies)).transpose()?;
+        let state = State {
+            verifier: Verifier::new(&settings.secrets)?,
+            failures: Failures::new(settings.fail_rate, settings.fail_status, settings.seed),
+            retry_after: settings.retry_after,
+            latency: settings.latency,
+            log,
+            counts: counts::Counters::default(),
+            log_error: OnceLock::new(),
+            log_failed: Notify::new(),
+        };
+        Ok(Self { listener, state: Arc::new(state) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`, lets requests in progress finish for a second, and returns what it counted.
+    /// The error is that the log could not be written.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<Counts> {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let (stopping, stopped) = watch::channel(());
+        tokio::select! {
+            () = stop => {}
+            () = self.state.log_failed.notified() => {}
+            () = self.accept(&permits, &stopped) => {}
+        }
+        drop(stopping);
+        // All permits are back when the last connection has ended.
+        let _ = tokio::time::timeout(DRAIN, permits.acquire_many(CONNECTIONS_MAX as u32)).await;
+        match self.state.log_error.get() {
+            Some(error) => Err(anyhow::anyhow!("can't write the log, so stopped: {error}")),
+            None => Ok(self.state.counts.read()),
+        }
+    }
+
+    async fn accept(&self, permits: &Arc<Semaphore>, stopped: &watch::Receiver<()>) {
+        loop {
+            let permit = Arc::clone(permits).acquire_owned().await.expect("nobody closes the semaphore");
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    tokio::spawn(connection(stream, Arc::clone(&self.state), stopped.clone(), permit));
+                }
+                // Out of descriptors, or a peer that is gone again: neither passes faster by spinning.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    state: Arc<State>,
+    mut stopped: watch::Receiver<()>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let service = service_fn(|request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(state.answer(request).await) }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    // What a peer does to its own connection is no concern of a receiver that counts requests.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+impl State {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() == Method::GET && request.uri().path() == "/stats" {
+            let json = serde_json::to_vec(&self.counts.read()).expect("counts are numbers");
+            let mut response = Response::new(Full::new(json.into()));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return response;
+        }
+        if request.method() != Method::POST {
+            return empty(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let (head, body) = request.into_parts();
+        let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return empty(StatusCode::PAYLOAD_TOO_LARGE),
+            // The sender is gone; nobody hears this.
+            Err(_) => return empty(StatusCode::BAD_REQUEST),
+        };
+        let at = now_ms();
+        let verified = self.verifier.verify(&head.headers, &body, at / 1000);
+        let answer = if verified == Some(false) { Answer::Unverified } else { self.failures.next() };
+        let status = answer.status();
+        if let Some(log) = &self.log {
+            let entry = Entry {
+                at,
+                id: text(&head.headers, "webhook-id"),
+                timestamp: text(&head.headers, "webhook-timestamp"),
+                path: head.uri.path(),
+                status: status.as_u16(),
+                bytes: body.len(),
+                verified,
+            };
+            if let Err(error) = log.append(&entry, &body) {
+                let _ = self.log_error.set(error);
+                self.log_failed.notify_one();
+                return empty(StatusCode::INTERNAL_SERVER_ERROR);
+            }
+        }
+        self.counts.count(answer, body.len(), at);
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
+        let mut response = empty(status);
+        if let (Answer::Failed(_), Some(retry_after)) = (answer, &self.retry_after) {
+            response.headers_mut().insert(RETRY_AFTER, retry_after.clone());
+        }
+        response
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests;
