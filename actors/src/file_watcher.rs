@@ -241,7 +241,9 @@ impl Claims {
             let now = self.setup.clock.mono();
             self.setup.progress.turn(now);
             self.look(now).await;
+            // Places are taken only for a file: giving one back unused rings the bell that is waited for.
             while !self.draining.load(Ordering::Relaxed)
+                && !(leftovers.is_empty() && self.ready.is_empty())
                 && let Some((slot, permit)) = self.places()
             {
                 let file = match leftovers.pop_front() {

@@ -90,6 +90,11 @@ impl EmbeddedStore {
             .await
     }
 
+    /// Up to `limit` files, the latest first.
+    pub async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.reader().read(move |connection, _| reports::list(connection, None, limit)).await
+    }
+
     fn writer(&self) -> &Writer {
         &self.handles.as_ref().expect("handles are taken only by drop").writer
     }
