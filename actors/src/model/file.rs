@@ -21,7 +21,9 @@ pub struct FileRecord {
     pub sha256: String,
     /// When it was claimed.
     pub claimed_at: UnixMs,
-    /// The destinations that every accepted row goes to.
+    /// The destinations that every accepted row goes to. Named `to` in JSON, where a report has counts
+    /// under `destinations` beside it.
+    #[serde(rename = "to")]
     pub destinations: Vec<String>,
 }
 
@@ -147,5 +149,36 @@ impl FileReport {
     pub fn is_settled(&self) -> bool {
         self.state.is_closed()
             && self.destinations.values().all(|counts| counts.retrying + counts.pending() == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_read_back_what_was_written() {
+        let counts = DestinationCounts { accepted: 3, sent: 2, dead: 1, retrying: 0 };
+        let report = FileReport {
+            file: FileRecord {
+                id: FileId::derive("alerts", &[1; 32]),
+                feed: "alerts".into(),
+                name: "a.csv".into(),
+                bytes: 9,
+                sha256: "00".into(),
+                claimed_at: UnixMs(1),
+                destinations: vec!["support".into()],
+            },
+            state: FileState::Failed("why".into()),
+            closed_at: Some(UnixMs(2)),
+            settled_at: None,
+            rows: 4,
+            rejected: 1,
+            duplicates: 0,
+            destinations: [("support".to_owned(), counts)].into(),
+        };
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(json.matches("\"destinations\"").count(), 1, "no key occurs twice: {json}");
+        assert_eq!(serde_json::from_str::<FileReport>(&json).unwrap(), report);
     }
 }
