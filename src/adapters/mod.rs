@@ -1,4 +1,5 @@
 //! Implementations of the ports: where SQL, HTTP and files live.
 
 pub mod embedded;
+pub mod inbox;
 pub mod webhook;
