@@ -1,6 +1,9 @@
 //! Fakes and conformance suites.
 
-pub mod clock;
+mod clock;
+pub mod conformance;
 pub mod fixtures;
+mod memory_store;
 
 pub use clock::FakeClock;
+pub use memory_store::MemoryStore;
