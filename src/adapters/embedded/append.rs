@@ -33,7 +33,8 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<(), TxError> {
         None => insert_file(tx, append)?,
     };
     let (before, after) = (stored.checkpoint, append.checkpoint);
-    if (after.rows, after.offset) > (before.rows, before.offset) {
+    let advances = (after.rows, after.offset) > (before.rows, before.offset);
+    if advances {
         if stored.state == FileState::Ingested {
             return Err(TxError::Refused(format!(
                 "file {} is ingested with {} rows; it can't go on to row {}",
@@ -57,13 +58,14 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<(), TxError> {
             ])?;
     }
     // An ingested file stays so: what comes late is a repetition.
-    if append.state != stored.state && stored.state != FileState::Ingested {
+    let changes_state = append.state != stored.state && stored.state != FileState::Ingested;
+    if changes_state {
         let closed_at = append.state.is_closed().then_some(int(append.at.0));
         tx.connection
             .prepare_cached("UPDATE files SET state = ?2, reason = ?3, closed_at = ?4 WHERE seq = ?1")?
             .execute(params![stored.seq, file_state_byte(&append.state), append.state.reason(), closed_at])?;
     }
-    if append.state.is_closed() || stored.state.is_closed() {
+    if advances || changes_state {
         tx.touch(stored.seq, append.at);
     }
     Ok(())

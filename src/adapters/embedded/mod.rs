@@ -10,6 +10,7 @@ mod codec;
 mod leases;
 mod lock;
 mod open;
+mod operator;
 mod reader;
 mod redrive;
 mod reports;
@@ -35,6 +36,7 @@ use postrider_actors::{
 pub use self::{
     lock::{InstanceLock, LockError},
     open::{DATABASE, OpenError, SCHEMA_VERSION},
+    operator::Operator,
     redrive::{DeadCursor, DeadFilter, DeadLetter},
     writer::{OnFatal, exit_on_fatal},
 };
@@ -75,19 +77,6 @@ impl EmbeddedStore {
     /// How many leases of an earlier process were marked lost when it was opened.
     pub fn losses(&self) -> usize {
         self.losses
-    }
-
-    /// Sends up to `limit` dead letters again that match `filter`, and returns how many. Bounded: call
-    /// it until it returns 0.
-    pub async fn redrive(&self, filter: DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        let limit = limit.min(redrive::REDRIVE_STEP);
-        self.writer()
-            .write(Durability::Synced, 0, move |tx| {
-                let letters = redrive::select(tx.connection, &filter, DeadCursor::default(), limit)?;
-                redrive::redrive(tx, &letters, now)?;
-                Ok(letters.len())
-            })
-            .await
     }
 
     /// Up to `limit` files, the latest first.

@@ -1,0 +1,82 @@
+//! What an operator's commands write, beside the daemon or without it: transactions of their own, each
+//! bounded, so that the daemon's writer never waits long.
+
+use std::path::Path;
+
+use postrider_actors::{model::time::UnixMs, ports::StoreError};
+use rusqlite::Connection;
+
+use super::{
+    open::{self, Access, OpenError},
+    redrive::{self, DeadCursor, DeadFilter, REDRIVE_STEP},
+    tx::{Caches, Tx, TxError},
+};
+
+/// An operator's connection. The store must be there already.
+pub struct Operator {
+    connection: Connection,
+    caches: Caches,
+}
+
+impl Operator {
+    /// Opens the store in `state_dir`; neither makes nor migrates it.
+    pub fn open(state_dir: &Path) -> Result<Self, OpenError> {
+        Ok(Self { connection: open::open(state_dir, Access::Write)?, caches: Caches::default() })
+    }
+
+    /// Sends up to `limit` dead letters again that match `filter`; how many. It only makes batches:
+    /// delivery keeps its rates. If it fails, what was redriven before stays so.
+    pub fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let mut redriven = 0;
+        let mut cursor = DeadCursor::default();
+        while redriven < limit {
+            let step = REDRIVE_STEP.min(limit - redriven);
+            let letters = self.transact(|tx| {
+                let letters = redrive::select(tx.connection, filter, cursor, step)?;
+                redrive::redrive(tx, &letters, now)?;
+                Ok(letters)
+            })?;
+            let Some(last) = letters.last() else { break };
+            cursor = last.cursor;
+            redriven += letters.len();
+        }
+        Ok(redriven)
+    }
+
+    /// Lets a destination's messages go again. Whether it was disabled.
+    pub fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
+        self.transact(|tx| {
+            let changed = tx.connection.execute(
+                "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
+                 WHERE name = ?1 AND disabled_at IS NOT NULL",
+                [name],
+            )?;
+            Ok(changed == 1)
+        })
+    }
+
+    /// Holds a destination's messages. The first reason stands. The name may be new.
+    pub fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.transact(|tx| super::append::disable(tx, name, reason, at))
+    }
+
+    fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T, TxError>) -> Result<T, StoreError> {
+        let connection = &self.connection;
+        let caches = &mut self.caches;
+        let transact = || {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            let mut tx = Tx::new(connection, caches);
+            let done = run(&mut tx)?;
+            tx.flush()?;
+            connection.execute_batch("COMMIT")?;
+            Ok::<_, TxError>(done)
+        };
+        transact().map_err(|error| {
+            if !connection.is_autocommit() {
+                // The first error says why; the transaction ends with the connection at the latest.
+                let _ = connection.execute_batch("ROLLBACK");
+            }
+            error.to_store_error()
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! The embedded store keeps the contracts of Outbox, Queue and Ledger.
+
+use std::sync::Arc;
+
+use postrider::adapters::embedded::{DeadFilter, EmbeddedStore, Operator};
+use postrider_actors::testing::conformance::{self, Subject};
+
+async fn make() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    let store =
+        Arc::new(EmbeddedStore::open(dir.path(), Arc::new(|error| panic!("fatal: {error}"))).unwrap());
+    let (redriving, enabling) = (dir.path().to_owned(), dir.path().to_owned());
+    Subject {
+        outbox: store.clone(),
+        queue: store.clone(),
+        ledger: store,
+        // As the command does: from outside, beside the daemon.
+        redrive: Box::new(move |now| {
+            let redriven =
+                Operator::open(&redriving).unwrap().redrive(&DeadFilter::default(), usize::MAX, now);
+            Box::pin(async { redriven.unwrap() })
+        }),
+        enable: Box::new(move |name| assert!(Operator::open(&enabling).unwrap().enable(name).unwrap())),
+        guard: Box::new(dir),
+    }
+}
+
+#[tokio::test]
+async fn outbox() {
+    conformance::outbox(make).await;
+}
+
+#[tokio::test]
+async fn queue() {
+    conformance::queue(make).await;
+}
+
+#[tokio::test]
+async fn ledger() {
+    conformance::ledger(make).await;
+}
+
+/// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.
+#[tokio::test]
+async fn histories() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("POSTRIDER_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("POSTRIDER_SEEDS").unwrap_or(12),
+    };
+    for seed in seeds {
+        conformance::history(make().await, seed).await;
+    }
+}
