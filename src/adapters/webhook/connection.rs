@@ -243,3 +243,33 @@ pub(super) fn idle_max(head: &Head, longest: Duration) -> Duration {
     let server = head.idle_max.map(|idle| idle.saturating_sub(Duration::from_secs(1)));
     server.map_or(longest, |server| server.min(longest))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_left_by_an_earlier_request_neither_hurries_nor_delays_a_later_one() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let mut timer = Box::pin(sleep_until(start + 10 * second));
+        assert_eq!(within(timer.as_mut(), start + 10 * second, async { 1 }).await, Some(1));
+
+        sleep(5 * second).await;
+        let work = async { sleep(9 * second).await };
+        assert_eq!(within(timer.as_mut(), start + 15 * second, work).await, Some(()));
+        assert_eq!(start.elapsed(), 14 * second);
+
+        assert_eq!(within(timer.as_mut(), start + 24 * second, pending::<()>()).await, None);
+        assert_eq!(start.elapsed(), 24 * second);
+
+        // A shorter timeout than before: after a change of config, say.
+        timer.as_mut().reset(start + 100 * second);
+        assert_eq!(within(timer.as_mut(), start + 25 * second, pending::<()>()).await, None);
+        assert_eq!(start.elapsed(), 25 * second);
+    }
+}

@@ -57,6 +57,12 @@ impl IdleConnections {
             tokio::spawn(reap(Arc::downgrade(&self.stack), until));
         }
     }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        lock(&self.stack).idle.len()
+    }
 }
 
 /// Closes connections when their time is over, for as long as there are any. Without it a quiet

@@ -14,6 +14,8 @@ mod response;
 mod settings;
 pub mod signature;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::{fmt, time::Duration};

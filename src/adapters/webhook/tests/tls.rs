@@ -1,0 +1,156 @@
+//! TLS: what is trusted, what is refused, and how it is called (F41).
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use tempfile::NamedTempFile;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+/// A certificate authority and the file that makes a client trust it.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: rcgen::Certificate,
+    file: NamedTempFile,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), certificate.pem()).unwrap();
+        Self { issuer: Issuer::new(params, key), certificate, file }
+    }
+
+    /// Answers requests over TLS with a certificate for `name`.
+    async fn serve(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+        needs_client: bool,
+    ) -> Server {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let provider = Arc::new(default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = if needs_client {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.certificate.der().clone()).unwrap();
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        let mut config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Server::start(move |stream, _| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+                while read_request(&mut stream).await.is_some() {
+                    stream.write_all(OK).await.unwrap();
+                }
+            }
+        })
+        .await
+    }
+
+    /// A client that trusts this authority.
+    fn webhook(&self, host: &str, server: &Server) -> HttpWebhook {
+        let settings = WebhookSettings {
+            ca_file: Some(self.file.path().to_owned()),
+            connect_timeout: Duration::from_secs(2),
+            ..settings(&format!("https://{host}:{}/hook", server.address.port()))
+        };
+        HttpWebhook::new(settings).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_receiver_is_reached_by_name_or_address_and_the_connection_kept() {
+    let authority = Authority::new();
+    for host in ["localhost", "127.0.0.1"] {
+        let server = authority.serve(host, |_| {}, false).await;
+        let webhook = authority.webhook(host, &server);
+        for _ in 0..5 {
+            assert_eq!(send(&webhook).await, SENT);
+        }
+        assert_eq!(server.connections(), 1);
+        assert_eq!(send_body(&webhook, &vec![b'x'; 1 << 20]).await, SENT);
+    }
+}
+
+#[tokio::test]
+async fn f41_untrusted_certificates_are_refused() {
+    let authority = Authority::new();
+    let expired = |params: &mut CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    };
+    let server = authority.serve("localhost", expired, false).await;
+    assert_eq!(send(&authority.webhook("localhost", &server)).await, retryable(Reason::Tls), "expired");
+
+    let server = authority.serve("other.example", |_| {}, false).await;
+    assert_eq!(send(&authority.webhook("localhost", &server)).await, retryable(Reason::Tls), "wrong host");
+
+    let server = Authority::new().serve("localhost", |_| {}, false).await;
+    assert_eq!(send(&authority.webhook("localhost", &server)).await, retryable(Reason::Tls), "unknown CA");
+}
+
+#[tokio::test]
+async fn f41_a_client_certificate_that_we_do_not_have_is_a_tls_error() {
+    // TLS 1.3: the server refuses after our side of the handshake is done.
+    let authority = Authority::new();
+    let server = authority.serve("localhost", |_| {}, true).await;
+    assert_eq!(send(&authority.webhook("localhost", &server)).await, retryable(Reason::Tls));
+}
+
+#[tokio::test]
+async fn f41_old_tls_and_no_tls_are_refused() {
+    let authority = Authority::new();
+    for answer in [
+        // A fatal alert, protocol_version: what a TLS 1.0 server says.
+        &b"\x15\x03\x01\x00\x02\x02\x46"[..],
+        // A TLS 1.0 server hello.
+        b"\x16\x03\x01\x00\x2a\x02\x00\x00\x26\x03\x0112345678901234567890123456789012\x00\x00\x2f\x00",
+        b"HTTP/1.1 400 The plain HTTP request was sent to HTTPS port\r\n\r\n",
+    ] {
+        let server = Server::start(move |mut stream, _| async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer).await;
+        })
+        .await;
+        let outcome = send(&authority.webhook("localhost", &server)).await;
+        assert_eq!(outcome, retryable(Reason::Tls), "{}", answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn f41_a_handshake_that_hangs_ends_with_the_connect_timeout() {
+    let authority = Authority::new();
+    let server = Server::start(|mut stream, _| async move {
+        while stream.read(&mut [0; 4096]).await.is_ok_and(|len| len > 0) {}
+    })
+    .await;
+    let mut settings = authority.webhook("localhost", &server).settings.clone();
+    settings.connect_timeout = Duration::from_millis(100);
+    let started = Instant::now();
+    assert_eq!(send(&HttpWebhook::new(settings).unwrap()).await, retryable(Reason::Tls));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
