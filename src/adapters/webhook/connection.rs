@@ -11,7 +11,7 @@ use std::{
 
 use postrider_actors::model::outcome::Reason;
 use tokio::{
-    io::ReadBuf,
+    io::{AsyncRead as _, AsyncReadExt as _, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -96,7 +96,7 @@ impl Connection {
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         let mut cx = Context::from_waker(Waker::noop());
-        self.stream.poll_read(&mut cx, &mut ReadBuf::uninit(&mut byte)).is_pending()
+        Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::uninit(&mut byte)).is_pending()
     }
 }
 
@@ -219,15 +219,10 @@ async fn read_body(stream: &mut Stream, input: &mut Vec<u8>, framing: Framing, b
     }
 }
 
-/// Appends what one read gives; 0 is the end of the stream.
+/// Appends what one read gives; 0 is the end of the stream. The future holds nothing between polls.
 fn poll_fill(stream: &mut Stream, cx: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
-    let before = input.len();
-    input.resize(before + READ_BYTES, 0);
-    let mut free = ReadBuf::new(&mut input[before..]);
-    let read = stream.poll_read(cx, &mut free);
-    let len = free.filled().len();
-    input.truncate(before + len);
-    read.map_ok(|()| len)
+    input.reserve(READ_BYTES);
+    pin!(stream.read_buf(input)).poll(cx)
 }
 
 /// The reason for a connection that broke after the request had begun. TLS trouble shows up here when
