@@ -6,7 +6,10 @@
 
 use std::fmt;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_PAD_INDIFFERENT},
+};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use sha2::Sha256;
@@ -48,7 +51,7 @@ impl SigningKey {
             return Err(SecretError::Asymmetric);
         }
         let key = Zeroizing::new(match text.strip_prefix("whsec_") {
-            Some(encoded) => STANDARD.decode(encoded).map_err(|_| SecretError::NoBase64)?,
+            Some(encoded) => STANDARD_PAD_INDIFFERENT.decode(encoded).map_err(|_| SecretError::NoBase64)?,
             None => text.as_bytes().to_vec(),
         });
         if key.is_empty() {
@@ -134,6 +137,10 @@ mod tests {
         };
         assert!(verifies("whsec_c2VjcmV0", "msg_1", "17", "body"));
         assert!(verifies("secret", "msg_1", "17", "body"), "the same bytes, not encoded");
+        assert!(
+            signed("whsec_c2VjcmV0cw", "m", "1", "") == signed("whsec_c2VjcmV0cw==", "m", "1", ""),
+            "padding"
+        );
         assert!(!verifies("whsec_b3RoZXI=", "msg_1", "17", "body"));
         assert!(!verifies("whsec_c2VjcmV0", "msg_2", "17", "body"));
         assert!(!verifies("whsec_c2VjcmV0", "msg_1", "18", "body"));
