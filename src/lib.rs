@@ -6,3 +6,5 @@ pub mod adapters;
 pub mod cli;
 pub mod config;
 pub mod receiver;
+pub mod systemd;
+pub mod telemetry;

@@ -1,3 +1,161 @@
-//! The command line.
+//! The command line: one file per command, and what they have in common.
+//!
+//! A command returns `anyhow::Result<ExitCode>`. An error becomes an exit code in one place,
+//! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`].
 
-pub mod receiver;
+pub mod check_config;
+pub mod completions;
+mod exit;
+pub mod run;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Exit, ExitContext};
+
+use crate::telemetry::escape;
+
+/// Delivers a file of user ids as signed webhook requests, and proves what happened to each
+///
+/// A file that is dropped into a watched directory is read row by row. Every row becomes one signed
+/// HTTP request, every request ends in exactly one recorded state, and the file moves to `done` with a
+/// report that balances.
+#[derive(Debug, Parser)]
+#[command(name = "postrider", version, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP)]
+pub struct Cli {
+    /// The configuration file
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "POSTRIDER_CONFIG",
+        default_value = "/etc/postrider/postrider.toml"
+    )]
+    pub config: PathBuf,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every command. Its arguments, its help and what it does are in its file.
+#[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "a command's help is the documentation of its arguments")]
+pub enum Command {
+    CheckConfig(check_config::Args),
+    Completions(completions::Args),
+}
+
+const AFTER_HELP: &str = "See `postrider --help` for examples and exit codes.";
+
+const AFTER_LONG_HELP: &str = "\
+Examples:
+  postrider demo
+      See the whole job at work: nothing to install, nothing to configure
+  postrider check-config -c postrider.toml
+      Say everything that is wrong with a configuration
+  postrider run -c postrider.toml
+      Deliver what is dropped, until SIGTERM
+  postrider files -c postrider.toml
+      What became of each file, while the daemon runs and while it does not
+
+Environment:
+  POSTRIDER_CONFIG      the configuration file, if -c is not given
+  POSTRIDER__TABLE__KEY overrides a key of it: POSTRIDER__POOLS__PARSERS=4
+  POSTRIDER_LOG         what is logged, by module: info,postrider_actors::dispatcher=debug
+  NO_COLOR              no colours
+
+Exit codes:
+   0  done
+   1  failed; or the answer is no (a file that does not balance)
+   2  wrong usage
+  66  the configuration file can't be read
+  70  a part failed again and again and its restarts were used up
+  74  the disk or the store failed
+  75  not now: try again later
+  78  the configuration is wrong, or the state directory can't be used with it";
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::CheckConfig(args) => check_config::run(&args, &cli.config),
+        Command::Completions(args) => completions::run(&args),
+    };
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+/// Says on stderr why a command failed, and how that is told by the exit code.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    let exit = Exit::of(error);
+    // Whoever closed the pipe has read enough: `postrider files | head`.
+    if exit != Exit::Done {
+        for line in format!("{error:#}").lines() {
+            // Nobody is left to tell if stderr is gone too.
+            let _ = writeln!(io::stderr(), "postrider: {}", escape(line));
+        }
+    }
+    exit.into()
+}
+
+/// Writes a command's output. `print!` would panic where a reader has gone; this is an error that
+/// [`fail`] knows to be none.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Writes a value as JSON, for `--json`.
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_argument_has_help() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            for command in command.get_subcommands() {
+                assert!(command.get_about().is_some(), "{}", command.get_name());
+                check(command);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_before_and_after_the_command() {
+        for line in ["postrider -c /x check-config", "postrider check-config --config /x"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.config, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code() {
+        for exit in Exit::ALL {
+            let code = format!("\n  {:>2}  ", exit as u8);
+            assert!(AFTER_LONG_HELP.contains(&code), "{exit:?} is missing in --help");
+        }
+    }
+}

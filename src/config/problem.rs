@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::telemetry::escape;
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -74,7 +76,9 @@ impl Problem {
         if let Some(found) = &self.found {
             line = line + "found " + found + "; ";
         }
-        line + &self.advice
+        line += &self.advice;
+        // Names are the operator's, but the file may not be.
+        escape(&line).into_owned()
     }
 }
 

@@ -1,0 +1,173 @@
+//! `postrider check-config`
+
+use std::{fmt::Write as _, io, io::Write as _, path::Path, process::ExitCode};
+
+use serde_json::{Value, json};
+
+use super::{Exit, print, print_json};
+use crate::config::{
+    self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, Origin, Problem, Problems,
+    TemplateSource,
+};
+
+/// Check the configuration and say everything that is wrong with it
+///
+/// Nothing is contacted and nothing but the file and the environment is read. Every problem is
+/// printed to stderr, with its line, the value that was found and what is allowed. Exits with 78 if
+/// there is one.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Also read the secrets, templates and certificates that the configuration names; run it as the
+    /// user that the daemon runs as
+    #[arg(long)]
+    resolve: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks, and prints a summary or the problems.
+pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
+    let checked = config::load(file).and_then(|config| {
+        if args.resolve {
+            config.clone().resolve()?;
+        }
+        Ok(config)
+    });
+    match checked {
+        Ok(config) => {
+            if args.json {
+                print_json(&summary_json(&config))?;
+            } else {
+                print(&summary(&config))?;
+            }
+            Ok(Exit::Done.into())
+        }
+        Err(ConfigError::Invalid(problems)) => {
+            if args.json {
+                print_json(&problems_json(&problems))?;
+            } else {
+                writeln!(io::stderr(), "{problems}")?;
+            }
+            Ok(Exit::Config.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let mut text = format!("{}: no problem found\n", config.file.display());
+    // Writing to a String can't fail.
+    for feed in &config.feeds {
+        let recipient = recipient(feed).map(|name| format!(", recipient {name:?}")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "feed {}: {} in {}{recipient}, to {}",
+            feed.name,
+            format_word(feed),
+            feed.path.display(),
+            feed.destinations.join(", "),
+        );
+    }
+    for destination in &config.destinations {
+        let rate = match destination.rate {
+            Some(rate) => format!("{}/s in bursts of {}", rate.per_s, rate.burst),
+            None => "no rate".into(),
+        };
+        let signed = match destination.secrets.len() {
+            0 => "not signed".into(),
+            1 => "signed".into(),
+            secrets => format!("signed with {secrets} secrets"),
+        };
+        let paused = if destination.is_paused { ", paused" } else { "" };
+        let _ = writeln!(
+            text,
+            "destination {}: {}, {rate}, {} in flight, {} attempts, {signed}{paused}",
+            destination.name,
+            origin(destination),
+            destination.concurrency,
+            destination.retry.max_attempts,
+        );
+    }
+    text
+}
+
+fn summary_json(config: &Config) -> Value {
+    let feeds: Vec<_> = config
+        .feeds
+        .iter()
+        .map(|feed| {
+            json!({
+                "name": feed.name,
+                "path": feed.path,
+                "format": format_word(feed),
+                "recipient": recipient(feed),
+                "duplicates": match feed.duplicates {
+                    Duplicates::Keep => "keep",
+                    Duplicates::First => "first",
+                },
+                "destinations": feed.destinations,
+            })
+        })
+        .collect();
+    let destinations: Vec<_> = config
+        .destinations
+        .iter()
+        .map(|destination| {
+            json!({
+                "name": destination.name,
+                "origin": origin(destination),
+                "secrets": destination.secrets.len(),
+                "rate_per_s": destination.rate.map_or(0, |rate| rate.per_s),
+                "burst": destination.rate.map(|rate| rate.burst),
+                "concurrency": destination.concurrency,
+                "timeout_ms": destination.timeout.as_millis() as u64,
+                "max_attempts": destination.retry.max_attempts,
+                "template": destination.template != TemplateSource::Default,
+                "paused": destination.is_paused,
+            })
+        })
+        .collect();
+    json!({ "ok": true, "file": config.file, "feeds": feeds, "destinations": destinations, "problems": [] })
+}
+
+fn problems_json(problems: &Problems) -> Value {
+    let list: Vec<_> = problems.list.iter().map(problem_json).collect();
+    json!({ "ok": false, "file": problems.file, "problems": list })
+}
+
+fn problem_json(problem: &Problem) -> Value {
+    let (line, column, variable) = match &problem.origin {
+        Some(Origin::File { line, column }) => (Some(line), Some(column), None),
+        Some(Origin::Environment(name)) => (None, None, Some(name)),
+        Some(Origin::Default) | None => (None, None, None),
+    };
+    json!({
+        "key": problem.key,
+        "line": line,
+        "column": column,
+        "variable": variable,
+        "found": problem.found,
+        "advice": problem.advice,
+    })
+}
+
+/// Scheme, host and port: some providers put a secret into the path.
+fn origin(destination: &Destination) -> String {
+    destination.url.origin().ascii_serialization()
+}
+
+fn format_word(feed: &Feed) -> &'static str {
+    match feed.format {
+        FeedFormat::Text => "text",
+        FeedFormat::Csv { .. } => "csv",
+        FeedFormat::Ndjson { .. } => "ndjson",
+    }
+}
+
+fn recipient(feed: &Feed) -> Option<&str> {
+    match &feed.format {
+        FeedFormat::Text => None,
+        FeedFormat::Csv { recipient, .. } | FeedFormat::Ndjson { recipient } => Some(recipient),
+    }
+}

@@ -1,0 +1,132 @@
+//! How a command's end is told to scripts and to systemd: sysexits(3) above 63.
+
+use std::{fmt, io, process::ExitCode};
+
+use crate::{
+    config::{ConfigError, Problems},
+    telemetry::TelemetryError,
+};
+
+/// An exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed, or the answer is no.
+    Failed = 1,
+    /// The command line is wrong; clap says so itself.
+    Usage = 2,
+    /// An input can't be read (`EX_NOINPUT`).
+    NoInput = 66,
+    /// Restarts are used up (`EX_SOFTWARE`).
+    Software = 70,
+    /// The disk or the store failed (`EX_IOERR`).
+    Io = 74,
+    /// Not now (`EX_TEMPFAIL`).
+    TryLater = 75,
+    /// The configuration, or the state directory, can't be used (`EX_CONFIG`).
+    Config = 78,
+}
+
+impl Exit {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::NoInput,
+        Self::Software,
+        Self::Io,
+        Self::TryLater,
+        Self::Config,
+    ];
+
+    /// What an error comes to: what was attached to it, or what its type says. The outermost wins.
+    pub fn of(error: &anyhow::Error) -> Self {
+        error.chain().find_map(Self::of_cause).unwrap_or(Self::Failed)
+    }
+
+    fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            return Some(failure.exit);
+        }
+        if let Some(error) = cause.downcast_ref::<ConfigError>() {
+            return Some(match error {
+                ConfigError::Unreadable { .. } => Self::NoInput,
+                ConfigError::Invalid(_) => Self::Config,
+            });
+        }
+        if cause.is::<Problems>() || cause.is::<TelemetryError>() {
+            return Some(Self::Config);
+        }
+        let error = cause.downcast_ref::<io::Error>()?;
+        Some(if error.kind() == io::ErrorKind::BrokenPipe { Self::Done } else { Self::Io })
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error with the exit code that it means. It says no more than the error itself.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// Attaches an exit code to an error.
+pub trait ExitContext<T> {
+    /// The error ends the process with `exit`, whatever its type says.
+    fn exit(self, exit: Exit) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> ExitContext<T> for Result<T, E> {
+    fn exit(self, exit: Exit) -> anyhow::Result<T> {
+        self.map_err(|error| Failure { exit, error: error.into() }.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anyhow::Context as _;
+
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn the_exit_code_is_what_was_attached_or_what_the_type_says() {
+        let io = |kind| anyhow::Error::from(io::Error::from(kind));
+        assert_eq!(Exit::of(&anyhow::anyhow!("x")), Exit::Failed);
+        assert_eq!(Exit::of(&io(io::ErrorKind::PermissionDenied)), Exit::Io);
+        assert_eq!(Exit::of(&io(io::ErrorKind::PermissionDenied).context("while writing")), Exit::Io);
+        assert_eq!(Exit::of(&io(io::ErrorKind::BrokenPipe)), Exit::Done);
+        let attached = Err::<(), _>(io(io::ErrorKind::WouldBlock)).exit(Exit::Config).context("lock");
+        let attached = attached.unwrap_err();
+        assert_eq!(Exit::of(&attached), Exit::Config);
+        let text = io::Error::from(io::ErrorKind::WouldBlock).to_string();
+        assert_eq!(format!("{attached:#}"), format!("lock: {text}"));
+        let unreadable = config::load(Path::new("/nowhere/x.toml")).unwrap_err();
+        assert_eq!(Exit::of(&unreadable.into()), Exit::NoInput);
+        let invalid = config::parse("x = 1", Path::new("x.toml"), []).unwrap_err();
+        assert_eq!(Exit::of(&invalid.clone().into()), Exit::Config);
+        assert_eq!(Exit::of(&ConfigError::from(invalid).into()), Exit::Config);
+    }
+}

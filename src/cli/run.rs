@@ -1,0 +1,52 @@
+//! Everything before the daemon itself: configuration, logs, and what the configuration names.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{self, LogFormat, Resolved},
+    systemd::Notifier,
+    telemetry::{self, Telemetry},
+};
+
+/// Run the daemon until SIGTERM or SIGINT
+///
+/// It reads the configuration, takes the state directory for itself and delivers what is dropped. A
+/// SIGTERM drains: requests in flight are finished and recorded, within shutdown.timeout_ms. A second
+/// one exits at once; nothing is lost either way. SIGHUP reads the configuration again.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "the documentation is the text of --help")]
+pub struct Args {
+    /// How log lines look; overrides log.format
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// What the daemon starts with.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The configuration and everything it names.
+    pub resolved: Resolved,
+    /// Keep it until the process ends.
+    pub telemetry: Telemetry,
+    /// Where systemd hears how it goes.
+    pub notifier: Notifier,
+}
+
+/// Reads the configuration, sets up logs and connects to systemd.
+pub fn prepare(args: &Args, file: &Path) -> anyhow::Result<Prepared> {
+    let resolved = load(args, file)?;
+    let telemetry = telemetry::init(&resolved.config.log)?;
+    let notifier = Notifier::from_environment().context("can't reach NOTIFY_SOCKET")?;
+    Ok(Prepared { resolved, telemetry, notifier })
+}
+
+/// Reads the configuration as the daemon uses it; at SIGHUP once more.
+pub fn load(args: &Args, file: &Path) -> anyhow::Result<Resolved> {
+    let mut config = config::load(file)?;
+    if let Some(format) = args.log_format {
+        config.log.format = format;
+    }
+    Ok(config.resolve()?)
+}
