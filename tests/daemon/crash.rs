@@ -1,15 +1,18 @@
 //! Crashes, stops and second instances: F1, F2, F10–F13.
 
-use std::{os::unix::process::ExitStatusExt, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path, time::Duration};
 
 use rustix::process::Signal;
 
-use crate::support::{
-    LIVENESS, World,
-    input::{Input, Kind},
-    is_settled, knob,
-    process::Process,
-    wait_report, wait_until,
+use crate::{
+    panics,
+    support::{
+        LIVENESS, World,
+        input::{Input, Kind},
+        is_settled, knob,
+        process::Process,
+        wait_report, wait_until,
+    },
 };
 
 /// The kill loop's times, from a seed that a failure prints.
@@ -79,15 +82,15 @@ fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
 
 /// Crashes at `name`, the first time and after each number of passes: in a fresh daemon, and again while
 /// that crash is being recovered from.
-fn crash_at(name: &str, passes: &[u32]) {
+fn crash_at(make_world: fn(&str) -> World, rows: usize, name: &str, passes: &[u32]) {
     for pass in passes {
         println!("{name} after {pass} passes");
-        let mut world = World::new("csv");
+        let mut world = make_world("csv");
         world.receive(&["--fail-rate", "0.1"]);
         let skip = if *pass == 0 { String::new() } else { format!("{pass}*off->") };
         world.fail(&format!("{name}={skip}1*return"));
         for number in 0..3 {
-            world.drop_file(Input::csv(&format!("file{number}.csv"), 400));
+            world.drop_file(Input::csv(&format!("file{number}.csv"), rows));
         }
         world.start();
         let status = world.wait_exit(LIVENESS);
@@ -99,46 +102,85 @@ fn crash_at(name: &str, passes: &[u32]) {
             !world.daemon().is_running() || world.files().iter().filter(|file| is_settled(file)).count() == 3
         });
         if world.daemon().is_running() {
-            world.stop();
-        } else {
+            // It may reach the point on its way out.
+            world.daemon().signal(Signal::TERM);
+        }
+        let status = world.wait_exit(Duration::from_secs(30));
+        if status.code() != Some(0) {
+            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
             world.kills += 1;
-            world.wait_exit(Duration::ZERO);
         }
         world.fail("").start().wait_settled(LIVENESS);
         for number in 0..3 {
             let report = wait_report(&world.done(&format!("file{number}.csv")));
-            assert_eq!(report["rows"], 400, "{report}");
+            assert_eq!(report["rows"], rows, "{report}");
         }
         world.stop();
         world.prove();
     }
 }
 
+/// `POINTS` holds every name, so that a point which nobody crashes at is found.
 macro_rules! crash_points {
-    ($($test:ident: $name:literal $passes:expr;)*) => {
+    ($($test:ident: $world:expr, $rows:literal, $name:literal, $passes:expr;)*) => {
+        const POINTS: &[&str] = &[$($name),*];
         $(
             #[test]
             #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
             fn $test() {
-                crash_at($name, &$passes);
+                crash_at($world, $rows, $name, &$passes);
             }
         )*
     };
 }
 
 crash_points! {
-    f02_crash_after_the_claim: "claim.after" [0, 1];
-    f02_crash_before_the_append: "append.before" [0, 2];
-    f02_crash_after_the_append: "append.after" [0, 2];
-    f02_crash_before_the_finish: "finish.before" [0, 1];
-    f02_crash_after_the_finish: "finish.after" [0, 1];
-    f02_crash_when_the_queue_has_accepted: "dispatch.sent" [0, 1];
-    f02_crash_after_the_lease: "lease.after" [0, 1];
-    f02_crash_before_an_attempt: "attempt.before" [0, 250];
-    f02_crash_after_an_attempt: "attempt.after" [0, 250];
-    f02_crash_before_the_settlement: "settle.before" [0, 1];
-    f02_crash_after_the_settlement: "settle.after" [0, 1];
-    f02_crash_before_the_report_is_marked: "report.before_mark" [0];
+    f02_crash_when_a_file_is_taken: World::new, 400, "inbox.taken", [0, 1];
+    f02_crash_when_a_file_of_another_file_system_is_staged: World::apart, 400, "inbox.staged", [0, 1];
+    f02_crash_when_a_file_of_another_file_system_is_copied: World::apart, 400, "inbox.copied", [0, 1];
+    f02_crash_after_the_claim: World::new, 400, "claim.after", [0, 1];
+    f02_crash_before_the_append: World::new, 400, "append.before", [0, 2];
+    f02_crash_after_the_append: World::new, 400, "append.after", [0, 2];
+    f02_crash_before_the_finish: World::new, 400, "finish.before", [0, 1];
+    f02_crash_after_the_finish: World::new, 400, "finish.after", [0, 1];
+    f02_crash_when_the_report_is_written: World::new, 400, "inbox.reported", [0, 1];
+    f02_crash_when_the_file_is_moved: World::new, 400, "inbox.moved", [0, 1];
+    f02_crash_when_the_queue_has_accepted: World::new, 400, "dispatch.sent", [0, 1];
+    f02_crash_after_the_lease: World::new, 400, "lease.after", [0, 1];
+    f02_crash_before_an_attempt: World::new, 400, "attempt.before", [0, 250];
+    f02_crash_after_an_attempt: World::new, 400, "attempt.after", [0, 250];
+    f02_crash_before_the_settlement: World::new, 400, "settle.before", [0, 1];
+    f02_crash_after_the_settlement: World::new, 400, "settle.after", [0, 1];
+    f02_crash_before_the_report_is_marked: World::new, 400, "report.before_mark", [0];
+    f02_crash_before_a_commit: World::new, 400, "store-before-commit", [0, 4, 15];
+    f02_crash_after_a_commit: World::new, 400, "store-after-commit", [0, 4, 15];
+    // Enough rows for the store's log to be moved into the database.
+    f02_crash_before_the_log_is_moved: World::new, 10_000, "store-checkpoint", [0];
+}
+
+/// The names in `failpoint!("…")` below a directory of sources.
+fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).expect("sources are there") {
+        let path = entry.expect("it reads").path();
+        if path.is_dir() {
+            declared_points(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("sources are text");
+            let names = text.split("failpoint!(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            found.extend(names.map(str::to_owned));
+        }
+    }
+}
+
+#[test]
+fn f02_every_failpoint_of_the_product_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut declared = BTreeSet::new();
+    for sources in ["src", "actors/src"] {
+        declared_points(&root.join(sources), &mut declared);
+    }
+    let tested: BTreeSet<_> = POINTS.iter().chain(panics::POINTS).map(|name| (*name).to_owned()).collect();
+    assert_eq!(declared, tested);
 }
 
 #[test]
@@ -207,7 +249,7 @@ fn f12_a_bad_config_is_not_taken_up() {
     let mut world = World::new("csv");
     world.receive(&[]);
     world.start_ready();
-    std::fs::write(world.config_path(), "[state]\ndir = 7\n[pools]\nparserz = 2\n").expect("it is ours");
+    fs::write(world.config_path(), "[state]\ndir = 7\n[pools]\nparserz = 2\n").expect("it is ours");
     world.daemon().signal(Signal::HUP);
     world.daemon().wait_log("parserz");
     // `postrider files` would read the bad file.

@@ -49,7 +49,7 @@ fn claimed_file(world: &World) -> PathBuf {
 fn disturb(state: &'static str, act: impl FnOnce(&mut File, &Path)) -> serde_json::Value {
     let mut world = slow_world();
     let input = Input::text("large.txt", 200_000);
-    let staged = world.path("staging").join("large.txt");
+    let staged = world.staging().join("large.txt");
     fs::write(&staged, &input.bytes).expect("the directory is ours");
     // The dropper keeps it open, as a careless one does.
     let mut held = OpenOptions::new().read(true).write(true).open(&staged).expect("it was just written");
@@ -383,6 +383,7 @@ fn f28_a_file_without_permission_is_reported_once_and_taken_when_that_changes() 
             };
         }
         give(&world.path("."), NOBODY);
+        give(&world.inbox("."), NOBODY);
         chown(&path, Some(0), Some(0)).expect("root may");
         other.uid(NOBODY).gid(NOBODY);
         command = other;
@@ -541,7 +542,7 @@ fn a_file_is_not_taken_while_it_is_written_and_never_without_a_required_sidecar(
     world.wait_requests(100);
     assert_eq!(world.request_count(), 100, "nothing of the file without its sidecar");
     let digest = crate::support::scripted::sha256_hex(&strict.bytes);
-    let sidecar = world.path("staging").join("sidecar");
+    let sidecar = world.staging().join("sidecar");
     fs::write(&sidecar, format!("sha256={digest}\nrows=60\n")).expect("the directory is ours");
     fs::rename(&sidecar, world.inbox("strict").join("strict.txt.done")).expect("one file system");
     world.wait_settled(LIVENESS);

@@ -41,7 +41,7 @@ fn escalates(failpoint: &str) {
     let mut world = two_feeds();
     world
         .set("supervision.max_restarts", 2)
-        .set("supervision.period_ms", 30_000)
+        .set("supervision.period_ms", 60_000)
         .set("supervision.base_ms", 10)
         .set("supervision.cap_ms", 50)
         // A message may be begun once per restart: that must not make it poison.
@@ -62,6 +62,8 @@ fn escalates(failpoint: &str) {
 
 macro_rules! panics {
     ($($once:ident $always:ident: $name:literal;)*) => {
+        /// Every point that is there to panic at.
+        pub(crate) const POINTS: &[&str] = &[$($name),*];
         $(
             #[test]
             #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]

@@ -8,6 +8,7 @@ pub(crate) mod scripted;
 use std::{
     env, fs,
     io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -72,6 +73,8 @@ enum Receiver {
 
 pub(crate) struct World {
     directory: TempDir,
+    /// Holds the feeds' directories, and the files that are on their way into them.
+    feeds: TempDir,
     /// The config as it will be written at the next `configure`.
     config: toml::Table,
     receiver: Receiver,
@@ -92,12 +95,34 @@ pub(crate) struct World {
 impl World {
     /// One feed `alerts` of `format`, going to `support`.
     pub(crate) fn new(format: &str) -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("postrider-test-").tempdir().expect("a temporary directory");
+        Self::with_feeds_in(format, &env::temp_dir())
+    }
+
+    /// The same with its feeds on another file system than the state: a claim has to copy.
+    pub(crate) fn apart(format: &str) -> Self {
+        let world = Self::with_feeds_in(format, Path::new("/dev/shm"));
+        let device = |path: &Path| fs::metadata(path).expect("it is there").dev();
+        assert_ne!(
+            device(world.feeds.path()),
+            device(world.directory.path()),
+            "/dev/shm is a file system of its own"
+        );
+        world
+    }
+
+    fn with_feeds_in(format: &str, feeds: &Path) -> Self {
+        let temporary = |place: &Path| {
+            tempfile::Builder::new()
+                .prefix("postrider-test-")
+                .tempdir_in(place)
+                .expect("a temporary directory")
+        };
+        let (directory, feeds) = (temporary(&env::temp_dir()), temporary(feeds));
         let notify = NotifySocket::bind(&directory.path().join("notify"));
         let mut world = Self {
             receiver_log: directory.path().join("receiver.log"),
             directory,
+            feeds,
             config: toml::Table::new(),
             receiver: Receiver::None,
             daemon: None,
@@ -108,7 +133,7 @@ impl World {
             unknown: 0,
             redrives: 0,
         };
-        fs::create_dir(world.path("staging")).expect("a new directory");
+        fs::create_dir(world.staging()).expect("a new directory");
         fs::File::create(&world.receiver_log).expect("a new file");
         fs::File::create(world.daemon_log()).expect("a new file");
         let state = world.path("state").display().to_string();
@@ -143,7 +168,12 @@ impl World {
     }
 
     pub(crate) fn inbox(&self, feed: &str) -> PathBuf {
-        self.path("feeds").join(feed)
+        self.feeds.path().join(feed)
+    }
+
+    /// Where files are written before they are renamed into a feed.
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.feeds.path().join(".staging")
     }
 
     pub(crate) fn done(&self, name: &str) -> PathBuf {
@@ -372,7 +402,7 @@ impl World {
 
     /// Drops a file into a feed: written elsewhere, renamed into place.
     pub(crate) fn drop_into(&mut self, feed: &str, input: Input) -> &mut Self {
-        let staged = self.path("staging").join("file");
+        let staged = self.staging().join("file");
         fs::write(&staged, &input.bytes).expect("the directory is ours");
         fs::rename(staged, self.inbox(feed).join(&input.name)).expect("one file system");
         self.expect(feed, input)
@@ -528,7 +558,8 @@ impl Drop for World {
             eprintln!("the daemon's last words:\n{}", tail(&String::from_utf8_lossy(&log)));
             if env::var_os("POSTRIDER_KEEP").is_some() {
                 self.directory.disable_cleanup(true);
-                eprintln!("kept: {}", self.directory.path().display());
+                self.feeds.disable_cleanup(true);
+                eprintln!("kept: {} {}", self.directory.path().display(), self.feeds.path().display());
             }
         }
     }
