@@ -147,6 +147,20 @@ class Identities(unittest.TestCase):
             store.payload_rows(payload(rows)[:-5])
 
 
+class Schema(unittest.TestCase):
+    def test_the_product_s_schema_has_what_the_oracle_reads(self):
+        schema = pathlib.Path(__file__).resolve().parents[2] / "src/adapters/embedded" / f"schema_{store.SCHEMA}.sql"
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "postrider.db"
+            connection = sqlite3.connect(path)
+            # An older library does not know STRICT, which changes nothing for a reader.
+            connection.executescript(schema.read_text().replace("STRICT, ", "").replace("STRICT", ""))
+            connection.execute(f"PRAGMA user_version = {store.SCHEMA}")
+            connection.close()
+            view = store.read_sqlite(path)
+        self.assertEqual((view.files, view.states, view.problems), ({}, {}, []))
+
+
 class Oracle(unittest.TestCase):
     def setUp(self):
         self.world = World()
