@@ -3,6 +3,7 @@
 //! The stages and rules are in the crate `postrider_actors`, which knows none of this.
 
 pub mod adapters;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod receiver;

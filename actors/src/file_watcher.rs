@@ -243,7 +243,7 @@ impl Claims {
             self.look(now).await;
             // Places are taken only for a file: giving one back unused rings the bell that is waited for.
             while !self.draining.load(Ordering::Relaxed)
-                && !(leftovers.is_empty() && self.ready.is_empty())
+                && leftovers.len() + self.ready.len() > 0
                 && let Some((slot, permit)) = self.places()
             {
                 let file = match leftovers.pop_front() {

@@ -17,6 +17,8 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong; clap says so itself.
     Usage = 2,
+    /// The store is damaged (`EX_DATAERR`).
+    Data = 65,
     /// An input can't be read (`EX_NOINPUT`).
     NoInput = 66,
     /// Restarts are used up (`EX_SOFTWARE`).
@@ -31,10 +33,11 @@ pub enum Exit {
 
 impl Exit {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
+        Self::Data,
         Self::NoInput,
         Self::Software,
         Self::Io,

@@ -6,6 +6,7 @@
 pub mod check_config;
 pub mod completions;
 mod exit;
+pub mod receiver;
 pub mod run;
 
 use std::{
@@ -48,6 +49,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[expect(missing_docs, reason = "a command's help is the documentation of its arguments")]
 pub enum Command {
+    Run(run::Args),
+    Receiver(receiver::ReceiverArgs),
     CheckConfig(check_config::Args),
     Completions(completions::Args),
 }
@@ -75,6 +78,7 @@ Exit codes:
    0  done
    1  failed; or the answer is no (a file that does not balance)
    2  wrong usage
+  65  the store is damaged
   66  the configuration file can't be read
   70  a part failed again and again and its restarts were used up
   74  the disk or the store failed
@@ -83,8 +87,12 @@ Exit codes:
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
+    // Reads FAILPOINTS in a build with that feature, and is nothing in any other.
+    let _failpoints = fail::FailScenario::setup();
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Run(args) => run::run(args, cli.config),
+        Command::Receiver(args) => receiver::run(args).map(|()| ExitCode::SUCCESS),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),
     };

@@ -1,10 +1,15 @@
 //! Everything before the daemon itself: configuration, logs, and what the configuration names.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 
 use crate::{
+    app,
+    cli::ExitContext as _,
     config::{self, LogFormat, Resolved},
     systemd::Notifier,
     telemetry::{self, Telemetry},
@@ -49,4 +54,16 @@ pub fn load(args: &Args, file: &Path) -> anyhow::Result<Resolved> {
         config.log.format = format;
     }
     Ok(config.resolve()?)
+}
+
+/// Runs the daemon.
+pub fn run(args: Args, file: PathBuf) -> anyhow::Result<ExitCode> {
+    let Prepared { resolved, telemetry: _telemetry, notifier } = prepare(&args, &file)?;
+    match app::run(resolved, notifier, move || load(&args, &file)) {
+        Ok(exit) => Ok(exit.into()),
+        Err(error) => {
+            let exit = error.exit();
+            Err(error).exit(exit)
+        }
+    }
 }

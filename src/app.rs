@@ -1,0 +1,207 @@
+//! The composition root: the only place where adapters, stages and supervision meet.
+//!
+//! A *reign* is the life of one tree under one configuration. A reload (SIGHUP) validates the new
+//! configuration first; only then the old tree drains and a new one starts on the same store. A
+//! configuration that can't be used changes nothing.
+
+mod reign;
+mod signals;
+mod status;
+
+use std::{fmt, path::Path, sync::Arc, time::Duration};
+
+use actix_rt::System;
+use postrider_actors::{flow::ProgressBoard, ports::Clock};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    adapters::{
+        clock::SystemClock,
+        embedded::{EmbeddedStore, InstanceLock, LockError, OpenError, exit_on_fatal},
+    },
+    cli::Exit,
+    config::Resolved,
+    systemd::Notifier,
+};
+use reign::{End, Reign};
+
+/// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
+const BLOCKING_THREADS_MAX: usize = 32;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory is somebody else's.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store can't be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// A feed's directory can't be used.
+    #[error("feeds.{feed}.path {path:?}: {error}; make the directory, or correct the path")]
+    Feed {
+        /// The feed.
+        feed: String,
+        /// Its path.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        error: std::io::Error,
+    },
+    /// A destination can't be used.
+    #[error("destinations.{name}: {problems}")]
+    Destination {
+        /// The destination.
+        name: String,
+        /// What is wrong.
+        problems: String,
+    },
+    /// The system refuses threads or signals.
+    #[error("the system refuses {what}: {error}")]
+    System {
+        /// What it refuses.
+        what: &'static str,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code, by sysexits.h. 78 tells systemd that a restart won't help.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Lock(LockError::Held(_)) | Self::Feed { .. } | Self::Destination { .. } => Exit::Config,
+            Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
+            Self::Store(OpenError::Missing(_)) => Exit::NoInput,
+            Self::Store(OpenError::Corrupt { .. }) => Exit::Data,
+            Self::Store(OpenError::Library { .. }) => Exit::Software,
+            Self::Store(OpenError::Unavailable { .. }) => Exit::Io,
+            Self::Store(OpenError::Foreign { .. } | OpenError::Newer { .. } | OpenError::Older { .. }) => {
+                Exit::Config
+            }
+        }
+    }
+}
+
+/// What lives as long as the process.
+struct Machine {
+    runtime: Arc<Runtime>,
+    store: Arc<EmbeddedStore>,
+    clock: Arc<dyn Clock>,
+    board: ProgressBoard,
+    systemd: Notifier,
+}
+
+/// Runs the daemon until it is told to stop or gives up, and returns its exit code. `reload` reads the
+/// configuration anew.
+pub fn run(
+    resolved: Resolved,
+    systemd: Notifier,
+    reload: impl Fn() -> anyhow::Result<Resolved>,
+) -> Result<Exit, StartError> {
+    let state_dir = resolved.config.state.dir.clone();
+    let _lock = InstanceLock::acquire(&state_dir)?;
+    let store = EmbeddedStore::open(&state_dir, exit_on_fatal())?;
+    if store.losses() > 0 {
+        tracing::warn!(
+            batches = store.losses(),
+            "an earlier run left batches in flight: their unrecorded \
+            messages are sent one at a time"
+        );
+    }
+    let mut builder = Builder::new_multi_thread();
+    if let Some(workers) = resolved.config.pools.workers {
+        builder.worker_threads(workers);
+    }
+    let runtime = builder
+        .thread_name("postrider")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::System { what: "threads", error })?;
+    let runtime = Arc::new(runtime);
+    let machine = Machine {
+        runtime: runtime.clone(),
+        store: Arc::new(store),
+        clock: Arc::new(SystemClock),
+        board: ProgressBoard::default(),
+        systemd,
+    };
+    let system = System::with_tokio_rt(move || runtime);
+    system.block_on(reign_until_stopped(&machine, resolved, &state_dir, reload))
+}
+
+async fn reign_until_stopped(
+    machine: &Machine,
+    resolved: Resolved,
+    state_dir: &Path,
+    reload: impl Fn() -> anyhow::Result<Resolved>,
+) -> Result<Exit, StartError> {
+    let mut signals =
+        signals::Signals::new().map_err(|error| StartError::System { what: "signal handlers", error })?;
+    let mut reign = Reign::start(machine, &resolved)?;
+    tell(machine.systemd.ready(&status::summary(&resolved.config)));
+    tracing::info!(config = %resolved.config.file.display(), version = env!("CARGO_PKG_VERSION"),
+        feeds = resolved.config.feeds.len(), destinations = resolved.config.destinations.len(), "started");
+    loop {
+        match reign.until_signalled(machine, &mut signals).await {
+            End::Ended(exit) => return Ok(exit),
+            End::Stop => {
+                tell(machine.systemd.stopping());
+                return Ok(reign.drain(&mut signals).await);
+            }
+            End::Reload => {
+                tell(machine.systemd.reloading());
+                match reload().and_then(|new| keeps_state_dir(&new, state_dir).map(|()| new)) {
+                    Err(error) => {
+                        tracing::error!("the new configuration is not used, the old one stays: {error:#}")
+                    }
+                    Ok(new) => {
+                        let parts = match reign::Parts::build(machine, &new) {
+                            Ok(parts) => parts,
+                            Err(error) => {
+                                tracing::error!(
+                                    "the new configuration is not used, the old one stays: {error}"
+                                );
+                                tell(machine.systemd.ready("the new configuration was refused"));
+                                continue;
+                            }
+                        };
+                        let code = reign.drain(&mut signals).await;
+                        if code != Exit::Done {
+                            return Ok(code);
+                        }
+                        reign = Reign::start_with(machine, &new, parts);
+                        tracing::info!("the new configuration is in use");
+                    }
+                }
+                tell(machine.systemd.ready("reloaded"));
+            }
+        }
+    }
+}
+
+/// A notification that systemd does not take is worth a line, not an end.
+fn tell(notified: std::io::Result<()>) {
+    if let Err(error) = notified {
+        tracing::warn!(%error, "systemd does not take notifications");
+    }
+}
+
+/// The store stays open across a reload.
+fn keeps_state_dir(new: &Resolved, state_dir: &Path) -> anyhow::Result<()> {
+    let dir = &new.config.state.dir;
+    anyhow::ensure!(
+        dir == state_dir,
+        "state.dir: {dir:?} is not {state_dir:?}; it can't change while the daemon runs, restart it"
+    );
+    Ok(())
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").finish_non_exhaustive()
+    }
+}
+
+/// How often the daemon looks at itself: signs of life, the status line.
+const LOOK: Duration = Duration::from_secs(1);

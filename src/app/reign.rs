@@ -1,0 +1,533 @@
+//! One tree under one configuration.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr, Recipient};
+use actix_rt::Arbiter;
+use postrider_actors::{
+    batcher::{self, Batcher, BatcherSetup},
+    dispatcher::{self, Dispatcher, DispatcherSetup},
+    file_watcher::{self, FileWatcher, FileWatcherSetup},
+    flow::{Bell, Gate, Progress},
+    messages::{FileClaimed, ParsedRows},
+    model::{builder::BatchLimits, formats::Format, roster::RosterLimits, settle::SettleRule},
+    parser::{self, Parser, ParserSetup},
+    ports::{Inbox, Webhook},
+    reading::{Duplicates, FeedDestination, FeedSettings, Readers},
+    supervision::{Birth, ChildSpec, Shutdown, Strategy, Supervisor, SupervisorSettings},
+    sweeper::{self, Sweeper, SweeperSetup},
+    throttle::{self, LimitedGate, Throttle, ThrottleSetup},
+    webhook_delivery::{self, DeliveryDestination, DeliverySetup, WebhookDelivery},
+};
+use secrecy::ExposeSecret as _;
+use std::num::NonZeroU32;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{
+    LOOK, Machine, StartError,
+    signals::{Signals, Told},
+    status::StatusReporter,
+    tell,
+};
+use crate::{
+    adapters::{
+        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+        webhook::{HttpWebhook, WebhookSettings},
+    },
+    cli::Exit,
+    config::{self, Config, Resolved},
+};
+
+/// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
+const BLOCKS_PER_FEED: usize = 4;
+
+/// How old an actor's sign of life may be before the watchdog is left unfed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything a tree is built from that may fail to be built.
+pub(super) struct Parts {
+    inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
+    webhooks: Vec<Arc<dyn Webhook>>,
+}
+
+impl Parts {
+    /// Makes the adapters of a configuration. Starts nothing.
+    pub(super) fn build(_: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let mut inboxes = Vec::new();
+        for feed in &config.feeds {
+            let inbox = DirectoryInbox::new(InboxConfig {
+                feed: feed.name.clone(),
+                directory: feed.path.clone(),
+                state_dir: config.state.dir.clone(),
+                format: format(&feed.format),
+                max_row_bytes: feed.max_row_bytes,
+                sidecar_required: feed.require_done,
+                caps: UnpackCaps {
+                    ratio_max: feed.decompress_max_ratio.into(),
+                    bytes_max: feed.decompress_max_bytes,
+                },
+            })
+            .map_err(|error| StartError::Feed {
+                feed: feed.name.clone(),
+                path: feed.path.clone(),
+                error,
+            })?;
+            inboxes.push((Arc::from(feed.name.as_str()), Arc::new(inbox) as Arc<dyn Inbox>));
+        }
+        let mut webhooks = Vec::new();
+        for destination in &config.destinations {
+            let materials = &resolved.materials[&destination.name];
+            let headers = materials.headers.iter();
+            let webhook = HttpWebhook::new(WebhookSettings {
+                url: (*destination.url).clone(),
+                headers: headers
+                    .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
+                    .collect(),
+                secrets: materials.secrets.clone(),
+                concurrency: destination.concurrency,
+                timeout: destination.timeout,
+                connect_timeout: destination.connect_timeout,
+                response_bytes_max: destination.max_response_bytes as u64,
+                retry_after_max: destination.max_retry_after,
+                ca_file: destination.ca_file.clone(),
+            })
+            .map_err(|problems| StartError::Destination {
+                name: destination.name.clone(),
+                problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            })?;
+            webhooks.push(Arc::new(webhook) as Arc<dyn Webhook>);
+        }
+        Ok(Self { inboxes, webhooks })
+    }
+}
+
+/// Why a reign is over, or is to be.
+pub(super) enum End {
+    /// The tree gave up.
+    Ended(Exit),
+    /// The operator wants the daemon to stop.
+    Stop,
+    /// The operator wants the configuration to be read anew.
+    Reload,
+}
+
+/// A running tree.
+pub(super) struct Reign {
+    root: Addr<Supervisor>,
+    ended: oneshot::Receiver<i32>,
+    arbiters: Vec<Arbiter>,
+    shutdown_timeout: Duration,
+    status: StatusReporter,
+}
+
+impl Reign {
+    /// Builds and starts the tree.
+    pub(super) fn start(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+        let parts = Parts::build(machine, resolved)?;
+        Ok(Self::start_with(machine, resolved, parts))
+    }
+
+    /// Starts the tree. Infallible: a reload has drained the old one by now.
+    pub(super) fn start_with(machine: &Machine, resolved: &Resolved, parts: Parts) -> Self {
+        let config = &resolved.config;
+        let arbiters: Vec<_> = (0..config.pools.arbiters)
+            .map(|_| {
+                let runtime = machine.runtime.clone();
+                Arbiter::with_tokio_rt(move || runtime)
+            })
+            .collect();
+        let settings = SupervisorSettings {
+            restarts: config.supervision,
+            // Three ranks drain one after the other; delivery, in the middle, takes the longest.
+            drain_timeout: config.shutdown.timeout * 7 / 10,
+            arbiters: arbiters.iter().map(Arbiter::handle).collect(),
+            clock: machine.clock.clone(),
+        };
+        let specs = tree(machine, resolved, parts, &settings);
+        let (ended_to, ended) = oneshot::channel();
+        let root = Supervisor::root(specs, settings, ended_to).start();
+        Self {
+            root,
+            ended,
+            arbiters,
+            shutdown_timeout: config.shutdown.timeout,
+            status: StatusReporter::new(machine),
+        }
+    }
+
+    /// Watches over the tree until it ends or the operator says something.
+    pub(super) async fn until_signalled(&mut self, machine: &Machine, signals: &mut Signals) -> End {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                code = &mut self.ended => return End::Ended(exit(code)),
+                told = signals.next() => return match told {
+                    Told::Stop => End::Stop,
+                    Told::Reload => End::Reload,
+                },
+                _ = look.tick() => {
+                    let stuck = machine.board.stuck(machine.clock.mono(), PATIENCE);
+                    if !stuck.is_empty() {
+                        tracing::error!(actors = ?stuck, patience_s = PATIENCE.as_secs(), "actors give no sign of life");
+                    }
+                    tell(machine.systemd.beat(stuck.is_empty()).map(drop));
+                    if let Some(line) = self.status.line().await {
+                        tell(machine.systemd.status(&line));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the tree in order, within the shutdown timeout; a second signal ends the process at once.
+    pub(super) async fn drain(mut self, signals: &mut Signals) -> Exit {
+        tracing::info!(timeout_ms = self.shutdown_timeout.as_millis() as u64, "draining");
+        if self.root.send(Shutdown { code: 0 }).await.is_err() {
+            tracing::error!("the root supervisor is gone");
+            return Exit::Software;
+        }
+        let deadline = tokio::time::sleep(self.shutdown_timeout);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                code = &mut self.ended => {
+                    for arbiter in &self.arbiters {
+                        arbiter.stop();
+                    }
+                    let exit = exit(code);
+                    tracing::info!(?exit, "drained");
+                    return exit;
+                }
+                () = &mut deadline => {
+                    tracing::error!("the drain took longer than shutdown.timeout_ms; what is in flight is resent later");
+                    return Exit::Software;
+                }
+                told = signals.next() => if told == Told::Stop {
+                    tracing::warn!("told to stop a second time: stopping at once");
+                    return Exit::Failed;
+                }
+            }
+        }
+    }
+}
+
+/// A tree that did not end in order has used its restarts up.
+fn exit(code: Result<i32, oneshot::error::RecvError>) -> Exit {
+    if code == Ok(0) { Exit::Done } else { Exit::Software }
+}
+
+/// `root → store, delivery, feeds`. Ranks drain from the highest: feeds first, then delivery.
+fn tree(
+    machine: &Machine,
+    resolved: &Resolved,
+    parts: Parts,
+    settings: &SupervisorSettings,
+) -> Vec<ChildSpec> {
+    let config = &resolved.config;
+    let appended = Bell::default();
+    let queued: Vec<_> = (0..config.pools.deliveries).map(|_| Bell::default()).collect();
+    let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queued.clone())];
+    let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
+    let feeds: Vec<_> = config
+        .feeds
+        .iter()
+        .zip(parts.inboxes)
+        .map(|(feed, (name, inbox))| {
+            let specs = feed_specs(machine, resolved, feed, inbox, &appended);
+            Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
+                specs.clone()
+            })
+        })
+        .collect();
+    let nested = |name, rank, specs: Vec<ChildSpec>| {
+        Supervisor::nested(name, None, rank, Strategy::OneForOne, settings.clone(), move || specs.clone())
+    };
+    vec![nested("store", 0, store), nested("delivery", 1, delivery), nested("feeds", 2, feeds)]
+}
+
+/// A sign of life for the child that is being born.
+fn mark(machine: &Machine) -> impl Fn(&Birth) -> Progress + Send + Sync + Clone + use<> {
+    let (board, clock) = (machine.board.clone(), machine.clock.clone());
+    move |birth| board.mark(birth.id.to_string(), clock.mono())
+}
+
+fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, queued: Vec<Bell>) -> ChildSpec {
+    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let factory = move |birth: Birth| {
+        let setup = SweeperSetup {
+            queue: store.clone(),
+            ledger: store.clone(),
+            inboxes: inboxes.clone(),
+            clock: clock.clone(),
+            queued: queued.clone(),
+            progress: mark(&birth),
+        };
+        let fault = birth.fault.clone();
+        birth.start(sweeper::MAILBOX, move |_| Sweeper::new(setup, fault)).recipient()
+    };
+    ChildSpec { name: "sweeper", of: None, count: 1, factory: Arc::new(factory), rank: 0 }
+}
+
+fn delivery_specs(
+    machine: &Machine,
+    config: &Config,
+    webhooks: Vec<Arc<dyn Webhook>>,
+    appended: &Bell,
+    queued: &[Bell],
+) -> Vec<ChildSpec> {
+    let mut gates = Vec::new();
+    let mut gate = |name: &str, rate: Option<config::Rate>| {
+        let rate = rate?;
+        let (rate_per_s, burst) = (NonZeroU32::new(rate.per_s)?, NonZeroU32::new(rate.burst)?);
+        let limited = LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst };
+        gates.push(limited.clone());
+        Some(limited.gate)
+    };
+    let all = gate("all", config.delivery.rate);
+    let destinations: Vec<_> = config
+        .destinations
+        .iter()
+        .zip(webhooks)
+        .map(|(destination, webhook)| DeliveryDestination {
+            name: destination.name.as_str().into(),
+            webhook,
+            concurrency: destination.concurrency,
+            gate: gate(&destination.name, destination.rate),
+            retry: destination.retry,
+            paused: destination.is_paused,
+        })
+        .collect();
+    let workers = config.pools.deliveries;
+    let setups: Vec<_> = (0..workers)
+        .map(|worker| {
+            let share_of_each = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
+                concurrency: share(destination.concurrency, worker + index, workers),
+                ..destination.clone()
+            };
+            let limits = RosterLimits {
+                concurrency: share(config.delivery.concurrency, worker, workers).max(1),
+                unrecorded: share(config.record.max_unrecorded, worker, workers).max(1),
+            };
+            (destinations.iter().enumerate().map(share_of_each).collect::<Vec<_>>(), limits)
+        })
+        .collect();
+    vec![
+        throttle_spec(machine, gates),
+        worker_spec(machine, config, setups, all, appended, queued),
+        dispatcher_spec(machine, appended, queued),
+    ]
+}
+
+/// A worker's share of `total` permits: what is left over goes to the first ones. Rotated by the caller,
+/// so that destinations with a single permit don't all hang on one worker.
+fn share(total: usize, worker: usize, workers: usize) -> usize {
+    total / workers + usize::from(worker % workers < total % workers)
+}
+
+fn throttle_spec(machine: &Machine, gates: Vec<LimitedGate>) -> ChildSpec {
+    let (clock, mark) = (machine.clock.clone(), mark(machine));
+    let factory = move |birth: Birth| {
+        let setup = ThrottleSetup { gates: gates.clone(), clock: clock.clone(), progress: mark(&birth) };
+        let generation = birth.id.generation;
+        birth.start(throttle::MAILBOX, move |_| Throttle::new(setup, generation)).recipient()
+    };
+    ChildSpec { name: "throttle", of: None, count: 1, factory: Arc::new(factory), rank: 0 }
+}
+
+fn worker_spec(
+    machine: &Machine,
+    config: &Config,
+    shares: Vec<(Vec<DeliveryDestination>, RosterLimits)>,
+    gate: Option<Gate>,
+    appended: &Bell,
+    queued: &[Bell],
+) -> ChildSpec {
+    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (appended, queued) = (appended.clone(), queued.to_vec());
+    let (queue, lease, record) = (config.queue, config.lease, config.record);
+    let count = shares.len();
+    let factory = move |birth: Birth| {
+        let slot = birth.id.slot;
+        let (destinations, limits) = shares[slot].clone();
+        let setup = DeliverySetup {
+            destinations,
+            queue: store.clone(),
+            ledger: store.clone(),
+            clock: clock.clone(),
+            queued: queued[slot].clone(),
+            appended: appended.clone(),
+            limits,
+            prefetch: queue.prefetch,
+            lease: lease.duration,
+            lost_cap: lease.lost_cap,
+            record_group: record.max_outcomes,
+            record_linger: record.linger,
+            gate: gate.clone(),
+            progress: mark(&birth),
+        };
+        let holder = birth.id.to_string();
+        let mut last = birth.id.clone();
+        last.generation -= 1;
+        let predecessor = (last.generation > 0).then(|| last.to_string());
+        let fault = birth.fault.clone();
+        birth
+            .start(webhook_delivery::MAILBOX, move |_| {
+                WebhookDelivery::new(setup, &holder, predecessor, fault)
+            })
+            .recipient()
+    };
+    ChildSpec { name: "webhook_delivery", of: None, count, factory: Arc::new(factory), rank: 1 }
+}
+
+fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> ChildSpec {
+    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (appended, queued) = (appended.clone(), queued.to_vec());
+    let factory = move |birth: Birth| {
+        let setup = DispatcherSetup {
+            outbox: store.clone(),
+            queue: store.clone(),
+            clock: clock.clone(),
+            appended: appended.clone(),
+            queued: queued.clone(),
+            progress: mark(&birth),
+        };
+        let fault = birth.fault.clone();
+        birth.start(dispatcher::MAILBOX, move |_| Dispatcher::new(setup, fault)).recipient()
+    };
+    ChildSpec { name: "dispatcher", of: None, count: 1, factory: Arc::new(factory), rank: 2 }
+}
+
+/// What one generation of a feed hands from the batcher up to the watcher, as they are born in turn.
+#[derive(Default)]
+struct Wiring {
+    batcher: Option<Recipient<ParsedRows>>,
+    parsers: Vec<Recipient<FileClaimed>>,
+    readers: Readers,
+    blocks: Option<Arc<Semaphore>>,
+}
+
+fn feed_specs(
+    machine: &Machine,
+    resolved: &Resolved,
+    feed: &config::Feed,
+    inbox: Arc<dyn Inbox>,
+    appended: &Bell,
+) -> Vec<ChildSpec> {
+    let config = &resolved.config;
+    let settings = Arc::new(feed_settings(resolved, feed));
+    let wiring: Arc<Mutex<Wiring>> = Arc::default();
+    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+
+    let batcher = {
+        let (wiring, settings, store) = (wiring.clone(), settings.clone(), store.clone());
+        let (clock, mark, appended) = (clock.clone(), mark.clone(), appended.clone());
+        move |birth: Birth| {
+            let setup = BatcherSetup {
+                feed: settings.clone(),
+                outbox: store.clone(),
+                clock: clock.clone(),
+                appended: appended.clone(),
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            let address = birth.start(batcher::MAILBOX, move |_| Batcher::new(setup, fault));
+            // The first of a new generation: nothing of the old one is left.
+            *wiring.lock().unwrap_or_else(PoisonError::into_inner) = Wiring {
+                batcher: Some(address.clone().recipient()),
+                blocks: Some(Arc::new(Semaphore::new(BLOCKS_PER_FEED))),
+                ..Wiring::default()
+            };
+            address.recipient()
+        }
+    };
+    let parser = {
+        let (wiring, settings, store) = (wiring.clone(), settings, store.clone());
+        let (clock, mark, inbox) = (clock.clone(), mark.clone(), inbox.clone());
+        move |birth: Birth| {
+            let mut wiring = wiring.lock().unwrap_or_else(PoisonError::into_inner);
+            let setup = ParserSetup {
+                feed: settings.clone(),
+                inbox: inbox.clone(),
+                outbox: store.clone(),
+                clock: clock.clone(),
+                batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
+                blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
+                readers: wiring.readers.clone(),
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            let address = birth.start(parser::MAILBOX, move |_| Parser::new(setup, fault));
+            wiring.parsers.push(address.clone().recipient());
+            address.recipient()
+        }
+    };
+    let watcher = {
+        let name: Arc<str> = feed.name.as_str().into();
+        let rule = SettleRule { settle: feed.settle, sidecar_required: feed.require_done };
+        let rescan = feed.rescan;
+        move |birth: Birth| {
+            let setup = FileWatcherSetup {
+                feed: name.clone(),
+                inbox: inbox.clone(),
+                ledger: store.clone(),
+                clock: clock.clone(),
+                parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
+                rule,
+                rescan,
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            birth.start(file_watcher::MAILBOX, move |_| FileWatcher::new(setup, fault)).recipient()
+        }
+    };
+    vec![
+        ChildSpec { name: "batcher", of: None, count: 1, factory: Arc::new(batcher), rank: 0 },
+        ChildSpec {
+            name: "parser",
+            of: None,
+            count: config.pools.parsers,
+            factory: Arc::new(parser),
+            rank: 1,
+        },
+        ChildSpec { name: "file_watcher", of: None, count: 1, factory: Arc::new(watcher), rank: 2 },
+    ]
+}
+
+fn feed_settings(resolved: &Resolved, feed: &config::Feed) -> FeedSettings {
+    let config = &resolved.config;
+    let destination = |name: &String| {
+        let content_type = config.destination(name).map(|destination| destination.content_type.clone());
+        FeedDestination {
+            name: name.as_str().into(),
+            template: resolved.materials[name].template.clone(),
+            content_type: content_type.expect("the config was checked: a feed's destinations exist"),
+        }
+    };
+    FeedSettings {
+        name: feed.name.as_str().into(),
+        format: format(&feed.format),
+        max_row_bytes: feed.max_row_bytes,
+        duplicates: match feed.duplicates {
+            config::Duplicates::Keep => Duplicates::Keep,
+            config::Duplicates::First => Duplicates::First,
+        },
+        destinations: feed.destinations.iter().map(destination).collect(),
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        linger: config.batch.linger,
+        high_watermark: config.outbox.high_watermark,
+        low_watermark: config.outbox.low_watermark,
+    }
+}
+
+fn format(format: &config::FeedFormat) -> Format {
+    match format.clone() {
+        config::FeedFormat::Text => Format::Text,
+        config::FeedFormat::Csv { delimiter, recipient } => Format::Csv { delimiter, recipient },
+        config::FeedFormat::Ndjson { recipient } => Format::Ndjson { recipient },
+    }
+}
