@@ -212,7 +212,7 @@ fn copy_all(from: &Dir, to: &Dir) -> io::Result<()> {
 
 /// Copies a file to another file system and syncs it.
 pub(super) fn copy(from: &Dir, to: &Dir, name: &OsStr, new: &OsStr) -> io::Result<()> {
-    let doing = || format!("can't copy {:?} to {:?}", from.path_of(name), to.path_of(new));
+    let doing = || format!("can't copy {} to {}", from.at(name), to.at(new));
     let mut source = from.read(name).map_err(|error| while_doing(error, doing()))?;
     let mut target = to.create(new, 0o600)?;
     io::copy(&mut source, &mut target)
@@ -258,7 +258,9 @@ fn put_back_from(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Resul
                 home.remove(&name)?;
             }
             Err(Errno::XDEV) => home.remove(&name)?,
-            kept => kept.map_err(|error| while_doing(error, format_args!("can't put {name:?} back")))?,
+            kept => {
+                kept.map_err(|error| while_doing(error, format_args!("can't put {} back", home.at(&name))))?;
+            }
         }
     }
     parent.remove_dir(claim)
@@ -333,7 +335,7 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
                 // A reboot may number devices anew; the rest stays.
                 note.fingerprint[0] = stat.st_dev;
             } else if let Some(other) = file {
-                let text = format!("{:?} holds another file than its {NOTE} says", home.path_of(other));
+                let text = format!("{} holds another file than its {NOTE} says", home.at(other));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             // Without its file the claim stands all the same: the stage finds out that it is lost (F32).

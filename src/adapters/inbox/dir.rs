@@ -27,13 +27,18 @@ pub(super) fn while_doing(error: impl Into<io::Error>, doing: impl std::fmt::Dis
     io::Error::new(error.kind(), format!("{doing}: {error}"))
 }
 
+/// A path for messages: what a dropper put into a name can't write to a terminal or start a line (F27).
+pub(super) fn escaped(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
+}
+
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Dir {
     /// Opens a directory that the configuration names; links on the way to it are the operator's.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let fd = rustix::fs::open(path, FLAGS, Mode::empty())
-            .map_err(|error| while_doing(error, format_args!("directory {}", path.display())))?;
+            .map_err(|error| while_doing(error, format_args!("directory {}", escaped(path))))?;
         Ok(Self { fd, path: path.to_owned() })
     }
 
@@ -42,7 +47,7 @@ impl Dir {
         let name = name.as_ref();
         let path = self.path.join(name);
         let fd = rustix::fs::openat(&self.fd, name, FLAGS | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(|error| while_doing(error, format_args!("directory {path:?}")))?;
+            .map_err(|error| while_doing(error, format_args!("directory {}", escaped(&path))))?;
         Ok(Self { fd, path })
     }
 
@@ -57,15 +62,19 @@ impl Dir {
     /// Makes a directory in this one; `AlreadyExists` if the name is taken.
     pub(super) fn make_new_child(&self, name: impl AsRef<OsStr>, mode: RawMode) -> io::Result<Self> {
         let name = name.as_ref();
-        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)).map_err(|error| {
-            while_doing(error, format_args!("can't make directory {:?}", self.path.join(name)))
-        })?;
+        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode))
+            .map_err(|error| while_doing(error, format_args!("can't make directory {}", self.at(name))))?;
         self.child(name)
     }
 
-    /// Where `name` stands, for messages and for [`postrider_actors::ports::ClaimedFile`].
+    /// Where `name` stands.
     pub(super) fn path_of(&self, name: impl AsRef<OsStr>) -> PathBuf {
         self.path.join(name.as_ref())
+    }
+
+    /// Where `name` stands, for messages.
+    pub(super) fn at(&self, name: impl AsRef<OsStr>) -> String {
+        escaped(&self.path_of(name))
     }
 
     /// What stands at `name`, links not followed; `None` if nothing does.
@@ -74,7 +83,7 @@ impl Dir {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(while_doing(error, format_args!("{:?}", self.path_of(name)))),
+            Err(error) => Err(while_doing(error, format_args!("{}", self.at(name)))),
         }
     }
 
@@ -87,7 +96,7 @@ impl Dir {
     /// Reads a small file; `None` if there is none, an error if it holds more than `max` bytes.
     pub(super) fn read_small(&self, name: impl AsRef<OsStr>, max: u64) -> io::Result<Option<Vec<u8>>> {
         let name = name.as_ref();
-        let doing = || format!("{:?}", self.path_of(name));
+        let doing = || self.at(name);
         let file = match self.read(name) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
@@ -109,7 +118,7 @@ impl Dir {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))
             .map(File::from)
-            .map_err(|error| while_doing(error, format_args!("can't write {:?}", self.path_of(name))))
+            .map_err(|error| while_doing(error, format_args!("can't write {}", self.at(name))))
     }
 
     /// Writes a whole file.
@@ -118,7 +127,7 @@ impl Dir {
         let mut file = self.create(name, 0o644)?;
         file.write_all(bytes)
             .and_then(|()| if sync { file.sync_all() } else { Ok(()) })
-            .map_err(|error| while_doing(error, format_args!("can't write {:?}", self.path_of(name))))
+            .map_err(|error| while_doing(error, format_args!("can't write {}", self.at(name))))
     }
 
     /// Moves `name` to `new` in `to`; whatever stood there is replaced.
@@ -165,21 +174,21 @@ impl Dir {
     fn unlink(&self, name: &OsStr, flags: AtFlags) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.fd, name, flags) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(while_doing(error, format_args!("can't remove {:?}", self.path_of(name)))),
+            Err(error) => Err(while_doing(error, format_args!("can't remove {}", self.at(name)))),
         }
     }
 
     /// Starts to list the names in it.
     pub(super) fn walk(&self) -> io::Result<rustix::fs::Dir> {
         rustix::fs::Dir::read_from(&self.fd)
-            .map_err(|error| while_doing(error, format_args!("{:?}", self.path)))
+            .map_err(|error| while_doing(error, format_args!("{}", escaped(&self.path))))
     }
 
     /// Every name in it, sorted. For directories that only we write to.
     pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in self.walk()? {
-            let entry = entry.map_err(|error| while_doing(error, format_args!("{:?}", self.path)))?;
+            let entry = entry.map_err(|error| while_doing(error, format_args!("{}", escaped(&self.path))))?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name != "." && name != ".." {
                 names.push(name.to_owned());
@@ -192,7 +201,7 @@ impl Dir {
     /// Makes renames in it survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
         rustix::fs::fsync(&self.fd)
-            .map_err(|error| while_doing(error, format_args!("can't sync {:?}", self.path)))
+            .map_err(|error| while_doing(error, format_args!("can't sync {}", escaped(&self.path))))
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<
             Err(error) => return Err(cant_write(dir, &place, error)),
         }
     }
-    let text = format!("no free name for {:?}", dir.path_of(name));
+    let text = format!("no free name for {}", dir.at(name));
     Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 
@@ -116,7 +116,7 @@ fn write_report(dir: &Dir, place: &Place, report: &FileReport, sync: bool) -> io
 }
 
 fn cant_write(dir: &Dir, place: &Place, error: Errno) -> io::Error {
-    while_doing(error, format_args!("can't write {:?}", dir.path_of(place.report())))
+    while_doing(error, format_args!("can't write {}", dir.at(place.report())))
 }
 
 /// Writes the report, then moves the file and its sidecar. Nothing is synced: until its last message has
@@ -146,10 +146,9 @@ fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
             dir.rename(&hidden, dir, new).map_err(io::Error::from)?;
             home.remove(name)
         }
-        Err(error) => Err(while_doing(
-            error,
-            format_args!("can't move {:?} to {:?}", home.path_of(name), dir.path_of(new)),
-        )),
+        Err(error) => {
+            Err(while_doing(error, format_args!("can't move {} to {}", home.at(name), dir.at(new))))
+        }
     }
 }
 

@@ -45,7 +45,7 @@ use postrider_actors::{
 };
 use rustix::fs::{Mode, OFlags, Stat};
 
-use dir::{Dir, while_doing};
+use dir::{Dir, escaped, while_doing};
 pub use rows::UnpackCaps;
 
 /// What a [`DirectoryInbox`] is made from.
@@ -109,13 +109,6 @@ impl DirectoryInbox {
         Dir::open(&self.config.directory)
     }
 
-    fn open_claimed(&self, file: &ClaimedFile) -> io::Result<std::fs::File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::open(&file.path, flags, Mode::empty())
-            .map(Into::into)
-            .map_err(|error| while_doing(error, format_args!("{:?}", file.path)))
-    }
-
     /// The header of a CSV file as it stands there; `None` for other formats, and for a file that has none
     /// or is gone.
     fn header(&self, file: &ClaimedFile) -> io::Result<Option<Vec<u8>>> {
@@ -168,11 +161,11 @@ impl Inbox for DirectoryInbox {
     }
 
     fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(self.open_claimed(file)?))
+        Ok(Box::new(open_claimed(file)?))
     }
 
     fn open_rows(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
-        let raw = self.open_claimed(file)?;
+        let raw = open_claimed(file)?;
         if file.name.as_bytes().ends_with(b".rejects.csv") {
             return rejects::unpack(raw);
         }
@@ -185,8 +178,7 @@ impl Inbox for DirectoryInbox {
     }
 
     fn is_unchanged(&self, file: &ClaimedFile) -> io::Result<bool> {
-        let stat = rustix::fs::lstat(&file.path)
-            .map_err(|error| while_doing(error, format_args!("{:?}", file.path)))?;
+        let stat = rustix::fs::lstat(&file.path).map_err(|error| while_doing(error, escaped(&file.path)))?;
         Ok(fingerprint(&stat) == file.fingerprint)
     }
 
@@ -204,6 +196,13 @@ impl Inbox for DirectoryInbox {
     fn rewrite_reports(&self, reports: &[FileReport]) -> io::Result<()> {
         finish::rewrite_reports(self, reports)
     }
+}
+
+fn open_claimed(file: &ClaimedFile) -> io::Result<std::fs::File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(&file.path, flags, Mode::empty())
+        .map(Into::into)
+        .map_err(|error| while_doing(error, escaped(&file.path)))
 }
 
 /// The claim's directory.

@@ -60,9 +60,9 @@ impl RejectSink for RejectFile {
         let writer = self.writer.take().expect("only `finish` takes it");
         let file = writer.into_inner().map_err(|error| io::Error::from(error.error().kind()))?;
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        self.dir.rename(&self.hidden, &self.dir, &self.name).map_err(|error| {
-            while_doing(error, format_args!("can't write {:?}", self.dir.path_of(&self.name)))
-        })
+        self.dir
+            .rename(&self.hidden, &self.dir, &self.name)
+            .map_err(|error| while_doing(error, format_args!("can't write {}", self.dir.at(&self.name))))
     }
 }
 

@@ -178,18 +178,20 @@ mod tests {
         assert!(error.to_string().contains("8 MiB"), "{error}");
     }
 
+    struct Failing;
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(5))
+        }
+    }
+
     #[test]
     fn damage_is_invalid_data_and_a_failing_disk_is_not() {
         for (name, packed) in [("a.gz", gz(b"12345678\n")), ("a.zst", zst(b"12345678\n"))] {
             for damaged in [&packed[..packed.len() - 3], b"no archive", &[&packed[..], b"garbage"].concat()] {
                 let error = read(name, damaged.to_vec(), CAPS).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{name}: {error}");
-            }
-            struct Failing;
-            impl Read for Failing {
-                fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                    Err(io::Error::from_raw_os_error(5))
-                }
             }
             let whole = io::Cursor::new(packed[..6].to_vec()).chain(Failing);
             let error =

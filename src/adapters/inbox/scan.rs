@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 
 use super::{
     DirectoryInbox, changed_nanos,
-    dir::{objection, while_doing},
+    dir::{escaped, objection, while_doing},
     sidecar_name,
 };
 
@@ -25,7 +25,7 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
     };
     let mut scan = Scan::default();
     while let Some(entry) = walk.read() {
-        let entry = entry.map_err(|error| while_doing(error, inbox.config.directory.display()))?;
+        let entry = entry.map_err(|error| while_doing(error, escaped(&inbox.config.directory)))?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if entry.file_type() == FileType::Directory || NameKind::of(name) != NameKind::File {
             continue;

@@ -31,7 +31,7 @@ impl SeenOnDisk {
             ))?;
             Ok(scratch)
         };
-        let scratch = open().map_err(failed);
+        let scratch = open().map_err(|error| failed(&error));
         std::fs::remove_file(path).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
@@ -42,14 +42,16 @@ impl SeenOnDisk {
 
 impl Seen for SeenOnDisk {
     fn insert(&mut self, recipient: &str) -> io::Result<bool> {
-        let mut insert =
-            self.scratch.prepare_cached("INSERT OR IGNORE INTO seen VALUES (?1)").map_err(failed)?;
-        let inserted = insert.execute([recipient.as_bytes()]).map_err(failed)?;
+        let mut insert = self
+            .scratch
+            .prepare_cached("INSERT OR IGNORE INTO seen VALUES (?1)")
+            .map_err(|error| failed(&error))?;
+        let inserted = insert.execute([recipient.as_bytes()]).map_err(|error| failed(&error))?;
         Ok(inserted == 1)
     }
 }
 
-fn failed(error: rusqlite::Error) -> io::Error {
+fn failed(error: &rusqlite::Error) -> io::Error {
     let kind = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => io::ErrorKind::StorageFull,
         _ => io::ErrorKind::Other,

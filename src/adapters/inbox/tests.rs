@@ -134,7 +134,7 @@ fn a_file_is_taken_out_of_the_droppers_reach_and_comes_back_finished() {
     assert_eq!((file.bytes, file.claimed_at, file.display_name().as_str()), (5, NOW, "users.csv"));
     assert_eq!(world.rows(&file), "id\n1\n");
     assert!(world.inbox.is_unchanged(&file).unwrap());
-    assert_eq!(world.inbox.claimed().unwrap(), [file.clone()]);
+    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
 
     let report = report("users.csv", 1, FileState::Ingested);
     world.inbox.finish(&file, &report).unwrap();
@@ -318,7 +318,7 @@ fn f28_a_file_that_can_t_be_read_stays_with_its_dropper() {
     }
     let world = World::new();
     world.drop_file("a", "id\n");
-    fs::set_permissions(world.path("a"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(world.path("a"), fs::Permissions::from_mode(0o000)).unwrap();
     let before = world.inbox.scan(10).unwrap().candidates[0].clone();
     match world.claim("a") {
         Err(ClaimError::Io(error)) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
@@ -390,7 +390,7 @@ fn f32_a_claim_whose_file_vanished_is_still_a_claim() {
     let file = world.claim("a").unwrap();
     fs::remove_file(&file.path).unwrap();
     world.restart();
-    assert_eq!(world.inbox.claimed().unwrap(), [file.clone()]);
+    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
     let kind = |result: io::Result<bool>| result.unwrap_err().kind();
     assert_eq!(kind(world.inbox.is_unchanged(&file)), io::ErrorKind::NotFound);
     assert_eq!(kind(world.inbox.open_raw(&file).map(|_| true)), io::ErrorKind::NotFound);
@@ -502,7 +502,7 @@ fn a_state_directory_on_another_file_system_is_copied_to() {
     assert_eq!(world.rows(&file), "id\n1\n");
     assert!(world.inbox.is_unchanged(&file).unwrap());
     world.restart();
-    assert_eq!(world.inbox.claimed().unwrap(), [file.clone()]);
+    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
     world.inbox.finish(&file, &report("a", 1, FileState::Ingested)).unwrap();
     assert_eq!(world.names("done"), ["a", "a.done", "a.report.json"]);
     assert_eq!(world.claims(), 0);

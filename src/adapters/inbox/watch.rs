@@ -10,7 +10,7 @@ use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
 use postrider_actors::{model::settle::NameKind, ports::InboxChange};
 use tokio::sync::Mutex;
 
-use super::dir::while_doing;
+use super::dir::{escaped, while_doing};
 
 /// Room for the events of one read: 2000 of usual names, 200 of the longest.
 const EVENT_BYTES: usize = 64 * 1024;
@@ -41,7 +41,7 @@ impl Watch {
             *events = None;
         }
         change
-            .map_err(|error| while_doing(error, format_args!("feed directory {}", self.directory.display())))
+            .map_err(|error| while_doing(error, format_args!("feed directory {}", escaped(&self.directory))))
     }
 
     fn set_up(&self) -> io::Result<EventStream<Vec<u8>>> {
@@ -57,7 +57,7 @@ impl Watch {
             inotify.watches().add(&self.directory, mask)?;
             inotify.into_event_stream(vec![0; EVENT_BYTES])
         };
-        set_up().map_err(|error| while_doing(error, format_args!("can't watch {}", self.directory.display())))
+        set_up().map_err(|error| while_doing(error, format_args!("can't watch {}", escaped(&self.directory))))
     }
 }
 
