@@ -73,6 +73,8 @@ struct Known {
     still_since: MonoMs,
     /// The watch said that it is complete.
     complete: bool,
+    /// It was returned as ready and has not changed since.
+    offered: bool,
     /// It could not be taken; it rests until then.
     held_until: Option<MonoMs>,
     /// The last pass that it is known to have been there.
@@ -114,6 +116,7 @@ impl Settling {
             let pass = self.pass;
             if let Some(known) = self.remember(name, now) {
                 known.complete = true;
+                known.offered = true;
                 known.held_until = None;
                 // A scan under way may have passed its place before it came: it counts as seen by that.
                 known.pass = pass;
@@ -155,11 +158,14 @@ impl Settling {
                     if before.is_some_and(|before| before != seen) {
                         known.still_since = now;
                         known.complete = false;
+                        known.offered = false;
                         known.held_until = None;
                     }
                     let rests = known.held_until.is_some_and(|until| now < until);
                     let still = now.since(known.still_since) >= rule.settle;
-                    !rests && (known.complete || left_alone || still)
+                    let settled = !rests && (known.complete || left_alone || still);
+                    known.offered |= settled;
+                    settled
                 }
                 None => left_alone,
             };
@@ -183,17 +189,21 @@ impl Settling {
     /// Puts a file that could not be taken to rest until it changes, or for [`HOLD`]. Returns whether that
     /// is news: a file is reported once, not at every try (F28).
     pub fn hold(&mut self, name: &OsStr, now: MonoMs) -> bool {
-        self.remember(name, now).is_none_or(|known| known.held_until.replace(now.after(HOLD)).is_none())
+        self.remember(name, now).is_none_or(|known| {
+            known.offered = false;
+            known.held_until.replace(now.after(HOLD)).is_none()
+        })
     }
 
-    /// When a scan may find a remembered name ready that is not ready now; `None` if only a change can.
+    /// When a scan may find a name ready that was not offered yet; `None` if only a change can. Names that
+    /// were offered need no scan, however long the caller takes to claim them.
     pub fn next_due(&self) -> Option<MonoMs> {
         let sidecar_required = self.rule.sidecar_required;
         let due = |known: &Known| match (known.held_until, known.seen) {
-            (Some(until), _) => Some(until),
+            (Some(until), _) if !known.offered => Some(until),
             (None, Some((_, _, false))) if sidecar_required => None,
-            (None, _) if known.complete => Some(known.still_since),
-            (None, _) => Some(known.still_since.after(self.rule.settle)),
+            _ if known.offered => None,
+            _ => Some(known.still_since.after(self.rule.settle)),
         };
         self.names.values().filter_map(due).min()
     }
@@ -216,6 +226,7 @@ impl Settling {
                 seen: None,
                 still_since: now,
                 complete: false,
+                offered: false,
                 held_until: None,
                 pass: self.pass,
             })),
@@ -271,6 +282,7 @@ mod tests {
     fn a_file_that_was_closed_or_renamed_is_taken_at_once() {
         let mut settling = settling(false);
         assert_eq!(change(&mut settling, 0, "a"), ["a"]);
+        assert_eq!(settling.next_due(), None, "nothing is waited for");
         // Not claimed yet: a scan offers it again, and does not wait for it to stand still.
         assert_eq!(scan(&mut settling, 10, &[seen("a", 1, 5)]), ["a"]);
         settling.forget(OsStr::new("a"));
@@ -284,7 +296,9 @@ mod tests {
         assert_eq!(settling.next_due(), Some(MonoMs(SETTLE)));
         assert!(scan(&mut settling, 1500, &[seen("a", 2, 1400)]).is_empty());
         assert!(scan(&mut settling, 3399, &[seen("a", 2, 1400)]).is_empty());
+        assert_eq!(settling.next_due(), Some(MonoMs(1500 + SETTLE)));
         assert_eq!(scan(&mut settling, 3400, &[seen("a", 2, 1400)]), ["a"]);
+        assert_eq!(settling.next_due(), None, "it was offered");
     }
 
     #[test]
