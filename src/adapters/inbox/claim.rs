@@ -51,19 +51,9 @@ pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result
     if expected.is_none() && inbox.config.sidecar_required {
         return Err(ClaimError::Refused("its sidecar, NAME.done, is missing".to_owned()));
     }
-    let (claim, home) = take(inbox, &feed, name, expected.is_some(), now)?;
+    let home = take(inbox, &feed, name, &opened, expected.is_some(), now)?;
     failpoint!("inbox.taken");
-
-    // Whoever may write to the directory may have swapped the file since it was opened. What we took can't
-    // be swapped any more.
     let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
-    let swapped =
-        (taken.st_dev, taken.st_ino) != (opened.st_dev, opened.st_ino) && same_device(&home, &feed)?;
-    let why = if swapped { Some("it was replaced while it was taken") } else { objection(&taken) };
-    if let Some(why) = why {
-        put_back(inbox, &feed, &claim, &home)?;
-        return Err(ClaimError::Refused(why.to_owned()));
-    }
     Ok(note(&home, name, now, expected, &taken)?)
 }
 
@@ -92,7 +82,6 @@ fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError
         Ok(Some(stat)) => stat,
         Ok(None) => return Ok(None),
         // The name leaves no room for the ending.
-        Err(error) if error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidFilename => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -113,14 +102,15 @@ fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError
     sidecar::parse(name, &bytes).map(Some).map_err(ClaimError::Refused)
 }
 
-/// Moves a file, after its sidecar, into a claim of its own. Returns the claim's name and directory.
-fn take(
+/// Moves a file, after its sidecar, into a claim of its own. Returns the claim's directory.
+pub(super) fn take(
     inbox: &DirectoryInbox,
     feed: &Dir,
     name: &OsStr,
+    opened: &Stat,
     with_sidecar: bool,
     now: UnixMs,
-) -> Result<(String, Dir), ClaimError> {
+) -> Result<Dir, ClaimError> {
     let (claim, home) = loop {
         let number = inbox.claims.fetch_add(1, Ordering::Relaxed);
         // Sorted by name is sorted by time.
@@ -132,7 +122,10 @@ fn take(
         }
     };
     match move_in(feed, &home, name, with_sidecar) {
-        Ok(()) => Ok((claim, home)),
+        Ok(()) => {
+            check_taken(&home, name, opened, || put_back(feed, &inbox.claimed, &claim, &home))?;
+            Ok(home)
+        }
         Err(Errno::XDEV) => {
             inbox.claimed.remove_dir(&claim)?;
             let staging = feed.make_child(STAGING, 0o700)?;
@@ -141,12 +134,13 @@ fn take(
                 staging.remove_dir(&claim)?;
                 return Err(cant_take(error));
             }
+            check_taken(&on_its_way, name, opened, || put_back(feed, &staging, &claim, &on_its_way))?;
             failpoint!("inbox.staged");
             match adopt(inbox, &staging, &claim) {
-                Ok(()) => Ok((claim.clone(), inbox.claimed.child(&claim)?)),
+                Ok(()) => Ok(inbox.claimed.child(&claim)?),
                 Err(error) => {
                     // A full disk, most likely: the file stays with its dropper until there is room.
-                    put_back_from(feed, &staging, &claim, &on_its_way)?;
+                    put_back(feed, &staging, &claim, &on_its_way)?;
                     Err(error.into())
                 }
             }
@@ -154,6 +148,26 @@ fn take(
         Err(error) => {
             inbox.claimed.remove_dir(&claim)?;
             Err(cant_take(error))
+        }
+    }
+}
+
+/// Whoever may write to the feed's directory may have swapped the file between the look and the move. What
+/// was moved can't be swapped any more.
+fn check_taken(
+    home: &Dir,
+    name: &OsStr,
+    opened: &Stat,
+    put_back: impl FnOnce() -> io::Result<()>,
+) -> Result<(), ClaimError> {
+    let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
+    let swapped = (taken.st_dev, taken.st_ino) != (opened.st_dev, opened.st_ino);
+    let why = if swapped { Some("it was replaced while it was taken") } else { objection(&taken) };
+    match why {
+        None => Ok(()),
+        Some(why) => {
+            put_back()?;
+            Err(ClaimError::Refused(why.to_owned()))
         }
     }
 }
@@ -213,6 +227,10 @@ fn copy_all(from: &Dir, to: &Dir) -> io::Result<()> {
 /// Copies a file to another file system and syncs it.
 pub(super) fn copy(from: &Dir, to: &Dir, name: &OsStr, new: &OsStr) -> io::Result<()> {
     let doing = || format!("can't copy {} to {}", from.at(name), to.at(new));
+    // A crash may have come before the check of what was taken. Nobody else writes to `from`.
+    if let Some(why) = from.stat(name)?.as_ref().and_then(objection) {
+        return Err(while_doing(io::Error::new(io::ErrorKind::InvalidData, why), doing()));
+    }
     let mut source = from.read(name).map_err(|error| while_doing(error, doing()))?;
     let mut target = to.create(new, 0o600)?;
     io::copy(&mut source, &mut target)
@@ -234,11 +252,7 @@ fn discard(parent: &Dir, name: &str) -> io::Result<()> {
 }
 
 /// Gives a claim's files back to the feed's directory.
-fn put_back(inbox: &DirectoryInbox, feed: &Dir, claim: &str, home: &Dir) -> io::Result<()> {
-    put_back_from(feed, &inbox.claimed, claim, home)
-}
-
-fn put_back_from(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Result<()> {
+fn put_back(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Result<()> {
     for name in home.names()? {
         if name.as_bytes().starts_with(b".") {
             home.remove(&name)?;
@@ -306,7 +320,12 @@ pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
         for claim in staging.names()? {
             // Not UTF-8 is not ours.
             if let Some(claim) = claim.to_str() {
-                adopt(inbox, &staging, claim)?;
+                match adopt(inbox, &staging, claim) {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        put_back(&feed, &staging, claim, &staging.child(claim)?)?;
+                    }
+                    done => done?,
+                }
             }
         }
     }
@@ -345,7 +364,7 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
         (None, Some(name)) => {
             let stat = home.stat(&name)?.ok_or(io::ErrorKind::NotFound)?;
             if objection(&stat).is_some() {
-                put_back(inbox, feed, claim, &home)?;
+                put_back(feed, &inbox.claimed, claim, &home)?;
                 return Ok(None);
             }
             let claimed_at = UnixMs(claim.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
@@ -353,7 +372,7 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
             self::note(&home, &name, claimed_at, expected, &stat).map(Some)
         }
         // A crash between the sidecar and its file, or behind the file's last move.
-        (None, None) => put_back(inbox, feed, claim, &home).map(|()| None),
+        (None, None) => put_back(feed, &inbox.claimed, claim, &home).map(|()| None),
     }
 }
 
@@ -361,12 +380,6 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
 fn expected_in(home: &Dir, name: &OsString) -> Option<Expected> {
     let bytes = home.read_small(sidecar_name(name), sidecar::SIDECAR_BYTES_MAX).ok()??;
     sidecar::parse(name, &bytes).ok()
-}
-
-/// Whether both are on one file system, so that inodes can be compared.
-fn same_device(a: &Dir, b: &Dir) -> io::Result<bool> {
-    let device = |dir: &Dir| dir.stat(".").map(|stat| stat.map(|stat| stat.st_dev));
-    Ok(device(a)? == device(b)?)
 }
 
 /// The claim's directory, opened; `None` if it is gone.

@@ -531,6 +531,39 @@ fn what_a_crash_leaves_of_a_copy_is_mended() {
     assert_eq!(world.claims(), 3);
 }
 
+#[test]
+fn f26_a_file_that_is_swapped_while_it_is_taken_goes_back() {
+    for state in [tempfile::tempdir().ok(), other_file_system()].into_iter().flatten() {
+        let mut world = World::across(state);
+        world.drop_file("a", "id\n");
+        let feed = world.inbox.directory().unwrap();
+        let opened = feed.stat("a").unwrap().unwrap();
+        // Kept, lest its inode number is given away again.
+        fs::rename(world.path("a"), world.path(".a")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", world.path("a")).unwrap();
+        let taken = claim::take(&world.inbox, &feed, OsStr::new("a"), &opened, false, NOW);
+        assert!(matches!(taken, Err(ClaimError::Refused(why)) if why.contains("replaced")));
+        assert!(fs::symlink_metadata(world.path("a")).unwrap().is_symlink());
+        assert_eq!(world.claims(), 0);
+
+        // Killed before the check.
+        let claim = "00000000000001-000000";
+        for home in [world.path(".postrider"), world.state.path().join("claimed/alerts")] {
+            fs::create_dir_all(home.join(claim)).unwrap();
+            fs::rename(world.path("a"), home.join(claim).join("a")).unwrap_or_else(|_| {
+                fs::remove_file(world.path("a")).unwrap();
+                std::os::unix::fs::symlink("/etc/passwd", home.join(claim).join("a")).unwrap();
+            });
+            world.restart();
+            assert_eq!(world.inbox.claimed().unwrap(), []);
+            assert!(!home.join(claim).exists());
+            if !world.path("a").is_symlink() {
+                std::os::unix::fs::symlink("/etc/passwd", world.path("a")).unwrap();
+            }
+        }
+    }
+}
+
 async fn next(inbox: &DirectoryInbox) -> io::Result<InboxChange> {
     tokio::time::timeout(Duration::from_secs(10), inbox.changed()).await.expect("a change is seen")
 }
