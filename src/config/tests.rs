@@ -83,8 +83,57 @@ fn each_key_of_the_default_file_has_a_comment_above_it() {
         }
         above = line;
     }
-    for range in ["1 to 64", "0 to 60000", "1000 to 43200000"] {
-        assert!(DEFAULT_TOML.contains(range));
+}
+
+/// `LOW to HIGH` in the comment above a number, and the number's table and key.
+fn documented_ranges() -> Vec<(String, String, u64, u64)> {
+    let (mut table, mut comment, mut ranges) = (String::new(), String::new(), Vec::new());
+    for line in DEFAULT_TOML.lines() {
+        if line.starts_with('[') {
+            table = line.to_owned();
+        } else if let Some(text) = line.strip_prefix("# ") {
+            comment = comment + text + " ";
+            continue;
+        } else if let Some((key, value)) = line.split_once(" = ")
+            && value.parse::<u64>().is_ok()
+        {
+            let words: Vec<_> =
+                comment.split([' ', ',', ';', '.', ':']).filter(|word| !word.is_empty()).collect();
+            let range = words.windows(3).find_map(|words| match words {
+                [low, "to", high] => Some((low.parse().ok()?, high.parse().ok()?)),
+                _ => None,
+            });
+            if let Some((low, high)) = range {
+                ranges.push((table.clone(), key.to_owned(), low, high));
+            } else {
+                assert_eq!(key, "low_watermark", "{key} has no range in its comment: {comment}");
+            }
+        }
+        comment.clear();
+    }
+    ranges
+}
+
+#[test]
+fn documented_ranges_are_those_that_hold() {
+    let ranges = documented_ranges();
+    assert!(ranges.len() > 35, "{}", ranges.len());
+    for (table, key, low, high) in ranges {
+        let is_refused = |number: i128| {
+            let refusal = format!("write an integer from {low} to {high}");
+            let result = check(&format!("{table}\n{key} = {number}\n"));
+            result.is_err_and(|problems| {
+                problems.list.iter().any(|problem| {
+                    problem.key.ends_with(&key) && problem.advice.starts_with("write an integer") && {
+                        assert!(problem.advice.starts_with(&refusal), "{table} {}", problem.advice);
+                        true
+                    }
+                })
+            })
+        };
+        assert!(!is_refused(low.into()) && !is_refused(high.into()), "{table} {key}: {low} to {high}");
+        assert!(is_refused(i128::from(low) - 1), "{table} {key}: {low} is not the lowest");
+        assert!(is_refused(i128::from(high) + 1), "{table} {key}: {high} is not the highest");
     }
 }
 
