@@ -9,13 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postrider_actors::model::body::BodyTemplate;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::adapters::webhook::{self, signature::SigningKey};
+
 use super::{
     Config, Destination, HeaderValue, Problem, Problems, SecretSource, TemplateSource,
-    read::{TEMPLATE_BYTES_MAX, is_value},
+    read::TEMPLATE_BYTES_MAX,
     read_bounded,
     tree::{join, shown_text},
 };
@@ -116,11 +117,8 @@ impl Resolver<'_> {
             let Some(secret) = self.secret(&key, source) else {
                 continue;
             };
-            if let Some(encoded) = secret.expose_secret().strip_prefix("whsec_")
-                && STANDARD.decode(encoded).map_or(true, |bytes| bytes.is_empty())
-            {
-                let advice = "what follows whsec_ must be base64 (Standard Webhooks): copy the secret whole";
-                self.note(&key, Some(source.to_string()), advice.into());
+            if let Err(error) = SigningKey::new(&secret) {
+                self.note(&key, Some(source.to_string()), format!("what is kept there {error}"));
             }
             secrets.push(secret);
         }
@@ -129,17 +127,16 @@ impl Resolver<'_> {
             let value = match &header.value {
                 HeaderValue::Literal(text) => Some(SecretString::from(text.clone())),
                 HeaderValue::Secret(source) => {
-                    let key = join(&join(&section, "headers"), &header.name);
-                    let secret = self.secret(&key, source);
-                    if secret.as_ref().is_some_and(|secret| !is_value(secret.expose_secret())) {
-                        let advice = "what is kept there can't be a header: 1 to 4096 printable ASCII \
-                                      characters, no space at either end";
-                        self.note(&key, Some(source.to_string()), advice.into());
-                    }
-                    secret
+                    self.secret(&join(&join(&section, "headers"), &header.name), source)
                 }
             };
             headers.extend(value.map(|value| (header.name.clone(), value)));
+        }
+        let exposed: Vec<_> =
+            headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+        for problem in webhook::validate(destination.url.as_str(), &exposed, &destination.content_type) {
+            let advice = format!("{}; {}", problem.found, problem.allowed);
+            self.note(&format!("{section}.{}", problem.key), None, advice);
         }
         Materials {
             secrets,

@@ -3,6 +3,8 @@ use std::time::Duration;
 use postrider_actors::model::{body::BodyTemplate, retry::RetrySchedule};
 use url::Url;
 
+use crate::adapters::webhook;
+
 use super::{
     super::{
         Destination, Header, HeaderValue, TemplateSource, WebhookUrl,
@@ -19,25 +21,9 @@ pub(in crate::config) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 32;
 const SECRETS_MAX: usize = 8;
 
-/// Headers that a request has anyway. Another value would break HTTP or the signature.
-const OWN_HEADERS: [&str; 16] = [
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-    "webhook-id",
-    "webhook-signature",
-    "webhook-timestamp",
-];
+/// An address and a media type that are fine, where only headers are in question.
+const ANY_URL: &str = "http://localhost/";
+const ANY_TYPE: &str = "application/json";
 
 /// Headers whose value is a secret by definition.
 const SECRET_HEADERS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
@@ -158,7 +144,8 @@ fn content_type(reader: &Reader, section: &mut Section<'_>) -> String {
     let essence = text.split(';').next().unwrap_or("").trim();
     let is_type = essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub));
     let key = section.key("content_type");
-    if reader.is_there(&key) && !(is_type && is_value(&text) && text.len() <= 256) {
+    let can_be_sent = webhook::validate(ANY_URL, &[], &text).is_empty() && text.len() <= 256;
+    if reader.is_there(&key) && !(is_type && can_be_sent) {
         reader.note(&key, Some(shown_text(&text)), "write a media type such as \"application/json\"");
     }
     text
@@ -209,22 +196,18 @@ fn headers(reader: &Reader, section: &mut Section<'_>) -> Vec<Header> {
             }
             None => HeaderValue::Literal(text),
         };
-        let is_literal = matches!(value, HeaderValue::Literal(_));
-        if !is_token(&name) || name.len() > 64 {
-            reader.note(&path, None, "no header has such a name: 1 to 64 letters, digits and -");
-        } else if OWN_HEADERS.contains(&name.as_str()) {
-            let advice = match name.as_str() {
-                "content-type" => "set content_type instead",
-                _ => "Postrider writes this header itself: remove it",
-            };
-            reader.note(&path, None, advice);
+        // The adapter knows what it can send; a value that is kept elsewhere is checked when it is read.
+        let literal = match &value {
+            HeaderValue::Literal(text) => text.clone(),
+            HeaderValue::Secret(_) => String::new(),
+        };
+        let refusal = webhook::validate(ANY_URL, &[(name.clone(), literal)], ANY_TYPE);
+        if let Some(problem) = refusal.first() {
+            reader.note(&path, None, format!("{}; {}", problem.found, problem.allowed));
         } else if headers.iter().any(|header| header.name == name) {
             reader.note(&path, None, "it is there twice, in another case: remove one");
-        } else if is_literal && SECRET_HEADERS.contains(&name.as_str()) {
+        } else if matches!(value, HeaderValue::Literal(_)) && SECRET_HEADERS.contains(&name.as_str()) {
             reader.note(&path, None, SOURCES);
-        } else if matches!(&value, HeaderValue::Literal(text) if !is_value(text)) {
-            let advice = "write 1 to 4096 printable ASCII characters, no space at either end";
-            reader.note(&path, None, advice);
         } else {
             headers.push(Header { name, value });
         }
@@ -236,11 +219,4 @@ fn headers(reader: &Reader, section: &mut Section<'_>) -> Vec<Header> {
 fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
-/// A field value of RFC 9110 §5.5 without tabs and bytes above ASCII.
-pub(in crate::config) fn is_value(text: &str) -> bool {
-    (1..=4096).contains(&text.len())
-        && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
-        && text.trim().len() == text.len()
 }

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use postrider_actors::model::restart::RestartPolicy;
 
-pub(super) use self::destination::{TEMPLATE_BYTES_MAX, is_value};
+pub(super) use self::destination::TEMPLATE_BYTES_MAX;
 use self::{destination::destination, feed::feed};
 use super::{
     Batch, Config, Delivery, Lease, Log, LogFormat, LogLevel, Outbox, Pools, Queue, Rate, Record, Shutdown,
