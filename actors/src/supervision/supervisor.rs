@@ -267,7 +267,7 @@ impl Supervisor {
             }
             Restart::After(wait) => {
                 tracing::warn!(
-                    child = %slot.id, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
+                    child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
                     "a child exited and will be restarted"
                 );
                 match self.strategy {
