@@ -46,7 +46,7 @@ async fn histories() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("POSTRIDER_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("POSTRIDER_SEEDS").unwrap_or(12),
+        None => 0..number("POSTRIDER_SEEDS").unwrap_or(48),
     };
     for seed in seeds {
         conformance::history(make().await, seed).await;

@@ -268,8 +268,11 @@ impl State {
             if live.states.merge(message.index, state) < state {
                 last = last.max(Some(ended_at));
             }
-            // Here too, where the live entry is elsewhere.
-            self.batches[at].states.merge(index, state);
+            // A 2xx here too, where the live entry is elsewhere. `dead` can be taken back by a redrive, so
+            // it stands at the live entry alone.
+            if state == MessageState::Sent {
+                self.batches[at].states.merge(index, state);
+            }
             let live = &mut self.batches[message.batch];
             message.death = if live.states.get(message.index) == MessageState::Dead {
                 message.death.or(death)

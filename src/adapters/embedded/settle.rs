@@ -303,10 +303,13 @@ impl Record {
     /// Merges a final state and returns what stood there before. Counts it, unless it was `retrying`:
     /// then it counts where the live entry is.
     fn tell(&mut self, tx: &mut Tx<'_>, index: usize, told: Told) -> Result<MessageState, TxError> {
-        let before = self.states.merge(index, told.state());
-        if before >= told.state() {
+        let before = self.states.get(index);
+        // Only a 2xx is recorded where the message was before. `dead` stands at the live entry alone: a
+        // redrive takes it back there, and a copy of it would be counted off once more.
+        if before >= told.state() || (before == MessageState::Retrying && matches!(told, Told::Dead { .. })) {
             return Ok(before);
         }
+        self.states.merge(index, told.state());
         if let Told::Sent { at, status } = told {
             let len = self.states.0.len();
             self.sent.get_or_insert_with(|| SentTimes::none(len)).set(index, status, self.accepted_at, at);

@@ -16,6 +16,7 @@ pub async fn ledger<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     i7_a_late_2xx_raises_the_dead(make().await).await;
     a_message_sent_by_a_stale_worker_is_not_carried_on(make().await).await;
     a_redrive_sends_the_dead_again(make().await).await;
+    dead_stands_only_where_the_live_entry_is(make().await).await;
     files_settle_and_are_reported_once(make().await).await;
     rejects_come_in_pages(make().await).await;
     an_index_beyond_the_batch_is_refused(make().await).await;
@@ -183,6 +184,21 @@ async fn a_redrive_sends_the_dead_again(store: Subject) {
     assert_eq!((store.redrive)(LATER).await, 1);
     store.dispatch(LATER).await;
     assert_eq!(store.lease("w", "d", 9).await.pop().unwrap().drive, 2);
+}
+
+/// A redrive takes `dead` back, so no other entry may keep it: a late 2xx would count it off twice.
+async fn dead_stands_only_where_the_live_entry_is(store: Subject) {
+    let (file, lease) = store.one_lease(2).await;
+    assert_eq!(store.settle_with(&lease, &[(0, retry())], &[0]).await, Settled::Open);
+    // The same worker contradicts itself: the message is dead, in the batch that carries it on.
+    assert_eq!(store.settle(&lease, &[(0, dead())]).await, Settled::Open);
+    assert_eq!(store.tally(file.id).await, (2, 0, 1, 0));
+    assert_eq!((store.redrive)(LATER).await, 1);
+    assert_eq!(store.tally(file.id).await, (2, 0, 0, 1));
+    assert_eq!(store.settle(&lease, &[(0, sent())]).await, Settled::Open);
+    assert_eq!(store.tally(file.id).await, (2, 1, 0, 0));
+    assert_eq!(store.outbox.depth().await, Ok(1));
+    assert_eq!(store.dispatch(LATER).await, 0, "what was sent is not sent again");
 }
 
 async fn files_settle_and_are_reported_once(store: Subject) {
