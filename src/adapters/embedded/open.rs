@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
 /// The database's name in the state directory.
 pub const DATABASE: &str = "postrider.db";
@@ -18,7 +18,8 @@ const APPLICATION_ID: i32 = 0x5074_7264;
 /// 3.51.3 mended a rare loss of committed frames when a WAL is reset under two connections.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// Measured with `benches/store.rs`; see docs/decisions.
+/// Not decided by speed: `benches/store.rs` could not tell 4, 8 and 16 KiB apart. Larger pages need fewer
+/// of them for a payload, smaller ones less log for a commit of little; this is the middle.
 const PAGE_BYTES: u32 = 8192;
 
 /// Steps from one schema version to the next; `user_version` counts those applied. Never edit one that
@@ -198,6 +199,9 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
 }
 
 fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
+    // The bundled SQLite plans a cached SELECT anew whenever other values are bound to it (STAT4): a sixth of
+    // the writer's time, for the same plan. It also keeps the partial indexes in use whatever is bound.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     // KiB. The whole process is to stay within 64 MiB; a group commit dirties at most some MiB.
     let cache_kib = if access == Access::Own { 6144 } else { 2048 };
     connection.pragma_update(None, "cache_size", -cache_kib)?;
