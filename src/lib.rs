@@ -6,6 +6,7 @@ pub mod adapters;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod receiver;
 pub mod systemd;
 pub mod telemetry;

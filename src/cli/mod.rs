@@ -5,6 +5,7 @@
 
 pub mod check_config;
 pub mod completions;
+pub mod demo;
 mod exit;
 pub mod receiver;
 pub mod run;
@@ -50,7 +51,8 @@ pub struct Cli {
 #[expect(missing_docs, reason = "a command's help is the documentation of its arguments")]
 pub enum Command {
     Run(run::Args),
-    Receiver(receiver::ReceiverArgs),
+    Demo(demo::Args),
+    Receiver(receiver::Args),
     CheckConfig(check_config::Args),
     Completions(completions::Args),
 }
@@ -87,12 +89,17 @@ Exit codes:
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
+    // Before there is a second thread: the kernel ties threads to their parents, not processes.
+    if let Err(error) = crate::demo::end_with_parent() {
+        return fail(&error);
+    }
     // Reads FAILPOINTS in a build with that feature, and is nothing in any other.
     let _failpoints = fail::FailScenario::setup();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.config),
-        Command::Receiver(args) => receiver::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(args),
+        Command::Receiver(args) => receiver::run(args),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),
     };

@@ -1,6 +1,12 @@
-//! `postrider receiver`.
+//! `postrider receiver`
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use hyper::{StatusCode, header::HeaderValue};
@@ -9,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::receiver::{Counts, Receiver, ReceiverSettings};
 
-/// Receives webhooks, to try things against.
+/// Receive webhooks, to try things against
 ///
 /// Verifies signatures, fails on purpose if told to, counts, and logs each request as one JSON line
 /// before it answers. Prints `listening on ADDR` when it is ready and its counts when it is stopped
@@ -23,47 +29,47 @@ Examples:
 
 Log lines:
   {\"at\":1700000000000,\"id\":\"msg_…\",\"timestamp\":\"1700000000\",\"path\":\"/\",\"status\":200,\"bytes\":61,\"verified\":true,\"body_sha256\":\"…\"}")]
-pub struct ReceiverArgs {
-    /// Address to listen on; port 0 takes a free one.
+pub struct Args {
+    /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
     /// Secret that requests must be signed with: `env:NAME`, `file:PATH` or the secret itself, which
     /// others on this machine can then see. Several for rotation; without any, signatures are not
-    /// looked at. A request that does not verify, or is more than 5 minutes old, is answered 401.
+    /// looked at. A request that does not verify, or is more than 5 minutes old, is answered 401
     #[arg(long = "secret", value_name = "SECRET")]
     secrets: Vec<String>,
 
-    /// Share of the requests that fail, from 0 to 1. Default: 0, or 1 if --status is given.
+    /// Share of the requests that fail, from 0 to 1. Default: 0, or 1 if --status is given
     #[arg(long, value_name = "P", value_parser = fraction)]
     fail_rate: Option<f64>,
 
-    /// What they are answered.
+    /// What they are answered; 503 unless given
     #[arg(long, value_name = "CODE", value_parser = status)]
     status: Option<StatusCode>,
 
-    /// `Retry-After` that they are answered with: seconds, a date, or anything else to see what happens.
+    /// `Retry-After` that they are answered with: seconds, a date, or anything else to see what happens
     #[arg(long, value_name = "VALUE")]
     retry_after: Option<HeaderValue>,
 
     /// Decides which requests fail: in two runs with the same seed the n-th request fares the same.
-    /// Default: another one each time.
+    /// Default: another one each time
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Time to wait before each answer, in milliseconds.
+    /// Time to wait before each answer, in milliseconds
     #[arg(long, value_name = "L", default_value_t = 0)]
     latency_ms: u64,
 
-    /// File to append a JSON line per request to.
+    /// File to append a JSON line per request to
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
 
-    /// Log the bodies too.
+    /// Log the bodies too
     #[arg(long, requires = "log")]
     log_bodies: bool,
 
-    /// Print the counts as JSON.
+    /// Print the counts as JSON
     #[arg(long)]
     json: bool,
 }
@@ -91,7 +97,7 @@ fn secret(source: &str) -> anyhow::Result<SecretString> {
     Ok(secret.into())
 }
 
-impl ReceiverArgs {
+impl Args {
     fn settings(self) -> anyhow::Result<ReceiverSettings> {
         Ok(ReceiverSettings {
             listen: self.listen,
@@ -108,7 +114,7 @@ impl ReceiverArgs {
 }
 
 /// Runs it until a signal.
-pub fn run(args: ReceiverArgs) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
     let settings = args.settings()?;
     let seed = settings.seed;
@@ -117,7 +123,8 @@ pub fn run(args: ReceiverArgs) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let receiver = Receiver::bind(settings).await?;
-        println!("listening on {}", receiver.local_addr()?);
+        // Whoever started it waits for this line.
+        writeln!(io::stdout(), "listening on {}", receiver.local_addr()?)?;
         let stop = async {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -128,8 +135,8 @@ pub fn run(args: ReceiverArgs) -> anyhow::Result<()> {
     })?;
     // Connections that outlived the drain are not waited for.
     runtime.shutdown_background();
-    println!("{}", if json { as_json(&counts, seed)? } else { as_text(&counts, seed) });
-    Ok(())
+    writeln!(io::stdout(), "{}", if json { as_json(&counts, seed)? } else { as_text(&counts, seed) })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn as_json(counts: &Counts, seed: u64) -> anyhow::Result<String> {

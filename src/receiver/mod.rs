@@ -126,7 +126,8 @@ impl Receiver {
         // All permits are back when the last connection has ended.
         let _ = tokio::time::timeout(DRAIN, permits.acquire_many(CONNECTIONS_MAX as u32)).await;
         match self.state.log_error.get() {
-            Some(error) => Err(anyhow::anyhow!("can't write the log, so stopped: {error}")),
+            Some(error) => Err(io::Error::new(error.kind(), error.to_string()))
+                .context("can't write the log, so stopped"),
             None => Ok(self.state.counts.read()),
         }
     }
