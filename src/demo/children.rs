@@ -149,6 +149,7 @@ impl ReceiverProcess {
 pub(super) struct Daemon {
     process: std::cell::RefCell<Guarded>,
     notify: UnixDatagram,
+    socket: PathBuf,
     config: PathBuf,
     log: PathBuf,
 }
@@ -169,7 +170,7 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(File::create(&log)?);
         let process = Guarded::spawn(command, "daemon")?.into();
-        let daemon = Self { process, notify, config: config.to_owned(), log };
+        let daemon = Self { process, notify, socket, config: config.to_owned(), log };
         let until = Instant::now() + READY;
         while !daemon.said_ready() {
             daemon.check()?;
@@ -232,6 +233,7 @@ impl Daemon {
 
     /// Stops it in good order.
     pub(super) fn stop(self) -> anyhow::Result<()> {
-        self.process.borrow_mut().stop()
+        self.process.borrow_mut().stop()?;
+        fs::remove_file(&self.socket).context("can't remove the notify socket")
     }
 }

@@ -10,6 +10,7 @@ mod summary;
 mod world;
 
 use std::{
+    fmt,
     path::PathBuf,
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::Instant,
@@ -49,6 +50,8 @@ pub struct DemoSettings {
 const TICK: Duration = Duration::from_millis(100);
 /// How often the files are asked for: each time costs a process.
 const POLL: Duration = Duration::from_millis(300);
+/// How long the report's last version may take after the last row has settled.
+const REPORT: Duration = Duration::from_secs(10);
 /// How long nothing may change before the demo gives up.
 const STALLED: Duration = Duration::from_mins(1);
 
@@ -80,6 +83,7 @@ fn deliver(world: &World, settings: &DemoSettings, interrupted: &AtomicBool) -> 
         counts: receiver.counts()?,
         dropped_at_ms,
         peak_memory_bytes: daemon.peak_memory_bytes()?,
+        written: world.wait_for_report(REPORT)?,
     };
     daemon.stop()?;
     Ok(facts.summary(world))
@@ -126,9 +130,13 @@ fn follow(
 }
 
 fn bar(messages: u64) -> ProgressBar {
-    let style = "{wide_bar} {human_pos} of {human_len} delivered, {per_sec}, {eta} left";
+    let style = "{wide_bar} {human_pos} of {human_len} delivered, {rate}/s, {eta} left";
     let style = ProgressStyle::with_template(style).expect("the template is constant and parses");
-    ProgressBar::new(messages).with_style(style)
+    let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
+        // A bar that can't be drawn is no reason to stop.
+        let _ = write!(to, "{}", HumanCount(state.per_sec() as u64));
+    };
+    ProgressBar::new(messages).with_style(style.with_key("rate", rate))
 }
 
 /// Whether SIGINT or SIGTERM came. Waited for in a thread of its own, because the one that starts the

@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub(super) counts: Counts,
     pub(super) dropped_at_ms: u64,
     pub(super) peak_memory_bytes: u64,
+    /// The report that lies beside the file, if it was written to its end.
+    pub(super) written: Option<FileReport>,
 }
 
 /// What came of the demo.
@@ -104,7 +106,7 @@ impl Facts {
         }
     }
 
-    /// Three witnesses that must agree: the generated file, the store, the receiver.
+    /// The witnesses that must agree: the generated file, the store, the report, the receiver.
     fn problems(&self) -> Vec<String> {
         let report = &self.report.report;
         let counts = self.report.counts();
@@ -126,6 +128,9 @@ impl Facts {
         equal("requests whose signature was refused", self.counts.unverified, 0);
         if !self.report.balanced || !report.is_balanced() {
             problems.push("the store's counts of the file do not balance".to_owned());
+        }
+        if self.written.as_ref() != Some(report) {
+            problems.push("the report beside the file is not what the store says".to_owned());
         }
         if let Some(reason) = report.state.reason() {
             problems.push(format!("the file is {}: {reason}", report.state.as_str()));
@@ -213,9 +218,11 @@ mod tests {
     }
 
     fn facts(change: impl FnOnce(&mut FileReport)) -> Facts {
+        let report = polled(change);
         Facts {
+            written: Some(report.report.clone()),
+            report,
             expected: Expected { rows: 100, rejected: 1, duplicates: 2 },
-            report: polled(change),
             counts: Counts {
                 requests: 99,
                 accepted: 96,
@@ -260,6 +267,8 @@ mod tests {
             facts(|report| set(report, |counts| counts.sent = 95)),
             facts(|report| report.state = FileState::Failed("torn".into())),
             Facts { counts: Counts { accepted: 97, ..facts(|_| {}).counts }, ..facts(|_| {}) },
+            Facts { written: None, ..facts(|_| {}) },
+            Facts { written: Some(polled(|report| report.rows = 99).report), ..facts(|_| {}) },
             Facts { counts: Counts { unverified: 1, ..facts(|_| {}).counts }, ..facts(|_| {}) },
         ];
         for (index, facts) in objections.iter().enumerate() {

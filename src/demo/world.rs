@@ -6,12 +6,15 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process,
+    process, thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use postrider_actors::model::file::FileReport;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::now_ms;
 
@@ -89,6 +92,28 @@ impl World {
 
     pub(super) fn notify_socket(&self) -> PathBuf {
         self.directory.join("notify")
+    }
+
+    /// The report beside the finished file, as soon as it says that every row has settled; `None` if it
+    /// doesn't within `timeout`.
+    pub(super) fn wait_for_report(&self, timeout: Duration) -> anyhow::Result<Option<FileReport>> {
+        let path = self.done(".report.json");
+        let until = Instant::now() + timeout;
+        while Instant::now() < until {
+            match fs::read(&path) {
+                Ok(json) => {
+                    let report: FileReport = serde_json::from_slice(&json)
+                        .with_context(|| format!("{} is no report", path.display()))?;
+                    if report.settled_at.is_some() {
+                        return Ok(Some(report));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(None)
     }
 
     /// Where the daemon moves the file when it is done.
