@@ -84,13 +84,9 @@ pub fn step_without(
 ) -> Append {
     let accepted: Vec<_> =
         rows.clone().filter(|row| !rejected.contains(row) && !duplicates.contains(row)).collect();
-    let batches = match accepted.is_empty() {
-        true => Vec::new(),
-        false => {
-            let batch = |destination: &String| batch(file, destination, accepted.iter().copied(), at);
-            file.destinations.iter().map(batch).collect()
-        }
-    };
+    let batch = |destination: &String| batch(file, destination, accepted.iter().copied(), at);
+    let batches =
+        if accepted.is_empty() { Vec::new() } else { file.destinations.iter().map(batch).collect() };
     let reject = |&row: &u64| Reject {
         row,
         line: row + 1,

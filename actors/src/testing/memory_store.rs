@@ -33,7 +33,7 @@ pub struct MemoryStore {
 struct State {
     files: Vec<File>,
     /// In the order in which they were stored.
-    batches: Vec<Batch>,
+    batches: Vec<Stored>,
     ids: HashMap<BatchId, usize>,
     messages: BTreeMap<MessageKey, Message>,
     disabled: BTreeMap<Arc<str>, String>,
@@ -46,7 +46,7 @@ struct File {
     reported: bool,
 }
 
-struct Batch {
+struct Stored {
     batch: NewBatch,
     rows: Rows,
     states: StateVector,
@@ -66,6 +66,9 @@ enum Phase {
 }
 
 type MessageKey = (FileId, String, u64);
+
+/// A dead message: its row, the batch and index of its live entry, and its last attempt.
+type Dead = (u64, usize, usize, Attempt);
 
 /// Where a message's live entry is: the latest batch that holds it.
 struct Message {
@@ -172,7 +175,7 @@ impl State {
             self.messages.insert(key, Message { batch: at, index, death: None });
         }
         self.ids.insert(batch.id, at);
-        self.batches.push(Batch {
+        self.batches.push(Stored {
             states: StateVector::accepted(batch.count),
             rows,
             batch,
@@ -223,7 +226,7 @@ impl State {
         (batch.phase == Phase::Leased && batch.fence == token.fence).then_some(at)
     }
 
-    fn lose(&mut self, lost: impl Fn(&Batch) -> bool) -> usize {
+    fn lose(&mut self, lost: impl Fn(&Stored) -> bool) -> usize {
         let batches = self.batches.iter_mut().filter(|batch| batch.phase == Phase::Leased && lost(batch));
         batches.map(|batch| (batch.phase, batch.losses) = (Phase::Queued, batch.losses + 1)).count()
     }
@@ -363,7 +366,7 @@ impl State {
     }
 
     fn redrive(&mut self, now: UnixMs) -> usize {
-        let mut groups: BTreeMap<(BatchId, String), Vec<(u64, usize, usize, Attempt)>> = BTreeMap::new();
+        let mut groups: BTreeMap<(BatchId, String), Vec<Dead>> = BTreeMap::new();
         for ((_, destination, row), message) in &self.messages {
             if let Some(death) = message.death {
                 let root = self.batches[message.batch].batch.root;
@@ -432,7 +435,7 @@ impl Outbox for MemoryStore {
             .filter(|batch| batch.phase == Phase::Outstanding && batch.batch.not_before <= now)
             .collect();
         due.sort_by_key(|batch| batch.batch.not_before); // stable: then by age
-        let entry = |batch: &&Batch| OutboxEntry {
+        let entry = |batch: &&Stored| OutboxEntry {
             id: batch.batch.id,
             destination: batch.batch.header.destination.as_str().into(),
             count: batch.batch.count,

@@ -252,7 +252,9 @@ impl World {
             self.dispatch().await;
             let from = self.leases.len();
             self.lease().await;
-            for lease in self.leases[from..].to_vec() {
+            let given = self.leases.split_off(from);
+            self.leases.extend(given.iter().cloned());
+            for lease in given {
                 let open: Vec<_> = lease.states.unsettled().collect();
                 let verdicts = open.into_iter().map(|index| (index as u32, self.any_end())).collect();
                 self.tell(&lease, verdicts).await;
