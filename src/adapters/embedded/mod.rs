@@ -9,6 +9,7 @@ mod append;
 mod codec;
 mod leases;
 mod lock;
+mod messages;
 mod open;
 mod operator;
 mod reader;
@@ -16,6 +17,7 @@ mod redrive;
 mod reports;
 mod settle;
 mod tx;
+mod viewer;
 mod writer;
 
 use std::{path::Path, sync::Arc, thread};
@@ -35,9 +37,11 @@ use postrider_actors::{
 
 pub use self::{
     lock::{InstanceLock, LockError},
+    messages::{Delivery, Fate, MessageReport},
     open::{DATABASE, OpenError, SCHEMA_VERSION},
     operator::Operator,
-    redrive::{DeadCursor, DeadFilter, DeadLetter},
+    redrive::{DeadCursor, DeadFilter, DeadLetter, FileSelector},
+    viewer::{DestinationView, FileTotals, Search, Viewer},
     writer::{OnFatal, exit_on_fatal},
 };
 use self::{

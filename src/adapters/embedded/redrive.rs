@@ -23,11 +23,27 @@ use super::{
 /// Dead letters per transaction: what the daemon's writer may have to wait for.
 pub(crate) const REDRIVE_STEP: usize = 2_000;
 
+/// Files by what an operator calls them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileSelector {
+    /// The one with this id.
+    Id(FileId),
+    /// All with this name: the same name may be dropped with new content (F19).
+    Name(String),
+}
+
+impl From<&str> for FileSelector {
+    /// 32 hex digits are an id; anything else is a name.
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Id)
+    }
+}
+
 /// Which dead letters; all that is set must hold.
 #[derive(Clone, Debug, Default)]
 pub struct DeadFilter {
-    /// Of one file.
-    pub file: Option<FileId>,
+    /// Of one file, or of all with one name.
+    pub file: Option<FileSelector>,
     /// Of one destination.
     pub destination: Option<String>,
     /// Whose last attempt failed for this reason.
@@ -93,10 +109,15 @@ pub(crate) fn select(
             values.push(value);
         }
     };
-    and(
-        " AND d.file = (SELECT seq FROM files WHERE id = ?)",
-        filter.file.map(|file| Value::Blob(file.0.to_vec())),
-    );
+    match &filter.file {
+        Some(FileSelector::Id(id)) => {
+            and(" AND d.file = (SELECT seq FROM files WHERE id = ?)", Some(Value::Blob(id.0.to_vec())));
+        }
+        Some(FileSelector::Name(name)) => {
+            and(" AND d.file IN (SELECT seq FROM files WHERE name = ?)", Some(Value::Text(name.clone())));
+        }
+        None => {}
+    }
     and(" AND n.name = ?", filter.destination.clone().map(Value::Text));
     and(" AND d.reason = ?", filter.reason.map(|reason| Value::Integer(reason as i64)));
     and(" AND d.cause = ?", filter.cause.map(|cause| Value::Integer(cause as i64)));
