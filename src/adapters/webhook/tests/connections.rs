@@ -187,3 +187,37 @@ async fn a_cancelled_attempt_closes_its_connection() {
     has_ended.recv().await.unwrap();
     assert_eq!(webhook.idle.len(), 0);
 }
+
+#[tokio::test]
+async fn a_request_goes_out_on_a_new_connection_if_the_kept_one_took_no_byte_of_it() {
+    // The receiver runs beside this runtime, which is kept from hearing of the reset: the attempt finds
+    // the connection quiet, and learns only from its write that it is gone.
+    let (address, has_address) = std::sync::mpsc::channel();
+    let (reset, was_reset) = std::sync::mpsc::channel();
+    let (go, may_reset) = tokio::sync::oneshot::channel::<()>();
+    let receiver = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            address.send(listener.local_addr().unwrap()).unwrap();
+            let (mut first, _) = listener.accept().await.unwrap();
+            read_request(&mut first).await.unwrap();
+            first.write_all(OK).await.unwrap();
+            may_reset.await.unwrap();
+            first.set_zero_linger().unwrap();
+            drop(first);
+            reset.send(()).unwrap();
+            let (mut second, _) = listener.accept().await.unwrap();
+            read_request(&mut second).await.unwrap();
+            second.write_all(OK).await.unwrap();
+        });
+    });
+    let url = format!("http://{}/", has_address.recv().unwrap());
+    let webhook = HttpWebhook::new(settings(&url)).unwrap();
+    assert_eq!(send(&webhook).await, SENT);
+    go.send(()).unwrap();
+    was_reset.recv().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(send(&webhook).await, SENT);
+    receiver.join().unwrap();
+}
