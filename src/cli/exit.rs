@@ -2,7 +2,10 @@
 
 use std::{fmt, io, process::ExitCode};
 
+use postrider_actors::ports::StoreError;
+
 use crate::{
+    adapters::embedded::{LockError, MigrateError, OpenError},
     config::{ConfigError, Problems},
     telemetry::TelemetryError,
 };
@@ -63,8 +66,33 @@ impl Exit {
         if cause.is::<Problems>() || cause.is::<TelemetryError>() {
             return Some(Self::Config);
         }
+        if let Some(error) = cause.downcast_ref::<OpenError>() {
+            return Some(error.into());
+        }
+        if let Some(error) = cause.downcast_ref::<MigrateError>() {
+            return Some(match error {
+                MigrateError::Lock(LockError::Held(_)) => Self::Config,
+                MigrateError::Lock(LockError::Io { .. }) => Self::Io,
+                MigrateError::Open(error) => error.into(),
+            });
+        }
+        if let Some(StoreError::Retryable(_) | StoreError::Unknown(_)) = cause.downcast_ref::<StoreError>() {
+            return Some(Self::TryLater);
+        }
         let error = cause.downcast_ref::<io::Error>()?;
         Some(if error.kind() == io::ErrorKind::BrokenPipe { Self::Done } else { Self::Io })
+    }
+}
+
+impl From<&OpenError> for Exit {
+    fn from(error: &OpenError) -> Self {
+        match error {
+            OpenError::Missing(_) => Self::NoInput,
+            OpenError::Corrupt { .. } => Self::Data,
+            OpenError::Library { .. } => Self::Software,
+            OpenError::Unavailable { .. } => Self::Io,
+            OpenError::Foreign { .. } | OpenError::Newer { .. } | OpenError::Older { .. } => Self::Config,
+        }
     }
 }
 

@@ -5,10 +5,17 @@
 
 pub mod check_config;
 pub mod completions;
+pub mod dead;
 pub mod demo;
+pub mod destinations;
 mod exit;
+pub mod files;
+pub mod messages;
+pub mod migrate;
 pub mod receiver;
 pub mod run;
+pub mod status;
+mod table;
 
 use std::{
     io::{self, Write as _},
@@ -54,6 +61,12 @@ pub enum Command {
     Demo(demo::Args),
     Receiver(receiver::Args),
     CheckConfig(check_config::Args),
+    Status(status::Args),
+    Files(files::Args),
+    Messages(messages::Args),
+    Dead(dead::Args),
+    Destinations(destinations::Args),
+    Migrate(migrate::Args),
     Completions(completions::Args),
 }
 
@@ -81,7 +94,7 @@ Exit codes:
    1  failed; or the answer is no (a file that does not balance)
    2  wrong usage
   65  the store is damaged
-  66  the configuration file can't be read
+  66  the configuration file can't be read, or there is no store yet
   70  a part failed again and again and its restarts were used up
   74  the disk or the store failed
   75  not now: try again later
@@ -100,6 +113,12 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args, cli.config),
         Command::Demo(args) => demo::run(args),
         Command::Receiver(args) => receiver::run(args),
+        Command::Status(args) => status::run(&args, &cli.config),
+        Command::Files(args) => files::run(&args, &cli.config),
+        Command::Messages(args) => messages::run(&args, &cli.config),
+        Command::Dead(args) => dead::run(&args, &cli.config),
+        Command::Destinations(args) => destinations::run(&args, &cli.config),
+        Command::Migrate(args) => migrate::run(&args, &cli.config),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),
     };

@@ -38,7 +38,7 @@ use postrider_actors::{
 pub use self::{
     lock::{InstanceLock, LockError},
     messages::{Delivery, Fate, MessageReport},
-    open::{DATABASE, OpenError, SCHEMA_VERSION},
+    open::{DATABASE, OpenError, SCHEMA_VERSION, schema_version},
     operator::Operator,
     redrive::{DeadCursor, DeadFilter, DeadLetter, FileSelector},
     viewer::{DestinationView, FileTotals, Search, Viewer},
@@ -107,6 +107,26 @@ impl Drop for EmbeddedStore {
         drop(writer);
         let _ = writing.join();
     }
+}
+
+/// Why a store could not be migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The daemon runs, or the state directory can't be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store can't be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// Brings the store in `state_dir`, which must be there, up to date; its version then. Holds the
+/// [`InstanceLock`] meanwhile.
+pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
+    schema_version(state_dir)?;
+    let _lock = InstanceLock::acquire(state_dir)?;
+    drop(open::open(state_dir, Access::Own)?);
+    Ok(schema_version(state_dir)?)
 }
 
 /// The depth is kept by every transaction; a count that disagrees is a defect, mended and reported.
@@ -241,3 +261,5 @@ impl Ledger for EmbeddedStore {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod view_tests;

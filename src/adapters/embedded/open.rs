@@ -105,17 +105,6 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The exit code by sysexits: 66 no input, 65 data, 70 software, 74 input/output, 78 configuration.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Missing(_) => 66,
-            Self::Corrupt { .. } => 65,
-            Self::Library { .. } => 70,
-            Self::Unavailable { .. } => 74,
-            Self::Foreign { .. } | Self::Newer { .. } | Self::Older { .. } => 78,
-        }
-    }
-
     fn from_sqlite(path: &Path, error: &rusqlite::Error) -> Self {
         let (path, detail) = (path.to_owned(), error.to_string());
         match error.sqlite_error_code() {
@@ -234,12 +223,13 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// The schema version of the store in `state_dir`, 0 if it is empty or not there.
-pub(crate) fn schema_version(state_dir: &Path) -> Result<i32, OpenError> {
+/// The schema version of the store in `state_dir`.
+pub fn schema_version(state_dir: &Path) -> Result<i32, OpenError> {
     let path = state_dir.join(DATABASE);
     if !path.exists() {
-        return Ok(0);
+        return Err(OpenError::Missing(path));
     }
+    check_wal_header(&path)?;
     let sql = |error: rusqlite::Error| OpenError::from_sqlite(&path, &error);
     let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sql)?;
     connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)

@@ -177,7 +177,6 @@ fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
     set("user_version", SCHEMA_VERSION + 1);
     let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
     assert!(matches!(error, OpenError::Newer { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
-    assert_eq!(error.exit_code(), 78);
     set("user_version", SCHEMA_VERSION);
     set("application_id", 7);
     let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
@@ -188,7 +187,7 @@ fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
 fn a_reader_makes_no_store() {
     let dir = tempfile::tempdir().unwrap();
     let error = open::open(dir.path(), Access::Read).err().unwrap();
-    assert_eq!(error.exit_code(), 66);
+    assert!(matches!(error, OpenError::Missing(_)), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

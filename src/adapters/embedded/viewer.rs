@@ -201,6 +201,9 @@ fn answer<T>(result: Result<T, TxError>) -> Result<T, StoreError> {
     result.map_err(|error| error.to_store_error())
 }
 
+/// Which count of a view a phase fills.
+type Counter = fn(&mut DestinationView) -> &mut u64;
+
 fn destinations(connection: &Connection) -> Result<BTreeMap<String, DestinationView>, TxError> {
     let mut views: BTreeMap<i64, (String, DestinationView)> = BTreeMap::new();
     let mut select = connection.prepare(
@@ -225,7 +228,7 @@ fn destinations(connection: &Connection) -> Result<BTreeMap<String, DestinationV
         views.insert(row.get(0)?, (row.get(1)?, view));
     }
     // One query per phase: each is answered by its partial index.
-    let phases: [(&str, fn(&mut DestinationView) -> &mut u64); 3] = [
+    let phases: [(&str, Counter); 3] = [
         ("SELECT destination, count(*), min(not_before) FROM batches WHERE phase = 0 GROUP BY 1", |view| {
             &mut view.outstanding
         }),

@@ -1,0 +1,166 @@
+//! What an operator is told.
+
+use std::sync::Arc;
+
+use postrider_actors::{
+    model::{
+        ids::MessageId,
+        outcome::{DeathCause, Verdict},
+        state::MessageState,
+        time::{MonoMs, UnixMs},
+    },
+    ports::{LeaseRequest, Ledger, Outbox, Queue, Settlement},
+    testing::fixtures,
+};
+
+use super::*;
+
+const NOW: UnixMs = UnixMs(1_000_000);
+
+async fn lease(store: &EmbeddedStore, destination: &str) -> Lease {
+    let entries = store.outstanding(UnixMs(u64::MAX), 100, false).await.unwrap();
+    store.send(&entries).await.unwrap();
+    let wants = vec![(destination.into(), 1)];
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999) };
+    store.lease(request).await.unwrap().pop().expect("a batch waits")
+}
+
+async fn settle(store: &EmbeddedStore, lease: &Lease, verdict: Verdict) {
+    let retries = match verdict {
+        Verdict::Retry { attempt, not_before } => vec![fixtures::retry(lease, &[0], attempt, not_before)],
+        _ => Vec::new(),
+    };
+    let settlement = Settlement { token: lease.token, verdicts: vec![(0, verdict)], retries };
+    store.settle(vec![settlement]).await.unwrap();
+}
+
+fn only(reports: Vec<MessageReport>, destination: &str) -> Delivery {
+    let mut deliveries = reports.into_iter().filter_map(|report| match report.fate {
+        Fate::Message(delivery) => Some(delivery),
+        Fate::Rejected { .. } | Fate::Duplicate => None,
+    });
+    deliveries.find(|delivery| delivery.destination == destination).expect("it goes there")
+}
+
+#[tokio::test]
+async fn a_message_s_whole_way_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let file = fixtures::file("f", 1, &["d", "e"]);
+    store.append(fixtures::step_without(&file, 1..=5, &[3], &[4], NOW)).await.unwrap();
+    let mut viewer = Viewer::open(dir.path()).unwrap();
+    let id = MessageId { file: file.id, row: 1 };
+    let mut told = || only(viewer.message(id).unwrap(), "d");
+    let at = |ms| UnixMs(NOW.0 + ms);
+
+    let delivery = told();
+    assert_eq!((delivery.state, &delivery.recipient[..]), (MessageState::Accepted, "user-1"));
+    assert_eq!(delivery.not_before, Some(NOW));
+
+    let first = lease(&store, "d").await;
+    settle(&store, &first, Verdict::Retry { attempt: fixtures::failed(at(1)), not_before: at(50) }).await;
+    let delivery = told();
+    assert_eq!((delivery.state, delivery.not_before), (MessageState::Retrying, Some(at(50))));
+    assert_eq!(delivery.failed, [fixtures::failed(at(1))]);
+    assert_eq!((delivery.sent, delivery.cause), (None, None));
+
+    store.release(&[first.token], Release::Unused).await.unwrap();
+    // The rest of the first batch comes before its retry: it is due earlier.
+    let rest = lease(&store, "d").await;
+    assert_eq!(rest.attempt, 0);
+    let second = lease(&store, "d").await;
+    let attempt = fixtures::failed(at(60));
+    settle(&store, &second, Verdict::Dead { attempt, cause: DeathCause::Attempts }).await;
+    let delivery = told();
+    assert_eq!((delivery.state, delivery.cause), (MessageState::Dead, Some(DeathCause::Attempts)));
+    assert_eq!(delivery.failed, [fixtures::failed(at(1)), attempt]);
+    assert_eq!(delivery.not_before, None);
+
+    let letters =
+        Viewer::open(dir.path()).unwrap().dead(&DeadFilter::default(), DeadCursor::default(), 9).unwrap();
+    assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+    assert_eq!(Viewer::open(dir.path()).unwrap().recipients(&letters).unwrap(), ["user-1"]);
+
+    let mut operator = Operator::open(dir.path()).unwrap();
+    assert_eq!(operator.redrive(&DeadFilter::default(), 9, at(100)).unwrap(), 1);
+    let delivery = told();
+    assert_eq!((delivery.state, delivery.drive), (MessageState::Retrying, 1));
+    assert_eq!(delivery.failed.len(), 2, "a redrive forgets no attempt");
+    let third = lease(&store, "d").await;
+    settle(&store, &third, Verdict::Sent { at: at(130), status: 202 }).await;
+    let delivery = told();
+    assert_eq!((delivery.state, delivery.sent), (MessageState::Sent, Some((202, at(130)))));
+    assert_eq!(delivery.failed.len(), 2);
+
+    assert_eq!(only(viewer.message(id).unwrap(), "e").state, MessageState::Accepted);
+    let fate = |viewer: &mut Viewer, row| viewer.message(MessageId { file: file.id, row }).unwrap();
+    assert!(matches!(
+        &fate(&mut viewer, 3)[..],
+        [MessageReport { fate: Fate::Rejected { line: 4, .. }, .. }]
+    ));
+    assert!(matches!(&fate(&mut viewer, 4)[..], [MessageReport { fate: Fate::Duplicate, .. }]));
+    assert!(fate(&mut viewer, 6).is_empty());
+}
+
+#[tokio::test]
+async fn a_search_finds_a_recipient_once_per_row_in_steps_of_any_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let files: Vec<_> = (1..=3).map(|content| fixtures::file("f", content, &["d", "e"])).collect();
+    for file in &files {
+        for first in [1, 11, 21] {
+            store.append(fixtures::step(file, first..=first + 9, NOW)).await.unwrap();
+        }
+    }
+    let mut viewer = Viewer::open(dir.path()).unwrap();
+    // `user-1` is also the beginning of `user-10` to `user-19`, which are others.
+    for (recipient, row) in [("user-1", 1), ("user-15", 15)] {
+        for step in [1, 2, 7, 18, 19, 100] {
+            let mut search = Search::default();
+            while viewer.search(&mut search, recipient, None, step, 99).unwrap() {}
+            search.found.dedup();
+            let rows: Vec<_> = search.found.iter().map(|id| (id.file, id.row)).collect();
+            assert_eq!(rows, files.iter().map(|file| (file.id, row)).collect::<Vec<_>>(), "step {step}");
+            assert_eq!(search.batches, 18);
+        }
+        let mut search = Search::default();
+        while viewer.search(&mut search, recipient, Some(files[1].id), 100, 99).unwrap() {}
+        assert_eq!(search.found, [MessageId { file: files[1].id, row }]);
+    }
+    let mut search = Search::default();
+    while viewer.search(&mut search, "user-1", None, 5, 2).unwrap() {}
+    assert_eq!(search.found.len(), 2);
+}
+
+#[tokio::test]
+async fn dead_letters_are_filtered_by_everything_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap());
+    for content in 1..=2 {
+        store.append(fixtures::step(&fixtures::file("f", content, &["d", "e"]), 1..=1, NOW)).await.unwrap();
+    }
+    for (ms, destination) in [(1, "d"), (2, "e"), (3, "d"), (4, "e")] {
+        let leased = lease(&store, destination).await;
+        let attempt = fixtures::failed(UnixMs(NOW.0 + ms));
+        settle(&store, &leased, Verdict::Dead { attempt, cause: DeathCause::Age }).await;
+    }
+    let viewer = Viewer::open(dir.path()).unwrap();
+    let count = |filter: DeadFilter| viewer.dead(&filter, DeadCursor::default(), 99).unwrap().len();
+    assert_eq!(count(DeadFilter::default()), 4);
+    let named = DeadFilter { file: Some("1.csv".into()), ..DeadFilter::default() };
+    assert_eq!(count(named.clone()), 2);
+    assert_eq!(count(DeadFilter { destination: Some("e".into()), ..named.clone() }), 1);
+    assert_eq!(count(DeadFilter { cause: Some(DeathCause::Poison), ..named }), 0);
+    let since = Some(UnixMs(NOW.0 + 2));
+    assert_eq!(count(DeadFilter { since, before: Some(UnixMs(NOW.0 + 4)), ..DeadFilter::default() }), 2);
+    let view = &viewer.destinations().unwrap()["d"];
+    assert_eq!((view.counts.dead, view.counts.accepted, view.outstanding + view.queued), (2, 2, 0));
+    // Pages meet without a gap.
+    let page = viewer.dead(&DeadFilter::default(), DeadCursor::default(), 3).unwrap();
+    assert_eq!(viewer.dead(&DeadFilter::default(), page[2].cursor, 3).unwrap().len(), 1);
+    let mut operator = Operator::open(dir.path()).unwrap();
+    let only_d = DeadFilter { destination: Some("d".into()), ..DeadFilter::default() };
+    assert_eq!(operator.redrive(&only_d, 1, NOW).unwrap(), 1);
+    assert_eq!(operator.redrive(&only_d, 99, NOW).unwrap(), 1);
+    assert_eq!(store.depth().await.unwrap(), 2);
+}

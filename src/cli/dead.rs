@@ -1,0 +1,342 @@
+//! `postrider dead`
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::ensure;
+use clap::{Subcommand, ValueEnum};
+use postrider_actors::model::{
+    ids::MessageId,
+    outcome::{DeathCause, Reason},
+    time::UnixMs,
+};
+use serde_json::{Value, json};
+
+use super::{
+    Exit, print, print_json,
+    table::{number, table, text, time},
+};
+use crate::{
+    adapters::embedded::{DeadCursor, DeadFilter, DeadLetter, FileSelector, Operator, Viewer},
+    config,
+};
+
+/// Dead letters per read.
+const PAGE: usize = 1_000;
+
+/// List, export or redrive the messages that were given up
+///
+/// Works while the daemon runs and while it does not.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List dead letters
+    ///
+    /// In the order of file, destination and row.
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// List at most this many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send dead letters again
+    ///
+    /// With the same ids and the same bodies, as the receiver would have got them; their attempts count
+    /// from none. This only queues them: delivery keeps its rates. A daemon that runs picks them up by
+    /// itself.
+    Redrive {
+        #[command(flatten)]
+        which: Which,
+        /// Redrive at most this many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// Redrive all of them: required where no filter is given
+        #[arg(long)]
+        all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write dead letters to standard output
+    ///
+    /// With their recipients. In CSV, a cell that a spreadsheet would take for a formula gets a leading
+    /// apostrophe.
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// Export at most this many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// The format
+        #[arg(long, value_enum, default_value_t = Format::Csv)]
+        format: Format,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// With a header
+    Csv,
+    /// One JSON object per line
+    Ndjson,
+}
+
+/// Which dead letters; all that is given must hold.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Of the files with this name or id
+    #[arg(long, value_name = "NAME or ID")]
+    file: Option<String>,
+    /// To this destination
+    #[arg(long, value_name = "NAME")]
+    destination: Option<String>,
+    /// Whose last attempt failed so: status, timeout, connect, dns, tls, reset, protocol, render, panic,
+    /// poison
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    reason: Option<Reason>,
+    /// That were given up for: permanent, attempts, age, poison
+    #[arg(long, value_name = "CAUSE", value_parser = cause)]
+    cause: Option<DeathCause>,
+    /// That were given up longer ago than this: 30m, 2h, 1day
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// That were given up within this: 30m, 2h, 1day
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+fn reason(word: &str) -> Result<Reason, String> {
+    let mut all = (0..=u8::MAX).filter_map(Reason::from_byte);
+    all.find(|reason| reason.as_str() == word).ok_or_else(|| "no such reason; see --help".into())
+}
+
+fn cause(word: &str) -> Result<DeathCause, String> {
+    let mut all = (0..=u8::MAX).filter_map(DeathCause::from_byte);
+    all.find(|cause| cause.as_str() == word).ok_or_else(|| "no such cause; see --help".into())
+}
+
+impl Which {
+    fn is_everything(&self) -> bool {
+        self.file.is_none()
+            && self.destination.is_none()
+            && self.reason.is_none()
+            && self.cause.is_none()
+            && self.older_than.is_none()
+            && self.newer_than.is_none()
+    }
+
+    fn filter(&self, now: UnixMs) -> DeadFilter {
+        let ago =
+            |age: Duration| UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        DeadFilter {
+            file: self.file.as_deref().map(FileSelector::from),
+            destination: self.destination.clone(),
+            reason: self.reason,
+            cause: self.cause,
+            before: self.older_than.map(ago),
+            since: self.newer_than.map(ago),
+        }
+    }
+}
+
+/// Lists, redrives or exports.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let state_dir = config::load(config)?.state.dir;
+    let now = now();
+    match &args.command {
+        Command::List { which, limit, json } => {
+            let viewer = Viewer::open(&state_dir)?;
+            let letters = viewer.dead(&which.filter(now), DeadCursor::default(), *limit)?;
+            if *json {
+                print_json(&letters.iter().map(|letter| view(letter, None)).collect::<Vec<_>>())?;
+            } else {
+                print(&rendered(&letters))?;
+            }
+        }
+        Command::Redrive { which, limit, all, json } => {
+            ensure!(
+                *all || limit.is_some() || !which.is_everything(),
+                "this would redrive every dead letter; name some with a filter or --limit, or say --all"
+            );
+            let limit = limit.unwrap_or(usize::MAX);
+            let redriven = Operator::open(&state_dir)?.redrive(&which.filter(now), limit, now)?;
+            if *json {
+                print_json(&json!({ "redriven": redriven }))?;
+            } else {
+                print(&format!("{redriven} redriven\n"))?;
+            }
+        }
+        Command::Export { which, limit, format } => {
+            let mut viewer = Viewer::open(&state_dir)?;
+            let limit = limit.unwrap_or(usize::MAX);
+            export(&mut viewer, &which.filter(now), limit, *format, &mut io::stdout().lock())?;
+        }
+    }
+    Ok(Exit::Done.into())
+}
+
+/// The wall clock, which dead letters are dated by.
+fn now() -> UnixMs {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn id(letter: &DeadLetter) -> MessageId {
+    MessageId { file: letter.file, row: letter.row }
+}
+
+fn view(letter: &DeadLetter, recipient: Option<&str>) -> Value {
+    let mut view = json!({
+        "id": id(letter).to_string(),
+        "file": letter.file.to_string(),
+        "file_name": letter.file_name,
+        "row": letter.row,
+        "destination": letter.destination,
+        "at": time(letter.last.at),
+        "attempts": letter.attempts,
+        "status": (letter.last.status != 0).then_some(letter.last.status),
+        "reason": letter.last.reason.as_str(),
+        "cause": letter.cause.as_str(),
+    });
+    if let Some(recipient) = recipient {
+        view["recipient"] = recipient.into();
+    }
+    view
+}
+
+fn rendered(letters: &[DeadLetter]) -> String {
+    let header = ["at", "message", "file", "destination", "attempts", "status", "reason", "cause"];
+    let rows = letters.iter().map(|letter| {
+        vec![
+            text(time(letter.last.at)),
+            text(id(letter).to_string()),
+            text(&letter.file_name),
+            text(&letter.destination),
+            number(letter.attempts),
+            number(letter.last.status),
+            text(letter.last.reason.as_str()),
+            text(letter.cause.as_str()),
+        ]
+    });
+    table(&header, rows)
+}
+
+fn export(
+    viewer: &mut Viewer,
+    filter: &DeadFilter,
+    limit: usize,
+    format: Format,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let header =
+        ["id", "file", "row", "destination", "recipient", "at", "attempts", "status", "reason", "cause"];
+    if matches!(format, Format::Csv) {
+        write_csv(out, header)?;
+    }
+    let mut cursor = DeadCursor::default();
+    let mut left = limit;
+    while left > 0 {
+        let letters = viewer.dead(filter, cursor, PAGE.min(left))?;
+        let Some(last) = letters.last() else { break };
+        cursor = last.cursor;
+        left -= letters.len();
+        let recipients = viewer.recipients(&letters)?;
+        for (letter, recipient) in letters.iter().zip(&recipients) {
+            match format {
+                Format::Csv => write_csv(
+                    out,
+                    [
+                        &id(letter).to_string(),
+                        &letter.file_name,
+                        &letter.row.to_string(),
+                        &letter.destination,
+                        recipient,
+                        &time(letter.last.at),
+                        &letter.attempts.to_string(),
+                        &letter.last.status.to_string(),
+                        letter.last.reason.as_str(),
+                        letter.cause.as_str(),
+                    ],
+                )?,
+                Format::Ndjson => {
+                    serde_json::to_writer(&mut *out, &view(letter, Some(recipient)))?;
+                    out.write_all(b"\n")?;
+                }
+            }
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn write_csv<'a>(out: &mut impl Write, cells: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+    let mut record = csv::WriterBuilder::new().from_writer(Vec::new());
+    record.write_record(cells.into_iter().map(neutralised))?;
+    out.write_all(&record.into_inner().map_err(csv::IntoInnerError::into_error)?)?;
+    Ok(())
+}
+
+/// A cell that no spreadsheet takes for a formula (F33). Reversible: an apostrophe gets one too.
+fn neutralised(cell: &str) -> String {
+    if cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\'']) {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f33_formulas_are_neutralised_and_nothing_else_is() {
+        for cell in ["=cmd|'/c calc'!A0", "+1", "-1", "@x", "\tx", "\rx", "'x"] {
+            assert_eq!(neutralised(cell), format!("'{cell}"));
+        }
+        for cell in ["", "user-1", "a=b", "1+1"] {
+            assert_eq!(neutralised(cell), cell);
+        }
+        let mut csv = Vec::new();
+        write_csv(&mut csv, ["=1+1", "a,b", "x"]).unwrap();
+        assert_eq!(csv, b"'=1+1,\"a,b\",x\n");
+    }
+
+    #[test]
+    fn ages_become_times() {
+        let mut which = Which {
+            file: None,
+            destination: None,
+            reason: None,
+            cause: None,
+            older_than: None,
+            newer_than: None,
+        };
+        assert!(which.is_everything());
+        which.older_than = Some(Duration::from_mins(1));
+        which.newer_than = Some(Duration::MAX);
+        let filter = which.filter(UnixMs(100_000));
+        assert_eq!((filter.before, filter.since), (Some(UnixMs(40_000)), Some(UnixMs(0))));
+        assert!(!which.is_everything());
+    }
+
+    #[test]
+    fn reasons_and_causes_are_read_by_the_words_they_are_shown_by() {
+        assert_eq!(reason("timeout"), Ok(Reason::Timeout));
+        assert_eq!(cause("age"), Ok(DeathCause::Age));
+        assert!(reason("Timeout").is_err() && cause("").is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! `postrider destinations`
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::ensure;
+use clap::Subcommand;
+use postrider_actors::model::time::UnixMs;
+use serde_json::json;
+
+use super::{
+    Exit, print, print_json,
+    table::{number, table, text, time},
+};
+use crate::{
+    adapters::embedded::{Operator, Viewer},
+    config::{self, Config},
+};
+
+/// List destinations, hold one's messages, or let them go again
+///
+/// A destination that answers 410 is disabled by the daemon: its messages are held, none is lost. Works
+/// while the daemon runs and while it does not.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List destinations and whether they are disabled
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a destination's messages go again
+    Enable {
+        /// Its name
+        name: String,
+    },
+    /// Hold a destination's messages
+    Disable {
+        /// Its name
+        name: String,
+        /// Why, for whoever looks later
+        #[arg(long, value_name = "TEXT", default_value = "disabled by an operator")]
+        reason: String,
+    },
+}
+
+/// Lists, enables or disables.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(config)?;
+    match &args.command {
+        Command::List { json } => list(&config, *json)?,
+        Command::Enable { name } => {
+            ensure_known(&config, name)?;
+            let changed = Operator::open(&config.state.dir)?.enable(name)?;
+            print(&format!("{name} {}\n", if changed { "is enabled" } else { "was enabled already" }))?;
+        }
+        Command::Disable { name, reason } => {
+            ensure_known(&config, name)?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+            Operator::open(&config.state.dir)?.disable(name, reason, now)?;
+            print(&format!("{name} is disabled; its messages are held\n"))?;
+        }
+    }
+    Ok(Exit::Done.into())
+}
+
+/// A misspelt name must not look like success.
+fn ensure_known(config: &Config, name: &str) -> anyhow::Result<()> {
+    let configured = config.destinations.iter().any(|destination| destination.name == name);
+    ensure!(
+        configured || Viewer::open(&config.state.dir)?.destinations()?.contains_key(name),
+        "no destination is called {name:?}; `postrider destinations list` shows those there are"
+    );
+    Ok(())
+}
+
+fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
+    let mut views = Viewer::open(&config.state.dir)?.destinations()?;
+    for destination in &config.destinations {
+        views.entry(destination.name.clone()).or_default();
+    }
+    let configured = |name: &str| config.destinations.iter().any(|destination| destination.name == name);
+    if as_json {
+        let all: Vec<_> = views
+            .iter()
+            .map(|(name, view)| {
+                json!({
+                    "name": name,
+                    "configured": configured(name),
+                    "disabled": view.disabled.is_some(),
+                    "disabled_at": view.disabled.as_ref().map(|(at, _)| time(*at)),
+                    "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
+                    "open": view.counts.retrying + view.counts.pending(),
+                })
+            })
+            .collect();
+        return print_json(&all);
+    }
+    let rows = views.iter().map(|(name, view)| {
+        let (since, reason) = match &view.disabled {
+            Some((at, reason)) => (time(*at), reason.as_str()),
+            None => (String::new(), ""),
+        };
+        vec![
+            text(name),
+            text(if view.disabled.is_some() { "disabled" } else { "enabled" }),
+            text(if configured(name) { "yes" } else { "no" }),
+            number(view.counts.retrying + view.counts.pending()),
+            text(since),
+            text(reason),
+        ]
+    });
+    print(&table(&["destination", "state", "configured", "open", "since", "reason"], rows))
+}

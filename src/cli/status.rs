@@ -1,0 +1,166 @@
+//! `postrider status`
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::{
+    Exit, print, print_json,
+    table::{number, table, text, time},
+};
+use crate::{
+    adapters::embedded::{DestinationView, Viewer},
+    config::{self, Config},
+};
+
+/// Show files, backlog and rates, per destination
+///
+/// Works while the daemon runs and while it does not. The rate is what was sent between two looks at the
+/// store.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How long to wait between the two looks that give the rate; 0 leaves it out
+    #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    sample_ms: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is shown of a destination that the store, the configuration or both know.
+struct Line {
+    name: String,
+    view: DestinationView,
+    /// Messages per second that were sent just now, if that was measured.
+    sent_per_s: Option<f64>,
+    /// Messages per second that are allowed, if there is a bound.
+    rate_per_s: Option<String>,
+    state: &'static str,
+}
+
+/// Shows how it goes.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(config)?;
+    let viewer = Viewer::open(&config.state.dir)?;
+    let before = if args.sample_ms == 0 {
+        None
+    } else {
+        let before = viewer.destinations()?;
+        thread::sleep(Duration::from_millis(args.sample_ms));
+        Some(before)
+    };
+    let after = viewer.destinations()?;
+    let (files, depth) = (viewer.file_totals()?, viewer.depth()?);
+    let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
+        let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
+        let sent = view.counts.sent.saturating_sub(before);
+        Some(sent as f64 * 1_000.0 / args.sample_ms as f64)
+    };
+    let lines = lines(&config, after, sampled);
+    if args.json {
+        let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, view(line))).collect();
+        print_json(&json!({
+            "files": { "ingesting": files.ingesting, "open": files.open, "settled": files.settled },
+            "backlog": depth,
+            "destinations": destinations,
+        }))?;
+    } else {
+        print(&format!(
+            "files    {} being read, {} open, {} settled\nbacklog  {depth} messages\n\n{}",
+            files.ingesting,
+            files.open,
+            files.settled,
+            rendered(&lines)
+        ))?;
+    }
+    Ok(Exit::Done.into())
+}
+
+fn lines(
+    config: &Config,
+    mut views: BTreeMap<String, DestinationView>,
+    sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
+) -> Vec<Line> {
+    let configured = config.destinations.iter().map(|destination| destination.name.clone());
+    let names: BTreeSet<String> = configured.chain(views.keys().cloned()).collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let view = views.remove(&name).unwrap_or_default();
+            let known = config.destinations.iter().find(|destination| destination.name == name);
+            Line {
+                sent_per_s: sampled(&name, &view),
+                rate_per_s: known.and_then(|known| known.rate.as_ref()).map(|rate| rate.per_s.to_string()),
+                state: match known {
+                    None => "not configured",
+                    Some(_) if view.disabled.is_some() => "disabled",
+                    Some(known) if known.is_paused => "paused",
+                    Some(_) => "enabled",
+                },
+                name,
+                view,
+            }
+        })
+        .collect()
+}
+
+fn view(line: &Line) -> serde_json::Value {
+    let view = &line.view;
+    json!({
+        "state": line.state,
+        "disabled_at": view.disabled.as_ref().map(|(at, _)| time(*at)),
+        "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
+        "accepted": view.counts.accepted,
+        "sent": view.counts.sent,
+        "dead": view.counts.dead,
+        "retrying": view.counts.retrying,
+        "pending": view.counts.pending(),
+        "sent_per_s": line.sent_per_s,
+        "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
+        "batches": { "outstanding": view.outstanding, "queued": view.queued, "leased": view.leased },
+        "next_due": view.next_due.map(time),
+    })
+}
+
+fn rendered(lines: &[Line]) -> String {
+    let header = [
+        "destination",
+        "state",
+        "sent",
+        "dead",
+        "retrying",
+        "pending",
+        "now/s",
+        "limit/s",
+        "outstanding",
+        "queued",
+        "leased",
+    ];
+    let rows = lines.iter().map(|line| {
+        let view = &line.view;
+        let state = match &view.disabled {
+            Some((at, reason)) => format!("{} since {}: {reason}", line.state, time(*at)),
+            None => line.state.to_owned(),
+        };
+        vec![
+            text(&line.name),
+            text(state),
+            number(view.counts.sent),
+            number(view.counts.dead),
+            number(view.counts.retrying),
+            number(view.counts.pending()),
+            number(line.sent_per_s.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"))),
+            number(line.rate_per_s.as_deref().unwrap_or("-")),
+            number(view.outstanding),
+            number(view.queued),
+            number(view.leased),
+        ]
+    });
+    table(&header, rows)
+}
