@@ -142,7 +142,7 @@ fn store(c: &mut Criterion) {
                 |steps| {
                     let before = cpu();
                     runtime.block_on(round(&store, steps, load));
-                    spent += cpu() - before;
+                    spent += cpu().saturating_sub(before);
                     done += messages;
                 },
                 BatchSize::PerIteration,

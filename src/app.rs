@@ -23,7 +23,7 @@ use crate::{
     config::Resolved,
     systemd::Notifier,
 };
-use reign::{End, Reign};
+use reign::{End, Parts, Reign};
 
 /// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
 const BLOCKING_THREADS_MAX: usize = 32;
@@ -71,13 +71,7 @@ impl StartError {
         match self {
             Self::Lock(LockError::Held(_)) | Self::Feed { .. } | Self::Destination { .. } => Exit::Config,
             Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
-            Self::Store(OpenError::Missing(_)) => Exit::NoInput,
-            Self::Store(OpenError::Corrupt { .. }) => Exit::Data,
-            Self::Store(OpenError::Library { .. }) => Exit::Software,
-            Self::Store(OpenError::Unavailable { .. }) => Exit::Io,
-            Self::Store(OpenError::Foreign { .. } | OpenError::Newer { .. } | OpenError::Older { .. }) => {
-                Exit::Config
-            }
+            Self::Store(error) => error.into(),
         }
     }
 }
@@ -151,30 +145,20 @@ async fn reign_until_stopped(
             }
             End::Reload => {
                 tell(machine.systemd.reloading());
-                match reload().and_then(|new| keeps_state_dir(&new, state_dir).map(|()| new)) {
-                    Err(error) => {
-                        tracing::error!("the new configuration is not used, the old one stays: {error:#}")
-                    }
-                    Ok(new) => {
-                        let parts = match reign::Parts::build(machine, &new) {
-                            Ok(parts) => parts,
-                            Err(error) => {
-                                tracing::error!(
-                                    "the new configuration is not used, the old one stays: {error}"
-                                );
-                                tell(machine.systemd.ready("the new configuration was refused"));
-                                continue;
-                            }
-                        };
-                        let code = reign.drain(&mut signals).await;
-                        if code != Exit::Done {
-                            return Ok(code);
+                match usable(reload(), state_dir) {
+                    Ok((new, parts)) => {
+                        let exit = reign.drain(&mut signals).await;
+                        if exit != Exit::Done {
+                            return Ok(exit);
                         }
                         reign = Reign::start_with(machine, &new, parts);
                         tracing::info!("the new configuration is in use");
                     }
+                    Err(error) => {
+                        tracing::error!("the new configuration is not used, the old one stays: {error:#}");
+                    }
                 }
-                tell(machine.systemd.ready("reloaded"));
+                tell(machine.systemd.ready("running"));
             }
         }
     }
@@ -187,14 +171,17 @@ fn tell(notified: std::io::Result<()>) {
     }
 }
 
-/// The store stays open across a reload.
-fn keeps_state_dir(new: &Resolved, state_dir: &Path) -> anyhow::Result<()> {
+/// A new configuration with everything that could still prove it unusable done.
+fn usable(new: anyhow::Result<Resolved>, state_dir: &Path) -> anyhow::Result<(Resolved, Parts)> {
+    let new = new?;
     let dir = &new.config.state.dir;
+    // The store stays open across a reload.
     anyhow::ensure!(
         dir == state_dir,
         "state.dir: {dir:?} is not {state_dir:?}; it can't change while the daemon runs, restart it"
     );
-    Ok(())
+    let parts = Parts::build(&new)?;
+    Ok((new, parts))
 }
 
 impl fmt::Debug for Machine {

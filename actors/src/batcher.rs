@@ -173,7 +173,6 @@ impl FileProgress {
 
     fn take(&mut self, rows: ParsedRows, setup: &BatcherSetup) {
         let ParsedRows { file: _, mut block, duplicates, resume, read, closed, permit } = rows;
-        self.draft.permits.push(permit);
         self.duplicates.extend(duplicates.iter().filter(|&&row| row > resume.rows));
         // First, because a cut takes along what was rejected before its last row.
         let rejects = std::mem::take(&mut block.rejects);
@@ -197,6 +196,10 @@ impl FileProgress {
         } else if self.rejects.len() + self.duplicates.len() > WAITING_REJECTS_MAX || self.builder.is_empty()
         {
             self.flush(setup);
+        }
+        // Rows that still wait in the builder are bounded by a batch and need no permit.
+        if self.draft.changed {
+            self.draft.permits.push(permit);
         }
     }
 

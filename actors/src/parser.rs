@@ -25,7 +25,7 @@ use crate::{
         formats::{FileError, Position, RowBlock, RowParser},
         ids::FileId,
     },
-    ports::{ClaimedFile, Clock, Inbox, Outbox, Seen, StoreError},
+    ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
     reading::{Duplicates, FeedSettings, FileInHand, Readers},
     supervision::{Drain, Fault},
 };
@@ -37,8 +37,11 @@ pub const MAILBOX: usize = 4;
 /// that a drain waits for milliseconds.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// Rows per block, rejected ones counted.
-const BLOCK_ROWS: usize = 32 * 1024;
+/// Rows per block at most, rejected ones counted.
+const BLOCK_ROWS_MAX: u64 = 32 * 1024;
+
+/// Rows per block at least.
+const BLOCK_ROWS_MIN: u64 = 512;
 
 /// Where every file begins.
 const START: Position = Position { offset: 0, rows: 0, line: 1 };
@@ -55,6 +58,8 @@ pub struct ParserSetup {
     pub inbox: Arc<dyn Inbox>,
     /// What is known of files.
     pub outbox: Arc<dyn Outbox>,
+    /// Where the first rows of a file went.
+    pub ledger: Arc<dyn Ledger>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where rows go.
@@ -161,7 +166,7 @@ impl Pass {
         };
         let id = FileId::derive(&self.setup.feed.name, &digest);
         let sole = self.setup.readers.enter(id).await;
-        let record = FileRecord {
+        let mut record = FileRecord {
             id,
             feed: self.setup.feed.name.to_string(),
             name: file.display_name(),
@@ -171,8 +176,9 @@ impl Pass {
             destinations: self.setup.feed.destinations.iter().map(|d| d.name.to_string()).collect(),
         };
         let known = self.setup.outbox.find_file(id).await?;
+        let moved = if known.is_some() { self.keep_destinations(&mut record).await? } else { None };
         let file = Arc::new(FileInHand::new(record, file, watcher, permit, sole));
-        match (known, unusable) {
+        match (known, unusable.or(moved)) {
             (Some((FileState::Ingested, _)), _) => {
                 tracing::info!(feed = %self.setup.feed.name, file = %id, "the same bytes were ingested before");
                 self.close(&file, START, FileState::Ingested).await
@@ -183,6 +189,22 @@ impl Pass {
                 self.read_rows(&file, resume).await
             }
         }
+    }
+
+    /// The rest of a file goes where its first rows went, whatever the config says by now (I1). What is
+    /// wrong if it can't.
+    async fn keep_destinations(&self, record: &mut FileRecord) -> Result<Option<FileState>, PassError> {
+        if let Some(report) = self.setup.ledger.report(record.id).await? {
+            record.destinations = report.file.destinations;
+        }
+        let gone = |name: &&String| !self.setup.feed.destinations.iter().any(|known| *known.name == ***name);
+        Ok(record.destinations.iter().find(gone).map(|name| {
+            FileState::Failed(format!(
+                "its first rows went to destination {name}, which is none of the feed's any more; rows read before \
+                 are delivered when it is back. Add it to feeds.{}.destinations and drop the file again",
+                self.setup.feed.name
+            ))
+        }))
     }
 
     async fn digest(&self, file: &ClaimedFile) -> io::Result<Option<[u8; 32]>> {
@@ -241,13 +263,14 @@ impl Pass {
             let permit =
                 self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
             let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
+            let block_rows = self.block_rows();
             let step = blocking(move || {
                 failpoint!("panic.parser");
-                let mut block = RowBlock::new(BLOCK_ROWS);
+                let mut block = RowBlock::new(block_rows);
                 let mut closed = stream.next_block(&mut block).unwrap_or_else(Some);
                 // What was read before this look is what was claimed (F17, F32).
                 if let Some(state) = changed(&*inbox, &claimed) {
-                    block = RowBlock::new(BLOCK_ROWS);
+                    block.clear();
                     closed = Some(state);
                 }
                 let mut duplicates = Vec::new();
@@ -283,8 +306,9 @@ impl Pass {
                 return Ok(None);
             }
             self.turn();
+            let block_rows = self.block_rows();
             let step = blocking(move || {
-                let mut block = RowBlock::new(BLOCK_ROWS);
+                let mut block = RowBlock::new(block_rows);
                 let end = stream.next_block(&mut block);
                 Ok((stream, end))
             });
@@ -303,6 +327,12 @@ impl Pass {
         let source = blocking(move || inbox.open_rows(&claimed)).await.map_err(|error| unreadable(&error))?;
         let feed = &self.setup.feed;
         Ok(RowStream::new(source, RowParser::new(&feed.format, feed.max_row_bytes).skip_rows(skip_rows)))
+    }
+
+    /// Blocks on their way to the outbox are not counted in its depth yet: together they stay below the
+    /// high watermark, so that it is never exceeded twofold.
+    fn block_rows(&self) -> usize {
+        (self.setup.feed.high_watermark / 8).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX) as usize
     }
 
     /// Above the high watermark reading pauses until the backlog is below the low one: a file is its
@@ -325,7 +355,7 @@ impl Pass {
         let permit = self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
         let rows = ParsedRows {
             file: file.clone(),
-            block: RowBlock::new(BLOCK_ROWS),
+            block: RowBlock::new(1),
             duplicates: Vec::new(),
             resume: Checkpoint::default(),
             read,

@@ -111,7 +111,10 @@ impl FileInHand {
                     content_type: destination.content_type.clone(),
                 })
             };
-            feed.destinations.iter().map(header).collect()
+            let of_file = |destination: &&FeedDestination| {
+                self.record.destinations.iter().any(|name| **name == *destination.name)
+            };
+            feed.destinations.iter().filter(of_file).map(header).collect()
         })
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Makes the adapters of a configuration. Starts nothing.
-    pub(super) fn build(_: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+    pub(super) fn build(resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
         let mut inboxes = Vec::new();
         for feed in &config.feeds {
@@ -127,7 +127,7 @@ pub(super) struct Reign {
 impl Reign {
     /// Builds and starts the tree.
     pub(super) fn start(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
-        let parts = Parts::build(machine, resolved)?;
+        let parts = Parts::build(resolved)?;
         Ok(Self::start_with(machine, resolved, parts))
     }
 
@@ -165,7 +165,7 @@ impl Reign {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                code = &mut self.ended => return End::Ended(exit(code)),
+                code = &mut self.ended => return End::Ended(exit(&code)),
                 told = signals.next() => return match told {
                     Told::Stop => End::Stop,
                     Told::Reload => End::Reload,
@@ -199,7 +199,7 @@ impl Reign {
                     for arbiter in &self.arbiters {
                         arbiter.stop();
                     }
-                    let exit = exit(code);
+                    let exit = exit(&code);
                     tracing::info!(?exit, "drained");
                     return exit;
                 }
@@ -217,8 +217,8 @@ impl Reign {
 }
 
 /// A tree that did not end in order has used its restarts up.
-fn exit(code: Result<i32, oneshot::error::RecvError>) -> Exit {
-    if code == Ok(0) { Exit::Done } else { Exit::Software }
+fn exit(code: &Result<i32, oneshot::error::RecvError>) -> Exit {
+    if *code == Ok(0) { Exit::Done } else { Exit::Software }
 }
 
 /// `root → store, delivery, feeds`. Ranks drain from the highest: feeds first, then delivery.
@@ -454,6 +454,7 @@ fn feed_specs(
                 feed: settings.clone(),
                 inbox: inbox.clone(),
                 outbox: store.clone(),
+                ledger: store.clone(),
                 clock: clock.clone(),
                 batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
                 blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),

@@ -274,7 +274,7 @@ fn i4_a_config_change_changes_no_body() {
     world
         .set(
             "destinations.support.template",
-            "{\"to\":\"{{ recipient }}\",\"text\":\"Hello {{ data.name }}\"}",
+            "{\"to\":{{ recipient }},\"text\":{{ \"Hello \" ~ data.name }}}",
         )
         .set("destinations.support.content_type", "application/vnd.hello+json")
         .set("destinations.support.retry.max_attempts", 100);

@@ -2,10 +2,11 @@
 //!
 //! A cell in double quotes may hold the delimiter, line breaks and doubled quotes. Cells are taken
 //! verbatim, white space included. A quote inside an unquoted cell is a character like any other, and
-//! text after a closing quote is appended to the cell, as most readers do.
+//! text after a closing quote is appended to the cell, as most readers do, as long as the row stands on
+//! one line.
 //!
 //! A row is judged as a whole. If its structure is sound (the header's number of cells, every quote
-//! closed, no NUL, at most `max_row_bytes`), it is one row, accepted or rejected, on however many
+//! closed, nothing after a closing quote if it stands on several lines, no NUL, at most `max_row_bytes`), it is one row, accepted or rejected, on however many
 //! lines it stands. If not, where it ends is anybody's guess: one stray quote could swallow the rest of
 //! the file. So only its first line is rejected, and reading goes on at the next (F22).
 //!
@@ -22,6 +23,7 @@ use crate::model::batch::{RowLayout, put_cell};
 
 #[derive(Debug)]
 pub(super) struct CsvRules {
+    delimiter: u8,
     wanted: String,
     recipient: usize,
     columns: usize,
@@ -56,6 +58,7 @@ impl CsvRules {
         // LF alone ends a record: CRLF is seen to here, and a lone CR is data.
         let reader = ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
         Self {
+            delimiter,
             wanted,
             recipient: 0,
             columns: COLUMNS_MAX,
@@ -138,8 +141,12 @@ impl CsvRules {
             Record::Starved => return Step::Starved,
             Record::Whole { content, bytes: consumed, cells } if cells == self.columns => {
                 let row = &rest[..content];
+                let lines = memchr::memchr_iter(b'\n', row).count() as u64 + 1;
+                if lines > 1 && !quotes_are_strict(row, self.delimiter) {
+                    let reason = "text follows the closing quote of a cell that began lines before".into();
+                    return self.first_line(rest, end, |_, _| reason);
+                }
                 if memchr::memchr(0, row).is_none() {
-                    let lines = memchr::memchr_iter(b'\n', row).count() as u64 + 1;
                     return match self.lay_out(bytes) {
                         Ok(()) => Step::Row { bytes: consumed, lines },
                         Err(reason) => Step::Refused { bytes: consumed, lines, raw: content, reason },
@@ -292,6 +299,31 @@ impl CsvRules {
             }
         }
         None
+    }
+}
+
+/// Whether every quoted cell of a row ends at its closing quote. Where it does not, a quote that was never
+/// closed has probably met the opening quote of a later row, and swallowed what stands between.
+fn quotes_are_strict(row: &[u8], delimiter: u8) -> bool {
+    let mut rest = row;
+    loop {
+        let Some(quoted) = rest.strip_prefix(b"\"") else {
+            match memchr::memchr(delimiter, rest) {
+                Some(at) => rest = &rest[at + 1..],
+                None => return true,
+            }
+            continue;
+        };
+        let mut cell = quoted;
+        rest = loop {
+            let Some(at) = memchr::memchr(b'"', cell) else { return false };
+            match cell.get(at + 1) {
+                Some(b'"') => cell = &cell[at + 2..],
+                Some(&next) if next == delimiter => break &cell[at + 2..],
+                Some(_) => return false,
+                None => return true,
+            }
+        };
     }
 }
 
