@@ -35,10 +35,10 @@ pub const MAILBOX: usize = 4;
 
 /// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
 /// that a drain waits for milliseconds.
-const BLOCK_BYTES: usize = 256 * 1024;
+const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Rows per block at most, rejected ones counted.
-const BLOCK_ROWS_MAX: u64 = 32 * 1024;
+const BLOCK_ROWS_MAX: u64 = 8 * 1024;
 
 /// Rows per block at least.
 const BLOCK_ROWS_MIN: u64 = 512;

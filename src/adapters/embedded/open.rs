@@ -191,8 +191,8 @@ fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
     // The bundled SQLite plans a cached SELECT anew whenever other values are bound to it (STAT4): a sixth of
     // the writer's time, for the same plan. It also keeps the partial indexes in use whatever is bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    // KiB. The whole process is to stay within 64 MiB; a group commit dirties at most some MiB.
-    let cache_kib = if access == Access::Own { 6144 } else { 2048 };
+    // KiB. Small, so that memory is the same for a short file as for a long one (I8).
+    let cache_kib = if access == Access::Own { 2048 } else { 512 };
     connection.pragma_update(None, "cache_size", -cache_kib)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // The WAL is checkpointed by the writer's own hand: SQLite hides errors of automatic checkpoints, and
