@@ -153,7 +153,7 @@ fn measure_wrk(url: &str, lua: &Path, args: &Args) -> anyhow::Result<f64> {
     rate.context("wrk printed no rate")?.trim().parse().context("wrk's rate is no number")
 }
 
-/// 200 bytes, as the measurements behind `docs/decisions/0010-http-client.md`.
+/// 200 bytes, as the measurements behind `docs/decisions/0006-http-client.md`.
 fn body() -> String {
     format!("{{\"id\":\"{}\"}}", "x".repeat(200 - 9))
 }

@@ -64,7 +64,7 @@ impl Connection {
     }
 
     /// Sends `output` and reads the answer. Once a final head has come, its status counts, whatever
-    /// becomes of the body: see `docs/decisions/0012…`.
+    /// becomes of the body: see `docs/decisions/0008…`.
     pub(super) async fn exchange(
         &mut self,
         deadline: Instant,

@@ -1,5 +1,5 @@
 //! The webhook port over HTTP/1.1: a writer and reader of our own on tokio, because the client decides
-//! the end-to-end rate (`docs/decisions/0010-http-client.md`).
+//! the end-to-end rate (`docs/decisions/0006-http-client.md`).
 //!
 //! The way of one attempt: take an idle [`connection`] or [`connect`]; write the [`request`] from the
 //! destination's template, with its [`signature`]; read the [`response`]; put the connection back.

@@ -44,7 +44,7 @@ const SIGNATURE_LEN: usize = 3 + 44;
 
 impl SigningKey {
     /// Makes a key of `whsec_<base64>`, decoded, or of any other text, whose bytes are the key as they
-    /// stand. The specification's libraries decode both: see `docs/decisions/0013…`.
+    /// stand. The specification's libraries decode both: see `docs/decisions/0009…`.
     pub fn new(secret: &SecretString) -> Result<Self, SecretError> {
         let text = secret.expose_secret();
         if text.starts_with("whsk_") || text.starts_with("whpk_") {
