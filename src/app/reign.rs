@@ -149,7 +149,7 @@ impl Reign {
         };
         let specs = tree(machine, resolved, parts, &settings);
         let (ended_to, ended) = oneshot::channel();
-        let root = Supervisor::root(specs, settings, ended_to).start();
+        let root = Supervisor::root(specs, above(&settings), ended_to).start();
         Self {
             root,
             ended,
@@ -221,6 +221,14 @@ fn exit(code: &Result<i32, oneshot::error::RecvError>) -> Exit {
     if *code == Ok(0) { Exit::Done } else { Exit::Software }
 }
 
+/// Settings of a supervisor of supervisors. A child of it that fails has used its restarts up, and starting
+/// it over would grant them again at each level: with three levels 216 failures instead of 6.
+fn above(settings: &SupervisorSettings) -> SupervisorSettings {
+    let mut settings = settings.clone();
+    settings.restarts.max_restarts = 0;
+    settings
+}
+
 /// `root → store, delivery, feeds`. Ranks drain from the highest: feeds first, then delivery.
 fn tree(
     machine: &Machine,
@@ -244,10 +252,14 @@ fn tree(
             })
         })
         .collect();
-    let nested = |name, rank, specs: Vec<ChildSpec>| {
-        Supervisor::nested(name, None, rank, Strategy::OneForOne, settings.clone(), move || specs.clone())
+    let nested = |name, rank, settings, specs: Vec<ChildSpec>| {
+        Supervisor::nested(name, None, rank, Strategy::OneForOne, settings, move || specs.clone())
     };
-    vec![nested("store", 0, store), nested("delivery", 1, delivery), nested("feeds", 2, feeds)]
+    vec![
+        nested("store", 0, settings.clone(), store),
+        nested("delivery", 1, settings.clone(), delivery),
+        nested("feeds", 2, above(settings), feeds),
+    ]
 }
 
 /// A sign of life for the child that is being born.
