@@ -267,26 +267,28 @@ impl Pass {
             let step = blocking(move || {
                 failpoint!("panic.parser");
                 let mut block = RowBlock::new(block_rows);
+                let before = stream.parser.position();
                 let mut closed = stream.next_block(&mut block).unwrap_or_else(Some);
-                // What was read before this look is what was claimed (F17, F32).
+                let mut read = stream.parser.position();
+                // What was read before this look is what was claimed; of the rest nothing is known (F17, F32).
                 if let Some(state) = changed(&*inbox, &claimed) {
                     block.clear();
+                    read = before;
                     closed = Some(state);
                 }
                 let mut duplicates = Vec::new();
                 if let (Some(seen), Some(layout)) = (&mut seen, stream.parser.layout()) {
                     find_duplicates(&mut **seen, layout, &block, &mut duplicates)?;
                 }
-                Ok((stream, seen, block, duplicates, closed))
+                Ok((stream, seen, block, duplicates, read, closed))
             });
-            let (next, still_seen, block, duplicates, closed) = step.await.map_err(PassError::Seen)?;
+            let (next, still_seen, block, duplicates, read, closed) = step.await.map_err(PassError::Seen)?;
             (stream, seen) = (next, still_seen);
             self.turn();
             if let Some(layout) = stream.parser.layout() {
                 file.make_headers(&self.setup.feed, layout);
             }
             let done = closed.is_some();
-            let read = stream.parser.position();
             let rows = ParsedRows { file: file.clone(), block, duplicates, resume, read, closed, permit };
             self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)?;
             if done {
