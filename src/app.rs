@@ -22,6 +22,7 @@ use crate::{
     cli::Exit,
     config::Resolved,
     systemd::Notifier,
+    telemetry::Telemetry,
 };
 use reign::{End, Parts, Reign};
 
@@ -83,6 +84,7 @@ struct Machine {
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
     systemd: Notifier,
+    telemetry: Telemetry,
 }
 
 /// Runs the daemon until it is told to stop or gives up, and returns its exit code. `reload` reads the
@@ -90,6 +92,7 @@ struct Machine {
 pub fn run(
     resolved: Resolved,
     systemd: Notifier,
+    telemetry: Telemetry,
     reload: impl Fn() -> anyhow::Result<Resolved>,
 ) -> Result<Exit, StartError> {
     let state_dir = resolved.config.state.dir.clone();
@@ -119,6 +122,7 @@ pub fn run(
         clock: Arc::new(SystemClock),
         board: ProgressBoard::default(),
         systemd,
+        telemetry,
     };
     let system = System::with_tokio_rt(move || runtime);
     system.block_on(reign_until_stopped(&machine, resolved, &state_dir, reload))
@@ -192,3 +196,6 @@ impl fmt::Debug for Machine {
 
 /// How often the daemon looks at itself: signs of life, the status line.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How many looks lie between two reports of suppressed log lines.
+const LOOKS_PER_LOG_REPORT: u64 = 60;

@@ -27,7 +27,7 @@ use std::num::NonZeroU32;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
-    LOOK, Machine, StartError,
+    LOOK, LOOKS_PER_LOG_REPORT, Machine, StartError,
     signals::{Signals, Told},
     status::StatusReporter,
     tell,
@@ -162,6 +162,7 @@ impl Reign {
     /// Watches over the tree until it ends or the operator says something.
     pub(super) async fn until_signalled(&mut self, machine: &Machine, signals: &mut Signals) -> End {
         let mut look = tokio::time::interval(LOOK);
+        let mut looks = 0u64;
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -171,6 +172,10 @@ impl Reign {
                     Told::Reload => End::Reload,
                 },
                 _ = look.tick() => {
+                    looks += 1;
+                    if looks.is_multiple_of(LOOKS_PER_LOG_REPORT) {
+                        machine.telemetry.report_suppressed();
+                    }
                     let stuck = machine.board.stuck(machine.clock.mono(), PATIENCE);
                     if !stuck.is_empty() {
                         tracing::error!(actors = ?stuck, patience_s = PATIENCE.as_secs(), "actors give no sign of life");

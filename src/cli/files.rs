@@ -4,7 +4,6 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::bail;
 use postrider_actors::model::file::FileReport;
-use serde_json::{Value, json};
 
 use super::{
     Exit, print, print_json,
@@ -42,24 +41,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         bail!("no file called {name:?} was ever read; `postrider files` lists those that were");
     }
     if args.json {
-        let views: Vec<_> = reports.iter().map(view).collect::<Result<_, _>>()?;
+        let views: Vec<_> = reports.iter().map(FileReport::view).collect::<Result<_, _>>()?;
         print_json(&views)?;
     } else {
         print(&rendered(&reports))?;
     }
     let balanced = reports.iter().all(FileReport::is_balanced);
     Ok(if balanced { Exit::Done } else { Exit::Failed }.into())
-}
-
-/// A report with what follows from it.
-fn view(report: &FileReport) -> serde_json::Result<Value> {
-    let mut view = serde_json::to_value(report)?;
-    view["balanced"] = report.is_balanced().into();
-    view["complete"] = report.is_settled().into();
-    for (name, counts) in &report.destinations {
-        view["destinations"][name]["pending"] = json!(counts.pending());
-    }
-    Ok(view)
 }
 
 fn rendered(reports: &[FileReport]) -> String {

@@ -33,7 +33,7 @@ pub struct Args {
 pub struct Prepared {
     /// The configuration and everything it names.
     pub resolved: Resolved,
-    /// Keep it until the process ends.
+    /// What keeps the log within bounds.
     pub telemetry: Telemetry,
     /// Where systemd hears how it goes.
     pub notifier: Notifier,
@@ -58,8 +58,8 @@ pub fn load(args: &Args, file: &Path) -> anyhow::Result<Resolved> {
 
 /// Runs the daemon.
 pub fn run(args: Args, file: PathBuf) -> anyhow::Result<ExitCode> {
-    let Prepared { resolved, telemetry: _telemetry, notifier } = prepare(&args, &file)?;
-    match app::run(resolved, notifier, move || load(&args, &file)) {
+    let Prepared { resolved, telemetry, notifier } = prepare(&args, &file)?;
+    match app::run(resolved, notifier, telemetry, move || load(&args, &file)) {
         Ok(exit) => Ok(exit.into()),
         Err(error) => {
             let exit = error.exit();

@@ -145,6 +145,18 @@ impl FileReport {
         })
     }
 
+    /// The report with what follows from it, as it is written and printed: `pending` per destination,
+    /// `balanced` and `complete`.
+    pub fn view(&self) -> serde_json::Result<serde_json::Value> {
+        let mut view = serde_json::to_value(self)?;
+        for (name, counts) in &self.destinations {
+            view["destinations"][name]["pending"] = counts.pending().into();
+        }
+        view["balanced"] = self.is_balanced().into();
+        view["complete"] = self.is_settled().into();
+        Ok(view)
+    }
+
     /// Whether no row will change its state any more unless a person acts.
     pub fn is_settled(&self) -> bool {
         self.state.is_closed()

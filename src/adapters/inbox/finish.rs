@@ -104,7 +104,7 @@ fn is_ours(dir: &Dir, place: &Place, id: FileId) -> io::Result<Option<bool>> {
 fn write_hidden(dir: &Dir, place: &Place, report: &FileReport, sync: bool) -> io::Result<String> {
     // Two files may compete for one place.
     let hidden = format!(".{}.{}", place.report(), &report.file.id.to_string()[..8]);
-    let mut text = serde_json::to_vec_pretty(report)?;
+    let mut text = serde_json::to_vec_pretty(&report.view()?)?;
     text.push(b'\n');
     dir.write(&hidden, &text, sync)?;
     Ok(hidden)
