@@ -17,7 +17,7 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    flow::{Bell, Progress, Slot, Slots},
+    flow::{Bell, Progress, Slot, Slots, blocking},
     messages::{FileClaimed, FileClosed},
     model::{
         settle::{SettleRule, Settling, Sighting},
@@ -330,7 +330,7 @@ impl Claims {
             let (inbox, wall, claimed_name) =
                 (self.setup.inbox.clone(), self.setup.clock.wall(), name.clone());
             let now = self.setup.clock.mono();
-            match blocking_claim(move || inbox.claim(&claimed_name, wall)).await {
+            match blocking(move || inbox.claim(&claimed_name, wall)).await {
                 Ok(file) => {
                     self.settling.forget(&name);
                     return Some(file);
@@ -411,15 +411,4 @@ enum FinishError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Runs `work` off the actors' threads. A panic in it is an error of the work.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
-async fn blocking_claim(
-    work: impl FnOnce() -> Result<ClaimedFile, ClaimError> + Send + 'static,
-) -> Result<ClaimedFile, ClaimError> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::{
-    flow::Progress,
+    flow::{Progress, blocking},
     messages::{FileClaimed, ParsedRows},
     model::{
         batch::RowLayout,
@@ -365,17 +365,6 @@ impl Pass {
             permit,
         };
         self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)
-    }
-}
-
-/// Runs `work` off the actors' threads. A panic in it is the parser's own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(io::Error::other(cancelled)),
-        },
     }
 }
 

@@ -5,8 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 
 use crate::{
-    flow::{Bell, Progress},
-    model::file::FileReport,
+    flow::{Bell, Progress, blocking},
     ports::{Clock, Inbox, Ledger, Queue, StoreError},
     supervision::{Drain, Fault},
 };
@@ -107,7 +106,8 @@ impl SweeperSetup {
                 continue;
             }
             let ids: Vec<_> = reports.iter().map(|report| report.file.id).collect();
-            match write(inbox.clone(), reports).await {
+            let work = inbox.clone();
+            match blocking(move || work.rewrite_reports(&reports)).await {
                 Ok(()) => {
                     failpoint!("report.before_mark");
                     self.ledger.mark_reported(&ids).await?;
@@ -118,10 +118,4 @@ impl SweeperSetup {
         }
         Ok(())
     }
-}
-
-async fn write(inbox: Arc<dyn Inbox>, reports: Vec<FileReport>) -> std::io::Result<()> {
-    tokio::task::spawn_blocking(move || inbox.rewrite_reports(&reports))
-        .await
-        .map_err(std::io::Error::other)?
 }

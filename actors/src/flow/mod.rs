@@ -2,11 +2,13 @@
 //! use them, so that a restarted actor finds them as they were.
 
 mod bell;
+mod blocking;
 mod gate;
 mod progress;
 mod slots;
 
 pub use bell::Bell;
+pub use blocking::blocking;
 pub use gate::Gate;
 pub use progress::{Progress, ProgressBoard};
 pub use slots::{Slot, Slots};

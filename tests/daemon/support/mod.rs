@@ -432,7 +432,7 @@ impl World {
         if !self.store().exists() {
             return Vec::new();
         }
-        let answer = self.postrider(&["files", "--json"]);
+        let answer = self.postrider(&["files", "--json", "--limit", "1000000"]);
         // The store may be in the middle of its creation.
         if answer.code == Some(0) { answer.json().as_array().expect("an array").clone() } else { Vec::new() }
     }
