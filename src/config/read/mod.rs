@@ -123,7 +123,7 @@ fn lease(mut section: Section<'_>) -> Lease {
     let lease = Lease {
         // SQS holds no message back for longer than 12 hours.
         duration: section.millis("duration_ms", 1_000..=43_200_000),
-        lost_cap: section.integer("lost_cap", 1..=100, "lost leases"),
+        lost_cap: section.integer("lost_cap", 3..=100, "lost leases"),
     };
     section.finish();
     lease

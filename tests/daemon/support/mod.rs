@@ -497,7 +497,7 @@ impl World {
             .collect();
         let text = json!({
             "attempt_cap": self.number("destinations.support.retry.max_attempts", 12),
-            "lost_lease_cap": self.number("lease.lost_cap", 3),
+            "lost_lease_cap": self.number("lease.lost_cap", 10),
             "kills": self.kills,
             "window": self.window(),
             "unknown": self.unknown,
