@@ -16,7 +16,7 @@ use postrider_actors::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Append, LeaseRequest, Ledger, Outbox, Queue, Settlement},
+    ports::{Append, LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settlement},
     testing::fixtures,
 };
 
@@ -42,6 +42,7 @@ fn step(file: &Arc<FileRecord>, first_row: u64, at: UnixMs) -> Append {
         checkpoint: Checkpoint { offset: rows * 60, rows, rejected: 0, duplicates: 0 },
         state: FileState::Ingesting,
         at,
+        entries: Vec::new(),
     }
 }
 
@@ -81,7 +82,10 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
     }
     let mut open = BATCHES_PER_ROUND;
     while open > 0 {
-        let entries = store.outstanding(at, 16, false).await.expect("outstanding");
+        let entries = store
+            .outstanding(OutstandingQuery { due_by: at, limit: 16, with_batches: false, except: &[] })
+            .await
+            .expect("outstanding");
         store.send(&entries).await.expect("send");
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         store.mark_dispatched(&ids).await.expect("mark");

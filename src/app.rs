@@ -11,7 +11,10 @@ mod status;
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use actix_rt::System;
-use postrider_actors::{flow::ProgressBoard, ports::Clock};
+use postrider_actors::{
+    flow::ProgressBoard,
+    ports::{Clock, Ledger, Outbox, Queue},
+};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
@@ -77,10 +80,18 @@ impl StartError {
     }
 }
 
+/// Where batches and what became of them are kept, by the configuration's choice.
+#[derive(Clone)]
+struct Stores {
+    outbox: Arc<dyn Outbox>,
+    queue: Arc<dyn Queue>,
+    ledger: Arc<dyn Ledger>,
+}
+
 /// What lives as long as the process.
 struct Machine {
     runtime: Arc<Runtime>,
-    store: Arc<EmbeddedStore>,
+    stores: Stores,
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
     systemd: Notifier,
@@ -105,6 +116,7 @@ pub fn run(
             messages are sent one at a time"
         );
     }
+    let store = Arc::new(store);
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = resolved.config.pools.workers {
         builder.worker_threads(workers);
@@ -118,7 +130,7 @@ pub fn run(
     let runtime = Arc::new(runtime);
     let machine = Machine {
         runtime: runtime.clone(),
-        store: Arc::new(store),
+        stores: Stores { outbox: store.clone(), queue: store.clone(), ledger: store },
         clock: Arc::new(SystemClock),
         board: ProgressBoard::default(),
         systemd,

@@ -1,13 +1,17 @@
 //! Batcher: cuts a feed's rows into batches and appends them to the outbox together with the
 //! checkpoint. While one append waits for its sync, the next one collects.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
-    flow::{Bell, Progress},
+    flow::{Bell, Progress, insist},
     messages::{FileClosed, ParsedRows},
     model::{
         batch::NewBatch,
@@ -17,7 +21,7 @@ use crate::{
         ids::{BatchId, FileId},
         time::MonoMs,
     },
-    ports::{Append, Clock, Outbox},
+    ports::{Append, AppendLimits, Appended, Clock, Outbox, StoreError},
     reading::{FeedSettings, FileInHand},
     supervision::{Drain, Fault},
 };
@@ -59,7 +63,9 @@ struct Draft {
     rejects: Vec<Reject>,
     duplicates: Vec<u64>,
     closed: Option<FileState>,
-    changed: bool,
+    /// How far the file is read with it.
+    checkpoint: Checkpoint,
+    bytes: usize,
     permits: Vec<OwnedSemaphorePermit>,
 }
 
@@ -73,7 +79,8 @@ struct FileProgress {
     checkpoint: Checkpoint,
     read: Position,
     fed: MonoMs,
-    draft: Draft,
+    /// What is to be appended, one step each; the last one still grows.
+    drafts: VecDeque<Draft>,
     appending: bool,
 }
 
@@ -84,12 +91,9 @@ impl Batcher {
     }
 
     fn append(&mut self, id: FileId, context: &mut Context<Self>) {
-        let Some(progress) = self.files.get_mut(&id).filter(|file| !file.appending && file.draft.changed)
-        else {
-            return;
-        };
+        let Some(progress) = self.files.get_mut(&id).filter(|file| !file.appending) else { return };
+        let Some(draft) = progress.drafts.pop_front() else { return };
         progress.appending = true;
-        let draft = std::mem::take(&mut progress.draft);
         let file = progress.file.clone();
         let state = draft.closed.unwrap_or(FileState::Ingesting);
         let closed = state.is_closed();
@@ -98,14 +102,23 @@ impl Batcher {
             batches: draft.batches,
             rejects: draft.rejects,
             duplicates: draft.duplicates,
-            checkpoint: progress.checkpoint,
+            checkpoint: draft.checkpoint,
             state,
             at: self.setup.clock.wall(),
+            entries: Vec::new(),
         };
-        let (outbox, permits) = (self.setup.outbox.clone(), draft.permits);
+        let (setup, permits) = (self.setup.clone(), draft.permits);
         let work = async move {
             failpoint!("append.before");
-            let result = outbox.append(append).await;
+            let store = || setup.outbox.append(append.clone());
+            let result = match insist("appending to the outbox", &*setup.clock, &setup.progress, store).await
+            {
+                Ok(Appended::Stored) => Ok(()),
+                Ok(Appended::Known(_)) => {
+                    Err(StoreError::Permanent("a file's rows come from no queue's entries".into()))
+                }
+                Err(error) => Err(error),
+            };
             failpoint!("append.after");
             drop(permits); // the parser may go on: these rows are in the outbox
             if closed && result.is_ok() {
@@ -133,7 +146,7 @@ impl Batcher {
     }
 
     fn stop_if_drained(&self, context: &mut Context<Self>) {
-        if self.draining && !self.files.values().any(|file| file.appending || file.draft.changed) {
+        if self.draining && !self.files.values().any(|file| file.appending || !file.drafts.is_empty()) {
             context.stop();
         }
     }
@@ -166,7 +179,7 @@ impl FileProgress {
             checkpoint: resume,
             read: Position { offset: resume.offset, rows: resume.rows, line: 1 },
             fed: setup.clock.mono(),
-            draft: Draft::default(),
+            drafts: VecDeque::new(),
             appending: false,
         }
     }
@@ -191,15 +204,15 @@ impl FileProgress {
         self.fed = setup.clock.mono();
         if let Some(state) = closed {
             self.flush(setup);
-            self.draft.closed = Some(self.verdict(state));
-            self.draft.changed = true;
+            let closed = self.verdict(state);
+            self.last_draft().closed = Some(closed);
         } else if self.rejects.len() + self.duplicates.len() > WAITING_REJECTS_MAX || self.builder.is_empty()
         {
             self.flush(setup);
         }
         // Rows that still wait in the builder are bounded by a batch and need no permit.
-        if self.draft.changed {
-            self.draft.permits.push(permit);
+        if let Some(draft) = self.drafts.back_mut() {
+            draft.permits.push(permit);
         }
     }
 
@@ -216,9 +229,16 @@ impl FileProgress {
 
     fn add(&mut self, cut: &Cut, setup: &BatcherSetup) {
         let accepted_at = setup.clock.wall();
+        let copies = self.file.headers().len();
+        if let Some(draft) = self.drafts.back()
+            && !draft.has_room(copies, copies * cut.payload.len(), &setup.outbox.append_limits())
+        {
+            self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
+        }
+        let mut batches = Vec::with_capacity(copies);
         for header in self.file.headers() {
             let id = BatchId::derive(header.file, &header.destination, cut.first_row, 0, 0);
-            self.draft.batches.push(NewBatch {
+            batches.push(NewBatch {
                 id,
                 root: id,
                 header: header.clone(),
@@ -232,7 +252,17 @@ impl FileProgress {
                 history: Vec::new(),
             });
         }
+        let draft = self.last_draft();
+        draft.bytes += copies * cut.payload.len();
+        draft.batches.append(&mut batches);
         self.advance(cut.offset, cut.last_row);
+    }
+
+    fn last_draft(&mut self) -> &mut Draft {
+        if self.drafts.is_empty() {
+            self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
+        }
+        self.drafts.back_mut().expect("one was pushed")
     }
 
     /// Cuts what the builder holds and moves the checkpoint to the end of what was read.
@@ -248,15 +278,27 @@ impl FileProgress {
     fn advance(&mut self, offset: u64, rows: u64) {
         let rejects = self.rejects.partition_point(|reject| reject.row <= rows);
         let duplicates = self.duplicates.partition_point(|&row| row <= rows);
-        self.draft.rejects.extend(self.rejects.drain(..rejects));
-        self.draft.duplicates.extend(self.duplicates.drain(..duplicates));
+        let rejects: Vec<_> = self.rejects.drain(..rejects).collect();
+        let duplicates: Vec<_> = self.duplicates.drain(..duplicates).collect();
         self.checkpoint = Checkpoint {
             offset,
             rows,
-            rejected: self.checkpoint.rejected + rejects as u64,
-            duplicates: self.checkpoint.duplicates + duplicates as u64,
+            rejected: self.checkpoint.rejected + rejects.len() as u64,
+            duplicates: self.checkpoint.duplicates + duplicates.len() as u64,
         };
-        self.draft.changed = true;
+        let checkpoint = self.checkpoint;
+        let draft = self.last_draft();
+        draft.rejects.extend(rejects);
+        draft.duplicates.extend(duplicates);
+        draft.checkpoint = checkpoint;
+    }
+}
+
+impl Draft {
+    /// Whether so many more batches and bytes may travel with it. The first ones always may.
+    fn has_room(&self, batches: usize, bytes: usize, limits: &AppendLimits) -> bool {
+        self.batches.is_empty()
+            || (self.batches.len() + batches <= limits.batches && self.bytes + bytes <= limits.bytes)
     }
 }
 

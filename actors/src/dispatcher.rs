@@ -6,9 +6,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use actix::prelude::*;
 
 use crate::{
-    flow::{Bell, Progress},
+    flow::{Bell, Progress, insist},
     model::ids::BatchId,
-    ports::{Clock, ItemOutcome, Outbox, Queue, StoreError},
+    ports::{Clock, ItemOutcome, Outbox, OutstandingQuery, Queue, StoreError},
     supervision::{Drain, Fault},
 };
 
@@ -88,20 +88,28 @@ impl DispatcherSetup {
     }
 
     async fn dispatch(&self) -> Result<Step, StoreError> {
-        let now = self.clock.wall();
-        let entries = self.outbox.outstanding(now, GROUP_MAX, self.queue.stores_batches()).await?;
+        let Self { outbox, queue, clock, progress, .. } = self;
+        let due_by = clock.wall().after(queue.reach());
+        let query =
+            OutstandingQuery { due_by, limit: GROUP_MAX, with_batches: queue.stores_batches(), except: &[] };
+        let outstanding = || outbox.outstanding(query);
+        let entries = insist("reading the outbox", &**clock, progress, outstanding).await?;
         if entries.is_empty() {
-            let due = self.outbox.next_due().await?;
+            let due = insist("reading the outbox", &**clock, progress, || outbox.next_due()).await?;
             return Ok(Step::NothingDue(
-                due.map_or(TICK, |due| due.since(now).clamp(Duration::from_millis(1), TICK)),
+                due.map_or(TICK, |due| due.since(due_by).clamp(Duration::from_millis(1), TICK)),
             ));
         }
-        let accepted = accepted(self.queue.send(&entries).await?);
+        let sent = insist("sending to the queue", &**clock, progress, || queue.send(&entries)).await?;
+        let accepted = accepted(sent);
         failpoint!("dispatch.sent");
         if accepted.is_empty() {
             return Ok(Step::Refused);
         }
-        self.outbox.mark_dispatched(&accepted).await?;
+        let marked =
+            insist("marking what is dispatched", &**clock, progress, || outbox.mark_dispatched(&accepted))
+                .await?;
+        log_unmarked(marked);
         for bell in &self.queued {
             bell.ring();
         }
@@ -113,6 +121,16 @@ enum Step {
     MoreIsDue,
     Refused,
     NothingDue(Duration),
+}
+
+/// A batch that is not marked is offered to the queue again, which has it already: worth a line, no more.
+fn log_unmarked(outcomes: Vec<(BatchId, ItemOutcome)>) {
+    for (batch, outcome) in outcomes {
+        if let ItemOutcome::Retryable(why) | ItemOutcome::Permanent(why) | ItemOutcome::Unknown(why) = outcome
+        {
+            tracing::warn!(%batch, why, "the queue has the batch, but it is not marked as dispatched");
+        }
+    }
 }
 
 /// The ids that were accepted. What may or may not have been is offered again with the same ids.

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::{
-    flow::{Progress, blocking},
+    flow::{Progress, blocking, insist},
     messages::{FileClaimed, ParsedRows},
     model::{
         batch::RowLayout,
@@ -175,7 +175,7 @@ impl Pass {
             claimed_at: file.claimed_at,
             destinations: self.setup.feed.destinations.iter().map(|d| d.name.to_string()).collect(),
         };
-        let known = self.setup.outbox.find_file(id).await?;
+        let known = self.insist("looking for the file", || self.setup.outbox.find_file(id)).await?;
         let moved = if known.is_some() { self.keep_destinations(&mut record).await? } else { None };
         let file = Arc::new(FileInHand::new(record, file, watcher, permit, sole));
         match (known, unusable.or(moved)) {
@@ -194,7 +194,8 @@ impl Pass {
     /// The rest of a file goes where its first rows went, whatever the config says by now (I1). What is
     /// wrong if it can't.
     async fn keep_destinations(&self, record: &mut FileRecord) -> Result<Option<FileState>, PassError> {
-        if let Some(report) = self.setup.ledger.report(record.id).await? {
+        let report = || self.setup.ledger.report(record.id);
+        if let Some(report) = self.insist("reading the ledger", report).await? {
             record.destinations = report.file.destinations;
         }
         let gone = |name: &&String| !self.setup.feed.destinations.iter().any(|known| *known.name == ***name);
@@ -337,15 +338,27 @@ impl Pass {
         (self.setup.feed.high_watermark / 8).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX) as usize
     }
 
+    async fn insist<T, F>(&self, what: &'static str, operation: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        insist(what, &*self.setup.clock, &self.setup.progress, operation).await
+    }
+
+    /// An unknown depth is waited for: the gate fails closed.
+    async fn depth(&self) -> Result<u64, StoreError> {
+        self.insist("reading the backlog", || self.setup.outbox.depth()).await
+    }
+
     /// Above the high watermark reading pauses until the backlog is below the low one: a file is its
     /// own buffer.
     async fn wait_for_room(&self) -> Result<(), PassError> {
         let feed = &self.setup.feed;
-        if self.setup.outbox.depth().await? < feed.high_watermark {
+        if self.depth().await? < feed.high_watermark {
             return Ok(());
         }
         tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading pauses: the backlog is high");
-        while !self.is_draining() && self.setup.outbox.depth().await? > feed.low_watermark {
+        while !self.is_draining() && self.depth().await? > feed.low_watermark {
             self.turn();
             tokio::time::sleep(WATERMARK_TICK).await;
         }

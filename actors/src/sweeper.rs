@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 
 use crate::{
-    flow::{Bell, Progress, blocking},
+    flow::{Bell, Progress, blocking, insist},
     ports::{Clock, Inbox, Ledger, Queue, StoreError},
     supervision::{Drain, Fault},
 };
@@ -89,7 +89,9 @@ impl SweeperSetup {
     }
 
     async fn sweep(&self) -> Result<(), StoreError> {
-        let rescued = self.queue.rescue(self.clock.mono()).await?;
+        let Self { queue, clock, progress, .. } = self;
+        let rescue = || queue.rescue(clock.mono());
+        let rescued = insist("taking leases back", &**clock, progress, rescue).await?;
         if rescued > 0 {
             tracing::warn!(batches = rescued, "leases were not extended in time and are taken back");
             for bell in &self.queued {
@@ -100,8 +102,10 @@ impl SweeperSetup {
     }
 
     async fn write_reports(&self) -> Result<(), StoreError> {
+        let Self { ledger, clock, progress, .. } = self;
         for (feed, inbox) in &self.inboxes {
-            let reports = self.ledger.settled_files(feed, REPORTS_MAX).await?;
+            let settled = || ledger.settled_files(feed, REPORTS_MAX);
+            let reports = insist("looking for settled files", &**clock, progress, settled).await?;
             if reports.is_empty() {
                 continue;
             }
@@ -110,7 +114,8 @@ impl SweeperSetup {
             match blocking(move || work.rewrite_reports(&reports)).await {
                 Ok(()) => {
                     failpoint!("report.before_mark");
-                    self.ledger.mark_reported(&ids).await?;
+                    let mark = || ledger.mark_reported(&ids);
+                    insist("marking reports", &**clock, progress, mark).await?;
                 }
                 // The report can be written as long as the mark is not set: tried again next time.
                 Err(error) => tracing::warn!(%feed, %error, "final reports can't be written yet"),

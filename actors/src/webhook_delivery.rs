@@ -19,7 +19,7 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 
 use crate::{
-    flow::{Bell, Gate, Progress},
+    flow::{Bell, Gate, Progress, insist},
     model::{
         batch::{PAYLOAD_VERSION, Rows},
         body::BodyTemplate,
@@ -197,6 +197,13 @@ impl Desk {
         self.setup.queued.ring();
     }
 
+    async fn insist<T, F>(&self, what: &'static str, operation: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        insist(what, &*self.setup.clock, &self.setup.progress, operation).await
+    }
+
     fn is_closing(&self) -> bool {
         *self.closing.borrow()
     }
@@ -204,7 +211,7 @@ impl Desk {
     async fn lease_loop(self: &Arc<Self>, predecessor: Option<String>) -> Result<(), StoreError> {
         let Self { setup, .. } = &**self;
         if let Some(predecessor) = predecessor {
-            setup.queue.release_holder(&predecessor).await?;
+            self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
         }
         loop {
             failpoint!("panic.webhook_delivery");
@@ -220,7 +227,7 @@ impl Desk {
             if wanted > 0 {
                 let until = setup.clock.mono().after(setup.lease);
                 let request = LeaseRequest { holder: self.holder.clone(), wants, until };
-                let leases = setup.queue.lease(request).await?;
+                let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
                 failpoint!("lease.after");
                 leased = leases.len();
                 for lease in leases {
@@ -403,10 +410,9 @@ impl Desk {
         for index in held {
             let name = &self.setup.destinations[index].name;
             tracing::error!(destination = %name, "the destination answered 410 Gone: it is disabled, its messages are held");
-            self.setup
-                .ledger
-                .disable_destination(name, "it answered 410 Gone", self.setup.clock.wall())
-                .await?;
+            let at = self.setup.clock.wall();
+            let disable = || self.setup.ledger.disable_destination(name, "it answered 410 Gone", at);
+            self.insist("disabling a destination", disable).await?;
             self.state().held[index] = false; // from now on the queue itself leases none of it
         }
         Ok(())
@@ -417,7 +423,8 @@ impl Desk {
         if tokens.is_empty() {
             return Ok(());
         }
-        self.setup.queue.release(&tokens, Release::Unused).await?;
+        let release = || self.setup.queue.release(&tokens, Release::Unused);
+        self.insist("giving leases back", release).await?;
         let mut state = self.state();
         for token in tokens {
             state.roster.remove(token);
@@ -437,17 +444,29 @@ impl Desk {
             let retries = settlements.iter().any(|settlement| !settlement.retries.is_empty());
             let counts: Vec<_> = settlements.iter().map(|s| (s.token, s.verdicts.len())).collect();
             failpoint!("settle.before");
-            let settled = setup.ledger.settle(settlements).await?;
+            let settled =
+                self.insist("recording outcomes", || setup.ledger.settle(settlements.clone())).await?;
             failpoint!("settle.after");
+            let (mut complete, mut stale) = (Vec::new(), Vec::new());
             {
                 let mut state = self.state();
                 for ((token, count), settled) in counts.into_iter().zip(settled) {
                     state.roster.recorded(token, count);
-                    if settled != Settled::Open {
-                        state.roster.remove(token);
-                        state.batches.remove(&token);
+                    match settled {
+                        Settled::Open => continue,
+                        Settled::Complete => complete.push(token),
+                        Settled::Stale => stale.push(token),
                     }
+                    state.roster.remove(token);
+                    state.batches.remove(&token);
                 }
+            }
+            if !complete.is_empty() {
+                self.insist("acknowledging", || setup.queue.acknowledge(&complete)).await?;
+            }
+            if !stale.is_empty() {
+                // Somebody else has it, or it is settled: whoever gets it next will see.
+                self.insist("giving leases back", || setup.queue.release(&stale, Release::Unused)).await?;
             }
             if retries {
                 setup.appended.ring();
@@ -477,7 +496,8 @@ impl Desk {
                 continue;
             }
             let until = self.setup.clock.mono().after(self.setup.lease);
-            let outcomes = self.setup.queue.extend(&tokens, until).await?;
+            let extend = || self.setup.queue.extend(&tokens, until);
+            let outcomes = self.insist("extending leases", extend).await?;
             let mut state = self.state();
             for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
                 if let ItemOutcome::Permanent(why) = outcome {

@@ -244,6 +244,8 @@ fn tree(
     let config = &resolved.config;
     let appended = Bell::default();
     let queued: Vec<_> = (0..config.pools.deliveries).map(|_| Bell::default()).collect();
+    let ring = queued.clone();
+    machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
     let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queued.clone())];
     let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
     let feeds: Vec<_> = config
@@ -274,11 +276,11 @@ fn mark(machine: &Machine) -> impl Fn(&Birth) -> Progress + Send + Sync + Clone 
 }
 
 fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, queued: Vec<Bell>) -> ChildSpec {
-    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let factory = move |birth: Birth| {
         let setup = SweeperSetup {
-            queue: store.clone(),
-            ledger: store.clone(),
+            queue: stores.queue.clone(),
+            ledger: stores.ledger.clone(),
             inboxes: inboxes.clone(),
             clock: clock.clone(),
             queued: queued.clone(),
@@ -364,7 +366,7 @@ fn worker_spec(
     appended: &Bell,
     queued: &[Bell],
 ) -> ChildSpec {
-    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, queued) = (appended.clone(), queued.to_vec());
     let (queue, lease, record) = (config.queue, config.lease, config.record);
     let count = shares.len();
@@ -373,8 +375,8 @@ fn worker_spec(
         let (destinations, limits) = shares[slot].clone();
         let setup = DeliverySetup {
             destinations,
-            queue: store.clone(),
-            ledger: store.clone(),
+            queue: stores.queue.clone(),
+            ledger: stores.ledger.clone(),
             clock: clock.clone(),
             queued: queued[slot].clone(),
             appended: appended.clone(),
@@ -402,12 +404,12 @@ fn worker_spec(
 }
 
 fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> ChildSpec {
-    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, queued) = (appended.clone(), queued.to_vec());
     let factory = move |birth: Birth| {
         let setup = DispatcherSetup {
-            outbox: store.clone(),
-            queue: store.clone(),
+            outbox: stores.outbox.clone(),
+            queue: stores.queue.clone(),
             clock: clock.clone(),
             appended: appended.clone(),
             queued: queued.clone(),
@@ -438,15 +440,15 @@ fn feed_specs(
     let config = &resolved.config;
     let settings = Arc::new(feed_settings(resolved, feed));
     let wiring: Arc<Mutex<Wiring>> = Arc::default();
-    let (store, clock, mark) = (machine.store.clone(), machine.clock.clone(), mark(machine));
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
 
     let batcher = {
-        let (wiring, settings, store) = (wiring.clone(), settings.clone(), store.clone());
+        let (wiring, settings, stores) = (wiring.clone(), settings.clone(), stores.clone());
         let (clock, mark, appended) = (clock.clone(), mark.clone(), appended.clone());
         move |birth: Birth| {
             let setup = BatcherSetup {
                 feed: settings.clone(),
-                outbox: store.clone(),
+                outbox: stores.outbox.clone(),
                 clock: clock.clone(),
                 appended: appended.clone(),
                 progress: mark(&birth),
@@ -463,15 +465,15 @@ fn feed_specs(
         }
     };
     let parser = {
-        let (wiring, settings, store) = (wiring.clone(), settings, store.clone());
+        let (wiring, settings, stores) = (wiring.clone(), settings, stores.clone());
         let (clock, mark, inbox) = (clock.clone(), mark.clone(), inbox.clone());
         move |birth: Birth| {
             let mut wiring = wiring.lock().unwrap_or_else(PoisonError::into_inner);
             let setup = ParserSetup {
                 feed: settings.clone(),
                 inbox: inbox.clone(),
-                outbox: store.clone(),
-                ledger: store.clone(),
+                outbox: stores.outbox.clone(),
+                ledger: stores.ledger.clone(),
                 clock: clock.clone(),
                 batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
                 blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
@@ -492,7 +494,7 @@ fn feed_specs(
             let setup = FileWatcherSetup {
                 feed: name.clone(),
                 inbox: inbox.clone(),
-                ledger: store.clone(),
+                ledger: stores.ledger.clone(),
                 clock: clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
                 rule,

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use postrider_actors::{
     model::{file::FileReport, time::MonoMs},
-    ports::{Clock, Outbox as _},
+    ports::Clock,
 };
 
-use super::Machine;
+use super::{Machine, Stores};
 use crate::{
-    adapters::embedded::EmbeddedStore,
     config::Config,
     systemd::{Progress, status_line},
 };
@@ -25,7 +24,7 @@ pub(super) fn summary(config: &Config) -> String {
 
 /// Makes status lines out of what changed since the last one.
 pub(super) struct StatusReporter {
-    store: Arc<EmbeddedStore>,
+    stores: Stores,
     clock: Arc<dyn Clock>,
     last: Option<(MonoMs, u64)>,
     said: String,
@@ -34,13 +33,13 @@ pub(super) struct StatusReporter {
 impl StatusReporter {
     /// Nothing was said yet.
     pub(super) fn new(machine: &Machine) -> Self {
-        Self { store: machine.store.clone(), clock: machine.clock.clone(), last: None, said: String::new() }
+        Self { stores: machine.stores.clone(), clock: machine.clock.clone(), last: None, said: String::new() }
     }
 
     /// The line, if it is news. A store that can't be read has news of its own.
     pub(super) async fn line(&mut self) -> Option<String> {
-        let open = self.store.depth().await.ok()?;
-        let files = self.store.latest_files(FILES_MAX).await.ok()?;
+        let open = self.stores.outbox.depth().await.ok()?;
+        let files = self.stores.ledger.latest_files(FILES_MAX).await.ok()?;
         let now = self.clock.mono();
         let total = files.iter().map(settled).sum::<u64>();
         let per_s = self.last.replace((now, total)).map_or(0.0, |(then, before)| {

@@ -4,11 +4,13 @@
 mod bell;
 mod blocking;
 mod gate;
+mod insist;
 mod progress;
 mod slots;
 
 pub use bell::Bell;
 pub use blocking::blocking;
 pub use gate::Gate;
+pub use insist::insist;
 pub use progress::{Progress, ProgressBoard};
 pub use slots::{Slot, Slots};

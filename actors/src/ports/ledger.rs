@@ -39,7 +39,8 @@ pub enum Settled {
 pub trait Ledger: Send + Sync {
     /// Records facts, appends the retries to the outbox and acknowledges completed batches: one
     /// transaction, or in that order, so that no crash loses a message. Returns after the sync, one
-    /// answer per settlement in order. Recording is `max`: repeating it is harmless.
+    /// answer per settlement in order. Recording is `max`, and a settlement that is repeated because the
+    /// first answer was lost changes nothing: it is answered as it was, or `Stale`.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError>;
 
     /// Holds a destination's messages until an operator enables it again (410). Idempotent.
@@ -53,6 +54,9 @@ pub trait Ledger: Send + Sync {
 
     /// Up to `limit` rejected rows after row `after`, in order.
     async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError>;
+
+    /// Up to `limit` files, the latest first.
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError>;
 
     /// Up to `limit` files of `feed` that are closed and settled but whose final report is not marked
     /// as written.

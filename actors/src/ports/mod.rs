@@ -4,6 +4,8 @@
 //! Operations on many return an outcome per id. A timeout is [`ItemOutcome::Unknown`]: the caller
 //! repeats it with the same ids, which every operation here allows.
 
+mod archive;
+mod claims;
 mod clock;
 mod inbox;
 mod ledger;
@@ -11,11 +13,13 @@ mod outbox;
 mod queue;
 mod webhook;
 
+pub use archive::{Cursor, Dispatch, Fetched, OutboxArchive, Page, PageQuery};
+pub use claims::{Claim, ClaimRequest, Claims};
 pub use clock::Clock;
 pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen};
 pub use ledger::{Ledger, Settled, Settlement};
-pub use outbox::{Append, Outbox, OutboxEntry};
-pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, Release};
+pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox, OutboxEntry, OutstandingQuery};
+pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
 pub use webhook::{Webhook, WebhookRequest};
 
 /// Why a store operation as a whole failed.

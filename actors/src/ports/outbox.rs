@@ -28,6 +28,44 @@ pub struct Append {
     pub state: FileState,
     /// When.
     pub at: UnixMs,
+    /// The entries of an inbound queue that these rows came from; empty for a dropped file. Stored with
+    /// them, so that an entry that is delivered to us twice is taken once.
+    pub entries: Vec<EntryId>,
+}
+
+/// An entry of an inbound queue, by the feed and the queue's own id for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// The feed.
+    pub feed: Arc<str>,
+    /// The id, at most 128 bytes.
+    pub id: String,
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is stored, now or before.
+    Stored,
+    /// Nothing is stored: these entries were taken before, as part of another file. Build the step again
+    /// without them.
+    Known(Vec<EntryId>),
+}
+
+/// The most that one step may hold. One batch or one row may always be appended, whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendLimits {
+    /// Batches.
+    pub batches: usize,
+    /// Bytes of payload, each batch counted for itself.
+    pub bytes: usize,
+    /// Entries of an inbound queue.
+    pub entries: usize,
+}
+
+impl AppendLimits {
+    /// No limit but the caller's own.
+    pub const NONE: Self = Self { batches: usize::MAX, bytes: usize::MAX, entries: usize::MAX };
 }
 
 impl Append {
@@ -107,26 +145,43 @@ pub struct OutboxEntry {
     pub batch: Option<NewBatch>,
 }
 
+/// Which outstanding batches are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct OutstandingQuery<'a> {
+    /// Due then, oldest due first.
+    pub due_by: UnixMs,
+    /// Up to how many.
+    pub limit: usize,
+    /// Whether to bring the batches themselves, for a queue that stores them.
+    pub with_batches: bool,
+    /// None of these destinations: nothing of theirs can be dispatched now, and it must not stand in the
+    /// way of the others.
+    pub except: &'a [Arc<str>],
+}
+
 /// Batches that the queue has not accepted yet, and the files they come from. The only point of
 /// durability on the way in: what `append` returned `Ok` for survives a power cut.
 #[async_trait]
 pub trait Outbox: Send + Sync {
+    /// The most that one `append` takes.
+    fn append_limits(&self) -> AppendLimits {
+        AppendLimits::NONE
+    }
+
     /// What is stored of a file; `None` if it was never seen.
     async fn find_file(&self, id: FileId) -> Result<Option<(FileState, Checkpoint)>, StoreError>;
 
     /// Stores one step of a file, all or nothing. Batches are inserted if absent. Returns after the
     /// sync. Appends of one file take effect in the order in which they were called. Appending to a
     /// `Failed` or `SourceLost` file reopens it: the same bytes were dropped again.
-    async fn append(&self, append: Append) -> Result<(), StoreError>;
+    async fn append(&self, append: Append) -> Result<Appended, StoreError>;
 
-    /// Up to `limit` batches that are not dispatched and due at `now`, oldest due first.
-    /// `with_batches` asks for the batches themselves, for a queue that stores them.
-    async fn outstanding(
-        &self,
-        now: UnixMs,
-        limit: usize,
-        with_batches: bool,
-    ) -> Result<Vec<OutboxEntry>, StoreError>;
+    /// Which of these entries were taken before.
+    async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError>;
+
+    /// Batches that are not dispatched. An implementation may leave out, for a bounded time, what another
+    /// process appended and will dispatch itself.
+    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError>;
 
     /// Records that the queue has accepted batches. Repeating it is harmless.
     async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;

@@ -106,6 +106,7 @@ pub fn step_without(
         },
         state: FileState::Ingesting,
         at,
+        entries: Vec::new(),
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry, Queue, Release,
-        Settled, Settlement, StoreError,
+        Append, Appended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry,
+        OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement, StoreError,
     },
 };
 
@@ -37,6 +37,8 @@ struct State {
     ids: HashMap<BatchId, usize>,
     messages: BTreeMap<MessageKey, Message>,
     disabled: BTreeMap<Arc<str>, String>,
+    /// The entries of inbound queues that were taken.
+    entries: BTreeSet<EntryId>,
 }
 
 struct File {
@@ -108,7 +110,7 @@ impl State {
         self.files.iter_mut().find(|file| file.report.file.id == id)
     }
 
-    fn append(&mut self, append: Append) -> Result<(), StoreError> {
+    fn append(&mut self, append: Append) -> Result<Appended, StoreError> {
         let id = append.file.id;
         let (known, before) = match self.file(id) {
             Some(file) => (Some(file.report.state.clone()), file.checkpoint),
@@ -116,6 +118,11 @@ impl State {
         };
         let advances = (append.checkpoint.rows, append.checkpoint.offset) > (before.rows, before.offset);
         if advances {
+            let taken: Vec<_> =
+                append.entries.iter().filter(|entry| self.entries.contains(entry)).cloned().collect();
+            if !taken.is_empty() {
+                return Ok(Appended::Known(taken));
+            }
             if known == Some(FileState::Ingested) {
                 return refused(format!("file {id} is ingested"));
             }
@@ -145,6 +152,7 @@ impl State {
             });
         }
         if advances {
+            self.entries.extend(append.entries);
             for batch in append.batches {
                 self.insert(batch);
             }
@@ -164,7 +172,7 @@ impl State {
             file.reported = false;
         }
         self.settle_file(id, append.at);
-        Ok(())
+        Ok(Appended::Stored)
     }
 
     fn insert(&mut self, batch: NewBatch) {
@@ -418,21 +426,27 @@ impl Outbox for MemoryStore {
         Ok(self.state().file(id).map(|file| (file.report.state.clone(), file.checkpoint)))
     }
 
-    async fn append(&self, append: Append) -> Result<(), StoreError> {
+    async fn append(&self, append: Append) -> Result<Appended, StoreError> {
         self.state().append(append)
     }
 
-    async fn outstanding(
-        &self,
-        now: UnixMs,
-        limit: usize,
-        with_batches: bool,
-    ) -> Result<Vec<OutboxEntry>, StoreError> {
+    async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
+        let state = self.state();
+        Ok(entries.iter().filter(|entry| state.entries.contains(entry)).cloned().collect())
+    }
+
+    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
+        let OutstandingQuery { due_by, limit, with_batches, except } = query;
         let state = self.state();
         let mut due: Vec<_> = state
             .batches
             .iter()
-            .filter(|batch| batch.phase == Phase::Outstanding && batch.batch.not_before <= now)
+            .filter(|batch| {
+                let destination = &batch.batch.header.destination;
+                batch.phase == Phase::Outstanding
+                    && batch.batch.not_before <= due_by
+                    && except.iter().all(|name| **name != **destination)
+            })
             .collect();
         due.sort_by_key(|batch| batch.batch.not_before); // stable: then by age
         let entry = |batch: &&Stored| OutboxEntry {
@@ -489,6 +503,12 @@ impl Queue for MemoryStore {
     async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         self.mark_dispatched(&ids).await
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
+        let state = self.state();
+        let count = |phase| state.batches.iter().filter(|batch| batch.phase == phase).count() as u64;
+        Ok(QueueDepth { visible: count(Phase::Queued), in_flight: count(Phase::Leased), delayed: 0 })
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
@@ -600,6 +620,11 @@ impl Ledger for MemoryStore {
         let mut state = self.state();
         let Some(file) = state.file(file) else { return Ok(Vec::new()) };
         Ok(file.rejects.iter().filter(|reject| reject.row > after).take(limit).cloned().collect())
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        let state = self.state();
+        Ok(state.files.iter().rev().take(limit).map(|file| state.report(file)).collect())
     }
 
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {

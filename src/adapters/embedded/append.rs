@@ -8,12 +8,12 @@ use postrider_actors::{
         file::{Checkpoint, FileState, Reject},
         time::UnixMs,
     },
-    ports::Append,
+    ports::{Append, Appended},
 };
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    codec,
+    codec, entries,
     tx::{Tx, TxError, file_state, file_state_byte, int, uint},
 };
 
@@ -27,13 +27,21 @@ struct StoredFile {
 }
 
 /// Stores one step of a file.
-pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<(), TxError> {
-    let stored = match find(tx, append)? {
+pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<Appended, TxError> {
+    let found = find(tx, append)?;
+    let (before, after) =
+        (found.as_ref().map_or_else(Checkpoint::default, |file| file.checkpoint), append.checkpoint);
+    let advances = (after.rows, after.offset) > (before.rows, before.offset);
+    if advances {
+        let known = entries::known(tx.connection, &append.entries)?;
+        if !known.is_empty() {
+            return Ok(Appended::Known(known));
+        }
+    }
+    let stored = match found {
         Some(stored) => stored,
         None => insert_file(tx, append)?,
     };
-    let (before, after) = (stored.checkpoint, append.checkpoint);
-    let advances = (after.rows, after.offset) > (before.rows, before.offset);
     if advances {
         if stored.state == FileState::Ingested {
             return Err(TxError::Refused(format!(
@@ -45,6 +53,7 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<(), TxError> {
         insert_batches(tx, append, stored.seq)?;
         insert_rejects(tx, stored.seq, &append.rejects)?;
         insert_duplicates(tx, stored.seq, &append.duplicates)?;
+        entries::insert(tx, &append.entries, stored.seq, append.at)?;
         tx.connection
             .prepare_cached(
                 "UPDATE files SET offset = ?2, rows = ?3, rejected = ?4, duplicates = ?5 WHERE seq = ?1",
@@ -68,7 +77,7 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<(), TxError> {
     if advances || changes_state {
         tx.touch(stored.seq, append.at);
     }
-    Ok(())
+    Ok(Appended::Stored)
 }
 
 fn find(tx: &Tx<'_>, append: &Append) -> Result<Option<StoredFile>, TxError> {

@@ -2,6 +2,8 @@
 //! outlive the process (or a batch that kills it would never be a suspect), which the WAL in the page
 //! cache does; a power cut undoes them together with the worker they were about.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use postrider_actors::{
     model::{
@@ -9,7 +11,7 @@ use postrider_actors::{
         ids::BatchId,
         time::{MonoMs, UnixMs},
     },
-    ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, OutboxEntry, Release},
+    ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, OutboxEntry, QueueDepth, Release},
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -169,18 +171,25 @@ pub(crate) fn outstanding(
     now: UnixMs,
     limit: usize,
     with_batches: bool,
+    except: &[Arc<str>],
 ) -> Result<Vec<OutboxEntry>, TxError> {
     let mut select = connection.prepare_cached(
         "SELECT seq, id, destination, count, not_before FROM batches
-         WHERE phase = 0 AND not_before <= ?1 ORDER BY not_before, seq LIMIT ?2",
+         WHERE phase = 0 AND not_before <= ?1 ORDER BY not_before, seq",
     )?;
-    let mut rows = select.query([int(now.0), int(limit as u64)])?;
+    let mut rows = select.query([int(now.0)])?;
     let mut entries = Vec::new();
-    while let Some(row) = rows.next()? {
+    while entries.len() < limit
+        && let Some(row) = rows.next()?
+    {
+        let destination = caches.destination_name(connection, row.get(2)?)?;
+        if except.contains(&destination) {
+            continue;
+        }
         let batch = if with_batches { Some(read_batch(connection, caches, row.get(0)?)?) } else { None };
         entries.push(OutboxEntry {
             id: BatchId(row.get(1)?),
-            destination: caches.destination_name(connection, row.get(2)?)?,
+            destination,
             count: row.get(3)?,
             not_before: UnixMs(uint(row.get(4)?)),
             batch,
@@ -212,6 +221,17 @@ fn read_batch(connection: &Connection, caches: &mut Caches, seq: i64) -> Result<
         payload: Bytes::copy_from_slice(row.get_ref(9)?.as_blob().map_err(rusqlite::Error::from)?),
         history: history.map_or_else(|| Ok(Vec::new()), codec::decode_history)?,
     })
+}
+
+/// `Queue::depth`, in batches.
+pub(crate) fn depth(connection: &Connection) -> Result<QueueDepth, TxError> {
+    let count = |phase: i64| -> rusqlite::Result<u64> {
+        connection
+            .prepare_cached("SELECT count(*) FROM batches WHERE phase = ?1 AND phase IN (1, 2)")?
+            .query_row([phase], |row| row.get(0))
+            .map(uint)
+    };
+    Ok(QueueDepth { visible: count(1)?, in_flight: count(2)?, delayed: 0 })
 }
 
 /// `Outbox::next_due`.

@@ -7,6 +7,7 @@
 
 mod append;
 mod codec;
+mod entries;
 mod leases;
 mod lock;
 mod messages;
@@ -30,8 +31,8 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry, Queue, Release,
-        Settled, Settlement, StoreError,
+        Append, Appended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry,
+        OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement, StoreError,
     },
 };
 
@@ -81,11 +82,6 @@ impl EmbeddedStore {
     /// How many leases of an earlier process were marked lost when it was opened.
     pub fn losses(&self) -> usize {
         self.losses
-    }
-
-    /// Up to `limit` files, the latest first.
-    pub async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
-        self.reader().read(move |connection, _| reports::list(connection, None, limit)).await
     }
 
     fn writer(&self) -> &Writer {
@@ -149,20 +145,24 @@ impl Outbox for EmbeddedStore {
         self.reader().read(move |connection, _| reports::find(connection, id)).await
     }
 
-    async fn append(&self, append: Append) -> Result<(), StoreError> {
+    async fn append(&self, append: Append) -> Result<Appended, StoreError> {
         let bytes = append.batches.iter().map(|batch| batch.payload.len()).sum::<usize>()
             + append.rejects.iter().map(|reject| reject.raw.len()).sum::<usize>();
         self.writer().write(Durability::Synced, bytes, move |tx| append::append(tx, &append)).await
     }
 
-    async fn outstanding(
-        &self,
-        now: UnixMs,
-        limit: usize,
-        with_batches: bool,
-    ) -> Result<Vec<OutboxEntry>, StoreError> {
+    async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
+        let entries = entries.to_vec();
+        self.reader().read(move |connection, _| entries::known(connection, &entries)).await
+    }
+
+    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
+        let OutstandingQuery { due_by, limit, with_batches, except } = query;
+        let except = except.to_vec();
         self.reader()
-            .read(move |connection, caches| leases::outstanding(connection, caches, now, limit, with_batches))
+            .read(move |connection, caches| {
+                leases::outstanding(connection, caches, due_by, limit, with_batches, &except)
+            })
             .await
     }
 
@@ -189,6 +189,10 @@ impl Queue for EmbeddedStore {
     async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         self.writer().write(Durability::Process, 0, move |tx| leases::dispatch(tx, &ids)).await
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
+        self.reader().read(|connection, _| leases::depth(connection)).await
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
@@ -246,6 +250,10 @@ impl Ledger for EmbeddedStore {
 
     async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
         self.reader().read(move |connection, _| reports::rejects(connection, file, after, limit)).await
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.reader().read(move |connection, _| reports::list(connection, None, limit)).await
     }
 
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {

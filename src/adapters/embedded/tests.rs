@@ -12,7 +12,7 @@ use postrider_actors::{
         outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
     },
-    ports::{LeaseRequest, Ledger, Outbox, Queue, Settled, Settlement},
+    ports::{LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settled, Settlement},
     testing::fixtures,
 };
 use rusqlite::Connection;
@@ -31,7 +31,15 @@ async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
 }
 
 async fn dispatch(store: &EmbeddedStore) {
-    let entries = store.outstanding(UnixMs(u64::MAX), 100, false).await.unwrap();
+    let entries = store
+        .outstanding(OutstandingQuery {
+            due_by: UnixMs(u64::MAX),
+            limit: 100,
+            with_batches: false,
+            except: &[],
+        })
+        .await
+        .unwrap();
     store.send(&entries).await.unwrap();
 }
 

@@ -9,7 +9,7 @@ use postrider_actors::{
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
-    ports::{LeaseRequest, Ledger, Outbox, Queue, Settlement},
+    ports::{LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settlement},
     testing::fixtures,
 };
 
@@ -18,7 +18,15 @@ use super::*;
 const NOW: UnixMs = UnixMs(1_000_000);
 
 async fn lease(store: &EmbeddedStore, destination: &str) -> Lease {
-    let entries = store.outstanding(UnixMs(u64::MAX), 100, false).await.unwrap();
+    let entries = store
+        .outstanding(OutstandingQuery {
+            due_by: UnixMs(u64::MAX),
+            limit: 100,
+            with_batches: false,
+            except: &[],
+        })
+        .await
+        .unwrap();
     store.send(&entries).await.unwrap();
     let wants = vec![(destination.into(), 1)];
     let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999) };

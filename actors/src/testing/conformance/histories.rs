@@ -17,7 +17,7 @@ use crate::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Lease, LeaseRequest, Release, Settlement},
+    ports::{Appended, Lease, LeaseRequest, OutstandingQuery, Release, Settlement},
 };
 
 const STEPS: usize = 120;
@@ -93,14 +93,24 @@ impl World {
         for _ in 0..repeats {
             let answers =
                 (self.subject.outbox.append(step.clone()).await, self.fake.outbox.append(step.clone()).await);
-            assert_eq!(answers, (Ok(()), Ok(())), "seed {}", self.seed);
+            assert_eq!(answers, (Ok(Appended::Stored), Ok(Appended::Stored)), "seed {}", self.seed);
         }
     }
 
     async fn dispatch(&mut self) {
         let limit = self.rng.random_range(1..5);
-        let entries = self.subject.outbox.outstanding(self.now, limit, false).await.unwrap();
-        let expected = self.fake.outbox.outstanding(self.now, limit, false).await.unwrap();
+        let entries = self
+            .subject
+            .outbox
+            .outstanding(OutstandingQuery { due_by: self.now, limit, with_batches: false, except: &[] })
+            .await
+            .unwrap();
+        let expected = self
+            .fake
+            .outbox
+            .outstanding(OutstandingQuery { due_by: self.now, limit, with_batches: false, except: &[] })
+            .await
+            .unwrap();
         let brief = |entries: &[crate::ports::OutboxEntry]| -> Vec<_> {
             entries.iter().map(|entry| (entry.id, entry.count, entry.not_before)).collect()
         };

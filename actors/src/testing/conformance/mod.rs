@@ -21,7 +21,7 @@ use crate::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Lease, LeaseRequest, Ledger, Outbox, Queue, Settled, Settlement},
+    ports::{Lease, LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settled, Settlement},
 };
 
 /// Sends every dead message again, as an operator would; returns how many.
@@ -66,7 +66,16 @@ impl Subject {
 
     /// Dispatches what is due at `now`; how many batches.
     async fn dispatch(&self, now: UnixMs) -> usize {
-        let entries = self.outbox.outstanding(now, 1_000, self.queue.stores_batches()).await.unwrap();
+        let entries = self
+            .outbox
+            .outstanding(OutstandingQuery {
+                due_by: now,
+                limit: 1_000,
+                with_batches: self.queue.stores_batches(),
+                except: &[],
+            })
+            .await
+            .unwrap();
         self.queue.send(&entries).await.unwrap();
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         self.outbox.mark_dispatched(&ids).await.unwrap();

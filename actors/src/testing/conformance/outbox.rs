@@ -3,7 +3,7 @@ use std::future::Future;
 use super::{LATER, NOW, Subject, fixtures, sent};
 use crate::{
     model::{file::FileState, ids::BatchId, time::UnixMs},
-    ports::{ItemOutcome, StoreError},
+    ports::{ItemOutcome, OutstandingQuery, StoreError},
 };
 
 /// The outbox's contract.
@@ -23,7 +23,19 @@ async fn an_unknown_file_is_none_and_an_empty_store_is_empty(store: Subject) {
     assert_eq!(store.outbox.find_file(file.id).await, Ok(None));
     assert_eq!(store.outbox.depth().await, Ok(0));
     assert_eq!(store.outbox.next_due().await, Ok(None));
-    assert!(store.outbox.outstanding(UnixMs(u64::MAX), 10, true).await.unwrap().is_empty());
+    assert!(
+        store
+            .outbox
+            .outstanding(OutstandingQuery {
+                due_by: UnixMs(u64::MAX),
+                limit: 10,
+                with_batches: true,
+                except: &[]
+            })
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 async fn a_step_is_stored_with_its_checkpoint(store: Subject) {
@@ -48,7 +60,15 @@ async fn a_repeated_step_changes_nothing(store: Subject) {
     assert_eq!(store.outbox.depth().await, Ok(9));
     assert_eq!(store.tally(file.id).await, (9, 0, 0, 0));
     assert_eq!(store.ledger.rejects(file.id, 0, 10).await.unwrap().len(), 1);
-    assert_eq!(store.outbox.outstanding(NOW, 10, false).await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .outbox
+            .outstanding(OutstandingQuery { due_by: NOW, limit: 10, with_batches: false, except: &[] })
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     // Nor after it was dispatched and settled.
     store.dispatch(NOW).await;
     let lease = store.lease("w", "d", 1).await.pop().unwrap();
@@ -123,9 +143,35 @@ async fn outstanding_is_what_is_due_oldest_first(store: Subject) {
         entries.iter().map(|entry| entry.not_before.0).collect()
     };
     assert_eq!(store.outbox.next_due().await, Ok(Some(UnixMs(100))));
-    assert_eq!(due(store.outbox.outstanding(UnixMs(99), 10, false).await.unwrap()), [0; 0]);
-    assert_eq!(due(store.outbox.outstanding(UnixMs(200), 10, false).await.unwrap()), [100, 100, 200]);
-    assert_eq!(due(store.outbox.outstanding(UnixMs(999), 2, false).await.unwrap()), [100, 100]);
+    assert_eq!(
+        due(store
+            .outbox
+            .outstanding(OutstandingQuery { due_by: UnixMs(99), limit: 10, with_batches: false, except: &[] })
+            .await
+            .unwrap()),
+        [0; 0]
+    );
+    assert_eq!(
+        due(store
+            .outbox
+            .outstanding(OutstandingQuery {
+                due_by: UnixMs(200),
+                limit: 10,
+                with_batches: false,
+                except: &[]
+            })
+            .await
+            .unwrap()),
+        [100, 100, 200]
+    );
+    assert_eq!(
+        due(store
+            .outbox
+            .outstanding(OutstandingQuery { due_by: UnixMs(999), limit: 2, with_batches: false, except: &[] })
+            .await
+            .unwrap()),
+        [100, 100]
+    );
     store.dispatch(UnixMs(200)).await;
     assert_eq!(store.outbox.next_due().await, Ok(Some(UnixMs(300))));
     assert_eq!(store.outbox.depth().await, Ok(40), "dispatched is not delivered");
@@ -135,7 +181,11 @@ async fn batches_come_back_as_they_went_in(store: Subject) {
     let file = fixtures::file("feed", 1, &["d", "e"]);
     let step = fixtures::step(&file, 1..=10, NOW);
     store.outbox.append(step.clone()).await.unwrap();
-    let entries = store.outbox.outstanding(NOW, 10, true).await.unwrap();
+    let entries = store
+        .outbox
+        .outstanding(OutstandingQuery { due_by: NOW, limit: 10, with_batches: true, except: &[] })
+        .await
+        .unwrap();
     assert_eq!(entries.len(), 2);
     for entry in entries {
         let batch = step.batches.iter().find(|batch| batch.id == entry.id).expect("it was appended");

@@ -3,7 +3,7 @@ use std::future::Future;
 use super::{NOW, Subject, fixtures, sent};
 use crate::{
     model::time::{MonoMs, UnixMs},
-    ports::{ItemOutcome, LeaseRequest, Release, Settled},
+    ports::{ItemOutcome, LeaseRequest, OutstandingQuery, Release, Settled},
 };
 
 /// The queue's contract.
@@ -122,7 +122,16 @@ async fn a_disabled_destination_is_held(store: Subject) {
 
 async fn sending_twice_is_sending_once(store: Subject) {
     four_batches(&store).await;
-    let entries = store.outbox.outstanding(NOW, 9, store.queue.stores_batches()).await.unwrap();
+    let entries = store
+        .outbox
+        .outstanding(OutstandingQuery {
+            due_by: NOW,
+            limit: 9,
+            with_batches: store.queue.stores_batches(),
+            except: &[],
+        })
+        .await
+        .unwrap();
     for _ in 0..2 {
         let outcomes = store.queue.send(&entries).await.unwrap();
         assert!(outcomes.iter().all(|(_, outcome)| *outcome == ItemOutcome::Ok));
