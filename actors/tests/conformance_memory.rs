@@ -1,6 +1,14 @@
 //! The fake keeps the contracts that it stands in for.
 
-use postrider_actors::testing::conformance::{self, Subject};
+use std::sync::Arc;
+
+use postrider_actors::{
+    ports::RateTable,
+    testing::{
+        MemoryRateTable,
+        conformance::{self, Subject},
+    },
+};
 
 async fn make() -> Subject {
     Subject::in_memory()
@@ -19,6 +27,11 @@ async fn queue() {
 #[tokio::test]
 async fn ledger() {
     conformance::ledger(make).await;
+}
+
+#[tokio::test]
+async fn rates() {
+    conformance::rates(|| async { Arc::new(MemoryRateTable::new()) as Arc<dyn RateTable> }).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
 
 use tokio::sync::{Notify, Semaphore};
 
@@ -6,36 +9,154 @@ use tokio::sync::{Notify, Semaphore};
 /// the destination's rate. (Measured: 3000 waiters on governor itself take 395 polls per permit and
 /// are served unfairly; one feeding task costs 15 times less.)
 #[derive(Clone, Debug)]
-pub struct Gate {
-    permits: Arc<Semaphore>,
-    taken: Arc<Notify>,
+pub struct Gate(Arc<Inside>);
+
+#[derive(Debug)]
+struct Inside {
+    permits: Semaphore,
+    /// Messages that wait.
+    waiting: AtomicU64,
+    /// Permits that were fed and are not spent yet, those that a waiter was given but has not seen included.
+    unspent: AtomicU64,
+    /// Messages that went through.
+    passed: AtomicU64,
+    /// A message passed or began to wait: for who feeds.
+    moved: Notify,
+    /// A message began to wait: for who leases the rate.
+    wanted: Notify,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { permits: Arc::new(Semaphore::new(0)), taken: Arc::default() }
+        Self(Arc::new(Inside {
+            permits: Semaphore::new(0),
+            waiting: AtomicU64::new(0),
+            unspent: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            moved: Notify::new(),
+            wanted: Notify::new(),
+        }))
+    }
+}
+
+/// A message that waits. Dropped when its turn has come, or when it gives its place up.
+struct Waiting<'a>(&'a Inside);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
     }
 }
 
 impl Gate {
     /// Waits for this message's turn. Cancelling it gives the place in the queue up.
     pub async fn pass(&self) {
-        if let Ok(permit) = self.permits.acquire().await {
-            permit.forget();
-            self.taken.notify_one();
-        }
+        let inside = &*self.0;
+        let permit = if let Ok(permit) = inside.permits.try_acquire() {
+            permit
+        } else {
+            inside.waiting.fetch_add(1, SeqCst);
+            let waiting = Waiting(inside);
+            inside.moved.notify_one();
+            inside.wanted.notify_one();
+            let permit = inside.permits.acquire().await.expect("a gate's semaphore is never closed");
+            // Before the permit counts as spent: see `unserved`.
+            drop(waiting);
+            permit
+        };
+        permit.forget();
+        inside.unspent.fetch_sub(1, SeqCst);
+        inside.passed.fetch_add(1, SeqCst);
+        inside.moved.notify_one();
     }
 
     /// Lets `count` messages through.
     pub fn feed(&self, count: u32) {
-        self.permits.add_permits(count as usize);
+        self.0.unspent.fetch_add(u64::from(count), SeqCst);
+        self.0.permits.add_permits(count as usize);
+    }
+
+    /// Takes back the permits that lie unused.
+    pub fn withdraw(&self) {
+        let taken_back = self.0.permits.forget_permits(usize::MAX >> 3);
+        self.0.unspent.fetch_sub(taken_back as u64, SeqCst);
     }
 
     /// Waits until less than `count` permits lie unused, so that an idle gate saves up no burst
     /// beyond what the limiter grants.
     pub async fn drained(&self, count: u32) {
-        while self.permits.available_permits() >= count as usize {
-            self.taken.notified().await;
+        while self.0.permits.available_permits() >= count as usize {
+            self.moved().await;
         }
+    }
+
+    /// Messages that wait and have no permit coming. It may miss one that is just passing, never count one
+    /// too many; [`Self::moved`] tells when it has passed.
+    pub fn unserved(&self) -> u64 {
+        // In this order: a message that passes leaves the waiting ones first.
+        let unspent = self.0.unspent.load(SeqCst);
+        self.0.waiting.load(SeqCst).saturating_sub(unspent)
+    }
+
+    /// Messages that went through since the gate was made.
+    pub fn passed(&self) -> u64 {
+        self.0.passed.load(SeqCst)
+    }
+
+    /// Waits until a message passes or begins to wait; returns at once if one has since the last call. For
+    /// one task only.
+    pub async fn moved(&self) {
+        self.0.moved.notified().await;
+    }
+
+    /// Waits until a message waits. For one task only.
+    pub async fn wanted(&self) {
+        while self.unserved() == 0 {
+            self.0.wanted.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_and_what_lies_unused_are_known() {
+        let gate = Gate::default();
+        assert!(timeout(Duration::from_secs(1), gate.wanted()).await.is_err());
+        let lanes: Vec<_> = (0..3)
+            .map(|_| {
+                let gate = gate.clone();
+                tokio::spawn(async move { gate.pass().await })
+            })
+            .collect();
+        gate.wanted().await;
+        tokio::task::yield_now().await;
+        assert_eq!((gate.unserved(), gate.passed()), (3, 0));
+        gate.feed(2);
+        assert_eq!((gate.unserved(), gate.passed()), (1, 0), "two have their permits but have not run yet");
+        for _ in 0..9 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((gate.unserved(), gate.passed()), (1, 2));
+        for lane in &lanes {
+            lane.abort();
+        }
+        for lane in lanes {
+            let _ = lane.await; // aborted or through
+        }
+        assert_eq!(gate.unserved(), 0, "who gave up does not wait");
+        gate.feed(2);
+        gate.pass().await;
+        assert_eq!(gate.passed(), 3);
+        gate.withdraw();
+        assert!(timeout(Duration::from_secs(1), gate.pass()).await.is_err(), "what lay unused is gone");
+        gate.feed(1);
+        gate.pass().await;
     }
 }

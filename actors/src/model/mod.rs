@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod body;
+pub mod bucket;
 pub mod builder;
 pub mod file;
 pub mod formats;
@@ -10,6 +11,7 @@ pub mod http_policy;
 pub mod ids;
 pub mod lease;
 pub mod outcome;
+pub mod rate_share;
 pub mod restart;
 pub mod retry;
 pub mod roster;

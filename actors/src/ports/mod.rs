@@ -11,6 +11,7 @@ mod inbox;
 mod ledger;
 mod outbox;
 mod queue;
+mod rates;
 mod webhook;
 
 pub use archive::{Cursor, Dispatch, Fetched, OutboxArchive, Page, PageQuery};
@@ -20,6 +21,7 @@ pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange
 pub use ledger::{Ledger, Settled, Settlement};
 pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox, OutboxEntry, OutstandingQuery};
 pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
+pub use rates::RateTable;
 pub use webhook::{Webhook, WebhookRequest};
 
 /// Why a store operation as a whole failed.

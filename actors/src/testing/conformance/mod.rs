@@ -5,6 +5,7 @@ mod histories;
 mod ledger;
 mod outbox;
 mod queue;
+mod rates;
 
 use std::{any::Any, future::Future, pin::Pin, sync::Arc};
 
@@ -12,6 +13,7 @@ pub use histories::history;
 pub use ledger::ledger;
 pub use outbox::outbox;
 pub use queue::queue;
+pub use rates::rates;
 
 use super::{fixtures, memory_store::MemoryStore};
 use crate::{
