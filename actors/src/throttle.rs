@@ -1,5 +1,8 @@
 //! Throttle: feeds the gates of rate-limited destinations, one task each, at the rate that governor
-//! grants. Rate is one control of three; concurrency is the roster's, delay the outbox's.
+//! grants, or at this process's share of it if several processes deliver ([`RateShares`]). Rate is one
+//! control of three; concurrency is the roster's, delay the outbox's.
+
+mod shared;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -8,15 +11,19 @@ use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
 };
+use tokio::sync::watch;
 
 use crate::{
     flow::{Gate, Progress},
-    ports::Clock,
+    ports::{Clock, RateTable},
     supervision::Drain,
 };
 
 /// Only control messages come in.
 pub const MAILBOX: usize = 4;
+
+/// The name of the gate over all destinations: none that a destination can have.
+pub const ALL: &str = "*";
 
 /// How finely permits are dealt out: a feed of less than this much time is not worth a wake-up.
 const GRAIN: Duration = Duration::from_millis(1);
@@ -24,7 +31,7 @@ const GRAIN: Duration = Duration::from_millis(1);
 /// A limited gate.
 #[derive(Clone, Debug)]
 pub struct LimitedGate {
-    /// What it is for: a destination's name, or `all`.
+    /// What it is for: a destination's name, or [`ALL`].
     pub name: Arc<str>,
     /// The gate.
     pub gate: Gate,
@@ -32,6 +39,16 @@ pub struct LimitedGate {
     pub rate_per_s: NonZeroU32,
     /// Messages at once after a pause; at least 1.
     pub burst: NonZeroU32,
+}
+
+/// How rates are shared with other processes.
+#[derive(Clone)]
+pub struct RateShares {
+    /// Where the leases are.
+    pub table: Arc<dyn RateTable>,
+    /// This process's name. No two living processes may have the same; the simplest is one that is
+    /// different at each start.
+    pub process: Arc<str>,
 }
 
 /// What a throttle works with.
@@ -43,18 +60,23 @@ pub struct ThrottleSetup {
     pub clock: Arc<dyn Clock>,
     /// Sign of life.
     pub progress: Progress,
+    /// With whom the rates are shared; `None` if this process has them to itself.
+    pub shares: Option<RateShares>,
 }
 
 /// The actor.
 pub struct Throttle {
     setup: ThrottleSetup,
     generation: u64,
+    closing: watch::Sender<bool>,
+    /// Leases that are yet to be given back.
+    holders: usize,
 }
 
 impl Throttle {
     /// A throttle in its `generation`-th life.
     pub fn new(setup: ThrottleSetup, generation: u64) -> Self {
-        Self { setup, generation }
+        Self { setup, generation, closing: watch::Sender::new(false), holders: 0 }
     }
 }
 
@@ -65,7 +87,18 @@ impl Actor for Throttle {
         // A fresh limiter grants a fresh burst: after a restart that would exceed the rate.
         let grant_burst = self.generation == 1;
         for gate in self.setup.gates.clone() {
-            context.spawn(feed(gate, grant_burst).into_actor(self));
+            if let Some(shares) = self.setup.shares.clone() {
+                let share = shared::run(gate, shares, self.setup.clock.clone(), self.closing.subscribe());
+                self.holders += 1;
+                context.spawn(share.into_actor(self).map(|(), this, context| {
+                    this.holders -= 1;
+                    if this.holders == 0 {
+                        context.stop(); // drained
+                    }
+                }));
+            } else {
+                context.spawn(feed(gate, grant_burst).into_actor(self));
+            }
         }
         context.run_interval(Duration::from_secs(1), |this, _| {
             failpoint!("panic.throttle");
@@ -78,7 +111,11 @@ impl Handler<Drain> for Throttle {
     type Result = ();
 
     fn handle(&mut self, _: Drain, context: &mut Self::Context) {
-        context.stop();
+        // Others get our shares at once instead of when the leases end.
+        self.closing.send_replace(true);
+        if self.holders == 0 {
+            context.stop();
+        }
     }
 }
 

@@ -307,7 +307,7 @@ fn delivery_specs(
         gates.push(limited.clone());
         Some(limited.gate)
     };
-    let all = gate("all", config.delivery.rate);
+    let all = gate(throttle::ALL, config.delivery.rate);
     let destinations: Vec<_> = config
         .destinations
         .iter()
@@ -351,7 +351,12 @@ fn share(total: usize, worker: usize, workers: usize) -> usize {
 fn throttle_spec(machine: &Machine, gates: Vec<LimitedGate>) -> ChildSpec {
     let (clock, mark) = (machine.clock.clone(), mark(machine));
     let factory = move |birth: Birth| {
-        let setup = ThrottleSetup { gates: gates.clone(), clock: clock.clone(), progress: mark(&birth) };
+        let setup = ThrottleSetup {
+            gates: gates.clone(),
+            clock: clock.clone(),
+            progress: mark(&birth),
+            shares: None,
+        };
         let generation = birth.id.generation;
         birth.start(throttle::MAILBOX, move |_| Throttle::new(setup, generation)).recipient()
     };

@@ -42,6 +42,12 @@ const DRIFT: u32 = 32;
 /// The part of the capacity that all idle processes together keep, so that each can begin at once.
 const FLOOR: u64 = 20;
 
+/// The part of the limit that is granted to nobody: a second that is cut out of an even flow may hold one
+/// message more than the rate, from each process. Not more than a twentieth.
+fn headroom(capacity_milli: u64, processes: usize) -> u64 {
+    (processes as u64 * 1000).min(capacity_milli / 20)
+}
+
 /// How long a process waits between two renewals if `processes` share the rate.
 pub fn refresh(processes: usize) -> Duration {
     REFRESH.max(REFRESH_PER_PROCESS * u32::try_from(processes).unwrap_or(u32::MAX))
@@ -115,8 +121,8 @@ impl RateLeases {
             return Err(TooManyProcesses);
         }
         let processes = leases.len() + 1;
-        let capacity =
-            leases.iter().map(|lease| lease.capacity_milli).fold(wish.capacity_milli, std::cmp::min);
+        let limit = leases.iter().map(|lease| lease.capacity_milli).fold(wish.capacity_milli, std::cmp::min);
+        let capacity = limit - headroom(limit, processes);
         let floor = capacity / FLOOR / processes as u64;
         let others: Vec<_> = leases.iter().map(|lease| lease.wants_milli.clamp(floor, capacity)).collect();
         let fair = fair_share(capacity, wish.wants_milli.clamp(floor, capacity), others);
@@ -276,10 +282,14 @@ impl RateShare {
         self.known = None;
     }
 
-    /// The table to write on the way out: nothing is held from here on. `None` if there is nothing to give
-    /// back, or the table is not known.
-    pub fn give_back(&mut self) -> Option<RateLeases> {
+    /// Nothing is held from here on, whatever the table says.
+    pub fn stop(&mut self) {
         self.held.rate_milli = 0;
+    }
+
+    /// The table to write on the way out, after [`Self::stop`]. `None` if there is no lease to give back, or
+    /// the table is not known.
+    pub fn give_back(&self) -> Option<RateLeases> {
         let known = self.known.as_ref()?;
         known.of(&self.me).map(|_| known.release(&self.me))
     }
@@ -302,16 +312,39 @@ impl Demand {
         Self { wants_milli: capacity_milli }
     }
 
-    /// The wants after a time `over` in which `passed` messages went through. If messages wait now, how much
-    /// would go is not known and everything is wanted. Otherwise twice of what passed, so that demand can
-    /// grow without waiting; after a lull the estimate is halved at most, so that batches that come in gusts
-    /// find their share.
-    pub fn measure(&mut self, passed: u64, waiting: bool, over: Duration, capacity_milli: u64) -> u64 {
+    /// The wants after a time `over` in which `passed` messages went through, and messages waited for their
+    /// turn for `waited` of it.
+    ///
+    /// If they waited for a quarter of the time or more, how much would go is not known and everything is
+    /// wanted. Otherwise twice of what passed, so that demand can grow without waiting; after a lull the
+    /// estimate is halved at most, so that batches that come in gusts find their share.
+    pub fn measure(&mut self, passed: u64, waited: Duration, over: Duration, capacity_milli: u64) -> u64 {
         let over_ms = over.as_millis().max(1);
         let twice = u64::try_from(u128::from(passed) * 2_000_000 / over_ms).unwrap_or(u64::MAX);
-        let wants = if waiting { capacity_milli } else { twice.max(self.wants_milli / 2) };
+        let starved = waited.as_millis() * 4 >= over_ms;
+        let wants = if starved { capacity_milli } else { twice.max(self.wants_milli / 2) };
         self.wants_milli = wants.min(capacity_milli);
         self.wants_milli
+    }
+}
+
+/// How long messages have waited at a gate, told by who feeds it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waits {
+    total: Duration,
+    since: Option<MonoMs>,
+}
+
+impl Waits {
+    /// Whether a message waits, from `now` on.
+    pub fn note(&mut self, waiting: bool, now: MonoMs) {
+        self.total = self.total(now);
+        self.since = waiting.then_some(now);
+    }
+
+    /// All time up to `now` in which one waited.
+    pub fn total(&self, now: MonoMs) -> Duration {
+        self.total + self.since.map_or(Duration::ZERO, |since| now.since(since))
     }
 }
 

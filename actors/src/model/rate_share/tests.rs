@@ -40,14 +40,15 @@ fn shares_are_those_of_doorman_s_documentation() {
 #[test]
 fn a_newcomer_gets_its_share_when_the_others_have_renewed() {
     let mut table = RateLeases::default();
-    assert_eq!(round(&mut table, &[100_000]), [100_000]);
-    assert_eq!(round(&mut table, &[100_000, 100_000]), [100_000, 0]);
-    assert_eq!(round(&mut table, &[100_000, 100_000]), [50_000, 50_000]);
+    // One message per second and process is held back.
+    assert_eq!(round(&mut table, &[100_000]), [99_000]);
+    assert_eq!(round(&mut table, &[100_000, 100_000]), [99_000, 0]);
+    assert_eq!(round(&mut table, &[100_000, 100_000]), [49_000, 49_000]);
     let joined = table.renew("2", wish(100_000), |_| true).unwrap();
     assert_eq!(joined.of("2").unwrap().rate_milli, 0, "everything is covered by the others' leases");
     table = joined;
     let thirds = round(&mut table, &[100_000, 100_000, 100_000]);
-    assert_eq!(thirds, [33_333, 33_333, 33_333]);
+    assert_eq!(thirds, [32_333, 32_333, 32_333]);
 }
 
 #[test]
@@ -56,9 +57,9 @@ fn idle_processes_keep_a_floor_and_leave_the_rest() {
     round(&mut table, &[100_000, 0, 0, 0]);
     round(&mut table, &[100_000, 0, 0, 0]);
     // A twentieth is for all idle ones together, by fours here.
-    assert_eq!(round(&mut table, &[100_000, 0, 0, 0]), [96_250, 1_250, 1_250, 1_250]);
+    assert_eq!(round(&mut table, &[100_000, 0, 0, 0]), [92_400, 1_200, 1_200, 1_200]);
     round(&mut table, &[100_000, 0, 0, 100_000]);
-    assert_eq!(round(&mut table, &[100_000, 0, 0, 100_000]), [48_750, 1_250, 1_250, 48_750]);
+    assert_eq!(round(&mut table, &[100_000, 0, 0, 100_000]), [46_800, 1_200, 1_200, 46_800]);
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn what_is_not_live_falls_away_and_what_is_live_is_kept_free() {
     assert_eq!(renewed.of("dead"), None);
     assert_eq!(renewed.of("live"), table.of("live"));
     let mine = renewed.of("me").unwrap();
-    assert_eq!((mine.rate_milli, mine.renewed, mine.lease_ms), (50_000, 8, 4_000));
+    assert_eq!((mine.rate_milli, mine.renewed, mine.lease_ms), (49_000, 8, 4_000));
     let left = renewed.release("me");
     assert_eq!((left.version, left.of("me"), left.leases.len()), (9, None, 1));
 }
@@ -82,13 +83,13 @@ fn the_lowest_limit_counts_while_configurations_differ() {
     };
     let rate = |table: &RateLeases, me: &str| table.of(me).unwrap().rate_milli;
     let mut table = ask(&RateLeases::default(), "old", 100_000);
-    assert_eq!(rate(&table, "old"), 100_000);
+    assert_eq!(rate(&table, "old"), 99_000);
     table = ask(&table, "new", 40_000);
     assert_eq!(rate(&table, "new"), 0);
     for _ in 0..2 {
         table = ask(&ask(&table, "old", 100_000), "new", 40_000);
     }
-    assert_eq!((rate(&table, "old"), rate(&table, "new")), (20_000, 20_000));
+    assert_eq!((rate(&table, "old"), rate(&table, "new")), (19_000, 19_000));
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a_lease_has_ended_when_its_mark_stands_still() {
     };
     assert_eq!(rate_at(&mut share, 5_124), 0);
     assert!(share.must_read(MonoMs(5_124)));
-    assert_eq!(rate_at(&mut share, 5_125), 100_000, "4 s and a thirty-second part of it");
+    assert_eq!(rate_at(&mut share, 5_125), 99_000, "4 s and a thirty-second part of it");
     assert!(!share.must_read(MonoMs(5_125)));
     share.learn(RateLeases { version: 10, leases: vec![RateLease { renewed: 10, ..other }] }, MonoMs(5_200));
     assert_eq!(rate_at(&mut share, 9_000), 0, "it was renewed after all");
@@ -130,7 +131,7 @@ fn less_is_used_before_it_is_asked_for_and_more_after_it_is_granted() {
     let all = share.ask(100_000, MonoMs(0)).unwrap().unwrap();
     assert_eq!(rate(&share, 0), 0);
     share.granted(all);
-    assert_eq!((rate(&share, 3_999), rate(&share, 4_000)), (100_000, 0));
+    assert_eq!((rate(&share, 3_999), rate(&share, 4_000)), (99_000, 0));
     // Asks for less; the answer is lost.
     share.ask(10_000, MonoMs(1_000)).unwrap().unwrap();
     assert_eq!(rate(&share, 1_000), 10_000);
@@ -156,15 +157,29 @@ fn bursts_of_all_together_are_the_configured_one() {
 #[test]
 fn demand_follows_what_passed_and_what_waits() {
     let mut demand = Demand::unknown(100_000);
-    let second = Duration::from_secs(1);
-    assert_eq!(demand.measure(0, false, second, 100_000), 50_000);
-    assert_eq!(demand.measure(30, false, second, 100_000), 60_000);
-    assert_eq!(demand.measure(30, true, second, 100_000), 100_000);
-    assert_eq!(demand.measure(60, false, second, 100_000), 100_000);
-    assert_eq!(demand.measure(1, false, Duration::from_millis(100), 100_000), 50_000);
-    assert_eq!(demand.measure(u64::MAX, false, Duration::ZERO, 100_000), 100_000);
-    let idle = (0..20).map(|_| demand.measure(0, false, second, 100_000)).last();
+    let (none, second) = (Duration::ZERO, Duration::from_secs(1));
+    assert_eq!(demand.measure(0, none, second, 100_000), 50_000);
+    assert_eq!(demand.measure(30, Duration::from_millis(249), second, 100_000), 60_000);
+    assert_eq!(demand.measure(30, Duration::from_millis(250), second, 100_000), 100_000);
+    assert_eq!(demand.measure(60, none, second, 100_000), 100_000);
+    assert_eq!(demand.measure(1, none, Duration::from_millis(100), 100_000), 50_000);
+    assert_eq!(demand.measure(u64::MAX, none, Duration::ZERO, 100_000), 100_000);
+    let idle = (0..20).map(|_| demand.measure(0, none, second, 100_000)).last();
     assert_eq!(idle, Some(0));
+}
+
+#[test]
+fn waits_add_up() {
+    let mut waits = Waits::default();
+    let total = |waits: &Waits, now| waits.total(MonoMs(now)).as_millis();
+    waits.note(false, MonoMs(100));
+    assert_eq!(total(&waits, 300), 0);
+    waits.note(true, MonoMs(300));
+    waits.note(true, MonoMs(350));
+    assert_eq!(total(&waits, 400), 100);
+    waits.note(false, MonoMs(500));
+    waits.note(true, MonoMs(900));
+    assert_eq!(total(&waits, 1_000), 300);
 }
 
 proptest! {
