@@ -295,6 +295,3 @@ impl Holder {
 fn no_answer() -> StoreError {
     StoreError::Unknown(format!("no answer within {CALL_TIMEOUT:?}"))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,19 +1,20 @@
 //! Three processes on one table, in virtual time: each is a throttle of its own with a gate and lanes.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Addr, AsyncContext as _, Context};
-use tokio::{task::JoinHandle, time::Instant};
-
-use super::*;
-use crate::{
-    flow::ProgressBoard,
-    model::{rate_share::lease, time::UnixMs},
-    ports::RateTable as _,
+use postrider_actors::{
+    flow::{Gate, ProgressBoard},
+    model::{
+        rate_share::lease,
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Clock, RateTable as _},
     supervision::Drain,
     testing::MemoryRateTable,
-    throttle::{Throttle, ThrottleSetup},
+    throttle::{LimitedGate, RateShares, Throttle, ThrottleSetup},
 };
+use tokio::{task::JoinHandle, time::Instant};
 
 /// Virtual time, and each process's own idea of it.
 struct VirtualClock {
