@@ -1,5 +1,7 @@
 //! Implementations of the ports: where SQL, HTTP and files live.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod clock;
 pub mod embedded;
 pub mod inbox;

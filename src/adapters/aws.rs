@@ -1,0 +1,195 @@
+//! What the adapters of AWS services share: the SDK's setup, and how their calls are watched.
+//!
+//! Credentials come from the SDK's own chain and from nowhere else: environment, shared files and profiles, SSO,
+//! web identity, ECS and EC2 metadata ("Credential providers", AWS SDK for Rust developer guide).
+
+use std::{fmt, time::Duration};
+
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, retry::RetryConfig,
+    stalled_stream_protection::StalledStreamProtectionConfig, timeout::TimeoutConfig,
+};
+use aws_smithy_http_client::{
+    Builder as HttpClientBuilder,
+    tls::{Provider, rustls_provider::CryptoMode},
+};
+
+/// How AWS is reached.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AwsSettings {
+    /// The region; `None`: as the SDK finds it (`AWS_REGION`, the profile, the instance).
+    pub region: Option<String>,
+    /// The profile of the shared files; `None`: `AWS_PROFILE` or the default one.
+    pub profile: Option<String>,
+    /// Where SQS is; `None`: at AWS, or where `AWS_ENDPOINT_URL_SQS` says.
+    pub sqs_endpoint_url: Option<String>,
+    /// Where DynamoDB is; `None`: at AWS, or where `AWS_ENDPOINT_URL_DYNAMODB` says.
+    pub dynamodb_endpoint_url: Option<String>,
+    /// Until a connection stands.
+    pub connect_timeout: Duration,
+    /// Until a request is answered. A long poll takes its waiting time in addition.
+    pub attempt_timeout: Duration,
+    /// Tries inside the SDK, the first included; at least 1. The adapters have retries of their own, which
+    /// know what may be repeated; one more try here only mends a connection that was closed while it was idle.
+    pub max_attempts: u32,
+}
+
+impl Default for AwsSettings {
+    fn default() -> Self {
+        Self {
+            region: None,
+            profile: None,
+            sqs_endpoint_url: None,
+            dynamodb_endpoint_url: None,
+            connect_timeout: Duration::from_secs(3),
+            attempt_timeout: Duration::from_secs(10),
+            max_attempts: 2,
+        }
+    }
+}
+
+impl fmt::Debug for AwsSettings {
+    /// Without what an endpoint's URL may hold before its host (I10).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bare = |url: &Option<String>| {
+            url.as_deref().map(|url| url.rsplit_once('@').map_or(url, |(_, host)| host).to_owned())
+        };
+        f.debug_struct("AwsSettings")
+            .field("region", &self.region)
+            .field("profile", &self.profile)
+            .field("sqs_endpoint_url", &bare(&self.sqs_endpoint_url))
+            .field("dynamodb_endpoint_url", &bare(&self.dynamodb_endpoint_url))
+            .field("connect_timeout", &self.connect_timeout)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("max_attempts", &self.max_attempts)
+            .finish()
+    }
+}
+
+impl AwsSettings {
+    /// The bounds on one call; `waiting` is how long the service is asked to hold the answer back.
+    pub fn timeouts(&self, waiting: Duration) -> TimeoutConfig {
+        let attempt = self.attempt_timeout + waiting;
+        TimeoutConfig::builder()
+            .connect_timeout(self.connect_timeout)
+            .operation_attempt_timeout(attempt)
+            // Between the tries the SDK waits a second at most.
+            .operation_timeout((attempt + Duration::from_secs(1)) * self.max_attempts.max(1))
+            .build()
+    }
+}
+
+/// The SDK's configuration for all services. Endpoints are the services' own: see [`sqs_client`] and
+/// [`dynamodb_client`]. Fetches no credentials yet; the first call does.
+pub async fn sdk_config(settings: &AwsSettings) -> SdkConfig {
+    let http = HttpClientBuilder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let retries = match settings.max_attempts {
+        0 | 1 => RetryConfig::disabled(),
+        attempts => {
+            RetryConfig::standard().with_max_attempts(attempts).with_max_backoff(Duration::from_secs(1))
+        }
+    };
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .retry_config(retries)
+        .timeout_config(settings.timeouts(Duration::ZERO))
+        // It watches streamed bodies; ours are read whole within the attempt's timeout.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    if let Some(region) = &settings.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    loader.load().await
+}
+
+/// A client of SQS.
+pub fn sqs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_sqs::Client {
+    let mut builder = aws_sdk_sqs::config::Builder::from(config);
+    if let Some(url) = &settings.sqs_endpoint_url {
+        builder = builder.endpoint_url(url);
+    }
+    aws_sdk_sqs::Client::from_conf(builder.build())
+}
+
+/// A client of DynamoDB.
+pub fn dynamodb_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_dynamodb::Client {
+    let mut builder = aws_sdk_dynamodb::config::Builder::from(config);
+    if let Some(url) = &settings.dynamodb_endpoint_url {
+        builder = builder.endpoint_url(url);
+    }
+    aws_sdk_dynamodb::Client::from_conf(builder.build())
+}
+
+/// How a call to a service ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallOutcome {
+    /// Answered; every item was taken.
+    Ok,
+    /// Answered; some items were not taken.
+    Partial,
+    /// The service asks for fewer calls.
+    Throttled,
+    /// The service refused.
+    Refused,
+    /// No answer that could be read: it may have happened.
+    Unknown,
+}
+
+impl CallOutcome {
+    /// The word for logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Partial => "partial",
+            Self::Throttled => "throttled",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Watches calls to services (S2.7): for metrics. It must not block.
+pub trait ApiObserver: Send + Sync {
+    /// A call has ended. `items`: how many entries, messages or rows it carried either way.
+    fn call(
+        &self,
+        service: &'static str,
+        operation: &'static str,
+        outcome: CallOutcome,
+        latency: Duration,
+        items: usize,
+    );
+
+    /// Items of an answered call that were not taken, and why, in the service's own word.
+    fn rejected(&self, _service: &'static str, _operation: &'static str, _why: &str, _items: usize) {}
+
+    /// Capacity that a call consumed; `index` is `None` for the table itself.
+    fn capacity(&self, _table: &str, _index: Option<&str>, _units: f64) {}
+}
+
+impl ApiObserver for () {
+    fn call(&self, _: &'static str, _: &'static str, _: CallOutcome, _: Duration, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_poll_may_take_its_waiting_time_and_every_try_has_its_own() {
+        let settings = AwsSettings { max_attempts: 3, ..AwsSettings::default() };
+        let timeouts = settings.timeouts(Duration::from_secs(20));
+        assert_eq!(timeouts.operation_attempt_timeout(), Some(Duration::from_secs(30)));
+        assert_eq!(timeouts.operation_timeout(), Some(Duration::from_secs(93)));
+    }
+
+    #[test]
+    fn i10_debug_shows_no_credentials_of_an_endpoint() {
+        let url = Some("http://someone:secret@localhost:4566/".to_owned());
+        let settings = AwsSettings { sqs_endpoint_url: url, ..AwsSettings::default() };
+        let printed = format!("{settings:?}");
+        assert!(!printed.contains("secret") && printed.contains("localhost:4566"), "{printed}");
+    }
+}
