@@ -1,4 +1,4 @@
-//! The fake keeps the contracts that it stands in for.
+//! The fake keeps the contracts that it stands in for, with its own queue and with one that only carries.
 
 use std::sync::Arc;
 
@@ -14,9 +14,14 @@ async fn make() -> Subject {
     Subject::in_memory()
 }
 
+async fn carried() -> Subject {
+    Subject::in_memory().carried(1)
+}
+
 #[tokio::test]
 async fn outbox() {
     conformance::outbox(make).await;
+    conformance::outbox(carried).await;
 }
 
 #[tokio::test]
@@ -25,8 +30,22 @@ async fn queue() {
 }
 
 #[tokio::test]
+async fn a_queue_that_only_carries() {
+    for seed in 0..100 {
+        conformance::queue(|| async move { Subject::in_memory().carried(seed) }).await;
+    }
+}
+
+#[tokio::test]
 async fn ledger() {
     conformance::ledger(make).await;
+    conformance::ledger(carried).await;
+}
+
+#[tokio::test]
+async fn claims() {
+    conformance::claims(make).await;
+    conformance::claims(carried).await;
 }
 
 #[tokio::test]
@@ -38,5 +57,6 @@ async fn rates() {
 async fn histories() {
     for seed in 0..300 {
         conformance::history(make().await, seed).await;
+        conformance::history(Subject::in_memory().carried(seed), seed).await;
     }
 }

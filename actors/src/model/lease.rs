@@ -21,6 +21,25 @@ pub struct LeaseToken {
     pub fence: u64,
 }
 
+/// Whether `holder` can be nobody any more, since `asks` is a later life of its process.
+///
+/// The holder of a claim is named `NODE-START/WORKER`, e.g. `9f3c62d4a1b07e58-12/delivery-0#3`: where the process
+/// runs, how often it has been started there, and which worker of it. One process at a time runs on a node,
+/// so an earlier start has ended. Names of another form are never of the same process.
+pub fn is_earlier_life(holder: &str, asks: &str) -> bool {
+    let life = |name: &str| -> Option<(String, u64)> {
+        let (process, _) = name.split_once('/')?;
+        let (node, start) = process.rsplit_once('-')?;
+        Some((node.to_owned(), start.parse().ok()?))
+    };
+    match (life(holder), life(asks)) {
+        (Some((node, start)), Some((asking_node, asking_start))) => {
+            node == asking_node && start < asking_start
+        }
+        _ => false,
+    }
+}
+
 /// A leased batch.
 #[derive(Clone)]
 pub struct Lease {
@@ -56,5 +75,23 @@ impl fmt::Debug for Lease {
             .field("count", &self.states.0.len())
             .field("losses", &self.losses)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_earlier_start_on_the_same_node_is_gone() {
+        assert!(is_earlier_life("node-a-9/delivery-0#7", "node-a-10/delivery-1#1"));
+        assert!(
+            !is_earlier_life("node-a-10/w#1", "node-a-10/w#2"),
+            "a worker's own supervisor says when it is gone"
+        );
+        assert!(!is_earlier_life("node-a-10/w#1", "node-a-9/w#1"));
+        assert!(!is_earlier_life("node-b-9/w#1", "node-a-10/w#1"));
+        assert!(!is_earlier_life("w-1", "w-2"));
+        assert!(!is_earlier_life("node-x/w", "node-10/w"));
     }
 }

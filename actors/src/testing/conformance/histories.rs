@@ -17,7 +17,8 @@ use crate::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Appended, Lease, LeaseRequest, OutstandingQuery, Release, Settlement},
+    ports::{Appended, Lease, LeaseRequest, OutboxEntry, Release, Settlement},
+    testing::MemoryStore,
 };
 
 const STEPS: usize = 120;
@@ -26,9 +27,11 @@ const DESTINATIONS: [&str; 2] = ["d", "e"];
 /// Plays the history of `seed` on an empty store and on the fake in lockstep, then lets the faults stop.
 /// Panics, with the seed, where they differ or an invariant breaks.
 pub async fn history(subject: Subject, seed: u64) {
+    let store = Arc::new(MemoryStore::new());
     let mut world = World {
         subject,
-        fake: Subject::in_memory(),
+        fake: Subject::of(store.clone()),
+        store,
         rng: SmallRng::seed_from_u64(seed),
         seed,
         now: UnixMs(1_000_000),
@@ -47,6 +50,8 @@ pub async fn history(subject: Subject, seed: u64) {
 struct World {
     subject: Subject,
     fake: Subject,
+    /// The fake's own store.
+    store: Arc<MemoryStore>,
     rng: SmallRng,
     seed: u64,
     now: UnixMs,
@@ -58,6 +63,10 @@ struct World {
 }
 
 impl World {
+    fn only_carries(&self) -> bool {
+        self.subject.queue.stores_batches()
+    }
+
     async fn step(&mut self) {
         match self.rng.random_range(0..14) {
             0..=1 => self.append().await,
@@ -99,24 +108,20 @@ impl World {
 
     async fn dispatch(&mut self) {
         let limit = self.rng.random_range(1..5);
-        let entries = self
-            .subject
-            .outbox
-            .outstanding(OutstandingQuery { due_by: self.now, limit, with_batches: false, except: &[] })
-            .await
-            .unwrap();
-        let expected = self
-            .fake
-            .outbox
-            .outstanding(OutstandingQuery { due_by: self.now, limit, with_batches: false, except: &[] })
-            .await
-            .unwrap();
-        let brief = |entries: &[crate::ports::OutboxEntry]| -> Vec<_> {
+        self.subject.set_time(self.now);
+        let entries = self.subject.outstanding(self.now, limit).await;
+        let expected = self.fake.outstanding(self.now, limit).await;
+        let brief = |entries: &[OutboxEntry]| -> Vec<_> {
             entries.iter().map(|entry| (entry.id, entry.count, entry.not_before)).collect()
         };
         assert_eq!(brief(&entries), brief(&expected), "seed {}", self.seed);
-        let stored = self.subject.queue.send(&entries).await.unwrap();
-        assert_eq!(stored, self.fake.queue.send(&expected).await.unwrap(), "seed {}", self.seed);
+        if self.only_carries() {
+            // The outbox learns of it only by what is marked, or claimed.
+            self.subject.send(&entries).await;
+        } else {
+            let stored = self.subject.queue.send(&entries).await.unwrap();
+            assert_eq!(stored, self.fake.queue.send(&expected).await.unwrap(), "seed {}", self.seed);
+        }
         // A crash in between, now and then: it is sent again and must not be doubled.
         if self.rng.random_bool(0.8) {
             let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
@@ -132,8 +137,14 @@ impl World {
             wants: vec![(destination.into(), self.rng.random_range(1..4))],
             until: MonoMs(self.rng.random_range(0..1_000)),
         };
-        let leases = self.subject.queue.lease(request.clone()).await.unwrap();
-        let expected = self.fake.queue.lease(request).await.unwrap();
+        let leases = self.subject.lease_all(request.clone()).await;
+        let expected = if self.only_carries() {
+            // Which ones it chooses is its own business.
+            let ids: Vec<_> = leases.iter().map(|lease| lease.token.batch).collect();
+            self.store.lease_these(&request.holder, &ids, request.until)
+        } else {
+            self.fake.queue.lease(request).await.unwrap()
+        };
         let brief = |leases: &[Lease]| -> Vec<_> {
             leases
                 .iter()
@@ -187,7 +198,9 @@ impl World {
         let settlement = Settlement { token: lease.token, verdicts, retries };
         let answer = self.subject.ledger.settle(vec![settlement.clone()]).await;
         assert_eq!(answer, self.fake.ledger.settle(vec![settlement]).await, "seed {}", self.seed);
-        answer.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed));
+        let settled = answer.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed))[0];
+        self.subject.tell_queue(lease, settled).await;
+        self.fake.tell_queue(lease, settled).await;
     }
 
     async fn release(&mut self) {
@@ -203,11 +216,15 @@ impl World {
     async fn rescue(&mut self) {
         let (now, holder) =
             (MonoMs(self.rng.random_range(0..1_000)), format!("w-{}", self.rng.next_u32() % 3));
-        let lost = self.subject.queue.rescue(now).await;
-        assert_eq!(lost, self.fake.queue.rescue(now).await, "seed {}", self.seed);
+        // One that only carries may count a lease whose batch was settled under its holder's hands.
+        let exact = !self.only_carries();
+        let (lost, expected) =
+            (self.subject.queue.rescue(now).await.unwrap(), self.fake.queue.rescue(now).await.unwrap());
+        assert!(lost == expected || !exact && lost >= expected, "seed {}: {lost:?}, {expected:?}", self.seed);
         if self.rng.random_bool(0.3) {
-            let lost = self.subject.queue.release_holder(&holder).await;
-            assert_eq!(lost, self.fake.queue.release_holder(&holder).await, "seed {}", self.seed);
+            let lost = self.subject.queue.release_holder(&holder).await.unwrap();
+            let expected = self.fake.queue.release_holder(&holder).await.unwrap();
+            assert!(lost == expected || !exact && lost >= expected, "seed {}: {lost:?}", self.seed);
         }
     }
 

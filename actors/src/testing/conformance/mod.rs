@@ -1,21 +1,23 @@
 //! What every implementation of the store ports must do, the fake too. Each suite takes a factory and
 //! asks it for an empty store per case; it panics with the case's name on the first that fails.
 
+mod claims;
 mod histories;
 mod ledger;
 mod outbox;
 mod queue;
 mod rates;
 
-use std::{any::Any, future::Future, pin::Pin, sync::Arc};
+use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
 
+pub use claims::claims;
 pub use histories::history;
 pub use ledger::ledger;
 pub use outbox::outbox;
 pub use queue::queue;
 pub use rates::rates;
 
-use super::{fixtures, memory_store::MemoryStore};
+use super::{Carrier, CarrierFaults, CarrierQueue, FakeClock, fixtures, memory_store::MemoryStore};
 use crate::{
     model::{
         file::{DestinationCounts, FileRecord},
@@ -23,7 +25,10 @@ use crate::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Lease, LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settled, Settlement},
+    ports::{
+        Claims, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue,
+        Release, Settled, Settlement,
+    },
 };
 
 /// Sends every dead message again, as an operator would; returns how many.
@@ -32,7 +37,18 @@ pub type Redrive = Box<dyn Fn(UnixMs) -> Pin<Box<dyn Future<Output = usize>>>>;
 /// Enables a destination, as an operator would.
 pub type Enable = Box<dyn Fn(&str)>;
 
-/// An empty store under test: three ports that belong together.
+/// How long a queue may take to hand out what it was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Patience {
+    /// Asked again for so long before what does not come counts as missing; and so long nothing may come
+    /// where nothing is due. Zero for a queue that answers at once.
+    pub arrival: Duration,
+}
+
+/// An empty store under test: ports that belong together.
+///
+/// A queue that only carries (`stores_batches`) need not lease in order, may be of another opinion than the
+/// outbox for a while about what is dispatched, and is told when a batch is done; all else holds for it too.
 pub struct Subject {
     /// The outbox.
     pub outbox: Arc<dyn Outbox>,
@@ -40,6 +56,12 @@ pub struct Subject {
     pub queue: Arc<dyn Queue>,
     /// The ledger of both.
     pub ledger: Arc<dyn Ledger>,
+    /// The claims on its batches.
+    pub claims: Arc<dyn Claims>,
+    /// The clock that the queue goes by, if it goes by one. The suites set its wall.
+    pub clock: Option<Arc<FakeClock>>,
+    /// How long the queue may take.
+    pub patience: Patience,
     /// The operator's redrive.
     pub redrive: Redrive,
     /// The operator's way to enable a destination.
@@ -51,12 +73,18 @@ pub struct Subject {
 impl Subject {
     /// The fake.
     pub fn in_memory() -> Self {
-        let store = Arc::new(MemoryStore::new());
+        Self::of(Arc::new(MemoryStore::new()))
+    }
+
+    fn of(store: Arc<MemoryStore>) -> Self {
         let (redriven, enabled) = (store.clone(), store.clone());
         Self {
             outbox: store.clone(),
             queue: store.clone(),
-            ledger: store,
+            ledger: store.clone(),
+            claims: store,
+            clock: None,
+            patience: Patience::default(),
             redrive: Box::new(move |now| {
                 let store = redriven.clone();
                 Box::pin(async move { store.redrive(now) })
@@ -66,19 +94,64 @@ impl Subject {
         }
     }
 
+    /// The same store with a queue that only carries, doubles and reorders; `seed` decides how.
+    #[must_use]
+    pub fn carried(self, seed: u64) -> Self {
+        let faults = CarrierFaults {
+            duplicate: 0.2,
+            reorder: true,
+            refuse: 0.1,
+            unanswered: 0.1,
+            // What is hidden so comes when time passes, which it does not in most cases.
+            unanswered_receive: 0.0,
+        };
+        let clock = Arc::new(FakeClock::at(NOW));
+        let carrier = Arc::new(Carrier::new(seed, faults));
+        let queue = CarrierQueue::new(carrier, self.claims.clone(), clock.clone(), "node-1", Duration::ZERO);
+        Self { queue: Arc::new(queue), clock: Some(clock), ..self }
+    }
+
+    fn set_time(&self, now: UnixMs) {
+        if let Some(clock) = &self.clock {
+            clock.set_wall(now);
+        }
+    }
+
+    /// What is outstanding and due at `now`, with what the queue needs of it.
+    async fn outstanding(&self, now: UnixMs, limit: usize) -> Vec<OutboxEntry> {
+        let with_batches = self.queue.stores_batches();
+        let query = OutstandingQuery { due_by: now, limit, with_batches, except: &[] };
+        self.outbox.outstanding(query).await.unwrap()
+    }
+
+    /// Sends until the queue has accepted everything, as the dispatcher does.
+    async fn send(&self, entries: &[OutboxEntry]) {
+        let mut left = entries.to_vec();
+        for _ in 0..1_000 {
+            let outcomes = self.queue.send(&left).await.unwrap();
+            let ids: Vec<_> = left.iter().map(|entry| entry.id).collect();
+            assert_eq!(
+                ids,
+                outcomes.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+                "one answer per id in order"
+            );
+            for (_, outcome) in &outcomes {
+                assert!(!matches!(outcome, ItemOutcome::Permanent(_)), "{outcome:?}");
+            }
+            let mut outcomes = outcomes.into_iter();
+            left.retain(|_| outcomes.next().is_some_and(|(_, outcome)| outcome != ItemOutcome::Ok));
+            if left.is_empty() {
+                return;
+            }
+        }
+        panic!("the queue does not accept {} batches", left.len());
+    }
+
     /// Dispatches what is due at `now`; how many batches.
     async fn dispatch(&self, now: UnixMs) -> usize {
-        let entries = self
-            .outbox
-            .outstanding(OutstandingQuery {
-                due_by: now,
-                limit: 1_000,
-                with_batches: self.queue.stores_batches(),
-                except: &[],
-            })
-            .await
-            .unwrap();
-        self.queue.send(&entries).await.unwrap();
+        self.set_time(now);
+        let entries = self.outstanding(now, 1_000).await;
+        self.send(&entries).await;
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         self.outbox.mark_dispatched(&ids).await.unwrap();
         ids.len()
@@ -89,8 +162,30 @@ impl Subject {
     }
 
     async fn lease_until(&self, holder: &str, destination: &str, limit: usize, until: MonoMs) -> Vec<Lease> {
-        let request = LeaseRequest { holder: holder.into(), wants: vec![(destination.into(), limit)], until };
-        self.queue.lease(request).await.unwrap()
+        let wants = vec![(destination.into(), limit)];
+        self.lease_all(LeaseRequest { holder: holder.into(), wants, until }).await
+    }
+
+    /// Asks until there is what is wanted, or patience has ended.
+    async fn lease_all(&self, mut request: LeaseRequest) -> Vec<Lease> {
+        let started = tokio::time::Instant::now();
+        let mut leases = Vec::new();
+        loop {
+            let some = self.queue.lease(request.clone()).await.unwrap();
+            for lease in &some {
+                let mut wants = request.wants.iter_mut();
+                let want = wants
+                    .find(|(destination, want)| **destination == *lease.header.destination && *want > 0)
+                    .expect("never more than asked for");
+                want.1 -= 1;
+            }
+            leases.extend(some);
+            if request.wants.iter().all(|(_, want)| *want == 0) || started.elapsed() >= self.patience.arrival
+            {
+                return leases;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Stores rows 1 to `rows` of one file for `d` and leases them.
@@ -114,7 +209,18 @@ impl Subject {
             vec![fixtures::retry(lease, retried, fixtures::failed(NOW), LATER)]
         };
         let settlement = Settlement { token: lease.token, verdicts: verdicts.to_vec(), retries };
-        self.ledger.settle(vec![settlement]).await.unwrap()[0]
+        let settled = self.ledger.settle(vec![settlement]).await.unwrap()[0];
+        self.tell_queue(lease, settled).await;
+        settled
+    }
+
+    /// What a worker tells its queue after a settlement.
+    async fn tell_queue(&self, lease: &Lease, settled: Settled) {
+        match settled {
+            Settled::Open => {}
+            Settled::Complete => self.queue.acknowledge(&[lease.token]).await.unwrap(),
+            Settled::Stale => self.queue.release(&[lease.token], Release::Unused).await.unwrap(),
+        }
     }
 
     async fn counts(&self, file: FileId) -> DestinationCounts {

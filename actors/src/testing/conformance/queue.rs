@@ -3,7 +3,7 @@ use std::future::Future;
 use super::{NOW, Subject, fixtures, sent};
 use crate::{
     model::time::{MonoMs, UnixMs},
-    ports::{ItemOutcome, LeaseRequest, OutstandingQuery, Release, Settled},
+    ports::{ItemOutcome, LeaseRequest, Release, Settled},
 };
 
 /// The queue's contract.
@@ -43,8 +43,7 @@ async fn never_more_than_asked_for_and_each_destination_for_itself(store: Subjec
     four_batches(&store).await;
     store.dispatch(NOW).await;
     let wants = vec![("d".into(), 1), ("e".into(), 5), ("unheard-of".into(), 5), ("d".into(), 0)];
-    let leases =
-        store.queue.lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9) }).await.unwrap();
+    let leases = store.lease_all(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9) }).await;
     let of = |name: &str| leases.iter().filter(|lease| lease.header.destination == name).count();
     assert_eq!((of("d"), of("e"), leases.len()), (1, 2, 3));
 }
@@ -122,23 +121,14 @@ async fn a_disabled_destination_is_held(store: Subject) {
 
 async fn sending_twice_is_sending_once(store: Subject) {
     four_batches(&store).await;
-    let entries = store
-        .outbox
-        .outstanding(OutstandingQuery {
-            due_by: NOW,
-            limit: 9,
-            with_batches: store.queue.stores_batches(),
-            except: &[],
-        })
-        .await
-        .unwrap();
+    store.set_time(NOW);
+    let entries = store.outstanding(NOW, 9).await;
     for _ in 0..2 {
-        let outcomes = store.queue.send(&entries).await.unwrap();
-        assert!(outcomes.iter().all(|(_, outcome)| *outcome == ItemOutcome::Ok));
+        store.send(&entries).await;
     }
     let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
     store.outbox.mark_dispatched(&ids).await.unwrap();
     assert_eq!(store.lease("w", "d", 9).await.len(), 2);
-    store.queue.send(&entries).await.unwrap();
+    store.send(&entries).await;
     assert!(store.lease("w", "d", 9).await.is_empty(), "a leased batch is not queued a second time");
 }
