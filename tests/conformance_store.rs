@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use postrider::adapters::embedded::{DeadFilter, EmbeddedStore, Operator};
-use postrider_actors::testing::conformance::{self, Subject};
+use postrider_actors::testing::conformance::{self, Patience, Subject};
 
 async fn make() -> Subject {
     let dir = tempfile::tempdir().unwrap();
@@ -13,7 +13,10 @@ async fn make() -> Subject {
     Subject {
         outbox: store.clone(),
         queue: store.clone(),
-        ledger: store,
+        ledger: store.clone(),
+        claims: store,
+        clock: None,
+        patience: Patience::default(),
         // As the command does: from outside, beside the daemon.
         redrive: Box::new(move |now| {
             let redriven =
@@ -25,9 +28,28 @@ async fn make() -> Subject {
     }
 }
 
+/// With a queue that only carries.
+async fn carried() -> Subject {
+    make().await.carried(1)
+}
+
 #[tokio::test]
 async fn outbox() {
     conformance::outbox(make).await;
+}
+
+#[tokio::test]
+async fn claims() {
+    conformance::claims(make).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_only_carries() {
+    for seed in 0..4 {
+        conformance::queue(|| async move { make().await.carried(seed) }).await;
+    }
+    conformance::ledger(carried).await;
+    conformance::claims(carried).await;
 }
 
 #[tokio::test]
@@ -50,5 +72,8 @@ async fn histories() {
     };
     for seed in seeds {
         conformance::history(make().await, seed).await;
+        if seed % 4 == 0 {
+            conformance::history(make().await.carried(seed), seed).await;
+        }
     }
 }

@@ -14,17 +14,17 @@ use crate::{
     ports::{ItemOutcome, QueueDepth, StoreError},
 };
 
-/// Entries in one call: "SendMessageBatch", "ReceiveMessage" and the others in Amazon's API reference.
+/// Entries in one call: `SendMessageBatch`, `ReceiveMessage` and the others in Amazon's API reference.
 pub(super) const CALL_ENTRIES_MAX: usize = 10;
 
 /// Bytes in one call and in one entry (SQS quotas, since August 2025).
 pub(super) const CALL_BYTES_MAX: usize = 1_048_576;
 
 /// The longest `DelaySeconds`.
-pub(super) const DELAY_MAX: Duration = Duration::from_secs(900);
+pub(super) const DELAY_MAX: Duration = Duration::from_mins(15);
 
 /// The longest visibility timeout.
-pub(super) const VISIBILITY_MAX: Duration = Duration::from_secs(12 * 60 * 60);
+pub(super) const VISIBILITY_MAX: Duration = Duration::from_hours(12);
 
 /// What an entry weighs beside its rows.
 const ENVELOPE_BYTES: usize = 512;

@@ -1,11 +1,12 @@
 //! The embedded store: outbox, queue and ledger as states of the same rows in one SQLite file.
 //!
 //! One writer thread groups commits ([`writer`]); reads have a thread and a connection of their own
-//! ([`reader`]). The schema is `schema_1.sql`. A batch's way: `append` inserts it (phase `outstanding`),
+//! ([`reader`]). The schema is `schema_1.sql` and its successors. A batch's way: `append` inserts it (phase `outstanding`),
 //! [`leases`] move it to `queued` and `leased`, [`settle`] records what became of its messages until it
 //! is `settled`.
 
 mod append;
+mod claims;
 mod codec;
 mod entries;
 mod leases;
@@ -31,8 +32,9 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, Appended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry,
-        OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement, StoreError,
+        Append, Appended, Claim, ClaimRequest, Claims, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken,
+        Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement,
+        StoreError,
     },
 };
 
@@ -220,6 +222,26 @@ impl Queue for EmbeddedStore {
 
     async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError> {
         self.writer().write(Durability::Process, 0, move |tx| leases::rescue(tx, now)).await
+    }
+}
+
+#[async_trait]
+impl Claims for EmbeddedStore {
+    async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        self.writer().write(Durability::Process, 0, move |tx| claims::claim(tx, &request)).await
+    }
+
+    async fn extend_claims(
+        &self,
+        tokens: &[LeaseToken],
+        until: UnixMs,
+    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        let tokens = tokens.to_vec();
+        self.writer().write(Durability::Process, 0, move |tx| claims::extend(tx, &tokens, until)).await
+    }
+
+    async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        self.release(tokens, how).await
     }
 }
 
