@@ -23,7 +23,7 @@ use crate::{
         embedded::{EmbeddedStore, InstanceLock, LockError, OpenError, exit_on_fatal},
     },
     cli::Exit,
-    config::Resolved,
+    config::{Config, OutboxKind, QueueKind, Resolved},
     systemd::Notifier,
     telemetry::Telemetry,
 };
@@ -51,6 +51,12 @@ pub enum StartError {
         /// What is wrong.
         error: std::io::Error,
     },
+    /// The daemon has no part for what the configuration asks for.
+    #[error("{key}: this program's daemon can't use it; see the release notes of your version")]
+    Unsupported {
+        /// The setting.
+        key: String,
+    },
     /// A destination can't be used.
     #[error("destinations.{name}: {problems}")]
     Destination {
@@ -73,7 +79,10 @@ impl StartError {
     /// The exit code, by sysexits.h. 78 tells systemd that a restart won't help.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Lock(LockError::Held(_)) | Self::Feed { .. } | Self::Destination { .. } => Exit::Config,
+            Self::Lock(LockError::Held(_))
+            | Self::Feed { .. }
+            | Self::Destination { .. }
+            | Self::Unsupported { .. } => Exit::Config,
             Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
             Self::Store(error) => error.into(),
         }
@@ -106,6 +115,7 @@ pub fn run(
     telemetry: Telemetry,
     reload: impl Fn() -> anyhow::Result<Resolved>,
 ) -> Result<Exit, StartError> {
+    refuse_unsupported(&resolved.config)?;
     let state_dir = resolved.config.state.dir.clone();
     let _lock = InstanceLock::acquire(&state_dir)?;
     let store = EmbeddedStore::open(&state_dir, exit_on_fatal())?;
@@ -138,6 +148,21 @@ pub fn run(
     };
     let system = System::with_tokio_rt(move || runtime);
     system.block_on(reign_until_stopped(&machine, resolved, &state_dir, reload))
+}
+
+/// Engines that the composition below has no part for must not be replaced by others in silence.
+fn refuse_unsupported(config: &Config) -> Result<(), StartError> {
+    let unsupported = |key: &str| Err(StartError::Unsupported { key: key.to_owned() });
+    if config.queue.kind != QueueKind::Embedded {
+        return unsupported("queue.kind");
+    }
+    if config.outbox.kind != OutboxKind::Embedded {
+        return unsupported("outbox.kind");
+    }
+    match config.feeds.iter().find(|feed| feed.queue().is_some()) {
+        Some(feed) => unsupported(&format!("feeds.{}.kind", feed.name)),
+        None => Ok(()),
+    }
 }
 
 async fn reign_until_stopped(
@@ -196,6 +221,7 @@ fn usable(new: anyhow::Result<Resolved>, state_dir: &Path) -> anyhow::Result<(Re
         dir == state_dir,
         "state.dir: {dir:?} is not {state_dir:?}; it can't change while the daemon runs, restart it"
     );
+    refuse_unsupported(&new.config)?;
     let parts = Parts::build(&new)?;
     Ok((new, parts))
 }

@@ -58,22 +58,22 @@ impl Parts {
     pub(super) fn build(resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
         let mut inboxes = Vec::new();
-        for feed in &config.feeds {
+        for (feed, directory) in directories(config) {
             let inbox = DirectoryInbox::new(InboxConfig {
                 feed: feed.name.clone(),
-                directory: feed.path.clone(),
+                directory: directory.path.clone(),
                 state_dir: config.state.dir.clone(),
-                format: format(&feed.format),
+                format: format(&directory.format),
                 max_row_bytes: feed.max_row_bytes,
-                sidecar_required: feed.require_done,
+                sidecar_required: directory.require_done,
                 caps: UnpackCaps {
-                    ratio_max: feed.decompress_max_ratio.into(),
-                    bytes_max: feed.decompress_max_bytes,
+                    ratio_max: directory.decompress_max_ratio.into(),
+                    bytes_max: directory.decompress_max_bytes,
                 },
             })
             .map_err(|error| StartError::Feed {
                 feed: feed.name.clone(),
-                path: feed.path.clone(),
+                path: directory.path.clone(),
                 error,
             })?;
             inboxes.push((Arc::from(feed.name.as_str()), Arc::new(inbox) as Arc<dyn Inbox>));
@@ -103,6 +103,11 @@ impl Parts {
         }
         Ok(Self { inboxes, webhooks })
     }
+}
+
+/// The feeds that watch a directory, in the order of the configuration.
+fn directories(config: &Config) -> impl Iterator<Item = (&config::Feed, &config::DirectoryFeed)> {
+    config.feeds.iter().filter_map(|feed| Some((feed, feed.directory()?)))
 }
 
 /// Why a reign is over, or is to be.
@@ -248,12 +253,10 @@ fn tree(
     machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
     let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queued.clone())];
     let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
-    let feeds: Vec<_> = config
-        .feeds
-        .iter()
+    let feeds: Vec<_> = directories(config)
         .zip(parts.inboxes)
-        .map(|(feed, (name, inbox))| {
-            let specs = feed_specs(machine, resolved, feed, inbox, &appended);
+        .map(|((feed, directory), (name, inbox))| {
+            let specs = feed_specs(machine, resolved, feed, directory, inbox, &appended);
             Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
                 specs.clone()
             })
@@ -373,7 +376,7 @@ fn worker_spec(
 ) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, queued) = (appended.clone(), queued.to_vec());
-    let (queue, lease, record) = (config.queue, config.lease, config.record);
+    let (prefetch, lease, record) = (config.queue.prefetch, config.lease, config.record);
     let count = shares.len();
     let factory = move |birth: Birth| {
         let slot = birth.id.slot;
@@ -386,7 +389,7 @@ fn worker_spec(
             queued: queued[slot].clone(),
             appended: appended.clone(),
             limits,
-            prefetch: queue.prefetch,
+            prefetch,
             lease: lease.duration,
             lost_cap: lease.lost_cap,
             record_group: record.max_outcomes,
@@ -439,11 +442,12 @@ fn feed_specs(
     machine: &Machine,
     resolved: &Resolved,
     feed: &config::Feed,
+    directory: &config::DirectoryFeed,
     inbox: Arc<dyn Inbox>,
     appended: &Bell,
 ) -> Vec<ChildSpec> {
     let config = &resolved.config;
-    let settings = Arc::new(feed_settings(resolved, feed));
+    let settings = Arc::new(feed_settings(resolved, feed, directory));
     let wiring: Arc<Mutex<Wiring>> = Arc::default();
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
 
@@ -493,8 +497,8 @@ fn feed_specs(
     };
     let watcher = {
         let name: Arc<str> = feed.name.as_str().into();
-        let rule = SettleRule { settle: feed.settle, sidecar_required: feed.require_done };
-        let rescan = feed.rescan;
+        let rule = SettleRule { settle: directory.settle, sidecar_required: directory.require_done };
+        let rescan = directory.rescan;
         move |birth: Birth| {
             let setup = FileWatcherSetup {
                 feed: name.clone(),
@@ -523,7 +527,11 @@ fn feed_specs(
     ]
 }
 
-fn feed_settings(resolved: &Resolved, feed: &config::Feed) -> FeedSettings {
+fn feed_settings(
+    resolved: &Resolved,
+    feed: &config::Feed,
+    directory: &config::DirectoryFeed,
+) -> FeedSettings {
     let config = &resolved.config;
     let destination = |name: &String| {
         let content_type = config.destination(name).map(|destination| destination.content_type.clone());
@@ -535,9 +543,9 @@ fn feed_settings(resolved: &Resolved, feed: &config::Feed) -> FeedSettings {
     };
     FeedSettings {
         name: feed.name.as_str().into(),
-        format: format(&feed.format),
+        format: format(&directory.format),
         max_row_bytes: feed.max_row_bytes,
-        duplicates: match feed.duplicates {
+        duplicates: match directory.duplicates {
             config::Duplicates::Keep => Duplicates::Keep,
             config::Duplicates::First => Duplicates::First,
         },

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Exit, print, print_json};
 use crate::config::{
-    self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, Origin, Problem, Problems,
-    TemplateSource,
+    self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, FeedSource, Origin, Problem,
+    Problems, TemplateSource,
 };
 
 /// Check the configuration and say everything that is wrong with it
@@ -65,7 +65,7 @@ fn summary(config: &Config) -> String {
             "feed {}: {} in {}{recipient}, to {}",
             feed.name,
             format_word(feed),
-            feed.path.display(),
+            place(feed),
             feed.destinations.join(", "),
         );
     }
@@ -99,12 +99,13 @@ fn summary_json(config: &Config) -> Value {
         .map(|feed| {
             json!({
                 "name": feed.name,
-                "path": feed.path,
+                "path": feed.directory().map(|directory| &directory.path),
+                "queue": feed.queue().map(|queue| queue.queue.to_string()),
                 "format": format_word(feed),
                 "recipient": recipient(feed),
-                "duplicates": match feed.duplicates {
-                    Duplicates::Keep => "keep",
-                    Duplicates::First => "first",
+                "duplicates": match feed.directory().map(|directory| directory.duplicates) {
+                    Some(Duplicates::First) => "first",
+                    Some(Duplicates::Keep) | None => "keep",
                 },
                 "destinations": feed.destinations,
             })
@@ -157,17 +158,29 @@ fn origin(destination: &Destination) -> String {
     destination.url.origin().ascii_serialization()
 }
 
+/// Where a feed's messages come from.
+fn place(feed: &Feed) -> String {
+    match &feed.source {
+        FeedSource::Directory(directory) => directory.path.display().to_string(),
+        FeedSource::Queue(queue) => format!("the queue {}", queue.queue),
+    }
+}
+
 fn format_word(feed: &Feed) -> &'static str {
-    match feed.format {
-        FeedFormat::Text => "text",
-        FeedFormat::Csv { .. } => "csv",
-        FeedFormat::Ndjson { .. } => "ndjson",
+    match feed.directory().map(|directory| &directory.format) {
+        Some(FeedFormat::Text) => "text",
+        Some(FeedFormat::Csv { .. }) => "csv",
+        Some(FeedFormat::Ndjson { .. }) => "ndjson",
+        None => "json",
     }
 }
 
 fn recipient(feed: &Feed) -> Option<&str> {
-    match &feed.format {
-        FeedFormat::Text => None,
-        FeedFormat::Csv { recipient, .. } | FeedFormat::Ndjson { recipient } => Some(recipient),
+    match &feed.source {
+        FeedSource::Queue(queue) => Some(&queue.recipient),
+        FeedSource::Directory(directory) => match &directory.format {
+            FeedFormat::Text => None,
+            FeedFormat::Csv { recipient, .. } | FeedFormat::Ndjson { recipient } => Some(recipient),
+        },
     }
 }

@@ -1,8 +1,23 @@
 //! What must hold between settings that are each fine on their own.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use super::{Config, Destination, Feed, reader::Reader, tree::join, tree::shown_text};
+use super::{
+    Config, Destination, DirectoryFeed, Feed, OutboxKind, QueueFeed, QueueKind, TemplateSource,
+    read::TEMPLATE_BYTES_MAX,
+    reader::Reader,
+    tree::{join, shown_text},
+};
+
+/// The largest item of a table (Amazon DynamoDB, "Constraints": 400 KB, names of attributes included).
+const DYNAMODB_ITEM_BYTES_MAX: usize = 400 << 10;
+/// What an item holds beside rows, template and attempts: ids, names, times, the names of columns.
+const DYNAMODB_ITEM_BYTES_REST: usize = 16 << 10;
+/// A failed attempt in a batch's history: time, status and reason.
+const ATTEMPT_BYTES: usize = 10;
+/// The shortest retention: a queue that delivers an entry twice does so within minutes, unless its
+/// consumer held it for longer.
+const RETENTION_MIN: Duration = Duration::from_hours(1);
 
 /// Notes every contradiction.
 pub(super) fn check(reader: &Reader, config: &Config) {
@@ -36,19 +51,100 @@ pub(super) fn check(reader: &Reader, config: &Config) {
     for destination in &config.destinations {
         check_destination(reader, config, destination);
     }
-    let mut directories = BTreeMap::new();
+    check_engines(reader, config);
+    let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
     for feed in &config.feeds {
         check_feed(reader, config, feed);
-        if let Some(other) = directories.insert(feed.path.as_path(), feed.name.as_str()) {
-            let advice = format!("the feed {other} watches that directory too: give each its own");
-            let other = join(&join("feeds", other), "path");
-            reader.conflict(&key_of(feed, "path"), &other, &feed.path.display(), advice);
+        if let Some(directory) = feed.directory() {
+            check_directory(reader, config, feed, directory);
+            if let Some(other) = directories.insert(directory.path.as_path(), feed.name.as_str()) {
+                let advice = format!("the feed {other} watches that directory too: give each its own");
+                let other = join(&join("feeds", other), "path");
+                reader.conflict(&key_of(feed, "path"), &other, &directory.path.display(), advice);
+            }
         }
+        if let Some(queue) = feed.queue() {
+            check_queue(reader, config, feed, queue);
+            let name = queue.queue.name();
+            if let Some(other) = queues.insert(name, feed).filter(|_| !name.is_empty()) {
+                let advice = format!(
+                    "the feed {} takes its entries too, and each would get some of them: give each its own",
+                    other.name
+                );
+                reader.conflict(
+                    &queue_key(reader, feed),
+                    &queue_key(reader, other),
+                    &shown_text(name),
+                    advice,
+                );
+            }
+        }
+    }
+}
+
+fn check_engines(reader: &Reader, config: &Config) {
+    let outbox = &config.outbox;
+    if outbox.retention.is_some_and(|retention| retention < RETENTION_MIN) {
+        let found = outbox.retention.unwrap_or_default().as_secs();
+        let advice = format!("write 0 to keep batches, or {} and more", RETENTION_MIN.as_secs());
+        reader.conflict("outbox.retention_s", "outbox.retention_s", &found, advice);
+    }
+    if outbox.kind == OutboxKind::Embedded {
+        return;
+    }
+    if config.queue.kind == QueueKind::Embedded {
+        let advice = "it needs queue.kind = \"sqs\": several machines share this outbox, and the embedded queue \
+                      is one machine's own";
+        reader.conflict("outbox.kind", "queue.kind", &"\"dynamodb\"", advice);
+    }
+    // Every batch may come back whole as a retry, with all attempts before it.
+    let attempts = config.destinations.iter().map(|known| known.retry.max_attempts - 1).max().unwrap_or(0);
+    let template = config.destinations.iter().map(|known| match &known.template {
+        TemplateSource::Default => 0,
+        TemplateSource::Inline(source) => source.len(),
+        TemplateSource::File(_) => TEMPLATE_BYTES_MAX,
+    });
+    let history = config.batch.max_messages as usize * attempts as usize * ATTEMPT_BYTES;
+    let others = history + template.max().unwrap_or(0) + DYNAMODB_ITEM_BYTES_REST;
+    if config.batch.max_bytes + others > DYNAMODB_ITEM_BYTES_MAX {
+        let advice = format!(
+            "an item of DynamoDB holds {DYNAMODB_ITEM_BYTES_MAX} bytes; the templates and {attempts} failed \
+             attempts of {} messages may take {others} of them: lower batch.max_bytes, batch.max_messages or \
+             max_attempts",
+            config.batch.max_messages
+        );
+        reader.conflict("batch.max_bytes", "outbox.kind", &config.batch.max_bytes, advice);
     }
 }
 
 fn key_of(feed: &Feed, key: &str) -> String {
     join(&join("feeds", &feed.name), key)
+}
+
+/// The key that names a feed's queue.
+fn queue_key(reader: &Reader, feed: &Feed) -> String {
+    let [name, url] = ["queue_name", "queue_url"].map(|key| key_of(feed, key));
+    if reader.is_set(&url) { url } else { name }
+}
+
+fn check_queue(reader: &Reader, config: &Config, feed: &Feed, queue: &QueueFeed) {
+    if queue.visibility <= queue.linger * 2 {
+        let found = queue.visibility.as_secs();
+        let advice = "it must be more than twice linger_ms, or entries come again while they wait for others";
+        reader.conflict(&key_of(feed, "visibility_s"), &key_of(feed, "linger_ms"), &found, advice);
+    }
+    if queue.max_bytes < feed.max_row_bytes {
+        let advice = format!("a row must fit into it: at least max_row_bytes ({})", feed.max_row_bytes);
+        reader.conflict(&key_of(feed, "max_bytes"), &key_of(feed, "max_row_bytes"), &queue.max_bytes, advice);
+    }
+    if let QueueKind::Sqs(own) = &config.queue.kind {
+        let name = queue.queue.name();
+        if [own.queue.name(), &own.dead_letter_name].contains(&name) {
+            let advice = "that queue carries Postrider's own batches ([queue.sqs]): give the feed its own";
+            let own_key = if reader.is_set("queue.sqs.url") { "queue.sqs.url" } else { "queue.sqs.name" };
+            reader.conflict(&queue_key(reader, feed), own_key, &shown_text(name), advice);
+        }
+    }
 }
 
 fn check_destination(reader: &Reader, config: &Config, destination: &Destination) {
@@ -110,21 +206,25 @@ fn check_feed(reader: &Reader, config: &Config, feed: &Feed) {
         );
         reader.conflict(&key_of(feed, "max_row_bytes"), "batch.max_bytes", &feed.max_row_bytes, advice);
     }
-    if overlap(&feed.path, &config.state.dir) {
+}
+
+fn check_directory(reader: &Reader, config: &Config, feed: &Feed, directory: &DirectoryFeed) {
+    let path = &directory.path;
+    if overlap(path, &config.state.dir) {
         let advice = format!(
             "it and state.dir ({}) must not contain each other: what is dropped and what Postrider keeps \
              would mix",
             config.state.dir.display()
         );
-        reader.conflict(&key_of(feed, "path"), "state.dir", &feed.path.display(), advice);
+        reader.conflict(&key_of(feed, "path"), "state.dir", &path.display(), advice);
     }
-    for other in &config.feeds {
+    for other in config.feeds.iter().filter(|other| other.name != feed.name) {
+        let Some(theirs) = other.directory() else { continue };
         // Finished files go to `done` and `failed` in the feed's own directory.
-        let is_outcome = ["done", "failed"].iter().any(|name| feed.path.starts_with(other.path.join(name)));
-        if is_outcome && feed.name != other.name {
+        if ["done", "failed"].iter().any(|name| path.starts_with(theirs.path.join(name))) {
             let advice =
                 format!("the feed {} puts its finished files there: choose another directory", other.name);
-            reader.conflict(&key_of(feed, "path"), &key_of(other, "path"), &feed.path.display(), advice);
+            reader.conflict(&key_of(feed, "path"), &key_of(other, "path"), &path.display(), advice);
         }
     }
 }

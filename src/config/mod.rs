@@ -61,6 +61,8 @@ pub struct Config {
     pub outbox: Outbox,
     /// `[queue]`
     pub queue: Queue,
+    /// `[aws]`
+    pub aws: Aws,
     /// `[lease]`
     pub lease: Lease,
     /// `[record]`
@@ -149,20 +151,158 @@ pub struct Batch {
     pub linger: Duration,
 }
 
-/// When intake pauses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where accepted batches are kept, and when intake pauses.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbox {
+    /// Which store; the ledger is in the same.
+    pub kind: OutboxKind,
     /// Open messages at which intake pauses.
     pub high_watermark: u64,
     /// Open messages at which it goes on; below `high_watermark`.
     pub low_watermark: u64,
+    /// From its dispatch to the removal of a settled batch, at least an hour; `None`: it is kept.
+    pub retention: Option<Duration>,
 }
 
-/// How far workers reach ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which store holds outbox and ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutboxKind {
+    /// SQLite in the state directory.
+    Embedded,
+    /// Two tables that several processes share; only with [`QueueKind::Sqs`].
+    Dynamodb(DynamodbOutbox),
+}
+
+/// `[outbox.dynamodb]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DynamodbOutbox {
+    /// The outbox's table; the ledger's is [`DynamodbOutbox::ledger_table`].
+    pub table: String,
+    /// Shards per destination in the indexes.
+    pub shards: u32,
+    /// Segments of the parallel scan.
+    pub scan_concurrency: usize,
+    /// Between two looks at the index.
+    pub sweep_interval: Duration,
+    /// How long another process's batch is left to it.
+    pub sweep_after: Duration,
+}
+
+impl DynamodbOutbox {
+    /// The ledger's table.
+    pub fn ledger_table(&self) -> String {
+        format!("{}-ledger", self.table)
+    }
+}
+
+/// What carries batches to workers, and how far those reach ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
+    /// Which queue.
+    pub kind: QueueKind,
     /// Batches leased per destination and worker.
     pub prefetch: usize,
+}
+
+/// Which queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueKind {
+    /// The embedded store itself.
+    Embedded,
+    /// SQS.
+    Sqs(SqsQueue),
+}
+
+/// `[queue.sqs]` and `[queue.delay]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqsQueue {
+    /// The queue.
+    pub queue: QueueAddress,
+    /// The name of the queue for what can't be read.
+    pub dead_letter_name: String,
+    /// Bytes of an entry, and of a call.
+    pub max_bytes: usize,
+    /// Long polls at the same time.
+    pub pollers: usize,
+    /// How long a poll waits.
+    pub wait: Duration,
+    /// Deliveries of an entry until SQS gives it up.
+    pub max_receives: u32,
+    /// Message groups per destination on a FIFO queue.
+    pub lanes: u32,
+    /// The throttle on what is sent; [`Delay::None`] on a FIFO queue.
+    pub delay: Delay,
+}
+
+/// How new entries are delayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delay {
+    /// Not at all.
+    None,
+    /// All alike.
+    Fixed(Duration),
+    /// By how many entries the queue holds.
+    ByDepth {
+        /// Entries above which a delay holds, ascending, and the delay, ascending.
+        steps: Vec<(u64, Duration)>,
+        /// How far the depth must fall below a step to leave it, in percent of the step.
+        hysteresis_percent: u32,
+        /// Between two looks at the depth.
+        read_every: Duration,
+    },
+}
+
+/// An SQS queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueAddress {
+    /// By its name in the account and region of the credentials.
+    Name(String),
+    /// By its address, which ends in its name.
+    Url(Url),
+}
+
+impl QueueAddress {
+    /// The queue's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Name(name) => name,
+            Self::Url(url) => url.path().rsplit('/').next().unwrap_or_default(),
+        }
+    }
+
+    /// Whether it is a FIFO queue: SQS tells by the name.
+    pub fn is_fifo(&self) -> bool {
+        self.name().ends_with(FIFO_SUFFIX)
+    }
+}
+
+impl fmt::Display for QueueAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Url(url) => f.write_str(url.as_str()),
+        }
+    }
+}
+
+/// What the names of FIFO queues end in (Amazon SQS API reference, `CreateQueue`).
+const FIFO_SUFFIX: &str = ".fifo";
+
+/// How AWS is reached. Credentials are the SDK's own matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aws {
+    /// The region; `None`: where the SDK looks for it.
+    pub region: Option<String>,
+    /// The profile; `None`: where the SDK looks for it.
+    pub profile: Option<String>,
+    /// Another address for SQS.
+    pub sqs_endpoint: Option<Url>,
+    /// Another address for DynamoDB.
+    pub dynamodb_endpoint: Option<Url>,
+    /// Until a connection is open.
+    pub connect_timeout: Duration,
+    /// One try of one call, the wait of a long poll not counted.
+    pub attempt_timeout: Duration,
 }
 
 /// How long a worker may keep a batch without a sign of life.
@@ -210,31 +350,68 @@ pub struct Shutdown {
     pub timeout: Duration,
 }
 
-/// A watched directory, its format and where its messages go.
+/// Where messages come from and where they go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Feed {
     /// `[a-z0-9_-]{1,64}`
     pub name: String,
+    /// Where messages come from.
+    pub source: FeedSource,
+    /// Names of destinations, each of which gets every row; at least one, none twice.
+    pub destinations: Vec<String>,
+    /// Bytes per row.
+    pub max_row_bytes: usize,
+}
+
+/// Where a feed's messages come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedSource {
+    /// Files that are dropped.
+    Directory(DirectoryFeed),
+    /// Entries of an SQS queue.
+    Queue(QueueFeed),
+}
+
+/// A watched directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryFeed {
     /// An absolute directory.
     pub path: PathBuf,
     /// What its files look like.
     pub format: FeedFormat,
     /// What becomes of a recipient's second row in a file.
     pub duplicates: Duplicates,
-    /// Names of destinations, each of which gets every row; at least one, none twice.
-    pub destinations: Vec<String>,
     /// How long size and mtime must stand still.
     pub settle: Duration,
     /// How often the directory is looked at whatever the watch says.
     pub rescan: Duration,
     /// Whether a file is taken only with its `NAME.done` sidecar.
     pub require_done: bool,
-    /// Bytes per row.
-    pub max_row_bytes: usize,
     /// Decompressed bytes per compressed byte.
     pub decompress_max_ratio: u32,
     /// Decompressed bytes per file.
     pub decompress_max_bytes: u64,
+}
+
+/// A queue whose entries are JSON objects or arrays of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueFeed {
+    /// The queue, which no other feed reads.
+    pub queue: QueueAddress,
+    /// The top-level key that holds the recipient.
+    pub recipient: String,
+    /// Messages per step.
+    pub max_rows: usize,
+    /// Bytes of entries per step; at least `max_row_bytes` of the feed.
+    pub max_bytes: usize,
+    /// The longest that an entry waits for others.
+    pub linger: Duration,
+    /// Long polls at the same time.
+    pub pollers: usize,
+    /// How long a poll waits.
+    pub wait: Duration,
+    /// How long a received entry stays hidden; longer than `linger`.
+    pub visibility: Duration,
 }
 
 /// What a feed's files look like.
@@ -357,6 +534,24 @@ impl fmt::Debug for Header {
 impl fmt::Debug for HeaderValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
+    }
+}
+
+impl Feed {
+    /// The watched directory, if it is one.
+    pub fn directory(&self) -> Option<&DirectoryFeed> {
+        match &self.source {
+            FeedSource::Directory(directory) => Some(directory),
+            FeedSource::Queue(_) => None,
+        }
+    }
+
+    /// The queue, if it is one.
+    pub fn queue(&self) -> Option<&QueueFeed> {
+        match &self.source {
+            FeedSource::Directory(_) => None,
+            FeedSource::Queue(queue) => Some(queue),
+        }
     }
 }
 

@@ -290,6 +290,29 @@ impl<'r> Section<'r> {
         }
     }
 
+    /// A list of pairs of numbers, if there is one; in the environment `1:2,3:4`.
+    pub(super) fn pairs(&mut self, key: &'static str) -> Option<Vec<(u64, u64)>> {
+        let node = self.take(key)?;
+        let pairs = match &node.value {
+            Value::Array(items) => items.iter().map(|item| as_pair(&item.value)).collect::<Option<Vec<_>>>(),
+            Value::Environment(text) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(|item| {
+                    let (first, second) = item.split_once(':')?;
+                    Some((first.trim().parse().ok()?, second.trim().parse().ok()?))
+                })
+                .collect(),
+            _ => None,
+        };
+        if pairs.is_none() {
+            let advice = "write a list of pairs of whole numbers, [[1, 2], [3, 4]]";
+            self.reader.note(&self.key(key), Some(node.value.shown()), advice);
+        }
+        pairs
+    }
+
     /// A table of texts with names of the operator's choice; the values may be secrets.
     pub(super) fn private_texts(&mut self, key: &'static str) -> Vec<(String, String, String)> {
         let section = self.section(key);
@@ -322,5 +345,17 @@ impl<'r> Section<'r> {
             // The value of a key that nobody knows may be a secret: it is not shown.
             inner.problems.push(Problem { key: node.path, origin: Some(node.origin), found: None, advice });
         }
+    }
+}
+
+fn as_pair(value: &Value) -> Option<(u64, u64)> {
+    let Value::Array(items) = value else { return None };
+    let number = |node: &Node| match node.value {
+        Value::Integer(number) => u64::try_from(number).ok(),
+        _ => None,
+    };
+    match &items[..] {
+        [first, second] => Some((number(first)?, number(second)?)),
+        _ => None,
     }
 }

@@ -1,3 +1,5 @@
+mod engines;
+
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -143,6 +145,9 @@ fn the_examples_pass() {
     let mut seen = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
+        if cfg!(not(feature = "aws")) && path.ends_with("several-machines.toml") {
+            continue;
+        }
         parse(&std::fs::read_to_string(&path).unwrap(), &path, []).unwrap();
         seen += 1;
     }
@@ -153,10 +158,12 @@ fn the_examples_pass() {
 fn the_minimal_example_reads_as_written() {
     let config = check(MINIMAL).unwrap();
     let feed = config.feed("alerts").unwrap();
-    assert_eq!(feed.path, Path::new("/srv/postrider/alerts"));
-    assert_eq!(feed.format, FeedFormat::Csv { delimiter: b',', recipient: "user_id".into() });
+    let directory = feed.directory().unwrap();
+    assert_eq!(directory.path, Path::new("/srv/postrider/alerts"));
+    assert_eq!(directory.format, FeedFormat::Csv { delimiter: b',', recipient: "user_id".into() });
     assert_eq!(feed.destinations, ["support"]);
-    assert_eq!(feed.settle, Duration::from_secs(2));
+    assert_eq!(directory.settle, Duration::from_secs(2));
+    assert_eq!((&config.queue.kind, &config.outbox.kind), (&QueueKind::Embedded, &OutboxKind::Embedded));
     let destination = config.destination("support").unwrap();
     assert_eq!(destination.url.as_str(), "https://hooks.example.com/alerts");
     assert_eq!(destination.secrets, [SecretSource::Credential("support".into())]);
@@ -347,7 +354,7 @@ fn the_environment_wins_in_any_case_and_spelling() {
     assert_eq!(west.secrets.len(), 2);
     assert_eq!(west.headers[0].name, "x-team");
     assert_eq!(config.feed("alerts").unwrap().destinations, ["support", "eu-west"]);
-    assert_eq!(config.feed("new").unwrap().path, Path::new("/new"));
+    assert_eq!(config.feed("new").unwrap().directory().unwrap().path, Path::new("/new"));
 }
 
 #[test]
@@ -401,8 +408,9 @@ fn own_keys_lie_over_shared_ones() {
     assert_eq!((a.retry.base, a.retry.cap), (Duration::from_secs(2), Duration::from_secs(3)));
     assert_eq!(a.template, TemplateSource::File("/t".into()));
     assert_eq!(a.headers.iter().map(|header| header.name.as_str()).collect::<Vec<_>>(), ["x-a", "x-b"]);
-    assert_eq!(config.feed("t").unwrap().format, FeedFormat::Text);
-    assert_eq!(config.feed("c").unwrap().format, FeedFormat::Csv { delimiter: b';', recipient: "id".into() });
+    let format = |feed: &str| config.feed(feed).unwrap().directory().unwrap().format.clone();
+    assert_eq!(format("t"), FeedFormat::Text);
+    assert_eq!(format("c"), FeedFormat::Csv { delimiter: b';', recipient: "id".into() });
 }
 
 #[test]

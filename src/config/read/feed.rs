@@ -1,34 +1,117 @@
 use super::{
     super::{
-        Duplicates, Feed, FeedFormat,
+        DirectoryFeed, Duplicates, Feed, FeedFormat, FeedSource, QueueAddress, QueueFeed,
         reader::{Reader, Section},
         tree::shown_text,
     },
-    Need, count, path, require,
+    Need, count,
+    engines::{address, require_aws},
+    path, require,
 };
 
 /// Destinations of one feed: each row becomes that many messages.
 const DESTINATIONS_MAX: usize = 16;
 
+/// Keys that only a feed from a directory has.
+const DIRECTORY_KEYS: [&str; 8] = [
+    "path",
+    "delimiter",
+    "duplicates",
+    "settle_ms",
+    "rescan_ms",
+    "require_done",
+    "decompress_max_ratio",
+    "decompress_max_bytes",
+];
+
+/// Keys that only a feed from a queue has.
+const QUEUE_KEYS: [&str; 8] =
+    ["queue_name", "queue_url", "max_rows", "max_bytes", "linger_ms", "pollers", "wait_s", "visibility_s"];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Directory,
+    Queue,
+}
+
 /// Reads `[feeds.NAME]`.
 pub(super) fn feed(reader: &Reader, mut section: Section<'_>, name: String, need: Need) -> Feed {
+    let kinds = [("directory", Kind::Directory), ("sqs", Kind::Queue)];
+    let kind = section.choice("kind", &kinds).unwrap_or(Kind::Directory);
+    let need_of = |of| if kind == of { need } else { Need::Optional };
+    // Every key is read whatever the kind, for what stands in `[feeds."*"]` is for feeds of both.
+    let max_row_bytes = count(&mut section, "max_row_bytes", 16, 16 << 20, "bytes");
+    let (format, recipient) = format(reader, &mut section, kind, need);
+    let directory = directory(reader, &mut section, format, need_of(Kind::Directory));
+    let queue = queue(reader, &mut section, recipient, max_row_bytes, need_of(Kind::Queue));
+    let (others, advice) = match kind {
+        Kind::Directory => {
+            (QUEUE_KEYS, "only kind = \"sqs\" has it: remove it, or say that messages come from a queue")
+        }
+        Kind::Queue => (
+            DIRECTORY_KEYS,
+            "a feed of kind = \"sqs\" takes messages from a queue, not from files: remove it",
+        ),
+    };
+    for key in others.map(|key| section.key(key)) {
+        if need == Need::Required && reader.is_own(&key) {
+            reader.note(&key, None, advice);
+        }
+    }
+    if kind == Kind::Queue {
+        require_aws(reader, &section.key("kind"), "sqs");
+    }
     let feed = Feed {
         name,
-        path: path(reader, &mut section, "path", need).unwrap_or_default(),
-        format: format(reader, &mut section, need),
-        duplicates: section
-            .choice("duplicates", &[("keep", Duplicates::Keep), ("first", Duplicates::First)])
-            .unwrap_or(Duplicates::Keep),
+        source: match kind {
+            Kind::Directory => FeedSource::Directory(directory),
+            Kind::Queue => FeedSource::Queue(queue),
+        },
         destinations: destinations(reader, &mut section, need),
-        settle: section.millis("settle_ms", 0..=3_600_000),
-        rescan: section.millis("rescan_ms", 100..=3_600_000),
-        require_done: section.boolean("require_done"),
-        max_row_bytes: count(&mut section, "max_row_bytes", 16, 16 << 20, "bytes"),
-        decompress_max_ratio: section.integer("decompress_max_ratio", 1..=100_000, "bytes per byte"),
-        decompress_max_bytes: section.integer("decompress_max_bytes", 1..=1u64 << 50, "bytes"),
+        max_row_bytes,
     };
     section.finish();
     feed
+}
+
+fn directory(reader: &Reader, section: &mut Section<'_>, format: FeedFormat, need: Need) -> DirectoryFeed {
+    DirectoryFeed {
+        path: path(reader, section, "path", need).unwrap_or_default(),
+        format,
+        duplicates: section
+            .choice("duplicates", &[("keep", Duplicates::Keep), ("first", Duplicates::First)])
+            .unwrap_or(Duplicates::Keep),
+        settle: section.millis("settle_ms", 0..=3_600_000),
+        rescan: section.millis("rescan_ms", 100..=3_600_000),
+        require_done: section.boolean("require_done"),
+        decompress_max_ratio: section.integer("decompress_max_ratio", 1..=100_000, "bytes per byte"),
+        decompress_max_bytes: section.integer("decompress_max_bytes", 1..=1u64 << 50, "bytes"),
+    }
+}
+
+fn queue(
+    reader: &Reader,
+    section: &mut Section<'_>,
+    recipient: String,
+    max_row_bytes: usize,
+    need: Need,
+) -> QueueFeed {
+    let queue = address(reader, section, "queue_name", "queue_url", need == Need::Required);
+    let mut max_bytes = count(section, "max_bytes", 1 << 10, 16 << 20, "bytes");
+    if !reader.is_set(&section.key("max_bytes")) {
+        max_bytes = max_bytes.max(max_row_bytes);
+    }
+    QueueFeed {
+        // Only what is needed and missing gets here, and was noted.
+        queue: queue.unwrap_or_else(|| QueueAddress::Name(String::new())),
+        recipient,
+        max_rows: count(section, "max_rows", 1, 10_000, "messages"),
+        max_bytes,
+        linger: section.millis("linger_ms", 0..=60_000),
+        pollers: count(section, "pollers", 1, 64, "polls"),
+        wait: section.seconds("wait_s", 0..=20),
+        visibility: section.seconds("visibility_s", 30..=43_200),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -36,12 +119,17 @@ enum Word {
     Text,
     Csv,
     Ndjson,
+    Json,
 }
 
-fn format(reader: &Reader, section: &mut Section<'_>, need: Need) -> FeedFormat {
-    let words = [("text", Word::Text), ("csv", Word::Csv), ("ndjson", Word::Ndjson)];
+/// The format of a directory's files, and the recipient's name.
+fn format(reader: &Reader, section: &mut Section<'_>, kind: Kind, need: Need) -> (FeedFormat, String) {
+    let words = [("text", Word::Text), ("csv", Word::Csv), ("ndjson", Word::Ndjson), ("json", Word::Json)];
     let word = section.choice("format", &words);
-    require(reader, section, "format", need, "write \"text\", \"csv\" or \"ndjson\"");
+    let format_key = section.key("format");
+    if kind == Kind::Directory {
+        require(reader, section, "format", need, "write \"text\", \"csv\" or \"ndjson\"");
+    }
     let delimiter = delimiter(reader, section);
     let recipient = section.text("recipient");
     if let Some(recipient) = &recipient
@@ -52,30 +140,48 @@ fn format(reader: &Reader, section: &mut Section<'_>, need: Need) -> FeedFormat 
     }
 
     // What stands in `[feeds."*"]` is for those feeds that can use it.
-    let unused = |key: &str, advice: &str| {
-        let key = section.key(key);
-        if need == Need::Required && reader.is_own(&key) {
-            reader.note(&key, None, advice);
+    let is_own = |key: &str| need == Need::Required && reader.is_own(&section.key(key));
+    let recipient_needed = "name the column or key that holds the recipient";
+    if kind == Kind::Queue {
+        if is_own("format") && word.is_some_and(|word| word != Word::Json) {
+            let advice = "the entries of a queue are \"json\", an object or an array of them: write that, or \
+                          remove it";
+            reader.note(&format_key, None, advice);
         }
-    };
-    if matches!(word, Some(Word::Text | Word::Ndjson)) {
-        unused("delimiter", "only format = \"csv\" has a delimiter: remove it");
+        require(reader, section, "recipient", need, recipient_needed);
+        return (FeedFormat::Text, recipient.unwrap_or_default());
     }
-    match word {
+    if matches!(word, Some(Word::Text | Word::Ndjson)) && is_own("delimiter") {
+        let advice = "only format = \"csv\" has a delimiter: remove it";
+        reader.note(&section.key("delimiter"), None, advice);
+    }
+    let format = match word {
+        None => FeedFormat::Text,
         Some(Word::Text) => {
-            unused("recipient", "with format = \"text\" the line is the recipient: remove it");
+            if is_own("recipient") {
+                let advice = "with format = \"text\" the line is the recipient: remove it";
+                reader.note(&section.key("recipient"), None, advice);
+            }
+            FeedFormat::Text
+        }
+        Some(Word::Json) => {
+            if need == Need::Required {
+                let advice = "only the entries of a queue are \"json\"; files hold one object per line: write \
+                              \"ndjson\"";
+                reader.note(&format_key, Some("\"json\"".into()), advice);
+            }
             FeedFormat::Text
         }
         Some(word) => {
-            require(reader, section, "recipient", need, "name the column or key that holds the recipient");
+            require(reader, section, "recipient", need, recipient_needed);
             let recipient = recipient.unwrap_or_default();
             match word {
                 Word::Csv => FeedFormat::Csv { delimiter, recipient },
                 _ => FeedFormat::Ndjson { recipient },
             }
         }
-        None => FeedFormat::Text,
-    }
+    };
+    (format, String::new())
 }
 
 fn delimiter(reader: &Reader, section: &mut Section<'_>) -> u8 {

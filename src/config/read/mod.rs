@@ -2,6 +2,7 @@
 //! the two against each other.
 
 mod destination;
+mod engines;
 mod feed;
 
 use std::path::{Component, Path, PathBuf};
@@ -9,10 +10,13 @@ use std::path::{Component, Path, PathBuf};
 use postrider_actors::model::restart::RestartPolicy;
 
 pub(super) use self::destination::TEMPLATE_BYTES_MAX;
-use self::{destination::destination, feed::feed};
+use self::{
+    destination::destination,
+    engines::{aws, outbox, queue},
+    feed::feed,
+};
 use super::{
-    Batch, Config, Delivery, Lease, Log, LogFormat, LogLevel, Outbox, Pools, Queue, Rate, Record, Shutdown,
-    State,
+    Batch, Config, Delivery, Lease, Log, LogFormat, LogLevel, Pools, Rate, Record, Shutdown, State,
     reader::{Reader, Section},
     tree::{Table, shown_text},
 };
@@ -29,7 +33,8 @@ pub(super) fn config(reader: &Reader, tree: Table, file: &Path) -> Config {
         pools: pools(root.section("pools")),
         batch: batch(root.section("batch")),
         outbox: outbox(reader, root.section("outbox")),
-        queue: queue(root.section("queue")),
+        queue: queue(reader, root.section("queue")),
+        aws: aws(reader, root.section("aws")),
         lease: lease(root.section("lease")),
         record: record(reader, root.section("record")),
         delivery: delivery(root.section("delivery")),
@@ -100,23 +105,6 @@ fn batch(mut section: Section<'_>) -> Batch {
     };
     section.finish();
     batch
-}
-
-fn outbox(reader: &Reader, mut section: Section<'_>) -> Outbox {
-    let high_watermark = section.integer("high_watermark", 1..=1_000_000_000u64, "messages");
-    let mut low_watermark = section.integer("low_watermark", 0..=1_000_000_000u64, "messages");
-    if !reader.is_set("outbox.low_watermark") {
-        // Whoever lowers the one is not asked to lower the other too.
-        low_watermark = low_watermark.min(high_watermark / 4 * 3);
-    }
-    section.finish();
-    Outbox { high_watermark, low_watermark }
-}
-
-fn queue(mut section: Section<'_>) -> Queue {
-    let queue = Queue { prefetch: count(&mut section, "prefetch", 1, 64, "batches") };
-    section.finish();
-    queue
 }
 
 fn lease(mut section: Section<'_>) -> Lease {
