@@ -7,6 +7,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod node;
 pub mod receiver;
 pub mod systemd;
 pub mod telemetry;
