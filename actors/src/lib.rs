@@ -2,10 +2,11 @@
 //!
 //! The crate knows no SDK, no SQL and no HTTP library. Rules are pure functions and state machines in
 //! [`model`]; [`ports`] say what the outside world must offer; [`messages`] cross between actors;
-//! [`flow`] holds what bounds and wakes them; the stages are thin actors that move batches;
+//! [`flow`] holds what bounds and wakes them; [`metrics`] is what they count; the stages are thin actors
+//! that move batches;
 //! [`supervision`] keeps them alive.
 //!
-//! `supervision → stages → {messages, flow, ports} → model`, never back; no stage knows another.
+//! `supervision → stages → {messages, flow, metrics, ports} → model`, never back; no stage knows another.
 
 /// A named point where the fault tests crash the process (`NAME=return` in `FAILPOINTS`) or raise a
 /// panic (`NAME=panic`). Without the feature `failpoints` it is nothing.
@@ -18,6 +19,7 @@ macro_rules! failpoint {
 
 pub mod flow;
 pub mod messages;
+pub mod metrics;
 pub mod model;
 pub mod ports;
 pub mod reading;

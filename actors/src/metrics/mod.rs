@@ -1,0 +1,507 @@
+//! What the stages count. Handles are resolved once, when a stage is set up, and are plain atomics from
+//! then on; they are touched per batch, with one exception that is measured: the duration of an attempt.
+//!
+//! Label values are names from the configuration and words of this code, so their number is bounded;
+//! nothing of a message, a file or an answer is ever one (I10). The table in `docs/operations.md` says what
+//! each metric means; a test in the binary holds it against what is registered.
+
+mod families;
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+pub use families::{Counters, Gauges, Labels, Share, Timings, age_buckets, call_buckets, labels};
+
+use crate::{
+    model::{
+        file::FileState,
+        outcome::{DeathCause, Reason, Verdict},
+    },
+    ports::{ItemOutcome, Settled},
+};
+
+/// What an attempt may come to, as the label `outcome` says it.
+const OUTCOMES: [&str; 15] = [
+    "sent",
+    "gone",
+    "status_3xx",
+    "status_429",
+    "status_4xx",
+    "status_5xx",
+    "status_other",
+    "timeout",
+    "connect",
+    "dns",
+    "tls",
+    "reset",
+    "protocol",
+    "render",
+    "panic",
+];
+const GONE: usize = 1;
+
+const CAUSES: [DeathCause; 4] =
+    [DeathCause::Permanent, DeathCause::Attempts, DeathCause::Age, DeathCause::Poison];
+
+/// Index into [`OUTCOMES`]; `None` if nothing was attempted.
+fn outcome_of(verdict: &Verdict) -> Option<usize> {
+    let attempt = match verdict {
+        Verdict::Sent { .. } => return Some(0),
+        Verdict::Retry { attempt, .. } | Verdict::Dead { attempt, .. } => attempt,
+    };
+    let word = match (attempt.reason, attempt.status) {
+        (Reason::Poison, _) => return None,
+        (Reason::Status, 300..=399) => "status_3xx",
+        (Reason::Status, 429) => "status_429",
+        (Reason::Status, 400..=499) => "status_4xx",
+        (Reason::Status, 500..=599) => "status_5xx",
+        (Reason::Status, _) => "status_other",
+        (reason, _) => reason.as_str(),
+    };
+    OUTCOMES.iter().position(|outcome| *outcome == word)
+}
+
+/// The families of all stages.
+#[derive(Clone, Debug)]
+pub struct StageMetrics {
+    files: Counters<2>,
+    rows: Counters<2>,
+    file_start: Timings<1>,
+    queue_entries: Counters<1>,
+    leases_lost: Counters<0>,
+    attempts: Counters<2>,
+    attempt_duration: Timings<1>,
+    sent: Counters<1>,
+    retries: Counters<1>,
+    dead: Counters<2>,
+    batches: Counters<2>,
+    batch_wait: Timings<1>,
+    settle_age: Timings<1>,
+    in_flight: Gauges<1>,
+    permits: Gauges<1>,
+    leases: Gauges<1>,
+    rate_granted: Counters<1>,
+    rate_limit: Gauges<1>,
+    restarts: Counters<2>,
+}
+
+impl Default for StageMetrics {
+    /// Metrics that nobody exports, for tests.
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl StageMetrics {
+    /// Registers them all.
+    pub fn register(to: &mut Registry) -> Self {
+        Self {
+            files: Counters::register(to, "files", ["feed", "state"], "Files closed"),
+            rows: Counters::register(to, "rows", ["feed", "outcome"], "Rows read and stored"),
+            file_start: Timings::register(
+                to,
+                "file_start",
+                ["feed"],
+                "From a file's claim to its first rows in the outbox",
+                age_buckets,
+            ),
+            queue_entries: Counters::register(
+                to,
+                "queue_entries",
+                ["outcome"],
+                "Batches that were offered to the queue",
+            ),
+            leases_lost: Counters::register(to, "leases_lost", [], "Leases that nobody extended in time"),
+            attempts: Counters::register(
+                to,
+                "attempts",
+                ["destination", "outcome"],
+                "Attempts whose outcome is recorded",
+            ),
+            attempt_duration: Timings::register(
+                to,
+                "attempt_duration",
+                ["destination"],
+                "From the begin of an attempt to its outcome",
+                call_buckets,
+            ),
+            sent: Counters::register(to, "messages_sent", ["destination"], "Messages recorded as sent"),
+            retries: Counters::register(to, "retries", ["destination"], "Messages that will be tried again"),
+            dead: Counters::register(to, "messages_dead", ["destination", "cause"], "Messages given up"),
+            batches: Counters::register(
+                to,
+                "batches_settled",
+                ["destination", "outcome"],
+                "Batches whose last message is settled",
+            ),
+            batch_wait: Timings::register(
+                to,
+                "batch_wait",
+                ["destination"],
+                "From the acceptance of a batch to its first lease",
+                age_buckets,
+            ),
+            settle_age: Timings::register(
+                to,
+                "settle_age",
+                ["destination"],
+                "From the acceptance of messages to their outcome, once per recorded group of a batch",
+                age_buckets,
+            ),
+            in_flight: Gauges::register(to, "requests_in_flight", ["destination"], "Requests in flight"),
+            permits: Gauges::register(to, "permits", ["destination"], "Requests that may be in flight"),
+            leases: Gauges::register(to, "leases_held", ["destination"], "Batches that workers hold"),
+            rate_granted: Counters::register(
+                to,
+                "rate_granted",
+                ["gate"],
+                "Messages that a rate let through",
+            ),
+            rate_limit: Gauges::register(
+                to,
+                "rate_limit",
+                ["gate"],
+                "Messages per second that a rate allows",
+            ),
+            restarts: Counters::register(to, "restarts", ["actor", "of"], "Actors that failed"),
+        }
+    }
+
+    /// A feed's handles.
+    pub fn feed(&self, name: &str) -> FeedMetrics {
+        let rows = |outcome| self.rows.of([name, outcome]);
+        let files = |state| self.files.of([name, state]);
+        FeedMetrics {
+            accepted: rows("accepted"),
+            rejected: rows("rejected"),
+            duplicates: rows("duplicate"),
+            ingested: files("ingested"),
+            failed: files("failed"),
+            source_lost: files("source-lost"),
+            start: self.file_start.of([name]),
+        }
+    }
+
+    /// The dispatcher's handles.
+    pub fn queue(&self) -> QueueMetrics {
+        let entries = |outcome| self.queue_entries.of([outcome]);
+        QueueMetrics {
+            ok: entries("ok"),
+            retryable: entries("retryable"),
+            permanent: entries("permanent"),
+            unknown: entries("unknown"),
+        }
+    }
+
+    /// Counts leases that were taken back.
+    pub fn leases_lost(&self) -> Counter {
+        self.leases_lost.of([])
+    }
+
+    /// A destination's handles.
+    pub fn destination(&self, name: &str) -> DestinationMetrics {
+        DestinationMetrics(Arc::new(DestinationHandles {
+            attempts: OUTCOMES.map(|outcome| self.attempts.of([name, outcome])),
+            attempt_duration: self.attempt_duration.of([name]),
+            sent: self.sent.of([name]),
+            retries: self.retries.of([name]),
+            dead: CAUSES.map(|cause| self.dead.of([name, cause.as_str()])),
+            clean: self.batches.of([name, "clean"]),
+            with_failures: self.batches.of([name, "with_failures"]),
+            wait: self.batch_wait.of([name]),
+            age: self.settle_age.of([name]),
+            in_flight: self.in_flight.of([name]),
+            permits: self.permits.of([name]),
+            leases: self.leases.of([name]),
+        }))
+    }
+
+    /// A rate's counter of messages let through. `gate` is a destination's name, or `all`.
+    pub fn gate(&self, gate: &str, rate_per_s: u32) -> Counter {
+        self.rate_limit.of([gate]).set(rate_per_s.into());
+        self.rate_granted.of([gate])
+    }
+
+    /// Counts failures of one kind of actor. `of` is its second name, e.g. the feed's.
+    pub fn restarts(&self, actor: &str, of: Option<&str>) -> Counter {
+        self.restarts.of([actor, of.unwrap_or("")])
+    }
+}
+
+/// What a batcher counts.
+#[derive(Clone, Debug)]
+pub struct FeedMetrics {
+    accepted: Counter,
+    rejected: Counter,
+    duplicates: Counter,
+    ingested: Counter,
+    failed: Counter,
+    source_lost: Counter,
+    start: Histogram,
+}
+
+impl FeedMetrics {
+    /// Rows came to be in the outbox.
+    pub fn appended(&self, accepted: u64, rejected: u64, duplicates: u64) {
+        self.accepted.inc_by(accepted);
+        self.rejected.inc_by(rejected);
+        self.duplicates.inc_by(duplicates);
+    }
+
+    /// A file's first rows came to be in the outbox, so long after it was claimed.
+    pub fn started(&self, after: Duration) {
+        self.start.observe(after.as_secs_f64());
+    }
+
+    /// A file was closed.
+    pub fn closed(&self, state: &FileState) {
+        let counter = match state {
+            FileState::Ingesting => return,
+            FileState::Ingested => &self.ingested,
+            FileState::Failed(_) => &self.failed,
+            FileState::SourceLost(_) => &self.source_lost,
+        };
+        counter.inc();
+    }
+}
+
+/// What a dispatcher counts.
+#[derive(Clone, Debug)]
+pub struct QueueMetrics {
+    ok: Counter,
+    retryable: Counter,
+    permanent: Counter,
+    unknown: Counter,
+}
+
+impl QueueMetrics {
+    /// The queue has answered.
+    pub fn offered<I>(&self, outcomes: &[(I, ItemOutcome)]) {
+        for (_, outcome) in outcomes {
+            match outcome {
+                ItemOutcome::Ok => &self.ok,
+                ItemOutcome::Retryable(_) => &self.retryable,
+                ItemOutcome::Permanent(_) => &self.permanent,
+                ItemOutcome::Unknown(_) => &self.unknown,
+            }
+            .inc();
+        }
+    }
+
+    /// All entries so far, and those that the queue did not accept.
+    pub fn totals(&self) -> Totals {
+        let failed = self.retryable.get() + self.permanent.get() + self.unknown.get();
+        Totals { all: self.ok.get() + failed, failed }
+    }
+}
+
+/// Cumulative counts for a failure rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Everything that was tried.
+    pub all: u64,
+    /// What of it failed.
+    pub failed: u64,
+}
+
+impl std::ops::Add for Totals {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { all: self.all + other.all, failed: self.failed + other.failed }
+    }
+}
+
+/// What delivery workers count for one destination.
+#[derive(Clone, Debug)]
+pub struct DestinationMetrics(Arc<DestinationHandles>);
+
+#[derive(Debug)]
+struct DestinationHandles {
+    attempts: [Counter; OUTCOMES.len()],
+    attempt_duration: Histogram,
+    sent: Counter,
+    retries: Counter,
+    dead: [Counter; CAUSES.len()],
+    clean: Counter,
+    with_failures: Counter,
+    wait: Histogram,
+    age: Histogram,
+    in_flight: Gauge,
+    permits: Gauge,
+    leases: Gauge,
+}
+
+/// What the verdicts of one settlement come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many verdicts.
+    pub count: usize,
+    sent: u64,
+    retried: u64,
+    dead: [u64; CAUSES.len()],
+    attempts: [u64; OUTCOMES.len()],
+}
+
+impl Tally {
+    /// Counts them.
+    pub fn of(verdicts: &[(u32, Verdict)]) -> Self {
+        let mut tally = Self { count: verdicts.len(), ..Self::default() };
+        for (_, verdict) in verdicts {
+            if let Some(outcome) = outcome_of(verdict) {
+                tally.attempts[outcome] += 1;
+            }
+            match verdict {
+                Verdict::Sent { .. } => tally.sent += 1,
+                Verdict::Retry { .. } => tally.retried += 1,
+                Verdict::Dead { cause, .. } => {
+                    let at = CAUSES.iter().position(|known| known == cause).expect("every cause is listed");
+                    tally.dead[at] += 1;
+                }
+            }
+        }
+        tally
+    }
+
+    /// Whether every message was sent.
+    pub fn is_clean(&self) -> bool {
+        self.sent == self.count as u64
+    }
+}
+
+impl DestinationMetrics {
+    /// An attempt has ended. The one thing that is done per message.
+    pub fn attempted(&self, took: Duration) {
+        self.0.attempt_duration.observe(took.as_secs_f64());
+    }
+
+    /// An attempt was answered 410; nothing of it is recorded.
+    pub fn gone(&self) {
+        self.0.attempts[GONE].inc();
+    }
+
+    /// A batch was leased for the first time, so long after it was accepted.
+    pub fn leased(&self, after: Duration) {
+        self.0.wait.observe(after.as_secs_f64());
+    }
+
+    /// The ledger took a settlement, `age` after its messages were accepted. `clean` says whether all of its
+    /// batch's messages were sent so far.
+    pub fn settled(&self, tally: &Tally, settled: Settled, age: Duration, clean: bool) {
+        let handles = &self.0;
+        for (counter, attempts) in handles.attempts.iter().zip(tally.attempts) {
+            if attempts > 0 {
+                counter.inc_by(attempts);
+            }
+        }
+        handles.sent.inc_by(tally.sent);
+        if settled == Settled::Stale {
+            return; // failures are left to the current holder
+        }
+        handles.retries.inc_by(tally.retried);
+        for (counter, dead) in handles.dead.iter().zip(tally.dead) {
+            if dead > 0 {
+                counter.inc_by(dead);
+            }
+        }
+        handles.age.observe(age.as_secs_f64());
+        if settled == Settled::Complete {
+            if clean { &handles.clean } else { &handles.with_failures }.inc();
+        }
+    }
+
+    /// Attempts so far, and those that failed.
+    pub fn totals(&self) -> Totals {
+        let all: u64 = self.0.attempts.iter().map(Counter::get).sum();
+        Totals { all, failed: all - self.0.attempts[0].get().min(all) }
+    }
+
+    /// Messages given up so far.
+    pub fn dead(&self) -> u64 {
+        self.0.dead.iter().map(Counter::get).sum()
+    }
+
+    /// One worker's part of the gauges: its permits, and what it has in hand.
+    pub fn worker(&self, permits: usize) -> WorkerGauges {
+        let mut share = Share::of(self.0.permits.clone());
+        share.set(permits);
+        WorkerGauges {
+            _permits: share,
+            in_flight: Share::of(self.0.in_flight.clone()),
+            leases: Share::of(self.0.leases.clone()),
+        }
+    }
+}
+
+/// One worker's part of a destination's gauges, taken back when it is dropped.
+#[derive(Debug)]
+pub struct WorkerGauges {
+    _permits: Share,
+    in_flight: Share,
+    leases: Share,
+}
+
+impl WorkerGauges {
+    /// What the worker has in hand now.
+    pub fn set(&mut self, in_flight: usize, leases: usize) {
+        self.in_flight.set(in_flight);
+        self.leases.set(leases);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{outcome::Attempt, time::UnixMs};
+
+    fn attempt(reason: Reason, status: u16) -> Attempt {
+        Attempt { at: UnixMs(1), status, reason }
+    }
+
+    fn retry(reason: Reason, status: u16) -> Verdict {
+        Verdict::Retry { attempt: attempt(reason, status), not_before: UnixMs(2) }
+    }
+
+    #[test]
+    fn every_verdict_has_its_word_and_poison_is_no_attempt() {
+        let word = |verdict| outcome_of(&verdict).map(|at| OUTCOMES[at]);
+        assert_eq!(word(Verdict::Sent { at: UnixMs(1), status: 204 }), Some("sent"));
+        for (status, expected) in [
+            (302, "status_3xx"),
+            (429, "status_429"),
+            (404, "status_4xx"),
+            (503, "status_5xx"),
+            (99, "status_other"),
+        ] {
+            assert_eq!(word(retry(Reason::Status, status)), Some(expected));
+        }
+        for reason in (0..=u8::MAX).filter_map(Reason::from_byte) {
+            assert_eq!(word(retry(reason, 0)).is_none(), reason == Reason::Poison, "{reason:?}");
+        }
+        for cause in (0..=u8::MAX).filter_map(DeathCause::from_byte) {
+            assert!(CAUSES.contains(&cause), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_settlement_is_counted_once_and_a_stale_one_only_where_it_is_a_fact() {
+        let metrics = StageMetrics::default().destination("support");
+        let dead = Verdict::Dead { attempt: attempt(Reason::Status, 404), cause: DeathCause::Permanent };
+        let verdicts =
+            [(0, Verdict::Sent { at: UnixMs(1), status: 200 }), (1, retry(Reason::Timeout, 0)), (2, dead)];
+        let tally = Tally::of(&verdicts);
+        assert!(!tally.is_clean() && Tally::of(&verdicts[..1]).is_clean());
+        metrics.settled(&tally, Settled::Complete, Duration::from_secs(1), false);
+        assert_eq!(metrics.totals(), Totals { all: 3, failed: 2 });
+        let counts = |m: &DestinationMetrics| {
+            (m.0.sent.get(), m.0.retries.get(), m.dead(), m.0.clean.get(), m.0.with_failures.get())
+        };
+        assert_eq!(counts(&metrics), (1, 1, 1, 0, 1));
+        metrics.settled(&tally, Settled::Stale, Duration::from_secs(1), true);
+        assert_eq!(counts(&metrics), (2, 1, 1, 0, 1));
+    }
+}
