@@ -11,6 +11,7 @@ use super::{
     child::{Birth, ChildExited, ChildId, Drain, Exit, Fault},
 };
 use crate::{
+    metrics::StageMetrics,
     model::{
         restart::{Restart, RestartIntensity, RestartPolicy},
         time::MonoMs,
@@ -56,6 +57,8 @@ pub struct SupervisorSettings {
     pub arbiters: Vec<ArbiterHandle>,
     /// The time, for the intensity.
     pub clock: Arc<dyn Clock>,
+    /// Where restarts are counted.
+    pub metrics: StageMetrics,
 }
 
 /// Ends the tree in order.
@@ -251,6 +254,7 @@ impl Supervisor {
         let slot = &mut self.slots[index];
         let stable = now.since(slot.born) >= self.settings.restarts.period;
         slot.failures = if stable { 1 } else { slot.failures + 1 };
+        let spec = &self.specs[slot.spec];
         let jitter = rand::rng().random::<f64>();
         match self.intensity.exited(now, slot.failures, jitter) {
             Restart::Escalate => {
@@ -266,6 +270,7 @@ impl Supervisor {
                 }
             }
             Restart::After(wait) => {
+                self.settings.metrics.restarts(spec.name, spec.of.as_deref()).inc();
                 tracing::warn!(
                     child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
                     "a child exited and will be restarted"

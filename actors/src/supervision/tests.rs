@@ -98,6 +98,7 @@ impl Tree {
             drain_timeout: Duration::from_millis(500),
             arbiters: vec![Arbiter::current()],
             clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+            metrics: crate::metrics::StageMetrics::default(),
         };
         Self { log: Log::default(), pokes: Arc::default(), settings }
     }
@@ -148,6 +149,7 @@ async fn a_child_that_panics_or_fails_is_restarted_and_its_sibling_is_not_distur
     tree.until_logged("a#2 started").await;
     tree.poke("a", Poke::Fail).await;
     tree.until_logged("a#3 started").await;
+    assert_eq!(tree.settings.metrics.restarts("a", None).get(), 2);
     assert_eq!(tree.logged().iter().filter(|line| line.starts_with('b')).count(), 1);
 }
 
