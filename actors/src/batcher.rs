@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     flow::{Bell, Progress, insist},
     messages::{FileClosed, ParsedRows},
+    metrics::{FeedMetrics, StoredRows},
     model::{
         batch::NewBatch,
         builder::{BatchBuilder, Cut},
@@ -44,6 +45,8 @@ pub struct BatcherSetup {
     pub clock: Arc<dyn Clock>,
     /// Rung when batches were appended.
     pub appended: Bell,
+    /// What is counted.
+    pub metrics: FeedMetrics,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -69,6 +72,19 @@ struct Draft {
     permits: Vec<OwnedSemaphorePermit>,
 }
 
+impl Draft {
+    fn rows(&self) -> StoredRows {
+        // Each row is there once per destination.
+        let first = self.batches.first().map(|batch| &batch.header.destination);
+        let of_first = self.batches.iter().filter(|batch| Some(&batch.header.destination) == first);
+        StoredRows {
+            accepted: of_first.map(|batch| u64::from(batch.count)).sum(),
+            rejected: self.rejects.len() as u64,
+            duplicates: self.duplicates.len() as u64,
+        }
+    }
+}
+
 struct FileProgress {
     file: Arc<FileInHand>,
     builder: BatchBuilder,
@@ -82,6 +98,8 @@ struct FileProgress {
     /// What is to be appended, one step each; the last one still grows.
     drafts: VecDeque<Draft>,
     appending: bool,
+    /// Whether something was appended.
+    started: bool,
 }
 
 impl Batcher {
@@ -95,6 +113,7 @@ impl Batcher {
         let Some(draft) = progress.drafts.pop_front() else { return };
         progress.appending = true;
         let file = progress.file.clone();
+        let rows = draft.rows();
         let state = draft.closed.unwrap_or(FileState::Ingesting);
         let closed = state.is_closed();
         let append = Append {
@@ -103,10 +122,12 @@ impl Batcher {
             rejects: draft.rejects,
             duplicates: draft.duplicates,
             checkpoint: draft.checkpoint,
-            state,
+            state: state.clone(),
             at: self.setup.clock.wall(),
             entries: Vec::new(),
         };
+        let (metrics, at, is_first) = (self.setup.metrics.clone(), append.at, !progress.started);
+        progress.started = true;
         let (setup, permits) = (self.setup.clone(), draft.permits);
         let work = async move {
             failpoint!("append.before");
@@ -120,6 +141,13 @@ impl Batcher {
                 Err(error) => Err(error),
             };
             failpoint!("append.after");
+            if result.is_ok() {
+                metrics.appended(rows);
+                if is_first {
+                    metrics.started(at.since(file.record.claimed_at));
+                }
+                metrics.closed(&state);
+            }
             drop(permits); // the parser may go on: these rows are in the outbox
             if closed && result.is_ok() {
                 // A watcher that is gone finds the file among the claimed ones when it is back.
@@ -181,6 +209,7 @@ impl FileProgress {
             fed: setup.clock.mono(),
             drafts: VecDeque::new(),
             appending: false,
+            started: false,
         }
     }
 

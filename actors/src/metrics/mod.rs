@@ -167,7 +167,12 @@ impl StageMetrics {
                 ["gate"],
                 "Messages per second that a rate allows",
             ),
-            restarts: Counters::register(to, "restarts", ["actor", "of"], "Actors that failed"),
+            restarts: Counters::register(
+                to,
+                "restarts",
+                ["actor", "of"],
+                "Actors that failed and are restarted",
+            ),
         }
     }
 
@@ -226,10 +231,21 @@ impl StageMetrics {
         self.rate_granted.of([gate])
     }
 
-    /// Counts failures of one kind of actor. `of` is its second name, e.g. the feed's.
+    /// Counts restarts of one kind of actor. `of` is its second name, e.g. the feed's.
     pub fn restarts(&self, actor: &str, of: Option<&str>) -> Counter {
         self.restarts.of([actor, of.unwrap_or("")])
     }
+}
+
+/// Rows that one append brings to the outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredRows {
+    /// They became messages.
+    pub accepted: u64,
+    /// They can't be used.
+    pub rejected: u64,
+    /// They were left out.
+    pub duplicates: u64,
 }
 
 /// What a batcher counts.
@@ -246,10 +262,10 @@ pub struct FeedMetrics {
 
 impl FeedMetrics {
     /// Rows came to be in the outbox.
-    pub fn appended(&self, accepted: u64, rejected: u64, duplicates: u64) {
-        self.accepted.inc_by(accepted);
-        self.rejected.inc_by(rejected);
-        self.duplicates.inc_by(duplicates);
+    pub fn appended(&self, rows: StoredRows) {
+        self.accepted.inc_by(rows.accepted);
+        self.rejected.inc_by(rows.rejected);
+        self.duplicates.inc_by(rows.duplicates);
     }
 
     /// A file's first rows came to be in the outbox, so long after it was claimed.
