@@ -7,6 +7,7 @@ use actix::prelude::*;
 
 use crate::{
     flow::{Bell, Progress, insist},
+    metrics::QueueMetrics,
     model::ids::BatchId,
     ports::{Clock, ItemOutcome, Outbox, OutstandingQuery, Queue, StoreError},
     supervision::{Drain, Fault},
@@ -37,6 +38,8 @@ pub struct DispatcherSetup {
     pub appended: Bell,
     /// To ring when batches were queued: one bell per delivery worker.
     pub queued: Vec<Bell>,
+    /// What is counted.
+    pub metrics: QueueMetrics,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -100,8 +103,9 @@ impl DispatcherSetup {
                 due.map_or(TICK, |due| due.since(due_by).clamp(Duration::from_millis(1), TICK)),
             ));
         }
-        let sent = insist("sending to the queue", &**clock, progress, || queue.send(&entries)).await?;
-        let accepted = accepted(sent);
+        let outcomes = insist("sending to the queue", &**clock, progress, || queue.send(&entries)).await?;
+        self.metrics.offered(&outcomes);
+        let accepted = accepted(outcomes);
         failpoint!("dispatch.sent");
         if accepted.is_empty() {
             return Ok(Step::Refused);
