@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
+use prometheus_client::metrics::counter::Counter;
 
 use crate::{
     flow::{Bell, Progress, blocking, insist},
@@ -32,6 +33,8 @@ pub struct SweeperSetup {
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
     pub queued: Vec<Bell>,
+    /// Counts leases that were taken back.
+    pub leases_lost: Counter,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -93,6 +96,7 @@ impl SweeperSetup {
         let rescue = || queue.rescue(clock.mono());
         let rescued = insist("taking leases back", &**clock, progress, rescue).await?;
         if rescued > 0 {
+            self.leases_lost.inc_by(rescued as u64);
             tracing::warn!(batches = rescued, "leases were not extended in time and are taken back");
             for bell in &self.queued {
                 bell.ring();
