@@ -11,6 +11,7 @@ use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use crate::{
@@ -39,6 +40,8 @@ pub struct LimitedGate {
     pub rate_per_s: NonZeroU32,
     /// Messages at once after a pause; at least 1.
     pub burst: NonZeroU32,
+    /// Counts what it lets through.
+    pub granted: Counter,
 }
 
 /// How rates are shared with other processes.
@@ -120,7 +123,7 @@ impl Handler<Drain> for Throttle {
 }
 
 async fn feed(limited: LimitedGate, grant_burst: bool) {
-    let LimitedGate { name: _, gate, rate_per_s, burst } = limited;
+    let LimitedGate { name: _, gate, rate_per_s, burst, granted } = limited;
     let grain = grain(rate_per_s, burst);
     // What lies unused in the gate is part of the burst too.
     let bucket = NonZeroU32::new(burst.get() - grain.get()).unwrap_or(burst);
@@ -131,7 +134,10 @@ async fn feed(limited: LimitedGate, grant_burst: bool) {
     loop {
         gate.drained(grain.get()).await;
         match limiter.check_n(grain) {
-            Ok(Ok(())) => gate.feed(grain.get()),
+            Ok(Ok(())) => {
+                gate.feed(grain.get());
+                granted.inc_by(grain.get().into());
+            }
             Ok(Err(not_until)) => {
                 tokio::time::sleep(not_until.wait_time_from(DefaultClock::default().now())).await;
             }
