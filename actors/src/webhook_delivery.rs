@@ -8,7 +8,10 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,10 +19,11 @@ use actix::prelude::*;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     flow::{Bell, Gate, Progress, insist},
+    metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         batch::{PAYLOAD_VERSION, Rows},
         body::BodyTemplate,
@@ -28,6 +32,7 @@ use crate::{
         retry::{Decision, RetrySchedule, poisoned, retry_batches},
         roster::{Pick, Report, Roster, RosterLimits},
         suspect::Pace,
+        time::UnixMs,
     },
     ports::{
         Clock, ItemOutcome, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError, Webhook,
@@ -60,6 +65,8 @@ pub struct DeliveryDestination {
     pub retry: RetrySchedule,
     /// Whether config holds its messages.
     pub paused: bool,
+    /// What is counted.
+    pub metrics: DestinationMetrics,
 }
 
 /// What a worker works with.
@@ -112,6 +119,7 @@ impl WebhookDelivery {
             batches: HashMap::new(),
             held: vec![false; shares.len()],
             lanes: 0,
+            gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
         };
         let desk = Desk {
             setup,
@@ -164,6 +172,10 @@ struct BatchInHand {
     template: BodyTemplate,
     /// One draw per lease: the retries of a batch stay together.
     jitter: f64,
+    /// Index of the destination.
+    destination: usize,
+    /// Whether a message of it was not sent.
+    failed: AtomicBool,
 }
 
 struct DeskState {
@@ -172,6 +184,16 @@ struct DeskState {
     /// Destinations that answered 410 and are yet to be disabled in the ledger.
     held: Vec<bool>,
     lanes: usize,
+    /// One per destination.
+    gauges: Vec<WorkerGauges>,
+}
+
+impl DeskState {
+    fn gauge(&mut self) {
+        for (index, gauges) in self.gauges.iter_mut().enumerate() {
+            gauges.set(self.roster.in_flight_to(index), self.roster.held(index));
+        }
+    }
 }
 
 /// What the worker's loops and lanes share.
@@ -216,6 +238,7 @@ impl Desk {
         loop {
             failpoint!("panic.webhook_delivery");
             setup.progress.turn(setup.clock.mono());
+            self.state().gauge();
             self.disable_held().await?;
             self.give_back().await?;
             if self.is_closing() && self.state().roster.is_empty() {
@@ -287,7 +310,11 @@ impl Desk {
             }
         };
         let token = lease.token;
-        let batch = BatchInHand { lease, rows, template, jitter: rand::rng().random() };
+        if (lease.drive, lease.attempt, lease.losses) == (0, 0, 0) {
+            self.setup.destinations[destination].metrics.leased(at.since(lease.accepted_at));
+        }
+        let failed = AtomicBool::new(false);
+        let batch = BatchInHand { lease, rows, template, jitter: rand::rng().random(), destination, failed };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
         state.roster.add(destination, token, pace, open);
@@ -379,7 +406,9 @@ impl Desk {
         failpoint!("attempt.before");
         let at = self.setup.clock.wall();
         let request = WebhookRequest { id, at, content_type: &header.content_type, body };
+        let begun = Instant::now();
         let outcome = destination.webhook.send(request).await;
+        destination.metrics.attempted(begun.elapsed());
         failpoint!("attempt.after");
         Some(outcome)
     }
@@ -393,6 +422,7 @@ impl Desk {
         match retry.decide(outcome, attempt + 1, accepted_at, self.setup.clock.wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
             Decision::Hold => {
+                self.setup.destinations[pick.destination].metrics.gone();
                 let mut state = self.state();
                 state.roster.stop(Some(pick.destination));
                 state.held[pick.destination] = true;
@@ -442,16 +472,20 @@ impl Desk {
                 continue;
             }
             let retries = settlements.iter().any(|settlement| !settlement.retries.is_empty());
-            let counts: Vec<_> = settlements.iter().map(|s| (s.token, s.verdicts.len())).collect();
+            let tallies = self.tallies(&settlements);
             failpoint!("settle.before");
             let settled =
                 self.insist("recording outcomes", || setup.ledger.settle(settlements.clone())).await?;
             failpoint!("settle.after");
             let (mut complete, mut stale) = (Vec::new(), Vec::new());
             {
+                let now = setup.clock.wall();
                 let mut state = self.state();
-                for ((token, count), settled) in counts.into_iter().zip(settled) {
-                    state.roster.recorded(token, count);
+                for ((token, tally, batch), settled) in tallies.into_iter().zip(settled) {
+                    if let Some(batch) = batch {
+                        self.count(&batch, &tally, settled, now);
+                    }
+                    state.roster.recorded(token, tally.count);
                     match settled {
                         Settled::Open => continue,
                         Settled::Complete => complete.push(token),
@@ -474,6 +508,18 @@ impl Desk {
             self.start_lanes();
             setup.queued.ring();
         }
+    }
+
+    fn tallies(&self, settlements: &[Settlement]) -> Vec<(LeaseToken, Tally, Option<Arc<BatchInHand>>)> {
+        let state = self.state();
+        let tally = |s: &Settlement| (s.token, Tally::of(&s.verdicts), state.batches.get(&s.token).cloned());
+        settlements.iter().map(tally).collect()
+    }
+
+    fn count(&self, batch: &BatchInHand, tally: &Tally, settled: Settled, now: UnixMs) {
+        let failed = batch.failed.fetch_or(!tally.is_clean(), Ordering::Relaxed) || !tally.is_clean();
+        let metrics = &self.setup.destinations[batch.destination].metrics;
+        metrics.settled(tally, settled, now.since(batch.lease.accepted_at), !failed);
     }
 
     fn settlements(&self) -> Vec<Settlement> {

@@ -149,6 +149,11 @@ impl Roster {
         self.destinations[destination].held
     }
 
+    /// Messages of a destination that are in flight.
+    pub fn in_flight_to(&self, destination: usize) -> usize {
+        self.destinations[destination].in_flight
+    }
+
     /// How many of a destination's batches still have messages to begin and may be sent at full
     /// pace. Suspects don't count: they must not keep their neighbours waiting.
     pub fn waiting(&self, destination: usize) -> usize {
