@@ -25,7 +25,7 @@ use crate::{
     cli::Exit,
     config::{Config, OutboxKind, QueueKind, Resolved},
     systemd::Notifier,
-    telemetry::Telemetry,
+    telemetry::{Metered, Telemetry, metrics::Metrics},
 };
 use reign::{End, Parts, Reign};
 
@@ -97,10 +97,27 @@ struct Stores {
     ledger: Arc<dyn Ledger>,
 }
 
+impl Stores {
+    /// The stores as the stages see them: counted.
+    fn metered<O, Q, L>(outbox: &Arc<O>, queue: &Arc<Q>, ledger: &Arc<L>, metrics: &Metrics) -> Self
+    where
+        O: Outbox + 'static,
+        Q: Queue + 'static,
+        L: Ledger + 'static,
+    {
+        Self {
+            outbox: Arc::new(Metered::new(outbox.clone(), metrics)),
+            queue: Arc::new(Metered::new(queue.clone(), metrics)),
+            ledger: Arc::new(Metered::new(ledger.clone(), metrics)),
+        }
+    }
+}
+
 /// What lives as long as the process.
 struct Machine {
     runtime: Arc<Runtime>,
     stores: Stores,
+    metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
     systemd: Notifier,
@@ -126,7 +143,6 @@ pub fn run(
             messages are sent one at a time"
         );
     }
-    let store = Arc::new(store);
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = resolved.config.pools.workers {
         builder.worker_threads(workers);
@@ -138,9 +154,11 @@ pub fn run(
         .build()
         .map_err(|error| StartError::System { what: "threads", error })?;
     let runtime = Arc::new(runtime);
+    let (store, metrics) = (Arc::new(store), Arc::new(Metrics::default()));
     let machine = Machine {
         runtime: runtime.clone(),
-        stores: Stores { outbox: store.clone(), queue: store.clone(), ledger: store },
+        stores: Stores::metered(&store, &store, &store, &metrics),
+        metrics,
         clock: Arc::new(SystemClock),
         board: ProgressBoard::default(),
         systemd,

@@ -66,6 +66,7 @@ impl World {
             gate: gate.clone(),
             rate_per_s: NonZeroU32::new(self.rate_per_s).unwrap(),
             burst: NonZeroU32::new(self.burst).unwrap(),
+            granted: prometheus_client::metrics::counter::Counter::default(),
         };
         let process = format!("vm-{}", self.joined).into();
         let setup = ThrottleSetup {

@@ -151,6 +151,7 @@ impl Reign {
             drain_timeout: config.shutdown.timeout * 7 / 10,
             arbiters: arbiters.iter().map(Arbiter::handle).collect(),
             clock: machine.clock.clone(),
+            metrics: machine.metrics.stages.clone(),
         };
         let specs = tree(machine, resolved, parts, &settings);
         let (ended_to, ended) = oneshot::channel();
@@ -280,6 +281,7 @@ fn mark(machine: &Machine) -> impl Fn(&Birth) -> Progress + Send + Sync + Clone 
 
 fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, queued: Vec<Bell>) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+    let leases_lost = machine.metrics.stages.leases_lost();
     let factory = move |birth: Birth| {
         let setup = SweeperSetup {
             queue: stores.queue.clone(),
@@ -287,6 +289,7 @@ fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, que
             inboxes: inboxes.clone(),
             clock: clock.clone(),
             queued: queued.clone(),
+            leases_lost: leases_lost.clone(),
             progress: mark(&birth),
         };
         let fault = birth.fault.clone();
@@ -306,7 +309,8 @@ fn delivery_specs(
     let mut gate = |name: &str, rate: Option<config::Rate>| {
         let rate = rate?;
         let (rate_per_s, burst) = (NonZeroU32::new(rate.per_s)?, NonZeroU32::new(rate.burst)?);
-        let limited = LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst };
+        let granted = machine.metrics.stages.gate(name, rate.per_s);
+        let limited = LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst, granted };
         gates.push(limited.clone());
         Some(limited.gate)
     };
@@ -322,6 +326,7 @@ fn delivery_specs(
             gate: gate(&destination.name, destination.rate),
             retry: destination.retry,
             paused: destination.is_paused,
+            metrics: machine.metrics.stages.destination(&destination.name),
         })
         .collect();
     let workers = config.pools.deliveries;
@@ -414,6 +419,7 @@ fn worker_spec(
 fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, queued) = (appended.clone(), queued.to_vec());
+    let metrics = machine.metrics.stages.queue();
     let factory = move |birth: Birth| {
         let setup = DispatcherSetup {
             outbox: stores.outbox.clone(),
@@ -421,6 +427,7 @@ fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> Child
             clock: clock.clone(),
             appended: appended.clone(),
             queued: queued.clone(),
+            metrics: metrics.clone(),
             progress: mark(&birth),
         };
         let fault = birth.fault.clone();
@@ -454,12 +461,14 @@ fn feed_specs(
     let batcher = {
         let (wiring, settings, stores) = (wiring.clone(), settings.clone(), stores.clone());
         let (clock, mark, appended) = (clock.clone(), mark.clone(), appended.clone());
+        let metrics = machine.metrics.stages.feed(&feed.name);
         move |birth: Birth| {
             let setup = BatcherSetup {
                 feed: settings.clone(),
                 outbox: stores.outbox.clone(),
                 clock: clock.clone(),
                 appended: appended.clone(),
+                metrics: metrics.clone(),
                 progress: mark(&birth),
             };
             let fault = birth.fault.clone();

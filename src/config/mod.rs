@@ -24,12 +24,13 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read as _},
+    net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use postrider_actors::model::{restart::RestartPolicy, retry::RetrySchedule};
+use postrider_actors::model::{alarm::AlarmRule, restart::RestartPolicy, retry::RetrySchedule};
 use url::Url;
 
 pub use problem::{ConfigError, Origin, Problem, Problems};
@@ -45,7 +46,7 @@ pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A checked configuration. `config/default.toml` says what each key is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The file it came from.
     pub file: PathBuf,
@@ -73,6 +74,10 @@ pub struct Config {
     pub supervision: RestartPolicy,
     /// `[shutdown]`
     pub shutdown: Shutdown,
+    /// `[ops]`
+    pub ops: Ops,
+    /// `[alarms]`
+    pub alarms: Alarms,
     /// `[feeds.NAME]`, by name.
     pub feeds: Vec<Feed>,
     /// `[destinations.NAME]`, by name.
@@ -348,6 +353,39 @@ pub struct Rate {
 pub struct Shutdown {
     /// From SIGTERM to the exit.
     pub timeout: Duration,
+}
+
+/// Where metrics and health are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ops {
+    /// Where; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Names that requests may call it by, in lower case.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// The alarms that are watched; `None`: this one is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Alarms {
+    /// Of messages without a final state.
+    pub depth: Option<AlarmRule>,
+    /// Of per cent.
+    pub failures: Option<FailuresAlarm>,
+    /// Of seconds.
+    pub latency: Option<AlarmRule>,
+    /// Of messages given up, and the window they are counted in.
+    pub dead: Option<(AlarmRule, Duration)>,
+}
+
+/// When attempts or queue entries fail too often.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FailuresAlarm {
+    /// Of per cent.
+    pub rule: AlarmRule,
+    /// How long is looked back.
+    pub window: Duration,
+    /// Attempts below which there is no rate.
+    pub min_attempts: u64,
 }
 
 /// Where messages come from and where they go.

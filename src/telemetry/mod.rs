@@ -4,6 +4,8 @@
 mod escape;
 mod limit;
 mod lines;
+mod metered;
+pub mod metrics;
 
 use std::{
     backtrace::Backtrace,
@@ -22,6 +24,7 @@ use tracing_subscriber::{
 };
 
 pub use escape::escape;
+pub use metered::Metered;
 
 use self::{
     limit::{Limiter, Quota},

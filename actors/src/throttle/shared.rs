@@ -79,7 +79,7 @@ async fn pace(
         noted.note(waiting, now);
         waits.set(noted);
     };
-    let LimitedGate { gate, rate_per_s, burst, .. } = limited;
+    let LimitedGate { gate, rate_per_s, burst, granted, .. } = limited;
     let capacity_milli = u64::from(rate_per_s.get()) * 1000;
     let mut bucket = Bucket::empty(clock.mono());
     loop {
@@ -110,6 +110,7 @@ async fn pace(
             (0, _) => left,
             (_, Ok(())) => {
                 gate.feed(count);
+                granted.inc_by(count.into());
                 continue;
             }
             (_, Err(wait)) => wait.min(left),

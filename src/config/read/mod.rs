@@ -4,6 +4,7 @@
 mod destination;
 mod engines;
 mod feed;
+mod ops;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -14,6 +15,7 @@ use self::{
     destination::destination,
     engines::{aws, outbox, queue},
     feed::feed,
+    ops::{alarms, ops},
 };
 use super::{
     Batch, Config, Delivery, Lease, Log, LogFormat, LogLevel, Pools, Rate, Record, Shutdown, State,
@@ -26,13 +28,13 @@ const NAMES_MAX: usize = 256;
 /// Reads the tree; what is wrong is noted in `reader` and stands as a value within its range.
 pub(super) fn config(reader: &Reader, tree: Table, file: &Path) -> Config {
     let mut root = Section::root(reader, tree);
+    let outbox = outbox(reader, root.section("outbox"));
     let config = Config {
         file: file.to_owned(),
         state: state(reader, root.section("state")),
         log: log(root.section("log")),
         pools: pools(root.section("pools")),
         batch: batch(root.section("batch")),
-        outbox: outbox(reader, root.section("outbox")),
         queue: queue(reader, root.section("queue")),
         aws: aws(reader, root.section("aws")),
         lease: lease(root.section("lease")),
@@ -40,6 +42,9 @@ pub(super) fn config(reader: &Reader, tree: Table, file: &Path) -> Config {
         delivery: delivery(root.section("delivery")),
         supervision: supervision(root.section("supervision")),
         shutdown: shutdown(root.section("shutdown")),
+        ops: ops(reader, root.section("ops")),
+        alarms: alarms(reader, root.section("alarms"), &outbox),
+        outbox,
         feeds: named(reader, &mut root, "feeds", feed),
         destinations: named(reader, &mut root, "destinations", destination),
     };

@@ -1,0 +1,173 @@
+//! Counts what is asked of a store, whichever it is, without the stages knowing.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use postrider_actors::{
+    model::{
+        file::{Checkpoint, FileReport, FileState, Reject},
+        ids::{BatchId, FileId},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{
+        Append, AppendLimits, Appended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger,
+        Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement, StoreError,
+    },
+};
+
+use super::metrics::{Metrics, StoreCall};
+
+/// A store whose operations are counted and timed. A port's new operation belongs in here too; one with a
+/// default body would otherwise be answered by the default.
+pub struct Metered<S: ?Sized> {
+    calls: Calls,
+    inner: Arc<S>,
+}
+
+macro_rules! calls {
+    ($($port:literal { $($operation:ident),* })*) => {
+        struct Calls { $($($operation: StoreCall,)*)* }
+
+        impl Calls {
+            fn of(metrics: &Metrics) -> Self {
+                Self { $($($operation: metrics.store_call($port, stringify!($operation)),)*)* }
+            }
+        }
+    };
+}
+
+calls! {
+    "outbox" { find_file, append, known_entries, outstanding, mark_dispatched, next_due, depth }
+    "queue" { send, lease, extend, release, release_holder, rescue, acknowledge, queue_depth }
+    "ledger" {
+        settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
+    }
+}
+
+impl<S: ?Sized> Metered<S> {
+    /// Counts what is asked of `inner`.
+    pub fn new(inner: Arc<S>, metrics: &Metrics) -> Self {
+        Self { calls: Calls::of(metrics), inner }
+    }
+}
+
+#[async_trait]
+impl<S: Outbox + ?Sized> Outbox for Metered<S> {
+    async fn find_file(&self, id: FileId) -> Result<Option<(FileState, Checkpoint)>, StoreError> {
+        self.calls.find_file.count(self.inner.find_file(id)).await
+    }
+
+    fn append_limits(&self) -> AppendLimits {
+        self.inner.append_limits()
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+        self.calls.append.count(self.inner.append(append)).await
+    }
+
+    async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
+        self.calls.known_entries.count(self.inner.known_entries(entries)).await
+    }
+
+    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
+        self.calls.outstanding.count(self.inner.outstanding(query)).await
+    }
+
+    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.calls.mark_dispatched.count(self.inner.mark_dispatched(ids)).await
+    }
+
+    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
+        self.calls.next_due.count(self.inner.next_due()).await
+    }
+
+    async fn depth(&self) -> Result<u64, StoreError> {
+        self.calls.depth.count(self.inner.depth()).await
+    }
+}
+
+#[async_trait]
+impl<S: Queue + ?Sized> Queue for Metered<S> {
+    fn stores_batches(&self) -> bool {
+        self.inner.stores_batches()
+    }
+
+    fn reach(&self) -> Duration {
+        self.inner.reach()
+    }
+
+    fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
+        self.inner.on_arrival(ring);
+    }
+
+    async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<(), StoreError> {
+        self.calls.acknowledge.count(self.inner.acknowledge(tokens)).await
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
+        self.calls.queue_depth.count(self.inner.queue_depth()).await
+    }
+
+    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.calls.send.count(self.inner.send(entries)).await
+    }
+
+    async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
+        self.calls.lease.count(self.inner.lease(request)).await
+    }
+
+    async fn extend(
+        &self,
+        tokens: &[LeaseToken],
+        until: MonoMs,
+    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.calls.extend.count(self.inner.extend(tokens, until)).await
+    }
+
+    async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        self.calls.release.count(self.inner.release(tokens, how)).await
+    }
+
+    async fn release_holder(&self, holder: &str) -> Result<usize, StoreError> {
+        self.calls.release_holder.count(self.inner.release_holder(holder)).await
+    }
+
+    async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError> {
+        self.calls.rescue.count(self.inner.rescue(now)).await
+    }
+}
+
+#[async_trait]
+impl<S: Ledger + ?Sized> Ledger for Metered<S> {
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
+        self.calls.settle.count(self.inner.settle(settlements)).await
+    }
+
+    async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.calls.disable_destination.count(self.inner.disable_destination(name, reason, at)).await
+    }
+
+    async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        self.calls.disabled_destinations.count(self.inner.disabled_destinations()).await
+    }
+
+    async fn report(&self, file: FileId) -> Result<Option<FileReport>, StoreError> {
+        self.calls.report.count(self.inner.report(file)).await
+    }
+
+    async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        self.calls.rejects.count(self.inner.rejects(file, after, limit)).await
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.calls.latest_files.count(self.inner.latest_files(limit)).await
+    }
+
+    async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.calls.settled_files.count(self.inner.settled_files(feed, limit)).await
+    }
+
+    async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
+        self.calls.mark_reported.count(self.inner.mark_reported(files)).await
+    }
+}
