@@ -4,6 +4,7 @@
 //! configuration first; only then the old tree drains and a new one starts on the same store. A
 //! configuration that can't be used changes nothing.
 
+pub mod console;
 mod reign;
 mod signals;
 mod status;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use postrider::adapters::embedded::{DeadFilter, EmbeddedStore, Operator};
+use postrider::{
+    adapters::embedded::{EmbeddedStore, Operator},
+    console::{DeadFilter, Operate as _},
+};
 use postrider_actors::testing::conformance::{self, Patience, Subject};
 
 async fn make() -> Subject {

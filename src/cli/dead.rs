@@ -21,8 +21,9 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    adapters::embedded::{DeadCursor, DeadFilter, DeadLetter, FileSelector, Operator, Viewer},
+    app::console,
     config,
+    console::{DeadFilter, DeadLetter, FileSelector, Position, View},
 };
 
 /// Dead letters per read.
@@ -154,14 +155,14 @@ impl Which {
 
 /// Lists, redrives or exports.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let state_dir = config::load(config)?.state.dir;
+    let config = config::load(config)?;
     let now = now();
     match &args.command {
         Command::List { which, limit, json } => {
-            let viewer = Viewer::open(&state_dir)?;
-            let letters = viewer.dead(&which.filter(now), DeadCursor::default(), *limit)?;
+            let mut view = console::view(&config)?;
+            let letters = view.dead(&which.filter(now), &Position::default(), *limit)?;
             if *json {
-                print_json(&letters.iter().map(|letter| view(letter, None)).collect::<Vec<_>>())?;
+                print_json(&letters.iter().map(|letter| json_of(letter, None)).collect::<Vec<_>>())?;
             } else {
                 print(&rendered(&letters))?;
             }
@@ -172,7 +173,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 "this would redrive every dead letter; name some with a filter or --limit, or say --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
-            let redriven = Operator::open(&state_dir)?.redrive(&which.filter(now), limit, now)?;
+            let redriven = console::operate(&config)?.redrive(&which.filter(now), limit, now)?;
             if *json {
                 print_json(&json!({ "redriven": redriven }))?;
             } else {
@@ -180,9 +181,9 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Export { which, limit, format } => {
-            let mut viewer = Viewer::open(&state_dir)?;
+            let mut view = console::view(&config)?;
             let limit = limit.unwrap_or(usize::MAX);
-            export(&mut viewer, &which.filter(now), limit, *format, &mut io::stdout().lock())?;
+            export(&mut *view, &which.filter(now), limit, *format, &mut io::stdout().lock())?;
         }
     }
     Ok(Exit::Done.into())
@@ -198,8 +199,8 @@ fn id(letter: &DeadLetter) -> MessageId {
     MessageId { file: letter.file, row: letter.row }
 }
 
-fn view(letter: &DeadLetter, recipient: Option<&str>) -> Value {
-    let mut view = json!({
+fn json_of(letter: &DeadLetter, recipient: Option<&str>) -> Value {
+    let mut value = json!({
         "id": id(letter).to_string(),
         "file": letter.file.to_string(),
         "file_name": letter.file_name,
@@ -212,9 +213,9 @@ fn view(letter: &DeadLetter, recipient: Option<&str>) -> Value {
         "cause": letter.cause.as_str(),
     });
     if let Some(recipient) = recipient {
-        view["recipient"] = recipient.into();
+        value["recipient"] = recipient.into();
     }
-    view
+    value
 }
 
 fn rendered(letters: &[DeadLetter]) -> String {
@@ -235,7 +236,7 @@ fn rendered(letters: &[DeadLetter]) -> String {
 }
 
 fn export(
-    viewer: &mut Viewer,
+    view: &mut dyn View,
     filter: &DeadFilter,
     limit: usize,
     format: Format,
@@ -246,14 +247,14 @@ fn export(
     if matches!(format, Format::Csv) {
         write_csv(out, header)?;
     }
-    let mut cursor = DeadCursor::default();
+    let mut position = Position::default();
     let mut left = limit;
     while left > 0 {
-        let letters = viewer.dead(filter, cursor, PAGE.min(left))?;
+        let letters = view.dead(filter, &position, PAGE.min(left))?;
         let Some(last) = letters.last() else { break };
-        cursor = last.cursor;
+        position.clone_from(&last.position);
         left -= letters.len();
-        let recipients = viewer.recipients(&letters)?;
+        let recipients = view.recipients(&letters)?;
         for (letter, recipient) in letters.iter().zip(&recipients) {
             match format {
                 Format::Csv => write_csv(
@@ -272,7 +273,7 @@ fn export(
                     ],
                 )?,
                 Format::Ndjson => {
-                    serde_json::to_writer(&mut *out, &view(letter, Some(recipient)))?;
+                    serde_json::to_writer(&mut *out, &json_of(letter, Some(recipient)))?;
                     out.write_all(b"\n")?;
                 }
             }

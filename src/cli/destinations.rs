@@ -16,7 +16,7 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    adapters::embedded::{Operator, Viewer},
+    app::console,
     config::{self, Config},
 };
 
@@ -60,14 +60,14 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         Command::List { json } => list(&config, *json)?,
         Command::Enable { name } => {
             ensure_known(&config, name)?;
-            let changed = Operator::open(&config.state.dir)?.enable(name)?;
+            let changed = console::operate(&config)?.enable(name)?;
             print(&format!("{name} {}\n", if changed { "is enabled" } else { "was enabled already" }))?;
         }
         Command::Disable { name, reason } => {
             ensure_known(&config, name)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let now = UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-            Operator::open(&config.state.dir)?.disable(name, reason, now)?;
+            console::operate(&config)?.disable(name, reason, now)?;
             print(&format!("{name} is disabled; its messages are held\n"))?;
         }
     }
@@ -78,14 +78,14 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
 fn ensure_known(config: &Config, name: &str) -> anyhow::Result<()> {
     let configured = config.destinations.iter().any(|destination| destination.name == name);
     ensure!(
-        configured || Viewer::open(&config.state.dir)?.destinations()?.contains_key(name),
+        configured || console::view(config)?.destinations()?.contains_key(name),
         "no destination is called {name:?}; `postrider destinations list` shows those there are"
     );
     Ok(())
 }
 
 fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
-    let mut views = Viewer::open(&config.state.dir)?.destinations()?;
+    let mut views = console::view(config)?.destinations()?;
     for destination in &config.destinations {
         views.entry(destination.name.clone()).or_default();
     }

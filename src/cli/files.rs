@@ -9,10 +9,7 @@ use super::{
     Exit, print, print_json,
     table::{number, table, text},
 };
-use crate::{
-    adapters::embedded::{FileSelector, Viewer},
-    config,
-};
+use crate::{app::console, config, console::FileSelector};
 
 /// Show what became of each file, and whether it balances
 ///
@@ -36,7 +33,7 @@ pub struct Args {
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
     let selector = args.file.as_deref().map(FileSelector::from);
-    let reports = Viewer::open(&config.state.dir)?.files(selector.as_ref(), args.limit)?;
+    let reports = console::view(&config)?.files(selector.as_ref(), args.limit)?;
     if let (Some(name), true) = (&args.file, reports.is_empty()) {
         bail!("no file called {name:?} was ever read; `postrider files` lists those that were");
     }

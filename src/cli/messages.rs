@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use super::{Exit, print, print_json, table::time};
 use crate::{
-    adapters::embedded::{Delivery, Fate, FileSelector, MessageReport, Search, Viewer},
+    app::console,
     config,
+    console::{Delivery, Fate, FileSelector, MessageReport, Search, View},
     telemetry::escape,
 };
 
@@ -51,15 +52,15 @@ pub struct Args {
 /// Shows messages.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
-    let mut viewer = Viewer::open(&config.state.dir)?;
+    let mut view = console::view(&config)?;
     let ids = match (&args.id, &args.recipient) {
         (Some(id), _) => vec![*id],
-        (None, Some(recipient)) => search(&mut viewer, recipient, args)?,
+        (None, Some(recipient)) => search(&mut *view, recipient, args)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
     let mut reports = Vec::new();
     for id in ids {
-        reports.extend(viewer.message(id)?.into_iter().filter(|report| is_wanted(report, args)));
+        reports.extend(view.message(id)?.into_iter().filter(|report| is_wanted(report, args)));
     }
     if reports.is_empty() {
         bail!(
@@ -67,18 +68,18 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         );
     }
     if args.json {
-        print_json(&reports.iter().map(view).collect::<Vec<_>>())?;
+        print_json(&reports.iter().map(json_of).collect::<Vec<_>>())?;
     } else {
         print(&reports.iter().map(rendered).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(Exit::Done.into())
 }
 
-fn search(viewer: &mut Viewer, recipient: &str, args: &Args) -> anyhow::Result<Vec<MessageId>> {
+fn search(view: &mut dyn View, recipient: &str, args: &Args) -> anyhow::Result<Vec<MessageId>> {
     let files = match args.file.as_deref().map(FileSelector::from) {
         None => vec![None],
         Some(selector) => {
-            let reports = viewer.files(Some(&selector), usize::MAX)?;
+            let reports = view.files(Some(&selector), usize::MAX)?;
             reports.iter().map(|report| Some(report.file.id)).collect()
         }
     };
@@ -86,7 +87,7 @@ fn search(viewer: &mut Viewer, recipient: &str, args: &Args) -> anyhow::Result<V
     for file in files {
         let mut search = Search::default();
         let left = args.limit.saturating_sub(found.len());
-        while viewer.search(&mut search, recipient, file, SEARCH_BATCHES, left)? {}
+        while view.search(&mut search, recipient, file, SEARCH_BATCHES, left)? {}
         found.append(&mut search.found);
     }
     // The batches of one row for several destinations need not be neighbours.
@@ -107,7 +108,7 @@ fn is_wanted(report: &MessageReport, args: &Args) -> bool {
     of_file && to_destination
 }
 
-fn view(report: &MessageReport) -> Value {
+fn json_of(report: &MessageReport) -> Value {
     let mut view = json!({
         "id": report.id.to_string(),
         "file": report.id.file.to_string(),

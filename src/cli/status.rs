@@ -15,8 +15,9 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    adapters::embedded::{DestinationView, Viewer},
+    app::console,
     config::{self, Config},
+    console::DestinationView,
 };
 
 /// Show files, backlog and rates, per destination
@@ -47,16 +48,16 @@ struct Line {
 /// Shows how it goes.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
-    let viewer = Viewer::open(&config.state.dir)?;
+    let mut view = console::view(&config)?;
     let before = if args.sample_ms == 0 {
         None
     } else {
-        let before = viewer.destinations()?;
+        let before = view.destinations()?;
         thread::sleep(Duration::from_millis(args.sample_ms));
         Some(before)
     };
-    let after = viewer.destinations()?;
-    let (files, depth) = (viewer.file_totals()?, viewer.depth()?);
+    let after = view.destinations()?;
+    let (files, depth) = (view.file_totals()?, view.depth()?);
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
         let sent = view.counts.sent.saturating_sub(before);
@@ -64,7 +65,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     };
     let lines = lines(&config, after, sampled);
     if args.json {
-        let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, view(line))).collect();
+        let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, json_of(line))).collect();
         print_json(&json!({
             "files": { "ingesting": files.ingesting, "open": files.open, "settled": files.settled },
             "backlog": depth,
@@ -110,7 +111,7 @@ fn lines(
         .collect()
 }
 
-fn view(line: &Line) -> serde_json::Value {
+fn json_of(line: &Line) -> serde_json::Value {
     let view = &line.view;
     json!({
         "state": line.state,
@@ -158,8 +159,8 @@ fn rendered(lines: &[Line]) -> String {
             number(line.sent_per_s.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"))),
             number(line.rate_per_s.as_deref().unwrap_or("-")),
             number(view.outstanding),
-            number(view.queued),
-            number(view.leased),
+            number(view.queued.map_or_else(|| "-".into(), |count| count.to_string())),
+            number(view.leased.map_or_else(|| "-".into(), |count| count.to_string())),
         ]
     });
     table(&header, rows)

@@ -1,79 +1,21 @@
 //! What happened to one message.
 
-use std::fmt;
-
 use bytes::Bytes;
 use postrider_actors::model::{
     batch::Rows,
-    ids::MessageId,
+    ids::{BatchId, MessageId},
     outcome::{Attempt, DeathCause, Reason},
     state::MessageState,
     time::UnixMs,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::console::{DeadLetter, Delivery, Fate, MessageReport};
+
 use super::{
     codec::{self, SentTimes},
-    redrive::DeadLetter,
     tx::{Caches, TxError, int, uint},
 };
-
-/// What became of a row: a message at one destination, or none at all.
-#[derive(Clone)]
-pub struct MessageReport {
-    /// The message.
-    pub id: MessageId,
-    /// The name of the file it came from.
-    pub file_name: String,
-    /// What became of it.
-    pub fate: Fate,
-}
-
-impl fmt::Debug for MessageReport {
-    /// No recipient (I10).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MessageReport").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// What became of a row.
-#[derive(Clone)]
-pub enum Fate {
-    /// It was refused.
-    Rejected {
-        /// The line it starts on.
-        line: u64,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// It was left out.
-    Duplicate,
-    /// It is a message.
-    Message(Delivery),
-}
-
-/// How a message's delivery to one destination stands.
-#[derive(Clone)]
-pub struct Delivery {
-    /// Where it goes.
-    pub destination: String,
-    /// Who gets it.
-    pub recipient: String,
-    /// Where it stands: `accepted`, `retrying`, `dead`, `sent`…
-    pub state: MessageState,
-    /// When its row was accepted, or last redriven.
-    pub accepted_at: UnixMs,
-    /// How often it was redriven.
-    pub drive: u32,
-    /// Every failed attempt, the oldest first.
-    pub failed: Vec<Attempt>,
-    /// The HTTP status and time of the 2xx, if it was sent.
-    pub sent: Option<(u16, UnixMs)>,
-    /// Why it was given up, if it was.
-    pub cause: Option<DeathCause>,
-    /// When the next attempt may be made, if there will be one.
-    pub not_before: Option<UnixMs>,
-}
 
 /// One batch that holds a message.
 struct Entry {
@@ -240,15 +182,15 @@ pub(crate) fn recipients(
     caches: &mut Caches,
     letters: &[DeadLetter],
 ) -> Result<Vec<String>, TxError> {
-    let mut last: Option<(i64, i64, Rows)> = None;
+    let mut last: Option<(BatchId, i64, Rows)> = None;
     let mut found = Vec::with_capacity(letters.len());
     for letter in letters {
         if last.as_ref().is_none_or(|(batch, ..)| *batch != letter.batch) {
             let (header, body): (i64, Vec<u8>) = connection
                 .prepare_cached(
-                    "SELECT b.header, p.body FROM batches b JOIN payloads p ON p.seq = b.payload WHERE b.seq = ?1",
+                    "SELECT b.header, p.body FROM batches b JOIN payloads p ON p.seq = b.payload WHERE b.id = ?1",
                 )?
-                .query_row([letter.batch], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                .query_row([letter.batch.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
             last = Some((letter.batch, header, Rows::decode(Bytes::from(body))?));
         }
         let (_, header, rows) = last.as_ref().expect("it was read above");

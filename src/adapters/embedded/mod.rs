@@ -40,11 +40,9 @@ use postrider_actors::{
 
 pub use self::{
     lock::{InstanceLock, LockError},
-    messages::{Delivery, Fate, MessageReport},
     open::{DATABASE, OpenError, SCHEMA_VERSION, schema_version},
     operator::Operator,
-    redrive::{DeadCursor, DeadFilter, DeadLetter, FileSelector},
-    viewer::{DestinationView, FileTotals, Search, Viewer},
+    viewer::Viewer,
     writer::{OnFatal, exit_on_fatal},
 };
 use self::{

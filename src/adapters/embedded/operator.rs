@@ -6,9 +6,11 @@ use std::path::Path;
 use postrider_actors::{model::time::UnixMs, ports::StoreError};
 use rusqlite::Connection;
 
+use crate::console::{DeadFilter, Operate};
+
 use super::{
     open::{self, Access, OpenError},
-    redrive::{self, DeadCursor, DeadFilter, REDRIVE_STEP},
+    redrive::{self, Place, REDRIVE_STEP},
     tx::{Caches, Tx, TxError},
 };
 
@@ -22,42 +24,6 @@ impl Operator {
     /// Opens the store in `state_dir`; neither makes nor migrates it.
     pub fn open(state_dir: &Path) -> Result<Self, OpenError> {
         Ok(Self { connection: open::open(state_dir, Access::Write)?, caches: Caches::default() })
-    }
-
-    /// Sends up to `limit` dead letters again that match `filter`; how many. It only makes batches:
-    /// delivery keeps its rates. If it fails, what was redriven before stays so.
-    pub fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        let mut redriven = 0;
-        let mut cursor = DeadCursor::default();
-        while redriven < limit {
-            let step = REDRIVE_STEP.min(limit - redriven);
-            let letters = self.transact(|tx| {
-                let letters = redrive::select(tx.connection, filter, cursor, step)?;
-                redrive::redrive(tx, &letters, now)?;
-                Ok(letters)
-            })?;
-            let Some(last) = letters.last() else { break };
-            cursor = last.cursor;
-            redriven += letters.len();
-        }
-        Ok(redriven)
-    }
-
-    /// Lets a destination's messages go again. Whether it was disabled.
-    pub fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
-        self.transact(|tx| {
-            let changed = tx.connection.execute(
-                "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
-                 WHERE name = ?1 AND disabled_at IS NOT NULL",
-                [name],
-            )?;
-            Ok(changed == 1)
-        })
-    }
-
-    /// Holds a destination's messages. The first reason stands. The name may be new.
-    pub fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        self.transact(|tx| super::append::disable(tx, name, reason, at))
     }
 
     fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T, TxError>) -> Result<T, StoreError> {
@@ -78,5 +44,39 @@ impl Operator {
             }
             error.to_store_error()
         })
+    }
+}
+
+impl Operate for Operator {
+    fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let mut redriven = 0;
+        let mut place = Place::default();
+        while redriven < limit {
+            let step = REDRIVE_STEP.min(limit - redriven);
+            let letters = self.transact(|tx| {
+                let letters = redrive::select(tx.connection, filter, place, step)?;
+                redrive::redrive(tx, &letters, now)?;
+                Ok(letters)
+            })?;
+            let Some(last) = letters.last() else { break };
+            place = last.place;
+            redriven += letters.len();
+        }
+        Ok(redriven)
+    }
+
+    fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
+        self.transact(|tx| {
+            let changed = tx.connection.execute(
+                "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
+                 WHERE name = ?1 AND disabled_at IS NOT NULL",
+                [name],
+            )?;
+            Ok(changed == 1)
+        })
+    }
+
+    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.transact(|tx| super::append::disable(tx, name, reason, at))
     }
 }

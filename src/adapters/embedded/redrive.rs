@@ -1,9 +1,6 @@
 //! Dead letters: finding them and sending them again.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    fmt,
-};
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use postrider_actors::model::{
     batch::{NewBatch, Rows},
@@ -14,6 +11,8 @@ use postrider_actors::model::{
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Value};
 
+use crate::console::{DeadFilter, DeadLetter, FileSelector, Position};
+
 use super::{
     codec,
     settle::Record,
@@ -23,86 +22,52 @@ use super::{
 /// Dead letters per transaction: what the daemon's writer may have to wait for.
 pub(crate) const REDRIVE_STEP: usize = 2_000;
 
-/// Files by what an operator calls them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileSelector {
-    /// The one with this id.
-    Id(FileId),
-    /// All with this name: the same name may be dropped with new content (F19).
-    Name(String),
-}
-
-impl From<&str> for FileSelector {
-    /// 32 hex digits are an id; anything else is a name.
-    fn from(text: &str) -> Self {
-        text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Id)
-    }
-}
-
-/// Which dead letters; all that is set must hold.
-#[derive(Clone, Debug, Default)]
-pub struct DeadFilter {
-    /// Of one file, or of all with one name.
-    pub file: Option<FileSelector>,
-    /// Of one destination.
-    pub destination: Option<String>,
-    /// Whose last attempt failed for this reason.
-    pub reason: Option<Reason>,
-    /// That were given up for this cause.
-    pub cause: Option<DeathCause>,
-    /// That were given up before.
-    pub before: Option<UnixMs>,
-    /// That were given up then or later.
-    pub since: Option<UnixMs>,
-}
-
 /// Where in the order of dead letters (file, destination, row) a walk stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeadCursor(i64, i64, i64);
+pub(crate) struct Place(i64, i64, i64);
 
-/// A message that was given up.
-#[derive(Clone)]
-pub struct DeadLetter {
-    /// Where a walk that has seen it goes on.
-    pub cursor: DeadCursor,
-    /// The file its row came from.
-    pub file: FileId,
-    /// That file's name.
-    pub file_name: String,
-    /// Where it was to go.
-    pub destination: String,
-    /// Its row.
-    pub row: u64,
-    /// Attempts that were made in its last drive.
-    pub attempts: u32,
-    /// The last of them.
-    pub last: Attempt,
-    /// Why there is no other.
-    pub cause: DeathCause,
-    /// The batch that holds it.
-    pub(crate) batch: i64,
-}
+impl Place {
+    /// As an opaque position.
+    fn position(self) -> Position {
+        Position(format!("{}.{}.{}", self.0, self.1, self.2))
+    }
 
-impl fmt::Debug for DeadLetter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeadLetter({}_{} to {})", self.file, self.row, self.destination)
+    /// Reads back what [`Place::position`] made.
+    pub(crate) fn read(position: &Position) -> Result<Self, TxError> {
+        if position.0.is_empty() {
+            return Ok(Self::default());
+        }
+        let numbers: Vec<i64> = position.0.split('.').map_while(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [file, destination, row] => Ok(Self(file, destination, row)),
+            _ => Err(TxError::Refused(format!("{:?} is no position among dead letters", position.0))),
+        }
     }
 }
 
-/// Up to `limit` dead letters after `cursor`, in the order of file, destination and row.
+/// A dead letter as it is stored.
+pub(crate) struct Found {
+    pub(crate) place: Place,
+    pub(crate) letter: DeadLetter,
+    /// The number of its batch.
+    batch: i64,
+}
+
+/// Up to `limit` dead letters after `place`, in the order of file, destination and row.
 pub(crate) fn select(
     connection: &Connection,
     filter: &DeadFilter,
-    cursor: DeadCursor,
+    place: Place,
     limit: usize,
-) -> Result<Vec<DeadLetter>, TxError> {
+) -> Result<Vec<Found>, TxError> {
     let mut sql = String::from(
         "SELECT d.file, d.destination, d.row, f.id, f.name, n.name, d.attempts, d.at, d.status, d.reason,
-             d.cause, d.batch
+             d.cause, d.batch, b.id
          FROM dead d JOIN files f ON f.seq = d.file JOIN destinations n ON n.seq = d.destination
+             JOIN batches b ON b.seq = d.batch
          WHERE (d.file, d.destination, d.row) > (?, ?, ?)",
     );
-    let mut values: Vec<Value> = vec![cursor.0.into(), cursor.1.into(), cursor.2.into()];
+    let mut values: Vec<Value> = vec![place.0.into(), place.1.into(), place.2.into()];
     let mut and = |condition: &str, value: Option<Value>| {
         if let Some(value) = value {
             sql.push_str(condition);
@@ -131,8 +96,9 @@ pub(crate) fn select(
     let mut letters = Vec::new();
     while let Some(row) = rows.next()? {
         let (reason, cause): (u8, u8) = (row.get(9)?, row.get(10)?);
-        letters.push(DeadLetter {
-            cursor: DeadCursor(row.get(0)?, row.get(1)?, row.get(2)?),
+        let place = Place(row.get(0)?, row.get(1)?, row.get(2)?);
+        let letter = DeadLetter {
+            position: place.position(),
             file: FileId(row.get(3)?),
             file_name: row.get(4)?,
             destination: row.get(5)?,
@@ -144,8 +110,9 @@ pub(crate) fn select(
                 reason: Reason::from_byte(reason).ok_or_else(|| newer("reason", reason))?,
             },
             cause: DeathCause::from_byte(cause).ok_or_else(|| newer("cause", cause))?,
-            batch: row.get(11)?,
-        });
+            batch: BatchId(row.get(12)?),
+        };
+        letters.push(Found { place, letter, batch: row.get(11)? });
     }
     Ok(letters)
 }
@@ -156,19 +123,19 @@ fn newer(what: &str, byte: u8) -> TxError {
 
 /// Sends dead letters again: same ids, same bodies, a new round of delivery. Messages of one root travel
 /// together, so that redriving many needs few batches.
-pub(crate) fn redrive(tx: &mut Tx<'_>, letters: &[DeadLetter], now: UnixMs) -> Result<(), TxError> {
+pub(crate) fn redrive(tx: &mut Tx<'_>, found: &[Found], now: UnixMs) -> Result<(), TxError> {
     let mut records: BTreeMap<i64, (Record, Rows, Vec<Vec<Attempt>>)> = BTreeMap::new();
-    let mut groups: BTreeMap<BatchId, Vec<&DeadLetter>> = BTreeMap::new();
-    for letter in letters {
-        let (record, ..) = match records.entry(letter.batch) {
+    let mut groups: BTreeMap<BatchId, Vec<&Found>> = BTreeMap::new();
+    for found in found {
+        let (record, ..) = match records.entry(found.batch) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
-                let record = Record::by_seq(tx, letter.batch)?;
+                let record = Record::by_seq(tx, found.batch)?;
                 let rows = record.rows(tx)?;
-                unknown.insert((record, rows, history(tx, letter.batch)?))
+                unknown.insert((record, rows, history(tx, found.batch)?))
             }
         };
-        groups.entry(record.root).or_default().push(letter);
+        groups.entry(record.root).or_default().push(found);
     }
     for (root, group) in groups {
         redrive_group(tx, root, &group, &mut records, now)?;
@@ -182,7 +149,7 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, letters: &[DeadLetter], now: UnixMs) -> R
 fn redrive_group(
     tx: &mut Tx<'_>,
     root: BatchId,
-    group: &[&DeadLetter],
+    group: &[&Found],
     records: &mut BTreeMap<i64, (Record, Rows, Vec<Vec<Attempt>>)>,
     now: UnixMs,
 ) -> Result<(), TxError> {
@@ -195,8 +162,8 @@ fn redrive_group(
     let mut indexes = Vec::with_capacity(group.len());
     let mut histories = Vec::with_capacity(group.len());
     let mut drive = 0;
-    for letter in group {
-        let (record, rows, history) = records.get_mut(&letter.batch).expect("redrive has read every batch");
+    for Found { letter, batch, .. } in group {
+        let (record, rows, history) = records.get_mut(batch).expect("redrive has read every batch");
         let row = || missing(format!("row {} of batch {root}", letter.row));
         let index = rows.find(letter.row).ok_or_else(row)?;
         indexes.push(origin_rows.find(letter.row).ok_or_else(row)?);
@@ -210,7 +177,7 @@ fn redrive_group(
             .prepare_cached("DELETE FROM dead WHERE file = ?1 AND destination = ?2 AND row = ?3")?
             .execute(params![file, destination, int(letter.row)])?;
     }
-    let first_row = group[0].row;
+    let first_row = group[0].letter.row;
     let batch = NewBatch {
         id: BatchId::derive(header.file, &header.destination, first_row, drive, 0),
         root,
