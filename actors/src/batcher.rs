@@ -19,7 +19,7 @@ use crate::{
         builder::{BatchBuilder, Cut},
         file::{Checkpoint, FileState, Reject},
         formats::Position,
-        ids::{BatchId, FileId},
+        ids::FileId,
         time::MonoMs,
     },
     ports::{Append, AppendLimits, Appended, Clock, Outbox, StoreError},
@@ -264,23 +264,9 @@ impl FileProgress {
         {
             self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
         }
-        let mut batches = Vec::with_capacity(copies);
-        for header in self.file.headers() {
-            let id = BatchId::derive(header.file, &header.destination, cut.first_row, 0, 0);
-            batches.push(NewBatch {
-                id,
-                root: id,
-                header: header.clone(),
-                first_row: cut.first_row,
-                count: cut.count,
-                drive: 0,
-                attempt: 0,
-                accepted_at,
-                not_before: accepted_at,
-                payload: cut.payload.clone(),
-                history: Vec::new(),
-            });
-        }
+        let headers = self.file.headers().iter();
+        let mut batches: Vec<_> =
+            headers.map(|header| cut.first_attempt(header.clone(), accepted_at)).collect();
         let draft = self.last_draft();
         draft.bytes += copies * cut.payload.len();
         draft.batches.append(&mut batches);

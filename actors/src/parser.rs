@@ -23,7 +23,7 @@ use crate::{
         batch::RowLayout,
         file::{Checkpoint, FileRecord, FileState},
         formats::{FileError, Position, RowBlock, RowParser},
-        ids::FileId,
+        ids::{FileId, hex},
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
     reading::{Duplicates, FeedSettings, FileInHand, Readers},
@@ -422,14 +422,6 @@ fn find_duplicates(
         }
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(hex, "{byte:02x}"); // writing to a String can't fail
-        hex
-    })
 }
 
 /// A row stream and the bytes of it that are not parsed yet.

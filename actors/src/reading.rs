@@ -42,6 +42,20 @@ pub struct FeedDestination {
     pub content_type: String,
 }
 
+impl FeedDestination {
+    /// The header of the batches of `file` for it.
+    pub fn header(&self, feed: &str, file: FileId, layout: &RowLayout) -> Arc<BatchHeader> {
+        Arc::new(BatchHeader {
+            feed: feed.to_owned(),
+            destination: self.name.to_string(),
+            file,
+            layout: layout.clone(),
+            template: self.template.clone(),
+            content_type: self.content_type.clone(),
+        })
+    }
+}
+
 /// A feed's settings, as its stages need them.
 #[derive(Clone, Debug)]
 pub struct FeedSettings {
@@ -101,20 +115,11 @@ impl FileInHand {
     /// accepted row had.
     pub fn make_headers(&self, feed: &FeedSettings, layout: &RowLayout) -> &[Arc<BatchHeader>] {
         self.headers.get_or_init(|| {
-            let header = |destination: &FeedDestination| {
-                Arc::new(BatchHeader {
-                    feed: feed.name.to_string(),
-                    destination: destination.name.to_string(),
-                    file: self.record.id,
-                    layout: layout.clone(),
-                    template: destination.template.clone(),
-                    content_type: destination.content_type.clone(),
-                })
-            };
             let of_file = |destination: &&FeedDestination| {
                 self.record.destinations.iter().any(|name| **name == *destination.name)
             };
-            feed.destinations.iter().filter(of_file).map(header).collect()
+            let of_file = feed.destinations.iter().filter(of_file);
+            of_file.map(|destination| destination.header(&feed.name, self.record.id, layout)).collect()
         })
     }
 }

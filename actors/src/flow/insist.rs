@@ -33,7 +33,8 @@ where
         };
         progress.turn(clock.mono());
         tracing::warn!(%error, "{what}: tried again until it succeeds");
-        tokio::time::sleep(bound.mul_f64(rand::rng().random())).await;
+        let wait = bound.mul_f64(rand::rng().random());
+        tokio::time::sleep(wait).await;
         bound = (bound * 2).min(CAP);
         progress.turn(clock.mono());
     }

@@ -1,8 +1,15 @@
 //! Cuts a file's rows into batches by count and bytes. Linger is the batcher's clock.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use super::{batch::PayloadWriter, formats::ParsedRow};
+use super::{
+    batch::{BatchHeader, NewBatch, PayloadWriter},
+    formats::ParsedRow,
+    ids::BatchId,
+    time::UnixMs,
+};
 
 /// The limits of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +33,26 @@ pub struct Cut {
     pub last_row: u64,
     /// The byte after the last row in the file's stream.
     pub offset: u64,
+}
+
+impl Cut {
+    /// The first attempt of these rows at the destination of `header`.
+    pub fn first_attempt(&self, header: Arc<BatchHeader>, accepted_at: UnixMs) -> NewBatch {
+        let id = BatchId::derive(header.file, &header.destination, self.first_row, 0, 0);
+        NewBatch {
+            id,
+            root: id,
+            header,
+            first_row: self.first_row,
+            count: self.count,
+            drive: 0,
+            attempt: 0,
+            accepted_at,
+            not_before: accepted_at,
+            payload: self.payload.clone(),
+            history: Vec::new(),
+        }
+    }
 }
 
 /// Collects rows until a batch is full.

@@ -48,6 +48,15 @@ fn truncated_digest(parts: &[&[u8]]) -> [u8; 16] {
     id
 }
 
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}"); // writing to a String can't fail
+        hex
+    })
+}
+
 /// A message's identity, sent as `webhook-id`: `msg_<file id>_<row>`. Rows count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {

@@ -10,6 +10,7 @@ pub mod file;
 pub mod formats;
 pub mod http_policy;
 pub mod ids;
+pub mod intake;
 pub mod lease;
 pub mod outcome;
 pub mod rate_share;

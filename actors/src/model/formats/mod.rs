@@ -16,6 +16,7 @@
 //! - A line longer than `max_row_bytes` is one rejected row, skipped as it streams by.
 
 mod csv;
+pub mod entry;
 mod lines;
 mod ndjson;
 mod text;
