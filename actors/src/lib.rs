@@ -29,6 +29,7 @@ pub mod batcher;
 pub mod dispatcher;
 pub mod file_watcher;
 pub mod parser;
+pub mod queue_feed;
 pub mod sweeper;
 pub mod throttle;
 pub mod webhook_delivery;

@@ -29,6 +29,8 @@ pub struct SweeperSetup {
     pub ledger: Arc<dyn Ledger>,
     /// Where each feed's reports go.
     pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
+    /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
+    pub queue_feeds: Vec<Arc<str>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
@@ -123,6 +125,15 @@ impl SweeperSetup {
                 }
                 // The report can be written as long as the mark is not set: tried again next time.
                 Err(error) => tracing::warn!(%feed, %error, "final reports can't be written yet"),
+            }
+        }
+        for feed in &self.queue_feeds {
+            let settled = || ledger.settled_files(feed, REPORTS_MAX);
+            let reports = insist("looking for settled files", &**clock, progress, settled).await?;
+            let ids: Vec<_> = reports.iter().map(|report| report.file.id).collect();
+            if !ids.is_empty() {
+                let mark = || ledger.mark_reported(&ids);
+                insist("marking reports", &**clock, progress, mark).await?;
             }
         }
         Ok(())

@@ -287,6 +287,7 @@ fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, que
             queue: stores.queue.clone(),
             ledger: stores.ledger.clone(),
             inboxes: inboxes.clone(),
+            queue_feeds: Vec::new(),
             clock: clock.clone(),
             queued: queued.clone(),
             leases_lost: leases_lost.clone(),
