@@ -528,3 +528,6 @@ fn joined<T>(ended: Result<T, JoinError>) -> Result<T, StoreError> {
         Err(cancelled) => StoreError::Retryable(cancelled.to_string()),
     })
 }
+
+#[cfg(test)]
+mod tests;
