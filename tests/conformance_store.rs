@@ -17,7 +17,8 @@ async fn make() -> Subject {
         outbox: store.clone(),
         queue: store.clone(),
         ledger: store.clone(),
-        claims: store,
+        claims: store.clone(),
+        archive: store,
         clock: None,
         patience: Patience::default(),
         // As the command does: from outside, beside the daemon.
@@ -63,6 +64,17 @@ async fn queue() {
 #[tokio::test]
 async fn ledger() {
     conformance::ledger(make).await;
+}
+
+#[tokio::test]
+async fn archive() {
+    conformance::archive(make).await;
+    conformance::archive(carried).await;
+}
+
+#[tokio::test]
+async fn entries() {
+    conformance::entries(make).await;
 }
 
 /// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.

@@ -1,4 +1,4 @@
-//! Sweeper: takes lost leases back and writes the final reports of settled files.
+//! Sweeper: takes lost leases back, writes the final reports of settled files and lets go of what is old.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,8 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::{
     flow::{Bell, Progress, blocking, insist},
-    ports::{Clock, Inbox, Ledger, Queue, StoreError},
+    model::time::{MonoMs, UnixMs},
+    ports::{Clock, Inbox, Ledger, OutboxArchive, Queue, StoreError},
     supervision::{Drain, Fault},
 };
 
@@ -20,6 +21,20 @@ const TICK: Duration = Duration::from_millis(500);
 /// Reports written in one go.
 const REPORTS_MAX: usize = 256;
 
+/// Batches archived in one go: twice a second, this keeps up with 250,000 messages per second in batches of
+/// 500, and keeps the embedded store's writer for some milliseconds.
+const ARCHIVED_MAX: usize = 256;
+
+/// Entries of inbound queues forgotten in one go.
+const FORGOTTEN_MAX: usize = 10_000;
+
+/// How long the taken entries of inbound queues are known. SQS keeps a message for 14 days at most
+/// (`MessageRetentionPeriod`), so none can come again after that.
+const ENTRY_RETENTION: Duration = Duration::from_hours(15 * 24);
+
+/// The wait after archiving has failed: it is never urgent.
+const ARCHIVE_PAUSE: Duration = Duration::from_mins(1);
+
 /// What a sweeper works with.
 #[derive(Clone)]
 pub struct SweeperSetup {
@@ -31,6 +46,9 @@ pub struct SweeperSetup {
     pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
     pub queue_feeds: Vec<Arc<str>>,
+    /// The outbox to let go of what is done, and how long it is kept after it was dispatched
+    /// (`outbox.retention_s`); zero: for ever.
+    pub archive: Option<(Arc<dyn OutboxArchive>, Duration)>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
@@ -83,11 +101,18 @@ impl Handler<Drain> for Sweeper {
 
 impl SweeperSetup {
     async fn run(self) -> StoreError {
+        let mut archive_from = MonoMs(0);
         loop {
             failpoint!("panic.sweeper");
             self.progress.turn(self.clock.mono());
             if let Err(error) = self.sweep().await {
                 return error;
+            }
+            if self.clock.mono() >= archive_from
+                && let Err(error) = self.let_go().await
+            {
+                tracing::warn!(%error, "what is old can't be archived now; it is tried again in a minute");
+                archive_from = self.clock.mono().after(ARCHIVE_PAUSE);
             }
             tokio::time::sleep(TICK).await;
         }
@@ -105,6 +130,18 @@ impl SweeperSetup {
             }
         }
         self.write_reports().await
+    }
+
+    /// One bounded step of archiving.
+    async fn let_go(&self) -> Result<(), StoreError> {
+        let Some((archive, retention)) = &self.archive else { return Ok(()) };
+        let now = self.clock.wall();
+        let ago = |age: Duration| UnixMs(now.0.saturating_sub(UnixMs(0).after(age).0));
+        if !retention.is_zero() {
+            archive.archive(ago(*retention), ARCHIVED_MAX).await?;
+        }
+        archive.forget_entries(ago(ENTRY_RETENTION), FORGOTTEN_MAX).await?;
+        Ok(())
     }
 
     async fn write_reports(&self) -> Result<(), StoreError> {
@@ -137,5 +174,63 @@ impl SweeperSetup {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::ProgressBoard,
+        model::outcome::Verdict,
+        ports::{Append, EntryId, LeaseRequest, Outbox, Settlement},
+        testing::{FakeClock, MemoryStore, fixtures},
+    };
+
+    const NOW: UnixMs = UnixMs(1_700_000_000_000);
+
+    fn step() -> Append {
+        let file = fixtures::file("feed", 1, &["d"]);
+        let mut step = fixtures::step(&file, 1..=2, NOW);
+        step.entries = vec![EntryId { feed: "feed".into(), id: "a".into() }];
+        step
+    }
+
+    /// Whether the only batch, which was sent at `NOW`, and its entry are kept after `age`.
+    async fn kept_after(retention: Duration, age: Duration) -> (bool, bool) {
+        let store = Arc::new(MemoryStore::new());
+        let clock = Arc::new(FakeClock::at(NOW));
+        let id = step().batches[0].id;
+        store.append(step()).await.unwrap();
+        store.mark_dispatched(&[id]).await.unwrap();
+        let wants = vec![("d".into(), 1)];
+        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000) };
+        let token = store.lease(request).await.unwrap()[0].token;
+        let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
+        store.settle(vec![Settlement { token, verdicts, retries: Vec::new() }]).await.unwrap();
+        let setup = SweeperSetup {
+            queue: store.clone(),
+            ledger: store.clone(),
+            inboxes: Vec::new(),
+            archive: Some((store.clone(), retention)),
+            clock: clock.clone(),
+            queued: Vec::new(),
+            progress: ProgressBoard::default().mark("sweeper", clock.mono()),
+        };
+        clock.advance(age);
+        setup.let_go().await.unwrap();
+        let fetched = store.get(&[id]).await.unwrap().pop().unwrap().1;
+        let known = store.known_entries(&step().entries).await.unwrap();
+        (fetched != crate::ports::Fetched::Missing, !known.is_empty())
+    }
+
+    #[tokio::test]
+    async fn what_is_done_goes_after_its_retention_and_entries_after_fifteen_days() {
+        let day = Duration::from_hours(24);
+        assert_eq!(kept_after(day, day).await, (true, true));
+        assert_eq!(kept_after(day, day + Duration::from_secs(1)).await, (false, true));
+        assert_eq!(kept_after(Duration::ZERO, 15 * day).await, (true, true));
+        assert_eq!(kept_after(Duration::ZERO, 16 * day).await, (true, false));
+        assert_eq!(kept_after(Duration::MAX, 16 * day).await, (true, false));
     }
 }

@@ -54,6 +54,17 @@ async fn rates() {
 }
 
 #[tokio::test]
+async fn archive() {
+    conformance::archive(make).await;
+    conformance::archive(carried).await;
+}
+
+#[tokio::test]
+async fn entries() {
+    conformance::entries(make).await;
+}
+
+#[tokio::test]
 async fn histories() {
     for seed in 0..300 {
         conformance::history(make().await, seed).await;

@@ -288,6 +288,7 @@ fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, que
             ledger: stores.ledger.clone(),
             inboxes: inboxes.clone(),
             queue_feeds: Vec::new(),
+            archive: None,
             clock: clock.clone(),
             queued: queued.clone(),
             leases_lost: leases_lost.clone(),

@@ -23,8 +23,9 @@ const SEARCH_BATCHES: usize = 256;
 /// Show what happened to one message, or to everything for one recipient
 ///
 /// State, every failed attempt with time, status and reason, and when it was sent. Works while the daemon
-/// runs and while it does not. `--id` costs a few reads. `--recipient` reads every row that was ever
-/// accepted; `--file` narrows it. Exits with 1 if nothing is found.
+/// runs and while it does not. `--id` costs a few reads. `--recipient` reads every row that was accepted
+/// and not archived; `--file` narrows it. Of an archived message all is kept but its payload and its
+/// recipient. Exits with 1 if nothing is found.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "the documentation is the text of --help")]
 #[command(group = clap::ArgGroup::new("which").required(true))]
@@ -64,7 +65,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     }
     if reports.is_empty() {
         bail!(
-            "nothing was found; rows that are not read yet, and files that were never dropped, are not known"
+            "nothing was found; rows that are not read yet, and files that were never dropped, are not known, and \
+             archived messages are found by --id only"
         );
     }
     if args.json {
@@ -122,6 +124,7 @@ fn json_of(report: &MessageReport) -> Value {
             "state": delivery.state.as_str(),
             "destination": delivery.destination,
             "recipient": delivery.recipient,
+            "payload_archived": delivery.recipient.is_none(),
             "accepted_at": time(delivery.accepted_at),
             "redriven": delivery.drive,
             "attempts": delivery.failed.iter().map(attempt).collect::<Vec<_>>(),
@@ -159,7 +162,7 @@ fn rendered_delivery(delivery: &Delivery) -> String {
     let mut text = format!(
         "  {} to {} at {}\n  {}  accepted\n",
         delivery.state.as_str(),
-        escape(&delivery.recipient),
+        delivery.recipient.as_deref().map_or_else(|| "(payload archived)".into(), escape),
         escape(&delivery.destination),
         time(delivery.accepted_at),
     );

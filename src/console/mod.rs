@@ -206,8 +206,8 @@ pub enum Fate {
 pub struct Delivery {
     /// Where it goes.
     pub destination: String,
-    /// Who gets it.
-    pub recipient: String,
+    /// Who gets it; `None` once its payload was archived.
+    pub recipient: Option<String>,
     /// Where it stands: `accepted`, `retrying`, `dead`, `sent`…
     pub state: MessageState,
     /// When its row was accepted, or last redriven.

@@ -233,6 +233,15 @@ impl Rows {
         self.rows.binary_search_by_key(&row, |(row, _)| *row).ok()
     }
 
+    /// The payload with the numbers of its rows and nothing of them: what is left of an archived batch.
+    pub fn skeleton(&self) -> PayloadWriter {
+        let mut writer = PayloadWriter::with_capacity(2 * self.len());
+        for (row, _) in &self.rows {
+            writer.push(*row, b"");
+        }
+        writer
+    }
+
     /// The payload of only the messages at `indexes`, which ascend: what a retry batch carries on.
     pub fn select(&self, indexes: impl IntoIterator<Item = usize>) -> PayloadWriter {
         let mut writer = PayloadWriter::default();

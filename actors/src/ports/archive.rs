@@ -34,9 +34,8 @@ pub struct PageQuery {
 /// A page of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The entries, without their batches. Within the page in order of time (accepted, or dispatched).
-    /// Of one partition key (a file) they come in order of row across pages too; nothing else is ordered
-    /// beyond a page (S3.10).
+    /// The entries, without their batches. Of one partition key (a file, at one destination) first attempts
+    /// come in order of row, within a page and across pages; nothing else is ordered (S3.10).
     pub entries: Vec<OutboxEntry>,
     /// Where the next one begins; `None` if this was the last. Never a cursor to nothing.
     pub next: Option<Cursor>,
@@ -56,20 +55,30 @@ pub enum Fetched {
 /// Operations on the outbox as a whole: what its sweeper, its archiver and an operator need.
 #[async_trait]
 pub trait OutboxArchive: Send + Sync {
-    /// Lists batches.
+    /// Lists batches that are stored: those that are outstanding, or those that are dispatched, settled or not.
+    /// What changes sides meanwhile may be missed or listed on both. `Permanent` for a cursor that is none.
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError>;
 
     /// Many batches by id, one answer per id in order.
     async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError>;
 
     /// Removes dispatched batches with their payloads; what became of their messages stays in the ledger.
-    /// `Permanent` for one that is outstanding, not settled, or holds the rows of a dead message (a redrive
-    /// needs them). Removing what is gone already is `Ok`.
+    /// `Permanent` for one that is outstanding, or from which a message may still have to be sent: it is not
+    /// settled, or another batch with the same root is not, or holds a dead message (a redrive takes the rows
+    /// from the root). Removing what is gone already is `Ok`.
     async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;
 
     /// How many batches are outstanding, without loading them. Unknown is an error, never 0.
     async fn count_outstanding(&self) -> Result<u64, StoreError>;
 
-    /// Removes up to `limit` settled batches that were dispatched before `before`; how many it removed.
+    /// One bounded step of removing what `delete` would take, of batches that were dispatched before
+    /// `before` (or were due before it, in a store that does not keep when they were dispatched): up to
+    /// `limit`; how many it removed. 0 does not mean that none is left: the next step looks further.
     async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
+
+    /// Forgets up to `limit` entries of inbound queues that were taken before `before`; how many. For a store
+    /// that does not let them expire by itself.
+    async fn forget_entries(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
+        Ok(0)
+    }
 }

@@ -198,7 +198,12 @@ pub(crate) fn outstanding(
     Ok(entries)
 }
 
-fn read_batch(connection: &Connection, caches: &mut Caches, seq: i64) -> Result<NewBatch, TxError> {
+/// The batch with number `seq`.
+pub(crate) fn read_batch(
+    connection: &Connection,
+    caches: &mut Caches,
+    seq: i64,
+) -> Result<NewBatch, TxError> {
     let mut select = connection.prepare_cached(
         "SELECT b.id, b.root, b.header, b.first_row, b.count, b.drive, b.attempt, b.accepted_at, b.not_before,
              p.body, p.history

@@ -27,7 +27,8 @@ struct Entry {
     history: Vec<Attempt>,
     state: MessageState,
     sent: Option<(u16, UnixMs)>,
-    recipient_bytes: Vec<u8>,
+    /// Its row; `None` once it was archived.
+    row_bytes: Option<Vec<u8>>,
 }
 
 /// What became of `id` at each destination of its file.
@@ -84,7 +85,8 @@ fn entries(connection: &Connection, file: i64, destination: i64, row: u64) -> Re
 
 fn entry(connection: &Connection, seq: i64, row: u64) -> Result<Option<Entry>, TxError> {
     let mut select = connection.prepare_cached(
-        "SELECT b.header, b.drive, b.attempt, b.accepted_at, b.not_before, p.body, p.history, r.states, r.sent
+        "SELECT b.header, b.drive, b.attempt, b.accepted_at, b.not_before, p.body, p.history, r.states, r.sent,
+             b.archived
          FROM batches b JOIN payloads p ON p.seq = b.payload LEFT JOIN results r ON r.batch = b.seq
          WHERE b.seq = ?1",
     )?;
@@ -110,7 +112,7 @@ fn entry(connection: &Connection, seq: i64, row: u64) -> Result<Option<Entry>, T
             .and_then(|states| states.get(index).copied().and_then(MessageState::from_byte))
             .unwrap_or(MessageState::Accepted),
         sent: sent.and_then(|sent| SentTimes(sent).get(index, accepted_at)),
-        recipient_bytes: rows.bytes(index).to_vec(),
+        row_bytes: (!stored.get::<_, bool>(9)?).then(|| rows.bytes(index).to_vec()),
     }))
 }
 
@@ -124,7 +126,10 @@ fn delivery(
 ) -> Result<Option<Delivery>, TxError> {
     let Some(live) = entries.last() else { return Ok(None) };
     let header = caches.header(connection, live.header)?;
-    let recipient = header.layout.read(&live.recipient_bytes)?.recipient.to_owned();
+    let recipient = match &live.row_bytes {
+        Some(bytes) => Some(header.layout.read(bytes)?.recipient.to_owned()),
+        None => None,
+    };
     let is_open = live.state == MessageState::Accepted;
     let carries_on = live.drive > 0 || live.attempt > 0;
     let mut failed = live.history.clone();

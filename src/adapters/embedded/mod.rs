@@ -6,6 +6,7 @@
 //! is `settled`.
 
 mod append;
+mod archive;
 mod claims;
 mod codec;
 mod entries;
@@ -22,7 +23,14 @@ mod tx;
 mod viewer;
 mod writer;
 
-use std::{path::Path, sync::Arc, thread};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    thread,
+};
 
 use async_trait::async_trait;
 use postrider_actors::{
@@ -32,9 +40,9 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, Appended, Claim, ClaimRequest, Claims, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken,
-        Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement,
-        StoreError,
+        Append, Appended, Claim, ClaimRequest, Claims, EntryId, Fetched, ItemOutcome, Lease, LeaseRequest,
+        LeaseToken, Ledger, Outbox, OutboxArchive, OutboxEntry, OutstandingQuery, Page, PageQuery, Queue,
+        QueueDepth, Release, Settled, Settlement, StoreError,
     },
 };
 
@@ -55,6 +63,8 @@ use self::{
 pub struct EmbeddedStore {
     handles: Option<Handles>,
     losses: usize,
+    /// How far archiving has looked.
+    archived_until: AtomicI64,
 }
 
 struct Handles {
@@ -76,7 +86,11 @@ impl EmbeddedStore {
         let (writer, writing) =
             Writer::start(connection, on_fatal).map_err(|error| failed(error.to_string()))?;
         let (reader, reading) = Reader::start(read).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { handles: Some(Handles { writer, writing, reader, reading }), losses })
+        Ok(Self {
+            handles: Some(Handles { writer, writing, reader, reading }),
+            losses,
+            archived_until: AtomicI64::new(0),
+        })
     }
 
     /// How many leases of an earlier process were marked lost when it was opened.
@@ -240,6 +254,43 @@ impl Claims for EmbeddedStore {
 
     async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
         self.release(tokens, how).await
+    }
+}
+
+#[async_trait]
+impl OutboxArchive for EmbeddedStore {
+    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        self.reader().read(move |connection, caches| archive::page(connection, caches, &query)).await
+    }
+
+    async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
+        let ids = ids.to_vec();
+        self.reader().read(move |connection, caches| archive::get(connection, caches, &ids)).await
+    }
+
+    async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        let ids = ids.to_vec();
+        self.writer().write(Durability::Process, 0, move |tx| archive::delete(tx, &ids)).await
+    }
+
+    async fn count_outstanding(&self) -> Result<u64, StoreError> {
+        self.reader().read(|connection, _| archive::count_outstanding(connection)).await
+    }
+
+    async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        let after = self.archived_until.load(Ordering::Relaxed);
+        let step = self
+            .writer()
+            .write(Durability::Process, 0, move |tx| archive::archive(tx, after, before, limit))
+            .await?;
+        self.archived_until.store(step.looked_until, Ordering::Relaxed);
+        Ok(step.archived)
+    }
+
+    async fn forget_entries(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.writer()
+            .write(Durability::Process, 0, move |tx| archive::forget_entries(tx, before, limit))
+            .await
     }
 }
 

@@ -9,7 +9,7 @@ use postrider_actors::{
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
-    ports::{LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settlement},
+    ports::{ItemOutcome, LeaseRequest, Ledger, Outbox, OutboxArchive, OutstandingQuery, Queue, Settlement},
     testing::fixtures,
 };
 
@@ -63,7 +63,7 @@ async fn a_message_s_whole_way_is_told() {
     let at = |ms| UnixMs(NOW.0 + ms);
 
     let delivery = told();
-    assert_eq!((delivery.state, &delivery.recipient[..]), (MessageState::Accepted, "user-1"));
+    assert_eq!((delivery.state, delivery.recipient.as_deref()), (MessageState::Accepted, Some("user-1")));
     assert_eq!(delivery.not_before, Some(NOW));
 
     let first = lease(&store, "d").await;
@@ -173,4 +173,34 @@ async fn dead_letters_are_filtered_by_everything_at_once() {
     assert_eq!(operator.redrive(&only_d, 1, NOW).unwrap(), 1);
     assert_eq!(operator.redrive(&only_d, 99, NOW).unwrap(), 1);
     assert_eq!(store.depth().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn what_became_of_an_archived_message_is_told_without_its_recipient() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let file = fixtures::file("f", 1, &["d", "e"]);
+    store.append(fixtures::step_without(&file, 1..=2, &[1], &[], NOW)).await.unwrap();
+    let mut viewer = Viewer::open(dir.path()).unwrap();
+    let id = MessageId { file: file.id, row: 2 };
+    let at = UnixMs(NOW.0 + 5);
+    let bytes_left = || -> usize {
+        let connection = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+        connection.query_row("SELECT sum(length(body)) FROM payloads", [], |row| row.get(0)).unwrap()
+    };
+    let before = bytes_left();
+    for (destination, is_last) in [("d", false), ("e", true)] {
+        let lease = lease(&store, destination).await;
+        settle(&store, &lease, Verdict::Sent { at, status: 202 }).await;
+        assert_eq!(store.delete(&[lease.token.batch]).await.unwrap()[0].1, ItemOutcome::Ok);
+        let delivery = only(viewer.message(id).unwrap(), destination);
+        assert_eq!((delivery.state, delivery.recipient), (MessageState::Sent, None));
+        assert_eq!((delivery.accepted_at, delivery.sent), (NOW, Some((202, at))));
+        assert_eq!(bytes_left() < before, is_last, "the other destination needs the payload that they share");
+    }
+    let mut search = Search::default();
+    for recipient in ["user-2", ""] {
+        assert!(!viewer.search(&mut search, recipient, None, 9, 9).unwrap());
+    }
+    assert!(search.found.is_empty());
 }

@@ -51,7 +51,7 @@ impl Viewer {
         let finder = memchr::memmem::Finder::new(recipient.as_bytes());
         let mut select = self.connection.prepare_cached(
             "SELECT b.seq, b.payload, b.header, p.body FROM batches b JOIN payloads p ON p.seq = b.payload
-             WHERE b.seq > ?1 AND b.root IS NULL AND (?2 IS NULL OR b.file = (SELECT seq FROM files WHERE id = ?2))
+             WHERE b.seq > ?1 AND b.root IS NULL AND b.archived = 0 AND (?2 IS NULL OR b.file = (SELECT seq FROM files WHERE id = ?2))
              ORDER BY b.seq LIMIT ?3",
         )?;
         let mut rows = select.query(params![after, file.map(|file| file.0), int(batches as u64)])?;

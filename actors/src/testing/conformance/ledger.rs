@@ -10,6 +10,7 @@ use crate::{
 pub async fn ledger<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     messages_are_counted_once(make().await).await;
     a_retry_carries_its_messages_on_with_their_history(make().await).await;
+    a_settlement_repeated_for_want_of_an_answer_changes_nothing(make().await).await;
     a_retry_without_its_batch_is_refused_whole(make().await).await;
     a_stale_worker_s_failures_are_dropped_and_its_2xx_stand(make().await).await;
     i7_a_late_2xx_finds_the_live_entry(make().await).await;
@@ -60,6 +61,54 @@ async fn a_retry_carries_its_messages_on_with_their_history(store: Subject) {
     assert_eq!(store.settle(&third, &[(0, sent())]).await, Settled::Complete);
     assert_eq!(store.tally(file.id).await, (6, 5, 1, 0));
     assert_eq!(store.outbox.depth().await, Ok(0));
+}
+
+/// The stages repeat what the store did not answer, under a lease that may be current still.
+async fn a_settlement_repeated_for_want_of_an_answer_changes_nothing(store: Subject) {
+    let (file, lease) = store.one_lease(9).await;
+    let retries = |indexes: &[&[usize]]| -> Vec<_> {
+        indexes.iter().map(|indexes| fixtures::retry(&lease, indexes, fixtures::failed(NOW), LATER)).collect()
+    };
+    let settlement = |verdicts: &[(u32, crate::model::outcome::Verdict)], retries| Settlement {
+        token: lease.token,
+        verdicts: verdicts.to_vec(),
+        retries,
+    };
+    // Two delays, so two batches; the messages of one begin before the other's end.
+    let first = settlement(
+        &[(0, sent()), (1, retry()), (2, retry()), (3, retry()), (4, dead())],
+        retries(&[&[1, 3], &[2]]),
+    );
+    let second = settlement(&[(5, retry()), (6, sent())], retries(&[&[5]]));
+    for _ in 0..3 {
+        assert_eq!(store.ledger.settle(vec![first.clone()]).await, Ok(vec![Settled::Open]));
+        assert_eq!(store.tally(file.id).await, (9, 1, 1, 3));
+        assert_eq!(store.archive.count_outstanding().await, Ok(2));
+    }
+    // As part of a group, beside what is new.
+    for _ in 0..2 {
+        let group = vec![first.clone(), second.clone()];
+        assert_eq!(store.ledger.settle(group).await, Ok(vec![Settled::Open; 2]));
+        assert_eq!(store.tally(file.id).await, (9, 2, 1, 4));
+        assert_eq!(store.archive.count_outstanding().await, Ok(3));
+    }
+    // When what it carried on has gone its way already.
+    assert_eq!(store.dispatch(LATER).await, 3);
+    for lease in store.lease("other", "d", 3).await {
+        let verdicts: Vec<_> = lease.states.unsettled().map(|index| (index as u32, sent())).collect();
+        assert_eq!(store.settle(&lease, &verdicts).await, Settled::Complete);
+    }
+    assert_eq!(store.tally(file.id).await, (9, 6, 1, 0));
+    assert_eq!(store.ledger.settle(vec![second, first]).await, Ok(vec![Settled::Open; 2]));
+    assert_eq!(store.tally(file.id).await, (9, 6, 1, 0));
+    // The one that completes the batch ends the lease.
+    let last = settlement(&[(7, retry()), (8, sent())], retries(&[&[7]]));
+    assert_eq!(store.ledger.settle(vec![last.clone()]).await, Ok(vec![Settled::Complete]));
+    let again = store.ledger.settle(vec![last]).await.unwrap()[0];
+    assert!(matches!(again, Settled::Complete | Settled::Stale), "{again:?}");
+    assert_eq!(store.tally(file.id).await, (9, 7, 1, 1));
+    assert_eq!(store.dispatch(LATER).await, 1, "carried on once");
+    assert_eq!((store.redrive)(LATER).await, 1);
 }
 
 async fn a_retry_without_its_batch_is_refused_whole(store: Subject) {

@@ -1,7 +1,9 @@
 //! What every implementation of the store ports must do, the fake too. Each suite takes a factory and
 //! asks it for an empty store per case; it panics with the case's name on the first that fails.
 
+mod archive;
 mod claims;
+mod entries;
 mod histories;
 mod ledger;
 mod outbox;
@@ -10,7 +12,9 @@ mod rates;
 
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
 
+pub use archive::archive;
 pub use claims::claims;
+pub use entries::entries;
 pub use histories::history;
 pub use ledger::ledger;
 pub use outbox::outbox;
@@ -26,8 +30,8 @@ use crate::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Claims, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue,
-        Release, Settled, Settlement,
+        Claims, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox, OutboxArchive, OutboxEntry,
+        OutstandingQuery, Queue, Release, Settled, Settlement,
     },
 };
 
@@ -58,6 +62,8 @@ pub struct Subject {
     pub ledger: Arc<dyn Ledger>,
     /// The claims on its batches.
     pub claims: Arc<dyn Claims>,
+    /// The outbox as a whole.
+    pub archive: Arc<dyn OutboxArchive>,
     /// The clock that the queue goes by, if it goes by one. The suites set its wall.
     pub clock: Option<Arc<FakeClock>>,
     /// How long the queue may take.
@@ -82,7 +88,8 @@ impl Subject {
             outbox: store.clone(),
             queue: store.clone(),
             ledger: store.clone(),
-            claims: store,
+            claims: store.clone(),
+            archive: store,
             clock: None,
             patience: Patience::default(),
             redrive: Box::new(move |now| {

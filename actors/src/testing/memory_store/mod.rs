@@ -1,11 +1,12 @@
 //! A store in memory: the same rules as a real one, held in the plainest way. Counts are never kept but
 //! counted from where each message stands, so that a store that keeps them can be judged by this one.
 
+mod archive;
 mod claims;
 mod settle;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -40,8 +41,8 @@ struct State {
     ids: HashMap<BatchId, usize>,
     messages: BTreeMap<MessageKey, Message>,
     disabled: BTreeMap<Arc<str>, String>,
-    /// The entries of inbound queues that were taken.
-    entries: BTreeSet<EntryId>,
+    /// The entries of inbound queues that were taken, and when.
+    entries: BTreeMap<EntryId, UnixMs>,
 }
 
 struct File {
@@ -63,6 +64,7 @@ struct Stored {
     until: MonoMs,
     /// The deadline of a claim.
     claimed_until: Option<UnixMs>,
+    archived: bool,
 }
 
 impl Stored {
@@ -71,6 +73,17 @@ impl Stored {
         self.phase = Phase::Leased;
         self.fence += 1;
         self.holder = holder.clone();
+    }
+
+    /// It as an entry of the outbox.
+    fn entry(&self, with_batch: bool) -> OutboxEntry {
+        OutboxEntry {
+            id: self.batch.id,
+            destination: self.batch.header.destination.as_str().into(),
+            count: self.batch.count,
+            not_before: self.batch.not_before,
+            batch: with_batch.then(|| self.batch.clone()),
+        }
     }
 
     /// What a worker is given of it.
@@ -166,7 +179,7 @@ impl State {
         let advances = (append.checkpoint.rows, append.checkpoint.offset) > (before.rows, before.offset);
         if advances {
             let taken: Vec<_> =
-                append.entries.iter().filter(|entry| self.entries.contains(entry)).cloned().collect();
+                append.entries.iter().filter(|entry| self.entries.contains_key(entry)).cloned().collect();
             if !taken.is_empty() {
                 return Ok(Appended::Known(taken));
             }
@@ -199,7 +212,7 @@ impl State {
             });
         }
         if advances {
-            self.entries.extend(append.entries);
+            self.entries.extend(append.entries.into_iter().map(|entry| (entry, append.at)));
             for batch in append.batches {
                 self.insert(batch);
             }
@@ -240,6 +253,7 @@ impl State {
             holder: "".into(),
             until: MonoMs(0),
             claimed_until: None,
+            archived: false,
         });
     }
 
@@ -304,7 +318,7 @@ impl Outbox for MemoryStore {
 
     async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
         let state = self.state();
-        Ok(entries.iter().filter(|entry| state.entries.contains(entry)).cloned().collect())
+        Ok(entries.iter().filter(|entry| state.entries.contains_key(entry)).cloned().collect())
     }
 
     async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
@@ -321,14 +335,7 @@ impl Outbox for MemoryStore {
             })
             .collect();
         due.sort_by_key(|batch| batch.batch.not_before); // stable: then by age
-        let entry = |batch: &&Stored| OutboxEntry {
-            id: batch.batch.id,
-            destination: batch.batch.header.destination.as_str().into(),
-            count: batch.batch.count,
-            not_before: batch.batch.not_before,
-            batch: with_batches.then(|| batch.batch.clone()),
-        };
-        Ok(due.iter().take(limit).map(entry).collect())
+        Ok(due.iter().take(limit).map(|batch| batch.entry(with_batches)).collect())
     }
 
     async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
