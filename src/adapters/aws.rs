@@ -3,16 +3,19 @@
 //! Credentials come from the SDK's own chain and from nowhere else: environment, shared files and profiles, SSO,
 //! web identity, ECS and EC2 metadata ("Credential providers", AWS SDK for Rust developer guide).
 
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig,
     stalled_stream_protection::StalledStreamProtectionConfig, timeout::TimeoutConfig,
 };
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::{
     Builder as HttpClientBuilder,
     tls::{Provider, rustls_provider::CryptoMode},
 };
+use postrider_actors::ports::StoreError;
+use rand::RngExt as _;
 
 /// How AWS is reached.
 #[derive(Clone, PartialEq, Eq)]
@@ -148,6 +151,99 @@ impl CallOutcome {
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// Why a call failed, in words that hold no payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub outcome: CallOutcome,
+    /// The service's own word for it, if it answered.
+    pub code: Option<String>,
+    /// For people: what happened.
+    pub why: String,
+}
+
+impl Failure {
+    /// Reads the SDK's error of any operation.
+    pub fn of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> Self {
+        let unknown = |why: String| Self { outcome: CallOutcome::Unknown, code: None, why };
+        match error {
+            // It was never sent.
+            SdkError::ConstructionFailure(_) => {
+                Self { outcome: CallOutcome::Refused, code: None, why: causes(error) }
+            }
+            SdkError::ServiceError(answer) => {
+                let status = answer.raw().status().as_u16();
+                let code = answer.err().code();
+                let outcome = match code {
+                    Some(code) if is_throttling(code) => CallOutcome::Throttled,
+                    _ if status == 429 => CallOutcome::Throttled,
+                    // It may have happened before it failed.
+                    _ if status >= 500 => CallOutcome::Unknown,
+                    _ => CallOutcome::Refused,
+                };
+                let why = match (code, answer.err().message()) {
+                    (Some(code), Some(message)) => format!("{code} ({status}): {message}"),
+                    (Some(code), None) => format!("{code} ({status})"),
+                    (None, message) => format!("status {status}: {}", message.unwrap_or("no reason given")),
+                };
+                Self { outcome, code: code.map(ToOwned::to_owned), why }
+            }
+            error => unknown(causes(error)),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    /// A refusal is `Retryable` too: permissions, queues and tables are mended from outside, and the daemon
+    /// goes on when they are.
+    fn from(failure: Failure) -> Self {
+        match failure.outcome {
+            CallOutcome::Unknown => Self::Unknown(failure.why),
+            _ => Self::Retryable(failure.why),
+        }
+    }
+}
+
+/// An error with its causes. (The SDK's own `DisplayErrorContext` adds the debug form, which may hold a response's
+/// body.)
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// The words for "fewer calls" of SQS and DynamoDB ("Common errors" of both API references; the SDK's own list in
+/// `aws_runtime::retries::classifiers`).
+fn is_throttling(code: &str) -> bool {
+    matches!(
+        code,
+        "Throttling"
+            | "ThrottlingException"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "TooManyRequestsException"
+            | "ProvisionedThroughputExceededException"
+            | "RequestLimitExceeded"
+            | "LimitExceededException"
+            | "BandwidthLimitExceeded"
+            | "OverLimit"
+            | "SlowDown"
+            | "KmsThrottled"
+            | "AWS.SimpleQueueService.KmsThrottled"
+    )
+}
+
+/// A wait below `bound`, drawn at random ("full jitter"; AWS Architecture Blog, "Exponential Backoff And Jitter").
+pub fn full_jitter(bound: Duration) -> Duration {
+    bound.mul_f64(rand::rng().random())
 }
 
 /// Watches calls to services (S2.7): for metrics. It must not block.

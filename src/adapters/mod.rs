@@ -5,4 +5,6 @@ pub mod aws;
 pub mod clock;
 pub mod embedded;
 pub mod inbox;
+#[cfg(feature = "aws")]
+pub mod sqs;
 pub mod webhook;
