@@ -1,0 +1,299 @@
+# Postrider's queue, its dead-letter queue, the two tables of its DynamoDB outbox, and the policies of the
+# roles that use them. The same as what `postrider migrate` makes; see docs/aws.md.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.0"
+    }
+  }
+}
+
+variable "queue_name" {
+  description = "queue.sqs.name, without .fifo. The dead-letter queue is NAME-dead."
+  type        = string
+  default     = "postrider"
+}
+
+variable "fifo" {
+  description = "Whether the queues are FIFO queues; their names then end in .fifo."
+  type        = bool
+  default     = false
+}
+
+variable "table_name" {
+  description = "outbox.dynamodb.table. The ledger is NAME-ledger."
+  type        = string
+  default     = "postrider"
+}
+
+variable "lease_seconds" {
+  description = "lease.duration_ms in seconds."
+  type        = number
+  default     = 60
+}
+
+variable "max_receives" {
+  description = "queue.sqs.max_receives."
+  type        = number
+  default     = 1000
+}
+
+variable "inbound_queue_arn" {
+  description = "The ARN of the queue of a feed with kind = \"sqs\", or null."
+  type        = string
+  default     = null
+}
+
+locals {
+  suffix = var.fifo ? ".fifo" : ""
+}
+
+resource "aws_sqs_queue" "dead" {
+  name       = "${var.queue_name}-dead${local.suffix}"
+  fifo_queue = var.fifo
+  # The longest there is: somebody has to look first.
+  message_retention_seconds = 1209600
+  sqs_managed_sse_enabled   = true
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "aws_sqs_queue" "queue" {
+  name                       = "${var.queue_name}${local.suffix}"
+  fifo_queue                 = var.fifo
+  visibility_timeout_seconds = var.lease_seconds
+  message_retention_seconds  = 1209600
+  max_message_size           = 1048576
+  receive_wait_time_seconds  = 20
+  sqs_managed_sse_enabled    = true
+  redrive_policy = jsonencode({
+    deadLetterTargetArn = aws_sqs_queue.dead.arn
+    maxReceiveCount     = var.max_receives
+  })
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "aws_dynamodb_table" "outbox" {
+  name         = var.table_name
+  billing_mode = "PAY_PER_REQUEST"
+  hash_key     = "MessageId"
+
+  attribute {
+    name = "MessageId"
+    type = "S"
+  }
+  attribute {
+    name = "TopicShard"
+    type = "S"
+  }
+  attribute {
+    name = "OutstandingCreatedTime"
+    type = "N"
+  }
+  attribute {
+    name = "DeliveryTime"
+    type = "N"
+  }
+
+  global_secondary_index {
+    name               = "Outstanding"
+    hash_key           = "TopicShard"
+    range_key          = "OutstandingCreatedTime"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File", "Owner"]
+  }
+  global_secondary_index {
+    name               = "OutstandingAllTopics"
+    hash_key           = "OutstandingCreatedTime"
+    range_key          = "MessageId"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File", "Owner"]
+  }
+  global_secondary_index {
+    name               = "Delivered"
+    hash_key           = "TopicShard"
+    range_key          = "DeliveryTime"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File"]
+  }
+  global_secondary_index {
+    name               = "DeliveredAllTopics"
+    hash_key           = "DeliveryTime"
+    range_key          = "MessageId"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File"]
+  }
+
+  ttl {
+    attribute_name = "ExpiresAt"
+    enabled        = true
+  }
+  point_in_time_recovery {
+    enabled = true
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "aws_dynamodb_table" "ledger" {
+  name         = "${var.table_name}-ledger"
+  billing_mode = "PAY_PER_REQUEST"
+  hash_key     = "Pk"
+  range_key    = "Sk"
+
+  attribute {
+    name = "Pk"
+    type = "S"
+  }
+  attribute {
+    name = "Sk"
+    type = "S"
+  }
+
+  ttl {
+    attribute_name = "ExpiresAt"
+    enabled        = true
+  }
+  point_in_time_recovery {
+    enabled = true
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+# `postrider run`. Attach it to the role of the instances or tasks.
+data "aws_iam_policy_document" "daemon" {
+  statement {
+    sid = "Queue"
+    actions = [
+      "sqs:ChangeMessageVisibility",
+      "sqs:DeleteMessage",
+      "sqs:GetQueueAttributes",
+      "sqs:GetQueueUrl",
+      "sqs:ReceiveMessage",
+      "sqs:SendMessage",
+    ]
+    resources = [aws_sqs_queue.queue.arn]
+  }
+  statement {
+    sid = "DeadLetterQueue"
+    actions = [
+      "sqs:GetQueueAttributes",
+      "sqs:GetQueueUrl",
+      "sqs:SendMessage",
+    ]
+    resources = [aws_sqs_queue.dead.arn]
+  }
+  statement {
+    sid = "Tables"
+    actions = [
+      "dynamodb:BatchGetItem",
+      "dynamodb:BatchWriteItem",
+      "dynamodb:ConditionCheckItem",
+      "dynamodb:DeleteItem",
+      "dynamodb:DescribeTable",
+      "dynamodb:DescribeTimeToLive",
+      "dynamodb:GetItem",
+      "dynamodb:PartiQLUpdate",
+      "dynamodb:PutItem",
+      "dynamodb:Query",
+      "dynamodb:Scan",
+      "dynamodb:UpdateItem",
+    ]
+    resources = [aws_dynamodb_table.outbox.arn, aws_dynamodb_table.ledger.arn]
+  }
+  statement {
+    sid       = "Indexes"
+    actions   = ["dynamodb:Query", "dynamodb:Scan"]
+    resources = ["${aws_dynamodb_table.outbox.arn}/index/*"]
+  }
+  dynamic "statement" {
+    for_each = var.inbound_queue_arn == null ? [] : [var.inbound_queue_arn]
+    content {
+      sid = "Inbound"
+      actions = [
+        "sqs:ChangeMessageVisibility",
+        "sqs:DeleteMessage",
+        "sqs:GetQueueAttributes",
+        "sqs:GetQueueUrl",
+        "sqs:ReceiveMessage",
+      ]
+      resources = [statement.value]
+    }
+  }
+}
+
+resource "aws_iam_policy" "daemon" {
+  name_prefix = "postrider-daemon-"
+  description = "What the Postrider daemon does with its queue and its tables."
+  policy      = data.aws_iam_policy_document.daemon.json
+}
+
+# `postrider status`, `files`, `messages`, `dead list`, `dead export`, `destinations list`,
+# `check-config --connect`.
+data "aws_iam_policy_document" "read" {
+  statement {
+    sid       = "Queues"
+    actions   = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"]
+    resources = [aws_sqs_queue.queue.arn, aws_sqs_queue.dead.arn]
+  }
+  statement {
+    sid = "Tables"
+    actions = [
+      "dynamodb:BatchGetItem",
+      "dynamodb:DescribeTable",
+      "dynamodb:DescribeTimeToLive",
+      "dynamodb:GetItem",
+      "dynamodb:Query",
+      "dynamodb:Scan",
+    ]
+    resources = [
+      aws_dynamodb_table.outbox.arn,
+      aws_dynamodb_table.ledger.arn,
+      "${aws_dynamodb_table.outbox.arn}/index/*",
+    ]
+  }
+}
+
+resource "aws_iam_policy" "read" {
+  name_prefix = "postrider-read-"
+  description = "What Postrider's commands that only look do."
+  policy      = data.aws_iam_policy_document.read.json
+}
+
+output "queue_url" {
+  description = "queue.sqs.url"
+  value       = aws_sqs_queue.queue.url
+}
+
+output "dead_letter_queue_url" {
+  description = "Where what nobody can read goes"
+  value       = aws_sqs_queue.dead.url
+}
+
+output "outbox_table" {
+  description = "outbox.dynamodb.table"
+  value       = aws_dynamodb_table.outbox.name
+}
+
+output "daemon_policy_arn" {
+  description = "For the role of the daemon"
+  value       = aws_iam_policy.daemon.arn
+}
+
+output "read_policy_arn" {
+  description = "For people who only look"
+  value       = aws_iam_policy.read.arn
+}
