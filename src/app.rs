@@ -4,7 +4,10 @@
 //! configuration first; only then the old tree drains and a new one starts on the same store. A
 //! configuration that can't be used changes nothing.
 
+#[cfg(feature = "aws")]
+mod aws;
 pub mod console;
+pub mod engines;
 mod reign;
 mod signals;
 mod status;

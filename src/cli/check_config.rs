@@ -4,16 +4,19 @@ use std::{fmt::Write as _, io, io::Write as _, path::Path, process::ExitCode};
 
 use serde_json::{Value, json};
 
-use super::{Exit, print, print_json};
-use crate::config::{
-    self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, FeedSource, Origin, Problem,
-    Problems, TemplateSource,
+use super::{Exit, findings, print, print_json};
+use crate::{
+    app::engines,
+    config::{
+        self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, FeedSource, Origin, Problem,
+        Problems, TemplateSource,
+    },
 };
 
 /// Check the configuration and say everything that is wrong with it
 ///
-/// Nothing is contacted and nothing but the file and the environment is read. Every problem is
-/// printed to stderr, with its line, the value that was found and what is allowed. Exits with 78 if
+/// Without --connect nothing is contacted, and nothing but the file and the environment is read. Every
+/// problem is printed to stderr, with its line, the value that was found and what is allowed. Exits with 78 if
 /// there is one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -21,6 +24,11 @@ pub struct Args {
     /// user that the daemon runs as
     #[arg(long)]
     resolve: bool,
+    /// Also try the store, queues and tables: credentials, region, permission to read, attributes. It
+    /// changes nothing and calls no destination. Exits with 78 if something has to be mended, with 75 if
+    /// something could not be reached
+    #[arg(long)]
+    connect: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,12 +44,20 @@ pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
     });
     match checked {
         Ok(config) => {
+            let found = if args.connect { engines::connect(&config)? } else { Vec::new() };
+            let exit = findings::exit(&found);
             if args.json {
-                print_json(&summary_json(&config))?;
+                let mut value = summary_json(&config);
+                if args.connect {
+                    value["ok"] = (exit == Exit::Done).into();
+                    value["connect"] = findings::as_json(&found);
+                }
+                print_json(&value)?;
             } else {
-                print(&summary(&config))?;
+                let gap = if found.is_empty() { "" } else { "\n" };
+                print(&(summary(&config) + gap + &findings::as_table(&found)))?;
             }
-            Ok(Exit::Done.into())
+            Ok(exit.into())
         }
         Err(ConfigError::Invalid(problems)) => {
             if args.json {

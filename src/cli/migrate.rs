@@ -4,19 +4,24 @@ use std::{path::Path, process::ExitCode};
 
 use serde_json::json;
 
-use super::{Exit, print, print_json};
+use super::{findings, print, print_json};
 use crate::{
-    adapters::embedded::{self, SCHEMA_VERSION},
-    config,
+    adapters::embedded::{self, OpenError, SCHEMA_VERSION},
+    app::engines,
+    config::{self, Config, OutboxKind},
+    console::Finding,
 };
 
-/// Bring the store's schema up to date
+/// Make or update what the configured engines need
 ///
-/// The daemon does this by itself when it starts; with this command it can be done, and fail, beforehand.
-/// The daemon must not run meanwhile. A store that is missing is not made.
+/// The embedded store is brought to the schema of this program; the daemon does this by itself when it
+/// starts, and must not run meanwhile. A store that is missing is not made. With queue.kind = "sqs" the queue
+/// and its dead-letter queue are made, with outbox.kind = "dynamodb" the tables and their indexes; what is there
+/// already is only checked. This needs more permissions than the daemon: see docs/aws.md. Exits with 78 if
+/// something has to be mended by hand, with 75 if something could not be reached.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only say which version the store has and which this program needs
+    /// Only say which version the store has and which this program needs, and what queues and tables lack
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -24,19 +29,67 @@ pub struct Args {
     json: bool,
 }
 
+/// The versions of the embedded store's schema.
+struct Versions {
+    before: i32,
+    after: i32,
+}
+
 /// Migrates.
-pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let state_dir = config::load(config)?.state.dir;
-    let before = embedded::schema_version(&state_dir)?;
-    let after = if args.dry_run { before } else { embedded::migrate(&state_dir)? };
+pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(file)?;
+    let shared = shared(args, &config)?;
+    let versions = match embedded(args, &config) {
+        Ok(versions) => versions,
+        // A new machine of several: its store is made when the daemon starts.
+        Err(error) if !shared.is_empty() && is_missing(&error) => None,
+        Err(error) => return Err(error),
+    };
+    let exit = findings::exit(&shared);
     if args.json {
-        print_json(&json!({ "before": before, "after": after, "needed": SCHEMA_VERSION }))?;
-    } else if args.dry_run {
-        print(&format!("the store has schema version {before}, this program needs {SCHEMA_VERSION}\n"))?;
-    } else if before == after {
-        print(&format!("schema version {after} is up to date\n"))?;
+        let mut value = json!({
+            "before": versions.as_ref().map(|versions| versions.before),
+            "after": versions.as_ref().map(|versions| versions.after),
+            "needed": SCHEMA_VERSION,
+        });
+        if !shared.is_empty() {
+            value["shared"] = findings::as_json(&shared);
+        }
+        print_json(&value)?;
     } else {
-        print(&format!("schema version {before} became {after}\n"))?;
+        let store = versions.map_or_else(String::new, |versions| versions.told(args.dry_run));
+        print(&(store + &findings::as_table(&shared)))?;
     }
-    Ok(Exit::Done.into())
+    Ok(exit.into())
+}
+
+fn shared(args: &Args, config: &Config) -> anyhow::Result<Vec<Finding>> {
+    if args.dry_run { engines::check_shared(config) } else { engines::migrate_shared(config) }
+}
+
+fn embedded(args: &Args, config: &Config) -> anyhow::Result<Option<Versions>> {
+    if config.outbox.kind != OutboxKind::Embedded {
+        return Ok(None);
+    }
+    let dir = &config.state.dir;
+    let before = embedded::schema_version(dir)?;
+    let after = if args.dry_run { before } else { embedded::migrate(dir)? };
+    Ok(Some(Versions { before, after }))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(OpenError::Missing(_)))
+}
+
+impl Versions {
+    fn told(&self, dry_run: bool) -> String {
+        let Self { before, after } = self;
+        if dry_run {
+            format!("the store has schema version {before}, this program needs {SCHEMA_VERSION}\n")
+        } else if before == after {
+            format!("schema version {after} is up to date\n")
+        } else {
+            format!("schema version {before} became {after}\n")
+        }
+    }
 }

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod destinations;
 mod exit;
 pub mod files;
+mod findings;
 pub mod messages;
 pub mod migrate;
 pub mod receiver;

@@ -4,6 +4,8 @@
 //! over much is made of many calls, so that a slow reader holds nothing up. An engine's adapter
 //! implements the two traits; `app::console` chooses by the configuration.
 
+mod findings;
+
 use std::{collections::BTreeMap, fmt};
 
 use postrider_actors::{
@@ -16,6 +18,8 @@ use postrider_actors::{
     },
     ports::StoreError,
 };
+
+pub use findings::{Finding, Verdict};
 
 /// What commands read. Each answer is a snapshot of its own.
 pub trait View {

@@ -1,0 +1,218 @@
+//! What the configuration comes to for the adapters of AWS services, and trying them.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use aws_sdk_sqs::config::ProvideCredentials as _;
+use postrider_actors::ports::StoreError;
+
+use crate::{
+    adapters::{
+        aws::{self, AwsSettings},
+        sqs::provision::{Difference, Expected, Provisioner, QueueNames},
+    },
+    config::{Aws, Config, OutboxKind, QueueAddress, QueueKind, SqsQueue},
+    console::{Finding, Verdict},
+};
+
+/// Credentials may come from the instance or from a login: several calls, each with its own timeout.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one engine may take to be looked at.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where a reader finds what a role needs.
+const SEE: &str = "see \"Permissions\" in docs/aws.md";
+
+/// How Postrider's own queues come to be.
+const MAKE: &str = "make it with `postrider migrate` or from config/aws";
+
+/// Whether the configuration names anything at AWS.
+pub(super) fn is_needed(config: &Config) -> bool {
+    config.queue.kind != QueueKind::Embedded
+        || config.outbox.kind != OutboxKind::Embedded
+        || config.feeds.iter().any(|feed| feed.queue().is_some())
+}
+
+/// `[aws]` for the adapters.
+pub(super) fn settings(aws: &Aws) -> AwsSettings {
+    AwsSettings {
+        region: aws.region.clone(),
+        profile: aws.profile.clone(),
+        sqs_endpoint_url: aws.sqs_endpoint.as_ref().map(ToString::to_string),
+        dynamodb_endpoint_url: aws.dynamodb_endpoint.as_ref().map(ToString::to_string),
+        connect_timeout: aws.connect_timeout,
+        attempt_timeout: aws.attempt_timeout,
+        ..AwsSettings::default()
+    }
+}
+
+/// What `[queue.sqs]` has to be like.
+fn expected(config: &Config, sqs: &SqsQueue) -> Expected {
+    Expected {
+        fifo: sqs.queue.is_fifo(),
+        visibility: config.lease.duration,
+        max_bytes: sqs.max_bytes,
+        max_receives: sqs.max_receives,
+    }
+}
+
+/// Tries what the configuration names at AWS; with `may_make`, makes what is missing of Postrider's own
+/// queues and tables.
+pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding> {
+    let settings = settings(&config.aws);
+    let sdk = aws::sdk_config(&settings).await;
+    let mut findings = Vec::new();
+    let region = sdk.region().map(ToString::to_string);
+    findings.push(match &region {
+        Some(region) => Finding::new("aws region", Verdict::Fine, region),
+        None => Finding::new(
+            "aws region",
+            Verdict::Wrong,
+            "there is none: set aws.region, or AWS_REGION, or a region in the profile",
+        ),
+    });
+    let credentials = async {
+        let provider = sdk.credentials_provider().ok_or("the SDK has no provider of credentials")?;
+        // The error's causes may hold parts of files or answers: only its own words are shown.
+        provider.provide_credentials().await.map(drop).map_err(|error| error.to_string())
+    };
+    let credentials: Result<(), String> = match tokio::time::timeout(CREDENTIALS_TIMEOUT, credentials).await {
+        Ok(found) => found,
+        Err(_) => Err(format!("no answer within {} s", CREDENTIALS_TIMEOUT.as_secs())),
+    };
+    let has_credentials = credentials.is_ok();
+    findings.push(match credentials {
+        Ok(()) => Finding::new("aws credentials", Verdict::Fine, "there are some"),
+        Err(why) => {
+            let detail = format!(
+                "{why}; give the instance or task a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY for the daemon's user"
+            );
+            Finding::new("aws credentials", Verdict::Wrong, detail)
+        }
+    });
+    if region.is_none() || !has_credentials {
+        return findings;
+    }
+    let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, Arc::new(()));
+    if let QueueKind::Sqs(sqs) = &config.queue.kind {
+        findings.extend(try_queue(&provisioner, config, sqs, may_make).await);
+    }
+    for feed in &config.feeds {
+        if let Some(queue) = feed.queue() {
+            let engine = format!("feed {}: queue {}", feed.name, queue.queue.name());
+            findings.push(try_inbound(&provisioner, engine, &queue.queue).await);
+        }
+    }
+    findings
+}
+
+/// A look at an engine that must end.
+async fn within<T>(
+    limit: Duration,
+    engine: &str,
+    look: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Finding> {
+    match tokio::time::timeout(limit, look).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(failed(engine, &error)),
+        Err(_) => {
+            let detail =
+                format!("no answer within {} s; is the address right, and the way open?", limit.as_secs());
+            Err(Finding::new(engine, Verdict::Unreachable, detail))
+        }
+    }
+}
+
+/// A refusal has to be mended; what was not answered, or throttled, may be tried again.
+fn failed(engine: &str, error: &StoreError) -> Finding {
+    let text = error.to_string();
+    let is_denied = ["AccessDenied", "not authorized", "(403)"].iter().any(|word| text.contains(word));
+    let (verdict, advice) = match error {
+        StoreError::Unknown(_) => (Verdict::Unreachable, "is the address right, and the way open?"),
+        StoreError::Retryable(_) if text.to_ascii_lowercase().contains("thrott") => {
+            (Verdict::Unreachable, "try again")
+        }
+        _ if is_denied => (Verdict::Wrong, SEE),
+        _ => (Verdict::Wrong, "see docs/aws.md"),
+    };
+    Finding::new(engine, verdict, format!("{text}; {advice}"))
+}
+
+async fn try_queue(
+    provisioner: &Provisioner,
+    config: &Config,
+    sqs: &SqsQueue,
+    may_make: bool,
+) -> Vec<Finding> {
+    let engine = format!("queue {}", sqs.queue.name());
+    let dead_engine = format!("queue {}", sqs.dead_letter_name);
+    let expected = expected(config, sqs);
+    let names = QueueNames { queue: sqs.queue.name().to_owned(), dead_letters: sqs.dead_letter_name.clone() };
+    // A queue that is named by its address may be another account's: that one is only looked at.
+    if may_make && matches!(sqs.queue, QueueAddress::Name(_)) {
+        return match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.provision(&names, &expected))).await {
+            Ok(provisioned) => {
+                let made = provisioned.created.iter();
+                let made = made.map(|name| Finding::new(format!("queue {name}"), Verdict::Fine, "made"));
+                made.chain(differences(&engine, &provisioned.differences)).collect()
+            }
+            Err(finding) => vec![finding],
+        };
+    }
+    let mut findings = match url_of(provisioner, &engine, &sqs.queue, MAKE).await {
+        Ok(url) => match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.check(&url, &expected))).await {
+            Ok(found) => differences(&engine, &found),
+            Err(finding) => vec![finding],
+        },
+        Err(finding) => vec![finding],
+    };
+    let dead_letters = QueueAddress::Name(names.dead_letters);
+    findings.push(match url_of(provisioner, &dead_engine, &dead_letters, MAKE).await {
+        Ok(_) => Finding::new(&dead_engine, Verdict::Fine, "it is there"),
+        Err(finding) => finding,
+    });
+    findings
+}
+
+/// Where a queue is, or a finding that says that there is none.
+async fn url_of(
+    provisioner: &Provisioner,
+    engine: &str,
+    queue: &QueueAddress,
+    how_to_make: &str,
+) -> Result<String, Finding> {
+    match queue {
+        QueueAddress::Url(url) => Ok(url.to_string()),
+        QueueAddress::Name(name) => {
+            within(LOOK_TIMEOUT, engine, Box::pin(provisioner.find(name))).await?.ok_or_else(|| {
+                let detail =
+                    format!("there is none in this account and region that this role may see; {how_to_make}");
+                Finding::new(engine, Verdict::Wrong, detail)
+            })
+        }
+    }
+}
+
+fn differences(engine: &str, differences: &[Difference]) -> Vec<Finding> {
+    if differences.is_empty() {
+        return vec![Finding::new(engine, Verdict::Fine, "it is as it has to be")];
+    }
+    let verdict = |difference: &Difference| {
+        if difference.must_be_mended { Verdict::Wrong } else { Verdict::Costly }
+    };
+    differences.iter().map(|one| Finding::new(engine, verdict(one), one.to_string())).collect()
+}
+
+/// A queue that others own: it must be there and readable, how it is set up is their matter.
+async fn try_inbound(provisioner: &Provisioner, engine: String, queue: &QueueAddress) -> Finding {
+    let anything =
+        Expected { fifo: queue.is_fifo(), visibility: Duration::ZERO, max_bytes: 0, max_receives: 1 };
+    let url = match url_of(provisioner, &engine, queue, "its owner makes it, not Postrider").await {
+        Ok(url) => url,
+        Err(finding) => return finding,
+    };
+    match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.check(&url, &anything))).await {
+        Ok(_) => Finding::new(engine, Verdict::Fine, "it is there"),
+        Err(finding) => finding,
+    }
+}

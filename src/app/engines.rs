@@ -1,0 +1,79 @@
+//! The engines of a configuration, before the daemon uses them: `check-config --connect` tries them and
+//! changes nothing, `migrate` makes what is missing. Both say what is wrong and what to do.
+
+#[cfg(feature = "aws")]
+use anyhow::Context as _;
+
+use crate::{
+    adapters::embedded::{self, OpenError, SCHEMA_VERSION},
+    config::{Config, OutboxKind},
+    console::{Finding, Verdict},
+};
+
+/// What the embedded store is called in findings.
+const EMBEDDED: &str = "embedded store";
+
+/// Tries every engine. Destinations are not called.
+pub fn connect(config: &Config) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    if config.outbox.kind == OutboxKind::Embedded {
+        findings.push(embedded_store(config));
+    }
+    findings.extend(shared(config, false)?);
+    Ok(findings)
+}
+
+/// Looks at queues and tables outside of this machine and changes nothing.
+pub fn check_shared(config: &Config) -> anyhow::Result<Vec<Finding>> {
+    shared(config, false)
+}
+
+/// Makes and checks queues and tables outside of this machine; nothing if the configuration names none.
+pub fn migrate_shared(config: &Config) -> anyhow::Result<Vec<Finding>> {
+    shared(config, true)
+}
+
+fn embedded_store(config: &Config) -> Finding {
+    let finding = |verdict, detail: String| Finding::new(EMBEDDED, verdict, detail);
+    match embedded::schema_version(&config.state.dir) {
+        Ok(SCHEMA_VERSION) => finding(Verdict::Fine, format!("schema version {SCHEMA_VERSION}")),
+        Ok(older) if older < SCHEMA_VERSION => {
+            let detail =
+                format!("schema version {older}; the daemon, or `postrider migrate`, brings it up to date");
+            finding(Verdict::Costly, detail)
+        }
+        Ok(newer) => {
+            let detail = format!(
+                "schema version {newer}, this program knows up to {SCHEMA_VERSION}: run the newer version"
+            );
+            finding(Verdict::Wrong, detail)
+        }
+        Err(OpenError::Missing(path)) => {
+            let detail =
+                format!("{} is not there yet; the daemon makes it at its first start", path.display());
+            finding(Verdict::Fine, detail)
+        }
+        Err(error) => finding(Verdict::Wrong, error.to_string()),
+    }
+}
+
+#[cfg(not(feature = "aws"))]
+fn shared(_config: &Config, _may_make: bool) -> anyhow::Result<Vec<Finding>> {
+    // The configuration was refused if it names any.
+    Ok(Vec::new())
+}
+
+#[cfg(feature = "aws")]
+fn shared(config: &Config, may_make: bool) -> anyhow::Result<Vec<Finding>> {
+    if !super::aws::is_needed(config) {
+        return Ok(Vec::new());
+    }
+    blocking(super::aws::try_engines(config, may_make))
+}
+
+/// Runs what a command has to wait for.
+#[cfg(feature = "aws")]
+fn blocking<T>(work: impl std::future::Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("the system refuses a runtime")?.block_on(work))
+}
