@@ -49,20 +49,13 @@ impl fmt::Debug for NodeId {
     }
 }
 
-/// One start of one node, as `<node>-<start>`.
+/// One start of one node, as `<node>-<start>`: `model::lease::is_earlier_life` reads it so.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
     /// The node.
     pub node: NodeId,
     /// Which start of it this is, from 1.
     pub start: u64,
-}
-
-impl Process {
-    /// Whether this is a later start of the same node, so that `other` is gone for certain.
-    pub fn is_after(&self, other: &Self) -> bool {
-        self.node == other.node && self.start > other.start
-    }
 }
 
 impl fmt::Display for Process {
@@ -197,6 +190,8 @@ fn machine_digest(machine_id: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use postrider_actors::model::lease::is_earlier_life;
+
     use super::*;
 
     #[test]
@@ -206,9 +201,11 @@ mod tests {
         assert!(starts.iter().all(|start| start.replaced.is_none()));
         assert_eq!(starts.iter().map(|start| start.process.start).collect::<Vec<_>>(), [1, 2, 3]);
         let (first, last) = (starts[0].process, starts[2].process);
-        assert!(last.is_after(&first) && !first.is_after(&last) && !last.is_after(&last));
+        let is_earlier =
+            |one: Process, other: Process| is_earlier_life(&format!("{one}/w"), &format!("{other}/w"));
+        assert!(is_earlier(first, last) && !is_earlier(last, first) && !is_earlier(last, last));
         let other = start_on(tempfile::tempdir().unwrap().path(), b"m").unwrap().process;
-        assert!(other.node != first.node && !last.is_after(&other) && !other.is_after(&last));
+        assert!(other.node != first.node && !is_earlier(other, last) && !is_earlier(last, other));
         assert_eq!(last.to_string(), format!("{}-3", first.node));
         assert_eq!(last.to_string().parse(), Ok(last));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
