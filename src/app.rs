@@ -11,8 +11,9 @@ pub mod engines;
 mod reign;
 mod signals;
 mod status;
+mod watch;
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use actix_rt::System;
 use postrider_actors::{
@@ -28,10 +29,12 @@ use crate::{
     },
     cli::Exit,
     config::{Config, OutboxKind, QueueKind, Resolved},
+    ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
     telemetry::{Metered, Telemetry, metrics::Metrics},
 };
 use reign::{End, Parts, Reign};
+use watch::Watch;
 
 /// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
 const BLOCKING_THREADS_MAX: usize = 32;
@@ -61,6 +64,14 @@ pub enum StartError {
         /// The setting.
         key: String,
     },
+    /// The ops server can't listen.
+    #[error("ops.listen {address}: {error}; is another daemon there? choose another port, or \"\" for none")]
+    Ops {
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
     /// A destination can't be used.
     #[error("destinations.{name}: {problems}")]
     Destination {
@@ -85,6 +96,7 @@ impl StartError {
         match self {
             Self::Lock(LockError::Held(_))
             | Self::Feed { .. }
+            | Self::Ops { .. }
             | Self::Destination { .. }
             | Self::Unsupported { .. } => Exit::Config,
             Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
@@ -121,9 +133,12 @@ impl Stores {
 struct Machine {
     runtime: Arc<Runtime>,
     stores: Stores,
+    /// The store whose backlog is watched.
+    store: Arc<EmbeddedStore>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
+    health: Health,
     systemd: Notifier,
     telemetry: Telemetry,
 }
@@ -139,6 +154,7 @@ pub fn run(
     refuse_unsupported(&resolved.config)?;
     let state_dir = resolved.config.state.dir.clone();
     let _lock = InstanceLock::acquire(&state_dir)?;
+    let ops = bind_ops(&resolved)?;
     let store = EmbeddedStore::open(&state_dir, exit_on_fatal())?;
     if store.losses() > 0 {
         tracing::warn!(
@@ -158,18 +174,49 @@ pub fn run(
         .build()
         .map_err(|error| StartError::System { what: "threads", error })?;
     let runtime = Arc::new(runtime);
+    let (clock, board): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), ProgressBoard::default());
+    let health = Health::new(board.clone(), clock.clone(), PATIENCE);
     let (store, metrics) = (Arc::new(store), Arc::new(Metrics::default()));
     let machine = Machine {
         runtime: runtime.clone(),
         stores: Stores::metered(&store, &store, &store, &metrics),
+        store,
         metrics,
-        clock: Arc::new(SystemClock),
-        board: ProgressBoard::default(),
+        clock,
+        board,
+        health,
         systemd,
         telemetry,
     };
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(reign_until_stopped(&machine, resolved, &state_dir, reload))
+    system.block_on(async {
+        // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
+        let _serving = serve_ops(&machine, ops, &resolved)?;
+        reign_until_stopped(&machine, resolved, &state_dir, reload).await
+    })
+}
+
+/// Takes the address that metrics and health are served at, if there is one.
+fn bind_ops(resolved: &Resolved) -> Result<Option<OpsServer>, StartError> {
+    let bind = |address| OpsServer::bind(address).map_err(|error| StartError::Ops { address, error });
+    resolved.config.ops.listen.map(bind).transpose()
+}
+
+fn serve_ops(
+    machine: &Machine,
+    ops: Option<OpsServer>,
+    resolved: &Resolved,
+) -> Result<Option<Serving>, StartError> {
+    let Some(ops) = ops else {
+        return Ok(None);
+    };
+    let address = ops.address();
+    let hosts = resolved.config.ops.allowed_hosts.clone();
+    let serving = ops
+        .serve(hosts, machine.health.clone(), machine.metrics.clone())
+        .map_err(|error| StartError::Ops { address, error })?;
+    tracing::info!(%address, "metrics and health are served");
+    Ok(Some(serving))
 }
 
 /// Engines that the composition below has no part for must not be replaced by others in silence.
@@ -196,17 +243,21 @@ async fn reign_until_stopped(
     let mut signals =
         signals::Signals::new().map_err(|error| StartError::System { what: "signal handlers", error })?;
     let mut reign = Reign::start(machine, &resolved)?;
+    let mut watch = Watch::new(machine, &resolved.config);
+    machine.health.enter(Phase::Ready);
     tell(machine.systemd.ready(&status::summary(&resolved.config)));
     tracing::info!(config = %resolved.config.file.display(), version = env!("CARGO_PKG_VERSION"),
         feeds = resolved.config.feeds.len(), destinations = resolved.config.destinations.len(), "started");
     loop {
-        match reign.until_signalled(machine, &mut signals).await {
+        match reign.until_signalled(machine, &mut watch, &mut signals).await {
             End::Ended(exit) => return Ok(exit),
             End::Stop => {
+                machine.health.enter(Phase::Stopping);
                 tell(machine.systemd.stopping());
                 return Ok(reign.drain(&mut signals).await);
             }
             End::Reload => {
+                machine.health.enter(Phase::Reloading);
                 tell(machine.systemd.reloading());
                 match usable(reload(), state_dir) {
                     Ok((new, parts)) => {
@@ -215,12 +266,14 @@ async fn reign_until_stopped(
                             return Ok(exit);
                         }
                         reign = Reign::start_with(machine, &new, parts);
+                        watch.configure(&new.config);
                         tracing::info!("the new configuration is in use");
                     }
                     Err(error) => {
                         tracing::error!("the new configuration is not used, the old one stays: {error:#}");
                     }
                 }
+                machine.health.enter(Phase::Ready);
                 tell(machine.systemd.ready("running"));
             }
         }
@@ -256,6 +309,9 @@ impl fmt::Debug for Machine {
 
 /// How often the daemon looks at itself: signs of life, the status line.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How old an actor's sign of life may be before the watchdog is left unfed and probes are told.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How many looks lie between two reports of suppressed log lines.
 const LOOKS_PER_LOG_REPORT: u64 = 60;

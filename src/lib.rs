@@ -9,6 +9,7 @@ pub mod config;
 pub mod console;
 pub mod demo;
 pub mod node;
+pub mod ops;
 pub mod receiver;
 pub mod systemd;
 pub mod telemetry;

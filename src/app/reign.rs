@@ -27,10 +27,11 @@ use std::num::NonZeroU32;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
-    LOOK, LOOKS_PER_LOG_REPORT, Machine, StartError,
+    LOOK, LOOKS_PER_LOG_REPORT, Machine, PATIENCE, StartError,
     signals::{Signals, Told},
     status::StatusReporter,
     tell,
+    watch::Watch,
 };
 use crate::{
     adapters::{
@@ -43,9 +44,6 @@ use crate::{
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
-
-/// How old an actor's sign of life may be before the watchdog is left unfed.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Everything a tree is built from that may fail to be built.
 pub(super) struct Parts {
@@ -166,7 +164,12 @@ impl Reign {
     }
 
     /// Watches over the tree until it ends or the operator says something.
-    pub(super) async fn until_signalled(&mut self, machine: &Machine, signals: &mut Signals) -> End {
+    pub(super) async fn until_signalled(
+        &mut self,
+        machine: &Machine,
+        watch: &mut Watch,
+        signals: &mut Signals,
+    ) -> End {
         let mut look = tokio::time::interval(LOOK);
         let mut looks = 0u64;
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -182,11 +185,12 @@ impl Reign {
                     if looks.is_multiple_of(LOOKS_PER_LOG_REPORT) {
                         machine.telemetry.report_suppressed();
                     }
-                    let stuck = machine.board.stuck(machine.clock.mono(), PATIENCE);
+                    let stuck = machine.health.stuck();
                     if !stuck.is_empty() {
                         tracing::error!(actors = ?stuck, patience_s = PATIENCE.as_secs(), "actors give no sign of life");
                     }
                     tell(machine.systemd.beat(stuck.is_empty()).map(drop));
+                    watch.look().await;
                     if let Some(line) = self.status.line().await {
                         tell(machine.systemd.status(&line));
                     }

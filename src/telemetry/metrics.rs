@@ -276,9 +276,9 @@ impl BacklogMetrics {
             ),
             oldest: Gauges::register_seconds(
                 to,
-                "oldest_waiting",
+                "oldest_due",
                 [],
-                "Age of the oldest batch that was not tried yet",
+                "How long the batch that is due for longest has been so",
             ),
             queue: Gauges::register(to, "queue_batches", ["state"], "Batches that the queue holds"),
         }
@@ -294,7 +294,7 @@ impl BacklogMetrics {
         self.outstanding.set([], batches);
     }
 
-    /// The age of the oldest batch that was not tried yet.
+    /// How long the batch that is due for longest has been so; zero if none is.
     pub fn oldest(&self, age: Option<Duration>) {
         self.oldest.set([], age.map(|age| age.as_secs()));
     }
@@ -304,5 +304,163 @@ impl BacklogMetrics {
         self.queue.set(["visible"], depth.visible);
         self.queue.set(["in_flight"], depth.in_flight);
         self.queue.set(["delayed"], depth.delayed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        sync::Arc,
+    };
+
+    use postrider_actors::testing::MemoryStore;
+
+    use super::*;
+    use crate::{config, telemetry::Metered};
+
+    /// A metric as the table documents it: type, labels, unit.
+    type Row = (String, BTreeSet<String>, String);
+
+    /// Metrics in which every family has a series.
+    fn touched() -> Metrics {
+        let metrics = Metrics::default();
+        let stages = &metrics.stages;
+        drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all", 1)));
+        drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
+        metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);
+        metrics.capacity.add("t", Some("OutstandingAllTopics"), Capacity::Read, 0.5);
+        metrics.backlog.open(Some(1));
+        metrics.backlog.outstanding(Some(1));
+        metrics.backlog.oldest(Some(Duration::from_secs(1)));
+        metrics.backlog.queue(QueueDepth { visible: Some(1), in_flight: Some(1), delayed: Some(1) });
+        metrics.store_call("outbox", "append");
+        metrics.alarm(AlarmKind::Depth, Some(true));
+        metrics
+    }
+
+    /// Every exported family, under the name that a query uses.
+    fn exported() -> BTreeMap<String, Row> {
+        let text = touched().render();
+        let mut families: BTreeMap<String, Row> = BTreeMap::new();
+        let mut units = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(unit) = line.strip_prefix("# UNIT ") {
+                let (name, unit) = unit.split_once(' ').unwrap();
+                units.insert(name.to_owned(), unit.to_owned());
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                families.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new(), String::new()));
+            } else if !line.starts_with('#') {
+                let (name, rest) = line.split_once(['{', ' ']).unwrap();
+                let family = families.iter_mut().rev().find(|(family, _)| name.starts_with(family.as_str()));
+                let labels = rest.rsplit_once('}').map_or("", |(labels, _)| labels);
+                let names = labels.split("\",").filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+                family.unwrap().1.1.extend(names.filter(|name| name != "le"));
+            }
+        }
+        let full = |(name, mut row): (String, Row)| {
+            row.2 = units.remove(&name).unwrap_or_default();
+            let suffix = match row.0.as_str() {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            (name + suffix, row)
+        };
+        families.into_iter().map(full).collect()
+    }
+
+    /// The table's rows: | `NAME` | type | labels | unit | meaning |
+    fn documented() -> BTreeMap<String, Row> {
+        let text = include_str!("../../docs/operations.md");
+        let rows = text.lines().filter(|line| line.starts_with("| `postrider_"));
+        rows.map(|line| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            assert!(cells.len() == 7 && !cells[5].is_empty(), "{line}");
+            let labels = cells[3].split(',').map(|label| label.trim().trim_matches('`').to_owned());
+            let labels = labels.filter(|label| !label.is_empty()).collect();
+            // What a counter counts is a unit for people, not one of OpenMetrics.
+            let unit = if cells[4] == "seconds" { "seconds" } else { "" };
+            (cells[1].trim_matches('`').to_owned(), (cells[2].to_owned(), labels, unit.to_owned()))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn every_metric_is_in_the_operators_table_as_it_is_exported() {
+        assert_eq!(documented(), exported());
+    }
+
+    #[test]
+    fn the_alert_rules_name_metrics_that_exist_and_hold_the_defaults() {
+        let rules = include_str!("../../config/alerts.yml");
+        let exported = exported();
+        let word = |text: &str| -> String {
+            text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+        };
+        let named: BTreeSet<_> =
+            rules.match_indices("postrider_").map(|(at, _)| word(&rules[at..])).collect();
+        assert!(named.len() >= 5, "{named:?}");
+        for name in named {
+            assert!(exported.contains_key(&name), "{name} does not exist");
+        }
+        let alarms = config::parse("", std::path::Path::new("x"), []).unwrap().alarms;
+        let (depth, failures) = (alarms.depth.unwrap(), alarms.failures.unwrap());
+        let (dead, window) = alarms.dead.unwrap();
+        assert_eq!((failures.window, window), (Duration::from_mins(5), Duration::from_mins(5)));
+        for bound in [
+            format!("postrider_messages_open > {} or absent", depth.threshold),
+            format!("[5m])) > {}\n", failures.rule.threshold),
+            format!("[5m])) >= {}\n", failures.min_attempts),
+            format!("postrider_oldest_due_seconds > {}\n", alarms.latency.unwrap().threshold),
+            format!("increase(postrider_messages_dead_total[5m])) > {}\n", dead.threshold),
+            format!("for: {}m", depth.raise_after.as_secs() / 60),
+        ] {
+            assert!(rules.contains(&bound), "{bound}");
+        }
+        assert_eq!(rules.matches("- alert: ").count(), AlarmKind::ALL.len());
+    }
+
+    #[test]
+    fn values_that_are_no_amount_are_left_out() {
+        let metrics = Metrics::default();
+        for units in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            metrics.capacity.add("t", None, Capacity::Write, units);
+        }
+        assert!(!metrics.render().contains("consumed_capacity"));
+        metrics.capacity.add("t", None, Capacity::Write, 1.5);
+        metrics.capacity.add("t", None, Capacity::Write, 0.5);
+        let text = metrics.render();
+        let line = "postrider_consumed_capacity_units_total{table=\"t\",index=\"\",capacity=\"write\"} 2.0";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn label_values_can_not_forge_lines() {
+        let metrics = Metrics::default();
+        drop(metrics.stages.restarts("a\"} 1\nforged{x=\"", None));
+        assert!(!metrics.render().lines().any(|line| line.starts_with("forged")), "{}", metrics.render());
+    }
+
+    #[tokio::test]
+    async fn what_a_store_is_asked_and_what_it_refuses_is_counted() {
+        use postrider_actors::ports::Outbox as _;
+        let metrics = Metrics::default();
+        let call = metrics.store_call("outbox", "append");
+        for error in [StoreError::Retryable("x".into()), StoreError::Unknown("x".into())] {
+            assert_eq!(call.count(async { Err::<(), _>(error.clone()) }).await, Err(error));
+        }
+        let store = Metered::new(Arc::new(MemoryStore::default()), &metrics);
+        assert_eq!(store.depth().await, Ok(0));
+        let text = metrics.render();
+        for line in [
+            "{port=\"outbox\",operation=\"append\",outcome=\"retryable\"} 1",
+            "{port=\"outbox\",operation=\"append\",outcome=\"unknown\"} 1",
+            "{port=\"outbox\",operation=\"append\",outcome=\"ok\"} 0",
+            "{port=\"outbox\",operation=\"depth\",outcome=\"ok\"} 1",
+        ] {
+            assert!(text.contains(&format!("postrider_store_calls_total{line}")), "{line}: {text}");
+        }
     }
 }

@@ -14,6 +14,7 @@ mod cli;
 mod crash;
 mod delivery;
 mod files;
+mod ops;
 mod panics;
 mod support;
 mod systemd;

@@ -12,7 +12,7 @@ pub enum AlarmKind {
     Depth,
     /// The share of attempts, or of queue entries, that failed.
     Failures,
-    /// The age of the oldest batch that waits for its first attempt.
+    /// How long the batch that is due for longest has been so.
     Latency,
     /// Messages given up.
     Dead,

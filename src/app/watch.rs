@@ -1,0 +1,195 @@
+//! Reads the backlog at every look of the daemon at itself, exports it, and watches the alarms.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use postrider_actors::{
+    metrics::{DestinationMetrics, QueueMetrics, Totals},
+    model::{
+        alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Clock, Outbox as _},
+};
+
+use super::Machine;
+use crate::{
+    adapters::embedded::{Backlog, EmbeddedStore},
+    config::{Alarms, Config},
+    telemetry::metrics::{Metrics, QueueDepth},
+};
+
+/// A store that does not answer within this time leaves the reading unknown.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Counting the backlog takes time that grows with it: it is done again after so many times as long.
+const READ_PAUSE_FACTOR: u32 = 100;
+
+/// The daemon's view of its own work. It lives as long as the process: a reload changes the rules and keeps
+/// what is raised and what was seen.
+pub(super) struct Watch {
+    store: Arc<EmbeddedStore>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    config: Alarms,
+    alarms: [Option<Alarm>; AlarmKind::ALL.len()],
+    /// Every destination that a configuration of this process had, by name.
+    destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
+    queue: (QueueMetrics, Growth<2>),
+    dead: Growth<1>,
+    backlog: Option<Backlog>,
+    read_again: MonoMs,
+}
+
+impl Watch {
+    /// Nothing was looked at yet.
+    pub(super) fn new(machine: &Machine, config: &Config) -> Self {
+        let mut watch = Self {
+            store: machine.store.clone(),
+            clock: machine.clock.clone(),
+            metrics: machine.metrics.clone(),
+            config: Alarms::default(),
+            alarms: [None; AlarmKind::ALL.len()],
+            destinations: BTreeMap::new(),
+            queue: (machine.metrics.stages.queue(), Growth::new(Duration::ZERO)),
+            dead: Growth::new(Duration::ZERO),
+            backlog: None,
+            read_again: MonoMs(0),
+        };
+        watch.configure(config);
+        watch
+    }
+
+    /// Another configuration is in use.
+    pub(super) fn configure(&mut self, config: &Config) {
+        self.config = config.alarms;
+        let window = config.alarms.failures.map_or(Duration::ZERO, |failures| failures.window);
+        for destination in &config.destinations {
+            let name = &destination.name;
+            self.destinations.entry(name.clone()).or_insert_with(|| {
+                (self.metrics.stages.destination(name), Growth::new(window)) // its counters go on
+            });
+        }
+        for (_, growth) in self.destinations.values_mut() {
+            growth.set_window(window);
+        }
+        self.queue.1.set_window(window);
+        self.dead.set_window(config.alarms.dead.map_or(Duration::ZERO, |(_, window)| window));
+        for (kind, alarm) in AlarmKind::ALL.into_iter().zip(&mut self.alarms) {
+            *alarm = rule(&config.alarms, kind).map(|rule| {
+                let mut kept = alarm.unwrap_or_else(|| Alarm::new(rule));
+                kept.set_rule(rule);
+                kept
+            });
+            self.metrics.alarm(kind, alarm.map(|alarm| alarm.is_active()));
+        }
+    }
+
+    /// Reads, exports and judges.
+    pub(super) async fn look(&mut self) {
+        let open = tokio::time::timeout(READ_TIMEOUT, self.store.depth()).await;
+        let open = open.ok().and_then(Result::ok);
+        self.read_backlog().await;
+        let age = self.backlog.map(|backlog| self.oldest(backlog));
+        self.export(open, age);
+        let now = self.clock.mono();
+        let (percent, where_) = self.failures(now);
+        let dead = self.destinations.values().map(|(metrics, _)| metrics.dead()).sum();
+        let [dead] = self.dead.look(now, [dead]);
+        let readings: [(Reading, &str); AlarmKind::ALL.len()] = [
+            (open.map(|open| open as f64), ""),
+            (Some(percent), where_.as_deref().unwrap_or("")),
+            (age.map(|age| age.as_secs_f64()), ""),
+            (Some(dead as f64), ""),
+        ];
+        for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
+            let Some(alarm) = alarm else { continue };
+            if let Some(event) = alarm.look(now, reading) {
+                tell(kind, alarm.rule(), event, at);
+                self.metrics.alarm(kind, Some(alarm.is_active()));
+            }
+        }
+    }
+
+    async fn read_backlog(&mut self) {
+        let begun = self.clock.mono();
+        if begun < self.read_again {
+            return;
+        }
+        let read = tokio::time::timeout(READ_TIMEOUT, self.store.backlog()).await;
+        self.backlog = read.ok().and_then(Result::ok);
+        let now = self.clock.mono();
+        self.read_again = now.after(now.since(begun) * READ_PAUSE_FACTOR);
+    }
+
+    /// How long the oldest batch has been due; zero if none is.
+    fn oldest(&self, backlog: Backlog) -> Duration {
+        let now = self.clock.wall();
+        backlog.oldest_due.map_or(Duration::ZERO, |due: UnixMs| now.since(due))
+    }
+
+    fn export(&self, open: Option<u64>, age: Option<Duration>) {
+        let backlog = &self.metrics.backlog;
+        backlog.open(open);
+        backlog.oldest(age);
+        backlog.outstanding(self.backlog.map(|backlog| backlog.outstanding));
+        backlog.queue(QueueDepth {
+            visible: self.backlog.map(|backlog| backlog.queued),
+            in_flight: self.backlog.map(|backlog| backlog.leased),
+            // What is not due waits in the outbox.
+            delayed: self.backlog.map(|_| 0),
+        });
+    }
+
+    /// The worst failure rate, and whose it is: a small destination that fails must not be outvoted.
+    fn failures(&mut self, now: MonoMs) -> (f64, Option<String>) {
+        let least = self.config.failures.map_or(u64::MAX, |failures| failures.min_attempts);
+        let percent = |totals: Totals, growth: &mut Growth<2>| {
+            let [all, failed] = growth.look(now, [totals.all, totals.failed]);
+            failure_percent(all, failed, least)
+        };
+        let mut worst = (percent(self.queue.0.totals(), &mut self.queue.1), None);
+        if worst.0 > 0.0 {
+            worst.1 = Some("queue".to_owned());
+        }
+        for (name, (metrics, growth)) in &mut self.destinations {
+            let percent = percent(metrics.totals(), growth);
+            if percent > worst.0 {
+                worst = (percent, Some(name.clone()));
+            }
+        }
+        worst
+    }
+}
+
+fn rule(config: &Alarms, kind: AlarmKind) -> Option<AlarmRule> {
+    match kind {
+        AlarmKind::Depth => config.depth,
+        AlarmKind::Failures => config.failures.map(|failures| failures.rule),
+        AlarmKind::Latency => config.latency,
+        AlarmKind::Dead => config.dead.map(|(rule, _)| rule),
+    }
+}
+
+/// The unit that a value and its threshold are in.
+fn unit(kind: AlarmKind) -> &'static str {
+    match kind {
+        AlarmKind::Depth | AlarmKind::Dead => "messages",
+        AlarmKind::Failures => "percent",
+        AlarmKind::Latency => "seconds",
+    }
+}
+
+fn tell(kind: AlarmKind, rule: &AlarmRule, event: AlarmEvent, at: &str) {
+    let (alarm, unit) = (kind.as_str(), unit(kind));
+    match event {
+        AlarmEvent::Raised(Some(value)) => {
+            tracing::warn!(alarm, value, threshold = rule.threshold, unit, at, "alarm raised");
+        }
+        AlarmEvent::Raised(None) => {
+            tracing::warn!(alarm, value = "unknown", threshold = rule.threshold, unit, "alarm raised");
+        }
+        AlarmEvent::Cleared(value) => {
+            tracing::info!(alarm, value, clear_at = rule.clear_at, unit, "alarm cleared");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use postrider_actors::{flow::ProgressBoard, ports::Clock};
+
+/// Where the daemon stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not everything is up.
+    Starting,
+    /// Files are taken and delivered.
+    Ready,
+    /// The old tree drains, a new one follows.
+    Reloading,
+    /// The last drain.
+    Stopping,
+}
+
+impl Phase {
+    /// The word that probes see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Reloading => "reloading",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// How the daemon does: one judgement for the systemd watchdog and for probes.
+#[derive(Clone)]
+pub struct Health {
+    board: ProgressBoard,
+    clock: Arc<dyn Clock>,
+    patience: Duration,
+    phase: Arc<Mutex<Phase>>,
+}
+
+impl Health {
+    /// A daemon that starts. An actor that gives no sign of life for longer than `patience` is stuck.
+    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>, patience: Duration) -> Self {
+        Self { board, clock, patience, phase: Arc::new(Mutex::new(Phase::Starting)) }
+    }
+
+    /// The actors that are stuck.
+    pub fn stuck(&self) -> Vec<String> {
+        self.board.stuck(self.clock.mono(), self.patience)
+    }
+
+    /// Where the daemon stands.
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The daemon stands elsewhere now.
+    pub fn enter(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}

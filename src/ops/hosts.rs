@@ -1,0 +1,122 @@
+use std::net::IpAddr;
+
+use hyper::{HeaderMap, Uri, header, http::uri::Authority};
+
+/// By which names the server may be called. A page in a browser can make its own name point here (DNS
+/// rebinding) and would then read what it is told; by its own name it is not told anything.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts {
+    allowed: Vec<String>,
+}
+
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stranger {
+    /// It names no host, or several.
+    Unclear,
+    /// It names a host that we are not.
+    Host,
+    /// A page of another origin sent it.
+    Origin,
+}
+
+impl Hosts {
+    /// `allowed` in lower case, beside localhost and the address that a request came to.
+    pub(super) fn new(allowed: Vec<String>) -> Self {
+        Self { allowed }
+    }
+
+    /// Whether a request that came to `local` means us.
+    pub(super) fn check(&self, headers: &HeaderMap, uri: &Uri, local: IpAddr) -> Result<(), Stranger> {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else {
+            return Err(Stranger::Unclear);
+        };
+        let authority: Authority =
+            host.to_str().ok().and_then(|host| host.parse().ok()).ok_or(Stranger::Unclear)?;
+        // Of a request for http://host/path the target counts (RFC 9112, section 3.2.2).
+        for authority in [Some(&authority), uri.authority()].into_iter().flatten() {
+            if !self.is_ours(authority, local) {
+                return Err(Stranger::Host);
+            }
+        }
+        for origin in headers.get_all(header::ORIGIN) {
+            let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+            let is_ours = origin.as_ref().and_then(Uri::authority).is_some_and(|o| self.is_ours(o, local));
+            if !is_ours {
+                return Err(Stranger::Origin);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self, authority: &Authority, local: IpAddr) -> bool {
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|host| host.to_canonical() == local.to_canonical())
+            || self.allowed.contains(&host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(host: &[&str], origin: Option<&str>, uri: &str) -> Result<(), Stranger> {
+        let mut headers = HeaderMap::new();
+        for host in host {
+            headers.append(header::HOST, host.parse().unwrap());
+        }
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        let hosts = Hosts::new(vec!["metrics.internal".into(), "fd00::1".into()]);
+        hosts.check(&headers, &uri.parse().unwrap(), "127.0.0.1".parse().unwrap())
+    }
+
+    #[test]
+    fn our_names_are_known_whatever_the_port_and_the_case() {
+        for host in [
+            "127.0.0.1:9464",
+            "127.0.0.1",
+            "localhost:1",
+            "LocalHost",
+            "Metrics.Internal:9464",
+            "[fd00::1]:9464",
+            "[::ffff:127.0.0.1]:9464",
+        ] {
+            assert_eq!(check(&[host], None, "/metrics"), Ok(()), "{host}");
+        }
+        assert_eq!(check(&["localhost"], Some("http://localhost:9464"), "/metrics"), Ok(()));
+        assert_eq!(check(&["localhost"], None, "http://localhost/metrics"), Ok(()));
+    }
+
+    #[test]
+    fn others_are_strangers() {
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "evil.example:9464",
+            "10.0.0.1",
+            "0.0.0.0",
+            "2130706433",
+            "[::1]",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "metrics.internal.",
+        ] {
+            assert_eq!(check(&[host], None, "/metrics"), Err(Stranger::Host), "{host}");
+        }
+        assert_eq!(check(&["localhost"], None, "http://evil.example/metrics"), Err(Stranger::Host));
+        assert_eq!(check(&[], None, "/metrics"), Err(Stranger::Unclear));
+        assert_eq!(check(&["localhost", "localhost"], None, "/metrics"), Err(Stranger::Unclear));
+        assert_eq!(check(&["local host"], None, "/metrics"), Err(Stranger::Unclear));
+        for origin in ["http://evil.example", "null", "file://", "http://localhost@evil.example"] {
+            assert_eq!(check(&["localhost"], Some(origin), "/metrics"), Err(Stranger::Origin), "{origin}");
+        }
+    }
+}

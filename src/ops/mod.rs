@@ -1,0 +1,186 @@
+//! The ops server: metrics and health over HTTP/1.1, for Prometheus and for probes. It changes nothing,
+//! answers GET and HEAD alone, and spends little on whoever only keeps connections open.
+
+mod health;
+mod hosts;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+
+pub use self::health::{Health, Phase};
+use self::hosts::{Hosts, Stranger};
+use crate::telemetry::metrics::{self, Metrics};
+
+/// Connections at once: a few scrapers and probes. Others wait in the kernel's backlog.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a request's head may take to arrive: whoever sends a byte now and then loses the place.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, its one answer included: whoever does not read it loses the place.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of a request's head, and headers in it.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEADERS_MAX: usize = 64;
+
+/// A bound server that answers nobody yet.
+#[derive(Debug)]
+pub struct OpsServer {
+    listener: StdListener,
+    address: SocketAddr,
+}
+
+/// A server that answers. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Serving(JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What requests are answered from.
+#[derive(Debug)]
+struct Desk {
+    hosts: Hosts,
+    health: Health,
+    metrics: Arc<Metrics>,
+}
+
+impl OpsServer {
+    /// Takes the address. Port 0 takes a free one.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers from now on. `allowed_hosts` are names in lower case. Call it within a tokio runtime.
+    pub fn serve(
+        self,
+        allowed_hosts: Vec<String>,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Serving> {
+        let listener = TcpListener::from_std(self.listener)?;
+        let desk = Arc::new(Desk { hosts: Hosts::new(allowed_hosts), health, metrics });
+        Ok(Serving(tokio::spawn(accept(listener, desk))))
+    }
+}
+
+async fn accept(listener: TcpListener, desk: Arc<Desk>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes the semaphore");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(connection(stream, Arc::clone(&desk), permit));
+            }
+            // Out of descriptors, or a peer that is gone again: neither passes faster by spinning.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, desk: Arc<Desk>, _permit: OwnedSemaphorePermit) {
+    let Ok(local) = stream.local_addr() else {
+        return; // it is gone
+    };
+    let service = service_fn(|request| {
+        let answer = desk.answer(&request, local.ip());
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        // A scrape every 15 s gains nothing by keeping its connection.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // What a peer does to its own connection is no concern of ours.
+    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+impl Desk {
+    fn answer(&self, request: &Request<Incoming>, local: IpAddr) -> Response<Full<Bytes>> {
+        match self.hosts.check(request.headers(), request.uri(), local) {
+            Ok(()) => {}
+            Err(Stranger::Unclear) => return text(StatusCode::BAD_REQUEST, "one Host header, please\n"),
+            Err(Stranger::Host) => {
+                let advice = "not known by this name: add it to ops.allowed_hosts\n";
+                return text(StatusCode::MISDIRECTED_REQUEST, advice);
+            }
+            Err(Stranger::Origin) => return text(StatusCode::FORBIDDEN, "not for pages of other origins\n"),
+        }
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        if !request.body().is_end_stream() {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, "without a body, please\n");
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                let mut response = text(StatusCode::OK, self.metrics.render());
+                let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+                response.headers_mut().insert(CONTENT_TYPE, media_type);
+                response
+            }
+            "/healthz" => self.health(),
+            "/readyz" => self.readiness(),
+            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz or /readyz\n"),
+        }
+    }
+
+    fn health(&self) -> Response<Full<Bytes>> {
+        let stuck = self.health.stuck();
+        if stuck.is_empty() {
+            return text(StatusCode::OK, "ok\n");
+        }
+        text(StatusCode::SERVICE_UNAVAILABLE, format!("no sign of life: {}\n", stuck.join(", ")))
+    }
+
+    fn readiness(&self) -> Response<Full<Bytes>> {
+        let phase = self.health.phase();
+        let status = if phase == Phase::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        text(status, format!("{}\n", phase.as_str()))
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
