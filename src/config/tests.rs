@@ -181,6 +181,12 @@ fn the_minimal_example_reads_as_written() {
 fn each_mistake_is_named_with_what_to_do() {
     let cases: &[(&str, &[&str])] = &[
         ("[pools]\nparsers = 0", &["pools.parsers", "found 0", "1 to 64"]),
+        ("[ops]\nlisten = \"localhost:9464\"", &["ops.listen", "found \"localhost:9464\"", "127.0.0.1:9464"]),
+        ("[ops]\nlisten = \"9464\"", &["ops.listen", "an IP address and a port"]),
+        ("[ops]\nallowed_hosts = [\"a b\"]", &["ops.allowed_hosts[0]", "without port"]),
+        ("[ops]\nallowed_hosts = [\"metrics:9464\"]", &["ops.allowed_hosts[0]", "without port"]),
+        ("[alarms.failures]\nmax_percent = 101", &["alarms.failures.max_percent", "found 101", "per cent"]),
+        ("[alarms]\ndepths = 1", &["alarms.depths", "did you mean `depth`?"]),
         ("[pools]\nparsers = 65", &["pools.parsers", "found 65"]),
         ("[pools]\nparsers = \"2\"", &["pools.parsers", "found \"2\"", "an integer"]),
         ("[pools]\nparsers = 2.0", &["pools.parsers", "the float 2.0"]),
@@ -389,9 +395,35 @@ fn what_is_not_set_gives_way() {
     )
     .unwrap();
     assert_eq!(config.outbox.low_watermark, 75);
+    assert!((config.alarms.depth.unwrap().threshold - 75.0).abs() < 1e-9);
     assert_eq!(config.record.max_outcomes, 10);
     assert_eq!(config.destinations[0].connect_timeout, Duration::from_millis(500));
     assert_eq!(config.destinations[0].max_retry_after, Duration::from_mins(1));
+}
+
+#[test]
+fn s2_8_the_alarms_are_preset_with_the_seeds_numbers() {
+    let alarms = check("").unwrap().alarms;
+    let rules = [alarms.failures.unwrap().rule, alarms.latency.unwrap(), alarms.dead.unwrap().0];
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    for (rule, (threshold, clear_at)) in rules.iter().zip([(5.0, 4.0), (300.0, 240.0), (0.0, 0.0)]) {
+        assert!(close(rule.threshold, threshold) && close(rule.clear_at, clear_at), "{rule:?}");
+    }
+    // The seed's depth of 1000 is for a queue that should be empty: see default.toml.
+    assert!(close(alarms.depth.unwrap().threshold, 1_500_000.0));
+    let off = check(
+        "[alarms]\ndepth.enabled = false\ndead.enabled = false\nlatency.enabled = false\n\
+                     failures.enabled = false",
+    );
+    assert_eq!(off.unwrap().alarms, Alarms::default());
+}
+
+#[test]
+fn the_ops_server_is_off_until_it_is_asked_for() {
+    assert_eq!(check("").unwrap().ops, Ops { listen: None, allowed_hosts: Vec::new() });
+    let ops = check("[ops]\nlisten = \"[::1]:9464\"\nallowed_hosts = [\"Metrics.Internal\"]").unwrap().ops;
+    assert_eq!(ops.listen, Some("[::1]:9464".parse().unwrap()));
+    assert_eq!(ops.allowed_hosts, ["metrics.internal"]);
 }
 
 #[test]

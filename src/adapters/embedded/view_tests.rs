@@ -5,7 +5,7 @@ use std::sync::Arc;
 use postrider_actors::{
     model::{
         ids::MessageId,
-        outcome::{DeathCause, Verdict},
+        outcome::{Attempt, DeathCause, Reason, Verdict},
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
@@ -41,6 +41,27 @@ async fn settle(store: &EmbeddedStore, lease: &Lease, verdict: Verdict) {
     };
     let settlement = Settlement { token: lease.token, verdicts: vec![(0, verdict)], retries };
     store.settle(vec![settlement]).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_backlog_is_counted_by_where_batches_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    assert_eq!(store.backlog().await, Ok(Backlog::default()));
+    let file = fixtures::file("f", 1, &["d", "e"]);
+    store.append(fixtures::step_without(&file, 1..=1, &[], &[], NOW)).await.unwrap();
+    let of = |outstanding, queued, leased| Backlog { outstanding, queued, leased, oldest_due: Some(NOW) };
+    assert_eq!(store.backlog().await, Ok(of(2, 0, 0)));
+    let held = lease(&store, "d").await;
+    assert_eq!(store.backlog().await, Ok(of(0, 1, 1)));
+    settle(&store, &held, Verdict::Sent { at: NOW, status: 200 }).await;
+    assert_eq!(store.backlog().await, Ok(of(0, 1, 0)));
+    let held = lease(&store, "e").await;
+    let later = UnixMs(NOW.0 + 5000);
+    let attempt = Attempt { at: NOW, status: 503, reason: Reason::Status };
+    settle(&store, &held, Verdict::Retry { attempt, not_before: later }).await;
+    let backlog = store.backlog().await.unwrap();
+    assert_eq!((backlog.outstanding, backlog.oldest_due), (1, Some(later)), "a retry is due at its own time");
 }
 
 fn only(reports: Vec<MessageReport>, destination: &str) -> Delivery {
