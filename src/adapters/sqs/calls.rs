@@ -7,9 +7,10 @@ use aws_sdk_sqs::{
     Client,
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{
-        BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
-        Message, MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName,
-        SendMessageBatchRequestEntry,
+        BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
+        ChangeMessageVisibilityBatchResultEntry, DeleteMessageBatchRequestEntry,
+        DeleteMessageBatchResultEntry, Message, MessageAttributeValue, MessageSystemAttributeName,
+        QueueAttributeName, SendMessageBatchRequestEntry, SendMessageBatchResultEntry,
     },
 };
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -88,6 +89,18 @@ pub(crate) struct Refusal {
     pub(crate) why: String,
 }
 
+impl Refusal {
+    fn of(entry: &BatchResultErrorEntry) -> Self {
+        let why = format!("{}: {}", entry.code(), entry.message().unwrap_or("no reason given"));
+        Self { sender_fault: entry.sender_fault(), code: entry.code().to_owned(), why }
+    }
+
+    fn unanswered() -> Self {
+        let why = "the answer does not speak of this entry".to_owned();
+        Self { sender_fault: false, code: "Unanswered".to_owned(), why }
+    }
+}
+
 /// Entries that were not taken, by id. Whatever is not in it was.
 pub(crate) type Refusals = HashMap<String, Refusal>;
 
@@ -99,11 +112,15 @@ pub(crate) fn whole_seconds(time: Duration) -> i32 {
 impl Calls {
     /// `SendMessageBatch`, of up to ten.
     pub(crate) async fn send(&self, queue: &str, messages: &[Outgoing]) -> Result<Refusals, Failure> {
-        let entries = messages.iter().map(Outgoing::entry).collect::<Result<Vec<_>, _>>().map_err(unbuilt)?;
+        let entries = messages
+            .iter()
+            .map(Outgoing::entry)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| unbuilt(&error))?;
         let request = self.client.send_message_batch().queue_url(queue).set_entries(Some(entries));
         let answer =
             self.watch("SendMessageBatch", messages.len(), request.send(), |a| refused(a.failed())).await?;
-        let taken: Vec<_> = answer.successful().iter().map(|taken| taken.id()).collect();
+        let taken: Vec<_> = answer.successful().iter().map(SendMessageBatchResultEntry::id).collect();
         let ids = messages.iter().map(|message| message.id.as_str());
         Ok(self.settle("SendMessageBatch", ids, &taken, answer.failed()))
     }
@@ -122,7 +139,7 @@ impl Calls {
             .client
             .receive_message()
             .queue_url(queue)
-            .max_number_of_messages(limit.clamp(1, ENTRIES_MAX) as i32)
+            .max_number_of_messages(i32::try_from(limit.clamp(1, ENTRIES_MAX)).unwrap_or(1))
             .wait_time_seconds(whole_seconds(wait))
             .visibility_timeout(whole_seconds(visibility.min(VISIBILITY_MAX)))
             .message_system_attribute_names(Attribute::ApproximateReceiveCount)
@@ -147,14 +164,19 @@ impl Calls {
                 .visibility_timeout(whole_seconds((*hidden).min(VISIBILITY_MAX)))
                 .build()
         };
-        let entries =
-            changes.iter().enumerate().map(entry).collect::<Result<Vec<_>, _>>().map_err(unbuilt)?;
+        let entries = changes
+            .iter()
+            .enumerate()
+            .map(entry)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| unbuilt(&error))?;
         let ids: Vec<_> = (0..changes.len()).map(|index| index.to_string()).collect();
         let request =
             self.client.change_message_visibility_batch().queue_url(queue).set_entries(Some(entries));
         let name = "ChangeMessageVisibilityBatch";
         let answer = self.watch(name, changes.len(), request.send(), |a| refused(a.failed())).await?;
-        let taken: Vec<_> = answer.successful().iter().map(|taken| taken.id()).collect();
+        let taken: Vec<_> =
+            answer.successful().iter().map(ChangeMessageVisibilityBatchResultEntry::id).collect();
         Ok(self.settle(name, ids.iter().map(String::as_str), &taken, answer.failed()))
     }
 
@@ -163,13 +185,17 @@ impl Calls {
         let entry = |(index, handle): (usize, &String)| {
             DeleteMessageBatchRequestEntry::builder().id(index.to_string()).receipt_handle(handle).build()
         };
-        let entries =
-            handles.iter().enumerate().map(entry).collect::<Result<Vec<_>, _>>().map_err(unbuilt)?;
+        let entries = handles
+            .iter()
+            .enumerate()
+            .map(entry)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| unbuilt(&error))?;
         let ids: Vec<_> = (0..handles.len()).map(|index| index.to_string()).collect();
         let request = self.client.delete_message_batch().queue_url(queue).set_entries(Some(entries));
         let name = "DeleteMessageBatch";
         let answer = self.watch(name, handles.len(), request.send(), |a| refused(a.failed())).await?;
-        let taken: Vec<_> = answer.successful().iter().map(|taken| taken.id()).collect();
+        let taken: Vec<_> = answer.successful().iter().map(DeleteMessageBatchResultEntry::id).collect();
         Ok(self.settle(name, ids.iter().map(String::as_str), &taken, answer.failed()))
     }
 
@@ -214,17 +240,8 @@ impl Calls {
     ) -> Refusals {
         let mut refusals = Refusals::new();
         for id in ids.filter(|id| !taken.contains(id)) {
-            let refusal = match failed.iter().find(|entry| entry.id() == id) {
-                Some(entry) => {
-                    let message = entry.message().unwrap_or("no reason given");
-                    let why = format!("{}: {message}", entry.code());
-                    Refusal { sender_fault: entry.sender_fault(), code: entry.code().to_owned(), why }
-                }
-                None => {
-                    let why = "the answer does not speak of this entry".to_owned();
-                    Refusal { sender_fault: false, code: "Unanswered".to_owned(), why }
-                }
-            };
+            let refusal =
+                failed.iter().find(|entry| entry.id() == id).map_or_else(Refusal::unanswered, Refusal::of);
             self.observer.rejected(SERVICE, operation, &refusal.code, 1);
             refusals.insert(id.to_owned(), refusal);
         }
@@ -236,7 +253,7 @@ fn refused(failed: &[BatchResultErrorEntry]) -> usize {
     failed.len()
 }
 
-fn unbuilt(error: BuildError) -> Failure {
+fn unbuilt(error: &BuildError) -> Failure {
     Failure { outcome: CallOutcome::Refused, code: None, why: error.to_string() }
 }
 

@@ -61,7 +61,7 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     history: &'a [Vec<Attempt>],
     #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<Vec<Row<'a>>>,
+    rows: Option<Vec<RowText<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'static str>,
 }
@@ -86,14 +86,14 @@ struct Read<'a> {
     #[serde(default)]
     history: Vec<Vec<Attempt>>,
     #[serde(borrow)]
-    rows: Option<Vec<Row<'a>>>,
+    rows: Option<Vec<RowText<'a>>>,
     #[serde(borrow)]
     body: Option<Cow<'a, str>>,
 }
 
 /// One message. Which of the optional parts there are follows from the layout.
 #[derive(Serialize, Deserialize)]
-struct Row<'a> {
+struct RowText<'a> {
     row: u64,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     recipient: Option<Cow<'a, str>>,
@@ -122,7 +122,7 @@ pub(crate) fn write_reference(batch: &NewBatch, not_before: UnixMs) -> String {
     write_with(batch, not_before, None)
 }
 
-fn write_with(batch: &NewBatch, not_before: UnixMs, rows: Option<Vec<Row<'_>>>) -> String {
+fn write_with(batch: &NewBatch, not_before: UnixMs, rows: Option<Vec<RowText<'_>>>) -> String {
     let body = rows.is_none().then_some(OUTBOX);
     let written = Written {
         version: VERSION,
@@ -147,7 +147,7 @@ fn write_with(batch: &NewBatch, not_before: UnixMs, rows: Option<Vec<Row<'_>>>) 
 }
 
 /// The rows, if they read back to the payload's bytes.
-fn readable_rows<'a>(batch: &'a NewBatch, index: &'a Rows) -> Option<Vec<Row<'a>>> {
+fn readable_rows<'a>(batch: &'a NewBatch, index: &'a Rows) -> Option<Vec<RowText<'a>>> {
     let mut rows = Vec::with_capacity(index.len());
     let mut again = PayloadWriter::with_capacity(batch.payload.len());
     let mut bytes = Vec::new();
@@ -156,15 +156,15 @@ fn readable_rows<'a>(batch: &'a NewBatch, index: &'a Rows) -> Option<Vec<Row<'a>
         let recipient = Cow::Borrowed(parts.recipient);
         let row = match parts.data {
             MessageData::None => {
-                Row { row: index.row(position), recipient: Some(recipient), cells: None, object: None }
+                RowText { row: index.row(position), recipient: Some(recipient), cells: None, object: None }
             }
-            MessageData::Columns(_, cells) => Row {
+            MessageData::Columns(_, cells) => RowText {
                 row: index.row(position),
                 recipient: None,
                 cells: Some(cells.map(Cow::Borrowed).collect()),
                 object: None,
             },
-            MessageData::Object(object) => Row {
+            MessageData::Object(object) => RowText {
                 row: index.row(position),
                 recipient: Some(recipient),
                 cells: None,
@@ -180,17 +180,23 @@ fn readable_rows<'a>(batch: &'a NewBatch, index: &'a Rows) -> Option<Vec<Row<'a>
 }
 
 /// Lays a row out as the parsers do.
-fn lay_out(layout: &RowLayout, row: &Row<'_>, bytes: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+fn lay_out(layout: &RowLayout, row: &RowText<'_>, bytes: &mut Vec<u8>) -> Result<(), EnvelopeError> {
     match (layout, row) {
-        (RowLayout::Lines, Row { recipient: Some(recipient), cells: None, object: None, .. }) => {
+        (RowLayout::Lines, RowText { recipient: Some(recipient), cells: None, object: None, .. }) => {
             bytes.extend_from_slice(recipient.as_bytes());
         }
-        (RowLayout::Columns { names, .. }, Row { recipient: None, cells: Some(cells), object: None, .. })
-            if cells.len() == names.len() =>
-        {
-            cells.iter().for_each(|cell| put_cell(bytes, cell));
+        (
+            RowLayout::Columns { names, .. },
+            RowText { recipient: None, cells: Some(cells), object: None, .. },
+        ) if cells.len() == names.len() => {
+            for cell in cells {
+                put_cell(bytes, cell);
+            }
         }
-        (RowLayout::Objects, Row { recipient: Some(recipient), cells: None, object: Some(object), .. }) => {
+        (
+            RowLayout::Objects,
+            RowText { recipient: Some(recipient), cells: None, object: Some(object), .. },
+        ) => {
             put_cell(bytes, recipient);
             bytes.extend_from_slice(object.as_bytes());
         }
@@ -246,7 +252,12 @@ pub(crate) fn read(text: &str) -> Result<Entry, EnvelopeError> {
     Ok(Entry { batch, by_reference })
 }
 
-fn payload(layout: &RowLayout, rows: &[Row<'_>], first_row: u64, count: u32) -> Result<Bytes, EnvelopeError> {
+fn payload(
+    layout: &RowLayout,
+    rows: &[RowText<'_>],
+    first_row: u64,
+    count: u32,
+) -> Result<Bytes, EnvelopeError> {
     if rows.is_empty() || rows.len() > ROWS_MAX || rows.len() != count as usize {
         return Err(EnvelopeError::Damaged("`count` is not the number of rows"));
     }
@@ -283,7 +294,7 @@ fn unreadable(text: &str, error: &serde_json::Error) -> EnvelopeError {
     }
 }
 
-/// JSON in the characters that SQS takes: those of XML 1.0's `Char` ("SendMessage", Amazon SQS API Reference:
+/// JSON in the characters that SQS takes: those of XML 1.0's `Char` (`SendMessage` in the Amazon SQS API Reference:
 /// `#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF`). Of the others a string can hold
 /// control characters, which JSON escapes anyway, and U+FFFE and U+FFFF.
 struct XmlSafe;

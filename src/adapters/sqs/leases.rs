@@ -132,7 +132,7 @@ impl Desk {
                 }
                 Some(Claim::Settled) => left.delete.push(received.receipt),
                 Some(Claim::Missing) => {
-                    left.dead.push(dead_letter(received, "the store does not know its batch"))
+                    left.dead.push(dead_letter(received, "the store does not know its batch"));
                 }
                 Some(Claim::Unavailable(_)) | None => {
                     let now = self.clock.mono();

@@ -65,7 +65,7 @@ use self::{
 use super::aws::{ApiObserver, AwsSettings};
 
 /// The most bytes that SQS takes in one message or one call: 1 MiB since August 2025, 262,144 before
-/// ("SendMessageBatch", Amazon SQS API Reference).
+/// (`SendMessageBatch` in the Amazon SQS API Reference).
 pub const BYTES_MAX: usize = 1_048_576;
 
 /// Bytes of received payload that wait for a worker. Pollers pause above it (I8).
@@ -130,9 +130,9 @@ impl Default for SqsSettings {
 }
 
 impl SqsSettings {
-    /// Whether it is a FIFO queue: their names end so, and no others do ("CreateQueue", Amazon SQS API Reference).
+    /// Whether it is a FIFO queue.
     pub fn is_fifo(&self) -> bool {
-        self.queue_url.ends_with(".fifo")
+        provision::is_fifo(&self.queue_url)
     }
 }
 

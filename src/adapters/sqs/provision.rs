@@ -224,29 +224,27 @@ impl Provisioner {
         expected: &Expected,
     ) -> Result<Provisioned, StoreError> {
         for name in [&names.queue, &names.dead_letters] {
-            if name.ends_with(".fifo") != expected.fifo {
+            if is_fifo(name) != expected.fifo {
                 let why = format!("queue name {name:?}: names of FIFO queues end in .fifo, and no others do");
                 return Err(StoreError::Permanent(why));
             }
         }
         let mut created = Vec::new();
-        let dead_letter_url = match self.find(&names.dead_letters).await? {
-            Some(url) => url,
-            None => {
-                created.push(names.dead_letters.clone());
-                self.create(&names.dead_letters, expected, None).await?
-            }
+        let dead_letter_url = if let Some(url) = self.find(&names.dead_letters).await? {
+            url
+        } else {
+            created.push(names.dead_letters.clone());
+            self.create(&names.dead_letters, expected, None).await?
         };
-        let queue_url = match self.find(&names.queue).await? {
-            Some(url) => url,
-            None => {
-                let dead_letters = attributes(&self.0, &dead_letter_url).await?;
-                let arn = dead_letters.arn.ok_or_else(|| {
-                    StoreError::Retryable(format!("queue {dead_letter_url} did not say its ARN"))
-                })?;
-                created.push(names.queue.clone());
-                self.create(&names.queue, expected, Some(&arn)).await?
-            }
+        let queue_url = if let Some(url) = self.find(&names.queue).await? {
+            url
+        } else {
+            let dead_letters = attributes(&self.0, &dead_letter_url).await?;
+            let arn = dead_letters.arn.ok_or_else(|| {
+                StoreError::Retryable(format!("queue {dead_letter_url} did not say its ARN"))
+            })?;
+            created.push(names.queue.clone());
+            self.create(&names.queue, expected, Some(&arn)).await?
         };
         let differences = self.check(&queue_url, expected).await?;
         Ok(Provisioned { queue_url, dead_letter_url, created, differences })
@@ -280,6 +278,12 @@ impl Provisioner {
         })?;
         answer.queue_url.ok_or_else(|| StoreError::Unknown(format!("queue {name} was created without a URL")))
     }
+}
+
+/// Whether a queue of this name, or at this URL, is a FIFO queue: their names end so, and no others do
+/// (`CreateQueue` in the Amazon SQS API Reference).
+pub fn is_fifo(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, end)| end == "fifo")
 }
 
 fn is_unknown_queue(code: &str) -> bool {

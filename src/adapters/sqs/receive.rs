@@ -185,7 +185,7 @@ impl Desk {
             receipt,
             receives: u32::try_from(receives).unwrap_or(u32::MAX),
             sent_at: sent_at.map_or_else(|| self.clock.wall(), UnixMs),
-            received_at: now,
+            at: now,
             hidden_until: now.after(self.settings.visibility),
             due: now.after(wait),
         };
@@ -223,19 +223,14 @@ impl Desk {
             left.hide.push((received.receipt, wait));
             return false;
         }
-        let leases = &state.leases;
+        let (leases, before) = (&state.leases, left.back.len());
         let offered = state.stock.offer(
             received,
             |destination| leases.values().any(|held| held.is_for(destination)),
             now,
         );
-        match offered {
-            Ok(()) => true,
-            Err(back) => {
-                left.back.push(back);
-                false
-            }
-        }
+        left.back.extend(offered);
+        left.back.len() == before
     }
 
     /// Does what is to be done with entries that are not kept.
@@ -280,7 +275,7 @@ impl Desk {
                 }
                 // It comes again and is tried again.
                 Ok(_) | Err(_) => {
-                    tracing::warn!(batch = %batch.id, "an entry that waits for long can't be sent anew yet")
+                    tracing::warn!(batch = %batch.id, "an entry that waits for long can't be sent anew yet");
                 }
             }
         }
@@ -315,12 +310,9 @@ impl Desk {
             let answers: Vec<_> = stream::iter(calls).buffer_unordered(CALLS_IN_FLIGHT).collect().await;
             let mut again = Vec::new();
             for (chunk, answer) in answers {
-                let refusals = match answer {
-                    Ok(refusals) => refusals,
-                    Err(_) => {
-                        again.extend(chunk);
-                        continue;
-                    }
+                let Ok(refusals) = answer else {
+                    again.extend(chunk);
+                    continue;
                 };
                 for (id, refusal) in refusals {
                     // A stale handle is somebody else's message by now.

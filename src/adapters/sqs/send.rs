@@ -41,6 +41,36 @@ impl Pending<'_> {
         self.body = envelope::write_reference(self.batch, self.not_before).into();
         self.by_reference = true;
     }
+
+    /// Takes an answer in; it may change how the entry is offered next time.
+    fn judge(&mut self, answer: Result<Option<Refusal>, Failure>) {
+        self.last = match answer {
+            Ok(None) => ItemOutcome::Ok,
+            Ok(Some(refusal)) if refusal.sender_fault => {
+                if is_about_size(&refusal.code) && !self.by_reference {
+                    self.refer();
+                    ItemOutcome::Retryable(refusal.why)
+                } else {
+                    ItemOutcome::Permanent(refusal.why)
+                }
+            }
+            Ok(Some(refusal)) => ItemOutcome::Retryable(refusal.why),
+            Err(Failure { outcome: CallOutcome::Unknown, why, .. }) => ItemOutcome::Unknown(why),
+            Err(Failure { code: Some(code), why, .. }) if is_about_size(&code) => {
+                // Something in the call was too large, by the queue's own limit.
+                if !self.alone {
+                    self.alone = true;
+                    ItemOutcome::Retryable(why)
+                } else if !self.by_reference {
+                    self.refer();
+                    ItemOutcome::Retryable(why)
+                } else {
+                    ItemOutcome::Permanent(why)
+                }
+            }
+            Err(failure) => ItemOutcome::Retryable(failure.why),
+        };
+    }
 }
 
 impl Desk {
@@ -66,7 +96,7 @@ impl Desk {
         while !pending.is_empty() {
             for (at, answer) in self.round(&pending).await {
                 let sent = &mut pending[at];
-                sent.last = self.judge(sent, answer);
+                sent.judge(answer);
             }
             pending.retain(|sent| match &sent.last {
                 ItemOutcome::Ok => false,
@@ -136,34 +166,6 @@ impl Desk {
             }
         }
         by_position
-    }
-
-    /// What an answer means for an entry, which may change how it is offered next time.
-    fn judge(&self, sent: &mut Pending<'_>, answer: Result<Option<Refusal>, Failure>) -> ItemOutcome {
-        match answer {
-            Ok(None) => ItemOutcome::Ok,
-            Ok(Some(refusal)) if refusal.sender_fault => {
-                if is_about_size(&refusal.code) && !sent.by_reference {
-                    sent.refer();
-                    return ItemOutcome::Retryable(refusal.why);
-                }
-                ItemOutcome::Permanent(refusal.why)
-            }
-            Ok(Some(refusal)) => ItemOutcome::Retryable(refusal.why),
-            Err(Failure { outcome: CallOutcome::Unknown, why, .. }) => ItemOutcome::Unknown(why),
-            Err(Failure { code: Some(code), why, .. }) if is_about_size(&code) => {
-                // Something in this call was too large, by the queue's own limit.
-                if !sent.alone {
-                    sent.alone = true;
-                } else if !sent.by_reference {
-                    sent.refer();
-                } else {
-                    return ItemOutcome::Permanent(why);
-                }
-                ItemOutcome::Retryable(why)
-            }
-            Err(failure) => ItemOutcome::Retryable(failure.why),
-        }
     }
 }
 

@@ -58,7 +58,8 @@ pub(crate) struct Received {
     pub(crate) receives: u32,
     /// When it was sent, by the service's clock.
     pub(crate) sent_at: UnixMs,
-    pub(crate) received_at: MonoMs,
+    /// When it was received.
+    pub(crate) at: MonoMs,
     /// Until when it is hidden from others.
     pub(crate) hidden_until: MonoMs,
     /// When it may be delivered.
@@ -187,25 +188,25 @@ impl Stock {
         unmet.sum::<usize>().div_ceil(ENTRIES_MAX)
     }
 
-    /// Keeps an entry, or says why not. `has_leases` tells whether workers here hold leases of a destination.
+    /// Keeps an entry, or gives it back and says why. `has_leases` tells whether workers here hold leases of a destination.
     pub(crate) fn offer(
         &mut self,
         received: Received,
         has_leases: impl Fn(&str) -> bool,
         now: MonoMs,
-    ) -> Result<(), (Received, Back)> {
+    ) -> Option<(Received, Back)> {
         let destination = received.destination();
         let wanted = self.wanted(destination, now);
         if self.is_blocked(destination, now) || (wanted == 0 && !has_leases(destination)) {
-            return Err((received, Back::Unserved));
+            return Some((received, Back::Unserved));
         }
         let kept = self.shelves.get(destination).map_or(0, Vec::len);
         let full = kept >= self.limits.shelf_max.max(wanted);
         if full || (self.bytes > 0 && self.bytes + received.bytes() > self.limits.bytes_max) {
-            return Err((received, Back::Full));
+            return Some((received, Back::Full));
         }
         self.put(received);
-        Ok(())
+        None
     }
 
     fn put(&mut self, received: Received) {
@@ -267,7 +268,7 @@ impl Stock {
                 }
                 if !served {
                     sweep.back.push((received, Back::Unserved));
-                } else if now.since(received.received_at) > KEEP_MAX {
+                } else if now.since(received.at) > KEEP_MAX {
                     sweep.back.push((received, Back::Aged));
                 } else {
                     if received.hidden_until.since(now) < self.limits.visibility / 2 {
