@@ -31,8 +31,8 @@ pub(super) struct Shared {
     pub(super) counts: Mutex<Counts>,
     pub(super) latency: Mutex<Option<(RangeInclusive<Duration>, SmallRng)>>,
     pub(super) problems: Arc<Problems>,
+    pub(super) replica: Option<Replica>,
     upstream: Upstream,
-    replica: Option<Replica>,
     /// The message ids of duplicates, and under which id the queue first knew them.
     known_as: Mutex<HashMap<String, Value>>,
     /// How many duplicates were sent.

@@ -19,9 +19,9 @@ use super::{
 
 const TABLE: &str = "outbox";
 const INDEX: &str = "Outstanding";
-const LAG: Duration = Duration::from_secs(1);
+const LAG: Duration = Duration::from_millis(100);
 
-/// A table of items `{id, shard}` with a sparse index by `shard`, behind a proxy.
+/// A table of items `{id, lane}` with a sparse index by `lane`, behind a proxy.
 struct Table {
     proxy: FaultProxy,
     client: Client,
@@ -42,7 +42,7 @@ fn key(id: &str) -> Item {
 
 fn item(id: &str) -> Item {
     let mut item = key(id);
-    item.insert("shard".to_owned(), string("s"));
+    item.insert("lane".to_owned(), string("l"));
     item
 }
 
@@ -67,12 +67,12 @@ impl Table {
         };
         let index = GlobalSecondaryIndex::builder()
             .index_name(INDEX)
-            .key_schema(hash("shard"))
+            .key_schema(hash("lane"))
             .projection(Projection::builder().projection_type(ProjectionType::All).build())
             .build()
             .expect("it is whole");
         let create = client.create_table().table_name(TABLE).billing_mode(BillingMode::PayPerRequest);
-        let create = create.attribute_definitions(attribute("id")).attribute_definitions(attribute("shard"));
+        let create = create.attribute_definitions(attribute("id")).attribute_definitions(attribute("lane"));
         let create = create.key_schema(hash("id")).global_secondary_indexes(index);
         create.send().await.expect("dynoxide creates tables");
         proxy.reset_counts();
@@ -109,11 +109,23 @@ impl Table {
     async fn outstanding(&self) -> Vec<String> {
         let query = self.client.query().table_name(TABLE).index_name(INDEX);
         let query =
-            query.key_condition_expression("shard = :s").expression_attribute_values(":s", string("s"));
+            query.key_condition_expression("lane = :l").expression_attribute_values(":l", string("l"));
         let items = query.send().await.expect("dynoxide queries").items.unwrap_or_default();
         let mut ids: Vec<_> = items.iter().map(id).collect();
         ids.sort();
         ids
+    }
+}
+
+impl Table {
+    /// Waits until the copy has only this one in its index.
+    async fn wait_outstanding(&self, id: &str) {
+        let wait = async {
+            while self.outstanding().await != [id] {
+                tokio::time::sleep(LAG / 10).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the copy catches up");
     }
 }
 
@@ -209,7 +221,7 @@ async fn statements_fail_in_their_places() {
     let mut asked = ids.clone();
     asked[4] = "no such item".to_owned();
     let statements = asked.iter().map(|id| {
-        let statement = format!("UPDATE \"{TABLE}\" REMOVE shard WHERE id = ? AND attribute_exists(id)");
+        let statement = format!("UPDATE \"{TABLE}\" REMOVE lane WHERE id = ? AND attribute_exists(id)");
         let statement = BatchStatementRequest::builder().statement(statement).parameters(string(id));
         statement.build().expect("it is whole")
     });
@@ -283,13 +295,13 @@ async fn a_transaction_without_an_answer_was_carried_out_or_not() {
 async fn a_stale_index_misses_new_items_and_keeps_removed_ones() {
     let table = Table::new().await;
     table.write(&["old"]).await;
-    tokio::time::sleep(LAG + Duration::from_millis(500)).await;
     table.proxy.inject(Rule::on("Query", Fault::Stale));
     table.proxy.inject(Rule::on("Scan", Fault::Stale));
-    assert_eq!(table.outstanding().await, ["old"]);
+    table.wait_outstanding("old").await;
+    table.proxy.freeze_copy(true);
     table.write(&["new"]).await;
     let remove = table.client.update_item().table_name(TABLE).set_key(Some(key("old")));
-    remove.update_expression("REMOVE shard").send().await.expect("it is there");
+    remove.update_expression("REMOVE lane").send().await.expect("it is there");
 
     assert_eq!(table.outstanding().await, ["old"]);
     assert_eq!(table.scan(&table.client, Some(INDEX), false).await, ["old"]);
@@ -298,8 +310,7 @@ async fn a_stale_index_misses_new_items_and_keeps_removed_ones() {
     assert_eq!(table.scan(&table.client, None, true).await, ["new", "old"]);
     assert_eq!(table.scan(&table.direct, Some(INDEX), false).await, ["new"]);
 
-    tokio::time::sleep(LAG + Duration::from_millis(500)).await;
-    assert_eq!(table.outstanding().await, ["new"], "the copy catches up");
-    assert_eq!(table.proxy.counts()["Query"], Count { calls: 3, items: 3, empty: 0 });
+    table.proxy.freeze_copy(false);
+    table.wait_outstanding("new").await;
     assert_eq!(table.proxy.problems(), Vec::<String>::new());
 }

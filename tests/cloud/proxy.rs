@@ -106,6 +106,11 @@ impl FaultProxy {
         lock(&self.shared.plan).injected(operation)
     }
 
+    /// Holds the stale copy where it is, or lets it catch up: exact where `lag` depends on the machine's pace.
+    pub fn freeze_copy(&self, freeze: bool) {
+        self.shared.replica.as_ref().expect("the proxy was started with a stale copy").freeze(freeze);
+    }
+
     /// Delays every answer by a time from this range; AWS takes 5 to 15 ms.
     pub fn set_latency(&self, range: RangeInclusive<Duration>) {
         *lock(&self.shared.latency) = Some((range, SmallRng::seed_from_u64(0)));

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use hyper::Request;
 use tokio::{
-    sync::{Mutex, MutexGuard, mpsc},
+    sync::{Mutex, MutexGuard, mpsc, watch},
     time::Instant,
 };
 
@@ -22,6 +22,7 @@ pub(super) struct Replica {
     /// Held over a write, so that both copies see the writes in the same order.
     order: Mutex<()>,
     later: mpsc::Sender<(Instant, Request<Bytes>)>,
+    is_frozen: watch::Sender<bool>,
     problems: Arc<Problems>,
 }
 
@@ -29,14 +30,22 @@ impl Replica {
     /// To be called on the proxy's runtime.
     pub(super) fn start(upstream: Upstream, lag: Duration, problems: Arc<Problems>) -> Self {
         let (later, mut waiting) = mpsc::channel::<(Instant, Request<Bytes>)>(WAITING_MAX);
+        let (is_frozen, mut frozen) = watch::channel(false);
         let (applying, reported) = (upstream.clone(), Arc::clone(&problems));
         tokio::spawn(async move {
             while let Some((due, write)) = waiting.recv().await {
                 tokio::time::sleep_until(due).await;
+                if frozen.wait_for(|frozen| !frozen).await.is_err() {
+                    break; // The proxy has ended.
+                }
                 apply(&applying, write, &reported).await;
             }
         });
-        Self { upstream, lag, order: Mutex::new(()), later, problems }
+        Self { upstream, lag, order: Mutex::new(()), later, is_frozen, problems }
+    }
+
+    pub(super) fn freeze(&self, freeze: bool) {
+        self.is_frozen.send_replace(freeze);
     }
 
     pub(super) fn upstream(&self) -> &Upstream {
