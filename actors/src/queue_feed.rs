@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     flow::{Bell, Progress, blocking, insist},
+    metrics::{FeedMetrics, StoredRows},
     model::{
         batch::RowLayout,
         builder::BatchLimits,
@@ -109,6 +110,8 @@ pub struct QueueFeedSetup {
     pub clock: Arc<dyn Clock>,
     /// Rung when batches were appended.
     pub appended: Bell,
+    /// What is counted.
+    pub metrics: FeedMetrics,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -270,7 +273,9 @@ impl Feed {
         let work = move || {
             let mut parser =
                 EntryParser::new(feed.recipient.clone(), feed.max_row_bytes, feed.max_entry_rows);
-            let read = |entry: IntakeEntry| Entry::read(entry.id, entry.ack, &entry.body, &mut parser, now);
+            let read = |entry: IntakeEntry| {
+                Entry::read(entry.id, entry.ack, &entry.body, &mut parser, now).received_times(entry.receives)
+            };
             Ok(received.into_iter().map(read).collect())
         };
         blocking(work).await.map_err(|error: std::io::Error| StoreError::Retryable(error.to_string()))
@@ -321,18 +326,21 @@ impl Feed {
     async fn store(&self, entries: Vec<Entry>) -> Result<Vec<AckId>, StoreError> {
         let Self { setup, .. } = self;
         let limits = self.step_limits();
-        let mut done = Vec::new();
+        let acks: Vec<_> = entries.iter().map(|entry| entry.ack.clone()).collect();
+        let (entries, mut done) = tokio::select! {
+            known = self.without_known(entries) => known?,
+            () = self.drained_for(LAST_APPEND) => {
+                self.give_back(&acks).await;
+                return Ok(Vec::new());
+            }
+        };
         let mut left = files(entries, setup.feed.batch, limits);
         while let Some(file) = left.pop() {
             let acks: Vec<_> = file.entries.iter().map(|entry| entry.ack.clone()).collect();
             let appended = tokio::select! {
                 appended = self.append_file(&file) => appended?,
                 () = self.drained_for(LAST_APPEND) => {
-                    // If it is stored after all, the entries are known when they come again.
-                    tracing::warn!(feed = %setup.feed.name, entries = acks.len(),
-                        "the outbox does not answer while draining: entries are given back to the queue");
-                    let _ = setup.intake.release(&acks).await; // they come again in any case
-                    self.held.forget(&acks);
+                    self.give_back(&acks).await;
                     continue;
                 }
             };
@@ -346,8 +354,7 @@ impl Feed {
                     self.held.forget(&acks);
                 }
                 FileAppended::Known(known) => {
-                    tracing::info!(feed = %setup.feed.name, entries = known.len(),
-                        "entries were delivered again after they were stored; they are deleted");
+                    self.tell_known(known.len());
                     let is_known = |entry: &Entry| known.iter().any(|id| id.id == entry.id);
                     let (known, rest): (Vec<_>, Vec<_>) = file.entries.into_iter().partition(is_known);
                     if known.is_empty() {
@@ -361,6 +368,41 @@ impl Feed {
             }
         }
         Ok(done)
+    }
+
+    /// Leaves out those that come again and were stored before; also returns the deliveries of these. (The
+    /// append would tell them too, but a file of the same entries as before is taken for a repetition.)
+    async fn without_known(&self, entries: Vec<Entry>) -> Result<(Vec<Entry>, Vec<AckId>), StoreError> {
+        let again = entries.iter().filter(|entry| entry.receives != 1);
+        let again: Vec<_> = again.map(|entry| self.entry_id(entry)).collect();
+        if again.is_empty() {
+            return Ok((entries, Vec::new()));
+        }
+        let known = || self.setup.outbox.known_entries(&again);
+        let known = self.insist("looking for entries", known).await?;
+        self.tell_known(known.len());
+        let (known, rest): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| known.iter().any(|id| id.id == entry.id));
+        Ok((rest, known.into_iter().map(|entry| entry.ack).collect()))
+    }
+
+    fn entry_id(&self, entry: &Entry) -> EntryId {
+        EntryId { feed: self.setup.feed.name.clone(), id: entry.id.clone() }
+    }
+
+    fn tell_known(&self, entries: usize) {
+        if entries > 0 {
+            tracing::info!(feed = %self.setup.feed.name, entries,
+                "entries were delivered again after they were stored; they are deleted");
+        }
+    }
+
+    /// If they are stored after all, they are known when they come again.
+    async fn give_back(&self, acks: &[AckId]) {
+        tracing::warn!(feed = %self.setup.feed.name, entries = acks.len(),
+            "the outbox does not answer while draining: entries are given back to the queue");
+        let _ = self.setup.intake.release(acks).await; // they come again in any case
+        self.held.forget(acks);
     }
 
     fn step_limits(&self) -> StepLimits {
@@ -420,7 +462,7 @@ impl Feed {
         record: FileRecord,
         steps: &[Step],
     ) -> Result<FileAppended, StoreError> {
-        let Self { setup: QueueFeedSetup { feed, outbox, clock, .. }, .. } = self;
+        let Self { setup: QueueFeedSetup { feed, outbox, clock, metrics, .. }, .. } = self;
         let headers: Vec<_> = feed
             .destinations
             .iter()
@@ -433,7 +475,7 @@ impl Feed {
             let batches = step.cuts.iter();
             let batches =
                 batches.flat_map(|cut| headers.iter().map(|header| cut.first_attempt(header.clone(), at)));
-            let ids = entries.iter().map(|entry| EntryId { feed: feed.name.clone(), id: entry.id.clone() });
+            let ids = entries.iter().map(|entry| self.entry_id(entry));
             let append = Append {
                 file: record.clone(),
                 batches: batches.collect(),
@@ -450,7 +492,13 @@ impl Feed {
             if let Appended::Known(known) = appended {
                 return Ok(FileAppended::Known(known));
             }
+            metrics.appended(StoredRows {
+                accepted: step.cuts.iter().map(|cut| u64::from(cut.count)).sum(),
+                rejected: step.rejects.len() as u64,
+                duplicates: 0,
+            });
         }
+        metrics.closed(&FileState::Ingested);
         Ok(FileAppended::Stored)
     }
 

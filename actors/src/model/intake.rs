@@ -54,6 +54,8 @@ pub struct Entry {
     pub body_bytes: u64,
     /// What it brings.
     pub rows: EntryRows,
+    /// How often it was delivered; 0 if the queue does not say.
+    pub receives: u32,
     /// When it came.
     pub received: MonoMs,
 }
@@ -66,10 +68,17 @@ impl fmt::Debug for Entry {
 }
 
 impl Entry {
-    /// Reads an entry's body.
+    /// What `body` brings.
     pub fn read(id: String, ack: AckId, body: &[u8], parser: &mut EntryParser, received: MonoMs) -> Self {
         let (digest, rows) = (Sha256::digest(body).into(), parser.parse(body));
-        Self { id, ack, digest, body_bytes: body.len() as u64, rows, received }
+        Self { id, ack, digest, body_bytes: body.len() as u64, rows, receives: 0, received }
+    }
+
+    /// With how often it was delivered.
+    #[must_use]
+    pub fn received_times(mut self, receives: u32) -> Self {
+        self.receives = receives;
+        self
     }
 
     fn held_bytes(&self) -> usize {

@@ -10,6 +10,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use super::*;
 use crate::{
     flow::ProgressBoard,
+    metrics::StageMetrics,
     model::{
         batch::Rows,
         file::{Checkpoint, FileReport},
@@ -186,6 +187,7 @@ impl World {
             ledger: self.store.clone(),
             clock: self.clock.clone(),
             appended: Bell::default(),
+            metrics: StageMetrics::default().feed("orders"),
             progress: ProgressBoard::default().mark("feed", self.clock.mono()),
         }
     }

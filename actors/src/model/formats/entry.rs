@@ -200,7 +200,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
             Ok(())
         } else {
             Err(format!(
-                "the entry has {} rows, more than max_entry_rows = {}: send it in several",
+                "the entry has {} rows, more than the {} that are taken from one: send several",
                 rows.len() + surplus,
                 parser.rows_max
             ))
