@@ -13,9 +13,13 @@ use postrider_actors::{
     file_watcher::{self, FileWatcher, FileWatcherSetup},
     flow::{Bell, Gate, Progress},
     messages::{FileClaimed, ParsedRows},
-    model::{builder::BatchLimits, formats::Format, roster::RosterLimits, settle::SettleRule},
+    model::{
+        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, roster::RosterLimits,
+        settle::SettleRule,
+    },
     parser::{self, Parser, ParserSetup},
-    ports::{Inbox, Webhook},
+    ports::{Inbox, Intake, Webhook},
+    queue_feed::{self, QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::{Duplicates, FeedDestination, FeedSettings, Readers},
     supervision::{Birth, ChildSpec, Shutdown, Strategy, Supervisor, SupervisorSettings},
     sweeper::{self, Sweeper, SweeperSetup},
@@ -45,9 +49,14 @@ use crate::{
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
 
+/// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
+/// most that SQS carries, could have half a million.
+const ENTRY_ROWS_MAX: usize = 10_000;
+
 /// Everything a tree is built from that may fail to be built.
 pub(super) struct Parts {
     inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
+    queue_feeds: Vec<(Arc<QueueFeedSettings>, Arc<dyn Intake>)>,
     webhooks: Vec<Arc<dyn Webhook>>,
 }
 
@@ -76,6 +85,12 @@ impl Parts {
             })?;
             inboxes.push((Arc::from(feed.name.as_str()), Arc::new(inbox) as Arc<dyn Inbox>));
         }
+        let mut queue_feeds = Vec::new();
+        for feed in &config.feeds {
+            if let config::FeedSource::Queue(queue) = &feed.source {
+                queue_feeds.push((Arc::new(queue_feed_settings(resolved, feed, queue)), intake(feed)?));
+            }
+        }
         let mut webhooks = Vec::new();
         for destination in &config.destinations {
             let materials = &resolved.materials[&destination.name];
@@ -99,7 +114,7 @@ impl Parts {
             })?;
             webhooks.push(Arc::new(webhook) as Arc<dyn Webhook>);
         }
-        Ok(Self { inboxes, webhooks })
+        Ok(Self { inboxes, queue_feeds, webhooks })
     }
 }
 
@@ -256,17 +271,22 @@ fn tree(
     let queued: Vec<_> = (0..config.pools.deliveries).map(|_| Bell::default()).collect();
     let ring = queued.clone();
     machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
-    let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queued.clone())];
+    let queue_feeds = parts.queue_feeds.iter().map(|(feed, _)| feed.name.clone()).collect();
+    let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queue_feeds, queued.clone())];
     let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
-    let feeds: Vec<_> = directories(config)
-        .zip(parts.inboxes)
-        .map(|((feed, directory), (name, inbox))| {
-            let specs = feed_specs(machine, resolved, feed, directory, inbox, &appended);
-            Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
-                specs.clone()
-            })
+    let feed = |name, specs: Vec<ChildSpec>| {
+        Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
+            specs.clone()
         })
-        .collect();
+    };
+    let of_directories =
+        directories(config).zip(parts.inboxes).map(|((settings, directory), (name, inbox))| {
+            feed(name, feed_specs(machine, resolved, settings, directory, inbox, &appended))
+        });
+    let of_queues = parts.queue_feeds.into_iter().map(|(settings, intake)| {
+        feed(settings.name.clone(), queue_feed_specs(machine, settings, intake, &appended))
+    });
+    let feeds = of_directories.chain(of_queues).collect();
     let nested = |name, rank, settings, specs: Vec<ChildSpec>| {
         Supervisor::nested(name, None, rank, Strategy::OneForOne, settings, move || specs.clone())
     };
@@ -283,7 +303,12 @@ fn mark(machine: &Machine) -> impl Fn(&Birth) -> Progress + Send + Sync + Clone 
     move |birth| board.mark(birth.id.to_string(), clock.mono())
 }
 
-fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, queued: Vec<Bell>) -> ChildSpec {
+fn sweeper_spec(
+    machine: &Machine,
+    inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
+    queue_feeds: Vec<Arc<str>>,
+    queued: Vec<Bell>,
+) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let leases_lost = machine.metrics.stages.leases_lost();
     let factory = move |birth: Birth| {
@@ -291,7 +316,7 @@ fn sweeper_spec(machine: &Machine, inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>, que
             queue: stores.queue.clone(),
             ledger: stores.ledger.clone(),
             inboxes: inboxes.clone(),
-            queue_feeds: Vec::new(),
+            queue_feeds: queue_feeds.clone(),
             archive: None,
             clock: clock.clone(),
             queued: queued.clone(),
@@ -542,20 +567,84 @@ fn feed_specs(
     ]
 }
 
-fn feed_settings(
+/// The adapter of a feed's queue.
+fn intake(feed: &config::Feed) -> Result<Arc<dyn Intake>, StartError> {
+    Err(StartError::Unsupported { key: format!("feeds.{}.kind", feed.name) })
+}
+
+fn queue_feed_settings(
     resolved: &Resolved,
     feed: &config::Feed,
-    directory: &config::DirectoryFeed,
-) -> FeedSettings {
+    queue: &config::QueueFeed,
+) -> QueueFeedSettings {
     let config = &resolved.config;
+    QueueFeedSettings {
+        name: feed.name.as_str().into(),
+        recipient: queue.recipient.clone(),
+        max_row_bytes: feed.max_row_bytes,
+        max_entry_rows: ENTRY_ROWS_MAX,
+        destinations: feed_destinations(resolved, &feed.destinations),
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        accumulate: AccumulatorLimits {
+            rows: queue.max_rows,
+            bytes: queue.max_bytes,
+            // Entries without rows must not pile up either.
+            entries: queue.max_rows,
+            linger: queue.linger,
+        },
+        pollers: queue.pollers,
+        wait: queue.wait,
+        high_watermark: config.outbox.high_watermark,
+        low_watermark: config.outbox.low_watermark,
+    }
+}
+
+/// The one stage of a feed that reads a queue.
+fn queue_feed_specs(
+    machine: &Machine,
+    feed: Arc<QueueFeedSettings>,
+    intake: Arc<dyn Intake>,
+    appended: &Bell,
+) -> Vec<ChildSpec> {
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+    let (appended, metrics) = (appended.clone(), machine.metrics.stages.feed(&feed.name));
+    let factory = move |birth: Birth| {
+        let setup = QueueFeedSetup {
+            feed: feed.clone(),
+            intake: intake.clone(),
+            outbox: stores.outbox.clone(),
+            ledger: stores.ledger.clone(),
+            clock: clock.clone(),
+            appended: appended.clone(),
+            metrics: metrics.clone(),
+            progress: mark(&birth),
+        };
+        let fault = birth.fault.clone();
+        birth.start(queue_feed::MAILBOX, move |_| QueueFeed::new(setup, fault)).recipient()
+    };
+    vec![ChildSpec { name: "queue_feed", of: None, count: 1, factory: Arc::new(factory), rank: 0 }]
+}
+
+/// A feed's destinations, with what their batches carry along.
+fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestination> {
     let destination = |name: &String| {
-        let content_type = config.destination(name).map(|destination| destination.content_type.clone());
+        let content_type =
+            resolved.config.destination(name).map(|destination| destination.content_type.clone());
         FeedDestination {
             name: name.as_str().into(),
             template: resolved.materials[name].template.clone(),
             content_type: content_type.expect("the config was checked: a feed's destinations exist"),
         }
     };
+    names.iter().map(destination).collect()
+}
+
+fn feed_settings(
+    resolved: &Resolved,
+    feed: &config::Feed,
+    directory: &config::DirectoryFeed,
+) -> FeedSettings {
+    let config = &resolved.config;
     FeedSettings {
         name: feed.name.as_str().into(),
         format: format(&directory.format),
@@ -564,7 +653,7 @@ fn feed_settings(
             config::Duplicates::Keep => Duplicates::Keep,
             config::Duplicates::First => Duplicates::First,
         },
-        destinations: feed.destinations.iter().map(destination).collect(),
+        destinations: feed_destinations(resolved, &feed.destinations),
         batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
         linger: config.batch.linger,
         high_watermark: config.outbox.high_watermark,

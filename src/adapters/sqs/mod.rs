@@ -10,6 +10,7 @@
 //! - `leases.rs`: claims what is handed out; extends, releases.
 //! - `deletes.rs`: acknowledgements, collected into calls of ten.
 //! - `dead_letters.rs`: what can never be delivered, with the reason.
+//! - `intake.rs`: something else, the queue that a feed reads (port `Intake`).
 //! - `provision.rs`: creates the queues or says what is wrong with them.
 //!
 //! Sources: Amazon SQS API Reference and Developer Guide ("Amazon SQS message quotas", "Amazon SQS visibility
@@ -19,6 +20,7 @@ mod calls;
 mod dead_letters;
 mod deletes;
 mod envelope;
+mod intake;
 mod leases;
 mod packing;
 pub mod provision;
@@ -56,6 +58,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use self::intake::{SqsIntake, SqsIntakeSettings};
 use self::{
     calls::Calls,
     deletes::Deletes,
