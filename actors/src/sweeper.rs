@@ -177,7 +177,7 @@ impl SweeperSetup {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{

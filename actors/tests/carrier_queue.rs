@@ -167,7 +167,7 @@ async fn a_service_s_limits_are_real() {
     assert!(refused(send(eleven)));
     let large = (1..=4).map(|row| (batch(row, 300_000), Duration::ZERO)).collect();
     assert!(refused(send(large)));
-    let sent = send(vec![(batch(1, 9), Duration::from_secs(901)), (batch(2, 9), Duration::from_secs(900))]);
+    let sent = send(vec![(batch(1, 9), Duration::from_secs(901)), (batch(2, 9), Duration::from_mins(15))]);
     assert!(matches!(&sent.unwrap()[..], [ItemOutcome::Permanent(_), ItemOutcome::Ok]));
     assert!(world.carrier.receive(11, LEASE, now).is_err());
     // The adapter packs what it is given into calls that are allowed.

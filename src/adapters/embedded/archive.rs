@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Batches that one step of archiving looks at: what the writer is kept from its other work for.
-const LOOK_BATCHES_MAX: i64 = 1_024;
+const LOOK_BATCHES_MAX: usize = 1_024;
 
 /// Where a listing of outstanding batches stands in their order, by due time, then by number.
 const OUTSTANDING_CURSOR: &str = "outstanding";
@@ -137,13 +137,14 @@ pub(crate) fn delete(tx: &Tx<'_>, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemO
     for &id in ids {
         let outcome = match Kept::by_id(tx, id)? {
             None => ItemOutcome::Ok,
-            Some(batch) => match batch.why_kept(tx)? {
-                Some(why) => ItemOutcome::Permanent(format!("batch {id} is kept: {why}")),
-                None => {
+            Some(batch) => {
+                if let Some(why) = batch.why_kept(tx)? {
+                    ItemOutcome::Permanent(format!("batch {id} is kept: {why}"))
+                } else {
                     batch.archive(tx)?;
                     ItemOutcome::Ok
                 }
-            },
+            }
         };
         outcomes.push((id, outcome));
     }
@@ -171,9 +172,11 @@ pub(crate) fn archive(tx: &Tx<'_>, after: i64, before: UnixMs, limit: usize) -> 
             "SELECT seq, id, root, file, destination, payload, first_row, phase, not_before
              FROM batches INDEXED BY batches_kept WHERE archived = 0 AND seq > ?1 ORDER BY seq LIMIT ?2",
         )?
-        .query_map([after, LOOK_BATCHES_MAX], |row| Ok((Kept::read(row)?, UnixMs(uint(row.get(8)?)))))?
+        .query_map([after, int(LOOK_BATCHES_MAX as u64)], |row| {
+            Ok((Kept::read(row)?, UnixMs(uint(row.get(8)?))))
+        })?
         .collect::<Result<_, _>>()?;
-    let is_last = (candidates.len() as i64) < LOOK_BATCHES_MAX;
+    let is_last = candidates.len() < LOOK_BATCHES_MAX;
     for (batch, due) in candidates {
         if step.archived == limit {
             return Ok(step);
@@ -205,7 +208,7 @@ pub(crate) fn forget_entries(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Resul
 struct Kept {
     seq: i64,
     root: [u8; 16],
-    /// Of its own, and not shared with batches for other destinations.
+    /// Whether it is its own root, a first attempt.
     is_root: bool,
     file: i64,
     destination: i64,

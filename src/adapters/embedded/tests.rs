@@ -12,7 +12,10 @@ use postrider_actors::{
         outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
     },
-    ports::{LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settled, Settlement},
+    ports::{
+        Claim, ClaimRequest, Claims, Dispatch, LeaseRequest, Ledger, Outbox, OutboxArchive, OutstandingQuery,
+        PageQuery, Queue, Settled, Settlement,
+    },
     testing::fixtures,
 };
 use rusqlite::Connection;
@@ -189,6 +192,65 @@ fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
     set("application_id", 7);
     let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
     assert!(matches!(error, OpenError::Foreign { found: 7, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_claimed_when_the_process_ended_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let step = fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW);
+    let id = step.batches[0].id;
+    let claim = |holder: &str| ClaimRequest {
+        holder: holder.into(),
+        batches: vec![id],
+        until: UnixMs(NOW.0 + 60_000),
+        now: NOW,
+    };
+    {
+        let store = open(dir.path());
+        store.append(step).await.unwrap();
+        let claimed = store.claim(claim("here-1/w#1")).await.unwrap();
+        assert!(matches!(claimed[0].1, Claim::Granted { fence: 1, losses: 0, .. }), "{claimed:?}");
+        assert_eq!(store.rescue(MonoMs(u64::MAX)).await, Ok(0), "its deadline is by another clock");
+    }
+    let store = open(dir.path());
+    assert_eq!(store.losses(), 1);
+    // Even where the name does not say that the process is a later one.
+    let claimed = store.claim(claim("elsewhere-1/w#1")).await.unwrap();
+    assert!(matches!(claimed[0].1, Claim::Granted { fence: 2, losses: 1, .. }), "{claimed:?}");
+}
+
+#[tokio::test]
+async fn f16_a_store_of_schema_1_is_brought_up_to_date_with_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    connection.execute_batch(include_str!("schema_1.sql")).unwrap();
+    connection
+        .execute_batch(
+            "INSERT INTO destinations (seq, name) VALUES (1, 'd');
+             INSERT INTO files VALUES (1, x'01010101010101010101010101010101', 'f', 'a', 1, '', 1, 1, NULL, 9, 2, 0, 0, 1,
+                 NULL, 0);
+             INSERT INTO file_destinations VALUES (1, 1, 0, 2, 0, 0, 0);
+             UPDATE counters SET depth = 2;
+             INSERT INTO headers VALUES (1, 1, 1, '{\"feed\":\"f\",\"destination\":\"d\",\"file\":\"01010101010101010101010101010101\",\"layout\":{\"kind\":\"lines\"},\"template\":null,\"content_type\":\"text/plain\"}');
+             INSERT INTO payloads VALUES (1, x'01010161010162', NULL);
+             INSERT INTO batches (id, file, destination, header, payload, first_row, count, drive, attempt,
+                 accepted_at, not_before, phase, unsettled)
+             VALUES (x'02020202020202020202020202020202', 1, 1, 1, 1, 1, 2, 0, 0, 1, 1, 1, 2);
+             PRAGMA application_id = 0x50747264;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(connection);
+    let store = open(dir.path());
+    assert_eq!(schema_version(dir.path()).unwrap(), SCHEMA_VERSION);
+    let query = PageQuery { dispatch: Dispatch::Dispatched, destination: None, limit: 9, cursor: None };
+    let page = store.page(query).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [BatchId([2; 16])]);
+    let leased = lease(&store).await.pop().unwrap();
+    let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
+    let settlement = Settlement { token: leased.token, verdicts, retries: Vec::new() };
+    assert_eq!(store.settle(vec![settlement]).await, Ok(vec![Settled::Complete]));
+    assert_eq!(store.archive(NOW, 9).await, Ok(1));
 }
 
 #[test]

@@ -205,7 +205,7 @@ async fn what_became_of_an_archived_message_is_told_without_its_recipient() {
     let mut viewer = Viewer::open(dir.path()).unwrap();
     let id = MessageId { file: file.id, row: 2 };
     let at = UnixMs(NOW.0 + 5);
-    let bytes_left = || -> usize {
+    let bytes_left = || -> i64 {
         let connection = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
         connection.query_row("SELECT sum(length(body)) FROM payloads", [], |row| row.get(0)).unwrap()
     };

@@ -28,7 +28,7 @@ fn step(content: u8, entries: &[EntryId]) -> Append {
 
 async fn an_entry_is_taken_once_and_its_step_all_or_nothing(store: Subject) {
     let [a, b, c] = ["a", "b", "c"].map(entry);
-    assert_eq!(store.outbox.known_entries(&[a.clone()]).await, Ok(vec![]));
+    assert_eq!(store.outbox.known_entries(std::slice::from_ref(&a)).await, Ok(vec![]));
     let first = step(1, &[a.clone(), b.clone()]);
     assert_eq!(store.outbox.append(first).await, Ok(Appended::Stored));
     // `b` came again, in company of a new one.

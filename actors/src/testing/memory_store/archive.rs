@@ -46,13 +46,13 @@ impl OutboxArchive for MemoryStore {
         let mut outcomes = Vec::with_capacity(ids.len());
         for &id in ids {
             let outcome = match state.ids.get(&id).copied() {
-                Some(at) if !state.batches[at].archived => match state.why_kept(at) {
-                    Some(why) => ItemOutcome::Permanent(why.into()),
-                    None => {
+                Some(at) if !state.batches[at].archived => {
+                    let kept = state.why_kept(at);
+                    if kept.is_none() {
                         state.archive(at);
-                        ItemOutcome::Ok
                     }
-                },
+                    kept.map_or(ItemOutcome::Ok, |why| ItemOutcome::Permanent(why.into()))
+                }
                 _ => ItemOutcome::Ok,
             };
             outcomes.push((id, outcome));
