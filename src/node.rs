@@ -185,7 +185,9 @@ fn machine_digest(machine_id: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(b"postrider node\0");
     hash.update(machine_id.trim_ascii());
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    let digest = hash.finalize();
+    let first = u64::from_be_bytes(std::array::from_fn(|index| digest[index]));
+    format!("{first:016x}")
 }
 
 #[cfg(test)]
