@@ -577,5 +577,5 @@ fn joined<T>(ended: Result<T, JoinError>) -> Result<T, StoreError> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests;

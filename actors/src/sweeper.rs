@@ -196,6 +196,20 @@ mod tests {
         step
     }
 
+    fn setup(store: &Arc<MemoryStore>, clock: &Arc<FakeClock>, retention: Duration) -> SweeperSetup {
+        SweeperSetup {
+            queue: store.clone(),
+            ledger: store.clone(),
+            inboxes: Vec::new(),
+            queue_feeds: vec!["feed".into()],
+            archive: Some((store.clone(), retention)),
+            clock: clock.clone(),
+            queued: Vec::new(),
+            leases_lost: crate::metrics::StageMetrics::default().leases_lost(),
+            progress: ProgressBoard::default().mark("sweeper", clock.mono()),
+        }
+    }
+
     /// Whether the only batch, which was sent at `NOW`, and its entry are kept after `age`.
     async fn kept_after(retention: Duration, age: Duration) -> (bool, bool) {
         let store = Arc::new(MemoryStore::new());
@@ -208,20 +222,25 @@ mod tests {
         let token = store.lease(request).await.unwrap()[0].token;
         let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
         store.settle(vec![Settlement { token, verdicts, retries: Vec::new() }]).await.unwrap();
-        let setup = SweeperSetup {
-            queue: store.clone(),
-            ledger: store.clone(),
-            inboxes: Vec::new(),
-            archive: Some((store.clone(), retention)),
-            clock: clock.clone(),
-            queued: Vec::new(),
-            progress: ProgressBoard::default().mark("sweeper", clock.mono()),
-        };
+        let setup = setup(&store, &clock, retention);
         clock.advance(age);
         setup.let_go().await.unwrap();
         let fetched = store.get(&[id]).await.unwrap().pop().unwrap().1;
         let known = store.known_entries(&step().entries).await.unwrap();
         (fetched != crate::ports::Fetched::Missing, !known.is_empty())
+    }
+
+    #[tokio::test]
+    async fn settled_files_of_queue_feeds_are_marked_so_that_they_do_not_pile_up() {
+        let store = Arc::new(MemoryStore::new());
+        let file = fixtures::file("feed", 2, &["d"]);
+        let mut append = fixtures::step_without(&file, 1..=2, &[1, 2], &[], NOW);
+        append.state = crate::model::file::FileState::Ingested;
+        store.append(append).await.unwrap();
+        assert_eq!(store.settled_files("feed", 9).await.unwrap().len(), 1);
+        let clock = Arc::new(FakeClock::at(NOW));
+        setup(&store, &clock, Duration::ZERO).write_reports().await.unwrap();
+        assert_eq!(store.settled_files("feed", 9).await.unwrap().len(), 0);
     }
 
     #[tokio::test]
