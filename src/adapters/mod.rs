@@ -3,6 +3,8 @@
 #[cfg(feature = "aws")]
 pub mod aws;
 pub mod clock;
+#[cfg(feature = "aws")]
+pub mod dynamodb;
 pub mod embedded;
 pub mod inbox;
 #[cfg(feature = "aws")]

@@ -9,7 +9,7 @@ mod append;
 mod archive;
 mod backlog;
 mod claims;
-mod codec;
+pub(crate) mod codec;
 mod entries;
 mod leases;
 mod lock;

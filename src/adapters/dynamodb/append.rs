@@ -1,0 +1,340 @@
+//! `Outbox::append`: rows and checkpoint in one transaction.
+
+use std::sync::Arc;
+
+use postrider_actors::{
+    model::{
+        batch::NewBatch,
+        file::{FileState, Reject},
+        ids::FileId,
+    },
+    ports::{Append, AppendLimits, Appended, EntryId, StoreError},
+};
+
+use super::{
+    calls::{ACTIONS_MAX, Got, Transacted, ledger_key, put},
+    files::StoredFile,
+    item::{
+        BATCH, BODY, COUNT, EXPIRES_AT, FEED, FILE, Item, NAME, OUTSTANDING_CREATED_TIME, OWNER, PK, SK,
+        TOPIC_SHARD, number, size, text, write_batch,
+    },
+    record::Record,
+    schema,
+    state::Shared,
+};
+use crate::adapters::embedded::codec;
+
+/// Actions that a step takes beside its batches and entries: the file, its place among files and among open
+/// ones, and the depth.
+const FIXED_ACTIONS: usize = 4;
+
+/// Actions per batch: the batch, its record, its place in its file.
+const BATCH_ACTIONS: usize = 3;
+
+/// What one step may hold. The actions of a transaction are divided between batches and entries; the bytes
+/// leave room for what surrounds the payloads.
+pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 16, bytes: 2_500_000, entries: 48 };
+
+const _: () = assert!(LIMITS.batches * BATCH_ACTIONS + LIMITS.entries + FIXED_ACTIONS <= ACTIONS_MAX);
+
+/// Destinations that one feed may have: each row becomes a batch for every one of them in the same
+/// transaction.
+pub const DESTINATIONS_MAX: usize = LIMITS.batches;
+
+/// Bytes of payload that a batch may have: an item takes 400 KB ("Service, account, and table quotas"), and
+/// a retry adds up to 40 attempts of history to each message.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// The most that an item may take, less what our count of it may be short of.
+const ITEM_BYTES_MAX: usize = 400_000;
+
+/// Bytes per stored chunk of rejected rows.
+const REJECT_CHUNK_BYTES: usize = 128 * 1024;
+
+/// Bytes of a rejected row that are kept: its item must hold it.
+const REJECT_RAW_MAX: usize = 256 * 1024;
+
+/// How often a step is built again when another one of its file came first.
+const ROUNDS: usize = 6;
+
+/// What a refused action was about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    File,
+    Entry,
+    Batch,
+    Else,
+}
+
+impl Shared {
+    pub(super) async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+        let id = append.file.id;
+        let _turn = self.appending[usize::from(id.0[0]) % self.appending.len()].lock().await;
+        let mut known = match self.cached_file(id) {
+            Some(file) => Some(file),
+            None => self.read_file(id).await?,
+        };
+        for _ in 0..ROUNDS {
+            match self.append_to(&append, known.as_ref()).await {
+                Ok(Some(appended)) => return Ok(appended),
+                Ok(None) => known = self.read_file(id).await?,
+                Err(error) => {
+                    self.cache_file(id, None);
+                    return Err(error);
+                }
+            }
+        }
+        Err(StoreError::Retryable(format!("file {id} is being changed by somebody else")))
+    }
+
+    /// Stores a step behind `stored`; `None` if that is not how the file stands.
+    async fn append_to(
+        &self,
+        append: &Append,
+        stored: Option<&StoredFile>,
+    ) -> Result<Option<Appended>, StoreError> {
+        let id = append.file.id;
+        let before = stored.map(|file| file.checkpoint).unwrap_or_default();
+        let after = append.checkpoint;
+        let advances = (after.rows, after.offset) > (before.rows, before.offset);
+        let mut file = stored.cloned().unwrap_or_else(|| StoredFile {
+            record: (*append.file).clone(),
+            checkpoint: before,
+            state: FileState::Ingesting,
+            closed_at: None,
+            stamp: self.stamp(),
+            owner: self.node.clone(),
+            reported: None,
+            version: 0,
+        });
+        // An ingested file stays so: what comes late is a repetition.
+        let changes_state = append.state != file.state && file.state != FileState::Ingested;
+        if stored.is_some() && !advances && !changes_state {
+            // The file may have gone on since it was cached, but never back.
+            return Ok(Some(Appended::Stored));
+        }
+        if advances {
+            if file.state == FileState::Ingested {
+                return Err(StoreError::Permanent(format!(
+                    "file {id} is ingested with {} rows; it can't go on to row {}",
+                    before.rows, after.rows
+                )));
+            }
+            append.check_balance(&before).map_err(StoreError::Permanent)?;
+            self.register(&append.file.destinations).await?;
+            self.put_rejects(append).await?;
+            file.checkpoint = after;
+        }
+        if changes_state {
+            file.state = append.state.clone();
+            file.closed_at = append.state.is_closed().then_some(append.at);
+        }
+        let slot = self.slot().await;
+        let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
+        let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
+        let created: Vec<_> = batches.iter().map(|_| self.stamp()).collect();
+        let (actions, about) = self.actions(append, &file, stored.is_none(), advances, &created)?;
+        let mut actions = actions;
+        if messages > 0 {
+            actions.push(self.change_depth(&slot.name(), messages)?);
+        }
+        match self.calls.transact("storing a step", actions).await {
+            Ok(Transacted::Done) => {}
+            Ok(Transacted::Refused(refused)) => {
+                let of = |index: &usize| about.get(*index).copied().unwrap_or(About::Else);
+                if refused.iter().any(|index| of(index) == About::File) {
+                    return Ok(None);
+                }
+                if refused.iter().any(|index| of(index) == About::Entry) {
+                    let entries = self.known_entries(&append.entries).await?;
+                    return Ok((!entries.is_empty()).then_some(Appended::Known(entries)));
+                }
+                return Err(StoreError::Permanent(format!(
+                    "file {id}: batches between rows {} and {} are stored already, but its checkpoint is not \
+                     beyond them",
+                    before.rows, after.rows
+                )));
+            }
+            Err(error) => {
+                // It may be stored all the same, and its batches are not known here then.
+                self.depth_unknown();
+                self.fresh().note_dropped();
+                return Err(error);
+            }
+        }
+        drop(slot);
+        file.version = stored.map_or(0, |stored| stored.version + 1);
+        file.reported = None;
+        self.depth_changed(messages);
+        self.touched(&file.record.feed, id);
+        self.cache_file(id, Some(file));
+        let mut fresh = self.fresh();
+        for (batch, created) in batches.iter().zip(created) {
+            fresh.insert(batch.clone(), created);
+        }
+        Ok(Some(Appended::Stored))
+    }
+
+    /// The actions that store a step, and what the first of them are about.
+    fn actions(
+        &self,
+        append: &Append,
+        file: &StoredFile,
+        is_new: bool,
+        advances: bool,
+        created: &[u64],
+    ) -> Result<(Vec<aws_sdk_dynamodb::types::TransactWriteItem>, Vec<About>), StoreError> {
+        let id = append.file.id;
+        let table = &self.calls.tables.ledger;
+        let mut actions = vec![if is_new { file.insert(table)? } else { file.replace(table)? }];
+        let mut about = vec![About::File];
+        if advances {
+            let expires = self.clock.wall().after(self.settings.entry_retention).0 / 1000;
+            for entry in &append.entries {
+                let mut taken = ledger_key(&schema::entry_pk(&entry.feed, &entry.id), "entry");
+                taken.insert(FILE.to_owned(), text(id.to_string()));
+                taken.insert(EXPIRES_AT.to_owned(), number(expires));
+                actions.push(put(table, taken, Some("attribute_not_exists(Pk)"))?);
+                about.push(About::Entry);
+            }
+            for (batch, &created) in append.batches.iter().zip(created) {
+                actions.extend(self.batch_actions(batch, created)?);
+                actions.push(put(table, place_in_file(batch), None)?);
+                about.extend([About::Batch, About::Batch, About::Else]);
+            }
+        }
+        if is_new {
+            let mut listed = ledger_key(schema::FILES_PK, &schema::stamped_sk(file.stamp, id));
+            listed.insert(NAME.to_owned(), text(&file.record.name));
+            listed.insert(FEED.to_owned(), text(&file.record.feed));
+            listed.insert(FILE.to_owned(), text(id.to_string()));
+            actions.push(put(table, listed, None)?);
+        }
+        if is_new || file.reported.is_some() {
+            actions.push(put(table, file.open_item(), None)?);
+        }
+        if actions.len() >= ACTIONS_MAX {
+            return Err(StoreError::Permanent(format!(
+                "a step of file {id} with {} batches and {} entries does not fit into one transaction: a feed of \
+                 a DynamoDB outbox may have up to {DESTINATIONS_MAX} destinations",
+                append.batches.len(),
+                append.entries.len()
+            )));
+        }
+        Ok((actions, about))
+    }
+
+    /// The actions that store a batch and its record.
+    pub(super) fn batch_actions(
+        &self,
+        batch: &NewBatch,
+        created: u64,
+    ) -> Result<[aws_sdk_dynamodb::types::TransactWriteItem; 2], StoreError> {
+        let record = Record::of(batch)?;
+        self.batch_and_record(batch, &record, created)
+    }
+
+    /// The same, of a record that knows something already.
+    pub(super) fn batch_and_record(
+        &self,
+        batch: &NewBatch,
+        record: &Record,
+        created: u64,
+    ) -> Result<[aws_sdk_dynamodb::types::TransactWriteItem; 2], StoreError> {
+        let mut stored = write_batch(batch)?;
+        let shard = schema::topic_shard(&batch.header.destination, batch.header.file, self.settings.shards);
+        stored.insert(TOPIC_SHARD.to_owned(), text(shard));
+        stored.insert(OUTSTANDING_CREATED_TIME.to_owned(), number(created));
+        stored.insert(OWNER.to_owned(), text(&self.settings.process));
+        let bytes = size(&stored);
+        if bytes > ITEM_BYTES_MAX {
+            return Err(StoreError::Permanent(format!(
+                "batch {} takes {bytes} bytes, an item of DynamoDB takes {ITEM_BYTES_MAX}: set batch.max_bytes to \
+                 {BATCH_BYTES_MAX} or less",
+                batch.id
+            )));
+        }
+        Ok([
+            put(&self.calls.tables.outbox, stored, Some("attribute_not_exists(MessageId)"))?,
+            record.insert(&self.calls.tables.ledger)?,
+        ])
+    }
+
+    /// Writes rejects and duplicates ahead of the transaction: they may be more than it takes. What a crash
+    /// leaves behind is beyond the checkpoint and not shown, and is written again as it is.
+    async fn put_rejects(&self, append: &Append) -> Result<(), StoreError> {
+        let pk = schema::file_pk(append.file.id);
+        let mut items: Vec<Item> = Vec::new();
+        let mut put = |sk: String, body: Vec<u8>| {
+            let mut item = ledger_key(&pk, &sk);
+            item.insert(BODY.to_owned(), super::item::blob(body));
+            items.push(item);
+        };
+        for chunk in chunks(&append.rejects) {
+            let last = chunk.last().expect("a chunk has a row").row;
+            put(schema::rejects_sk(last), codec::encode_rejects(&chunk));
+        }
+        // A row number takes at most ten bytes.
+        for rows in append.duplicates.chunks(REJECT_CHUNK_BYTES / 10) {
+            let last = *rows.last().expect("a chunk has a row");
+            put(schema::duplicates_sk(last), codec::encode_row_numbers(rows));
+        }
+        self.calls.put_all("storing rejected rows", items).await
+    }
+
+    pub(super) async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
+        let key = |entry: &EntryId| ledger_key(&schema::entry_pk(&entry.feed, &entry.id), "entry");
+        let keys: Vec<_> = entries.iter().map(key).collect();
+        let ledger = &self.calls.tables.ledger;
+        let found = self.calls.get_many("looking for entries", ledger, &keys, Some(&[PK, SK])).await?;
+        let mut known = Vec::new();
+        for (entry, got) in entries.iter().zip(found) {
+            match got {
+                Got::Item(_) => known.push(entry.clone()),
+                Got::Missing => {}
+                Got::Unprocessed => {
+                    return Err(StoreError::Retryable(
+                        "looking for entries: some were not looked for".into(),
+                    ));
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Takes note that a file may have settled, or be open again.
+    pub(super) fn touched(&self, feed: &str, id: FileId) {
+        super::state::lock(&self.reporting).touch(Arc::from(feed), id);
+    }
+}
+
+fn place_in_file(batch: &NewBatch) -> Item {
+    let header = &batch.header;
+    let sk = schema::batch_of_file_sk(&header.destination, batch.first_row);
+    let mut place = ledger_key(&schema::file_pk(header.file), &sk);
+    place.insert(BATCH.to_owned(), text(batch.id.to_string()));
+    place.insert(COUNT.to_owned(), number(batch.count));
+    place
+}
+
+/// Rejected rows in chunks that fit an item each.
+fn chunks(rejects: &[Reject]) -> Vec<Vec<Reject>> {
+    let mut chunks: Vec<Vec<Reject>> = Vec::new();
+    let mut bytes = 0;
+    for reject in rejects {
+        let mut reject = reject.clone();
+        reject.raw.truncate(REJECT_RAW_MAX);
+        let size = reject.raw.len() + reject.reason.len() + 16;
+        match chunks.last_mut() {
+            Some(chunk) if bytes + size <= REJECT_CHUNK_BYTES => {
+                bytes += size;
+                chunk.push(reject);
+            }
+            _ => {
+                bytes = size;
+                chunks.push(vec![reject]);
+            }
+        }
+    }
+    chunks
+}

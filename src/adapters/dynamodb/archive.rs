@@ -1,0 +1,497 @@
+//! The outbox as a whole: pages, many at once, deleting, counting, archiving.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use aws_sdk_dynamodb::types::Select;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::{StreamExt as _, stream};
+use postrider_actors::{
+    model::{
+        ids::BatchId,
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Cursor, Dispatch, Fetched, ItemOutcome, OutboxEntry, Page, PageQuery, StoreError},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    calls::{Got, STATEMENTS_MAX, Stated},
+    draft::Known,
+    item::{
+        COUNT, DELIVERY_TIME, Damaged, EXPIRES_AT, Item, MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME,
+        Reading, TOPIC, TOPIC_SHARD, item, number, read_batch, text,
+    },
+    schema,
+    state::{Shared, lock},
+};
+
+/// Batches whose retention is noted together.
+const EXPIRING_MAX: usize = 10_000;
+
+/// How long a batch that was claimed may wait to be marked: its dispatcher mostly does it.
+const UNMARKED_MS: u64 = 2_000;
+
+/// How long a settled batch waits for others whose retention is noted with it.
+const EXPIRY_LINGER_MS: u64 = 5_000;
+
+/// Shards of a listing that are looked at together.
+const SHARDS_AT_ONCE: usize = 8;
+
+/// More than any configuration has: a cursor that says so is none of ours.
+const SHARDS_MAX: u32 = 10_000;
+
+/// Pages of one step of archiving.
+const ARCHIVE_PAGES_MAX: usize = 20;
+
+/// Where the archiver goes on.
+#[derive(Default)]
+pub(super) struct Progress {
+    from: Option<Item>,
+}
+
+/// What is to be noted of batches when there is time.
+#[derive(Default)]
+pub(super) struct Expiring {
+    settled: VecDeque<BatchId>,
+    /// Since when the oldest waits.
+    since: Option<MonoMs>,
+    /// Batches that are dispatched and may not be marked so, and since when.
+    unmarked: BTreeMap<BatchId, Option<MonoMs>>,
+}
+
+impl Expiring {
+    /// Nothing is left to deliver of a batch, and no dead message is in it.
+    pub(super) fn settled(&mut self, id: BatchId) {
+        // What does not fit is left to the archiver.
+        if self.settled.len() < EXPIRING_MAX {
+            self.settled.push_back(id);
+        }
+    }
+
+    /// A batch is dispatched, but perhaps not marked.
+    pub(super) fn unmarked(&mut self, id: BatchId) {
+        if self.unmarked.len() < EXPIRING_MAX {
+            self.unmarked.insert(id, None);
+        }
+    }
+
+    pub(super) fn marked(&mut self, id: BatchId) {
+        self.unmarked.remove(&id);
+    }
+}
+
+/// A listing's place, in the cursor as base64 of JSON: shard by shard of one destination after the other, in
+/// the order of their names. In a shard batches stand in the order of their times, so a file's batches, which
+/// are all in one shard, come in theirs.
+#[derive(Clone, Serialize, Deserialize)]
+struct Place {
+    version: u32,
+    dispatched: bool,
+    /// The only one that is listed.
+    destination: Option<String>,
+    /// How many shards there are: other settings do not change a listing under way.
+    shards: u32,
+    topic: String,
+    shard: u32,
+    /// Identity and time of the last one that was listed of this shard.
+    after: Option<(String, u64)>,
+}
+
+const PLACE_VERSION: u32 = 1;
+
+impl Place {
+    fn time_attribute(&self) -> &'static str {
+        if self.dispatched { DELIVERY_TIME } else { OUTSTANDING_CREATED_TIME }
+    }
+
+    fn cursor(&self) -> Result<Cursor, StoreError> {
+        let json = serde_json::to_vec(self).map_err(|error| StoreError::Permanent(error.to_string()))?;
+        Ok(Cursor(URL_SAFE_NO_PAD.encode(json)))
+    }
+
+    fn read(cursor: &Cursor) -> Option<Self> {
+        let json = URL_SAFE_NO_PAD.decode(&cursor.0).ok()?;
+        let place: Self = serde_json::from_slice(&json).ok()?;
+        (place.version == PLACE_VERSION && (1..=SHARDS_MAX).contains(&place.shards)).then_some(place)
+    }
+
+    /// The shards from this place on.
+    fn walk(&self, topics: &[String]) -> Vec<Self> {
+        let mut walk = Vec::new();
+        for topic in topics.iter().filter(|topic| **topic >= self.topic) {
+            let first = if *topic == self.topic { self.shard } else { 0 };
+            for shard in first..self.shards {
+                let here = *topic == self.topic && shard == self.shard;
+                let after = self.after.clone().filter(|_| here);
+                walk.push(Self { topic: topic.clone(), shard, after, ..self.clone() });
+            }
+        }
+        walk
+    }
+}
+
+/// An entry of an index, with its time.
+type Timed = (u64, OutboxEntry);
+
+impl Shared {
+    pub(super) async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        let dispatched = query.dispatch == Dispatch::Dispatched;
+        let destination = query.destination.as_deref();
+        let place = match &query.cursor {
+            Some(cursor) => Place::read(cursor)
+                .filter(|place| (place.dispatched, place.destination.as_deref()) == (dispatched, destination))
+                .ok_or_else(|| {
+                    StoreError::Permanent("the cursor is none of this listing; begin without one".into())
+                })?,
+            None => Place {
+                version: PLACE_VERSION,
+                dispatched,
+                destination: destination.map(str::to_owned),
+                shards: self.settings.shards,
+                topic: destination.unwrap_or_default().to_owned(),
+                shard: 0,
+                after: None,
+            },
+        };
+        if query.limit == 0 {
+            return Ok(Page { entries: Vec::new(), next: query.cursor });
+        }
+        // The seed's lesson: five destinations of twenty shards are a hundred calls for nothing. If all there
+        // is fits into the page, a scan brings it with a few.
+        if query.cursor.is_none()
+            && destination.is_none()
+            && let Some(all) = self.scan_all(&place, query.limit).await?
+        {
+            return Ok(Page { entries: all, next: None });
+        }
+        let topics: Vec<_> = match destination {
+            Some(destination) => vec![destination.to_owned()],
+            None => self.known_destinations().await?.into_keys().collect(),
+        };
+        self.page_of(&place.walk(&topics), query.limit).await
+    }
+
+    /// Everything on one side, by time, if it is no more than `limit`.
+    async fn scan_all(&self, place: &Place, limit: usize) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
+        let segments = self.segments();
+        let pages: Vec<_> =
+            (0..segments).map(|segment| self.scan_segment(place, segment, segments, limit)).collect();
+        let pages: Vec<_> = stream::iter(pages).buffered(segments.into()).collect().await;
+        let mut all = Vec::new();
+        for page in pages {
+            let (entries, is_whole) = page?;
+            all.extend(entries);
+            if !is_whole || all.len() > limit {
+                return Ok(None);
+            }
+        }
+        all.sort_by_key(|(time, entry)| (*time, entry.id));
+        Ok(Some(all.into_iter().map(|(_, entry)| entry).collect()))
+    }
+
+    async fn scan_segment(
+        &self,
+        place: &Place,
+        segment: u16,
+        segments: u16,
+        limit: usize,
+    ) -> Result<(Vec<Timed>, bool), StoreError> {
+        let index =
+            if place.dispatched { schema::DELIVERED_ALL_TOPICS } else { schema::OUTSTANDING_ALL_TOPICS };
+        let call = self
+            .calls
+            .client
+            .scan()
+            .table_name(&self.calls.tables.outbox)
+            .index_name(index)
+            .segment(segment.into())
+            .total_segments(segments.into())
+            .limit(i32::try_from(limit + 1).unwrap_or(i32::MAX));
+        let output = self.calls.scan("listing batches", call).await?;
+        let entries = entries(output.items(), place.time_attribute())?;
+        Ok((entries, output.last_evaluated_key.is_none()))
+    }
+
+    /// Fills a page from the shards of a walk, in their order.
+    async fn page_of(&self, walk: &[Place], limit: usize) -> Result<Page, StoreError> {
+        let mut listed: Vec<OutboxEntry> = Vec::new();
+        let mut last: Option<Place> = None;
+        for places in walk.chunks(SHARDS_AT_ONCE) {
+            let room = limit - listed.len();
+            // One more than there is room for: a cursor never leads to nothing.
+            let pages: Vec<_> = places.iter().map(|place| self.shard_page(place, room + 1)).collect();
+            let pages: Vec<_> = stream::iter(pages).buffered(SHARDS_AT_ONCE).collect().await;
+            for (place, page) in places.iter().zip(pages) {
+                for (time, entry) in page? {
+                    if listed.len() == limit {
+                        let last = last.expect("a full page has a last entry");
+                        return Ok(Page { entries: listed, next: Some(last.cursor()?) });
+                    }
+                    last = Some(Place { after: Some((entry.id.to_string(), time)), ..place.clone() });
+                    listed.push(entry);
+                }
+            }
+        }
+        Ok(Page { entries: listed, next: None })
+    }
+
+    /// Up to `limit` entries of one shard.
+    async fn shard_page(&self, place: &Place, limit: usize) -> Result<Vec<Timed>, StoreError> {
+        let key = schema::topic_shard_key(&place.topic, place.shard);
+        let start = place.after.as_ref().map(|(id, time)| {
+            item([
+                (MESSAGE_ID, text(&**id)),
+                (place.time_attribute(), number(*time)),
+                (TOPIC_SHARD, text(&*key)),
+            ])
+        });
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.outbox)
+            .index_name(if place.dispatched { schema::DELIVERED } else { schema::OUTSTANDING })
+            .key_condition_expression("TopicShard = :shard")
+            .expression_attribute_values(":shard", text(&*key))
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
+        // A page may also end at a megabyte.
+        let (mut found, mut from) = (Vec::new(), start);
+        loop {
+            let call = call.clone().set_exclusive_start_key(from);
+            let (items, next) = self.calls.query("listing a destination's batches", call).await?;
+            found.extend(entries(&items, place.time_attribute())?);
+            from = next;
+            if from.is_none() || found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+        }
+    }
+
+    pub(super) async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
+        let keys: Vec<_> = ids.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
+        let found = self.calls.get_many("reading batches", &self.calls.tables.outbox, &keys, None).await?;
+        let mut fetched = Vec::with_capacity(ids.len());
+        for (&id, got) in ids.iter().zip(found) {
+            let answer = match got {
+                Got::Item(item) => Fetched::Batch(read_batch(item)?),
+                Got::Missing => Fetched::Missing,
+                Got::Unprocessed => Fetched::Unprocessed,
+            };
+            fetched.push((id, answer));
+        }
+        Ok(fetched)
+    }
+
+    pub(super) async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        let mut distinct = ids.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let kept = self.why_kept(&distinct).await?;
+        let table = &self.calls.tables.outbox;
+        let statement =
+            format!("DELETE FROM \"{table}\" WHERE {MESSAGE_ID}=? AND {OUTSTANDING_CREATED_TIME} IS MISSING");
+        let going: Vec<_> = distinct.iter().copied().filter(|id| !kept.contains_key(id)).collect();
+        let statements =
+            going.iter().map(|id| (statement.clone(), vec![text(id.to_string())])).collect::<Vec<_>>();
+        let answers = self.calls.execute("deleting batches", statements).await;
+        let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
+        let mut refused = Vec::new();
+        for (id, answer) in going.into_iter().zip(answers) {
+            match answer {
+                Stated::Done => {
+                    outcomes.insert(id, ItemOutcome::Ok);
+                }
+                Stated::Refused => refused.push(id),
+                Stated::Failed(outcome) => {
+                    outcomes.insert(id, outcome);
+                }
+            }
+        }
+        // Outstanding, or gone already?
+        let keys: Vec<_> = refused.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
+        let found = self.calls.get_many("looking for batches", table, &keys, Some(&[MESSAGE_ID])).await?;
+        for (id, got) in refused.into_iter().zip(found) {
+            let outcome = match got {
+                Got::Item(_) => ItemOutcome::Permanent(format!("batch {id} is outstanding")),
+                Got::Missing => ItemOutcome::Ok,
+                Got::Unprocessed => ItemOutcome::Retryable("the batch was not looked for".into()),
+            };
+            outcomes.insert(id, outcome);
+        }
+        outcomes.extend(kept.into_iter().map(|(id, why)| (id, ItemOutcome::Permanent(why))));
+        Ok(ids.iter().map(|id| (*id, outcomes[id].clone())).collect())
+    }
+
+    /// Which batches must be kept, and why. One that the ledger does not know is gone.
+    async fn why_kept(&self, ids: &[BatchId]) -> Result<BTreeMap<BatchId, String>, StoreError> {
+        let mut known = Known::new();
+        self.know(&mut known, ids.iter().copied(), false).await?;
+        let root = |id: &BatchId| Some(known.get(id)?.as_ref()?.root);
+        let roots: BTreeMap<BatchId, BatchId> = ids.iter().filter_map(|id| Some((*id, root(id)?))).collect();
+        let mut kept = BTreeMap::new();
+        let mut judged: BTreeMap<BatchId, Option<String>> = BTreeMap::new();
+        for (id, root) in roots {
+            let why = match judged.get(&root) {
+                Some(why) => why.clone(),
+                None => self.why_kept_root(&mut known, root).await?,
+            };
+            judged.insert(root, why.clone());
+            kept.extend(why.map(|why| (id, why)));
+        }
+        Ok(kept)
+    }
+
+    /// Looks at a root and at all batches that carry its messages on.
+    async fn why_kept_root(&self, known: &mut Known, root: BatchId) -> Result<Option<String>, StoreError> {
+        let mut next = vec![root];
+        while let Some(id) = next.pop() {
+            self.know(known, [id], false).await?;
+            let Some(Some(record)) = known.get(&id) else { continue };
+            if record.unsettled > 0 {
+                return Ok(Some(format!("batch {id} is not settled")));
+            }
+            if record.has_dead() {
+                return Ok(Some(format!("batch {id} holds dead messages: a redrive needs their rows")));
+            }
+            next.extend(&record.carried_by);
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn count_outstanding(&self) -> Result<u64, StoreError> {
+        let segments = self.segments();
+        let counts = (0..segments).map(|segment| self.count_segment(segment, segments));
+        let counts: Vec<_> =
+            stream::iter(counts.collect::<Vec<_>>()).buffered(segments.into()).collect().await;
+        counts.into_iter().sum()
+    }
+
+    async fn count_segment(&self, segment: u16, segments: u16) -> Result<u64, StoreError> {
+        let mut count = 0;
+        let mut from = None;
+        loop {
+            let call = self
+                .calls
+                .client
+                .scan()
+                .table_name(&self.calls.tables.outbox)
+                .index_name(schema::OUTSTANDING_ALL_TOPICS)
+                .select(Select::Count)
+                .segment(segment.into())
+                .total_segments(segments.into())
+                .set_exclusive_start_key(from);
+            let output = self.calls.scan("counting outstanding batches", call).await?;
+            count += u64::try_from(output.count).unwrap_or(0);
+            from = output.last_evaluated_key;
+            if from.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    pub(super) async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let mut progress = self.archive.lock().await;
+        let mut removed = 0;
+        for _ in 0..ARCHIVE_PAGES_MAX {
+            let call = self
+                .calls
+                .client
+                .scan()
+                .table_name(&self.calls.tables.outbox)
+                .index_name(schema::DELIVERED_ALL_TOPICS)
+                .filter_expression("#Delivered < :before")
+                .expression_attribute_names("#Delivered", DELIVERY_TIME)
+                .expression_attribute_values(":before", number(before.0.saturating_mul(1_000)))
+                .limit(i32::try_from(limit - removed).unwrap_or(i32::MAX).clamp(1, 1_000))
+                .set_exclusive_start_key(progress.from.take());
+            let output = self.calls.scan("looking for old batches", call).await?;
+            let ids: Result<Vec<BatchId>, _> =
+                output.items().iter().map(|item| Reading(item).batch_id(MESSAGE_ID)).collect();
+            let outcomes = self.delete(&ids?).await?;
+            removed += outcomes.iter().filter(|(_, outcome)| *outcome == ItemOutcome::Ok).count();
+            progress.from = output.last_evaluated_key;
+            if progress.from.is_none() || removed >= limit {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Does what was put off: notes that batches are dispatched and how long settled ones are kept. What
+    /// fails is left to the sweep and to the archiver.
+    pub(super) async fn keep_house(&self) {
+        let now = self.clock.mono();
+        let (unmarked, settled) = {
+            let mut expiring = lock(&self.expiring);
+            let mut unmarked = Vec::new();
+            for (id, since) in &mut expiring.unmarked {
+                if now.since(*since.get_or_insert(now)).as_millis() as u64 >= UNMARKED_MS {
+                    unmarked.push(*id);
+                }
+            }
+            for id in &unmarked {
+                expiring.unmarked.remove(id);
+            }
+            if self.settings.retention.is_none() {
+                expiring.settled.clear();
+            }
+            let mut settled = Vec::new();
+            if expiring.settled.is_empty() {
+                expiring.since = None;
+            } else {
+                let waited = now.since(*expiring.since.get_or_insert(now)).as_millis() as u64;
+                if expiring.settled.len() >= STATEMENTS_MAX || waited >= EXPIRY_LINGER_MS {
+                    expiring.since = None;
+                    settled = expiring.settled.drain(..).collect();
+                }
+            }
+            (unmarked, settled)
+        };
+        if !unmarked.is_empty() {
+            log_failures("marking dispatched batches", self.mark_dispatched(&unmarked).await);
+        }
+        let Some(retention) = self.settings.retention.filter(|_| !settled.is_empty()) else { return };
+        let settled: BTreeSet<_> = settled.into_iter().collect();
+        let expires = self.clock.wall().after(retention).0 / 1000;
+        let table = &self.calls.tables.outbox;
+        let statement = format!("UPDATE \"{table}\" SET {EXPIRES_AT}=? WHERE {MESSAGE_ID}=?");
+        let statements = settled
+            .iter()
+            .map(|id| (statement.clone(), vec![number(expires), text(id.to_string())]))
+            .collect::<Vec<_>>();
+        let answers = self.calls.execute("noting how long batches are kept", statements).await;
+        let outcomes = answers.into_iter().map(|answer| match answer {
+            // Refused: it is gone already.
+            Stated::Done | Stated::Refused => ItemOutcome::Ok,
+            Stated::Failed(outcome) => outcome,
+        });
+        log_failures("noting how long batches are kept", settled.into_iter().zip(outcomes).collect());
+    }
+}
+
+fn log_failures(what: &str, outcomes: Vec<(BatchId, ItemOutcome)>) {
+    let failed: Vec<_> = outcomes.into_iter().filter(|(_, outcome)| *outcome != ItemOutcome::Ok).collect();
+    if let Some((batch, first)) = failed.first() {
+        tracing::warn!(what, batches = failed.len(), %batch, ?first, "it is left to a later time");
+    }
+}
+
+/// Entries of an index and their times.
+fn entries(items: &[Item], time: &'static str) -> Result<Vec<Timed>, Damaged> {
+    let entry = |item: &Item| {
+        let reading = Reading(item);
+        let entry = OutboxEntry {
+            id: reading.batch_id(MESSAGE_ID)?,
+            destination: reading.text(TOPIC)?.into(),
+            count: reading.number(COUNT)?,
+            not_before: reading.time(NOT_BEFORE)?,
+            batch: None,
+        };
+        Ok((reading.number(time)?, entry))
+    };
+    items.iter().map(entry).collect()
+}

@@ -1,0 +1,139 @@
+//! A file's own item in the ledger table.
+
+use aws_sdk_dynamodb::types::TransactWriteItem;
+use postrider_actors::{
+    model::{
+        file::{Checkpoint, FileRecord, FileState},
+        ids::FileId,
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+
+use super::{
+    calls::{Change, ledger_key, put},
+    item::{
+        CLOSED_AT, DUPLICATES, Damaged, FEED, Item, OFFSET, OWNER, RECORD, REJECTED, REPORTED, ROWS_READ,
+        Reading, STAMP, STATE, VERSION, item, number, text, time,
+    },
+    schema,
+    state::Shared,
+};
+
+/// A file as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StoredFile {
+    pub(super) record: FileRecord,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) state: FileState,
+    pub(super) closed_at: Option<UnixMs>,
+    /// When it was stored first, unique within its owner: the order of files.
+    pub(super) stamp: u64,
+    /// The node that writes its report.
+    pub(super) owner: String,
+    /// How it stood when its report was written: see `reports::Look::mark`.
+    pub(super) reported: Option<String>,
+    /// Counts the steps.
+    pub(super) version: u64,
+}
+
+impl StoredFile {
+    pub(super) fn key(id: FileId) -> Item {
+        ledger_key(&schema::file_pk(id), schema::FILE_SK)
+    }
+
+    pub(super) fn read(item: &Item) -> Result<Self, Damaged> {
+        let reading = Reading(item);
+        let record = serde_json::from_str(reading.text(RECORD)?).map_err(|_| Damaged(RECORD))?;
+        let state = serde_json::from_str(reading.text(STATE)?).map_err(|_| Damaged(STATE))?;
+        Ok(Self {
+            record,
+            checkpoint: Checkpoint {
+                offset: reading.number(OFFSET)?,
+                rows: reading.number(ROWS_READ)?,
+                rejected: reading.number(REJECTED)?,
+                duplicates: reading.number(DUPLICATES)?,
+            },
+            state,
+            closed_at: reading.maybe_number(CLOSED_AT)?.map(UnixMs),
+            stamp: reading.number(STAMP)?,
+            owner: reading.text(OWNER)?.to_owned(),
+            reported: reading.maybe_text(REPORTED)?.map(str::to_owned),
+            version: reading.number(VERSION)?,
+        })
+    }
+
+    /// What a step changes.
+    fn step(&self) -> Result<Vec<(&'static str, aws_sdk_dynamodb::types::AttributeValue)>, StoreError> {
+        let mut step = vec![
+            (STATE, text(json(&self.state)?)),
+            (OFFSET, number(self.checkpoint.offset)),
+            (ROWS_READ, number(self.checkpoint.rows)),
+            (REJECTED, number(self.checkpoint.rejected)),
+            (DUPLICATES, number(self.checkpoint.duplicates)),
+        ];
+        step.extend(self.closed_at.map(|at| (CLOSED_AT, time(at))));
+        Ok(step)
+    }
+
+    /// The action that stores it, if it is new.
+    pub(super) fn insert(&self, table: &str) -> Result<TransactWriteItem, StoreError> {
+        let mut written = Self::key(self.record.id);
+        written.extend(item([
+            (RECORD, text(json(&self.record)?)),
+            (FEED, text(&self.record.feed)),
+            (STAMP, number(self.stamp)),
+            (OWNER, text(&self.owner)),
+            (VERSION, number(self.version)),
+        ]));
+        written.extend(self.step()?.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        put(table, written, Some("attribute_not_exists(Pk)"))
+    }
+
+    /// The action that stores its next step, if nobody else has stored one. The stored version is one
+    /// higher then. A report that was written is out of date.
+    pub(super) fn replace(&self, table: &str) -> Result<TransactWriteItem, StoreError> {
+        let mut update = String::from("SET #Version = :next");
+        let (mut names, mut values) = (vec![VERSION], vec![("Version", number(self.version))]);
+        values.push(("next", number(self.version + 1)));
+        for (name, value) in self.step()? {
+            update.push_str(&set(name));
+            names.push(name);
+            values.push((name, value));
+        }
+        update.push_str(" REMOVE #Reported");
+        names.push(REPORTED);
+        if self.closed_at.is_none() {
+            update.push_str(", #ClosedAt");
+            names.push(CLOSED_AT);
+        }
+        let key = Self::key(self.record.id);
+        Change { table, key, update, condition: Some("#Version = :Version"), names, values }.action()
+    }
+
+    /// The item that says that its report is yet to be written.
+    pub(super) fn open_item(&self) -> Item {
+        let sk = schema::stamped_sk(self.stamp, self.record.id);
+        ledger_key(&schema::open_pk(&self.owner, &self.record.feed), &sk)
+    }
+}
+
+/// One assignment of an update expression.
+pub(super) fn set(name: &str) -> String {
+    format!(", #{name} = :{name}")
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value)
+        .map_err(|error| StoreError::Permanent(format!("a file's record can't be written: {error}")))
+}
+
+impl Shared {
+    /// A file as it is stored now.
+    pub(super) async fn read_file(&self, id: FileId) -> Result<Option<StoredFile>, StoreError> {
+        let item = self.calls.get("reading a file", StoredFile::key(id)).await?;
+        let file = item.as_ref().map(StoredFile::read).transpose()?;
+        self.cache_file(id, file.clone());
+        Ok(file)
+    }
+}

@@ -1,0 +1,248 @@
+//! Attribute names and how values are written to and read from items.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
+use postrider_actors::{
+    model::{
+        batch::{BatchHeader, NewBatch, PayloadError},
+        ids::{BatchId, FileId},
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+
+use crate::adapters::embedded::codec;
+
+/// An item of either table.
+pub(super) type Item = HashMap<String, AttributeValue>;
+
+macro_rules! attributes {
+    ($($name:ident = $text:literal;)*) => {
+        $(pub(super) const $name: &str = $text;)*
+    };
+}
+
+attributes! {
+    // Both tables.
+    COUNT = "Count";
+    EXPIRES_AT = "ExpiresAt";
+    FILE = "File";
+    FIRST_ROW = "FirstRow";
+    NOT_BEFORE = "NotBefore";
+    TOPIC = "Topic";
+    ROOT = "Root";
+    DRIVE = "Drive";
+    ATTEMPT = "Attempt";
+    ACCEPTED_AT = "AcceptedAt";
+    // The outbox table. The names of its keys are the seed's.
+    MESSAGE_ID = "MessageId";
+    TOPIC_SHARD = "TopicShard";
+    OUTSTANDING_CREATED_TIME = "OutstandingCreatedTime";
+    DELIVERY_TIME = "DeliveryTime";
+    OWNER = "Owner";
+    HEADER = "Header";
+    PAYLOAD = "Payload";
+    HISTORY = "History";
+    // The ledger table.
+    PK = "Pk";
+    SK = "Sk";
+    VERSION = "Version";
+    BODY = "Body";
+    // … of a batch.
+    HEADER_DIGEST = "HeaderDigest";
+    ROWS = "Rows";
+    FENCE = "Fence";
+    HOLDER = "Holder";
+    UNTIL = "Until";
+    LOSSES = "Losses";
+    STATES = "States";
+    SENT = "Sent";
+    DEATHS = "Deaths";
+    UNSETTLED = "Unsettled";
+    CARRIED_BY = "CarriedBy";
+    BATCH = "Batch";
+    // … of a file.
+    RECORD = "Record";
+    OFFSET = "Offset";
+    ROWS_READ = "RowsRead";
+    REJECTED = "Rejected";
+    DUPLICATES = "Duplicates";
+    STATE = "State";
+    CLOSED_AT = "ClosedAt";
+    STAMP = "Stamp";
+    FEED = "Feed";
+    NAME = "Name";
+    REPORTED = "Reported";
+    // … of a file's counts and of the depth.
+    DEAD = "Dead";
+    RETRYING = "Retrying";
+    CHANGES = "Changes";
+    LAST_AT = "LastAt";
+    MESSAGES = "Messages";
+    // … of a destination.
+    DISABLED_AT = "DisabledAt";
+    REASON = "Reason";
+}
+
+/// A stored item that this program can't read.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("attribute {0} of an item is missing, damaged, or was written by a newer version")]
+pub(super) struct Damaged(pub(super) &'static str);
+
+impl From<Damaged> for StoreError {
+    fn from(damaged: Damaged) -> Self {
+        Self::Permanent(damaged.to_string())
+    }
+}
+
+pub(super) fn payload_damaged(error: PayloadError) -> StoreError {
+    StoreError::Permanent(format!("a stored batch can't be read: {error}"))
+}
+
+pub(super) fn number(value: impl Into<i128>) -> AttributeValue {
+    AttributeValue::N(value.into().to_string())
+}
+
+pub(super) fn time(at: UnixMs) -> AttributeValue {
+    number(at.0)
+}
+
+pub(super) fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+pub(super) fn blob(bytes: impl Into<Vec<u8>>) -> AttributeValue {
+    AttributeValue::B(Blob::new(bytes))
+}
+
+/// An item from its attributes.
+pub(super) fn item<const N: usize>(attributes: [(&str, AttributeValue); N]) -> Item {
+    attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Reads the attributes of an item.
+pub(super) struct Reading<'a>(pub(super) &'a Item);
+
+impl<'a> Reading<'a> {
+    pub(super) fn text(&self, name: &'static str) -> Result<&'a str, Damaged> {
+        self.maybe_text(name)?.ok_or(Damaged(name))
+    }
+
+    pub(super) fn maybe_text(&self, name: &'static str) -> Result<Option<&'a str>, Damaged> {
+        let value = self.0.get(name).map(AttributeValue::as_s).transpose();
+        Ok(value.map_err(|_| Damaged(name))?.map(String::as_str))
+    }
+
+    pub(super) fn number<T: std::str::FromStr>(&self, name: &'static str) -> Result<T, Damaged> {
+        self.maybe_number(name)?.ok_or(Damaged(name))
+    }
+
+    pub(super) fn maybe_number<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+    ) -> Result<Option<T>, Damaged> {
+        let value = self.0.get(name).map(AttributeValue::as_n).transpose().map_err(|_| Damaged(name))?;
+        value.map(|value| value.parse()).transpose().map_err(|_| Damaged(name))
+    }
+
+    pub(super) fn time(&self, name: &'static str) -> Result<UnixMs, Damaged> {
+        self.number(name).map(UnixMs)
+    }
+
+    pub(super) fn maybe_bytes(&self, name: &'static str) -> Result<Option<&'a [u8]>, Damaged> {
+        let value = self.0.get(name).map(AttributeValue::as_b).transpose();
+        Ok(value.map_err(|_| Damaged(name))?.map(Blob::as_ref))
+    }
+
+    pub(super) fn bytes(&self, name: &'static str) -> Result<&'a [u8], Damaged> {
+        self.maybe_bytes(name)?.ok_or(Damaged(name))
+    }
+
+    pub(super) fn batch_id(&self, name: &'static str) -> Result<BatchId, Damaged> {
+        self.text(name)?.parse().map_err(|_| Damaged(name))
+    }
+
+    pub(super) fn file_id(&self, name: &'static str) -> Result<FileId, Damaged> {
+        self.text(name)?.parse().map_err(|_| Damaged(name))
+    }
+}
+
+/// The attributes of a batch in the outbox table, those of its indexes left out.
+pub(super) fn write_batch(batch: &NewBatch) -> Result<Item, StoreError> {
+    let header = serde_json::to_string(&*batch.header)
+        .map_err(|error| StoreError::Permanent(format!("the header of batch {}: {error}", batch.id)))?;
+    let mut written = item([
+        (MESSAGE_ID, text(batch.id.to_string())),
+        (ROOT, text(batch.root.to_string())),
+        (FILE, text(batch.header.file.to_string())),
+        (TOPIC, text(&batch.header.destination)),
+        (HEADER, text(header)),
+        (FIRST_ROW, number(batch.first_row)),
+        (COUNT, number(batch.count)),
+        (DRIVE, number(batch.drive)),
+        (ATTEMPT, number(batch.attempt)),
+        (ACCEPTED_AT, time(batch.accepted_at)),
+        (NOT_BEFORE, time(batch.not_before)),
+        (PAYLOAD, blob(&batch.payload[..])),
+    ]);
+    if let Some(history) = codec::encode_history(&batch.history) {
+        written.insert(HISTORY.to_owned(), blob(history));
+    }
+    Ok(written)
+}
+
+/// Reads a batch of the outbox table. Takes its payload out of the item.
+pub(super) fn read_batch(mut item: Item) -> Result<NewBatch, Damaged> {
+    let payload = match item.remove(PAYLOAD) {
+        Some(AttributeValue::B(bytes)) => bytes.into_inner().into(),
+        _ => return Err(Damaged(PAYLOAD)),
+    };
+    let reading = Reading(&item);
+    let header: BatchHeader = serde_json::from_str(reading.text(HEADER)?).map_err(|_| Damaged(HEADER))?;
+    let history = reading.maybe_bytes(HISTORY)?.map(codec::decode_history).transpose();
+    Ok(NewBatch {
+        id: reading.batch_id(MESSAGE_ID)?,
+        root: reading.batch_id(ROOT)?,
+        header: header.into(),
+        first_row: reading.number(FIRST_ROW)?,
+        count: reading.number(COUNT)?,
+        drive: reading.number(DRIVE)?,
+        attempt: reading.number(ATTEMPT)?,
+        accepted_at: reading.time(ACCEPTED_AT)?,
+        not_before: reading.time(NOT_BEFORE)?,
+        payload,
+        history: history.map_err(|_| Damaged(HISTORY))?.unwrap_or_default(),
+    })
+}
+
+/// Roughly what an item takes of DynamoDB's limits: names and values, numbers by their digits
+/// ("DynamoDB item sizes and formats").
+pub(super) fn size(item: &Item) -> usize {
+    item.iter().map(|(name, value)| name.len() + value_size(value)).sum()
+}
+
+fn value_size(value: &AttributeValue) -> usize {
+    match value {
+        AttributeValue::S(text) | AttributeValue::N(text) => text.len() + 1,
+        AttributeValue::B(bytes) => bytes.as_ref().len(),
+        AttributeValue::L(values) => 3 + values.iter().map(|value| 1 + value_size(value)).sum::<usize>(),
+        _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_actors::testing::fixtures;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_reads_back() {
+        let file = fixtures::file("feed", 1, &["d"]);
+        let mut batch = fixtures::batch(&file, "d", 3..=9, UnixMs(5));
+        batch.history = vec![vec![fixtures::failed(UnixMs(4))]; 7];
+        assert_eq!(read_batch(write_batch(&batch).unwrap()).unwrap(), batch);
+        assert_eq!(read_batch(Item::new()), Err(Damaged(PAYLOAD)));
+    }
+}

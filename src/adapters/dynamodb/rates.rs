@@ -1,0 +1,53 @@
+//! `RateTable`: the leases of a destination's rate, one item changed by compare-and-set.
+
+use postrider_actors::{model::rate_share::RateLeases, ports::StoreError};
+
+use super::{
+    calls::{Change, ledger_key},
+    item::{BODY, Damaged, Item, Reading, VERSION, number, text},
+    schema,
+    state::Shared,
+};
+
+fn key(destination: &str) -> Item {
+    ledger_key(&schema::rate_pk(destination), "rate")
+}
+
+impl Shared {
+    pub(super) async fn load_rates(&self, destination: &str) -> Result<RateLeases, StoreError> {
+        let Some(item) = self.calls.get("reading a shared rate", key(destination)).await? else {
+            return Ok(RateLeases::default());
+        };
+        let body = Reading(&item).text(BODY)?;
+        Ok(serde_json::from_str(body).map_err(|_| Damaged(BODY))?)
+    }
+
+    pub(super) async fn store_rates(
+        &self,
+        destination: &str,
+        leases: &RateLeases,
+    ) -> Result<bool, StoreError> {
+        let Some(before) = leases.version.checked_sub(1) else { return Ok(false) };
+        let body = serde_json::to_string(leases)
+            .map_err(|error| StoreError::Permanent(format!("a shared rate can't be written: {error}")))?;
+        let mut values = vec![("Version", number(leases.version)), ("Body", text(&*body))];
+        let condition = if before == 0 {
+            "attribute_not_exists(Pk)"
+        } else {
+            values.push(("before", number(before)));
+            "#Version = :before"
+        };
+        let change = Change {
+            table: &self.calls.tables.ledger,
+            key: key(destination),
+            update: "SET #Version = :Version, #Body = :Body".into(),
+            condition: Some(condition),
+            names: vec![VERSION, BODY],
+            values,
+        };
+        let Err(refused) = self.calls.update("storing a shared rate", change).await? else { return Ok(true) };
+        // Done by a try that was not answered?
+        let is_ours = |item: &Item| Reading(item).text(BODY) == Ok(&*body);
+        Ok(refused.as_ref().is_some_and(is_ours))
+    }
+}

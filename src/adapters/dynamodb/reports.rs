@@ -1,0 +1,335 @@
+//! What there is to say of files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt as _, stream};
+use postrider_actors::{
+    model::{
+        file::{DestinationCounts, FileReport, Reject},
+        ids::FileId,
+        time::{MonoMs, UnixMs},
+    },
+    ports::StoreError,
+};
+
+use super::{
+    calls::{Change, PARALLEL_CALLS},
+    files::StoredFile,
+    item::{BODY, CHANGES, DEAD, Damaged, FILE, Item, LAST_AT, REPORTED, RETRYING, Reading, SENT, SK, text},
+    schema,
+    state::{Shared, lock},
+};
+use crate::adapters::embedded::codec;
+
+/// Open files of one feed that one look goes through; the next one goes on.
+const LOOK_MAX: u16 = 500;
+
+/// Files whose marks are remembered, and touched files: beyond that a full look finds them.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// A file as it stands.
+pub(super) struct Look {
+    pub(super) stored: StoredFile,
+    pub(super) report: FileReport,
+    /// Names how it stands: it is another one after every change.
+    pub(super) mark: String,
+}
+
+/// What is remembered for writing reports.
+#[derive(Default)]
+pub(super) struct Reporting {
+    /// Files that changed since they were last looked at, and their feeds if they are known.
+    touched: BTreeMap<FileId, Option<Arc<str>>>,
+    /// How settled files stood when they were handed out.
+    marks: HashMap<FileId, String>,
+    /// Settled files that were handed out and are not marked as reported yet.
+    unreported: BTreeMap<FileId, Arc<str>>,
+    /// When each feed's open files were looked through, and where the next look goes on.
+    looks: HashMap<Arc<str>, (MonoMs, Option<Item>)>,
+}
+
+impl Reporting {
+    pub(super) fn touch(&mut self, feed: Arc<str>, file: FileId) {
+        self.insert(file, Some(feed));
+    }
+
+    fn insert(&mut self, file: FileId, feed: Option<Arc<str>>) {
+        if self.touched.len() < REMEMBERED_MAX {
+            let known = self.touched.entry(file).or_default();
+            *known = feed.or_else(|| known.take());
+        }
+    }
+}
+
+impl Shared {
+    /// Takes note that a file's counts have changed.
+    pub(super) fn touched_file(&self, file: FileId) {
+        let feed = self.cached_file(file).map(|known| Arc::from(known.record.feed.as_str()));
+        lock(&self.reporting).insert(file, feed);
+    }
+
+    /// A file and its counts, in one read. They are read one after the other, so they may be of different
+    /// moments; who acts on them acts again when they change.
+    pub(super) async fn look_at(&self, id: FileId) -> Result<Option<Look>, StoreError> {
+        let items = self.calls.partition("reading a file", &schema::file_pk(id), schema::FILE_SK).await?;
+        look(&items)
+    }
+
+    pub(super) async fn rejects(
+        &self,
+        id: FileId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Reject>, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(Vec::new()) };
+        let mut found: BTreeMap<u64, Reject> = BTreeMap::new();
+        let mut from = None;
+        loop {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+                .expression_attribute_values(":pk", text(schema::file_pk(id)))
+                .expression_attribute_values(":first", text(schema::rejects_sk(after.saturating_add(1))))
+                .expression_attribute_values(":last", text(schema::rejects_sk(u64::MAX)))
+                .consistent_read(true)
+                // A chunk holds a hundred kilobytes: few of them are enough for a page.
+                .limit(4)
+                .set_exclusive_start_key(from);
+            let (items, next) = self.calls.query("reading rejected rows", call).await?;
+            for item in &items {
+                let rejects = codec::decode_rejects(Reading(item).bytes(BODY)?).map_err(|_| Damaged(BODY))?;
+                for reject in rejects {
+                    // Beyond the checkpoint is what a crash left behind; and it may be there twice.
+                    if reject.row > after && reject.row <= file.checkpoint.rows {
+                        found.entry(reject.row).or_insert(reject);
+                    }
+                }
+            }
+            from = next;
+            if from.is_none() || found.len() >= limit {
+                return Ok(found.into_values().take(limit).collect());
+            }
+        }
+    }
+
+    /// Up to `limit` files by the order in which they were stored, the latest first.
+    pub(super) async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        let mut ids = Vec::new();
+        let mut from = None;
+        while ids.len() < limit {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk")
+                .expression_attribute_values(":pk", text(schema::FILES_PK))
+                .scan_index_forward(false)
+                .consistent_read(true)
+                .limit(i32::try_from(limit - ids.len()).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(from);
+            let (items, next) = self.calls.query("listing files", call).await?;
+            for item in &items {
+                ids.push(Reading(item).file_id(FILE)?);
+            }
+            from = next;
+            if from.is_none() {
+                break;
+            }
+        }
+        let looks = self.look_at_all(ids).await?;
+        Ok(looks.into_iter().map(|look| look.report).collect())
+    }
+
+    async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<Look>, StoreError> {
+        let looks = stream::iter(ids).map(|id| self.look_at(id)).buffered(PARALLEL_CALLS);
+        let looks: Vec<_> = looks.collect().await;
+        looks.into_iter().filter_map(Result::transpose).collect()
+    }
+
+    pub(super) async fn settled_files(
+        &self,
+        feed: &str,
+        limit: usize,
+    ) -> Result<Vec<FileReport>, StoreError> {
+        // The sweeper's turn is the time for what nobody waits for.
+        self.keep_house().await;
+        let feed: Arc<str> = feed.into();
+        let mut ids: BTreeSet<FileId> = {
+            let reporting = lock(&self.reporting);
+            let is_of =
+                |(_, known): &(&FileId, &Option<Arc<str>>)| known.as_ref().is_none_or(|of| *of == feed);
+            let touched = reporting.touched.iter().filter(is_of).map(|(id, _)| *id);
+            let unreported = reporting.unreported.iter().filter(|(_, of)| **of == feed).map(|(id, _)| *id);
+            touched.chain(unreported).take(LOOK_MAX.into()).collect()
+        };
+        ids.extend(self.open_files_if_due(&feed).await?);
+        let mut settled = Vec::new();
+        for id in ids {
+            // Taken off before it is looked at: a change that comes now is looked at again.
+            lock(&self.reporting).touched.remove(&id);
+            let look = match self.look_at(id).await {
+                Ok(Some(look)) => look,
+                Ok(None) => continue,
+                Err(error) => {
+                    lock(&self.reporting).insert(id, None);
+                    return Err(error);
+                }
+            };
+            if *look.report.file.feed != *feed {
+                let of = Arc::from(look.report.file.feed.as_str());
+                lock(&self.reporting).insert(id, Some(of));
+                continue;
+            }
+            settled.extend(self.unreported(look, &feed).await?);
+        }
+        settled.sort_by_key(|look| (look.stored.stamp, look.report.file.id));
+        settled.truncate(limit);
+        let mut reporting = lock(&self.reporting);
+        for look in &settled {
+            if reporting.marks.len() >= REMEMBERED_MAX {
+                reporting.marks.clear();
+            }
+            reporting.marks.insert(look.report.file.id, look.mark.clone());
+        }
+        Ok(settled.into_iter().map(|look| look.report).collect())
+    }
+
+    /// The look, if it is to be reported by this process.
+    async fn unreported(&self, look: Look, feed: &Arc<str>) -> Result<Option<Look>, StoreError> {
+        let id = look.report.file.id;
+        let is_reported = look.stored.reported.as_ref() == Some(&look.mark);
+        if !is_reported && look.stored.reported.is_some() {
+            // Its report is out of date, and its owner may look for it no more.
+            self.calls.put_all("opening a file again", vec![look.stored.open_item()]).await?;
+        }
+        if is_reported || look.stored.owner != self.node || look.report.settled_at.is_none() {
+            lock(&self.reporting).unreported.remove(&id);
+            return Ok(None);
+        }
+        let mut reporting = lock(&self.reporting);
+        if reporting.unreported.len() < REMEMBERED_MAX {
+            reporting.unreported.insert(id, feed.clone());
+        }
+        drop(reporting);
+        Ok(Some(look))
+    }
+
+    /// Some of this node's open files, if it is time to look through them: others may have settled them.
+    async fn open_files_if_due(&self, feed: &Arc<str>) -> Result<Vec<FileId>, StoreError> {
+        let now = self.clock.mono();
+        let from = match lock(&self.reporting).looks.get(feed) {
+            Some((at, _)) if now.since(*at) < self.settings.look_interval => return Ok(Vec::new()),
+            Some((_, from)) => from.clone(),
+            None => None,
+        };
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.ledger)
+            .key_condition_expression("Pk = :pk")
+            .expression_attribute_values(":pk", text(schema::open_pk(&self.node, feed)))
+            .consistent_read(true)
+            .limit(LOOK_MAX.into())
+            .set_exclusive_start_key(from);
+        let (items, next) = self.calls.query("looking through open files", call).await?;
+        lock(&self.reporting).looks.insert(feed.clone(), (now, next));
+        let id = |item: &Item| -> Result<FileId, Damaged> {
+            let file = Reading(item).text(SK)?.rsplit_once('#').and_then(|(_, file)| file.parse().ok());
+            file.ok_or(Damaged(SK))
+        };
+        Ok(items.iter().map(id).collect::<Result<_, _>>()?)
+    }
+
+    pub(super) async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
+        let marks: Vec<_> = files.iter().map(|id| self.mark_one(*id)).collect();
+        let marked: Vec<Result<(), StoreError>> =
+            stream::iter(marks).buffered(PARALLEL_CALLS).collect().await;
+        marked.into_iter().collect()
+    }
+
+    async fn mark_one(&self, id: FileId) -> Result<(), StoreError> {
+        let remembered = lock(&self.reporting).marks.get(&id).cloned();
+        let mark = match remembered {
+            // What has changed since is reported again, because the mark is another one then.
+            Some(mark) => mark,
+            None => match self.look_at(id).await? {
+                Some(look) if look.report.settled_at.is_some() => look.mark,
+                _ => return Ok(()),
+            },
+        };
+        let change = Change {
+            table: &self.calls.tables.ledger,
+            key: StoredFile::key(id),
+            update: "SET #Reported = :Reported".into(),
+            condition: Some("attribute_exists(Pk)"),
+            names: vec![REPORTED],
+            values: vec![("Reported", text(mark))],
+        };
+        if let Ok(item) = self.calls.update("marking a report", change).await? {
+            let file = StoredFile::read(&item)?;
+            let open = file.open_item();
+            self.cache_file(id, Some(file));
+            self.calls.remove("closing a file", open).await?;
+        }
+        let mut reporting = lock(&self.reporting);
+        reporting.unreported.remove(&id);
+        reporting.marks.remove(&id);
+        Ok(())
+    }
+}
+
+/// Puts together what the items of a file say.
+pub(super) fn look(items: &[Item]) -> Result<Option<Look>, StoreError> {
+    let mut stored = None;
+    let mut counts: BTreeMap<&str, DestinationCounts> = BTreeMap::new();
+    let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 3]>::new(), 0u64, None);
+    for item in items {
+        let reading = Reading(item);
+        let sk = reading.text(SK)?;
+        if sk == schema::FILE_SK {
+            stored = Some(StoredFile::read(item)?);
+            continue;
+        }
+        let destination = sk.split('#').nth(1).ok_or(Damaged(SK))?;
+        let sum = sums.entry(destination).or_default();
+        for (sum, name) in sum.iter_mut().zip([SENT, DEAD, RETRYING]) {
+            *sum += reading.number::<i64>(name)?;
+        }
+        changes += reading.number::<u64>(CHANGES)?;
+        last_at = last_at.max(reading.maybe_number(LAST_AT)?.map(UnixMs));
+    }
+    let Some(stored) = stored else { return Ok(None) };
+    let checkpoint = stored.checkpoint;
+    // Every row that was read and neither rejected nor left out is a message at each destination (I1).
+    let accepted = checkpoint.rows - checkpoint.rejected - checkpoint.duplicates;
+    for name in &stored.record.destinations {
+        let [sent, dead, retrying] =
+            sums.get(name.as_str()).copied().unwrap_or_default().map(|sum| u64::try_from(sum).unwrap_or(0));
+        counts.insert(name, DestinationCounts { accepted, sent, dead, retrying });
+    }
+    let mut report = FileReport {
+        file: stored.record.clone(),
+        state: stored.state.clone(),
+        closed_at: stored.closed_at,
+        settled_at: None,
+        rows: checkpoint.rows,
+        rejected: checkpoint.rejected,
+        duplicates: checkpoint.duplicates,
+        destinations: counts.into_iter().map(|(name, counts)| (name.to_owned(), counts)).collect(),
+    };
+    // Exactly all of them: parts that were read at different moments may come to more.
+    let is_exact = report.destinations.values().all(|counts| counts.sent + counts.dead == counts.accepted);
+    if report.is_settled() && is_exact {
+        report.settled_at = report.closed_at.max(last_at);
+    }
+    let mark = format!("{}.{changes}", stored.version);
+    Ok(Some(Look { stored, report, mark }))
+}

@@ -1,0 +1,485 @@
+//! The tables: their layout, their version, making and checking them.
+//!
+//! # Layout, version 1
+//!
+//! **The outbox table** `NAME`: one item per batch, keyed by `MessageId` (the batch id; the seed's word). It is
+//! written when the batch is accepted, once when it is dispatched, and once more for its retention.
+//!
+//! | attribute | | |
+//! |---|---|---|
+//! | `MessageId` | S | the batch id, hash key |
+//! | `Topic` | S | the destination |
+//! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9) |
+//! | `OutstandingCreatedTime` | N | microseconds; only while it is not dispatched |
+//! | `DeliveryTime` | N | microseconds; only when it is dispatched |
+//! | `Owner` | S | the process that made it, `NODE-START` |
+//! | `Root`, `File`, `FirstRow`, `Count`, `Drive`, `Attempt`, `AcceptedAt`, `NotBefore` | | of `NewBatch`; times in milliseconds |
+//! | `Header` | S | `BatchHeader` as JSON |
+//! | `Payload`, `History` | B | as `model::batch` and the embedded store's codec encode them |
+//! | `ExpiresAt` | N | seconds; the table's TTL |
+//!
+//! Its indexes are sparse and leave the payload out: `Outstanding` (`TopicShard`, `OutstandingCreatedTime`),
+//! `OutstandingAllTopics` (`OutstandingCreatedTime`, `MessageId`), `Delivered` (`TopicShard`, `DeliveryTime`),
+//! `DeliveredAllTopics` (`DeliveryTime`, `MessageId`). Times are unique within a process and only grow, so that
+//! batches of one file, which are in one shard, come in their order.
+//!
+//! **The ledger table** `NAME-ledger`, keyed by `Pk` and `Sk`: all that changes, and all that is about more than
+//! one batch. `ROW` is 16 hex digits, `NODE` a process's name without its start number.
+//!
+//! | `Pk` | `Sk` | what |
+//! |---|---|---|
+//! | `batch#ID` | `batch` | a batch's record: whose it is, claim (`Fence`, `Holder`, `Until`, `Losses`), `States`, `Sent`, `Deaths`, `Unsettled`, `CarriedBy` (ids of the batches that carry on its retrying messages), `Version` |
+//! | `file#ID` | `batch#DESTINATION#ROW` | the first-attempt batch that begins at this row: `Batch`, `Count` |
+//! | | `file` | the file: `Record` (JSON), checkpoint, `State`, `ClosedAt`, `Owner`, `Reported` |
+//! | | `file#DESTINATION#NODE` | what that node counted: `Sent`, `Dead`, `Retrying`, `Changes`, `LastAt`; to be summed. What was accepted follows from the checkpoint |
+//! | | `rejects#ROW`, `duplicates#ROW` | chunks by their last row: `Body` |
+//! | `files` | `STAMP#ID` | every file in the order of its first rows: `Name`, `Feed` |
+//! | `open#NODE#FEED` | `STAMP#ID` | files whose final report that node has yet to write |
+//! | `dead` | `FILE#DESTINATION#ROW#ID` | batches that hold dead messages, by their first row |
+//! | `destinations` | `NAME` | every destination that was appended to; if it is disabled, `DisabledAt` and `Reason` |
+//! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages: `Messages`; to be summed |
+//! | `entry#FEED#ID` | `entry` | an entry of an inbound queue that was taken; expires |
+//! | `rate#DESTINATION` | `rate` | the leases of a shared rate |
+//! | `schema` | `version` | `Version` |
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{
+    Client,
+    error::ProvideErrorMetadata as _,
+    types::{
+        AttributeDefinition, BillingMode, GlobalSecondaryIndex, IndexStatus, KeySchemaElement, KeyType,
+        Projection, ProjectionType, ScalarAttributeType, TableDescription, TableStatus,
+        TimeToLiveSpecification, TimeToLiveStatus,
+    },
+};
+use postrider_actors::{
+    model::{
+        ids::{BatchId, FileId},
+        shard::shard,
+    },
+    ports::StoreError,
+};
+
+use super::{
+    calls::{Tables, ledger_key},
+    item::{
+        COUNT, DELIVERY_TIME, EXPIRES_AT, FILE, FIRST_ROW, MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME,
+        OWNER, PK, Reading, SK, TOPIC, TOPIC_SHARD, VERSION, number,
+    },
+    retry::insist,
+};
+
+/// The layout that this program reads and writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+pub(super) const OUTSTANDING: &str = "Outstanding";
+pub(super) const OUTSTANDING_ALL_TOPICS: &str = "OutstandingAllTopics";
+pub(super) const DELIVERED: &str = "Delivered";
+pub(super) const DELIVERED_ALL_TOPICS: &str = "DeliveredAllTopics";
+
+pub(super) const BATCH_PREFIX: &str = "batch#";
+pub(super) const BATCH_SK: &str = "batch";
+pub(super) const FILE_SK: &str = "file";
+pub(super) const FILES_PK: &str = "files";
+pub(super) const DEAD_PK: &str = "dead";
+pub(super) const DEPTH_PK: &str = "depth";
+pub(super) const DESTINATIONS_PK: &str = "destinations";
+
+/// How long a table or index may take until it can be used. Indexes on a table with data take longer; then
+/// `migrate` says so and can be run again.
+const ACTIVE_WAIT: Duration = Duration::from_mins(10);
+const ACTIVE_POLL: Duration = Duration::from_millis(500);
+
+pub(super) fn batch_pk(id: BatchId) -> String {
+    format!("{BATCH_PREFIX}{id}")
+}
+
+pub(super) fn file_pk(id: FileId) -> String {
+    format!("file#{id}")
+}
+
+pub(super) fn batch_of_file_sk(destination: &str, first_row: u64) -> String {
+    format!("batch#{destination}#{first_row:016x}")
+}
+
+pub(super) fn counts_sk(destination: &str, node: &str) -> String {
+    format!("file#{destination}#{node}")
+}
+
+pub(super) fn rejects_sk(last_row: u64) -> String {
+    format!("rejects#{last_row:016x}")
+}
+
+pub(super) fn duplicates_sk(last_row: u64) -> String {
+    format!("duplicates#{last_row:016x}")
+}
+
+pub(super) fn stamped_sk(stamp: u64, file: FileId) -> String {
+    format!("{stamp:016x}#{file}")
+}
+
+pub(super) fn open_pk(node: &str, feed: &str) -> String {
+    format!("open#{node}#{feed}")
+}
+
+pub(super) fn dead_sk(file: FileId, destination: &str, first_row: u64, batch: BatchId) -> String {
+    format!("{file}#{destination}#{first_row:016x}#{batch}")
+}
+
+pub(super) fn entry_pk(feed: &str, id: &str) -> String {
+    format!("entry#{feed}#{id}")
+}
+
+pub(super) fn rate_pk(destination: &str) -> String {
+    format!("rate#{destination}")
+}
+
+/// The shard of one destination's batches of a file in the indexes (S3.9).
+pub(super) fn topic_shard(destination: &str, file: FileId, shards: u32) -> String {
+    topic_shard_key(destination, shard(Some(&file.to_string()), shards, 0))
+}
+
+pub(super) fn topic_shard_key(destination: &str, shard: u32) -> String {
+    format!("{destination}#{shard:02}")
+}
+
+/// An index as it has to be.
+struct IndexSpec {
+    name: &'static str,
+    hash: (&'static str, ScalarAttributeType),
+    range: (&'static str, ScalarAttributeType),
+    include: &'static [&'static str],
+}
+
+fn indexes() -> [IndexSpec; 4] {
+    use ScalarAttributeType::{N, S};
+    let outstanding: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE, OWNER];
+    let delivered: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE];
+    [
+        IndexSpec {
+            name: OUTSTANDING,
+            hash: (TOPIC_SHARD, S),
+            range: (OUTSTANDING_CREATED_TIME, N),
+            include: outstanding,
+        },
+        IndexSpec {
+            name: OUTSTANDING_ALL_TOPICS,
+            hash: (OUTSTANDING_CREATED_TIME, N),
+            range: (MESSAGE_ID, S),
+            include: outstanding,
+        },
+        IndexSpec { name: DELIVERED, hash: (TOPIC_SHARD, S), range: (DELIVERY_TIME, N), include: delivered },
+        IndexSpec {
+            name: DELIVERED_ALL_TOPICS,
+            hash: (DELIVERY_TIME, N),
+            range: (MESSAGE_ID, S),
+            include: delivered,
+        },
+    ]
+}
+
+fn built<T>(result: Result<T, aws_sdk_dynamodb::error::BuildError>) -> Result<T, StoreError> {
+    result.map_err(|error| StoreError::Permanent(format!("a call to DynamoDB can't be built: {error}")))
+}
+
+fn key(name: &str, kind: KeyType) -> Result<KeySchemaElement, StoreError> {
+    built(KeySchemaElement::builder().attribute_name(name).key_type(kind).build())
+}
+
+fn attribute(name: &str, kind: ScalarAttributeType) -> Result<AttributeDefinition, StoreError> {
+    built(AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build())
+}
+
+fn global_index(spec: &IndexSpec) -> Result<GlobalSecondaryIndex, StoreError> {
+    let mut projection = Projection::builder().projection_type(ProjectionType::Include);
+    for name in spec.include {
+        projection = projection.non_key_attributes(*name);
+    }
+    built(
+        GlobalSecondaryIndex::builder()
+            .index_name(spec.name)
+            .key_schema(key(spec.hash.0, KeyType::Hash)?)
+            .key_schema(key(spec.range.0, KeyType::Range)?)
+            .projection(projection.build())
+            .build(),
+    )
+}
+
+/// Makes what is missing of the tables, and brings them up to date. Refuses what a newer version made. What
+/// is there already is left as it is, its billing mode and tags too.
+pub(super) async fn migrate(client: &Client, tables: &Tables) -> Result<(), StoreError> {
+    match describe(client, &tables.outbox).await? {
+        None => create_outbox(client, &tables.outbox).await?,
+        Some(table) => {
+            for spec in indexes() {
+                if !index_names(&table).any(|name| name == spec.name) {
+                    add_index(client, &tables.outbox, &spec).await?;
+                }
+            }
+        }
+    }
+    if describe(client, &tables.ledger).await?.is_none() {
+        create_ledger(client, &tables.ledger).await?;
+    }
+    for table in [&tables.outbox, &tables.ledger] {
+        wait_active(client, table).await?;
+        enable_ttl(client, table).await?;
+    }
+    match version(client, tables).await? {
+        None => {
+            let mut item = ledger_key("schema", "version");
+            item.insert(VERSION.to_owned(), number(SCHEMA_VERSION));
+            let put = client.put_item().table_name(&tables.ledger).set_item(Some(item));
+            insist("writing the schema version", || put.clone().send()).await?;
+            Ok(())
+        }
+        Some(version) => check_version(version, tables),
+    }
+}
+
+/// What is wrong with the tables, each as a sentence; empty if they can be used. Changes nothing.
+pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String>, StoreError> {
+    let mut wrong = Vec::new();
+    let mut is_there = true;
+    for table in [&tables.outbox, &tables.ledger] {
+        let Some(description) = describe(client, table).await? else {
+            wrong.push(format!("table {table} is missing; `postrider migrate` makes it"));
+            is_there = false;
+            continue;
+        };
+        if !matches!(description.table_status(), Some(TableStatus::Active | TableStatus::Updating)) {
+            let status = description.table_status().map_or("unknown", TableStatus::as_str);
+            wrong.push(format!("table {table} is {status}, not ACTIVE"));
+        }
+        let expected: &[_] = if table == &tables.outbox {
+            &[(MESSAGE_ID, KeyType::Hash)]
+        } else {
+            &[(PK, KeyType::Hash), (SK, KeyType::Range)]
+        };
+        wrong.extend(wrong_keys(&format!("table {table}"), description.key_schema(), expected));
+        if table == &tables.outbox {
+            wrong.extend(wrong_indexes(table, &description));
+        }
+        if !has_ttl(client, table).await? {
+            wrong.push(format!(
+                "table {table} has no TTL on {EXPIRES_AT}; `postrider migrate` switches it on"
+            ));
+        }
+    }
+    if is_there {
+        match version(client, tables).await? {
+            None => {
+                wrong.push(format!("table {} has no schema version; run `postrider migrate`", tables.ledger));
+            }
+            Some(version) => {
+                wrong.extend(check_version(version, tables).err().map(|error| error.to_string()));
+            }
+        }
+    }
+    Ok(wrong)
+}
+
+/// Refuses tables that can't be used: cheap enough for every start.
+pub(super) async fn check_start(client: &Client, tables: &Tables) -> Result<(), StoreError> {
+    match version(client, tables).await? {
+        Some(version) => check_version(version, tables),
+        None => Err(StoreError::Permanent(format!(
+            "table {} has no schema version; run `postrider migrate`",
+            tables.ledger
+        ))),
+    }
+}
+
+fn check_version(version: u32, tables: &Tables) -> Result<(), StoreError> {
+    if version == SCHEMA_VERSION {
+        return Ok(());
+    }
+    Err(StoreError::Permanent(format!(
+        "table {} has schema version {version}, this program reads {SCHEMA_VERSION}: use a newer program",
+        tables.ledger
+    )))
+}
+
+fn wrong_keys(what: &str, found: &[KeySchemaElement], expected: &[(&str, KeyType)]) -> Option<String> {
+    let found: Vec<_> = found.iter().map(|key| (key.attribute_name(), key.key_type().clone())).collect();
+    (found != expected).then(|| {
+        let names =
+            |keys: &[(&str, KeyType)]| keys.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        format!(
+            "{what} has the key {}, not {}; it was made by something else",
+            names(&found),
+            names(expected)
+        )
+    })
+}
+
+fn wrong_indexes(table: &str, description: &TableDescription) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for spec in indexes() {
+        let found =
+            description.global_secondary_indexes().iter().find(|index| index.index_name() == Some(spec.name));
+        let Some(found) = found else {
+            wrong.push(format!("table {table} has no index {}; `postrider migrate` makes it", spec.name));
+            continue;
+        };
+        let what = format!("index {} of table {table}", spec.name);
+        let expected = [(spec.hash.0, KeyType::Hash), (spec.range.0, KeyType::Range)];
+        wrong.extend(wrong_keys(&what, found.key_schema(), &expected));
+        let projection = found.projection();
+        let is_all = projection.and_then(Projection::projection_type) == Some(&ProjectionType::All);
+        let included = projection.map_or(&[][..], Projection::non_key_attributes);
+        for name in spec.include {
+            if !is_all && !included.iter().any(|included| included == name) {
+                wrong.push(format!(
+                    "{what} does not project {name}; delete the index and run `postrider migrate`"
+                ));
+            }
+        }
+        if found.index_status() != Some(&IndexStatus::Active) {
+            let status = found.index_status().map_or("unknown", IndexStatus::as_str);
+            wrong.push(format!("{what} is {status}, not ACTIVE"));
+        }
+    }
+    wrong
+}
+
+fn index_names(table: &TableDescription) -> impl Iterator<Item = &str> {
+    table.global_secondary_indexes().iter().filter_map(|index| index.index_name())
+}
+
+/// What the service says of a table; `None` if there is none.
+async fn describe(client: &Client, table: &str) -> Result<Option<TableDescription>, StoreError> {
+    let call = client.describe_table().table_name(table);
+    let described = insist("describing a table", || async {
+        match call.clone().send().await {
+            Ok(output) => Ok(output.table),
+            Err(error) if error.code() == Some("ResourceNotFoundException") => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    Ok(described.await?)
+}
+
+async fn create_outbox(client: &Client, table: &str) -> Result<(), StoreError> {
+    use ScalarAttributeType::{N, S};
+    let mut call = client
+        .create_table()
+        .table_name(table)
+        .key_schema(key(MESSAGE_ID, KeyType::Hash)?)
+        .billing_mode(BillingMode::PayPerRequest);
+    for (name, kind) in [(MESSAGE_ID, S), (TOPIC_SHARD, S), (OUTSTANDING_CREATED_TIME, N), (DELIVERY_TIME, N)]
+    {
+        call = call.attribute_definitions(attribute(name, kind)?);
+    }
+    for spec in indexes() {
+        call = call.global_secondary_indexes(global_index(&spec)?);
+    }
+    create(call).await
+}
+
+async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
+    let call = client
+        .create_table()
+        .table_name(table)
+        .key_schema(key(PK, KeyType::Hash)?)
+        .key_schema(key(SK, KeyType::Range)?)
+        .attribute_definitions(attribute(PK, ScalarAttributeType::S)?)
+        .attribute_definitions(attribute(SK, ScalarAttributeType::S)?)
+        .billing_mode(BillingMode::PayPerRequest);
+    create(call).await
+}
+
+async fn create(
+    call: aws_sdk_dynamodb::operation::create_table::builders::CreateTableFluentBuilder,
+) -> Result<(), StoreError> {
+    insist("making a table", || async {
+        match call.clone().send().await {
+            Ok(_) => Ok(()),
+            // Somebody else is making it, or our own first try was not answered.
+            Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+    .map_err(StoreError::from)
+}
+
+/// Adds an index and waits for it: a table takes one new index at a time.
+async fn add_index(client: &Client, table: &str, spec: &IndexSpec) -> Result<(), StoreError> {
+    wait_active(client, table).await?;
+    let index = global_index(spec)?;
+    let create = aws_sdk_dynamodb::types::CreateGlobalSecondaryIndexAction::builder()
+        .index_name(spec.name)
+        .set_key_schema(Some(index.key_schema().to_vec()))
+        .set_projection(index.projection().cloned())
+        .build();
+    let update =
+        aws_sdk_dynamodb::types::GlobalSecondaryIndexUpdate::builder().create(built(create)?).build();
+    let (hash, range) = (spec.hash.clone(), spec.range.clone());
+    let call = client
+        .update_table()
+        .table_name(table)
+        .attribute_definitions(attribute(hash.0, hash.1)?)
+        .attribute_definitions(attribute(range.0, range.1)?)
+        .global_secondary_index_updates(update);
+    insist("making an index", || call.clone().send()).await?;
+    wait_active(client, table).await
+}
+
+async fn wait_active(client: &Client, table: &str) -> Result<(), StoreError> {
+    let until = tokio::time::Instant::now() + ACTIVE_WAIT;
+    loop {
+        let description = describe(client, table).await?;
+        let is_active = description.as_ref().is_some_and(|table| {
+            table.table_status() == Some(&TableStatus::Active)
+                && table
+                    .global_secondary_indexes()
+                    .iter()
+                    .all(|index| index.index_status() == Some(&IndexStatus::Active))
+        });
+        if is_active {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > until {
+            return Err(StoreError::Retryable(format!(
+                "table {table} or one of its indexes is not ACTIVE after {} s; run it again later",
+                ACTIVE_WAIT.as_secs()
+            )));
+        }
+        tokio::time::sleep(ACTIVE_POLL).await;
+    }
+}
+
+async fn has_ttl(client: &Client, table: &str) -> Result<bool, StoreError> {
+    let call = client.describe_time_to_live().table_name(table);
+    let output = insist("reading a table's TTL", || call.clone().send()).await?;
+    Ok(output.time_to_live_description.is_some_and(|ttl| {
+        ttl.attribute_name() == Some(EXPIRES_AT)
+            && matches!(
+                ttl.time_to_live_status(),
+                Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)
+            )
+    }))
+}
+
+async fn enable_ttl(client: &Client, table: &str) -> Result<(), StoreError> {
+    if has_ttl(client, table).await? {
+        return Ok(());
+    }
+    let ttl = built(TimeToLiveSpecification::builder().enabled(true).attribute_name(EXPIRES_AT).build())?;
+    let call = client.update_time_to_live().table_name(table).time_to_live_specification(ttl);
+    insist("switching a table's TTL on", || call.clone().send()).await?;
+    Ok(())
+}
+
+async fn version(client: &Client, tables: &Tables) -> Result<Option<u32>, StoreError> {
+    let call = client
+        .get_item()
+        .table_name(&tables.ledger)
+        .set_key(Some(ledger_key("schema", "version")))
+        .consistent_read(true);
+    let output = insist("reading the schema version", || call.clone().send()).await?;
+    let Some(item) = output.item else { return Ok(None) };
+    Ok(Some(Reading(&item).number(VERSION)?))
+}

@@ -1,0 +1,353 @@
+//! What a process remembers of the store, all of it bounded and none of it needed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    hash::Hash,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use postrider_actors::{
+    model::{
+        ids::{BatchId, FileId},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Clock, StoreError},
+};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    DynamoSettings,
+    calls::{Calls, Change, ledger_key},
+    draft::Known,
+    files::StoredFile,
+    fresh::Fresh,
+    item::{DISABLED_AT, MESSAGES, REASON, Reading, SK, TOPIC, number, text},
+    outstanding::Sweep,
+    schema,
+    settle::{Lane, Waiting},
+};
+
+/// Append transactions in flight at once. Each changes a depth counter of its own, or they would refuse each
+/// other.
+const SLOTS: u32 = 16;
+
+/// How old the depth may be, and the list of disabled destinations.
+const GAUGE_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// Entries of each cache.
+const CACHED_MAX: usize = 4096;
+
+/// What the store's operations share.
+pub(super) struct Shared {
+    pub(super) calls: Calls,
+    pub(super) settings: DynamoSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) node: String,
+    last_stamp: AtomicU64,
+    fresh: Mutex<Fresh>,
+    pub(super) sweep: tokio::sync::Mutex<Sweep>,
+    pub(super) archive: tokio::sync::Mutex<super::archive::Progress>,
+    files: Mutex<Cache<FileId, StoredFile>>,
+    records: Mutex<Known>,
+    disabled: Mutex<Option<(MonoMs, Names)>>,
+    /// Destinations that this process has made known.
+    registered: Mutex<BTreeSet<String>>,
+    depth: Mutex<Depth>,
+    slots: Semaphore,
+    free_slots: Mutex<Vec<u32>>,
+    /// Appends of one file go one after the other, in the order in which they came.
+    pub(super) appending: Vec<tokio::sync::Mutex<()>>,
+    pub(super) waiting: Mutex<Vec<Waiting>>,
+    pub(super) lane: tokio::sync::Mutex<Lane>,
+    pub(super) reporting: Mutex<super::reports::Reporting>,
+    pub(super) expiring: Mutex<super::archive::Expiring>,
+}
+
+/// Names of destinations.
+type Names = Arc<BTreeSet<Arc<str>>>;
+
+/// A map that forgets something when it is full.
+pub(super) struct Cache<K, V>(HashMap<K, V>);
+
+impl<K: Eq + Hash + Clone, V> Cache<K, V> {
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        make_room(&mut self.0);
+        self.0.insert(key, value);
+    }
+}
+
+/// Leaves room for one more.
+fn make_room<K: Eq + Hash + Clone, V>(map: &mut HashMap<K, V>) {
+    if map.len() >= CACHED_MAX {
+        // Any will do: what is missing is read again.
+        let some: Vec<_> = map.keys().take(CACHED_MAX / 4).cloned().collect();
+        for key in some {
+            map.remove(&key);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Depth {
+    /// The sum as it was read, with what this process changed since.
+    known: Option<(MonoMs, i64)>,
+    /// Counts this process's changes.
+    changes: u64,
+}
+
+/// One of this node's depth counters, ours until dropped.
+pub(super) struct Slot<'a> {
+    shared: &'a Shared,
+    number: u32,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Slot<'_> {
+    pub(super) fn name(&self) -> String {
+        format!("a{}", self.number)
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.free_slots).push(self.number);
+    }
+}
+
+/// Locks; a panic in between leaves nothing half-done that matters, for all of it is only remembered.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(calls: Calls, settings: DynamoSettings, clock: Arc<dyn Clock>) -> Self {
+        let node = settings.process.rsplit_once('-').map_or(&*settings.process, |(node, _)| node).to_owned();
+        Self {
+            calls,
+            settings,
+            clock,
+            node,
+            last_stamp: AtomicU64::new(0),
+            fresh: Mutex::default(),
+            sweep: tokio::sync::Mutex::default(),
+            archive: tokio::sync::Mutex::default(),
+            files: Mutex::new(Cache(HashMap::new())),
+            records: Mutex::default(),
+            disabled: Mutex::default(),
+            registered: Mutex::default(),
+            depth: Mutex::default(),
+            slots: Semaphore::new(SLOTS as usize),
+            free_slots: Mutex::new((0..SLOTS).collect()),
+            appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),
+            waiting: Mutex::default(),
+            lane: tokio::sync::Mutex::default(),
+            reporting: Mutex::default(),
+            expiring: Mutex::default(),
+        }
+    }
+
+    /// The wall clock in microseconds, moved on so that no two answers are alike and they only grow.
+    pub(super) fn stamp(&self) -> u64 {
+        let now = self.clock.wall().0.saturating_mul(1_000);
+        let next = |last: u64| Some(now.max(last + 1));
+        let last = self.last_stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        now.max(last.expect("there is always a next one") + 1)
+    }
+
+    pub(super) fn fresh(&self) -> MutexGuard<'_, Fresh> {
+        lock(&self.fresh)
+    }
+
+    pub(super) fn cached_file(&self, id: FileId) -> Option<StoredFile> {
+        lock(&self.files).0.get(&id).cloned()
+    }
+
+    pub(super) fn cache_file(&self, id: FileId, file: Option<StoredFile>) {
+        let mut files = lock(&self.files);
+        match file {
+            Some(file) => files.insert(id, file),
+            None => {
+                files.0.remove(&id);
+            }
+        }
+    }
+
+    /// A record as it was when it was last seen.
+    pub(super) fn cached_record(&self, id: BatchId) -> Option<super::record::Record> {
+        lock(&self.records).get(&id).cloned().flatten()
+    }
+
+    pub(super) fn cache_record(&self, record: super::record::Record) {
+        let mut records = lock(&self.records);
+        make_room(&mut records);
+        match records.entry(record.id) {
+            Entry::Occupied(mut known) => {
+                // An answer that was overtaken tells nothing new.
+                if known.get().as_ref().is_none_or(|known| known.version <= record.version) {
+                    known.insert(Some(record));
+                }
+            }
+            Entry::Vacant(unknown) => {
+                unknown.insert(Some(record));
+            }
+        }
+    }
+
+    pub(super) fn forget_record(&self, id: BatchId) {
+        lock(&self.records).remove(&id);
+    }
+
+    pub(super) async fn slot(&self) -> Slot<'_> {
+        let permit = self.slots.acquire().await.expect("the semaphore is never closed");
+        let number = lock(&self.free_slots).pop().expect("there are as many slots as permits");
+        Slot { shared: self, number, _permit: permit }
+    }
+
+    /// The action that changes the depth by `messages`.
+    pub(super) fn change_depth(
+        &self,
+        slot: &str,
+        messages: i64,
+    ) -> Result<aws_sdk_dynamodb::types::TransactWriteItem, StoreError> {
+        Change {
+            table: &self.calls.tables.ledger,
+            key: ledger_key(schema::DEPTH_PK, &format!("{}#{slot}", self.node)),
+            update: "ADD #Messages :Messages".into(),
+            condition: None,
+            names: vec![MESSAGES],
+            values: vec![("Messages", number(messages))],
+        }
+        .action()
+    }
+
+    /// Takes note that the depth was changed.
+    pub(super) fn depth_changed(&self, messages: i64) {
+        let mut depth = lock(&self.depth);
+        depth.changes += 1;
+        if let Some((_, known)) = &mut depth.known {
+            *known += messages;
+        }
+    }
+
+    /// Takes note that the depth may have been changed.
+    pub(super) fn depth_unknown(&self) {
+        let mut depth = lock(&self.depth);
+        depth.changes += 1;
+        depth.known = None;
+    }
+
+    pub(super) async fn depth(&self) -> Result<u64, StoreError> {
+        let now = self.clock.mono();
+        let changes = {
+            let depth = lock(&self.depth);
+            if let Some((at, known)) = depth.known
+                && now.since(at) < GAUGE_AGE_MAX
+            {
+                return Ok(u64::try_from(known).unwrap_or(0));
+            }
+            depth.changes
+        };
+        let parts = self.calls.partition("reading the depth", schema::DEPTH_PK, "").await?;
+        let parts: Result<Vec<i64>, _> = parts.iter().map(|part| Reading(part).number(MESSAGES)).collect();
+        let sum: i64 = parts?.iter().sum();
+        let mut depth = lock(&self.depth);
+        // Our own changes may be in it or not, if there were any meanwhile: then it is read anew next time.
+        depth.known = (depth.changes == changes).then_some((now, sum));
+        // The parts are read one after the other: a sum below 0 is one that was caught between two of them.
+        Ok(u64::try_from(sum).unwrap_or(0))
+    }
+
+    /// Every destination that was ever appended to or disabled; since when and why it is disabled.
+    pub(super) async fn known_destinations(
+        &self,
+    ) -> Result<BTreeMap<String, Option<(UnixMs, String)>>, StoreError> {
+        let items = self.calls.partition("reading destinations", schema::DESTINATIONS_PK, "").await?;
+        let read = |item: &super::item::Item| {
+            let reading = Reading(item);
+            let name = reading.text(SK)?.to_owned();
+            let at = reading.maybe_number(DISABLED_AT)?;
+            let reason = reading.maybe_text(REASON)?.unwrap_or_default().to_owned();
+            Ok((name, at.map(|at| (UnixMs(at), reason))))
+        };
+        let read: Result<_, super::item::Damaged> = items.iter().map(read).collect();
+        Ok(read?)
+    }
+
+    /// Makes a destination known, once per process, before anything is appended for it.
+    pub(super) async fn register(&self, names: &[String]) -> Result<(), StoreError> {
+        for name in names {
+            if lock(&self.registered).contains(&**name) {
+                continue;
+            }
+            let change = Change {
+                table: &self.calls.tables.ledger,
+                key: ledger_key(schema::DESTINATIONS_PK, name),
+                update: "SET #Topic = :Topic".into(),
+                condition: None,
+                names: vec![TOPIC],
+                values: vec![("Topic", text(&**name))],
+            };
+            self.calls.update("noting a destination", change).await?.ok();
+            let mut registered = lock(&self.registered);
+            if registered.len() < CACHED_MAX {
+                registered.insert(name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The disabled destinations, at most a second old.
+    pub(super) async fn disabled_set(&self) -> Result<Names, StoreError> {
+        let now = self.clock.mono();
+        if let Some((at, known)) = &*lock(&self.disabled)
+            && now.since(*at) < GAUGE_AGE_MAX
+        {
+            return Ok(known.clone());
+        }
+        let known = self.known_destinations().await?;
+        let names = known.into_iter().filter(|(_, disabled)| disabled.is_some());
+        let names: Names = Arc::new(names.map(|(name, _)| name.into()).collect());
+        *lock(&self.disabled) = Some((now, names.clone()));
+        Ok(names)
+    }
+
+    pub(super) async fn disabled(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        Ok(self.disabled_set().await?.iter().cloned().collect())
+    }
+
+    pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        let change = Change {
+            table: &self.calls.tables.ledger,
+            key: ledger_key(schema::DESTINATIONS_PK, name),
+            update: "SET #DisabledAt = :DisabledAt, #Reason = :Reason".into(),
+            // The first reason stands.
+            condition: Some("attribute_not_exists(#DisabledAt)"),
+            names: vec![DISABLED_AT, REASON],
+            values: vec![("DisabledAt", number(at.0)), ("Reason", text(reason))],
+        };
+        self.calls.update("disabling a destination", change).await?.ok();
+        *lock(&self.disabled) = None;
+        Ok(())
+    }
+
+    pub(super) async fn enable(&self, name: &str) -> Result<bool, StoreError> {
+        let change = Change {
+            table: &self.calls.tables.ledger,
+            key: ledger_key(schema::DESTINATIONS_PK, name),
+            update: "REMOVE #DisabledAt, #Reason".into(),
+            condition: Some("attribute_exists(#DisabledAt)"),
+            names: vec![DISABLED_AT, REASON],
+            values: Vec::new(),
+        };
+        let was_disabled = self.calls.update("enabling a destination", change).await?.is_ok();
+        *lock(&self.disabled) = None;
+        Ok(was_disabled)
+    }
+}
+
+/// Times at which a node's counts last settled a message, so that they only grow.
+pub(super) type LastTimes = BTreeMap<(FileId, Arc<str>), UnixMs>;
