@@ -246,7 +246,7 @@ struct Running {
 impl Running {
     async fn drained(mut self) {
         self.drain.send_replace(true);
-        let ended = tokio::time::timeout(Duration::from_secs(60), self.tasks.join_next()).await;
+        let ended = tokio::time::timeout(Duration::from_mins(1), self.tasks.join_next()).await;
         ended.expect("it drains").expect("it runs").expect("no panic").expect("no error");
     }
 
@@ -461,9 +461,10 @@ async fn f48_every_entrys_rows_are_taken_once_whatever_goes_wrong() {
             let body =
                 if random.random_bool(0.05) { "broken [".into() } else { format!("[{}]", body.join(",")) };
             let bad = body.matches("null").count() as u64;
-            match body.starts_with('[') && rows <= 40 {
-                true => (accepted, rejected) = (accepted + rows - bad, rejected + bad),
-                false => rejected += 1,
+            if body.starts_with('[') && rows <= 40 {
+                (accepted, rejected) = (accepted + rows - bad, rejected + bad);
+            } else {
+                rejected += 1;
             }
             world.intake.put(&format!("entry-{entry}"), body);
         }
