@@ -201,11 +201,11 @@ data "aws_iam_policy_document" "daemon" {
     actions = [
       "dynamodb:BatchGetItem",
       "dynamodb:BatchWriteItem",
-      "dynamodb:ConditionCheckItem",
       "dynamodb:DeleteItem",
       "dynamodb:DescribeTable",
       "dynamodb:DescribeTimeToLive",
       "dynamodb:GetItem",
+      "dynamodb:PartiQLDelete",
       "dynamodb:PartiQLUpdate",
       "dynamodb:PutItem",
       "dynamodb:Query",
