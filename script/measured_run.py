@@ -69,7 +69,9 @@ def stop(process):
 class Run:
     """A daemon and its directories; a context manager that stops it."""
 
-    def __init__(self, url, feed_format="csv", destination=(), more=""):
+    def __init__(self, url, feed_format="csv", destination=(), more="", environment=None, migrate=False):
+        self.environment = os.environ | (environment or {})
+        self.migrate = migrate
         self.directory = tempfile.TemporaryDirectory(prefix="postrider-bench-")
         self.path = pathlib.Path(self.directory.name)
         self.inbox = self.path / "inbox"
@@ -86,7 +88,11 @@ class Run:
         self.notify.settimeout(30)
 
     def __enter__(self):
-        environment = os.environ | {"POSTRIDER_BENCH_SECRET": SECRET, "NOTIFY_SOCKET": str(self.path / "notify")}
+        environment = self.environment | {
+            "POSTRIDER_BENCH_SECRET": SECRET, "NOTIFY_SOCKET": str(self.path / "notify")}
+        if self.migrate:
+            subprocess.run([BINARY, "migrate", "-c", self.path / "postrider.toml"], env=environment, check=True,
+                           stdout=subprocess.DEVNULL)
         self.process = subprocess.Popen(
             [BINARY, "run", "-c", self.path / "postrider.toml"], env=environment,
             stdout=subprocess.DEVNULL, stderr=open(self.path / "log", "w"))
@@ -128,6 +134,39 @@ class Run:
                 return report
             return None
         return wait_for(f"the report of {name}", look)
+
+
+class Emulators:
+    """SQS and DynamoDB on free ports; a context manager that stops them."""
+
+    def __init__(self):
+        self.directory = tempfile.TemporaryDirectory(prefix="postrider-emulators-")
+        self.processes = []
+
+    def __enter__(self):
+        sqs, dynamodb = free_port(), free_port()
+        self._start("POSTRIDER_MINISTACK", [], sqs, {
+            "GATEWAY_PORT": str(sqs), "BIND_HOST": "127.0.0.1", "STATE_DIR": self.directory.name})
+        self._start("POSTRIDER_DYNOXIDE", ["serve", "--port", str(dynamodb)], dynamodb, {})
+        self.environment = {
+            "AWS_ENDPOINT_URL_SQS": f"http://127.0.0.1:{sqs}",
+            "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{dynamodb}",
+            "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        return self
+
+    def _start(self, variable, arguments, port, environment):
+        program = os.environ.get(variable)
+        if not program:
+            raise SystemExit(f"set {variable} to the emulator's executable; script/test installs it")
+        self.processes.append(subprocess.Popen(
+            [program, *arguments], env=os.environ | environment, cwd=self.directory.name,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        wait_for(program, lambda: answers(port), 30)
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            stop(process)
+        self.directory.cleanup()
 
 
 def describe(values, unit, digits=0):

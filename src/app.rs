@@ -9,31 +9,32 @@ mod aws;
 pub mod console;
 pub mod engines;
 mod reign;
+#[cfg(feature = "aws")]
+mod remote;
 mod signals;
 mod status;
+mod stores;
 mod watch;
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use actix_rt::System;
-use postrider_actors::{
-    flow::ProgressBoard,
-    ports::{Clock, Ledger, Outbox, Queue},
-};
+use postrider_actors::{flow::ProgressBoard, ports::Clock};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     adapters::{
         clock::SystemClock,
-        embedded::{EmbeddedStore, InstanceLock, LockError, OpenError, exit_on_fatal},
+        embedded::{InstanceLock, LockError, OpenError},
     },
     cli::Exit,
-    config::{Config, OutboxKind, QueueKind, Resolved},
+    config::{OutboxKind, QueueKind, Resolved},
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
-    telemetry::{Metered, Telemetry, metrics::Metrics},
+    telemetry::{Telemetry, metrics::Metrics},
 };
 use reign::{End, Parts, Reign};
+use stores::Stores;
 use watch::Watch;
 
 /// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
@@ -58,11 +59,23 @@ pub enum StartError {
         /// What is wrong.
         error: std::io::Error,
     },
-    /// The daemon has no part for what the configuration asks for.
-    #[error("{key}: this program's daemon can't use it; see the release notes of your version")]
-    Unsupported {
-        /// The setting.
-        key: String,
+    /// An engine across the network can't be used.
+    #[error("{engine}: {problem}")]
+    Engine {
+        /// Which.
+        engine: String,
+        /// What is wrong, and what to do.
+        problem: String,
+        /// Whether it may be better later.
+        may_pass: bool,
+    },
+    /// The node's own identity can't be kept.
+    #[error("{path:?}: {error}; check that this user may write there")]
+    Node {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        error: std::io::Error,
     },
     /// The ops server can't listen.
     #[error("ops.listen {address}: {error}; is another daemon there? choose another port, or \"\" for none")]
@@ -98,33 +111,11 @@ impl StartError {
             | Self::Feed { .. }
             | Self::Ops { .. }
             | Self::Destination { .. }
-            | Self::Unsupported { .. } => Exit::Config,
+            | Self::Engine { may_pass: false, .. } => Exit::Config,
+            Self::Engine { may_pass: true, .. } => Exit::TryLater,
+            Self::Node { .. } => Exit::Io,
             Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
             Self::Store(error) => error.into(),
-        }
-    }
-}
-
-/// Where batches and what became of them are kept, by the configuration's choice.
-#[derive(Clone)]
-struct Stores {
-    outbox: Arc<dyn Outbox>,
-    queue: Arc<dyn Queue>,
-    ledger: Arc<dyn Ledger>,
-}
-
-impl Stores {
-    /// The stores as the stages see them: counted.
-    fn metered<O, Q, L>(outbox: &Arc<O>, queue: &Arc<Q>, ledger: &Arc<L>, metrics: &Metrics) -> Self
-    where
-        O: Outbox + 'static,
-        Q: Queue + 'static,
-        L: Ledger + 'static,
-    {
-        Self {
-            outbox: Arc::new(Metered::new(outbox.clone(), metrics)),
-            queue: Arc::new(Metered::new(queue.clone(), metrics)),
-            ledger: Arc::new(Metered::new(ledger.clone(), metrics)),
         }
     }
 }
@@ -133,8 +124,6 @@ impl Stores {
 struct Machine {
     runtime: Arc<Runtime>,
     stores: Stores,
-    /// The store whose backlog is watched.
-    store: Arc<EmbeddedStore>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
@@ -151,18 +140,9 @@ pub fn run(
     telemetry: Telemetry,
     reload: impl Fn() -> anyhow::Result<Resolved>,
 ) -> Result<Exit, StartError> {
-    refuse_unsupported(&resolved.config)?;
     let state_dir = resolved.config.state.dir.clone();
     let _lock = InstanceLock::acquire(&state_dir)?;
     let ops = bind_ops(&resolved)?;
-    let store = EmbeddedStore::open(&state_dir, exit_on_fatal())?;
-    if store.losses() > 0 {
-        tracing::warn!(
-            batches = store.losses(),
-            "an earlier run left batches in flight: their unrecorded \
-            messages are sent one at a time"
-        );
-    }
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = resolved.config.pools.workers {
         builder.worker_threads(workers);
@@ -176,23 +156,17 @@ pub fn run(
     let runtime = Arc::new(runtime);
     let (clock, board): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), ProgressBoard::default());
     let health = Health::new(board.clone(), clock.clone(), PATIENCE);
-    let (store, metrics) = (Arc::new(store), Arc::new(Metrics::default()));
-    let machine = Machine {
-        runtime: runtime.clone(),
-        stores: Stores::metered(&store, &store, &store, &metrics),
-        store,
-        metrics,
-        clock,
-        board,
-        health,
-        systemd,
-        telemetry,
-    };
+    let metrics = Arc::new(Metrics::default());
+    let stores = runtime.block_on(Stores::open(&resolved.config, &state_dir, &clock, &metrics))?;
+    let machine =
+        Machine { runtime: runtime.clone(), stores, metrics, clock, board, health, systemd, telemetry };
     let system = System::with_tokio_rt(move || runtime);
     system.block_on(async {
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
         let _serving = serve_ops(&machine, ops, &resolved)?;
-        reign_until_stopped(&machine, resolved, &state_dir, reload).await
+        let exit = reign_until_stopped(&machine, resolved, &state_dir, reload).await;
+        machine.stores.close().await;
+        exit
     })
 }
 
@@ -219,21 +193,6 @@ fn serve_ops(
     Ok(Some(serving))
 }
 
-/// Engines that the composition below has no part for must not be replaced by others in silence.
-fn refuse_unsupported(config: &Config) -> Result<(), StartError> {
-    let unsupported = |key: &str| Err(StartError::Unsupported { key: key.to_owned() });
-    if config.queue.kind != QueueKind::Embedded {
-        return unsupported("queue.kind");
-    }
-    if config.outbox.kind != OutboxKind::Embedded {
-        return unsupported("outbox.kind");
-    }
-    match config.feeds.iter().find(|feed| feed.queue().is_some()) {
-        Some(feed) => unsupported(&format!("feeds.{}.kind", feed.name)),
-        None => Ok(()),
-    }
-}
-
 async fn reign_until_stopped(
     machine: &Machine,
     resolved: Resolved,
@@ -242,7 +201,8 @@ async fn reign_until_stopped(
 ) -> Result<Exit, StartError> {
     let mut signals =
         signals::Signals::new().map_err(|error| StartError::System { what: "signal handlers", error })?;
-    let mut reign = Reign::start(machine, &resolved)?;
+    let stores_of = (resolved.config.queue.kind.clone(), resolved.config.outbox.kind.clone());
+    let mut reign = Reign::start(machine, &resolved).await?;
     let mut watch = Watch::new(machine, &resolved.config);
     machine.health.enter(Phase::Ready);
     tell(machine.systemd.ready(&status::summary(&resolved.config)));
@@ -259,7 +219,7 @@ async fn reign_until_stopped(
             End::Reload => {
                 machine.health.enter(Phase::Reloading);
                 tell(machine.systemd.reloading());
-                match usable(reload(), state_dir) {
+                match usable(machine, reload(), state_dir, &stores_of).await {
                     Ok((new, parts)) => {
                         let exit = reign.drain(&mut signals).await;
                         if exit != Exit::Done {
@@ -288,7 +248,12 @@ fn tell(notified: std::io::Result<()>) {
 }
 
 /// A new configuration with everything that could still prove it unusable done.
-fn usable(new: anyhow::Result<Resolved>, state_dir: &Path) -> anyhow::Result<(Resolved, Parts)> {
+async fn usable(
+    machine: &Machine,
+    new: anyhow::Result<Resolved>,
+    state_dir: &Path,
+    stores: &(QueueKind, OutboxKind),
+) -> anyhow::Result<(Resolved, Parts)> {
     let new = new?;
     let dir = &new.config.state.dir;
     // The store stays open across a reload.
@@ -296,8 +261,12 @@ fn usable(new: anyhow::Result<Resolved>, state_dir: &Path) -> anyhow::Result<(Re
         dir == state_dir,
         "state.dir: {dir:?} is not {state_dir:?}; it can't change while the daemon runs, restart it"
     );
-    refuse_unsupported(&new.config)?;
-    let parts = Parts::build(&new)?;
+    // So do the stores that it opened.
+    anyhow::ensure!(
+        (&new.config.queue.kind, &new.config.outbox.kind) == (&stores.0, &stores.1),
+        "queue.kind, outbox.kind and their settings can't change while the daemon runs, restart it"
+    );
+    let parts = Parts::build(machine, &new).await?;
     Ok((new, parts))
 }
 

@@ -2,28 +2,36 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
+use aws_config::SdkConfig;
 use aws_sdk_sqs::config::ProvideCredentials as _;
-use postrider_actors::ports::StoreError;
+use postrider_actors::ports::{Dispatch, OutboxArchive as _, PageQuery, StoreError};
 
 use crate::{
     adapters::{
         aws::{self, AwsSettings},
+        clock::SystemClock,
+        dynamodb::{self, Console, DynamoSettings, DynamoStore},
         sqs::provision::{Difference, Expected, Provisioner, QueueNames},
     },
-    config::{Aws, Config, OutboxKind, QueueAddress, QueueKind, SqsQueue},
+    config::{Aws, Config, DynamodbOutbox, OutboxKind, QueueAddress, QueueKind, SqsQueue},
     console::{Finding, Verdict},
 };
 
 /// Credentials may come from the instance or from a login: several calls, each with its own timeout.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one engine may take to be looked at.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long tables and indexes may take to be made.
+const MAKE_TIMEOUT: Duration = Duration::from_mins(15);
+/// The process that commands are: what they redrive is dispatched by the daemons.
+const OPERATOR: &str = "operator-1";
 
 /// Where a reader finds what a role needs.
 const SEE: &str = "see \"Permissions\" in docs/aws.md";
 
 /// How Postrider's own queues come to be.
-const MAKE: &str = "make it with `postrider migrate` or from config/aws";
+pub(super) const MAKE: &str = "make it with `postrider migrate` or from config/aws";
 
 /// Whether the configuration names anything at AWS.
 pub(super) fn is_needed(config: &Config) -> bool {
@@ -43,6 +51,35 @@ pub(super) fn settings(aws: &Aws) -> AwsSettings {
         attempt_timeout: aws.attempt_timeout,
         ..AwsSettings::default()
     }
+}
+
+/// `[outbox.dynamodb]` for the adapter, as `process` (`NODE-START`) uses it.
+pub(super) fn dynamo_settings(config: &Config, dynamodb: &DynamodbOutbox, process: &str) -> DynamoSettings {
+    DynamoSettings {
+        shards: dynamodb.shards,
+        scan_concurrency: u16::try_from(dynamodb.scan_concurrency).unwrap_or(u16::MAX),
+        sweep_interval: dynamodb.sweep_interval,
+        sweep_after: dynamodb.sweep_after,
+        retention: config.outbox.retention,
+        destinations: config.destinations.iter().map(|known| known.name.as_str().into()).collect(),
+        ..DynamoSettings::new(&dynamodb.table, process)
+    }
+}
+
+/// The store in DynamoDB for an operator's commands.
+pub(super) fn console(config: &Config, dynamodb: &DynamodbOutbox) -> anyhow::Result<Console> {
+    let runtime = super::engines::runtime()?;
+    let settings = settings(&config.aws);
+    let opening = async {
+        let sdk = aws::sdk_config(&settings).await;
+        let client = aws::dynamodb_client(&sdk, &settings);
+        let dynamo = dynamo_settings(config, dynamodb, OPERATOR);
+        DynamoStore::open(&client, dynamo, Arc::new(SystemClock), Arc::new(())).await
+    };
+    let store = runtime.block_on(opening).context(
+        "the tables of [outbox.dynamodb] can't be opened; `postrider check-config --connect` says what is wrong",
+    )?;
+    Ok(Console::new(runtime, store))
 }
 
 /// What `[queue.sqs]` has to be like.
@@ -93,6 +130,9 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
     if region.is_none() || !has_credentials {
         return findings;
     }
+    if let OutboxKind::Dynamodb(dynamodb) = &config.outbox.kind {
+        findings.extend(Box::pin(try_tables(&sdk, &settings, config, dynamodb, may_make)).await);
+    }
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, Arc::new(()));
     if let QueueKind::Sqs(sqs) = &config.queue.kind {
         findings.extend(try_queue(&provisioner, config, sqs, may_make).await);
@@ -107,7 +147,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
 }
 
 /// A look at an engine that must end.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     engine: &str,
     look: impl Future<Output = Result<T, StoreError>>,
@@ -136,6 +176,45 @@ fn failed(engine: &str, error: &StoreError) -> Finding {
         _ => (Verdict::Wrong, "see docs/aws.md"),
     };
     Finding::new(engine, verdict, format!("{text}; {advice}"))
+}
+
+async fn try_tables(
+    sdk: &SdkConfig,
+    settings: &AwsSettings,
+    config: &Config,
+    dynamodb: &DynamodbOutbox,
+    may_make: bool,
+) -> Vec<Finding> {
+    let engine = format!("tables {} and {}", dynamodb.table, dynamodb.ledger_table());
+    let client = aws::dynamodb_client(sdk, settings);
+    let dynamo = dynamo_settings(config, dynamodb, OPERATOR);
+    if may_make
+        && let Err(finding) =
+            within(MAKE_TIMEOUT, &engine, Box::pin(dynamodb::migrate(&client, &dynamo))).await
+    {
+        return vec![finding];
+    }
+    let wrong = match within(LOOK_TIMEOUT, &engine, Box::pin(dynamodb::check(&client, &dynamo))).await {
+        Ok(wrong) => wrong,
+        Err(finding) => return vec![finding],
+    };
+    if !wrong.is_empty() {
+        let verdict = |text: &str| {
+            // An index that is being built, for example.
+            if text.contains("not ACTIVE") { Verdict::Unreachable } else { Verdict::Wrong }
+        };
+        return wrong.into_iter().map(|text| Finding::new(&engine, verdict(&text), text)).collect();
+    }
+    // The indexes have permissions of their own.
+    let look = async {
+        let store = DynamoStore::open(&client, dynamo, Arc::new(SystemClock), Arc::new(())).await?;
+        let one = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: 1, cursor: None };
+        store.page(one).await
+    };
+    vec![match within(LOOK_TIMEOUT, &engine, Box::pin(look)).await {
+        Ok(_) => Finding::new(engine, Verdict::Fine, "they are as they have to be"),
+        Err(finding) => finding,
+    }]
 }
 
 async fn try_queue(
@@ -175,7 +254,7 @@ async fn try_queue(
 }
 
 /// Where a queue is, or a finding that says that there is none.
-async fn url_of(
+pub(super) async fn url_of(
     provisioner: &Provisioner,
     engine: &str,
     queue: &QueueAddress,

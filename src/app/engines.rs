@@ -68,12 +68,12 @@ fn shared(config: &Config, may_make: bool) -> anyhow::Result<Vec<Finding>> {
     if !super::aws::is_needed(config) {
         return Ok(Vec::new());
     }
-    blocking(super::aws::try_engines(config, may_make))
+    Ok(runtime()?.block_on(super::aws::try_engines(config, may_make)))
 }
 
-/// Runs what a command has to wait for.
+/// What a command waits on: it does one thing after the other.
 #[cfg(feature = "aws")]
-fn blocking<T>(work: impl std::future::Future<Output = T>) -> anyhow::Result<T> {
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.context("the system refuses a runtime")?.block_on(work))
+    runtime.context("the system refuses a runtime")
 }

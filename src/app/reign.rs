@@ -62,7 +62,7 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Makes the adapters of a configuration. Starts nothing.
-    pub(super) fn build(resolved: &Resolved) -> Result<Self, StartError> {
+    pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
         let mut inboxes = Vec::new();
         for (feed, directory) in directories(config) {
@@ -86,10 +86,8 @@ impl Parts {
             inboxes.push((Arc::from(feed.name.as_str()), Arc::new(inbox) as Arc<dyn Inbox>));
         }
         let mut queue_feeds = Vec::new();
-        for feed in &config.feeds {
-            if let config::FeedSource::Queue(queue) = &feed.source {
-                queue_feeds.push((Arc::new(queue_feed_settings(resolved, feed, queue)), intake(feed)?));
-            }
+        for (feed, intake) in intakes(machine, config).await? {
+            queue_feeds.push((Arc::new(queue_feed_settings(resolved, feed.0, feed.1)), intake));
         }
         let mut webhooks = Vec::new();
         for destination in &config.destinations {
@@ -123,6 +121,22 @@ fn directories(config: &Config) -> impl Iterator<Item = (&config::Feed, &config:
     config.feeds.iter().filter_map(|feed| Some((feed, feed.directory()?)))
 }
 
+/// A queue feed of the configuration and its queue.
+type OpenIntake<'a> = ((&'a config::Feed, &'a config::QueueFeed), Arc<dyn Intake>);
+
+/// The feeds that come from a queue, in the order of the configuration.
+async fn intakes<'a>(machine: &Machine, config: &'a Config) -> Result<Vec<OpenIntake<'a>>, StartError> {
+    let feeds = config.feeds.iter().filter_map(|feed| Some((feed, feed.queue()?)));
+    #[cfg(feature = "aws")]
+    return super::remote::open_intakes(machine, config, feeds).await;
+    #[cfg(not(feature = "aws"))]
+    {
+        // The configuration was refused if it names any.
+        let _ = (machine, feeds);
+        Ok(Vec::new())
+    }
+}
+
 /// Why a reign is over, or is to be.
 pub(super) enum End {
     /// The tree gave up.
@@ -144,8 +158,8 @@ pub(super) struct Reign {
 
 impl Reign {
     /// Builds and starts the tree.
-    pub(super) fn start(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
-        let parts = Parts::build(resolved)?;
+    pub(super) async fn start(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+        let parts = Parts::build(machine, resolved).await?;
         Ok(Self::start_with(machine, resolved, parts))
     }
 
@@ -272,7 +286,13 @@ fn tree(
     let ring = queued.clone();
     machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
     let queue_feeds = parts.queue_feeds.iter().map(|(feed, _)| feed.name.clone()).collect();
-    let store = vec![sweeper_spec(machine, parts.inboxes.clone(), queue_feeds, queued.clone())];
+    let store = vec![sweeper_spec(
+        machine,
+        parts.inboxes.clone(),
+        queue_feeds,
+        queued.clone(),
+        config.outbox.retention,
+    )];
     let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
     let feed = |name, specs: Vec<ChildSpec>| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
@@ -308,16 +328,19 @@ fn sweeper_spec(
     inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     queue_feeds: Vec<Arc<str>>,
     queued: Vec<Bell>,
+    retention: Option<Duration>,
 ) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let leases_lost = machine.metrics.stages.leases_lost();
+    // A retention of zero: nothing is archived, but what is remembered of inbound entries still ends.
+    let archive = Some((stores.archive.clone(), retention.unwrap_or_default()));
     let factory = move |birth: Birth| {
         let setup = SweeperSetup {
             queue: stores.queue.clone(),
             ledger: stores.ledger.clone(),
             inboxes: inboxes.clone(),
             queue_feeds: queue_feeds.clone(),
-            archive: None,
+            archive: archive.clone(),
             clock: clock.clone(),
             queued: queued.clone(),
             leases_lost: leases_lost.clone(),
@@ -388,13 +411,13 @@ fn share(total: usize, worker: usize, workers: usize) -> usize {
 }
 
 fn throttle_spec(machine: &Machine, gates: Vec<LimitedGate>) -> ChildSpec {
-    let (clock, mark) = (machine.clock.clone(), mark(machine));
+    let (clock, mark, shares) = (machine.clock.clone(), mark(machine), machine.stores.shares.clone());
     let factory = move |birth: Birth| {
         let setup = ThrottleSetup {
             gates: gates.clone(),
             clock: clock.clone(),
             progress: mark(&birth),
-            shares: None,
+            shares: shares.clone(),
         };
         let generation = birth.id.generation;
         birth.start(throttle::MAILBOX, move |_| Throttle::new(setup, generation)).recipient()
@@ -565,11 +588,6 @@ fn feed_specs(
         },
         ChildSpec { name: "file_watcher", of: None, count: 1, factory: Arc::new(watcher), rank: 2 },
     ]
-}
-
-/// The adapter of a feed's queue.
-fn intake(feed: &config::Feed) -> Result<Arc<dyn Intake>, StartError> {
-    Err(StartError::Unsupported { key: format!("feeds.{}.kind", feed.name) })
 }
 
 fn queue_feed_settings(

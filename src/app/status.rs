@@ -27,17 +27,30 @@ pub(super) struct StatusReporter {
     stores: Stores,
     clock: Arc<dyn Clock>,
     last: Option<(MonoMs, u64)>,
+    /// No look before.
+    look_again: MonoMs,
     said: String,
 }
 
 impl StatusReporter {
     /// Nothing was said yet.
     pub(super) fn new(machine: &Machine) -> Self {
-        Self { stores: machine.stores.clone(), clock: machine.clock.clone(), last: None, said: String::new() }
+        Self {
+            stores: machine.stores.clone(),
+            clock: machine.clock.clone(),
+            last: None,
+            look_again: MonoMs(0),
+            said: String::new(),
+        }
     }
 
     /// The line, if it is news. A store that can't be read has news of its own.
     pub(super) async fn line(&mut self) -> Option<String> {
+        let look = self.clock.mono();
+        if look < self.look_again {
+            return None;
+        }
+        self.look_again = look.after(self.stores.look_pause());
         let open = self.stores.outbox.depth().await.ok()?;
         let files = self.stores.ledger.latest_files(FILES_MAX).await.ok()?;
         let now = self.clock.mono();

@@ -8,12 +8,12 @@ use postrider_actors::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
         time::{MonoMs, UnixMs},
     },
-    ports::{Clock, Outbox as _},
+    ports::Clock,
 };
 
-use super::Machine;
+use super::{Machine, Stores};
 use crate::{
-    adapters::embedded::{Backlog, EmbeddedStore},
+    adapters::embedded::Backlog,
     config::{Alarms, Config},
     telemetry::metrics::{Metrics, QueueDepth},
 };
@@ -27,7 +27,7 @@ const READ_PAUSE_FACTOR: u32 = 100;
 /// The daemon's view of its own work. It lives as long as the process: a reload changes the rules and keeps
 /// what is raised and what was seen.
 pub(super) struct Watch {
-    store: Arc<EmbeddedStore>,
+    stores: Stores,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     config: Alarms,
@@ -44,7 +44,7 @@ impl Watch {
     /// Nothing was looked at yet.
     pub(super) fn new(machine: &Machine, config: &Config) -> Self {
         let mut watch = Self {
-            store: machine.store.clone(),
+            stores: machine.stores.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.clone(),
             config: Alarms::default(),
@@ -86,7 +86,7 @@ impl Watch {
 
     /// Reads, exports and judges.
     pub(super) async fn look(&mut self) {
-        let open = tokio::time::timeout(READ_TIMEOUT, self.store.depth()).await;
+        let open = tokio::time::timeout(READ_TIMEOUT, self.stores.outbox.depth()).await;
         let open = open.ok().and_then(Result::ok);
         self.read_backlog().await;
         let age = self.backlog.map(|backlog| self.oldest(backlog));
@@ -115,10 +115,10 @@ impl Watch {
         if begun < self.read_again {
             return;
         }
-        let read = tokio::time::timeout(READ_TIMEOUT, self.store.backlog()).await;
+        let read = tokio::time::timeout(READ_TIMEOUT, self.stores.backlog()).await;
         self.backlog = read.ok().and_then(Result::ok);
         let now = self.clock.mono();
-        self.read_again = now.after(now.since(begun) * READ_PAUSE_FACTOR);
+        self.read_again = now.after((now.since(begun) * READ_PAUSE_FACTOR).max(self.stores.look_pause()));
     }
 
     /// How long the oldest batch has been due; zero if none is.

@@ -207,18 +207,9 @@ impl ApiCalls {
     }
 }
 
-/// Which capacity a call consumed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capacity {
-    /// Read units.
-    Read,
-    /// Write units.
-    Write,
-}
-
 /// The capacity units that DynamoDB reported for calls.
 #[derive(Clone, Debug)]
-pub struct ConsumedCapacity(Family<Labels<3>, Counter<f64, AtomicU64>>);
+pub struct ConsumedCapacity(Family<Labels<2>, Counter<f64, AtomicU64>>);
 
 impl ConsumedCapacity {
     fn register(to: &mut Registry) -> Self {
@@ -229,17 +220,12 @@ impl ConsumedCapacity {
 
     /// Adds what a call consumed. `index` is `None` for the table itself. Units may be halves; what is no
     /// finite amount above 0 is left out.
-    pub fn add(&self, table: &str, index: Option<&str>, capacity: Capacity, units: f64) {
+    pub fn add(&self, table: &str, index: Option<&str>, units: f64) {
         if !(units.is_finite() && units > 0.0) {
             return;
         }
-        let capacity = match capacity {
-            Capacity::Read => "read",
-            Capacity::Write => "write",
-        };
         let own = |text: &str| Cow::Owned(text.to_owned());
-        let labels =
-            [("table", own(table)), ("index", own(index.unwrap_or(""))), ("capacity", capacity.into())];
+        let labels = [("table", own(table)), ("index", own(index.unwrap_or("")))];
         self.0.get_or_create(&labels).inc_by(units);
     }
 }
@@ -329,7 +315,7 @@ mod tests {
         drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all", 1)));
         drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
         metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);
-        metrics.capacity.add("t", Some("OutstandingAllTopics"), Capacity::Read, 0.5);
+        metrics.capacity.add("t", Some("OutstandingAllTopics"), 0.5);
         metrics.backlog.open(Some(1));
         metrics.backlog.outstanding(Some(1));
         metrics.backlog.oldest(Some(Duration::from_secs(1)));
@@ -426,11 +412,11 @@ mod tests {
     fn values_that_are_no_amount_are_left_out() {
         let metrics = Metrics::default();
         for units in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            metrics.capacity.add("t", None, Capacity::Write, units);
+            metrics.capacity.add("t", None, units);
         }
         assert!(!metrics.render().contains("consumed_capacity"));
-        metrics.capacity.add("t", None, Capacity::Write, 1.5);
-        metrics.capacity.add("t", None, Capacity::Write, 0.5);
+        metrics.capacity.add("t", None, 1.5);
+        metrics.capacity.add("t", None, 0.5);
         let text = metrics.render();
         let line = "postrider_consumed_capacity_units_total{table=\"t\",index=\"\",capacity=\"write\"} 2.0";
         assert!(text.contains(line), "{text}");

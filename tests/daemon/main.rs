@@ -11,10 +11,15 @@
 )]
 
 mod cli;
+#[cfg(feature = "aws")]
+#[path = "../cloud/mod.rs"]
+mod cloud;
 mod crash;
 mod delivery;
 mod files;
 mod ops;
 mod panics;
+#[cfg(feature = "aws")]
+mod several;
 mod support;
 mod systemd;

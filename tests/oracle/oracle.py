@@ -35,6 +35,7 @@ import pathlib
 import re
 import sys
 
+import dynamodb as dynamodb_reader
 import store as store_reader
 from store import ACCEPTED, DEAD, RETRYING, SENT
 
@@ -363,6 +364,7 @@ def main(arguments):
     parser.add_argument("--log", action="append", default=[], help="a receiver's log")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--store", help="the store's database")
+    source.add_argument("--dynamodb", nargs=2, metavar=("ENDPOINT", "TABLE"), help="the store's tables")
     source.add_argument("--files-json", help="what `postrider files --json` printed: I1 and I9 by counters only")
     parser.add_argument("--scan", action="append", default=[], help="a log that must name nobody (I10)")
     parser.add_argument("--earlier", action="append", default=[], help="a dump that states must not fall behind")
@@ -372,6 +374,8 @@ def main(arguments):
     manifest = Manifest(json.loads(pathlib.Path(options.manifest).read_text()))
     if options.store:
         view = store_reader.read_sqlite(options.store)
+    elif options.dynamodb:
+        view = dynamodb_reader.read_dynamodb(*options.dynamodb)
     else:
         view = store_reader.read_files_json(options.files_json)
     violations, summary = judge(manifest, options.log, view, options.scan, options.earlier)

@@ -32,8 +32,8 @@ const FIXED_ACTIONS: usize = 4;
 const BATCH_ACTIONS: usize = 3;
 
 /// What one step may hold. The actions of a transaction are divided between batches and entries; the bytes
-/// leave room for what surrounds the payloads.
-pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 16, bytes: 2_500_000, entries: 48 };
+/// leave room for what surrounds the payloads. Batches in tens fill the queue's calls of ten.
+pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 20, bytes: 2_500_000, entries: 36 };
 
 const _: () = assert!(LIMITS.batches * BATCH_ACTIONS + LIMITS.entries + FIXED_ACTIONS <= ACTIONS_MAX);
 

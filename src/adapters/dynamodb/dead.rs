@@ -45,7 +45,7 @@ pub struct DeadWish {
 
 /// Where in the order of dead letters a walk stands: at the end of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadPlace(String);
+pub struct DeadPlace(pub(super) String);
 
 /// A message that was given up.
 #[derive(Clone, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl DeadWish {
 
 impl Shared {
     /// One page of batches that hold dead messages: their ids, and where the walk goes on.
-    async fn dead_batches(
+    pub(super) async fn dead_batches(
         &self,
         wish: &DeadWish,
         place: Option<&DeadPlace>,
@@ -290,7 +290,7 @@ impl Shared {
     }
 }
 
-fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
+pub(super) fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
     let Some(Some(record)) = known.get(&id) else { return Vec::new() };
     let taken = record.deaths.iter().filter(|(_, (last, cause))| wish.takes(last, *cause));
     taken

@@ -12,6 +12,7 @@ mod append;
 mod archive;
 mod calls;
 mod claims;
+mod console;
 mod dead;
 mod draft;
 mod files;
@@ -25,6 +26,7 @@ mod retry;
 pub mod schema;
 mod settle;
 mod state;
+mod tells;
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,6 +50,7 @@ use crate::adapters::aws::ApiObserver;
 
 pub use self::{
     append::{BATCH_BYTES_MAX, DESTINATIONS_MAX},
+    console::Console,
     dead::{DeadLetter, DeadPlace, DeadWish},
     schema::SCHEMA_VERSION,
 };

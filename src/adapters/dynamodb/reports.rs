@@ -147,7 +147,7 @@ impl Shared {
         Ok(looks.into_iter().map(|look| look.report).collect())
     }
 
-    async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<Look>, StoreError> {
+    pub(super) async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<Look>, StoreError> {
         let looks = stream::iter(ids).map(|id| self.look_at(id)).buffered(PARALLEL_CALLS);
         let looks: Vec<_> = looks.collect().await;
         looks.into_iter().filter_map(Result::transpose).collect()

@@ -6,6 +6,7 @@ pub(crate) mod process;
 pub(crate) mod scripted;
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
@@ -80,6 +81,13 @@ pub(crate) struct World {
     receiver: Receiver,
     receiver_log: PathBuf,
     daemon: Option<Process>,
+    /// Further processes that share this one's engines, by name; each has a state of its own and no feeds
+    /// that anybody drops into.
+    peers: BTreeMap<String, Process>,
+    /// What the daemon and its commands find in their environment besides the usual.
+    environment: Vec<(String, String)>,
+    /// Where the oracle reads the facts, if not in the embedded store: the arguments that say so.
+    engine: Vec<String>,
     pub(crate) notify: NotifySocket,
     /// What was dropped: feed and input; the same bytes only once.
     dropped: Vec<(String, Input)>,
@@ -126,6 +134,9 @@ impl World {
             config: toml::Table::new(),
             receiver: Receiver::None,
             daemon: None,
+            peers: BTreeMap::new(),
+            environment: Vec::new(),
+            engine: Vec::new(),
             notify,
             dropped: Vec::new(),
             failpoints: String::new(),
@@ -256,8 +267,21 @@ impl World {
         in_flight + self.number("record.max_unrecorded", 2000)
     }
 
+    /// Keeps batches and facts in engines across the network. `environment` is for the daemon, `engine` tells
+    /// the oracle where to read.
+    pub(crate) fn share(&mut self, environment: Vec<(String, String)>, engine: Vec<String>) -> &mut Self {
+        self.environment = environment;
+        self.engine = engine;
+        self
+    }
+
     /// Writes the config file; a destination without a URL of its own points at the receiver.
     pub(crate) fn configure(&mut self) {
+        let text = toml::to_string(&self.whole_config()).expect("a table is TOML");
+        fs::write(self.config_path(), text).expect("the directory is ours");
+    }
+
+    fn whole_config(&self) -> toml::Table {
         let address = match &self.receiver {
             Receiver::None => "127.0.0.1:9", // discard: nobody listens
             Receiver::Real { address, .. } => address,
@@ -269,8 +293,7 @@ impl World {
             let destination = destination.as_table_mut().expect("destinations are tables");
             destination.entry("url").or_insert_with(|| format!("http://{address}/{name}").into());
         }
-        let text = toml::to_string(&config).expect("a table is TOML");
-        fs::write(self.config_path(), text).expect("the directory is ours");
+        config
     }
 
     // --- receivers
@@ -318,6 +341,19 @@ impl World {
         }
     }
 
+    /// When each request arrived, in milliseconds, ascending.
+    pub(crate) fn request_times(&self) -> Vec<u64> {
+        let log = fs::File::open(&self.receiver_log).expect("it was made");
+        let lines = BufReader::new(log).lines().map(|line| line.expect("the log reads"));
+        let at = |line: String| {
+            let entry: Value = serde_json::from_str(&line).expect("the log is JSON lines");
+            entry["at"].as_u64().expect("every entry has its time")
+        };
+        let mut times: Vec<_> = lines.map(at).collect();
+        times.sort_unstable();
+        times
+    }
+
     pub(crate) fn wait_requests(&self, at_least: usize) {
         wait_until(LIVENESS, &format!("{at_least} requests"), || self.request_count() >= at_least);
     }
@@ -332,15 +368,20 @@ impl World {
 
     /// `postrider ARGUMENTS -c CONFIG` with the environment that the config needs.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.command_of(&self.config_path(), arguments)
+    }
+
+    fn command_of(&self, config: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(POSTRIDER);
         command
             .args(arguments)
             .arg("-c")
-            .arg(self.config_path())
+            .arg(config)
             .env("POSTRIDER_TEST_SECRET", SECRET)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("FAILPOINTS")
-            .env_remove("POSTRIDER_LOG");
+            .env_remove("POSTRIDER_LOG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -368,6 +409,46 @@ impl World {
         self.start();
         self.notify.wait("READY=1");
         self
+    }
+
+    /// Starts another process on the same engines, with a state and feed directories of its own.
+    pub(crate) fn start_peer(&mut self, name: &str) -> &mut Self {
+        let home = self.path(name);
+        fs::create_dir_all(&home).expect("the directory is ours");
+        let mut config = self.whole_config();
+        let set = |table: &mut toml::Value, key: &str, path: PathBuf| {
+            fs::create_dir_all(&path).expect("the directory is ours");
+            let table = table.as_table_mut().expect("it is a table");
+            table.insert(key.to_owned(), path.display().to_string().into());
+        };
+        set(&mut config["state"], "dir", home.join("state"));
+        for (feed, table) in config["feeds"].as_table_mut().expect("every world has feeds").iter_mut() {
+            if table.get("path").is_some() {
+                set(table, "path", home.join(feed));
+            }
+        }
+        let path = home.join("postrider.toml");
+        fs::write(&path, toml::to_string(&config).expect("a table is TOML")).expect("the directory is ours");
+        let mut command = self.command_of(&path, &["run"]);
+        command.stdout(Stdio::null());
+        let peer = Process::spawn(&mut command, &self.daemon_log());
+        assert!(self.peers.insert(name.to_owned(), peer).is_none(), "peer {name} runs already");
+        self
+    }
+
+    /// `kill -9` of another process.
+    pub(crate) fn kill_peer(&mut self, name: &str) {
+        self.peers.remove(name).expect("the peer was started").kill();
+        self.kills += 1;
+    }
+
+    /// SIGTERM to every other process.
+    pub(crate) fn stop_peers(&mut self) {
+        for (name, mut peer) in std::mem::take(&mut self.peers) {
+            peer.signal(rustix::process::Signal::TERM);
+            let status = peer.wait_exit(Duration::from_secs(30));
+            assert_eq!(status.code(), Some(0), "{name} after SIGTERM: {status}\n{}", tail(&peer.log_text()));
+        }
     }
 
     pub(crate) fn daemon(&mut self) -> &mut Process {
@@ -429,7 +510,7 @@ impl World {
 
     /// `postrider files --json`; empty while there is no store.
     pub(crate) fn files(&self) -> Vec<Value> {
-        if !self.store().exists() {
+        if self.engine.is_empty() && !self.store().exists() {
             return Vec::new();
         }
         let answer = self.postrider(&["files", "--json", "--limit", "1000000"]);
@@ -515,9 +596,13 @@ impl World {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/oracle.py"))
             .args(["--manifest", &manifest.display().to_string()])
             .args(["--log", &self.receiver_log.display().to_string()])
-            .args(["--store", &self.store().display().to_string()])
             .args(["--scan", &self.daemon_log().display().to_string()])
             .args(arguments);
+        if self.engine.is_empty() {
+            command.args(["--store", &self.store().display().to_string()]);
+        } else {
+            command.args(&self.engine);
+        }
         let answer = run(&mut command, self.directory.path(), Duration::from_mins(5));
         assert_eq!(answer.code, Some(0), "the oracle: {}\n{}", answer.stderr, answer.stdout);
         answer.json()

@@ -1,0 +1,263 @@
+//! An operator's commands on DynamoDB. They block on a runtime of their own: a command has no other.
+
+use std::collections::{BTreeMap, HashMap};
+
+use postrider_actors::{
+    model::{
+        file::FileReport,
+        ids::{FileId, MessageId},
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+use tokio::runtime::Runtime;
+
+use super::{
+    DynamoStore,
+    dead::{self, DeadPlace, DeadWish, letters_of},
+    draft::Known,
+};
+use crate::console::{
+    DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate, Position,
+    Search, View,
+};
+
+/// Between a batch's key and the message's index in a position among dead letters.
+const SEPARATOR: char = '\n';
+
+/// The store behind commands.
+pub struct Console {
+    runtime: Runtime,
+    store: DynamoStore,
+    /// Files that were settled when they were looked at: what is counted of them changes only by a redrive.
+    settled: HashMap<FileId, FileReport>,
+    /// Names of files that were asked for.
+    names: HashMap<FileId, String>,
+}
+
+impl Console {
+    /// Commands on `store`, whose client was made on `runtime`.
+    pub fn new(runtime: Runtime, store: DynamoStore) -> Self {
+        Self { runtime, store, settled: HashMap::new(), names: HashMap::new() }
+    }
+
+    /// Every file. Each that is open costs a read, each that is settled one for the whole command.
+    fn all_files(&mut self) -> Result<Vec<FileReport>, StoreError> {
+        let Self { runtime, store, settled, .. } = self;
+        runtime.block_on(async {
+            let ids = store.shared.file_ids(None, usize::MAX).await?;
+            let open: Vec<_> = ids.iter().copied().filter(|id| !settled.contains_key(id)).collect();
+            let mut reports: Vec<FileReport> = Vec::with_capacity(ids.len());
+            for look in store.shared.look_at_all(open).await? {
+                reports.push(look.report);
+            }
+            reports.extend(settled.values().cloned());
+            let done = reports.iter().filter(|report| report.settled_at.is_some());
+            settled.extend(done.map(|report| (report.file.id, report.clone())).collect::<Vec<_>>());
+            Ok(reports)
+        })
+    }
+
+    /// What a filter comes to here, one wish per file if it names files.
+    fn wishes(&self, filter: &DeadFilter) -> Result<Vec<DeadWish>, StoreError> {
+        let wish = |file| DeadWish {
+            file,
+            destination: filter.destination.clone(),
+            reason: filter.reason,
+            cause: filter.cause,
+            before: filter.before,
+            since: filter.since,
+        };
+        let mut files = match &filter.file {
+            None => return Ok(vec![wish(None)]),
+            Some(FileSelector::Id(id)) => vec![*id],
+            Some(FileSelector::Name(name)) => {
+                self.runtime.block_on(self.store.shared.file_ids(Some(name), usize::MAX))?
+            }
+        };
+        // As the list is: by file.
+        files.sort_unstable_by_key(ToString::to_string);
+        files.dedup();
+        Ok(files.into_iter().map(|file| wish(Some(file))).collect())
+    }
+
+    fn name(&mut self, file: FileId) -> Result<String, StoreError> {
+        if let Some(name) = self.names.get(&file) {
+            return Ok(name.clone());
+        }
+        let stored = self.runtime.block_on(self.store.shared.read_file(file))?;
+        let name = stored.map(|stored| stored.record.name).unwrap_or_default();
+        self.names.insert(file, name.clone());
+        Ok(name)
+    }
+
+    /// Dead letters that `wish` takes, from `from` on, with the keys of their batches; at least `limit` if
+    /// there are as many.
+    fn dead_of(
+        &self,
+        wish: &DeadWish,
+        from: Option<DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<(String, dead::DeadLetter)>, StoreError> {
+        let shared = &self.store.shared;
+        self.runtime.block_on(async {
+            let mut from = from;
+            let mut letters = Vec::new();
+            loop {
+                let (batches, next) = shared.dead_batches(wish, from.as_ref()).await?;
+                let mut known = Known::new();
+                shared.know(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
+                for (sk, id) in batches {
+                    letters
+                        .extend(letters_of(&known, wish, id).into_iter().map(|letter| (sk.clone(), letter)));
+                }
+                from = next;
+                if from.is_none() || letters.len() >= limit {
+                    return Ok(letters);
+                }
+            }
+        })
+    }
+}
+
+/// Where a walk among dead letters stands: the key of a batch, and the last index seen in it.
+fn read_position(position: &Position) -> Result<Option<(String, u32)>, StoreError> {
+    if position.0.is_empty() {
+        return Ok(None);
+    }
+    let place =
+        position.0.rsplit_once(SEPARATOR).and_then(|(sk, index)| Some((sk.to_owned(), index.parse().ok()?)));
+    let refusal = || StoreError::Permanent(format!("{:?} is no position among dead letters", position.0));
+    place.map(Some).ok_or_else(refusal)
+}
+
+impl View for Console {
+    fn files(
+        &mut self,
+        selector: Option<&FileSelector>,
+        limit: usize,
+    ) -> Result<Vec<FileReport>, StoreError> {
+        let shared = &self.store.shared;
+        match selector {
+            None => self.runtime.block_on(shared.latest_files(limit)),
+            Some(selector) => self.runtime.block_on(shared.files_of(selector, limit)),
+        }
+    }
+
+    fn file_totals(&mut self) -> Result<FileTotals, StoreError> {
+        let mut totals = FileTotals::default();
+        for report in self.all_files()? {
+            let count = match (report.state.is_closed(), report.settled_at) {
+                (false, _) => &mut totals.ingesting,
+                (true, None) => &mut totals.open,
+                (true, Some(_)) => &mut totals.settled,
+            };
+            *count += 1;
+        }
+        Ok(totals)
+    }
+
+    fn depth(&mut self) -> Result<u64, StoreError> {
+        self.runtime.block_on(self.store.shared.depth())
+    }
+
+    fn destinations(&mut self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
+        let mut views = self.runtime.block_on(self.store.shared.destination_views())?;
+        for report in self.all_files()? {
+            for (name, counts) in report.destinations {
+                let sum = &mut views.entry(name).or_default().counts;
+                sum.accepted += counts.accepted;
+                sum.sent += counts.sent;
+                sum.dead += counts.dead;
+                sum.retrying += counts.retrying;
+            }
+        }
+        Ok(views)
+    }
+
+    fn dead(
+        &mut self,
+        filter: &DeadFilter,
+        position: &Position,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let after = read_position(position)?;
+        let mut found = Vec::new();
+        for wish in self.wishes(filter)? {
+            if found.len() >= limit {
+                break;
+            }
+            let file = wish.file.map(|file| file.to_string());
+            let is_done = after
+                .as_ref()
+                .zip(file.as_ref())
+                .is_some_and(|((sk, _), file)| &sk[..] > &file[..] && !sk.starts_with(&file[..]));
+            if is_done {
+                continue;
+            }
+            let within =
+                after.as_ref().filter(|(sk, _)| file.as_ref().is_none_or(|file| sk.starts_with(&file[..])));
+            // From the batch in which the walk stands: some of its messages may be left.
+            let from = within.map(|(sk, _)| DeadPlace(sk.clone()));
+            let seen = |sk: &str, index: u32| within.is_some_and(|(at, last)| at == sk && index <= *last);
+            // What was seen in that batch comes again and does not count.
+            let again = within.map_or(0, |(_, last)| *last as usize + 1);
+            let letters = self.dead_of(&wish, from, (limit - found.len()).saturating_add(again))?;
+            found.extend(letters.into_iter().filter(|(sk, letter)| !seen(sk, letter.index)));
+        }
+        found.truncate(limit);
+        let mut letters = Vec::with_capacity(found.len());
+        for (sk, letter) in found {
+            letters.push(DeadLetter {
+                position: Position(format!("{sk}{SEPARATOR}{}", letter.index)),
+                file: letter.file,
+                file_name: self.name(letter.file)?,
+                destination: letter.destination,
+                row: letter.row,
+                attempts: letter.attempts,
+                last: letter.last,
+                cause: letter.cause,
+                batch: letter.batch,
+            });
+        }
+        Ok(letters)
+    }
+
+    fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {
+        let wanted: Vec<_> = letters.iter().map(|letter| (letter.batch, letter.row)).collect();
+        self.runtime.block_on(self.store.shared.recipients(&wanted))
+    }
+
+    fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
+        self.runtime.block_on(self.store.shared.tell_message(id))
+    }
+
+    fn search(
+        &mut self,
+        search: &mut Search,
+        recipient: &str,
+        file: Option<FileId>,
+        batches: usize,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        self.runtime.block_on(self.store.shared.search(search, recipient, file, batches, limit))
+    }
+}
+
+impl Operate for Console {
+    fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let mut redriven = 0;
+        for wish in self.wishes(filter)? {
+            redriven += self.runtime.block_on(self.store.shared.redrive(&wish, limit - redriven, now))?;
+        }
+        Ok(redriven)
+    }
+
+    fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
+        self.runtime.block_on(self.store.shared.enable(name))
+    }
+
+    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.runtime.block_on(self.store.shared.disable(name, reason, at))
+    }
+}

@@ -1,0 +1,401 @@
+//! What an operator is told: answers that take more than one read. Snapshots of different moments are put
+//! together; while work goes on, counts of one answer may be a few messages apart.
+
+use std::collections::{BTreeMap, HashMap};
+
+use postrider_actors::{
+    model::{
+        batch::Rows,
+        file::FileReport,
+        ids::{BatchId, FileId, MessageId},
+        state::MessageState,
+    },
+    ports::{Dispatch, Fetched, PageQuery, StoreError},
+};
+
+use super::{
+    draft::Known,
+    item::{BATCH, BODY, DISABLED_AT, Damaged, FILE, Item, NAME, REASON, Reading, SK, payload_damaged, text},
+    record::Record,
+    schema,
+    state::Shared,
+};
+use crate::{
+    adapters::embedded::codec,
+    console::{Delivery, DestinationView, Fate, FileSelector, MessageReport, Position, Search},
+};
+
+/// Entries of one page of the outstanding batches.
+const PAGE: usize = 1_000;
+
+/// Between the file's and the batch's key in the position of a search.
+const SEPARATOR: char = '\n';
+
+impl Shared {
+    /// The ids of up to `limit` files in the order in which they were stored, the latest first, and where
+    /// each stands in that order; those with `name`, or all.
+    pub(super) async fn file_ids(&self, name: Option<&str>, limit: usize) -> Result<Vec<FileId>, StoreError> {
+        let mut ids = Vec::new();
+        let mut from = None;
+        loop {
+            let mut call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk")
+                .expression_attribute_values(":pk", text(schema::FILES_PK))
+                .scan_index_forward(false)
+                .consistent_read(true)
+                .set_exclusive_start_key(from);
+            if let Some(name) = name {
+                call = call
+                    .filter_expression("#Name = :Name")
+                    .expression_attribute_names("#Name", NAME)
+                    .expression_attribute_values(":Name", text(name));
+            }
+            let (items, next) = self.calls.query("listing files", call).await?;
+            for item in &items {
+                ids.push(Reading(item).file_id(FILE)?);
+            }
+            from = next;
+            if from.is_none() || ids.len() >= limit {
+                ids.truncate(limit);
+                return Ok(ids);
+            }
+        }
+    }
+
+    /// Up to `limit` files that `selector` names, the latest first.
+    pub(super) async fn files_of(
+        &self,
+        selector: &FileSelector,
+        limit: usize,
+    ) -> Result<Vec<FileReport>, StoreError> {
+        let ids = match selector {
+            FileSelector::Id(id) => vec![*id],
+            FileSelector::Name(name) => self.file_ids(Some(name), limit).await?,
+        };
+        let looks = self.look_at_all(ids).await?;
+        Ok(looks.into_iter().take(limit).map(|look| look.report).collect())
+    }
+
+    /// What there is to say of destinations apart from counts: which are disabled, and what is outstanding.
+    pub(super) async fn destination_views(&self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
+        let mut views: BTreeMap<String, DestinationView> = BTreeMap::new();
+        for item in self.calls.partition("reading disabled destinations", schema::DESTINATIONS_PK, "").await?
+        {
+            let reading = Reading(&item);
+            let disabled = (reading.time(DISABLED_AT)?, reading.text(REASON)?.to_owned());
+            views.entry(reading.text(SK)?.to_owned()).or_default().disabled = Some(disabled);
+        }
+        let mut cursor = None;
+        loop {
+            let query = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: PAGE, cursor };
+            let page = self.page(query).await?;
+            for entry in page.entries {
+                let view = views.entry(entry.destination.to_string()).or_default();
+                view.outstanding += 1;
+                let due = view.next_due.map_or(entry.not_before, |due| due.min(entry.not_before));
+                view.next_due = Some(due);
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(views);
+            }
+        }
+    }
+
+    /// What became of `id` at each destination of its file.
+    pub(super) async fn tell_message(&self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
+        let Some(file) = self.read_file(id.file).await? else { return Ok(Vec::new()) };
+        if id.row == 0 || id.row > file.checkpoint.rows {
+            return Ok(Vec::new());
+        }
+        let report = |fate| MessageReport { id, file_name: file.record.name.clone(), fate };
+        let mut reports = Vec::new();
+        for destination in &file.record.destinations {
+            if let Some(root) = self.root_of(id, destination).await?
+                && let Some(delivery) = self.tell_delivery(id.row, root).await?
+            {
+                reports.push(report(Fate::Message(delivery)));
+            }
+        }
+        if reports.is_empty() {
+            reports.extend(self.not_accepted(id).await?.map(report));
+        }
+        Ok(reports)
+    }
+
+    /// The first-attempt batch that begins at the row or before it.
+    async fn root_of(&self, id: MessageId, destination: &str) -> Result<Option<BatchId>, StoreError> {
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.ledger)
+            .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+            .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
+            .expression_attribute_values(":first", text(schema::batch_of_file_sk(destination, 0)))
+            .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, id.row)))
+            .scan_index_forward(false)
+            .consistent_read(true)
+            .limit(1);
+        let (items, _) = self.calls.query("looking for a batch", call).await?;
+        Ok(items.first().map(|item| Reading(item).batch_id(BATCH)).transpose()?)
+    }
+
+    /// The records of the batches that hold `row`, from the first attempt to the live entry.
+    async fn chain(&self, row: u64, root: BatchId) -> Result<Vec<(Record, usize)>, StoreError> {
+        let mut chain: Vec<(Record, usize)> = Vec::new();
+        let mut next = vec![root];
+        while !next.is_empty() {
+            let mut known = Known::new();
+            self.know(&mut known, next.iter().copied(), false).await?;
+            let holding = next.iter().filter_map(|id| known.remove(id).flatten());
+            let found = holding.filter_map(|record| Some((record.find(row)?, record))).next();
+            let Some((index, record)) = found else { break };
+            // Damaged data must not send us in a circle.
+            let is_new = chain.iter().all(|(seen, _)| seen.id != record.id);
+            next = if is_new { record.carried_by.clone() } else { Vec::new() };
+            if is_new {
+                chain.push((record, index));
+            }
+        }
+        Ok(chain)
+    }
+
+    async fn tell_delivery(&self, row: u64, root: BatchId) -> Result<Option<Delivery>, StoreError> {
+        let chain = self.chain(row, root).await?;
+        let Some((live, index)) = chain.last() else { return Ok(None) };
+        let index = *index;
+        let mut fetched = self.get(&[live.id]).await?;
+        let (recipient, mut failed) = match fetched.pop() {
+            Some((_, Fetched::Batch(batch))) => {
+                let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+                let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+                (Some(cells.recipient.to_owned()), batch.history.get(index).cloned().unwrap_or_default())
+            }
+            Some((id, Fetched::Unprocessed)) => {
+                return Err(StoreError::Retryable(format!("batch {id} was not read")));
+            }
+            Some((_, Fetched::Missing)) | None => (None, Vec::new()),
+        };
+        let death = live.deaths.get(&(index as u32)).copied();
+        failed.extend(death.map(|(attempt, _)| attempt));
+        let state = live.states.0.get(index).copied().and_then(MessageState::from_byte);
+        let state = state.unwrap_or(MessageState::Accepted);
+        let is_open = state == MessageState::Accepted;
+        let sent = chain.iter().find_map(|(record, index)| {
+            record.sent.as_ref().and_then(|sent| sent.get(*index, record.accepted_at))
+        });
+        Ok(Some(Delivery {
+            destination: live.destination.to_string(),
+            recipient,
+            state: if is_open && live.is_carrying_on() { MessageState::Retrying } else { state },
+            accepted_at: live.accepted_at,
+            drive: live.drive,
+            failed,
+            // The first batch in which it was recorded has its true time.
+            sent,
+            cause: death.map(|(_, cause)| cause),
+            not_before: is_open.then_some(live.not_before),
+        }))
+    }
+
+    /// Whether a row was rejected or left out as a duplicate.
+    async fn not_accepted(&self, id: MessageId) -> Result<Option<Fate>, StoreError> {
+        let rejects = self.rejects(id.file, id.row - 1, 1).await?;
+        if let Some(reject) = rejects.into_iter().find(|reject| reject.row == id.row) {
+            return Ok(Some(Fate::Rejected { line: reject.line, reason: reject.reason }));
+        }
+        let mut from = None;
+        loop {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+                .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
+                .expression_attribute_values(":first", text(schema::duplicates_sk(id.row)))
+                .expression_attribute_values(":last", text(schema::duplicates_sk(u64::MAX)))
+                .consistent_read(true)
+                .limit(4)
+                .set_exclusive_start_key(from);
+            let (items, next) = self.calls.query("reading duplicate rows", call).await?;
+            for item in &items {
+                let rows =
+                    codec::decode_row_numbers(Reading(item).bytes(BODY)?).map_err(|_| Damaged(BODY))?;
+                if rows.binary_search(&id.row).is_ok() {
+                    return Ok(Some(Fate::Duplicate));
+                }
+                // Chunks are in order, and what a crash left behind repeats them: the next begins later.
+                if rows.first().is_some_and(|&first| first > id.row) {
+                    return Ok(None);
+                }
+            }
+            from = next;
+            if from.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Goes on with a search. Every row of a file goes to all its destinations, so the batches of the first
+    /// one hold all there is.
+    pub(super) async fn search(
+        &self,
+        search: &mut Search,
+        recipient: &str,
+        file: Option<FileId>,
+        batches: usize,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        let mut left = batches;
+        while left > 0 && search.found.len() < limit {
+            let (after_file, after_batch) = search.position.0.split_once(SEPARATOR).unwrap_or_default();
+            let (after_file, after_batch) = (after_file.to_owned(), after_batch.to_owned());
+            let Some((at, id)) = self.file_at(file, &after_file, !after_batch.is_empty()).await? else {
+                return Ok(false);
+            };
+            let found = self.batches_after(id, &after_batch, left).await?;
+            let is_last = found.len() < left;
+            self.search_batches(search, recipient, &found, limit).await?;
+            left -= found.len();
+            search.batches += found.len() as u64;
+            let batch = found.last().filter(|_| !is_last).map_or("", |(sk, _)| sk.as_str());
+            search.position = Position(format!("{at}{SEPARATOR}{batch}"));
+        }
+        Ok(search.found.len() < limit)
+    }
+
+    /// The file that a search is at: the one that stands at `after` if it is not finished, else the next.
+    /// With its place.
+    async fn file_at(
+        &self,
+        only: Option<FileId>,
+        after: &str,
+        is_within: bool,
+    ) -> Result<Option<(String, FileId)>, StoreError> {
+        if let Some(only) = only {
+            let place = only.to_string();
+            return Ok((after.is_empty() || is_within).then_some((place, only)));
+        }
+        let from = if is_within { after.to_owned() } else { format!("{after}\u{1}") };
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.ledger)
+            .key_condition_expression("Pk = :pk AND Sk >= :from")
+            .expression_attribute_values(":pk", text(schema::FILES_PK))
+            .expression_attribute_values(":from", text(from))
+            .consistent_read(true)
+            .limit(1);
+        let (items, _) = self.calls.query("looking for a file", call).await?;
+        let place = |item: &Item| -> Result<_, Damaged> {
+            let reading = Reading(item);
+            Ok((reading.text(SK)?.to_owned(), reading.file_id(FILE)?))
+        };
+        Ok(items.first().map(place).transpose()?)
+    }
+
+    /// Up to `limit` batches of a file for its first destination, after `after`, in the order of rows.
+    async fn batches_after(
+        &self,
+        id: FileId,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, BatchId)>, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(Vec::new()) };
+        let Some(destination) = file.record.destinations.first() else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        let mut from =
+            if after.is_empty() { schema::batch_of_file_sk(destination, 0) } else { format!("{after}\u{1}") };
+        while found.len() < limit {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+                .expression_attribute_values(":pk", text(schema::file_pk(id)))
+                .expression_attribute_values(":first", text(&from))
+                .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, u64::MAX)))
+                .consistent_read(true)
+                .limit(i32::try_from(limit - found.len()).unwrap_or(i32::MAX));
+            let (items, next) = self.calls.query("listing a file's batches", call).await?;
+            for item in &items {
+                let reading = Reading(item);
+                found.push((reading.text(SK)?.to_owned(), reading.batch_id(BATCH)?));
+            }
+            match (next, found.last()) {
+                (Some(_), Some((last, _))) => from = format!("{last}\u{1}"),
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+
+    async fn search_batches(
+        &self,
+        search: &mut Search,
+        recipient: &str,
+        batches: &[(String, BatchId)],
+        limit: usize,
+    ) -> Result<(), StoreError> {
+        let finder = memchr::memmem::Finder::new(recipient.as_bytes());
+        let ids: Vec<_> = batches.iter().map(|(_, id)| *id).collect();
+        for (id, fetched) in self.get(&ids).await? {
+            let batch = match fetched {
+                Fetched::Batch(batch) => batch,
+                // Archived.
+                Fetched::Missing => continue,
+                Fetched::Unprocessed => {
+                    return Err(StoreError::Retryable(format!("batch {id} was not read")));
+                }
+            };
+            // Most payloads are left without decoding them.
+            if finder.find(&batch.payload).is_none() {
+                continue;
+            }
+            let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+            for index in 0..rows.len() {
+                let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+                if cells.recipient == recipient && search.found.len() < limit {
+                    search.found.push(batch.header.message_id(rows.row(index)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The recipients of rows, each with the batch that holds it, in their order.
+    pub(super) async fn recipients(&self, wanted: &[(BatchId, u64)]) -> Result<Vec<String>, StoreError> {
+        let mut ids: Vec<_> = wanted.iter().map(|(batch, _)| *batch).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut batches = HashMap::new();
+        for (id, fetched) in self.get(&ids).await? {
+            match fetched {
+                Fetched::Batch(batch) => {
+                    let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+                    batches.insert(id, (batch, rows));
+                }
+                Fetched::Missing => {}
+                Fetched::Unprocessed => {
+                    return Err(StoreError::Retryable(format!("batch {id} was not read")));
+                }
+            }
+        }
+        let recipient = |(id, row): &(BatchId, u64)| {
+            let gone = || StoreError::Permanent(format!("row {row} of batch {id} is gone"));
+            let (batch, rows) = batches.get(id).ok_or_else(gone)?;
+            let index = rows.find(*row).ok_or_else(gone)?;
+            let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+            Ok(cells.recipient.to_owned())
+        };
+        wanted.iter().map(recipient).collect()
+    }
+}

@@ -1,0 +1,182 @@
+//! Opens what a configuration names at AWS, for the daemon.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use postrider_actors::{
+    ports::{Claims, Clock, Intake, OutboxArchive},
+    throttle::RateShares,
+};
+
+use super::{
+    Machine, StartError,
+    aws::{LOOK_TIMEOUT, MAKE, dynamo_settings, settings, url_of, within},
+    stores::{Stores, open_embedded},
+};
+use crate::{
+    adapters::{
+        aws::{self, ApiObserver, CallOutcome},
+        dynamodb::DynamoStore,
+        sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
+    },
+    config::{Config, DynamodbOutbox, Feed, OutboxKind, QueueAddress, QueueFeed, QueueKind, SqsQueue},
+    console::{Finding, Verdict},
+    node::{self, NodeError, Started},
+    telemetry::metrics::{self, Metrics},
+};
+
+/// Received batches that wait for a worker, per destination, at least: one receive brings ten.
+const SHELF_MIN: usize = 10;
+
+/// Opens the stores of a configuration that names something at AWS.
+pub(super) async fn open_stores(
+    config: &Config,
+    state_dir: &Path,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+) -> Result<Stores, StartError> {
+    let QueueKind::Sqs(sqs) = &config.queue.kind else {
+        // Only a feed comes from there.
+        let store = open_embedded(state_dir)?;
+        return Ok(Stores::embedded(&store, metrics));
+    };
+    let process = match node::start(state_dir) {
+        Ok(Started { process, replaced }) => {
+            if let Some(why) = replaced {
+                tracing::warn!(%process, why, "this is a new node");
+            }
+            Arc::<str>::from(process.to_string())
+        }
+        Err(NodeError { path, error }) => return Err(StartError::Node { path, error }),
+    };
+    let settings = settings(&config.aws);
+    let sdk = aws::sdk_config(&settings).await;
+    let observer = Arc::new(ApiMetrics(metrics.clone()));
+    let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, observer.clone());
+    let queue_url = url_of(&provisioner, &engine_of(sqs), &sqs.queue, MAKE).await.map_err(refused)?;
+    let dead_letters = QueueAddress::Name(sqs.dead_letter_name.clone());
+    let dead_letter_url =
+        url_of(&provisioner, "dead-letter queue", &dead_letters, MAKE).await.map_err(refused)?;
+    let client = aws::sqs_client(&sdk, &settings);
+    let queue_settings = SqsSettings {
+        queue_url,
+        dead_letter_url: Some(dead_letter_url),
+        process: process.clone(),
+        max_bytes: sqs.max_bytes,
+        pollers: sqs.pollers,
+        wait: sqs.wait,
+        visibility: config.lease.duration,
+        // What all workers together lease ahead, and as much again on its way.
+        shelf: (2 * config.queue.prefetch * config.pools.deliveries).max(SHELF_MIN),
+        lanes: sqs.lanes,
+        max_receives: sqs.max_receives,
+        aws: settings.clone(),
+        ..SqsSettings::default()
+    };
+    let open_queue = |claims: Arc<dyn Claims>, archive: Arc<dyn OutboxArchive>| async {
+        let queue =
+            Arc::new(Queue::new(client, queue_settings, claims, archive, clock.clone(), observer.clone()));
+        check(&queue, sqs).await.map(|()| queue)
+    };
+    match &config.outbox.kind {
+        OutboxKind::Embedded => {
+            let store = open_embedded(state_dir)?;
+            let queue = open_queue(store.clone(), store.clone()).await?;
+            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics).with_sqs(queue))
+        }
+        OutboxKind::Dynamodb(dynamodb) => {
+            let client = aws::dynamodb_client(&sdk, &settings);
+            let store_settings = dynamo_settings(config, dynamodb, &process);
+            let open = DynamoStore::open(&client, store_settings, clock.clone(), observer.clone());
+            let engine = table_of(dynamodb);
+            let store = Arc::new(within(LOOK_TIMEOUT, &engine, open).await.map_err(refused)?);
+            let queue = open_queue(store.clone(), store.clone()).await?;
+            let shares = RateShares { table: store.clone(), process };
+            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics)
+                .with_sqs(queue)
+                .with_shares(shares))
+        }
+    }
+}
+
+fn engine_of(sqs: &SqsQueue) -> String {
+    format!("queue {}", sqs.queue.name())
+}
+
+fn table_of(dynamodb: &DynamodbOutbox) -> String {
+    format!("table {}", dynamodb.table)
+}
+
+/// A queue that is not as it has to be would lose or hold back what is put on it.
+async fn check(queue: &Queue, sqs: &SqsQueue) -> Result<(), StartError> {
+    let engine = engine_of(sqs);
+    let differences = within(LOOK_TIMEOUT, &engine, queue.check()).await.map_err(refused)?;
+    for difference in differences {
+        if difference.must_be_mended {
+            return Err(StartError::Engine { engine, problem: difference.to_string(), may_pass: false });
+        }
+        tracing::warn!(queue = sqs.queue.name(), "{difference}");
+    }
+    Ok(())
+}
+
+fn refused(finding: Finding) -> StartError {
+    let may_pass = finding.verdict == Verdict::Unreachable;
+    StartError::Engine { engine: finding.engine, problem: finding.detail, may_pass }
+}
+
+/// What the adapters tell about their calls, as metrics.
+struct ApiMetrics(Arc<Metrics>);
+
+impl ApiObserver for ApiMetrics {
+    fn call(
+        &self,
+        service: &'static str,
+        operation: &'static str,
+        outcome: CallOutcome,
+        latency: Duration,
+        items: usize,
+    ) {
+        let outcome = match outcome {
+            CallOutcome::Ok => metrics::CallOutcome::Ok,
+            CallOutcome::Partial => metrics::CallOutcome::Partial,
+            CallOutcome::Throttled => metrics::CallOutcome::Throttled,
+            CallOutcome::Refused => metrics::CallOutcome::Error,
+            CallOutcome::Unknown => metrics::CallOutcome::Unknown,
+        };
+        self.0.api.record(service, operation, outcome, latency, items as u64);
+    }
+
+    fn capacity(&self, table: &str, index: Option<&str>, units: f64) {
+        self.0.capacity.add(table, index, units);
+    }
+}
+
+/// Opens the queues of feeds.
+pub(super) async fn open_intakes<'a>(
+    machine: &Machine,
+    config: &Config,
+    feeds: impl Iterator<Item = (&'a Feed, &'a QueueFeed)>,
+) -> Result<Vec<((&'a Feed, &'a QueueFeed), Arc<dyn Intake>)>, StartError> {
+    let mut feeds = feeds.peekable();
+    let mut opened = Vec::new();
+    if feeds.peek().is_none() {
+        return Ok(opened); // no need to look for credentials
+    }
+    let settings = settings(&config.aws);
+    let sdk = aws::sdk_config(&settings).await;
+    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let client = aws::sqs_client(&sdk, &settings);
+    let provisioner = Provisioner::new(client.clone(), &settings, observer.clone());
+    for (feed, queue) in feeds {
+        let engine = format!("feed {}: queue {}", feed.name, queue.queue.name());
+        let url = url_of(&provisioner, &engine, &queue.queue, "its owner makes it, not Postrider");
+        let intake_settings = SqsIntakeSettings {
+            queue_url: url.await.map_err(refused)?,
+            visibility: queue.visibility,
+            wait_max: queue.wait,
+        };
+        let intake = SqsIntake::new(client.clone(), &settings, intake_settings, observer.clone());
+        opened.push(((feed, queue), Arc::new(intake) as Arc<dyn Intake>));
+    }
+    Ok(opened)
+}

@@ -1,0 +1,228 @@
+//! Several processes on one outbox and one queue: the main job past one machine (S2, S3), over emulators of SQS
+//! and DynamoDB with a proxy in front that counts.
+
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    cloud::{Counts, Emulators, FaultProxy, sdk_environment},
+    support::{LIVENESS, World, input::Input, knob, wait_until},
+};
+
+/// The name of queue and table; each test has servers of its own.
+const NAME: &str = "postrider";
+
+/// The engines, and what counts the calls to them.
+struct Engines {
+    _emulators: Emulators,
+    sqs: FaultProxy,
+    dynamodb: FaultProxy,
+}
+
+impl Engines {
+    fn start() -> Self {
+        let emulators = Emulators::start();
+        let sqs = FaultProxy::start(emulators.sqs().endpoint());
+        let dynamodb = FaultProxy::start(emulators.dynamodb().endpoint());
+        Self { _emulators: emulators, sqs, dynamodb }
+    }
+
+    /// A world on these engines, its queue and tables made.
+    fn world(&self) -> World {
+        let mut world = World::new("csv");
+        let environment = sdk_environment(self.sqs.endpoint(), self.dynamodb.endpoint());
+        let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        let engine = ["--dynamodb", self.dynamodb.endpoint(), NAME].map(str::to_owned).to_vec();
+        world.share(environment, engine);
+        world
+            .set("queue.kind", "sqs")
+            .set("queue.sqs.name", NAME)
+            .set("queue.sqs.wait_s", 2)
+            .set("outbox.kind", "dynamodb")
+            .set("outbox.dynamodb.table", NAME)
+            .set("outbox.dynamodb.sweep_interval_ms", 500)
+            .set("outbox.dynamodb.sweep_after_ms", 1500)
+            // A test does not wait a minute for what a kill left behind. It must be above twice the timeout.
+            .set("lease.duration_ms", 3000)
+            .set("destinations.support.timeout_ms", 1000)
+            .set("destinations.support.connect_timeout_ms", 500);
+        world
+    }
+
+    /// Calls since the last reset, by service.
+    fn calls(&self) -> (Counts, Counts) {
+        (self.sqs.counts(), self.dynamodb.counts())
+    }
+
+    fn forget(&self) {
+        self.sqs.reset_counts();
+        self.dynamodb.reset_counts();
+    }
+}
+
+fn migrate(world: &mut World) {
+    world.configure();
+    let answer = world.postrider(&["migrate"]);
+    assert_eq!(answer.code, Some(0), "migrate: {}\n{}", answer.stdout, answer.stderr);
+}
+
+fn sum(counts: &Counts, operations: &[&str]) -> u64 {
+    operations.iter().filter_map(|operation| counts.get(*operation)).map(|count| count.calls).sum()
+}
+
+fn total(counts: &Counts) -> u64 {
+    counts.values().map(|count| count.calls).sum()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().expect("the oracle counts")
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn two_processes_share_a_file_and_one_is_killed_half_way() {
+    let rows = knob("POSTRIDER_ROWS", 20_000);
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&["--fail-rate", "0.02", "--seed", "7"]);
+    world.set("batch.max_messages", 500).set("record.max_unrecorded", 500);
+    // Long enough that the kill falls into the work.
+    let rate = i64::try_from(rows / 6).expect("rows are few");
+    world.set("destinations.support.rate_per_s", rate.max(100)).set("destinations.support.burst", 50);
+    migrate(&mut world);
+    world.start_ready();
+    world.start_peer("second").start_peer("third");
+    world.drop_file(Input::csv("shared.csv", usize::try_from(rows).expect("64 bits")));
+    world.wait_requests(usize::try_from(rows / 2).expect("64 bits"));
+    world.kill_peer("second");
+    world.wait_settled(LIVENESS * 2);
+    world.stop_peers();
+    world.stop();
+    let summary = world.prove();
+    println!("{summary}");
+    assert_eq!(number(&summary["sent"]), rows);
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn the_process_that_read_the_file_is_killed_and_another_carries_it_on() {
+    let rows = 5_000;
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&[]);
+    world.set("record.max_unrecorded", 500);
+    world.set("destinations.support.rate_per_s", 1500).set("destinations.support.burst", 50);
+    migrate(&mut world);
+    world.start_ready();
+    world.start_peer("second");
+    world.drop_file(Input::csv("orphaned.csv", rows));
+    world.wait_requests(rows / 4);
+    world.kill();
+    // Whatever the killed one accepted is delivered by the other, whatever it did not is read again.
+    thread::sleep(Duration::from_secs(2));
+    world.start().wait_settled(LIVENESS * 2);
+    world.stop_peers();
+    world.stop();
+    let summary = world.prove();
+    assert_eq!(number(&summary["sent"]), rows as u64);
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn calls_per_thousand_messages_are_few_and_one_message_per_entry_is_the_seed_s_count() {
+    let mut rows_of = Vec::new();
+    for (max_messages, rows) in [(500, knob("POSTRIDER_ROWS", 20_000)), (1, 1000)] {
+        let engines = Engines::start();
+        let mut world = engines.world();
+        world.receive(&[]);
+        world
+            .set("batch.max_messages", i64::from(max_messages))
+            .set("batch.linger_ms", 50)
+            .set("lease.duration_ms", 60_000)
+            .set("outbox.dynamodb.sweep_interval_ms", 5000)
+            .set("outbox.dynamodb.sweep_after_ms", 10_000)
+            .set("queue.sqs.wait_s", 20);
+        migrate(&mut world);
+        world.start_ready();
+        engines.forget();
+        world.drop_file(Input::csv("counted.csv", usize::try_from(rows).expect("64 bits")));
+        world.wait_requests(usize::try_from(rows).expect("64 bits"));
+        // What is read to look at it is not the job's.
+        thread::sleep(Duration::from_secs(3));
+        let (sqs, dynamodb) = engines.calls();
+        world.wait_settled(LIVENESS);
+        world.stop();
+        let summary = world.prove();
+        assert_eq!(number(&summary["sent"]), rows);
+        let per_thousand = |calls: u64| calls as f64 * 1000.0 / rows as f64;
+        let send = per_thousand(sum(&sqs, &["SendMessageBatch", "SendMessage"]));
+        let receive = per_thousand(sum(&sqs, &["ReceiveMessage", "DeleteMessageBatch", "DeleteMessage"]));
+        let store = per_thousand(total(&dynamodb));
+        let by_operation: BTreeMap<_, _> =
+            sqs.iter().chain(&dynamodb).map(|(operation, count)| (operation.clone(), count.calls)).collect();
+        println!(
+            "max_messages {max_messages}, {rows} rows, calls per 1000 messages: send {send:.2}, \
+             receive + delete {receive:.2}, DynamoDB {store:.2}; {by_operation:?}"
+        );
+        rows_of.push((send, receive, store));
+    }
+    let (send, receive, store) = rows_of[0];
+    assert!(send <= 3.0 && receive <= 3.0 && store <= 10.0, "batched: {:?}", rows_of[0]);
+    let (send, ..) = rows_of[1];
+    assert!((send - 100.0).abs() < 0.5, "the seed counts 100 sends per 1000 messages, not {send}");
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn three_processes_keep_a_destination_s_rate_while_one_is_killed_and_one_joins() {
+    const RATE: u64 = 400;
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&[]);
+    let rate = i64::try_from(RATE).expect("it is small");
+    world.set("batch.max_messages", 50);
+    world.set("destinations.support.rate_per_s", rate).set("destinations.support.burst", 1);
+    migrate(&mut world);
+    world.start_ready();
+    world.start_peer("second").start_peer("third");
+    world.drop_file(Input::csv("rated.csv", usize::try_from(RATE * 40).expect("it is small")));
+    world.wait_requests(usize::try_from(RATE * 10).expect("it is small"));
+    world.kill_peer("second");
+    let killed = world.request_count();
+    wait_until(LIVENESS, "the rate after the kill", || {
+        world.request_count() as u64 >= killed as u64 + RATE * 10
+    });
+    world.start_peer("fourth");
+    world.wait_settled(LIVENESS * 2);
+    world.stop_peers();
+    world.stop();
+    world.prove();
+    let times = world.request_times();
+    let first = times[0];
+    // Sliding windows of one second over every request's arrival.
+    let mut begin = 0;
+    let mut most = 0;
+    for (end, &at) in times.iter().enumerate() {
+        while at - times[begin] >= 1000 {
+            begin += 1;
+        }
+        most = most.max(end - begin + 1);
+    }
+    let mut per_second = BTreeMap::<u64, u64>::new();
+    for at in &times {
+        *per_second.entry((at - first) / 1000).or_default() += 1;
+    }
+    println!("most in any second: {most}; per second: {:?}", per_second.values().collect::<Vec<_>>());
+    // The receiver stamps a request when it has read it: a few that were sent before a second's beginning
+    // arrive within it.
+    assert!(most as u64 <= RATE + RATE / 20, "{most} requests in one second, the limit is {RATE}");
+    let seconds = per_second.len() as u64;
+    let full = |second: u64| per_second.get(&second).copied().unwrap_or(0) * 10 >= RATE * 9;
+    // From any second on, the rate is back within ten, but for the last ones, when the file runs out.
+    for second in 0..seconds.saturating_sub(12) {
+        assert!((second..=second + 10).any(full), "no full second within 10 s of second {second}");
+    }
+    let at_full = (0..seconds).filter(|&second| full(second)).count() as u64;
+    assert!(at_full * 10 >= seconds * 6, "only {at_full} of {seconds} seconds reached 90 % of the limit");
+}

@@ -1,0 +1,124 @@
+"""Reads what the DynamoDB store says, without the product and without an SDK: scans of both tables. For
+emulators, which check no signature. The layout is documented in the product's `schema` module."""
+
+import base64
+import json
+import urllib.request
+
+from store import ACCEPTED, DEAD, RETRYING, Counts, File, View, payload_rows, rejected_rows, row_numbers
+
+SCHEMA = 1
+HEADERS = {
+    "content-type": "application/x-amz-json-1.0",
+    "authorization": "AWS4-HMAC-SHA256 Credential=test/20000101/us-east-1/dynamodb/aws4_request, "
+                     "SignedHeaders=host, Signature=0",
+    "x-amz-date": "20000101T000000Z",
+}
+
+
+def call(endpoint, operation, request):
+    headers = HEADERS | {"x-amz-target": f"DynamoDB_20120810.{operation}"}
+    with urllib.request.urlopen(
+            urllib.request.Request(endpoint, json.dumps(request).encode(), headers), timeout=60) as answer:
+        return json.load(answer)
+
+
+def scan(endpoint, table):
+    """Every item of a table, its values unwrapped."""
+    request = {"TableName": table, "ConsistentRead": True}
+    while True:
+        page = call(endpoint, "Scan", request)
+        for item in page["Items"]:
+            yield {name: unwrap(value) for name, value in item.items()}
+        if "LastEvaluatedKey" not in page:
+            return
+        request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def unwrap(value):
+    (kind, content), = value.items()
+    if kind == "N":
+        return int(content)
+    return base64.b64decode(content) if kind == "B" else content
+
+
+def read_dynamodb(endpoint, table):
+    """The view that the two tables give. They are read one after the other: nothing may write meanwhile."""
+    view = View(has_messages=True)
+    batches, listed, nodes, depth = {}, set(), {}, 0
+    for item in scan(endpoint, f"{table}-ledger"):
+        partition, _, identity = item["Pk"].partition("#")
+        part, _, rest = item["Sk"].partition("#")
+        if (partition, part) == ("schema", "version") and item["Version"] != SCHEMA:
+            raise SystemExit(f"{table} has schema {item['Version']}, the oracle reads {SCHEMA}")
+        elif partition == "batch":
+            batches[identity] = item
+        elif (partition, part) == ("file", "file") and not rest:
+            file = File(json.loads(item["State"])["state"], item["RowsRead"], item["Rejected"], item["Duplicates"])
+            file.names = json.loads(item["Record"])["to"]
+            view.files[identity] = file
+        elif (partition, part) == ("file", "file"):
+            destination = rest.rpartition("#")[0]
+            counts = nodes.setdefault((identity, destination), [0, 0, 0])
+            for at, name in enumerate(("Sent", "Dead", "Retrying")):
+                counts[at] += item.get(name, 0)
+        elif partition == "file" and part in ("rejects", "duplicates"):
+            decode, found = ((rejected_rows, view.rejected) if part == "rejects"
+                             else (row_numbers, view.duplicates))
+            try:
+                found[identity].extend(decode(item["Body"]))
+            except (IndexError, ValueError) as error:
+                view.problems.append(f"{item['Pk']} {item['Sk']} can't be read: {error}")
+        elif partition == "dead":
+            listed.add(item["Sk"].rpartition("#")[2])
+        elif partition == "depth":
+            depth += item["Messages"]
+    for identity, file in view.files.items():
+        accepted = file.rows - file.rejected - file.duplicates
+        for name in file.names:
+            sent, dead, retrying = nodes.get((identity, name), (0, 0, 0))
+            file.destinations[name] = Counts(sent, dead, retrying, accepted - sent - dead - retrying)
+    for identity, item in batches.items():
+        read_batch(identity, item, view)
+    still_open = sum(1 for state in view.states.values() if state in (ACCEPTED, RETRYING))
+    if depth != still_open:
+        view.problems.append(f"the depth counters say {depth}, the states say {still_open}")
+    for identity, item in batches.items():
+        if (DEAD in item.get("States", b"")) != (identity in listed):
+            view.problems.append(f"batch {identity}: dead letters and its states disagree")
+    check_outbox(endpoint, table, batches, view)
+    return view
+
+
+def read_batch(identity, item, view):
+    count, first_row = item["Count"], item["FirstRow"]
+    try:
+        rows = row_numbers(item["Rows"]) if "Rows" in item else list(range(first_row, first_row + count))
+    except (IndexError, ValueError) as error:
+        view.problems.append(f"rows of batch {identity} can't be read: {error}")
+        return
+    states = item.get("States", bytes(count))
+    if not len(rows) == len(states) == count or rows[:1] != [first_row]:
+        view.problems.append(f"batch {identity} has {len(rows)} rows from {rows[:1]}, {len(states)} states, "
+                             f"says {count} from {first_row}")
+        return
+    if item["Unsettled"] != states.count(ACCEPTED):
+        view.problems.append(f"batch {identity} says {item['Unsettled']} unsettled, "
+                             f"its states say {states.count(ACCEPTED)}")
+    for row, state in zip(rows, states):
+        view.add_entry((item["Topic"], f"msg_{item['File']}_{row}"), state)
+
+
+def check_outbox(endpoint, table, batches, view):
+    """Every batch that is not archived is in the ledger, with the rows that it carries, and on one side of
+    dispatching."""
+    for item in scan(endpoint, table):
+        identity, record = item["MessageId"], batches.get(item["MessageId"])
+        if record is None:
+            view.problems.append(f"batch {identity} is in the outbox, but not in the ledger")
+            continue
+        rows = payload_rows(item["Payload"])
+        if len(rows) != record["Count"] or rows[0] != record["FirstRow"]:
+            view.problems.append(f"batch {identity}: outbox and ledger disagree about its rows")
+        if ("OutstandingCreatedTime" in item) == ("DeliveryTime" in item):
+            view.problems.append(f"batch {identity} is neither outstanding nor dispatched, or both")
