@@ -1,5 +1,9 @@
 //! Dispatcher: hands due batches from the outbox to the queue. A retry waits in the outbox until its
 //! time has come.
+//!
+//! A queue that stores batches is shared and one line for all: what can't be delivered now is not put into it.
+//! Batches of a destination that config pauses or that is disabled (410) stay in the outbox; and what is
+//! dispatched is held back as the delay policy says (S2.3, S2.6).
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -8,8 +12,12 @@ use actix::prelude::*;
 use crate::{
     flow::{Bell, Progress, insist},
     metrics::QueueMetrics,
-    model::ids::BatchId,
-    ports::{Clock, ItemOutcome, Outbox, OutstandingQuery, Queue, StoreError},
+    model::{
+        delay::{Delay, DelayPolicy},
+        ids::BatchId,
+        time::MonoMs,
+    },
+    ports::{Clock, ItemOutcome, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, StoreError},
     supervision::{Drain, Fault},
 };
 
@@ -25,6 +33,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// The wait after the queue took nothing of what it was offered.
 const REFUSED_WAIT: Duration = Duration::from_millis(200);
 
+/// How long it is taken for known which destinations are disabled.
+const DISABLED_FOR: Duration = Duration::from_secs(1);
+
 /// What a dispatcher works with.
 #[derive(Clone)]
 pub struct DispatcherSetup {
@@ -32,6 +43,12 @@ pub struct DispatcherSetup {
     pub outbox: Arc<dyn Outbox>,
     /// Where they go.
     pub queue: Arc<dyn Queue>,
+    /// Which destinations are disabled.
+    pub ledger: Arc<dyn Ledger>,
+    /// Destinations whose messages config holds.
+    pub paused: Vec<Arc<str>>,
+    /// How long the queue holds back what is dispatched. Only a queue that stores batches does.
+    pub delay: DelayPolicy,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Rung when batches were appended.
@@ -78,10 +95,12 @@ impl Handler<Drain> for Dispatcher {
 
 impl DispatcherSetup {
     async fn run(self) -> StoreError {
+        let mut delay = Delay::new(self.delay.clone());
+        let mut held = Held::default();
         loop {
             failpoint!("panic.dispatcher");
             self.progress.turn(self.clock.mono());
-            match self.dispatch().await {
+            match self.dispatch(&mut delay, &mut held).await {
                 Ok(Step::MoreIsDue) => {}
                 Ok(Step::Refused) => tokio::time::sleep(REFUSED_WAIT).await,
                 Ok(Step::NothingDue(wait)) => self.appended.wait(wait).await,
@@ -90,18 +109,31 @@ impl DispatcherSetup {
         }
     }
 
-    async fn dispatch(&self) -> Result<Step, StoreError> {
+    async fn dispatch(&self, delay: &mut Delay, held: &mut Held) -> Result<Step, StoreError> {
         let Self { outbox, queue, clock, progress, .. } = self;
+        let stores_batches = queue.stores_batches();
+        if stores_batches {
+            self.look_up_held(held).await?;
+        }
         let due_by = clock.wall().after(queue.reach());
-        let query =
-            OutstandingQuery { due_by, limit: GROUP_MAX, with_batches: queue.stores_batches(), except: &[] };
+        let query = OutstandingQuery {
+            due_by,
+            limit: GROUP_MAX,
+            with_batches: stores_batches,
+            except: &held.destinations,
+        };
         let outstanding = || outbox.outstanding(query);
-        let entries = insist("reading the outbox", &**clock, progress, outstanding).await?;
+        let mut entries = insist("reading the outbox", &**clock, progress, outstanding).await?;
         if entries.is_empty() {
             let due = insist("reading the outbox", &**clock, progress, || outbox.next_due()).await?;
-            return Ok(Step::NothingDue(
-                due.map_or(TICK, |due| due.since(due_by).clamp(Duration::from_millis(1), TICK)),
-            ));
+            return Ok(Step::NothingDue(match due {
+                // Of a held destination, probably: looked at again in a while.
+                Some(due) if due <= due_by && !held.destinations.is_empty() => TICK,
+                due => due.map_or(TICK, |due| due.since(due_by).clamp(Duration::from_millis(1), TICK)),
+            }));
+        }
+        if stores_batches {
+            self.hold_back(&mut entries, delay).await;
         }
         let outcomes = insist("sending to the queue", &**clock, progress, || queue.send(&entries)).await?;
         self.metrics.offered(&outcomes);
@@ -119,6 +151,46 @@ impl DispatcherSetup {
         }
         Ok(if accepted.len() < entries.len() { Step::Refused } else { Step::MoreIsDue })
     }
+
+    /// Which destinations nothing is dispatched for. Asked at most once a second: what slips into the queue
+    /// meanwhile, its leases hold.
+    async fn look_up_held(&self, held: &mut Held) -> Result<(), StoreError> {
+        let now = self.clock.mono();
+        if held.at.is_some_and(|at| now.since(at) < DISABLED_FOR) {
+            return Ok(());
+        }
+        let disabled = || self.ledger.disabled_destinations();
+        held.destinations =
+            insist("looking for disabled destinations", &*self.clock, &self.progress, disabled).await?;
+        held.destinations.extend(self.paused.iter().cloned());
+        held.at = Some(self.clock.mono());
+        Ok(())
+    }
+
+    /// Moves what is to be sent behind the delay that the policy asks for now.
+    async fn hold_back(&self, entries: &mut [OutboxEntry], delay: &mut Delay) {
+        if delay.wants_depth(self.clock.mono()) {
+            let depth = self.queue.queue_depth().await;
+            if let Err(error) = &depth {
+                tracing::warn!(%error, "the queue's depth is unknown");
+            }
+            delay.read(depth.ok().map(|depth| depth.total()), self.clock.mono());
+        }
+        let (wall, now) = (self.clock.wall(), self.clock.mono());
+        for entry in entries {
+            entry.not_before = delay.hold_back(entry.not_before, wall, now);
+            if let Some(batch) = &mut entry.batch {
+                batch.not_before = entry.not_before;
+            }
+        }
+    }
+}
+
+/// The destinations that nothing is dispatched for, as they were known last.
+#[derive(Default)]
+struct Held {
+    destinations: Vec<Arc<str>>,
+    at: Option<MonoMs>,
 }
 
 enum Step {
@@ -153,4 +225,89 @@ fn accepted(outcomes: Vec<(BatchId, ItemOutcome)>) -> Vec<BatchId> {
         tracing::warn!(why, batches, "the queue did not accept batches; they stay in the outbox");
     }
     accepted
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::ProgressBoard,
+        metrics::StageMetrics,
+        model::time::UnixMs,
+        testing::{Carrier, CarrierFaults, CarrierQueue, FakeClock, MemoryStore, fixtures},
+    };
+
+    const NOW: UnixMs = UnixMs(1_700_000_000_000);
+
+    /// A dispatcher from a fake store with `batches` batches for each of `d` and `e` to a queue that only carries.
+    async fn setup(
+        batches: u64,
+        change: impl FnOnce(&mut DispatcherSetup),
+    ) -> (DispatcherSetup, Arc<FakeClock>) {
+        let store = Arc::new(MemoryStore::new());
+        let file = fixtures::file("feed", 1, &["d", "e"]);
+        for batch in 0..batches {
+            store.append(fixtures::step(&file, batch * 10 + 1..=batch * 10 + 10, NOW)).await.unwrap();
+        }
+        let clock = Arc::new(FakeClock::at(NOW));
+        let carrier = Arc::new(Carrier::new(1, CarrierFaults::default()));
+        let reach = Duration::from_mins(15);
+        let queue = CarrierQueue::new(carrier, store.clone(), clock.clone(), "node-1", reach);
+        let mut setup = DispatcherSetup {
+            outbox: store.clone(),
+            queue: Arc::new(queue),
+            ledger: store,
+            paused: Vec::new(),
+            delay: DelayPolicy::None,
+            clock: clock.clone(),
+            appended: Bell::default(),
+            queued: Vec::new(),
+            metrics: StageMetrics::default().queue(),
+            progress: ProgressBoard::default().mark("dispatcher", clock.mono()),
+        };
+        change(&mut setup);
+        (setup, clock)
+    }
+
+    async fn dispatch_all(setup: &DispatcherSetup, delay: &mut Delay, held: &mut Held) -> Duration {
+        for _ in 0..100 {
+            if let Step::NothingDue(wait) = setup.dispatch(delay, held).await.unwrap() {
+                return wait;
+            }
+        }
+        panic!("there is always more");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_stays_in_the_outbox_and_the_others_go() {
+        let (setup, clock) = setup(300, |setup| setup.paused = vec!["d".into()]).await;
+        let (mut delay, mut held) = (Delay::new(DelayPolicy::None), Held::default());
+        // The held ones are as old, and many: they neither stand in the way nor keep the loop busy.
+        assert_eq!(dispatch_all(&setup, &mut delay, &mut held).await, TICK);
+        assert_eq!(setup.queue.queue_depth().await.unwrap().total(), 300);
+
+        setup.ledger.disable_destination("e", "410", NOW).await.unwrap();
+        let file = fixtures::file("feed", 2, &["e"]);
+        setup.outbox.append(fixtures::step(&file, 1..=1, NOW)).await.unwrap();
+        clock.advance(DISABLED_FOR);
+        dispatch_all(&setup, &mut delay, &mut held).await;
+        assert_eq!(setup.queue.queue_depth().await.unwrap().total(), 300, "disabled: asked within a second");
+    }
+
+    #[tokio::test]
+    async fn s2_3_s2_6_what_is_dispatched_is_held_back() {
+        let policy = DelayPolicy::seed_table();
+        let (setup, clock) = setup(350, |setup| setup.delay = policy.clone()).await;
+        let (mut delay, mut held) = (Delay::new(policy), Held::default());
+        // 256 at a time; the depth is read every few seconds.
+        for (expected, total) in [(0, 256), (0, 512), (188, 700)] {
+            setup.dispatch(&mut delay, &mut held).await.unwrap();
+            let depth = setup.queue.queue_depth().await.unwrap();
+            assert_eq!((depth.delayed, depth.total()), (expected, total));
+            clock.advance(Duration::from_secs(5)); // as often as the table reads
+        }
+        // 30 s after the dispatch, which was 5 s ago.
+        clock.advance(Duration::from_secs(26));
+        assert_eq!(setup.queue.queue_depth().await.unwrap().delayed, 0);
+    }
 }

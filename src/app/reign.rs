@@ -14,7 +14,11 @@ use postrider_actors::{
     flow::{Bell, Gate, Progress},
     messages::{FileClaimed, ParsedRows},
     model::{
-        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, roster::RosterLimits,
+        builder::BatchLimits,
+        delay::{DelayPolicy, DepthStep},
+        formats::Format,
+        intake::AccumulatorLimits,
+        roster::RosterLimits,
         settle::SettleRule,
     },
     parser::{self, Parser, ParserSetup},
@@ -383,6 +387,8 @@ fn delivery_specs(
             metrics: machine.metrics.stages.destination(&destination.name),
         })
         .collect();
+    let paused = destinations.iter().filter(|destination| destination.paused);
+    let paused: Vec<_> = paused.map(|destination| destination.name.clone()).collect();
     let workers = config.pools.deliveries;
     let setups: Vec<_> = (0..workers)
         .map(|worker| {
@@ -400,7 +406,7 @@ fn delivery_specs(
     vec![
         throttle_spec(machine, gates),
         worker_spec(machine, config, setups, all, appended, queued),
-        dispatcher_spec(machine, appended, queued),
+        dispatcher_spec(machine, paused, delay_policy(&config.queue.kind), appended, queued),
     ]
 }
 
@@ -470,7 +476,27 @@ fn worker_spec(
     ChildSpec { name: "webhook_delivery", of: None, count, factory: Arc::new(factory), rank: 1 }
 }
 
-fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> ChildSpec {
+/// How the queue holds back what is dispatched (S2.3, S2.6).
+fn delay_policy(queue: &config::QueueKind) -> DelayPolicy {
+    let config::QueueKind::Sqs(queue) = queue else { return DelayPolicy::None };
+    match &queue.delay {
+        config::Delay::None => DelayPolicy::None,
+        config::Delay::Fixed(delay) => DelayPolicy::Fixed(*delay),
+        config::Delay::ByDepth { steps, hysteresis_percent, read_every } => DelayPolicy::ByDepth {
+            steps: steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect(),
+            hysteresis_percent: *hysteresis_percent,
+            read_every: *read_every,
+        },
+    }
+}
+
+fn dispatcher_spec(
+    machine: &Machine,
+    paused: Vec<Arc<str>>,
+    delay: DelayPolicy,
+    appended: &Bell,
+    queued: &[Bell],
+) -> ChildSpec {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, queued) = (appended.clone(), queued.to_vec());
     let metrics = machine.metrics.stages.queue();
@@ -478,6 +504,9 @@ fn dispatcher_spec(machine: &Machine, appended: &Bell, queued: &[Bell]) -> Child
         let setup = DispatcherSetup {
             outbox: stores.outbox.clone(),
             queue: stores.queue.clone(),
+            ledger: stores.ledger.clone(),
+            paused: paused.clone(),
+            delay: delay.clone(),
             clock: clock.clone(),
             appended: appended.clone(),
             queued: queued.clone(),

@@ -26,9 +26,6 @@ use super::{
     stock::{Back, Receipt, Received},
 };
 
-/// How long a destination is left alone that the store gave no claim for.
-const BLOCKED: Duration = Duration::from_millis(500);
-
 /// A lease that a worker here has.
 pub(super) struct Held {
     fence: u64,
@@ -74,7 +71,7 @@ impl Desk {
         let mut leases = Vec::new();
         let mut result = Ok(());
         loop {
-            let taken = self.state().stock.take(&wants, ENTRIES_MAX, self.clock.mono());
+            let taken = self.state().stock.take(&wants, ENTRIES_MAX, self.stock_time());
             if taken.is_empty() {
                 break;
             }
@@ -90,7 +87,7 @@ impl Desk {
             }
         }
         let open = wants.into_iter().filter(|(_, want)| *want > 0).collect();
-        self.state().stock.ask(&request.holder, open, self.clock.mono());
+        self.state().stock.ask(&request.holder, open, self.stock_time());
         self.asked.notify_waiters();
         match result {
             Err(error) if leases.is_empty() => Err(error),
@@ -123,6 +120,7 @@ impl Desk {
             let batch = &received.entry.batch;
             match claims.get(&batch.id).cloned() {
                 Some(Claim::Granted { fence, losses, states }) => {
+                    self.state().stock.grant(&batch.header.destination, self.stock_time());
                     granted.push(Granted { received, fence, losses, states });
                 }
                 Some(Claim::Held { until }) => {
@@ -135,9 +133,8 @@ impl Desk {
                     left.dead.push(dead_letter(received, "the store does not know its batch"));
                 }
                 Some(Claim::Unavailable(_)) | None => {
-                    let now = self.clock.mono();
-                    self.state().stock.block(&batch.header.destination, now.after(BLOCKED), now);
-                    left.back.push((received, Back::Unserved));
+                    let back = self.state().stock.refuse(&batch.header.destination, self.stock_time());
+                    left.back.push((received, back));
                 }
             }
         }

@@ -56,6 +56,7 @@ use postrider_actors::{
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
+    time::Instant,
 };
 
 pub use self::intake::{SqsIntake, SqsIntakeSettings};
@@ -169,6 +170,8 @@ struct Desk {
     stocked: Bell,
     ring: Mutex<Option<Ring>>,
     closing: watch::Sender<bool>,
+    /// What the stock counts its time from.
+    begun: Instant,
 }
 
 type Ring = Arc<dyn Fn() + Send + Sync>;
@@ -182,6 +185,12 @@ impl Desk {
     fn state(&self) -> MutexGuard<'_, State> {
         // Its steps are infallible.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stock's time. It goes by the visibility timeouts that run at SQS, and so by real time, whatever clock the
+    /// leases go by.
+    fn stock_time(&self) -> MonoMs {
+        MonoMs(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// A deadline by the wall clock, for claims that other machines read.
@@ -241,6 +250,7 @@ impl SqsQueue {
             stocked: Bell::default(),
             ring: Mutex::new(None),
             closing: watch::Sender::new(false),
+            begun: Instant::now(),
             settings,
         });
         let tasks = Tasks {

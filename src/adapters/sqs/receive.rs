@@ -72,7 +72,7 @@ async fn receive_on(desk: Arc<Desk>, index: usize) {
         if desk.is_closing() {
             return;
         }
-        if desk.state().stock.receives_wanted(desk.clock.mono()) <= index {
+        if desk.state().stock.receives_wanted(desk.stock_time()) <= index {
             // Elapsing is no error: asks run out by time.
             let _ = tokio::time::timeout(TICK, asked).await;
             continue;
@@ -80,7 +80,6 @@ async fn receive_on(desk: Arc<Desk>, index: usize) {
         let settings = &desk.settings;
         let receive =
             desk.calls.receive(&settings.queue_url, ENTRIES_MAX, settings.wait, settings.visibility);
-        let begun = desk.clock.mono();
         let received = tokio::select! {
             received = receive => received,
             () = async {
@@ -92,10 +91,8 @@ async fn receive_on(desk: Arc<Desk>, index: usize) {
         match received {
             Ok(messages) => {
                 bound = WAIT_BASE;
-                // Hidden since some moment of the call: the earliest is the safe one, but a long poll may have
-                // waited for nearly all of its time before.
-                let at = if messages.is_empty() { begun } else { desk.clock.mono() };
-                desk.sort_in(messages, at).await;
+                // A moment after they were hidden: HAND_OUT_MIN covers it.
+                desk.sort_in(messages, desk.stock_time()).await;
             }
             Err(failure) => {
                 let why = failure.why;
@@ -125,7 +122,7 @@ async fn sweep_on(desk: Arc<Desk>) {
             desk.stocked.wait(TICK).await;
             continue;
         }
-        let now = desk.clock.mono();
+        let now = desk.stock_time();
         let sweep = {
             let mut state = desk.state();
             let state = &mut *state;
@@ -137,7 +134,7 @@ async fn sweep_on(desk: Arc<Desk>) {
         desk.dispose(Leftovers { hide, back: sweep.back, ..Leftovers::default() }).await;
         let pause = sweep.next_due.map_or(SWEEP, |due| due.since(now).min(SWEEP));
         tokio::time::sleep(pause).await;
-        if sweep.next_due.is_some_and(|due| due <= desk.clock.mono()) {
+        if sweep.next_due.is_some_and(|due| due <= desk.stock_time()) {
             desk.ring();
         }
     }
@@ -195,7 +192,7 @@ impl Desk {
         // counts; a second message with the same batch is one too many.
         let receipt = match (state.leases.get_mut(&batch), state.stock.find_mut(batch)) {
             (Some(held), _) => {
-                let hidden = held.until.since(now);
+                let hidden = held.until.since(self.clock.mono());
                 Some((&mut held.receipt, hidden))
             }
             (None, Some(stocked)) => {
@@ -238,7 +235,7 @@ impl Desk {
         let Leftovers { mut hide, mut delete, back, dead } = left;
         let mut renewals = Vec::new();
         for (received, why) in back {
-            let hidden = why.hide(received.receives, rand::rng().random());
+            let hidden = why.hide(rand::rng().random());
             let receives_max = self.settings.max_receives.saturating_mul(RENEW_RECEIVES_PERCENT) / 100;
             let age = self.clock.wall().since(received.sent_at);
             if received.receives >= receives_max.max(1) || age >= RENEW_AGE {

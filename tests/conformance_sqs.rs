@@ -1,0 +1,68 @@
+//! The SQS queue keeps the contract of `Queue` over an emulator, with the in-memory store for outbox, ledger and
+//! claims.
+#![cfg(feature = "aws")]
+
+#[path = "cloud/mod.rs"]
+mod cloud;
+#[path = "sqs/mod.rs"]
+mod sqs;
+
+use std::time::Duration;
+
+use postrider_actors::testing::conformance::{self, Patience, Subject};
+use sqs::{Queues, clock, settings};
+
+/// An entry that was received while nobody wanted it is hidden for some seconds.
+const PATIENCE: Patience = Patience { arrival: Duration::from_secs(5) };
+
+async fn make(queues: &Queues, suffix: &str) -> Subject {
+    let store = Subject::in_memory();
+    let (url, dead) = queues.create(suffix).await;
+    let clock = clock();
+    let queue = queues.open(&settings(&url, &dead), &store, clock.clone());
+    Subject { queue, clock: Some(clock), patience: PATIENCE, ..store }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn queue() {
+    let queues = Queues::start();
+    conformance::queue(|| make(&queues, "")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn fifo_queue() {
+    let queues = Queues::start();
+    conformance::queue(|| make(&queues, ".fifo")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn ledger() {
+    let queues = Queues::start();
+    conformance::ledger(|| make(&queues, "")).await;
+}
+
+/// `POSTRIDER_SEED=n` plays one history again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn histories() {
+    let queues = Queues::start();
+    let number = std::env::var("POSTRIDER_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = number.map_or(0..1, |seed| seed..seed + 1);
+    for seed in seeds {
+        conformance::history(make(&queues, "").await, seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn depth_counts_what_is_visible_in_flight_and_delayed() {
+    let queues = Queues::start();
+    let subject = make(&queues, "").await;
+    let depth = subject.queue.queue_depth().await.unwrap();
+    assert_eq!(depth.total(), 0);
+    queues.server.kill();
+    assert!(subject.queue.queue_depth().await.is_err(), "unknown is not 0");
+}
