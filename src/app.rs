@@ -113,8 +113,7 @@ impl StartError {
             | Self::Destination { .. }
             | Self::Engine { may_pass: false, .. } => Exit::Config,
             Self::Engine { may_pass: true, .. } => Exit::TryLater,
-            Self::Node { .. } => Exit::Io,
-            Self::Lock(LockError::Io { .. }) | Self::System { .. } => Exit::Io,
+            Self::Lock(LockError::Io { .. }) | Self::Node { .. } | Self::System { .. } => Exit::Io,
             Self::Store(error) => error.into(),
         }
     }

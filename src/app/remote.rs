@@ -75,12 +75,12 @@ pub(super) async fn open_stores(
     let open_queue = |claims: Arc<dyn Claims>, archive: Arc<dyn OutboxArchive>| async {
         let queue =
             Arc::new(Queue::new(client, queue_settings, claims, archive, clock.clone(), observer.clone()));
-        check(&queue, sqs).await.map(|()| queue)
+        Box::pin(check(&queue, sqs)).await.map(|()| queue)
     };
     match &config.outbox.kind {
         OutboxKind::Embedded => {
             let store = open_embedded(state_dir)?;
-            let queue = open_queue(store.clone(), store.clone()).await?;
+            let queue = Box::pin(open_queue(store.clone(), store.clone())).await?;
             Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics).with_sqs(queue))
         }
         OutboxKind::Dynamodb(dynamodb) => {
@@ -88,8 +88,8 @@ pub(super) async fn open_stores(
             let store_settings = dynamo_settings(config, dynamodb, &process);
             let open = DynamoStore::open(&client, store_settings, clock.clone(), observer.clone());
             let engine = table_of(dynamodb);
-            let store = Arc::new(within(LOOK_TIMEOUT, &engine, open).await.map_err(refused)?);
-            let queue = open_queue(store.clone(), store.clone()).await?;
+            let store = Arc::new(within(LOOK_TIMEOUT, &engine, Box::pin(open)).await.map_err(refused)?);
+            let queue = Box::pin(open_queue(store.clone(), store.clone())).await?;
             let shares = RateShares { table: store.clone(), process };
             Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics)
                 .with_sqs(queue)
@@ -109,7 +109,7 @@ fn table_of(dynamodb: &DynamodbOutbox) -> String {
 /// A queue that is not as it has to be would lose or hold back what is put on it.
 async fn check(queue: &Queue, sqs: &SqsQueue) -> Result<(), StartError> {
     let engine = engine_of(sqs);
-    let differences = within(LOOK_TIMEOUT, &engine, queue.check()).await.map_err(refused)?;
+    let differences = within(LOOK_TIMEOUT, &engine, Box::pin(queue.check())).await.map_err(refused)?;
     for difference in differences {
         if difference.must_be_mended {
             return Err(StartError::Engine { engine, problem: difference.to_string(), may_pass: false });

@@ -67,9 +67,8 @@ impl DelayPolicy {
             )
         };
         match self {
-            Self::None => Ok(()),
             Self::Fixed(delay) if *delay > DELAY_MAX => Err(too_long(*delay)),
-            Self::Fixed(_) => Ok(()),
+            Self::None | Self::Fixed(_) => Ok(()),
             Self::ByDepth { steps, hysteresis_percent, .. } => {
                 if steps.is_empty() {
                     return Err("a delay by depth needs at least one step".into());

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod body;
 pub mod bucket;
 pub mod builder;
+pub mod codec;
 pub mod delay;
 pub mod file;
 pub mod formats;

@@ -22,7 +22,7 @@ use super::{
     schema,
     state::Shared,
 };
-use crate::adapters::embedded::codec;
+use postrider_actors::model::codec;
 
 /// Actions that a step takes beside its batches and entries: the file, its place among files and among open
 /// ones, and the depth.

@@ -191,7 +191,7 @@ impl View for Console {
             let is_done = after
                 .as_ref()
                 .zip(file.as_ref())
-                .is_some_and(|((sk, _), file)| &sk[..] > &file[..] && !sk.starts_with(&file[..]));
+                .is_some_and(|((sk, _), file)| sk[..] > file[..] && !sk.starts_with(&file[..]));
             if is_done {
                 continue;
             }

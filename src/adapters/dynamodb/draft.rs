@@ -25,7 +25,7 @@ use super::{
     item::payload_damaged,
     record::{Record, header_digest},
 };
-use crate::adapters::embedded::codec::SentTimes;
+use postrider_actors::model::codec::SentTimes;
 
 /// A record as it was read; `None` if there is no such batch.
 pub(super) type Known = HashMap<BatchId, Option<Record>>;

@@ -12,7 +12,7 @@ use postrider_actors::{
     ports::StoreError,
 };
 
-use crate::adapters::embedded::codec;
+use postrider_actors::model::codec;
 
 /// An item of either table.
 pub(super) type Item = HashMap<String, AttributeValue>;

@@ -26,7 +26,7 @@ use super::{
     },
     schema,
 };
-use crate::adapters::embedded::codec::{self, SentTimes};
+use postrider_actors::model::codec::{self, SentTimes};
 
 /// The claim on a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,13 +122,11 @@ impl Record {
     }
 
     pub(super) fn find(&self, row: u64) -> Option<usize> {
-        match &self.gaps {
-            Some(rows) => rows.binary_search(&row).ok(),
-            None => {
-                let index = row.checked_sub(self.first_row)?;
-                (index < u64::from(self.count)).then_some(index as usize)
-            }
+        if let Some(rows) = &self.gaps {
+            return rows.binary_search(&row).ok();
         }
+        let index = row.checked_sub(self.first_row)?;
+        (index < u64::from(self.count)).then_some(index as usize)
     }
 
     /// Whether the claim with this fence is held.

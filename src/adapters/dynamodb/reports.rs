@@ -22,7 +22,7 @@ use super::{
     schema,
     state::{Shared, lock},
 };
-use crate::adapters::embedded::codec;
+use postrider_actors::model::codec;
 
 /// Open files of one feed that one look goes through; the next one goes on.
 const LOOK_MAX: u16 = 500;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use postrider_actors::model::codec;
 use postrider_actors::{
     model::{
         batch::Rows,
@@ -20,10 +21,7 @@ use super::{
     schema,
     state::Shared,
 };
-use crate::{
-    adapters::embedded::codec,
-    console::{Delivery, DestinationView, Fate, FileSelector, MessageReport, Position, Search},
-};
+use crate::console::{Delivery, DestinationView, Fate, FileSelector, MessageReport, Position, Search};
 
 /// Entries of one page of the outstanding batches.
 const PAGE: usize = 1_000;
@@ -152,8 +150,8 @@ impl Shared {
         while !next.is_empty() {
             let mut known = Known::new();
             self.know(&mut known, next.iter().copied(), false).await?;
-            let holding = next.iter().filter_map(|id| known.remove(id).flatten());
-            let found = holding.filter_map(|record| Some((record.find(row)?, record))).next();
+            let mut holding = next.iter().filter_map(|id| known.remove(id).flatten());
+            let found = holding.find_map(|record| Some((record.find(row)?, record)));
             let Some((index, record)) = found else { break };
             // Damaged data must not send us in a circle.
             let is_new = chain.iter().all(|(seen, _)| seen.id != record.id);

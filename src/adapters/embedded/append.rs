@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use postrider_actors::model::codec;
 use postrider_actors::{
     model::{
         file::{Checkpoint, FileState, Reject},
@@ -13,7 +14,7 @@ use postrider_actors::{
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    codec, entries,
+    entries,
     tx::{Tx, TxError, file_state, file_state_byte, int, uint},
 };
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use postrider_actors::model::codec;
 use postrider_actors::{
     model::{
         batch::{NewBatch, StateVector},
@@ -15,10 +16,7 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{
-    codec,
-    tx::{Caches, Phase, Tx, TxError, int, uint},
-};
+use super::tx::{Caches, Phase, Tx, TxError, int, uint};
 
 /// Moves outstanding batches to the queue.
 pub(crate) fn dispatch(tx: &Tx<'_>, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, TxError> {

@@ -1,6 +1,7 @@
 //! What happened to one message.
 
 use bytes::Bytes;
+use postrider_actors::model::codec::{self, SentTimes};
 use postrider_actors::model::{
     batch::Rows,
     ids::{BatchId, MessageId},
@@ -12,10 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::console::{DeadLetter, Delivery, Fate, MessageReport};
 
-use super::{
-    codec::{self, SentTimes},
-    tx::{Caches, TxError, int, uint},
-};
+use super::tx::{Caches, TxError, int, uint};
 
 /// One batch that holds a message.
 struct Entry {

@@ -9,7 +9,6 @@ mod append;
 mod archive;
 mod backlog;
 mod claims;
-pub(crate) mod codec;
 mod entries;
 mod leases;
 mod lock;

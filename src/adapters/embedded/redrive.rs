@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
+use postrider_actors::model::codec;
 use postrider_actors::model::{
     batch::{NewBatch, Rows},
     ids::{BatchId, FileId},
@@ -14,7 +15,6 @@ use rusqlite::{Connection, OptionalExtension, params, types::Value};
 use crate::console::{DeadFilter, DeadLetter, FileSelector, Position};
 
 use super::{
-    codec,
     settle::Record,
     tx::{Tx, TxError, int, uint},
 };

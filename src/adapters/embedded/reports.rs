@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use postrider_actors::model::codec;
 use postrider_actors::model::{
     file::{Checkpoint, DestinationCounts, FileRecord, FileReport, FileState, Reject},
     ids::FileId,
@@ -9,10 +10,7 @@ use postrider_actors::model::{
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{
-    codec,
-    tx::{TxError, file_state, int, uint},
-};
+use super::tx::{TxError, file_state, int, uint};
 
 macro_rules! select_file {
     ($condition:literal) => {

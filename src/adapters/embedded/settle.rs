@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use postrider_actors::model::codec::SentTimes;
 use postrider_actors::{
     model::{
         batch::{BatchHeader, NewBatch, Rows, StateVector},
@@ -21,7 +22,6 @@ use postrider_actors::{
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{
-    codec::SentTimes,
     leases::phase,
     tx::{Phase, Tx, TxError, int, uint},
 };

@@ -17,7 +17,7 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::codec;
+use postrider_actors::model::codec;
 
 /// Why an operation inside a transaction failed; the transaction is rolled back.
 #[derive(Debug, thiserror::Error)]

@@ -374,7 +374,8 @@ mod tests {
             match layout {
                 RowLayout::Lines => bytes.extend(first.bytes()),
                 RowLayout::Columns { .. } => {
-                    [first, second].into_iter().for_each(|cell| put_cell(&mut bytes, cell))
+                    put_cell(&mut bytes, first);
+                    put_cell(&mut bytes, second);
                 }
                 RowLayout::Objects => {
                     put_cell(&mut bytes, first);

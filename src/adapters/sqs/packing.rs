@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn s2_1_a_thousand_single_messages_take_a_hundred_calls_and_two_batches_one() {
         assert_eq!(pack([1_000; 1_000], 10, 1_048_576).len(), 100);
-        assert_eq!(pack([30_000; 2], 10, 1_048_576), [0..2]);
+        assert_eq!(pack([30_000; 2], 10, 1_048_576), vec![0..2; 1]);
     }
 
     #[test]

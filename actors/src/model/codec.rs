@@ -1,7 +1,7 @@
-//! The blobs of the embedded store. Each begins with a version byte: they outlive the program that
-//! wrote them.
+//! How stores encode what they keep beside payloads. Each blob begins with a version byte: they outlive the
+//! program that wrote them.
 
-use postrider_actors::model::{
+use super::{
     batch::{put_varint, take_varint},
     file::Reject,
     outcome::{Attempt, Reason},
@@ -13,12 +13,12 @@ const VERSION: u8 = 1;
 /// Bytes that no version of this program wrote, or a newer one did.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the stored {0} is damaged or was written by a newer version")]
-pub(crate) struct Damaged(&'static str);
+pub struct Damaged(&'static str);
 
 /// The failed attempts per message; `None` if there were none at all.
 ///
 /// `version`, then per message `varint(count)` and per attempt `varint(at) varint(status) reason`.
-pub(crate) fn encode_history(history: &[Vec<Attempt>]) -> Option<Vec<u8>> {
+pub fn encode_history(history: &[Vec<Attempt>]) -> Option<Vec<u8>> {
     if history.iter().all(Vec::is_empty) {
         return None;
     }
@@ -35,7 +35,7 @@ pub(crate) fn encode_history(history: &[Vec<Attempt>]) -> Option<Vec<u8>> {
 }
 
 /// Reads back what [`encode_history`] wrote.
-pub(crate) fn decode_history(bytes: &[u8]) -> Result<Vec<Vec<Attempt>>, Damaged> {
+pub fn decode_history(bytes: &[u8]) -> Result<Vec<Vec<Attempt>>, Damaged> {
     let read = || {
         let mut at = versioned(bytes)?;
         let mut history = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn decode_history(bytes: &[u8]) -> Result<Vec<Vec<Attempt>>, Damaged>
 }
 
 /// Rejected rows: `version`, then per row `varint(row) varint(line) text(reason) bytes(raw)`.
-pub(crate) fn encode_rejects(rejects: &[Reject]) -> Vec<u8> {
+pub fn encode_rejects(rejects: &[Reject]) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     for reject in rejects {
         put_varint(&mut bytes, reject.row);
@@ -72,7 +72,7 @@ pub(crate) fn encode_rejects(rejects: &[Reject]) -> Vec<u8> {
 }
 
 /// Reads back what [`encode_rejects`] wrote.
-pub(crate) fn decode_rejects(bytes: &[u8]) -> Result<Vec<Reject>, Damaged> {
+pub fn decode_rejects(bytes: &[u8]) -> Result<Vec<Reject>, Damaged> {
     let read = || {
         let mut at = versioned(bytes)?;
         let mut rejects = Vec::new();
@@ -89,7 +89,7 @@ pub(crate) fn decode_rejects(bytes: &[u8]) -> Result<Vec<Reject>, Damaged> {
 }
 
 /// Ascending row numbers: `version`, then `varint(row - previous row)`.
-pub(crate) fn encode_row_numbers(rows: &[u64]) -> Vec<u8> {
+pub fn encode_row_numbers(rows: &[u64]) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     let mut previous = 0;
     for &row in rows {
@@ -100,7 +100,7 @@ pub(crate) fn encode_row_numbers(rows: &[u64]) -> Vec<u8> {
 }
 
 /// Reads back what [`encode_row_numbers`] wrote.
-pub(crate) fn decode_row_numbers(bytes: &[u8]) -> Result<Vec<u64>, Damaged> {
+pub fn decode_row_numbers(bytes: &[u8]) -> Result<Vec<u64>, Damaged> {
     let read = || {
         let mut at = versioned(bytes)?;
         let mut row = 0u64;
@@ -130,18 +130,18 @@ fn take_bytes<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
 /// (`u16`, 0: not sent) and the milliseconds since the batch was accepted (`u32`), little-endian.
 /// Six bytes per message, at a fixed place: no version byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SentTimes(pub(crate) Vec<u8>);
+pub struct SentTimes(pub Vec<u8>);
 
 const SENT_BYTES: usize = 6;
 
 impl SentTimes {
     /// None sent.
-    pub(crate) fn none(count: usize) -> Self {
+    pub fn none(count: usize) -> Self {
         Self(vec![0; count * SENT_BYTES])
     }
 
     /// Records the answer to the message at `index`. The first 2xx stands.
-    pub(crate) fn set(&mut self, index: usize, status: u16, accepted_at: UnixMs, at: UnixMs) {
+    pub fn set(&mut self, index: usize, status: u16, accepted_at: UnixMs, at: UnixMs) {
         let entry = self.0.get_mut(index * SENT_BYTES..(index + 1) * SENT_BYTES);
         if let Some(entry) = entry
             && entry[..2] == [0, 0]
@@ -154,7 +154,7 @@ impl SentTimes {
     }
 
     /// The HTTP status and time of the message at `index`, if it was sent.
-    pub(crate) fn get(&self, index: usize, accepted_at: UnixMs) -> Option<(u16, UnixMs)> {
+    pub fn get(&self, index: usize, accepted_at: UnixMs) -> Option<(u16, UnixMs)> {
         let entry = self.0.get(index * SENT_BYTES..(index + 1) * SENT_BYTES)?;
         let status = u16::from_le_bytes([entry[0], entry[1]]);
         let offset = u32::from_le_bytes([entry[2], entry[3], entry[4], entry[5]]);
