@@ -250,12 +250,23 @@ impl Calls {
         let mut items = Vec::new();
         while let Some(request) = wanted.take() {
             let asked = request.keys().len();
+            let keys_left = request.keys().to_vec();
             let call = self
                 .client
                 .batch_get_item()
                 .request_items(table, request)
                 .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-            let output = self.insist("BatchGetItem", asked, what, || call.clone().send()).await?;
+            let output = match self.insist("BatchGetItem", asked, what, || call.clone().send()).await {
+                Ok(output) => output,
+                // What was found already is worth telling; the rest is asked for again by the caller.
+                Err(Failure::Store(StoreError::Retryable(why) | StoreError::Unknown(why)))
+                    if !items.is_empty() =>
+                {
+                    tracing::debug!(what, why, keys = asked, "keys are left unprocessed");
+                    return Ok(in_order(keys, &items, &keys_left));
+                }
+                Err(failure) => return Err(failure.into()),
+            };
             self.consumed(output.consumed_capacity());
             items.extend(output.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default());
             let left = output.unprocessed_keys.and_then(|mut tables| tables.remove(table));

@@ -14,16 +14,12 @@ use tokio::runtime::Runtime;
 
 use super::{
     DynamoStore,
-    dead::{self, DeadPlace, DeadWish, letters_of},
-    draft::Known,
+    dead::{DeadPlace, DeadWish},
 };
 use crate::console::{
     DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate, Position,
     Search, View,
 };
-
-/// Between a batch's key and the message's index in a position among dead letters.
-const SEPARATOR: char = '\n';
 
 /// The store behind commands.
 pub struct Console {
@@ -90,45 +86,6 @@ impl Console {
         self.names.insert(file, name.clone());
         Ok(name)
     }
-
-    /// Dead letters that `wish` takes, from `from` on, with the keys of their batches; at least `limit` if
-    /// there are as many.
-    fn dead_of(
-        &self,
-        wish: &DeadWish,
-        from: Option<DeadPlace>,
-        limit: usize,
-    ) -> Result<Vec<(String, dead::DeadLetter)>, StoreError> {
-        let shared = &self.store.shared;
-        self.runtime.block_on(async {
-            let mut from = from;
-            let mut letters = Vec::new();
-            loop {
-                let (batches, next) = shared.dead_batches(wish, from.as_ref()).await?;
-                let mut known = Known::new();
-                shared.know(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
-                for (sk, id) in batches {
-                    letters
-                        .extend(letters_of(&known, wish, id).into_iter().map(|letter| (sk.clone(), letter)));
-                }
-                from = next;
-                if from.is_none() || letters.len() >= limit {
-                    return Ok(letters);
-                }
-            }
-        })
-    }
-}
-
-/// Where a walk among dead letters stands: the key of a batch, and the last index seen in it.
-fn read_position(position: &Position) -> Result<Option<(String, u32)>, StoreError> {
-    if position.0.is_empty() {
-        return Ok(None);
-    }
-    let place =
-        position.0.rsplit_once(SEPARATOR).and_then(|(sk, index)| Some((sk.to_owned(), index.parse().ok()?)));
-    let refusal = || StoreError::Permanent(format!("{:?} is no position among dead letters", position.0));
-    place.map(Some).ok_or_else(refusal)
 }
 
 impl View for Console {
@@ -181,35 +138,20 @@ impl View for Console {
         position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let after = read_position(position)?;
+        let after: Option<DeadPlace> = if position.0.is_empty() { None } else { Some(position.0.parse()?) };
         let mut found = Vec::new();
         for wish in self.wishes(filter)? {
             if found.len() >= limit {
                 break;
             }
-            let file = wish.file.map(|file| file.to_string());
-            let is_done = after
-                .as_ref()
-                .zip(file.as_ref())
-                .is_some_and(|((sk, _), file)| sk[..] > file[..] && !sk.starts_with(&file[..]));
-            if is_done {
-                continue;
-            }
-            let within =
-                after.as_ref().filter(|(sk, _)| file.as_ref().is_none_or(|file| sk.starts_with(&file[..])));
-            // From the batch in which the walk stands: some of its messages may be left.
-            let from = within.map(|(sk, _)| DeadPlace(sk.clone()));
-            let seen = |sk: &str, index: u32| within.is_some_and(|(at, last)| at == sk && index <= *last);
-            // What was seen in that batch comes again and does not count.
-            let again = within.map_or(0, |(_, last)| *last as usize + 1);
-            let letters = self.dead_of(&wish, from, (limit - found.len()).saturating_add(again))?;
-            found.extend(letters.into_iter().filter(|(sk, letter)| !seen(sk, letter.index)));
+            // A walk that is beyond a file finds nothing more in it.
+            let letters = self.store.shared.dead_letters(&wish, after.as_ref(), limit - found.len());
+            found.extend(self.runtime.block_on(letters)?);
         }
-        found.truncate(limit);
         let mut letters = Vec::with_capacity(found.len());
-        for (sk, letter) in found {
+        for letter in found {
             letters.push(DeadLetter {
-                position: Position(format!("{sk}{SEPARATOR}{}", letter.index)),
+                position: Position(letter.place.to_string()),
                 file: letter.file,
                 file_name: self.name(letter.file)?,
                 destination: letter.destination,

@@ -43,13 +43,42 @@ pub struct DeadWish {
     pub since: Option<UnixMs>,
 }
 
-/// Where in the order of dead letters a walk stands: at the end of a batch.
+/// Where in the order of dead letters (file, destination, first row of the batch, row) a walk stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadPlace(pub(super) String);
+pub struct DeadPlace {
+    /// The batch's range key in the list.
+    sk: String,
+    /// The index of the last letter that was seen; `None`: all of the batch were.
+    index: Option<u32>,
+}
+
+impl fmt::Display for DeadPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.index {
+            Some(index) => write!(f, "{}|{index}", self.sk),
+            None => write!(f, "{}|", self.sk),
+        }
+    }
+}
+
+impl std::str::FromStr for DeadPlace {
+    type Err = StoreError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (sk, index) = text.rsplit_once('|')?;
+            let index = if index.is_empty() { None } else { Some(index.parse().ok()?) };
+            Some(Self { sk: sk.to_owned(), index })
+        };
+        parse().ok_or_else(|| StoreError::Permanent(format!("{text:?} is no place among dead letters")))
+    }
+}
 
 /// A message that was given up.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DeadLetter {
+    /// Where a walk that has seen it goes on.
+    pub place: DeadPlace,
     /// The file its row came from.
     pub file: FileId,
     /// Where it was to go.
@@ -98,13 +127,21 @@ impl DeadWish {
 
 impl Shared {
     /// One page of batches that hold dead messages: their ids, and where the walk goes on.
-    pub(super) async fn dead_batches(
+    async fn dead_batches(
         &self,
         wish: &DeadWish,
         place: Option<&DeadPlace>,
     ) -> Result<(Vec<(String, BatchId)>, Option<DeadPlace>), StoreError> {
         let prefix = wish.prefix();
-        let from = place.map_or_else(|| prefix.clone(), |place| format!("{}\u{1}", place.0));
+        // After the whole batch, or from it on; never before what is wished for.
+        let from = place.map_or_else(
+            || prefix.clone(),
+            |place| if place.index.is_some() { place.sk.clone() } else { format!("{}\u{1}", place.sk) },
+        );
+        let (from, to) = (from.max(prefix.clone()), format!("{prefix}~"));
+        if from > to {
+            return Ok((Vec::new(), None));
+        }
         let call = self
             .calls
             .client
@@ -113,7 +150,7 @@ impl Shared {
             .key_condition_expression("Pk = :pk AND Sk BETWEEN :from AND :to")
             .expression_attribute_values(":pk", text(schema::DEAD_PK))
             .expression_attribute_values(":from", text(if from.is_empty() { "!".to_owned() } else { from }))
-            .expression_attribute_values(":to", text(format!("{prefix}~")))
+            .expression_attribute_values(":to", text(to))
             .consistent_read(true)
             .limit(BATCHES_MAX);
         let (items, next) = self.calls.query("listing dead letters", call).await?;
@@ -121,7 +158,7 @@ impl Shared {
         let mut last = None;
         for item in &items {
             let sk = Reading(item).text(SK)?;
-            last = Some(DeadPlace(sk.to_owned()));
+            last = Some(DeadPlace { sk: sk.to_owned(), index: None });
             if wish.takes_destination(sk) {
                 let id = sk.rsplit_once('#').and_then(|(_, id)| id.parse().ok()).ok_or(Damaged(SK))?;
                 batches.push((sk.to_owned(), id));
@@ -133,27 +170,27 @@ impl Shared {
     pub(super) async fn dead_letters(
         &self,
         wish: &DeadWish,
-        place: Option<DeadPlace>,
+        place: Option<&DeadPlace>,
         limit: usize,
-    ) -> Result<(Vec<DeadLetter>, Option<DeadPlace>), StoreError> {
-        let mut place = place;
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let mut place = place.cloned();
         let mut letters = Vec::new();
-        loop {
+        while letters.len() < limit {
             let (batches, next) = self.dead_batches(wish, place.as_ref()).await?;
             let mut known = Known::new();
             self.know(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
             for (sk, id) in batches {
-                letters.extend(letters_of(&known, wish, id));
-                if letters.len() >= limit {
-                    // Whole batches, so that a place needs no row.
-                    return Ok((letters, Some(DeadPlace(sk))));
-                }
+                let seen = place.as_ref().filter(|place| place.sk == sk).and_then(|place| place.index);
+                let news = letters_of(&known, wish, id);
+                letters.extend(news.into_iter().filter(|letter| seen.is_none_or(|seen| letter.index > seen)));
             }
             match next {
                 Some(next) => place = Some(next),
-                None => return Ok((letters, None)),
+                None => break,
             }
         }
+        letters.truncate(limit);
+        Ok(letters)
     }
 
     pub(super) async fn redrive(
@@ -290,11 +327,15 @@ impl Shared {
     }
 }
 
-pub(super) fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
+fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
     let Some(Some(record)) = known.get(&id) else { return Vec::new() };
     let taken = record.deaths.iter().filter(|(_, (last, cause))| wish.takes(last, *cause));
     taken
         .map(|(&index, &(last, cause))| DeadLetter {
+            place: DeadPlace {
+                sk: schema::dead_sk(record.file, &record.destination, record.first_row, id),
+                index: Some(index),
+            },
             file: record.file,
             destination: record.destination.to_string(),
             row: record.row(index as usize),

@@ -70,6 +70,8 @@ pub struct DynamoSettings {
     pub shards: u32,
     /// Segments of a scan: what a sweep of an empty index costs.
     pub scan_concurrency: u16,
+    /// Entries of the index that one page of a sweep looks at, some 200 bytes each: a page ends at 1 MB.
+    pub page_size: u16,
     /// Between two sweeps of the index.
     pub sweep_interval: Duration,
     /// How long another process's batch is outstanding before this one dispatches it.
@@ -92,6 +94,7 @@ impl DynamoSettings {
             process: process.to_owned(),
             shards: 20,
             scan_concurrency: 4,
+            page_size: 1_000,
             sweep_interval: Duration::from_secs(5),
             sweep_after: Duration::from_secs(10),
             look_interval: Duration::from_secs(30),
@@ -165,6 +168,8 @@ impl Outbox for DynamoStore {
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
+        // Asked when nothing is to be dispatched: the time for what nobody waits for.
+        self.shared.keep_house().await;
         Ok(self.shared.fresh().next_due())
     }
 
@@ -267,14 +272,14 @@ impl DynamoStore {
         self.shared.enable(name).await
     }
 
-    /// Up to `limit` dead letters after `place`, in the order of file, destination and batch, and where the
-    /// walk goes on; `None` if it has seen all.
+    /// Up to `limit` dead letters after `place`, in the order of file, destination and batch. None only if there
+    /// are no more. [`DeadLetter::place`] is where a walk that has seen it goes on.
     pub async fn dead_letters(
         &self,
         wish: &DeadWish,
-        place: Option<DeadPlace>,
+        place: Option<&DeadPlace>,
         limit: usize,
-    ) -> Result<(Vec<DeadLetter>, Option<DeadPlace>), StoreError> {
+    ) -> Result<Vec<DeadLetter>, StoreError> {
         self.shared.dead_letters(wish, place, limit).await
     }
 

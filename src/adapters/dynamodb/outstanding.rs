@@ -27,9 +27,6 @@ use super::{
     state::Shared,
 };
 
-/// Entries that one page of a sweep looks at, some 200 bytes each: a page of a scan ends at 1 MB.
-const PAGE: i32 = 1_000;
-
 /// Pages per segment in one sweep.
 const PAGES_MAX: usize = 4;
 
@@ -201,7 +198,7 @@ impl Shared {
             .index_name(schema::OUTSTANDING_ALL_TOPICS)
             .segment(segment.into())
             .total_segments(self.segments().into())
-            .limit(PAGE)
+            .limit(self.settings.page_size.max(1).into())
             .set_exclusive_start_key(from);
         let (filter, names, values) = wanted.filter(self, true);
         call = call.filter_expression(filter);
