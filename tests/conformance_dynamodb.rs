@@ -23,6 +23,9 @@ use postrider_actors::{
 #[path = "cloud/mod.rs"]
 mod cloud;
 
+#[path = "dynamodb/faults.rs"]
+mod faults;
+
 use cloud::{Server, sdk_config};
 
 fn client(endpoint: &str) -> Client {
@@ -42,7 +45,11 @@ async fn open(client: &Client, settings: &DynamoSettings) -> Arc<DynamoStore> {
 }
 
 async fn make(server: &Server) -> Subject {
-    let store = open(&client(server.endpoint()), &settings()).await;
+    make_on(server.endpoint()).await
+}
+
+async fn make_on(endpoint: &str) -> Subject {
+    let store = open(&client(endpoint), &settings()).await;
     let (redriving, enabling) = (store.clone(), store.clone());
     let subject = Subject {
         outbox: store.clone(),

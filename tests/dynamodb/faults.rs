@@ -1,0 +1,532 @@
+//! What the service does that its users would rather it did not (F47), and what the store costs in calls (S3),
+//! seen through the fault proxy.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use postrider::adapters::dynamodb::{DeadWish, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate};
+use postrider_actors::{
+    model::{
+        batch::{NewBatch, PayloadWriter, Rows},
+        file::FileState,
+        ids::BatchId,
+        outcome::{DeathCause, Verdict},
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::{
+        Append, Claim, ClaimRequest, Claims as _, Dispatch, Fetched, ItemOutcome, LeaseToken, Ledger as _,
+        Outbox as _, OutboxArchive as _, OutstandingQuery, PageQuery, Settled, Settlement,
+    },
+    testing::{FakeClock, conformance, fixtures},
+};
+
+use super::{
+    client,
+    cloud::{Fault, FaultProxy, Rule, Server},
+    make_on, settings,
+};
+
+const NOW: UnixMs = UnixMs(1_700_000_000_000);
+const LATER: UnixMs = UnixMs(NOW.0 + 60_000);
+
+async fn open(endpoint: &str, settings: &DynamoSettings, clock: &Arc<FakeClock>) -> DynamoStore {
+    DynamoStore::open(&client(endpoint), settings.clone(), clock.clone(), Arc::new(())).await.unwrap()
+}
+
+fn clock() -> Arc<FakeClock> {
+    Arc::new(FakeClock::at(NOW))
+}
+
+async fn due(store: &DynamoStore, limit: usize, except: &[Arc<str>]) -> Vec<BatchId> {
+    let query = OutstandingQuery { due_by: LATER, limit, with_batches: true, except };
+    let entries = store.outstanding(query).await.unwrap();
+    assert!(entries.iter().all(|entry| entry.batch.is_some()));
+    entries.into_iter().map(|entry| entry.id).collect()
+}
+
+async fn claim(store: &DynamoStore, holder: &str, batches: Vec<BatchId>) -> Vec<Claim> {
+    let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW };
+    store.claim(request).await.unwrap().into_iter().map(|(_, claim)| claim).collect()
+}
+
+async fn granted(store: &DynamoStore, batch: BatchId) -> LeaseToken {
+    match claim(store, "node-7/w#1", vec![batch]).await.pop() {
+        Some(Claim::Granted { fence, .. }) => LeaseToken { batch, fence },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn calls_of(proxy: &FaultProxy) -> u64 {
+    proxy.counts().values().map(|count| count.calls).sum()
+}
+
+fn sent() -> Verdict {
+    Verdict::Sent { at: NOW, status: 200 }
+}
+
+fn dead() -> Verdict {
+    Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent }
+}
+
+fn all(count: u32, verdict: Verdict) -> Vec<(u32, Verdict)> {
+    (0..count).map(|index| (index, verdict)).collect()
+}
+
+/// Half of all items are unprocessed, statements fail, transactions conflict, calls are throttled and
+/// answers are lost: the store answers as ever.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn f47_random_histories_under_partial_failures() {
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    let subject = async |seed| {
+        proxy.clear_faults();
+        let subject = make_on(proxy.endpoint()).await.carried(seed);
+        proxy.inject(Rule::on("BatchGetItem", Fault::Unprocessed { share: 0.5 }));
+        proxy.inject(Rule::on("BatchWriteItem", Fault::Unprocessed { share: 0.5 }));
+        let throttled = Fault::FailStatements { statements: 12, code: "ThrottlingError" };
+        proxy.inject(Rule::on("BatchExecuteStatement", throttled).with_probability(0.5, seed));
+        proxy.inject(
+            Rule::on("TransactWriteItems", Fault::ConflictTransaction).with_probability(0.2, seed + 1),
+        );
+        for (nth, operation) in
+            ["TransactWriteItems", "UpdateItem", "BatchExecuteStatement"].into_iter().enumerate()
+        {
+            let lost = Fault::Close { forward: true };
+            proxy.inject(Rule::on(operation, lost).with_probability(0.1, seed + 2 + nth as u64));
+        }
+        for (nth, operation) in ["Query", "GetItem", "UpdateItem", "Scan"].into_iter().enumerate() {
+            let slow = Fault::throughput_exceeded();
+            proxy.inject(Rule::on(operation, slow).with_probability(0.1, seed + 9 + nth as u64));
+        }
+        subject
+    };
+    for seed in 0..4 {
+        conformance::history(subject(seed).await, seed).await;
+    }
+    for operation in ["BatchGetItem", "BatchExecuteStatement", "TransactWriteItems", "UpdateItem"] {
+        assert!(proxy.injected(operation) > 0, "nothing happened to {operation}");
+    }
+}
+
+/// A batch that the index still lists is dispatched again at worst; what is recorded of it stays.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn f47_a_stale_index_does_no_harm() {
+    let (server, copy) = (Server::dynamodb(), Server::dynamodb());
+    let proxy = FaultProxy::with_stale_copy(server.endpoint(), copy.endpoint(), Duration::ZERO);
+    let (settings, clock) = (settings(), clock());
+    migrate(&client(proxy.endpoint()), &settings).await.unwrap();
+    let ours = open(proxy.endpoint(), &settings, &clock).await;
+    let file = fixtures::file("feed", 1, &["d", "e"]);
+    let mut step = fixtures::step(&file, 1..=3, NOW);
+    step.state = FileState::Ingested;
+    let [claimed, waiting] = [0, 1].map(|index| step.batches[index].id);
+    ours.append(step).await.unwrap();
+    // Until the copy has it.
+    while ours.count_outstanding().await.unwrap() < 2 {}
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.freeze_copy(true);
+    proxy.inject(Rule::on("Scan", Fault::Stale));
+    for (id, outcome) in ours.mark_dispatched(&[claimed, waiting]).await.unwrap() {
+        assert_eq!(outcome, ItemOutcome::Ok, "{id}");
+    }
+    let token = granted(&ours, claimed).await;
+    let settlement = Settlement { token, verdicts: all(3, sent()), retries: vec![] };
+    assert_eq!(ours.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
+
+    let other = DynamoSettings { process: "other-1".into(), ..settings.clone() };
+    let other = open(proxy.endpoint(), &other, &clock).await;
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(due(&other, 9, &[]).await, [waiting], "what was claimed is known to be dispatched");
+    assert!(proxy.injected("Scan") > 0);
+    assert_eq!(other.mark_dispatched(&[waiting]).await.unwrap(), [(waiting, ItemOutcome::Ok)]);
+    assert_eq!(due(&other, 9, &[]).await, []);
+    assert_eq!(claim(&other, "other-1/w#1", vec![claimed]).await, [Claim::Settled]);
+    let report = other.report(file.id).await.unwrap().unwrap();
+    assert_eq!((report.destinations["d"].sent, report.destinations["e"].pending()), (3, 3));
+}
+
+/// What could not be read is told from what is not there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn s3_4_unprocessed_keys_are_asked_for_again_and_told_from_missing_ones() {
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let store = open(proxy.endpoint(), &settings, &clock()).await;
+    let file = fixtures::file("feed", 1, &["d"]);
+    let mut ids = Vec::new();
+    for row in 1..=60 {
+        let step = fixtures::step(&file, row..=row, NOW);
+        ids.push(step.batches[0].id);
+        store.append(step).await.unwrap();
+    }
+    ids.extend((0..60).map(|number| BatchId([number; 16])));
+    proxy.inject(Rule::on("BatchGetItem", Fault::Unprocessed { share: 0.5 }));
+    let fetched = store.get(&ids).await.unwrap();
+    assert!(proxy.injected("BatchGetItem") > 2);
+    assert!(fetched.iter().map(|(id, _)| id).eq(&ids), "one answer per id in order");
+    assert!(fetched[..60].iter().all(|(_, fetched)| matches!(fetched, Fetched::Batch(_))));
+    assert!(fetched[60..].iter().all(|(_, fetched)| *fetched == Fetched::Missing));
+
+    proxy.clear_faults();
+    proxy.inject(Rule::on("BatchGetItem", Fault::Unprocessed { share: 0.5 }).next(1));
+    proxy.inject(Rule::on("BatchGetItem", Fault::throttled()).skip(1));
+    let fetched = store.get(&ids[..60]).await.unwrap();
+    let unprocessed = fetched.iter().filter(|(_, fetched)| *fetched == Fetched::Unprocessed).count();
+    assert!((20..=40).contains(&unprocessed), "{unprocessed}");
+    assert!(!fetched.iter().any(|(_, fetched)| *fetched == Fetched::Missing));
+}
+
+/// S3.1: the seed asked every shard of every destination, 100 queries for nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn s3_1_an_empty_outbox_costs_no_more_calls_than_segments() {
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    let destinations = ["a", "b", "c", "d", "e"].map(Arc::from).to_vec();
+    let settings = DynamoSettings { destinations, shards: 20, ..settings() };
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let store = open(proxy.endpoint(), &settings, &clock()).await;
+    proxy.reset_counts();
+    assert_eq!(due(&store, 256, &[]).await, []);
+    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
+    let query = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: 100, cursor: None };
+    proxy.reset_counts();
+    assert_eq!(store.page(query).await.unwrap().entries.len(), 0);
+    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
+}
+
+/// The seed made 1,000 calls per 1,000 messages, batched 100.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn at_most_ten_calls_per_thousand_messages() {
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let store = open(proxy.endpoint(), &settings, &clock()).await;
+    // What a process does once.
+    let file = fixtures::file("feed", 1, &["d"]);
+    store.append(fixtures::step(&file, 1..=1, NOW)).await.unwrap();
+    store.mark_dispatched(&due(&store, 9, &[]).await).await.unwrap();
+    store.disabled_destinations().await.unwrap();
+    proxy.reset_counts();
+    let file = fixtures::file("feed", 2, &["d"]);
+    assert_eq!(store.find_file(file.id).await, Ok(None));
+    for first in [1, 501] {
+        store.append(fixtures::step(&file, first..=first + 499, NOW)).await.unwrap();
+    }
+    let ids = due(&store, 256, &[]).await;
+    assert_eq!(ids.len(), 2);
+    store.mark_dispatched(&ids).await.unwrap();
+    for id in ids {
+        let token = granted(&store, id).await;
+        let settlement = Settlement { token, verdicts: all(500, sent()), retries: vec![] };
+        assert_eq!(store.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
+    }
+    let calls = calls_of(&proxy);
+    assert!(calls <= 10, "{:?}", proxy.counts());
+    assert_eq!(store.report(file.id).await.unwrap().unwrap().destinations["d"].sent, 1_000);
+}
+
+/// S3.6 and the rule that one destination's trouble never starves another.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn a_destination_that_can_t_be_dispatched_to_does_not_starve_another() {
+    let server = Server::dynamodb();
+    let destinations = ["d", "e"].map(Arc::from).to_vec();
+    let settings = DynamoSettings { destinations, page_size: 2, ..settings() };
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let clock = clock();
+    let gone = open(server.endpoint(), &settings, &clock).await;
+    let held = fixtures::file("feed", 1, &["d"]);
+    for row in 1..=60 {
+        gone.append(fixtures::step(&held, row..=row, NOW)).await.unwrap();
+    }
+    let free = fixtures::file("feed", 2, &["e"]);
+    gone.append(fixtures::step(&free, 1..=1, NOW)).await.unwrap();
+    let other = DynamoSettings { process: "other-1".into(), ..settings };
+    let store = open(server.endpoint(), &other, &clock).await;
+    clock.advance(Duration::from_secs(1));
+    let found = due(&store, 9, &["d".into()]).await;
+    assert_eq!(found, [fixtures::step(&free, 1..=1, NOW).batches[0].id]);
+}
+
+/// Another process's batches are left to it, unless it is gone for good or too long.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn what_another_process_appended_is_swept_when_it_is_old_and_at_once_after_a_restart() {
+    let server = Server::dynamodb();
+    let settings = DynamoSettings { sweep_after: Duration::from_secs(10), ..settings() };
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let clock = clock();
+    let gone = open(server.endpoint(), &settings, &clock).await;
+    let file = fixtures::file("feed", 1, &["d"]);
+    let step = fixtures::step(&file, 1..=3, NOW);
+    let id = step.batches[0].id;
+    gone.append(step).await.unwrap();
+    drop(gone);
+    let next_life = DynamoSettings { process: "node-8".into(), ..settings.clone() };
+    let next_life = open(server.endpoint(), &next_life, &clock).await;
+    assert_eq!(due(&next_life, 9, &[]).await, [id]);
+    let other = DynamoSettings { process: "other-1".into(), ..settings };
+    let other = open(server.endpoint(), &other, &clock).await;
+    assert_eq!(due(&other, 9, &[]).await, []);
+    clock.advance(Duration::from_secs(11));
+    assert_eq!(due(&other, 9, &[]).await, [id]);
+    // Sent by one, marked by the other: no trace of it is left with either.
+    other.mark_dispatched(&[id]).await.unwrap();
+    next_life.mark_dispatched(&[id]).await.unwrap();
+    assert_eq!(due(&next_life, 9, &[]).await, []);
+}
+
+/// More retry batches than a transaction takes, for Retry-After differs from message to message.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn a_settlement_that_is_too_large_is_recorded_in_parts() {
+    let server = Server::dynamodb();
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let store = open(server.endpoint(), &settings, &clock()).await;
+    let file = fixtures::file("feed", 1, &["d"]);
+    let step = fixtures::step(&file, 1..=150, NOW);
+    let root = step.batches[0].clone();
+    store.append(step).await.unwrap();
+    store.mark_dispatched(&[root.id]).await.unwrap();
+    let token = granted(&store, root.id).await;
+    let rows = Rows::decode(root.payload.clone()).unwrap();
+    let mut verdicts = all(20, sent());
+    verdicts.extend((20..40).map(|index| (index, dead())));
+    let mut retries = Vec::new();
+    for index in 40..150u32 {
+        verdicts.push((index, Verdict::Retry { attempt: fixtures::failed(NOW), not_before: LATER }));
+        retries.push(retry_of(&root, &rows, index as usize));
+    }
+    let mut lost = retries.clone();
+    lost.pop();
+    let refused = store.settle(vec![Settlement { token, verdicts: verdicts.clone(), retries: lost }]).await;
+    assert!(refused.is_err(), "all or nothing: {refused:?}");
+    assert_eq!(store.depth().await, Ok(150));
+    let settlement = Settlement { token, verdicts, retries };
+    assert_eq!(store.settle(vec![settlement.clone()]).await.unwrap(), [Settled::Complete]);
+    assert_eq!(store.settle(vec![settlement]).await.unwrap(), [Settled::Stale]);
+    let counts = store.report(file.id).await.unwrap().unwrap().destinations["d"];
+    assert_eq!((counts.sent, counts.dead, counts.retrying), (20, 20, 110));
+    assert_eq!(store.depth().await, Ok(110));
+    assert_eq!(due(&store, 200, &[]).await.len(), 110);
+    let letters = store.dead_letters(&DeadWish::default(), None, 100).await.unwrap();
+    assert_eq!((letters.len(), letters[0].row), (20, 21));
+    let place = letters[6].place.to_string().parse().unwrap();
+    assert_eq!(store.dead_letters(&DeadWish::default(), Some(&place), 100).await.unwrap(), letters[7..]);
+    assert_eq!(store.batches_of_file(file.id, "d", 0, 9).await.unwrap(), [(1, root.id)]);
+    let states = async |row| -> Vec<MessageState> {
+        let entries = store.row(file.id, "d", row).await.unwrap();
+        entries.into_iter().map(|entry| entry.state).collect()
+    };
+    assert_eq!(states(1).await, [MessageState::Sent]);
+    assert_eq!(states(21).await, [MessageState::Dead]);
+    assert_eq!(states(150).await, [MessageState::Retrying, MessageState::Accepted]);
+    assert_eq!(states(151).await, []);
+    let (files, next) = store.files_page(None, Some("1.csv"), 9).await.unwrap();
+    assert_eq!((files.len(), next), (1, None));
+    assert_eq!(store.files_page(None, Some("2.csv"), 9).await.unwrap(), (vec![], None));
+    assert!(store.destinations().await.unwrap().keys().eq(["d"]));
+    assert_eq!(store.redrive(&DeadWish::default(), 5, LATER).await, Ok(5));
+    assert_eq!(store.redrive(&DeadWish::default(), usize::MAX, LATER).await, Ok(15));
+    assert_eq!(store.depth().await, Ok(130));
+}
+
+fn retry_of(root: &NewBatch, rows: &Rows, index: usize) -> NewBatch {
+    let mut payload = PayloadWriter::default();
+    payload.push(rows.row(index), rows.bytes(index));
+    let header = &root.header;
+    NewBatch {
+        id: BatchId::derive(header.file, &header.destination, rows.row(index), 0, 1),
+        first_row: rows.row(index),
+        count: 1,
+        attempt: 1,
+        not_before: UnixMs(LATER.0 - index as u64),
+        payload: payload.finish(),
+        history: vec![vec![fixtures::failed(NOW)]],
+        ..root.clone()
+    }
+}
+
+/// Several processes and many workers settle batches of one file at once.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn concurrent_settlements_share_transactions_and_add_up() {
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    proxy.set_latency(Duration::from_millis(5)..=Duration::from_millis(15));
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let clock = clock();
+    let mut stores = BTreeMap::new();
+    for process in ["node-7", "other-1"] {
+        let settings = DynamoSettings { process: process.into(), ..settings.clone() };
+        stores.insert(process, Arc::new(open(proxy.endpoint(), &settings, &clock).await));
+    }
+    let file = fixtures::file("feed", 1, &["d", "e"]);
+    let mut batches = Vec::new();
+    for nth in 0..20 {
+        let first = nth * 5 + 1;
+        let mut step: Append = fixtures::step(&file, first..=first + 4, NOW);
+        if nth == 19 {
+            step.state = FileState::Ingested;
+        }
+        batches.extend(step.batches.iter().map(|batch| batch.id));
+        stores["node-7"].append(step).await.unwrap();
+    }
+    proxy.reset_counts();
+    let mut workers = Vec::new();
+    for (nth, id) in batches.into_iter().enumerate() {
+        let process = ["node-7", "other-1"][nth % 2];
+        let store = stores[process].clone();
+        workers.push(tokio::spawn(async move {
+            let claims = claim(&store, &format!("{process}/w-{nth}#1"), vec![id]).await;
+            let Claim::Granted { fence, .. } = claims[0] else { panic!("{claims:?}") };
+            let verdicts = vec![(0, sent()), (1, sent()), (2, sent()), (3, sent()), (4, dead())];
+            let token = LeaseToken { batch: id, fence };
+            store.settle(vec![Settlement { token, verdicts, retries: vec![] }]).await.unwrap()
+        }));
+    }
+    for worker in workers {
+        assert_eq!(worker.await.unwrap(), [Settled::Complete]);
+    }
+    let transactions = proxy.counts()["TransactWriteItems"].calls;
+    assert!(transactions < 20, "40 settlements took {transactions} transactions");
+    for store in stores.values() {
+        let report = store.report(file.id).await.unwrap().unwrap();
+        assert!(report.is_balanced() && report.is_settled() && report.settled_at.is_some(), "{report:?}");
+        for counts in report.destinations.values() {
+            assert_eq!((counts.sent, counts.dead), (80, 20));
+        }
+    }
+    // The report is the owner's to write, and it sees what the other has settled.
+    assert_eq!(stores["other-1"].settled_files("feed", 9).await.unwrap(), []);
+    assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap().len(), 1);
+    stores["node-7"].mark_reported(&[file.id]).await.unwrap();
+    assert_eq!(stores["other-1"].redrive(&DeadWish::default(), 1, LATER).await, Ok(1));
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap(), [], "it is open again");
+}
+
+/// What a process remembers is out of date as soon as another one has written: the condition fails, it reads
+/// again, and nothing is lost or set back.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn f47_a_failed_condition_loses_nothing_and_sets_nothing_back() {
+    let server = Server::dynamodb();
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let clock = clock();
+    let one = open(server.endpoint(), &settings, &clock).await;
+    let other = DynamoSettings { process: "other-1".into(), ..settings };
+    let other = open(server.endpoint(), &other, &clock).await;
+    let file = fixtures::file("feed", 1, &["d"]);
+    let steps = [fixtures::step(&file, 1..=3, NOW), fixtures::step(&file, 4..=6, NOW)];
+    one.append(steps[0].clone()).await.unwrap();
+    other.append(steps[1].clone()).await.unwrap();
+    // The first one takes the file to be where it left it.
+    one.append(steps[1].clone()).await.unwrap();
+    assert_eq!(one.find_file(file.id).await.unwrap().unwrap().1.rows, 6);
+    assert_eq!(other.depth().await, Ok(6));
+
+    let id = steps[0].batches[0].id;
+    let old = granted(&one, id).await;
+    let request = ClaimRequest {
+        holder: "other-1/w#1".into(),
+        batches: vec![id],
+        until: UnixMs(LATER.0 * 2),
+        now: UnixMs(LATER.0 + 1),
+    };
+    let claims = other.claim(request).await.unwrap();
+    let Claim::Granted { fence, losses: 1, .. } = claims[0].1 else { panic!("{claims:?}") };
+    let settle = async |store: &DynamoStore, token, verdicts| {
+        store.settle(vec![Settlement { token, verdicts, retries: vec![] }]).await.unwrap()[0]
+    };
+    assert_eq!(settle(&one, old, vec![(0, sent()), (1, dead())]).await, Settled::Stale);
+    let new = LeaseToken { batch: id, fence };
+    assert_eq!(settle(&other, new, vec![(0, dead()), (1, sent())]).await, Settled::Open);
+    assert_eq!(settle(&one, old, vec![(2, sent())]).await, Settled::Stale);
+    assert_eq!(settle(&other, new, vec![(2, dead())]).await, Settled::Stale);
+    let counts = one.report(file.id).await.unwrap().unwrap().destinations["d"];
+    assert_eq!((counts.accepted, counts.sent, counts.dead, counts.retrying), (6, 3, 0, 0));
+    for store in [one, other] {
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(store.depth().await, Ok(3));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn tables_are_made_once_and_checked() {
+    let server = Server::dynamodb();
+    let (client, settings) = (client(server.endpoint()), settings());
+    let wrong = check(&client, &settings).await.unwrap();
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(wrong[0].contains("is missing") && wrong[0].contains("postrider migrate"), "{wrong:?}");
+    let refused = DynamoStore::open(&client, settings.clone(), clock(), Arc::new(())).await;
+    assert!(refused.err().unwrap().to_string().contains("postrider migrate"));
+    for _ in 0..2 {
+        migrate(&client, &settings).await.unwrap();
+        assert!(check(&client, &settings).await.unwrap().is_empty());
+    }
+    // An index that somebody removed is made again.
+    let delete = aws_sdk_dynamodb::types::DeleteGlobalSecondaryIndexAction::builder().index_name("Delivered");
+    let update =
+        aws_sdk_dynamodb::types::GlobalSecondaryIndexUpdate::builder().delete(delete.build().unwrap());
+    let call =
+        client.update_table().table_name(&settings.table).global_secondary_index_updates(update.build());
+    call.send().await.unwrap();
+    while !check(&client, &settings).await.unwrap().iter().any(|wrong| wrong.contains("no index Delivered")) {
+    }
+    migrate(&client, &settings).await.unwrap();
+    assert!(check(&client, &settings).await.unwrap().is_empty());
+    // A newer program was here.
+    let put = client.put_item().table_name(format!("{}-ledger", settings.table));
+    let put =
+        put.item("Pk", AttributeValue::S("schema".into())).item("Sk", AttributeValue::S("version".into()));
+    put.item("Version", AttributeValue::N((SCHEMA_VERSION + 1).to_string())).send().await.unwrap();
+    assert!(migrate(&client, &settings).await.is_err());
+    assert_eq!(check(&client, &settings).await.unwrap().len(), 1);
+    assert!(DynamoStore::open(&client, settings, clock(), Arc::new(())).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn settled_batches_expire_and_dead_ones_stay() {
+    let server = Server::dynamodb();
+    let settings = DynamoSettings { retention: Some(Duration::from_hours(1)), ..settings() };
+    let client = client(server.endpoint());
+    migrate(&client, &settings).await.unwrap();
+    let clock = clock();
+    let store = open(server.endpoint(), &settings, &clock).await;
+    let mut ids = Vec::new();
+    for (content, verdict) in [(1, sent()), (2, dead())] {
+        let step = fixtures::step(&fixtures::file("feed", content, &["d"]), 1..=2, NOW);
+        let id = step.batches[0].id;
+        store.append(step).await.unwrap();
+        store.mark_dispatched(&[id]).await.unwrap();
+        let token = granted(&store, id).await;
+        let settlement = Settlement { token, verdicts: all(2, verdict), retries: vec![] };
+        store.settle(vec![settlement]).await.unwrap();
+        ids.push(id);
+    }
+    store.settled_files("feed", 9).await.unwrap();
+    clock.advance(Duration::from_secs(6));
+    store.settled_files("feed", 9).await.unwrap();
+    let mut expire = Vec::new();
+    for id in &ids {
+        let get = client.get_item().table_name(&settings.table);
+        let item =
+            get.key("MessageId", AttributeValue::S(id.to_string())).send().await.unwrap().item.unwrap();
+        expire.push(item.get("ExpiresAt").map(|at| at.as_n().unwrap().parse::<u64>().unwrap()));
+    }
+    assert_eq!(expire, [Some(NOW.0 / 1000 + 3606), None]);
+}
