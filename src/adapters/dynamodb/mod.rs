@@ -27,6 +27,8 @@ pub mod schema;
 mod settle;
 mod state;
 mod tells;
+#[cfg(test)]
+mod templates;
 
 use std::{sync::Arc, time::Duration};
 

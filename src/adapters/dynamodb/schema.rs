@@ -145,14 +145,14 @@ pub(super) fn topic_shard_key(destination: &str, shard: u32) -> String {
 }
 
 /// An index as it has to be.
-struct IndexSpec {
-    name: &'static str,
-    hash: (&'static str, ScalarAttributeType),
-    range: (&'static str, ScalarAttributeType),
-    include: &'static [&'static str],
+pub(super) struct IndexSpec {
+    pub(super) name: &'static str,
+    pub(super) hash: (&'static str, ScalarAttributeType),
+    pub(super) range: (&'static str, ScalarAttributeType),
+    pub(super) include: &'static [&'static str],
 }
 
-fn indexes() -> [IndexSpec; 4] {
+pub(super) fn indexes() -> [IndexSpec; 4] {
     use ScalarAttributeType::{N, S};
     let outstanding: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE, OWNER];
     let delivered: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE];

@@ -16,7 +16,7 @@ use postrider_actors::{
 
 use super::{
     draft::Known,
-    item::{BATCH, BODY, DISABLED_AT, Damaged, FILE, Item, NAME, REASON, Reading, SK, payload_damaged, text},
+    item::{BATCH, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
     record::Record,
     schema,
     state::Shared,
@@ -81,11 +81,8 @@ impl Shared {
     /// What there is to say of destinations apart from counts: which are disabled, and what is outstanding.
     pub(super) async fn destination_views(&self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
         let mut views: BTreeMap<String, DestinationView> = BTreeMap::new();
-        for item in self.calls.partition("reading disabled destinations", schema::DESTINATIONS_PK, "").await?
-        {
-            let reading = Reading(&item);
-            let disabled = (reading.time(DISABLED_AT)?, reading.text(REASON)?.to_owned());
-            views.entry(reading.text(SK)?.to_owned()).or_default().disabled = Some(disabled);
+        for (name, disabled) in self.known_destinations().await? {
+            views.entry(name).or_default().disabled = disabled;
         }
         let mut cursor = None;
         loop {
