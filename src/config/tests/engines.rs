@@ -1,5 +1,7 @@
 //! Queue, outbox, AWS and feeds from a queue.
 
+use postrider_actors::model::delay::{DelayPolicy, DepthStep};
+
 use super::*;
 
 const SQS: &str = "queue.kind = \"sqs\"\nqueue.sqs.name = \"pr\"\n";
@@ -54,9 +56,13 @@ fn a_queue_is_known_by_its_name_or_its_address() {
 #[test]
 fn delays_read_as_written_and_the_seed_s_table_is_the_default() {
     let config = around(&format!("{SQS}queue.delay.mode = \"by_depth\""), "").unwrap();
-    let steps = vec![(500, Duration::from_secs(30)), (1_000, Duration::from_mins(1))];
-    let read_every = Duration::from_secs(10);
-    assert_eq!(sqs(&config).delay, Delay::ByDepth { steps, hysteresis_percent: 20, read_every });
+    let Delay::ByDepth { steps, hysteresis_percent, read_every } = &sqs(&config).delay else {
+        panic!("by_depth")
+    };
+    let steps = steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect();
+    let policy =
+        DelayPolicy::ByDepth { steps, hysteresis_percent: *hysteresis_percent, read_every: *read_every };
+    assert_eq!(policy, DelayPolicy::seed_table());
     let config = around(&format!("{SQS}queue.delay = {{ mode = \"fixed\", fixed_s = 0 }}"), "").unwrap();
     assert_eq!(sqs(&config).delay, Delay::Fixed(Duration::ZERO));
     let config = with_environment(
