@@ -418,7 +418,7 @@ mod tests {
         metrics.capacity.add("t", None, 1.5);
         metrics.capacity.add("t", None, 0.5);
         let text = metrics.render();
-        let line = "postrider_consumed_capacity_units_total{table=\"t\",index=\"\",capacity=\"write\"} 2.0";
+        let line = "postrider_consumed_capacity_units_total{table=\"t\",index=\"\"} 2.0";
         assert!(text.contains(line), "{text}");
     }
 

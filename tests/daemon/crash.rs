@@ -158,6 +158,9 @@ crash_points! {
     f02_crash_before_the_log_is_moved: World::new, 10_000, "store-checkpoint", [0];
 }
 
+/// Points of the queue feed; `several` crashes and panics at them, for they need a queue.
+const QUEUE_FEED_POINTS: &[&str] = &["intake.append.before", "intake.append.after", "panic.queue_feed"];
+
 /// The names in `failpoint!("…")` below a directory of sources.
 fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("sources are there") {
@@ -179,7 +182,8 @@ fn f02_every_failpoint_of_the_product_has_its_test() {
     for sources in ["src", "actors/src"] {
         declared_points(&root.join(sources), &mut declared);
     }
-    let tested: BTreeSet<_> = POINTS.iter().chain(panics::POINTS).map(|name| (*name).to_owned()).collect();
+    let tested: BTreeSet<_> =
+        POINTS.iter().chain(panics::POINTS).chain(QUEUE_FEED_POINTS).map(|name| (*name).to_owned()).collect();
     assert_eq!(declared, tested);
 }
 

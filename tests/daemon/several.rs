@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    cloud::{Counts, Emulators, FaultProxy, sdk_environment},
+    cloud::{Counts, Emulators, FaultProxy, sdk_config, sdk_environment},
     support::{LIVENESS, World, input::Input, knob, wait_until},
 };
 
@@ -225,4 +225,116 @@ fn three_processes_keep_a_destination_s_rate_while_one_is_killed_and_one_joins()
     }
     let at_full = (0..seconds).filter(|&second| full(second)).count() as u64;
     assert!(at_full * 10 >= seconds * 6, "only {at_full} of {seconds} seconds reached 90 % of the limit");
+}
+
+/// What the test says when it panics inside the daemon.
+const INJECTED: &str = "injected into the queue feed";
+
+/// Entries of an inbound queue become messages once each, whatever crashes at `point`, on the embedded stores
+/// or on shared ones.
+fn a_queue_feed_survives(point: &str, shared: bool) {
+    const ENTRIES: usize = 60;
+    const ROWS: usize = 10;
+    let engines = Engines::start();
+    let inbound = Inbound::new(&engines);
+    let mut world = engines.world();
+    world.receive(&["--log-bodies"]);
+    world
+        .set("feeds.inbound.kind", "sqs")
+        .set("feeds.inbound.queue_name", Inbound::NAME)
+        .set("feeds.inbound.format", "json")
+        .set("feeds.inbound.recipient", "user")
+        .set("feeds.inbound.destinations", vec!["support"])
+        .set("feeds.inbound.max_rows", 40)
+        .set("feeds.inbound.linger_ms", 100)
+        .set("feeds.inbound.wait_s", 1)
+        .set("feeds.inbound.visibility_s", 30);
+    if shared {
+        migrate(&mut world);
+    } else {
+        world.set("queue.kind", "embedded").set("outbox.kind", "embedded").read_embedded();
+    }
+    let bodies: Vec<_> = (0..ENTRIES)
+        .map(|entry| {
+            let rows = (0..ROWS).map(|row| json!({"user": format!("u-{entry}-{row}")}));
+            rows.collect::<Value>().to_string()
+        })
+        .collect();
+    inbound.send(&bodies);
+    for point in [point, "panic.queue_feed"] {
+        if point.starts_with("panic") {
+            world.fail(&format!("{point}=1*off->1*panic({INJECTED})")).start();
+            world.daemon().wait_log(INJECTED);
+            assert!(world.daemon().is_running(), "one panic is no reason to exit");
+        } else {
+            world.fail(&format!("{point}=1*off->1*return")).start();
+            assert_ne!(world.wait_exit(LIVENESS).code(), Some(0), "{point} was not reached");
+        }
+    }
+    // What the crash held comes again after its visibility timeout.
+    wait_until(LIVENESS * 2, "every entry to be delivered", || {
+        thread::sleep(Duration::from_millis(200));
+        world.recipients("user").len() == ENTRIES * ROWS
+    });
+    wait_until(LIVENESS * 2, "every entry to be deleted", || {
+        thread::sleep(Duration::from_millis(200));
+        inbound.left() == 0
+    });
+    world.stop();
+    let recipients = world.recipients("user");
+    assert!(recipients.values().all(|ids| ids.len() == 1), "a recipient became two messages");
+    let files = world.files();
+    let total = |key: &str| files.iter().map(|file| number(&file[key])).sum::<u64>();
+    assert_eq!((total("rows"), total("rejected")), ((ENTRIES * ROWS) as u64, 0));
+    assert!(files.iter().all(|file| file["balanced"] == true), "{files:?}");
+}
+
+#[test]
+#[ignore = "needs --features failpoints and emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE"]
+fn f48_a_queue_feed_that_crashes_before_the_append_takes_each_entry_once() {
+    a_queue_feed_survives("intake.append.before", true);
+}
+
+#[test]
+#[ignore = "needs --features failpoints and emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE"]
+fn f48_a_queue_feed_that_crashes_after_the_append_takes_each_entry_once() {
+    a_queue_feed_survives("intake.append.after", false);
+}
+
+/// The queue of a feed, as its owner uses it.
+struct Inbound {
+    runtime: tokio::runtime::Runtime,
+    client: aws_sdk_sqs::Client,
+    url: String,
+}
+
+impl Inbound {
+    const NAME: &str = "inbound";
+
+    fn new(engines: &Engines) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let client = aws_sdk_sqs::Client::new(&sdk_config(engines.sqs.endpoint()));
+        let made =
+            runtime.block_on(client.create_queue().queue_name(Self::NAME).send()).expect("a new queue");
+        let url = made.queue_url.expect("a queue has a URL");
+        Self { runtime, client, url }
+    }
+
+    fn send(&self, bodies: &[String]) {
+        for body in bodies {
+            let send = self.client.send_message().queue_url(&self.url).message_body(body).send();
+            self.runtime.block_on(send).expect("the emulator takes it");
+        }
+    }
+
+    /// Entries that are not deleted.
+    fn left(&self) -> u64 {
+        use aws_sdk_sqs::types::QueueAttributeName as Name;
+        let names = [Name::ApproximateNumberOfMessages, Name::ApproximateNumberOfMessagesNotVisible];
+        let ask = self.client.get_queue_attributes().queue_url(&self.url);
+        let ask = names.iter().fold(ask, |ask, name| ask.attribute_names(name.clone())).send();
+        let found = self.runtime.block_on(ask).expect("the emulator answers");
+        let count = |name: &Name| found.attributes()?.get(name)?.parse::<u64>().ok();
+        names.iter().map(|name| count(name).expect("both are counted")).sum()
+    }
 }

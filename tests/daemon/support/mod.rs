@@ -6,7 +6,7 @@ pub(crate) mod process;
 pub(crate) mod scripted;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
@@ -339,6 +339,27 @@ impl World {
             let read = chunk.len();
             reader.consume(read);
         }
+    }
+
+    /// The oracle reads the embedded store after all.
+    pub(crate) fn read_embedded(&mut self) -> &mut Self {
+        self.engine.clear();
+        self
+    }
+
+    /// Whom requests were for, by the body's `data.KEY`, and the ids that they came under. The receiver has to
+    /// log bodies.
+    pub(crate) fn recipients(&self, key: &str) -> BTreeMap<String, BTreeSet<String>> {
+        let log = fs::File::open(&self.receiver_log).expect("it was made");
+        let mut found = BTreeMap::<String, BTreeSet<String>>::new();
+        for line in BufReader::new(log).lines() {
+            let entry: Value = serde_json::from_str(&line.expect("the log reads")).expect("whole lines");
+            let body: Value =
+                serde_json::from_str(entry["body"].as_str().expect("bodies are logged")).expect("JSON");
+            let recipient = body["data"][key].as_str().expect("every body has it").to_owned();
+            found.entry(recipient).or_default().insert(entry["id"].to_string());
+        }
+        found
     }
 
     /// When each request arrived, in milliseconds, ascending.
