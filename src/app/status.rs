@@ -7,7 +7,7 @@ use postrider_actors::{
     ports::Clock,
 };
 
-use super::{Machine, Stores};
+use super::{Machine, Stores, watch::READ_TIMEOUT};
 use crate::{
     config::Config,
     systemd::{Progress, status_line},
@@ -51,8 +51,11 @@ impl StatusReporter {
             return None;
         }
         self.look_again = look.after(self.stores.look_pause());
-        let open = self.stores.outbox.depth().await.ok()?;
-        let files = self.stores.ledger.latest_files(FILES_MAX).await.ok()?;
+        // The caller feeds the watchdog too: a store that is away must not keep it.
+        let reads =
+            async { tokio::join!(self.stores.outbox.depth(), self.stores.ledger.latest_files(FILES_MAX)) };
+        let (open, files) = tokio::time::timeout(READ_TIMEOUT, reads).await.ok()?;
+        let (open, files) = (open.ok()?, files.ok()?);
         let now = self.clock.mono();
         let total = files.iter().map(settled).sum::<u64>();
         let per_s = self.last.replace((now, total)).map_or(0.0, |(then, before)| {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A store that does not answer within this time leaves the reading unknown.
-const READ_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.
 const READ_PAUSE_FACTOR: u32 = 100;

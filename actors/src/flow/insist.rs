@@ -1,4 +1,4 @@
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use rand::RngExt as _;
 
@@ -10,6 +10,13 @@ const BASE: Duration = Duration::from_millis(100);
 
 /// The longest wait: a store that is back is noticed soon, one that is down is not stormed.
 const CAP: Duration = Duration::from_secs(10);
+
+/// How often an actor that waits for an answer gives a sign of life …
+const SIGN: Duration = Duration::from_secs(2);
+
+/// … and for how long: longer than the timeouts of any engine together, so that only an answer that will
+/// never come makes the watchdog act.
+const ANSWER_MAX: Duration = Duration::from_mins(1);
 
 /// Does a store operation again and again while what stands in its way may pass: an engine across the
 /// network can be away for longer than any number of restarts lasts, and what is in hand meanwhile is
@@ -27,7 +34,7 @@ where
 {
     let mut bound = BASE;
     loop {
-        let error = match operation().await {
+        let error = match awaited(clock, progress, operation()).await {
             Err(error @ (StoreError::Retryable(_) | StoreError::Unknown(_))) => error,
             done => return done,
         };
@@ -37,5 +44,73 @@ where
         tokio::time::sleep(wait).await;
         bound = (bound * 2).min(CAP);
         progress.turn(clock.mono());
+    }
+}
+
+/// Waits for one answer. An engine across the network may take longer to say nothing than the watchdog's
+/// patience lasts.
+async fn awaited<T>(clock: &dyn Clock, progress: &Progress, operation: impl Future<Output = T>) -> T {
+    let mut operation = pin!(operation);
+    let begun = clock.mono();
+    loop {
+        if let Ok(answer) = tokio::time::timeout(SIGN, operation.as_mut()).await {
+            return answer;
+        }
+        let now = clock.mono();
+        if now.since(begun) < ANSWER_MAX {
+            progress.turn(now);
+        }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::{flow::ProgressBoard, model::time::MonoMs};
+
+    /// Virtual time.
+    struct Paused(tokio::time::Instant);
+
+    impl Clock for Paused {
+        fn wall(&self) -> crate::model::time::UnixMs {
+            crate::model::time::UnixMs(0)
+        }
+
+        fn mono(&self) -> MonoMs {
+            MonoMs(self.0.elapsed().as_millis() as u64)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_is_no_stuck_actor_and_one_that_never_comes_is() {
+        let clock = Paused(tokio::time::Instant::now());
+        let board = ProgressBoard::default();
+        let progress = board.mark("worker", clock.mono());
+        let patience = Duration::from_secs(20);
+        let never = insist("waiting", &clock, &progress, std::future::pending::<Result<(), StoreError>>);
+        assert!(tokio::time::timeout(Duration::from_secs(45), never).await.is_err());
+        assert!(board.stuck(clock.mono(), patience).is_empty(), "it may still come");
+        let never = insist("waiting", &clock, &progress, std::future::pending::<Result<(), StoreError>>);
+        assert!(tokio::time::timeout(Duration::from_secs(90), never).await.is_err());
+        assert_eq!(board.stuck(clock.mono(), patience), ["worker"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_pass_is_tried_again_and_a_refusal_is_not() {
+        let clock = Paused(tokio::time::Instant::now());
+        let progress = ProgressBoard::default().mark("worker", clock.mono());
+        let mut tries = 0;
+        let done = insist("trying", &clock, &progress, || {
+            tries += 1;
+            let answer = match tries {
+                1..=5 => Err(StoreError::Unknown("no answer".into())),
+                6..=10 => Err(StoreError::Retryable("throttled".into())),
+                _ => Ok(tries),
+            };
+            std::future::ready(answer)
+        });
+        assert_eq!(done.await, Ok(11));
+        let refused = || std::future::ready(Err::<(), _>(StoreError::Permanent("no".into())));
+        assert!(insist("trying", &clock, &progress, refused).await.is_err());
     }
 }
