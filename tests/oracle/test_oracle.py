@@ -315,6 +315,11 @@ class Oracle(unittest.TestCase):
         self.world.file[2] = 0
         self.violates("I9", "is ingesting")
 
+    def test_in_the_middle_of_the_job_a_file_may_be_half_read(self):
+        self.world.manifest["quiescent"] = False
+        self.world.file[2] = 0
+        self.holds()
+
     def test_i10_a_recipient_in_a_log(self):
         for line in ("sending to user-00003.", "to=user-00003", '{"recipient":"user-00003"}'):
             self.world.scan = [line]
