@@ -8,6 +8,7 @@
 mod aws;
 pub mod console;
 pub mod engines;
+mod feeds;
 mod reign;
 #[cfg(feature = "aws")]
 mod remote;

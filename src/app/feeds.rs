@@ -1,0 +1,225 @@
+//! The actors of one feed: what takes a directory's files, or a queue's entries, to the outbox.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix::Recipient;
+use postrider_actors::{
+    batcher::{self, Batcher, BatcherSetup},
+    file_watcher::{self, FileWatcher, FileWatcherSetup},
+    flow::Bell,
+    messages::{FileClaimed, ParsedRows},
+    model::{builder::BatchLimits, formats::Format, intake::AccumulatorLimits, settle::SettleRule},
+    parser::{self, Parser, ParserSetup},
+    ports::{Inbox, Intake},
+    queue_feed::{self, QueueFeed, QueueFeedSettings, QueueFeedSetup},
+    reading::{Duplicates, FeedDestination, FeedSettings, Readers},
+    supervision::{Birth, ChildSpec},
+};
+use tokio::sync::Semaphore;
+
+use super::{Machine, reign::mark};
+use crate::config::{self, Resolved};
+
+/// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
+const BLOCKS_PER_FEED: usize = 4;
+
+/// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
+/// most that SQS carries, could have half a million.
+const ENTRY_ROWS_MAX: usize = 10_000;
+
+/// What one generation of a feed hands from the batcher up to the watcher, as they are born in turn.
+#[derive(Default)]
+struct Wiring {
+    batcher: Option<Recipient<ParsedRows>>,
+    parsers: Vec<Recipient<FileClaimed>>,
+    readers: Readers,
+    blocks: Option<Arc<Semaphore>>,
+}
+
+pub(super) fn feed_specs(
+    machine: &Machine,
+    resolved: &Resolved,
+    feed: &config::Feed,
+    directory: &config::DirectoryFeed,
+    inbox: Arc<dyn Inbox>,
+    appended: &Bell,
+) -> Vec<ChildSpec> {
+    let config = &resolved.config;
+    let settings = Arc::new(feed_settings(resolved, feed, directory));
+    let wiring: Arc<Mutex<Wiring>> = Arc::default();
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+
+    let batcher = {
+        let (wiring, settings, stores) = (wiring.clone(), settings.clone(), stores.clone());
+        let (clock, mark, appended) = (clock.clone(), mark.clone(), appended.clone());
+        let metrics = machine.metrics.stages.feed(&feed.name);
+        move |birth: Birth| {
+            let setup = BatcherSetup {
+                feed: settings.clone(),
+                outbox: stores.outbox.clone(),
+                clock: clock.clone(),
+                appended: appended.clone(),
+                metrics: metrics.clone(),
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            let address = birth.start(batcher::MAILBOX, move |_| Batcher::new(setup, fault));
+            // The first of a new generation: nothing of the old one is left.
+            *wiring.lock().unwrap_or_else(PoisonError::into_inner) = Wiring {
+                batcher: Some(address.clone().recipient()),
+                blocks: Some(Arc::new(Semaphore::new(BLOCKS_PER_FEED))),
+                ..Wiring::default()
+            };
+            address.recipient()
+        }
+    };
+    let parser = {
+        let (wiring, settings, stores) = (wiring.clone(), settings, stores.clone());
+        let (clock, mark, inbox) = (clock.clone(), mark.clone(), inbox.clone());
+        move |birth: Birth| {
+            let mut wiring = wiring.lock().unwrap_or_else(PoisonError::into_inner);
+            let setup = ParserSetup {
+                feed: settings.clone(),
+                inbox: inbox.clone(),
+                outbox: stores.outbox.clone(),
+                ledger: stores.ledger.clone(),
+                clock: clock.clone(),
+                batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
+                blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
+                readers: wiring.readers.clone(),
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            let address = birth.start(parser::MAILBOX, move |_| Parser::new(setup, fault));
+            wiring.parsers.push(address.clone().recipient());
+            address.recipient()
+        }
+    };
+    let watcher = {
+        let name: Arc<str> = feed.name.as_str().into();
+        let rule = SettleRule { settle: directory.settle, sidecar_required: directory.require_done };
+        let rescan = directory.rescan;
+        move |birth: Birth| {
+            let setup = FileWatcherSetup {
+                feed: name.clone(),
+                inbox: inbox.clone(),
+                ledger: stores.ledger.clone(),
+                clock: clock.clone(),
+                parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
+                rule,
+                rescan,
+                progress: mark(&birth),
+            };
+            let fault = birth.fault.clone();
+            birth.start(file_watcher::MAILBOX, move |_| FileWatcher::new(setup, fault)).recipient()
+        }
+    };
+    vec![
+        ChildSpec { name: "batcher", of: None, count: 1, factory: Arc::new(batcher), rank: 0 },
+        ChildSpec {
+            name: "parser",
+            of: None,
+            count: config.pools.parsers,
+            factory: Arc::new(parser),
+            rank: 1,
+        },
+        ChildSpec { name: "file_watcher", of: None, count: 1, factory: Arc::new(watcher), rank: 2 },
+    ]
+}
+
+pub(super) fn queue_feed_settings(
+    resolved: &Resolved,
+    feed: &config::Feed,
+    queue: &config::QueueFeed,
+) -> QueueFeedSettings {
+    let config = &resolved.config;
+    QueueFeedSettings {
+        name: feed.name.as_str().into(),
+        recipient: queue.recipient.clone(),
+        max_row_bytes: feed.max_row_bytes,
+        max_entry_rows: ENTRY_ROWS_MAX,
+        destinations: feed_destinations(resolved, &feed.destinations),
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        accumulate: AccumulatorLimits {
+            rows: queue.max_rows,
+            bytes: queue.max_bytes,
+            // Entries without rows must not pile up either.
+            entries: queue.max_rows,
+            linger: queue.linger,
+        },
+        pollers: queue.pollers,
+        wait: queue.wait,
+        high_watermark: config.outbox.high_watermark,
+        low_watermark: config.outbox.low_watermark,
+    }
+}
+
+/// The one stage of a feed that reads a queue.
+pub(super) fn queue_feed_specs(
+    machine: &Machine,
+    feed: Arc<QueueFeedSettings>,
+    intake: Arc<dyn Intake>,
+    appended: &Bell,
+) -> Vec<ChildSpec> {
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+    let (appended, metrics) = (appended.clone(), machine.metrics.stages.feed(&feed.name));
+    let factory = move |birth: Birth| {
+        let setup = QueueFeedSetup {
+            feed: feed.clone(),
+            intake: intake.clone(),
+            outbox: stores.outbox.clone(),
+            ledger: stores.ledger.clone(),
+            clock: clock.clone(),
+            appended: appended.clone(),
+            metrics: metrics.clone(),
+            progress: mark(&birth),
+        };
+        let fault = birth.fault.clone();
+        birth.start(queue_feed::MAILBOX, move |_| QueueFeed::new(setup, fault)).recipient()
+    };
+    vec![ChildSpec { name: "queue_feed", of: None, count: 1, factory: Arc::new(factory), rank: 0 }]
+}
+
+/// A feed's destinations, with what their batches carry along.
+fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestination> {
+    let destination = |name: &String| {
+        let content_type =
+            resolved.config.destination(name).map(|destination| destination.content_type.clone());
+        FeedDestination {
+            name: name.as_str().into(),
+            template: resolved.materials[name].template.clone(),
+            content_type: content_type.expect("the config was checked: a feed's destinations exist"),
+        }
+    };
+    names.iter().map(destination).collect()
+}
+
+fn feed_settings(
+    resolved: &Resolved,
+    feed: &config::Feed,
+    directory: &config::DirectoryFeed,
+) -> FeedSettings {
+    let config = &resolved.config;
+    FeedSettings {
+        name: feed.name.as_str().into(),
+        format: format(&directory.format),
+        max_row_bytes: feed.max_row_bytes,
+        duplicates: match directory.duplicates {
+            config::Duplicates::Keep => Duplicates::Keep,
+            config::Duplicates::First => Duplicates::First,
+        },
+        destinations: feed_destinations(resolved, &feed.destinations),
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        linger: config.batch.linger,
+        high_watermark: config.outbox.high_watermark,
+        low_watermark: config.outbox.low_watermark,
+    }
+}
+
+pub(super) fn format(format: &config::FeedFormat) -> Format {
+    match format.clone() {
+        config::FeedFormat::Text => Format::Text,
+        config::FeedFormat::Csv { delimiter, recipient } => Format::Csv { delimiter, recipient },
+        config::FeedFormat::Ndjson { recipient } => Format::Ndjson { recipient },
+    }
+}
