@@ -175,6 +175,39 @@ fn calls_per_thousand_messages_are_few_and_one_message_per_entry_is_the_seed_s_c
 
 #[test]
 #[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn s3_1_a_look_at_an_empty_outbox_of_five_destinations_costs_as_many_calls_as_segments() {
+    const SEGMENTS: u64 = 4;
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&[]);
+    for name in ["second", "third", "fourth", "fifth"] {
+        world.add_destination(name);
+        world.set(&format!("destinations.{name}.timeout_ms"), 1000);
+        world.set(&format!("destinations.{name}.connect_timeout_ms"), 500);
+    }
+    let segments = i64::try_from(SEGMENTS).expect("it is small");
+    world
+        .set("outbox.dynamodb.shards", 20)
+        .set("outbox.dynamodb.scan_concurrency", segments)
+        .set("outbox.dynamodb.sweep_interval_ms", 2000);
+    migrate(&mut world);
+    world.start_ready();
+    thread::sleep(Duration::from_secs(3));
+    engines.forget();
+    // Five sweeps of 2 s at most, and a count of the backlog for the metrics every 15 s.
+    thread::sleep(Duration::from_secs(8));
+    let (_, dynamodb) = engines.calls();
+    world.stop();
+    println!("idle for 8 s: {dynamodb:?}");
+    let scans = sum(&dynamodb, &["Scan"]);
+    assert!(scans >= SEGMENTS, "nothing was looked at: {dynamodb:?}");
+    assert!(scans <= SEGMENTS * (5 + 1), "{scans} scans in five looks: {dynamodb:?}");
+    // The seed asks each shard of each topic: 100 queries per look.
+    assert!(sum(&dynamodb, &["Query"]) < 100, "{dynamodb:?}");
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
 fn three_processes_keep_a_destination_s_rate_while_one_is_killed_and_one_joins() {
     const RATE: u64 = 400;
     let engines = Engines::start();
