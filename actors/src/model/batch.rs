@@ -104,6 +104,25 @@ impl fmt::Debug for NewBatch {
     }
 }
 
+impl NewBatch {
+    /// Only its messages at `indexes`, of which there is at least one: what is left of a retry batch when some
+    /// of its messages have settled meanwhile. `rows` is its decoded payload.
+    #[must_use]
+    pub fn only(&self, rows: &Rows, indexes: &[usize]) -> Self {
+        let first_row = rows.row(indexes[0]);
+        let header = &self.header;
+        Self {
+            id: BatchId::derive(header.file, &header.destination, first_row, self.drive, self.attempt),
+            first_row,
+            count: indexes.len() as u32,
+            payload: rows.select(indexes.iter().copied()).finish(),
+            // Empty for all, or one list per message.
+            history: indexes.iter().filter_map(|&index| self.history.get(index).cloned()).collect(),
+            ..self.clone()
+        }
+    }
+}
+
 /// A payload that can't be read. It never happens to bytes that Postrider wrote and the disk kept.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PayloadError {

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    batch::{BatchHeader, StateVector},
+    batch::{BatchHeader, NewBatch, StateVector},
     ids::BatchId,
     outcome::Attempt,
     time::UnixMs,
@@ -63,6 +63,24 @@ pub struct Lease {
     pub history: Vec<Vec<Attempt>>,
     /// How many leases of it were lost: its holder vanished with messages unrecorded. See `model::suspect`.
     pub losses: u32,
+}
+
+impl Lease {
+    /// The lease of a batch that a queue carried, as the store has granted it.
+    pub fn granted(batch: NewBatch, fence: u64, losses: u32, states: StateVector) -> Self {
+        Self {
+            token: LeaseToken { batch: batch.id, fence },
+            root: batch.root,
+            header: batch.header,
+            drive: batch.drive,
+            attempt: batch.attempt,
+            accepted_at: batch.accepted_at,
+            payload: batch.payload,
+            states,
+            history: batch.history,
+            losses,
+        }
+    }
 }
 
 impl fmt::Debug for Lease {

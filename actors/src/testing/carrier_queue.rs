@@ -14,7 +14,7 @@ use super::carrier::{
 };
 use crate::{
     model::{
-        batch::{NewBatch, StateVector},
+        batch::NewBatch,
         ids::BatchId,
         time::{MonoMs, UnixMs},
     },
@@ -153,7 +153,7 @@ impl CarrierQueue {
             let Delivery { receipt, batch } = delivery;
             assert_eq!(batch.id, id, "claims are answered in order");
             if let Claim::Granted { fence, losses, states } = claim {
-                let lease = lease(batch, fence, losses, states);
+                let lease = Lease::granted(batch, fence, losses, states);
                 let hand = InHand { receipt, holder: request.holder.clone(), until: request.until };
                 self.in_hand().insert(lease.token, hand);
                 leases.push(lease);
@@ -197,21 +197,6 @@ impl CarrierQueue {
             self.in_hand().iter().filter(|(_, hand)| ends(hand)).map(|(token, _)| *token).collect();
         self.release(&lost, Release::Lost).await?;
         Ok(lost.len())
-    }
-}
-
-fn lease(batch: NewBatch, fence: u64, losses: u32, states: StateVector) -> Lease {
-    Lease {
-        token: LeaseToken { batch: batch.id, fence },
-        root: batch.root,
-        header: batch.header,
-        drive: batch.drive,
-        attempt: batch.attempt,
-        accepted_at: batch.accepted_at,
-        payload: batch.payload,
-        states,
-        history: batch.history,
-        losses,
     }
 }
 

@@ -323,7 +323,7 @@ impl Draft {
             } else if live.is_empty() {
                 continue;
             } else {
-                reduce(retry, &rows, &live)
+                retry.only(&rows, &live)
             };
             self.make(known, reduced)?;
             let made = *self.made_order.last().expect("one was just made");
@@ -407,21 +407,6 @@ fn check_retry(record: &Record, retry: &NewBatch) -> Result<Rows, Stop> {
         return refuse_retry(retry, "its payload, count and history disagree");
     }
     Ok(rows)
-}
-
-/// Only the messages of `retry` at `live`.
-fn reduce(retry: &NewBatch, rows: &Rows, live: &[usize]) -> NewBatch {
-    let first_row = rows.row(live[0]);
-    let header = &retry.header;
-    NewBatch {
-        id: BatchId::derive(header.file, &header.destination, first_row, retry.drive, retry.attempt),
-        first_row,
-        count: live.len() as u32,
-        payload: rows.select(live.iter().copied()).finish(),
-        // Empty for all, or one list per message.
-        history: live.iter().filter_map(|&index| retry.history.get(index).cloned()).collect(),
-        ..retry.clone()
-    }
 }
 
 impl Part {

@@ -171,7 +171,7 @@ fn append_retries(
         } else if live.is_empty() {
             continue;
         } else {
-            reduce(retry, &rows, &live)
+            retry.only(&rows, &live)
         };
         if tx.has_batch(reduced.id)? {
             return Err(refused(retry, "a batch with its id is stored already"));
@@ -203,21 +203,6 @@ fn check_retry(record: &Record, header: &Arc<BatchHeader>, retry: &NewBatch) -> 
         ));
     }
     Ok(())
-}
-
-/// Only the messages of `retry` at `live`.
-fn reduce(retry: &NewBatch, rows: &Rows, live: &[usize]) -> NewBatch {
-    let first_row = rows.row(live[0]);
-    let header = &retry.header;
-    NewBatch {
-        id: BatchId::derive(header.file, &header.destination, first_row, retry.drive, retry.attempt),
-        first_row,
-        count: live.len() as u32,
-        payload: rows.select(live.iter().copied()).finish(),
-        // Empty for all, or one list per message.
-        history: live.iter().filter_map(|&index| retry.history.get(index).cloned()).collect(),
-        ..retry.clone()
-    }
 }
 
 macro_rules! select_record {

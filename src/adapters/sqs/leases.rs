@@ -7,11 +7,7 @@ use std::{
 };
 
 use postrider_actors::{
-    model::{
-        batch::{NewBatch, StateVector},
-        ids::BatchId,
-        time::MonoMs,
-    },
+    model::{batch::StateVector, ids::BatchId, time::MonoMs},
     ports::{
         Claim, ClaimRequest, Fetched, ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, StoreError,
     },
@@ -139,7 +135,7 @@ impl Desk {
             }
         }
         for Granted { received, fence, losses, states } in self.load(granted, &mut left).await {
-            let lease = lease(received.entry.batch, fence, losses, states);
+            let lease = Lease::granted(received.entry.batch, fence, losses, states);
             let held = Held {
                 fence,
                 holder: request.holder.clone(),
@@ -296,19 +292,4 @@ fn dead_letter(received: Received, reason: &str) -> DeadLetter {
         envelope::write(batch, batch.not_before)
     };
     DeadLetter { receipt: received.receipt, body: body.into(), group: None, reason: reason.into() }
-}
-
-fn lease(batch: NewBatch, fence: u64, losses: u32, states: StateVector) -> Lease {
-    Lease {
-        token: LeaseToken { batch: batch.id, fence },
-        root: batch.root,
-        header: batch.header,
-        drive: batch.drive,
-        attempt: batch.attempt,
-        accepted_at: batch.accepted_at,
-        payload: batch.payload,
-        states,
-        history: batch.history,
-        losses,
-    }
 }
