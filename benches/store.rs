@@ -105,6 +105,7 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
                             .map(|index| (index, Verdict::Sent { at, status: 200 }))
                             .collect(),
                         retries: Vec::new(),
+                        records: Vec::new(),
                     })
                     .collect();
                 store.settle(settlements).await.expect("settle");

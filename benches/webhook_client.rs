@@ -126,7 +126,7 @@ async fn measure_client(url: &str, args: &Args) -> anyhow::Result<(f64, f64)> {
                     let at = UnixMs(1_700_000_000_000);
                     let request =
                         WebhookRequest { id, at, content_type: "application/json", body: body.as_bytes() };
-                    let outcome = webhook.send(request).await;
+                    let outcome = webhook.send(request).await.outcome;
                     ensure!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
                 }
                 Ok(())

@@ -51,7 +51,10 @@ impl Daemon {
             let claims = self.claims.claim(request).await.unwrap();
             let [(_, Claim::Granted { fence, .. })] = claims[..] else { panic!("not granted: {claims:?}") };
             let token = LeaseToken { batch, fence };
-            self.ledger.settle(vec![Settlement { token, verdicts, retries }]).await.unwrap();
+            self.ledger
+                .settle(vec![Settlement { token, verdicts, retries, records: Vec::new() }])
+                .await
+                .unwrap();
         });
     }
 }

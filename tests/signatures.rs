@@ -76,7 +76,7 @@ async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
         body,
     };
     let (received, outcome) = tokio::join!(receive, webhook.send(request));
-    assert_eq!(outcome, Outcome::Sent { status: 204 });
+    assert_eq!(outcome.outcome, Outcome::Sent { status: 204 });
     received
 }
 

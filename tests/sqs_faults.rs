@@ -125,7 +125,8 @@ impl World {
             *self.requests.entry((lease.header.file, rows.row(index))).or_default() += 1;
             verdicts.push((index as u32, Verdict::Sent { at: NOW, status: 200 }));
         }
-        let settlement = Settlement { token: lease.token, verdicts, retries: Vec::new() };
+        let settlement =
+            Settlement { token: lease.token, verdicts, retries: Vec::new(), records: Vec::new() };
         let settled = self.store.ledger.settle(vec![settlement]).await.unwrap()[0];
         match settled {
             Settled::Complete => self.processes[process].acknowledge(&[lease.token]).await.unwrap(),

@@ -221,7 +221,10 @@ mod tests {
         let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000) };
         let token = store.lease(request).await.unwrap()[0].token;
         let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
-        store.settle(vec![Settlement { token, verdicts, retries: Vec::new() }]).await.unwrap();
+        store
+            .settle(vec![Settlement { token, verdicts, retries: Vec::new(), records: Vec::new() }])
+            .await
+            .unwrap();
         let setup = setup(&store, &clock, retention);
         clock.advance(age);
         setup.let_go().await.unwrap();

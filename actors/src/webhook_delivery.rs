@@ -25,10 +25,12 @@ use crate::{
     flow::{Bell, Gate, Progress, insist},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
+        self,
         batch::{PAYLOAD_VERSION, Rows},
         body::BodyTemplate,
         lease::{Lease, LeaseToken},
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
+        record::Said,
         retry::{Decision, RetrySchedule, poisoned, retry_batches},
         roster::{Pick, Report, Roster, RosterLimits},
         suspect::Pace,
@@ -65,6 +67,8 @@ pub struct DeliveryDestination {
     pub retry: RetrySchedule,
     /// Whether config holds its messages.
     pub paused: bool,
+    /// Whether the ledger keeps a row of each of its messages.
+    pub recorded: bool,
     /// What is counted.
     pub metrics: DestinationMetrics,
 }
@@ -176,6 +180,15 @@ struct BatchInHand {
     destination: usize,
     /// Whether a message of it was not sent.
     failed: AtomicBool,
+    /// What the receiver said of messages that are not recorded yet, by index.
+    said: Mutex<HashMap<u32, Said>>,
+}
+
+impl BatchInHand {
+    fn said(&self) -> MutexGuard<'_, HashMap<u32, Said>> {
+        // Changed by single inserts and removals only.
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct DeskState {
@@ -314,7 +327,8 @@ impl Desk {
             self.setup.destinations[destination].metrics.leased(at.since(lease.accepted_at));
         }
         let failed = AtomicBool::new(false);
-        let batch = BatchInHand { lease, rows, template, jitter: rand::rng().random(), destination, failed };
+        let (jitter, said) = (rand::rng().random(), Mutex::default());
+        let batch = BatchInHand { lease, rows, template, jitter, destination, failed, said };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
         state.roster.add(destination, token, pace, open);
@@ -407,10 +421,14 @@ impl Desk {
         let at = self.setup.clock.wall();
         let request = WebhookRequest { id, at, content_type: &header.content_type, body };
         let begun = Instant::now();
-        let outcome = destination.webhook.send(request).await;
+        let answer = destination.webhook.send(request).await;
         destination.metrics.attempted(begun.elapsed());
         failpoint!("attempt.after");
-        Some(outcome)
+        if answer.provider_id.is_some() && destination.recorded {
+            let said = Said { provider_id: answer.provider_id, detail: None };
+            batch.said().insert(pick.index, said);
+        }
+        Some(answer.outcome)
     }
 
     fn judge(&self, pick: Pick, batch: &BatchInHand, outcome: Option<Outcome>) -> Report {
@@ -526,10 +544,14 @@ impl Desk {
         let mut state = self.state();
         let ready = state.roster.take_ready();
         let settlement = |(token, verdicts): (LeaseToken, Vec<(u32, Verdict)>)| {
-            let retries = state.batches.get(&token).map_or_else(Vec::new, |batch| {
-                retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY)
-            });
-            Settlement { token, verdicts, retries }
+            let (mut retries, mut records) = (Vec::new(), Vec::new());
+            if let Some(batch) = state.batches.get(&token) {
+                retries = retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY);
+                if self.setup.destinations[batch.destination].recorded {
+                    records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut batch.said());
+                }
+            }
+            Settlement { token, verdicts, retries, records }
         };
         ready.into_iter().map(settlement).collect()
     }

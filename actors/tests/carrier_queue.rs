@@ -72,7 +72,8 @@ impl World {
             .unsettled()
             .map(|index| (index as u32, Verdict::Sent { at: self.clock.wall(), status: 200 }))
             .collect();
-        let settlement = Settlement { token: lease.token, verdicts, retries: Vec::new() };
+        let settlement =
+            Settlement { token: lease.token, verdicts, retries: Vec::new(), records: Vec::new() };
         match self.store.settle(vec![settlement]).await.unwrap()[0] {
             Settled::Complete => queue.acknowledge(&[lease.token]).await.unwrap(),
             Settled::Stale => queue.release(&[lease.token], Release::Unused).await.unwrap(),

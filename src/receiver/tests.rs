@@ -63,7 +63,7 @@ impl World {
 
 async fn send(webhook: &HttpWebhook, row: u64, body: &[u8]) -> Outcome {
     let id = MessageId { file: FileId([7; 16]), row };
-    webhook.send(WebhookRequest { id, at: UnixMs(now_ms()), content_type: "text/plain", body }).await
+    webhook.send(WebhookRequest { id, at: UnixMs(now_ms()), content_type: "text/plain", body }).await.outcome
 }
 
 #[tokio::test]

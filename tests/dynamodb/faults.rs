@@ -139,7 +139,7 @@ async fn f47_a_stale_index_does_no_harm() {
         assert_eq!(outcome, ItemOutcome::Ok, "{id}");
     }
     let token = granted(&ours, claimed).await;
-    let settlement = Settlement { token, verdicts: all(3, sent()), retries: vec![] };
+    let settlement = Settlement { token, verdicts: all(3, sent()), retries: vec![], records: Vec::new() };
     assert_eq!(ours.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
 
     let other = DynamoSettings { process: "other-1".into(), ..settings.clone() };
@@ -231,7 +231,8 @@ async fn at_most_ten_calls_per_thousand_messages() {
     store.mark_dispatched(&ids).await.unwrap();
     for id in ids {
         let token = granted(&store, id).await;
-        let settlement = Settlement { token, verdicts: all(500, sent()), retries: vec![] };
+        let settlement =
+            Settlement { token, verdicts: all(500, sent()), retries: vec![], records: Vec::new() };
         assert_eq!(store.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
     }
     let calls = calls_of(&proxy);
@@ -314,10 +315,12 @@ async fn a_settlement_that_is_too_large_is_recorded_in_parts() {
     }
     let mut lost = retries.clone();
     lost.pop();
-    let refused = store.settle(vec![Settlement { token, verdicts: verdicts.clone(), retries: lost }]).await;
+    let refused = store
+        .settle(vec![Settlement { token, verdicts: verdicts.clone(), retries: lost, records: Vec::new() }])
+        .await;
     assert!(refused.is_err(), "all or nothing: {refused:?}");
     assert_eq!(store.depth().await, Ok(150));
-    let settlement = Settlement { token, verdicts, retries };
+    let settlement = Settlement { token, verdicts, retries, records: Vec::new() };
     assert_eq!(store.settle(vec![settlement.clone()]).await.unwrap(), [Settled::Complete]);
     assert_eq!(store.settle(vec![settlement]).await.unwrap(), [Settled::Stale]);
     let counts = store.report(file.id).await.unwrap().unwrap().destinations["d"];
@@ -348,7 +351,8 @@ async fn dead_letters_are_listed_once_whatever_the_page() {
             store.append(step.clone()).await.unwrap();
             for batch in step.batches {
                 let token = granted(&store, batch.id).await;
-                let settlement = Settlement { token, verdicts: all(10, dead()), retries: vec![] };
+                let settlement =
+                    Settlement { token, verdicts: all(10, dead()), retries: vec![], records: Vec::new() };
                 store.settle(vec![settlement]).await.unwrap();
             }
         }
@@ -433,7 +437,10 @@ async fn concurrent_settlements_share_transactions_and_add_up() {
             let Claim::Granted { fence, .. } = claims[0] else { panic!("{claims:?}") };
             let verdicts = vec![(0, sent()), (1, sent()), (2, sent()), (3, sent()), (4, dead())];
             let token = LeaseToken { batch: id, fence };
-            store.settle(vec![Settlement { token, verdicts, retries: vec![] }]).await.unwrap()
+            store
+                .settle(vec![Settlement { token, verdicts, retries: vec![], records: Vec::new() }])
+                .await
+                .unwrap()
         }));
     }
     for worker in workers {
@@ -489,7 +496,10 @@ async fn f47_a_failed_condition_loses_nothing_and_sets_nothing_back() {
     let claims = other.claim(request).await.unwrap();
     let Claim::Granted { fence, losses: 1, .. } = claims[0].1 else { panic!("{claims:?}") };
     let settle = async |store: &DynamoStore, token, verdicts| {
-        store.settle(vec![Settlement { token, verdicts, retries: vec![] }]).await.unwrap()[0]
+        store
+            .settle(vec![Settlement { token, verdicts, retries: vec![], records: Vec::new() }])
+            .await
+            .unwrap()[0]
     };
     assert_eq!(settle(&one, old, vec![(0, sent()), (1, dead())]).await, Settled::Stale);
     let new = LeaseToken { batch: id, fence };
@@ -555,7 +565,8 @@ async fn settled_batches_expire_and_dead_ones_stay() {
         store.append(step).await.unwrap();
         store.mark_dispatched(&[id]).await.unwrap();
         let token = granted(&store, id).await;
-        let settlement = Settlement { token, verdicts: all(2, verdict), retries: vec![] };
+        let settlement =
+            Settlement { token, verdicts: all(2, verdict), retries: vec![], records: Vec::new() };
         store.settle(vec![settlement]).await.unwrap();
         ids.push(id);
     }

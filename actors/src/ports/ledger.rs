@@ -8,6 +8,7 @@ use crate::model::{
     file::{FileReport, Reject},
     ids::FileId,
     outcome::Verdict,
+    record::MessageRecord,
     time::UnixMs,
 };
 
@@ -20,6 +21,8 @@ pub struct Settlement {
     pub verdicts: Vec<(u32, Verdict)>,
     /// The retry batches that carry on every message with a `Verdict::Retry` here.
     pub retries: Vec<NewBatch>,
+    /// The same facts, a record per verdict, for a ledger that keeps a row of each message; empty if none does.
+    pub records: Vec<MessageRecord>,
 }
 
 /// How a settlement was taken.

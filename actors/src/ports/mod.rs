@@ -13,6 +13,9 @@ mod ledger;
 mod outbox;
 mod queue;
 mod rates;
+mod receipt_source;
+mod receipts;
+mod table;
 mod webhook;
 
 pub use archive::{Cursor, Dispatch, Fetched, OutboxArchive, Page, PageQuery};
@@ -24,7 +27,10 @@ pub use ledger::{Ledger, Settled, Settlement};
 pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox, OutboxEntry, OutstandingQuery};
 pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
 pub use rates::RateTable;
-pub use webhook::{Webhook, WebhookRequest};
+pub use receipt_source::{Polled, ReceiptSource};
+pub use receipts::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, Taken};
+pub use table::{Inserted, Table, TableError};
+pub use webhook::{Answer, Webhook, WebhookRequest};
 
 /// Why a store operation as a whole failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

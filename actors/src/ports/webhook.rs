@@ -15,11 +15,26 @@ pub struct WebhookRequest<'a> {
     pub body: &'a [u8],
 }
 
+/// What an attempt came to, and what the receiver calls the message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What it came to.
+    pub outcome: Outcome,
+    /// The receiver's own id for the message, if it is to be kept and was in the answer.
+    pub provider_id: Option<Box<str>>,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, provider_id: None }
+    }
+}
+
 /// One destination's receiver. It applies the destination's timeout and limits on answers, signs,
 /// classifies the answer by the HTTP policy (design §10) and never logs a body or a recipient.
 #[async_trait]
 pub trait Webhook: Send + Sync {
     /// Makes one attempt. It ends within the destination's total timeout. Cancelling it leaves
     /// unknown whether the request arrived.
-    async fn send(&self, request: WebhookRequest<'_>) -> Outcome;
+    async fn send(&self, request: WebhookRequest<'_>) -> Answer;
 }

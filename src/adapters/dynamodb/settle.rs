@@ -250,8 +250,12 @@ impl Lane {
 
     /// Settles one part by itself; `None` if it does not fit.
     async fn settle_part(&mut self, shared: &Shared, part: &Part) -> Result<Option<Settled>, StoreError> {
-        let settlement =
-            Settlement { token: part.token, verdicts: part.verdicts.clone(), retries: part.retries.clone() };
+        let settlement = Settlement {
+            token: part.token,
+            verdicts: part.verdicts.clone(),
+            retries: part.retries.clone(),
+            records: Vec::new(),
+        };
         for round in 0..ROUNDS {
             let mut known = Known::new();
             shared.know(&mut known, [part.token.batch], round == 0).await?;

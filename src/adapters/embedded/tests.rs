@@ -68,6 +68,7 @@ async fn a_batch_goes_its_way_and_everything_survives_a_restart() {
                     (2, Verdict::Retry { attempt, not_before: NOW }),
                 ],
                 retries: vec![fixtures::retry(&leases[0], &[2], attempt, NOW)],
+                records: Vec::new(),
             }])
             .await
             .unwrap();
@@ -248,7 +249,7 @@ async fn f16_a_store_of_schema_1_is_brought_up_to_date_with_what_it_holds() {
     assert_eq!(page.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [BatchId([2; 16])]);
     let leased = lease(&store).await.pop().unwrap();
     let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
-    let settlement = Settlement { token: leased.token, verdicts, retries: Vec::new() };
+    let settlement = Settlement { token: leased.token, verdicts, retries: Vec::new(), records: Vec::new() };
     assert_eq!(store.settle(vec![settlement]).await, Ok(vec![Settled::Complete]));
     assert_eq!(store.archive(NOW, 9).await, Ok(1));
 }

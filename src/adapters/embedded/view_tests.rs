@@ -39,7 +39,8 @@ async fn settle(store: &EmbeddedStore, lease: &Lease, verdict: Verdict) {
         Verdict::Retry { attempt, not_before } => vec![fixtures::retry(lease, &[0], attempt, not_before)],
         _ => Vec::new(),
     };
-    let settlement = Settlement { token: lease.token, verdicts: vec![(0, verdict)], retries };
+    let settlement =
+        Settlement { token: lease.token, verdicts: vec![(0, verdict)], retries, records: Vec::new() };
     store.settle(vec![settlement]).await.unwrap();
 }
 

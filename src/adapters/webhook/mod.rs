@@ -26,7 +26,7 @@ use postrider_actors::{
         http_policy,
         outcome::{Outcome, Reason},
     },
-    ports::{Webhook, WebhookRequest},
+    ports::{self, Webhook, WebhookRequest},
 };
 use tokio::time::Instant;
 
@@ -122,14 +122,15 @@ impl HttpWebhook {
 
 #[async_trait]
 impl Webhook for HttpWebhook {
-    async fn send(&self, request: WebhookRequest<'_>) -> Outcome {
-        match self.attempt(&request).await {
+    async fn send(&self, request: WebhookRequest<'_>) -> ports::Answer {
+        let outcome = match self.attempt(&request).await {
             Ok(Answer { head, .. }) => {
                 http_policy::outcome(head.status, head.retry_after, request.at, self.settings.retry_after_max)
             }
             // No attempt can mend a content type that no header can hold.
             Err(reason @ Reason::Render) => Outcome::Permanent { status: 0, reason },
             Err(reason) => Outcome::Retryable { status: 0, reason, retry_after: None },
-        }
+        };
+        outcome.into()
     }
 }

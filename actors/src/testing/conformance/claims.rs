@@ -141,7 +141,8 @@ async fn settled_and_missing_batches_are_told_apart(store: Subject) {
     store.outbox.append(step).await.unwrap();
     store.dispatch(NOW).await;
     let (token, _) = granted(&store, ME, ids[0], NOW).await;
-    let settlement = Settlement { token, verdicts: vec![(0, sent()), (1, dead())], retries: vec![] };
+    let settlement =
+        Settlement { token, verdicts: vec![(0, sent()), (1, dead())], retries: vec![], records: Vec::new() };
     assert_eq!(store.ledger.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
     let unknown = BatchId([9; 16]);
     let claims = claim_all(&store, ME, vec![unknown, ids[0], ids[1]], NOW).await;
@@ -158,7 +159,8 @@ async fn settled_and_missing_batches_are_told_apart(store: Subject) {
 async fn a_claim_brings_what_is_recorded(store: Subject) {
     let id = stored(&store, 4).await;
     let (token, _) = granted(&store, ME, id, NOW).await;
-    let settlement = Settlement { token, verdicts: vec![(1, sent()), (2, dead())], retries: vec![] };
+    let settlement =
+        Settlement { token, verdicts: vec![(1, sent()), (2, dead())], retries: vec![], records: Vec::new() };
     assert_eq!(store.ledger.settle(vec![settlement]).await.unwrap(), [Settled::Open]);
     store.claims.release_claims(&[token], Release::Lost).await.unwrap();
     match claim(&store, OTHER, id, NOW).await {
@@ -204,7 +206,11 @@ async fn a_stale_claim_settles_no_failure(store: Subject) {
     let (old, _) = granted(&store, ME, id, NOW).await;
     let (new, _) = granted(&store, OTHER, id, LATER).await;
     let settle = async |token, verdicts| {
-        store.ledger.settle(vec![Settlement { token, verdicts, retries: vec![] }]).await.unwrap()[0]
+        store
+            .ledger
+            .settle(vec![Settlement { token, verdicts, retries: vec![], records: Vec::new() }])
+            .await
+            .unwrap()[0]
     };
     assert_eq!(settle(old, vec![(0, sent()), (1, dead())]).await, Settled::Stale);
     match store.outbox.depth().await {

@@ -195,7 +195,7 @@ impl World {
             .filter(|indexes| !indexes.is_empty())
             .map(|indexes| fixtures::retry(lease, indexes, fixtures::failed(self.now), due))
             .collect();
-        let settlement = Settlement { token: lease.token, verdicts, retries };
+        let settlement = Settlement { token: lease.token, verdicts, retries, records: Vec::new() };
         let answer = self.subject.ledger.settle(vec![settlement.clone()]).await;
         assert_eq!(answer, self.fake.ledger.settle(vec![settlement]).await, "seed {}", self.seed);
         let settled = answer.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed))[0];

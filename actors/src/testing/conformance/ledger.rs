@@ -73,6 +73,7 @@ async fn a_settlement_repeated_for_want_of_an_answer_changes_nothing(store: Subj
         token: lease.token,
         verdicts: verdicts.to_vec(),
         retries,
+        records: Vec::new(),
     };
     // Two delays, so two batches; the messages of one begin before the other's end.
     let first = settlement(
@@ -118,6 +119,7 @@ async fn a_retry_without_its_batch_is_refused_whole(store: Subject) {
         token: lease.token,
         verdicts: vec![(0, sent()), (1, retry()), (2, retry())],
         retries,
+        records: Vec::new(),
     };
     let mut other_body = carried(&[1, 2]);
     let mut header = (*other_body[0].header).clone();
@@ -301,7 +303,7 @@ async fn rejects_come_in_pages(store: Subject) {
 async fn an_index_beyond_the_batch_is_refused(store: Subject) {
     let (file, lease) = store.one_lease(2).await;
     let verdicts = vec![(0, sent()), (2, sent())];
-    let settlement = Settlement { token: lease.token, verdicts, retries: vec![] };
+    let settlement = Settlement { token: lease.token, verdicts, retries: vec![], records: Vec::new() };
     let refused = store.ledger.settle(vec![settlement]).await;
     assert!(matches!(refused, Err(StoreError::Permanent(_))), "{refused:?}");
     assert_eq!(store.tally(file.id).await, (2, 0, 0, 0));

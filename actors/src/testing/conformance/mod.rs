@@ -215,7 +215,8 @@ impl Subject {
         } else {
             vec![fixtures::retry(lease, retried, fixtures::failed(NOW), LATER)]
         };
-        let settlement = Settlement { token: lease.token, verdicts: verdicts.to_vec(), retries };
+        let settlement =
+            Settlement { token: lease.token, verdicts: verdicts.to_vec(), retries, records: Vec::new() };
         let settled = self.ledger.settle(vec![settlement]).await.unwrap()[0];
         self.tell_queue(lease, settled).await;
         settled

@@ -116,7 +116,7 @@ async fn send_body(webhook: &HttpWebhook, body: &[u8]) -> Outcome {
     let id = MessageId { file: FileId([7; 16]), row: 1 };
     let request =
         WebhookRequest { id, at: UnixMs(1_700_000_000_000), content_type: "application/json", body };
-    webhook.send(request).await
+    webhook.send(request).await.outcome
 }
 
 const SENT: Outcome = Outcome::Sent { status: 200 };

@@ -1,0 +1,281 @@
+//! Receipts: later reports on messages that were sent.
+//!
+//! A message's *standing* is what its receipts together say of it: the greatest receipt by [`Receipt::rank`],
+//! and whether they contradict each other. Both are joins, so the order in which receipts come, and how often
+//! each of them comes, does not matter (F51).
+
+use std::{collections::BTreeMap, fmt};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{ids::MessageId, state::MessageState, time::UnixMs};
+
+/// The longest id of a provider, in bytes: it is indexed.
+pub const PROVIDER_ID_BYTES_MAX: usize = 200;
+
+/// The longest carrier or status word that is kept, in bytes.
+pub const WORD_BYTES_MAX: usize = 100;
+
+/// The longest response of a provider that is kept, in bytes; a longer one is cut.
+pub const RESPONSE_BYTES_MAX: usize = 500;
+
+/// A receipt's identity within its source: what a source sends again is the same receipt.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(pub [u8; 16]);
+
+impl EventId {
+    /// Of a receipt that the provider gave an id.
+    pub fn named(source: &str, id: &str) -> Self {
+        Self::digest(source, b"id", id.as_bytes())
+    }
+
+    /// Of a receipt without one: the same text is the same receipt.
+    pub fn of_text(source: &str, text: &[u8]) -> Self {
+        Self::digest(source, b"text", text)
+    }
+
+    fn digest(source: &str, kind: &[u8], bytes: &[u8]) -> Self {
+        let mut hash = Sha256::new();
+        for part in [source.as_bytes(), kind, bytes] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize()[..16]);
+        Self(id)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&super::ids::hex(&self.0))
+    }
+}
+
+/// Which message a receipt is about, at the destination of its source.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum ReceiptKey {
+    /// By our id.
+    Message(MessageId),
+    /// By the id that the destination answered with.
+    Provider(Box<str>),
+}
+
+/// What a provider charged, in units of 10⁻⁸ of its currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Price(pub i64);
+
+/// What a receipt brings beside the state. What the provider left out is `None`, never an empty text (S0.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiptFacts {
+    /// The provider's own word for the state, at most [`WORD_BYTES_MAX`].
+    pub status: Option<Box<str>>,
+    /// At most [`WORD_BYTES_MAX`].
+    pub carrier: Option<Box<str>>,
+    /// At most [`RESPONSE_BYTES_MAX`].
+    pub response: Option<Box<str>>,
+    /// When the provider says it sent the message.
+    pub sent_at: Option<UnixMs>,
+    /// What it charged.
+    pub price: Option<Price>,
+}
+
+/// One receipt, validated: no text of it holds a NUL or is longer than its bound (F52).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its identity within its source.
+    pub event: EventId,
+    /// Which message it is about.
+    pub key: ReceiptKey,
+    /// `Sent` (an interim report: it changes nothing but the facts), `Failed` or `Delivered`.
+    pub state: MessageState,
+    /// When the provider says that happened.
+    pub at: Option<UnixMs>,
+    /// The rest.
+    pub facts: ReceiptFacts,
+}
+
+impl fmt::Debug for Receipt {
+    /// No response: it may hold a recipient (I10).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt")
+            .field("event", &self.event)
+            .field("key", &self.key)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How receipts of one message compare: the greatest one's facts are kept.
+pub type Rank = (MessageState, UnixMs, EventId);
+
+impl Receipt {
+    /// By state, then by the provider's time, then by id, so that the order is total (S0.4).
+    pub fn rank(&self) -> Rank {
+        (self.state, self.at.unwrap_or(UnixMs(0)), self.event)
+    }
+
+    /// How many bytes of memory it takes, roughly.
+    pub fn held_bytes(&self) -> usize {
+        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        let ReceiptFacts { status, carrier, response, .. } = &self.facts;
+        size_of::<Self>() + text(status) + text(carrier) + text(response)
+    }
+}
+
+/// Which final states a message was told of by receipts. Stored as its number; a join.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told(pub u8);
+
+impl Told {
+    const FAILED: u8 = 1;
+    const DELIVERED: u8 = 2;
+
+    /// By one receipt.
+    pub fn by(state: MessageState) -> Self {
+        Self(match state {
+            MessageState::Failed => Self::FAILED,
+            MessageState::Delivered => Self::DELIVERED,
+            _ => 0,
+        })
+    }
+
+    /// By both.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether it was told that it arrived and that it did not (S0.4).
+    pub fn is_conflict(self) -> bool {
+        self.0 == Self::FAILED | Self::DELIVERED
+    }
+}
+
+/// What a group of receipts says of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The greatest of them.
+    pub best: Receipt,
+    /// All of them.
+    pub told: Told,
+    /// How many.
+    pub count: u32,
+}
+
+impl Standing {
+    /// What both groups say.
+    pub fn merge(&mut self, other: Self) {
+        self.told = self.told.merge(other.told);
+        self.count += other.count;
+        if other.best.rank() > self.best.rank() {
+            self.best = other.best;
+        }
+    }
+}
+
+/// One standing per key, in key order: the order in which writers lock rows (F50). The caller merges again
+/// what names the same message by different keys.
+pub fn fold(receipts: impl IntoIterator<Item = Receipt>) -> BTreeMap<ReceiptKey, Standing> {
+    let mut standings: BTreeMap<ReceiptKey, Standing> = BTreeMap::new();
+    for receipt in receipts {
+        let key = receipt.key.clone();
+        let standing = Standing { told: Told::by(receipt.state), best: receipt, count: 1 };
+        match standings.get_mut(&key) {
+            Some(known) => known.merge(standing),
+            None => drop(standings.insert(key, standing)),
+        }
+    }
+    standings
+}
+
+/// A receipt that could not be read, and why.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReceiptReject {
+    /// Its identity, so that what is sent again is recorded once.
+    pub event: EventId,
+    /// Where it stood: `FILE:LINE`, a request's item, an entry's id.
+    pub place: String,
+    /// What is wrong with it and what is expected.
+    pub reason: String,
+}
+
+impl fmt::Debug for ReceiptReject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReceiptReject({}: {})", self.place, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn receipt() -> impl Strategy<Value = Receipt> {
+        let state =
+            prop_oneof![Just(MessageState::Sent), Just(MessageState::Failed), Just(MessageState::Delivered)];
+        (0u64..4, state, prop::option::of(0u64..3), any::<[u8; 16]>()).prop_map(|(row, state, at, event)| {
+            let facts = ReceiptFacts { status: Some(format!("{event:?}").into()), ..ReceiptFacts::default() };
+            let file = super::super::ids::FileId([1; 16]);
+            let key = ReceiptKey::Message(MessageId { file, row });
+            Receipt { event: EventId(event), key, state, at: at.map(UnixMs), facts }
+        })
+    }
+
+    /// Without the counts, which do depend on how often a receipt came.
+    fn said(receipts: impl IntoIterator<Item = Receipt>) -> Vec<(Receipt, Told)> {
+        fold(receipts).into_values().map(|standing| (standing.best, standing.told)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn f51_neither_order_nor_repetition_nor_grouping_matters(
+            receipts in prop::collection::vec(receipt(), 0..20).prop_shuffle(),
+            cut in 0usize..20,
+        ) {
+            let mut sorted = receipts.clone();
+            sorted.sort_by_key(Receipt::rank);
+            let tripled = receipts.iter().chain(&receipts).chain(receipts.iter().rev()).cloned();
+            prop_assert_eq!(said(tripled), said(sorted.clone()));
+            let cut = cut.min(receipts.len());
+            let mut halves = fold(receipts[..cut].to_vec());
+            for (key, standing) in fold(receipts[cut..].to_vec()) {
+                match halves.get_mut(&key) {
+                    Some(known) => known.merge(standing),
+                    None => drop(halves.insert(key, standing)),
+                }
+            }
+            prop_assert_eq!(halves, fold(sorted));
+        }
+    }
+
+    #[test]
+    fn s0_4_a_late_failure_does_not_undo_a_delivery_and_is_a_conflict() {
+        let of = |state, event| Receipt {
+            event: EventId([event; 16]),
+            key: ReceiptKey::Provider("p-1".into()),
+            state,
+            at: Some(UnixMs(u64::from(event))),
+            facts: ReceiptFacts::default(),
+        };
+        let standings = fold([of(MessageState::Delivered, 1), of(MessageState::Failed, 9)]);
+        let standing = standings.values().next().expect("one key");
+        assert_eq!(standing.best.state, MessageState::Delivered);
+        assert!(standing.told.is_conflict());
+        let standings = fold([of(MessageState::Sent, 3), of(MessageState::Failed, 2)]);
+        let standing = standings.values().next().expect("one key");
+        assert_eq!((standing.best.state, standing.told.is_conflict()), (MessageState::Failed, false));
+    }
+
+    #[test]
+    fn events_differ_by_source_kind_and_text() {
+        let ids = [
+            EventId::named("a", "1"),
+            EventId::named("b", "1"),
+            EventId::of_text("a", b"1"),
+            EventId::named("a", "2"),
+        ];
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert_eq!(EventId::named("a", "1"), ids[0]);
+    }
+}

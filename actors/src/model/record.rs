@@ -1,0 +1,110 @@
+//! What delivery says of each message, for a ledger that keeps a row of each.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use super::{
+    batch::Rows,
+    ids::MessageId,
+    lease::Lease,
+    outcome::{Reason, Verdict},
+    state::MessageState,
+    time::UnixMs,
+};
+
+/// What delivery says of one message at one destination, for a ledger that keeps a row of each.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MessageRecord {
+    /// The message.
+    pub id: MessageId,
+    /// Where it went.
+    pub destination: Arc<str>,
+    /// Where it came from.
+    pub feed: Arc<str>,
+    /// Who gets it.
+    pub recipient: Box<str>,
+    /// `Retrying`, `Dead` or `Sent`.
+    pub state: MessageState,
+    /// How many attempts it had in this drive.
+    pub attempts: u32,
+    /// The last answer's HTTP status, 0 if there was none.
+    pub status: u16,
+    /// Why the last attempt failed, if it did.
+    pub reason: Option<Reason>,
+    /// What the destination itself said of that, for one whose words are kept (a table).
+    pub detail: Option<Box<str>>,
+    /// The id that the destination answered with, at most [`PROVIDER_ID_BYTES_MAX`](super::receipt::PROVIDER_ID_BYTES_MAX), without NUL.
+    pub provider_id: Option<Box<str>>,
+    /// When its row was accepted, or last redriven.
+    pub accepted_at: UnixMs,
+    /// When the attempt ended.
+    pub at: UnixMs,
+}
+
+impl fmt::Debug for MessageRecord {
+    /// No recipient (I10).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageRecord")
+            .field("id", &self.id)
+            .field("destination", &self.destination)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How records of one message compare: the greatest one's attempts, status, reason and time are kept. A
+/// provider's id is kept from whichever has one, the least if several differ; the recipient never differs.
+pub fn record_rank(record: &MessageRecord) -> (MessageState, u32, UnixMs) {
+    (record.state, record.attempts, record.at)
+}
+
+/// What a destination said of one message beside its verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Its own id for the message.
+    pub provider_id: Option<Box<str>>,
+    /// Its words on a failure.
+    pub detail: Option<Box<str>>,
+}
+
+/// The records of `verdicts` on messages of `lease`. `said` is by index in the batch.
+pub fn records(
+    lease: &Lease,
+    rows: &Rows,
+    verdicts: &[(u32, Verdict)],
+    said: &mut HashMap<u32, Said>,
+) -> Vec<MessageRecord> {
+    let header = &lease.header;
+    let (feed, destination) = (Arc::<str>::from(&*header.feed), Arc::<str>::from(&*header.destination));
+    let record = |&(index, verdict): &(u32, Verdict)| {
+        if index as usize >= rows.len() {
+            return None; // a batch that can't be read is condemned by index alone
+        }
+        let row = rows.row(index as usize);
+        let recipient = header.layout.read(rows.bytes(index as usize)).map_or("", |parts| parts.recipient);
+        let (state, at, status, reason) = match verdict {
+            Verdict::Sent { at, status } => (MessageState::Sent, at, status, None),
+            Verdict::Retry { attempt, .. } => {
+                (MessageState::Retrying, attempt.at, attempt.status, Some(attempt.reason))
+            }
+            Verdict::Dead { attempt, .. } => {
+                (MessageState::Dead, attempt.at, attempt.status, Some(attempt.reason))
+            }
+        };
+        let Said { provider_id, detail } = said.remove(&index).unwrap_or_default();
+        Some(MessageRecord {
+            id: header.message_id(row),
+            destination: destination.clone(),
+            feed: feed.clone(),
+            recipient: recipient.into(),
+            state,
+            attempts: lease.attempt + 1,
+            status,
+            reason,
+            detail,
+            provider_id,
+            accepted_at: lease.accepted_at,
+            at,
+        })
+    };
+    verdicts.iter().filter_map(record).collect()
+}

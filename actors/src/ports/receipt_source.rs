@@ -1,0 +1,32 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{AckId, SourceCursor, StoreError};
+use crate::model::receipt::{Receipt, ReceiptReject};
+
+/// What a look at a source brought.
+#[derive(Clone, Debug, Default)]
+pub struct Polled {
+    /// The receipts, at most a few thousand.
+    pub receipts: Vec<Receipt>,
+    /// What could not be read.
+    pub rejects: Vec<ReceiptReject>,
+    /// How far the source is read with them; `None` if that has not changed.
+    pub cursor: Option<SourceCursor>,
+    /// What to acknowledge once all of that is durable.
+    pub acks: Vec<AckId>,
+}
+
+/// Where receipts are fetched from. It delivers at least once, in any order; the ledger's inbox knows what it
+/// has taken.
+#[async_trait]
+pub trait ReceiptSource: Send + Sync {
+    /// Looks for receipts behind `cursor` (`None`: from the beginning); if there are none it waits for up to
+    /// `wait`. A look that fails is repeated with the same cursor: nothing is passed over (S0.1). Cancelling it
+    /// loses nothing but time.
+    async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError>;
+
+    /// Lets go of what `poll` brought, after the commit. Repeating it is harmless.
+    async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError>;
+}
