@@ -8,7 +8,10 @@ use postrider_actors::{
     file_watcher::{self, FileWatcher, FileWatcherSetup},
     flow::Bell,
     messages::{FileClaimed, ParsedRows},
-    model::{builder::BatchLimits, formats::Format, intake::AccumulatorLimits, settle::SettleRule},
+    model::{
+        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, settle::SettleRule,
+        table::MAPPING_TYPE,
+    },
     parser::{self, Parser, ParserSetup},
     ports::{Inbox, Intake},
     queue_feed::{self, QueueFeed, QueueFeedSettings, QueueFeedSetup},
@@ -18,7 +21,7 @@ use postrider_actors::{
 use tokio::sync::Semaphore;
 
 use super::{Machine, reign::mark};
-use crate::config::{self, Resolved};
+use crate::config::{self, Resolved, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
@@ -183,13 +186,15 @@ pub(super) fn queue_feed_specs(
 /// A feed's destinations, with what their batches carry along.
 fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestination> {
     let destination = |name: &String| {
-        let content_type =
-            resolved.config.destination(name).map(|destination| destination.content_type.clone());
-        FeedDestination {
-            name: name.as_str().into(),
-            template: resolved.materials[name].template.clone(),
-            content_type: content_type.expect("the config was checked: a feed's destinations exist"),
-        }
+        let destination = resolved.config.destination(name);
+        let (template, content_type) =
+            match &destination.expect("the config was checked: a feed's destinations exist").target {
+                Target::Webhook(webhook) => {
+                    (resolved.materials[name].template.clone(), webhook.content_type.clone())
+                }
+                Target::Table(table) => (Some(table.mapping.to_json()), MAPPING_TYPE.to_owned()),
+            };
+        FeedDestination { name: name.as_str().into(), template, content_type }
     };
     names.iter().map(destination).collect()
 }

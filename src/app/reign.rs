@@ -75,21 +75,21 @@ impl Parts {
             queue_feeds.push((Arc::new(queue_feed_settings(resolved, feed.0, feed.1)), intake));
         }
         let mut webhooks = Vec::new();
-        for destination in &config.destinations {
+        for (destination, webhook) in webhook_destinations(config) {
             let materials = &resolved.materials[&destination.name];
             let headers = materials.headers.iter();
             let webhook = HttpWebhook::new(WebhookSettings {
-                url: (*destination.url).clone(),
+                url: (*webhook.url).clone(),
                 headers: headers
                     .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
                     .collect(),
                 secrets: materials.secrets.clone(),
-                concurrency: destination.concurrency,
-                timeout: destination.timeout,
-                connect_timeout: destination.connect_timeout,
-                response_bytes_max: destination.max_response_bytes as u64,
-                retry_after_max: destination.max_retry_after,
-                ca_file: destination.ca_file.clone(),
+                concurrency: webhook.concurrency,
+                timeout: webhook.timeout,
+                connect_timeout: webhook.connect_timeout,
+                response_bytes_max: webhook.max_response_bytes as u64,
+                retry_after_max: webhook.max_retry_after,
+                ca_file: webhook.ca_file.clone(),
             })
             .map_err(|problems| StartError::Destination {
                 name: destination.name.clone(),
@@ -104,6 +104,11 @@ impl Parts {
 /// The feeds that watch a directory, in the order of the configuration.
 fn directories(config: &Config) -> impl Iterator<Item = (&config::Feed, &config::DirectoryFeed)> {
     config.feeds.iter().filter_map(|feed| Some((feed, feed.directory()?)))
+}
+
+/// The destinations that are webhooks, in the order of the configuration.
+fn webhook_destinations(config: &Config) -> impl Iterator<Item = (&config::Destination, &config::Webhook)> {
+    config.destinations.iter().filter_map(|destination| Some((destination, destination.webhook()?)))
 }
 
 /// A queue feed of the configuration and its queue.
@@ -354,23 +359,21 @@ fn delivery_specs(
         Some(limited.gate)
     };
     let all = gate(throttle::ALL, config.delivery.rate);
-    let destinations: Vec<_> = config
-        .destinations
-        .iter()
+    let destinations: Vec<_> = webhook_destinations(config)
         .zip(webhooks)
-        .map(|(destination, webhook)| DeliveryDestination {
+        .map(|((destination, settings), webhook)| DeliveryDestination {
             name: destination.name.as_str().into(),
             webhook,
-            concurrency: destination.concurrency,
+            concurrency: settings.concurrency,
             gate: gate(&destination.name, destination.rate),
             retry: destination.retry,
             paused: destination.is_paused,
-            recorded: false,
+            recorded: config.is_recorded(&destination.name),
             metrics: machine.metrics.stages.destination(&destination.name),
         })
         .collect();
-    let paused = destinations.iter().filter(|destination| destination.paused);
-    let paused: Vec<_> = paused.map(|destination| destination.name.clone()).collect();
+    let paused = config.destinations.iter().filter(|destination| destination.is_paused);
+    let paused: Vec<Arc<str>> = paused.map(|destination| destination.name.as_str().into()).collect();
     let workers = config.pools.deliveries;
     let setups: Vec<_> = (0..workers)
         .map(|worker| {

@@ -8,8 +8,8 @@ use super::{Exit, findings, print, print_json};
 use crate::{
     app::engines,
     config::{
-        self, Config, ConfigError, Destination, Duplicates, Feed, FeedFormat, FeedSource, Origin, Problem,
-        Problems, TemplateSource,
+        self, Config, ConfigError, Duplicates, Feed, FeedFormat, FeedSource, LedgerKind, Origin, Problem,
+        Problems, ReceiptSource, SourceKind, Target, TemplateSource,
     },
 };
 
@@ -90,20 +90,49 @@ fn summary(config: &Config) -> String {
             Some(rate) => format!("{}/s in bursts of {}", rate.per_s, rate.burst),
             None => "no rate".into(),
         };
-        let signed = match destination.secrets.len() {
-            0 => "not signed".into(),
-            1 => "signed".into(),
-            secrets => format!("signed with {secrets} secrets"),
-        };
         let paused = if destination.is_paused { ", paused" } else { "" };
+        let what = match &destination.target {
+            Target::Webhook(webhook) => {
+                let signed = match webhook.secrets.len() {
+                    0 => "not signed".into(),
+                    1 => "signed".into(),
+                    secrets => format!("signed with {secrets} secrets"),
+                };
+                let origin = webhook.url.origin().ascii_serialization();
+                (
+                    origin,
+                    format!(
+                        "{} in flight, {} attempts, {signed}",
+                        webhook.concurrency, destination.retry.max_attempts
+                    ),
+                )
+            }
+            Target::Table(table) => (
+                format!("table {} in {}", table.table.join("."), table.warehouse),
+                format!(
+                    "{} columns, {} attempts",
+                    table.mapping.columns.len(),
+                    destination.retry.max_attempts
+                ),
+            ),
+        };
+        let _ = writeln!(text, "destination {}: {}, {rate}, {}{paused}", destination.name, what.0, what.1);
+    }
+    for source in &config.receipts.sources {
         let _ = writeln!(
             text,
-            "destination {}: {}, {rate}, {} in flight, {} attempts, {signed}{paused}",
-            destination.name,
-            origin(destination),
-            destination.concurrency,
-            destination.retry.max_attempts,
+            "receipts {}: {}, about messages to {}",
+            source.name,
+            source_place(config, source),
+            source.destination
         );
+    }
+    if config.has_rows() {
+        let engine = match &config.ledger.kind {
+            LedgerKind::Embedded => "in the embedded store".to_owned(),
+            LedgerKind::Postgres(postgres) => format!("in Postgres, schema {}", postgres.schema),
+        };
+        let _ = writeln!(text, "ledger: a row of each message {engine}");
     }
     text
 }
@@ -133,19 +162,42 @@ fn summary_json(config: &Config) -> Value {
         .map(|destination| {
             json!({
                 "name": destination.name,
-                "origin": origin(destination),
-                "secrets": destination.secrets.len(),
+                "kind": if destination.table().is_some() { "table" } else { "webhook" },
+                "origin": destination.webhook().map(|webhook| webhook.url.origin().ascii_serialization()),
+                "table": destination.table().map(|table| table.table.join(".")),
+                "warehouse": destination.table().map(|table| &table.warehouse),
+                "secrets": destination.webhook().map(|webhook| webhook.secrets.len()),
                 "rate_per_s": destination.rate.map_or(0, |rate| rate.per_s),
                 "burst": destination.rate.map(|rate| rate.burst),
-                "concurrency": destination.concurrency,
-                "timeout_ms": destination.timeout.as_millis() as u64,
+                "concurrency": destination.webhook().map(|webhook| webhook.concurrency),
+                "timeout_ms": destination.webhook().map(|webhook| webhook.timeout.as_millis() as u64),
                 "max_attempts": destination.retry.max_attempts,
-                "template": destination.template != TemplateSource::Default,
+                "template": destination.webhook().is_some_and(|known| known.template != TemplateSource::Default),
                 "paused": destination.is_paused,
             })
         })
         .collect();
-    json!({ "ok": true, "file": config.file, "feeds": feeds, "destinations": destinations, "problems": [] })
+    let receipts: Vec<_> = config
+        .receipts
+        .sources
+        .iter()
+        .map(|source| {
+            json!({
+                "name": source.name,
+                "place": source_place(config, source),
+                "destination": source.destination,
+            })
+        })
+        .collect();
+    json!({
+        "ok": true,
+        "file": config.file,
+        "feeds": feeds,
+        "destinations": destinations,
+        "receipts": receipts,
+        "ledger": if config.ledger.kind == LedgerKind::Embedded { "embedded" } else { "postgres" },
+        "problems": [],
+    })
 }
 
 fn problems_json(problems: &Problems) -> Value {
@@ -169,9 +221,17 @@ fn problem_json(problem: &Problem) -> Value {
     })
 }
 
-/// Scheme, host and port: some providers put a secret into the path.
-fn origin(destination: &Destination) -> String {
-    destination.url.origin().ascii_serialization()
+/// Where receipts come from.
+fn source_place(config: &Config, source: &ReceiptSource) -> String {
+    match &source.kind {
+        SourceKind::Directory(directory) => directory.path.display().to_string(),
+        SourceKind::Http(_) => {
+            let listen = config.receipts.listen.map(|address| address.to_string()).unwrap_or_default();
+            format!("http://{listen}/receipts/{}", source.name)
+        }
+        SourceKind::Sqs(sqs) => format!("queue {}", sqs.queue.name()),
+        SourceKind::Cloudwatch(cloudwatch) => format!("log groups {}", cloudwatch.groups.join(", ")),
+    }
 }
 
 /// Where a feed's messages come from.

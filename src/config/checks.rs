@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use postrider_actors::model::retry::RetrySchedule;
+
 use super::{
-    Config, Destination, DirectoryFeed, Feed, OutboxKind, QueueFeed, QueueKind, TemplateSource,
+    Config, Destination, DirectoryFeed, Feed, LedgerKind, OutboxKind, QueueFeed, QueueKind, STATUS_FEED,
+    SourceKind, Table, TemplateSource, Webhook,
     read::TEMPLATE_BYTES_MAX,
     reader::Reader,
     tree::{join, shown_text},
@@ -52,6 +55,7 @@ pub(super) fn check(reader: &Reader, config: &Config) {
         check_destination(reader, config, destination);
     }
     check_engines(reader, config);
+    check_receipts(reader, config);
     let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
     for feed in &config.feeds {
         check_feed(reader, config, feed);
@@ -99,7 +103,8 @@ fn check_engines(reader: &Reader, config: &Config) {
     }
     // Every batch may come back whole as a retry, with all attempts before it.
     let attempts = config.destinations.iter().map(|known| known.retry.max_attempts - 1).max().unwrap_or(0);
-    let template = config.destinations.iter().map(|known| match &known.template {
+    let webhooks = config.destinations.iter().filter_map(Destination::webhook);
+    let template = webhooks.map(|known| match &known.template {
         TemplateSource::Default => 0,
         TemplateSource::Inline(source) => source.len(),
         TemplateSource::File(_) => TEMPLATE_BYTES_MAX,
@@ -149,9 +154,33 @@ fn check_queue(reader: &Reader, config: &Config, feed: &Feed, queue: &QueueFeed)
 
 fn check_destination(reader: &Reader, config: &Config, destination: &Destination) {
     let section = join("destinations", &destination.name);
-    let key = |key: &str| join(&section, key);
     let retry_key = |key: &str| join(&join(&section, "retry"), key);
+    if let Some(webhook) = destination.webhook() {
+        check_webhook(reader, config, &section, webhook, &destination.retry);
+    }
+    if let Some(table) = destination.table() {
+        check_table(reader, config, &section, table);
+    }
+    let retry = &destination.retry;
+    if retry.base > retry.cap {
+        let advice = "it must not be below base_ms";
+        reader.conflict(&retry_key("cap_ms"), &retry_key("base_ms"), &retry.cap.as_millis(), advice);
+    }
+    if retry.base > retry.max_age {
+        let advice = "the first retry would come after max_age_s: shorten it";
+        reader.conflict(&retry_key("base_ms"), &retry_key("max_age_s"), &retry.base.as_millis(), advice);
+    }
+}
 
+fn check_webhook(
+    reader: &Reader,
+    config: &Config,
+    section: &str,
+    destination: &Webhook,
+    retry: &RetrySchedule,
+) {
+    let key = |key: &str| join(section, key);
+    let retry_key = |key: &str| join(&join(section, "retry"), key);
     if config.lease.duration <= destination.timeout * 2 {
         let advice = format!(
             "it must be less than half of lease.duration_ms ({}), or a worker could lose a batch while it \
@@ -166,15 +195,6 @@ fn check_destination(reader: &Reader, config: &Config, destination: &Destination
         let advice = "it is a part of timeout_ms and can't be longer";
         reader.conflict(&key("connect_timeout_ms"), &key("timeout_ms"), &found, advice);
     }
-    let retry = &destination.retry;
-    if retry.base > retry.cap {
-        let advice = "it must not be below base_ms";
-        reader.conflict(&retry_key("cap_ms"), &retry_key("base_ms"), &retry.cap.as_millis(), advice);
-    }
-    if retry.base > retry.max_age {
-        let advice = "the first retry would come after max_age_s: shorten it";
-        reader.conflict(&retry_key("base_ms"), &retry_key("max_age_s"), &retry.base.as_millis(), advice);
-    }
     if destination.max_retry_after > retry.max_age {
         let found = destination.max_retry_after.as_secs();
         let advice = "a message would be given up before it is tried again: it must not be above max_age_s";
@@ -182,22 +202,151 @@ fn check_destination(reader: &Reader, config: &Config, destination: &Destination
     }
 }
 
+fn check_table(reader: &Reader, config: &Config, section: &str, table: &Table) {
+    let names = config.warehouses.iter().map(|warehouse| &warehouse.name);
+    check_name(reader, &join(section, "warehouse"), "warehouse", &table.warehouse, names);
+    if let Some(warehouse) = config.warehouse(&table.warehouse)
+        && config.lease.duration <= warehouse.statement_timeout * 2
+    {
+        let key = join(&join("warehouses", &warehouse.name), "statement_timeout_ms");
+        let advice = format!(
+            "it must be less than half of lease.duration_ms ({}), or a worker could lose a batch while it \
+             waits for a statement",
+            config.lease.duration.as_millis()
+        );
+        reader.conflict(&key, "lease.duration_ms", &warehouse.statement_timeout.as_millis(), advice);
+    }
+}
+
+/// Notes a name that is none of `names`, with the one that may have been meant.
+fn check_name<'a>(
+    reader: &Reader,
+    key: &str,
+    what: &str,
+    name: &str,
+    names: impl Iterator<Item = &'a String> + Clone,
+) {
+    if names.clone().any(|known| known == name) || name.is_empty() {
+        return;
+    }
+    let nearest = names
+        .map(|known| (strsim::jaro_winkler(known, name), known))
+        .filter(|(similarity, _)| *similarity > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let advice = match nearest {
+        Some((_, nearest)) => format!("there is no such {what}; did you mean {nearest:?}?"),
+        None => format!("there is no such {what}: add [{what}s.{name}]"),
+    };
+    reader.note(key, Some(shown_text(name)), advice);
+}
+
+fn check_receipts(reader: &Reader, config: &Config) {
+    let receipts = &config.receipts;
+    let destinations = || config.destinations.iter().map(|destination| &destination.name);
+    let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
+    for source in &receipts.sources {
+        let section = join("receipts.sources", &source.name);
+        let key = |key: &str| join(&section, key);
+        check_name(reader, &key("destination"), "destination", &source.destination, destinations());
+        let destination = config.destination(&source.destination);
+        if destination.is_some_and(|destination| destination.table().is_some()) {
+            let advice = "it is a table, which sends no receipts: name a webhook";
+            reader.note(&key("destination"), Some(shown_text(&source.destination)), advice);
+        } else if source.fields.message_id.is_none()
+            && source.fields.provider_id.is_some()
+            && destination.and_then(|known| known.webhook()).is_some_and(|known| known.provider_id.is_none())
+        {
+            let advice = format!(
+                "receipts name the provider's id only, and [destinations.{}] does not keep it: set provider_id there",
+                source.destination
+            );
+            reader.note(&join(&key("fields"), "provider_id"), None, advice);
+        }
+        match &source.kind {
+            SourceKind::Http(_) if receipts.listen.is_none() => {
+                let advice =
+                    "write where to listen, such as \"127.0.0.1:8081\": a source of kind = \"http\" needs it";
+                reader.note("receipts.listen", None, advice);
+            }
+            SourceKind::Directory(directory) => {
+                let path = &directory.path;
+                let feed = config
+                    .feeds
+                    .iter()
+                    .find(|feed| feed.directory().is_some_and(|other| overlap(path, &other.path)));
+                if let Some(feed) = feed {
+                    let advice =
+                        format!("it and the directory of the feed {} must not contain each other", feed.name);
+                    reader.conflict(&key("path"), &key_of(feed, "path"), &path.display(), advice);
+                }
+                if overlap(path, &config.state.dir) {
+                    let advice = "it and state.dir must not contain each other";
+                    reader.conflict(&key("path"), "state.dir", &path.display(), advice);
+                }
+                if let Some(other) = directories.insert(path.clone(), &source.name) {
+                    let advice = format!("the source {other} watches that directory too: give each its own");
+                    let other = join(&join("receipts.sources", other), "path");
+                    reader.conflict(&key("path"), &other, &path.display(), advice);
+                }
+            }
+            SourceKind::Sqs(sqs) => {
+                let name = sqs.queue.name();
+                let feed = config
+                    .feeds
+                    .iter()
+                    .find(|feed| feed.queue().is_some_and(|other| other.queue.name() == name));
+                let other = feed.map(|feed| queue_key(reader, feed)).or_else(|| {
+                    let other = queues.insert(name.to_owned(), &source.name)?;
+                    Some(join(&join("receipts.sources", other), "queue_name"))
+                });
+                if let Some(other) = other.filter(|_| !name.is_empty()) {
+                    let advice =
+                        "its entries are taken there too, and each would get some of them: give each its own";
+                    reader.conflict(&key("queue_name"), &other, &shown_text(name), advice);
+                }
+            }
+            SourceKind::Http(_) | SourceKind::Cloudwatch(_) => {}
+        }
+    }
+    if let Some(name) = &receipts.events_to {
+        check_name(reader, "receipts.events_to", "destination", name, destinations());
+        if receipts.sources.iter().any(|source| source.destination == *name) {
+            let advice = "receipts of that destination would make events about events: name another";
+            reader.note("receipts.events_to", Some(shown_text(name)), advice);
+        }
+        if config.feed(STATUS_FEED).is_some() {
+            let advice = format!(
+                "with receipts.events_to the feed {STATUS_FEED:?} is Postrider's own: rename this one"
+            );
+            reader.conflict(&join("feeds", STATUS_FEED), "receipts.events_to", &shown_text(name), advice);
+        }
+    }
+    if config.outbox.kind != OutboxKind::Embedded
+        && config.ledger.kind == LedgerKind::Embedded
+        && !receipts.sources.is_empty()
+    {
+        let advice = "several machines share the outbox, and receipts have to be found by all of them: set \
+                      ledger.kind = \"postgres\"";
+        reader.conflict("ledger.kind", "receipts.sources", &"\"embedded\"", advice);
+    }
+    if let Some(retention) = config.ledger.retention {
+        let oldest = config.destinations.iter().map(|known| known.retry.max_age).max().unwrap_or_default();
+        let least = oldest + receipts.timeout.max(receipts.park);
+        if retention < least {
+            let advice = format!(
+                "write 0 to keep rows, or {} and more: a message may be retried and wait for its receipt so long",
+                least.as_secs()
+            );
+            reader.conflict("ledger.retention_s", "receipts.timeout_s", &retention.as_secs(), advice);
+        }
+    }
+}
+
 fn check_feed(reader: &Reader, config: &Config, feed: &Feed) {
     for (index, name) in feed.destinations.iter().enumerate() {
-        if config.destination(name).is_some() {
-            continue;
-        }
-        let nearest = config
-            .destinations
-            .iter()
-            .map(|destination| (strsim::jaro_winkler(&destination.name, name), &destination.name))
-            .filter(|(similarity, _)| *similarity > 0.7)
-            .max_by(|(a, _), (b, _)| a.total_cmp(b));
-        let advice = match nearest {
-            Some((_, nearest)) => format!("there is no such destination; did you mean {nearest:?}?"),
-            None => format!("there is no such destination: add [destinations.{name}]"),
-        };
-        reader.note(&format!("{}[{index}]", key_of(feed, "destinations")), Some(shown_text(name)), advice);
+        let names = config.destinations.iter().map(|destination| &destination.name);
+        let key = format!("{}[{index}]", key_of(feed, "destinations"));
+        check_name(reader, &key, "destination", name, names);
     }
     if config.batch.max_bytes < feed.max_row_bytes {
         let advice = format!(

@@ -9,6 +9,8 @@
 //! configuration only names: secrets, template files, certificates.
 
 mod checks;
+mod destination;
+mod ledger;
 mod problem;
 mod read;
 mod reader;
@@ -25,21 +27,29 @@ use std::{
     fs::File,
     io::{self, Read as _},
     net::SocketAddr,
-    ops::Deref,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use postrider_actors::model::{alarm::AlarmRule, restart::RestartPolicy, retry::RetrySchedule};
+use postrider_actors::model::{alarm::AlarmRule, restart::RestartPolicy};
 use url::Url;
 
+pub use destination::{Destination, Header, HeaderValue, Table, Target, TemplateSource, Webhook, WebhookUrl};
+pub use ledger::{
+    CloudwatchSource, DirectorySource, HttpAuth, HttpSource, Ledger, LedgerKind, PostgresLedger,
+    ReceiptFields, ReceiptFormat, ReceiptSource, Receipts, SourceKind, SqsSource, StatusWord, Tls, Warehouse,
+    WarehouseDialect,
+};
 pub use problem::{ConfigError, Origin, Problem, Problems};
-pub use resolve::{Materials, Resolved};
+pub use resolve::{Addresses, Materials, Resolved};
 pub use secret::SecretSource;
 pub use tree::ENVIRONMENT_PREFIX;
 
 /// The documented defaults, as compiled in.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// The feed that status changes come from, for `receipts.events_to`.
+pub const STATUS_FEED: &str = "receipt-changes";
 
 /// The largest configuration file that is read: far above any sensible one, so that a wrong path (a
 /// dropped file, a device) can't fill the memory.
@@ -78,6 +88,12 @@ pub struct Config {
     pub ops: Ops,
     /// `[alarms]`
     pub alarms: Alarms,
+    /// `[ledger]`
+    pub ledger: Ledger,
+    /// `[receipts]`
+    pub receipts: Receipts,
+    /// `[warehouses.NAME]`, by name.
+    pub warehouses: Vec<Warehouse>,
     /// `[feeds.NAME]`, by name.
     pub feeds: Vec<Feed>,
     /// `[destinations.NAME]`, by name.
@@ -480,101 +496,6 @@ pub enum Duplicates {
     First,
 }
 
-/// A webhook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// `[a-z0-9_-]{1,64}`
-    pub name: String,
-    /// Where requests go.
-    pub url: WebhookUrl,
-    /// What requests are signed with, all of them; none: not signed.
-    pub secrets: Vec<SecretSource>,
-    /// The rate; `None`: no bound.
-    pub rate: Option<Rate>,
-    /// Requests in flight.
-    pub concurrency: usize,
-    /// From the start of an attempt to its end.
-    pub timeout: Duration,
-    /// From the start of a connection to its first use; at most `timeout`.
-    pub connect_timeout: Duration,
-    /// Bytes of an answer's body that are read.
-    pub max_response_bytes: usize,
-    /// The body.
-    pub template: TemplateSource,
-    /// The body's content type.
-    pub content_type: String,
-    /// Headers that each request carries; names in lower case, each once.
-    pub headers: Vec<Header>,
-    /// Certificates that are trusted beside the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Whether its messages are held back.
-    pub is_paused: bool,
-    /// When a failed attempt is made again.
-    pub retry: RetrySchedule,
-    /// The longest `Retry-After` that is honoured; at most `retry.max_age`.
-    pub max_retry_after: Duration,
-}
-
-/// A webhook's address. Some providers put a secret into the path, so `Debug` stops at the host.
-#[derive(Clone, PartialEq, Eq)]
-pub struct WebhookUrl(pub(crate) Url);
-
-impl Deref for WebhookUrl {
-    type Target = Url;
-
-    fn deref(&self) -> &Url {
-        &self.0
-    }
-}
-
-impl fmt::Debug for WebhookUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/…", self.0.origin().ascii_serialization())
-    }
-}
-
-/// Where a body comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TemplateSource {
-    /// `{"id":…,"feed":…,"recipient":…,"data":{…}}`
-    Default,
-    /// This template.
-    Inline(String),
-    /// The template in this file.
-    File(PathBuf),
-}
-
-/// A static header.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Header {
-    /// In lower case.
-    pub name: String,
-    /// Its value, or where it is kept.
-    pub value: HeaderValue,
-}
-
-/// A static header's value.
-#[derive(Clone, PartialEq, Eq)]
-pub enum HeaderValue {
-    /// As it stands.
-    Literal(String),
-    /// Kept elsewhere.
-    Secret(SecretSource),
-}
-
-impl fmt::Debug for Header {
-    /// Never the value: an API key is no less secret for being written into the file (I10).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: …", self.name)
-    }
-}
-
-impl fmt::Debug for HeaderValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
-}
-
 impl Feed {
     /// The watched directory, if it is one.
     pub fn directory(&self) -> Option<&DirectoryFeed> {
@@ -602,6 +523,22 @@ impl Config {
     /// The destination of that name.
     pub fn destination(&self, name: &str) -> Option<&Destination> {
         self.destinations.iter().find(|destination| destination.name == name)
+    }
+
+    /// The warehouse of that name.
+    pub fn warehouse(&self, name: &str) -> Option<&Warehouse> {
+        self.warehouses.iter().find(|warehouse| warehouse.name == name)
+    }
+
+    /// Whether the ledger keeps a row of each message to that destination.
+    pub fn is_recorded(&self, destination: &str) -> bool {
+        self.ledger.kind != LedgerKind::Embedded
+            || self.receipts.sources.iter().any(|source| source.destination == destination)
+    }
+
+    /// Whether any part of the ledger of rows is used.
+    pub fn has_rows(&self) -> bool {
+        self.ledger.kind != LedgerKind::Embedded || !self.receipts.sources.is_empty()
     }
 }
 

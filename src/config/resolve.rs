@@ -15,7 +15,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::adapters::webhook::{self, signature::SigningKey};
 
 use super::{
-    Config, Destination, HeaderValue, Problem, Problems, SecretSource, TemplateSource,
+    Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, Receipts, SecretSource, SourceKind,
+    TemplateSource, Webhook,
     read::TEMPLATE_BYTES_MAX,
     read_bounded,
     tree::{join, shown_text},
@@ -31,8 +32,21 @@ const CA_BYTES_MAX: u64 = 4 << 20;
 pub struct Resolved {
     /// The configuration.
     pub config: Config,
-    /// What each destination needs, by its name.
+    /// What each webhook needs, by its destination's name.
     pub materials: BTreeMap<String, Materials>,
+    /// The addresses of databases, with their passwords.
+    pub addresses: Addresses,
+    /// What senders of receipts prove themselves by, by their source's name.
+    pub receipt_secrets: BTreeMap<String, Vec<SecretString>>,
+}
+
+/// Where databases are. Each is an address as libpq has it, `postgres://USER:PASSWORD@HOST/DATABASE`.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// Of the Postgres ledger, if there is one.
+    pub ledger: Option<SecretString>,
+    /// Of each warehouse, by its name.
+    pub warehouses: BTreeMap<String, SecretString>,
 }
 
 /// What a destination needs that does not stand in the configuration. Compare two with
@@ -88,13 +102,13 @@ impl Config {
     /// As [`Config::resolve`], with an environment of the caller's.
     pub fn resolve_with(self, environment: impl Fn(&str) -> Option<OsString>) -> Result<Resolved, Problems> {
         let mut resolver = Resolver { environment: &environment, problems: Vec::new() };
-        let materials = self
-            .destinations
-            .iter()
-            .map(|destination| (destination.name.clone(), resolver.materials(destination)))
-            .collect();
+        let webhooks = self.destinations.iter().filter_map(|known| Some((&known.name, known.webhook()?)));
+        let materials =
+            webhooks.map(|(name, webhook)| (name.clone(), resolver.materials(name, webhook))).collect();
+        let addresses = resolver.addresses(&self);
+        let receipt_secrets = resolver.receipt_secrets(&self.receipts);
         Problems::check(&self.file, resolver.problems)?;
-        Ok(Resolved { config: self, materials })
+        Ok(Resolved { config: self, materials, addresses, receipt_secrets })
     }
 }
 
@@ -108,20 +122,52 @@ impl Resolver<'_> {
         self.problems.push(Problem { key: key.to_owned(), origin: None, found, advice });
     }
 
-    fn materials(&mut self, destination: &Destination) -> Materials {
-        let section = join("destinations", &destination.name);
-        let secrets_key = join(&section, "secrets");
+    fn addresses(&mut self, config: &Config) -> Addresses {
+        let mut addresses = Addresses::default();
+        if let LedgerKind::Postgres(postgres) = &config.ledger.kind {
+            addresses.ledger = self.secret("ledger.postgres.url", &postgres.url);
+        }
+        for warehouse in &config.warehouses {
+            let key = join(&join("warehouses", &warehouse.name), "url");
+            let address = self.secret(&key, &warehouse.url);
+            addresses.warehouses.extend(address.map(|address| (warehouse.name.clone(), address)));
+        }
+        addresses
+    }
+
+    fn receipt_secrets(&mut self, receipts: &Receipts) -> BTreeMap<String, Vec<SecretString>> {
+        let mut all = BTreeMap::new();
+        for source in &receipts.sources {
+            let SourceKind::Http(http) = &source.kind else { continue };
+            let (secrets, is_signing) = match &http.auth {
+                HttpAuth::Signature(secrets) => (secrets, true),
+                HttpAuth::Bearer(tokens) => (tokens, false),
+            };
+            let key = join(&join("receipts.sources", &source.name), "secrets");
+            all.insert(source.name.clone(), self.secrets(&key, secrets, is_signing));
+        }
+        all
+    }
+
+    /// Secrets in the order of their list, and for what is to sign, fit for it.
+    fn secrets(&mut self, key: &str, sources: &[SecretSource], is_signing: bool) -> Vec<SecretString> {
         let mut secrets = Vec::new();
-        for (index, source) in destination.secrets.iter().enumerate() {
-            let key = format!("{secrets_key}[{index}]");
+        for (index, source) in sources.iter().enumerate() {
+            let key = format!("{key}[{index}]");
             let Some(secret) = self.secret(&key, source) else {
                 continue;
             };
-            if let Err(error) = SigningKey::new(&secret) {
+            if is_signing && let Err(error) = SigningKey::new(&secret) {
                 self.note(&key, Some(source.to_string()), format!("what is kept there {error}"));
             }
             secrets.push(secret);
         }
+        secrets
+    }
+
+    fn materials(&mut self, name: &str, destination: &Webhook) -> Materials {
+        let section = join("destinations", name);
+        let secrets = self.secrets(&join(&section, "secrets"), &destination.secrets, true);
         let mut headers = Vec::new();
         for header in &destination.headers {
             let value = match &header.value {
@@ -179,7 +225,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn template(&mut self, section: &str, destination: &Destination) -> Option<String> {
+    fn template(&mut self, section: &str, destination: &Webhook) -> Option<String> {
         let path = match &destination.template {
             TemplateSource::Default => return None,
             TemplateSource::Inline(source) => return Some(source.clone()),
@@ -197,7 +243,7 @@ impl Resolver<'_> {
             .ok()
     }
 
-    fn ca_pem(&mut self, section: &str, destination: &Destination) -> Option<String> {
+    fn ca_pem(&mut self, section: &str, destination: &Webhook) -> Option<String> {
         let path = destination.ca_file.as_deref()?;
         let pem = read(path, CA_BYTES_MAX).and_then(|pem| {
             if pem.contains("-----BEGIN CERTIFICATE-----") {

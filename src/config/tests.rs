@@ -1,4 +1,6 @@
 mod engines;
+#[cfg(all(feature = "aws", feature = "postgres"))]
+mod ledger;
 
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -53,9 +55,9 @@ fn documented() -> toml::Table {
 fn keys(table: &toml::Table, path: &str, found: &mut BTreeSet<String>) {
     for (key, value) in table {
         let path = tree::join(path, key);
-        // The names of headers are the operator's.
+        // The names of headers, columns and statuses are the operator's.
         if let toml::Value::Table(table) = value
-            && key != "headers"
+            && !["headers", "columns", "statuses"].contains(&key.as_str())
         {
             keys(table, &path, found);
         }
@@ -165,10 +167,10 @@ fn the_minimal_example_reads_as_written() {
     assert_eq!(directory.settle, Duration::from_secs(2));
     assert_eq!((&config.queue.kind, &config.outbox.kind), (&QueueKind::Embedded, &OutboxKind::Embedded));
     let destination = config.destination("support").unwrap();
-    assert_eq!(destination.url.as_str(), "https://hooks.example.com/alerts");
-    assert_eq!(destination.secrets, [SecretSource::Credential("support".into())]);
+    assert_eq!(destination.webhook().unwrap().url.as_str(), "https://hooks.example.com/alerts");
+    assert_eq!(destination.webhook().unwrap().secrets, [SecretSource::Credential("support".into())]);
     assert_eq!(destination.rate, Some(Rate { per_s: 500, burst: 50 }));
-    assert_eq!(destination.timeout, Duration::from_secs(10));
+    assert_eq!(destination.webhook().unwrap().timeout, Duration::from_secs(10));
     assert_eq!(destination.retry.max_attempts, 12);
     assert_eq!(destination.retry.cap, Duration::from_hours(1));
     assert_eq!(config.delivery.rate, None);
@@ -357,8 +359,8 @@ fn the_environment_wins_in_any_case_and_spelling() {
     let west = config.destination("eu-west").unwrap();
     assert!(west.is_paused);
     assert_eq!(west.retry.max_attempts, 3);
-    assert_eq!(west.secrets.len(), 2);
-    assert_eq!(west.headers[0].name, "x-team");
+    assert_eq!(west.webhook().unwrap().secrets.len(), 2);
+    assert_eq!(west.webhook().unwrap().headers[0].name, "x-team");
     assert_eq!(config.feed("alerts").unwrap().destinations, ["support", "eu-west"]);
     assert_eq!(config.feed("new").unwrap().directory().unwrap().path, Path::new("/new"));
 }
@@ -397,8 +399,8 @@ fn what_is_not_set_gives_way() {
     assert_eq!(config.outbox.low_watermark, 75);
     assert!((config.alarms.depth.unwrap().threshold - 75.0).abs() < 1e-9);
     assert_eq!(config.record.max_outcomes, 10);
-    assert_eq!(config.destinations[0].connect_timeout, Duration::from_millis(500));
-    assert_eq!(config.destinations[0].max_retry_after, Duration::from_mins(1));
+    assert_eq!(config.destinations[0].webhook().unwrap().connect_timeout, Duration::from_millis(500));
+    assert_eq!(config.destinations[0].webhook().unwrap().max_retry_after, Duration::from_mins(1));
 }
 
 #[test]
@@ -438,6 +440,7 @@ fn own_keys_lie_over_shared_ones() {
     .unwrap();
     let a = config.destination("a").unwrap();
     assert_eq!((a.retry.base, a.retry.cap), (Duration::from_secs(2), Duration::from_secs(3)));
+    let a = a.webhook().unwrap();
     assert_eq!(a.template, TemplateSource::File("/t".into()));
     assert_eq!(a.headers.iter().map(|header| header.name.as_str()).collect::<Vec<_>>(), ["x-a", "x-b"]);
     let format = |feed: &str| config.feed(feed).unwrap().directory().unwrap().format.clone();
@@ -450,7 +453,7 @@ fn debug_shows_no_secret() {
     let text = MINIMAL.replace("/alerts\"\nsecrets", "/services/T00/s3cr3t\"\nsecrets")
         + "[destinations.support.headers]\nx-api-key = \"s3cr3t\"\n";
     let config = check(&text).unwrap();
-    assert!(config.destination("support").unwrap().url.as_str().contains("s3cr3t"));
+    assert!(config.destination("support").unwrap().webhook().unwrap().url.as_str().contains("s3cr3t"));
     let resolved = config.resolve_with(|name| (name == "CREDENTIALS_DIRECTORY").then(|| "/nowhere".into()));
     let shown = format!("{resolved:?}");
     assert!(!shown.contains("s3cr3t"), "{shown}");

@@ -60,6 +60,13 @@ pub struct Mapping {
     pub columns: Vec<Column>,
 }
 
+impl Mapping {
+    /// As it travels in a batch's header.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("names and words are always JSON")
+    }
+}
+
 /// The content type of a batch whose template is a [`Mapping`] as JSON.
 pub const MAPPING_TYPE: &str = "application/vnd.postrider.table+json";
 

@@ -1,25 +1,31 @@
 use std::time::Duration;
 
-use postrider_actors::model::{body::BodyTemplate, retry::RetrySchedule};
+use postrider_actors::model::{
+    body::BodyTemplate,
+    retry::RetrySchedule,
+    table::{Column, ColumnSource, ColumnType, Mapping},
+};
 use url::Url;
 
 use crate::adapters::webhook;
 
 use super::{
     super::{
-        Destination, Header, HeaderValue, TemplateSource, WebhookUrl,
+        Destination, Header, HeaderValue, Table, Target, TemplateSource, Webhook, WebhookUrl,
         reader::{Reader, Section},
         secret::{SOURCES, SecretSource},
         tree::shown_text,
     },
-    Need, count, path, rate, require,
+    Need, count,
+    ledger::require_postgres,
+    path, rate, require,
 };
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
 pub(in crate::config) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
 /// Headers and signing secrets per destination: they make every request longer.
 const HEADERS_MAX: usize = 32;
-const SECRETS_MAX: usize = 8;
+pub(super) const SECRETS_MAX: usize = 8;
 
 /// An address and a media type that are fine, where only headers are in question.
 const ANY_URL: &str = "http://localhost/";
@@ -28,40 +34,192 @@ const ANY_TYPE: &str = "application/json";
 /// Headers whose value is a secret by definition.
 const SECRET_HEADERS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 
-/// Reads `[destinations.NAME]`.
+/// Keys that only a webhook has.
+const WEBHOOK_KEYS: [&str; 12] = [
+    "url",
+    "secrets",
+    "concurrency",
+    "timeout_ms",
+    "connect_timeout_ms",
+    "max_response_bytes",
+    "template",
+    "template_file",
+    "content_type",
+    "ca_file",
+    "provider_id",
+    "headers",
+];
+
+/// Keys that only a table has.
+const TABLE_KEYS: [&str; 6] = ["warehouse", "table", "key_column", "columns", "max_rows", "linger_ms"];
+
+/// Reads `[destinations.NAME]`. Every key is read whatever the kind, for what stands in `[destinations."*"]`
+/// is for destinations of both.
 pub(super) fn destination(
     reader: &Reader,
     mut section: Section<'_>,
     name: String,
     need: Need,
 ) -> Destination {
+    let is_table = section.choice("kind", &[("webhook", false), ("table", true)]).unwrap_or(false);
+    let need_of = |of| if is_table == of { need } else { Need::Optional };
+    let (retry, max_retry_after) = retry(reader, section.section("retry"));
+    let webhook = webhook(reader, &mut section, max_retry_after, need_of(false));
+    let table = table(reader, &mut section, need_of(true));
+    let (others, advice): (&[&str], _) = if is_table {
+        require_postgres(reader, &section.key("kind"), "table");
+        (&WEBHOOK_KEYS, "only kind = \"webhook\" has it: remove it")
+    } else {
+        (&TABLE_KEYS, "only kind = \"table\" has it: remove it, or say that messages become rows")
+    };
+    for key in others.iter().map(|key| section.key(key)) {
+        if need == Need::Required && reader.is_own(&key) {
+            reader.note(&key, None, advice);
+        }
+    }
+    let destination = Destination {
+        name,
+        target: if is_table { Target::Table(table) } else { Target::Webhook(Box::new(webhook)) },
+        rate: rate(&mut section),
+        is_paused: section.boolean("paused"),
+        retry,
+    };
+    section.finish();
+    destination
+}
+
+fn webhook(reader: &Reader, section: &mut Section<'_>, max_retry_after: Duration, need: Need) -> Webhook {
     let timeout = section.millis("timeout_ms", 10..=600_000);
     let mut connect_timeout = section.millis("connect_timeout_ms", 10..=600_000);
     if !reader.is_set(&section.key("connect_timeout_ms")) {
         // Whoever shortens the whole is not asked to shorten its part.
         connect_timeout = connect_timeout.min(timeout);
     }
-    let content_type = content_type(reader, &mut section);
-    let (retry, max_retry_after) = retry(reader, section.section("retry"));
-    let destination = Destination {
-        name,
-        url: url(reader, &mut section, need),
-        secrets: secrets(reader, &mut section, need),
-        rate: rate(&mut section),
-        concurrency: count(&mut section, "concurrency", 1, 65_536, "requests in flight"),
+    let content_type = content_type(reader, section);
+    Webhook {
+        url: url(reader, section, need),
+        secrets: secrets(reader, section, need),
+        concurrency: count(section, "concurrency", 1, 65_536, "requests in flight"),
         timeout,
         connect_timeout,
-        max_response_bytes: count(&mut section, "max_response_bytes", 0, 16 << 20, "bytes"),
-        template: template(reader, &mut section, &content_type),
+        max_response_bytes: count(section, "max_response_bytes", 0, 16 << 20, "bytes"),
+        template: template(reader, section, &content_type),
         content_type,
-        headers: headers(reader, &mut section),
-        ca_file: path(reader, &mut section, "ca_file", Need::Optional),
-        is_paused: section.boolean("paused"),
-        retry,
+        headers: headers(reader, section),
+        ca_file: path(reader, section, "ca_file", Need::Optional),
         max_retry_after,
+        provider_id: provider_id(reader, section),
+    }
+}
+
+/// A JSON pointer (RFC 6901).
+fn provider_id(reader: &Reader, section: &mut Section<'_>) -> Option<String> {
+    let pointer = section.text("provider_id")?;
+    let mut escapes = pointer.split('~').skip(1);
+    let is_pointer =
+        pointer.starts_with('/') && pointer.len() <= 256 && escapes.all(|rest| rest.starts_with(['0', '1']));
+    if !is_pointer {
+        let advice = "write a JSON pointer (RFC 6901) such as \"/message/id\"";
+        reader.note(&section.key("provider_id"), Some(shown_text(&pointer)), advice);
+    }
+    Some(pointer)
+}
+
+fn table(reader: &Reader, section: &mut Section<'_>, need: Need) -> Table {
+    let warehouse = section.text("warehouse").unwrap_or_default();
+    require(reader, section, "warehouse", need, "name one of [warehouses]");
+    let text = section.text("table").unwrap_or_default();
+    require(reader, section, "table", need, "write the table's name, or SCHEMA.TABLE");
+    let table: Vec<_> = text.split('.').map(str::to_owned).collect();
+    let is_table = table.len() <= 2 && table.iter().all(|part| is_identifier(part));
+    if !is_table && reader.is_there(&section.key("table")) {
+        reader.note(
+            &section.key("table"),
+            Some(shown_text(&text)),
+            format!("write TABLE or SCHEMA.TABLE; {IDENTIFIER}"),
+        );
+    }
+    let key = section.text("key_column").unwrap_or_default();
+    if !is_identifier(&key) && reader.is_there(&section.key("key_column")) {
+        reader.note(&section.key("key_column"), Some(shown_text(&key)), IDENTIFIER);
+    }
+    let id = Column { name: key.clone(), source: ColumnSource::Id, kind: ColumnType::Text, required: true };
+    let mut columns = vec![id];
+    let columns_key = section.key("columns");
+    for (path, name, text) in section.private_texts("columns") {
+        if !is_identifier(&name) {
+            reader.note(&path, Some(shown_text(&name)), IDENTIFIER);
+        } else if name.eq_ignore_ascii_case(&key) {
+            reader.note(
+                &path,
+                None,
+                "it is the key_column, which holds the message's id: remove one of them",
+            );
+        }
+        match column(name, &text) {
+            Some(column) => columns.push(column),
+            None => reader.note(&path, Some(shown_text(&text)), COLUMN),
+        }
+    }
+    if need == Need::Required && columns.len() == 1 {
+        reader.note(&columns_key, None, format!("say what the table's columns hold: {COLUMN}"));
+    }
+    if columns.len() > COLUMNS_MAX {
+        let advice = format!("keep to {COLUMNS_MAX} columns");
+        reader.note(&columns_key, Some(columns.len().to_string()), advice);
+    }
+    Table {
+        warehouse,
+        table,
+        mapping: Mapping { columns },
+        max_rows: count(section, "max_rows", 1, 100_000, "rows"),
+        linger: section.millis("linger_ms", 0..=60_000),
+    }
+}
+
+/// Columns of one table: what Redshift allows.
+const COLUMNS_MAX: usize = 1600;
+
+const COLUMN: &str = "write SOURCE, or SOURCE TYPE, or SOURCE TYPE required: SOURCE is recipient, feed or \
+                      data.NAME, TYPE is text, integer, numeric, double, boolean, timestamp, date or json";
+
+/// `SOURCE [TYPE [required]]`.
+fn column(name: String, text: &str) -> Option<Column> {
+    let mut words = text.split_ascii_whitespace();
+    let source = match words.next()? {
+        "recipient" => ColumnSource::Recipient,
+        "feed" => ColumnSource::Feed,
+        path => {
+            let field = path.strip_prefix("data.")?;
+            field.split('.').all(|part| !part.is_empty()).then(|| ColumnSource::Field(field.to_owned()))?
+        }
     };
-    section.finish();
-    destination
+    let kind = match words.next().unwrap_or("text") {
+        "text" => ColumnType::Text,
+        "integer" => ColumnType::Integer,
+        "numeric" => ColumnType::Numeric,
+        "double" => ColumnType::Double,
+        "boolean" => ColumnType::Boolean,
+        "timestamp" => ColumnType::Timestamp,
+        "date" => ColumnType::Date,
+        "json" => ColumnType::Json,
+        _ => return None,
+    };
+    let required = match words.next() {
+        None => false,
+        Some("required") => true,
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some(Column { name, source, kind, required })
+}
+
+const IDENTIFIER: &str = "write a name of 1 to 63 characters out of A-Z, a-z, 0-9 and _, no digit first";
+
+/// Names that need no quotes and can break out of none (F57).
+fn is_identifier(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
 fn retry(reader: &Reader, mut section: Section<'_>) -> (RetrySchedule, Duration) {
@@ -114,14 +272,23 @@ fn url(reader: &Reader, section: &mut Section<'_>, need: Need) -> WebhookUrl {
 }
 
 fn secrets(reader: &Reader, section: &mut Section<'_>, need: Need) -> Vec<SecretSource> {
-    let items = section.list("secrets", false);
     let advice = "write where the signing secrets are kept, such as [\"credential:NAME\"], or [] to send \
                   without a signature";
+    let secrets = secrets_of(reader, section, "secrets", SECRETS_MAX);
     require(reader, section, "secrets", need, advice);
-    let items = items.unwrap_or_default();
-    if items.len() > SECRETS_MAX {
-        let advice = format!("keep to {SECRETS_MAX} secrets");
-        reader.note(&section.key("secrets"), Some(items.len().to_string()), advice);
+    secrets
+}
+
+/// A list of places where secrets are kept.
+pub(super) fn secrets_of(
+    reader: &Reader,
+    section: &mut Section<'_>,
+    key: &'static str,
+    max: usize,
+) -> Vec<SecretSource> {
+    let items = section.list(key, false).unwrap_or_default();
+    if items.len() > max {
+        reader.note(&section.key(key), Some(items.len().to_string()), format!("keep to {max} secrets"));
     }
     items
         .into_iter()

@@ -4,6 +4,7 @@
 mod destination;
 mod engines;
 mod feed;
+mod ledger;
 mod ops;
 
 use std::path::{Component, Path, PathBuf};
@@ -15,6 +16,7 @@ use self::{
     destination::destination,
     engines::{aws, outbox, queue},
     feed::feed,
+    ledger::{ledger, receipts, warehouse},
     ops::{alarms, ops},
 };
 use super::{
@@ -45,6 +47,9 @@ pub(super) fn config(reader: &Reader, tree: Table, file: &Path) -> Config {
         ops: ops(reader, root.section("ops")),
         alarms: alarms(reader, root.section("alarms"), &outbox),
         outbox,
+        ledger: ledger(reader, root.section("ledger")),
+        receipts: receipts(reader, root.section("receipts")),
+        warehouses: named(reader, &mut root, "warehouses", warehouse),
         feeds: named(reader, &mut root, "feeds", feed),
         destinations: named(reader, &mut root, "destinations", destination),
     };

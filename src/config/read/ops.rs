@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use postrider_actors::model::alarm::AlarmRule;
 
@@ -11,10 +11,10 @@ use super::super::{
 /// Names that the ops server answers to: a few spellings of one machine.
 const HOSTS_MAX: usize = 16;
 
-/// Reads `[ops]`.
-pub(super) fn ops(reader: &Reader, mut section: Section<'_>) -> Ops {
+/// Reads `listen`: an address, or nowhere.
+pub(super) fn listen(reader: &Reader, section: &mut Section<'_>) -> Option<SocketAddr> {
     let text = section.text("listen").unwrap_or_default();
-    let listen = match text.trim() {
+    match text.trim() {
         "" => None,
         address => {
             let parsed = address.parse().ok();
@@ -24,7 +24,12 @@ pub(super) fn ops(reader: &Reader, mut section: Section<'_>) -> Ops {
             }
             parsed
         }
-    };
+    }
+}
+
+/// Reads `[ops]`.
+pub(super) fn ops(reader: &Reader, mut section: Section<'_>) -> Ops {
+    let listen = listen(reader, &mut section);
     let hosts = section.list("allowed_hosts", true).unwrap_or_default();
     if hosts.len() > HOSTS_MAX {
         let advice = format!("keep to {HOSTS_MAX} names");

@@ -1,0 +1,159 @@
+//! The ledger of rows, receipts and warehouses.
+
+use std::time::Duration;
+
+use postrider_actors::model::{
+    state::MessageState,
+    table::{Column, ColumnSource, ColumnType},
+};
+
+use super::{super::*, check, problems};
+
+const TABLE: &str = r#"
+[warehouses.main]
+url = "env:WAREHOUSE"
+[destinations.events]
+kind = "table"
+warehouse = "main"
+table = "analytics.events"
+[destinations.events.columns]
+user_id = "recipient"
+amount = "data.order.amount numeric required"
+"#;
+
+const SOURCE: &str = r#"
+[receipts.sources.dlr]
+kind = "dir"
+path = "/srv/receipts"
+destination = "support"
+[receipts.sources.dlr.fields]
+message_id = "id"
+status = "delivery.status"
+[receipts.sources.dlr.statuses]
+DELIVERED = "delivered"
+"in transit" = "sent"
+READ = "ignored"
+"#;
+
+fn with_minimal(text: &str) -> Config {
+    check(&format!("{}\n{text}", super::MINIMAL)).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn a_table_reads_as_written() {
+    let config = with_minimal(TABLE);
+    let table = config.destination("events").unwrap().table().unwrap();
+    assert_eq!((table.warehouse.as_str(), table.table.join(".").as_str()), ("main", "analytics.events"));
+    let column = |name: &str, source, kind, required| Column { name: name.into(), source, kind, required };
+    let amount = ColumnSource::Field("order.amount".into());
+    let expected = [
+        column("message_id", ColumnSource::Id, ColumnType::Text, true),
+        column("amount", amount, ColumnType::Numeric, true),
+        column("user_id", ColumnSource::Recipient, ColumnType::Text, false),
+    ];
+    assert_eq!(table.mapping.columns, expected);
+    let warehouse = config.warehouse("main").unwrap();
+    assert_eq!(warehouse.url, SecretSource::Environment("WAREHOUSE".into()));
+    assert_eq!(warehouse.tls, Tls::Require { ca_file: None }, "nothing less unless it is asked for");
+    assert!(!config.has_rows());
+}
+
+#[test]
+fn a_source_of_receipts_reads_as_written() {
+    let config = with_minimal(SOURCE);
+    let [source] = &config.receipts.sources[..] else { panic!("one source") };
+    assert_eq!(source.fields.message_id.as_deref(), Some("id"));
+    assert_eq!(source.fields.status, "delivery.status");
+    assert_eq!(source.fields.provider_id, None);
+    assert_eq!(source.statuses["DELIVERED"], StatusWord::State(MessageState::Delivered));
+    assert_eq!(source.statuses["in transit"], StatusWord::State(MessageState::Sent));
+    assert_eq!(source.statuses["READ"], StatusWord::Ignored);
+    assert_eq!(source.otherwise, None);
+    assert_eq!(config.receipts.timeout, Duration::from_hours(72), "S0.5");
+    assert!(config.is_recorded("support") && config.has_rows());
+}
+
+#[test]
+fn postgres_records_every_message() {
+    let config = with_minimal("[ledger]\nkind = \"postgres\"\npostgres.url = \"credential:ledger\"");
+    assert!(config.is_recorded("support"));
+    let LedgerKind::Postgres(postgres) = config.ledger.kind else { panic!("postgres") };
+    assert_eq!(postgres.url, SecretSource::Credential("ledger".into()));
+}
+
+#[test]
+fn each_mistake_is_named_with_what_to_do() {
+    let table = |over: &str| format!("{TABLE}\n{over}");
+    let source = |over: &str| format!("{SOURCE}\n{over}");
+    let table_with = |key: &str, value: &str| {
+        let line = TABLE.lines().find(|line| line.starts_with(key)).expect("the key is there");
+        TABLE.replace(line, &format!("{key} = {value}"))
+    };
+    let cases: &[(String, &[&str])] = &[
+        ("[ledger]\nkind = \"postgres\"".into(), &["ledger.postgres.url", "missing", "env:NAME"]),
+        (
+            "[ledger.postgres]\nurl = \"postgres://me:s3cr3t@db/x\"".into(),
+            &["ledger.postgres.url", "never written into the configuration"],
+        ),
+        (
+            "[ledger.postgres]\nschema = \"a\\\"; drop schema public\"".into(),
+            &["ledger.postgres.schema", "a-z"],
+        ),
+        ("[ledger.postgres]\nschema = \"pg_mine\"".into(), &["ledger.postgres.schema"]),
+        ("[ledger]\nretention_s = 3600".into(), &["ledger.retention_s", "518400 and more"]),
+        (table_with("table", "\"events; drop table x\""), &["destinations.events.table", "SCHEMA.TABLE"]),
+        (table_with("table", "\"a.b.c\""), &["destinations.events.table"]),
+        (table_with("warehouse", "\"mian\""), &["destinations.events.warehouse", "did you mean \"main\"?"]),
+        (table_with("user_id", "\"data\""), &["columns.user_id", "data.NAME"]),
+        (table_with("user_id", "\"recipient varchar\""), &["columns.user_id", "TYPE is text"]),
+        (table("message_id = \"recipient\""), &["columns.message_id", "key_column"]),
+        (table("\"id\\\"; drop\" = \"recipient\""), &["columns", "1 to 63 characters"]),
+        (
+            "[destinations.support]\ntable = \"t\"".into(),
+            &["destinations.support.table", "only kind = \"table\" has it"],
+        ),
+        (
+            TABLE.replace("[destinations.events]", "[destinations.events]\nurl = \"http://a/\""),
+            &["destinations.events.url", "only kind = \"webhook\" has it"],
+        ),
+        (
+            format!("{TABLE}\n[warehouses.slow]\nurl = \"env:A\"\n{}", "")
+                .replace("url = \"env:WAREHOUSE\"", "url = \"env:WAREHOUSE\"\nstatement_timeout_ms = 30000"),
+            &["warehouses.main.statement_timeout_ms", "less than half of lease.duration_ms"],
+        ),
+        (source("FAILED = \"dead\""), &["statuses.FAILED", "found \"dead\"", "\"ignored\""]),
+        (
+            SOURCE.replace("destination = \"support\"", "destination = \"suport\""),
+            &["dlr.destination", "support"],
+        ),
+        (SOURCE.replace("message_id = \"id\"", ""), &["dlr.fields.message_id", "provider_id"]),
+        (
+            SOURCE.replace("message_id = \"id\"", "provider_id = \"id\""),
+            &["dlr.fields.provider_id", "[destinations.support] does not keep it"],
+        ),
+        (SOURCE.replace("/srv/receipts", "/srv/postrider/alerts/in"), &["dlr.path", "the feed alerts"]),
+        (SOURCE.replace("kind = \"dir\"", "kind = \"ftp\""), &["dlr.kind", "\"cloudwatch\""]),
+        (
+            SOURCE.replace("kind = \"dir\"", "kind = \"http\"\nsecrets = [\"env:S\"]"),
+            &["receipts.listen", "where to listen"],
+        ),
+        (
+            format!("[receipts]\nlisten = \"127.0.0.1:8081\"\n{}", SOURCE.replace("\"dir\"", "\"http\"")),
+            &["dlr.secrets", "would prove nothing"],
+        ),
+        (
+            format!("[receipts]\nevents_to = \"support\"\n{SOURCE}"),
+            &["receipts.events_to", "events about events"],
+        ),
+        (
+            "[destinations.support]\nprovider_id = \"message.id\"".into(),
+            &["destinations.support.provider_id", "RFC 6901"],
+        ),
+    ];
+    for (over, expected) in cases {
+        let lines = problems(over);
+        assert_eq!(lines.len(), 1, "{over}: {lines:#?}");
+        assert!(expected.iter().all(|part| lines[0].contains(part)), "{over}: {lines:#?}");
+        assert!(!lines[0].contains("s3cr3t"), "{lines:#?}");
+    }
+}
