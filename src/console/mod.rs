@@ -5,6 +5,7 @@
 //! implements the two traits; `app::console` chooses by the configuration.
 
 mod findings;
+pub mod receipts;
 
 use std::{collections::BTreeMap, fmt};
 
