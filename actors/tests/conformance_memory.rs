@@ -6,7 +6,7 @@ use postrider_actors::{
     ports::RateTable,
     testing::{
         MemoryRateTable,
-        conformance::{self, Subject},
+        conformance::{self, ReceiptSubject, Subject},
     },
 };
 
@@ -69,5 +69,18 @@ async fn histories() {
     for seed in 0..300 {
         conformance::history(make().await, seed).await;
         conformance::history(Subject::in_memory().carried(seed), seed).await;
+    }
+}
+
+#[tokio::test]
+async fn receipts() {
+    conformance::receipts(|| async { ReceiptSubject::in_memory() }).await;
+}
+
+/// It shows that the histories themselves hold together.
+#[tokio::test]
+async fn receipt_histories() {
+    for seed in 0..100 {
+        conformance::receipt_history(ReceiptSubject::in_memory(), seed).await;
     }
 }

@@ -5,13 +5,17 @@ mod carrier_queue;
 mod clock;
 pub mod conformance;
 pub mod fixtures;
+mod ledger_row;
 mod memory_intake;
 mod memory_rates;
+mod memory_receipts;
 mod memory_store;
 
 pub use carrier::{Carrier, CarrierFaults, Delivery, Receipt};
 pub use carrier_queue::CarrierQueue;
 pub use clock::FakeClock;
+pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
 pub use memory_rates::MemoryRateTable;
+pub use memory_receipts::MemoryReceipts;
 pub use memory_store::MemoryStore;

@@ -9,6 +9,7 @@ mod ledger;
 mod outbox;
 mod queue;
 mod rates;
+mod receipts;
 
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ pub use ledger::ledger;
 pub use outbox::outbox;
 pub use queue::queue;
 pub use rates::rates;
+pub use receipts::{ReceiptSubject, receipt_history, receipts};
 
 use super::{Carrier, CarrierFaults, CarrierQueue, FakeClock, fixtures, memory_store::MemoryStore};
 use crate::{

@@ -1,0 +1,156 @@
+//! What sources bring, and how much of it is applied at once.
+
+use super::{NOW, ReceiptSubject, arrival, by, cursor, delivered, failed, id, named, receipt, reject, sent};
+use crate::{
+    model::{
+        receipt::{PROVIDER_ID_BYTES_MAX, Price, RESPONSE_BYTES_MAX, Receipt, ReceiptFacts, WORD_BYTES_MAX},
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::{Applied, Arrival, Taken},
+};
+
+pub(super) async fn a_receipt_is_taken_once_by_its_source_and_event(subject: ReceiptSubject) {
+    subject.record(&[sent(1), sent(2), sent(3)]).await;
+    let (first, second) = (delivered(1, 1), failed(2, 2));
+    let twice = [first.clone(), second.clone(), first.clone()];
+    assert_eq!(subject.take(&twice).await, Taken { new: 2, known: 1, rejected: 0 });
+    assert_eq!(subject.take(&twice).await, Taken { new: 0, known: 3, rejected: 0 }, "while they wait");
+    assert_eq!(subject.waiting().await, 2);
+    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
+    // What it says does not matter: the source says that it is the same receipt.
+    let other = Receipt { event: first.event, ..delivered(3, 9) };
+    let taken = subject.take(&[first.clone(), other, delivered(3, 4)]).await;
+    assert_eq!(taken, Taken { new: 1, known: 2, rejected: 0 }, "after they were applied");
+    let elsewhere = Arrival { source: "t".into(), ..arrival(&[first]) };
+    assert_eq!(subject.ledger.take(elsewhere).await, Ok(Taken { new: 1, known: 0, rejected: 0 }));
+    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 1, conflicts: 0 });
+    assert_eq!(subject.ledger.apply(10, usize::MAX, NOW).await, Ok(Applied::default()), "nothing waits");
+}
+
+pub(super) async fn the_cursor_moves_with_what_is_taken(subject: ReceiptSubject) {
+    let ledger = &subject.ledger;
+    assert_eq!(ledger.cursor("s").await, Ok(None));
+    assert_eq!(subject.take(&[delivered(1, 1)]).await.new, 1);
+    assert_eq!(ledger.cursor("s").await, Ok(None), "a source without one");
+    let long = "{\"ü\":\"\\\"}".repeat(1_000);
+    let nothing: &[Receipt] = &[];
+    for (receipts, at) in
+        [(&[delivered(1, 1), delivered(2, 2)][..], "1"), (&[delivered(2, 2)], "0"), (nothing, &long)]
+    {
+        ledger.take(Arrival { cursor: cursor(at), ..arrival(receipts) }).await.unwrap();
+        assert_eq!(ledger.cursor("s").await, Ok(cursor(at)));
+        ledger.take(arrival(receipts)).await.unwrap();
+        assert_eq!(ledger.cursor("s").await, Ok(cursor(at)), "it has not moved");
+    }
+    assert_eq!(ledger.cursor("S").await, Ok(None));
+    assert_eq!(ledger.take(arrival(nothing)).await, Ok(Taken::default()));
+    assert_eq!(subject.waiting().await, 2);
+}
+
+pub(super) async fn rejects_are_kept_once(subject: ReceiptSubject) {
+    let rejects = vec![reject(1), reject(2), reject(1)];
+    let arrived = Arrival { rejects, cursor: cursor("x"), ..arrival(&[delivered(1, 3)]) };
+    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
+    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 0, known: 1, rejected: 0 }));
+    assert_eq!(subject.tally().await.rejects, 2);
+    let elsewhere = Arrival { source: "t".into(), ..arrived };
+    assert_eq!(subject.ledger.take(elsewhere).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
+    assert_eq!(subject.tally().await.rejects, 4);
+    assert_eq!(subject.waiting().await, 2, "a reject is not applied");
+}
+
+pub(super) async fn an_application_is_bounded_by_receipts_and_bytes(subject: ReceiptSubject) {
+    subject.record(&(1..=100).map(sent).collect::<Vec<_>>()).await;
+    let large = |number: u64| {
+        let response = Some("r".repeat(RESPONSE_BYTES_MAX).into());
+        Receipt { facts: ReceiptFacts { response, ..ReceiptFacts::default() }, ..delivered(number, number) }
+    };
+    assert_eq!(subject.take(&(1..=100).map(large).collect::<Vec<_>>()).await.new, 100);
+    let ledger = &subject.ledger;
+    assert_eq!(ledger.apply(7, usize::MAX, NOW).await.unwrap().total(), 7);
+    assert_eq!(subject.waiting().await, 93);
+    assert_eq!(ledger.apply(50, 1, NOW).await.unwrap().total(), 1, "the first that has more");
+    assert_eq!(subject.waiting().await, 92);
+    let some = ledger.apply(1_000, 20 * RESPONSE_BYTES_MAX, NOW).await.unwrap().total();
+    assert!((2..=21).contains(&some), "{some} receipts of {RESPONSE_BYTES_MAX} bytes and more");
+    assert_eq!(subject.waiting().await, 92 - some);
+    assert_eq!(ledger.apply(1_000, usize::MAX, NOW).await.unwrap().total(), 92 - some);
+    for row in 1..=100 {
+        assert_eq!(subject.state(row).await, MessageState::Delivered);
+    }
+}
+
+pub(super) async fn f52_texts_at_their_bounds_are_stored_whole(subject: ReceiptSubject) {
+    let long_id = "ü".repeat(PROVIDER_ID_BYTES_MAX / 2);
+    let word = |letter: &str| Some(Box::from(letter.repeat(WORD_BYTES_MAX / letter.len())));
+    let largest = ReceiptFacts {
+        status: word("\u{1f4ee}"),
+        carrier: word("\\"),
+        response: Some("'\"\n".repeat(RESPONSE_BYTES_MAX / 3).into()),
+        sent_at: Some(UnixMs(253_402_300_799_999)),
+        price: Some(Price(i64::MAX)),
+    };
+    let least = ReceiptFacts {
+        status: Some("".into()),
+        carrier: Some("\u{1}".into()),
+        response: Some(" ".into()),
+        sent_at: Some(UnixMs(0)),
+        price: Some(Price(-1)),
+    };
+    subject.record(&[named(1, &long_id), sent(2), sent(3), sent(4)]).await;
+    let receipts = [
+        by(&long_id, Receipt { facts: largest, ..delivered(1, 1) }),
+        Receipt { facts: least, at: Some(UnixMs(0)), ..failed(2, 2) },
+        Receipt { at: None, ..failed(3, 3) },
+        Receipt {
+            facts: ReceiptFacts { price: Some(Price(725_000)), ..ReceiptFacts::default() },
+            ..receipt(4, 4, MessageState::Sent)
+        },
+    ];
+    // What waits for its message is kept as whole as what is applied.
+    assert_eq!(subject.take(&receipts).await.new, 4);
+    let parked = receipts.clone().map(|receipt| Receipt {
+        event: super::event(receipt.at.map_or(99, |at| at.0 % 1_000) + 1_000),
+        key: crate::model::receipt::ReceiptKey::Provider(format!("late-{:?}", receipt.event).into()),
+        ..receipt
+    });
+    assert_eq!(subject.take(&parked).await.new, 4);
+    assert_eq!(subject.drain().await.matched, 4);
+    let late: Vec<_> = (11..)
+        .zip(&receipts)
+        .map(|(row, receipt)| named(row, &format!("late-{:?}", receipt.event)))
+        .collect();
+    subject.record(&late).await;
+    assert_eq!(subject.drain().await.matched, 4);
+    for (row, expected) in (1..).zip(&receipts) {
+        for row in [row, row + 10] {
+            let found = subject.row(row).await.receipt.expect("it was applied");
+            assert_eq!((found.state, found.at), (expected.state, expected.at));
+            assert_eq!(found.facts, expected.facts, "row {row}");
+        }
+    }
+}
+
+pub(super) async fn f53_65536_receipts_at_once(subject: ReceiptSubject) {
+    const MANY: u64 = 65_536;
+    // Every other message is known; every receipt comes again at the end.
+    let known: Vec<_> = (1..=MANY).step_by(2).map(sent).collect();
+    for records in known.chunks(1_000) {
+        subject.record(records).await;
+    }
+    let receipts: Vec<_> = (1..=MANY).map(|row| delivered(row, row)).collect();
+    let all = Arrival { cursor: cursor("end"), ..arrival(&receipts) };
+    assert_eq!(subject.ledger.take(all.clone()).await, Ok(Taken { new: MANY, known: 0, rejected: 0 }));
+    assert_eq!(subject.ledger.cursor("s").await, Ok(cursor("end")));
+    assert_eq!(subject.waiting().await, MANY);
+    let half = MANY / 2;
+    let applied = subject.drain_by(MANY as usize, NOW).await;
+    assert_eq!(applied, Applied { matched: half, parked: half, changed: half, conflicts: 0 });
+    assert_eq!(subject.ledger.take(all).await, Ok(Taken { new: 0, known: MANY, rejected: 0 }));
+    for row in [1, 3, MANY - 1] {
+        assert_eq!(subject.state(row).await, MessageState::Delivered);
+    }
+    assert_eq!(subject.rows.row(id(2), "d").await, None);
+    assert_eq!(subject.tally().await.parked, half);
+}

@@ -1,0 +1,455 @@
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+
+use super::ledger_row::{LedgerReceipt, LedgerRow, LedgerTally, RowReader};
+use crate::{
+    model::{
+        ids::MessageId,
+        receipt::{
+            EventId, PROVIDER_ID_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey, ReceiptReject, Standing,
+            Told, WORD_BYTES_MAX, fold,
+        },
+        record::{MessageRecord, record_rank},
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, StoreError, Taken},
+};
+
+/// A ledger of rows in memory. It refuses what a database would refuse (a NUL, a text beyond its bound), can
+/// be out of order, and can lose answers.
+#[derive(Default)]
+pub struct MemoryReceipts {
+    state: Mutex<State>,
+    keep_changes: bool,
+    down: AtomicBool,
+    answers_to_lose: AtomicU32,
+    writes: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    rows: BTreeMap<RowKey, Row>,
+    by_provider: BTreeMap<(Arc<str>, Box<str>), Vec<MessageId>>,
+    inbox: VecDeque<Waiting>,
+    events: HashMap<(Arc<str>, EventId), UnixMs>,
+    parked: BTreeMap<(Arc<str>, ReceiptKey), Vec<(UnixMs, Receipt)>>,
+    orphans: Vec<(UnixMs, Waiting)>,
+    rejects: HashMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
+    cursors: HashMap<Arc<str>, SourceCursor>,
+    changes: BTreeMap<u64, StatusChange>,
+    last_change: u64,
+}
+
+type RowKey = (MessageId, Arc<str>);
+
+/// A receipt and the destination that it is about.
+struct Waiting {
+    destination: Arc<str>,
+    receipt: Receipt,
+}
+
+struct Row {
+    /// The greatest of what delivery said, with the least provider's id.
+    record: MessageRecord,
+    expired: bool,
+    told: Told,
+    best: Option<Receipt>,
+}
+
+impl Row {
+    fn state(&self) -> MessageState {
+        let expired = if self.expired { MessageState::Expired } else { MessageState::Accepted };
+        // I2: an interim receipt makes no message sent.
+        let receipt =
+            self.best.as_ref().map(|best| best.state).filter(|&state| state > MessageState::Expired);
+        self.record.state.merge(expired).merge(receipt.unwrap_or(MessageState::Accepted))
+    }
+
+    fn record(&mut self, record: &MessageRecord) {
+        let least = match (self.record.provider_id.take(), record.provider_id.clone()) {
+            (Some(known), Some(new)) => Some(known.min(new)),
+            (known, new) => known.or(new),
+        };
+        if record_rank(record) > record_rank(&self.record) {
+            self.record = record.clone();
+        }
+        self.record.provider_id = least;
+    }
+
+    fn apply(&mut self, standing: Standing) {
+        self.told = self.told.merge(standing.told);
+        if self.best.as_ref().is_none_or(|best| standing.best.rank() > best.rank()) {
+            self.best = Some(standing.best);
+        }
+    }
+}
+
+impl State {
+    /// The message that a receipt at `destination` is about. Of several that the provider gave the same id, the
+    /// first: whatever it answers, a receipt costs one row.
+    fn resolve(&self, destination: &Arc<str>, key: &ReceiptKey) -> Option<MessageId> {
+        match key {
+            ReceiptKey::Message(id) => self.rows.contains_key(&(*id, destination.clone())).then_some(*id),
+            ReceiptKey::Provider(id) => {
+                let ids = self.by_provider.get(&(destination.clone(), id.clone()))?;
+                ids.iter().min().copied()
+            }
+        }
+    }
+
+    fn record(&mut self, record: &MessageRecord) {
+        let key = (record.id, record.destination.clone());
+        let (before, after) = match self.rows.entry(key) {
+            Entry::Vacant(free) => {
+                free.insert(Row { record: record.clone(), expired: false, told: Told(0), best: None });
+                (None, record.provider_id.clone())
+            }
+            Entry::Occupied(mut known) => {
+                let before = known.get().record.provider_id.clone();
+                known.get_mut().record(record);
+                (before, known.get().record.provider_id.clone())
+            }
+        };
+        if before != after {
+            self.unname(&record.destination, before, record.id);
+            if let Some(id) = after.clone() {
+                self.by_provider.entry((record.destination.clone(), id)).or_default().push(record.id);
+            }
+        }
+        let keys = [Some(ReceiptKey::Message(record.id)), after.map(ReceiptKey::Provider)];
+        for key in keys.into_iter().flatten() {
+            self.unpark(&record.destination, key, usize::MAX);
+        }
+    }
+
+    /// Forgets that `provider_id` is `message`'s.
+    fn unname(&mut self, destination: &Arc<str>, provider_id: Option<Box<str>>, message: MessageId) {
+        let Some(id) = provider_id else { return };
+        if let Entry::Occupied(mut ids) = self.by_provider.entry((destination.clone(), id)) {
+            ids.get_mut().retain(|id| *id != message);
+            if ids.get().is_empty() {
+                ids.remove();
+            }
+        }
+    }
+
+    /// Puts up to `limit` receipts that are parked under `key` back into the inbox; how many.
+    fn unpark(&mut self, destination: &Arc<str>, key: ReceiptKey, limit: usize) -> usize {
+        let Entry::Occupied(mut parked) = self.parked.entry((destination.clone(), key)) else { return 0 };
+        let count = parked.get().len().min(limit);
+        for (_, receipt) in parked.get_mut().drain(..count) {
+            self.inbox.push_back(Waiting { destination: destination.clone(), receipt });
+        }
+        if parked.get().is_empty() {
+            parked.remove();
+        }
+        count
+    }
+
+    fn change(&mut self, key: &RowKey, before: MessageState, at: UnixMs) {
+        let row = &self.rows[key];
+        self.last_change += 1;
+        let change = StatusChange {
+            number: self.last_change,
+            id: key.0,
+            destination: key.1.clone(),
+            provider_id: row.record.provider_id.as_deref().map(str::to_owned),
+            before,
+            state: row.state(),
+            at,
+        };
+        self.changes.insert(change.number, change);
+    }
+}
+
+impl MemoryReceipts {
+    /// An empty ledger that keeps no changes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty ledger that keeps the changes of states.
+    pub fn keeping_changes() -> Self {
+        Self { keep_changes: true, ..Self::default() }
+    }
+
+    /// Whether every call fails from now on, with nothing done.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Loses the answers of the next `writes` writes: they are done, and the caller is told `Unknown`.
+    pub fn lose_answers(&self, writes: u32) {
+        self.answers_to_lose.store(writes, Ordering::SeqCst);
+    }
+
+    /// How many writes there were.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        if self.down.load(Ordering::SeqCst) {
+            return Err(StoreError::Retryable("the ledger is down".to_owned()));
+        }
+        Ok(self.state.lock().expect("no operation panics half-way"))
+    }
+
+    fn written<T>(&self, done: T) -> Result<T, StoreError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        let lose = |left: u32| left.checked_sub(1);
+        match self.answers_to_lose.try_update(Ordering::SeqCst, Ordering::SeqCst, lose) {
+            Ok(_) => Err(StoreError::Unknown("the answer was lost".to_owned())),
+            Err(_) => Ok(done),
+        }
+    }
+}
+
+/// What a database would refuse, and with it the statement.
+fn check_text(what: &str, text: Option<&str>, bytes_max: usize) -> Result<(), StoreError> {
+    match text {
+        Some(text) if text.contains('\0') => {
+            Err(StoreError::Permanent(format!("{what} holds a NUL, which the caller must refuse")))
+        }
+        Some(text) if text.len() > bytes_max => Err(StoreError::Permanent(format!(
+            "{what} has {} bytes, more than {bytes_max}: the caller must refuse or cut it",
+            text.len()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_receipt(receipt: &Receipt) -> Result<(), StoreError> {
+    if !matches!(receipt.state, MessageState::Sent | MessageState::Failed | MessageState::Delivered) {
+        return Err(StoreError::Permanent(format!("no receipt says {}", receipt.state.as_str())));
+    }
+    if let ReceiptKey::Provider(id) = &receipt.key {
+        check_text("a provider's id", Some(id), PROVIDER_ID_BYTES_MAX)?;
+    }
+    check_text("a status", receipt.facts.status.as_deref(), WORD_BYTES_MAX)?;
+    check_text("a carrier", receipt.facts.carrier.as_deref(), WORD_BYTES_MAX)?;
+    check_text("a response", receipt.facts.response.as_deref(), RESPONSE_BYTES_MAX)
+}
+
+#[async_trait]
+impl ReceiptLedger for MemoryReceipts {
+    async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        for record in &records {
+            check_text("a provider's id", record.provider_id.as_deref(), PROVIDER_ID_BYTES_MAX)?;
+            check_text("a recipient", Some(&record.recipient), usize::MAX)?;
+            check_text("a detail", record.detail.as_deref(), usize::MAX)?;
+        }
+        for record in &records {
+            state.record(record);
+        }
+        self.written(())
+    }
+
+    async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
+        let mut state = self.state()?;
+        arrival.receipts.iter().try_for_each(check_receipt)?;
+        let Arrival { source, destination, receipts, rejects, cursor, at } = arrival;
+        let mut taken = Taken::default();
+        for receipt in receipts {
+            if state.events.contains_key(&(source.clone(), receipt.event)) {
+                taken.known += 1;
+                continue;
+            }
+            state.events.insert((source.clone(), receipt.event), at);
+            state.inbox.push_back(Waiting { destination: destination.clone(), receipt });
+            taken.new += 1;
+        }
+        for reject in rejects {
+            let key = (source.clone(), reject.event);
+            if !state.rejects.contains_key(&key) {
+                state.rejects.insert(key, (at, reject));
+                taken.rejected += 1;
+            }
+        }
+        if let Some(cursor) = cursor {
+            state.cursors.insert(source, cursor);
+        }
+        self.written(taken)
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
+        Ok(self.state()?.cursors.get(source).cloned())
+    }
+
+    async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
+        let mut state = self.state()?;
+        let mut applied = Applied::default();
+        let mut matched: BTreeMap<Arc<str>, Vec<Receipt>> = BTreeMap::new();
+        let mut held_bytes = 0;
+        while applied.total() < receipts as u64 && held_bytes <= bytes {
+            let Some(Waiting { destination, mut receipt }) = state.inbox.pop_front() else { break };
+            held_bytes += receipt.held_bytes();
+            if let Some(id) = state.resolve(&destination, &receipt.key) {
+                applied.matched += 1;
+                // Both keys of a message are one from here on.
+                receipt.key = ReceiptKey::Message(id);
+                matched.entry(destination).or_default().push(receipt);
+            } else {
+                applied.parked += 1;
+                let key = (destination, receipt.key.clone());
+                state.parked.entry(key).or_default().push((at, receipt));
+            }
+        }
+        for (destination, receipts) in matched {
+            for (key, standing) in fold(receipts) {
+                let ReceiptKey::Message(id) = key else {
+                    unreachable!("every key was replaced by the message's")
+                };
+                let key = (id, destination.clone());
+                let row = state.rows.get_mut(&key).expect("it was resolved");
+                let (before, told) = (row.state(), row.told);
+                row.apply(standing);
+                applied.conflicts += u64::from(row.told.is_conflict() && !told.is_conflict());
+                if row.state() != before {
+                    applied.changed += 1;
+                    if self.keep_changes {
+                        state.change(&key, before, at);
+                    }
+                }
+            }
+        }
+        self.written(applied)
+    }
+
+    async fn waiting(&self) -> Result<u64, StoreError> {
+        Ok(self.state()?.inbox.len() as u64)
+    }
+
+    async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
+        let mut state = self.state()?;
+        let known = |(destination, key): &&(Arc<str>, ReceiptKey)| state.resolve(destination, key).is_some();
+        let keys: Vec<_> = state.parked.keys().filter(known).take(limit).cloned().collect();
+        let mut rejoined = 0;
+        for (destination, key) in keys {
+            rejoined += state.unpark(&destination, key, limit - rejoined);
+        }
+        self.written(rejoined)
+    }
+
+    async fn orphan(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        let mut state = self.state()?;
+        let mut given_up = Vec::new();
+        state.parked.retain(|(destination, _), parked| {
+            parked.retain(|(at, receipt)| {
+                let keep = *at >= before || given_up.len() >= limit;
+                if !keep {
+                    let waiting = Waiting { destination: destination.clone(), receipt: receipt.clone() };
+                    given_up.push((*at, waiting));
+                }
+                keep
+            });
+            !parked.is_empty()
+        });
+        let count = given_up.len();
+        state.orphans.extend(given_up);
+        self.written(count)
+    }
+
+    async fn expire(
+        &self,
+        destination: &str,
+        before: UnixMs,
+        limit: usize,
+        at: UnixMs,
+    ) -> Result<usize, StoreError> {
+        let mut state = self.state()?;
+        let due = |(key, row): &(&RowKey, &Row)| {
+            &*key.1 == destination && row.state() == MessageState::Sent && row.record.at < before
+        };
+        let keys: Vec<_> = state.rows.iter().filter(due).take(limit).map(|(key, _)| key.clone()).collect();
+        for key in &keys {
+            state.rows.get_mut(key).expect("it was found").expired = true;
+            if self.keep_changes {
+                state.change(key, MessageState::Sent, at);
+            }
+        }
+        self.written(keys.len())
+    }
+
+    async fn changes(&self, after: Option<u64>, limit: usize) -> Result<Vec<StatusChange>, StoreError> {
+        let state = self.state()?;
+        let from = after.map_or(0, |after| after.saturating_add(1));
+        Ok(state.changes.range(from..).take(limit).map(|(_, change)| change.clone()).collect())
+    }
+
+    async fn forget_changes(&self, numbers: &[u64]) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        for number in numbers {
+            state.changes.remove(number);
+        }
+        self.written(())
+    }
+
+    async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        let mut state = self.state()?;
+        let mut left = limit;
+        let mut old = |at: UnixMs| {
+            let remove = at < before && left > 0;
+            left -= usize::from(remove);
+            remove
+        };
+        let old_rows: Vec<_> =
+            state.rows.iter().filter(|(_, row)| old(row.record.at)).map(|(key, _)| key.clone()).collect();
+        for key in old_rows {
+            let row = state.rows.remove(&key).expect("it was found");
+            state.unname(&key.1, row.record.provider_id, key.0);
+        }
+        state.orphans.retain(|(at, _)| !old(*at));
+        state.rejects.retain(|_, (at, _)| !old(*at));
+        state.events.retain(|_, at| !old(*at));
+        self.written(limit - left)
+    }
+}
+
+#[async_trait]
+impl RowReader for MemoryReceipts {
+    async fn row(&self, id: MessageId, destination: &str) -> Option<LedgerRow> {
+        let state = self.state.lock().expect("no operation panics half-way");
+        let row = state.rows.get(&(id, destination.into()))?;
+        let record = row.record.clone();
+        Some(LedgerRow {
+            id,
+            destination: record.destination,
+            feed: record.feed,
+            recipient: record.recipient,
+            state: row.state(),
+            attempts: record.attempts,
+            status: record.status,
+            reason: record.reason,
+            detail: record.detail,
+            provider_id: record.provider_id,
+            accepted_at: record.accepted_at,
+            at: record.at,
+            told: row.told,
+            receipt: row.best.as_ref().map(|best| LedgerReceipt {
+                state: best.state,
+                at: best.at,
+                facts: best.facts.clone(),
+            }),
+        })
+    }
+
+    async fn tally(&self) -> LedgerTally {
+        let state = self.state.lock().expect("no operation panics half-way");
+        LedgerTally {
+            rows: state.rows.len() as u64,
+            parked: state.parked.values().map(Vec::len).sum::<usize>() as u64,
+            orphans: state.orphans.len() as u64,
+            rejects: state.rejects.len() as u64,
+        }
+    }
+}
