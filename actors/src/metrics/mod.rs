@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What an attempt may come to, as the label `outcome` says it.
-const OUTCOMES: [&str; 15] = [
+const OUTCOMES: [&str; 17] = [
     "sent",
     "gone",
     "status_3xx",
@@ -41,6 +41,8 @@ const OUTCOMES: [&str; 15] = [
     "protocol",
     "render",
     "panic",
+    "refused",
+    "unavailable",
 ];
 const GONE: usize = 1;
 

@@ -3,6 +3,7 @@
 
 pub mod alarm;
 pub mod batch;
+pub mod bisect;
 pub mod body;
 pub mod bucket;
 pub mod builder;

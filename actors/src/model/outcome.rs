@@ -31,6 +31,10 @@ pub enum Reason {
     Panic = 9,
     /// The process or worker died while it was delivering this message, again and again.
     Poison = 10,
+    /// The database refused the row.
+    Refused = 11,
+    /// The database could not take rows at all: no connection, no answer in time, a lock, a missing table.
+    Unavailable = 12,
 }
 
 impl Reason {
@@ -47,6 +51,8 @@ impl Reason {
             8 => Self::Render,
             9 => Self::Panic,
             10 => Self::Poison,
+            11 => Self::Refused,
+            12 => Self::Unavailable,
             _ => return None,
         })
     }
@@ -64,6 +70,8 @@ impl Reason {
             Self::Render => "render",
             Self::Panic => "panic",
             Self::Poison => "poison",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -186,7 +194,7 @@ mod tests {
                 assert_eq!(cause as u8, byte);
             }
         }
-        assert_eq!((0..=u8::MAX).filter_map(Reason::from_byte).count(), 10);
+        assert_eq!((0..=u8::MAX).filter_map(Reason::from_byte).count(), 12);
         assert_eq!((0..=u8::MAX).filter_map(DeathCause::from_byte).count(), 4);
     }
 }

@@ -21,8 +21,8 @@ pub enum TableError {
 pub struct Inserted {
     /// Rows that are there now.
     pub rows: u64,
-    /// How many of them had been there before.
-    pub known: u64,
+    /// How many of them had been there before; `None` if the database does not tell.
+    pub known: Option<u64>,
 }
 
 /// One table of a warehouse.
