@@ -24,8 +24,10 @@ use crate::model::batch::{RowLayout, put_cell};
 #[derive(Debug)]
 pub(super) struct CsvRules {
     delimiter: u8,
-    wanted: String,
-    recipient: usize,
+    /// The recipient's column, if there is one …
+    wanted: Option<String>,
+    /// … and its place.
+    recipient: Option<usize>,
     columns: usize,
     max: usize,
     reader: Reader,
@@ -54,13 +56,13 @@ enum Unsound {
 }
 
 impl CsvRules {
-    pub(super) fn new(delimiter: u8, wanted: String, max: usize) -> Self {
+    pub(super) fn new(delimiter: u8, wanted: Option<String>, max: usize) -> Self {
         // LF alone ends a record: CRLF is seen to here, and a lone CR is data.
         let reader = ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
         Self {
             delimiter,
             wanted,
-            recipient: 0,
+            recipient: None,
             columns: COLUMNS_MAX,
             max,
             reader,
@@ -118,17 +120,16 @@ impl CsvRules {
             names.push(name.to_owned());
             start = cell_end;
         }
-        let Some(recipient) = names.iter().position(|name| *name == self.wanted) else {
-            return Err(FileError::NoRecipientColumn {
-                line,
-                wanted: self.wanted.clone(),
-                found: listed(&names),
-            });
-        };
-        self.recipient = recipient;
+        if let Some(wanted) = &self.wanted {
+            self.recipient = names.iter().position(|name| name == wanted);
+            if self.recipient.is_none() {
+                let (wanted, found) = (wanted.clone(), listed(&names));
+                return Err(FileError::NoRecipientColumn { line, wanted, found });
+            }
+        }
         self.columns = names.len();
         self.header = Some(rest[..content].to_vec());
-        *layout = Some(RowLayout::Columns { names, recipient });
+        *layout = Some(RowLayout::Columns { names, recipient: self.recipient.unwrap_or(0) });
         Ok(Step::NoRow(bytes))
     }
 
@@ -255,7 +256,7 @@ impl CsvRules {
         let mut start = 0;
         for (column, &end) in ends.iter().enumerate() {
             let Some(cell) = text.get(start..end) else { return Err(self.invalid_cell()) };
-            if column == self.recipient {
+            if Some(column) == self.recipient {
                 check_recipient(cell)?;
             }
             put_cell(bytes, cell);
@@ -348,7 +349,7 @@ fn blank(rest: &[u8], end: bool) -> Option<Step> {
 }
 
 /// Column names for a person: enough of them to see what is wrong.
-fn listed(names: &[String]) -> String {
+pub(in crate::model) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 20;
     // Escaped and cut: the header is foreign text (F27).
     let shown =

@@ -22,7 +22,9 @@ mod ndjson;
 mod text;
 
 use super::{batch::RowLayout, file::Reject};
+pub(super) use csv::listed;
 use lines::{Line, Overlong};
+pub(super) use ndjson::{Checked, Key, Keys, TWICE};
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
 pub const COLUMNS_MAX: usize = 1024;
@@ -213,6 +215,8 @@ impl From<String> for Refusal {
 #[derive(Debug)]
 enum Rules {
     Text,
+    /// Lines without white space around them.
+    Lines,
     Csv(Box<csv::CsvRules>),
     Ndjson(Box<ndjson::NdjsonRules>),
 }
@@ -226,6 +230,8 @@ pub struct RowParser {
     begun: bool,
     overlong: Option<Overlong>,
     position: Position,
+    /// Where the last row began.
+    line: u64,
     layout: Option<RowLayout>,
 }
 
@@ -251,13 +257,33 @@ impl RowParser {
         let (rules, layout) = match format {
             Format::Text => (Rules::Text, Some(RowLayout::Lines)),
             Format::Csv { delimiter, recipient } => {
-                (Rules::Csv(Box::new(csv::CsvRules::new(*delimiter, recipient.clone(), max_row_bytes))), None)
+                let rules = csv::CsvRules::new(*delimiter, Some(recipient.clone()), max_row_bytes);
+                (Rules::Csv(Box::new(rules)), None)
             }
             Format::Ndjson { recipient } => {
                 let rules = ndjson::NdjsonRules::new(recipient.clone());
                 (Rules::Ndjson(Box::new(rules)), Some(RowLayout::Objects))
             }
         };
+        Self::with(rules, max_row_bytes, layout)
+    }
+
+    /// Lines of anything, laid out as they are without the white space around them: what is no message and
+    /// has no recipient.
+    pub(super) fn lines(max_row_bytes: usize) -> Self {
+        Self::with(Rules::Lines, max_row_bytes, Some(RowLayout::Lines))
+    }
+
+    /// Delimited cells under a header, none of which is a recipient.
+    pub(super) fn cells(delimiter: u8, max_row_bytes: usize) -> Self {
+        Self::with(
+            Rules::Csv(Box::new(csv::CsvRules::new(delimiter, None, max_row_bytes))),
+            max_row_bytes,
+            None,
+        )
+    }
+
+    fn with(rules: Rules, max_row_bytes: usize, layout: Option<RowLayout>) -> Self {
         Self {
             rules,
             max_row_bytes,
@@ -265,8 +291,14 @@ impl RowParser {
             begun: false,
             overlong: None,
             position: Position { offset: 0, rows: 0, line: 1 },
+            line: 1,
             layout,
         }
+    }
+
+    /// The line that the last row began on.
+    pub(super) fn row_line(&self) -> u64 {
+        self.line
     }
 
     /// Counts the first `rows` rows without putting them into a block: how a file is resumed behind
@@ -292,7 +324,7 @@ impl RowParser {
     pub fn header(&self) -> Option<&[u8]> {
         match &self.rules {
             Rules::Csv(rules) => rules.header(),
-            Rules::Text | Rules::Ndjson(_) => None,
+            Rules::Text | Rules::Lines | Rules::Ndjson(_) => None,
         }
     }
 
@@ -381,6 +413,7 @@ impl RowParser {
         let line = &rest[..content];
         let taken = match &mut self.rules {
             Rules::Text => text::lay_out(line, &mut block.bytes),
+            Rules::Lines => text::lay_out_line(line, &mut block.bytes),
             Rules::Ndjson(rules) => rules.lay_out(line, &mut block.bytes),
             Rules::Csv(_) => unreachable!("read above"),
         };
@@ -404,6 +437,7 @@ impl RowParser {
     }
 
     fn count_row(&mut self, bytes: u64, lines: u64) {
+        self.line = self.position.line;
         self.position.offset += bytes;
         self.position.rows += 1;
         self.position.line += lines;

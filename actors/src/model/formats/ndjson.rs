@@ -23,12 +23,22 @@ pub(super) struct NdjsonRules {
 
 /// The keys of the objects that are open, unescaped.
 #[derive(Debug, Default)]
-struct Keys {
+pub(in crate::model) struct Keys {
     text: String,
     spans: Vec<Range<usize>>,
 }
 
 impl Keys {
+    /// How many keys are open: where the next object's keys begin.
+    pub(in crate::model) fn mark(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// The key that was read last.
+    pub(in crate::model) fn last(&self) -> &str {
+        self.spans.last().map_or("", |span| &self.text[span.clone()])
+    }
+
     fn push(&mut self, key: &str) {
         let start = self.text.len();
         self.text.push_str(key);
@@ -36,7 +46,7 @@ impl Keys {
     }
 
     /// Closes the object whose keys began at `mark`; whether all of them differ.
-    fn close(&mut self, mark: usize) -> bool {
+    pub(in crate::model) fn close(&mut self, mark: usize) -> bool {
         let text = &self.text;
         let object = &mut self.spans[mark..];
         let start = object.first().map_or(text.len(), |span| span.start);
@@ -133,8 +143,7 @@ impl<'de> Visitor<'de> for TopLevel<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while map.next_key_seed(Key(self.keys))?.is_some() {
-            let span = self.keys.spans.last().cloned().unwrap_or_default();
-            if self.keys.text[span] == *self.wanted {
+            if self.keys.last() == self.wanted {
                 // Kept as text, so that an integer of any length keeps its digits.
                 *self.found = Some(map.next_value()?);
             } else {
@@ -145,9 +154,11 @@ impl<'de> Visitor<'de> for TopLevel<'_, 'de> {
     }
 }
 
-const TWICE: &str = "a key occurs twice in one object";
+/// Why an object is refused.
+pub(in crate::model) const TWICE: &str = "a key occurs twice in one object";
 
-struct Key<'a>(&'a mut Keys);
+/// Reads a key.
+pub(in crate::model) struct Key<'a>(pub(in crate::model) &'a mut Keys);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = ();
@@ -171,7 +182,7 @@ impl Visitor<'_> for Key<'_> {
 }
 
 /// Reads any value for its form alone.
-struct Checked<'a>(&'a mut Keys);
+pub(in crate::model) struct Checked<'a>(pub(in crate::model) &'a mut Keys);
 
 impl<'de> DeserializeSeed<'de> for Checked<'_> {
     type Value = ();
@@ -218,7 +229,7 @@ impl<'de> Visitor<'de> for Checked<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mark = self.0.spans.len();
+        let mark = self.0.mark();
         while map.next_key_seed(Key(self.0))?.is_some() {
             map.next_value_seed(Checked(self.0))?;
         }

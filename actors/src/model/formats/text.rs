@@ -12,3 +12,10 @@ pub(super) fn lay_out(line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, Refusal>
     bytes.extend_from_slice(text.as_bytes());
     Ok(true)
 }
+
+/// Lays out a line of anything; `false` if it is blank.
+pub(super) fn lay_out_line(line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, Refusal> {
+    let text = check_text(line)?.trim_matches([' ', '\t', '\r']);
+    bytes.extend_from_slice(text.as_bytes());
+    Ok(!text.is_empty())
+}
