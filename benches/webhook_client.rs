@@ -109,6 +109,7 @@ async fn measure_client(url: &str, args: &Args) -> anyhow::Result<(f64, f64)> {
         connect_timeout: Duration::from_secs(5),
         response_bytes_max: 65536,
         retry_after_max: Duration::from_hours(1),
+        provider_id: None,
         ca_file: None,
     });
     let webhook = Arc::new(webhook.map_err(|problems| anyhow::anyhow!("{problems:?}"))?);

@@ -46,6 +46,7 @@ async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
         connect_timeout: Duration::from_secs(10),
         response_bytes_max: 1024,
         retry_after_max: Duration::ZERO,
+        provider_id: None,
         ca_file: None,
     })
     .unwrap();

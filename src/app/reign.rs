@@ -89,6 +89,7 @@ impl Parts {
                 connect_timeout: webhook.connect_timeout,
                 response_bytes_max: webhook.max_response_bytes as u64,
                 retry_after_max: webhook.max_retry_after,
+                provider_id: webhook.provider_id.clone(),
                 ca_file: webhook.ca_file.clone(),
             })
             .map_err(|problems| StartError::Destination {

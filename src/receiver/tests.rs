@@ -50,6 +50,7 @@ impl World {
             connect_timeout: Duration::from_secs(5),
             response_bytes_max: 65536,
             retry_after_max: Duration::from_hours(1),
+            provider_id: None,
             ca_file: None,
         })
         .unwrap()

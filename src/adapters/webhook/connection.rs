@@ -40,11 +40,13 @@ impl From<Reason> for NoAnswer {
     }
 }
 
-/// The head of an answer, and whether the connection is good for another request.
-#[derive(Clone, Copy, Debug)]
+/// An answer, and whether the connection is good for another request.
+#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: Head,
     pub(super) reusable: bool,
+    /// The body, if it was asked for and came whole.
+    pub(super) body: Option<Vec<u8>>,
 }
 
 /// An open connection with its buffers.
@@ -64,27 +66,39 @@ impl Connection {
     }
 
     /// Sends `output` and reads the answer. Once a final head has come, its status counts, whatever
-    /// becomes of the body: see `docs/decisions/0008…`.
+    /// becomes of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept.
     pub(super) async fn exchange(
         &mut self,
         deadline: Instant,
         body_bytes_max: u64,
+        keep_body: bool,
     ) -> Result<Answer, NoAnswer> {
         let Self { stream, output, input, timer } = self;
         input.clear();
         let mut head = None;
+        let mut body = None;
         let talk = async {
             let sent = write_request(stream, output, input).await?;
-            let after_head = read_head(stream, input, &mut head).await?;
-            let body = read_body(stream, input, after_head, body_bytes_max).await;
-            Ok::<_, NoAnswer>(sent && body)
+            let Head { status, framing, .. } = read_head(stream, input, &mut head).await?;
+            let mut reader = BodyReader::new(framing, body_bytes_max);
+            let end = if keep_body && (200..300).contains(&status) {
+                let mut kept = Vec::new();
+                let end = read_body(stream, input, &mut reader, Some(&mut kept)).await;
+                let is_whole = matches!(end, BodyEnd::Clean | BodyEnd::Surplus)
+                    || end == BodyEnd::Closed && framing == Framing::UntilClose;
+                body = is_whole.then_some(kept);
+                end
+            } else {
+                read_body(stream, input, &mut reader, None).await
+            };
+            Ok::<_, NoAnswer>(sent && end == BodyEnd::Clean)
         };
         let ended = within(timer.as_mut(), deadline, talk).await;
         output.shrink_to(BUFFER_BYTES_KEPT);
         input.shrink_to(BUFFER_BYTES_KEPT);
         match (head, ended) {
-            (Some(head), Some(Ok(intact))) => Ok(Answer { head, reusable: intact && head.keep_alive }),
-            (Some(head), _) => Ok(Answer { head, reusable: false }),
+            (Some(head), Some(Ok(intact))) => Ok(Answer { head, reusable: intact && head.keep_alive, body }),
+            (Some(head), _) => Ok(Answer { head, reusable: false, body: None }),
             (None, Some(Err(no_answer))) => Err(no_answer),
             (None, Some(Ok(_))) => unreachable!("talk succeeds only after it has set the head"),
             (None, None) => Err(Reason::Timeout.into()),
@@ -160,13 +174,12 @@ async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) 
     .await
 }
 
-/// Reads until a final head is there, and returns how its body is framed. Leaves in `input` what came
-/// behind it.
+/// Reads until a final head is there. Leaves in `input` what came behind it.
 async fn read_head(
     stream: &mut Stream,
     input: &mut Vec<u8>,
     head: &mut Option<Head>,
-) -> Result<Framing, NoAnswer> {
+) -> Result<Head, NoAnswer> {
     let mut skipped = 0;
     // Where to look for the end of a head. A head that trickles in is parsed again only when it may have
     // ended, or else it would cost time in the square of its length.
@@ -180,7 +193,7 @@ async fn read_head(
                 Parsed::Final(len, parsed) if skipped + len <= HEAD_BYTES_MAX => {
                     input.drain(..len);
                     *head = Some(parsed);
-                    return Ok(parsed.framing);
+                    return Ok(parsed);
                 }
                 Parsed::Interim(len) if skipped + len <= HEAD_BYTES_MAX => {
                     input.drain(..len);
@@ -203,17 +216,36 @@ async fn read_head(
     }
 }
 
-/// Reads and drops the body. Whether it ended where it should, with nothing behind it.
-async fn read_body(stream: &mut Stream, input: &mut Vec<u8>, framing: Framing, bytes_max: u64) -> bool {
-    let mut body = BodyReader::new(framing, bytes_max);
+/// How a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyEnd {
+    /// Where it should, with nothing behind it.
+    Clean,
+    /// Where it should, with something behind it that nobody asked for.
+    Surplus,
+    /// With the connection.
+    Closed,
+    /// Too long, framed wrongly, or cut off by an error.
+    Broken,
+}
+
+/// Reads the body, and drops what `kept` does not take.
+async fn read_body(
+    stream: &mut Stream,
+    input: &mut Vec<u8>,
+    body: &mut BodyReader,
+    mut kept: Option<&mut Vec<u8>>,
+) -> BodyEnd {
     loop {
-        match body.feed(input) {
+        match body.feed(input, kept.as_deref_mut()) {
             BodyStep::More => input.clear(),
-            BodyStep::Done { left } => return left == 0,
-            BodyStep::Broken => return false,
+            BodyStep::Done { left: 0 } => return BodyEnd::Clean,
+            BodyStep::Done { .. } => return BodyEnd::Surplus,
+            BodyStep::Broken => return BodyEnd::Broken,
         }
         match poll_fn(|cx| poll_fill(stream, cx, input)).await {
-            Ok(0) | Err(_) => return false,
+            Ok(0) => return BodyEnd::Closed,
+            Err(_) => return BodyEnd::Broken,
             Ok(_) => {}
         }
     }

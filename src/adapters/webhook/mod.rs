@@ -9,6 +9,7 @@
 mod connect;
 mod connection;
 mod idle;
+mod provider_id;
 mod request;
 mod response;
 mod settings;
@@ -18,7 +19,11 @@ mod stream;
 mod tests;
 mod tls;
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use postrider_actors::{
@@ -30,12 +35,16 @@ use postrider_actors::{
 };
 use tokio::time::Instant;
 
-pub use self::settings::{Problem, WebhookSettings, validate};
 use self::{
     connect::Connector,
     connection::{Answer, Connection, idle_max},
     idle::IdleConnections,
+    provider_id::NoId,
     request::RequestTemplate,
+};
+pub use self::{
+    provider_id::{BadPointer, JsonPointer},
+    settings::{Problem, WebhookSettings, validate},
 };
 
 /// The longest a connection stays idle: Node, Apache and uvicorn close theirs after 5 s, and a request
@@ -48,6 +57,8 @@ pub struct HttpWebhook {
     template: RequestTemplate,
     connector: Connector,
     idle: IdleConnections,
+    /// 2xx answers without the id that they should hold.
+    ids_missing: AtomicU64,
 }
 
 impl fmt::Debug for HttpWebhook {
@@ -87,7 +98,7 @@ impl HttpWebhook {
             problem("url".into(), error, "expected http://host/path or https://host/path")
         })?;
         let idle = IdleConnections::new(settings.concurrency);
-        Ok(Self { settings, template, connector, idle })
+        Ok(Self { settings, template, connector, idle, ids_missing: AtomicU64::new(0) })
     }
 
     /// Makes one attempt: one request, unless a kept connection turns out to be closed before a byte of
@@ -112,7 +123,8 @@ impl HttpWebhook {
         deadline: Instant,
     ) -> Result<Answer, connection::NoAnswer> {
         self.template.write(request, &mut connection.output).map_err(|_| Reason::Render)?;
-        let answer = connection.exchange(deadline, self.settings.response_bytes_max).await?;
+        let keep_body = self.settings.provider_id.is_some();
+        let answer = connection.exchange(deadline, self.settings.response_bytes_max, keep_body).await?;
         if answer.reusable {
             self.idle.put(connection, Instant::now() + idle_max(&answer.head, IDLE_MAX));
         }
@@ -120,12 +132,43 @@ impl HttpWebhook {
     }
 }
 
+impl HttpWebhook {
+    /// The id in a body that came whole. An answer without one is as good as any other, but its receipts will
+    /// not find the message by it.
+    fn provider_id(&self, pointer: &JsonPointer, body: Option<&[u8]>) -> Option<Box<str>> {
+        match body.ok_or(NoId::NoBody).and_then(|body| pointer.find(body)) {
+            Ok(id) => Some(id),
+            Err(why) => {
+                let missing = self.ids_missing.fetch_add(1, Relaxed) + 1;
+                tracing::warn!(
+                    origin = %self.settings.url.origin().ascii_serialization(),
+                    provider_id = %pointer,
+                    missing,
+                    "a 2xx answer holds no provider id: {}",
+                    why.as_str()
+                );
+                None
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl Webhook for HttpWebhook {
     async fn send(&self, request: WebhookRequest<'_>) -> ports::Answer {
         let outcome = match self.attempt(&request).await {
-            Ok(Answer { head, .. }) => {
-                http_policy::outcome(head.status, head.retry_after, request.at, self.settings.retry_after_max)
+            Ok(Answer { head, body, .. }) => {
+                let outcome = http_policy::outcome(
+                    head.status,
+                    head.retry_after,
+                    request.at,
+                    self.settings.retry_after_max,
+                );
+                let provider_id = match (outcome, &self.settings.provider_id) {
+                    (Outcome::Sent { .. }, Some(pointer)) => self.provider_id(pointer, body.as_deref()),
+                    _ => None,
+                };
+                return ports::Answer { outcome, provider_id };
             }
             // No attempt can mend a content type that no header can hold.
             Err(reason @ Reason::Render) => Outcome::Permanent { status: 0, reason },

@@ -109,6 +109,7 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             response_bytes_max: 65536,
             retry_after_max: Duration::from_secs(1),
+            provider_id: None,
             ca_file: None,
         }
     }

@@ -1,5 +1,5 @@
-//! Reads answers (RFC 9112), without IO: bytes go in, what they mean comes out. A body's content is of
-//! no interest; it is counted and dropped, only so that the connection can be used again.
+//! Reads answers (RFC 9112), without IO: bytes go in, what they mean comes out. A body's content is of no
+//! interest but for a provider's id; else it is counted and dropped, so that the connection can be used again.
 
 use std::time::Duration;
 
@@ -193,13 +193,15 @@ impl BodyReader {
         Self { state, allowance: bytes_max }
     }
 
-    /// Takes the next bytes; called first with what came behind the head, even if that is nothing.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> BodyStep {
+    /// Takes the next bytes; called first with what came behind the head, even if that is nothing. The
+    /// content goes to `kept`, if there is one: no more than was allowed.
+    pub(super) fn feed(&mut self, bytes: &[u8], mut kept: Option<&mut Vec<u8>>) -> BodyStep {
         match self.state {
             // Known beforehand to be too long: not worth reading any of it.
             BodyState::Length(length) if length > self.allowance => BodyStep::Broken,
             BodyState::Length(length) => {
                 let len = bytes.len() as u64;
+                keep(kept.as_deref_mut(), &bytes[..len.min(length) as usize]);
                 self.allowance = self.allowance.saturating_sub(len.min(length));
                 self.state = BodyState::Length(length.saturating_sub(len));
                 if len >= length { BodyStep::Done { left: (len - length) as usize } } else { BodyStep::More }
@@ -209,13 +211,14 @@ impl BodyReader {
                     return BodyStep::Broken;
                 }
                 self.allowance -= bytes.len() as u64;
+                keep(kept, bytes);
                 BodyStep::More
             }
-            _ => self.feed_chunked(bytes),
+            _ => self.feed_chunked(bytes, kept),
         }
     }
 
-    fn feed_chunked(&mut self, bytes: &[u8]) -> BodyStep {
+    fn feed_chunked(&mut self, bytes: &[u8], mut kept: Option<&mut Vec<u8>>) -> BodyStep {
         use BodyState as S;
         let mut at = 0;
         while at < bytes.len() {
@@ -226,6 +229,7 @@ impl BodyReader {
             let Some(allowance) = self.allowance.checked_sub(step) else { return BodyStep::Broken };
             self.allowance = allowance;
             if let S::ChunkData { left } = self.state {
+                keep(kept.as_deref_mut(), &bytes[at..at + step as usize]);
                 self.state = if step == left { S::ChunkDataCr } else { S::ChunkData { left: left - step } };
             } else {
                 let byte = bytes[at];
@@ -253,6 +257,12 @@ impl BodyReader {
             at += step as usize;
         }
         BodyStep::More
+    }
+}
+
+fn keep(kept: Option<&mut Vec<u8>>, content: &[u8]) {
+    if let Some(kept) = kept {
+        kept.extend_from_slice(content);
     }
 }
 
@@ -360,13 +370,36 @@ mod tests {
 
     /// Feeds `bytes` in pieces and returns the end: how many bytes are the body's, or that it is broken.
     fn read(framing: Framing, max: u64, bytes: &[u8], cuts: &[usize]) -> Result<Option<usize>, ()> {
+        read_kept(framing, max, bytes, cuts).0
+    }
+
+    /// The same with the content.
+    fn read_kept(
+        framing: Framing,
+        max: u64,
+        bytes: &[u8],
+        cuts: &[usize],
+    ) -> (Result<Option<usize>, ()>, Vec<u8>) {
+        let mut kept = Vec::new();
+        let end = feed_all(framing, max, bytes, cuts, &mut kept);
+        assert!(kept.len() as u64 <= max, "no more is kept than is allowed");
+        (end, kept)
+    }
+
+    fn feed_all(
+        framing: Framing,
+        max: u64,
+        bytes: &[u8],
+        cuts: &[usize],
+        kept: &mut Vec<u8>,
+    ) -> Result<Option<usize>, ()> {
         let mut reader = BodyReader::new(framing, max);
         let mut at = 0;
         let mut cuts = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect::<Vec<_>>();
         cuts.push(bytes.len());
         cuts.sort_unstable();
         for cut in cuts {
-            match reader.feed(&bytes[at..cut]) {
+            match reader.feed(&bytes[at..cut], Some(kept)) {
                 BodyStep::More => at = cut,
                 BodyStep::Done { left } => return Ok(Some(cut - left)),
                 BodyStep::Broken => return Err(()),
@@ -433,7 +466,11 @@ mod tests {
             bytes.extend(&junk);
             if flip.is_none() {
                 let expected = if end as u64 > max { Err(()) } else { Ok(Some(end)) };
-                prop_assert_eq!(read(Framing::Chunked, max, &bytes, &cuts), expected);
+                let (end, kept) = read_kept(Framing::Chunked, max, &bytes, &cuts);
+                prop_assert_eq!(end, expected);
+                if end.is_ok() {
+                    prop_assert_eq!(kept, chunks.concat());
+                }
             }
             if let Some((index, byte)) = flip {
                 let at = index.index(bytes.len());

@@ -5,6 +5,8 @@ use std::{collections::HashSet, fmt, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 use url::{Host, Url};
 
+use super::provider_id::JsonPointer;
+
 /// One destination's webhook, all keys resolved.
 #[derive(Clone)]
 pub struct WebhookSettings {
@@ -20,10 +22,12 @@ pub struct WebhookSettings {
     pub timeout: Duration,
     /// For opening a connection: name lookup, TCP and TLS.
     pub connect_timeout: Duration,
-    /// As much of an answer's body is read; its content is never used.
+    /// As much of an answer's body is read; its content is not used but for `provider_id`.
     pub response_bytes_max: u64,
     /// `Retry-After` counts no longer than this.
     pub retry_after_max: Duration,
+    /// Where in the body of a 2xx answer, which is JSON, the receiver's own id for the message is.
+    pub provider_id: Option<JsonPointer>,
     /// PEM certificates that are trusted beside the system's.
     pub ca_file: Option<PathBuf>,
 }
@@ -255,6 +259,7 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             response_bytes_max: 1,
             retry_after_max: Duration::ZERO,
+            provider_id: None,
             ca_file: None,
         };
         let shown = format!("{settings:?}");

@@ -2,6 +2,7 @@
 
 mod connections;
 mod misbehaviour;
+mod provider_ids;
 mod tls;
 
 use std::{
@@ -83,6 +84,7 @@ fn settings(url: &str) -> WebhookSettings {
         connect_timeout: Duration::from_secs(5),
         response_bytes_max: 64 * 1024,
         retry_after_max: Duration::from_hours(1),
+        provider_id: None,
         ca_file: None,
     }
 }
