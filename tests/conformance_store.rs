@@ -2,11 +2,18 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator},
-    console::{DeadFilter, Operate as _},
+    adapters::embedded::{EmbeddedStore, Operator, ReceiptViewer},
+    console::{DeadFilter, Operate as _, receipts::ReceiptView as _},
 };
-use postrider_actors::testing::conformance::{self, Patience, Subject};
+use postrider_actors::{
+    model::ids::MessageId,
+    testing::{
+        LedgerReceipt, LedgerRow, LedgerTally, RowReader,
+        conformance::{self, Patience, ReceiptSubject, Subject},
+    },
+};
 
 async fn make() -> Subject {
     let dir = tempfile::tempdir().unwrap();
@@ -35,6 +42,73 @@ async fn make() -> Subject {
 /// With a queue that only carries.
 async fn carried() -> Subject {
     make().await.carried(1)
+}
+
+/// The suite looks in as a command does: from outside, beside the daemon.
+struct Rows(ReceiptViewer);
+
+#[async_trait]
+impl RowReader for Rows {
+    async fn row(&self, id: MessageId, destination: &str) -> Option<LedgerRow> {
+        let rows = self.0.message(id).await.unwrap();
+        let row = rows.into_iter().find(|row| &*row.destination == destination)?;
+        assert!(row.state >= row.recorded && row.updated_at >= row.recorded_at);
+        Some(LedgerRow {
+            id: row.id,
+            destination: row.destination,
+            feed: row.feed,
+            recipient: row.recipient.into(),
+            state: row.state,
+            attempts: row.attempts,
+            status: row.status,
+            reason: row.reason,
+            detail: row.detail.map(Into::into),
+            provider_id: row.provider_id.map(Into::into),
+            accepted_at: row.accepted_at,
+            at: row.recorded_at,
+            told: row.told,
+            receipt: row.receipt.map(|receipt| LedgerReceipt {
+                state: receipt.state,
+                at: receipt.at,
+                facts: receipt.facts,
+            }),
+        })
+    }
+
+    async fn tally(&self) -> LedgerTally {
+        LedgerTally {
+            rows: self.0.counts(None).await.unwrap().iter().map(|count| count.messages).sum(),
+            parked: self.0.parked(usize::MAX).await.unwrap().len() as u64,
+            orphans: self.0.orphans(usize::MAX).await.unwrap().len() as u64,
+            rejects: self.0.rejects(usize::MAX).await.unwrap().len() as u64,
+        }
+    }
+}
+
+async fn make_receipts() -> ReceiptSubject {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), Arc::new(|error| panic!("fatal: {error}"))).unwrap();
+    store.keep_changes(true);
+    let rows = Rows(ReceiptViewer::open(dir.path()).unwrap());
+    ReceiptSubject { ledger: Arc::new(store), rows: Arc::new(rows), guard: Box::new(dir) }
+}
+
+#[tokio::test]
+async fn receipts() {
+    conformance::receipts(make_receipts).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receipts_on_several_threads() {
+    conformance::receipts(make_receipts).await;
+}
+
+/// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.
+#[tokio::test]
+async fn receipt_histories() {
+    for seed in seeds(12) {
+        conformance::receipt_history(make_receipts().await, seed).await;
+    }
 }
 
 #[tokio::test]
@@ -80,15 +154,18 @@ async fn entries() {
 /// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.
 #[tokio::test]
 async fn histories() {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("POSTRIDER_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("POSTRIDER_SEEDS").unwrap_or(48),
-    };
-    for seed in seeds {
+    for seed in seeds(48) {
         conformance::history(make().await, seed).await;
         if seed % 4 == 0 {
             conformance::history(make().await.carried(seed), seed).await;
         }
+    }
+}
+
+fn seeds(by_default: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("POSTRIDER_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("POSTRIDER_SEEDS").unwrap_or(by_default),
     }
 }

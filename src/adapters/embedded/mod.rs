@@ -16,6 +16,7 @@ mod messages;
 mod open;
 mod operator;
 mod reader;
+mod receipts;
 mod redrive;
 mod reports;
 mod settle;
@@ -27,7 +28,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     thread,
 };
@@ -51,6 +52,7 @@ pub use self::{
     lock::{InstanceLock, LockError},
     open::{DATABASE, OpenError, SCHEMA_VERSION, schema_version},
     operator::Operator,
+    receipts::ReceiptViewer,
     viewer::Viewer,
     writer::{OnFatal, exit_on_fatal},
 };
@@ -66,6 +68,8 @@ pub struct EmbeddedStore {
     losses: usize,
     /// How far archiving has looked.
     archived_until: AtomicI64,
+    /// Whether changes of states by receipts are kept.
+    keeps_changes: AtomicBool,
 }
 
 struct Handles {
@@ -91,6 +95,7 @@ impl EmbeddedStore {
             handles: Some(Handles { writer, writing, reader, reading }),
             losses,
             archived_until: AtomicI64::new(0),
+            keeps_changes: AtomicBool::new(false),
         })
     }
 

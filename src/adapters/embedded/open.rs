@@ -25,10 +25,10 @@ const PAGE_BYTES: u32 = 8192;
 /// Steps from one schema version to the next; `user_version` counts those applied. Never edit one that
 /// was released: append.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
-    [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+    [include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 
 /// The schema version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// Another process may be writing: the CLI beside the daemon, or the other way round. Its transactions
 /// are bounded, so this is far beyond what waiting takes.
