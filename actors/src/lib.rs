@@ -31,6 +31,7 @@ pub mod file_watcher;
 pub mod parser;
 pub mod queue_feed;
 pub mod sweeper;
+pub mod table_delivery;
 pub mod throttle;
 pub mod webhook_delivery;
 

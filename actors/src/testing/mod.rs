@@ -10,6 +10,7 @@ mod memory_intake;
 mod memory_rates;
 mod memory_receipts;
 mod memory_store;
+mod memory_table;
 
 pub use carrier::{Carrier, CarrierFaults, Delivery, Receipt};
 pub use carrier_queue::CarrierQueue;
@@ -19,3 +20,4 @@ pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
 pub use memory_rates::MemoryRateTable;
 pub use memory_receipts::MemoryReceipts;
 pub use memory_store::MemoryStore;
+pub use memory_table::{MemoryStatement, MemoryTable};

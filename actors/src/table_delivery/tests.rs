@@ -1,0 +1,493 @@
+use std::{collections::BTreeMap, ops::Range};
+
+use async_trait::async_trait;
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::*;
+use crate::{
+    flow::ProgressBoard,
+    metrics::StageMetrics,
+    model::{
+        batch::{BatchHeader, NewBatch},
+        bisect::statements_max,
+        file::{DestinationCounts, FileRecord, FileReport, Reject},
+        ids::FileId,
+        outcome::Reason,
+        record::MessageRecord,
+        state::MessageState,
+        table::{Column, ColumnSource, ColumnType, MAPPING_TYPE},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Outbox as _, OutstandingQuery, Settled, Settlement, TableError},
+    testing::{MemoryStore, MemoryTable, fixtures},
+};
+
+const TABLES: [&str; 2] = ["primary", "secondary"];
+const LIMITS: GroupLimits =
+    GroupLimits { rows: 1_000, bytes: 1_000_000, linger: Duration::from_millis(200), batches: 64 };
+
+/// Virtual time.
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn wall(&self) -> UnixMs {
+        UnixMs(1_000_000 + self.mono().0)
+    }
+
+    fn mono(&self) -> MonoMs {
+        MonoMs(self.0.elapsed().as_millis() as u64)
+    }
+}
+
+/// The store's ledger, and what it was told.
+struct Told {
+    store: Arc<MemoryStore>,
+    records: Mutex<Vec<MessageRecord>>,
+}
+
+#[async_trait]
+impl Ledger for Told {
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
+        let records = settlements.iter().flat_map(|settlement| settlement.records.clone());
+        self.records.lock().unwrap().extend(records);
+        self.store.settle(settlements).await
+    }
+
+    async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.store.disable_destination(name, reason, at).await
+    }
+
+    async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        self.store.disabled_destinations().await
+    }
+
+    async fn report(&self, file: FileId) -> Result<Option<FileReport>, StoreError> {
+        self.store.report(file).await
+    }
+
+    async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        self.store.rejects(file, after, limit).await
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.store.latest_files(limit).await
+    }
+
+    async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.store.settled_files(feed, limit).await
+    }
+
+    async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
+        self.store.mark_reported(files).await
+    }
+}
+
+fn template() -> String {
+    let column = |name: &str, source, kind| Column { name: name.into(), source, kind, required: true };
+    let columns = vec![
+        column("id", ColumnSource::Id, ColumnType::Text),
+        column("who", ColumnSource::Recipient, ColumnType::Text),
+    ];
+    Mapping { columns }.to_template()
+}
+
+struct World {
+    clock: Arc<Paused>,
+    store: Arc<MemoryStore>,
+    told: Arc<Told>,
+    tables: [Arc<MemoryTable>; 2],
+    setup: TableDeliverySetup,
+    file: Arc<FileRecord>,
+    appended: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Arc::new(Paused(Instant::now()));
+        let store = Arc::new(MemoryStore::new());
+        let told = Arc::new(Told { store: store.clone(), records: Mutex::default() });
+        let tables = [Arc::new(MemoryTable::new()), Arc::new(MemoryTable::new())];
+        let destination = |(name, table): (&&str, &Arc<MemoryTable>)| TableDestination {
+            name: (*name).into(),
+            table: table.clone(),
+            gates: StatementGates { in_flight: Arc::new(Semaphore::new(4)), rate: None },
+            group: LIMITS,
+            concurrency: 2,
+            retry: RetrySchedule {
+                max_attempts: 20,
+                max_age: Duration::from_hours(1),
+                base: Duration::from_secs(1),
+                cap: Duration::from_secs(30),
+            },
+            paused: false,
+            recorded: true,
+            metrics: StageMetrics::default().destination(name),
+        };
+        let setup = TableDeliverySetup {
+            destinations: TABLES.iter().zip(&tables).map(destination).collect(),
+            queue: store.clone(),
+            ledger: told.clone(),
+            clock: clock.clone(),
+            queued: Bell::default(),
+            appended: Bell::default(),
+            lease: Duration::from_secs(30),
+            lost_cap: 3,
+            progress: ProgressBoard::default().mark("table", clock.mono()),
+        };
+        let file = fixtures::file("orders", 1, &TABLES);
+        Self { clock, store, told, tables, setup, file, appended: 0 }
+    }
+
+    fn batch(&self, destination: &str, rows: Range<u64>, change: impl Fn(&mut BatchHeader)) -> NewBatch {
+        let mut header = (*fixtures::header(&self.file, destination)).clone();
+        header.template = Some(template());
+        header.content_type = MAPPING_TYPE.into();
+        change(&mut header);
+        let batch = fixtures::batch(&self.file, destination, rows, self.clock.wall());
+        NewBatch { header: Arc::new(header), ..batch }
+    }
+
+    /// Appends the next `rows` rows to both tables as one batch each. Row `n` is for `user-n`.
+    async fn append(&mut self, rows: u64) {
+        self.append_with(rows, |_| {}).await;
+    }
+
+    async fn append_with(&mut self, rows: u64, change: impl Fn(&mut BatchHeader)) {
+        let (first, last) = (self.appended + 1, self.appended + rows);
+        let mut append = fixtures::step(&self.file, first..=last, self.clock.wall());
+        append.batches =
+            TABLES.iter().map(|destination| self.batch(destination, first..last + 1, &change)).collect();
+        self.appended = last;
+        self.store.append(append).await.unwrap();
+        self.dispatch().await;
+    }
+
+    async fn dispatch(&self) {
+        let query =
+            OutstandingQuery { due_by: self.clock.wall(), limit: 10_000, with_batches: false, except: &[] };
+        let entries = self.store.outstanding(query).await.unwrap();
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        self.store.send(&entries).await.unwrap();
+        self.store.mark_dispatched(&ids).await.unwrap();
+        self.setup.queued.ring();
+    }
+
+    /// Starts a worker as its actor does.
+    fn worker(&self) -> Worker {
+        let worker = TableDelivery::new(self.setup.clone(), "node-1/table-0#1", None, Fault::default());
+        let desk = worker.desk.clone();
+        let (lease, extend, group) = (desk.clone(), desk.clone(), desk);
+        let tasks = vec![
+            tokio::spawn(async move { extend.extend_loop().await.unwrap() }),
+            tokio::spawn(async move { group.group_loop().await }),
+        ];
+        let life = tokio::spawn(async move { lease.lease_loop(None).await });
+        Worker { actor: Some(worker), life, tasks }
+    }
+
+    async fn counts(&self, destination: &str) -> DestinationCounts {
+        let report = self.store.report(self.file.id).await.unwrap().unwrap();
+        report.destinations[destination]
+    }
+
+    /// Lets the worker work until `done`, dispatching retries as they come due.
+    async fn until(&self, what: &str, limit: Duration, mut done: impl AsyncFnMut(&Self) -> bool) {
+        let until = Instant::now() + limit;
+        while !done(self).await {
+            assert!(Instant::now() < until, "{what}: not within {limit:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.dispatch().await;
+        }
+    }
+
+    async fn until_settled(&self, destination: &str, limit: Duration) {
+        self.until("settled", limit, async |world| {
+            let counts = world.counts(destination).await;
+            counts.sent + counts.dead == counts.accepted
+        })
+        .await;
+    }
+
+    fn records_of(&self, destination: &str) -> BTreeMap<u64, MessageRecord> {
+        let records = self.told.records.lock().unwrap();
+        let of = records.iter().filter(|record| *record.destination == *destination);
+        of.map(|record| (record.id.row, record.clone())).collect()
+    }
+}
+
+struct Worker {
+    actor: Option<TableDelivery>,
+    life: JoinHandle<Result<(), StoreError>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// As a `Drain` does.
+    async fn drained(mut self) {
+        self.actor.as_ref().expect("it lives").desk.close();
+        let life = tokio::time::timeout(Duration::from_secs(20), &mut self.life).await;
+        life.expect("it drains").expect("it does not panic").expect("the store refuses nothing");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.life.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
+        drop(self.actor.take());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_1_s4_2_small_batches_share_statements_and_a_lonely_one_waits_no_longer_than_its_linger() {
+    let mut world = World::new();
+    for _ in 0..100 {
+        world.append(10).await;
+    }
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(10)).await;
+    let statements = world.tables[0].statements();
+    assert!(statements.len() <= 4, "{} statements for 1000 rows", statements.len());
+    assert!(statements.iter().all(|statement| statement.rows <= LIMITS.rows));
+    assert_eq!(world.tables[0].rows().len(), 1_000);
+    let begun = Instant::now();
+    world.append(1).await;
+    world.until_settled("primary", Duration::from_secs(10)).await;
+    let (took, statements) = (begun.elapsed(), world.tables[0].statements());
+    assert!(took >= LIMITS.linger && took < LIMITS.linger * 2, "{took:?}");
+    assert_eq!(statements.last().unwrap().rows, 1);
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_3_nothing_is_settled_before_the_commit() {
+    let mut world = World::new();
+    world.tables[0].slow(Duration::from_secs(40)); // longer than a lease
+    world.append(5).await;
+    let worker = world.worker();
+    tokio::time::sleep(Duration::from_secs(39)).await;
+    assert_eq!(world.counts("primary").await.sent, 0);
+    world.until_settled("primary", Duration::from_secs(5)).await;
+    assert_eq!((world.tables[0].statements().len(), world.counts("primary").await.sent), (1, 5));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_4_bad_rows_are_dead_with_the_tables_words_and_cost_few_statements() {
+    let mut world = World::new();
+    for _ in 0..4 {
+        world.append(500).await;
+    }
+    for row in [1, 2, 777, 1_500] {
+        world.tables[0].refuse(&format!("user-{row}"));
+    }
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(20)).await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.dead), (1_996, 4));
+    assert_eq!(world.tables[0].rows().len(), 1_996);
+    for (row, record) in world.records_of("primary") {
+        let is_bad = [1, 2, 777, 1_500].contains(&row);
+        assert_eq!(record.state == MessageState::Dead, is_bad, "row {row}");
+        if is_bad {
+            assert_eq!(record.reason, Some(Reason::Refused));
+            assert_eq!(record.detail.as_deref(), Some(&*format!("value \"user-{row}\" is refused")));
+            assert_eq!(record.attempts, 1);
+        }
+    }
+    let statements = world.tables[0].statements().len();
+    assert!(statements <= statements_max(4, 1_000, 3) + statements_max(4, 1_000, 1), "{statements}");
+    world.until_settled("secondary", Duration::from_secs(1)).await;
+    assert_eq!(world.counts("secondary").await.sent, 2_000);
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_5_a_secondary_that_is_away_holds_up_nothing_and_catches_up_by_itself() {
+    let mut world = World::new();
+    let away = TableError::Retryable("connection refused".into());
+    world.tables[1].answer(Some(away));
+    for _ in 0..20 {
+        world.append(500).await;
+    }
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(10)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    world.dispatch().await;
+    let failed = world.tables[1].statements().len();
+    assert!(failed <= 20, "{failed} statements into nothing in two minutes");
+    assert_eq!(world.counts("secondary").await.dead, 0);
+    let record = world.records_of("secondary").into_values().next().expect("the first group was put off");
+    assert_eq!((record.state, record.reason), (MessageState::Retrying, Some(Reason::Unavailable)));
+    assert_eq!(record.detail.as_deref(), Some("connection refused"));
+    world.tables[1].answer(None);
+    world.until_settled("secondary", Duration::from_mins(2)).await;
+    assert_eq!((world.counts("secondary").await.sent, world.tables[1].rows().len()), (10_000, 10_000));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_1_every_statement_passes_both_gates_those_of_a_bisection_too() {
+    let mut world = World::new();
+    let rate = Gate::default();
+    for destination in &mut world.setup.destinations {
+        destination.gates.rate = Some(rate.clone());
+        destination.gates.in_flight = Arc::new(Semaphore::new(1));
+        destination.concurrency = 4;
+    }
+    world.setup.destinations[1].paused = true;
+    world.tables[0].slow(Duration::from_millis(50));
+    world.tables[0].refuse("user-1234");
+    for _ in 0..8 {
+        world.append(500).await;
+    }
+    let worker = world.worker();
+    let mut fed = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let counts = world.counts("primary").await;
+        if counts.sent + counts.dead == counts.accepted {
+            break;
+        }
+        assert_eq!(world.tables[0].statements().len(), fed, "each waits for its turn, and takes it");
+        assert!(fed < 40, "it comes to an end");
+        rate.feed(1);
+        fed += 1;
+    }
+    assert!(fed > 10, "the bisection was counted: {fed}");
+    assert_eq!(world.tables[0].in_flight_max(), 1);
+    assert_eq!(world.tables[1].statements().len(), 0, "paused");
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_become_a_row_is_dead_with_the_reason() {
+    let mut world = World::new();
+    world.append_with(3, |header| header.template = Some("{{ id }}".into())).await;
+    world.append_with(3, |header| header.content_type = "application/json".into()).await;
+    world
+        .append_with(3, |header| {
+            header.template = Some(template().replace("\"who\"", "\"id\\\"; drop\""));
+        })
+        .await;
+    world
+        .append_with(3, |header| {
+            header.template = Some(
+                template().replace("\"recipient\",\"kind\":\"text\"", "\"recipient\",\"kind\":\"integer\""),
+            );
+        })
+        .await;
+    world.tables[0].limit_bytes(100);
+    world.append(3).await; // too large for that
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(5)).await;
+    assert_eq!(world.counts("primary").await.dead, 12);
+    let records = world.records_of("primary");
+    for (row, expected) in [
+        (1, "the mapping can't be read"),
+        (4, "the batch has no mapping"),
+        (7, "is no name of a column"),
+        (10, "column `who`: found \"user-10\", expected a whole number"),
+    ] {
+        let record = &records[&row];
+        let detail = record.detail.as_deref().unwrap_or_default();
+        assert!(detail.contains(expected), "row {row}: {detail}");
+        assert_eq!((record.state, record.reason), (MessageState::Dead, Some(Reason::Render)));
+    }
+    assert_eq!(records[&13].state, MessageState::Sent);
+    worker.drained().await;
+    let mut world = World::new();
+    world.tables[0].limit_bytes(50);
+    world.append(3).await;
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(5)).await;
+    assert_eq!((world.counts("primary").await.dead, world.tables[0].statements().len()), (3, 0));
+    assert!(world.records_of("primary")[&1].detail.as_deref().unwrap().contains("50 at most"));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s4_6_a_batch_whose_lease_was_lost_is_written_again_and_too_many_losses_condemn_one_row() {
+    let mut world = World::new();
+    world.append(5).await;
+    for holder in ["a", "b", "c"] {
+        let wants = vec![("primary".into(), 1)];
+        let request = LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX) };
+        assert_eq!(world.store.lease(request).await.unwrap().len(), 1);
+        if holder == "a" {
+            // It had written the rows, but told nobody.
+            let mapping = Arc::new(serde_json::from_str::<Mapping>(&template()).unwrap());
+            let id = |row| format!("msg_{}_{row}", world.file.id);
+            let rows: Vec<_> = (1..=5)
+                .map(|row| MemoryTable::row(&mapping, &[Some(&id(row)), Some(&format!("user-{row}"))]))
+                .collect();
+            world.tables[0].insert(&rows).await.unwrap();
+        }
+        world.store.release_holder(holder).await.unwrap();
+    }
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(5)).await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.dead, world.tables[0].rows().len()), (4, 1, 5));
+    let records = world.records_of("primary");
+    assert_eq!(records[&1].reason, Some(Reason::Poison));
+    let rows: Vec<_> = world.tables[0].statements().iter().map(|statement| statement.rows).collect();
+    assert_eq!(rows, [5, 1, 1, 1, 1], "suspects go alone");
+    world.until_settled("secondary", Duration::from_secs(5)).await;
+    assert_eq!(world.counts("secondary").await.sent, 5);
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_statement_is_its_rows_failure_and_the_worker_goes_on() {
+    let mut world = World::new();
+    world.tables[0].panic(1);
+    world.append(5).await;
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_mins(1)).await;
+    assert_eq!(world.counts("primary").await.sent, 5);
+    let told = world.told.records.lock().unwrap().clone();
+    assert!(told.iter().any(|record| record.reason == Some(Reason::Panic)));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
+    let mut world = World::new();
+    world.setup.destinations[1].paused = true;
+    world.setup.destinations[0].concurrency = 1;
+    world.tables[0].slow(Duration::from_secs(5));
+    world.append(2_000).await; // two statements
+    world.append(5).await;
+    let worker = world.worker();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    worker.drained().await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.retrying, counts.dead), (1_000, 0, 0));
+    assert_eq!(world.store.queue_depth().await.unwrap().in_flight, 0);
+    world.tables[0].slow(Duration::ZERO);
+    let wants = vec![("primary".into(), 10)];
+    let leases = world
+        .store
+        .lease(LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX) })
+        .await
+        .unwrap();
+    assert!(leases.iter().all(|lease| (lease.losses, lease.attempt) == (0, 0)), "{leases:?}");
+    assert_eq!(leases.iter().map(|lease| lease.states.unsettled().count()).sum::<usize>(), 1_005);
+}
+
+#[actix::test]
+async fn the_actor_ends_when_it_is_drained() {
+    let mut world = World::new();
+    world.append(5).await;
+    let address = TableDelivery::new(world.setup.clone(), "node-1/table-0#1", None, Fault::default()).start();
+    world.until_settled("primary", Duration::from_secs(10)).await;
+    address.send(Drain).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    while address.connected() {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
