@@ -12,7 +12,7 @@ use std::{
 use postrider_actors::model::body::BodyTemplate;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::adapters::webhook::{self, signature::SigningKey};
+use crate::{adapters::webhook, signature::SigningKey};
 
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, Receipts, SecretSource, SourceKind,

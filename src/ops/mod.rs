@@ -7,7 +7,7 @@ mod hosts;
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -22,18 +22,18 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
-};
+use tokio::net::TcpStream;
 
 pub use self::health::{Health, Phase};
 use self::hosts::{Hosts, Stranger};
-use crate::telemetry::metrics::{self, Metrics};
+pub use crate::listener::Serving;
+use crate::{
+    listener::Listener,
+    telemetry::metrics::{self, Metrics},
+};
 
-/// Connections at once: a few scrapers and probes. Others wait in the kernel's backlog.
-const CONNECTIONS_MAX: usize = 32;
+/// Connections at once: a few scrapers and probes.
+const CONNECTIONS_MAX: u32 = 32;
 /// How long a request's head may take to arrive: whoever sends a byte now and then loses the place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, its one answer included: whoever does not read it loses the place.
@@ -44,20 +44,7 @@ const HEADERS_MAX: usize = 64;
 
 /// A bound server that answers nobody yet.
 #[derive(Debug)]
-pub struct OpsServer {
-    listener: StdListener,
-    address: SocketAddr,
-}
-
-/// A server that answers. It ends when this is dropped.
-#[derive(Debug)]
-pub struct Serving(JoinHandle<()>);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub struct OpsServer(Listener);
 
 /// What requests are answered from.
 #[derive(Debug)]
@@ -70,15 +57,12 @@ struct Desk {
 impl OpsServer {
     /// Takes the address. Port 0 takes a free one.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = StdListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Listener::bind(address).map(Self)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.0.address()
     }
 
     /// Answers from now on. `allowed_hosts` are names in lower case. Call it within a tokio runtime.
@@ -88,27 +72,12 @@ impl OpsServer {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> io::Result<Serving> {
-        let listener = TcpListener::from_std(self.listener)?;
         let desk = Arc::new(Desk { hosts: Hosts::new(allowed_hosts), health, metrics });
-        Ok(Serving(tokio::spawn(accept(listener, desk))))
+        self.0.serve(CONNECTIONS_MAX, move |stream, _, _| connection(stream, Arc::clone(&desk)))
     }
 }
 
-async fn accept(listener: TcpListener, desk: Arc<Desk>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes the semaphore");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(stream, Arc::clone(&desk), permit));
-            }
-            // Out of descriptors, or a peer that is gone again: neither passes faster by spinning.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, desk: Arc<Desk>, _permit: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, desk: Arc<Desk>) {
     let Ok(local) = stream.local_addr() else {
         return; // it is gone
     };

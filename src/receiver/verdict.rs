@@ -2,14 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use anyhow::Context as _;
 use hyper::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 
-use crate::adapters::webhook::signature::SigningKey;
-
-/// How far a timestamp may be off, both ways: the tolerance of the specification's libraries.
-const TIMESTAMP_TOLERANCE_S: u64 = 300;
+use crate::signature::{self, SignedHead};
 
 /// What a request is answered, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,34 +26,19 @@ impl Answer {
 
 /// Checks signatures.
 #[derive(Debug)]
-pub(super) struct Verifier {
-    keys: Vec<SigningKey>,
-}
+pub(super) struct Verifier(signature::Verifier);
 
 impl Verifier {
     pub(super) fn new(secrets: &[SecretString]) -> anyhow::Result<Self> {
-        let keys = secrets.iter().enumerate().map(|(index, secret)| {
-            SigningKey::new(secret).with_context(|| format!("secret {} can't be used", index + 1))
-        });
-        Ok(Self { keys: keys.collect::<Result<_, _>>()? })
+        signature::Verifier::new(secrets)
+            .map(Self)
+            .map_err(|(index, error)| anyhow::anyhow!("secret {} can't be used: it {error}", index + 1))
     }
 
     /// Whether one of the secrets has signed the request lately; `None` if there are no secrets.
     pub(super) fn verify(&self, headers: &HeaderMap, body: &[u8], now_s: u64) -> Option<bool> {
-        if self.keys.is_empty() {
-            return None;
-        }
-        let get = |name| headers.get(name)?.to_str().ok();
-        let verify = || {
-            let (id, timestamp) = (get("webhook-id")?, get("webhook-timestamp")?);
-            let signatures = get("webhook-signature")?;
-            let sent_s: u64 = timestamp.parse().ok()?;
-            let is_fresh = sent_s.abs_diff(now_s) <= TIMESTAMP_TOLERANCE_S;
-            let is_signed =
-                |key: &SigningKey| key.verifies(id.as_bytes(), timestamp.as_bytes(), body, signatures);
-            Some(is_fresh && self.keys.iter().any(is_signed))
-        };
-        Some(verify().unwrap_or(false))
+        let verify = || self.0.verify(&SignedHead::read(headers, now_s)?, body);
+        (!self.0.is_empty()).then(|| verify().is_ok())
     }
 }
 

@@ -2,7 +2,7 @@
 //! the end-to-end rate (`docs/decisions/0006-http-client.md`).
 //!
 //! The way of one attempt: take an idle [`connection`] or [`connect`]; write the [`request`] from the
-//! destination's template, with its [`signature`]; read the [`response`]; put the connection back.
+//! destination's template, signed by [`crate::signature`]; read the [`response`]; put the connection back.
 //! Nothing runs between attempts but the reaper of [`idle`] connections, and no task owns a connection:
 //! an attempt that is cancelled closes its own and disturbs no other.
 
@@ -13,7 +13,6 @@ mod provider_id;
 mod request;
 mod response;
 mod settings;
-pub mod signature;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -46,6 +45,7 @@ pub use self::{
     provider_id::{BadPointer, JsonPointer},
     settings::{Problem, WebhookSettings, validate},
 };
+use crate::signature::SigningKey;
 
 /// The longest a connection stays idle: Node, Apache and uvicorn close theirs after 5 s, and a request
 /// that meets the close on its way costs an attempt. Under load none stays idle that long.
@@ -78,7 +78,7 @@ impl HttpWebhook {
         // The content type travels with each batch; any valid one does here.
         let mut problems = validate(settings.url.as_str(), &settings.headers, "application/json");
         for (index, secret) in settings.secrets.iter().enumerate() {
-            if let Err(error) = signature::SigningKey::new(secret) {
+            if let Err(error) = SigningKey::new(secret) {
                 problems.extend(problem(format!("secrets[{index}]"), format!("it {error}"), "replace it"));
             }
         }

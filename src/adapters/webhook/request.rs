@@ -3,10 +3,8 @@
 
 use postrider_actors::{model::ids::MessageId, ports::WebhookRequest};
 
-use super::{
-    settings::{WebhookSettings, host_header, value_problem},
-    signature::{SecretError, SigningKey},
-};
+use super::settings::{WebhookSettings, host_header, value_problem};
+use crate::signature::{SecretError, SigningKey};
 
 /// A destination's requests: everything but the message.
 pub(super) struct RequestTemplate {

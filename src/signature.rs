@@ -1,16 +1,17 @@
-//! Signatures by the Standard Webhooks specification, version 1 (HMAC-SHA256):
+//! Signatures by the Standard Webhooks specification, version 1 (HMAC-SHA256), made and verified:
 //! <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
 //!
 //! The signed content is `{webhook-id}.{webhook-timestamp}.{body}`. The header holds one
 //! `v1,<base64>` per secret, separated by spaces, so that secrets can be rotated.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_PAD_INDIFFERENT},
 };
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use hyper::HeaderMap;
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use sha2::Sha256;
 
@@ -95,6 +96,87 @@ impl SigningKey {
 /// whoever sends thousands.
 const SIGNATURES_MAX: usize = 32;
 
+/// How far a timestamp may be off, both ways: the tolerance of the specification's libraries.
+pub const TIMESTAMP_TOLERANCE: Duration = Duration::from_mins(5);
+
+/// Why a request counts as unsigned. It never holds what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsigned {
+    /// A header is missing, is there twice, or is no text.
+    #[error("`{0}` is missing, is there twice or is no ASCII text")]
+    Header(&'static str),
+    /// The timestamp is no number.
+    #[error("`webhook-timestamp` is no number of seconds since 1970")]
+    Timestamp,
+    /// It was signed too long ago, or will be.
+    #[error("`webhook-timestamp` is off by {off_s} s, more than the {} s allowed", TIMESTAMP_TOLERANCE.as_secs())]
+    Stale {
+        /// By how many seconds.
+        off_s: u64,
+    },
+    /// No secret fits.
+    #[error("no signature in `webhook-signature` is by a secret that is known here")]
+    NoMatch,
+}
+
+/// What a request's head says of its signature. Its body is still to be checked.
+#[derive(Clone, Copy, Debug)]
+pub struct SignedHead<'a> {
+    /// `webhook-id`.
+    pub id: &'a str,
+    timestamp: &'a str,
+    signatures: &'a str,
+}
+
+impl<'a> SignedHead<'a> {
+    /// Reads the three headers, and refuses what is stale at `now_s`: before anything is spent on a body.
+    pub fn read(headers: &'a HeaderMap, now_s: u64) -> Result<Self, Unsigned> {
+        let get = |name: &'static str| {
+            let mut values = headers.get_all(name).iter();
+            match (values.next(), values.next()) {
+                (Some(value), None) => value.to_str().map_err(|_| Unsigned::Header(name)),
+                _ => Err(Unsigned::Header(name)),
+            }
+        };
+        let (id, timestamp) = (get("webhook-id")?, get("webhook-timestamp")?);
+        let signatures = get("webhook-signature")?;
+        let signed_s: u64 = timestamp.parse().map_err(|_| Unsigned::Timestamp)?;
+        let off_s = signed_s.abs_diff(now_s);
+        if off_s > TIMESTAMP_TOLERANCE.as_secs() {
+            return Err(Unsigned::Stale { off_s });
+        }
+        Ok(Self { id, timestamp, signatures })
+    }
+}
+
+/// The secrets that may have signed what comes in: several at once, so that they can be rotated.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    keys: Vec<SigningKey>,
+}
+
+impl Verifier {
+    /// Makes the secrets ready. The error names the first unusable one by its index.
+    pub fn new(secrets: &[SecretString]) -> Result<Self, (usize, SecretError)> {
+        let keys = secrets.iter().enumerate();
+        let keys = keys.map(|(index, secret)| SigningKey::new(secret).map_err(|error| (index, error)));
+        Ok(Self { keys: keys.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether there is no secret, so that nothing can be verified.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Whether one of the secrets has signed this head with this body.
+    pub fn verify(&self, head: &SignedHead<'_>, body: &[u8]) -> Result<(), Unsigned> {
+        let is_signed = |key: &SigningKey| {
+            key.verifies(head.id.as_bytes(), head.timestamp.as_bytes(), body, head.signatures)
+        };
+        if self.keys.iter().any(is_signed) { Ok(()) } else { Err(Unsigned::NoMatch) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +238,43 @@ mod tests {
         assert!(!verifies(&good[..good.len() - 5]), "a cut tag is none");
         assert!(!verifies("v1,"));
         assert!(!verifies(""));
+    }
+
+    #[test]
+    fn f55_a_head_counts_if_it_is_whole_unambiguous_and_fresh() {
+        let head = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, value.parse().unwrap());
+            }
+            SignedHead::read(&headers, 1_000).map(|head| head.id.to_owned())
+        };
+        let (id, at, by) =
+            (("webhook-id", "m"), ("webhook-timestamp", "1000"), ("webhook-signature", "v1,x"));
+        assert_eq!(head(&[id, at, by]), Ok("m".to_owned()));
+        assert_eq!(head(&[at, by]), Err(Unsigned::Header("webhook-id")));
+        assert_eq!(head(&[id, at]), Err(Unsigned::Header("webhook-signature")));
+        assert_eq!(head(&[id, at, by, ("webhook-id", "n")]), Err(Unsigned::Header("webhook-id")));
+        assert_eq!(head(&[id, ("webhook-timestamp", "1e3"), by]), Err(Unsigned::Timestamp));
+        for (at, expected) in [("700", true), ("699", false), ("1300", true), ("1301", false)] {
+            assert_eq!(head(&[id, ("webhook-timestamp", at), by]).is_ok(), expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn any_of_several_secrets_may_have_signed() {
+        let verifier = Verifier::new(&["new".to_owned().into(), "old".to_owned().into()]).unwrap();
+        let by = |secret: &str| signed(secret, "m", "1", "x");
+        let verify =
+            |signatures: &str| verifier.verify(&SignedHead { id: "m", timestamp: "1", signatures }, b"x");
+        assert_eq!(verify(&by("old")), Ok(()));
+        assert_eq!(verify(&by("new")), Ok(()));
+        assert_eq!(verify(&by("other")), Err(Unsigned::NoMatch));
+        let none = Verifier::new(&[]).unwrap();
+        assert!(none.is_empty());
+        let head = SignedHead { id: "m", timestamp: "1", signatures: &by("old") };
+        assert_eq!(none.verify(&head, b"x"), Err(Unsigned::NoMatch));
+        assert_eq!(Verifier::new(&["a".to_owned().into(), "".to_owned().into()]).unwrap_err().0, 1);
     }
 
     #[test]
