@@ -7,6 +7,7 @@ pub mod clock;
 pub mod dynamodb;
 pub mod embedded;
 pub mod inbox;
+pub mod receipts;
 #[cfg(feature = "aws")]
 pub mod sqs;
 pub mod webhook;

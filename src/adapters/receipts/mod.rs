@@ -1,0 +1,3 @@
+//! Where receipts come from.
+
+pub mod http;
