@@ -6,6 +6,7 @@ mod blocking;
 mod gate;
 mod insist;
 mod progress;
+mod rest;
 mod slots;
 
 pub use bell::Bell;
@@ -13,4 +14,5 @@ pub use blocking::blocking;
 pub use gate::Gate;
 pub use insist::insist;
 pub use progress::{Progress, ProgressBoard};
+pub use rest::rest;
 pub use slots::{Slot, Slots};

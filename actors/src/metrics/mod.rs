@@ -6,6 +6,7 @@
 //! each metric means; a test in the binary holds it against what is registered.
 
 mod families;
+mod receipts;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use prometheus_client::{
 };
 
 pub use families::{Counters, Gauges, Labels, Share, Timings, age_buckets, call_buckets, labels};
+pub use receipts::{ReceiptMetrics, ReconcilerMetrics, SourceMetrics, SweeperMetrics};
 
 use crate::{
     model::{

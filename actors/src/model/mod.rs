@@ -28,5 +28,6 @@ pub mod shard;
 pub mod state;
 pub mod suspect;
 pub mod table;
+pub mod throughput;
 pub mod time;
 pub mod timestamp;

@@ -9,6 +9,7 @@ mod ledger_row;
 mod memory_intake;
 mod memory_rates;
 mod memory_receipts;
+mod memory_source;
 mod memory_store;
 mod memory_table;
 
@@ -19,5 +20,6 @@ pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
 pub use memory_rates::MemoryRateTable;
 pub use memory_receipts::MemoryReceipts;
+pub use memory_source::MemorySource;
 pub use memory_store::MemoryStore;
 pub use memory_table::{MemoryStatement, MemoryTable};

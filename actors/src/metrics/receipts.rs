@@ -1,0 +1,209 @@
+//! What the stages of receipts count. Families of their own: a process without receipts does not have them.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, histogram::Histogram},
+    registry::Registry,
+};
+
+use super::{Counters, Gauges, Timings, call_buckets};
+use crate::ports::{Applied, Taken};
+
+/// The families of the stages of receipts.
+#[derive(Clone, Debug)]
+pub struct ReceiptMetrics {
+    taken: Counters<2>,
+    poll_failures: Counters<1>,
+    applied: Counters<1>,
+    conflicts: Counters<0>,
+    changed: Counters<0>,
+    apply_duration: Timings<0>,
+    rejoined: Counters<0>,
+    orphaned: Counters<0>,
+    expired: Counters<1>,
+    waiting: Gauges<0>,
+}
+
+impl Default for ReceiptMetrics {
+    /// Metrics that nobody exports, for tests.
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl ReceiptMetrics {
+    /// Registers them all.
+    pub fn register(to: &mut Registry) -> Self {
+        Self {
+            taken: Counters::register(
+                to,
+                "receipts",
+                ["source", "outcome"],
+                "Receipts that a source brought: new, known before, or rejected",
+            ),
+            poll_failures: Counters::register(
+                to,
+                "receipt_poll_failures",
+                ["source"],
+                "Looks at a source that failed and were repeated",
+            ),
+            applied: Counters::register(
+                to,
+                "receipts_applied",
+                ["outcome"],
+                "Receipts that left the inbox: matched with their message, or parked",
+            ),
+            conflicts: Counters::register(
+                to,
+                "receipt_conflicts",
+                [],
+                "Messages that receipts say have failed and have arrived",
+            ),
+            changed: Counters::register(
+                to,
+                "receipt_changes",
+                [],
+                "Messages whose state a receipt has changed",
+            ),
+            apply_duration: Timings::register(
+                to,
+                "receipt_apply_duration",
+                [],
+                "How long it took to apply a batch of receipts",
+                call_buckets,
+            ),
+            rejoined: Counters::register(
+                to,
+                "receipts_rejoined",
+                [],
+                "Parked receipts whose message came to be known and that the sweeper found",
+            ),
+            orphaned: Counters::register(
+                to,
+                "receipts_orphaned",
+                [],
+                "Parked receipts that were given up for want of their message",
+            ),
+            expired: Counters::register(
+                to,
+                "messages_expired",
+                ["destination"],
+                "Messages without a final receipt in time",
+            ),
+            waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
+        }
+    }
+
+    /// A source's handles.
+    pub fn source(&self, name: &str) -> SourceMetrics {
+        let taken = |outcome| self.taken.of([name, outcome]);
+        SourceMetrics {
+            new: taken("new"),
+            known: taken("known"),
+            rejected: taken("rejected"),
+            poll_failures: self.poll_failures.of([name]),
+        }
+    }
+
+    /// The reconcilers' handles.
+    pub fn reconciler(&self) -> ReconcilerMetrics {
+        ReconcilerMetrics {
+            matched: self.applied.of(["matched"]),
+            parked: self.applied.of(["parked"]),
+            conflicts: self.conflicts.of([]),
+            changed: self.changed.of([]),
+            duration: self.apply_duration.of([]),
+        }
+    }
+
+    /// The sweeper's handles.
+    pub fn sweeper(&self) -> SweeperMetrics {
+        SweeperMetrics {
+            rejoined: self.rejoined.of([]),
+            orphaned: self.orphaned.of([]),
+            expired: self.expired.clone(),
+            waiting: self.waiting.clone(),
+        }
+    }
+}
+
+/// What one source counts.
+#[derive(Clone, Debug)]
+pub struct SourceMetrics {
+    new: Counter,
+    known: Counter,
+    rejected: Counter,
+    poll_failures: Counter,
+}
+
+impl SourceMetrics {
+    /// The inbox has taken receipts.
+    pub fn taken(&self, taken: Taken) {
+        self.new.inc_by(taken.new);
+        self.known.inc_by(taken.known);
+        self.rejected.inc_by(taken.rejected);
+    }
+
+    /// A look at the source has failed.
+    pub fn poll_failed(&self) {
+        self.poll_failures.inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn failures(&self) -> u64 {
+        self.poll_failures.get()
+    }
+}
+
+/// What reconcilers count.
+#[derive(Clone, Debug)]
+pub struct ReconcilerMetrics {
+    matched: Counter,
+    parked: Counter,
+    conflicts: Counter,
+    changed: Counter,
+    duration: Histogram,
+}
+
+impl ReconcilerMetrics {
+    /// A batch of receipts was applied.
+    pub fn applied(&self, applied: Applied, took: Duration) {
+        self.matched.inc_by(applied.matched);
+        self.parked.inc_by(applied.parked);
+        self.conflicts.inc_by(applied.conflicts);
+        self.changed.inc_by(applied.changed);
+        self.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// What the sweeper of receipts counts.
+#[derive(Clone, Debug)]
+pub struct SweeperMetrics {
+    rejoined: Counter,
+    orphaned: Counter,
+    expired: Counters<1>,
+    waiting: Gauges<0>,
+}
+
+impl SweeperMetrics {
+    /// Parked receipts went back into the inbox.
+    pub fn rejoined(&self, receipts: usize) {
+        self.rejoined.inc_by(receipts as u64);
+    }
+
+    /// Parked receipts were given up.
+    pub fn orphaned(&self, receipts: usize) {
+        self.orphaned.inc_by(receipts as u64);
+    }
+
+    /// Messages expired.
+    pub fn expired(&self, destination: &str, messages: usize) {
+        self.expired.of([destination]).inc_by(messages as u64);
+    }
+
+    /// How many receipts wait; `None` if nobody knows.
+    pub fn waiting(&self, receipts: Option<u64>) {
+        self.waiting.set([], receipts);
+    }
+}

@@ -1,0 +1,376 @@
+//! Receipt sweeper: what time does to receipts and to the messages that wait for them. Parked receipts find
+//! their message or become orphans (S0.6), messages without a receipt expire (S0.5), and what is old goes.
+//!
+//! Every job is done in bounded steps with a pause after each, so that nothing waits behind them for long: a
+//! store with millions of old rows is worked off slowly, beside the deliveries.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+
+use crate::{
+    flow::{Bell, Progress, insist},
+    metrics::SweeperMetrics,
+    model::time::{MonoMs, UnixMs},
+    ports::{Clock, ReceiptLedger, StoreError},
+    supervision::Drain,
+};
+
+/// Only control messages come in.
+pub const MAILBOX: usize = 4;
+
+/// The longest the sweeper sleeps.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Receipts or messages of one step.
+const STEP_MAX: usize = 1_000;
+
+/// The pause after a step that found as much as it may take: there is more.
+const STEP_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a job looks that has nothing to do. What it waits for takes hours.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// How often parked receipts are looked at. It is the second of two ways for them to find their message, for
+/// what `record` could not see.
+const REJOIN_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the inbox is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// The wait after a job was refused.
+const REFUSED_WAIT: Duration = Duration::from_mins(1);
+
+/// A destination whose messages expire.
+#[derive(Clone, Debug)]
+pub struct Expiring {
+    /// Its name.
+    pub destination: Arc<str>,
+    /// How long after it was sent a message waits for a final receipt (72 h).
+    pub after: Duration,
+}
+
+/// What a sweeper of receipts works with.
+#[derive(Clone)]
+pub struct ReceiptSweeperSetup {
+    /// Where receipts and messages are.
+    pub ledger: Arc<dyn ReceiptLedger>,
+    /// Whose messages expire, and when.
+    pub expiring: Vec<Expiring>,
+    /// How long a receipt waits for its message before it is an orphan.
+    pub orphan_after: Duration,
+    /// How long rows, orphans, rejects and the memory of events are kept; zero: for ever.
+    pub retention: Duration,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// To ring when receipts are in the inbox again.
+    pub arrived: Bell,
+    /// What is counted.
+    pub metrics: SweeperMetrics,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// The actor. Nothing ends it but a drain or a panic.
+pub struct ReceiptSweeper {
+    setup: ReceiptSweeperSetup,
+}
+
+impl ReceiptSweeper {
+    /// A sweeper that has swept nothing yet.
+    pub fn new(setup: ReceiptSweeperSetup) -> Self {
+        Self { setup }
+    }
+}
+
+impl Actor for ReceiptSweeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.spawn(self.setup.clone().run().into_actor(self).map(|never, _, _| match never {}));
+    }
+}
+
+impl Handler<Drain> for ReceiptSweeper {
+    type Result = ();
+
+    /// Nothing is in hand between two steps, and a step that is cut off is repeated.
+    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+        context.stop();
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Job {
+    Rejoin,
+    Orphan,
+    Expire(Expiring),
+    Retire,
+    Count,
+}
+
+impl Job {
+    fn every(&self) -> Duration {
+        match self {
+            Self::Rejoin => REJOIN_EVERY,
+            Self::Count => COUNT_EVERY,
+            Self::Orphan | Self::Expire(_) | Self::Retire => LOOK_EVERY,
+        }
+    }
+}
+
+impl ReceiptSweeperSetup {
+    fn jobs(&self) -> Vec<Job> {
+        let mut jobs = vec![Job::Count, Job::Rejoin, Job::Orphan];
+        jobs.extend(self.expiring.iter().cloned().map(Job::Expire));
+        if !self.retention.is_zero() {
+            jobs.push(Job::Retire);
+        }
+        jobs
+    }
+
+    async fn run(self) -> std::convert::Infallible {
+        let mut jobs: Vec<_> = self.jobs().into_iter().map(|job| (self.clock.mono(), job)).collect();
+        loop {
+            failpoint!("panic.receipt_sweeper");
+            let now = self.clock.mono();
+            self.progress.turn(now);
+            let mut has_more = false;
+            for (due, job) in &mut jobs {
+                if *due > now {
+                    continue;
+                }
+                let found = match self.step(job).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::error!(%error, ?job, "the ledger refuses a sweep; it is tried again in a minute");
+                        *due = self.clock.mono().after(REFUSED_WAIT);
+                        continue;
+                    }
+                };
+                if found >= STEP_MAX {
+                    has_more = true;
+                    tokio::time::sleep(STEP_PAUSE).await;
+                } else {
+                    *due = self.clock.mono().after(job.every());
+                }
+            }
+            if !has_more {
+                tokio::time::sleep(self.sleep(&jobs)).await;
+            }
+        }
+    }
+
+    fn sleep(&self, jobs: &[(MonoMs, Job)]) -> Duration {
+        let now = self.clock.mono();
+        let next = jobs.iter().map(|(due, _)| due.since(now)).min();
+        next.map_or(TICK, |next| next.clamp(Duration::from_millis(1), TICK))
+    }
+
+    /// One bounded step; how much it found, if there may be more.
+    async fn step(&self, job: &Job) -> Result<usize, StoreError> {
+        let Self { ledger, clock, progress, metrics, .. } = self;
+        let now = clock.wall();
+        let ago = |age: Duration| UnixMs(now.0.saturating_sub(UnixMs(0).after(age).0));
+        match job {
+            Job::Rejoin => {
+                let rejoin = || ledger.rejoin(STEP_MAX);
+                let found = insist("looking for parked receipts", &**clock, progress, rejoin).await?;
+                if found > 0 {
+                    metrics.rejoined(found);
+                    self.arrived.ring();
+                }
+                Ok(found)
+            }
+            Job::Orphan => {
+                let orphan = || ledger.orphan(ago(self.orphan_after), STEP_MAX);
+                let found = insist("giving parked receipts up", &**clock, progress, orphan).await?;
+                if found > 0 {
+                    metrics.orphaned(found);
+                    tracing::warn!(receipts = found, "receipts of unknown messages are given up");
+                }
+                Ok(found)
+            }
+            Job::Expire(Expiring { destination, after }) => {
+                let expire = || ledger.expire(destination, ago(*after), STEP_MAX, now);
+                let found = insist("marking expired messages", &**clock, progress, expire).await?;
+                if found > 0 {
+                    metrics.expired(destination, found);
+                    tracing::warn!(%destination, messages = found, "messages have had no receipt in time");
+                }
+                Ok(found)
+            }
+            Job::Retire => {
+                let retire = || ledger.retire(ago(self.retention), STEP_MAX);
+                // "Roughly how many": whatever it found, there may be more.
+                let found = insist("removing what is old", &**clock, progress, retire).await?;
+                Ok(if found > 0 { STEP_MAX } else { 0 })
+            }
+            Job::Count => {
+                // Not insisted upon: what is not known is not shown.
+                let waiting = ledger.waiting().await;
+                if let Err(error) = &waiting {
+                    tracing::debug!(%error, "the inbox can't be counted");
+                }
+                metrics.waiting(waiting.ok());
+                Ok(0)
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::ProgressBoard,
+        metrics::ReceiptMetrics,
+        model::{
+            ids::{FileId, MessageId},
+            receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey},
+            record::MessageRecord,
+            state::MessageState,
+        },
+        ports::Arrival,
+        testing::{MemoryReceipts, RowReader},
+    };
+
+    const START: u64 = 1_700_000_000_000;
+    /// Stands for one: every tick is gone through.
+    const HOUR: Duration = Duration::from_mins(2);
+
+    /// tokio's paused clock.
+    struct Paused(tokio::time::Instant);
+
+    impl Clock for Paused {
+        fn wall(&self) -> UnixMs {
+            UnixMs(START + self.0.elapsed().as_millis() as u64)
+        }
+
+        fn mono(&self) -> MonoMs {
+            MonoMs(self.0.elapsed().as_millis() as u64)
+        }
+    }
+
+    struct World {
+        ledger: Arc<MemoryReceipts>,
+        clock: Arc<Paused>,
+    }
+
+    fn id(row: u64) -> MessageId {
+        MessageId { file: FileId([1; 16]), row }
+    }
+
+    impl World {
+        fn start(retention: Duration) -> Self {
+            let clock = Arc::new(Paused(tokio::time::Instant::now()));
+            let ledger = Arc::new(MemoryReceipts::new());
+            let setup = ReceiptSweeperSetup {
+                ledger: ledger.clone(),
+                expiring: vec![
+                    Expiring { destination: "slow".into(), after: 72 * HOUR },
+                    Expiring { destination: "fast".into(), after: HOUR },
+                ],
+                orphan_after: 24 * HOUR,
+                retention,
+                clock: clock.clone(),
+                arrived: Bell::default(),
+                metrics: ReceiptMetrics::default().sweeper(),
+                progress: ProgressBoard::default().mark("sweeper", clock.mono()),
+            };
+            tokio::spawn(setup.run());
+            Self { ledger, clock }
+        }
+
+        async fn sent(&self, rows: std::ops::Range<u64>, destination: &str) {
+            let record = |row| MessageRecord {
+                id: id(row),
+                destination: destination.into(),
+                feed: "f".into(),
+                recipient: "r".into(),
+                state: MessageState::Sent,
+                attempts: 1,
+                status: 200,
+                reason: None,
+                detail: None,
+                provider_id: None,
+                accepted_at: self.clock.wall(),
+                at: self.clock.wall(),
+            };
+            self.ledger.record(rows.map(record).collect()).await.unwrap();
+        }
+
+        async fn parked(&self, row: u64) {
+            let receipt = Receipt {
+                event: EventId([9; 16]),
+                key: ReceiptKey::Message(id(row)),
+                state: MessageState::Delivered,
+                at: None,
+                facts: ReceiptFacts::default(),
+            };
+            let arrival = Arrival {
+                source: "s".into(),
+                destination: "slow".into(),
+                receipts: vec![receipt],
+                rejects: Vec::new(),
+                cursor: None,
+                at: self.clock.wall(),
+            };
+            self.ledger.take(arrival).await.unwrap();
+            self.ledger.apply(9, 1 << 20, self.clock.wall()).await.unwrap();
+        }
+
+        async fn state(&self, row: u64, destination: &str) -> Option<MessageState> {
+            self.ledger.row(id(row), destination).await.map(|row| row.state)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn s0_5_messages_expire_by_their_destinations_timeout_in_bounded_steps() {
+        let world = World::start(Duration::ZERO);
+        world.sent(1..5_001, "slow").await;
+        world.sent(1..2, "fast").await;
+        tokio::time::sleep(HOUR - Duration::from_secs(15)).await;
+        assert_eq!(world.state(1, "fast").await, Some(MessageState::Sent));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(world.state(1, "fast").await, Some(MessageState::Expired));
+        assert_eq!(world.state(1, "slow").await, Some(MessageState::Sent));
+        tokio::time::sleep(71 * HOUR + Duration::from_secs(15)).await;
+        for row in [1, 2_500, 5_000] {
+            assert_eq!(world.state(row, "slow").await, Some(MessageState::Expired), "{row}");
+        }
+        assert_eq!(world.ledger.tally().await.rows, 5_001, "no retention, nothing goes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn s0_6_a_parked_receipt_is_an_orphan_after_its_time() {
+        let world = World::start(Duration::ZERO);
+        world.parked(7).await;
+        tokio::time::sleep(24 * HOUR - Duration::from_secs(20)).await;
+        assert_eq!(world.ledger.tally().await.orphans, 0);
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        let tally = world.ledger.tally().await;
+        assert_eq!((tally.parked, tally.orphans), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_goes_after_its_retention() {
+        let world = World::start(100 * HOUR);
+        world.sent(1..3_001, "other").await;
+        tokio::time::sleep(100 * HOUR - Duration::from_secs(20)).await;
+        assert_eq!(world.ledger.tally().await.rows, 3_000);
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        assert_eq!(world.ledger.tally().await.rows, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f49_a_ledger_that_is_away_is_waited_for() {
+        let world = World::start(Duration::ZERO);
+        world.sent(1..2, "fast").await;
+        world.ledger.set_down(true);
+        tokio::time::sleep(2 * HOUR).await;
+        world.ledger.set_down(false);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(world.state(1, "fast").await, Some(MessageState::Expired));
+    }
+}
