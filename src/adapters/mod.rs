@@ -8,6 +8,10 @@ pub mod dynamodb;
 pub mod embedded;
 pub mod inbox;
 pub mod receipts;
+#[cfg(feature = "postgres")]
+pub mod pg;
 #[cfg(feature = "aws")]
 pub mod sqs;
+#[cfg(feature = "postgres")]
+pub mod warehouse;
 pub mod webhook;

@@ -1,0 +1,174 @@
+//! What the adapters that speak Postgres' protocol share: the URL, TLS, the pool's manager, and words for errors.
+
+use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+
+use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::{
+    NoTls,
+    config::{Config, SslMode},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Whether a connection is encrypted. There is no "if the server can": that is none (a man in the middle answers
+/// that it can't).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// Never: for the same machine, or a network that is trusted.
+    Disable,
+    /// Always, with a certificate for the URL's host.
+    Require {
+        /// Certificates in PEM that are trusted beside the system's.
+        ca_file: Option<PathBuf>,
+    },
+}
+
+/// Settings that can't be used. It says which and why, and repeats nothing of a URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadSettings(pub String);
+
+impl fmt::Display for BadSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadSettings {}
+
+/// How to connect by `url`, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Keepalives find a dead peer within a
+/// minute; whatever was sent has to be acknowledged within `answer`.
+pub fn config(
+    url: &SecretString,
+    tls: &Tls,
+    connect: Duration,
+    answer: Duration,
+) -> Result<Config, BadSettings> {
+    let bad = |why: &str| BadSettings(why.to_owned());
+    // Not the parser's words: it quotes parts of the URL, and the password may be one of them.
+    let mut config = Config::from_str(url.expose_secret()).map_err(|_| {
+        bad("`url` is no Postgres URL (expected postgres://USER:PASSWORD@HOST:PORT/DATABASE; percent-encode special \
+             characters of the password)")
+    })?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(bad("`url` names no host"));
+    }
+    match (tls, config.get_ssl_mode()) {
+        (Tls::Disable, SslMode::Require) => {
+            return Err(bad("`url` says sslmode=require and `tls` says no; say it in `tls` alone"));
+        }
+        (Tls::Disable, _) => config.ssl_mode(SslMode::Disable),
+        (Tls::Require { .. }, _) => config.ssl_mode(SslMode::Require),
+    };
+    config
+        .application_name("postrider")
+        .connect_timeout(connect)
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(30))
+        .keepalives_interval(Duration::from_secs(10))
+        .keepalives_retries(3)
+        .tcp_user_timeout(answer);
+    Ok(config)
+}
+
+/// What a pool opens its connections with. It asks nothing of a connection that comes back.
+pub fn manager(config: Config, tls: &Tls) -> Result<Manager, BadSettings> {
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    Ok(match tls {
+        Tls::Disable => Manager::from_config(config, NoTls, recycling),
+        Tls::Require { ca_file } => {
+            let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
+            Manager::from_config(config, tls, recycling)
+        }
+    })
+}
+
+/// TLS 1.2 and 1.3 by ring, with the system's roots and those in `ca_file`.
+pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, BadSettings> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca_file {
+        add_file(&mut roots, path)
+            .map_err(|problem| BadSettings(format!("`ca_file` {}: {problem}", path.display())))?;
+    } else if added == 0 {
+        let why = "the system has no root certificates; install ca-certificates or set `ca_file`";
+        return Err(BadSettings(why.to_owned()));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring offers TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    let mut count = 0;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
+        let certificate = certificate.map_err(|error| format!("no PEM certificate: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("certificate {}: {error}", count + 1))?;
+        count += 1;
+    }
+    if count == 0 {
+        return Err("holds no certificate (expected PEM, `-----BEGIN CERTIFICATE-----`)".to_owned());
+    }
+    Ok(())
+}
+
+/// An error for an operator. Neither its details, which quote rows (I10), nor the statement.
+pub fn words(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(refused) => format!("{} (SQLSTATE {})", refused.message(), refused.code().code()),
+        None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn of(url: &str, tls: &Tls) -> Result<Config, BadSettings> {
+        config(&url.to_owned().into(), tls, Duration::from_secs(5), Duration::from_secs(30))
+    }
+
+    #[test]
+    fn i10_no_part_of_a_url_is_told() {
+        for url in [
+            "postgres://u:hunter?2@h/d",
+            "postgres://u:hunter2@h/d?hunter2=1",
+            "postgres://u:%zzhunter2@h/d",
+            "hunter2",
+            "postgres://u:hunter2@",
+        ] {
+            let error = of(url, &Tls::Disable).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter"), "{error}");
+        }
+    }
+
+    #[test]
+    fn encryption_is_required_or_not_wanted_and_nothing_between() {
+        let require = Tls::Require { ca_file: None };
+        for query in ["", "?sslmode=prefer", "?sslmode=disable"] {
+            let url = format!("postgres://u@h/d{query}");
+            assert_eq!(of(&url, &require).unwrap().get_ssl_mode(), SslMode::Require);
+            assert_eq!(of(&url, &Tls::Disable).unwrap().get_ssl_mode(), SslMode::Disable);
+        }
+        assert!(of("postgres://u@h/d?sslmode=require", &Tls::Disable).is_err());
+    }
+
+    #[test]
+    fn an_unusable_ca_file_is_named_with_the_reason() {
+        let error = |path: &Path| client_config(Some(path)).unwrap_err().to_string();
+        assert!(error(Path::new("/nowhere/ca.pem")).contains("/nowhere/ca.pem"));
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        assert!(error(file.path()).contains("holds no certificate"));
+        file.write_all(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(error(file.path()).contains("certificate 1"));
+    }
+}
