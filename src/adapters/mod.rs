@@ -10,6 +10,8 @@ pub mod inbox;
 pub mod receipts;
 #[cfg(feature = "postgres")]
 pub mod pg;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "aws")]
 pub mod sqs;
 #[cfg(feature = "postgres")]

@@ -1,0 +1,219 @@
+//! Connections: the pool, TLS, and a guard that gives back only what is sound.
+
+use std::{path::Path, sync::Arc};
+
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+    Transaction,
+};
+use postrider_actors::ports::StoreError;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::{
+    OpenError,
+    error::{self, Failure},
+    settings::{PostgresSettings, Purpose, Schema, Timeouts, Tls, config},
+};
+
+/// Connections, as many as the settings allow, opened when they are needed.
+#[derive(Clone)]
+pub(super) struct Connections {
+    pool: Pool,
+    timeouts: Timeouts,
+}
+
+impl Connections {
+    pub(super) fn new(settings: &PostgresSettings, purpose: Purpose) -> Result<Self, OpenError> {
+        let schema = Schema::parse(&settings.schema)?;
+        let config = config(settings, &schema, purpose)?;
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = match &settings.tls {
+            Tls::Disable => Manager::from_config(config, NoTls, recycling),
+            Tls::Require { ca_file } => {
+                let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
+                Manager::from_config(config, tls, recycling)
+            }
+        };
+        let timeouts = settings.timeouts;
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool.max(1))
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(timeouts.connect))
+            .create_timeout(Some(timeouts.connect))
+            .recycle_timeout(Some(timeouts.connect))
+            .post_create(Hook::async_fn(|connection, _| {
+                Box::pin(async move {
+                    // What is answered as done must be on the disk, whatever the role's or the database's default
+                    // says. A stronger setting stays.
+                    let sync = "SELECT set_config('synchronous_commit', 'on', false) \
+                                WHERE current_setting('synchronous_commit') = 'off'";
+                    connection.simple_query(sync).await.map(drop).map_err(HookError::Backend)
+                })
+            }))
+            .build()
+            .expect("a runtime is given");
+        Ok(Self { pool, timeouts })
+    }
+
+    pub(super) async fn hold(&self) -> Result<Held, StoreError> {
+        match self.pool.get().await {
+            Ok(connection) => Ok(Held { connection: Some(connection), timeouts: self.timeouts }),
+            Err(error) => Err(self.no_connection(&error)),
+        }
+    }
+
+    fn no_connection(&self, error: &PoolError) -> StoreError {
+        let after = self.timeouts.connect;
+        match error {
+            PoolError::Timeout(TimeoutType::Wait) => StoreError::Retryable(format!(
+                "all {} connections to Postgres are in use for {after:?}",
+                self.pool.status().max_size
+            )),
+            PoolError::Timeout(_) => {
+                StoreError::Retryable(format!("Postgres does not answer within {after:?}"))
+            }
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+                let words = format!("can't connect to Postgres: {}", error::words(error));
+                match error::classify(error) {
+                    StoreError::Permanent(_) => StoreError::Permanent(words),
+                    _ => StoreError::Retryable(words),
+                }
+            }
+            other => StoreError::Retryable(format!("can't connect to Postgres: {other}")),
+        }
+    }
+}
+
+/// A connection of the pool. Only [`keep`](Self::keep) gives it back; without that, because of an error or
+/// because the caller went away in the middle, it is closed, and the server rolls back.
+pub(super) struct Held {
+    connection: Option<Object>,
+    timeouts: Timeouts,
+}
+
+impl Held {
+    fn connection(&mut self) -> &mut Object {
+        self.connection.as_mut().expect("it is taken only when this value ends")
+    }
+
+    pub(super) fn client(&self) -> &Object {
+        self.connection.as_ref().expect("it is taken only when this value ends")
+    }
+
+    pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, Failure> {
+        let limit = self.timeouts.statement;
+        match timeout(limit, self.connection().transaction()).await {
+            Ok(begun) => Ok(begun?),
+            Err(_) => {
+                Err(Failure(StoreError::Retryable(format!("Postgres does not answer within {limit:?}"))))
+            }
+        }
+    }
+
+    /// Gives it back.
+    pub(super) fn keep(mut self) {
+        drop(self.connection.take());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// Bounds what the server's own timeouts can't: a server that has stopped, a network that is gone.
+pub(super) async fn within<T>(
+    timeouts: Timeouts,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    // Each statement ends by the server's clock; a step has few that take long.
+    let limit = timeouts.statement * 2 + timeouts.connect;
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(Failure(StoreError::Retryable(format!("Postgres did not finish a step within {limit:?}"))))
+    })
+}
+
+pub(super) async fn commit(timeouts: Timeouts, transaction: Transaction<'_>) -> Result<(), Failure> {
+    postrider_actors::failpoint!("postgres_before_commit");
+    match timeout(timeouts.statement, transaction.commit()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure(error::classify_commit(&error))),
+        Err(_) => Err(Failure(StoreError::Unknown(format!(
+            "Postgres did not answer a COMMIT within {:?}",
+            timeouts.statement
+        )))),
+    }
+}
+
+/// The error of a statement that is a transaction of its own: it may have been committed when the connection went.
+pub(super) fn unanswered(error: tokio_postgres::Error) -> Failure {
+    Failure(error::classify_commit(&error))
+}
+
+/// One connection outside of any pool. The task that drives it ends with the client.
+pub(super) async fn connect_once(settings: &PostgresSettings) -> Result<Client, OpenError> {
+    let schema = Schema::parse(&settings.schema)?;
+    let config = config(settings, &schema, Purpose::Look)?;
+    let unreachable = |error: tokio_postgres::Error| OpenError::Unreachable(error::words(&error));
+    let limit = settings.timeouts.connect * 2;
+    let connecting = async {
+        match &settings.tls {
+            Tls::Disable => {
+                let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
+                tokio::spawn(async move { drop(connection.await) });
+                Ok(client)
+            }
+            Tls::Require { ca_file } => {
+                let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
+                let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
+                tokio::spawn(async move { drop(connection.await) });
+                Ok(client)
+            }
+        }
+    };
+    timeout(limit, connecting)
+        .await
+        .unwrap_or_else(|_| Err(OpenError::Unreachable(format!("it does not answer within {limit:?}"))))
+}
+
+fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, OpenError> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca_file {
+        add_file(&mut roots, path)
+            .map_err(|problem| OpenError::Settings(format!("`ca_file` {}: {problem}", path.display())))?;
+    } else if added == 0 {
+        return Err(OpenError::Settings(
+            "the system has no root certificates; install ca-certificates or set `ca_file`".to_owned(),
+        ));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring offers TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    let mut count = 0;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
+        let certificate = certificate.map_err(|error| format!("no PEM certificate: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("certificate {}: {error}", count + 1))?;
+        count += 1;
+    }
+    if count == 0 {
+        return Err("holds no certificate (expected PEM, `-----BEGIN CERTIFICATE-----`)".to_owned());
+    }
+    Ok(())
+}

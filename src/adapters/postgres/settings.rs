@@ -1,0 +1,222 @@
+//! How the database is reached.
+
+use std::{fmt, path::PathBuf, str::FromStr as _, time::Duration};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::config::{Config, SslMode, TargetSessionAttrs};
+
+use super::OpenError;
+
+/// How the ledger's database is reached, and what is kept there.
+#[derive(Clone, Debug)]
+pub struct PostgresSettings {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`; several hosts are tried in order until one takes writes.
+    pub url: SecretString,
+    /// The most connections that are open at once.
+    pub pool: usize,
+    /// Whether the connection is encrypted. There is no "if the server can": that is none (a man in the
+    /// middle answers that it can't).
+    pub tls: Tls,
+    /// The schema that all tables are in: `[a-z_][a-z0-9_]*`, at most 63 bytes, not `pg_…`.
+    pub schema: String,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How many days a new partition takes. It counts when `migrate` runs.
+    pub partition_days: u32,
+    /// Whether state changes are kept to be told.
+    pub keep_changes: bool,
+}
+
+impl PostgresSettings {
+    /// The defaults for a URL, without TLS.
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            pool: 8,
+            tls: Tls::Disable,
+            schema: "postrider".to_owned(),
+            timeouts: Timeouts::default(),
+            partition_days: 7,
+            keep_changes: false,
+        }
+    }
+}
+
+/// Whether a connection is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// Never: for the same machine, or a network that is trusted.
+    Disable,
+    /// Always, with a certificate for the URL's host.
+    Require {
+        /// Certificates in PEM that are trusted beside the system's.
+        ca_file: Option<PathBuf>,
+    },
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To open a connection, and to wait for a free one.
+    pub connect: Duration,
+    /// One statement.
+    pub statement: Duration,
+    /// One lock that a statement waits for.
+    pub lock: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            statement: Duration::from_secs(30),
+            lock: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A schema's name that needs no escaping anywhere (F57).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Schema(String);
+
+impl Schema {
+    pub(super) fn parse(name: &str) -> Result<Self, OpenError> {
+        let is_first = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+        let is_name = name.len() <= 63
+            && name.bytes().next().is_some_and(is_first)
+            && name.bytes().all(|byte| is_first(byte) || byte.is_ascii_digit())
+            && !name.starts_with("pg_")
+            && name != "information_schema";
+        if is_name {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(OpenError::Settings(format!(
+                "`schema` {name:?} is no schema's name here (expected a lower-case letter or _, then lower-case \
+                 letters, digits or _, at most 63 in all, not beginning with pg_)"
+            )))
+        }
+    }
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The daemon's small statements. Each joins some thousand keys with an index, whatever the tables' size and
+    /// whatever the statistics say of a table that was empty a minute ago: a plan that reads the table instead is
+    /// never the right one, and a plan is made for each run, so that it knows its partition and how many keys.
+    Work,
+    /// Commands that read much, or change the schema.
+    Look,
+}
+
+/// What the driver is given.
+pub(super) fn config(
+    settings: &PostgresSettings,
+    schema: &Schema,
+    purpose: Purpose,
+) -> Result<Config, OpenError> {
+    // Not the parser's words: it quotes parts of the URL, and the password may be one of them.
+    let mut config = Config::from_str(settings.url.expose_secret()).map_err(|_| {
+        OpenError::Settings(
+            "`url` is no Postgres URL (expected postgres://USER:PASSWORD@HOST:PORT/DATABASE; percent-encode \
+             special characters of the password)"
+                .to_owned(),
+        )
+    })?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(OpenError::Settings("`url` names no host".to_owned()));
+    }
+    match (&settings.tls, config.get_ssl_mode()) {
+        (Tls::Disable, SslMode::Require) => {
+            return Err(OpenError::Settings(
+                "`url` says sslmode=require and `tls` says no; say it in `tls` alone".to_owned(),
+            ));
+        }
+        (Tls::Disable, _) => config.ssl_mode(SslMode::Disable),
+        (Tls::Require { .. }, _) => config.ssl_mode(SslMode::Require),
+    };
+    let Timeouts { connect, statement, lock } = settings.timeouts;
+    let mut options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
+    options.push_str(&format!(
+        "-c search_path=\"{schema}\",pg_temp -c statement_timeout={} -c lock_timeout={} \
+         -c idle_in_transaction_session_timeout={} -c jit=off -c timezone=UTC \
+         -c default_transaction_isolation=read\\ committed",
+        statement.as_millis().max(1),
+        lock.as_millis().max(1),
+        (statement + connect).as_millis().max(1),
+    ));
+    if purpose == Purpose::Work {
+        options.push_str(
+            " -c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_hashjoin=off \
+             -c enable_mergejoin=off",
+        );
+    }
+    config
+        .options(options)
+        .application_name("postrider")
+        .target_session_attrs(TargetSessionAttrs::ReadWrite)
+        .connect_timeout(connect)
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(30))
+        .keepalives_interval(Duration::from_secs(10))
+        .keepalives_retries(3)
+        .tcp_user_timeout(statement + connect);
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f57_a_schema_that_would_need_escaping_is_refused() {
+        for name in ["postrider", "_x", "a1_"] {
+            assert!(Schema::parse(name).is_ok(), "{name}");
+        }
+        let long = "a".repeat(64);
+        for name in
+            ["", "1a", "A", "a b", "a\";drop schema public", "ä", "pg_x", "a-b", "information_schema", &long]
+        {
+            assert!(matches!(Schema::parse(name), Err(OpenError::Settings(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_url_is_told() {
+        let schema = Schema::parse("postrider").unwrap();
+        for url in [
+            "postgres://u:hunter?2@h/d",
+            "postgres://u:hunter2@h/d?hunter2=1",
+            "postgres://u:%zzhunter2@h/d",
+            "hunter2",
+            "postgres://u:hunter2@",
+        ] {
+            let settings = PostgresSettings::new(url.to_owned().into());
+            let error = config(&settings, &schema, Purpose::Work).map(|_| ()).unwrap_err();
+            assert!(!error.to_string().contains("hunter"), "{error}");
+            assert!(!format!("{error:?} {settings:?}").contains("hunter"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn encryption_is_required_or_not_wanted_and_nothing_between() {
+        let schema = Schema::parse("postrider").unwrap();
+        let mode = |query: &str, tls: Tls| {
+            let mut settings = PostgresSettings::new(format!("postgres://u@h/d{query}").into());
+            settings.tls = tls;
+            config(&settings, &schema, Purpose::Work).map(|config| config.get_ssl_mode())
+        };
+        let require = Tls::Require { ca_file: None };
+        for query in ["", "?sslmode=prefer", "?sslmode=disable"] {
+            assert_eq!(mode(query, require.clone()).unwrap(), SslMode::Require);
+            assert_eq!(mode(query, Tls::Disable).unwrap(), SslMode::Disable);
+        }
+        assert!(matches!(mode("?sslmode=require", Tls::Disable), Err(OpenError::Settings(_))));
+    }
+}
