@@ -28,6 +28,8 @@ pub struct AwsSettings {
     pub sqs_endpoint_url: Option<String>,
     /// Where DynamoDB is; `None`: at AWS, or where `AWS_ENDPOINT_URL_DYNAMODB` says.
     pub dynamodb_endpoint_url: Option<String>,
+    /// Where CloudWatch Logs is; `None`: at AWS, or where `AWS_ENDPOINT_URL_CLOUDWATCH_LOGS` says.
+    pub logs_endpoint_url: Option<String>,
     /// Until a connection stands.
     pub connect_timeout: Duration,
     /// Until a request is answered. A long poll takes its waiting time in addition.
@@ -44,6 +46,7 @@ impl Default for AwsSettings {
             profile: None,
             sqs_endpoint_url: None,
             dynamodb_endpoint_url: None,
+            logs_endpoint_url: None,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(10),
             max_attempts: 2,
@@ -62,6 +65,7 @@ impl fmt::Debug for AwsSettings {
             .field("profile", &self.profile)
             .field("sqs_endpoint_url", &bare(&self.sqs_endpoint_url))
             .field("dynamodb_endpoint_url", &bare(&self.dynamodb_endpoint_url))
+            .field("logs_endpoint_url", &bare(&self.logs_endpoint_url))
             .field("connect_timeout", &self.connect_timeout)
             .field("attempt_timeout", &self.attempt_timeout)
             .field("max_attempts", &self.max_attempts)
@@ -82,8 +86,8 @@ impl AwsSettings {
     }
 }
 
-/// The SDK's configuration for all services. Endpoints are the services' own: see [`sqs_client`] and
-/// [`dynamodb_client`]. Fetches no credentials yet; the first call does.
+/// The SDK's configuration for all services. Endpoints are the services' own: see [`sqs_client`],
+/// [`dynamodb_client`] and [`logs_client`]. Fetches no credentials yet; the first call does.
 pub async fn sdk_config(settings: &AwsSettings) -> SdkConfig {
     let http = HttpClientBuilder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let retries = match settings.max_attempts {
@@ -123,6 +127,17 @@ pub fn dynamodb_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_dy
         builder = builder.endpoint_url(url);
     }
     aws_sdk_dynamodb::Client::from_conf(builder.build())
+}
+
+/// A client of CloudWatch Logs. It never tries twice by itself: its calls are counted against a rate, and a second
+/// try would go uncounted.
+pub fn logs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_cloudwatchlogs::Client {
+    let mut builder =
+        aws_sdk_cloudwatchlogs::config::Builder::from(config).retry_config(RetryConfig::disabled());
+    if let Some(url) = &settings.logs_endpoint_url {
+        builder = builder.endpoint_url(url);
+    }
+    aws_sdk_cloudwatchlogs::Client::from_conf(builder.build())
 }
 
 /// How a call to a service ended.
@@ -219,7 +234,7 @@ fn causes(error: &dyn Error) -> String {
     text
 }
 
-/// The words for "fewer calls" of SQS and DynamoDB ("Common errors" of both API references; the SDK's own list in
+/// The words for "fewer calls" of SQS, DynamoDB and CloudWatch Logs ("Common errors" of both API references; the SDK's own list in
 /// `aws_runtime::retries::classifiers`).
 fn is_throttling(code: &str) -> bool {
     matches!(

@@ -83,6 +83,7 @@ fn mix(seed: u64, number: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signature::SigningKey;
 
     const NOW: u64 = 1_700_000_000;
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     counts::{Counts, answered_items, requested_items},
@@ -29,6 +30,8 @@ use super::{
 pub(super) struct Shared {
     pub(super) plan: Mutex<Plan>,
     pub(super) counts: Mutex<Counts>,
+    /// When calls arrived, by operation.
+    pub(super) arrivals: Mutex<HashMap<String, Vec<Instant>>>,
     pub(super) latency: Mutex<Option<(RangeInclusive<Duration>, SmallRng)>>,
     pub(super) problems: Arc<Problems>,
     pub(super) replica: Option<Replica>,
@@ -55,6 +58,7 @@ impl Shared {
         Self {
             plan: Mutex::default(),
             counts: Mutex::default(),
+            arrivals: Mutex::default(),
             latency: Mutex::default(),
             problems,
             upstream,
@@ -91,6 +95,7 @@ impl Shared {
     }
 
     fn count_request(&self, operation: &str, request: &Value) {
+        lock(&self.arrivals).entry(operation.to_owned()).or_default().push(Instant::now());
         let mut counts = lock(&self.counts);
         let count = counts.entry(operation.to_owned()).or_default();
         count.calls += 1;

@@ -10,10 +10,10 @@ use serde_json::Value;
 pub struct Count {
     /// Requests that arrived whole, whatever became of them: what a bill would count.
     pub calls: u64,
-    /// What they carried: entries, items, keys or statements of the request; for `ReceiveMessage`, `Query` and
-    /// `Scan` the messages and items of the answers that were sent.
+    /// What they carried: entries, items, keys or statements of the request; for `ReceiveMessage`, `Query`,
+    /// `Scan` and `FilterLogEvents` the messages, items and events of the answers that were sent.
     pub items: u64,
-    /// Answers to `ReceiveMessage`, `Query` and `Scan` that brought nothing.
+    /// Answers to such reads that brought nothing.
     pub empty: u64,
 }
 
@@ -25,6 +25,7 @@ pub(super) fn answered_items(operation: &str, answer: &Value) -> Option<u64> {
     match operation {
         "ReceiveMessage" => Some(length(&answer["Messages"])),
         // `Select=COUNT` brings no items but counts them.
+        "FilterLogEvents" => Some(length(&answer["events"])),
         "Query" | "Scan" => Some(answer["Count"].as_u64().unwrap_or_default()),
         _ => None,
     }
@@ -33,7 +34,7 @@ pub(super) fn answered_items(operation: &str, answer: &Value) -> Option<u64> {
 /// How much a request carries; nothing for a read that is counted by its answer.
 pub(super) fn requested_items(operation: &str, request: &Value) -> u64 {
     match operation {
-        "ReceiveMessage" | "Query" | "Scan" => 0,
+        "ReceiveMessage" | "Query" | "Scan" | "FilterLogEvents" => 0,
         "SendMessageBatch" | "DeleteMessageBatch" | "ChangeMessageVisibilityBatch" => {
             length(&request["Entries"])
         }

@@ -1,5 +1,6 @@
-//! The emulators as child processes: ministack for SQS, dynoxide for DynamoDB. `script/test` installs them and
-//! says where they are; both are up within a second, so that every test has servers of its own.
+//! The emulators as child processes: ministack for SQS, dynoxide for DynamoDB, moto for CloudWatch Logs.
+//! `script/test` installs them and says where they are; they are up within a second or two, so that every test has
+//! servers of its own.
 
 use std::{
     env,
@@ -21,13 +22,15 @@ use tokio::time::Instant;
 pub const MINISTACK: &str = "POSTRIDER_MINISTACK";
 /// Names dynoxide's executable.
 pub const DYNOXIDE: &str = "POSTRIDER_DYNOXIDE";
+/// Names moto's server.
+pub const MOTO: &str = "POSTRIDER_MOTO";
 
-/// How long a server may take to answer; it needs less than a second on a quiet machine.
+/// How long a server may take to answer; it needs a second or two on a quiet machine.
 const UP: Duration = Duration::from_secs(30);
 /// How often another free port is tried: it is only free until somebody else takes it.
 const PORTS: usize = 5;
 
-/// One emulator of each kind. They end with this value, and with the test's process however it ends.
+/// An SQS and a DynamoDB. They end with this value, and with the test's process however it ends.
 #[derive(Debug)]
 pub struct Emulators {
     sqs: Server,
@@ -87,6 +90,16 @@ impl Server {
     pub fn dynamodb() -> Self {
         start(DYNOXIDE, |command, port, _| {
             command.args(["serve", "--log", "quiet", "--port"]).arg(port.to_string());
+        })
+    }
+
+    /// Starts an empty CloudWatch Logs.
+    ///
+    /// What it does otherwise than the service: it never throttles; JSON filter patterns match everything; a
+    /// page is never empty while another follows; a token that it does not know brings an empty last page.
+    pub fn logs() -> Self {
+        start(MOTO, |command, port, _| {
+            command.args(["-H", &Ipv4Addr::LOCALHOST.to_string(), "-p"]).arg(port.to_string());
         })
     }
 

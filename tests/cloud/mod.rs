@@ -1,4 +1,4 @@
-//! The cloud mode's surroundings for tests and benches: emulators of SQS and DynamoDB, and a proxy in front
+//! The cloud mode's surroundings for tests and benches: emulators of AWS services, and a proxy in front
 //! of them that counts calls and injects what the emulators never do by themselves.
 //!
 //! A directory module, taken in with `#[path = "cloud/mod.rs"] mod cloud;`. Everything here may be called

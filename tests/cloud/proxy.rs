@@ -21,7 +21,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rand::{SeedableRng as _, rngs::SmallRng};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     calls::{Fate, Shared, lock},
@@ -119,6 +119,11 @@ impl FaultProxy {
     /// What came through since the start or the last reset. The proxy's own calls are not among it.
     pub fn counts(&self) -> Counts {
         lock(&self.shared.counts).clone()
+    }
+
+    /// When each call of `operation` since the start arrived, in order.
+    pub fn arrivals(&self, operation: &str) -> Vec<Instant> {
+        lock(&self.shared.arrivals).get(operation).cloned().unwrap_or_default()
     }
 
     /// Begins to count anew and returns what was counted until now; no call falls in between.

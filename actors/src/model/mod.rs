@@ -19,6 +19,7 @@ pub mod outcome;
 pub mod rate_share;
 pub mod receipt;
 pub mod receipt_format;
+pub mod receipt_window;
 pub mod record;
 pub mod restart;
 pub mod retry;

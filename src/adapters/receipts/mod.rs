@@ -1,3 +1,5 @@
 //! Where receipts come from.
 
+#[cfg(feature = "aws")]
+pub mod cloudwatch;
 pub mod http;

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
@@ -27,6 +27,7 @@ use hyper::{
         ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER,
         TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
     },
+    http::request,
     server::conn::http1,
     service::service_fn,
 };
@@ -56,6 +57,9 @@ const BODIES_MAX: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a body may take to arrive, and to get its turn: whoever sends a byte now and then loses the place.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How much of a refused request's body is read, and for how long.
+const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the ledger may take. Senders commonly give up after 15 to 30 seconds.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection takes no more requests after this long …
@@ -232,12 +236,14 @@ impl Desk {
         let Some((name, source)) = self.sources.get_key_value(name) else {
             return refused(Refusal::new(StatusCode::NOT_FOUND, "no receipts are taken here"));
         };
-        let (status, response) = match self.take(source, request).await {
+        let (head, mut body) = request.into_parts();
+        let (status, response) = match self.take(source, &head, &mut body).await {
             Ok(report) => {
                 let text = serde_json::to_vec(&report).expect("numbers and texts can be written");
                 (StatusCode::OK, json(StatusCode::OK, text))
             }
             Err(refusal) => {
+                discard(&mut body).await;
                 let status = refusal.status;
                 tracing::warn!(source = %name, %peer, status = status.as_u16(), "receipts refused: {}", refusal.why);
                 (status, refused(refusal))
@@ -247,8 +253,12 @@ impl Desk {
         response
     }
 
-    async fn take(&self, source: &HttpSource, request: Request<Incoming>) -> Result<Report, Refusal> {
-        let (head, body) = request.into_parts();
+    async fn take(
+        &self,
+        source: &HttpSource,
+        head: &request::Parts,
+        body: &mut Incoming,
+    ) -> Result<Report, Refusal> {
         if head.method != Method::POST {
             let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "receipts are sent by POST");
             return Err(refusal.with(ALLOW, HeaderValue::from_static("POST")));
@@ -271,16 +281,11 @@ impl Desk {
         // Held until the receipts are stored: so many are in memory at most.
         let (_turn, body) = timeout(BODY_TIMEOUT, async {
             let turn = self.bodies.acquire().await.expect("nobody closes the semaphore");
-            (turn, Limited::new(body, BODY_BYTES_MAX).collect().await)
+            (turn, read(body).await)
         })
         .await
         .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
-        let body = match body {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(too_long()),
-            // The sender is gone or broke the framing; nobody may hear this.
-            Err(_) => return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut off")),
-        };
+        let body = body?;
         admitted.check(&body).map_err(not_allowed)?;
 
         let request_id = admitted.request_id();
@@ -342,6 +347,36 @@ impl Desk {
         report.known = taken.known;
         Ok(report)
     }
+}
+
+/// Reads a body as far as it may go.
+async fn read(body: &mut Incoming) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::with_capacity(body.size_hint().lower().min(BODY_BYTES_MAX as u64) as usize);
+    while let Some(frame) = body.frame().await {
+        // The sender is gone or broke the framing; it may not hear this.
+        let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
+        let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer
+        if bytes.len() + data.len() > BODY_BYTES_MAX {
+            return Err(too_long());
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(bytes)
+}
+
+/// Reads what is left of a refused request's body for a moment: a connection that is closed with bytes unread is
+/// reset, and the sender would never see why.
+async fn discard(body: &mut Incoming) {
+    let discarding = async {
+        let mut left = DISCARD_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = timeout(DISCARD_TIMEOUT, discarding).await;
 }
 
 /// Which shape a body has, by its type; without one it is JSON.
