@@ -228,6 +228,7 @@ async fn receive() -> anyhow::Result<()> {
         latency: Duration::ZERO,
         log: None,
         log_bodies: false,
+        answer_ids: false,
     })
     .await?;
     println!("{}", receiver.local_addr()?);

@@ -9,15 +9,26 @@ mod aws;
 pub mod console;
 pub mod engines;
 mod feeds;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod receipts;
+mod recorded;
 mod reign;
 #[cfg(feature = "aws")]
 mod remote;
 mod signals;
 mod status;
 mod stores;
+mod tables;
 mod watch;
 
-use std::{fmt, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use actix_rt::System;
 use postrider_actors::{flow::ProgressBoard, ports::Clock};
@@ -29,11 +40,14 @@ use crate::{
         embedded::{InstanceLock, LockError, OpenError},
     },
     cli::Exit,
-    config::{OutboxKind, QueueKind, Resolved},
+    config::{Config, LedgerKind, OutboxKind, QueueKind, Resolved},
+    listener::Listener,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
+#[cfg(feature = "postgres")]
+pub use postgres::compare;
 use reign::{End, Parts, Reign};
 use stores::Stores;
 use watch::Watch;
@@ -86,6 +100,22 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// Receipts can't be listened for.
+    #[error("receipts.listen {address}: {error}; is another daemon there? choose another port")]
+    Receipts {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A source of receipts can't be used.
+    #[error("receipts.sources.{source_name}: {problem}")]
+    Source {
+        /// Its name.
+        source_name: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A destination can't be used.
     #[error("destinations.{name}: {problems}")]
     Destination {
@@ -111,6 +141,8 @@ impl StartError {
             Self::Lock(LockError::Held(_))
             | Self::Feed { .. }
             | Self::Ops { .. }
+            | Self::Receipts { .. }
+            | Self::Source { .. }
             | Self::Destination { .. }
             | Self::Engine { may_pass: false, .. } => Exit::Config,
             Self::Engine { may_pass: true, .. } => Exit::TryLater,
@@ -130,6 +162,24 @@ struct Machine {
     health: Health,
     systemd: Notifier,
     telemetry: Telemetry,
+    /// Where receipts are handed in. It stays bound across a reload, so that no sender is turned away.
+    receipts: Mutex<Option<(SocketAddr, Listener)>>,
+}
+
+impl Machine {
+    /// The address that receipts are handed in at, if there is one.
+    fn receipts_listener(&self, config: &Config) -> Result<Option<Listener>, StartError> {
+        let Some(address) = config.receipts.listen else { return Ok(None) };
+        let failed = |error| StartError::Receipts { address, error };
+        let mut bound = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
+        let listener = match bound.take() {
+            Some((at, listener)) if at == address => listener,
+            _ => Listener::bind(address).map_err(failed)?,
+        };
+        let clone = listener.try_clone().map_err(failed)?;
+        *bound = Some((address, listener));
+        Ok(Some(clone))
+    }
 }
 
 /// Runs the daemon until it is told to stop or gives up, and returns its exit code. `reload` reads the
@@ -157,9 +207,18 @@ pub fn run(
     let (clock, board): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), ProgressBoard::default());
     let health = Health::new(board.clone(), clock.clone(), PATIENCE);
     let metrics = Arc::new(Metrics::default());
-    let stores = runtime.block_on(Stores::open(&resolved.config, &state_dir, &clock, &metrics))?;
-    let machine =
-        Machine { runtime: runtime.clone(), stores, metrics, clock, board, health, systemd, telemetry };
+    let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &clock, &metrics))?;
+    let machine = Machine {
+        runtime: runtime.clone(),
+        stores,
+        metrics,
+        clock,
+        board,
+        health,
+        systemd,
+        telemetry,
+        receipts: Mutex::default(),
+    };
     let system = System::with_tokio_rt(move || runtime);
     system.block_on(async {
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
@@ -201,7 +260,7 @@ async fn reign_until_stopped(
 ) -> Result<Exit, StartError> {
     let mut signals =
         signals::Signals::new().map_err(|error| StartError::System { what: "signal handlers", error })?;
-    let stores_of = (resolved.config.queue.kind.clone(), resolved.config.outbox.kind.clone());
+    let stores_of = engines_of(&resolved.config);
     let mut reign = Reign::start(machine, &resolved).await?;
     let mut watch = Watch::new(machine, &resolved.config);
     machine.health.enter(Phase::Ready);
@@ -240,6 +299,14 @@ async fn reign_until_stopped(
     }
 }
 
+/// What is opened once: queue, outbox, ledger, and whether it keeps changes of states.
+type Engines = (QueueKind, OutboxKind, LedgerKind, bool);
+
+fn engines_of(config: &Config) -> Engines {
+    let keeps_changes = config.receipts.events_to.is_some();
+    (config.queue.kind.clone(), config.outbox.kind.clone(), config.ledger.kind.clone(), keeps_changes)
+}
+
 /// A notification that systemd does not take is worth a line, not an end.
 fn tell(notified: std::io::Result<()>) {
     if let Err(error) = notified {
@@ -252,7 +319,7 @@ async fn usable(
     machine: &Machine,
     new: anyhow::Result<Resolved>,
     state_dir: &Path,
-    stores: &(QueueKind, OutboxKind),
+    engines: &Engines,
 ) -> anyhow::Result<(Resolved, Parts)> {
     let new = new?;
     let dir = &new.config.state.dir;
@@ -263,8 +330,9 @@ async fn usable(
     );
     // So do the stores that it opened.
     anyhow::ensure!(
-        (&new.config.queue.kind, &new.config.outbox.kind) == (&stores.0, &stores.1),
-        "queue.kind, outbox.kind and their settings can't change while the daemon runs, restart it"
+        engines_of(&new.config) == *engines,
+        "queue.kind, outbox.kind, ledger.kind and their settings, and receipts.events_to, can't change while the \
+         daemon runs, restart it"
     );
     let parts = Parts::build(machine, &new).await?;
     Ok((new, parts))

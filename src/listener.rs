@@ -57,6 +57,11 @@ impl Listener {
         self.address
     }
 
+    /// The same address once more: what serves it next takes over where this one stops.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { listener: self.listener.try_clone()?, address: self.address })
+    }
+
     /// Gives each connection to `serve`, at most `connections_max` at once: others wait in the kernel's
     /// backlog. Call it within a tokio runtime.
     pub fn serve<F, S>(self, connections_max: u32, serve: F) -> io::Result<Serving>

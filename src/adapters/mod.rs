@@ -7,13 +7,14 @@ pub mod clock;
 pub mod dynamodb;
 pub mod embedded;
 pub mod inbox;
-pub mod receipts;
 #[cfg(feature = "postgres")]
 pub mod pg;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod receipts;
 #[cfg(feature = "aws")]
 pub mod sqs;
+pub mod status_changes;
 #[cfg(feature = "postgres")]
 pub mod warehouse;
 pub mod webhook;

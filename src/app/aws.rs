@@ -47,6 +47,7 @@ pub(super) fn settings(aws: &Aws) -> AwsSettings {
         profile: aws.profile.clone(),
         sqs_endpoint_url: aws.sqs_endpoint.as_ref().map(ToString::to_string),
         dynamodb_endpoint_url: aws.dynamodb_endpoint.as_ref().map(ToString::to_string),
+        logs_endpoint_url: aws.logs_endpoint.as_ref().map(ToString::to_string),
         connect_timeout: aws.connect_timeout,
         attempt_timeout: aws.attempt_timeout,
         ..AwsSettings::default()

@@ -1,9 +1,14 @@
 //! The store that an operator's commands work on, by the configuration's choice.
 
+use futures_util::future::BoxFuture;
+use postrider_actors::ports::StoreError;
+use tokio::runtime::Runtime;
+
+use super::engines::runtime;
 use crate::{
-    adapters::embedded::{Operator, Viewer},
-    config::{Config, OutboxKind},
-    console::{Operate, View},
+    adapters::embedded::{Operator, ReceiptViewer, Viewer},
+    config::{Config, LedgerKind, OutboxKind},
+    console::{Operate, View, receipts::ReceiptView},
 };
 
 /// The configuration is refused before this is reached.
@@ -19,6 +24,38 @@ pub fn view(config: &Config) -> anyhow::Result<Box<dyn View>> {
         #[cfg(not(feature = "aws"))]
         OutboxKind::Dynamodb(_) => anyhow::bail!(WITHOUT_AWS),
     }
+}
+
+/// The ledger of rows, and a runtime to wait for it on.
+pub struct Rows {
+    view: Box<dyn ReceiptView>,
+    runtime: Runtime,
+}
+
+impl Rows {
+    /// Asks one thing.
+    pub fn ask<'a, T>(
+        &'a self,
+        question: impl FnOnce(&'a dyn ReceiptView) -> BoxFuture<'a, Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.runtime.block_on(question(&*self.view))
+    }
+}
+
+/// Opens the ledger of rows to read; `None` if the configuration has none.
+pub fn rows(config: &Config) -> anyhow::Result<Option<Rows>> {
+    if !config.has_rows() {
+        return Ok(None);
+    }
+    let runtime = runtime()?;
+    let view: Box<dyn ReceiptView> = match &config.ledger.kind {
+        LedgerKind::Embedded => Box::new(ReceiptViewer::open(&config.state.dir)?),
+        #[cfg(feature = "postgres")]
+        LedgerKind::Postgres(_) => Box::new(runtime.block_on(super::postgres::view(config))?),
+        #[cfg(not(feature = "postgres"))]
+        LedgerKind::Postgres(_) => anyhow::bail!("this program was built without Postgres"),
+    };
+    Ok(Some(Rows { view, runtime }))
 }
 
 /// Opens the store to change it. It must be there already.

@@ -1,7 +1,6 @@
 //! The engines of a configuration, before the daemon uses them: `check-config --connect` tries them and
 //! changes nothing, `migrate` makes what is missing. Both say what is wrong and what to do.
 
-#[cfg(feature = "aws")]
 use anyhow::Context as _;
 
 use crate::{
@@ -57,22 +56,23 @@ fn embedded_store(config: &Config) -> Finding {
     }
 }
 
-#[cfg(not(feature = "aws"))]
-fn shared(_config: &Config, _may_make: bool) -> anyhow::Result<Vec<Finding>> {
-    // The configuration was refused if it names any.
-    Ok(Vec::new())
-}
-
-#[cfg(feature = "aws")]
 fn shared(config: &Config, may_make: bool) -> anyhow::Result<Vec<Finding>> {
-    if !super::aws::is_needed(config) {
-        return Ok(Vec::new());
+    let mut findings = Vec::new();
+    #[cfg(feature = "aws")]
+    if super::aws::is_needed(config) {
+        findings.extend(runtime()?.block_on(super::aws::try_engines(config, may_make)));
     }
-    Ok(runtime()?.block_on(super::aws::try_engines(config, may_make)))
+    #[cfg(feature = "postgres")]
+    {
+        let addresses = config.addresses()?;
+        findings.extend(runtime()?.block_on(super::postgres::try_engines(config, &addresses, may_make)));
+    }
+    // Without its feature, the configuration was refused if it names any.
+    let _ = (config, may_make, &mut findings);
+    Ok(findings)
 }
 
 /// What a command waits on: it does one thing after the other.
-#[cfg(feature = "aws")]
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("the system refuses a runtime")

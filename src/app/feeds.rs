@@ -1,6 +1,9 @@
 //! The actors of one feed: what takes a directory's files, or a queue's entries, to the outbox.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use actix::Recipient;
 use postrider_actors::{
@@ -21,7 +24,7 @@ use postrider_actors::{
 use tokio::sync::Semaphore;
 
 use super::{Machine, reign::mark};
-use crate::config::{self, Resolved, Target};
+use crate::config::{self, Resolved, STATUS_FEED, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
@@ -183,6 +186,39 @@ pub(super) fn queue_feed_specs(
     vec![ChildSpec { name: "queue_feed", of: None, count: 1, factory: Arc::new(factory), rank: 0 }]
 }
 
+/// The feed that tells `destination` of changes of states.
+pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSettings {
+    let config = &resolved.config;
+    QueueFeedSettings {
+        name: STATUS_FEED.into(),
+        // An id and not a person: who is meant, the receiver of changes knows by the message.
+        recipient: "message_id".into(),
+        max_row_bytes: STATUS_BYTES_MAX,
+        max_entry_rows: 1,
+        destinations: feed_destinations(resolved, &[destination.to_owned()]),
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        accumulate: AccumulatorLimits {
+            rows: config.batch.max_messages as usize,
+            bytes: config.batch.max_bytes,
+            entries: config.batch.max_messages as usize,
+            linger: STATUS_LINGER,
+        },
+        pollers: 1,
+        wait: STATUS_WAIT,
+        high_watermark: config.outbox.high_watermark,
+        low_watermark: config.outbox.low_watermark,
+    }
+}
+
+/// A change is a handful of ids and words.
+const STATUS_BYTES_MAX: usize = 4 << 10;
+
+/// The longest that a change waits for others.
+const STATUS_LINGER: Duration = Duration::from_millis(500);
+
+/// How long a look for changes waits for one.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
+
 /// A feed's destinations, with what their batches carry along.
 fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestination> {
     let destination = |name: &String| {
@@ -192,7 +228,7 @@ fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestinati
                 Target::Webhook(webhook) => {
                     (resolved.materials[name].template.clone(), webhook.content_type.clone())
                 }
-                Target::Table(table) => (Some(table.mapping.to_json()), MAPPING_TYPE.to_owned()),
+                Target::Table(table) => (Some(table.mapping.to_template()), MAPPING_TYPE.to_owned()),
             };
         FeedDestination { name: name.as_str().into(), template, content_type }
     };

@@ -11,7 +11,7 @@ use postrider_actors::{
         delay::{DelayPolicy, DepthStep},
         roster::RosterLimits,
     },
-    ports::{Inbox, Intake, Webhook},
+    ports::{Inbox, Intake, Table, Webhook},
     queue_feed::QueueFeedSettings,
     supervision::{Birth, ChildSpec, Shutdown, Strategy, Supervisor, SupervisorSettings},
     sweeper::{self, Sweeper, SweeperSetup},
@@ -23,19 +23,23 @@ use tokio::sync::oneshot;
 
 use super::{
     LOOK, LOOKS_PER_LOG_REPORT, Machine, PATIENCE, StartError,
-    feeds::{feed_specs, format, queue_feed_settings, queue_feed_specs},
+    feeds::{feed_specs, format, queue_feed_settings, queue_feed_specs, status_feed_settings},
+    receipts::{ReceiptParts, receipt_specs},
     signals::{Signals, Told},
     status::StatusReporter,
+    tables::{table_spec, table_workers},
     tell,
     watch::Watch,
 };
 use crate::{
     adapters::{
         inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+        status_changes::StatusChangeIntake,
         webhook::{HttpWebhook, WebhookSettings},
     },
     cli::Exit,
     config::{self, Config, Resolved},
+    listener::Serving,
 };
 
 /// Everything a tree is built from that may fail to be built.
@@ -43,6 +47,8 @@ pub(super) struct Parts {
     inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     queue_feeds: Vec<(Arc<QueueFeedSettings>, Arc<dyn Intake>)>,
     webhooks: Vec<Arc<dyn Webhook>>,
+    tables: Vec<Arc<dyn Table>>,
+    receipts: ReceiptParts,
 }
 
 impl Parts {
@@ -74,6 +80,10 @@ impl Parts {
         for (feed, intake) in intakes(machine, config).await? {
             queue_feeds.push((Arc::new(queue_feed_settings(resolved, feed.0, feed.1)), intake));
         }
+        if let (Some(destination), Some(ledger)) = (&config.receipts.events_to, &machine.stores.rows) {
+            let intake = StatusChangeIntake::new(ledger.clone(), machine.clock.clone());
+            queue_feeds.push((Arc::new(status_feed_settings(resolved, destination)), Arc::new(intake) as _));
+        }
         let mut webhooks = Vec::new();
         for (destination, webhook) in webhook_destinations(config) {
             let materials = &resolved.materials[&destination.name];
@@ -98,7 +108,9 @@ impl Parts {
             })?;
             webhooks.push(Arc::new(webhook) as Arc<dyn Webhook>);
         }
-        Ok(Self { inboxes, queue_feeds, webhooks })
+        let tables = tables(resolved).await?;
+        let receipts = ReceiptParts::build(machine, resolved).await?;
+        Ok(Self { inboxes, queue_feeds, webhooks, tables, receipts })
     }
 }
 
@@ -110,6 +122,18 @@ fn directories(config: &Config) -> impl Iterator<Item = (&config::Feed, &config:
 /// The destinations that are webhooks, in the order of the configuration.
 fn webhook_destinations(config: &Config) -> impl Iterator<Item = (&config::Destination, &config::Webhook)> {
     config.destinations.iter().filter_map(|destination| Some((destination, destination.webhook()?)))
+}
+
+/// Makes the tables of the configuration, in the order of [`table_destinations`]. Connects to nothing.
+async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
+    #[cfg(feature = "postgres")]
+    return super::postgres::tables(resolved).await;
+    #[cfg(not(feature = "postgres"))]
+    {
+        // The configuration was refused if it names any.
+        let _ = resolved;
+        Ok(Vec::new())
+    }
 }
 
 /// A queue feed of the configuration and its queue.
@@ -128,6 +152,9 @@ async fn intakes<'a>(machine: &Machine, config: &'a Config) -> Result<Vec<OpenIn
     }
 }
 
+/// How long requests with receipts may take to finish when the daemon drains.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
 /// Why a reign is over, or is to be.
 pub(super) enum End {
     /// The tree gave up.
@@ -143,6 +170,8 @@ pub(super) struct Reign {
     root: Addr<Supervisor>,
     ended: oneshot::Receiver<i32>,
     arbiters: Vec<Arbiter>,
+    /// Takes receipts over HTTP, if any are expected.
+    serving: Option<Serving>,
     shutdown_timeout: Duration,
     status: StatusReporter,
 }
@@ -155,8 +184,11 @@ impl Reign {
     }
 
     /// Starts the tree. Infallible: a reload has drained the old one by now.
-    pub(super) fn start_with(machine: &Machine, resolved: &Resolved, parts: Parts) -> Self {
+    pub(super) fn start_with(machine: &Machine, resolved: &Resolved, mut parts: Parts) -> Self {
         let config = &resolved.config;
+        // Rung when receipts are in the inbox.
+        let arrived = Bell::default();
+        let serving = parts.receipts.serve(machine, &arrived);
         let arbiters: Vec<_> = (0..config.pools.arbiters)
             .map(|_| {
                 let runtime = machine.runtime.clone();
@@ -171,13 +203,14 @@ impl Reign {
             clock: machine.clock.clone(),
             metrics: machine.metrics.stages.clone(),
         };
-        let specs = tree(machine, resolved, parts, &settings);
+        let specs = tree(machine, resolved, parts, &arrived, &settings);
         let (ended_to, ended) = oneshot::channel();
         let root = Supervisor::root(specs, above(&settings), ended_to).start();
         Self {
             root,
             ended,
             arbiters,
+            serving,
             shutdown_timeout: config.shutdown.timeout,
             status: StatusReporter::new(machine),
         }
@@ -222,6 +255,11 @@ impl Reign {
     /// Ends the tree in order, within the shutdown timeout; a second signal ends the process at once.
     pub(super) async fn drain(mut self, signals: &mut Signals) -> Exit {
         tracing::info!(timeout_ms = self.shutdown_timeout.as_millis() as u64, "draining");
+        if let Some(serving) = self.serving.take()
+            && !serving.stop(LAST_REQUESTS).await
+        {
+            tracing::warn!("requests with receipts were cut off; their senders send them again");
+        }
         if self.root.send(Shutdown { code: 0 }).await.is_err() {
             tracing::error!("the root supervisor is gone");
             return Exit::Software;
@@ -264,16 +302,19 @@ fn above(settings: &SupervisorSettings) -> SupervisorSettings {
     settings
 }
 
-/// `root → store, delivery, feeds`. Ranks drain from the highest: feeds first, then delivery.
+/// `root → store, delivery, feeds, receipts`. Ranks drain from the highest: feeds first, then delivery.
 fn tree(
     machine: &Machine,
     resolved: &Resolved,
     parts: Parts,
+    arrived: &Bell,
     settings: &SupervisorSettings,
 ) -> Vec<ChildSpec> {
     let config = &resolved.config;
     let appended = Bell::default();
-    let queued: Vec<_> = (0..config.pools.deliveries).map(|_| Bell::default()).collect();
+    // The bells of delivery workers, then those of the workers that write into tables.
+    let workers = config.pools.deliveries + table_workers(config);
+    let queued: Vec<_> = (0..workers).map(|_| Bell::default()).collect();
     let ring = queued.clone();
     machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
     let queue_feeds = parts.queue_feeds.iter().map(|(feed, _)| feed.name.clone()).collect();
@@ -284,7 +325,7 @@ fn tree(
         queued.clone(),
         config.outbox.retention,
     )];
-    let delivery = delivery_specs(machine, config, parts.webhooks, &appended, &queued);
+    let delivery = delivery_specs(machine, config, parts.webhooks, parts.tables, &appended, &queued);
     let feed = |name, specs: Vec<ChildSpec>| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
             specs.clone()
@@ -301,11 +342,17 @@ fn tree(
     let nested = |name, rank, settings, specs: Vec<ChildSpec>| {
         Supervisor::nested(name, None, rank, Strategy::OneForOne, settings, move || specs.clone())
     };
-    vec![
+    let receipts = receipt_specs(machine, config, parts.receipts.into_pulled(), arrived);
+    let mut specs = vec![
         nested("store", 0, settings.clone(), store),
         nested("delivery", 1, settings.clone(), delivery),
         nested("feeds", 2, above(settings), feeds),
-    ]
+    ];
+    if !receipts.is_empty() {
+        // They wait for nothing that others do, and others don't wait for them.
+        specs.push(nested("receipts", 2, settings.clone(), receipts));
+    }
+    specs
 }
 
 /// A sign of life for the child that is being born.
@@ -347,6 +394,7 @@ fn delivery_specs(
     machine: &Machine,
     config: &Config,
     webhooks: Vec<Arc<dyn Webhook>>,
+    tables: Vec<Arc<dyn Table>>,
     appended: &Bell,
     queued: &[Bell],
 ) -> Vec<ChildSpec> {
@@ -389,16 +437,21 @@ fn delivery_specs(
             (destinations.iter().enumerate().map(share_of_each).collect::<Vec<_>>(), limits)
         })
         .collect();
-    vec![
+    let (webhook_bells, table_bells) = queued.split_at(workers);
+    let (tables, statement_gates) = table_spec(machine, config, tables, appended, table_bells.to_vec());
+    gates.extend(statement_gates);
+    let mut specs = vec![
         throttle_spec(machine, gates),
-        worker_spec(machine, config, setups, all, appended, queued),
+        worker_spec(machine, config, setups, all, appended, webhook_bells),
         dispatcher_spec(machine, paused, delay_policy(&config.queue.kind), appended, queued),
-    ]
+    ];
+    specs.extend(tables);
+    specs
 }
 
 /// A worker's share of `total` permits: what is left over goes to the first ones. Rotated by the caller,
 /// so that destinations with a single permit don't all hang on one worker.
-fn share(total: usize, worker: usize, workers: usize) -> usize {
+pub(super) fn share(total: usize, worker: usize, workers: usize) -> usize {
     total / workers + usize::from(worker % workers < total % workers)
 }
 

@@ -1,8 +1,9 @@
 //! Opens what a configuration names at AWS, for the daemon.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
+    model::{receipt_format::ReceiptFormat, receipt_window::WindowRule},
     ports::{Claims, Clock, Intake, OutboxArchive},
     throttle::RateShares,
 };
@@ -16,9 +17,16 @@ use crate::{
     adapters::{
         aws::{self, ApiObserver, CallOutcome},
         dynamodb::DynamoStore,
+        receipts::{
+            cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
+            queue::{QueueReceipts, QueueReceiptsLimits},
+        },
         sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
     },
-    config::{Config, DynamodbOutbox, Feed, OutboxKind, QueueAddress, QueueFeed, QueueKind, SqsQueue},
+    config::{
+        CloudwatchSource, Config, DynamodbOutbox, Feed, OutboxKind, QueueAddress, QueueFeed, QueueKind,
+        ReceiptSource, SqsQueue, SqsSource,
+    },
     console::{Finding, Verdict},
     node::{self, NodeError, Started},
     telemetry::metrics::{self, Metrics},
@@ -81,7 +89,9 @@ pub(super) async fn open_stores(
         OutboxKind::Embedded => {
             let store = open_embedded(state_dir)?;
             let queue = Box::pin(open_queue(store.clone(), store.clone())).await?;
-            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics).with_sqs(queue))
+            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics)
+                .with_own(&store)
+                .with_sqs(queue))
         }
         OutboxKind::Dynamodb(dynamodb) => {
             let client = aws::dynamodb_client(&sdk, &settings);
@@ -180,3 +190,62 @@ pub(super) async fn open_intakes<'a>(
     }
     Ok(opened)
 }
+
+/// Entries of one look at a queue of receipts, and receipts of one entry.
+const LOOK_ENTRIES_MAX: usize = 1_000;
+const ENTRY_RECEIPTS_MAX: usize = 1_000;
+
+/// Opens a queue of receipts; how long a look at it waits.
+pub(super) async fn receipts_from_queue(
+    machine: &Machine,
+    config: &Config,
+    source: &ReceiptSource,
+    sqs: &SqsSource,
+    format: ReceiptFormat,
+) -> Result<(Arc<dyn postrider_actors::ports::ReceiptSource>, Duration), StartError> {
+    let settings = settings(&config.aws);
+    let sdk = aws::sdk_config(&settings).await;
+    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let client = aws::sqs_client(&sdk, &settings);
+    let provisioner = Provisioner::new(client.clone(), &settings, observer.clone());
+    let engine = format!("receipts {}: queue {}", source.name, sqs.queue.name());
+    let url = url_of(&provisioner, &engine, &sqs.queue, "its owner makes it, not Postrider");
+    let intake_settings = SqsIntakeSettings {
+        queue_url: url.await.map_err(refused)?,
+        visibility: sqs.visibility,
+        wait_max: sqs.wait,
+    };
+    let intake = SqsIntake::new(client, &settings, intake_settings, observer);
+    let limits = QueueReceiptsLimits { receipts: LOOK_ENTRIES_MAX, entry_receipts: ENTRY_RECEIPTS_MAX };
+    Ok((Arc::new(QueueReceipts::new(Arc::new(intake), format, limits)), sqs.wait))
+}
+
+/// Opens log groups with receipts; how long a look at them waits.
+pub(super) async fn receipts_from_logs(
+    machine: &Machine,
+    config: &Config,
+    source: &CloudwatchSource,
+    format: ReceiptFormat,
+) -> Result<(Arc<dyn postrider_actors::ports::ReceiptSource>, Duration), StartError> {
+    let settings = settings(&config.aws);
+    let sdk = aws::sdk_config(&settings).await;
+    let logs = CloudWatchSettings {
+        filter_pattern: source.filter.clone(),
+        rule: WindowRule {
+            overlap: source.overlap,
+            lag: source.lag,
+            window_max: source.window,
+            step: source.poll,
+            lookback: source.start,
+        },
+        ..CloudWatchSettings::new(source.groups.clone())
+    };
+    let rate = CallRate::per_second(NonZeroU32::new(source.calls_per_s).unwrap_or(NonZeroU32::MIN));
+    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let client = aws::logs_client(&sdk, &settings);
+    let receipts = CloudWatchReceipts::new(client, logs, format, rate, machine.clock.clone(), observer);
+    Ok((Arc::new(receipts), source.poll.min(LOOK_WAIT_MAX)))
+}
+
+/// A look at log groups waits no longer, so that a drain does not wait for it.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);

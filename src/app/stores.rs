@@ -3,14 +3,14 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    ports::{Clock, Ledger, Outbox, OutboxArchive, Queue, StoreError},
+    ports::{Clock, Ledger, Outbox, OutboxArchive, Queue, ReceiptLedger, StoreError},
     throttle::RateShares,
 };
 
-use super::StartError;
+use super::{StartError, recorded::Recorded};
 use crate::{
     adapters::embedded::{Backlog, EmbeddedStore, exit_on_fatal},
-    config::{Config, OutboxKind, QueueKind},
+    config::{LedgerKind, OutboxKind, QueueKind, Resolved},
     telemetry::{Metered, metrics::Metrics},
 };
 
@@ -24,9 +24,13 @@ pub(super) struct Stores {
     pub(super) queue: Arc<dyn Queue>,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) archive: Arc<dyn OutboxArchive>,
+    /// Where a row of each message is kept, if the configuration asks for it.
+    pub(super) rows: Option<Arc<dyn ReceiptLedger>>,
     /// How rates are shared with other processes, if the stores are.
     pub(super) shares: Option<RateShares>,
-    /// The store, if everything is in it.
+    /// The embedded store, if the outbox is in it …
+    own: Option<Arc<EmbeddedStore>>,
+    /// … and if everything is.
     embedded: Option<Arc<EmbeddedStore>>,
     #[cfg(feature = "aws")]
     sqs: Option<Arc<crate::adapters::sqs::SqsQueue>>,
@@ -35,24 +39,54 @@ pub(super) struct Stores {
 impl Stores {
     /// Opens what the configuration names. `state_dir` is locked by this process.
     pub(super) async fn open(
-        config: &Config,
+        resolved: &Resolved,
         state_dir: &Path,
         clock: &Arc<dyn Clock>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
+        let config = &resolved.config;
         #[cfg(feature = "aws")]
         if super::aws::is_needed(config) {
-            return super::remote::open_stores(config, state_dir, clock, metrics).await;
+            let stores = super::remote::open_stores(config, state_dir, clock, metrics).await?;
+            return stores.recording(resolved, metrics).await;
         }
         let _ = clock;
         debug_assert!(config.outbox.kind == OutboxKind::Embedded && config.queue.kind == QueueKind::Embedded);
         let store = open_embedded(state_dir)?;
-        Ok(Self::embedded(&store, metrics))
+        Self::embedded(&store, metrics).recording(resolved, metrics).await
+    }
+
+    /// The same with a row of each message, if the configuration asks for it.
+    async fn recording(self, resolved: &Resolved, metrics: &Metrics) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let rows: Arc<dyn ReceiptLedger> = match (&config.ledger.kind, &self.own) {
+            #[cfg(feature = "postgres")]
+            (LedgerKind::Postgres(_), _) => {
+                let ledger = Arc::new(super::postgres::open_ledger(resolved).await?);
+                Arc::new(Metered::new(ledger, metrics))
+            }
+            #[cfg(not(feature = "postgres"))]
+            (LedgerKind::Postgres(_), _) => return Ok(self), // the configuration was refused
+            (LedgerKind::Embedded, Some(store)) => {
+                store.keep_changes(config.receipts.events_to.is_some());
+                Arc::new(Metered::new(store.clone(), metrics))
+            }
+            // The configuration was refused if it names receipts too.
+            (LedgerKind::Embedded, None) => return Ok(self),
+        };
+        let ledger = Arc::new(Recorded::new(rows.clone(), self.ledger.clone()));
+        Ok(Self { ledger, rows: Some(rows), ..self })
     }
 
     /// Everything in one store.
     pub(super) fn embedded(store: &Arc<EmbeddedStore>, metrics: &Metrics) -> Self {
-        Self { embedded: Some(store.clone()), ..Self::metered(store, store, store, store.clone(), metrics) }
+        let stores = Self::metered(store, store, store, store.clone(), metrics).with_own(store);
+        Self { embedded: Some(store.clone()), ..stores }
+    }
+
+    /// The same with an outbox that is in the embedded store.
+    pub(super) fn with_own(self, store: &Arc<EmbeddedStore>) -> Self {
+        Self { own: Some(store.clone()), ..self }
     }
 
     /// The stores as the stages see them: counted.
@@ -73,7 +107,9 @@ impl Stores {
             queue: Arc::new(Metered::new(queue.clone(), metrics)),
             ledger: Arc::new(Metered::new(ledger.clone(), metrics)),
             archive,
+            rows: None,
             shares: None,
+            own: None,
             embedded: None,
             #[cfg(feature = "aws")]
             sqs: None,

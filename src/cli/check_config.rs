@@ -108,7 +108,7 @@ fn summary(config: &Config) -> String {
                 )
             }
             Target::Table(table) => (
-                format!("table {} in {}", table.table.join("."), table.warehouse),
+                format!("table {} in {}", table.table.plain(), table.warehouse),
                 format!(
                     "{} columns, {} attempts",
                     table.mapping.columns.len(),
@@ -164,7 +164,7 @@ fn summary_json(config: &Config) -> Value {
                 "name": destination.name,
                 "kind": if destination.table().is_some() { "table" } else { "webhook" },
                 "origin": destination.webhook().map(|webhook| webhook.url.origin().ascii_serialization()),
-                "table": destination.table().map(|table| table.table.join(".")),
+                "table": destination.table().map(|table| table.table.plain()),
                 "warehouse": destination.table().map(|table| &table.warehouse),
                 "secrets": destination.webhook().map(|webhook| webhook.secrets.len()),
                 "rate_per_s": destination.rate.map_or(0, |rate| rate.per_s),

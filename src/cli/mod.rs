@@ -4,6 +4,7 @@
 //! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`].
 
 pub mod check_config;
+pub mod compare;
 pub mod completions;
 pub mod dead;
 pub mod demo;
@@ -13,6 +14,7 @@ pub mod files;
 mod findings;
 pub mod messages;
 pub mod migrate;
+pub mod receipts;
 pub mod receiver;
 pub mod run;
 pub mod status;
@@ -67,6 +69,8 @@ pub enum Command {
     Messages(messages::Args),
     Dead(dead::Args),
     Destinations(destinations::Args),
+    Receipts(receipts::Args),
+    Compare(compare::Args),
     Migrate(migrate::Args),
     Completions(completions::Args),
 }
@@ -119,6 +123,8 @@ pub fn main() -> ExitCode {
         Command::Messages(args) => messages::run(&args, &cli.config),
         Command::Dead(args) => dead::run(&args, &cli.config),
         Command::Destinations(args) => destinations::run(&args, &cli.config),
+        Command::Receipts(args) => receipts::run(&args, &cli.config),
+        Command::Compare(args) => compare::run(&args, &cli.config),
         Command::Migrate(args) => migrate::run(&args, &cli.config),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),

@@ -69,6 +69,11 @@ pub struct Args {
     #[arg(long, requires = "log")]
     log_bodies: bool,
 
+    /// Answer what is accepted with an id of the receiver's own, {"message":{"id":"prv-…"}}, as a provider
+    /// does: it is 24 hex digits of the SHA-256 of webhook-id
+    #[arg(long)]
+    answer_ids: bool,
+
     /// Print the counts as JSON
     #[arg(long)]
     json: bool,
@@ -109,6 +114,7 @@ impl Args {
             latency: Duration::from_millis(self.latency_ms),
             log: self.log,
             log_bodies: self.log_bodies,
+            answer_ids: self.answer_ids,
         })
     }
 }

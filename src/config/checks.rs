@@ -252,8 +252,8 @@ fn check_receipts(reader: &Reader, config: &Config) {
         if destination.is_some_and(|destination| destination.table().is_some()) {
             let advice = "it is a table, which sends no receipts: name a webhook";
             reader.note(&key("destination"), Some(shown_text(&source.destination)), advice);
-        } else if source.fields.message_id.is_none()
-            && source.fields.provider_id.is_some()
+        } else if source.mapping.message_id.is_none()
+            && source.mapping.provider_id.is_some()
             && destination.and_then(|known| known.webhook()).is_some_and(|known| known.provider_id.is_none())
         {
             let advice = format!(

@@ -2,10 +2,14 @@
 
 use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
-use postrider_actors::model::{retry::RetrySchedule, table::Mapping};
+use postrider_actors::model::{
+    retry::RetrySchedule,
+    table::{Mapping, TableName},
+};
 use url::Url;
 
 use super::{Rate, SecretSource};
+use crate::adapters::webhook::JsonPointer;
 
 /// Where messages go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +58,8 @@ impl Destination {
 pub struct Table {
     /// The name of its warehouse.
     pub warehouse: String,
-    /// Its schema, if it is named, and its name.
-    pub table: Vec<String>,
+    /// Its name there.
+    pub table: TableName,
     /// How a message becomes a row; the first column is the key.
     pub mapping: Mapping,
     /// Rows per statement.
@@ -89,8 +93,8 @@ pub struct Webhook {
     pub ca_file: Option<PathBuf>,
     /// The longest `Retry-After` that is honoured; at most `retry.max_age`.
     pub max_retry_after: Duration,
-    /// Where in an answer the receiver's own id for the message stands (RFC 6901); `None`: it is not kept.
-    pub provider_id: Option<String>,
+    /// Where in an answer the receiver's own id for the message stands; `None`: it is not kept.
+    pub provider_id: Option<JsonPointer>,
 }
 
 /// A webhook's address. Some providers put a secret into the path, so `Debug` stops at the host.

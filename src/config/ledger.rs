@@ -1,8 +1,8 @@
 //! The ledger of rows, receipts, and warehouses.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use postrider_actors::model::state::MessageState;
+use postrider_actors::model::receipt_format::{ReceiptFileFormat, ReceiptMapping};
 
 use super::{QueueAddress, SecretSource};
 
@@ -89,55 +89,10 @@ pub struct ReceiptSource {
     pub destination: String,
     /// What it is.
     pub kind: SourceKind,
-    /// What a receipt looks like.
-    pub format: ReceiptFormat,
-    /// Where in a receipt what stands.
-    pub fields: ReceiptFields,
-    /// What the provider's words mean.
-    pub statuses: BTreeMap<String, StatusWord>,
-    /// What any other word means; `None`: the receipt is rejected.
-    pub otherwise: Option<StatusWord>,
-}
-
-/// What a provider's word for a state means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusWord {
-    /// This state.
-    State(MessageState),
-    /// Nothing: the receipt is passed over.
-    Ignored,
-}
-
-/// What a receipt of a directory looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReceiptFormat {
-    /// One JSON object per line.
-    Ndjson,
-    /// Delimited by commas, with a header.
-    Csv,
-}
-
-/// Where in a receipt what stands: a column, a key, or several keys joined by dots.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReceiptFields {
-    /// Our id.
-    pub message_id: Option<String>,
-    /// The provider's id.
-    pub provider_id: Option<String>,
-    /// The receipt's own id.
-    pub event_id: Option<String>,
-    /// The provider's word for the state.
-    pub status: String,
-    /// When that was.
-    pub at: Option<String>,
-    /// The carrier.
-    pub carrier: Option<String>,
-    /// The carrier's words.
-    pub response: Option<String>,
-    /// When the provider sent the message.
-    pub sent_at: Option<String>,
-    /// What it charged.
-    pub price: Option<String>,
+    /// What the files of a directory look like.
+    pub format: ReceiptFileFormat,
+    /// Where in a receipt what stands, and what the provider's words mean.
+    pub mapping: ReceiptMapping,
 }
 
 /// What a source of receipts is.
@@ -146,7 +101,7 @@ pub enum SourceKind {
     /// Files that are dropped.
     Directory(DirectorySource),
     /// Requests to `/receipts/NAME`.
-    Http(HttpSource),
+    Http(HttpAuth),
     /// A queue.
     Sqs(SqsSource),
     /// Log groups.
@@ -160,15 +115,6 @@ pub struct DirectorySource {
     pub path: PathBuf,
     /// How long size and mtime must stand still.
     pub settle: Duration,
-}
-
-/// Requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpSource {
-    /// How a sender proves who it is.
-    pub auth: HttpAuth,
-    /// How far a request's timestamp may be from our clock.
-    pub tolerance: Duration,
 }
 
 /// How a sender proves who it is.

@@ -36,9 +36,8 @@ use url::Url;
 
 pub use destination::{Destination, Header, HeaderValue, Table, Target, TemplateSource, Webhook, WebhookUrl};
 pub use ledger::{
-    CloudwatchSource, DirectorySource, HttpAuth, HttpSource, Ledger, LedgerKind, PostgresLedger,
-    ReceiptFields, ReceiptFormat, ReceiptSource, Receipts, SourceKind, SqsSource, StatusWord, Tls, Warehouse,
-    WarehouseDialect,
+    CloudwatchSource, DirectorySource, HttpAuth, Ledger, LedgerKind, PostgresLedger, ReceiptSource, Receipts,
+    SourceKind, SqsSource, Tls, Warehouse, WarehouseDialect,
 };
 pub use problem::{ConfigError, Origin, Problem, Problems};
 pub use resolve::{Addresses, Materials, Resolved};
@@ -155,6 +154,8 @@ pub struct Pools {
     pub parsers: usize,
     /// Delivery workers.
     pub deliveries: usize,
+    /// Workers that write into warehouses' tables.
+    pub tables: usize,
     /// Arbiters that actors are spread over.
     pub arbiters: usize,
     /// Threads of the tokio runtime; `None`: as many as there are cores.
@@ -320,6 +321,8 @@ pub struct Aws {
     pub sqs_endpoint: Option<Url>,
     /// Another address for DynamoDB.
     pub dynamodb_endpoint: Option<Url>,
+    /// Another address for CloudWatch Logs.
+    pub logs_endpoint: Option<Url>,
     /// Until a connection is open.
     pub connect_timeout: Duration,
     /// One try of one call, the wait of a long poll not counted.

@@ -99,6 +99,14 @@ impl Config {
         self.resolve_with(|name| env::var_os(name))
     }
 
+    /// Reads only the addresses of databases: what commands need.
+    pub fn addresses(&self) -> Result<Addresses, Problems> {
+        let mut resolver = Resolver { environment: &|name| env::var_os(name), problems: Vec::new() };
+        let addresses = resolver.addresses(self);
+        Problems::check(&self.file, resolver.problems)?;
+        Ok(addresses)
+    }
+
     /// As [`Config::resolve`], with an environment of the caller's.
     pub fn resolve_with(self, environment: impl Fn(&str) -> Option<OsString>) -> Result<Resolved, Problems> {
         let mut resolver = Resolver { environment: &environment, problems: Vec::new() };
@@ -138,8 +146,8 @@ impl Resolver<'_> {
     fn receipt_secrets(&mut self, receipts: &Receipts) -> BTreeMap<String, Vec<SecretString>> {
         let mut all = BTreeMap::new();
         for source in &receipts.sources {
-            let SourceKind::Http(http) = &source.kind else { continue };
-            let (secrets, is_signing) = match &http.auth {
+            let SourceKind::Http(auth) = &source.kind else { continue };
+            let (secrets, is_signing) = match auth {
                 HttpAuth::Signature(secrets) => (secrets, true),
                 HttpAuth::Bearer(tokens) => (tokens, false),
             };

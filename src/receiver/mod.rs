@@ -65,6 +65,8 @@ pub struct ReceiverSettings {
     pub log: Option<PathBuf>,
     /// Whether the lines hold the bodies.
     pub log_bodies: bool,
+    /// Whether what is accepted is answered with an id of the receiver's own (see [`answered_id`]).
+    pub answer_ids: bool,
 }
 
 /// A bound receiver.
@@ -80,6 +82,7 @@ struct State {
     failures: Failures,
     retry_after: Option<HeaderValue>,
     latency: Duration,
+    answer_ids: bool,
     log: Option<Log>,
     counts: counts::Counters,
     /// Why the log can't be written any more. A witness that can't write is none: it stops.
@@ -99,6 +102,7 @@ impl Receiver {
             failures: Failures::new(settings.fail_rate, settings.fail_status, settings.seed),
             retry_after: settings.retry_after,
             latency: settings.latency,
+            answer_ids: settings.answer_ids,
             log,
             counts: counts::Counters::default(),
             log_error: OnceLock::new(),
@@ -211,7 +215,10 @@ impl State {
         if !self.latency.is_zero() {
             tokio::time::sleep(self.latency).await;
         }
-        let mut response = empty(status);
+        let mut response = match (answer, text(&head.headers, "webhook-id")) {
+            (Answer::Accepted(_), Some(id)) if self.answer_ids => accepted(status, id),
+            _ => empty(status),
+        };
         if let (Answer::Failed(_), Some(retry_after)) = (answer, &self.retry_after) {
             response.headers_mut().insert(RETRY_AFTER, retry_after.clone());
         }
@@ -222,6 +229,24 @@ impl State {
 fn empty(status: StatusCode) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = status;
+    response
+}
+
+/// The id that a message with `webhook_id` is known by here: it looks like none of ours, and a test can tell it.
+fn answered_id(webhook_id: &str) -> String {
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(webhook_id.as_bytes());
+    digest.iter().take(12).fold(String::from("prv-"), |mut id, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(id, "{byte:02x}"); // writing to a String can't fail
+        id
+    })
+}
+
+fn accepted(status: StatusCode, webhook_id: &str) -> Response<Full<Bytes>> {
+    let body = serde_json::json!({ "message": { "id": answered_id(webhook_id) } }).to_string();
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -30,6 +30,7 @@ impl World {
             latency: Duration::ZERO,
             log: None,
             log_bodies: false,
+            answer_ids: false,
         };
         change(&mut settings);
         let receiver = Receiver::bind(settings).await.unwrap();

@@ -7,11 +7,13 @@ use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
+        record::MessageRecord,
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, AppendLimits, Appended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger,
-        Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, Release, Settled, Settlement, StoreError,
+        Append, AppendLimits, Appended, Applied, Arrival, EntryId, ItemOutcome, Lease, LeaseRequest,
+        LeaseToken, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, ReceiptLedger, Release,
+        Settled, Settlement, SourceCursor, StatusChange, StoreError, Taken,
     },
 };
 
@@ -41,6 +43,9 @@ calls! {
     "queue" { send, lease, extend, release, release_holder, rescue, acknowledge, queue_depth }
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
+    }
+    "receipts" {
+        record, take, cursor, apply, waiting, rejoin, orphan, expire, changes, forget_changes, retire
     }
 }
 
@@ -169,5 +174,58 @@ impl<S: Ledger + ?Sized> Ledger for Metered<S> {
 
     async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
         self.calls.mark_reported.count(self.inner.mark_reported(files)).await
+    }
+}
+
+#[async_trait]
+impl<S: ReceiptLedger + ?Sized> ReceiptLedger for Metered<S> {
+    async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
+        self.calls.record.count(self.inner.record(records)).await
+    }
+
+    async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
+        self.calls.take.count(self.inner.take(arrival)).await
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
+        self.calls.cursor.count(self.inner.cursor(source)).await
+    }
+
+    async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
+        self.calls.apply.count(self.inner.apply(receipts, bytes, at)).await
+    }
+
+    async fn waiting(&self) -> Result<u64, StoreError> {
+        self.calls.waiting.count(self.inner.waiting()).await
+    }
+
+    async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
+        self.calls.rejoin.count(self.inner.rejoin(limit)).await
+    }
+
+    async fn orphan(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.calls.orphan.count(self.inner.orphan(before, limit)).await
+    }
+
+    async fn expire(
+        &self,
+        destination: &str,
+        before: UnixMs,
+        limit: usize,
+        at: UnixMs,
+    ) -> Result<usize, StoreError> {
+        self.calls.expire.count(self.inner.expire(destination, before, limit, at)).await
+    }
+
+    async fn changes(&self, after: Option<u64>, limit: usize) -> Result<Vec<StatusChange>, StoreError> {
+        self.calls.changes.count(self.inner.changes(after, limit)).await
+    }
+
+    async fn forget_changes(&self, numbers: &[u64]) -> Result<(), StoreError> {
+        self.calls.forget_changes.count(self.inner.forget_changes(numbers)).await
+    }
+
+    async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.calls.retire.count(self.inner.retire(before, limit)).await
     }
 }

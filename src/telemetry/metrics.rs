@@ -6,7 +6,7 @@
 use std::{borrow::Cow, sync::atomic::AtomicU64, time::Duration};
 
 use postrider_actors::{
-    metrics::{Counters, Gauges, Labels, StageMetrics, Timings, call_buckets},
+    metrics::{Counters, Gauges, Labels, ReceiptMetrics, StageMetrics, Timings, call_buckets},
     model::alarm::AlarmKind,
     ports::StoreError,
 };
@@ -25,6 +25,8 @@ pub struct Metrics {
     registry: Registry,
     /// What the stages count.
     pub stages: StageMetrics,
+    /// What the stages of receipts count.
+    pub receipts: ReceiptMetrics,
     /// Calls of remote services, for the adapters that make them.
     pub api: ApiCalls,
     /// What DynamoDB charged.
@@ -43,6 +45,7 @@ impl Default for Metrics {
         to.register("build", "What runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             stages: StageMetrics::register(to),
+            receipts: ReceiptMetrics::register(to),
             api: ApiCalls::register(to),
             capacity: ConsumedCapacity::register(to),
             backlog: BacklogMetrics::register(to),

@@ -19,7 +19,14 @@ mod delivery;
 mod files;
 mod ops;
 mod panics;
+#[cfg(feature = "postgres")]
+#[path = "../pg/mod.rs"]
+mod pg;
+#[cfg(feature = "postgres")]
+mod receipts;
 #[cfg(feature = "aws")]
 mod several;
 mod support;
 mod systemd;
+#[cfg(all(feature = "aws", feature = "postgres"))]
+mod tables;

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, thread, time::Duration};
 use serde_json::{Value, json};
 
 use crate::{
-    cloud::{Counts, Emulators, FaultProxy, sdk_config, sdk_environment},
-    support::{LIVENESS, World, input::Input, knob, wait_until},
+    cloud::{Counts, Emulators, FaultProxy, sdk_environment},
+    support::{LIVENESS, World, inbound::Inbound, input::Input, knob, wait_until},
 };
 
 /// The name of queue and table; each test has servers of its own.
@@ -271,7 +271,7 @@ fn a_queue_feed_survives(point: &str, shared: bool) {
     const ENTRIES: usize = 60;
     const ROWS: usize = 10;
     let engines = Engines::start();
-    let inbound = Inbound::new(&engines);
+    let inbound = Inbound::new(engines.sqs.endpoint());
     let mut world = engines.world();
     world.receive(&["--log-bodies"]);
     world
@@ -334,42 +334,4 @@ fn f48_a_queue_feed_that_crashes_before_the_append_takes_each_entry_once() {
 #[ignore = "needs --features failpoints and emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE"]
 fn f48_a_queue_feed_that_crashes_after_the_append_takes_each_entry_once() {
     a_queue_feed_survives("intake.append.after", false);
-}
-
-/// The queue of a feed, as its owner uses it.
-struct Inbound {
-    runtime: tokio::runtime::Runtime,
-    client: aws_sdk_sqs::Client,
-    url: String,
-}
-
-impl Inbound {
-    const NAME: &str = "inbound";
-
-    fn new(engines: &Engines) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let client = aws_sdk_sqs::Client::new(&sdk_config(engines.sqs.endpoint()));
-        let made =
-            runtime.block_on(client.create_queue().queue_name(Self::NAME).send()).expect("a new queue");
-        let url = made.queue_url.expect("a queue has a URL");
-        Self { runtime, client, url }
-    }
-
-    fn send(&self, bodies: &[String]) {
-        for body in bodies {
-            let send = self.client.send_message().queue_url(&self.url).message_body(body).send();
-            self.runtime.block_on(send).expect("the emulator takes it");
-        }
-    }
-
-    /// Entries that are not deleted.
-    fn left(&self) -> u64 {
-        use aws_sdk_sqs::types::QueueAttributeName as Name;
-        let names = [Name::ApproximateNumberOfMessages, Name::ApproximateNumberOfMessagesNotVisible];
-        let ask = self.client.get_queue_attributes().queue_url(&self.url);
-        let ask = names.iter().fold(ask, |ask, name| ask.attribute_names(name.clone())).send();
-        let found = self.runtime.block_on(ask).expect("the emulator answers");
-        let count = |name: &Name| found.attributes()?.get(name)?.parse::<u64>().ok();
-        names.iter().map(|name| count(name).expect("both are counted")).sum()
-    }
 }

@@ -123,7 +123,7 @@ def check_version(body):
         raise ValueError(f"version {body[0]}")
 
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_STATES = ("ingesting", "ingested", "failed", "source-lost")
 
 

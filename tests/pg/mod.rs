@@ -58,9 +58,7 @@ impl Postgres {
     }
 
     fn start_with(fsync: bool) -> Self {
-        let bin = env::var_os(POSTGRES).map(PathBuf::from).unwrap_or_else(|| {
-            panic!("{POSTGRES} is not set: it names the directory of `postgres`; script/test sets it")
-        });
+        let bin = bin();
         let directory =
             tempfile::Builder::new().prefix("postrider-pg-").tempdir().expect("a temporary directory");
         give_away(directory.path());
@@ -251,6 +249,18 @@ pub enum Stop {
 /// Postgres refuses to run as root: then it is the user `postgres`, which its Debian package makes.
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// Where Postgres is installed.
+fn bin() -> PathBuf {
+    env::var_os(POSTGRES).map(PathBuf::from).unwrap_or_else(|| {
+        panic!("{POSTGRES} is not set: it names the directory of `postgres`; script/test sets it")
+    })
+}
+
+/// Its client for the command line.
+pub fn psql() -> String {
+    bin().join("psql").display().to_string()
 }
 
 /// A port of the loopback that nobody listens on now.

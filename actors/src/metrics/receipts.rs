@@ -23,6 +23,7 @@ pub struct ReceiptMetrics {
     orphaned: Counters<0>,
     expired: Counters<1>,
     waiting: Gauges<0>,
+    requests: Counters<2>,
 }
 
 impl Default for ReceiptMetrics {
@@ -92,7 +93,18 @@ impl ReceiptMetrics {
                 "Messages without a final receipt in time",
             ),
             waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
+            requests: Counters::register(
+                to,
+                "receipt_requests",
+                ["source", "status"],
+                "Requests with receipts, by what they were answered",
+            ),
         }
+    }
+
+    /// A request with receipts was answered.
+    pub fn answered(&self, source: &str, status: u16) {
+        self.requests.of([source, itoa::Buffer::new().format(status)]).inc();
     }
 
     /// A source's handles.

@@ -110,7 +110,8 @@ impl PostgresView {
     }
 
     async fn state_counts(&self, file: Option<FileId>) -> Result<Vec<StateCount>, Failure> {
-        let (mut sql, day);
+        let mut sql = String::new();
+        let day;
         let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
         sql.push_str(
             "SELECT d.name, m.state, count(*) FROM messages m JOIN destinations d ON d.id = m.destination",

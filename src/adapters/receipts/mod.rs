@@ -2,4 +2,6 @@
 
 #[cfg(feature = "aws")]
 pub mod cloudwatch;
+pub mod dir;
 pub mod http;
+pub mod queue;

@@ -3,11 +3,11 @@ use std::time::Duration;
 use postrider_actors::model::{
     body::BodyTemplate,
     retry::RetrySchedule,
-    table::{Column, ColumnSource, ColumnType, Mapping},
+    table::{COLUMNS_MAX, Column, ColumnSource, ColumnType, Identifier, Mapping, TableName},
 };
 use url::Url;
 
-use crate::adapters::webhook;
+use crate::adapters::webhook::{self, BadPointer, JsonPointer};
 
 use super::{
     super::{
@@ -112,17 +112,11 @@ fn webhook(reader: &Reader, section: &mut Section<'_>, max_retry_after: Duration
     }
 }
 
-/// A JSON pointer (RFC 6901).
-fn provider_id(reader: &Reader, section: &mut Section<'_>) -> Option<String> {
-    let pointer = section.text("provider_id")?;
-    let mut escapes = pointer.split('~').skip(1);
-    let is_pointer =
-        pointer.starts_with('/') && pointer.len() <= 256 && escapes.all(|rest| rest.starts_with(['0', '1']));
-    if !is_pointer {
-        let advice = "write a JSON pointer (RFC 6901) such as \"/message/id\"";
-        reader.note(&section.key("provider_id"), Some(shown_text(&pointer)), advice);
-    }
-    Some(pointer)
+fn provider_id(reader: &Reader, section: &mut Section<'_>) -> Option<JsonPointer> {
+    let pointer = section.text("provider_id").filter(|text| !text.is_empty())?.parse();
+    pointer
+        .map_err(|error: BadPointer| reader.note(&section.key("provider_id"), None, error.to_string()))
+        .ok()
 }
 
 fn table(reader: &Reader, section: &mut Section<'_>, need: Need) -> Table {
@@ -130,25 +124,24 @@ fn table(reader: &Reader, section: &mut Section<'_>, need: Need) -> Table {
     require(reader, section, "warehouse", need, "name one of [warehouses]");
     let text = section.text("table").unwrap_or_default();
     require(reader, section, "table", need, "write the table's name, or SCHEMA.TABLE");
-    let table: Vec<_> = text.split('.').map(str::to_owned).collect();
-    let is_table = table.len() <= 2 && table.iter().all(|part| is_identifier(part));
-    if !is_table && reader.is_there(&section.key("table")) {
-        reader.note(
-            &section.key("table"),
-            Some(shown_text(&text)),
-            format!("write TABLE or SCHEMA.TABLE; {IDENTIFIER}"),
-        );
-    }
+    let table = TableName::parse(&text).unwrap_or_else(|error| {
+        if reader.is_there(&section.key("table")) {
+            reader.note(&section.key("table"), None, error.to_string());
+        }
+        TableName::parse("invalid").expect("it is a plain name")
+    });
     let key = section.text("key_column").unwrap_or_default();
-    if !is_identifier(&key) && reader.is_there(&section.key("key_column")) {
-        reader.note(&section.key("key_column"), Some(shown_text(&key)), IDENTIFIER);
+    if let Err(error) = Identifier::parse(&key)
+        && reader.is_there(&section.key("key_column"))
+    {
+        reader.note(&section.key("key_column"), None, error.to_string());
     }
     let id = Column { name: key.clone(), source: ColumnSource::Id, kind: ColumnType::Text, required: true };
     let mut columns = vec![id];
     let columns_key = section.key("columns");
     for (path, name, text) in section.private_texts("columns") {
-        if !is_identifier(&name) {
-            reader.note(&path, Some(shown_text(&name)), IDENTIFIER);
+        if let Err(error) = Identifier::parse(&name) {
+            reader.note(&path, None, error.to_string());
         } else if name.eq_ignore_ascii_case(&key) {
             reader.note(
                 &path,
@@ -176,9 +169,6 @@ fn table(reader: &Reader, section: &mut Section<'_>, need: Need) -> Table {
         linger: section.millis("linger_ms", 0..=60_000),
     }
 }
-
-/// Columns of one table: what Redshift allows.
-const COLUMNS_MAX: usize = 1600;
 
 const COLUMN: &str = "write SOURCE, or SOURCE TYPE, or SOURCE TYPE required: SOURCE is recipient, feed or \
                       data.NAME, TYPE is text, integer, numeric, double, boolean, timestamp, date or json";
@@ -211,15 +201,6 @@ fn column(name: String, text: &str) -> Option<Column> {
         Some(_) => return None,
     };
     words.next().is_none().then_some(Column { name, source, kind, required })
-}
-
-const IDENTIFIER: &str = "write a name of 1 to 63 characters out of A-Z, a-z, 0-9 and _, no digit first";
-
-/// Names that need no quotes and can break out of none (F57).
-fn is_identifier(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
 fn retry(reader: &Reader, mut section: Section<'_>) -> (RetrySchedule, Duration) {

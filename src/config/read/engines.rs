@@ -288,6 +288,7 @@ pub(super) fn aws(reader: &Reader, mut section: Section<'_>) -> Aws {
         profile,
         sqs_endpoint: endpoint("sqs_endpoint_url"),
         dynamodb_endpoint: endpoint("dynamodb_endpoint_url"),
+        logs_endpoint: endpoint("logs_endpoint_url"),
         connect_timeout: section.millis("connect_timeout_ms", 100..=60_000),
         attempt_timeout: section.millis("attempt_timeout_ms", 500..=120_000),
     };

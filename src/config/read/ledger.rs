@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use postrider_actors::model::state::MessageState;
+use postrider_actors::model::receipt_format::{
+    FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus,
+};
 
 use super::{
     super::{
-        CloudwatchSource, DirectorySource, HttpAuth, HttpSource, Ledger, LedgerKind, PostgresLedger,
-        QueueAddress, ReceiptFields, ReceiptFormat, ReceiptSource, Receipts, SecretSource, SourceKind,
-        SqsSource, StatusWord, Tls, Warehouse, WarehouseDialect,
+        CloudwatchSource, DirectorySource, HttpAuth, Ledger, LedgerKind, PostgresLedger, QueueAddress,
+        ReceiptSource, Receipts, SecretSource, SourceKind, SqsSource, Tls, Warehouse, WarehouseDialect,
         reader::{Reader, Section},
         secret::SOURCES,
         tree::shown_text,
@@ -163,8 +164,10 @@ fn source(reader: &Reader, mut section: Section<'_>, name: String, need: Need) -
         require_aws(reader, &section.key("kind"), if word == Kind::Sqs { "sqs" } else { "cloudwatch" });
     }
     let need_of = |of| if kind == Some(of) { need } else { Need::Optional };
-    let formats = [("ndjson", ReceiptFormat::Ndjson), ("csv", ReceiptFormat::Csv)];
-    let format = section.choice("format", &formats).unwrap_or(ReceiptFormat::Ndjson);
+    let format = match section.choice("format", &[("ndjson", false), ("csv", true)]) {
+        Some(true) => ReceiptFileFormat::Csv { delimiter: b',' },
+        Some(false) | None => ReceiptFileFormat::Ndjson,
+    };
     let destination = section.text("destination").unwrap_or_default();
     let advice = "name the destination whose messages these receipts are about";
     require(reader, &section, "destination", need, advice);
@@ -180,8 +183,7 @@ fn source(reader: &Reader, mut section: Section<'_>, name: String, need: Need) -
         visibility: section.seconds("visibility_s", 30..=43_200),
     };
     let cloudwatch = cloudwatch(reader, &mut section, need_of(Kind::Cloudwatch));
-    let fields = fields(reader, section.section("fields"), need);
-    let (statuses, otherwise) = statuses(reader, &mut section, need);
+    let mapping = mapping(reader, &mut section, need);
     let source = ReceiptSource {
         name,
         destination,
@@ -192,15 +194,13 @@ fn source(reader: &Reader, mut section: Section<'_>, name: String, need: Need) -
             Some(Kind::Cloudwatch) => SourceKind::Cloudwatch(cloudwatch),
         },
         format,
-        fields,
-        statuses,
-        otherwise,
+        mapping,
     };
     section.finish();
     source
 }
 
-fn http(reader: &Reader, section: &mut Section<'_>, need: Need) -> HttpSource {
+fn http(reader: &Reader, section: &mut Section<'_>, need: Need) -> HttpAuth {
     let is_bearer = section.choice("auth", &[("signature", false), ("bearer", true)]).unwrap_or(false);
     let secrets = secrets_of(reader, section, "secrets", SECRETS_MAX);
     if need == Need::Required && secrets.is_empty() {
@@ -208,10 +208,7 @@ fn http(reader: &Reader, section: &mut Section<'_>, need: Need) -> HttpSource {
                       from anybody would prove nothing";
         reader.note(&section.key("secrets"), None, advice);
     }
-    HttpSource {
-        auth: if is_bearer { HttpAuth::Bearer(secrets) } else { HttpAuth::Signature(secrets) },
-        tolerance: section.seconds("tolerance_s", 1..=86_400),
-    }
+    if is_bearer { HttpAuth::Bearer(secrets) } else { HttpAuth::Signature(secrets) }
 }
 
 fn cloudwatch(reader: &Reader, section: &mut Section<'_>, need: Need) -> CloudwatchSource {
@@ -247,74 +244,69 @@ fn cloudwatch(reader: &Reader, section: &mut Section<'_>, need: Need) -> Cloudwa
     }
 }
 
-fn fields(reader: &Reader, mut section: Section<'_>, need: Need) -> ReceiptFields {
+fn mapping(reader: &Reader, section: &mut Section<'_>, need: Need) -> ReceiptMapping {
+    let mut fields = section.section("fields");
+    let mut is_right = true;
     let mut field = |key: &'static str| {
-        let text = section.text(key).filter(|text| !text.is_empty())?;
-        let is_path = text.len() <= 256
-            && !text.chars().any(char::is_control)
-            && text.split('.').all(|part| !part.is_empty());
-        if !is_path {
-            let advice = "write a column, a key, or keys joined by dots: delivery.providerResponse";
-            reader.note(&section.key(key), Some(shown_text(&text)), advice);
-        }
-        Some(text)
+        let text = fields.text(key).filter(|text| !text.is_empty())?;
+        let path = FieldPath::parse(&text);
+        is_right &= path.is_ok();
+        path.map_err(|error| reader.note(&fields.key(key), None, error.to_string())).ok()
     };
-    let fields = ReceiptFields {
-        message_id: field("message_id"),
-        provider_id: field("provider_id"),
-        event_id: field("event_id"),
-        status: field("status").unwrap_or_default(),
-        at: field("at"),
-        carrier: field("carrier"),
-        response: field("response"),
-        sent_at: field("sent_at"),
-        price: field("price"),
-    };
+    let (message_id, provider_id, event_id) = (field("message_id"), field("provider_id"), field("event_id"));
+    let (status, time, carrier) = (field("status"), field("at"), field("carrier"));
+    let (response, sent_at, price) = (field("response"), field("sent_at"), field("price"));
     if need == Need::Required {
-        if fields.message_id.is_none() && fields.provider_id.is_none() {
+        if message_id.is_none() && provider_id.is_none() && is_right {
             let advice =
                 "say where a receipt names its message: message_id (ours, msg_…) or provider_id (theirs)";
-            reader.note(&section.key("message_id"), None, advice);
+            reader.note(&fields.key("message_id"), None, advice);
         }
-        if fields.status.is_empty() {
-            reader.note(&section.key("status"), None, "say where a receipt says what became of its message");
+        if status.is_none() && is_right {
+            reader.note(&fields.key("status"), None, "say where a receipt says what became of its message");
         }
     }
-    section.finish();
-    fields
+    fields.finish();
+    let unknown = [("reject", UnknownStatus::Reject), ("sent", UnknownStatus::Sent)];
+    ReceiptMapping {
+        message_id,
+        provider_id,
+        event_id,
+        status: status.unwrap_or_else(|| FieldPath::parse("status").expect("it is a key")),
+        time,
+        carrier,
+        response,
+        sent_at,
+        price,
+        statuses: statuses(reader, section, need),
+        otherwise: section.choice("other_statuses", &unknown).unwrap_or_default(),
+    }
 }
 
-/// The words of `[receipts.sources.NAME.statuses]`, and what any other means.
-fn statuses(
-    reader: &Reader,
-    section: &mut Section<'_>,
-    need: Need,
-) -> (BTreeMap<String, StatusWord>, Option<StatusWord>) {
-    const WORDS: [(&str, StatusWord); 4] = [
-        ("delivered", StatusWord::State(MessageState::Delivered)),
-        ("failed", StatusWord::State(MessageState::Failed)),
-        ("sent", StatusWord::State(MessageState::Sent)),
-        ("ignored", StatusWord::Ignored),
+/// The words of `[receipts.sources.NAME.statuses]`.
+fn statuses(reader: &Reader, section: &mut Section<'_>, need: Need) -> BTreeMap<String, StatusMeaning> {
+    const WORDS: [(&str, StatusMeaning); 4] = [
+        ("delivered", StatusMeaning::Delivered),
+        ("failed", StatusMeaning::Failed),
+        ("sent", StatusMeaning::Sent),
+        ("ignored", StatusMeaning::Ignored),
     ];
-    let mut statuses = BTreeMap::new();
+    let (mut statuses, mut wrong) = (BTreeMap::new(), false);
     let key = section.key("statuses");
     for (path, word, meaning) in section.private_texts("statuses") {
-        match WORDS.iter().find(|(known, _)| *known == meaning) {
-            Some((_, meaning)) => drop(statuses.insert(word, *meaning)),
-            None => {
-                let advice = "write what the word means: \"delivered\", \"failed\", \"sent\" or \"ignored\"";
-                reader.note(&path, Some(shown_text(&meaning)), advice);
-            }
+        if let Some((_, meaning)) = WORDS.iter().find(|(known, _)| *known == meaning) {
+            statuses.insert(word, *meaning);
+        } else {
+            let advice = "write what the word means: \"delivered\", \"failed\", \"sent\" or \"ignored\"";
+            reader.note(&path, Some(shown_text(&meaning)), advice);
+            wrong = true;
         }
     }
-    if need == Need::Required && statuses.is_empty() {
+    let is_final =
+        |meaning: &StatusMeaning| matches!(meaning, StatusMeaning::Delivered | StatusMeaning::Failed);
+    if need == Need::Required && !wrong && !statuses.values().any(is_final) {
         let advice = "say what the provider's words mean: DELIVERED = \"delivered\", UNDELIV = \"failed\", …";
         reader.note(&key, None, advice);
     }
-    let other = [
-        ("reject", None),
-        ("sent", Some(StatusWord::State(MessageState::Sent))),
-        ("ignored", Some(StatusWord::Ignored)),
-    ];
-    (statuses, section.choice("other_statuses", &other).flatten())
+    statuses
 }

@@ -99,6 +99,7 @@ fn pools(mut section: Section<'_>) -> Pools {
     let pools = Pools {
         parsers: count(&mut section, "parsers", 1, 64, "parsers per feed"),
         deliveries: count(&mut section, "deliveries", 1, 64, "delivery workers"),
+        tables: count(&mut section, "tables", 1, 64, "workers"),
         arbiters: count(&mut section, "arbiters", 1, 64, "arbiters"),
         workers: Some(count(&mut section, "workers", 0, 256, "threads, 0 = one per core"))
             .filter(|&threads| threads > 0),

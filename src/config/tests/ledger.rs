@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use postrider_actors::model::{
-    state::MessageState,
+    receipt_format::{FieldPath, StatusMeaning, UnknownStatus},
     table::{Column, ColumnSource, ColumnType},
 };
 
@@ -43,7 +43,10 @@ fn with_minimal(text: &str) -> Config {
 fn a_table_reads_as_written() {
     let config = with_minimal(TABLE);
     let table = config.destination("events").unwrap().table().unwrap();
-    assert_eq!((table.warehouse.as_str(), table.table.join(".").as_str()), ("main", "analytics.events"));
+    assert_eq!(
+        (table.warehouse.as_str(), table.table.to_string().as_str()),
+        ("main", "\"analytics\".\"events\"")
+    );
     let column = |name: &str, source, kind, required| Column { name: name.into(), source, kind, required };
     let amount = ColumnSource::Field("order.amount".into());
     let expected = [
@@ -62,13 +65,14 @@ fn a_table_reads_as_written() {
 fn a_source_of_receipts_reads_as_written() {
     let config = with_minimal(SOURCE);
     let [source] = &config.receipts.sources[..] else { panic!("one source") };
-    assert_eq!(source.fields.message_id.as_deref(), Some("id"));
-    assert_eq!(source.fields.status, "delivery.status");
-    assert_eq!(source.fields.provider_id, None);
-    assert_eq!(source.statuses["DELIVERED"], StatusWord::State(MessageState::Delivered));
-    assert_eq!(source.statuses["in transit"], StatusWord::State(MessageState::Sent));
-    assert_eq!(source.statuses["READ"], StatusWord::Ignored);
-    assert_eq!(source.otherwise, None);
+    let mapping = &source.mapping;
+    assert_eq!(mapping.message_id.as_ref().map(FieldPath::as_str), Some("id"));
+    assert_eq!(mapping.status.as_str(), "delivery.status");
+    assert_eq!(mapping.provider_id, None);
+    assert_eq!(mapping.statuses["DELIVERED"], StatusMeaning::Delivered);
+    assert_eq!(mapping.statuses["in transit"], StatusMeaning::Sent);
+    assert_eq!(mapping.statuses["READ"], StatusMeaning::Ignored);
+    assert_eq!(mapping.otherwise, UnknownStatus::Reject);
     assert_eq!(config.receipts.timeout, Duration::from_hours(72), "S0.5");
     assert!(config.is_recorded("support") && config.has_rows());
 }
@@ -101,13 +105,13 @@ fn each_mistake_is_named_with_what_to_do() {
         ),
         ("[ledger.postgres]\nschema = \"pg_mine\"".into(), &["ledger.postgres.schema"]),
         ("[ledger]\nretention_s = 3600".into(), &["ledger.retention_s", "518400 and more"]),
-        (table_with("table", "\"events; drop table x\""), &["destinations.events.table", "SCHEMA.TABLE"]),
+        (table_with("table", "\"events; drop table x\""), &["destinations.events.table", "schema.table"]),
         (table_with("table", "\"a.b.c\""), &["destinations.events.table"]),
         (table_with("warehouse", "\"mian\""), &["destinations.events.warehouse", "did you mean \"main\"?"]),
         (table_with("user_id", "\"data\""), &["columns.user_id", "data.NAME"]),
         (table_with("user_id", "\"recipient varchar\""), &["columns.user_id", "TYPE is text"]),
         (table("message_id = \"recipient\""), &["columns.message_id", "key_column"]),
-        (table("\"id\\\"; drop\" = \"recipient\""), &["columns", "1 to 63 characters"]),
+        (table("\"id\\\"; drop\" = \"recipient\""), &["columns", "62 letters, digits"]),
         (
             "[destinations.support]\ntable = \"t\"".into(),
             &["destinations.support.table", "only kind = \"table\" has it"],
@@ -147,7 +151,7 @@ fn each_mistake_is_named_with_what_to_do() {
         ),
         (
             "[destinations.support]\nprovider_id = \"message.id\"".into(),
-            &["destinations.support.provider_id", "RFC 6901"],
+            &["destinations.support.provider_id", "such as /message/id"],
         ),
     ];
     for (over, expected) in cases {

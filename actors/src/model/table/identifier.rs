@@ -77,6 +77,12 @@ pub struct TableName {
 }
 
 impl TableName {
+    /// As it is read: `table` or `schema.table`.
+    pub fn plain(&self) -> String {
+        let schema = self.schema.as_ref().map(|schema| format!("{}.", schema.as_str()));
+        format!("{}{}", schema.unwrap_or_default(), self.name.as_str())
+    }
+
     /// Reads `table` or `schema.table`.
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
         let (schema, name) = match text.split_once('.') {

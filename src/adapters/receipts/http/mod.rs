@@ -130,6 +130,11 @@ impl HttpReceipts {
         Listener::bind(address).map(Self)
     }
 
+    /// On an address that is taken already.
+    pub fn on(listener: Listener) -> Self {
+        Self(listener)
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.0.address()

@@ -1,0 +1,223 @@
+//! What the configuration comes to for databases that speak Postgres: the ledger of rows.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use postrider_actors::ports::Table;
+
+use super::{StartError, tables::table_destinations};
+use crate::{
+    adapters::{
+        pg::{BadSettings, Tls},
+        postgres::{
+            self, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
+        },
+        warehouse::{
+            self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse,
+            WarehouseSettings, WarehouseTable,
+        },
+    },
+    config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
+    console::{Finding, Verdict},
+};
+
+/// What the ledger is called in findings.
+const LEDGER: &str = "ledger";
+
+/// How long a look at a database may take on top of its own timeouts.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `[ledger.postgres]` for the adapter; `None` if the ledger is another.
+fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> {
+    let LedgerKind::Postgres(postgres) = &config.ledger.kind else { return None };
+    Some(PostgresSettings {
+        url: addresses.ledger.clone()?,
+        pool: postgres.connections,
+        tls: match postgres.tls.clone() {
+            config::Tls::Disable => postgres::Tls::Disable,
+            config::Tls::Require { ca_file } => postgres::Tls::Require { ca_file },
+        },
+        schema: postgres.schema.clone(),
+        timeouts: Timeouts {
+            connect: postgres.connect_timeout,
+            statement: postgres.statement_timeout,
+            lock: postgres.lock_timeout,
+        },
+        partition_days: postgres.partition_days,
+        keep_changes: config.receipts.events_to.is_some(),
+    })
+}
+
+/// Opens the ledger for the daemon.
+pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, StartError> {
+    let settings = settings(&resolved.config, &resolved.addresses)
+        .expect("the caller looked at ledger.kind, and the address was resolved");
+    PostgresLedger::open(settings).await.map_err(|error| StartError::Engine {
+        engine: LEDGER.to_owned(),
+        may_pass: matches!(error, OpenError::Unreachable(_)),
+        problem: error.to_string(),
+    })
+}
+
+/// Opens the ledger for an operator's commands.
+pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
+    let settings = settings(config, &config.addresses()?).context("ledger.kind is not \"postgres\"")?;
+    PostgresView::open(&settings).await.context(
+        "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong",
+    )
+}
+
+/// Tries every database that the configuration names; with `may_make`, makes what is missing of Postrider's own.
+pub(super) async fn try_engines(config: &Config, addresses: &Addresses, may_make: bool) -> Vec<Finding> {
+    let mut findings: Vec<_> = try_ledger(config, addresses, may_make).await.into_iter().collect();
+    findings.extend(try_tables(config, addresses).await);
+    findings
+}
+
+/// Tries the ledger, and with `may_make` makes or updates its schema; nothing if it is another's.
+async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> Option<Finding> {
+    let settings = settings(config, addresses)?;
+    let work = async {
+        if may_make {
+            let migrated = postgres::migrate(&settings).await?;
+            return Ok(Finding::new(
+                LEDGER,
+                Verdict::Fine,
+                match migrated.from {
+                    0 => format!("schema {} made, version {}", settings.schema, migrated.to),
+                    from if from == migrated.to => {
+                        format!("schema {} is up to date, version {from}", settings.schema)
+                    }
+                    from => {
+                        format!("schema {} brought from version {from} to {}", settings.schema, migrated.to)
+                    }
+                },
+            ));
+        }
+        let checked = postgres::check(&settings).await?;
+        let how = if checked.encrypted { "encrypted" } else { "not encrypted" };
+        let detail = format!(
+            "schema {}, version {SCHEMA_VERSION}, on {} as {}, {how}",
+            settings.schema, checked.server, checked.role
+        );
+        Ok::<_, OpenError>(match checked.warnings.is_empty() {
+            true => Finding::new(LEDGER, Verdict::Fine, detail),
+            false => {
+                Finding::new(LEDGER, Verdict::Costly, format!("{detail}; {}", checked.warnings.join("; ")))
+            }
+        })
+    };
+    Some(match tokio::time::timeout(LOOK_TIMEOUT, work).await {
+        Ok(Ok(finding)) => finding,
+        Ok(Err(error @ OpenError::Unreachable(_))) => {
+            Finding::new(LEDGER, Verdict::Unreachable, error.to_string())
+        }
+        Ok(Err(error)) => Finding::new(LEDGER, Verdict::Wrong, error.to_string()),
+        Err(_) => {
+            let detail = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
+            Finding::new(LEDGER, Verdict::Unreachable, detail)
+        }
+    })
+}
+
+/// A table of the configuration: its destination's name, and the table itself.
+type NamedTable = (String, Arc<WarehouseTable>);
+
+/// The tables of the configuration, in the order of its destinations. Connects to nothing.
+fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>, StartError> {
+    let mut warehouses = BTreeMap::new();
+    for warehouse in &config.warehouses {
+        let refused = |BadSettings(problem)| StartError::Engine {
+            engine: format!("warehouse {}", warehouse.name),
+            problem,
+            may_pass: false,
+        };
+        let settings = WarehouseSettings {
+            connections: warehouse.statements,
+            tls: tls(&warehouse.tls),
+            connect_timeout: warehouse.connect_timeout,
+            statement_timeout: warehouse.statement_timeout,
+            ..WarehouseSettings::new(
+                addresses.warehouses[&warehouse.name].clone(),
+                match warehouse.dialect {
+                    WarehouseDialect::Postgres => Dialect::Postgres,
+                    WarehouseDialect::Redshift => Dialect::Redshift,
+                },
+            )
+        };
+        warehouses.insert(&warehouse.name, Warehouse::new(settings).map_err(refused)?);
+    }
+    let open = |(destination, table): (&config::Destination, &config::Table)| {
+        let settings = TableSettings { table: table.table.plain(), mapping: table.mapping.clone() };
+        let refused = |error: BadSettings| StartError::Destination {
+            name: destination.name.clone(),
+            problems: error.to_string(),
+        };
+        let opened = warehouses[&table.warehouse].table(&settings).map_err(refused)?;
+        Ok((destination.name.clone(), opened))
+    };
+    table_destinations(config).map(open).collect()
+}
+
+/// The tables of the configuration, looked up in their catalogues: what can't take its rows is refused (F57). A
+/// warehouse that does not answer is no reason not to start: its rows wait.
+pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
+    let mut tables: Vec<Arc<dyn Table>> = Vec::new();
+    for (name, table) in open_tables(&resolved.config, &resolved.addresses)? {
+        match look(&table).await {
+            Ok(()) => {}
+            Err(error @ CheckError::Unfit(_)) => {
+                return Err(StartError::Destination { name, problems: error.to_string() });
+            }
+            Err(CheckError::Unreachable(why)) => {
+                tracing::warn!(destination = name, why, "the table can't be looked up now; its rows wait");
+            }
+        }
+        tables.push(table);
+    }
+    Ok(tables)
+}
+
+async fn look(table: &WarehouseTable) -> Result<(), CheckError> {
+    let late = || CheckError::Unreachable(format!("no answer within {} s", LOOK_TIMEOUT.as_secs()));
+    tokio::time::timeout(LOOK_TIMEOUT, table.check()).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Tries the table of each destination.
+async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
+    let tables = match open_tables(config, addresses) {
+        Ok(tables) => tables,
+        Err(error) => return vec![Finding::new("warehouses", Verdict::Wrong, error.to_string())],
+    };
+    let mut findings = Vec::new();
+    for (name, table) in tables {
+        let engine = format!("table of {name}");
+        findings.push(match look(&table).await {
+            Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns are there"),
+            Err(CheckError::Unreachable(why)) => Finding::new(engine, Verdict::Unreachable, why),
+            Err(error @ CheckError::Unfit(_)) => Finding::new(engine, Verdict::Wrong, error.to_string()),
+        });
+    }
+    findings
+}
+
+/// Counts the tables of two destinations by ranges of keys.
+pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Result<CompareReport> {
+    let tables: BTreeMap<_, _> = open_tables(config, &config.addresses()?)?.into_iter().collect();
+    let table = |name: &str| {
+        tables.get(name).with_context(|| {
+            let known: Vec<_> = tables.keys().map(String::as_str).collect();
+            format!("{name:?} is no destination of kind = \"table\"; there are: {}", known.join(", "))
+        })
+    };
+    let (primary, secondary) = (table(primary)?, table(secondary)?);
+    let comparing = warehouse::compare(primary, secondary, CompareLimits::default());
+    super::engines::runtime()?.block_on(comparing).context("a table can't be counted")
+}
+
+fn tls(tls: &config::Tls) -> Tls {
+    match tls.clone() {
+        config::Tls::Disable => Tls::Disable,
+        config::Tls::Require { ca_file } => Tls::Require { ca_file },
+    }
+}

@@ -1,0 +1,295 @@
+//! What takes receipts in and joins them with messages.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use postrider_actors::{
+    flow::Bell,
+    model::{formats::Format, receipt_format::ReceiptFormat, settle::SettleRule},
+    ports::{Inbox, ReceiptLedger, ReceiptSource, Taken},
+    receipt_collector::{self, ReceiptCollector, ReceiptCollectorSetup},
+    receipt_reconciler::{self, ReceiptReconciler, ReceiptReconcilerSetup},
+    receipt_sweeper::{self, Expiring, ReceiptSweeper, ReceiptSweeperSetup},
+    supervision::{Birth, ChildSpec},
+};
+
+use super::{Machine, StartError, reign::mark};
+use crate::{
+    adapters::{
+        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+        receipts::{
+            dir::{DirReceipts, DirReceiptsSettings},
+            http::{Credentials, HttpObserver, HttpReceipts, HttpSource, Sink},
+        },
+    },
+    config::{self, Config, HttpAuth, Resolved, SourceKind},
+    listener::{Listener, Serving},
+    telemetry::metrics::Metrics,
+};
+
+/// Receipts that may wait in the inbox before sources pause: a source is its own buffer.
+const INBOX_MAX: u64 = 500_000;
+
+/// A source that is asked for receipts.
+pub(super) struct PulledSource {
+    name: Arc<str>,
+    destination: Arc<str>,
+    from: Arc<dyn ReceiptSource>,
+    wait: Duration,
+}
+
+/// Everything about receipts that may fail to be built.
+#[derive(Default)]
+pub(super) struct ReceiptParts {
+    pulled: Vec<PulledSource>,
+    listener: Option<Listener>,
+    pushed: Vec<HttpSource>,
+}
+
+impl ReceiptParts {
+    /// Makes the sources of a configuration.
+    pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let mut parts = Self::default();
+        for source in &config.receipts.sources {
+            let refused = |problem: String| StartError::Source { source_name: source.name.clone(), problem };
+            let (name, destination) =
+                (Arc::<str>::from(&*source.name), Arc::<str>::from(&*source.destination));
+            let format = ReceiptFormat::new(name.clone(), source.mapping.clone())
+                .map_err(|error| refused(error.to_string()))?;
+            let (from, wait): (Arc<dyn ReceiptSource>, _) = match &source.kind {
+                SourceKind::Directory(directory) => {
+                    let inbox =
+                        inbox(config, source, directory).map_err(|error| refused(error.to_string()))?;
+                    let settings = dir_settings(source, directory);
+                    (Arc::new(DirReceipts::new(inbox, format, settings, machine.clock.clone())), POLL)
+                }
+                SourceKind::Http(auth) => {
+                    let secrets = &resolved.receipt_secrets[&source.name];
+                    let credentials = match auth {
+                        HttpAuth::Signature(_) => Credentials::signature(secrets),
+                        HttpAuth::Bearer(_) => Credentials::bearer(secrets),
+                    };
+                    let credentials = credentials.map_err(|error| refused(error.to_string()))?;
+                    parts.pushed.push(HttpSource { format, destination, credentials });
+                    continue;
+                }
+                #[cfg(feature = "aws")]
+                SourceKind::Sqs(sqs) => {
+                    super::remote::receipts_from_queue(machine, config, source, sqs, format).await?
+                }
+                #[cfg(feature = "aws")]
+                SourceKind::Cloudwatch(cloudwatch) => {
+                    super::remote::receipts_from_logs(machine, config, cloudwatch, format).await?
+                }
+                // The configuration was refused.
+                #[cfg(not(feature = "aws"))]
+                SourceKind::Sqs(_) | SourceKind::Cloudwatch(_) => continue,
+            };
+            parts.pulled.push(PulledSource { name, destination, from, wait });
+        }
+        if !parts.pushed.is_empty() {
+            parts.listener = machine.receipts_listener(config)?;
+        }
+        Ok(parts)
+    }
+
+    /// Answers requests with receipts from now on, if any are expected.
+    pub(super) fn serve(&mut self, machine: &Machine, arrived: &Bell) -> Option<Serving> {
+        let (listener, ledger) = (self.listener.take()?, machine.stores.rows.clone()?);
+        let pushed = std::mem::take(&mut self.pushed);
+        let address = listener.address();
+        let sink = Sink {
+            ledger,
+            taken: arrived.clone(),
+            clock: machine.clock.clone(),
+            observer: Arc::new(Observer { metrics: machine.metrics.clone() }),
+        };
+        match HttpReceipts::on(listener).serve(pushed, sink) {
+            Ok(serving) => {
+                tracing::info!(%address, "receipts are taken");
+                Some(serving)
+            }
+            Err(error) => {
+                // Only a runtime without descriptors gets here; senders try again, and health tells.
+                tracing::error!(%address, %error, "receipts can't be taken");
+                None
+            }
+        }
+    }
+}
+
+impl ReceiptParts {
+    /// The sources that actors ask.
+    pub(super) fn into_pulled(self) -> Vec<PulledSource> {
+        self.pulled
+    }
+}
+
+/// What becomes of requests with receipts, as metrics.
+struct Observer {
+    metrics: Arc<Metrics>,
+}
+
+impl HttpObserver for Observer {
+    fn answered(&self, source: &str, status: u16) {
+        self.metrics.receipts.answered(source, status);
+    }
+
+    fn taken(&self, source: &str, taken: Taken) {
+        self.metrics.receipts.source(source).taken(taken);
+    }
+}
+
+/// How long a look at a source waits for receipts.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Receipts of one look at a directory.
+const LOOK_RECEIPTS_MAX: usize = 5_000;
+
+/// How often a directory is looked at, for what the kernel's watch missed.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// Bytes of one receipt in a file: what a request with a thousand of them may have on average, many times over.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
+fn inbox(
+    config: &Config,
+    source: &config::ReceiptSource,
+    directory: &config::DirectorySource,
+) -> std::io::Result<Arc<dyn Inbox>> {
+    let inbox = DirectoryInbox::new(InboxConfig {
+        // No feed can have this name, so that nobody else's claimed files are taken for its own.
+        feed: format!("receipts.{}", source.name),
+        directory: directory.path.clone(),
+        state_dir: config.state.dir.clone(),
+        format: Format::Text,
+        max_row_bytes: LINE_BYTES_MAX,
+        sidecar_required: false,
+        caps: UnpackCaps { ratio_max: UNPACK_RATIO_MAX, bytes_max: UNPACK_BYTES_MAX },
+    })?;
+    Ok(Arc::new(inbox))
+}
+
+/// As feeds have it by default.
+const UNPACK_RATIO_MAX: u64 = 200;
+const UNPACK_BYTES_MAX: u64 = 64 << 30;
+
+fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySource) -> DirReceiptsSettings {
+    DirReceiptsSettings {
+        destination: source.destination.as_str().into(),
+        kind: source.format,
+        line_bytes_max: LINE_BYTES_MAX,
+        receipts_max: LOOK_RECEIPTS_MAX,
+        rule: SettleRule { settle: directory.settle, sidecar_required: false },
+        rescan: RESCAN,
+    }
+}
+
+/// The actors that work on receipts; none if no row is kept.
+pub(super) fn receipt_specs(
+    machine: &Machine,
+    config: &Config,
+    pulled: Vec<PulledSource>,
+    arrived: &Bell,
+) -> Vec<ChildSpec> {
+    let Some(ledger) = machine.stores.rows.clone() else { return Vec::new() };
+    if !config.has_rows() {
+        return Vec::new();
+    }
+    let mut specs = vec![
+        reconciler_spec(machine, config, &ledger, arrived),
+        sweeper_spec(machine, config, &ledger, arrived),
+    ];
+    specs.extend(pulled.into_iter().map(|source| collector_spec(machine, source, &ledger, arrived)));
+    specs
+}
+
+fn collector_spec(
+    machine: &Machine,
+    source: PulledSource,
+    ledger: &Arc<dyn ReceiptLedger>,
+    arrived: &Bell,
+) -> ChildSpec {
+    let (clock, mark, ledger, arrived) =
+        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let metrics = machine.metrics.receipts.source(&source.name);
+    let of = Some(source.name.clone());
+    let factory = move |birth: Birth| {
+        let setup = ReceiptCollectorSetup {
+            source: source.name.clone(),
+            destination: source.destination.clone(),
+            from: source.from.clone(),
+            ledger: ledger.clone(),
+            wait: source.wait,
+            inbox_max: INBOX_MAX,
+            clock: clock.clone(),
+            arrived: arrived.clone(),
+            metrics: metrics.clone(),
+            progress: mark(&birth),
+        };
+        let fault = birth.fault.clone();
+        birth.start(receipt_collector::MAILBOX, move |_| ReceiptCollector::new(setup, fault)).recipient()
+    };
+    ChildSpec { name: "receipt_collector", of, count: 1, factory: Arc::new(factory), rank: 1 }
+}
+
+fn reconciler_spec(
+    machine: &Machine,
+    config: &Config,
+    ledger: &Arc<dyn ReceiptLedger>,
+    arrived: &Bell,
+) -> ChildSpec {
+    let (clock, mark, ledger, arrived) =
+        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let metrics = machine.metrics.receipts.reconciler();
+    let (receipts_max, bytes_max, linger) =
+        (config.receipts.max_receipts, config.receipts.max_bytes, config.receipts.linger);
+    let factory = move |birth: Birth| {
+        let setup = ReceiptReconcilerSetup {
+            ledger: ledger.clone(),
+            receipts_max,
+            bytes_max,
+            linger,
+            clock: clock.clone(),
+            arrived: arrived.clone(),
+            metrics: metrics.clone(),
+            progress: mark(&birth),
+        };
+        birth.start(receipt_reconciler::MAILBOX, move |_| ReceiptReconciler::new(setup)).recipient()
+    };
+    let count = config.receipts.reconcilers;
+    ChildSpec { name: "receipt_reconciler", of: None, count, factory: Arc::new(factory), rank: 0 }
+}
+
+fn sweeper_spec(
+    machine: &Machine,
+    config: &Config,
+    ledger: &Arc<dyn ReceiptLedger>,
+    arrived: &Bell,
+) -> ChildSpec {
+    let (clock, mark, ledger, arrived) =
+        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let metrics = machine.metrics.receipts.sweeper();
+    let expecting: BTreeSet<&str> =
+        config.receipts.sources.iter().map(|source| source.destination.as_str()).collect();
+    let after = config.receipts.timeout;
+    let expiring: Vec<_> = expecting
+        .into_iter()
+        .map(|destination| Expiring { destination: destination.into(), after })
+        .collect();
+    let (orphan_after, retention) = (config.receipts.park, config.ledger.retention.unwrap_or_default());
+    let factory = move |birth: Birth| {
+        let setup = ReceiptSweeperSetup {
+            ledger: ledger.clone(),
+            expiring: expiring.clone(),
+            orphan_after,
+            retention,
+            clock: clock.clone(),
+            arrived: arrived.clone(),
+            metrics: metrics.clone(),
+            progress: mark(&birth),
+        };
+        birth.start(receipt_sweeper::MAILBOX, move |_| ReceiptSweeper::new(setup)).recipient()
+    };
+    ChildSpec { name: "receipt_sweeper", of: None, count: 1, factory: Arc::new(factory), rank: 0 }
+}

@@ -1,0 +1,43 @@
+//! `postrider compare`
+
+use std::{path::Path, process::ExitCode};
+
+use super::{Exit, print, print_json};
+use crate::config;
+
+/// Compare the tables of two destinations
+///
+/// Counts both by file, and where a file differs by ranges of its rows: a primary and a secondary that are fed by
+/// one feed have the same rows once all is delivered. Exits with 1 if they differ.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The first destination
+    primary: String,
+    /// The second
+    secondary: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Compares.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(config)?;
+    #[cfg(not(feature = "postgres"))]
+    {
+        let _ = (args, config, print, print_json::<()>);
+        anyhow::bail!(
+            "this program was built without Postgres; use one that was built with `--features postgres`"
+        );
+    }
+    #[cfg(feature = "postgres")]
+    {
+        let report = crate::app::compare(&config, &args.primary, &args.secondary)?;
+        if args.json {
+            print_json(&report)?;
+        } else {
+            print(&report.to_string())?;
+        }
+        Ok(if report.is_equal() { Exit::Done } else { Exit::Failed }.into())
+    }
+}

@@ -1,0 +1,309 @@
+//! `postrider receipts`
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::bail;
+use clap::Subcommand;
+use postrider_actors::model::{ids::FileId, receipt::ReceiptKey, time::UnixMs};
+use serde_json::{Value, json};
+
+use super::{
+    Exit, print, print_json,
+    table::{number, table, text, time},
+};
+use crate::{
+    app::console::{self, Rows},
+    config::{self, Config},
+    console::{
+        FileSelector,
+        receipts::{GAP_AGES, Gap, GapPlace, HeldReceipt, RejectedReceipt, SourceRow, StateCount},
+    },
+};
+
+/// Gaps per read.
+const PAGE: usize = 1_000;
+
+/// Show what receipts said, and which are missing
+///
+/// Works while the daemon runs and while it does not.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Count messages by destination and state, and show each source
+    Status {
+        /// Only messages of this file (its id, or its name if that is the only one)
+        #[arg(long, value_name = "NAME or ID")]
+        file: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List messages that were sent and have had no final receipt, the oldest first
+    ///
+    /// With how many there are by age.
+    Gaps {
+        /// Only to this destination; all that have receipts if it is left out
+        #[arg(long, value_name = "NAME")]
+        destination: Option<String>,
+        /// Sent longer ago than this: 30m, 2h, 1day
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+        older_than: Duration,
+        /// List at most this many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List receipts that wait for a message that is not known yet
+    Parked(List),
+    /// List receipts whose message never came
+    Orphans(List),
+    /// List receipts that could not be read, and why
+    Rejects(List),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    /// List at most this many
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists and counts.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(config)?;
+    let Some(rows) = console::rows(&config)? else {
+        bail!(
+            "there are no receipts: no [receipts.sources.NAME] is configured, and ledger.kind is \"embedded\"; \
+             `postrider messages` shows what was sent"
+        );
+    };
+    match &args.command {
+        Command::Status { file, json } => {
+            let file = file.as_deref().map(|file| file_id(&config, file)).transpose()?;
+            let (counts, sources) = (rows.ask(|view| view.counts(file))?, rows.ask(|view| view.sources())?);
+            if *json {
+                print_json(&json!({
+                    "messages": counts.iter().map(count_json).collect::<Vec<_>>(),
+                    "sources": sources.iter().map(source_json).collect::<Vec<_>>(),
+                }))?;
+            } else {
+                print(&counts_table(&counts))?;
+                print(&sources_table(&sources))?;
+            }
+        }
+        Command::Gaps { destination, older_than, limit, json } => {
+            let found = gaps(&rows, &config, destination.as_deref(), *older_than, *limit)?;
+            if *json {
+                print_json(&found.iter().map(gaps_json).collect::<Vec<_>>())?;
+            } else {
+                for gaps in &found {
+                    print(&gaps_table(gaps))?;
+                }
+            }
+        }
+        Command::Parked(List { limit, json }) => held(&rows.ask(|view| view.parked(*limit))?, *json)?,
+        Command::Orphans(List { limit, json }) => held(&rows.ask(|view| view.orphans(*limit))?, *json)?,
+        Command::Rejects(List { limit, json }) => rejects(&rows.ask(|view| view.rejects(*limit))?, *json)?,
+    }
+    Ok(Exit::Done.into())
+}
+
+/// The file that an operator names.
+fn file_id(config: &Config, name: &str) -> anyhow::Result<FileId> {
+    let selector = FileSelector::from(name);
+    if let FileSelector::Id(id) = selector {
+        return Ok(id);
+    }
+    let files = console::view(config)?.files(Some(&selector), 2)?;
+    match &files[..] {
+        [file] => Ok(file.file.id),
+        [] => bail!("no file has the name {name:?}; `postrider files` lists them"),
+        _ => bail!("several files have the name {name:?}; name one by its id, which `postrider files` shows"),
+    }
+}
+
+/// What of one destination has had no receipt.
+struct Gaps {
+    destination: String,
+    ages: [u64; GAP_AGES.len()],
+    oldest: Vec<Gap>,
+}
+
+fn gaps(
+    rows: &Rows,
+    config: &Config,
+    destination: Option<&str>,
+    older_than: Duration,
+    limit: usize,
+) -> anyhow::Result<Vec<Gaps>> {
+    let mut destinations: Vec<&str> = match destination {
+        Some(name) => vec![name],
+        None => config.receipts.sources.iter().map(|source| source.destination.as_str()).collect(),
+    };
+    destinations.sort_unstable();
+    destinations.dedup();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let before = UnixMs(now.0.saturating_sub(u64::try_from(older_than.as_millis()).unwrap_or(u64::MAX)));
+    let mut found = Vec::new();
+    for name in destinations {
+        let mut oldest: Vec<Gap> = Vec::new();
+        let mut after: Option<GapPlace> = None;
+        while oldest.len() < limit {
+            let page = PAGE.min(limit - oldest.len());
+            let gaps = rows.ask(|view| view.gaps(name, before, after.as_ref(), page))?;
+            let is_last = gaps.len() < page;
+            after = gaps.last().map(Gap::place);
+            oldest.extend(gaps);
+            if is_last {
+                break;
+            }
+        }
+        let ages = rows.ask(|view| view.gap_ages(name, now))?;
+        found.push(Gaps { destination: name.to_owned(), ages, oldest });
+    }
+    Ok(found)
+}
+
+fn age_word(index: usize) -> String {
+    match GAP_AGES.get(index + 1) {
+        Some(next) => format!("under {}", humantime::format_duration(*next)),
+        None => format!("{} and more", humantime::format_duration(GAP_AGES[index])),
+    }
+}
+
+fn gaps_json(gaps: &Gaps) -> Value {
+    let ages = gaps.ages.iter().enumerate();
+    json!({
+        "destination": gaps.destination,
+        "ages": ages.map(|(index, messages)| json!({
+            "from_s": GAP_AGES[index].as_secs(),
+            "messages": messages,
+        })).collect::<Vec<_>>(),
+        "messages": gaps.oldest.iter().map(|gap| json!({
+            "id": gap.id.to_string(),
+            "state": gap.state.as_str(),
+            "provider_id": gap.provider_id,
+            "sent_at": time(gap.sent_at),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn gaps_table(gaps: &Gaps) -> String {
+    let total: u64 = gaps.ages.iter().sum();
+    let ages = gaps.ages.iter().enumerate();
+    let ages = ages.map(|(index, messages)| vec![text(age_word(index)), number(messages)]);
+    let rows = gaps.oldest.iter().map(|gap| {
+        vec![
+            text(time(gap.sent_at)),
+            text(gap.id.to_string()),
+            text(gap.state.as_str()),
+            text(gap.provider_id.as_deref().unwrap_or_default()),
+        ]
+    });
+    format!(
+        "{}: {total} sent without a final receipt\n{}\n{}",
+        crate::telemetry::escape(&gaps.destination),
+        table(&["age", "messages"], ages),
+        table(&["sent", "message", "state", "provider id"], rows),
+    )
+}
+
+fn count_json(count: &StateCount) -> Value {
+    json!({ "destination": &*count.destination, "state": count.state.as_str(), "messages": count.messages })
+}
+
+fn counts_table(counts: &[StateCount]) -> String {
+    let rows = counts
+        .iter()
+        .map(|count| vec![text(&count.destination), text(count.state.as_str()), number(count.messages)]);
+    table(&["destination", "state", "messages"], rows)
+}
+
+fn source_json(source: &SourceRow) -> Value {
+    json!({
+        "name": &*source.name,
+        "destination": &*source.destination,
+        "cursor": source.cursor.as_ref().map(|cursor| &cursor.0),
+        "at": time(source.at),
+        "waiting": source.waiting,
+        "parked": source.parked,
+    })
+}
+
+fn sources_table(sources: &[SourceRow]) -> String {
+    let rows = sources.iter().map(|source| {
+        vec![
+            text(&source.name),
+            text(&source.destination),
+            text(time(source.at)),
+            number(source.waiting),
+            number(source.parked),
+        ]
+    });
+    table(&["source", "destination", "last receipts", "waiting", "parked"], rows)
+}
+
+fn key_text(key: &ReceiptKey) -> String {
+    match key {
+        ReceiptKey::Message(id) => id.to_string(),
+        ReceiptKey::Provider(id) => id.to_string(),
+    }
+}
+
+fn held(receipts: &[HeldReceipt], as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let json = |receipt: &HeldReceipt| {
+            json!({
+                "source": &*receipt.source,
+                "destination": &*receipt.destination,
+                "names": key_text(&receipt.key),
+                "state": receipt.state.as_str(),
+                "since": time(receipt.since),
+            })
+        };
+        return print_json(&receipts.iter().map(json).collect::<Vec<_>>());
+    }
+    let rows = receipts.iter().map(|receipt| {
+        vec![
+            text(time(receipt.since)),
+            text(&receipt.source),
+            text(&receipt.destination),
+            text(key_text(&receipt.key)),
+            text(receipt.state.as_str()),
+        ]
+    });
+    print(&table(&["since", "source", "destination", "names", "state"], rows))
+}
+
+fn rejects(rejects: &[RejectedReceipt], as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let json = |reject: &RejectedReceipt| {
+            json!({
+                "source": &*reject.source,
+                "place": reject.place,
+                "reason": reject.reason,
+                "at": time(reject.at),
+            })
+        };
+        return print_json(&rejects.iter().map(json).collect::<Vec<_>>());
+    }
+    let rows = rejects.iter().map(|reject| {
+        vec![text(time(reject.at)), text(&reject.source), text(&reject.place), text(&reject.reason)]
+    });
+    print(&table(&["at", "source", "place", "reason"], rows))
+}

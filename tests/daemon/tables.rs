@@ -1,0 +1,195 @@
+//! Warehouse tables through the real binary: a queue into a primary and a secondary (S4).
+
+use std::{collections::BTreeSet, fmt::Write as _, thread, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    cloud::{Server, sdk_environment},
+    pg::{Postgres, Stop},
+    support::{LIVENESS, World, inbound::Inbound, input::Input, knob, wait_until},
+};
+
+/// Rows per entry of the inbound queue.
+const ENTRY_ROWS: usize = 500;
+
+/// The table of each warehouse: the database itself refuses what is poison.
+const TABLE: &str = "CREATE TABLE events (message_id text PRIMARY KEY, user_id text NOT NULL,
+    amount bigint NOT NULL CONSTRAINT amounts_are_positive CHECK (amount >= 0), at timestamptz)";
+
+impl World {
+    /// A destination `name` that is the table `events` of `postgres`.
+    fn add_table(&mut self, name: &str, postgres: &Postgres) -> &mut Self {
+        let variable = format!("POSTRIDER_TEST_{}", name.to_uppercase());
+        self.environment(&variable, &postgres.url());
+        let (warehouse, destination) = (format!("warehouses.{name}"), format!("destinations.{name}"));
+        self.set(&format!("{warehouse}.url"), format!("env:{variable}"))
+            .set(&format!("{warehouse}.tls"), "disable")
+            .set(&format!("{warehouse}.statements"), 2)
+            .set(&format!("{warehouse}.statements_per_s"), 50)
+            .set(&format!("{warehouse}.connect_timeout_ms"), 1000)
+            .set(&format!("{warehouse}.statement_timeout_ms"), 10_000)
+            .set(&format!("{destination}.kind"), "table")
+            .set(&format!("{destination}.warehouse"), name)
+            .set(&format!("{destination}.table"), "events")
+            .set(&format!("{destination}.retry.base_ms"), 50)
+            .set(&format!("{destination}.retry.cap_ms"), 500)
+            .set(&format!("{destination}.columns.user_id"), "recipient")
+            .set(&format!("{destination}.columns.amount"), "data.amount integer required")
+            .set(&format!("{destination}.columns.at"), "data.at timestamp")
+    }
+}
+
+/// The entries of a queue with `rows` rows, of which `poison` are refused by the database; their users.
+fn entries(rows: usize, poison: usize) -> (Vec<String>, BTreeSet<String>) {
+    let every = rows / poison;
+    let mut refused = BTreeSet::new();
+    let numbers: Vec<_> = (0..rows).collect();
+    let entries = numbers.chunks(ENTRY_ROWS).map(|chunk| {
+        let mut body = String::from("[");
+        for &row in chunk {
+            let is_poison = row % every == every / 2;
+            let amount = if is_poison { -1 } else { i64::try_from(row % 1000).expect("it is small") };
+            if is_poison {
+                refused.insert(format!("user-{row}"));
+            }
+            let comma = if body.len() > 1 { "," } else { "" };
+            write!(
+                body,
+                "{comma}{{\"user_id\":\"user-{row}\",\"amount\":{amount},\"at\":\"2026-01-02T03:04:05Z\"}}"
+            )
+            .expect("strings take everything");
+        }
+        body + "]"
+    });
+    (entries.collect(), refused)
+}
+
+fn count(postgres: &Postgres) -> usize {
+    postgres.value("SELECT count(*)::text FROM events").parse().expect("a number")
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES) and POSTRIDER_MINISTACK: script/test installs them"]
+fn s4_5_a_queue_fills_two_tables_and_the_one_that_was_down_catches_up() {
+    let rows = usize::try_from(knob("POSTRIDER_ROWS", 40_000)).expect("64 bits");
+    let poison = 20;
+    let sqs = Server::sqs();
+    let (primary, secondary) = (Postgres::start(), Postgres::start());
+    for postgres in [&primary, &secondary] {
+        postgres.execute(TABLE);
+    }
+    let inbound = Inbound::new(sqs.endpoint());
+    let (entries, refused) = entries(rows, poison);
+
+    let mut world = World::new("csv");
+    let environment = sdk_environment(sqs.endpoint(), sqs.endpoint());
+    world.share(environment.map(|(name, value)| (name.to_owned(), value)).to_vec(), Vec::new());
+    world.add_table("primary", &primary).add_table("secondary", &secondary);
+    world
+        .set("feeds.in.kind", "sqs")
+        .set("feeds.in.queue_name", Inbound::NAME)
+        .set("feeds.in.recipient", "user_id")
+        .set("feeds.in.destinations", vec!["primary", "secondary"])
+        .set("feeds.in.linger_ms", 50)
+        .set("feeds.in.max_bytes", 1 << 20)
+        .set("batch.max_bytes", 1 << 20);
+    // A table is looked up at the start: from then on it may be away.
+    world.start_ready();
+    secondary.stop(Stop::Crash);
+    inbound.send(&entries[..entries.len() / 2]);
+    wait_until(LIVENESS * 2, "the primary to take half of the rows", || count(&primary) >= rows / 2 - poison);
+    secondary.resume();
+    inbound.send(&entries[entries.len() / 2..]);
+    wait_until(LIVENESS * 4, "both tables to have all rows", || {
+        thread::sleep(Duration::from_millis(200));
+        count(&primary) == rows - poison && count(&secondary) == rows - poison
+    });
+    let dead = || world.postrider(&["dead", "list", "--json", "--limit", "1000"]).json();
+    wait_until(LIVENESS, "the refused rows to be recorded", || {
+        dead().as_array().is_some_and(|letters| letters.len() == 2 * poison)
+    });
+    wait_until(LIVENESS, "the queue to be empty", || inbound.left() == 0);
+
+    for letter in dead().as_array().expect("a list") {
+        assert_eq!(letter["reason"], "refused", "{letter}");
+        let detail = letter["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("amounts_are_positive"), "the database's own words: {letter}");
+    }
+    let exported = world.postrider(&["dead", "export", "--format", "ndjson", "--destination", "secondary"]);
+    let users: BTreeSet<_> = exported
+        .stdout
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["recipient"].as_str().expect("text").to_owned()
+        })
+        .collect();
+    assert_eq!(users, refused, "exactly the poison rows");
+    let compared = world.postrider(&["compare", "primary", "secondary", "--json"]);
+    assert_eq!(compared.code, Some(0), "{}\n{}", compared.stdout, compared.stderr);
+    secondary.execute("DELETE FROM events WHERE message_id = (SELECT min(message_id) FROM events)");
+    let compared = world.postrider(&["compare", "primary", "secondary", "--json"]);
+    assert_eq!(compared.code, Some(1), "one row is missing: {}", compared.stdout);
+    assert_eq!(compared.json()["differing"].as_array().map(Vec::len), Some(1), "{}", compared.stdout);
+    world.stop();
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f57_a_hostile_name_and_an_unfit_table_are_refused_at_the_start() {
+    let postgres = Postgres::start();
+    postgres.execute("CREATE TABLE events (message_id text, user_id text, amount bigint, at timestamptz)");
+    let mut world = World::new("csv");
+    world.add_table("primary", &postgres);
+    world.add_feed("alerts", "csv", &["primary"]);
+    let refused = |world: &mut World, expected: &str| {
+        world.start();
+        let status = world.wait_exit(LIVENESS);
+        assert_eq!(status.code(), Some(78), "{expected}");
+        let log = std::fs::read_to_string(world.daemon_log()).expect("the daemon's log");
+        assert!(log.contains(expected), "{expected}: {log}");
+    };
+    // The key is not unique: rows that are written again would be there twice.
+    refused(&mut world, "unique");
+    postgres.execute("ALTER TABLE events ADD PRIMARY KEY (message_id)");
+    world.set("destinations.primary.columns.id\"; DROP TABLE events; --", "recipient");
+    let answer = {
+        world.configure();
+        world.postrider(&["check-config"])
+    };
+    assert_eq!(answer.code, Some(78), "{}", answer.stdout);
+    assert!(answer.stderr.contains("62 letters, digits"), "{}", answer.stderr);
+    assert_eq!(postgres.value("SELECT count(*)::text FROM events"), "0", "the table is still there");
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn s4_6_a_killed_daemon_writes_no_row_twice() {
+    let rows = 5_000;
+    let postgres = Postgres::start();
+    // No key would be noticed as a second row; with one, the second write must be harmless, not an error.
+    postgres.execute(
+        "CREATE TABLE events (message_id text PRIMARY KEY, user_id text, amount numeric, at timestamptz)",
+    );
+    let mut world = World::new("csv");
+    world.add_table("primary", &postgres);
+    world.add_feed("alerts", "csv", &["primary"]);
+    world
+        .set("destinations.primary.columns.amount", "data.amount numeric")
+        .set("warehouses.primary.statements_per_s", 10)
+        .set("destinations.primary.max_rows", 200)
+        .set("warehouses.primary.statement_timeout_ms", 1000)
+        .set("lease.duration_ms", 12_000);
+    world.start_ready();
+    world.drop_file(Input::csv("rows.csv", rows));
+    for part in 1..=3 {
+        wait_until(LIVENESS, "some rows", || count(&postgres) >= rows * part / 5);
+        world.kill();
+        world.start_ready();
+    }
+    world.wait_settled(LIVENESS * 2);
+    assert_eq!(count(&postgres), rows);
+    let report = world.file("rows.csv").expect("the file is known");
+    assert_eq!(report["destinations"]["primary"]["sent"], rows, "{report}");
+    world.stop();
+}
