@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::shelf::GroupLimits;
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, Gate, Progress, insist},
+    flow::{Bell, Gate, Progress, insist, tell_pace},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::{PAYLOAD_VERSION, Rows},
@@ -37,6 +37,7 @@ use crate::{
         retry::RetrySchedule,
         suspect::Pace,
         table::Mapping,
+        throughput::Telling,
     },
     ports::{Clock, ItemOutcome, LeaseRequest, Ledger, Queue, Release, StoreError, Table},
     supervision::{Drain, Fault},
@@ -118,6 +119,7 @@ impl TableDelivery {
             shelves: setup.destinations.iter().map(|destination| Shelf::new(destination.group)).collect(),
             held: HashMap::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
+            telling: Telling::new(setup.clock.mono()),
             failure: None,
         };
         let desk = Desk {
@@ -208,6 +210,7 @@ struct DeskState {
     held: HashMap<LeaseToken, usize>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
+    telling: Telling,
     /// What a lane could not go on with.
     failure: Option<StoreError>,
 }
@@ -276,6 +279,9 @@ impl Desk {
                 return Err(failure);
             }
             self.state().gauge();
+            if let Some(rates) = self.state().telling.due(setup.clock.mono()) {
+                tell_pace(&self.holder, rates);
+            }
             if self.is_closing() {
                 self.give_back().await?;
                 if self.state().held.is_empty() {

@@ -22,7 +22,7 @@ use rand::RngExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    flow::{Bell, Gate, Progress, insist},
+    flow::{Bell, Gate, Progress, insist, tell_pace},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -34,6 +34,7 @@ use crate::{
         retry::{Decision, RetrySchedule, poisoned, retry_batches},
         roster::{Pick, Report, Roster, RosterLimits},
         suspect::Pace,
+        throughput::Telling,
         time::UnixMs,
     },
     ports::{
@@ -124,6 +125,7 @@ impl WebhookDelivery {
             held: vec![false; shares.len()],
             lanes: 0,
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
+            telling: Telling::new(setup.clock.mono()),
         };
         let desk = Desk {
             setup,
@@ -199,6 +201,7 @@ struct DeskState {
     lanes: usize,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
+    telling: Telling,
 }
 
 impl DeskState {
@@ -252,6 +255,9 @@ impl Desk {
             failpoint!("panic.webhook_delivery");
             setup.progress.turn(setup.clock.mono());
             self.state().gauge();
+            if let Some(rates) = self.state().telling.due(setup.clock.mono()) {
+                tell_pace(&self.holder, rates);
+            }
             self.disable_held().await?;
             self.give_back().await?;
             if self.is_closing() && self.state().roster.is_empty() {
@@ -504,6 +510,7 @@ impl Desk {
                         self.count(&batch, &tally, settled, now);
                     }
                     state.roster.recorded(token, tally.count);
+                    state.telling.add(setup.clock.mono(), tally.count as u64);
                     match settled {
                         Settled::Open => continue,
                         Settled::Complete => complete.push(token),

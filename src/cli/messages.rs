@@ -12,8 +12,11 @@ use serde_json::{Value, json};
 use super::{Exit, print, print_json, table::time};
 use crate::{
     app::console,
-    config,
-    console::{Delivery, Fate, FileSelector, MessageReport, Search, View},
+    config::{self, Config},
+    console::{
+        Delivery, Fate, FileSelector, MessageReport, Search, View,
+        receipts::{AppliedReceipt, MessageRow},
+    },
     telemetry::escape,
 };
 
@@ -69,12 +72,31 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
              archived messages are found by --id only"
         );
     }
+    let rows = rows(&config, &reports)?;
+    let with_rows = reports.iter().map(|report| (report, row_of(&rows, report)));
     if args.json {
-        print_json(&reports.iter().map(json_of).collect::<Vec<_>>())?;
+        print_json(&with_rows.map(|(report, row)| json_of(report, row)).collect::<Vec<_>>())?;
     } else {
-        print(&reports.iter().map(rendered).collect::<Vec<_>>().join("\n"))?;
+        print(&with_rows.map(|(report, row)| rendered(report, row)).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(Exit::Done.into())
+}
+
+/// What the ledger of rows says of them, if there is one: what came after the request.
+fn rows(config: &Config, reports: &[MessageReport]) -> anyhow::Result<Vec<MessageRow>> {
+    let Some(ledger) = console::rows(config)? else { return Ok(Vec::new()) };
+    let mut ids: Vec<_> = reports.iter().map(|report| report.id).collect();
+    ids.dedup();
+    let mut rows = Vec::new();
+    for id in ids {
+        rows.extend(ledger.ask(|view| view.message(id))?);
+    }
+    Ok(rows)
+}
+
+fn row_of<'a>(rows: &'a [MessageRow], report: &MessageReport) -> Option<&'a MessageRow> {
+    let Fate::Message(delivery) = &report.fate else { return None };
+    rows.iter().find(|row| row.id == report.id && *row.destination == *delivery.destination)
 }
 
 fn search(view: &mut dyn View, recipient: &str, args: &Args) -> anyhow::Result<Vec<MessageId>> {
@@ -110,7 +132,7 @@ fn is_wanted(report: &MessageReport, args: &Args) -> bool {
     of_file && to_destination
 }
 
-fn json_of(report: &MessageReport) -> Value {
+fn json_of(report: &MessageReport, row: Option<&MessageRow>) -> Value {
     let mut view = json!({
         "id": report.id.to_string(),
         "file": report.id.file.to_string(),
@@ -121,7 +143,7 @@ fn json_of(report: &MessageReport) -> Value {
         Fate::Rejected { line, reason } => json!({ "state": "rejected", "line": line, "reason": reason }),
         Fate::Duplicate => json!({ "state": "duplicate" }),
         Fate::Message(delivery) => json!({
-            "state": delivery.state.as_str(),
+            "state": delivery.state.merge(row.map_or(delivery.state, |row| row.state)).as_str(),
             "destination": delivery.destination,
             "recipient": delivery.recipient,
             "payload_archived": delivery.recipient.is_none(),
@@ -131,12 +153,29 @@ fn json_of(report: &MessageReport) -> Value {
             "sent": delivery.sent.map(|(status, at)| json!({ "at": time(at), "status": status })),
             "cause": delivery.cause.map(DeathCause::as_str),
             "next_attempt": delivery.not_before.map(time),
+            "provider_id": row.and_then(|row| row.provider_id.as_deref()),
+            "detail": row.and_then(|row| row.detail.as_deref()),
+            "receipt": row.and_then(|row| row.receipt.as_ref()).map(receipt_json),
+            "conflict": row.map(|row| row.told.is_conflict()),
         }),
     };
     if let (Value::Object(view), Value::Object(fate)) = (&mut view, fate) {
         view.extend(fate);
     }
     view
+}
+
+fn receipt_json(receipt: &AppliedReceipt) -> Value {
+    let facts = &receipt.facts;
+    json!({
+        "state": receipt.state.as_str(),
+        "at": receipt.at.map(time),
+        "status": facts.status,
+        "carrier": facts.carrier,
+        "response": facts.response,
+        "sent_at": facts.sent_at.map(time),
+        "price": facts.price.map(|price| price.to_string()),
+    })
 }
 
 fn attempt(attempt: &Attempt) -> Value {
@@ -147,21 +186,21 @@ fn attempt(attempt: &Attempt) -> Value {
     })
 }
 
-fn rendered(report: &MessageReport) -> String {
+fn rendered(report: &MessageReport, row: Option<&MessageRow>) -> String {
     let mut text = format!("{}  row {} of {}\n", report.id, report.id.row, escape(&report.file_name));
     // Writing to a String can't fail.
     let _ = match &report.fate {
         Fate::Rejected { line, reason } => writeln!(text, "  rejected  line {line}: {}", escape(reason)),
         Fate::Duplicate => writeln!(text, "  duplicate  a row before it has the same recipient"),
-        Fate::Message(delivery) => write!(text, "{}", rendered_delivery(delivery)),
+        Fate::Message(delivery) => write!(text, "{}", rendered_delivery(delivery, row)),
     };
     text
 }
 
-fn rendered_delivery(delivery: &Delivery) -> String {
+fn rendered_delivery(delivery: &Delivery, row: Option<&MessageRow>) -> String {
     let mut text = format!(
         "  {} to {} at {}\n  {}  accepted\n",
-        delivery.state.as_str(),
+        delivery.state.merge(row.map_or(delivery.state, |row| row.state)).as_str(),
         delivery.recipient.as_deref().map_or_else(|| "(payload archived)".into(), escape),
         escape(&delivery.destination),
         time(delivery.accepted_at),
@@ -182,8 +221,37 @@ fn rendered_delivery(delivery: &Delivery) -> String {
     if let Some(cause) = delivery.cause {
         let _ = writeln!(text, "  given up: {}", cause.as_str());
     }
+    if let Some(row) = row {
+        text += &rendered_row(row);
+    }
     if let Some(at) = delivery.not_before {
         let _ = writeln!(text, "  next attempt not before {}", time(at));
+    }
+    text
+}
+
+/// What the destination called it and said of it, at once and later.
+fn rendered_row(row: &MessageRow) -> String {
+    let mut text = String::new();
+    // Writing to a String can't fail.
+    if let Some(id) = &row.provider_id {
+        let _ = writeln!(text, "  provider id {}", escape(id));
+    }
+    if let Some(detail) = &row.detail {
+        let _ = writeln!(text, "  in its words: {}", escape(detail));
+    }
+    if let Some(receipt) = &row.receipt {
+        let facts = &receipt.facts;
+        let at = receipt.at.map_or_else(|| "at an unknown time".to_owned(), time);
+        let mut words = vec![format!("receipt: {}", receipt.state.as_str())];
+        words.extend(facts.status.as_deref().map(|status| format!("status {}", escape(status))));
+        words.extend(facts.carrier.as_deref().map(|carrier| format!("by {}", escape(carrier))));
+        words.extend(facts.response.as_deref().map(|response| format!("\"{}\"", escape(response))));
+        words.extend(facts.price.map(|price| format!("for {price}")));
+        let _ = writeln!(text, "  {at}  {}", words.join(", "));
+    }
+    if row.told.is_conflict() {
+        let _ = writeln!(text, "  receipts say that it failed and that it arrived");
     }
     text
 }

@@ -234,6 +234,14 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     });
     let gaps = world.postrider(&["receipts", "gaps", "--json"]).json();
     assert_eq!(gaps[0]["messages"].as_array().map(Vec::len), Some(1), "{gaps}");
+    let shown = world.postrider(&["messages", "--id", &first, "--json"]).json();
+    assert_eq!(
+        (&shown[0]["state"], &shown[0]["receipt"]["price"]),
+        (&json!("delivered"), &json!("0.00645")),
+        "{shown}"
+    );
+    let shown = world.postrider(&["messages", "--id", &first]).stdout;
+    assert!(shown.contains("receipt: delivered") && shown.contains("by Wire\u{e9}"), "{shown}");
     let rejects = world.postrider(&["receipts", "rejects", "--json"]).json();
     let reason = rejects[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("LOST") && reason.contains("status"), "{rejects}");

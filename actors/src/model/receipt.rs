@@ -65,6 +65,21 @@ pub enum ReceiptKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Price(pub i64);
 
+impl fmt::Display for Price {
+    /// Exact, without zeros at the end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, fraction) = (self.0.unsigned_abs() / PRICE_UNIT, self.0.unsigned_abs() % PRICE_UNIT);
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let fraction = format!("{fraction:08}");
+        let fraction = fraction.trim_end_matches('0');
+        let point = if fraction.is_empty() { "" } else { "." };
+        write!(f, "{sign}{whole}{point}{fraction}")
+    }
+}
+
+/// Units of a [`Price`] in one of its currency.
+const PRICE_UNIT: u64 = 100_000_000;
+
 /// What a receipt brings beside the state. What the provider left out is `None`, never an empty text (S0.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReceiptFacts {
@@ -265,6 +280,15 @@ mod tests {
         let standings = fold([of(MessageState::Sent, 3), of(MessageState::Failed, 2)]);
         let standing = standings.values().next().expect("one key");
         assert_eq!((standing.best.state, standing.told.is_conflict()), (MessageState::Failed, false));
+    }
+
+    #[test]
+    fn prices_are_exact() {
+        for (price, text) in
+            [(645_000, "0.00645"), (-100_000_000, "-1"), (0, "0"), (1, "0.00000001"), (250_000_000, "2.5")]
+        {
+            assert_eq!(Price(price).to_string(), text);
+        }
     }
 
     #[test]

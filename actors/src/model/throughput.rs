@@ -90,6 +90,34 @@ impl Throughput {
     }
 }
 
+/// A worker's throughput, and when it is to be told.
+#[derive(Clone, Debug)]
+pub struct Telling {
+    throughput: Throughput,
+    due: MonoMs,
+}
+
+impl Telling {
+    /// Nothing is done at `now`.
+    pub fn new(now: MonoMs) -> Self {
+        Self { throughput: Throughput::new(now), due: now.after(WINDOW) }
+    }
+
+    /// `count` more were done at `now`.
+    pub fn add(&mut self, now: MonoMs, count: u64) {
+        self.throughput.add(now, count);
+    }
+
+    /// What is to be told at `now`: once in a minute, and only if there was something.
+    pub fn due(&mut self, now: MonoMs) -> Option<Rates> {
+        if now < self.due {
+            return None;
+        }
+        self.due = now.after(WINDOW);
+        Some(self.throughput.rates(now)).filter(|rates| rates.processed > 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +175,16 @@ mod tests {
                 prop_assert!(rates.window <= WINDOW);
             }
         }
+    }
+
+    #[test]
+    fn s4_7_it_is_told_once_in_a_minute_and_not_while_nothing_is_done() {
+        let mut telling = Telling::new(MonoMs(0));
+        telling.add(MonoMs(30_000), 600);
+        assert_eq!(telling.due(MonoMs(59_999)), None);
+        let rates = telling.due(MonoMs(60_000)).expect("a minute is over");
+        assert_eq!(rates.processed, 600);
+        assert_eq!(telling.due(MonoMs(60_001)), None);
+        assert_eq!(telling.due(MonoMs(200_000)), None, "nothing was done");
     }
 }

@@ -17,6 +17,7 @@ use crate::{
         receipt::RESPONSE_BYTES_MAX,
         record::Said,
         retry::{Decision, poisoned, retry_batches},
+        state::MessageState,
         suspect::Pace,
         table::{Mapping, TableRow, divide},
     },
@@ -28,6 +29,9 @@ const RETRY_GRANULARITY: std::time::Duration = std::time::Duration::from_millis(
 
 /// The longest of a table's words that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX;
+
+/// What stores record as the status of a row that was written: with them, 0 is what was not sent.
+const WRITTEN: u16 = 200;
 
 /// A group on its way.
 struct Group<'a> {
@@ -135,7 +139,9 @@ impl Desk {
                 Ok(Ok(_)) => {
                     group.took_rows = Some(true);
                     for row in &written[range] {
-                        group.batches[row.batch].verdicts.push((row.index, Verdict::Sent { at, status: 0 }));
+                        group.batches[row.batch]
+                            .verdicts
+                            .push((row.index, Verdict::Sent { at, status: WRITTEN }));
                     }
                     bisection.written();
                 }
@@ -275,9 +281,10 @@ impl Desk {
             let mut verdicts = std::mem::take(&mut lane.verdicts);
             verdicts.sort_unstable_by_key(|(index, _)| *index);
             let retries = retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY);
-            let mut records = Vec::new();
-            if destination.recorded {
-                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut lane.said);
+            let mut records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut lane.said);
+            if !destination.recorded {
+                // The database's words are kept with the dead letter all the same.
+                records.retain(|record| record.detail.is_some() && record.state == MessageState::Dead);
             }
             settlements.push(Settlement { token: batch.lease.token, verdicts, retries, records });
             lanes.push(lane);
@@ -307,6 +314,8 @@ impl Desk {
             for token in &complete {
                 state.forget(*token);
             }
+            let rows = settlements.iter().map(|settlement| settlement.verdicts.len() as u64).sum();
+            state.telling.add(setup.clock.mono(), rows);
         }
         if !complete.is_empty() {
             self.insist("acknowledging", || setup.queue.acknowledge(&complete)).await?;
