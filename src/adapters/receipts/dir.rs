@@ -193,7 +193,7 @@ impl State {
             self.claimed = shared.inbox.claimed()?.into();
             self.expected = Some(cursor.cloned());
         }
-        self.claim(shared)?;
+        self.claim(shared);
         let mut open = match self.open.take() {
             Some(open) => open,
             None => match self.claimed.pop_front() {
@@ -247,14 +247,19 @@ impl State {
     }
 
     /// Claims complete files, as many as may be in hand.
-    fn claim(&mut self, shared: &Shared) -> io::Result<()> {
+    fn claim(&mut self, shared: &Shared) {
         let now = shared.clock.mono();
         let complete = std::mem::take(&mut self.complete);
         let ready = self.settling.observe_change(now, complete.iter().map(OsString::as_os_str));
         self.enqueue(ready);
         let is_due = now >= self.scan_at || self.settling.next_due().is_some_and(|due| now >= due);
-        if is_due && self.ready.len() < SCAN_MAX {
-            self.scan(shared, now)?;
+        if is_due
+            && self.ready.len() < SCAN_MAX
+            && let Err(error) = self.scan(shared, now)
+        {
+            // What is claimed is read all the same.
+            tracing::warn!(source = %shared.format.source(), %error, "the directory can't be scanned");
+            self.scan_at = now.after(shared.settings.rescan.max(PAUSE_MAX));
         }
         while self.claimed.len() < CLAIMS_MAX
             && let Some(name) = self.ready.pop_front()
@@ -277,7 +282,6 @@ impl State {
                 }
             }
         }
-        Ok(())
     }
 
     fn scan(&mut self, shared: &Shared, now: MonoMs) -> io::Result<()> {

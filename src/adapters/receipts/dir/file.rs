@@ -69,8 +69,12 @@ impl OpenFile {
         };
         let (mut sha256, mut unusable) = ([0; 32], None);
         let mut reader: Box<dyn Read + Send> = Box::new(io::empty());
-        match digest(&file, shared).and_then(|digest| Ok((digest, shared.inbox.open_rows(&file)?))) {
-            Ok((digest, rows)) => (sha256, reader) = (digest, rows),
+        match digest(&file, shared) {
+            Ok(digest) => sha256 = digest,
+            Err(error) => unusable = Some(judge(error)?),
+        }
+        match shared.inbox.open_rows(&file) {
+            Ok(rows) => reader = rows,
             Err(error) => unusable = Some(judge(error)?),
         }
         let promised = file.expected.as_ref().and_then(|expected| expected.sha256.as_ref());
