@@ -40,7 +40,7 @@ use crate::{
         embedded::{InstanceLock, LockError, OpenError},
     },
     cli::Exit,
-    config::{Config, LedgerKind, OutboxKind, QueueKind, Resolved},
+    config::{Config, LedgerKind, OutboxKind, QueueKind, Resolved, SourceKind},
     listener::Listener,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
@@ -169,10 +169,13 @@ struct Machine {
 impl Machine {
     /// The address that receipts are handed in at, if there is one.
     fn receipts_listener(&self, config: &Config) -> Result<Option<Listener>, StartError> {
-        let Some(address) = config.receipts.listen else { return Ok(None) };
-        let failed = |error| StartError::Receipts { address, error };
         let mut bound = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
-        let listener = match bound.take() {
+        let before = bound.take();
+        let is_needed =
+            config.receipts.sources.iter().any(|source| matches!(source.kind, SourceKind::Http(_)));
+        let Some(address) = config.receipts.listen.filter(|_| is_needed) else { return Ok(None) };
+        let failed = |error| StartError::Receipts { address, error };
+        let listener = match before {
             Some((at, listener)) if at == address => listener,
             _ => Listener::bind(address).map_err(failed)?,
         };

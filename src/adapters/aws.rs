@@ -234,8 +234,8 @@ fn causes(error: &dyn Error) -> String {
     text
 }
 
-/// The words for "fewer calls" of SQS, DynamoDB and CloudWatch Logs ("Common errors" of both API references; the SDK's own list in
-/// `aws_runtime::retries::classifiers`).
+/// The words for "fewer calls" of SQS, DynamoDB and CloudWatch Logs ("Common errors" of the API references; the SDK's
+/// own list in `aws_runtime::retries::classifiers`).
 fn is_throttling(code: &str) -> bool {
     matches!(
         code,

@@ -14,7 +14,7 @@ use crate::{
         dynamodb::{self, Console, DynamoSettings, DynamoStore},
         sqs::provision::{Difference, Expected, Provisioner, QueueNames},
     },
-    config::{Aws, Config, DynamodbOutbox, OutboxKind, QueueAddress, QueueKind, SqsQueue},
+    config::{Aws, Config, DynamodbOutbox, OutboxKind, QueueAddress, QueueKind, SourceKind, SqsQueue},
     console::{Finding, Verdict},
 };
 
@@ -38,6 +38,11 @@ pub(super) fn is_needed(config: &Config) -> bool {
     config.queue.kind != QueueKind::Embedded
         || config.outbox.kind != OutboxKind::Embedded
         || config.feeds.iter().any(|feed| feed.queue().is_some())
+        || config
+            .receipts
+            .sources
+            .iter()
+            .any(|source| matches!(source.kind, SourceKind::Sqs(_) | SourceKind::Cloudwatch(_)))
 }
 
 /// `[aws]` for the adapters.
@@ -144,7 +149,35 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
             findings.push(try_inbound(&provisioner, engine, &queue.queue).await);
         }
     }
+    for source in &config.receipts.sources {
+        match &source.kind {
+            SourceKind::Sqs(sqs) => {
+                let engine = format!("receipts {}: queue {}", source.name, sqs.queue.name());
+                findings.push(try_inbound(&provisioner, engine, &sqs.queue).await);
+            }
+            SourceKind::Cloudwatch(logs) => {
+                let client = aws::logs_client(&sdk, &settings);
+                for group in &logs.groups {
+                    findings.push(try_log_group(&client, &source.name, group).await);
+                }
+            }
+            SourceKind::Directory(_) | SourceKind::Http(_) => {}
+        }
+    }
     findings
+}
+
+/// Reads at most one event.
+async fn try_log_group(client: &aws_sdk_cloudwatchlogs::Client, source: &str, group: &str) -> Finding {
+    let engine = format!("receipts {source}: log group {group}");
+    let look = async {
+        let call = client.filter_log_events().log_group_name(group).limit(1).send().await;
+        call.map(drop).map_err(|error| StoreError::from(aws::Failure::of(&error)))
+    };
+    match within(LOOK_TIMEOUT, &engine, look).await {
+        Ok(()) => Finding::new(engine, Verdict::Fine, "it can be read"),
+        Err(finding) => finding,
+    }
 }
 
 /// A look at an engine that must end.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use postrider_actors::{
     flow::Bell,
     model::{formats::Format, receipt_format::ReceiptFormat, settle::SettleRule},
-    ports::{Inbox, ReceiptLedger, ReceiptSource, Taken},
+    ports::{Inbox, ReceiptLedger, ReceiptSource},
     receipt_collector::{self, ReceiptCollector, ReceiptCollectorSetup},
     receipt_reconciler::{self, ReceiptReconciler, ReceiptReconcilerSetup},
     receipt_sweeper::{self, Expiring, ReceiptSweeper, ReceiptSweeperSetup},
@@ -18,12 +18,11 @@ use crate::{
         inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
         receipts::{
             dir::{DirReceipts, DirReceiptsSettings},
-            http::{Credentials, HttpObserver, HttpReceipts, HttpSource, Sink},
+            http::{Credentials, HttpReceipts, HttpSource, Sink},
         },
     },
     config::{self, Config, HttpAuth, Resolved, SourceKind},
     listener::{Listener, Serving},
-    telemetry::metrics::Metrics,
 };
 
 /// Receipts that may wait in the inbox before sources pause: a source is its own buffer.
@@ -70,7 +69,8 @@ impl ReceiptParts {
                         HttpAuth::Bearer(_) => Credentials::bearer(secrets),
                     };
                     let credentials = credentials.map_err(|error| refused(error.to_string()))?;
-                    parts.pushed.push(HttpSource { format, destination, credentials });
+                    let metrics = machine.metrics.receipts.source(&source.name);
+                    parts.pushed.push(HttpSource { format, destination, credentials, metrics });
                     continue;
                 }
                 #[cfg(feature = "aws")]
@@ -87,9 +87,7 @@ impl ReceiptParts {
             };
             parts.pulled.push(PulledSource { name, destination, from, wait });
         }
-        if !parts.pushed.is_empty() {
-            parts.listener = machine.receipts_listener(config)?;
-        }
+        parts.listener = machine.receipts_listener(config)?;
         Ok(parts)
     }
 
@@ -98,12 +96,7 @@ impl ReceiptParts {
         let (listener, ledger) = (self.listener.take()?, machine.stores.rows.clone()?);
         let pushed = std::mem::take(&mut self.pushed);
         let address = listener.address();
-        let sink = Sink {
-            ledger,
-            taken: arrived.clone(),
-            clock: machine.clock.clone(),
-            observer: Arc::new(Observer { metrics: machine.metrics.clone() }),
-        };
+        let sink = Sink { ledger, taken: arrived.clone(), clock: machine.clock.clone() };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
                 tracing::info!(%address, "receipts are taken");
@@ -122,21 +115,6 @@ impl ReceiptParts {
     /// The sources that actors ask.
     pub(super) fn into_pulled(self) -> Vec<PulledSource> {
         self.pulled
-    }
-}
-
-/// What becomes of requests with receipts, as metrics.
-struct Observer {
-    metrics: Arc<Metrics>,
-}
-
-impl HttpObserver for Observer {
-    fn answered(&self, source: &str, status: u16) {
-        self.metrics.receipts.answered(source, status);
-    }
-
-    fn taken(&self, source: &str, taken: Taken) {
-        self.metrics.receipts.source(source).taken(taken);
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     Machine, StartError,
     aws::{LOOK_TIMEOUT, MAKE, dynamo_settings, settings, url_of, within},
     stores::{Stores, open_embedded},
+    tables::table_workers,
 };
 use crate::{
     adapters::{
@@ -74,7 +75,7 @@ pub(super) async fn open_stores(
         wait: sqs.wait,
         visibility: config.lease.duration,
         // What all workers together lease ahead, and as much again on its way.
-        shelf: (2 * config.queue.prefetch * config.pools.deliveries).max(SHELF_MIN),
+        shelf: (2 * config.queue.prefetch * (config.pools.deliveries + table_workers(config))).max(SHELF_MIN),
         lanes: sqs.lanes,
         max_receives: sqs.max_receives,
         aws: settings.clone(),

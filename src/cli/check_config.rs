@@ -86,26 +86,21 @@ fn summary(config: &Config) -> String {
         );
     }
     for destination in &config.destinations {
-        let rate = match destination.rate {
-            Some(rate) => format!("{}/s in bursts of {}", rate.per_s, rate.burst),
-            None => "no rate".into(),
-        };
         let paused = if destination.is_paused { ", paused" } else { "" };
         let what = match &destination.target {
             Target::Webhook(webhook) => {
+                let rate = match destination.rate {
+                    Some(rate) => format!("{}/s in bursts of {}", rate.per_s, rate.burst),
+                    None => "no rate".into(),
+                };
                 let signed = match webhook.secrets.len() {
                     0 => "not signed".into(),
                     1 => "signed".into(),
                     secrets => format!("signed with {secrets} secrets"),
                 };
                 let origin = webhook.url.origin().ascii_serialization();
-                (
-                    origin,
-                    format!(
-                        "{} in flight, {} attempts, {signed}",
-                        webhook.concurrency, destination.retry.max_attempts
-                    ),
-                )
+                let (in_flight, attempts) = (webhook.concurrency, destination.retry.max_attempts);
+                (origin, format!("{rate}, {in_flight} in flight, {attempts} attempts, {signed}"))
             }
             Target::Table(table) => (
                 format!("table {} in {}", table.table.plain(), table.warehouse),
@@ -116,7 +111,7 @@ fn summary(config: &Config) -> String {
                 ),
             ),
         };
-        let _ = writeln!(text, "destination {}: {}, {rate}, {}{paused}", destination.name, what.0, what.1);
+        let _ = writeln!(text, "destination {}: {}, {}{paused}", destination.name, what.0, what.1);
     }
     for source in &config.receipts.sources {
         let _ = writeln!(
@@ -129,10 +124,14 @@ fn summary(config: &Config) -> String {
     }
     if config.has_rows() {
         let engine = match &config.ledger.kind {
-            LedgerKind::Embedded => "in the embedded store".to_owned(),
-            LedgerKind::Postgres(postgres) => format!("in Postgres, schema {}", postgres.schema),
+            LedgerKind::Embedded => {
+                "a row of each message that receipts are about, in the embedded store".to_owned()
+            }
+            LedgerKind::Postgres(postgres) => {
+                format!("a row of each message in Postgres, schema {}", postgres.schema)
+            }
         };
-        let _ = writeln!(text, "ledger: a row of each message {engine}");
+        let _ = writeln!(text, "ledger: {engine}");
     }
     text
 }

@@ -17,7 +17,8 @@ use crate::{
 /// The embedded store is brought to the schema of this program; the daemon does this by itself when it
 /// starts, and must not run meanwhile. A store that is missing is not made. With queue.kind = "sqs" the queue
 /// and its dead-letter queue are made, with outbox.kind = "dynamodb" the tables and their indexes; what is there
-/// already is only checked. This needs more permissions than the daemon: see docs/aws.md. Exits with 78 if
+/// already is only checked. With ledger.kind = "postgres" its schema is made or updated, by the schema's owner:
+/// see docs/postgres.md. This needs more permissions than the daemon: see docs/aws.md. Exits with 78 if
 /// something has to be mended by hand, with 75 if something could not be reached.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -15,6 +15,7 @@ use crate::ports::{Applied, Taken};
 pub struct ReceiptMetrics {
     taken: Counters<2>,
     poll_failures: Counters<1>,
+    requests: Counters<2>,
     applied: Counters<1>,
     conflicts: Counters<0>,
     changed: Counters<0>,
@@ -23,7 +24,6 @@ pub struct ReceiptMetrics {
     orphaned: Counters<0>,
     expired: Counters<1>,
     waiting: Gauges<0>,
-    requests: Counters<2>,
 }
 
 impl Default for ReceiptMetrics {
@@ -48,6 +48,12 @@ impl ReceiptMetrics {
                 "receipt_poll_failures",
                 ["source"],
                 "Looks at a source that failed and were repeated",
+            ),
+            requests: Counters::register(
+                to,
+                "receipt_requests",
+                ["source", "status"],
+                "Requests with receipts, by the status that they were answered with",
             ),
             applied: Counters::register(
                 to,
@@ -93,18 +99,7 @@ impl ReceiptMetrics {
                 "Messages without a final receipt in time",
             ),
             waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
-            requests: Counters::register(
-                to,
-                "receipt_requests",
-                ["source", "status"],
-                "Requests with receipts, by what they were answered",
-            ),
         }
-    }
-
-    /// A request with receipts was answered.
-    pub fn answered(&self, source: &str, status: u16) {
-        self.requests.of([source, itoa::Buffer::new().format(status)]).inc();
     }
 
     /// A source's handles.
@@ -115,6 +110,8 @@ impl ReceiptMetrics {
             known: taken("known"),
             rejected: taken("rejected"),
             poll_failures: self.poll_failures.of([name]),
+            requests: self.requests.clone(),
+            name: name.into(),
         }
     }
 
@@ -147,6 +144,8 @@ pub struct SourceMetrics {
     known: Counter,
     rejected: Counter,
     poll_failures: Counter,
+    requests: Counters<2>,
+    name: Box<str>,
 }
 
 impl SourceMetrics {
@@ -160,6 +159,11 @@ impl SourceMetrics {
     /// A look at the source has failed.
     pub fn poll_failed(&self) {
         self.poll_failures.inc();
+    }
+
+    /// A request was answered with `status`, one of the few that the listener gives.
+    pub fn answered(&self, status: u16) {
+        self.requests.of([&self.name, &status.to_string()]).inc();
     }
 
     #[cfg(test)]

@@ -159,20 +159,17 @@ impl WindowCursor {
     pub fn fetched(&mut self, look: &Look, next_token: Option<String>, filter: &str, now: UnixMs) {
         self.last = Some(look.group.clone());
         let Some(group) = self.groups.get_mut(&look.group) else { return };
-        match next_token {
+        if let Some(token) = next_token {
             // A token that leads to itself would never end: the window is read again from its beginning.
-            Some(token) => {
-                let page = (look.token.as_ref() != Some(&token)).then(|| Page {
-                    token,
-                    at: now,
-                    filter: filter.to_owned(),
-                });
-                group.open = Some(OpenWindow { start: look.start, end: look.end, page });
-            }
-            None => {
-                group.until = look.end;
-                group.open = None;
-            }
+            let page = (look.token.as_ref() != Some(&token)).then(|| Page {
+                token,
+                at: now,
+                filter: filter.to_owned(),
+            });
+            group.open = Some(OpenWindow { start: look.start, end: look.end, page });
+        } else {
+            group.until = look.end;
+            group.open = None;
         }
     }
 

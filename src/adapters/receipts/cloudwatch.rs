@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::adapters::aws::{ApiObserver, CallOutcome, Failure};
 
-/// The most events of one page ("FilterLogEvents", `limit`); an answer has 1 MiB at most besides.
+/// The most events of one page (`limit` of `FilterLogEvents`); an answer has 1 MiB at most besides.
 pub const PAGE_EVENTS_MAX: u32 = 10_000;
 /// A poll ends with the page that brings it to so many receipts.
 const POLL_RECEIPTS: usize = 1_000;
@@ -141,7 +141,7 @@ impl CloudWatchReceipts {
             .start_time(signed(look.start))
             // The service counts the end in.
             .end_time(signed(look.end) - 1)
-            .limit(self.settings.page_events.clamp(1, PAGE_EVENTS_MAX) as i32)
+            .limit(self.settings.page_events.clamp(1, PAGE_EVENTS_MAX).cast_signed())
             .set_next_token(look.token.clone());
         let begun = Instant::now();
         let answer = call.send().await.map_err(|error| Failure::of(&error));

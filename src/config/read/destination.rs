@@ -35,7 +35,9 @@ const ANY_TYPE: &str = "application/json";
 const SECRET_HEADERS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 
 /// Keys that only a webhook has.
-const WEBHOOK_KEYS: [&str; 12] = [
+const WEBHOOK_KEYS: [&str; 14] = [
+    "rate_per_s",
+    "burst",
     "url",
     "secrets",
     "concurrency",

@@ -34,6 +34,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postrider_actors::{
     flow::Bell,
+    metrics::SourceMetrics,
     model::receipt_format::{BodyError, ReadReceipts, ReceiptFormat},
     ports::{Arrival, Clock, ReceiptLedger, StoreError},
 };
@@ -88,6 +89,8 @@ pub struct HttpSource {
     pub destination: Arc<str>,
     /// Who may hand them in.
     pub credentials: Credentials,
+    /// What it counts.
+    pub metrics: SourceMetrics,
 }
 
 /// Where receipts go.
@@ -99,29 +102,12 @@ pub struct Sink {
     pub taken: Bell,
     /// Says when, and whether a signature is fresh.
     pub clock: Arc<dyn Clock>,
-    /// Watches what becomes of requests.
-    pub observer: Arc<dyn HttpObserver>,
 }
 
 impl fmt::Debug for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sink")
     }
-}
-
-/// Watches requests, for metrics. It must not block.
-pub trait HttpObserver: Send + Sync {
-    /// A request to `source` (one of the configured names) was answered with `status`.
-    fn answered(&self, source: &str, status: u16);
-
-    /// Receipts of `source` were taken.
-    fn taken(&self, source: &str, taken: postrider_actors::ports::Taken);
-}
-
-impl HttpObserver for () {
-    fn answered(&self, _: &str, _: u16) {}
-
-    fn taken(&self, _: &str, _: postrider_actors::ports::Taken) {}
 }
 
 impl HttpReceipts {
@@ -248,13 +234,16 @@ impl Desk {
                 (StatusCode::OK, json(StatusCode::OK, text))
             }
             Err(refusal) => {
-                discard(&mut body).await;
                 let status = refusal.status;
+                // Who has not sent a body in its time gets no more of ours.
+                if status != StatusCode::REQUEST_TIMEOUT {
+                    discard(&mut body).await;
+                }
                 tracing::warn!(source = %name, %peer, status = status.as_u16(), "receipts refused: {}", refusal.why);
                 (status, refused(refusal))
             }
         };
-        self.sink.observer.answered(name, status.as_u16());
+        source.metrics.answered(status.as_u16());
         response
     }
 
@@ -347,7 +336,7 @@ impl Desk {
         if taken.new > 0 {
             self.sink.taken.ring();
         }
-        self.sink.observer.taken(source.format.source(), taken);
+        source.metrics.taken(taken);
         report.taken = taken.new;
         report.known = taken.known;
         Ok(report)
