@@ -50,18 +50,21 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// More receipts in one request are answered 413: it is what the ledger takes in one statement.
 pub const RECEIPTS_MAX: usize = 1000;
 
-/// Connections at once: a provider's own pool is smaller. An idle one costs a task.
-const CONNECTIONS_MAX: u32 = 256;
-/// Bodies in memory at once, with the receipts in them; other requests wait for their turn (I8).
-const BODIES_MAX: usize = 16;
+/// Connections at once, and with them bodies in memory (I8): a provider's own pool is smaller.
+const CONNECTIONS_MAX: u32 = 128;
+/// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
+/// signature was verified takes one: whoever sends slowly holds nobody else up.
+const TURNS_MAX: usize = 16;
+/// What is set aside for a body before any of it has come, whatever its length is said to be.
+const BODY_BYTES_FIRST: u64 = 64 << 10;
 /// How long a request's head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may take to arrive, and to get its turn: whoever sends a byte now and then loses the place.
+/// How long a body may take to arrive: whoever sends a byte now and then loses the place.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much of a refused request's body is read, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the ledger may take. Senders commonly give up after 15 to 30 seconds.
+/// How long a request waits for its turn, and how long the ledger may then take. Senders commonly give up after 15 to 30 seconds.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection takes no more requests after this long …
 const CONNECTION_AGE_MAX: Duration = Duration::from_mins(5);
@@ -130,7 +133,7 @@ impl HttpReceipts {
     pub fn serve(self, sources: Vec<HttpSource>, sink: Sink) -> io::Result<Serving> {
         let sources =
             sources.into_iter().map(|source| (source.format.source().to_string(), source)).collect();
-        let desk = Arc::new(Desk { sources, sink, bodies: Semaphore::new(BODIES_MAX) });
+        let desk = Arc::new(Desk { sources, sink, turns: Semaphore::new(TURNS_MAX) });
         self.0.serve(CONNECTIONS_MAX, move |stream, peer, stopped| {
             connection(stream, peer.ip(), stopped, Arc::clone(&desk))
         })
@@ -141,7 +144,7 @@ impl HttpReceipts {
 struct Desk {
     sources: HashMap<String, HttpSource>,
     sink: Sink,
-    bodies: Semaphore,
+    turns: Semaphore,
 }
 
 async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, desk: Arc<Desk>) {
@@ -272,15 +275,13 @@ impl Desk {
             return Err(too_long());
         }
 
-        // Held until the receipts are stored: so many are in memory at most.
-        let (_turn, body) = timeout(BODY_TIMEOUT, async {
-            let turn = self.bodies.acquire().await.expect("nobody closes the semaphore");
-            (turn, read(body).await)
-        })
-        .await
-        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
-        let body = body?;
+        let body = timeout(BODY_TIMEOUT, read(body))
+            .await
+            .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))??;
         admitted.check(&body).map_err(not_allowed)?;
+        // Held until the receipts are stored.
+        let turn = timeout(TAKE_TIMEOUT, self.turns.acquire()).await.map_err(|_| Refusal::later())?;
+        let _turn = turn.expect("nobody closes the semaphore");
 
         let request_id = admitted.request_id();
         let rejected = RefCell::new(Vec::new());
@@ -345,7 +346,7 @@ impl Desk {
 
 /// Reads a body as far as it may go.
 async fn read(body: &mut Incoming) -> Result<Vec<u8>, Refusal> {
-    let mut bytes = Vec::with_capacity(body.size_hint().lower().min(BODY_BYTES_MAX as u64) as usize);
+    let mut bytes = Vec::with_capacity(body.size_hint().lower().min(BODY_BYTES_FIRST) as usize);
     while let Some(frame) = body.frame().await {
         // The sender is gone or broke the framing; it may not hear this.
         let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
