@@ -1,15 +1,26 @@
 //! Receipts through the real binary: from where they come in to the row of each message, judged by the oracle.
 
-use std::{fmt::Write as _, fs, thread, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use postrider::signature::SigningKey;
 
 use postrider_actors::model::ids::{FileId, MessageId};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+#[cfg(feature = "aws")]
+use crate::cloud::{Fault, FaultProxy, Rule, Server, sdk_config, sdk_environment};
 use crate::{
     pg::{self, Postgres, Stop},
-    support::{LIVENESS, World, input::Input, knob, wait_for, wait_until},
+    support::{LIVENESS, SECRET, World, input::Input, knob, wait_for, wait_until},
 };
 
 /// The source of receipts in these tests.
@@ -285,4 +296,180 @@ fn each_change_of_a_state_is_told_to_a_webhook_once() {
     expected.sort_unstable();
     assert_eq!(named, expected);
     world.stop();
+}
+
+/// One request with a body, and the status that it is answered with.
+fn post(address: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the daemon listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+    let length = body.len();
+    let mut request =
+        format!("POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n");
+    write!(request, "content-length: {length}\r\nconnection: close\r\n").expect("strings take everything");
+    for (name, value) in headers {
+        write!(request, "{name}: {value}\r\n").expect("strings take everything");
+    }
+    stream.write_all(format!("{request}\r\n{body}").as_bytes()).expect("the daemon reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the daemon answers");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, answer)
+}
+
+/// The headers of a signed request at `at_s`.
+fn signed(id: &str, at_s: u64, body: &str) -> [(&'static str, String); 3] {
+    let key = SigningKey::new(&SECRET.to_owned().into()).expect("the secret is one");
+    let mut signature = Vec::new();
+    key.sign(id.as_bytes(), at_s.to_string().as_bytes(), body.as_bytes(), &mut signature);
+    let signature = String::from_utf8(signature).expect("signatures are ASCII");
+    [("webhook-id", id.to_owned()), ("webhook-timestamp", at_s.to_string()), ("webhook-signature", signature)]
+}
+
+#[test]
+fn f55_receipts_come_over_http_and_forged_stale_and_replayed_ones_change_nothing() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it is bound");
+    let address = free.to_string();
+    world.set("receipts.listen", address.clone());
+    world
+        .set("receipts.sources.hook.kind", "http")
+        .set("receipts.sources.hook.secrets", vec!["env:POSTRIDER_TEST_SECRET"]);
+    world.map_receipts("hook");
+    let input = Input::csv("hooked.csv", 3);
+    let ids: Vec<_> = (1..=3).map(|row| message(&input, row)).collect();
+    world.start_ready();
+    world.drop_file(input).wait_settled(LIVENESS);
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let body = json!([
+        { "message_id": ids[0], "event": "a", "status": "DELIVRD" },
+        { "message_id": ids[1], "event": "b", "status": "NO SUCH WORD" },
+    ])
+    .to_string();
+    let send = |headers: &[(&'static str, String); 3], body: &str| {
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        post(&address, "/receipts/hook", &headers, body)
+    };
+    let good = signed("wh_1", now_s, &body);
+    let forged = body.replace(&ids[0], &ids[2]);
+    assert_eq!(send(&good, &forged).0, 403, "the body is not what was signed");
+    assert_eq!(send(&signed("wh_2", now_s - 3600, &body), &body).0, 403, "it is stale");
+    assert_eq!(post(&address, "/receipts/hook", &[], &body).0, 401);
+    assert_eq!(post(&address, "/receipts/other", &[], &body).0, 404);
+    let (status, answer) = send(&good, &body);
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.contains("\"taken\":1") && answer.contains("NO SUCH WORD"), "{answer}");
+    let (status, answer) = send(&good, &body);
+    assert!(
+        status == 200 && answer.contains("\"taken\":0") && answer.contains("\"known\":1"),
+        "a replay: {answer}"
+    );
+    wait_until(LIVENESS, "the one good receipt to be applied", || {
+        count(&standing(&world).0, "delivered") == 1
+    });
+    assert_eq!(count(&standing(&world).0, "sent"), 2, "nothing else has changed");
+    // A reload leaves the address to the next life.
+    world.configure();
+    world.daemon().signal(rustix::process::Signal::HUP);
+    let late = json!({ "message_id": ids[2], "event": "z", "status": "UNDELIV" }).to_string();
+    wait_until(LIVENESS, "a receipt after the reload", || {
+        send(&signed("wh_3", now_s, &late), &late).0 == 200 && count(&standing(&world).0, "failed") == 1
+    });
+    world.stop();
+    world.prove();
+}
+
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "needs moto (POSTRIDER_MOTO): script/test installs it"]
+fn s0_1_the_receipts_of_a_send_are_read_from_cloudwatch_within_the_rate() {
+    let rows = usize::try_from(knob("POSTRIDER_ROWS", 25_000)).expect("64 bits");
+    let calls_per_s = 4_i64;
+    let logs = Server::logs();
+    let proxy = FaultProxy::start(logs.endpoint());
+    let group = "sns/us-east-1/123456789012/DirectPublishToPhoneNumber";
+    let mut world = World::new("csv");
+    let mut environment: Vec<_> = sdk_environment(proxy.endpoint(), proxy.endpoint())
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
+    environment.push(("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS".into(), proxy.endpoint().to_owned()));
+    world.share(environment, Vec::new());
+    world.receive(&["--answer-ids"]);
+    world
+        .set("batch.max_messages", 500)
+        .set("destinations.support.provider_id", "/message/id")
+        .set("receipts.sources.sns.kind", "cloudwatch")
+        .set("receipts.sources.sns.destination", "support")
+        .set("receipts.sources.sns.log_groups", vec![group])
+        .set("receipts.sources.sns.calls_per_s", calls_per_s)
+        .set("receipts.sources.sns.poll_s", 1)
+        .set("receipts.sources.sns.overlap_s", 2)
+        .set("receipts.sources.sns.lag_s", 0)
+        .set("receipts.sources.sns.fields.provider_id", "notification.messageId")
+        .set("receipts.sources.sns.fields.status", "status")
+        .set("receipts.sources.sns.fields.response", "delivery.providerResponse")
+        .set("receipts.sources.sns.fields.price", "delivery.priceInUSD")
+        .set("receipts.sources.sns.statuses.SUCCESS", "delivered")
+        .set("receipts.sources.sns.statuses.FAILURE", "failed");
+    let input = Input::csv("sms.csv", rows);
+    let ids: Vec<_> = (1..=rows).map(|row| provider_id(&message(&input, row))).collect();
+    put_events(logs.endpoint(), group, &ids);
+    // A window that fails is read again itself: the first looks are refused.
+    proxy.inject(Rule::on("FilterLogEvents", Fault::unavailable()).next(2));
+    world.start_ready();
+    world.drop_file(input);
+    let began = Instant::now();
+    world.wait_settled(LIVENESS * 2);
+    let (delivered, failed) = (rows - rows / 10, rows / 10);
+    wait_until(LIVENESS * 4, "every receipt to be applied", || {
+        thread::sleep(Duration::from_millis(500));
+        let (messages, waiting, _) = standing(&world);
+        waiting == 0
+            && (count(&messages, "delivered"), count(&messages, "failed"))
+                == (delivered as u64, failed as u64)
+    });
+    let calls = proxy.counts()["FilterLogEvents"].calls;
+    let seconds = began.elapsed().as_secs() + 1;
+    println!("{rows} messages: {calls} calls in {seconds} s, at most {calls_per_s} per second are allowed");
+    assert!(calls <= calls_per_s.unsigned_abs() * (seconds + 5), "{calls} calls in {seconds} s");
+    assert_eq!(proxy.injected("FilterLogEvents"), 2);
+    let log = fs::read_to_string(world.daemon_log()).expect("the daemon's log");
+    assert!(!log.contains("Throttling"), "no call was throttled");
+    world.stop();
+    world.prove();
+}
+
+/// Puts an event per message into the log group, one of ten a failure.
+#[cfg(feature = "aws")]
+fn put_events(endpoint: &str, group: &str, ids: &[String]) {
+    use aws_sdk_cloudwatchlogs::{Client, types::InputLogEvent};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let client = Client::new(&sdk_config(endpoint));
+    runtime.block_on(async {
+        client.create_log_group().log_group_name(group).send().await.expect("a new group");
+        client
+            .create_log_stream()
+            .log_group_name(group)
+            .log_stream_name("s")
+            .send()
+            .await
+            .expect("a new stream");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+        for (part, ids) in ids.chunks(2_000).enumerate() {
+            let events = ids.iter().enumerate().map(|(index, id)| {
+                let number = part * 2_000 + index + 1;
+                let status = if number % 10 == 0 { "FAILURE" } else { "SUCCESS" };
+                let message = json!({
+                    "notification": { "messageId": id, "timestamp": "2026-01-02 03:04:05.678" },
+                    "delivery": { "providerResponse": "Message has been accepted", "priceInUSD": 0.00645 },
+                    "status": status,
+                });
+                // Spread over the last minutes, in order.
+                let at = now - 300_000 + (number as i64 * 200_000 / 25_000).min(290_000);
+                InputLogEvent::builder().timestamp(at).message(message.to_string()).build().expect("an event")
+            });
+            let put = client.put_log_events().log_group_name(group).log_stream_name("s");
+            put.set_log_events(Some(events.collect())).send().await.expect("the emulator takes them");
+        }
+    });
 }
