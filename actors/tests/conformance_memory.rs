@@ -5,8 +5,8 @@ use std::sync::Arc;
 use postrider_actors::{
     ports::RateTable,
     testing::{
-        MemoryRateTable,
-        conformance::{self, ReceiptSubject, Subject},
+        MemoryRateTable, MemoryTable,
+        conformance::{self, ReceiptSubject, Subject, TableSubject},
     },
 };
 
@@ -83,4 +83,25 @@ async fn receipt_histories() {
     for seed in 0..100 {
         conformance::receipt_history(ReceiptSubject::in_memory(), seed).await;
     }
+}
+
+#[tokio::test]
+async fn tables() {
+    conformance::tables(|| async {
+        let table = Arc::new(MemoryTable::new());
+        table.refuse("poison");
+        let read = table.clone();
+        TableSubject {
+            table,
+            refused: "poison".into(),
+            read: Box::new(move || {
+                read.rows()
+                    .into_iter()
+                    .map(|(key, mut values)| (key, values.remove("who").flatten()))
+                    .collect()
+            }),
+            guard: Box::new(()),
+        }
+    })
+    .await;
 }

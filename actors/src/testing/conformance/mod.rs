@@ -10,6 +10,7 @@ mod outbox;
 mod queue;
 mod rates;
 mod receipts;
+mod tables;
 
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -22,6 +23,7 @@ pub use outbox::outbox;
 pub use queue::queue;
 pub use rates::rates;
 pub use receipts::{ReceiptSubject, receipt_history, receipts};
+pub use tables::{TableSubject, columns, tables};
 
 use super::{Carrier, CarrierFaults, CarrierQueue, FakeClock, fixtures, memory_store::MemoryStore};
 use crate::{

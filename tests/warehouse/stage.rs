@@ -1,0 +1,468 @@
+//! The stage on a real Postgres: nothing is lost, bad rows are found, and the database itself counts the statements.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU32,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr};
+use async_trait::async_trait;
+use postrider::adapters::clock::SystemClock;
+use postrider_actors::{
+    flow::{Bell, Gate, ProgressBoard},
+    metrics::StageMetrics,
+    model::{
+        batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout, put_cell},
+        bisect::statements_max,
+        file::{DestinationCounts, FileRecord, FileReport, Reject},
+        ids::{BatchId, FileId},
+        outcome::Reason,
+        record::MessageRecord,
+        retry::RetrySchedule,
+        state::MessageState,
+        table::MAPPING_TYPE,
+        time::UnixMs,
+    },
+    ports::{Clock as _, Ledger, Outbox as _, OutstandingQuery, Queue as _, Settled, Settlement, StoreError},
+    supervision::{Drain, Fault},
+    table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
+    testing::{MemoryStore, fixtures},
+    throttle::{LimitedGate, Throttle, ThrottleSetup},
+};
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::*;
+
+const TABLE: &str = "(id varchar(80) PRIMARY KEY, who varchar(30) NOT NULL, amount int CHECK (amount >= 0))";
+
+fn mapping() -> Mapping {
+    let columns = vec![
+        key(),
+        column("who", ColumnSource::Recipient, ColumnType::Text),
+        field("amount", ColumnType::Integer),
+    ];
+    Mapping { columns }
+}
+
+/// The store's ledger, and what it was told of messages that did not go well.
+struct Told {
+    store: Arc<MemoryStore>,
+    dead: Mutex<Vec<MessageRecord>>,
+}
+
+#[async_trait]
+impl Ledger for Told {
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
+        let records = settlements.iter().flat_map(|settlement| settlement.records.clone());
+        let dead = records.filter(|record| record.state == MessageState::Dead);
+        self.dead.lock().unwrap().extend(dead);
+        self.store.settle(settlements).await
+    }
+
+    async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.store.disable_destination(name, reason, at).await
+    }
+
+    async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        self.store.disabled_destinations().await
+    }
+
+    async fn report(&self, file: FileId) -> Result<Option<FileReport>, StoreError> {
+        self.store.report(file).await
+    }
+
+    async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        self.store.rejects(file, after, limit).await
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.store.latest_files(limit).await
+    }
+
+    async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.store.settled_files(feed, limit).await
+    }
+
+    async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
+        self.store.mark_reported(files).await
+    }
+}
+
+/// A row that the database refuses, and what it says of it.
+const POISON: [(&str, &str, &str); 3] = [
+    ("user-with-a-name-of-many-characters", "1", "22001"),
+    ("user", "3000000000", "22003"),
+    ("user", "-5", "23514"),
+];
+
+/// Two tables, one feed.
+struct World {
+    server: Arc<Postgres>,
+    store: Arc<MemoryStore>,
+    told: Arc<Told>,
+    file: Arc<FileRecord>,
+    destinations: Vec<TableDestination>,
+    queued: Bell,
+}
+
+impl World {
+    fn new(dialect: Dialect, gates: &StatementGates, concurrency: usize) -> Self {
+        let server = Arc::new(Postgres::start());
+        for setting in [
+            "log_statement = 'all'",
+            "log_line_prefix = '%n [%a] '",
+            "log_parameter_max_length = 0",
+            "log_min_error_statement = 'panic'",
+        ] {
+            server.execute_as("postgres", "postgres", &format!("ALTER SYSTEM SET {setting}"));
+        }
+        server.execute_as("postgres", "postgres", "SELECT pg_reload_conf()");
+        let store = Arc::new(MemoryStore::new());
+        let names = ["one", "two"];
+        let mut settings = settings(&server, dialect);
+        settings.connections = 8;
+        let warehouse = Warehouse::new(settings).unwrap();
+        let destination = |name: &&str| {
+            server.execute(&format!("CREATE TABLE {name} {TABLE}"));
+            TableDestination {
+                name: (*name).into(),
+                table: warehouse
+                    .table(&TableSettings { table: (*name).to_owned(), mapping: mapping() })
+                    .unwrap(),
+                gates: gates.clone(),
+                group: GroupLimits {
+                    rows: 1_000,
+                    bytes: 1 << 20,
+                    linger: Duration::from_millis(200),
+                    batches: 64,
+                },
+                concurrency,
+                retry: RetrySchedule {
+                    max_attempts: 50,
+                    max_age: Duration::from_hours(1),
+                    base: Duration::from_millis(200),
+                    cap: Duration::from_secs(2),
+                },
+                paused: false,
+                recorded: true,
+                metrics: StageMetrics::default().destination(name),
+            }
+        };
+        let destinations = names.iter().map(destination).collect();
+        let told = Arc::new(Told { store: store.clone(), dead: Mutex::default() });
+        Self {
+            file: fixtures::file("orders", 1, &names),
+            server,
+            store,
+            told,
+            destinations,
+            queued: Bell::default(),
+        }
+    }
+
+    /// Accepts `rows` rows in batches of `batch`; `poison` says which are bad, and how.
+    async fn accept(&self, rows: u64, batch: u64, poison: &BTreeMap<u64, usize>) {
+        let layout = RowLayout::Columns { names: vec!["user".into(), "amount".into()], recipient: 0 };
+        let mut first = 1;
+        while first <= rows {
+            let last = (first + batch - 1).min(rows);
+            let mut payload = PayloadWriter::default();
+            for row in first..=last {
+                let mut bytes = Vec::new();
+                let (who, amount, _) = match poison.get(&row) {
+                    Some(kind) => POISON[*kind],
+                    None => ("o'user", "7", ""),
+                };
+                put_cell(&mut bytes, who);
+                put_cell(&mut bytes, amount);
+                payload.push(row, &bytes);
+            }
+            let (count, payload) = (payload.count(), payload.finish());
+            let now = SystemClock.wall();
+            let mut append = fixtures::step(&self.file, first..=last, now);
+            append.batches = self
+                .file
+                .destinations
+                .iter()
+                .map(|destination| {
+                    let header = BatchHeader {
+                        feed: "orders".into(),
+                        destination: destination.clone(),
+                        file: self.file.id,
+                        layout: layout.clone(),
+                        template: Some(mapping().to_template()),
+                        content_type: MAPPING_TYPE.into(),
+                    };
+                    let id = BatchId::derive(self.file.id, destination, first, 0, 0);
+                    NewBatch {
+                        id,
+                        root: id,
+                        header: Arc::new(header),
+                        first_row: first,
+                        count,
+                        drive: 0,
+                        attempt: 0,
+                        accepted_at: now,
+                        not_before: now,
+                        payload: payload.clone(),
+                        history: Vec::new(),
+                    }
+                })
+                .collect();
+            self.store.append(append).await.unwrap();
+            first = last + 1;
+        }
+    }
+
+    fn workers(&self, count: usize) -> Vec<Addr<TableDelivery>> {
+        let clock = Arc::new(SystemClock);
+        let setup = TableDeliverySetup {
+            destinations: self.destinations.clone(),
+            queue: self.store.clone(),
+            ledger: self.told.clone(),
+            clock: clock.clone(),
+            queued: self.queued.clone(),
+            appended: Bell::default(),
+            lease: Duration::from_secs(30),
+            lost_cap: 5,
+            progress: ProgressBoard::default().mark("table_delivery", clock.mono()),
+        };
+        (0..count)
+            .map(|worker| {
+                let holder = format!("node-1/table-{worker}#1");
+                TableDelivery::new(setup.clone(), &holder, None, Fault::default()).start()
+            })
+            .collect()
+    }
+
+    async fn dispatch(&self) {
+        let query =
+            OutstandingQuery { due_by: SystemClock.wall(), limit: 10_000, with_batches: false, except: &[] };
+        let entries = self.store.outstanding(query).await.unwrap();
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        self.store.send(&entries).await.unwrap();
+        self.store.mark_dispatched(&ids).await.unwrap();
+        self.queued.ring();
+    }
+
+    async fn counts(&self) -> Vec<DestinationCounts> {
+        let report = self.store.report(self.file.id).await.unwrap().unwrap();
+        report.destinations.values().copied().collect()
+    }
+
+    /// Until every message at every destination is sent or dead.
+    async fn settled(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        loop {
+            self.dispatch().await;
+            let counts = self.counts().await;
+            if counts.iter().all(|counts| counts.sent + counts.dead == counts.accepted) {
+                return;
+            }
+            assert!(Instant::now() < until, "not settled within {limit:?}: {counts:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// When the database began each statement with rows, in milliseconds, by its own log.
+    fn statements(&self) -> Vec<u64> {
+        let log = self.server.log();
+        let statement = |line: &str| {
+            let (at, rest) = line.split_once(" [postrider] LOG:  ")?;
+            let (seconds, millis) = at.split_once('.')?;
+            let has_rows = rest.contains("INSERT INTO");
+            has_rows
+                .then(|| Some(seconds.parse::<u64>().ok()? * 1_000 + millis.parse::<u64>().ok()?))
+                .flatten()
+        };
+        log.lines().filter_map(statement).collect()
+    }
+
+    fn count(&self, table: &str) -> u64 {
+        self.server.value(&format!("SELECT count(*)::text FROM {table}")).parse().unwrap()
+    }
+}
+
+fn spread_poison(rows: u64, count: u64) -> BTreeMap<u64, usize> {
+    // Not at regular places: 7919 is a prime, and two of them are neighbours.
+    let mut poison: BTreeMap<_, _> =
+        (0..count - 1).map(|at| ((at * 7_919) % rows + 1, at as usize % POISON.len())).collect();
+    let first = *poison.keys().next().unwrap();
+    poison.insert(first + 1, 0);
+    assert_eq!(poison.len() as u64, count);
+    poison
+}
+
+fn gates(in_flight: usize, rate: Option<Gate>) -> StatementGates {
+    StatementGates { in_flight: Arc::new(Semaphore::new(in_flight)), rate }
+}
+
+async fn ended<A: actix::Actor<Context = actix::Context<A>> + actix::Handler<Drain>>(actor: Addr<A>) {
+    actor.send(Drain).await.expect("it lives");
+    let until = Instant::now() + Duration::from_secs(20);
+    while actor.connected() {
+        assert!(Instant::now() < until, "it drains");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[actix::test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn s4_4_twenty_poison_rows_of_twenty_thousand_are_dead_with_the_databases_words() {
+    for dialect in DIALECTS {
+        let world = World::new(dialect, &gates(4, None), 2);
+        let poison = spread_poison(20_000, 20);
+        world.accept(20_000, 500, &poison).await;
+        let begun = Instant::now();
+        let workers = world.workers(2);
+        world.settled(Duration::from_mins(3)).await;
+        let took = begun.elapsed();
+        for worker in workers {
+            ended(worker).await;
+        }
+        for counts in world.counts().await {
+            assert_eq!((counts.sent, counts.dead), (19_980, 20), "{dialect}");
+        }
+        for table in ["one", "two"] {
+            assert_eq!(world.count(table), 19_980, "{dialect} {table}");
+            let bad = "WHERE amount < 0 OR length(who) > 30 OR who <> 'o''user'";
+            assert_eq!(world.server.value(&format!("SELECT count(*)::text FROM {table} {bad}")), "0");
+        }
+        let dead = world.told.dead.lock().unwrap();
+        assert_eq!(dead.len(), 40, "{dialect}");
+        for record in dead.iter() {
+            let code = POISON[poison[&record.id.row]].2;
+            let detail = record.detail.as_deref().unwrap_or_default();
+            assert!(detail.contains(code) && detail.len() <= 500, "{dialect}: {detail}");
+            assert_eq!(record.reason, Some(Reason::Refused));
+        }
+        let statements = world.statements().len();
+        // Each group of two batches has its own poison rows: 20 groups of 1000 rows, twice.
+        let most = 2 * (20 + 20 * (statements_max(1, 1_000, 1) - 1));
+        println!(
+            "{dialect}: 2 x 20000 rows, 20 bad each: {statements} statements (at most {most}), {} rows per statement, \
+             {} statements per 1000 rows, {} rows/s",
+            40_000 / statements,
+            statements as f64 / 40.0,
+            (40_000.0 / took.as_secs_f64()) as u64,
+        );
+        assert!(statements <= most, "{dialect}: {statements} of at most {most}");
+    }
+}
+
+#[actix::test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
+    const RATE: u32 = 25;
+    const IN_FLIGHT: usize = 2;
+    for dialect in DIALECTS {
+        let gate = Gate::default();
+        let throttle = ThrottleSetup {
+            gates: vec![LimitedGate {
+                name: "warehouse".into(),
+                gate: gate.clone(),
+                rate_per_s: NonZeroU32::new(RATE).unwrap(),
+                burst: NonZeroU32::MIN,
+                granted: prometheus_client::metrics::counter::Counter::default(),
+            }],
+            clock: Arc::new(SystemClock),
+            progress: ProgressBoard::default().mark("throttle", SystemClock.mono()),
+            shares: None,
+        };
+        let world = World::new(dialect, &gates(IN_FLIGHT, Some(gate)), 4);
+        // Every statement takes a while, so that many would be in flight at once.
+        for table in ["one", "two"] {
+            world.server.execute(&format!(
+                "CREATE FUNCTION slow_{table}() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN PERFORM pg_sleep(0.06); RETURN NULL; END $$; \
+                 CREATE TRIGGER slow BEFORE INSERT ON {table} EXECUTE FUNCTION slow_{table}()"
+            ));
+        }
+        let poison = spread_poison(20_000, 4);
+        world.accept(20_000, 100, &poison).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let sampler = {
+            let (server, stop, seen) = (world.server.clone(), stop.clone(), seen.clone());
+            thread::spawn(move || {
+                let query = "SELECT count(*)::text FROM pg_stat_activity \
+                             WHERE application_name = 'postrider' AND state <> 'idle'";
+                let mut samples = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    let active: usize = server.value_as("postgres", "postgres", query).parse().unwrap();
+                    seen.fetch_max(active, Ordering::SeqCst);
+                    samples += 1;
+                }
+                samples
+            })
+        };
+        let throttle = Throttle::new(throttle, 1).start();
+        let workers = world.workers(2);
+        world.settled(Duration::from_mins(3)).await;
+        stop.store(true, Ordering::SeqCst);
+        let samples = sampler.join().expect("it samples");
+        for worker in workers {
+            ended(worker).await;
+        }
+        ended(throttle).await;
+        assert_eq!((world.count("one"), world.count("two")), (19_996, 19_996));
+        let statements = world.statements();
+        let in_a_second =
+            |from: &u64| statements.iter().filter(|at| (*from..from + 1_000).contains(at)).count();
+        let most = statements.iter().map(in_a_second).max().unwrap();
+        let most_active = seen.load(Ordering::SeqCst);
+        println!(
+            "{dialect}: gate {RATE}/s and {IN_FLIGHT} in flight; seen by the database: at most {most} in any second, \
+             {most_active} in flight ({samples} samples); {} statements for 40000 rows, {} rows per statement, \
+             {} statements per 1000 rows",
+            statements.len(),
+            40_000 / statements.len(),
+            statements.len() as f64 / 40.0
+        );
+        assert!(most_active <= IN_FLIGHT && most_active > 0, "{dialect}: {most_active} in flight");
+        assert!(statements.len() > 40 && most > RATE as usize / 3, "{dialect}: the gate was put to use");
+        // The burst, and those that were held up between the gate and the database: no more than are in flight.
+        assert!(most <= RATE as usize + 1 + IN_FLIGHT, "{dialect}: {most} statements in a second");
+    }
+}
+
+#[actix::test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_a_server_that_crashes_while_rows_are_written_loses_and_doubles_none() {
+    for dialect in DIALECTS {
+        let world = World::new(dialect, &gates(4, None), 2);
+        world.accept(20_000, 50, &BTreeMap::new()).await;
+        let workers = world.workers(2);
+        for round in 0..3u64 {
+            let until = Instant::now() + Duration::from_millis(300 + 100 * round);
+            while Instant::now() < until {
+                world.dispatch().await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let server = world.server.clone();
+            let restarted = tokio::task::spawn_blocking(move || {
+                server.stop(pg::Stop::Crash);
+                thread::sleep(Duration::from_millis(300));
+                server.resume();
+            });
+            restarted.await.unwrap();
+        }
+        world.settled(Duration::from_mins(3)).await;
+        for worker in workers {
+            ended(worker).await;
+        }
+        for counts in world.counts().await {
+            assert_eq!((counts.sent, counts.dead), (20_000, 0), "{dialect}");
+        }
+        for table in ["one", "two"] {
+            let distinct = world.server.value(&format!("SELECT count(DISTINCT id)::text FROM {table}"));
+            assert_eq!((world.count(table), distinct.as_str()), (20_000, "20000"), "{dialect} {table}");
+        }
+    }
+}
