@@ -68,6 +68,7 @@ impl QueueReceipts {
             let receives = missing.min(RECEIVES_AT_ONCE);
             let round = (0..receives).map(|_| self.intake.receive(RECEIVE_MAX, Duration::ZERO));
             let before = entries.len();
+            let mut has_failed = false;
             for received in join_all(round).await {
                 match received {
                     Ok(more) => {
@@ -77,11 +78,11 @@ impl QueueReceipts {
                     // What is in hand is not given up for it; the next look tells if it stays so.
                     Err(error) => {
                         tracing::debug!(source = %self.format.source(), %error, "a receive failed");
-                        return entries;
+                        has_failed = true;
                     }
                 }
             }
-            if entries.len() - before < receives * RECEIVE_MAX / 2 {
+            if has_failed || entries.len() - before < receives * RECEIVE_MAX / 2 {
                 break; // that was nearly all
             }
         }

@@ -310,7 +310,7 @@ async fn a_sidecars_promises_are_held_against_the_file() {
     world.sidecar_required = true;
     world.put("a", lines(0..3));
     assert!(world.drain(&world.source()).await.acks.is_empty(), "it waits for its sidecar");
-    world.put("a.done", "{\"rows\": 4}");
+    world.put("a.done", "rows=4\n");
     let why = world.failure("a").await;
     assert!(why.contains("promises 4 rows, it has 3"), "{why}");
     assert_eq!(world.ledger.waiting().await, Ok(3), "what it has is taken all the same");
