@@ -206,7 +206,8 @@ SELECT 'msg_' || replace(m.file::text, '-', '') || '_' || m.row AS id,
        m.told = 3 AS conflict,
        m.attempts,
        nullif(m.status, 0) AS http_status,
-       (ARRAY['status', 'timeout', 'connect', 'dns', 'tls', 'reset', 'protocol', 'render', 'panic', 'poison'])[m.reason]
+       (ARRAY['status', 'timeout', 'connect', 'dns', 'tls', 'reset', 'protocol', 'render', 'panic', 'poison',
+              'refused', 'unavailable'])[m.reason]
            AS reason,
        m.detail,
        m.provider_id,

@@ -30,13 +30,15 @@ const WINDOWS_MAX: u32 = 20;
 #[derive(Default)]
 pub(super) struct Rejoining(Mutex<i64>);
 
+/// OFFSET: a look per receipt, never a walk over all messages.
 const REJOIN: &str = return_sql!(
     "SELECT p.number FROM receipt_parked p \
       WHERE p.number > $1 AND p.number <= $2 \
-        AND (EXISTS (SELECT FROM files f JOIN messages m ON m.day = f.day AND m.file = f.file \
-                      WHERE f.file = p.file AND m.row = p.row AND m.destination = p.destination) \
+        AND (EXISTS (SELECT FROM files f, messages m \
+                      WHERE f.file = p.file AND m.day = f.day AND m.file = f.file \
+                        AND m.row = p.row AND m.destination = p.destination OFFSET 0) \
              OR EXISTS (SELECT FROM messages m \
-                         WHERE m.destination = p.destination AND m.provider_id = p.provider_id)) \
+                         WHERE m.destination = p.destination AND m.provider_id = p.provider_id OFFSET 0)) \
       ORDER BY p.number LIMIT $3"
 );
 

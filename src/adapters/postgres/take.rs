@@ -1,9 +1,10 @@
 //! Receipts into the inbox.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{collections::HashSet, time::SystemTime};
 
+use deadpool_postgres::Transaction;
 use postrider_actors::{
-    model::receipt::{Receipt, ReceiptReject},
+    model::receipt::{EventId, Receipt, ReceiptReject},
     ports::{Arrival, SourceCursor, Taken},
 };
 use uuid::Uuid;
@@ -18,24 +19,20 @@ use super::{
 /// Receipts per transaction (F53): some megabytes, some tens of milliseconds.
 const PART: usize = 4096;
 
-/// What is known is left out by the first half, and with it from the second.
+/// Which of the events are new.
+const REMEMBER: &str = "
+INSERT INTO receipt_events (source, event, at)
+SELECT $1, event, $3 FROM unnest($2::uuid[]) event
+    ON CONFLICT DO NOTHING
+RETURNING event";
+
 const TAKE: &str = concat!(
-    "
-WITH fresh AS (
-    INSERT INTO receipt_events (source, event, at)
-    SELECT $1, event, $15 FROM unnest($2::uuid[]) event
-        ON CONFLICT DO NOTHING
-    RETURNING event
-)
-INSERT INTO receipt_inbox (",
+    "INSERT INTO receipt_inbox (",
     columns!(),
-    ")
-SELECT r.event, r.file, r.row, r.at, r.sent_at, r.price, $1, $14, r.bytes, r.state,
-       r.provider_id, r.status, r.carrier, r.response
-  FROM unnest($2::uuid[], $3::uuid[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
-              $8::integer[], $9::smallint[], $10::text[], $11::text[], $12::text[], $13::text[])
-       AS r (event, file, row, at, sent_at, price, bytes, state, provider_id, status, carrier, response)
- WHERE r.event = ANY (ARRAY(SELECT event FROM fresh))"
+    ") SELECT event, file, row, at, sent_at, price, $1, $2, bytes, state, provider_id, status, carrier, response
+         FROM unnest($3::uuid[], $4::uuid[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::bigint[],
+                     $9::integer[], $10::smallint[], $11::text[], $12::text[], $13::text[], $14::text[])
+           AS r (event, file, row, at, sent_at, price, bytes, state, provider_id, status, carrier, response)"
 );
 
 impl Shared {
@@ -43,14 +40,10 @@ impl Shared {
         let destination = self.destination_ids([&*arrival.destination]).await?[&*arrival.destination];
         let source = self.source_id(arrival, destination).await?;
         let mut taken = Taken::default();
-        // In the order of their events, so that two that take the same wait for each other in one direction.
-        let mut receipts: BTreeMap<_, &Receipt> = BTreeMap::new();
-        for receipt in &arrival.receipts {
-            if receipts.insert(receipt.event, receipt).is_some() {
-                taken.known += 1;
-            }
-        }
-        let receipts: Vec<_> = receipts.into_values().collect();
+        let mut seen = HashSet::new();
+        let (receipts, twice): (Vec<_>, Vec<_>) =
+            arrival.receipts.iter().partition(|receipt| seen.insert(receipt.event));
+        taken.known += twice.len() as u64;
         let mut seen = HashSet::new();
         let mut rejects: Vec<_> = arrival.rejects.iter().filter(|reject| seen.insert(reject.event)).collect();
         rejects.sort_by_key(|reject| reject.event);
@@ -80,28 +73,12 @@ impl Shared {
             .within(async {
                 let mut taken = Taken::default();
                 if !part.receipts.is_empty() {
-                    let c = Columns::of(part.receipts);
-                    let statement = transaction.prepare_cached(TAKE).await?;
-                    taken.new = transaction
-                        .execute(&statement, &[
-                            &part.source,
-                            &c.events,
-                            &c.files,
-                            &c.rows,
-                            &c.ats,
-                            &c.sent_ats,
-                            &c.prices,
-                            &c.bytes,
-                            &c.states,
-                            &c.provider_ids,
-                            &c.statuses,
-                            &c.carriers,
-                            &c.responses,
-                            &part.destination,
-                            &at,
-                        ])
-                        .await?;
-                    taken.known = part.receipts.len() as u64 - taken.new;
+                    let new = remember(&transaction, part, at).await?;
+                    taken.new = new.len() as u64;
+                    taken.known = (part.receipts.len() - new.len()) as u64;
+                    if !new.is_empty() {
+                        put(&transaction, part, &new).await?;
+                    }
                 }
                 if !part.rejects.is_empty() {
                     let rejects = || part.rejects.iter();
@@ -180,4 +157,46 @@ struct Part<'a> {
 fn slice<T>(all: &[T], part: usize) -> &[T] {
     let from = (part * PART).min(all.len());
     &all[from..(from + PART).min(all.len())]
+}
+
+/// The part's receipts that were never taken. They are known from here on.
+async fn remember<'a>(
+    transaction: &Transaction<'_>,
+    part: &Part<'a>,
+    at: SystemTime,
+) -> Result<Vec<&'a Receipt>, Failure> {
+    let mut events: Vec<_> = part.receipts.iter().map(|receipt| Uuid::from_bytes(receipt.event.0)).collect();
+    // Two that take the same wait for each other in one direction.
+    events.sort_unstable();
+    let statement = transaction.prepare_cached(REMEMBER).await?;
+    let rows = transaction.query(&statement, &[&part.source, &events, &at]).await?;
+    let new: HashSet<_> = rows.iter().map(|row| EventId(row.get::<_, Uuid>(0).into_bytes())).collect();
+    Ok(part.receipts.iter().copied().filter(|receipt| new.contains(&receipt.event)).collect())
+}
+
+async fn put(transaction: &Transaction<'_>, part: &Part<'_>, receipts: &[&Receipt]) -> Result<(), Failure> {
+    let c = Columns::of(receipts);
+    let statement = transaction.prepare_cached(TAKE).await?;
+    transaction
+        .execute(
+            &statement,
+            &[
+                &part.source,
+                &part.destination,
+                &c.events,
+                &c.files,
+                &c.rows,
+                &c.ats,
+                &c.sent_ats,
+                &c.prices,
+                &c.bytes,
+                &c.states,
+                &c.provider_ids,
+                &c.statuses,
+                &c.carriers,
+                &c.responses,
+            ],
+        )
+        .await?;
+    Ok(())
 }

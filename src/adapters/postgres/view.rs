@@ -56,11 +56,11 @@ SELECT m.row, d.name AS destination, f.feed, m.recipient, m.state, m.recorded, m
 macro_rules! gaps_of {
     ($state:literal) => {
         concat!(
-            "(SELECT m.file, m.row, m.state, m.provider_id, m.recorded_at FROM messages m, destinations d \
-               WHERE d.name = $1 AND m.destination = d.id AND m.state = ",
+            "(SELECT m.file, m.row, m.state, m.provider_id, m.recorded_at FROM messages m \
+               WHERE m.destination = (SELECT id FROM destinations WHERE name = $1) AND m.state = ",
             $state,
             " AND m.told = 0 AND m.recorded_at < $2 \
-                 AND ($3::timestamptz IS NULL OR (m.recorded_at, m.file, m.row) > ($3, $4, $5)) \
+                 AND (m.recorded_at, m.file, m.row) > ($3, $4, $5) \
                ORDER BY m.recorded_at, m.file, m.row LIMIT $6)"
         )
     };
@@ -110,12 +110,11 @@ impl PostgresView {
     }
 
     async fn state_counts(&self, file: Option<FileId>) -> Result<Vec<StateCount>, Failure> {
-        let mut sql = String::new();
         let day;
         let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
-        sql.push_str(
-            "SELECT d.name, m.state, count(*) FROM messages m JOIN destinations d ON d.id = m.destination",
-        );
+        let mut sql =
+            "SELECT d.name, m.state, count(*) FROM messages m JOIN destinations d ON d.id = m.destination"
+                .to_owned();
         let wanted = file.map(values::file);
         if let (Some(file), Some(wanted)) = (file, &wanted) {
             let Some(found) = self.day(file).await? else { return Ok(Vec::new()) };
@@ -143,9 +142,9 @@ impl PostgresView {
         after: Option<&GapPlace>,
         limit: usize,
     ) -> Result<Vec<Gap>, Failure> {
-        let from = after.map(|place| values::time(place.sent_at));
-        let file = after.map(|place| values::file(place.id.file));
-        let row = after.map(|place| values::row(place.id.row));
+        let beginning = GapPlace { sent_at: UnixMs(0), id: MessageId { file: FileId([0; 16]), row: 0 } };
+        let GapPlace { sent_at, id } = *after.unwrap_or(&beginning);
+        let (from, file, row) = (values::time(sent_at), values::file(id.file), values::row(id.row));
         let rows = self
             .read(GAPS, &[&destination, &values::time(before), &from, &file, &row, &clamp(limit)])
             .await?;

@@ -164,14 +164,14 @@ pub(super) async fn park(
     Ok(())
 }
 
-/// Moves parked receipts back into the inbox that `$picked`, a query for their numbers, finds and locks. What
-/// another has in hand is passed over: it is being given up, or comes back by the other's doing.
+/// Moves parked receipts back into the inbox whose numbers the query finds. What another has in hand is passed over:
+/// it is being given up, or comes back by the other's doing.
 macro_rules! return_sql {
-    ($picked:literal) => {
+    ($numbers:literal) => {
         concat!(
-            "WITH picked AS (",
-            $picked,
-            " FOR UPDATE OF p SKIP LOCKED), \
+            "WITH picked AS (SELECT number FROM receipt_parked WHERE number = ANY (ARRAY(",
+            $numbers,
+            ")) FOR UPDATE SKIP LOCKED), \
              back AS (DELETE FROM receipt_parked WHERE number = ANY (ARRAY(SELECT number FROM picked)) RETURNING ",
             $crate::adapters::postgres::waiting::columns!(),
             ") INSERT INTO receipt_inbox (",
@@ -195,9 +195,11 @@ pub(super) async fn return_by_message(
         rows.push(row);
         destinations.push(destination);
     }
+    // OFFSET: a look into the index per key, whatever the statistics say.
     let sql = return_sql!(
-        "SELECT p.number FROM unnest($1::uuid[], $2::bigint[], $3::integer[]) AS k (file, row, destination) \
-           JOIN receipt_parked p ON p.file = k.file AND p.row = k.row AND p.destination = k.destination \
+        "SELECT p.number FROM unnest($1::uuid[], $2::bigint[], $3::integer[]) AS k (file, row, destination), \
+                LATERAL (SELECT number FROM receipt_parked \
+                          WHERE file = k.file AND row = k.row AND destination = k.destination OFFSET 0) p \
           WHERE EXISTS (SELECT FROM receipt_parked)"
     );
     let statement = transaction.prepare_cached(sql).await?;
@@ -216,8 +218,9 @@ pub(super) async fn return_by_provider_id(
         return Ok(());
     }
     let sql = return_sql!(
-        "SELECT p.number FROM unnest($1::integer[], $2::text[]) AS k (destination, provider_id) \
-           JOIN receipt_parked p ON p.destination = k.destination AND p.provider_id = k.provider_id \
+        "SELECT p.number FROM unnest($1::integer[], $2::text[]) AS k (destination, provider_id), \
+                LATERAL (SELECT number FROM receipt_parked \
+                          WHERE destination = k.destination AND provider_id = k.provider_id OFFSET 0) p \
           WHERE EXISTS (SELECT FROM receipt_parked)"
     );
     let statement = transaction.prepare_cached(sql).await?;
