@@ -11,6 +11,7 @@ use postrider_actors::{
         batch::{NewBatch, Rows},
         ids::{BatchId, MessageId},
         outcome::{Attempt, DeathCause, Verdict},
+        record::{DETAIL_BYTES_MAX, MessageRecord},
         state::MessageState,
         time::UnixMs,
     },
@@ -20,6 +21,15 @@ use postrider_actors::{
 use tokio::runtime::Runtime;
 
 const NOW: UnixMs = UnixMs(1_000_000);
+
+/// One byte less than there is room for, so that a character of two bytes is left out whole.
+const WORDS: &str = const {
+    const BYTES: [u8; DETAIL_BYTES_MAX - 1] = [b'w'; DETAIL_BYTES_MAX - 1];
+    match str::from_utf8(&BYTES) {
+        Ok(words) => words,
+        Err(_) => panic!("ASCII"),
+    }
+};
 
 fn at(ms: u64) -> UnixMs {
     UnixMs(NOW.0 + ms)
@@ -36,6 +46,16 @@ struct Daemon {
 impl Daemon {
     /// Dispatches what is outstanding, claims `batch` and records `verdicts`.
     fn settle(&self, batch: BatchId, verdicts: Vec<(u32, Verdict)>, retries: Vec<NewBatch>) {
+        self.settle_with(batch, verdicts, retries, Vec::new());
+    }
+
+    fn settle_with(
+        &self,
+        batch: BatchId,
+        verdicts: Vec<(u32, Verdict)>,
+        retries: Vec<NewBatch>,
+        records: Vec<MessageRecord>,
+    ) {
         self.runtime.block_on(async {
             let query =
                 OutstandingQuery { due_by: UnixMs(u64::MAX), limit: 100, with_batches: false, except: &[] };
@@ -51,10 +71,7 @@ impl Daemon {
             let claims = self.claims.claim(request).await.unwrap();
             let [(_, Claim::Granted { fence, .. })] = claims[..] else { panic!("not granted: {claims:?}") };
             let token = LeaseToken { batch, fence };
-            self.ledger
-                .settle(vec![Settlement { token, verdicts, retries, records: Vec::new() }])
-                .await
-                .unwrap();
+            self.ledger.settle(vec![Settlement { token, verdicts, retries, records }]).await.unwrap();
         });
     }
 }
@@ -109,7 +126,26 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
         (0, Verdict::Retry { attempt: failed, not_before: at(50) }),
         (1, Verdict::Dead { attempt: again, cause: DeathCause::Age }),
     ];
-    daemon.settle(first.id, verdicts, vec![carried.clone()]);
+    // The destination's words on what it was told are kept with a dead letter, and only there.
+    let said = |row, state, detail: String| MessageRecord {
+        id: MessageId { file: file.id, row },
+        destination: "d".into(),
+        feed: "f".into(),
+        recipient: format!("user-{row}").into(),
+        state,
+        attempts: 1,
+        status: 503,
+        reason: Some(again.reason),
+        detail: Some(detail.into()),
+        provider_id: None,
+        accepted_at: NOW,
+        at: at(2),
+    };
+    let records = vec![
+        said(1, MessageState::Retrying, "not now".to_owned()),
+        said(2, MessageState::Dead, format!("{WORDS}ü, and this is too much")),
+    ];
+    daemon.settle_with(first.id, verdicts, vec![carried.clone()], records);
     let delivery = told(view, id, "d");
     assert_eq!((delivery.state, delivery.not_before), (MessageState::Retrying, Some(at(50))));
     assert_eq!((&delivery.failed[..], delivery.sent, delivery.cause), (&[failed][..], None, None));
@@ -156,6 +192,7 @@ fn dead_letters(view: &mut dyn View) {
         assert_eq!((page.len(), &letter.destination[..], &letter.file_name[..]), (1, "d", "1.csv"));
         let recipient = view.recipients(&page).unwrap();
         assert_eq!(recipient, [format!("user-{}", letter.row)]);
+        assert_eq!(letter.detail.as_deref(), (letter.row == 2).then_some(WORDS));
         rows.push((letter.row, letter.attempts, letter.last.at));
         position = letter.position.clone();
     }

@@ -211,6 +211,7 @@ fn json_of(letter: &DeadLetter, recipient: Option<&str>) -> Value {
         "status": (letter.last.status != 0).then_some(letter.last.status),
         "reason": letter.last.reason.as_str(),
         "cause": letter.cause.as_str(),
+        "detail": letter.detail,
     });
     if let Some(recipient) = recipient {
         value["recipient"] = recipient.into();
@@ -219,9 +220,12 @@ fn json_of(letter: &DeadLetter, recipient: Option<&str>) -> Value {
 }
 
 fn rendered(letters: &[DeadLetter]) -> String {
-    let header = ["at", "message", "file", "destination", "attempts", "status", "reason", "cause"];
+    let mut header = vec!["at", "message", "file", "destination", "attempts", "status", "reason", "cause"];
+    // Only some destinations' words are kept; for the others the column would be empty.
+    let is_detailed = letters.iter().any(|letter| letter.detail.is_some());
+    header.extend(is_detailed.then_some("detail"));
     let rows = letters.iter().map(|letter| {
-        vec![
+        let mut cells = vec![
             text(time(letter.last.at)),
             text(id(letter).to_string()),
             text(&letter.file_name),
@@ -230,7 +234,9 @@ fn rendered(letters: &[DeadLetter]) -> String {
             number(letter.last.status),
             text(letter.last.reason.as_str()),
             text(letter.cause.as_str()),
-        ]
+        ];
+        cells.extend(is_detailed.then(|| text(letter.detail.as_deref().unwrap_or_default())));
+        cells
     });
     table(&header, rows)
 }
@@ -242,8 +248,19 @@ fn export(
     format: Format,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let header =
-        ["id", "file", "row", "destination", "recipient", "at", "attempts", "status", "reason", "cause"];
+    let header = [
+        "id",
+        "file",
+        "row",
+        "destination",
+        "recipient",
+        "at",
+        "attempts",
+        "status",
+        "reason",
+        "cause",
+        "detail",
+    ];
     if matches!(format, Format::Csv) {
         write_csv(out, header)?;
     }
@@ -270,6 +287,7 @@ fn export(
                         &letter.last.status.to_string(),
                         letter.last.reason.as_str(),
                         letter.cause.as_str(),
+                        letter.detail.as_deref().unwrap_or_default(),
                     ],
                 )?,
                 Format::Ndjson => {
@@ -301,6 +319,11 @@ fn neutralised(cell: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use postrider_actors::model::{
+        ids::{BatchId, FileId},
+        outcome::Attempt,
+    };
+
     use super::*;
 
     #[test]
@@ -314,6 +337,29 @@ mod tests {
         let mut csv = Vec::new();
         write_csv(&mut csv, ["=1+1", "a,b", "x"]).unwrap();
         assert_eq!(csv, b"'=1+1,\"a,b\",x\n");
+    }
+
+    #[test]
+    fn f33_the_words_of_a_destination_are_shown_escaped() {
+        let letter = |detail: Option<&str>| DeadLetter {
+            position: Position::default(),
+            file: FileId([1; 16]),
+            file_name: "a.csv".into(),
+            destination: "d".into(),
+            row: 7,
+            attempts: 1,
+            last: Attempt { at: UnixMs(0), status: 0, reason: Reason::Render },
+            cause: DeathCause::Permanent,
+            detail: detail.map(Into::into),
+            batch: BatchId([2; 16]),
+        };
+        let hostile = letter(Some("=1+1 \u{1b}[2J\nvalue too long"));
+        let shown = rendered(&[letter(None), hostile.clone()]);
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert!(shown.contains("DETAIL") && shown.contains("=1+1 \\u{1b}[2J\\nvalue too long"), "{shown}");
+        assert!(!rendered(&[letter(None)]).contains("DETAIL"));
+        assert_eq!(json_of(&hostile, None)["detail"], "=1+1 \u{1b}[2J\nvalue too long");
+        assert_eq!(json_of(&letter(None), None)["detail"], Value::Null);
     }
 
     #[test]

@@ -162,6 +162,8 @@ pub struct DeadLetter {
     pub last: Attempt,
     /// Why there is no other.
     pub cause: DeathCause,
+    /// What the destination itself said of it, where its words are kept (a table).
+    pub detail: Option<String>,
     /// The batch that holds it.
     pub batch: BatchId,
 }

@@ -1,6 +1,10 @@
 //! What delivery says of each message, for a ledger that keeps a row of each.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use super::{
     batch::Rows,
@@ -55,6 +59,17 @@ impl fmt::Debug for MessageRecord {
 /// provider's id is kept from whichever has one, the least if several differ; the recipient never differs.
 pub fn record_rank(record: &MessageRecord) -> (MessageState, u32, UnixMs) {
     (record.state, record.attempts, record.at)
+}
+
+/// The longest words of a destination that are kept with a dead letter, in bytes; longer ones are cut.
+pub const DETAIL_BYTES_MAX: usize = 500;
+
+/// What destinations themselves said, by the rows of the messages, for the dead letters of a batch whose
+/// `records` these are. At most [`DETAIL_BYTES_MAX`] each.
+pub fn details(records: &[MessageRecord]) -> BTreeMap<u64, Box<str>> {
+    let cut = |detail: &str| Box::from(&detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)]);
+    let detail = |record: &MessageRecord| Some((record.id.row, cut(record.detail.as_deref()?)));
+    records.iter().filter(|record| record.state == MessageState::Dead).filter_map(detail).collect()
 }
 
 /// What a destination said of one message beside its verdict.

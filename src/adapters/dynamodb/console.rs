@@ -159,6 +159,7 @@ impl View for Console {
                 attempts: letter.attempts,
                 last: letter.last,
                 cause: letter.cause,
+                detail: letter.detail.map(Into::into),
                 batch: letter.batch,
             });
         }

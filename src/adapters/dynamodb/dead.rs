@@ -95,6 +95,8 @@ pub struct DeadLetter {
     pub last: Attempt,
     /// Why there is no other.
     pub cause: DeathCause,
+    /// What the destination itself said of it, where its words are kept.
+    pub detail: Option<Box<str>>,
 }
 
 impl fmt::Debug for DeadLetter {
@@ -344,6 +346,7 @@ fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
             attempts: record.attempt + 1,
             last,
             cause,
+            detail: record.details.get(&index).cloned(),
         })
         .collect()
 }

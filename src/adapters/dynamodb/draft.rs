@@ -15,6 +15,7 @@ use postrider_actors::{
         batch::{NewBatch, Rows},
         ids::{BatchId, FileId},
         outcome::{Attempt, DeathCause, Verdict},
+        record::{MessageRecord, details},
         state::MessageState,
         time::UnixMs,
     },
@@ -59,16 +60,26 @@ pub(super) struct Part {
     pub(super) token: LeaseToken,
     pub(super) verdicts: Vec<(u32, Verdict)>,
     pub(super) retries: Vec<NewBatch>,
+    /// Those records of the settlement that hold the destination's own words.
+    pub(super) records: Arc<[MessageRecord]>,
 }
 
 /// What a message is told that ends its way.
 #[derive(Clone, Copy)]
-enum Told {
-    Sent { at: UnixMs, status: u16 },
-    Dead { attempt: Attempt, cause: DeathCause },
+enum Told<'a> {
+    Sent {
+        at: UnixMs,
+        status: u16,
+    },
+    /// With the destination's own words, if they are kept.
+    Dead {
+        attempt: Attempt,
+        cause: DeathCause,
+        detail: Option<&'a str>,
+    },
 }
 
-impl Told {
+impl Told<'_> {
     fn state(self) -> MessageState {
         match self {
             Self::Sent { .. } => MessageState::Sent,
@@ -107,7 +118,9 @@ impl Draft {
 
     /// Bytes that it takes in a transaction, roughly.
     pub(super) fn bytes(&self) -> usize {
-        let recorded = |record: &Record| 512 + record.states.0.len() * 8 + record.deaths.len() * 20;
+        let recorded = |record: &Record| {
+            512 + record.states.0.len() * 8 + record.deaths.len() * 20 + record.detail_bytes()
+        };
         let changed: usize = self.changed.values().map(recorded).sum();
         let history =
             |batch: &NewBatch| batch.history.iter().map(|attempts| 1 + attempts.len() * 16).sum::<usize>();
@@ -157,6 +170,7 @@ impl Draft {
         let len = record.states.0.len();
         let mut retried = Vec::new();
         let mut elsewhere = Vec::new();
+        let details = details(&part.records);
         for &(index, verdict) in &part.verdicts {
             let index = index as usize;
             if index >= len {
@@ -166,7 +180,10 @@ impl Draft {
                 Verdict::Sent { at, status } => Told::Sent { at, status },
                 // Failures are the current holder's to tell.
                 Verdict::Dead { .. } | Verdict::Retry { .. } if !current => continue,
-                Verdict::Dead { attempt, cause } => Told::Dead { attempt, cause },
+                Verdict::Dead { attempt, cause } => {
+                    let row = self.must(known, id)?.row(index);
+                    Told::Dead { attempt, cause, detail: details.get(&row).map(|detail| &**detail) }
+                }
                 Verdict::Retry { .. } => {
                     retried.push((index, self.retry(known, id, index)?));
                     continue;
@@ -213,7 +230,13 @@ impl Draft {
 
     /// Merges a final state and returns what stood there before. Counts it, unless it was `retrying`: then
     /// it counts where the live entry is.
-    fn tell(&mut self, known: &Known, id: BatchId, index: usize, told: Told) -> Result<MessageState, Stop> {
+    fn tell(
+        &mut self,
+        known: &Known,
+        id: BatchId,
+        index: usize,
+        told: Told<'_>,
+    ) -> Result<MessageState, Stop> {
         let record = self.must(known, id)?;
         let before = record.states.get(index);
         // Only a 2xx is recorded where the message was before. `dead` stands at the live entry alone: a
@@ -232,12 +255,12 @@ impl Draft {
         let was_dead = before == MessageState::Dead;
         let was_retrying = !was_dead && record.is_carrying_on();
         if was_dead {
-            record.deaths.remove(&(index as u32));
+            record.unbury(index as u32);
         } else {
             record.settle_one();
         }
-        if let Told::Dead { attempt, cause } = told {
-            record.deaths.insert(index as u32, (attempt, cause));
+        if let Told::Dead { attempt, cause, detail } = told {
+            record.bury(index as u32, attempt, cause, detail);
         }
         let of = (record.file, record.destination.clone());
         self.count(&of, |counts| {
@@ -262,7 +285,13 @@ impl Draft {
     }
 
     /// Tells the live entry of a message that `id` has as retrying.
-    fn tell_live_entry(&mut self, known: &Known, id: BatchId, index: usize, told: Told) -> Result<(), Stop> {
+    fn tell_live_entry(
+        &mut self,
+        known: &Known,
+        id: BatchId,
+        index: usize,
+        told: Told<'_>,
+    ) -> Result<(), Stop> {
         let mut at = (id, index);
         loop {
             let record = self.must(known, at.0)?;
@@ -363,7 +392,7 @@ impl Draft {
         for &(id, index) in dead {
             let record = self.must(known, id)?;
             record.states.0[index as usize] = MessageState::Retrying as u8;
-            record.deaths.remove(&index);
+            record.unbury(index);
             if record.carried_by.last() != Some(&made) {
                 record.carried_by.push(made);
             }
@@ -416,14 +445,14 @@ impl Part {
             return None;
         }
         let (left, right) = self.verdicts.split_at(self.verdicts.len() / 2);
-        let part =
-            |verdicts: &[_]| Self { token: self.token, verdicts: verdicts.to_vec(), retries: Vec::new() };
+        let part = |verdicts: &[_]| Self { verdicts: verdicts.to_vec(), retries: Vec::new(), ..self.clone() };
         Some((part(left), part(right)))
     }
 
     /// Divides it so that each retry batch has a part of its own; the record says which rows are which.
     pub(super) fn by_retry(&self, record: &Record) -> Result<Vec<Self>, StoreError> {
-        let part = |verdicts, retries| Self { token: self.token, verdicts, retries };
+        let part =
+            |verdicts, retries| Self { token: self.token, verdicts, retries, records: self.records.clone() };
         let mut left = self.verdicts.clone();
         let mut parts = Vec::new();
         for retry in &self.retries {

@@ -59,6 +59,7 @@ attributes! {
     STATES = "States";
     SENT = "Sent";
     DEATHS = "Deaths";
+    DETAILS = "Details";
     UNSETTLED = "Unsettled";
     CARRIED_BY = "CarriedBy";
     BATCH = "Batch";

@@ -20,7 +20,7 @@ use super::{
     calls::{Change, ledger_key, put},
     files::set,
     item::{
-        ACCEPTED_AT, ATTEMPT, CARRIED_BY, COUNT, DEATHS, DRIVE, Damaged, FENCE, FILE, FIRST_ROW,
+        ACCEPTED_AT, ATTEMPT, CARRIED_BY, COUNT, DEATHS, DETAILS, DRIVE, Damaged, FENCE, FILE, FIRST_ROW,
         HEADER_DIGEST, HOLDER, Item, LOSSES, NOT_BEFORE, ROOT, ROWS, Reading, SENT, STATES, TOPIC, UNSETTLED,
         UNTIL, VERSION, blob, item, number, payload_damaged, text, time,
     },
@@ -58,6 +58,8 @@ pub(super) struct Record {
     pub(super) sent: Option<SentTimes>,
     /// Its dead messages by their indexes.
     pub(super) deaths: BTreeMap<u32, (Attempt, DeathCause)>,
+    /// What the destination itself said of some of them.
+    pub(super) details: BTreeMap<u32, Box<str>>,
     pub(super) unsettled: u32,
     /// Later batches that carry on some of its messages.
     pub(super) carried_by: Vec<BatchId>,
@@ -108,6 +110,7 @@ impl Record {
             states: StateVector::accepted(batch.count),
             sent: None,
             deaths: BTreeMap::new(),
+            details: BTreeMap::new(),
             unsettled: batch.count,
             carried_by: Vec::new(),
             version: 0,
@@ -143,6 +146,28 @@ impl Record {
         !self.deaths.is_empty()
     }
 
+    /// Records that a message is dead. Of what the destination said of it there is room for so much per batch:
+    /// the item is written whole at every change, and may not have more than 400 KB.
+    pub(super) fn bury(&mut self, index: u32, attempt: Attempt, cause: DeathCause, detail: Option<&str>) {
+        self.deaths.insert(index, (attempt, cause));
+        if let Some(detail) = detail
+            && self.detail_bytes() + detail.len() <= DETAILS_BYTES_MAX
+        {
+            self.details.insert(index, detail.into());
+        }
+    }
+
+    /// Records that a message is not dead any more.
+    pub(super) fn unbury(&mut self, index: u32) {
+        self.deaths.remove(&index);
+        self.details.remove(&index);
+    }
+
+    /// How many bytes the destination's words have.
+    pub(super) fn detail_bytes(&self) -> usize {
+        self.details.values().map(|detail| detail.len()).sum()
+    }
+
     pub(super) fn key(id: BatchId) -> Item {
         ledger_key(&schema::batch_pk(id), schema::BATCH_SK)
     }
@@ -166,6 +191,8 @@ impl Record {
             Some(_) => return Err(Damaged(CARRIED_BY)),
         };
         let deaths = reading.maybe_bytes(DEATHS)?.map(|bytes| decode_deaths(bytes).ok_or(Damaged(DEATHS)));
+        let details =
+            reading.maybe_bytes(DETAILS)?.map(|bytes| decode_details(bytes).ok_or(Damaged(DETAILS)));
         let digest = reading.bytes(HEADER_DIGEST)?.try_into().map_err(|_| Damaged(HEADER_DIGEST))?;
         if states.0.len() != count as usize {
             return Err(Damaged(STATES));
@@ -192,6 +219,7 @@ impl Record {
             states,
             sent: reading.maybe_bytes(SENT)?.map(|sent| SentTimes(sent.to_vec())),
             deaths: deaths.transpose()?.unwrap_or_default(),
+            details: details.transpose()?.unwrap_or_default(),
             unsettled: reading.number(UNSETTLED)?,
             carried_by,
             version: reading.number(VERSION)?,
@@ -239,6 +267,9 @@ impl Record {
         if !self.deaths.is_empty() {
             recorded.push((DEATHS, blob(encode_deaths(&self.deaths))));
         }
+        if !self.details.is_empty() {
+            recorded.push((DETAILS, blob(encode_details(&self.details))));
+        }
         if !self.carried_by.is_empty() {
             let ids = self.carried_by.iter().map(|id| text(id.to_string()));
             recorded.push((CARRIED_BY, AttributeValue::L(ids.collect())));
@@ -273,6 +304,9 @@ impl Record {
         if self.deaths.is_empty() {
             remove.push(DEATHS);
         }
+        if self.details.is_empty() {
+            remove.push(DETAILS);
+        }
         for (nth, name) in remove.into_iter().enumerate() {
             update.push_str(if nth == 0 { " REMOVE #" } else { ", #" });
             update.push_str(name);
@@ -288,6 +322,38 @@ impl Record {
         }
         .action()
     }
+}
+
+/// The most that a batch keeps of its destination's words on dead messages, in bytes. What has no room is
+/// left out: the reason is always there.
+const DETAILS_BYTES_MAX: usize = 64 * 1024;
+
+/// Words on dead messages: a version byte, then per message `varint(index - previous index) varint(bytes)` and
+/// the bytes.
+fn encode_details(details: &BTreeMap<u32, Box<str>>) -> Vec<u8> {
+    let mut bytes = vec![1];
+    let mut previous = 0;
+    for (&index, detail) in details {
+        put_varint(&mut bytes, u64::from(index - previous));
+        put_varint(&mut bytes, detail.len() as u64);
+        bytes.extend(detail.as_bytes());
+        previous = index;
+    }
+    bytes
+}
+
+fn decode_details(bytes: &[u8]) -> Option<BTreeMap<u32, Box<str>>> {
+    let mut at = (*bytes.first()? == 1).then_some(1)?;
+    let mut index = 0u32;
+    let mut details = BTreeMap::new();
+    while at < bytes.len() {
+        index = index.checked_add(u32::try_from(take_varint(bytes, &mut at)?).ok()?)?;
+        let len = usize::try_from(take_varint(bytes, &mut at)?).ok()?;
+        let detail = bytes.get(at..at.checked_add(len)?)?;
+        at += len;
+        details.insert(index, str::from_utf8(detail).ok()?.into());
+    }
+    Some(details)
 }
 
 /// Dead messages: a version byte, then per message `varint(index - previous index) varint(at)
@@ -336,14 +402,28 @@ mod tests {
         assert_eq!((record.row(2), record.find(9), record.find(5)), (9, Some(2), None));
         assert_eq!(Record::read(&record.write_new()).unwrap(), record);
         record.states.merge(1, MessageState::Dead);
-        record.deaths.insert(1, (fixtures::failed(UnixMs(7)), DeathCause::Age));
+        record.bury(1, fixtures::failed(UnixMs(7)), DeathCause::Age, Some("value too long for type ü"));
         record.carried_by.push(BatchId([7; 16]));
         record.sent = Some(SentTimes::none(3));
+        assert_eq!(Record::read(&record.write_new()).unwrap(), record);
+
+        record.unbury(1);
+        assert_eq!((record.deaths.len(), record.details.len()), (0, 0));
         assert_eq!(Record::read(&record.write_new()).unwrap(), record);
 
         let whole = Record::of(&fixtures::batch(&file, "d", 3..=9, UnixMs(5))).unwrap();
         assert_eq!((whole.row(6), whole.find(9), whole.find(10), whole.find(2)), (9, Some(6), None, None));
         assert_eq!(Record::read(&whole.write_new()).unwrap(), whole);
+    }
+
+    #[test]
+    fn words_on_dead_messages_are_bounded_per_batch() {
+        let file = fixtures::file("feed", 1, &["d"]);
+        let mut record = Record::of(&fixtures::batch(&file, "d", 1..=1_000, UnixMs(5))).unwrap();
+        for index in 0..1_000 {
+            record.bury(index, fixtures::failed(UnixMs(7)), DeathCause::Permanent, Some(&"x".repeat(500)));
+        }
+        assert_eq!((record.deaths.len(), record.details.len()), (1_000, DETAILS_BYTES_MAX / 500));
     }
 
     proptest! {
@@ -357,8 +437,16 @@ mod tests {
         }
 
         #[test]
+        fn details_read_back(details in prop::collection::btree_map(any::<u32>(), "\\PC{0,300}", 0..20)) {
+            let details: BTreeMap<u32, Box<str>> =
+                details.into_iter().map(|(index, detail)| (index, detail.into())).collect();
+            prop_assert_eq!(decode_details(&encode_details(&details)), Some(details));
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             let _ = decode_deaths(&bytes);
+            let _ = decode_details(&bytes);
         }
     }
 }

@@ -254,7 +254,7 @@ impl Lane {
             token: part.token,
             verdicts: part.verdicts.clone(),
             retries: part.retries.clone(),
-            records: Vec::new(),
+            records: part.records.to_vec(),
         };
         for round in 0..ROUNDS {
             let mut known = Known::new();
@@ -418,6 +418,8 @@ fn part_of(settlement: &Settlement) -> Part {
         token: settlement.token,
         verdicts: settlement.verdicts.clone(),
         retries: settlement.retries.clone(),
+        // Only these have anything to say that is kept here.
+        records: settlement.records.iter().filter(|record| record.detail.is_some()).cloned().collect(),
     }
 }
 

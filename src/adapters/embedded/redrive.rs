@@ -62,7 +62,7 @@ pub(crate) fn select(
 ) -> Result<Vec<Found>, TxError> {
     let mut sql = String::from(
         "SELECT d.file, d.destination, d.row, f.id, f.name, n.name, d.attempts, d.at, d.status, d.reason,
-             d.cause, d.batch, b.id
+             d.cause, d.batch, b.id, d.detail
          FROM dead d JOIN files f ON f.seq = d.file JOIN destinations n ON n.seq = d.destination
              JOIN batches b ON b.seq = d.batch
          WHERE (d.file, d.destination, d.row) > (?, ?, ?)",
@@ -110,6 +110,7 @@ pub(crate) fn select(
                 reason: Reason::from_byte(reason).ok_or_else(|| newer("reason", reason))?,
             },
             cause: DeathCause::from_byte(cause).ok_or_else(|| newer("cause", cause))?,
+            detail: row.get(13)?,
             batch: BatchId(row.get(12)?),
         };
         letters.push(Found { place, letter, batch: row.get(11)? });

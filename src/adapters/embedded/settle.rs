@@ -14,6 +14,7 @@ use postrider_actors::{
         batch::{BatchHeader, NewBatch, Rows, StateVector},
         ids::BatchId,
         outcome::{Attempt, DeathCause, Verdict},
+        record::details,
         state::MessageState,
         time::UnixMs,
     },
@@ -46,12 +47,20 @@ pub(crate) struct Record {
 
 /// What a message is told that ends its way.
 #[derive(Clone, Copy)]
-enum Told {
-    Sent { at: UnixMs, status: u16 },
-    Dead { attempt: Attempt, cause: DeathCause },
+enum Told<'a> {
+    Sent {
+        at: UnixMs,
+        status: u16,
+    },
+    /// With the destination's own words, if they are kept.
+    Dead {
+        attempt: Attempt,
+        cause: DeathCause,
+        detail: Option<&'a str>,
+    },
 }
 
-impl Told {
+impl Told<'_> {
     fn state(&self) -> MessageState {
         match self {
             Self::Sent { .. } => MessageState::Sent,
@@ -70,6 +79,9 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settlement: &Settlement) -> Result<Settled
     let mut retried = Vec::new();
     // Facts about messages that a later batch carries on.
     let mut elsewhere = Vec::new();
+    let details = details(&settlement.records);
+    // Most failures come without words, and then the rows need not be read for them.
+    let rows = if details.is_empty() { None } else { Some(record.rows(tx)?) };
     for &(index, verdict) in &settlement.verdicts {
         let index = index as usize;
         if index >= record.states.0.len() {
@@ -83,7 +95,11 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settlement: &Settlement) -> Result<Settled
             Verdict::Sent { at, status } => Told::Sent { at, status },
             // Failures are the current holder's to tell.
             Verdict::Dead { .. } | Verdict::Retry { .. } if !current => continue,
-            Verdict::Dead { attempt, cause } => Told::Dead { attempt, cause },
+            Verdict::Dead { attempt, cause } => {
+                let words = rows.as_ref().filter(|rows| index < rows.len());
+                let detail = words.and_then(|rows| details.get(&rows.row(index)).map(|detail| &**detail));
+                Told::Dead { attempt, cause, detail }
+            }
             Verdict::Retry { attempt, .. } => {
                 retried.push((index, record.retry(tx, index, attempt.at)));
                 continue;
@@ -111,7 +127,7 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settlement: &Settlement) -> Result<Settled
 }
 
 /// Tells a message's live entry, which stands in the latest batch after `record` that has its row.
-fn tell_live_entry(tx: &mut Tx<'_>, record: &Record, row: u64, told: Told) -> Result<(), TxError> {
+fn tell_live_entry(tx: &mut Tx<'_>, record: &Record, row: u64, told: Told<'_>) -> Result<(), TxError> {
     let later: Vec<i64> = tx
         .connection
         .prepare_cached(
@@ -287,7 +303,7 @@ impl Record {
 
     /// Merges a final state and returns what stood there before. Counts it, unless it was `retrying`:
     /// then it counts where the live entry is.
-    fn tell(&mut self, tx: &mut Tx<'_>, index: usize, told: Told) -> Result<MessageState, TxError> {
+    fn tell(&mut self, tx: &mut Tx<'_>, index: usize, told: Told<'_>) -> Result<MessageState, TxError> {
         let before = self.states.get(index);
         // Only a 2xx is recorded where the message was before. `dead` stands at the live entry alone: a
         // redrive takes it back there, and a copy of it would be counted off once more.
@@ -318,9 +334,9 @@ impl Record {
                 }
                 at
             }
-            Told::Dead { attempt, cause } => {
+            Told::Dead { attempt, cause, detail } => {
                 counts.dead += 1;
-                self.record_death(tx, index, attempt, cause)?;
+                self.record_death(tx, index, attempt, cause, detail)?;
                 attempt.at
             }
         };
@@ -334,12 +350,13 @@ impl Record {
         index: usize,
         attempt: Attempt,
         cause: DeathCause,
+        detail: Option<&str>,
     ) -> Result<(), TxError> {
         let row = self.rows(tx)?.row(index);
         tx.connection
             .prepare_cached(
-                "INSERT INTO dead (file, destination, row, batch, at, attempts, status, reason, cause)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO dead (file, destination, row, batch, at, attempts, status, reason, cause, detail)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?
             .execute(params![
                 self.file,
@@ -350,7 +367,8 @@ impl Record {
                 self.attempt + 1,
                 attempt.status,
                 attempt.reason as u8,
-                cause as u8
+                cause as u8,
+                detail
             ])?;
         Ok(())
     }

@@ -8,6 +8,8 @@ mod apply;
 mod record;
 mod sweep;
 mod take;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::sync::{Arc, atomic::Ordering};

@@ -1,6 +1,6 @@
 //! What an operator's commands read of the ledger of rows.
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use async_trait::async_trait;
 use postrider_actors::{
@@ -192,8 +192,8 @@ fn destination_number(connection: &Connection, name: &str) -> Result<Option<i64>
         .optional()?)
 }
 
-/// Sent and expired. They stand in statements as numbers: SQLite takes a partial index only if it can see that the
-/// condition implies the index's own.
+/// The states of messages that were sent and have had no final receipt: `sent` and `expired`. They stand in
+/// queries as they are, for an index of some rows only is used where the query itself says which.
 const WITHOUT_RECEIPT: [u8; 2] = [MessageState::Sent as u8, MessageState::Expired as u8];
 
 fn gaps(
@@ -204,12 +204,12 @@ fn gaps(
     limit: usize,
 ) -> Result<Vec<Gap>, TxError> {
     let Some(destination) = destination_number(connection, destination)? else { return Ok(Vec::new()) };
-    // Times before that of `after` are passed over by the index, the rest of the place decides within one.
     // The place before all others: no row is numbered -1.
     let (from, id, row) =
         after.map_or((0, [0; 16], -1), |place| (int(place.sent_at.0), place.id.file.0, int(place.id.row)));
     let mut gaps = Vec::new();
     for state_byte in WITHOUT_RECEIPT {
+        // Times before that of `after` are passed over by the index, the rest of the place decides within one.
         let mut select = connection.prepare_cached(&format!(
             "SELECT f.id, m.row, m.state, m.provider_id, m.recorded_at
              FROM messages m INDEXED BY messages_without_receipt JOIN ledger_files f ON f.seq = m.file
@@ -240,17 +240,17 @@ fn gap_ages(
 ) -> Result<[u64; GAP_AGES.len()], TxError> {
     let mut ages = [0; GAP_AGES.len()];
     let Some(destination) = destination_number(connection, destination)? else { return Ok(ages) };
-    for (class, lower) in GAP_AGES.iter().enumerate() {
-        let at_least = |age: &std::time::Duration| int(now.0.saturating_sub(age.as_millis() as u64));
-        // What is dated later than now has no age yet.
-        let latest = if class == 0 { i64::MAX } else { at_least(lower) };
-        let earliest = GAP_AGES.get(class + 1).map_or(-1, at_least);
-        for state_byte in WITHOUT_RECEIPT {
-            let mut count = connection.prepare_cached(&format!(
-                "SELECT count(*) FROM messages INDEXED BY messages_without_receipt
-                 WHERE destination = ?1 AND state = {state_byte} AND recorded_at > ?2 AND recorded_at <= ?3"
-            ))?;
-            let some: i64 = count.query_row(params![destination, earliest, latest], |row| row.get(0))?;
+    for state_byte in WITHOUT_RECEIPT {
+        let mut count = connection.prepare_cached(&format!(
+            "SELECT count(*) FROM messages INDEXED BY messages_without_receipt
+             WHERE destination = ?1 AND state = {state_byte} AND recorded_at > ?2 AND recorded_at <= ?3"
+        ))?;
+        for (class, lower) in GAP_AGES.iter().enumerate() {
+            let at_least = |age: &Duration| int(now.0.saturating_sub(age.as_millis() as u64));
+            // What is dated later than now has no age yet.
+            let latest = if class == 0 { i64::MAX } else { at_least(lower) };
+            let earliest = GAP_AGES.get(class + 1).map_or(-1, at_least);
+            let some: i64 = count.query_row([destination, earliest, latest], |row| row.get(0))?;
             ages[class] += uint(some);
         }
     }
