@@ -41,7 +41,7 @@ def payload(rows):
 
 
 SCHEMA = """
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 CREATE TABLE counters (one INTEGER, depth INTEGER);
 CREATE TABLE destinations (seq INTEGER, name TEXT);
 CREATE TABLE files (seq INTEGER, id BLOB, state INTEGER, rows INTEGER, rejected INTEGER, duplicates INTEGER);
