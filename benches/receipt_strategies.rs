@@ -93,13 +93,13 @@ mod bench {
         let mut world = World::new(rows).await;
         world.load(0).await;
         println!("{rows} rows, receipts applied per second (median of {ROUNDS} rounds)");
-        let small = world.measure(&world.all_strategies()).await;
+        let small = world.measure(&World::all_strategies()).await;
         print(&small);
         let groups = grown / rows;
         for group in 1..groups {
             world.load(group).await;
         }
-        world.settle().await;
+        world.settle();
         println!("\n{} rows in {groups} partitions, receipts for the latest", rows * groups);
         let wanted = [Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|strategy| (strategy, 1_000));
         let large = world.measure(&[&wanted[..], &[(Strategy::Giant, RECEIPTS)]].concat()).await;
@@ -145,7 +145,7 @@ mod bench {
             let server = Postgres::start_durable();
             let mut settings = PostgresSettings::new(server.url().into());
             settings.pool = 1;
-            settings.timeouts.statement = Duration::from_secs(600);
+            settings.timeouts.statement = Duration::from_mins(10);
             migrate(&settings).await.expect("an empty database can be migrated");
             let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
             let free = connect(&server, "").await;
@@ -202,7 +202,7 @@ mod bench {
         }
 
         /// What autovacuum would do in a quiet hour, so that it does not come in the middle.
-        async fn settle(&self) {
+        fn settle(&self) {
             self.server.execute_as(
                 "postgres",
                 super::pg::DATABASE,
@@ -210,7 +210,7 @@ mod bench {
             );
         }
 
-        fn all_strategies(&self) -> Vec<(Strategy, usize)> {
+        fn all_strategies() -> Vec<(Strategy, usize)> {
             let sized = [Strategy::Case, Strategy::Unnest, Strategy::Copy, Strategy::Apply];
             let mut all: Vec<_> =
                 sized.into_iter().flat_map(|strategy| SIZES.map(|size| (strategy, size))).collect();
@@ -220,7 +220,7 @@ mod bench {
 
         async fn measure(&mut self, wanted: &[(Strategy, usize)]) -> Rates {
             let mut rates: BTreeMap<_, Vec<f64>> = BTreeMap::new();
-            self.settle().await;
+            self.settle();
             for round in 0..ROUNDS {
                 let mut order: Vec<_> = wanted.to_vec();
                 order.shuffle(&mut SmallRng::seed_from_u64(round as u64));
@@ -253,7 +253,7 @@ mod bench {
                     carrier: Some(format!("carrier {}", message % 7).into()),
                     response: Some(format!("{} accepted by handset", message % 1000).into()),
                     sent_at: Some(self.now),
-                    price: Some(Price(645_000 + (message % 100) as i64)),
+                    price: Some(Price(645_000 + i64::try_from(message % 100).expect("it is small"))),
                 },
             }
         }

@@ -281,7 +281,7 @@ async fn reign_until_stopped(
             End::Reload => {
                 machine.health.enter(Phase::Reloading);
                 tell(machine.systemd.reloading());
-                match usable(machine, reload(), state_dir, &stores_of).await {
+                match Box::pin(usable(machine, reload(), state_dir, &stores_of)).await {
                     Ok((new, parts)) => {
                         let exit = reign.drain(&mut signals).await;
                         if exit != Exit::Done {

@@ -274,7 +274,7 @@ mod tests {
         assert!(none.is_empty());
         let head = SignedHead { id: "m", timestamp: "1", signatures: &by("old") };
         assert_eq!(none.verify(&head, b"x"), Err(Unsigned::NoMatch));
-        assert_eq!(Verifier::new(&["a".to_owned().into(), "".to_owned().into()]).unwrap_err().0, 1);
+        assert_eq!(Verifier::new(&["a".to_owned().into(), String::new().into()]).unwrap_err().0, 1);
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl ReceiptReconcilerSetup {
                         self.arrived.ring();
                     }
                     Ok(applied) if applied.total() > 0 => {
-                        rest(&*self.clock, &self.progress, self.linger).await
+                        rest(&*self.clock, &self.progress, self.linger).await;
                     }
                     Ok(_) => self.arrived.wait(TICK).await,
                     Err(error) => {

@@ -330,7 +330,7 @@ mod tests {
         let world = World::start(Duration::ZERO);
         world.sent(1..5_001, "slow").await;
         world.sent(1..2, "fast").await;
-        tokio::time::sleep(HOUR - Duration::from_secs(15)).await;
+        tokio::time::sleep(HOUR.checked_sub(Duration::from_secs(15)).unwrap()).await;
         assert_eq!(world.state(1, "fast").await, Some(MessageState::Sent));
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(world.state(1, "fast").await, Some(MessageState::Expired));
@@ -346,7 +346,7 @@ mod tests {
     async fn s0_6_a_parked_receipt_is_an_orphan_after_its_time() {
         let world = World::start(Duration::ZERO);
         world.parked(7).await;
-        tokio::time::sleep(24 * HOUR - Duration::from_secs(20)).await;
+        tokio::time::sleep((24 * HOUR).checked_sub(Duration::from_secs(20)).unwrap()).await;
         assert_eq!(world.ledger.tally().await.orphans, 0);
         tokio::time::sleep(Duration::from_secs(40)).await;
         let tally = world.ledger.tally().await;
@@ -357,7 +357,7 @@ mod tests {
     async fn what_is_old_goes_after_its_retention() {
         let world = World::start(100 * HOUR);
         world.sent(1..3_001, "other").await;
-        tokio::time::sleep(100 * HOUR - Duration::from_secs(20)).await;
+        tokio::time::sleep((100 * HOUR).checked_sub(Duration::from_secs(20)).unwrap()).await;
         assert_eq!(world.ledger.tally().await.rows, 3_000);
         tokio::time::sleep(Duration::from_secs(40)).await;
         assert_eq!(world.ledger.tally().await.rows, 0);

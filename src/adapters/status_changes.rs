@@ -20,7 +20,7 @@ use postrider_actors::{
 use serde::Serialize;
 
 /// How long an entry that was handed out is left alone. The feed extends it.
-const VISIBILITY: Duration = Duration::from_secs(60);
+const VISIBILITY: Duration = Duration::from_mins(1);
 
 /// How often the ledger is asked while nothing is there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -25,7 +25,7 @@ use crate::{
 const LEDGER: &str = "ledger";
 
 /// How long a look at a database may take on top of its own timeouts.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// `[ledger.postgres]` for the adapter; `None` if the ledger is another.
 fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> {
@@ -100,11 +100,10 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
             "schema {}, version {SCHEMA_VERSION}, on {} as {}, {how}",
             settings.schema, checked.server, checked.role
         );
-        Ok::<_, OpenError>(match checked.warnings.is_empty() {
-            true => Finding::new(LEDGER, Verdict::Fine, detail),
-            false => {
-                Finding::new(LEDGER, Verdict::Costly, format!("{detail}; {}", checked.warnings.join("; ")))
-            }
+        Ok::<_, OpenError>(if checked.warnings.is_empty() {
+            Finding::new(LEDGER, Verdict::Fine, detail)
+        } else {
+            Finding::new(LEDGER, Verdict::Costly, format!("{detail}; {}", checked.warnings.join("; ")))
         })
     };
     Some(match tokio::time::timeout(LOOK_TIMEOUT, work).await {

@@ -325,7 +325,7 @@ fn tree(
         queued.clone(),
         config.outbox.retention,
     )];
-    let delivery = delivery_specs(machine, config, parts.webhooks, parts.tables, &appended, &queued);
+    let delivery = delivery_specs(machine, config, parts.webhooks, &parts.tables, &appended, &queued);
     let feed = |name, specs: Vec<ChildSpec>| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
             specs.clone()
@@ -394,7 +394,7 @@ fn delivery_specs(
     machine: &Machine,
     config: &Config,
     webhooks: Vec<Arc<dyn Webhook>>,
-    tables: Vec<Arc<dyn Table>>,
+    tables: &[Arc<dyn Table>],
     appended: &Bell,
     queued: &[Bell],
 ) -> Vec<ChildSpec> {

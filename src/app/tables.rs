@@ -36,7 +36,7 @@ pub(super) fn table_workers(config: &Config) -> usize {
 pub(super) fn table_spec(
     machine: &Machine,
     config: &Config,
-    tables: Vec<Arc<dyn Table>>,
+    tables: &[Arc<dyn Table>],
     appended: &Bell,
     queued: Vec<Bell>,
 ) -> (Option<ChildSpec>, Vec<LimitedGate>) {

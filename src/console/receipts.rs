@@ -17,11 +17,11 @@ use postrider_actors::{
 /// The lower bounds of the classes of age that gaps are counted in.
 pub const GAP_AGES: [Duration; 6] = [
     Duration::ZERO,
-    Duration::from_secs(60 * 60),
-    Duration::from_secs(6 * 60 * 60),
-    Duration::from_secs(24 * 60 * 60),
-    Duration::from_secs(48 * 60 * 60),
-    Duration::from_secs(72 * 60 * 60),
+    Duration::from_hours(1),
+    Duration::from_hours(6),
+    Duration::from_hours(24),
+    Duration::from_hours(48),
+    Duration::from_hours(72),
 ];
 
 /// What commands read of a ledger of rows. Each answer is a snapshot of its own, and as much as its arguments

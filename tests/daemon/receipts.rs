@@ -64,9 +64,10 @@ fn receipts(input: &Input, seed: u64) -> Receipts {
         let message = message(input, row);
         let line = |status: &str, number: usize, random: &mut StdRng| {
             // Half of them know the message by our id, half by the provider's.
-            let (key, id) = match random.random_bool(0.5) {
-                true => ("message_id", message.clone()),
-                false => ("provider_id", provider_id(&message)),
+            let (key, id) = if random.random_bool(0.5) {
+                ("message_id", message.clone())
+            } else {
+                ("provider_id", provider_id(&message))
             };
             let at = 1_700_000_000_000u64 + random.random_range(0..1_000_000u64);
             let response = format!("{status} {row}.{number}");
@@ -454,7 +455,8 @@ fn put_events(endpoint: &str, group: &str, ids: &[String]) {
             .send()
             .await
             .expect("a new stream");
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        let now = i64::try_from(now).expect("it is not the year 292278994");
         for (part, ids) in ids.chunks(2_000).enumerate() {
             let events = ids.iter().enumerate().map(|(index, id)| {
                 let number = part * 2_000 + index + 1;
@@ -465,7 +467,7 @@ fn put_events(endpoint: &str, group: &str, ids: &[String]) {
                     "status": status,
                 });
                 // Spread over the last minutes, in order.
-                let at = now - 300_000 + (number as i64 * 200_000 / 25_000).min(290_000);
+                let at = now - 300_000 + i64::try_from(number * 8).expect("it is small").min(290_000);
                 InputLogEvent::builder().timestamp(at).message(message.to_string()).build().expect("an event")
             });
             let put = client.put_log_events().log_group_name(group).log_stream_name("s");

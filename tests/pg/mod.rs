@@ -13,10 +13,11 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Mutex, mpsc},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};
 
 /// Names the directory with `postgres` and `initdb`.
@@ -28,7 +29,7 @@ pub const OWNER: &str = "postrider";
 pub const DATABASE: &str = "postrider";
 
 /// How long it may take to answer; it needs less than a second on a quiet machine.
-const UP: Duration = Duration::from_secs(60);
+const UP: Duration = Duration::from_mins(1);
 
 /// One running server. It ends with this value, and with the test's process however it ends.
 pub struct Postgres {
@@ -253,9 +254,10 @@ fn is_root() -> bool {
 
 /// Where Postgres is installed.
 fn bin() -> PathBuf {
-    env::var_os(POSTGRES).map(PathBuf::from).unwrap_or_else(|| {
-        panic!("{POSTGRES} is not set: it names the directory of `postgres`; script/test sets it")
-    })
+    env::var_os(POSTGRES).map_or_else(
+        || panic!("{POSTGRES} is not set: it names the directory of `postgres`; script/test sets it"),
+        PathBuf::from,
+    )
 }
 
 /// Its client for the command line.

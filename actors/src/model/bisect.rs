@@ -112,6 +112,7 @@ pub fn statements_max(statements: usize, rows: usize, bad: usize) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "one range of rows is meant")]
 mod tests {
     use std::collections::BTreeSet;
 

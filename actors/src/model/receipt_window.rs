@@ -215,6 +215,7 @@ fn earlier(at: UnixMs, by: Duration) -> UnixMs {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_wrap, reason = "the times of these tests are small")]
 mod tests {
     use proptest::prelude::*;
 

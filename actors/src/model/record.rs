@@ -1,5 +1,6 @@
 //! What delivery says of each message, for a ledger that keeps a row of each.
 
+use std::hash::BuildHasher;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -82,11 +83,11 @@ pub struct Said {
 }
 
 /// The records of `verdicts` on messages of `lease`. `said` is by index in the batch.
-pub fn records(
+pub fn records<S: BuildHasher>(
     lease: &Lease,
     rows: &Rows,
     verdicts: &[(u32, Verdict)],
-    said: &mut HashMap<u32, Said>,
+    said: &mut HashMap<u32, Said, S>,
 ) -> Vec<MessageRecord> {
     let header = &lease.header;
     let (feed, destination) = (Arc::<str>::from(&*header.feed), Arc::<str>::from(&*header.destination));

@@ -82,13 +82,13 @@ impl Desk {
             batches: batches.into_iter().map(InLane::new).collect(),
             took_rows: None,
         };
-        let done = match AssertUnwindSafe(self.write(&mut group)).catch_unwind().await {
-            Ok(done) => done,
-            Err(_) => {
-                tracing::error!(destination = %group.destination.name, batches = tokens.len(),
-                    "writing a group panicked: its batches are suspects");
-                self.release(&tokens, Release::Lost).await
-            }
+        let written = AssertUnwindSafe(self.write(&mut group)).catch_unwind().await;
+        let done = if let Ok(done) = written {
+            done
+        } else {
+            tracing::error!(destination = %group.destination.name, batches = tokens.len(),
+                "writing a group panicked: its batches are suspects");
+            self.release(&tokens, Release::Lost).await
         };
         let took_rows = group.took_rows;
         {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry, hash_map},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -34,13 +34,16 @@ pub struct MemoryReceipts {
     writes: AtomicU64,
 }
 
+/// Receipts by destination and what they name, with when they were parked.
+type Parked = BTreeMap<(Arc<str>, ReceiptKey), Vec<(UnixMs, Receipt)>>;
+
 #[derive(Default)]
 struct State {
     rows: BTreeMap<RowKey, Row>,
     by_provider: BTreeMap<(Arc<str>, Box<str>), Vec<MessageId>>,
     inbox: VecDeque<Waiting>,
     events: HashMap<(Arc<str>, EventId), UnixMs>,
-    parked: BTreeMap<(Arc<str>, ReceiptKey), Vec<(UnixMs, Receipt)>>,
+    parked: Parked,
     orphans: Vec<(UnixMs, Waiting)>,
     rejects: HashMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
     cursors: HashMap<Arc<str>, SourceCursor>,
@@ -269,9 +272,8 @@ impl ReceiptLedger for MemoryReceipts {
             taken.new += 1;
         }
         for reject in rejects {
-            let key = (source.clone(), reject.event);
-            if !state.rejects.contains_key(&key) {
-                state.rejects.insert(key, (at, reject));
+            if let hash_map::Entry::Vacant(new) = state.rejects.entry((source.clone(), reject.event)) {
+                new.insert((at, reject));
                 taken.rejected += 1;
             }
         }

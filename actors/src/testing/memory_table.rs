@@ -1,7 +1,7 @@
 //! A table in memory: rows by key, values that it refuses, outages, and a count of every statement.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -116,14 +116,13 @@ impl MemoryTable {
         }
         let mut known = 0;
         for row in rows {
-            let key = row.key().to_owned();
-            if state.rows.contains_key(&key) {
+            let Entry::Vacant(new) = state.rows.entry(row.key().to_owned()) else {
                 known += 1;
-            } else {
-                let names = row.mapping.columns.iter().map(|column| column.name.clone());
-                let values = row.values.iter().map(|value| value.as_deref().map(ToOwned::to_owned));
-                state.rows.insert(key, names.zip(values).collect());
-            }
+                continue;
+            };
+            let names = row.mapping.columns.iter().map(|column| column.name.clone());
+            let values = row.values.iter().map(|value| value.as_deref().map(ToOwned::to_owned));
+            new.insert(names.zip(values).collect());
         }
         Ok(Inserted { rows: rows.len() as u64, known: Some(known) })
     }

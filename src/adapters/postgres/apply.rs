@@ -229,15 +229,12 @@ async fn targets(
             };
             let Some((day, file, row)) = place else { continue };
             // By our id and by the provider's id: one row, one standing.
-            match targets.get_mut(&(Reverse(day), file, row, destination)) {
-                Some(target) => {
-                    target.standing.merge(standing);
-                    target.keys.push((destination, key));
-                }
-                None => {
-                    let target = Target { standing, keys: vec![(destination, key)] };
-                    targets.insert((Reverse(day), file, row, destination), target);
-                }
+            if let Some(target) = targets.get_mut(&(Reverse(day), file, row, destination)) {
+                target.standing.merge(standing);
+                target.keys.push((destination, key));
+            } else {
+                let target = Target { standing, keys: vec![(destination, key)] };
+                targets.insert((Reverse(day), file, row, destination), target);
             }
         }
     }

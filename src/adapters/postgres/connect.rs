@@ -155,6 +155,7 @@ pub(super) async fn commit(timeouts: Timeouts, transaction: Transaction<'_>) -> 
 }
 
 /// The error of a statement that is a transaction of its own: it may have been committed when the connection went.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
 pub(super) fn unanswered(error: tokio_postgres::Error) -> Failure {
     Failure(error::classify_commit(&error))
 }

@@ -20,7 +20,7 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema_1.sql"
 const SERVER_VERSION_MIN: i32 = 140_000;
 
 /// Migrations may rewrite tables.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+const MIGRATION_TIMEOUT: Duration = Duration::from_hours(1);
 
 const ROLE_SQL: &str = include_str!("../../../config/postgres/role.sql");
 

@@ -1,6 +1,11 @@
 //! How the database is reached.
 
-use std::{fmt, path::PathBuf, str::FromStr as _, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+    str::FromStr as _,
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::config::{Config, SslMode, TargetSessionAttrs};
@@ -143,14 +148,16 @@ pub(super) fn config(
     };
     let Timeouts { connect, statement, lock } = settings.timeouts;
     let mut options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
-    options.push_str(&format!(
+    // Writing to a String can't fail.
+    let _ = write!(
+        options,
         "-c search_path=\"{schema}\",pg_temp -c statement_timeout={} -c lock_timeout={} \
          -c idle_in_transaction_session_timeout={} -c jit=off -c timezone=UTC \
          -c default_transaction_isolation=read\\ committed",
         statement.as_millis().max(1),
         lock.as_millis().max(1),
         (statement + connect).as_millis().max(1),
-    ));
+    );
     if purpose == Purpose::Work {
         options.push_str(
             " -c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_hashjoin=off \

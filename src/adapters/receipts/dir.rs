@@ -80,6 +80,10 @@ struct Shared {
 /// What a restart finds out again.
 struct State {
     /// What the next look comes with if all went well. `None`: nobody looked yet.
+    #[expect(
+        clippy::option_option,
+        reason = "nobody looked yet, and a look without a cursor, are two things"
+    )]
     expected: Option<Option<SourceCursor>>,
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.

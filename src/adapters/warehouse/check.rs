@@ -1,6 +1,7 @@
 //! Whether a table is what its settings say, by the database's catalogue: before the first row, not by it.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use postrider_actors::model::table::{Column, ColumnType};
 
@@ -142,9 +143,10 @@ impl WarehouseTable {
              pg_catalog.has_column_privilege(r.oid, '{key}', 'SELECT')"
         );
         for column in &self.mapping.columns {
-            query.push_str(&format!(", pg_catalog.has_column_privilege(r.oid, '{}', 'INSERT')", column.name));
+            // Writing to a String can't fail.
+            let _ = write!(query, ", pg_catalog.has_column_privilege(r.oid, '{}', 'INSERT')", column.name);
         }
-        query.push_str(&format!(" FROM (SELECT pg_catalog.to_regclass('{table}') AS oid) r"));
+        let _ = write!(query, " FROM (SELECT pg_catalog.to_regclass('{table}') AS oid) r");
         let answers = self.connections().ask(&query).await?.into_iter().next().unwrap_or_default();
         let mut answers = answers.into_iter().map(|answer| answer.as_deref() == Some("t"));
         let mut problems = Vec::new();

@@ -24,7 +24,7 @@ fn class(code: &str) -> Class {
         // Values; constraints.
         _ if code.starts_with("22") || code.starts_with("23") => Class::Rows,
         // No such table or column, wrong type, no grant; no such schema or database; no entry.
-        _ if code.starts_with("42") || code.starts_with("3") || code.starts_with("28") => Class::Mendable,
+        _ if code.starts_with("42") || code.starts_with('3') || code.starts_with("28") => Class::Mendable,
         // Rolled back, resources, intervention, connection, and whatever nobody foresaw.
         _ => Class::Passing,
     }

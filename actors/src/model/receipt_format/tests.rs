@@ -7,6 +7,7 @@ use crate::model::{
     time::UnixMs,
 };
 
+#[expect(clippy::unnecessary_wraps, reason = "as a mapping has it")]
 fn path(text: &str) -> Option<FieldPath> {
     Some(FieldPath::parse(text).unwrap())
 }

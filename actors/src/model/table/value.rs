@@ -118,8 +118,9 @@ fn decimal(text: &str) -> Option<String> {
         return None;
     }
     let digits = format!("{whole}{fraction}");
-    let point = whole.len() as i64 + i64::from(exponent);
-    let (before, after) = (point.max(0) as u64, (digits.len() as i64 - point).max(0) as u64);
+    let length = |text: &str| i64::try_from(text.len()).unwrap_or(i64::MAX);
+    let point = length(whole).saturating_add(i64::from(exponent));
+    let (before, after) = (point.max(0) as u64, length(&digits).saturating_sub(point).max(0) as u64);
     if before + after > DECIMAL_DIGITS_MAX as u64 {
         return None;
     }

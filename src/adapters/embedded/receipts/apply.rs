@@ -162,10 +162,10 @@ impl<'a> Find<'a> {
                 };
                 let Some(file) = file else { return Ok(None) };
                 let place = (file, int(id.row), destination);
-                if !standings.contains_key(&place) {
+                if let std::collections::btree_map::Entry::Vacant(e) = standings.entry(place) {
                     let mut rows = self.by_message.query([place.0, place.1, place.2])?;
                     let Some(row) = rows.next()? else { return Ok(None) };
-                    standings.insert(place, Standing::read(row, 0)?);
+                    e.insert(Standing::read(row, 0)?);
                 }
                 place
             }
@@ -173,8 +173,8 @@ impl<'a> Find<'a> {
                 let mut rows = self.by_provider_id.query(params![destination, provider_id])?;
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let place = (row.get(0)?, row.get(1)?, destination);
-                if !standings.contains_key(&place) {
-                    standings.insert(place, Standing::read(row, 2)?);
+                if let std::collections::btree_map::Entry::Vacant(e) = standings.entry(place) {
+                    e.insert(Standing::read(row, 2)?);
                 }
                 place
             }

@@ -49,9 +49,10 @@ impl EmbeddedStore {
     /// elsewhere, which remembers its number: a power cut must not give that number to another. Without
     /// changes nothing is said outside that a power cut could undo.
     fn changing(&self) -> (bool, Durability) {
-        match self.keeps_changes.load(Ordering::Relaxed) {
-            true => (true, Durability::Synced),
-            false => (false, Durability::Process),
+        if self.keeps_changes.load(Ordering::Relaxed) {
+            (true, Durability::Synced)
+        } else {
+            (false, Durability::Process)
         }
     }
 }
@@ -74,8 +75,8 @@ impl ReceiptLedger for EmbeddedStore {
         let parts = receipts.len().max(rejects.len()).div_ceil(TAKE_STEP).max(1);
         let arrival = Arc::new(arrival);
         let mut taken = Taken::default();
-        for part in 0..parts {
-            let part = take::Part { arrival: arrival.clone(), part, is_last: part + 1 == parts };
+        for number in 0..parts {
+            let part = take::Part { arrival: arrival.clone(), number, is_last: number + 1 == parts };
             let bytes = part.receipts().iter().map(Receipt::held_bytes).sum();
             let some =
                 self.writer().write(Durability::Synced, bytes, move |tx| take::take(tx, &part)).await?;

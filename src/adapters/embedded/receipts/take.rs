@@ -15,18 +15,18 @@ use crate::adapters::embedded::tx::{Tx, TxError, int, uint};
 pub(super) struct Part {
     pub(super) arrival: Arc<Arrival>,
     /// Which part, from 0.
-    pub(super) part: usize,
+    pub(super) number: usize,
     /// Whether the cursor goes with it.
     pub(super) is_last: bool,
 }
 
 impl Part {
     pub(super) fn receipts(&self) -> &[Receipt] {
-        self.arrival.receipts.chunks(TAKE_STEP).nth(self.part).unwrap_or_default()
+        self.arrival.receipts.chunks(TAKE_STEP).nth(self.number).unwrap_or_default()
     }
 
     fn rejects(&self) -> &[ReceiptReject] {
-        self.arrival.rejects.chunks(TAKE_STEP).nth(self.part).unwrap_or_default()
+        self.arrival.rejects.chunks(TAKE_STEP).nth(self.number).unwrap_or_default()
     }
 }
 

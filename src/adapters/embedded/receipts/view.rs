@@ -263,9 +263,9 @@ fn held(
     order: &str,
     limit: usize,
 ) -> Result<Vec<HeldReceipt>, TxError> {
-    let columns = RECEIPT_COLUMNS.split(", ").map(|column| format!(", r.{column}")).collect::<String>();
+    let columns = RECEIPT_COLUMNS.replace(", ", ", r.");
     let mut select = connection.prepare_cached(&format!(
-        "SELECT r.since, r.destination, s.name{columns}
+        "SELECT r.since, r.destination, s.name, r.{columns}
          FROM receipts r JOIN receipt_sources s ON s.seq = r.source {order} LIMIT ?1"
     ))?;
     let mut rows = select.query([int(limit as u64)])?;

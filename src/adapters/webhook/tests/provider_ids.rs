@@ -5,7 +5,7 @@ use super::*;
 fn webhook(server: &Server, pointer: &str) -> HttpWebhook {
     let provider_id = Some(pointer.parse().unwrap());
     let timeout = Duration::from_millis(300);
-    HttpWebhook::new(WebhookSettings { provider_id, timeout, ..server.settings() }).unwrap()
+    HttpWebhook::new(WebhookSettings { timeout, provider_id, ..server.settings() }).unwrap()
 }
 
 /// The outcome, the id, and whether the connection was kept.

@@ -207,8 +207,8 @@ fn arrival(receipts: &[Receipt]) -> Arrival {
     }
 }
 
-fn cursor(text: &str) -> Option<SourceCursor> {
-    Some(SourceCursor(text.to_owned()))
+fn cursor(text: &str) -> SourceCursor {
+    SourceCursor(text.to_owned())
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;

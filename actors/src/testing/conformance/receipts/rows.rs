@@ -116,10 +116,10 @@ pub(super) async fn records_merge_by_rank_whatever_their_order(subject: ReceiptS
     let late = MessageRecord { at: UnixMs(NOW.0 + 9_000), ..record(50, MessageState::Retrying, 1) };
     let later = MessageRecord { at: UnixMs(NOW.0 + 9_001), status: 429, ..late.clone() };
     let more = MessageRecord { status: 408, ..record(50, MessageState::Retrying, 2) };
-    subject.record(&[later.clone()]).await;
+    subject.record(std::slice::from_ref(&later)).await;
     subject.record(&[late]).await;
     assert_eq!(subject.row(50).await, row_of(&later));
-    subject.record(&[more.clone()]).await;
+    subject.record(std::slice::from_ref(&more)).await;
     subject.record(&[later]).await;
     assert_eq!(subject.row(50).await, row_of(&more));
 }
