@@ -153,11 +153,7 @@ impl Thread {
             let done = self
                 .commit(unsynced, Durability::Process)
                 .and_then(|()| self.commit(synced, Durability::Synced))
-                .and_then(|()| {
-                    self.checkpoint(
-                        std::env::var("CP").ok().and_then(|v| v.parse().ok()).unwrap_or(CHECKPOINT_PAGES),
-                    )
-                });
+                .and_then(|()| self.checkpoint(CHECKPOINT_PAGES));
             if done.is_err() {
                 // Whoever waits is told `Unknown` by the dropped replies.
                 return;
