@@ -203,11 +203,9 @@ mod bench {
 
         /// What autovacuum would do in a quiet hour, so that it does not come in the middle.
         fn settle(&self) {
-            self.server.execute_as(
-                "postgres",
-                super::pg::DATABASE,
-                "VACUUM (ANALYZE) postrider.messages; CHECKPOINT",
-            );
+            for statement in ["VACUUM (ANALYZE) postrider.messages", "CHECKPOINT"] {
+                self.server.execute_as("postgres", super::pg::DATABASE, statement);
+            }
         }
 
         fn all_strategies() -> Vec<(Strategy, usize)> {
@@ -320,8 +318,8 @@ mod bench {
         async fn unnest(&self, size: usize, receipts: &[Receipt]) -> Duration {
             let sql = joined(
                 "unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::bigint[]) \
-                 AS i (provider_id, state, status, carrier, response, sent_at, units), \
-                 LATERAL (SELECT i.units * 0.00000001 AS price) p",
+                 AS i (provider_id, state, status, carrier, response, sent_at, units) \
+                 CROSS JOIN LATERAL (SELECT i.units * 0.00000001 AS price) p",
             );
             let statement = self.work.prepare(&sql).await.expect("the statement is right");
             let started = Instant::now();
