@@ -475,3 +475,59 @@ fn put_events(endpoint: &str, group: &str, ids: &[String]) {
         }
     });
 }
+
+/// Points of receipts. Those named `panic.` panic once, at the others the process ends once.
+pub(crate) const POINTS: &[&str] = &[
+    "record.after",
+    "receipts.claimed",
+    "receipts.taken",
+    "receipts.applied",
+    "receipts.before_finish",
+    "panic.receipt_collector",
+    "panic.receipt_reconciler",
+    "panic.receipt_sweeper",
+];
+
+/// Points of the Postgres ledger alone; tests/postgres_faults.rs fails there.
+pub(crate) const POSTGRES_POINTS: &[&str] = &["postgres_before_commit"];
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+fn f02_f14_a_crash_or_panic_at_each_point_loses_no_receipt() {
+    const INJECTED: &str = "injected by the test";
+    for point in POINTS {
+        println!("{point}");
+        let rows = 300;
+        let mut world = World::new("csv");
+        world.receive(&["--fail-rate", "0.05", "--seed", "9"]).add_receipts(SOURCE);
+        let input = Input::csv("hurt.csv", rows);
+        let lines: Vec<_> = (1..=rows)
+            .map(|row| json!({ "message_id": message(&input, row), "event": row.to_string(), "status": "DELIVRD", "at": row, "response": "r" }))
+            .map(|receipt| receipt.to_string())
+            .collect();
+        let all = world.path("receipts.ndjson");
+        fs::write(&all, lines.join("\n") + "\n").expect("the directory is ours");
+        let is_panic = point.starts_with("panic.");
+        let action = if is_panic { format!("1*off->1*panic({INJECTED})") } else { "1*return".to_owned() };
+        world.fail(&format!("{point}={action}")).start();
+        world.drop_file(input);
+        drop_all(&world, "half", &lines[..rows / 2]);
+        if is_panic {
+            world.daemon().wait_log(INJECTED);
+            assert!(world.daemon().is_running(), "one panic is no reason to exit");
+        } else {
+            assert_ne!(world.wait_exit(LIVENESS).code(), Some(0), "{point} was not reached");
+            world.kills += 1;
+            world.fail("").start();
+        }
+        drop_all(&world, "rest", &lines[rows / 2..]);
+        world.wait_settled(LIVENESS);
+        wait_until(LIVENESS, "every receipt to be applied", || {
+            thread::sleep(Duration::from_millis(50));
+            count(&standing(&world).0, "delivered") == rows as u64
+        });
+        world.stop();
+        let store = world.store().display().to_string();
+        world.prove_receipts(SOURCE, &all, &["--store", &store], &[]);
+    }
+}

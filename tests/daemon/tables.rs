@@ -193,3 +193,43 @@ fn s4_6_a_killed_daemon_writes_no_row_twice() {
     assert_eq!(report["destinations"]["primary"]["sent"], rows, "{report}");
     world.stop();
 }
+
+/// Points of the workers that write into tables.
+pub(crate) const POINTS: &[&str] = &["table.before", "table.after", "panic.table_delivery"];
+
+#[test]
+#[ignore = "needs --features failpoints and Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f02_f14_a_crash_or_panic_at_each_point_loses_no_row_and_doubles_none() {
+    const INJECTED: &str = "injected by the test";
+    let postgres = Postgres::start();
+    for point in POINTS {
+        println!("{point}");
+        let rows = 1_000;
+        postgres.execute("DROP TABLE IF EXISTS events");
+        postgres.execute(
+            "CREATE TABLE events (message_id text PRIMARY KEY, user_id text, amount numeric, at timestamptz)",
+        );
+        let mut world = World::new("csv");
+        world.add_table("primary", &postgres);
+        world.add_feed("alerts", "csv", &["primary"]);
+        world
+            .set("destinations.primary.columns.amount", "data.amount numeric")
+            .set("destinations.primary.max_rows", 200)
+            .set("warehouses.primary.statement_timeout_ms", 1000)
+            .set("lease.duration_ms", 12_000);
+        let is_panic = point.starts_with("panic.");
+        let action =
+            if is_panic { format!("1*off->1*panic({INJECTED})") } else { "1*off->1*return".to_owned() };
+        world.fail(&format!("{point}={action}")).start();
+        world.drop_file(Input::csv("hurt.csv", rows));
+        if is_panic {
+            world.daemon().wait_log(INJECTED);
+        } else {
+            assert_ne!(world.wait_exit(LIVENESS).code(), Some(0), "{point} was not reached");
+            world.fail("").start();
+        }
+        world.wait_settled(LIVENESS);
+        assert_eq!(count(&postgres), rows, "{point}");
+        world.stop();
+    }
+}
