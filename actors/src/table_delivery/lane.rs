@@ -61,7 +61,9 @@ struct Written {
 impl InLane {
     fn judge(&mut self, destination: &TableDestination, index: u32, verdict: Verdict, words: Option<&str>) {
         self.verdicts.push((index, verdict));
-        if let Some(words) = words.filter(|_| destination.recorded) {
+        // With a dead letter they are kept whatever the ledger.
+        let is_kept = destination.recorded || matches!(verdict, Verdict::Dead { .. });
+        if let Some(words) = words.filter(|_| is_kept) {
             self.said.insert(index, Said { provider_id: None, detail: Some(cut(words).into()) });
         }
     }
