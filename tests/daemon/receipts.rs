@@ -30,9 +30,12 @@ const SCHEMA: &str = "postrider";
 
 /// The id of a row's message, as anybody can derive it from what was dropped.
 fn message(input: &Input, row: usize) -> String {
+    MessageId { file: file_id(input), row: row as u64 }.to_string()
+}
+
+fn file_id(input: &Input) -> FileId {
     let digest: [u8; 32] = Sha256::digest(&input.bytes).into();
-    let file = FileId::derive("alerts", &digest);
-    MessageId { file, row: row as u64 }.to_string()
+    FileId::derive("alerts", &digest)
 }
 
 /// What `postrider receiver --answer-ids` calls a message.
@@ -60,8 +63,9 @@ fn receipts(input: &Input, seed: u64) -> Receipts {
     let mut random = StdRng::seed_from_u64(seed);
     let (mut early, mut late) = (Vec::new(), Vec::new());
     let (mut delivered, mut failed, mut unknown) = (0, 0, 0);
+    let file = file_id(input);
     for row in 1..=input.rows.len() {
-        let message = message(input, row);
+        let message = MessageId { file, row: row as u64 }.to_string();
         let line = |status: &str, number: usize, random: &mut StdRng| {
             // Half of them know the message by our id, half by the provider's.
             let (key, id) = if random.random_bool(0.5) {
@@ -413,7 +417,9 @@ fn s0_1_the_receipts_of_a_send_are_read_from_cloudwatch_within_the_rate() {
         .set("receipts.sources.sns.statuses.SUCCESS", "delivered")
         .set("receipts.sources.sns.statuses.FAILURE", "failed");
     let input = Input::csv("sms.csv", rows);
-    let ids: Vec<_> = (1..=rows).map(|row| provider_id(&message(&input, row))).collect();
+    let file = file_id(&input);
+    let id = |row: usize| provider_id(&MessageId { file, row: row as u64 }.to_string());
+    let ids: Vec<_> = (1..=rows).map(id).collect();
     put_events(logs.endpoint(), group, &ids);
     // A window that fails is read again itself: the first looks are refused.
     proxy.inject(Rule::on("FilterLogEvents", Fault::unavailable()).next(2));
