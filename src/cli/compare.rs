@@ -2,8 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{Exit, print, print_json};
-use crate::config;
+use crate::config::{self, Config};
 
 /// Compare the tables of two destinations
 ///
@@ -22,22 +21,25 @@ pub struct Args {
 
 /// Compares.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
-    #[cfg(not(feature = "postgres"))]
-    {
-        let _ = (args, config, print, print_json::<()>);
-        anyhow::bail!(
-            "this program was built without Postgres; use one that was built with `--features postgres`"
-        );
+    compare(args, &config::load(config)?)
+}
+
+#[cfg(feature = "postgres")]
+fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
+    use super::{Exit, print, print_json};
+
+    let report = crate::app::compare(config, &args.primary, &args.secondary)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&report.to_string())?;
     }
-    #[cfg(feature = "postgres")]
-    {
-        let report = crate::app::compare(&config, &args.primary, &args.secondary)?;
-        if args.json {
-            print_json(&report)?;
-        } else {
-            print(&report.to_string())?;
-        }
-        Ok(if report.is_equal() { Exit::Done } else { Exit::Failed }.into())
-    }
+    Ok(if report.is_equal() { Exit::Done } else { Exit::Failed }.into())
+}
+
+#[cfg(not(feature = "postgres"))]
+fn compare(_: &Args, _: &Config) -> anyhow::Result<ExitCode> {
+    anyhow::bail!(
+        "this program was built without Postgres; use one that was built with `--features postgres`"
+    )
 }
