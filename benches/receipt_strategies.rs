@@ -12,181 +12,167 @@
 //! - `giant`: everything in a table beforehand, one UPDATE for all, its plan left to the planner. The bound.
 //! - `apply`: what the ledger does, whole: out of the inbox, fold, find, lock, join, commit.
 
-#[cfg(feature = "postgres")]
 #[path = "../tests/pg/mod.rs"]
 mod pg;
 
-#[cfg(not(feature = "postgres"))]
-fn main() {
-    eprintln!("receipt_strategies measures Postgres: build with the feature `postgres`");
+use std::{
+    collections::BTreeMap,
+    env,
+    fmt::Write as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::SinkExt as _;
+use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, migrate};
+use postrider_actors::{
+    model::{
+        receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::{Arrival, ReceiptLedger as _},
+};
+use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
+use tokio::time::Instant;
+use tokio_postgres::{Client, NoTls};
+
+use pg::Postgres;
+
+const ROUNDS: usize = 3;
+const SIZES: [usize; 3] = [100, 1_000, 10_000];
+/// Receipts per strategy, size and round; the CASE of 10,000 gets one statement, it takes long enough.
+const RECEIPTS: usize = 20_000;
+const FILE_ROWS: u64 = 100_000;
+const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Strategy {
+    Case,
+    Unnest,
+    Copy,
+    Giant,
+    Apply,
 }
 
-#[cfg(feature = "postgres")]
-fn main() {
-    bench::main();
+impl Strategy {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Case => "case",
+            Self::Unnest => "unnest",
+            Self::Copy => "copy",
+            Self::Giant => "giant",
+            Self::Apply => "apply",
+        }
+    }
 }
 
-#[cfg(feature = "postgres")]
-mod bench {
-    use std::{
-        collections::BTreeMap,
-        env,
-        fmt::Write as _,
-        time::{Duration, SystemTime, UNIX_EPOCH},
-    };
+fn main() {
+    let mut arguments = env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let mut number =
+        |default: u64| arguments.next().map_or(default, |text| text.parse().expect("a number of rows"));
+    let rows = number(1_000_000);
+    let grown = number(rows * 10);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(run(rows, grown));
+}
 
-    use futures_util::SinkExt as _;
-    use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, migrate};
-    use postrider_actors::{
-        model::{
-            receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
-            state::MessageState,
-            time::UnixMs,
-        },
-        ports::{Arrival, ReceiptLedger as _},
-    };
-    use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
-    use tokio::time::Instant;
-    use tokio_postgres::{Client, NoTls};
-
-    use super::pg::Postgres;
-
-    const ROUNDS: usize = 3;
-    const SIZES: [usize; 3] = [100, 1_000, 10_000];
-    /// Receipts per strategy, size and round; the CASE of 10,000 gets one statement, it takes long enough.
-    const RECEIPTS: usize = 20_000;
-    const FILE_ROWS: u64 = 100_000;
-    const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-
-    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-    enum Strategy {
-        Case,
-        Unnest,
-        Copy,
-        Giant,
-        Apply,
+async fn run(rows: u64, grown: u64) {
+    let mut world = World::new(rows).await;
+    world.load(0).await;
+    println!("{rows} rows, receipts applied per second (median of {ROUNDS} rounds)");
+    let small = world.measure(&World::all_strategies()).await;
+    print(&small);
+    let groups = grown / rows;
+    for group in 1..groups {
+        world.load(group).await;
     }
+    world.settle();
+    println!("\n{} rows in {groups} partitions, receipts for the latest", rows * groups);
+    let wanted = [Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|strategy| (strategy, 1_000));
+    let large = world.measure(&[&wanted[..], &[(Strategy::Giant, RECEIPTS)]].concat()).await;
+    print(&large);
+    world.deal_over(0..rows * groups);
+    println!("\nthe same rows, receipts for all of them alike");
+    let alike = world.measure(&[(Strategy::Apply, 1_000)]).await;
+    print(&alike);
+    let of = |rates: &Rates, key| rates[&key];
+    let apply = of(&small, (Strategy::Apply, 1_000));
+    println!("\napply / case of 1000: {:.1}", apply / of(&small, (Strategy::Case, 1_000)));
+    println!("apply / giant: {:.2}", apply / of(&small, (Strategy::Giant, RECEIPTS)));
+    let unnest = of(&small, (Strategy::Unnest, 1_000));
+    println!("unnest / case of 1000: {:.1}", unnest / of(&small, (Strategy::Case, 1_000)));
+    println!("unnest / giant: {:.2}", unnest / of(&small, (Strategy::Giant, RECEIPTS)));
+    println!("apply, grown / small: {:.2}", of(&large, (Strategy::Apply, 1_000)) / apply);
+    println!("unnest, grown / small: {:.2}", of(&large, (Strategy::Unnest, 1_000)) / unnest);
+}
 
-    impl Strategy {
-        fn name(self) -> &'static str {
-            match self {
-                Self::Case => "case",
-                Self::Unnest => "unnest",
-                Self::Copy => "copy",
-                Self::Giant => "giant",
-                Self::Apply => "apply",
-            }
-        }
+type Rates = BTreeMap<(Strategy, usize), f64>;
+
+fn print(rates: &Rates) {
+    for (&(strategy, size), rate) in rates {
+        println!("  {:<7} {size:>6}  {rate:>9.0}/s", strategy.name());
     }
+}
 
-    pub(super) fn main() {
-        let mut arguments = env::args().skip(1).filter(|argument| !argument.starts_with("--"));
-        let mut number =
-            |default: u64| arguments.next().map_or(default, |text| text.parse().expect("a number of rows"));
-        let rows = number(1_000_000);
-        let grown = number(rows * 10);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("a runtime").block_on(run(rows, grown));
-    }
+struct World {
+    server: Postgres,
+    /// As the daemon's connections plan.
+    work: Client,
+    /// As the server plans.
+    free: Client,
+    ledger: PostgresLedger,
+    rows: u64,
+    now: UnixMs,
+    /// Messages that have had no receipt, in random order.
+    deck: Vec<u64>,
+}
 
-    async fn run(rows: u64, grown: u64) {
-        let mut world = World::new(rows).await;
-        world.load(0).await;
-        println!("{rows} rows, receipts applied per second (median of {ROUNDS} rounds)");
-        let small = world.measure(&World::all_strategies()).await;
-        print(&small);
-        let groups = grown / rows;
-        for group in 1..groups {
-            world.load(group).await;
-        }
-        world.settle();
-        println!("\n{} rows in {groups} partitions, receipts for the latest", rows * groups);
-        let wanted = [Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|strategy| (strategy, 1_000));
-        let large = world.measure(&[&wanted[..], &[(Strategy::Giant, RECEIPTS)]].concat()).await;
-        print(&large);
-        world.deal_over(0..rows * groups);
-        println!("\nthe same rows, receipts for all of them alike");
-        let alike = world.measure(&[(Strategy::Apply, 1_000)]).await;
-        print(&alike);
-        let of = |rates: &Rates, key| rates[&key];
-        let apply = of(&small, (Strategy::Apply, 1_000));
-        println!("\napply / case of 1000: {:.1}", apply / of(&small, (Strategy::Case, 1_000)));
-        println!("apply / giant: {:.2}", apply / of(&small, (Strategy::Giant, RECEIPTS)));
-        let unnest = of(&small, (Strategy::Unnest, 1_000));
-        println!("unnest / case of 1000: {:.1}", unnest / of(&small, (Strategy::Case, 1_000)));
-        println!("unnest / giant: {:.2}", unnest / of(&small, (Strategy::Giant, RECEIPTS)));
-        println!("apply, grown / small: {:.2}", of(&large, (Strategy::Apply, 1_000)) / apply);
-        println!("unnest, grown / small: {:.2}", of(&large, (Strategy::Unnest, 1_000)) / unnest);
-    }
-
-    type Rates = BTreeMap<(Strategy, usize), f64>;
-
-    fn print(rates: &Rates) {
-        for (&(strategy, size), rate) in rates {
-            println!("  {:<7} {size:>6}  {rate:>9.0}/s", strategy.name());
-        }
-    }
-
-    struct World {
-        server: Postgres,
-        /// As the daemon's connections plan.
-        work: Client,
-        /// As the server plans.
-        free: Client,
-        ledger: PostgresLedger,
-        rows: u64,
-        now: UnixMs,
-        /// Messages that have had no receipt, in random order.
-        deck: Vec<u64>,
-    }
-
-    impl World {
-        async fn new(rows: u64) -> Self {
-            let server = Postgres::start_durable();
-            let mut settings = PostgresSettings::new(server.url().into());
-            settings.pool = 1;
-            settings.timeouts.statement = Duration::from_mins(10);
-            migrate(&settings).await.expect("an empty database can be migrated");
-            let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
-            let free = connect(&server, "").await;
-            let work = connect(
-                &server,
-                "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+impl World {
+    async fn new(rows: u64) -> Self {
+        let server = Postgres::start_durable();
+        let mut settings = PostgresSettings::new(server.url().into());
+        settings.pool = 1;
+        settings.timeouts.statement = Duration::from_mins(10);
+        migrate(&settings).await.expect("an empty database can be migrated");
+        let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
+        let free = connect(&server, "").await;
+        let work = connect(
+            &server,
+            "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
                  SET plan_cache_mode = force_custom_plan;",
-            )
-            .await;
-            let temporary = "CREATE TEMP TABLE incoming (provider_id text COLLATE \"C\", state smallint, status text, \
+        )
+        .await;
+        let temporary = "CREATE TEMP TABLE incoming (provider_id text COLLATE \"C\", state smallint, status text, \
                              carrier text, response text, sent_at timestamptz, price numeric(20, 8)) \
                              ON COMMIT DELETE ROWS";
-            work.batch_execute(temporary).await.expect("a temporary table");
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-            let mut world =
-                Self { server, work, free, ledger, rows, now: UnixMs(now as u64), deck: Vec::new() };
-            world.deal_over(0..rows);
-            world
-        }
+        work.batch_execute(temporary).await.expect("a temporary table");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        let mut world = Self { server, work, free, ledger, rows, now: UnixMs(now as u64), deck: Vec::new() };
+        world.deal_over(0..rows);
+        world
+    }
 
-        fn deal_over(&mut self, messages: std::ops::Range<u64>) {
-            let mut rng = SmallRng::seed_from_u64(messages.end);
-            self.deck = messages.collect();
-            self.deck.shuffle(&mut rng);
-        }
+    fn deal_over(&mut self, messages: std::ops::Range<u64>) {
+        let mut rng = SmallRng::seed_from_u64(messages.end);
+        self.deck = messages.collect();
+        self.deck.shuffle(&mut rng);
+    }
 
-        /// Messages `group * rows` on, in the partition that many weeks ago.
-        async fn load(&self, group: u64) {
-            let at = (self.now.0 - group * WEEK_MS) as f64 / 1000.0;
-            let (from, to) = (group * self.rows, (group + 1) * self.rows);
-            let day = format!("make_partition(to_timestamp({at})::date)");
-            let statements = [
-                "INSERT INTO destinations (name) VALUES ('d') ON CONFLICT DO NOTHING".to_owned(),
-                format!(
-                    "INSERT INTO files SELECT lpad(to_hex(f), 32, '0')::uuid, {day}, 'feed' \
+    /// Messages `group * rows` on, in the partition that many weeks ago.
+    async fn load(&self, group: u64) {
+        let at = (self.now.0 - group * WEEK_MS) as f64 / 1000.0;
+        let (from, to) = (group * self.rows, (group + 1) * self.rows);
+        let day = format!("make_partition(to_timestamp({at})::date)");
+        let statements = [
+            "INSERT INTO destinations (name) VALUES ('d') ON CONFLICT DO NOTHING".to_owned(),
+            format!(
+                "INSERT INTO files SELECT lpad(to_hex(f), 32, '0')::uuid, {day}, 'feed' \
                      FROM generate_series({}, {}) f ON CONFLICT DO NOTHING",
-                    from / FILE_ROWS,
-                    (to - 1) / FILE_ROWS
-                ),
-                format!(
-                    "INSERT INTO messages (day, file, row, destination, recipient, state, recorded, attempts, status, \
+                from / FILE_ROWS,
+                (to - 1) / FILE_ROWS
+            ),
+            format!(
+                "INSERT INTO messages (day, file, row, destination, recipient, state, recorded, attempts, status, \
                                            provider_id, accepted_at, recorded_at, updated_at) \
                      SELECT (SELECT {day}), lpad(to_hex(i / {FILE_ROWS}), 32, '0')::uuid, i % {FILE_ROWS} + 1, \
                             (SELECT id FROM destinations WHERE name = 'd'), 'user-' || i, 3, 3, 1, 200, \
@@ -194,245 +180,242 @@ mod bench {
                             t, t, t \
                        FROM generate_series({from}::bigint, {to}::bigint - 1) i, \
                             LATERAL (SELECT to_timestamp({at}) AS t) x"
-                ),
-            ];
-            for statement in statements {
-                self.free.batch_execute(&statement).await.unwrap_or_else(|error| panic!("{error:?}"));
-            }
-        }
-
-        /// What autovacuum would do in a quiet hour, so that it does not come in the middle.
-        fn settle(&self) {
-            for statement in ["VACUUM (ANALYZE) postrider.messages", "CHECKPOINT"] {
-                self.server.execute_as("postgres", super::pg::DATABASE, statement);
-            }
-        }
-
-        fn all_strategies() -> Vec<(Strategy, usize)> {
-            let sized = [Strategy::Case, Strategy::Unnest, Strategy::Copy, Strategy::Apply];
-            let mut all: Vec<_> =
-                sized.into_iter().flat_map(|strategy| SIZES.map(|size| (strategy, size))).collect();
-            all.push((Strategy::Giant, RECEIPTS));
-            all
-        }
-
-        async fn measure(&mut self, wanted: &[(Strategy, usize)]) -> Rates {
-            let mut rates: BTreeMap<_, Vec<f64>> = BTreeMap::new();
-            self.settle();
-            for round in 0..ROUNDS {
-                let mut order: Vec<_> = wanted.to_vec();
-                order.shuffle(&mut SmallRng::seed_from_u64(round as u64));
-                for (strategy, size) in order {
-                    let count = if (strategy, size) == (Strategy::Case, 10_000) { size } else { RECEIPTS };
-                    let left = self.deck.len().checked_sub(count).expect("enough rows for all rounds");
-                    let receipts: Vec<_> =
-                        self.deck.split_off(left).iter().map(|&message| self.receipt(message)).collect();
-                    let took = self.apply(strategy, size, &receipts).await;
-                    rates.entry((strategy, size)).or_default().push(count as f64 / took.as_secs_f64());
-                }
-            }
-            let median = |mut all: Vec<f64>| {
-                all.sort_by(f64::total_cmp);
-                all[all.len() / 2]
-            };
-            rates.into_iter().map(|(key, all)| (key, median(all))).collect()
-        }
-
-        fn receipt(&self, message: u64) -> Receipt {
-            let hash = (message * 2_654_435_761) & 0xffff_ffff;
-            let failed = message.is_multiple_of(20);
-            Receipt {
-                event: EventId::named("s", &message.to_string()),
-                key: ReceiptKey::Provider(format!("SM{hash:08x}{message:08x}").into()),
-                state: if failed { MessageState::Failed } else { MessageState::Delivered },
-                at: Some(self.now),
-                facts: ReceiptFacts {
-                    status: Some(if failed { "UNDELIVERABLE" } else { "DELIVERED" }.into()),
-                    carrier: Some(format!("carrier {}", message % 7).into()),
-                    response: Some(format!("{} accepted by handset", message % 1000).into()),
-                    sent_at: Some(self.now),
-                    price: Some(Price(645_000 + i64::try_from(message % 100).expect("it is small"))),
-                },
-            }
-        }
-
-        async fn apply(&self, strategy: Strategy, size: usize, receipts: &[Receipt]) -> Duration {
-            match strategy {
-                Strategy::Case => {
-                    // Written before the clock starts: the database is what is measured.
-                    let statements: Vec<_> = receipts.chunks(size).map(case).collect();
-                    let started = Instant::now();
-                    for statement in statements {
-                        self.work.batch_execute(&statement).await.expect("the CASE statement");
-                    }
-                    started.elapsed()
-                }
-                Strategy::Unnest => self.unnest(size, receipts).await,
-                Strategy::Copy => {
-                    let started = Instant::now();
-                    for some in receipts.chunks(size) {
-                        self.work.batch_execute("BEGIN").await.expect("BEGIN");
-                        copy(&self.work, "incoming", some).await;
-                        self.work.batch_execute(&joined("incoming")).await.expect("the UPDATE");
-                        self.work.batch_execute("COMMIT").await.expect("COMMIT");
-                    }
-                    started.elapsed()
-                }
-                Strategy::Giant => {
-                    let make = "DROP TABLE IF EXISTS giant; CREATE TEMP TABLE giant (provider_id text COLLATE \"C\", \
-                                state smallint, status text, carrier text, response text, sent_at timestamptz, \
-                                price numeric(20, 8))";
-                    self.free.batch_execute(make).await.expect("a temporary table");
-                    copy(&self.free, "giant", receipts).await;
-                    self.free.batch_execute("ANALYZE giant").await.expect("ANALYZE");
-                    let giant = format!(
-                        "UPDATE messages m SET {SET}, updated_at = now() FROM giant i \
-                          WHERE m.day = {LATEST} AND m.destination = 1 AND m.provider_id = i.provider_id"
-                    );
-                    let started = Instant::now();
-                    self.free.batch_execute(&giant).await.expect("the UPDATE");
-                    started.elapsed()
-                }
-                Strategy::Apply => {
-                    let arrival = Arrival {
-                        source: "s".into(),
-                        destination: "d".into(),
-                        receipts: receipts.to_vec(),
-                        rejects: Vec::new(),
-                        cursor: None,
-                        at: self.now,
-                    };
-                    self.ledger.take(arrival).await.expect("the inbox takes them");
-                    let (mut changed, started) = (0, Instant::now());
-                    while changed < receipts.len() as u64 {
-                        let applied =
-                            self.ledger.apply(size, usize::MAX, self.now).await.expect("they apply");
-                        assert!(applied.changed > 0, "{applied:?}");
-                        changed += applied.changed;
-                    }
-                    started.elapsed()
-                }
-            }
-        }
-
-        async fn unnest(&self, size: usize, receipts: &[Receipt]) -> Duration {
-            let sql = joined(
-                "unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::bigint[]) \
-                 AS i (provider_id, state, status, carrier, response, sent_at, units) \
-                 CROSS JOIN LATERAL (SELECT i.units * 0.00000001 AS price) p",
-            );
-            let statement = self.work.prepare(&sql).await.expect("the statement is right");
-            let started = Instant::now();
-            for some in receipts.chunks(size) {
-                let ids: Vec<_> = some.iter().map(provider_id).collect();
-                let states: Vec<_> = some.iter().map(|receipt| receipt.state as i16).collect();
-                let statuses: Vec<_> = some.iter().map(|receipt| receipt.facts.status.as_deref()).collect();
-                let carriers: Vec<_> = some.iter().map(|receipt| receipt.facts.carrier.as_deref()).collect();
-                let responses: Vec<_> =
-                    some.iter().map(|receipt| receipt.facts.response.as_deref()).collect();
-                let times: Vec<_> = some.iter().map(|receipt| receipt.facts.sent_at.map(time)).collect();
-                let prices: Vec<_> =
-                    some.iter().map(|receipt| receipt.facts.price.map(|price| price.0)).collect();
-                let written = self
-                    .work
-                    .execute(&statement, &[&ids, &states, &statuses, &carriers, &responses, &times, &prices])
-                    .await
-                    .expect("the UPDATE");
-                assert_eq!(written, some.len() as u64);
-            }
-            started.elapsed()
+            ),
+        ];
+        for statement in statements {
+            self.free.batch_execute(&statement).await.unwrap_or_else(|error| panic!("{error:?}"));
         }
     }
 
-    const LATEST: &str =
-        "(SELECT first_day FROM partitions WHERE current_date >= first_day AND current_date < end_day)";
+    /// What autovacuum would do in a quiet hour, so that it does not come in the middle.
+    fn settle(&self) {
+        for statement in ["VACUUM (ANALYZE) postrider.messages", "CHECKPOINT"] {
+            self.server.execute_as("postgres", pg::DATABASE, statement);
+        }
+    }
 
-    const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state - 4), receipt_state = i.state, \
+    fn all_strategies() -> Vec<(Strategy, usize)> {
+        let sized = [Strategy::Case, Strategy::Unnest, Strategy::Copy, Strategy::Apply];
+        let mut all: Vec<_> =
+            sized.into_iter().flat_map(|strategy| SIZES.map(|size| (strategy, size))).collect();
+        all.push((Strategy::Giant, RECEIPTS));
+        all
+    }
+
+    async fn measure(&mut self, wanted: &[(Strategy, usize)]) -> Rates {
+        let mut rates: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+        self.settle();
+        for round in 0..ROUNDS {
+            let mut order: Vec<_> = wanted.to_vec();
+            order.shuffle(&mut SmallRng::seed_from_u64(round as u64));
+            for (strategy, size) in order {
+                let count = if (strategy, size) == (Strategy::Case, 10_000) { size } else { RECEIPTS };
+                let left = self.deck.len().checked_sub(count).expect("enough rows for all rounds");
+                let receipts: Vec<_> =
+                    self.deck.split_off(left).iter().map(|&message| self.receipt(message)).collect();
+                let took = self.apply(strategy, size, &receipts).await;
+                rates.entry((strategy, size)).or_default().push(count as f64 / took.as_secs_f64());
+            }
+        }
+        let median = |mut all: Vec<f64>| {
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        rates.into_iter().map(|(key, all)| (key, median(all))).collect()
+    }
+
+    fn receipt(&self, message: u64) -> Receipt {
+        let hash = (message * 2_654_435_761) & 0xffff_ffff;
+        let failed = message.is_multiple_of(20);
+        Receipt {
+            event: EventId::named("s", &message.to_string()),
+            key: ReceiptKey::Provider(format!("SM{hash:08x}{message:08x}").into()),
+            state: if failed { MessageState::Failed } else { MessageState::Delivered },
+            at: Some(self.now),
+            facts: ReceiptFacts {
+                status: Some(if failed { "UNDELIVERABLE" } else { "DELIVERED" }.into()),
+                carrier: Some(format!("carrier {}", message % 7).into()),
+                response: Some(format!("{} accepted by handset", message % 1000).into()),
+                sent_at: Some(self.now),
+                price: Some(Price(645_000 + i64::try_from(message % 100).expect("it is small"))),
+            },
+        }
+    }
+
+    async fn apply(&self, strategy: Strategy, size: usize, receipts: &[Receipt]) -> Duration {
+        match strategy {
+            Strategy::Case => {
+                // Written before the clock starts: the database is what is measured.
+                let statements: Vec<_> = receipts.chunks(size).map(case).collect();
+                let started = Instant::now();
+                for statement in statements {
+                    self.work.batch_execute(&statement).await.expect("the CASE statement");
+                }
+                started.elapsed()
+            }
+            Strategy::Unnest => self.unnest(size, receipts).await,
+            Strategy::Copy => {
+                let started = Instant::now();
+                for some in receipts.chunks(size) {
+                    self.work.batch_execute("BEGIN").await.expect("BEGIN");
+                    copy(&self.work, "incoming", some).await;
+                    self.work.batch_execute(&joined("incoming")).await.expect("the UPDATE");
+                    self.work.batch_execute("COMMIT").await.expect("COMMIT");
+                }
+                started.elapsed()
+            }
+            Strategy::Giant => {
+                let make = "DROP TABLE IF EXISTS giant; CREATE TEMP TABLE giant (provider_id text COLLATE \"C\", \
+                                state smallint, status text, carrier text, response text, sent_at timestamptz, \
+                                price numeric(20, 8))";
+                self.free.batch_execute(make).await.expect("a temporary table");
+                copy(&self.free, "giant", receipts).await;
+                self.free.batch_execute("ANALYZE giant").await.expect("ANALYZE");
+                let giant = format!(
+                    "UPDATE messages m SET {SET}, updated_at = now() FROM giant i \
+                          WHERE m.day = {LATEST} AND m.destination = 1 AND m.provider_id = i.provider_id"
+                );
+                let started = Instant::now();
+                self.free.batch_execute(&giant).await.expect("the UPDATE");
+                started.elapsed()
+            }
+            Strategy::Apply => {
+                let arrival = Arrival {
+                    source: "s".into(),
+                    destination: "d".into(),
+                    receipts: receipts.to_vec(),
+                    rejects: Vec::new(),
+                    cursor: None,
+                    at: self.now,
+                };
+                self.ledger.take(arrival).await.expect("the inbox takes them");
+                let (mut changed, started) = (0, Instant::now());
+                while changed < receipts.len() as u64 {
+                    let applied = self.ledger.apply(size, usize::MAX, self.now).await.expect("they apply");
+                    assert!(applied.changed > 0, "{applied:?}");
+                    changed += applied.changed;
+                }
+                started.elapsed()
+            }
+        }
+    }
+
+    async fn unnest(&self, size: usize, receipts: &[Receipt]) -> Duration {
+        let sql = joined(
+            "unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::bigint[]) \
+                 AS i (provider_id, state, status, carrier, response, sent_at, units) \
+                 CROSS JOIN LATERAL (SELECT i.units * 0.00000001 AS price) p",
+        );
+        let statement = self.work.prepare(&sql).await.expect("the statement is right");
+        let started = Instant::now();
+        for some in receipts.chunks(size) {
+            let ids: Vec<_> = some.iter().map(provider_id).collect();
+            let states: Vec<_> = some.iter().map(|receipt| receipt.state as i16).collect();
+            let statuses: Vec<_> = some.iter().map(|receipt| receipt.facts.status.as_deref()).collect();
+            let carriers: Vec<_> = some.iter().map(|receipt| receipt.facts.carrier.as_deref()).collect();
+            let responses: Vec<_> = some.iter().map(|receipt| receipt.facts.response.as_deref()).collect();
+            let times: Vec<_> = some.iter().map(|receipt| receipt.facts.sent_at.map(time)).collect();
+            let prices: Vec<_> =
+                some.iter().map(|receipt| receipt.facts.price.map(|price| price.0)).collect();
+            let written = self
+                .work
+                .execute(&statement, &[&ids, &states, &statuses, &carriers, &responses, &times, &prices])
+                .await
+                .expect("the UPDATE");
+            assert_eq!(written, some.len() as u64);
+        }
+        started.elapsed()
+    }
+}
+
+const LATEST: &str =
+    "(SELECT first_day FROM partitions WHERE current_date >= first_day AND current_date < end_day)";
+
+const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state - 4), receipt_state = i.state, \
                        provider_status = i.status, carrier = i.carrier, response = i.response, \
                        provider_sent_at = i.sent_at, price = i.price";
 
-    /// Locks in key order, then writes.
-    fn joined(from: &str) -> String {
-        let i = if from == "incoming" { "incoming i" } else { from };
-        let price = if from == "incoming" { "i.price" } else { "p.price" };
-        format!(
-            "WITH i AS (SELECT m.day, m.file, m.row, m.destination, i.state, i.status, i.carrier, i.response, i.sent_at, \
+/// Locks in key order, then writes.
+fn joined(from: &str) -> String {
+    let i = if from == "incoming" { "incoming i" } else { from };
+    let price = if from == "incoming" { "i.price" } else { "p.price" };
+    format!(
+        "WITH i AS (SELECT m.day, m.file, m.row, m.destination, i.state, i.status, i.carrier, i.response, i.sent_at, \
                                {price} AS price \
                           FROM {i} JOIN messages m ON m.day = {LATEST} AND m.destination = 1 \
                                                   AND m.provider_id = i.provider_id \
                          ORDER BY m.file, m.row FOR UPDATE OF m) \
              UPDATE messages m SET {SET}, updated_at = now() FROM i \
               WHERE m.day = {LATEST} AND m.file = i.file AND m.row = i.row AND m.destination = i.destination"
-        )
-    }
+    )
+}
 
-    fn case(receipts: &[Receipt]) -> String {
-        let mut sql = "UPDATE messages SET updated_at = now(), told = 2".to_owned();
-        let quoted = |text: Option<&str>| format!("'{}'", text.unwrap_or_default().replace('\'', "''"));
-        let mut column = |name: &str, value: &dyn Fn(&Receipt) -> String| {
-            write!(sql, ", {name} = CASE provider_id").expect("a String takes it");
-            for receipt in receipts {
-                write!(sql, " WHEN '{}' THEN {}", provider_id(receipt), value(receipt))
-                    .expect("a String takes it");
-            }
-            write!(sql, " ELSE {name} END").expect("a String takes it");
-        };
-        column("state", &|receipt| (receipt.state as i16).to_string());
-        column("provider_status", &|receipt| quoted(receipt.facts.status.as_deref()));
-        column("carrier", &|receipt| quoted(receipt.facts.carrier.as_deref()));
-        column("response", &|receipt| quoted(receipt.facts.response.as_deref()));
-        column("provider_sent_at", &|receipt| {
-            let seconds = receipt.facts.sent_at.map_or(0, |at| at.0 / 1000);
-            format!("to_timestamp({seconds})")
-        });
-        column("price", &|receipt| format!("{}e-8", receipt.facts.price.map_or(0, |price| price.0)));
-        let ids: Vec<_> = receipts.iter().map(|receipt| format!("'{}'", provider_id(receipt))).collect();
-        let keys = ids.join(", ");
-        write!(sql, " WHERE day = {LATEST} AND destination = 1 AND provider_id IN ({keys})")
-            .expect("a String takes it");
-        sql
-    }
-
-    async fn copy(client: &Client, table: &str, receipts: &[Receipt]) {
-        let mut text = String::new();
+fn case(receipts: &[Receipt]) -> String {
+    let mut sql = "UPDATE messages SET updated_at = now(), told = 2".to_owned();
+    let quoted = |text: Option<&str>| format!("'{}'", text.unwrap_or_default().replace('\'', "''"));
+    let mut column = |name: &str, value: &dyn Fn(&Receipt) -> String| {
+        write!(sql, ", {name} = CASE provider_id").expect("a String takes it");
         for receipt in receipts {
-            let ReceiptFacts { status, carrier, response, sent_at, price } = &receipt.facts;
-            writeln!(
-                text,
-                "{}\t{}\t{}\t{}\t{}\t{}\t{}e-8",
-                provider_id(receipt),
-                receipt.state as i16,
-                status.as_deref().unwrap_or("\\N"),
-                carrier.as_deref().unwrap_or("\\N"),
-                response.as_deref().unwrap_or("\\N"),
-                humantime::format_rfc3339_millis(sent_at.map_or(UNIX_EPOCH, time)),
-                price.map_or(0, |price| price.0),
-            )
-            .expect("a String takes it");
+            write!(sql, " WHEN '{}' THEN {}", provider_id(receipt), value(receipt))
+                .expect("a String takes it");
         }
-        let sink = client.copy_in(&format!("COPY {table} FROM STDIN")).await.expect("COPY");
-        let mut sink = std::pin::pin!(sink);
-        sink.send(bytes::Bytes::from(text)).await.expect("COPY takes the rows");
-        sink.finish().await.expect("COPY ends");
-    }
+        write!(sql, " ELSE {name} END").expect("a String takes it");
+    };
+    column("state", &|receipt| (receipt.state as i16).to_string());
+    column("provider_status", &|receipt| quoted(receipt.facts.status.as_deref()));
+    column("carrier", &|receipt| quoted(receipt.facts.carrier.as_deref()));
+    column("response", &|receipt| quoted(receipt.facts.response.as_deref()));
+    column("provider_sent_at", &|receipt| {
+        let seconds = receipt.facts.sent_at.map_or(0, |at| at.0 / 1000);
+        format!("to_timestamp({seconds})")
+    });
+    column("price", &|receipt| format!("{}e-8", receipt.facts.price.map_or(0, |price| price.0)));
+    let ids: Vec<_> = receipts.iter().map(|receipt| format!("'{}'", provider_id(receipt))).collect();
+    let keys = ids.join(", ");
+    write!(sql, " WHERE day = {LATEST} AND destination = 1 AND provider_id IN ({keys})")
+        .expect("a String takes it");
+    sql
+}
 
-    fn provider_id(receipt: &Receipt) -> &str {
-        match &receipt.key {
-            ReceiptKey::Provider(id) => id,
-            ReceiptKey::Message(_) => unreachable!("receipts here name the provider's id"),
-        }
+async fn copy(client: &Client, table: &str, receipts: &[Receipt]) {
+    let mut text = String::new();
+    for receipt in receipts {
+        let ReceiptFacts { status, carrier, response, sent_at, price } = &receipt.facts;
+        writeln!(
+            text,
+            "{}\t{}\t{}\t{}\t{}\t{}\t{}e-8",
+            provider_id(receipt),
+            receipt.state as i16,
+            status.as_deref().unwrap_or("\\N"),
+            carrier.as_deref().unwrap_or("\\N"),
+            response.as_deref().unwrap_or("\\N"),
+            humantime::format_rfc3339_millis(sent_at.map_or(UNIX_EPOCH, time)),
+            price.map_or(0, |price| price.0),
+        )
+        .expect("a String takes it");
     }
+    let sink = client.copy_in(&format!("COPY {table} FROM STDIN")).await.expect("COPY");
+    let mut sink = std::pin::pin!(sink);
+    sink.send(bytes::Bytes::from(text)).await.expect("COPY takes the rows");
+    sink.finish().await.expect("COPY ends");
+}
 
-    fn time(at: UnixMs) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(at.0)
+fn provider_id(receipt: &Receipt) -> &str {
+    match &receipt.key {
+        ReceiptKey::Provider(id) => id,
+        ReceiptKey::Message(_) => unreachable!("receipts here name the provider's id"),
     }
+}
 
-    async fn connect(server: &Postgres, settings: &str) -> Client {
-        let (client, connection) =
-            tokio_postgres::connect(&server.url(), NoTls).await.expect("the server answers");
-        tokio::spawn(connection);
-        let settings = format!("SET search_path = postrider, pg_temp; SET jit = off; {settings}");
-        client.batch_execute(&settings).await.expect("settings");
-        client
-    }
+fn time(at: UnixMs) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(at.0)
+}
+
+async fn connect(server: &Postgres, settings: &str) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(&server.url(), NoTls).await.expect("the server answers");
+    tokio::spawn(connection);
+    let settings = format!("SET search_path = postrider, pg_temp; SET jit = off; {settings}");
+    client.batch_execute(&settings).await.expect("settings");
+    client
 }

@@ -15,3 +15,4 @@ pub mod receiver;
 pub mod signature;
 pub mod systemd;
 pub mod telemetry;
+mod tls;

@@ -1,12 +1,8 @@
 //! What the adapters that speak Postgres' protocol share: the URL, TLS, the pool's manager, and words for errors.
 
-use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, time::Duration};
 
 use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
     NoTls,
@@ -79,44 +75,13 @@ pub fn manager(config: Config, tls: &Tls) -> Result<Manager, BadSettings> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     Ok(match tls {
         Tls::Disable => Manager::from_config(config, NoTls, recycling),
-        Tls::Require { ca_file } => {
-            let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
-            Manager::from_config(config, tls, recycling)
-        }
+        Tls::Require { ca_file } => Manager::from_config(config, connector(ca_file.as_deref())?, recycling),
     })
 }
 
-/// TLS 1.2 and 1.3 by ring, with the system's roots and those in `ca_file`.
-pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, BadSettings> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca_file {
-        add_file(&mut roots, path)
-            .map_err(|problem| BadSettings(format!("`ca_file` {}: {problem}", path.display())))?;
-    } else if added == 0 {
-        let why = "the system has no root certificates; install ca-certificates or set `ca_file`";
-        return Err(BadSettings(why.to_owned()));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring offers TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let mut count = 0;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
-        let certificate = certificate.map_err(|error| format!("no PEM certificate: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("certificate {}: {error}", count + 1))?;
-        count += 1;
-    }
-    if count == 0 {
-        return Err("holds no certificate (expected PEM, `-----BEGIN CERTIFICATE-----`)".to_owned());
-    }
-    Ok(())
+/// TLS as the protocol has it. The error says what is wrong with `ca_file`.
+pub fn connector(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, BadSettings> {
+    crate::tls::client_config(ca_file).map(MakeRustlsConnect::new).map_err(BadSettings)
 }
 
 /// An error for an operator. Neither its details, which quote rows (I10), nor the statement.
@@ -129,8 +94,6 @@ pub fn words(error: &tokio_postgres::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     fn of(url: &str, tls: &Tls) -> Result<Config, BadSettings> {
@@ -164,15 +127,5 @@ mod tests {
             assert_eq!(of(&url, &Tls::Disable).unwrap().get_ssl_mode(), SslMode::Disable);
         }
         assert!(of("postgres://u@h/d?sslmode=require", &Tls::Disable).is_err());
-    }
-
-    #[test]
-    fn an_unusable_ca_file_is_named_with_the_reason() {
-        let error = |path: &Path| client_config(Some(path)).unwrap_err().to_string();
-        assert!(error(Path::new("/nowhere/ca.pem")).contains("/nowhere/ca.pem"));
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        assert!(error(file.path()).contains("holds no certificate"));
-        file.write_all(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(error(file.path()).contains("certificate 1"));
     }
 }

@@ -33,10 +33,7 @@ fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> 
     Some(PostgresSettings {
         url: addresses.ledger.clone()?,
         pool: postgres.connections,
-        tls: match postgres.tls.clone() {
-            config::Tls::Disable => postgres::Tls::Disable,
-            config::Tls::Require { ca_file } => postgres::Tls::Require { ca_file },
-        },
+        tls: tls(&postgres.tls),
         schema: postgres.schema.clone(),
         timeouts: Timeouts {
             connect: postgres.connect_timeout,

@@ -494,7 +494,7 @@ pub(crate) const POINTS: &[&str] = &[
     "panic.receipt_sweeper",
 ];
 
-/// Points of the Postgres ledger alone; `tests/postgres_faults.rs` fails there.
+/// Points of the Postgres ledger alone; `tests/postgres/faults.rs` fails there.
 pub(crate) const POSTGRES_POINTS: &[&str] = &["postgres_before_commit"];
 
 #[test]

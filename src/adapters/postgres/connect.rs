@@ -1,25 +1,16 @@
 //! Connections: the pool, TLS, and a guard that gives back only what is sound.
 
-use std::{path::Path, sync::Arc};
-
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
-    Transaction,
-};
+use deadpool_postgres::{Hook, HookError, Object, Pool, PoolError, Runtime, TimeoutType, Transaction};
 use postrider_actors::ports::StoreError;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     OpenError,
     error::{self, Failure},
-    settings::{PostgresSettings, Purpose, Schema, Timeouts, Tls, config},
+    settings::{PostgresSettings, Purpose, Schema, Timeouts, config},
 };
+use crate::adapters::pg::{self, Tls};
 
 /// Connections, as many as the settings allow, opened when they are needed.
 #[derive(Clone)]
@@ -32,14 +23,7 @@ impl Connections {
     pub(super) fn new(settings: &PostgresSettings, purpose: Purpose) -> Result<Self, OpenError> {
         let schema = Schema::parse(&settings.schema)?;
         let config = config(settings, &schema, purpose)?;
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match &settings.tls {
-            Tls::Disable => Manager::from_config(config, NoTls, recycling),
-            Tls::Require { ca_file } => {
-                let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
-                Manager::from_config(config, tls, recycling)
-            }
-        };
+        let manager = pg::manager(config, &settings.tls)?;
         let timeouts = settings.timeouts;
         let pool = Pool::builder(manager)
             .max_size(settings.pool.max(1))
@@ -174,7 +158,7 @@ pub(super) async fn connect_once(settings: &PostgresSettings) -> Result<Client, 
                 Ok(client)
             }
             Tls::Require { ca_file } => {
-                let tls = MakeRustlsConnect::new(client_config(ca_file.as_deref())?);
+                let tls = pg::connector(ca_file.as_deref())?;
                 let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
                 tokio::spawn(async move { drop(connection.await) });
                 Ok(client)
@@ -184,37 +168,4 @@ pub(super) async fn connect_once(settings: &PostgresSettings) -> Result<Client, 
     timeout(limit, connecting)
         .await
         .unwrap_or_else(|_| Err(OpenError::Unreachable(format!("it does not answer within {limit:?}"))))
-}
-
-fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, OpenError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca_file {
-        add_file(&mut roots, path)
-            .map_err(|problem| OpenError::Settings(format!("`ca_file` {}: {problem}", path.display())))?;
-    } else if added == 0 {
-        return Err(OpenError::Settings(
-            "the system has no root certificates; install ca-certificates or set `ca_file`".to_owned(),
-        ));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring offers TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let mut count = 0;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
-        let certificate = certificate.map_err(|error| format!("no PEM certificate: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("certificate {}: {error}", count + 1))?;
-        count += 1;
-    }
-    if count == 0 {
-        return Err("holds no certificate (expected PEM, `-----BEGIN CERTIFICATE-----`)".to_owned());
-    }
-    Ok(())
 }

@@ -31,7 +31,10 @@ use postrider_actors::{
 };
 
 pub use schema::{Checked, Migrated, SCHEMA_VERSION, check, grants, migrate};
-pub use settings::{PostgresSettings, Timeouts, Tls};
+pub use settings::{PostgresSettings, Timeouts};
+
+use crate::adapters::pg::BadSettings;
+pub use crate::adapters::pg::Tls;
 pub use view::PostgresView;
 
 use connect::Connections;
@@ -93,6 +96,12 @@ pub enum OpenError {
         /// The schema's name.
         schema: String,
     },
+}
+
+impl From<BadSettings> for OpenError {
+    fn from(BadSettings(problem): BadSettings) -> Self {
+        Self::Settings(problem)
+    }
 }
 
 impl Shared {

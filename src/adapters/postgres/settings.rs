@@ -2,15 +2,14 @@
 
 use std::{
     fmt::{self, Write as _},
-    path::PathBuf,
-    str::FromStr as _,
     time::Duration,
 };
 
-use secrecy::{ExposeSecret as _, SecretString};
-use tokio_postgres::config::{Config, SslMode, TargetSessionAttrs};
+use secrecy::SecretString;
+use tokio_postgres::config::{Config, TargetSessionAttrs};
 
 use super::OpenError;
+use crate::adapters::pg::{self, Tls};
 
 /// How the ledger's database is reached, and what is kept there.
 #[derive(Clone, Debug)]
@@ -45,18 +44,6 @@ impl PostgresSettings {
             keep_changes: false,
         }
     }
-}
-
-/// Whether a connection is encrypted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// Never: for the same machine, or a network that is trusted.
-    Disable,
-    /// Always, with a certificate for the URL's host.
-    Require {
-        /// Certificates in PEM that are trusted beside the system's.
-        ca_file: Option<PathBuf>,
-    },
 }
 
 /// How long things may take.
@@ -126,27 +113,8 @@ pub(super) fn config(
     schema: &Schema,
     purpose: Purpose,
 ) -> Result<Config, OpenError> {
-    // Not the parser's words: it quotes parts of the URL, and the password may be one of them.
-    let mut config = Config::from_str(settings.url.expose_secret()).map_err(|_| {
-        OpenError::Settings(
-            "`url` is no Postgres URL (expected postgres://USER:PASSWORD@HOST:PORT/DATABASE; percent-encode \
-             special characters of the password)"
-                .to_owned(),
-        )
-    })?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(OpenError::Settings("`url` names no host".to_owned()));
-    }
-    match (&settings.tls, config.get_ssl_mode()) {
-        (Tls::Disable, SslMode::Require) => {
-            return Err(OpenError::Settings(
-                "`url` says sslmode=require and `tls` says no; say it in `tls` alone".to_owned(),
-            ));
-        }
-        (Tls::Disable, _) => config.ssl_mode(SslMode::Disable),
-        (Tls::Require { .. }, _) => config.ssl_mode(SslMode::Require),
-    };
     let Timeouts { connect, statement, lock } = settings.timeouts;
+    let mut config = pg::config(&settings.url, &settings.tls, connect, statement + connect)?;
     let mut options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
     // Writing to a String can't fail.
     let _ = write!(
@@ -164,21 +132,14 @@ pub(super) fn config(
              -c enable_mergejoin=off",
         );
     }
-    config
-        .options(options)
-        .application_name("postrider")
-        .target_session_attrs(TargetSessionAttrs::ReadWrite)
-        .connect_timeout(connect)
-        .keepalives(true)
-        .keepalives_idle(Duration::from_secs(30))
-        .keepalives_interval(Duration::from_secs(10))
-        .keepalives_retries(3)
-        .tcp_user_timeout(statement + connect);
+    config.options(options).target_session_attrs(TargetSessionAttrs::ReadWrite);
     Ok(config)
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::SslMode;
+
     use super::*;
 
     #[test]

@@ -1,0 +1,378 @@
+//! F49 to F53 of the fault catalogue.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use postrider::adapters::postgres::PostgresLedger;
+use postrider_actors::{
+    model::{state::MessageState, time::UnixMs},
+    ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError},
+};
+use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
+
+use crate::{
+    DAY_MS, NOW, arrival, drain, insist, install, ledger,
+    pg::{self, Postgres, Stop},
+    receipt, record, server, settings, standings,
+};
+
+fn deadlocks(server: &Postgres) -> String {
+    assert!(!server.log().contains("deadlock detected"), "{}", server.log());
+    server.value("SELECT deadlocks::text FROM pg_stat_database WHERE datname = current_database()")
+}
+
+/// Connections of the daemon that hold a transaction open.
+fn stuck(server: &Postgres) -> String {
+    server.value_as(
+        "postgres",
+        pg::DATABASE,
+        "SELECT count(*)::text FROM pg_stat_activity WHERE usename = 'daemon' AND state LIKE 'idle in transaction%'",
+    )
+}
+
+/// 6,000 messages of three days, and a final receipt of each, while `harm` is done.
+async fn work_while(server: &Arc<Postgres>, harm: impl Fn(&Postgres) + Send + 'static) {
+    let ledger = ledger(server).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let harming = std::thread::spawn({
+        let (server, is_over) = (server.clone(), is_over.clone());
+        move || {
+            while !is_over.load(Ordering::SeqCst) {
+                harm(&server);
+            }
+        }
+    });
+    let recording = tokio::spawn({
+        let ledger = ledger.clone();
+        async move {
+            for part in 0..60 {
+                let records: Vec<_> =
+                    (0..100).map(|row| record((part % 3) as u8, part / 3 * 100 + row)).collect();
+                insist(|| ledger.record(records.clone())).await;
+            }
+        }
+    });
+    let taking = tokio::spawn({
+        let ledger = ledger.clone();
+        async move {
+            for part in 0..60u64 {
+                let receipts = (0..100)
+                    .map(|row| receipt((part % 3) as u8, part / 3 * 100 + row, row, MessageState::Delivered));
+                let mut arrival = arrival(receipts.collect());
+                arrival.cursor = Some(SourceCursor(part.to_string()));
+                insist(|| ledger.take(arrival.clone())).await;
+            }
+        }
+    });
+    let applying: Vec<_> = (0..2)
+        .map(|_| {
+            let (ledger, is_over) = (ledger.clone(), is_over.clone());
+            tokio::spawn(async move {
+                while !is_over.load(Ordering::SeqCst) {
+                    insist(|| ledger.apply(300, usize::MAX, NOW)).await;
+                    insist(|| ledger.rejoin(1000)).await;
+                }
+            })
+        })
+        .collect();
+    recording.await.unwrap();
+    taking.await.unwrap();
+    is_over.store(true, Ordering::SeqCst);
+    harming.join().unwrap();
+    for applying in applying {
+        applying.await.unwrap();
+    }
+    insist(|| ledger.rejoin(10_000)).await;
+    drain(&ledger).await;
+    let counts = "SELECT string_agg(state || ' ' || n, ', ') FROM \
+                  (SELECT state, count(*) AS n FROM postrider.messages GROUP BY state) s";
+    assert_eq!(server.value(counts), "6 6000");
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.receipt_parked"), "0");
+    assert_eq!(ledger.cursor("s").await, Ok(Some(SourceCursor("59".into()))));
+    assert_eq!(stuck(server), "0");
+    assert_eq!(deadlocks(server), "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_restarts_lose_nothing() {
+    let server = server();
+    work_while(&server, |server| {
+        for how in [Stop::Fast, Stop::Crash] {
+            std::thread::sleep(Duration::from_millis(400));
+            server.stop(how);
+            std::thread::sleep(Duration::from_millis(50));
+            server.resume();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_terminated_backends_lose_nothing() {
+    let server = server();
+    work_while(&server, |server| {
+        std::thread::sleep(Duration::from_millis(60));
+        let end =
+            "SELECT count(pg_terminate_backend(pid))::text FROM pg_stat_activity WHERE usename = 'daemon'";
+        server.value_as("postgres", pg::DATABASE, end);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_a_backend_that_ends_in_its_commit_leaves_it_unknown_and_repeating_is_harmless() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    // A deferred trigger runs within COMMIT.
+    server.execute(
+        "CREATE FUNCTION postrider.wait() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_sleep(5); RETURN NULL; END $$; \
+         CREATE CONSTRAINT TRIGGER wait AFTER UPDATE ON postrider.sources DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION postrider.wait()",
+    );
+    let arrival = arrival(vec![receipt(1, 1, 0, MessageState::Delivered)]);
+    let taking = tokio::spawn({
+        let (ledger, arrival) = (ledger.clone(), arrival.clone());
+        async move { ledger.take(arrival).await }
+    });
+    let in_commit = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity \
+                     WHERE usename = 'daemon' AND query = 'COMMIT' AND state = 'active'";
+    let pid = loop {
+        let pid = server.value_as("postgres", pg::DATABASE, in_commit);
+        if pid != "0" {
+            break pid;
+        }
+        assert!(!taking.is_finished());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    server.value_as("postgres", pg::DATABASE, &format!("SELECT pg_terminate_backend({pid})::text"));
+    let answer = taking.await.unwrap();
+    assert!(matches!(answer, Err(StoreError::Unknown(_))), "{answer:?}");
+    server.execute("DROP TRIGGER wait ON postrider.sources");
+    let taken = insist(|| ledger.take(arrival.clone())).await;
+    assert_eq!(taken.new + taken.known, 1);
+    assert_eq!(ledger.waiting().await, Ok(1));
+    assert_eq!(stuck(&server), "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds() {
+    let server = server();
+    install(&server).await;
+    let mut settings = settings(&server);
+    settings.pool = 1;
+    settings.timeouts.connect = Duration::from_millis(400);
+    let ledger = PostgresLedger::open(settings).await.unwrap();
+    let records: Vec<_> = (0..10).map(|row| record(1, row)).collect();
+    ledger.record(records.clone()).await.unwrap();
+
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let locking = std::thread::spawn({
+        let server = server.clone();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (client, connection) =
+                    tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
+                tokio::spawn(connection);
+                client.batch_execute("BEGIN; LOCK TABLE postrider.messages").await.unwrap();
+                let _ = released.recv();
+                client.batch_execute("COMMIT").await.unwrap();
+            });
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let started = tokio::time::Instant::now();
+    let (first, second) = tokio::join!(ledger.record(records.clone()), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ledger.waiting().await
+    });
+    let Err(StoreError::Retryable(why)) = first else { panic!("{first:?}") };
+    assert!(why.contains("55P03"), "{why}");
+    let Err(StoreError::Retryable(why)) = second else { panic!("{second:?}") };
+    assert!(why.contains("all 1 connections"), "{why}");
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(stuck(&server), "0");
+    release.send(()).unwrap();
+    locking.join().unwrap();
+    ledger.record(records).await.unwrap();
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages"), "10");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_a_caller_that_goes_away_leaves_no_transaction() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    let receipts: Vec<_> = (0..1000).map(|row| receipt(1, row, 0, MessageState::Delivered)).collect();
+    ledger.take(arrival(receipts)).await.unwrap();
+    for wait_ms in [1, 3, 6, 12, 24] {
+        let abandoned = ledger.apply(500, usize::MAX, NOW);
+        let _ = tokio::time::timeout(Duration::from_millis(wait_ms), abandoned).await;
+    }
+    drain(&ledger).await;
+    let waiting = "SELECT ((SELECT count(*) FROM postrider.receipt_inbox) \
+                         + (SELECT count(*) FROM postrider.receipt_parked))::text";
+    assert_eq!(server.value(waiting), "1000");
+    assert_eq!(stuck(&server), "0");
+}
+
+/// Each of the messages gets 8 receipts, each of the appliers meets most of the messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
+    const MESSAGES: u64 = 600;
+    let server = server();
+    let ledger = ledger(&server).await;
+    let records: Vec<_> =
+        (0..3).flat_map(|file| (0..MESSAGES / 3).map(move |row| record(file, row))).collect();
+    ledger.record(records.clone()).await.unwrap();
+    let mut rng = SmallRng::seed_from_u64(50);
+    let mut receipts: Vec<_> = (0..16)
+        .flat_map(|number| {
+            records.iter().map(move |record| {
+                let state = if number % 5 == 0 { MessageState::Failed } else { MessageState::Delivered };
+                receipt(record.id.file.0[0], record.id.row, number, state)
+            })
+        })
+        .collect();
+    receipts.shuffle(&mut rng);
+    let sum: u64 = receipts.len() as u64;
+    ledger.take(arrival(receipts)).await.unwrap();
+    let appliers: Vec<_> = (0..8)
+        .map(|_| {
+            let ledger = ledger.clone();
+            tokio::spawn(async move {
+                let mut all = Applied::default();
+                loop {
+                    let applied = ledger.apply(1000, usize::MAX, NOW).await.expect("nothing is in the way");
+                    if applied.total() == 0 {
+                        break all;
+                    }
+                    all.matched += applied.matched;
+                    all.conflicts += applied.conflicts;
+                }
+            })
+        })
+        .collect();
+    // What else writes these rows.
+    let again = tokio::spawn({
+        let (ledger, mut records) = (ledger.clone(), records.clone());
+        async move {
+            for attempts in 2..8 {
+                for record in &mut records {
+                    record.attempts = attempts;
+                }
+                records.reverse();
+                ledger.record(records.clone()).await.expect("nothing is in the way");
+                let later = UnixMs(NOW.0 + 9 * DAY_MS);
+                ledger.expire("d", later, 100, later).await.expect("nothing is in the way");
+            }
+        }
+    });
+    let (mut matched, mut conflicts) = (0, 0);
+    for applier in appliers {
+        let applied = applier.await.unwrap();
+        matched += applied.matched;
+        conflicts += applied.conflicts;
+    }
+    again.await.unwrap();
+    assert_eq!((matched, conflicts), (sum, MESSAGES), "each is applied once");
+    let wrong = "SELECT count(*)::text FROM postrider.messages \
+                 WHERE (state, told, attempts, carrier) IS DISTINCT FROM (6, 3, 7, 'carrier 14')";
+    assert_eq!(server.value(wrong), "0");
+    assert_eq!(deadlocks(&server), "0");
+}
+
+/// Over several partitions, by both keys; what is before its message comes again through the parked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f51_the_order_of_receipts_does_not_matter() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    let mut seen: Option<Vec<Vec<Option<String>>>> = None;
+    for seed in 0..4 {
+        server.execute(
+            "TRUNCATE postrider.messages, postrider.files, postrider.receipt_inbox, postrider.receipt_parked, \
+             postrider.receipt_events",
+        );
+        let ledger = if seed == 0 {
+            ledger.clone()
+        } else {
+            // One that does not remember where files were.
+            PostgresLedger::open(settings(&server)).await.unwrap()
+        };
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let records: Vec<_> = (0..3).flat_map(|file| (0..100).map(move |row| record(file, row))).collect();
+        let mut receipts: Vec<_> = (0..6)
+            .flat_map(|number| {
+                // Row 100 on is unknown.
+                (0..3).flat_map(move |file| {
+                    (0..110).map(move |row| {
+                        let state = match (row + number) % 3 {
+                            0 => MessageState::Sent,
+                            1 => MessageState::Failed,
+                            _ if row < 50 => MessageState::Delivered,
+                            _ => MessageState::Failed,
+                        };
+                        receipt(file, row, number, state)
+                    })
+                })
+            })
+            .collect();
+        let thrice: Vec<_> = receipts.iter().chain(&receipts).cloned().collect();
+        receipts.extend(thrice);
+        receipts.shuffle(&mut rng);
+        let (before, after) = receipts.split_at(receipts.len() / 3);
+        ledger.take(arrival(before.to_vec())).await.unwrap();
+        drain(&ledger).await;
+        let mut shuffled = records.clone();
+        shuffled.shuffle(&mut rng);
+        for some in shuffled.chunks(70) {
+            ledger.record(some.to_vec()).await.unwrap();
+        }
+        for some in after.chunks(500) {
+            ledger.take(arrival(some.to_vec())).await.unwrap();
+            drain(&ledger).await;
+        }
+        let found = standings(&server);
+        assert_eq!(found.len(), 300);
+        assert_eq!(
+            server.value("SELECT count(*)::text FROM postrider.receipt_parked"),
+            (3 * 10 * 6).to_string()
+        );
+        assert_eq!(server.value("SELECT count(DISTINCT tableoid)::text FROM postrider.messages"), "3");
+        if let Some(seen) = &seen {
+            assert_eq!(*seen, found, "seed {seed}");
+        }
+        seen = Some(found);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f53_65536_receipts_are_taken_in_parts_and_the_cursor_with_the_last() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    let receipts: Vec<_> = (0..65_536).map(|row| receipt(1, row, 0, MessageState::Delivered)).collect();
+    let mut arrival = arrival(receipts);
+    arrival.cursor = Some(SourceCursor("end".into()));
+    let taken = ledger.take(arrival.clone()).await.unwrap();
+    assert_eq!((taken.new, taken.known), (65_536, 0));
+    let transactions: u32 =
+        server.value("SELECT count(DISTINCT xmin::text)::text FROM postrider.receipt_inbox").parse().unwrap();
+    assert_eq!(transactions, 16);
+    assert_eq!(ledger.cursor("s").await, Ok(Some(SourceCursor("end".into()))));
+    let again = ledger.take(arrival).await.unwrap();
+    assert_eq!((again.new, again.known), (0, 65_536));
+    assert_eq!(ledger.waiting().await, Ok(65_536));
+}
