@@ -118,6 +118,8 @@ struct World {
     server: Postgres,
     /// As the daemon's connections plan.
     work: Client,
+    /// The same, but for that it may read the temporary table, which has no index.
+    copying: Client,
     /// As the server plans.
     free: Client,
     ledger: PostgresLedger,
@@ -136,18 +138,17 @@ impl World {
         migrate(&settings).await.expect("an empty database can be migrated");
         let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
         let free = connect(&server, "").await;
-        let work = connect(
-            &server,
-            "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-                 SET plan_cache_mode = force_custom_plan;",
-        )
-        .await;
+        let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
+                        SET plan_cache_mode = force_custom_plan;";
+        let copying = connect(&server, settings).await;
+        let work = connect(&server, &format!("SET enable_seqscan = off; {settings}")).await;
         let temporary = "CREATE TEMP TABLE incoming (provider_id text COLLATE \"C\", state smallint, status text, \
                              carrier text, response text, sent_at timestamptz, price numeric(20, 8)) \
                              ON COMMIT DELETE ROWS";
-        work.batch_execute(temporary).await.expect("a temporary table");
+        copying.batch_execute(temporary).await.expect("a temporary table");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        let mut world = Self { server, work, free, ledger, rows, now: UnixMs(now as u64), deck: Vec::new() };
+        let mut world =
+            Self { server, work, copying, free, ledger, rows, now: UnixMs(now as u64), deck: Vec::new() };
         world.deal_over(0..rows);
         world
     }
@@ -257,10 +258,10 @@ impl World {
             Strategy::Copy => {
                 let started = Instant::now();
                 for some in receipts.chunks(size) {
-                    self.work.batch_execute("BEGIN").await.expect("BEGIN");
-                    copy(&self.work, "incoming", some).await;
-                    self.work.batch_execute(&joined("incoming")).await.expect("the UPDATE");
-                    self.work.batch_execute("COMMIT").await.expect("COMMIT");
+                    self.copying.batch_execute("BEGIN").await.expect("BEGIN");
+                    copy(&self.copying, "incoming", some).await;
+                    self.copying.batch_execute(&joined("incoming")).await.expect("the UPDATE");
+                    self.copying.batch_execute("COMMIT").await.expect("COMMIT");
                 }
                 started.elapsed()
             }
@@ -302,9 +303,9 @@ impl World {
 
     async fn unnest(&self, size: usize, receipts: &[Receipt]) -> Duration {
         let sql = joined(
-            "unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::bigint[]) \
-                 AS i (provider_id, state, status, carrier, response, sent_at, units) \
-                 CROSS JOIN LATERAL (SELECT i.units * 0.00000001 AS price) p",
+            "(SELECT provider_id, state, status, carrier, response, sent_at, units * 0.00000001 AS price \
+                FROM unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], \
+                            $7::bigint[]) AS r (provider_id, state, status, carrier, response, sent_at, units))",
         );
         let statement = self.work.prepare(&sql).await.expect("the statement is right");
         let started = Instant::now();
@@ -335,18 +336,22 @@ const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state 
                        provider_status = i.status, carrier = i.carrier, response = i.response, \
                        provider_sent_at = i.sent_at, price = i.price";
 
-/// Locks in key order, then writes.
+/// Looks up one by one, as the ledger does, locks in key order, then writes. OFFSET keeps the look-up as it is: the
+/// temporary table has no statistics, and other plans read the whole partition.
 fn joined(from: &str) -> String {
-    let i = if from == "incoming" { "incoming i" } else { from };
-    let price = if from == "incoming" { "i.price" } else { "p.price" };
     format!(
-        "WITH i AS (SELECT m.day, m.file, m.row, m.destination, i.state, i.status, i.carrier, i.response, i.sent_at, \
-                               {price} AS price \
-                          FROM {i} JOIN messages m ON m.day = {LATEST} AND m.destination = 1 \
-                                                  AND m.provider_id = i.provider_id \
-                         ORDER BY m.file, m.row FOR UPDATE OF m) \
-             UPDATE messages m SET {SET}, updated_at = now() FROM i \
-              WHERE m.day = {LATEST} AND m.file = i.file AND m.row = i.row AND m.destination = i.destination"
+        "WITH found AS (SELECT k.file, k.row, i.state, i.status, i.carrier, i.response, i.sent_at, i.price \
+                          FROM {from} i, \
+                               LATERAL (SELECT file, row FROM messages \
+                                         WHERE day = {LATEST} AND destination = 1 AND provider_id = i.provider_id \
+                                        OFFSET 0) k), \
+              i AS (SELECT m.day, m.file, m.row, m.destination, f.state, f.status, f.carrier, f.response, f.sent_at, \
+                           f.price \
+                      FROM found f JOIN messages m ON m.day = {LATEST} AND m.file = f.file AND m.row = f.row \
+                                                  AND m.destination = 1 \
+                     ORDER BY m.file, m.row FOR UPDATE OF m) \
+         UPDATE messages m SET {SET}, updated_at = now() FROM i \
+          WHERE m.day = {LATEST} AND m.file = i.file AND m.row = i.row AND m.destination = i.destination"
     )
 }
 
