@@ -287,7 +287,8 @@ fn message(file: FileId, row: u64, now: UnixMs) -> MessageRecord {
 
 /// The statement of the ledger, in shape.
 fn insert(from: &str, day: &str, destination: &str) -> String {
-    const GREATER: &str = "(excluded.recorded, excluded.attempts, excluded.recorded_at) > (m.recorded, m.attempts, m.recorded_at)";
+    const GREATER: &str = "(excluded.recorded, excluded.accepted_at, excluded.attempts, excluded.recorded_at) \
+         > (m.recorded, m.accepted_at, m.attempts, m.recorded_at)";
     let greater: String =
         ["recorded", "attempts", "status", "reason", "detail", "accepted_at", "recorded_at"]
             .map(|column| {

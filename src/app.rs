@@ -9,6 +9,8 @@ mod aws;
 pub mod console;
 pub mod engines;
 mod feeds;
+#[cfg(any(feature = "aws", feature = "postgres"))]
+mod patience;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod receipts;

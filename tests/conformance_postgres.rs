@@ -61,8 +61,8 @@ impl RowReader for Rows {
         };
         LedgerTally {
             rows: count("messages"),
-            parked: count("receipt_parked"),
-            orphans: count("receipt_orphans"),
+            parked: count("receipt_parked WHERE NOT orphan"),
+            orphans: count("receipt_parked WHERE orphan"),
             rejects: count("receipt_rejects"),
         }
     }

@@ -46,6 +46,9 @@ pub fn config(
     let bad = |why: &str| BadSettings(why.to_owned());
     // Not the parser's words: it quotes parts of the URL, and the password may be one of them.
     let mut config = Config::from_str(url.expose_secret()).map_err(|_| {
+        if url.expose_secret().contains("sslmode=verify-") {
+            return bad("`url` says sslmode=verify-…: leave it out, `tls = \"require\"` verifies certificate and host");
+        }
         bad("`url` is no Postgres URL (expected postgres://USER:PASSWORD@HOST:PORT/DATABASE; percent-encode special \
              characters of the password)")
     })?;
@@ -127,5 +130,7 @@ mod tests {
             assert_eq!(of(&url, &Tls::Disable).unwrap().get_ssl_mode(), SslMode::Disable);
         }
         assert!(of("postgres://u@h/d?sslmode=require", &Tls::Disable).is_err());
+        let error = of("postgres://u:hunter2@h/d?sslmode=verify-full", &require).unwrap_err().to_string();
+        assert!(error.contains("leave it out") && !error.contains("hunter2"), "{error}");
     }
 }

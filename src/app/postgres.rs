@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use postrider_actors::ports::Table;
 
-use super::{StartError, tables::table_destinations};
+use super::{StartError, patience::patiently, tables::table_destinations};
 use crate::{
     adapters::{
         pg::{BadSettings, Tls},
@@ -24,7 +24,10 @@ use crate::{
 /// What the ledger is called in findings.
 const LEDGER: &str = "ledger";
 
-/// How long a look at a database may take on top of its own timeouts.
+/// How long a statement of a command that reads whole tables may take: the operator waits for it and can end it.
+const COMMAND_STATEMENT: Duration = Duration::from_mins(10);
+
+/// How long a look at a table may take.
 const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// `[ledger.postgres]` for the adapter; `None` if the ledger is another.
@@ -49,16 +52,20 @@ fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> 
 pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, StartError> {
     let settings = settings(&resolved.config, &resolved.addresses)
         .expect("the caller looked at ledger.kind, and the address was resolved");
-    PostgresLedger::open(settings).await.map_err(|error| StartError::Engine {
-        engine: LEDGER.to_owned(),
-        may_pass: matches!(error, OpenError::Unreachable(_)),
-        problem: error.to_string(),
+    patiently(async || {
+        PostgresLedger::open(settings.clone()).await.map_err(|error| StartError::Engine {
+            engine: LEDGER.to_owned(),
+            may_pass: matches!(error, OpenError::Unreachable(_)),
+            problem: error.to_string(),
+        })
     })
+    .await
 }
 
 /// Opens the ledger for an operator's commands.
 pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
-    let settings = settings(config, &config.addresses()?).context("ledger.kind is not \"postgres\"")?;
+    let mut settings = settings(config, &config.addresses()?).context("ledger.kind is not \"postgres\"")?;
+    settings.timeouts.statement = settings.timeouts.statement.max(COMMAND_STATEMENT);
     PostgresView::open(&settings).await.context(
         "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong",
     )
@@ -103,17 +110,12 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
             Finding::new(LEDGER, Verdict::Costly, format!("{detail}; {}", checked.warnings.join("; ")))
         })
     };
-    Some(match tokio::time::timeout(LOOK_TIMEOUT, work).await {
-        Ok(Ok(finding)) => finding,
-        Ok(Err(error @ OpenError::Unreachable(_))) => {
-            Finding::new(LEDGER, Verdict::Unreachable, error.to_string())
-        }
-        Ok(Err(error)) => Finding::new(LEDGER, Verdict::Wrong, error.to_string()),
-        Err(_) => {
-            let detail = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
-            Finding::new(LEDGER, Verdict::Unreachable, detail)
-        }
-    })
+    // Each of its steps ends within the limits of its settings.
+    Some(work.await.unwrap_or_else(|error| {
+        let verdict =
+            if matches!(error, OpenError::Unreachable(_)) { Verdict::Unreachable } else { Verdict::Wrong };
+        Finding::new(LEDGER, verdict, error.to_string())
+    }))
 }
 
 /// A table of the configuration: its destination's name, and the table itself.
@@ -199,7 +201,11 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
 
 /// Counts the tables of two destinations by ranges of keys.
 pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Result<CompareReport> {
-    let tables: BTreeMap<_, _> = open_tables(config, &config.addresses()?)?.into_iter().collect();
+    let mut config = config.clone();
+    for warehouse in &mut config.warehouses {
+        warehouse.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
+    }
+    let tables: BTreeMap<_, _> = open_tables(&config, &config.addresses()?)?.into_iter().collect();
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();

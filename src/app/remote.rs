@@ -11,6 +11,7 @@ use postrider_actors::{
 use super::{
     Machine, StartError,
     aws::{LOOK_TIMEOUT, MAKE, dynamo_settings, settings, url_of, within},
+    patience::patiently,
     stores::{Stores, open_embedded},
     tables::table_workers,
 };
@@ -61,7 +62,9 @@ pub(super) async fn open_stores(
     let sdk = aws::sdk_config(&settings).await;
     let observer = Arc::new(ApiMetrics(metrics.clone()));
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, observer.clone());
-    let queue_url = url_of(&provisioner, &engine_of(sqs), &sqs.queue, MAKE).await.map_err(refused)?;
+    let queue_url =
+        patiently(async || url_of(&provisioner, &engine_of(sqs), &sqs.queue, MAKE).await.map_err(refused))
+            .await?;
     let dead_letters = QueueAddress::Name(sqs.dead_letter_name.clone());
     let dead_letter_url =
         url_of(&provisioner, "dead-letter queue", &dead_letters, MAKE).await.map_err(refused)?;

@@ -105,7 +105,7 @@ struct Which {
     #[arg(long, value_name = "NAME")]
     destination: Option<String>,
     /// Whose last attempt failed so: status, timeout, connect, dns, tls, reset, protocol, render, panic,
-    /// poison
+    /// poison, refused, unavailable
     #[arg(long, value_name = "REASON", value_parser = reason)]
     reason: Option<Reason>,
     /// That were given up for: permanent, attempts, age, poison

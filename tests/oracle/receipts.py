@@ -101,7 +101,7 @@ def read_postgres(psql, url, schema):
         f" FROM {schema}.messages m JOIN {schema}.destinations d ON d.id = m.destination"
     )
     events = "SELECT replace(event::text, '-', '') FROM"
-    held = copy(f"{events} {schema}.receipt_parked UNION ALL {events} {schema}.receipt_orphans")
+    held = copy(f"{events} {schema}.receipt_parked")
     waiting = copy(f"SELECT count(*) FROM {schema}.receipt_inbox")
     return (
         [(row[0], row[1], ORDER[int(row[2])], row[3] or None, int(row[4]) == 3) for row in rows],

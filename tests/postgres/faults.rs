@@ -210,6 +210,53 @@ async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f49_what_an_operator_has_to_mend_is_waited_for() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    ledger.record(vec![record(1, 1)]).await.unwrap();
+    let harms = [
+        ("REVOKE UPDATE ON postrider.messages FROM daemon", "GRANT UPDATE ON postrider.messages TO daemon"),
+        (
+            "ALTER TABLE postrider.messages RENAME TO elsewhere",
+            "ALTER TABLE postrider.elsewhere RENAME TO messages",
+        ),
+    ];
+    for (harm, mend) in harms {
+        server.execute(harm);
+        let refused = ledger.record(vec![record(1, 2)]).await;
+        assert!(matches!(refused, Err(StoreError::Retryable(_))), "{harm}: {refused:?}");
+        server.execute(mend);
+        insist(|| ledger.record(vec![record(1, 2)])).await;
+    }
+    server.execute_as("postgres", "postgres", "ALTER ROLE daemon NOLOGIN");
+    server.execute_as(
+        "postgres",
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'daemon'",
+    );
+    let refused = insist_until(|| ledger.record(vec![record(1, 3)]), |error| error.contains("28000")).await;
+    assert!(matches!(refused, StoreError::Retryable(_)), "{refused:?}");
+    server.execute_as("postgres", "postgres", "ALTER ROLE daemon LOGIN");
+    insist(|| ledger.record(vec![record(1, 3)])).await;
+}
+
+/// Repeats it until its error says what it should; the first tries may meet connections that were just ended.
+async fn insist_until<F>(work: impl Fn() -> F, is_it: impl Fn(&str) -> bool) -> StoreError
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    for _ in 0..100 {
+        match work().await {
+            Err(error) if is_it(&error.to_string()) => return error,
+            Ok(()) => panic!("it is done"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    panic!("it never says so");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn f49_a_caller_that_goes_away_leaves_no_transaction() {
     let server = server();
     let ledger = ledger(&server).await;

@@ -53,8 +53,19 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
     assert_eq!((checked.role.as_str(), checked.encrypted), ("daemon", false));
     assert!(checked.warnings.iter().all(|warning| warning.contains("fsync")), "{:?}", checked.warnings);
     assert!(check(&owner).await.unwrap().warnings.iter().any(|warning| warning.contains("owns")));
-    server.execute("REVOKE DELETE ON postrider.receipt_parked FROM daemon");
-    assert!(matches!(check(&settings).await, Err(OpenError::Privileges { .. })));
+    for (grant, missing) in [
+        ("DELETE ON postrider.receipt_parked", "DELETE on receipt_parked"),
+        ("UPDATE (last_recorded) ON postrider.partitions", "UPDATE on partitions"),
+        ("EXECUTE ON FUNCTION postrider.make_partition(date)", "EXECUTE on make_partition(date)"),
+    ] {
+        server.execute(&format!("REVOKE {grant} FROM daemon"));
+        let error = check(&settings).await.unwrap_err();
+        assert!(
+            matches!(error, OpenError::Privileges { .. }) && error.to_string().contains(missing),
+            "{error}"
+        );
+        server.execute(&format!("GRANT {grant} TO daemon"));
+    }
 
     server.execute("UPDATE postrider.meta SET version = 99");
     let error = PostgresLedger::open(settings.clone()).await.unwrap_err();
@@ -127,10 +138,7 @@ async fn retention_drops_whole_partitions_and_gives_way_to_who_reads() {
     let before = UnixMs(NOW.0 + 2 * DAY_MS);
     let count = || server.value("SELECT count(*)::text FROM postrider.messages");
     {
-        let (client, connection) =
-            tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
-        let driving = tokio::spawn(connection);
-        client.batch_execute("BEGIN; SELECT count(*) FROM postrider.messages").await.unwrap();
+        let reader = open_transaction(&server, "SELECT count(*) FROM postrider.messages").await;
         let started = tokio::time::Instant::now();
         let (retired, recorded) =
             tokio::join!(ledger.retire(before, 1000), ledger.record(vec![record(3, 50)]));
@@ -138,9 +146,7 @@ async fn retention_drops_whole_partitions_and_gives_way_to_who_reads() {
         recorded.unwrap();
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         assert_eq!(count(), "201");
-        client.batch_execute("COMMIT").await.unwrap();
-        drop(client);
-        let _ = driving.await;
+        reader.batch_execute("COMMIT").await.unwrap();
     }
     while ledger.retire(before, 1000).await.unwrap() > 0 {}
     assert_eq!(count(), "101");
@@ -152,6 +158,65 @@ async fn retention_drops_whole_partitions_and_gives_way_to_who_reads() {
         server.value("SELECT count(*)::text FROM postrider.partitions WHERE end_day <= '2023-11-16'"),
         "0"
     );
+}
+
+/// A transaction of somebody else's that has run `sql`, open until it is dropped.
+async fn open_transaction(server: &Postgres, sql: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn retention_goes_by_what_was_recorded_last() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    // The second message of the file was held back for five days.
+    let late = MessageRecord { at: UnixMs(NOW.0 + 5 * DAY_MS), ..record(0, 2) };
+    ledger.record(vec![record(0, 1)]).await.unwrap();
+    ledger.record(vec![late]).await.unwrap();
+    let count = || server.value("SELECT count(*)::text FROM postrider.messages");
+    for (days, left) in [(3, "2"), (5, "2"), (7, "0")] {
+        while ledger.retire(UnixMs(NOW.0 + days * DAY_MS), 1000).await.unwrap() > 0 {}
+        assert_eq!(count(), left, "after {days} days");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn a_file_that_another_machine_has_forgotten_is_found_anew() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    let other = PostgresLedger::open(settings(&server)).await.unwrap();
+    ledger.record(vec![record(0, 1)]).await.unwrap();
+    let later = UnixMs(NOW.0 + 9 * DAY_MS);
+    let reader = open_transaction(&server, "SELECT count(*) FROM postrider.messages").await;
+    // The other one forgets the file, and can't drop its partition.
+    while other.retire(later, 1000).await.unwrap() > 0 {}
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.files"), "0");
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages"), "1");
+    let again = MessageRecord { at: later, ..record(0, 2) };
+    insist(|| ledger.record(vec![again.clone()])).await;
+    reader.batch_execute("COMMIT").await.unwrap();
+    while other.retire(later, 1000).await.unwrap() > 0 {}
+    assert_eq!(server.value("SELECT string_agg(row::text, ' ') FROM postrider.messages"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn a_partition_is_not_dropped_while_a_file_may_be_in_it() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    ledger.record(vec![record(0, 1)]).await.unwrap();
+    // Another machine has got as far as forgetting the file when its connection goes.
+    let other = open_transaction(&server, "DELETE FROM postrider.files").await;
+    assert_eq!(ledger.retire(UnixMs(NOW.0 + 9 * DAY_MS), 1000).await, Ok(0));
+    other.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages"), "1");
+    ledger.record(vec![MessageRecord { status: 202, attempts: 2, ..record(0, 1) }]).await.unwrap();
+    assert_eq!(server.value("SELECT string_agg(status::text, ' ') FROM postrider.messages"), "202");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -342,7 +342,9 @@ async fn s4_5_compare_counts_both_by_key_range() {
     assert!(serde_json::to_string(&report).unwrap().contains(&files[2].to_string()));
     let few = CompareLimits { files: 1, differing: 1, range_rows: 100, ranges: 1 };
     let report = compare(&pair[0], &pair[1], few).await.unwrap();
-    assert_eq!((report.files, report.truncated, report.differing[0].ranges_more), (1, true, 1), "{report}");
+    let counted = (report.files, report.primary, report.secondary);
+    assert_eq!(counted, (3, 74_999, 49_997), "page by page all are counted: {report}");
+    assert_eq!((report.differing[0].ranges_more, report.differing_more), (1, 2), "{report}");
 }
 
 #[tokio::test]

@@ -56,10 +56,11 @@ impl fmt::Debug for MessageRecord {
     }
 }
 
-/// How records of one message compare: the greatest one's attempts, status, reason and time are kept. A
-/// provider's id is kept from whichever has one, the least if several differ; the recipient never differs.
-pub fn record_rank(record: &MessageRecord) -> (MessageState, u32, UnixMs) {
-    (record.state, record.attempts, record.at)
+/// How records of one message compare: the greatest one's attempts, status, reason and time are kept. Attempts begin
+/// anew with a redrive, which is a later acceptance. A provider's id is kept from whichever has one, the least if several
+/// differ; the recipient never differs.
+pub fn record_rank(record: &MessageRecord) -> (MessageState, UnixMs, u32, UnixMs) {
+    (record.state, record.accepted_at, record.attempts, record.at)
 }
 
 /// The longest words of a destination that are kept with a dead letter, in bytes; longer ones are cut.

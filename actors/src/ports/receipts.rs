@@ -117,7 +117,7 @@ pub trait ReceiptLedger: Send + Sync {
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError>;
 
     /// Gives up to `limit` receipts up that were parked before `before`: they are orphans from then on; how
-    /// many. An orphan joins its message no more.
+    /// many. Nobody looks for its message any more, but it joins when that is recorded.
     async fn orphan(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
 
     /// Marks up to `limit` messages of `destination` expired that were sent before `before` and have had no

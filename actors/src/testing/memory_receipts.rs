@@ -97,13 +97,14 @@ impl Row {
 
 impl State {
     /// The message that a receipt at `destination` is about. Of several that the provider gave the same id, the
-    /// first: whatever it answers, a receipt costs one row.
+    /// latest: it means the newer one, and a receipt costs one row.
     fn resolve(&self, destination: &Arc<str>, key: &ReceiptKey) -> Option<MessageId> {
         match key {
             ReceiptKey::Message(id) => self.rows.contains_key(&(*id, destination.clone())).then_some(*id),
             ReceiptKey::Provider(id) => {
                 let ids = self.by_provider.get(&(destination.clone(), id.clone()))?;
-                ids.iter().min().copied()
+                let accepted_at = |id| self.rows[&(id, destination.clone())].record.accepted_at;
+                ids.iter().copied().max_by_key(|&id| (accepted_at(id), id))
             }
         }
     }
@@ -129,6 +130,7 @@ impl State {
         }
         let keys = [Some(ReceiptKey::Message(record.id)), after.map(ReceiptKey::Provider)];
         for key in keys.into_iter().flatten() {
+            self.unorphan(&record.destination, &key);
             self.unpark(&record.destination, key, usize::MAX);
         }
     }
@@ -142,6 +144,13 @@ impl State {
                 ids.remove();
             }
         }
+    }
+
+    /// Puts the orphans of `key` back into the inbox.
+    fn unorphan(&mut self, destination: &Arc<str>, key: &ReceiptKey) {
+        let is_of = |waiting: &Waiting| waiting.destination == *destination && waiting.receipt.key == *key;
+        let found = self.orphans.extract_if(.., |(_, waiting)| is_of(waiting));
+        self.inbox.extend(found.map(|(_, waiting)| waiting));
     }
 
     /// Puts up to `limit` receipts that are parked under `key` back into the inbox; how many.

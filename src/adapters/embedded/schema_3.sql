@@ -83,9 +83,9 @@ CREATE TABLE receipts (
     CHECK ((file IS NULL) = (row IS NULL) AND (file IS NULL) <> (provider_id IS NULL))
 ) STRICT;
 CREATE INDEX receipts_waiting ON receipts (seq) WHERE phase = 0;
-CREATE INDEX receipts_parked_by_message ON receipts (file, row, destination) WHERE phase = 1 AND file IS NOT NULL;
+CREATE INDEX receipts_parked_by_message ON receipts (file, row, destination) WHERE phase > 0 AND file IS NOT NULL;
 CREATE INDEX receipts_parked_by_provider_id ON receipts (destination, provider_id)
-    WHERE phase = 1 AND provider_id IS NOT NULL;
+    WHERE phase > 0 AND provider_id IS NOT NULL;
 CREATE INDEX receipts_parked_by_age ON receipts (since) WHERE phase = 1;
 CREATE INDEX receipts_given_up ON receipts (since) WHERE phase = 2;
 

@@ -39,18 +39,18 @@ DELETE FROM receipt_inbox WHERE number = ANY (ARRAY(SELECT number FROM taken)) R
     columns!()
 );
 
-/// The messages of provider ids, in the partitions of `$3` to before `$4`: the latest that has them, and in it the
-/// first, for a receipt is about one message.
+/// The messages of provider ids, in the partitions of `$3` to before `$4`: of several the latest, for a provider that
+/// uses an id again means the newer one, and a receipt is about one message.
 ///
 /// OFFSET keeps the inner query as it is: a look into the index per id. A table that was never analyzed (a new
 /// partition in its first minute) looks as if another plan were cheap, and that one takes minutes.
 const FIND: &str = "
 SELECT DISTINCT ON (k.n) k.n, m.day, m.file, m.row
   FROM unnest($2::text[]) WITH ORDINALITY AS k (provider_id, n),
-       LATERAL (SELECT day, file, row FROM messages
+       LATERAL (SELECT day, file, row, accepted_at FROM messages
                  WHERE destination = $1 AND provider_id = k.provider_id AND day >= $3 AND day < $4
                 OFFSET 0) m
- ORDER BY k.n, m.day DESC, m.file, m.row";
+ ORDER BY k.n, m.day DESC, m.accepted_at DESC, m.file DESC, m.row DESC";
 
 /// Locks the rows of one partition in everybody's order (F50), joins them with the standings under that lock, and
 /// writes those that say something else now. Told is which rows there are, and what changed.

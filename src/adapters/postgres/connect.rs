@@ -63,11 +63,7 @@ impl Connections {
                 StoreError::Retryable(format!("Postgres does not answer within {after:?}"))
             }
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-                let words = format!("can't connect to Postgres: {}", error::words(error));
-                match error::classify(error) {
-                    StoreError::Permanent(_) => StoreError::Permanent(words),
-                    _ => StoreError::Retryable(words),
-                }
+                StoreError::Retryable(format!("can't connect to Postgres: {}", error::words(error)))
             }
             other => StoreError::Retryable(format!("can't connect to Postgres: {other}")),
         }

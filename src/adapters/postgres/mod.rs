@@ -89,12 +89,14 @@ pub enum OpenError {
     },
     /// The role may not do what the daemon does.
     #[error(
-        "the role of `url` may not use schema {schema:?} as the daemon must; run config/postgres/role.sql as the \
-         schema's owner"
+        "the role of `url` may not use schema {schema:?} as the daemon must: it lacks {missing}; run \
+         config/postgres/role.sql as the schema's owner"
     )]
     Privileges {
         /// The schema's name.
         schema: String,
+        /// What it may not do.
+        missing: String,
     },
 }
 

@@ -60,7 +60,8 @@ impl Files {
 
 macro_rules! is_greater {
     () => {
-        "(excluded.recorded, excluded.attempts, excluded.recorded_at) > (m.recorded, m.attempts, m.recorded_at)"
+        "(excluded.recorded, excluded.accepted_at, excluded.attempts, excluded.recorded_at) \
+         > (m.recorded, m.accepted_at, m.attempts, m.recorded_at)"
     };
 }
 macro_rules! greater {
@@ -129,6 +130,7 @@ impl Shared {
         let mut held = self.connections.hold().await?;
         let transaction = held.begin().await?;
         self.within(async {
+            hold_partitions(&transaction, rows).await?;
             for rows in rows.chunks(STATEMENT_ROWS) {
                 upsert(&transaction, rows).await?;
                 let places = rows.iter().map(|((_, file, row, destination), _)| (*file, *row, *destination));
@@ -187,12 +189,40 @@ impl Shared {
         }
         held.keep();
         if days.len() < wanted.len() {
-            let lost = "a file was retired while it was recorded";
-            return Err(Failure(StoreError::Retryable(lost.to_owned())));
+            return Err(retired());
         }
         self.files.learn(days.iter().map(|(file, day)| (*file, *day)));
         Ok(days)
     }
+}
+
+fn retired() -> Failure {
+    Failure(StoreError::Retryable("a file was retired while it was recorded".to_owned()))
+}
+
+/// Keeps retention away from the rows' files and their partitions until the transaction ends: the files must be where
+/// they were found, and partitions know when something was recorded in them, to the hour.
+async fn hold_partitions(
+    transaction: &Transaction<'_>,
+    rows: &[(Place, Cow<'_, MessageRecord>)],
+) -> Result<(), Failure> {
+    let places: BTreeMap<FileId, Day> = rows.iter().map(|((day, file, ..), _)| (*file, day.0)).collect();
+    let (files, days): (Vec<_>, Vec<_>) =
+        places.iter().map(|(file, day)| (values::file(*file), *day)).unzip();
+    let lock = "SELECT 1 FROM files f JOIN unnest($1::uuid[], $2::date[]) AS k (file, day) USING (file, day) \
+                 ORDER BY f.file FOR KEY SHARE OF f";
+    let lock = transaction.prepare_cached(lock).await?;
+    if transaction.execute(&lock, &[&files, &days]).await? < files.len() as u64 {
+        return Err(retired());
+    }
+    let last = rows.iter().map(|(_, record)| record.at).max().map(values::time);
+    let touch = "UPDATE partitions SET last_recorded = $2 \
+                  WHERE first_day = ANY (ARRAY(SELECT first_day FROM partitions WHERE first_day = ANY ($1) \
+                                                  AND last_recorded < $2::timestamptz - interval '1 hour' \
+                                                ORDER BY first_day DESC FOR NO KEY UPDATE))";
+    let touch = transaction.prepare_cached(touch).await?;
+    transaction.execute(&touch, &[&days, &last]).await?;
+    Ok(())
 }
 
 /// Two records of one message, as the statement merges a record with a row.

@@ -144,11 +144,11 @@ pub(super) async fn check_version(client: &Client, schema: &str) -> Result<(), O
                     Some("42P01" | "3F000") => {
                         let hidden = "SELECT has_schema_privilege($1, 'USAGE')";
                         match client.query_one(hidden, &[&schema]).await.map(|row| row.get(0)) {
-                            Ok(false) => OpenError::Privileges { schema: schema.to_owned() },
+                            Ok(false) => missing_grants(schema, format!("USAGE on {schema}")),
                             _ => missing(),
                         }
                     }
-                    Some("42501") => OpenError::Privileges { schema: schema.to_owned() },
+                    Some("42501") => missing_grants(schema, "SELECT on meta".to_owned()),
                     Some(_) => OpenError::Refused(error::words(&error)),
                     None => OpenError::Unreachable(error::words(&error)),
                 },
@@ -160,6 +160,46 @@ pub(super) async fn check_version(client: &Client, schema: &str) -> Result<(), O
         found if found > SCHEMA_VERSION => Err(OpenError::Newer { schema: schema.to_owned(), found }),
         found => Err(OpenError::Older { schema: schema.to_owned(), found }),
     }
+}
+
+/// What role.sql grants: relations, and the privileges on them.
+const GRANTED: [(&[&str], &[&str]); 5] = [
+    (&["meta", "message_words"], &["SELECT"]),
+    (&["partitions"], &["SELECT", "UPDATE"]),
+    (&["destinations"], &["SELECT", "INSERT"]),
+    (&["messages", "sources"], &["SELECT", "INSERT", "UPDATE"]),
+    (
+        &["files", "receipt_inbox", "receipt_parked", "receipt_rejects", "receipt_events", "status_changes"],
+        &["SELECT", "INSERT", "UPDATE", "DELETE"],
+    ),
+];
+
+/// A query for those that the role lacks, in words; NULL if it has all.
+fn missing_privileges() -> String {
+    let mut needs = Vec::new();
+    for (relations, privileges) in GRANTED {
+        for relation in relations {
+            // A privilege on columns will do where there are such.
+            let has = |privilege: &&str| match *privilege {
+                "DELETE" => format!("('DELETE on {relation}', has_table_privilege('{relation}', 'DELETE'))"),
+                other => {
+                    format!("('{other} on {relation}', has_any_column_privilege('{relation}', '{other}'))")
+                }
+            };
+            needs.extend(privileges.iter().map(has));
+        }
+    }
+    for function in ["make_partition(date)", "drop_partition(date, date)"] {
+        needs.push(format!("('EXECUTE on {function}', has_function_privilege('{function}', 'EXECUTE'))"));
+    }
+    format!(
+        "SELECT string_agg(need, ', ') FROM (VALUES {}) AS n (need, is_there) WHERE NOT is_there",
+        needs.join(", ")
+    )
+}
+
+fn missing_grants(schema: &str, missing: String) -> OpenError {
+    OpenError::Privileges { schema: schema.to_owned(), missing }
 }
 
 /// Looks whether the daemon could work with this database: version, privileges.
@@ -178,18 +218,9 @@ async fn check_with(client: &Client, schema: &str) -> Result<Checked, OpenError>
         Problem::Database(error) => refused(error),
     })?;
     check_version(client, schema).await?;
-    // What role.sql grants, as far as the daemon can't do without.
-    let needs = "SELECT has_table_privilege('messages', 'SELECT') AND has_table_privilege('messages', 'INSERT') \
-                    AND has_table_privilege('messages', 'UPDATE') \
-                    AND has_table_privilege('destinations', 'INSERT') AND has_table_privilege('sources', 'UPDATE') \
-                    AND bool_and(has_table_privilege(side, 'SELECT') AND has_table_privilege(side, 'INSERT') \
-                                 AND has_table_privilege(side, 'DELETE')) \
-                    AND has_function_privilege('make_partition(date)', 'EXECUTE') \
-                    AND has_function_privilege('drop_partition(date)', 'EXECUTE') \
-                   FROM unnest(ARRAY['files', 'receipt_inbox', 'receipt_parked', 'receipt_orphans', 'receipt_rejects', \
-                                     'receipt_events', 'status_changes']) side";
-    if !client.query_one(needs, &[]).await.map_err(refused)?.get::<_, bool>(0) {
-        return Err(OpenError::Privileges { schema: schema.to_owned() });
+    let row = client.query_one(&missing_privileges(), &[]).await.map_err(refused)?;
+    if let Some(missing) = row.get(0) {
+        return Err(missing_grants(schema, missing));
     }
     let facts = "SELECT current_setting('server_version'), current_user::text, \
                         (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), \

@@ -27,14 +27,16 @@ CREATE TABLE sources (
 CREATE TABLE partitions (
     first_day date PRIMARY KEY,
     end_day date NOT NULL CHECK (end_day > first_day),
-    relation text NOT NULL
+    relation text NOT NULL,
+    -- When a message in it was recorded last; that may have been up to an hour later.
+    last_recorded timestamptz NOT NULL DEFAULT '-infinity'
 );
 
 -- In which partition a file's messages live: the one that took its first record. It never changes, so that a
 -- message has one place.
 CREATE TABLE files (
     file uuid PRIMARY KEY,
-    day date NOT NULL,
+    day date NOT NULL REFERENCES partitions (first_day),
     feed text NOT NULL
 );
 CREATE INDEX files_day ON files (day);
@@ -100,15 +102,18 @@ CREATE TABLE receipt_inbox (
     CHECK ((file IS NULL) = (row IS NULL) AND (file IS NULL) <> (provider_id IS NULL))
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 50000);
 
--- Receipts whose message is not known yet.
-CREATE TABLE receipt_parked (LIKE receipt_inbox INCLUDING CONSTRAINTS, since timestamptz NOT NULL, PRIMARY KEY (number));
+-- Receipts whose message is not known. An orphan has waited for too long: nobody looks for its message any more, but
+-- it joins when that comes.
+CREATE TABLE receipt_parked (
+    LIKE receipt_inbox INCLUDING CONSTRAINTS,
+    since timestamptz NOT NULL,
+    orphan boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (number)
+);
 CREATE INDEX receipt_parked_message ON receipt_parked (file, row, destination) WHERE file IS NOT NULL;
 CREATE INDEX receipt_parked_provider_id ON receipt_parked (destination, provider_id) WHERE provider_id IS NOT NULL;
-CREATE INDEX receipt_parked_since ON receipt_parked (since);
-
--- Receipts whose message never came.
-CREATE TABLE receipt_orphans (LIKE receipt_inbox INCLUDING CONSTRAINTS, since timestamptz NOT NULL, PRIMARY KEY (number));
-CREATE INDEX receipt_orphans_since ON receipt_orphans (since);
+CREATE INDEX receipt_parked_number ON receipt_parked (number) WHERE NOT orphan;
+CREATE INDEX receipt_parked_since ON receipt_parked (orphan, since);
 
 -- Receipts that could not be read.
 CREATE TABLE receipt_rejects (
@@ -174,27 +179,33 @@ BEGIN
     RETURN lower_day;
 END $$;
 
--- Drops the oldest partition if it ends by `before`; roughly how many rows it had, at least 1, and 0 if there is none.
+-- The partitions that end by `before`, and in which nothing was recorded since.
+CREATE FUNCTION partitions_due(before date) RETURNS SETOF partitions
+LANGUAGE sql STABLE SET search_path FROM CURRENT SET timezone = 'UTC' AS $$
+    SELECT * FROM partitions WHERE end_day <= before AND last_recorded + interval '1 hour' < before ORDER BY first_day
+$$;
+
+-- Drops a partition that is due and has no files; roughly how many rows it had, at least 1, and 0 if it stays.
 -- DROP stops the whole table for the moment that it takes, and whoever comes while it waits: it gives up at once.
-CREATE FUNCTION drop_partition(before date) RETURNS bigint
+CREATE FUNCTION drop_partition(doomed date, before date) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
-    oldest partitions%ROWTYPE;
+    found_there partitions%ROWTYPE;
     messages_about bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('postrider partitions ' || current_schema(), 0));
-    SELECT * INTO oldest FROM partitions ORDER BY first_day LIMIT 1;
-    IF NOT FOUND OR oldest.end_day > before THEN
+    SELECT * INTO found_there FROM partitions_due(before) WHERE first_day = doomed;
+    IF NOT FOUND OR EXISTS (SELECT FROM files WHERE day = doomed) THEN
         RETURN 0;
     END IF;
     SELECT greatest(reltuples::bigint, 1) INTO messages_about FROM pg_class
-     WHERE oid = to_regclass(quote_ident(oldest.relation));
-    EXECUTE format('DROP TABLE %I', oldest.relation);
-    DELETE FROM partitions WHERE first_day = oldest.first_day;
+     WHERE oid = to_regclass(quote_ident(found_there.relation));
+    EXECUTE format('DROP TABLE %I', found_there.relation);
+    DELETE FROM partitions WHERE first_day = doomed;
     RETURN coalesce(messages_about, 1);
 END $$;
 
-REVOKE ALL ON FUNCTION make_partition(date), drop_partition(date) FROM PUBLIC;
+REVOKE ALL ON FUNCTION make_partition(date), drop_partition(date, date) FROM PUBLIC;
 
 -- For people: words instead of numbers.
 CREATE VIEW message_words AS

@@ -17,7 +17,7 @@ use super::{
     Shared, connect,
     error::Failure,
     values::{self, Day, unix},
-    waiting::{columns, return_sql, state},
+    waiting::{return_sql, state},
 };
 
 /// Parked receipts per look whether their message is known.
@@ -32,8 +32,9 @@ pub(super) struct Rejoining(Mutex<i64>);
 
 /// OFFSET: a look per receipt, never a walk over all messages.
 const REJOIN: &str = return_sql!(
+    "FOR UPDATE SKIP LOCKED",
     "SELECT p.number FROM receipt_parked p \
-      WHERE p.number > $1 AND p.number <= $2 \
+      WHERE p.number > $1 AND p.number <= $2 AND NOT p.orphan \
         AND (EXISTS (SELECT FROM files f, messages m \
                       WHERE f.file = p.file AND m.day = f.day AND m.file = f.file \
                         AND m.row = p.row AND m.destination = p.destination OFFSET 0) \
@@ -42,18 +43,10 @@ const REJOIN: &str = return_sql!(
       ORDER BY p.number LIMIT $3"
 );
 
-const ORPHAN: &str = concat!(
-    "WITH old AS (SELECT number FROM receipt_parked WHERE since < $1 ORDER BY since, number LIMIT $2
-                     FOR UPDATE SKIP LOCKED),
-          gone AS (DELETE FROM receipt_parked WHERE number = ANY (ARRAY(SELECT number FROM old))
-                   RETURNING number, since, ",
-    columns!(),
-    ") INSERT INTO receipt_orphans (number, since, ",
-    columns!(),
-    ") SELECT number, since, ",
-    columns!(),
-    " FROM gone"
-);
+const ORPHAN: &str = "
+UPDATE receipt_parked SET orphan = true
+ WHERE number = ANY (ARRAY(SELECT number FROM receipt_parked WHERE NOT orphan AND since < $1
+                            ORDER BY since, number LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 /// By the index of what is open: the row leaves `sent` for `expired` in it.
 const EXPIRE: &str = "
@@ -100,7 +93,7 @@ impl Shared {
     /// The last of the next parked receipts after `position`.
     async fn window_end(&self, position: i64) -> Result<Option<i64>, Failure> {
         let query = "SELECT max(number) FROM \
-                     (SELECT number FROM receipt_parked WHERE number > $1 ORDER BY number LIMIT $2) w";
+                     (SELECT number FROM receipt_parked WHERE number > $1 AND NOT orphan ORDER BY number LIMIT $2) w";
         Ok(self.read(query, &[&position, &WINDOW]).await?.first().and_then(|row| row.get(0)))
     }
 
@@ -164,8 +157,8 @@ impl Shared {
         let mut retired = self.retire_partition(Day::of(before), limit).await?;
         let before = values::time(before);
         for delete in [
-            "DELETE FROM receipt_orphans WHERE ctid = ANY (ARRAY(SELECT ctid FROM receipt_orphans \
-              WHERE since < $1 ORDER BY since LIMIT $2 FOR UPDATE SKIP LOCKED))",
+            "DELETE FROM receipt_parked WHERE ctid = ANY (ARRAY(SELECT ctid FROM receipt_parked \
+              WHERE orphan AND since < $1 ORDER BY since LIMIT $2 FOR UPDATE SKIP LOCKED))",
             "DELETE FROM receipt_rejects WHERE ctid = ANY (ARRAY(SELECT ctid FROM receipt_rejects \
               WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED))",
             "DELETE FROM receipt_events WHERE ctid = ANY (ARRAY(SELECT ctid FROM receipt_events \
@@ -178,11 +171,10 @@ impl Shared {
         Ok(retired)
     }
 
-    /// Forgets files of the oldest partition, and drops it when it has none left: what is recorded of such a file
-    /// from then on goes into a partition of its own day.
+    /// Forgets files of the oldest partition that is due, and drops it when it has none left: what is recorded of
+    /// such a file from then on goes into a partition of its own day.
     async fn retire_partition(&self, before: Day, limit: usize) -> Result<usize, Failure> {
-        let due = "SELECT first_day FROM partitions WHERE end_day <= $1 ORDER BY first_day LIMIT 1";
-        let rows = self.read(due, &[&before]).await?;
+        let rows = self.read("SELECT first_day FROM partitions_due($1) LIMIT 1", &[&before]).await?;
         let Some(first_day) = rows.first().map(|row| row.get::<_, Day>(0)) else { return Ok(0) };
         let forget = "DELETE FROM files WHERE file = ANY (ARRAY(SELECT file FROM files WHERE day = $1 LIMIT $2 \
                       FOR UPDATE SKIP LOCKED))";
@@ -191,7 +183,7 @@ impl Shared {
         if forgotten >= limit {
             return Ok(forgotten);
         }
-        match self.read("SELECT drop_partition($1)", &[&before]).await {
+        match self.read("SELECT drop_partition($1, $2)", &[&first_day, &before]).await {
             Ok(rows) => {
                 let about = rows.first().map_or(0, |row| row.get::<_, i64>(0));
                 Ok(forgotten + usize::try_from(about).unwrap_or(0))

@@ -159,16 +159,16 @@ impl PostgresView {
         rows.iter().map(gap).collect()
     }
 
-    async fn held(&self, table: &str, order: &str, limit: usize) -> Result<Vec<HeldReceipt>, Failure> {
+    async fn held(&self, is_orphan: bool, order: &str, limit: usize) -> Result<Vec<HeldReceipt>, Failure> {
         let sql = format!(
             "SELECT number, since, s.name AS source_name, d.name AS destination_name, {} FROM \
-             (SELECT * FROM {table} ORDER BY since {order}, number {order} LIMIT $1) r \
+             (SELECT * FROM receipt_parked WHERE orphan = $2 ORDER BY since {order}, number {order} LIMIT $1) r \
              JOIN LATERAL (SELECT name FROM sources WHERE id = r.source) s ON true \
              JOIN LATERAL (SELECT name FROM destinations WHERE id = r.destination) d ON true \
              ORDER BY since {order}, number {order}",
             columns!()
         );
-        let rows = self.read(&sql, &[&clamp(limit)]).await?;
+        let rows = self.read(&sql, &[&clamp(limit), &is_orphan]).await?;
         let held = |row: &Row| {
             let Waiting { receipt, .. } = Waiting::read(row)?;
             Ok(HeldReceipt {
@@ -189,8 +189,10 @@ impl PostgresView {
         };
         let waiting =
             depth(self.read("SELECT source, count(*) FROM receipt_inbox GROUP BY source", &[]).await?);
-        let parked =
-            depth(self.read("SELECT source, count(*) FROM receipt_parked GROUP BY source", &[]).await?);
+        let parked = depth(
+            self.read("SELECT source, count(*) FROM receipt_parked WHERE NOT orphan GROUP BY source", &[])
+                .await?,
+        );
         let sources = "SELECT s.id, s.name, d.name, s.cursor, s.updated_at FROM sources s \
                          JOIN destinations d ON d.id = s.destination ORDER BY s.name";
         let rows = self.read(sources, &[]).await?;
@@ -292,11 +294,11 @@ impl ReceiptView for PostgresView {
     }
 
     async fn parked(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        Ok(self.held("receipt_parked", "ASC", limit).await?)
+        Ok(self.held(false, "ASC", limit).await?)
     }
 
     async fn orphans(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        Ok(self.held("receipt_orphans", "DESC", limit).await?)
+        Ok(self.held(true, "DESC", limit).await?)
     }
 
     async fn rejects(&self, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError> {

@@ -1,5 +1,5 @@
-//! Receipts between their arrival and their message: inbox, parked and orphans. The three tables have the same
-//! columns, and a receipt moves from one to the other.
+//! Receipts between their arrival and their message: inbox and parked, orphans among these. The two tables have the
+//! same columns, and a receipt moves from one to the other.
 
 use std::time::SystemTime;
 
@@ -21,7 +21,7 @@ use super::{
     values::{self, unix},
 };
 
-/// What a receipt is made of, in all three tables. `number` comes beside it.
+/// What a receipt is made of, in both tables. `number` comes beside it.
 macro_rules! columns {
     () => {
         "event, file, row, at, sent_at, price, source, destination, bytes, state, provider_id, status, carrier, response"
@@ -73,7 +73,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A receipt in one of the tables.
+/// A receipt in one of the two.
 pub(super) struct Waiting {
     pub(super) number: i64,
     pub(super) source: i32,
@@ -164,14 +164,17 @@ pub(super) async fn park(
     Ok(())
 }
 
-/// Moves parked receipts back into the inbox whose numbers the query finds. What another has in hand is passed over:
-/// it is being given up, or comes back by the other's doing.
+/// Moves parked receipts back into the inbox whose numbers the query finds. `lock` says what happens to what another
+/// has in hand: a recorder waits for it, or a receipt that becomes an orphan at that moment would stay one; the sweeper
+/// comes again.
 macro_rules! return_sql {
-    ($numbers:literal) => {
+    ($lock:literal, $numbers:literal) => {
         concat!(
             "WITH picked AS (SELECT number FROM receipt_parked WHERE number = ANY (ARRAY(",
             $numbers,
-            ")) FOR UPDATE SKIP LOCKED), \
+            ")) ORDER BY number ",
+            $lock,
+            "), \
              back AS (DELETE FROM receipt_parked WHERE number = ANY (ARRAY(SELECT number FROM picked)) RETURNING ",
             $crate::adapters::postgres::waiting::columns!(),
             ") INSERT INTO receipt_inbox (",
@@ -197,6 +200,7 @@ pub(super) async fn return_by_message(
     }
     // OFFSET: a look into the index per key, whatever the statistics say.
     let sql = return_sql!(
+        "FOR UPDATE",
         "SELECT p.number FROM unnest($1::uuid[], $2::bigint[], $3::integer[]) AS k (file, row, destination), \
                 LATERAL (SELECT number FROM receipt_parked \
                           WHERE file = k.file AND row = k.row AND destination = k.destination OFFSET 0) p \
@@ -218,6 +222,7 @@ pub(super) async fn return_by_provider_id(
         return Ok(());
     }
     let sql = return_sql!(
+        "FOR UPDATE",
         "SELECT p.number FROM unnest($1::integer[], $2::text[]) AS k (destination, provider_id), \
                 LATERAL (SELECT number FROM receipt_parked \
                           WHERE destination = k.destination AND provider_id = k.provider_id OFFSET 0) p \

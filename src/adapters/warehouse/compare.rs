@@ -1,7 +1,7 @@
 //! Counting two tables by key range: whether a secondary has what its primary has (S4.5).
 //!
-//! Keys are `msg_<file>_<row>`. Each table is read once for its counts by file; where two differ, the files' rows are
-//! counted by ranges. A sum of the row numbers goes along, so that two tables that miss different rows of a range
+//! Keys are `msg_<file>_<row>`. Each table is read for its counts by file, once for every so many files; where two
+//! differ, the files' rows are counted by ranges. A sum of the row numbers goes along, so that two tables that miss different rows of a range
 //! are not taken for equal. What is on its way at that moment is a difference too: compare again later.
 
 use std::{
@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use super::{WarehouseTable, connection::OpenError};
 
-/// What a comparison reads and lists at the most.
+/// What a comparison holds and lists at the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompareLimits {
-    /// Files that are counted.
+    /// Files that are counted at once. More are counted after them.
     pub files: usize,
     /// Differing files that are looked into.
     pub differing: usize,
@@ -47,8 +47,6 @@ pub struct CompareReport {
     pub differing: Vec<FileDifference>,
     /// Files that differ too, beyond those.
     pub differing_more: u64,
-    /// There are more files than were counted.
-    pub truncated: bool,
 }
 
 /// A file whose rows differ.
@@ -80,7 +78,7 @@ pub struct RangeDifference {
 }
 
 impl CompareReport {
-    /// Whether both have the same rows, as far as they were counted.
+    /// Whether both have the same rows.
     pub fn is_equal(&self) -> bool {
         self.differing.is_empty() && self.differing_more == 0
     }
@@ -105,9 +103,6 @@ impl fmt::Display for CompareReport {
         if self.differing_more > 0 {
             writeln!(f, "  and {} files more", self.differing_more)?;
         }
-        if self.truncated {
-            writeln!(f, "  not all files were counted")?;
-        }
         Ok(())
     }
 }
@@ -125,39 +120,45 @@ pub async fn compare(
     secondary: &WarehouseTable,
     limits: CompareLimits,
 ) -> Result<CompareReport, OpenError> {
-    let (ours, theirs) = tokio::try_join!(primary.by_file(limits.files), secondary.by_file(limits.files))?;
-    let mut report = CompareReport { truncated: ours.1 || theirs.1, ..CompareReport::default() };
-    let (mut ours, mut theirs) = (ours.0, theirs.0);
-    if report.truncated {
-        // Beyond the last file of the one that was cut, nothing is known.
-        let end = |counts: &BTreeMap<FileId, Count>| counts.last_key_value().map(|(file, _)| *file);
-        let last = [end(&ours), end(&theirs)].into_iter().flatten().min();
-        ours.retain(|file, _| Some(*file) <= last);
-        theirs.retain(|file, _| Some(*file) <= last);
-    }
-    let files: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
-    report.files = files.len() as u64;
-    report.primary = ours.values().map(|count| count.rows).sum();
-    report.secondary = theirs.values().map(|count| count.rows).sum();
-    for file in files {
-        let (one, other) = (ours.remove(&file).unwrap_or_default(), theirs.remove(&file).unwrap_or_default());
-        if one == other {
-            continue;
+    let mut report = CompareReport::default();
+    let mut after = None;
+    loop {
+        let (mut ours, mut theirs) =
+            tokio::try_join!(primary.by_file(after, limits.files), secondary.by_file(after, limits.files))?;
+        // Beyond the last file of a table that has more of them, nothing is known yet.
+        let ends = [&ours, &theirs].into_iter().filter(|counts| counts.len() >= limits.files.max(1));
+        after = ends.filter_map(|counts| counts.last_key_value().map(|(file, _)| *file)).min();
+        if let Some(end) = after {
+            ours.retain(|file, _| *file <= end);
+            theirs.retain(|file, _| *file <= end);
         }
-        if report.differing.len() >= limits.differing {
-            report.differing_more += 1;
-            continue;
+        let files: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
+        report.files += files.len() as u64;
+        report.primary += ours.values().map(|count| count.rows).sum::<u64>();
+        report.secondary += theirs.values().map(|count| count.rows).sum::<u64>();
+        for file in files {
+            let (one, other) =
+                (ours.remove(&file).unwrap_or_default(), theirs.remove(&file).unwrap_or_default());
+            if one == other {
+                continue;
+            }
+            if report.differing.len() >= limits.differing {
+                report.differing_more += 1;
+                continue;
+            }
+            let (by_range, by_range_there) = tokio::try_join!(
+                primary.by_range(file, limits.range_rows),
+                secondary.by_range(file, limits.range_rows)
+            )?;
+            let (ranges, ranges_more) = differing(&by_range, &by_range_there, limits);
+            let difference =
+                FileDifference { file, primary: one.rows, secondary: other.rows, ranges, ranges_more };
+            report.differing.push(difference);
         }
-        let (by_range, by_range_there) = tokio::try_join!(
-            primary.by_range(file, limits.range_rows),
-            secondary.by_range(file, limits.range_rows)
-        )?;
-        let (ranges, ranges_more) = differing(&by_range, &by_range_there, limits);
-        let difference =
-            FileDifference { file, primary: one.rows, secondary: other.rows, ranges, ranges_more };
-        report.differing.push(difference);
+        if after.is_none() {
+            return Ok(report);
+        }
     }
-    Ok(report)
 }
 
 fn differing(
@@ -192,20 +193,24 @@ impl WarehouseTable {
         format!("\"{}\"", self.mapping.columns[0].name)
     }
 
-    /// Counts by file, in order, and whether there are more than `limit`.
-    async fn by_file(&self, limit: usize) -> Result<(BTreeMap<FileId, Count>, bool), OpenError> {
+    /// Counts of the next `limit` files after `after`, in order.
+    async fn by_file(
+        &self,
+        after: Option<FileId>,
+        limit: usize,
+    ) -> Result<BTreeMap<FileId, Count>, OpenError> {
         let key = self.key();
+        // Sixteen bytes in hex: every collation has them in the order of the bytes.
+        let after = after.map(|file| format!("AND substring({key}, 5, 32) > '{file}' ")).unwrap_or_default();
         let query = format!(
             "SELECT substring({key}, 5, 32), count(*), \
                  sum(CASE WHEN {key} ~ '{KEY}' THEN CAST(substring({key}, 38) AS bigint) END) \
-             FROM {} WHERE {key} ~ '{KEY}' GROUP BY 1 ORDER BY 1 LIMIT {}",
+             FROM {} WHERE {key} ~ '{KEY}' {after}GROUP BY 1 ORDER BY 1 LIMIT {}",
             self.name,
-            limit.saturating_add(1).min(i32::MAX as usize),
+            limit.clamp(1, i32::MAX as usize),
         );
         let rows = self.connections().ask(&query).await?;
-        let truncated = rows.len() > limit;
-        let counts = rows.iter().take(limit).filter_map(|row| Some((file_of(row)?, count_of(row)?)));
-        Ok((counts.collect(), truncated))
+        Ok(rows.iter().filter_map(|row| Some((file_of(row)?, count_of(row)?))).collect())
     }
 
     /// Counts of one file by the number of the range, from 0.

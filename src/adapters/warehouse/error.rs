@@ -30,12 +30,24 @@ fn class(code: &str) -> Class {
     }
 }
 
+/// Redshift tells of its compute nodes' errors as `XX000`, an internal error, with a number of its own in the detail. Those
+/// that blame a value, as far as they are known: too long for its column (8001, amazon-redshift-utils issue 716) and out of
+/// its number's range (1058, issue 114).
+fn blames_a_value_on_redshift(code: &str, detail: Option<&str>) -> bool {
+    let number = detail.and_then(|detail| {
+        let mut lines = detail.lines().filter_map(|line| line.trim().strip_prefix("code:"));
+        lines.next()?.trim().parse::<u32>().ok()
+    });
+    code == "XX000" && matches!(number, Some(8001 | 1058))
+}
+
 /// An error of a statement with rows. It is logged here where an operator has to do something about it.
 pub(super) fn of_rows(table: &impl std::fmt::Display, error: &Error) -> TableError {
     let Some(refused) = error.as_db_error() else {
         return TableError::Retryable(words(error));
     };
-    match class(refused.code().code()) {
+    let code = refused.code().code();
+    match if blames_a_value_on_redshift(code, refused.detail()) { Class::Rows } else { class(code) } {
         Class::Rows => {
             // With the details, which quote the row: they are kept with the message and never logged.
             let detail = refused.detail().map_or_else(String::new, |detail| format!(": {detail}"));
@@ -60,6 +72,26 @@ pub(super) fn leaves_session(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s4_4_redshift_blames_values_in_the_detail_of_an_internal_error() {
+        let detail = |number: &str| {
+            format!(
+                "\n  -----------------------------------------------\n  error:  Value too long for character type\n  \
+                 code:      {number}\n  context:   Value too long for type character varying(64)\n"
+            )
+        };
+        for (code, detail, blames) in [
+            ("XX000", Some(detail("8001")), true),
+            ("XX000", Some(detail("1058")), true),
+            ("XX000", Some(detail("1016")), false),
+            ("XX000", Some("code: none".to_owned()), false),
+            ("XX000", None, false),
+            ("57014", Some(detail("8001")), false),
+        ] {
+            assert_eq!(blames_a_value_on_redshift(code, detail.as_deref()), blames, "{code} {detail:?}");
+        }
+    }
 
     #[test]
     fn rows_are_blamed_for_values_and_constraints_alone() {

@@ -71,7 +71,7 @@ fn postgres(reader: &Reader, mut section: Section<'_>, need: Need) -> PostgresLe
         connections: count(&mut section, "connections", 1, 100, "connections"),
         tls: tls(reader, &mut section),
         connect_timeout: section.millis("connect_timeout_ms", 100..=60_000),
-        statement_timeout: section.millis("statement_timeout_ms", 100..=600_000),
+        statement_timeout: section.millis("statement_timeout_ms", 100..=60_000),
         lock_timeout: section.millis("lock_timeout_ms", 10..=600_000),
         partition_days: section.integer("partition_days", 1..=366, "days"),
     };

@@ -135,11 +135,11 @@ impl<'a> Find<'a> {
                 "SELECT state, told, receipt_state, receipt_at, receipt_event FROM messages
                  WHERE file = ?1 AND row = ?2 AND destination = ?3",
             )?,
-            // Of several messages that the provider gave the same id, the first: whatever it answers, a receipt
-            // costs one row.
+            // Of several messages that the provider gave the same id, the latest: it means the newer one, and a
+            // receipt costs one row.
             by_provider_id: tx.connection.prepare_cached(
                 "SELECT file, row, state, told, receipt_state, receipt_at, receipt_event FROM messages
-                 WHERE destination = ?1 AND provider_id = ?2 ORDER BY file, row LIMIT 1",
+                 WHERE destination = ?1 AND provider_id = ?2 ORDER BY file DESC, row DESC LIMIT 1",
             )?,
             files: HashMap::new(),
         })

@@ -18,8 +18,11 @@ pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), T
     let connection = tx.connection;
     let mut files = Files::default();
     // With nothing parked, and that is most of the time, two probes per message are saved.
-    let is_any_parked =
-        connection.prepare_cached("SELECT 1 FROM receipts WHERE phase = 1 LIMIT 1")?.exists([])?;
+    let is_any_parked = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM receipts WHERE phase = 1) OR EXISTS (SELECT 1 FROM receipts WHERE phase = 2)",
+        )?
+        .query_row([], |row| row.get(0))?;
     let mut insert = connection.prepare_cached(
         "INSERT INTO messages (file, row, destination, state, recorded, attempts, status, reason, detail,
              recipient, provider_id, accepted_at, recorded_at, updated_at)
@@ -59,15 +62,20 @@ pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), T
 /// and was not before.
 fn merge(tx: &Tx<'_>, file: i64, destination: i64, record: &MessageRecord) -> Result<bool, TxError> {
     let mut select = tx.connection.prepare_cached(
-        "SELECT state, recorded, attempts, recorded_at, provider_id FROM messages
+        "SELECT state, recorded, accepted_at, attempts, recorded_at, provider_id FROM messages
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
     let row = int(record.id.row);
     let mut rows = select.query([file, row, destination])?;
     let found = rows.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let known_state: MessageState = state(found.get(0)?)?;
-    let known_rank = (state(found.get(1)?)?, found.get::<_, u32>(2)?, UnixMs(uint(found.get(3)?)));
-    let known_id: Option<Box<str>> = found.get(4)?;
+    let known_rank = (
+        state(found.get(1)?)?,
+        UnixMs(uint(found.get(2)?)),
+        found.get::<_, u32>(3)?,
+        UnixMs(uint(found.get(4)?)),
+    );
+    let known_id: Option<Box<str>> = found.get(5)?;
     // The least of all, so that it does not matter which came first.
     let is_named = match (&known_id, &record.provider_id) {
         (Some(known), Some(new)) => new < known,
@@ -107,7 +115,7 @@ fn merge(tx: &Tx<'_>, file: i64, destination: i64, record: &MessageRecord) -> Re
     Ok(is_named)
 }
 
-/// Puts what is parked for a message back into the inbox, in its old place.
+/// Puts what is parked for a message, and its orphans, back into the inbox, in their old places.
 struct Unpark<'a> {
     by_message: CachedStatement<'a>,
     by_provider_id: CachedStatement<'a>,
@@ -117,10 +125,10 @@ impl<'a> Unpark<'a> {
     fn prepare(tx: &Tx<'a>) -> Result<Self, TxError> {
         Ok(Self {
             by_message: tx.connection.prepare_cached(
-                "UPDATE receipts SET phase = 0 WHERE phase = 1 AND file = ?1 AND row = ?2 AND destination = ?3",
+                "UPDATE receipts SET phase = 0 WHERE phase > 0 AND file = ?1 AND row = ?2 AND destination = ?3",
             )?,
             by_provider_id: tx.connection.prepare_cached(
-                "UPDATE receipts SET phase = 0 WHERE phase = 1 AND destination = ?1 AND provider_id = ?2",
+                "UPDATE receipts SET phase = 0 WHERE phase > 0 AND destination = ?1 AND provider_id = ?2",
             )?,
         })
     }

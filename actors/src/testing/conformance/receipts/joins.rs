@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use super::{
-    NOW, ReceiptSubject, add, arrival, by, delivered, event, failed, id, named, receipt, record, sent,
+    DAY_MS, NOW, ReceiptSubject, add, arrival, by, delivered, event, failed, id, named, receipt, record, sent,
 };
 use crate::{
     model::{
+        ids::{FileId, MessageId},
         receipt::{Price, Receipt, ReceiptFacts, ReceiptKey, Told},
         record::{MessageRecord, record_rank},
         state::MessageState,
@@ -133,6 +134,18 @@ pub(super) async fn provider_ids_are_per_destination(subject: ReceiptSubject) {
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     assert_eq!(subject.row_at(1, "e").await.state, MessageState::Sent);
     assert_eq!(subject.row_at(2, "e").await.state, MessageState::Failed);
+}
+
+pub(super) async fn a_provider_s_id_that_is_used_again_is_the_latest_message_s(subject: ReceiptSubject) {
+    for file in [0, 0xff] {
+        let at = UnixMs(NOW.0 - 9 * DAY_MS);
+        let id = MessageId { file: FileId([file; 16]), row: 1 };
+        subject.record(&[MessageRecord { id, accepted_at: at, at, ..named(1, "p") }]).await;
+    }
+    subject.record(&[named(1, "p")]).await;
+    subject.take(&[by("p", delivered(1, 1))]).await;
+    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 1, conflicts: 0 });
+    assert_eq!(subject.state(1).await, MessageState::Delivered);
 }
 
 /// One thing that a ledger is told.

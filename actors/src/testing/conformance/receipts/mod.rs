@@ -53,12 +53,13 @@ pub async fn receipts<F: Future<Output = ReceiptSubject>>(make: impl Fn() -> F) 
     joins::s0_6_a_receipt_waits_for_its_message(make().await).await;
     joins::a_provider_s_id_that_comes_late_joins_what_waits_for_it(make().await).await;
     joins::provider_ids_are_per_destination(make().await).await;
+    joins::a_provider_s_id_that_is_used_again_is_the_latest_message_s(make().await).await;
     for seed in 0..6 {
         joins::f51_order_and_repetition_do_not_matter(make().await, seed).await;
     }
     joins::f50_concurrent_appliers_apply_each_receipt_once(make().await).await;
     joins::s0_6_whichever_comes_second_finds_the_other(make().await).await;
-    sweeps::an_orphan_joins_its_message_no_more(make().await).await;
+    sweeps::an_orphan_joins_when_its_message_comes(make().await).await;
     sweeps::s0_5_what_has_no_receipt_in_time_expires_and_a_late_one_undoes_it(make().await).await;
     sweeps::changes_are_kept_in_order_until_they_are_forgotten(make().await).await;
     sweeps::retention_goes_by_age_in_bounded_steps(make().await).await;

@@ -122,6 +122,13 @@ pub(super) async fn records_merge_by_rank_whatever_their_order(subject: ReceiptS
     subject.record(std::slice::from_ref(&more)).await;
     subject.record(&[later]).await;
     assert_eq!(subject.row(50).await, row_of(&more));
+    // A redrive begins anew: what it came to is what is told, however few its attempts.
+    let dead = record(51, MessageState::Dead, 40);
+    let redriven =
+        MessageRecord { accepted_at: UnixMs(NOW.0 + 1), status: 400, ..record(51, MessageState::Dead, 1) };
+    subject.record(std::slice::from_ref(&redriven)).await;
+    subject.record(&[dead]).await;
+    assert_eq!(subject.row(51).await, row_of(&redriven));
 }
 
 pub(super) async fn a_message_twice_in_one_call_is_one_row(subject: ReceiptSubject) {

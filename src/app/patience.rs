@@ -1,0 +1,72 @@
+//! Waiting for engines at the start.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::StartError;
+
+/// How long an engine that does not answer is waited for at the start: the machine, or the network, may have
+/// just come up. Ten starts take longer than the interval in which `config/postrider.service` counts ten, so
+/// that systemd goes on for as long as the engine is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Repeats what may pass, for a while.
+pub(super) async fn patiently<T>(open: impl AsyncFn() -> Result<T, StartError>) -> Result<T, StartError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match open().await {
+            Err(StartError::Engine { engine, problem, may_pass: true }) if Instant::now() < until => {
+                tracing::warn!(engine, problem, "not there yet: waiting for it");
+                sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn away(may_pass: bool) -> StartError {
+        StartError::Engine { engine: "ledger".to_owned(), problem: "refused".to_owned(), may_pass }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_pass_is_waited_for_and_nothing_else() {
+        let attempts = Cell::new(0);
+        let open = async |answers_at: u32, may_pass| {
+            attempts.set(0);
+            patiently(async || {
+                attempts.set(attempts.get() + 1);
+                if attempts.get() >= answers_at { Ok(attempts.get()) } else { Err(away(may_pass)) }
+            })
+            .await
+        };
+        assert_eq!(open(5, true).await.unwrap(), 5);
+        assert!(matches!(open(5, false).await, Err(StartError::Engine { may_pass: false, .. })));
+        assert_eq!(attempts.get(), 1);
+        let started = Instant::now();
+        assert!(matches!(open(u32::MAX, true).await, Err(StartError::Engine { may_pass: true, .. })));
+        let waited = started.elapsed();
+        assert!(waited >= PATIENCE && waited < PATIENCE + 2 * PAUSE, "{waited:?}");
+    }
+
+    #[test]
+    fn systemd_tries_for_ever_while_an_engine_is_away() {
+        let unit = include_str!("../../config/postrider.service");
+        let number = |key: &str| {
+            let line = unit.lines().find_map(|line| line.strip_prefix(key)).expect("the unit has it");
+            humantime::parse_duration(line)
+        };
+        let interval = number("StartLimitIntervalSec=").unwrap();
+        let burst = unit.lines().find_map(|line| line.strip_prefix("StartLimitBurst=")).unwrap();
+        assert!(PATIENCE * burst.parse().unwrap() >= interval);
+    }
+}
