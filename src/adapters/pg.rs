@@ -1,8 +1,10 @@
-//! What the adapters that speak Postgres' protocol share: the URL, TLS, the pool's manager, and words for errors.
+//! What the adapters that speak Postgres' protocol share: the URL, TLS, connections of a pool, and words for errors.
 
 use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, time::Duration};
 
-use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
+use deadpool_postgres::{
+    HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, TimeoutType,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
     NoTls,
@@ -87,12 +89,62 @@ pub fn connector(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, BadSetting
     crate::tls::client_config(ca_file).map(MakeRustlsConnect::new).map_err(BadSettings)
 }
 
+/// A connection of a pool. Only [`keep`](Self::keep) gives it back; without that, because of an error or because the
+/// caller went away in the middle, it is closed, and the server rolls back.
+pub struct Held(Option<Object>);
+
+impl Held {
+    /// Takes one out of the pool.
+    pub async fn of(pool: &Pool) -> Result<Self, PoolError> {
+        pool.get().await.map(|connection| Self(Some(connection)))
+    }
+
+    /// It.
+    pub fn client(&self) -> &Object {
+        self.0.as_ref().expect("it is taken only when this value ends")
+    }
+
+    /// It, to begin a transaction on.
+    pub fn client_mut(&mut self) -> &mut Object {
+        self.0.as_mut().expect("it is taken only when this value ends")
+    }
+
+    /// Gives it back.
+    pub fn keep(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// Why there is no connection to `whom`, for an operator. One that is in use is waited for `wait`, a new one `create`.
+pub fn no_connection(whom: &str, pool: &Pool, wait: Duration, create: Duration, error: &PoolError) -> String {
+    match error {
+        PoolError::Timeout(TimeoutType::Wait) => {
+            format!("all {} connections to {whom} are in use for {wait:?}", pool.status().max_size)
+        }
+        PoolError::Timeout(_) => format!("{whom} does not answer within {create:?}"),
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+            format!("can't connect to {whom}: {}", words(error))
+        }
+        other => format!("can't connect to {whom}: {other}"),
+    }
+}
+
 /// An error for an operator. Neither its details, which quote rows (I10), nor the statement.
 pub fn words(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(refused) => format!("{} (SQLSTATE {})", refused.message(), refused.code().code()),
-        None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
-    }
+    let Some(refused) = error.as_db_error() else {
+        return error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+    };
+    let about = refused.constraint().or(refused.table());
+    let about = about.map_or_else(String::new, |about| format!(", {about}"));
+    format!("{} (SQLSTATE {}{about})", refused.message(), refused.code().code())
 }
 
 #[cfg(test)]

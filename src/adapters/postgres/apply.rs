@@ -110,7 +110,7 @@ struct Target {
 impl Shared {
     pub(super) async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, Failure> {
         let mut held = self.connections.hold().await?;
-        let transaction = held.begin().await?;
+        let transaction = connect::begin(self.timeouts, &mut held).await?;
         let applied = self.within(self.apply_with(&transaction, receipts, bytes, at)).await?;
         connect::commit(self.timeouts, transaction).await?;
         held.keep();

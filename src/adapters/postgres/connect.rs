@@ -1,6 +1,6 @@
-//! Connections: the pool, TLS, and a guard that gives back only what is sound.
+//! Connections: the pool, and what bounds transactions.
 
-use deadpool_postgres::{Hook, HookError, Object, Pool, PoolError, Runtime, TimeoutType, Transaction};
+use deadpool_postgres::{Hook, HookError, Pool, Runtime, Transaction};
 use postrider_actors::ports::StoreError;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
@@ -10,7 +10,7 @@ use super::{
     error::{self, Failure},
     settings::{PostgresSettings, Purpose, Schema, Timeouts, config},
 };
-use crate::adapters::pg::{self, Tls};
+use crate::adapters::pg::{self, Held, Tls};
 
 /// Connections, as many as the settings allow, opened when they are needed.
 #[derive(Clone)]
@@ -46,67 +46,18 @@ impl Connections {
     }
 
     pub(super) async fn hold(&self) -> Result<Held, StoreError> {
-        match self.pool.get().await {
-            Ok(connection) => Ok(Held { connection: Some(connection), timeouts: self.timeouts }),
-            Err(error) => Err(self.no_connection(&error)),
-        }
-    }
-
-    fn no_connection(&self, error: &PoolError) -> StoreError {
-        let after = self.timeouts.connect;
-        match error {
-            PoolError::Timeout(TimeoutType::Wait) => StoreError::Retryable(format!(
-                "all {} connections to Postgres are in use for {after:?}",
-                self.pool.status().max_size
-            )),
-            PoolError::Timeout(_) => {
-                StoreError::Retryable(format!("Postgres does not answer within {after:?}"))
-            }
-            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-                StoreError::Retryable(format!("can't connect to Postgres: {}", error::words(error)))
-            }
-            other => StoreError::Retryable(format!("can't connect to Postgres: {other}")),
-        }
+        let connect = self.timeouts.connect;
+        Held::of(&self.pool).await.map_err(|error| {
+            StoreError::Retryable(pg::no_connection("Postgres", &self.pool, connect, connect, &error))
+        })
     }
 }
 
-/// A connection of the pool. Only [`keep`](Self::keep) gives it back; without that, because of an error or
-/// because the caller went away in the middle, it is closed, and the server rolls back.
-pub(super) struct Held {
-    connection: Option<Object>,
-    timeouts: Timeouts,
-}
-
-impl Held {
-    fn connection(&mut self) -> &mut Object {
-        self.connection.as_mut().expect("it is taken only when this value ends")
-    }
-
-    pub(super) fn client(&self) -> &Object {
-        self.connection.as_ref().expect("it is taken only when this value ends")
-    }
-
-    pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, Failure> {
-        let limit = self.timeouts.statement;
-        match timeout(limit, self.connection().transaction()).await {
-            Ok(begun) => Ok(begun?),
-            Err(_) => {
-                Err(Failure(StoreError::Retryable(format!("Postgres does not answer within {limit:?}"))))
-            }
-        }
-    }
-
-    /// Gives it back.
-    pub(super) fn keep(mut self) {
-        drop(self.connection.take());
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(Object::take(connection));
-        }
+pub(super) async fn begin(timeouts: Timeouts, held: &mut Held) -> Result<Transaction<'_>, Failure> {
+    let limit = timeouts.statement;
+    match timeout(limit, held.client_mut().transaction()).await {
+        Ok(begun) => Ok(begun?),
+        Err(_) => Err(Failure(StoreError::Retryable(format!("Postgres does not answer within {limit:?}")))),
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the database's errors come to.
 
 use postrider_actors::ports::StoreError;
-use tokio_postgres::{Error, error::DbError};
+use tokio_postgres::Error;
+
+use crate::adapters::pg;
 
 /// A [`StoreError`] that `?` makes of the driver's errors.
 pub(super) struct Failure(pub StoreError);
@@ -62,19 +64,10 @@ fn is_ours(error: &Error) -> bool {
     error.source().is_some_and(|source| !source.is::<std::io::Error>())
 }
 
-/// For an operator. Neither the details, which quote rows (I10), nor the statement.
+/// For an operator.
 pub(super) fn words(error: &Error) -> String {
-    use std::error::Error as _;
-    match error.as_db_error() {
-        Some(refused) => db_words(refused),
-        None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
-    }
-}
-
-fn db_words(refused: &DbError) -> String {
-    let about = refused.constraint().or(refused.table());
-    let about = about.map_or_else(String::new, |about| format!(", {about}"));
-    format!("Postgres: {} (SQLSTATE {}{about})", refused.message(), refused.code().code())
+    let words = pg::words(error);
+    if error.as_db_error().is_some() { format!("Postgres: {words}") } else { words }
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl Shared {
 
     async fn record_step(&self, rows: &[(Place, Cow<'_, MessageRecord>)]) -> Result<(), Failure> {
         let mut held = self.connections.hold().await?;
-        let transaction = held.begin().await?;
+        let transaction = connect::begin(self.timeouts, &mut held).await?;
         self.within(async {
             hold_partitions(&transaction, rows).await?;
             for rows in rows.chunks(STATEMENT_ROWS) {

@@ -68,7 +68,7 @@ impl Shared {
     async fn take_part(&self, arrival: &Arrival, part: &Part<'_>) -> Result<Taken, Failure> {
         let at = values::time(arrival.at);
         let mut held = self.connections.hold().await?;
-        let transaction = held.begin().await?;
+        let transaction = connect::begin(self.timeouts, &mut held).await?;
         let taken = self
             .within(async {
                 let mut taken = Taken::default();

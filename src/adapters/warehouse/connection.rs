@@ -1,8 +1,8 @@
-//! The pool, and a guard that gives back only connections that are sound.
+//! The pool, and which of its connections are sound after an error.
 
 use std::{fmt, time::Duration};
 
-use deadpool_postgres::{Hook, HookError, Object, Pool, PoolError, Runtime, TimeoutType};
+use deadpool_postgres::{Hook, HookError, Pool, Runtime};
 use tokio_postgres::{SimpleQueryMessage, config::TargetSessionAttrs};
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     error::leaves_session,
     quote::{Backslash, PROBE},
 };
-use crate::adapters::pg::{self, BadSettings, words};
+use crate::adapters::pg::{self, BadSettings, Held, words};
 
 /// Why a warehouse could not be asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -68,22 +68,15 @@ impl Connections {
     }
 
     pub(super) async fn hold(&self) -> Result<Held, OpenError> {
-        let held = self.pool.get().await.map_err(|error| self.no_connection(&error))?;
-        Ok(Held { connection: Some(held) })
-    }
-
-    fn no_connection(&self, error: &PoolError) -> OpenError {
-        OpenError::Unreachable(match error {
-            PoolError::Timeout(TimeoutType::Wait) => format!(
-                "all {} connections to the warehouse are in use for {:?}",
-                self.pool.status().max_size,
-                self.connect
-            ),
-            PoolError::Timeout(_) => format!("the warehouse does not answer within {:?}", self.connect * 2),
-            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-                format!("can't connect to the warehouse: {}", words(error))
-            }
-            other => format!("can't connect to the warehouse: {other}"),
+        let connect = self.connect;
+        Held::of(&self.pool).await.map_err(|error| {
+            OpenError::Unreachable(pg::no_connection(
+                "the warehouse",
+                &self.pool,
+                connect,
+                connect * 2,
+                &error,
+            ))
         })
     }
 
@@ -106,7 +99,7 @@ impl Connections {
             Some(Err(error)) => {
                 let refused = error.as_db_error().is_some();
                 let why = words(&error);
-                held.keep_after(&error);
+                keep_after(held, &error);
                 Err(if refused { OpenError::Refused(why) } else { OpenError::Unreachable(why) })
             }
             Some(Ok(messages)) => {
@@ -123,45 +116,20 @@ impl Connections {
     }
 }
 
-/// A connection of the pool. Only [`keep`](Self::keep) gives it back; without that, because of an error or because
-/// the caller went away in the middle, it is closed, and the server rolls back.
-pub(super) struct Held {
-    connection: Option<Object>,
+/// How literals are written on a connection.
+pub(super) async fn backslash(held: &Held) -> Result<Backslash, tokio_postgres::Error> {
+    let answer = held.client().simple_query(PROBE).await?;
+    let text = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    // The safe one of both: it doubles backslashes, which changes a text but lets nothing out.
+    Ok(text.and_then(Backslash::by_probe).unwrap_or(Backslash::Escape))
 }
 
-impl Held {
-    pub(super) fn client(&self) -> &Object {
-        self.connection.as_ref().expect("it is taken only when this value ends")
-    }
-
-    /// How literals are written on it.
-    pub(super) async fn backslash(&self) -> Result<Backslash, tokio_postgres::Error> {
-        let answer = self.client().simple_query(PROBE).await?;
-        let text = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        // The safe one of both: it doubles backslashes, which changes a text but lets nothing out.
-        Ok(text.and_then(Backslash::by_probe).unwrap_or(Backslash::Escape))
-    }
-
-    /// Gives it back.
-    pub(super) fn keep(mut self) {
-        drop(self.connection.take());
-    }
-
-    /// Gives it back if the error has left it as it was.
-    pub(super) fn keep_after(self, error: &tokio_postgres::Error) {
-        if leaves_session(error) {
-            self.keep();
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(Object::take(connection));
-        }
+/// Gives a connection back if the error has left it as it was.
+pub(super) fn keep_after(held: Held, error: &tokio_postgres::Error) {
+    if leaves_session(error) {
+        held.keep();
     }
 }

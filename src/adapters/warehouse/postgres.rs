@@ -8,7 +8,8 @@ use postrider_actors::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{WarehouseTable, connection::Held, error::of_rows};
+use super::{WarehouseTable, connection::keep_after, error::of_rows};
+use crate::adapters::pg::Held;
 
 impl WarehouseTable {
     pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
@@ -45,7 +46,7 @@ impl WarehouseTable {
                 let told = of_rows(&self.name, &error);
                 // A prepared statement that the table has outgrown must not come back.
                 if matches!(told, TableError::Refused(_)) {
-                    held.keep_after(&error);
+                    keep_after(held, &error);
                 }
                 Err(told)
             }

@@ -14,14 +14,19 @@ use postrider_actors::{
     ports::{Inserted, TableError},
 };
 
-use super::{WarehouseTable, error::of_rows, quote::Backslash};
+use super::{
+    WarehouseTable,
+    connection::{backslash, keep_after},
+    error::of_rows,
+    quote::Backslash,
+};
 
 impl WarehouseTable {
     pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
         let connections = self.connections();
         let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
         let work = async {
-            let backslash = held.backslash().await?;
+            let backslash = backslash(&held).await?;
             held.client().batch_execute(&statement(&self.name, rows, backslash)).await
         };
         match connections.within(work).await {
@@ -34,7 +39,7 @@ impl WarehouseTable {
                 // The transaction is open and failed; a session that can't end it is not given back.
                 let ended = connections.within(held.client().batch_execute("ROLLBACK")).await;
                 if let Some(Ok(())) = ended {
-                    held.keep_after(&error);
+                    keep_after(held, &error);
                 }
                 Err(of_rows(&self.name, &error))
             }
