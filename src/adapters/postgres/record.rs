@@ -84,7 +84,10 @@ SELECT day, file, row, destination, recipient, state, state, attempts, status, r
              provider_id, accepted_at, recorded_at)
     ON CONFLICT (day, file, row, destination) DO UPDATE SET ",
     greater!("recorded", "attempts", "status", "reason", "detail", "accepted_at", "recorded_at"),
-    "state = greatest(m.state, excluded.state),
+    "sweep = CASE WHEN ",
+    is_greater!(),
+    " THEN 0 ELSE m.sweep END,
+     state = greatest(m.state, excluded.state),
      provider_id = least(m.provider_id, excluded.provider_id),
      updated_at = greatest(m.updated_at, excluded.updated_at)
  WHERE ",
@@ -215,13 +218,19 @@ async fn hold_partitions(
     if transaction.execute(&lock, &[&files, &days]).await? < files.len() as u64 {
         return Err(retired());
     }
-    let last = rows.iter().map(|(_, record)| record.at).max().map(values::time);
-    let touch = "UPDATE partitions SET last_recorded = $2 \
-                  WHERE first_day = ANY (ARRAY(SELECT first_day FROM partitions WHERE first_day = ANY ($1) \
-                                                  AND last_recorded < $2::timestamptz - interval '1 hour' \
-                                                ORDER BY first_day DESC FOR NO KEY UPDATE))";
+    let mut lasts: BTreeMap<Day, UnixMs> = BTreeMap::new();
+    for ((day, ..), record) in rows {
+        let last = lasts.entry(day.0).or_insert(record.at);
+        *last = (*last).max(record.at);
+    }
+    let (days, lasts): (Vec<_>, Vec<_>) = lasts.into_iter().map(|(day, at)| (day, values::time(at))).unzip();
+    let touch = "UPDATE partitions p SET last_recorded = k.at \
+                   FROM (SELECT q.first_day, k.at FROM unnest($1::date[], $2::timestamptz[]) AS k (day, at) \
+                           JOIN partitions q ON q.first_day = k.day AND q.last_recorded < k.at - interval '1 hour' \
+                          ORDER BY q.first_day DESC FOR NO KEY UPDATE OF q) k \
+                  WHERE p.first_day = k.first_day";
     let touch = transaction.prepare_cached(touch).await?;
-    transaction.execute(&touch, &[&days, &last]).await?;
+    transaction.execute(&touch, &[&days, &lasts]).await?;
     Ok(())
 }
 

@@ -60,6 +60,9 @@ CREATE TABLE messages (
     reason smallint,
     -- Which final states receipts told of: 1 failed, 2 delivered, 3 both.
     told smallint NOT NULL DEFAULT 0,
+    -- Whether the sweeper has looked at its age: 0 not yet, 1 yes and it had no final receipt, 2 yes and there is nothing
+    -- more to find.
+    sweep smallint NOT NULL DEFAULT 0,
     -- The greatest receipt, by these three.
     receipt_state smallint,
     receipt_at timestamptz,
@@ -78,8 +81,9 @@ CREATE TABLE messages (
 -- Receipts that name the provider's id.
 CREATE INDEX messages_provider_id ON messages (destination, provider_id) WHERE provider_id IS NOT NULL;
 
--- Sent or expired, and without a final receipt: what expires, and what gaps shows. A final receipt takes its row out.
-CREATE INDEX messages_open ON messages (destination, state, recorded_at, file, row) WHERE told = 0 AND state IN (3, 4);
+-- What may expire, and what gaps shows. No receipt changes a column of any index, nor of a condition of one: so its
+-- update stays in its page and touches no index (HOT), and only the sweeper takes rows out, in the order of the index.
+CREATE INDEX messages_unswept ON messages (destination, sweep, recorded_at, file, row) WHERE sweep < 2;
 
 -- Receipts that were taken and not applied.
 CREATE TABLE receipt_inbox (
@@ -173,7 +177,8 @@ BEGIN
     SELECT greatest(lower_day, max(end_day)) INTO STRICT lower_day FROM partitions WHERE end_day <= wanted;
     SELECT least(lower_day + width, min(first_day)) INTO STRICT upper_day FROM partitions WHERE first_day > wanted;
     name := 'messages_' || to_char(lower_day, 'YYYYMMDD');
-    EXECUTE format('CREATE TABLE %I (LIKE messages INCLUDING ALL)', name);
+    -- Room for what receipts will say.
+    EXECUTE format('CREATE TABLE %I (LIKE messages INCLUDING ALL) WITH (fillfactor = 75)', name);
     EXECUTE format('ALTER TABLE messages ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower_day, upper_day);
     INSERT INTO partitions VALUES (lower_day, upper_day, name);
     RETURN lower_day;

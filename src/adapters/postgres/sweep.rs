@@ -48,22 +48,30 @@ UPDATE receipt_parked SET orphan = true
  WHERE number = ANY (ARRAY(SELECT number FROM receipt_parked WHERE NOT orphan AND since < $1
                             ORDER BY since, number LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
-/// By the index of what is open: the row leaves `sent` for `expired` in it.
+/// By the index of what was not looked at. A row that something else is done with at the moment is passed over, and met
+/// again the next time.
 const EXPIRE: &str = "
-WITH due AS (
-    SELECT day, file, row FROM messages
-     WHERE destination = $1 AND state = 3 AND told = 0 AND recorded_at < $2
+WITH looked_at AS (
+    SELECT day, file, row, state = 3 AND told = 0 AS is_due, told = 0 AND state IN (3, 4) AS is_open FROM messages
+     WHERE destination = $1 AND sweep = 0 AND recorded_at < $2
      ORDER BY recorded_at LIMIT $3
        FOR UPDATE SKIP LOCKED
-), expired AS (
-    UPDATE messages m SET state = 4, updated_at = $4 FROM due
-     WHERE m.day = due.day AND m.file = due.file AND m.row = due.row AND m.destination = $1
-    RETURNING m.file, m.row, m.provider_id
+), swept AS (
+    UPDATE messages m SET
+           sweep = CASE WHEN is_open THEN 1 ELSE 2 END,
+           state = CASE WHEN is_due THEN 4 ELSE state END,
+           updated_at = CASE WHEN is_due THEN $4 ELSE updated_at END
+      FROM looked_at l
+     WHERE m.day = l.day AND m.file = l.file AND m.row = l.row AND m.destination = $1
+    RETURNING m.file, m.row, m.provider_id, is_due
 ), changes AS (
     INSERT INTO status_changes (file, row, at, destination, before, state, provider_id)
-    SELECT file, row, $4, $1, 3, 4, provider_id FROM expired WHERE $5
+    SELECT file, row, $4, $1, 3, 4, provider_id FROM swept WHERE is_due AND $5
 )
-SELECT count(*) FROM expired";
+SELECT count(*), count(*) FILTER (WHERE is_due) FROM swept";
+
+/// Steps of one call to [`Shared::expire`]: most rows have their receipt and are only looked at.
+const SWEEPS_MAX: usize = 100;
 
 impl Shared {
     pub(super) async fn rejoin(&self, limit: usize) -> Result<usize, Failure> {
@@ -110,9 +118,19 @@ impl Shared {
     ) -> Result<usize, Failure> {
         let Some(destination) = self.destination_id(destination).await? else { return Ok(0) };
         let (before, at) = (values::time(before), values::time(at));
-        let rows =
-            self.read(EXPIRE, &[&destination, &before, &clamp(limit), &at, &self.keep_changes]).await?;
-        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0) as usize))
+        let mut expired = 0;
+        for _ in 0..SWEEPS_MAX {
+            let step = limit - expired;
+            let rows =
+                self.read(EXPIRE, &[&destination, &before, &clamp(step), &at, &self.keep_changes]).await?;
+            let (looked_at, due) =
+                rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
+            expired += due as usize;
+            if expired >= limit || (looked_at as usize) < step {
+                break;
+            }
+        }
+        Ok(expired)
     }
 
     pub(super) async fn changes(
@@ -188,9 +206,9 @@ impl Shared {
                 let about = rows.first().map_or(0, |row| row.get::<_, i64>(0));
                 Ok(forgotten + usize::try_from(about).unwrap_or(0))
             }
-            // Somebody reads the table just now: the next step tries again.
+            // Somebody reads the table just now, most likely: the next step tries again.
             Err(Failure(StoreError::Retryable(why))) => {
-                tracing::debug!(why, "an old partition is not dropped now");
+                tracing::info!(why, "an old partition is not dropped now");
                 Ok(forgotten)
             }
             Err(error) => Err(error),

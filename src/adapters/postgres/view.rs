@@ -52,14 +52,14 @@ SELECT m.row, d.name AS destination, f.feed, m.recipient, m.state, m.recorded, m
  WHERE f.file = $1 AND f.day = $2 AND m.day = $2 AND m.row = $3
  ORDER BY d.name";
 
-/// One of the two states of a gap, in the order of the index.
+/// Gaps that the sweeper has looked at or not, in the order of the index.
 macro_rules! gaps_of {
-    ($state:literal) => {
+    ($sweep:literal) => {
         concat!(
             "(SELECT m.file, m.row, m.state, m.provider_id, m.recorded_at FROM messages m \
-               WHERE m.destination = (SELECT id FROM destinations WHERE name = $1) AND m.state = ",
-            $state,
-            " AND m.told = 0 AND m.recorded_at < $2 \
+               WHERE m.destination = (SELECT id FROM destinations WHERE name = $1) AND m.sweep = ",
+            $sweep,
+            " AND m.told = 0 AND m.state IN (3, 4) AND m.recorded_at < $2 \
                  AND (m.recorded_at, m.file, m.row) > ($3, $4, $5) \
                ORDER BY m.recorded_at, m.file, m.row LIMIT $6)"
         )
@@ -67,14 +67,14 @@ macro_rules! gaps_of {
 }
 
 const GAPS: &str =
-    concat!(gaps_of!("3"), " UNION ALL ", gaps_of!("4"), " ORDER BY recorded_at, file, row LIMIT $6");
+    concat!(gaps_of!("0"), " UNION ALL ", gaps_of!("1"), " ORDER BY recorded_at, file, row LIMIT $6");
 
 /// `width_bucket` counts from 1, and what is older than the last bound is in the last class.
 const GAP_AGES_OF: &str = "
 SELECT width_bucket(greatest(extract(epoch FROM $2 - m.recorded_at), 0)::double precision, $3::double precision[]),
        count(*)
   FROM messages m JOIN destinations d ON d.id = m.destination
- WHERE d.name = $1 AND m.told = 0 AND m.state IN (3, 4)
+ WHERE d.name = $1 AND m.sweep < 2 AND m.told = 0 AND m.state IN (3, 4)
  GROUP BY 1";
 
 impl PostgresView {
