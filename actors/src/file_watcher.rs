@@ -399,8 +399,8 @@ impl FileWatcherSetup {
         let (name, state) = (report.file.name.clone(), report.state.clone());
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
-        tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(), reason = state.reason(),
-            "a file is closed");
+        tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(),
+            reason = state.reason_to_log(), "a file is closed");
         Ok(())
     }
 }

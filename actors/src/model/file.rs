@@ -41,6 +41,9 @@ pub struct Checkpoint {
     pub duplicates: u64,
 }
 
+/// Stands in a reason before what it quotes from the file: that is for reports, not for the log (I10).
+pub(in crate::model) const NAMELY: &str = ", namely: ";
+
 /// Where a file stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
@@ -72,6 +75,11 @@ impl FileState {
             Self::Failed(reason) | Self::SourceLost(reason) => Some(reason),
             Self::Ingesting | Self::Ingested => None,
         }
+    }
+
+    /// The reason without what it quotes from the file: a header that is none holds the first row (I10).
+    pub fn reason_to_log(&self) -> Option<&str> {
+        self.reason().map(|reason| reason.split_once(NAMELY).map_or(reason, |(said, _)| said))
     }
 
     /// Whether no more rows will come.

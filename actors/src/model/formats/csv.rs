@@ -19,7 +19,10 @@ use super::{
     COLUMNS_MAX, FileError, NUL_IN_ROW, Refusal, Step, check_recipient,
     lines::{Line, line, without_cr},
 };
-use crate::model::batch::{RowLayout, put_cell};
+use crate::model::{
+    batch::{RowLayout, put_cell},
+    file::NAMELY,
+};
 
 #[derive(Debug)]
 pub(super) struct CsvRules {
@@ -112,7 +115,7 @@ impl CsvRules {
                 .map_err(|_| refuse(format!("is no UTF-8: column {}", names.len() + 1)))?;
             if let Some(first) = names.iter().position(|known| known == name) {
                 return Err(refuse(format!(
-                    "names two columns {name:?}: columns {} and {}",
+                    "has one name for columns {} and {}{NAMELY}{name:?}",
                     first + 1,
                     names.len() + 1
                 )));
@@ -348,12 +351,14 @@ fn blank(rest: &[u8], end: bool) -> Option<Step> {
     }
 }
 
-/// Column names for a person: enough of them to see what is wrong.
+/// How many columns there are, and their names for a person: enough of them to see what is wrong.
 pub(in crate::model) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 20;
     // Escaped and cut: the header is foreign text (F27).
     let shown =
         names.iter().take(SHOWN).map(|name| name.chars().take(40).flat_map(char::escape_debug).collect());
     let text = shown.collect::<Vec<String>>().join(", ");
-    if names.len() > SHOWN { format!("{text} and {} more", names.len() - SHOWN) } else { text }
+    let rest = if names.len() > SHOWN { " and others" } else { "" };
+    let columns = if names.len() == 1 { "column" } else { "columns" };
+    format!("{} {columns}{NAMELY}{text}{rest}", names.len())
 }

@@ -117,7 +117,7 @@ pub enum FileError {
         line: u64,
         /// The configured name.
         wanted: String,
-        /// The columns found, for a person.
+        /// How many columns were found, and which, for a person.
         found: String,
     },
 }

@@ -33,7 +33,7 @@ pub enum ReceiptFileError {
     NoColumn {
         /// What was looked for.
         wanted: String,
-        /// The columns found, for a person.
+        /// How many columns were found, and which, for a person.
         found: String,
     },
 }

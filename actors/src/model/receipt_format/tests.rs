@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
+    file::FileState,
     ids::{FileId, MessageId},
     receipt::{PROVIDER_ID_BYTES_MAX, Price, RESPONSE_BYTES_MAX, ReceiptKey, WORD_BYTES_MAX},
     time::UnixMs,
@@ -319,9 +320,17 @@ fn a_cell_says_what_a_key_says() {
 #[test]
 fn a_file_that_can_bring_no_receipt_is_refused_as_a_whole() {
     let why = |text: &str| read_file(KINDS[1], text.as_bytes(), 99, 9).unwrap_err().to_string();
-    assert_eq!(why("ref;state\n"), "line 1: no column is named `status`; the header has ref, state");
+    let no_status = why("ref;state\n");
+    assert_eq!(
+        no_status,
+        "line 1: no column is named `status`; the header has 2 columns, namely: ref, state"
+    );
+    let state = FileState::Failed(no_status);
+    let logged = state.reason_to_log();
+    assert_eq!(logged, Some("line 1: no column is named `status`; the header has 2 columns"), "I10");
     let why = why("status;id\nDELIVERED;1\n");
-    assert!(why.contains("`ref` or `notification.messageId`; the header has status, id"), "{why}");
+    let says = "`ref` or `notification.messageId`; the header has 2 columns, namely: status, id";
+    assert!(why.contains(says), "{why}");
     assert!(read_file(KINDS[0], b"\xff\xfe{\0", 99, 9).unwrap_err().to_string().contains("UTF-16"));
 }
 
