@@ -123,6 +123,10 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Receipts of one look at a directory.
 const LOOK_RECEIPTS_MAX: usize = 5_000;
+/// How long a poll waits for one. A file of gigabytes takes longer to be hashed, or to be copied from another
+/// file system: less than what a collector takes for a failure.
+const LOOK_MAX: Duration = Duration::from_secs(30);
+
 
 /// How often a directory is looked at, for what the kernel's watch missed.
 const RESCAN: Duration = Duration::from_secs(10);
@@ -159,6 +163,7 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
         line_bytes_max: LINE_BYTES_MAX,
         receipts_max: LOOK_RECEIPTS_MAX,
         rule: SettleRule { settle: directory.settle, sidecar_required: false },
+        look_max: LOOK_MAX,
         rescan: RESCAN,
     }
 }

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::cloud::{Fault, FaultProxy, Rule, Server, sdk_config, sdk_environment};
 use crate::{
     pg::{self, Postgres, Stop},
-    support::{LIVENESS, SECRET, World, input::Input, knob, wait_for, wait_until},
+    support::{LIVENESS, SECRET, World, input::Input, knob, wait_for, wait_report, wait_until},
 };
 
 /// The source of receipts in these tests.
@@ -272,6 +272,29 @@ fn each_change_of_a_state_is_told_to_a_webhook_once() {
     let mut world = World::new("csv");
     world.receive(&["--log-bodies"]);
     world.add_destination("status").set("receipts.events_to", "status").add_receipts(SOURCE);
+#[test]
+fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() {
+    const PHONE: &str = "+15550100042";
+    let mut world = World::new("csv");
+    world.add_receipts(SOURCE).set(&format!("receipts.sources.{SOURCE}.format"), "csv");
+    world.start_ready();
+    world.drop_receipts(SOURCE, "bare.csv", &format!("{PHONE},DELIVRD\n"));
+    world.drop_receipts("alerts", "bare.csv", &format!("{PHONE},Ann,1\n"));
+    world.drop_receipts("alerts", "twice.csv", &format!("user_id,{PHONE},{PHONE}\n"));
+    for (feed, name) in [(SOURCE, "bare.csv"), ("alerts", "bare.csv"), ("alerts", "twice.csv")] {
+        let report = wait_report(&world.inbox(feed).join("failed").join(format!("{name}.report.json")));
+        assert!(report["reason"].as_str().is_some_and(|reason| reason.contains(PHONE)), "{report}");
+    }
+    let rejects = world.postrider(&["receipts", "rejects", "--json"]).json();
+    assert!(rejects[0]["reason"].as_str().is_some_and(|reason| reason.contains(PHONE)), "{rejects}");
+    world.stop();
+    let log = fs::read_to_string(world.daemon_log()).expect("the log is text");
+    for said in ["the header has 2 columns", "the header has 3 columns", "has one name for columns 2 and 3"] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
+    assert!(!log.contains(PHONE), "{log}");
+}
+
     world.start_ready();
     let input = Input::csv("told.csv", rows);
     let ids: Vec<_> = (1..=rows).map(|row| message(&input, row)).collect();

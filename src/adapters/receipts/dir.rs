@@ -5,6 +5,9 @@
 //! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
 //! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
+//!
+//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look goes on
+//! by itself, the only one of its source, and what it found is handed out by a later poll.
 
 mod file;
 
@@ -12,7 +15,10 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     ffi::OsString,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +33,10 @@ use postrider_actors::{
         time::MonoMs,
     },
     ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout, timeout_at},
 };
 
 use file::{OpenFile, Position};
@@ -62,6 +72,8 @@ pub struct DirReceiptsSettings {
     pub rule: SettleRule,
     /// How often the directory is looked at whatever the watch says.
     pub rescan: Duration,
+    /// How long a poll waits for a look that is under way; then it brings nothing.
+    pub look_max: Duration,
 }
 
 /// A directory of receipts.
@@ -75,6 +87,19 @@ struct Shared {
     clock: Arc<dyn Clock>,
     format: ReceiptFormat,
     settings: DirReceiptsSettings,
+    /// Nobody will ask any more: what is under way ends.
+    given_up: AtomicBool,
+}
+
+impl Shared {
+    /// Ends what reads on and on: the process, or a reload, does not wait for it.
+    fn check_wanted(&self) -> io::Result<()> {
+        if self.given_up.load(Ordering::Relaxed) {
+            Err(io::Error::other("nobody asks any more"))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// What a restart finds out again.
@@ -85,6 +110,8 @@ struct State {
         reason = "nobody looked yet, and a look without a cursor, are two things"
     )]
     expected: Option<Option<SourceCursor>>,
+    /// What the last look found, and the cursor that it was made with, until a poll has brought it.
+    found: Option<(Option<SourceCursor>, Polled)>,
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.
     claimed: VecDeque<ClaimedFile>,
@@ -108,6 +135,7 @@ impl DirReceipts {
     ) -> Self {
         let state = State {
             expected: None,
+            found: None,
             open: None,
             claimed: VecDeque::new(),
             finishing: HashMap::new(),
@@ -118,51 +146,55 @@ impl DirReceipts {
             scan_at: MonoMs(0),
         };
         Self {
-            shared: Arc::new(Shared { inbox, clock, format, settings }),
+            shared: Arc::new(Shared { inbox, clock, format, settings, given_up: AtomicBool::new(false) }),
             state: Arc::new(Mutex::new(state)),
         }
     }
 
-    /// Works on the state off the actors' threads. Cut off, the work is finished all the same, and the next
-    /// look notices that its cursor is not the expected one.
+    /// Works on the state off the actors' threads. Cut off, the work is finished all the same, and no other
+    /// begins before that: it keeps the lock, and who waits for it keeps no thread.
     async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut State, &Shared) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (state, shared) = (self.state.clone(), self.shared.clone());
-        // A panic leaves at worst a cursor that is not the expected one.
-        blocking(move || work(&mut state.lock().unwrap_or_else(PoisonError::into_inner), &shared))
+        let (mut state, shared) = (self.state.clone().lock_owned().await, self.shared.clone());
+        blocking(move || work(&mut state, &shared))
             .await
             .map_err(|error| StoreError::Retryable(error.to_string()))
+    }
+}
+
+impl Drop for DirReceipts {
+    fn drop(&mut self) {
+        self.shared.given_up.store(true, Ordering::Relaxed);
     }
 }
 
 #[async_trait]
 impl ReceiptSource for DirReceipts {
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError> {
-        let deadline = tokio::time::Instant::now() + wait;
+        let begun = Instant::now();
         loop {
-            let cursor = cursor.cloned();
-            let (polled, pause) = self
-                .work(move |state, shared| {
-                    let polled = state.look(shared, cursor.as_ref()).inspect_err(|_| state.start_over())?;
-                    Ok((polled, state.pause(shared)))
-                })
-                .await?;
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            match polled {
-                Some(polled) => return Ok(polled),
-                None if left.is_zero() => return Ok(Polled::default()),
-                None => {}
+            let asked = cursor.cloned();
+            let look = self.work(move |state, shared| {
+                state.look(shared, asked)?;
+                Ok(state.pause(shared))
+            });
+            // Too long: it goes on, and a later poll has what it finds.
+            let Ok(pause) = timeout_at(begun + wait.max(self.shared.settings.look_max), look).await else {
+                return Ok(Polled::default());
+            };
+            let pause = pause?;
+            // Nothing cuts this poll off between here and its answer.
+            if let Some((_, polled)) = self.state.lock().await.found.take() {
+                return Ok(polled);
             }
-            match tokio::time::timeout(pause.min(left), self.shared.inbox.changed()).await {
-                Ok(Ok(change)) => {
-                    self.work(move |state, _| {
-                        state.heard(change.complete, change.rescan);
-                        Ok(())
-                    })
-                    .await?;
-                }
+            let left = wait.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(Polled::default());
+            }
+            match timeout(pause.min(left), self.shared.inbox.changed()).await {
+                Ok(Ok(change)) => self.state.lock().await.heard(change.complete, change.rescan),
                 Ok(Err(error)) => {
                     tracing::debug!(source = %self.shared.format.source(), %error, "the directory can't be watched; it is still scanned");
                     tokio::time::sleep(pause.min(left)).await;
@@ -188,16 +220,28 @@ impl ReceiptSource for DirReceipts {
 }
 
 impl State {
-    /// The next block of receipts; `None` if there is no file to read.
-    fn look(&mut self, shared: &Shared, cursor: Option<&SourceCursor>) -> io::Result<Option<Polled>> {
-        if self.expected.as_ref().map(Option::as_ref) != Some(cursor) {
+    /// Finds the next block of receipts, if there is a file to read.
+    fn look(&mut self, shared: &Shared, cursor: Option<SourceCursor>) -> io::Result<()> {
+        if self.found.as_ref().is_some_and(|(asked, _)| *asked == cursor) {
+            return Ok(()); // by a look that was cut off
+        }
+        self.found = None;
+        // Not expected again before this look has ended well: after an error or a panic everything is found anew.
+        if self.expected.take().as_ref() != Some(&cursor) {
             // The first look, or what the last one brought was not taken.
             self.open = None;
             self.finishing.clear();
             self.claimed = shared.inbox.claimed()?.into();
-            self.expected = Some(cursor.cloned());
         }
         self.claim(shared);
+        let polled = self.read(shared, cursor.as_ref())?;
+        self.expected = Some(polled.as_ref().map_or_else(|| cursor.clone(), |polled| polled.cursor.clone()));
+        self.found = polled.map(|polled| (cursor, polled));
+        Ok(())
+    }
+
+    /// The next block of receipts; `None` if there is no file to read.
+    fn read(&mut self, shared: &Shared, cursor: Option<&SourceCursor>) -> io::Result<Option<Polled>> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => match self.claimed.pop_front() {
@@ -209,18 +253,16 @@ impl State {
             },
         };
         let (read, end) = open.read(shared)?;
-        let cursor = open.position().cursor();
         let mut polled = Polled {
             receipts: read.receipts,
             rejects: read.rejects,
-            cursor: Some(cursor.clone()),
+            cursor: Some(open.position().cursor()),
             acks: Vec::new(),
         };
-        self.expected = Some(Some(cursor));
         match end {
             None => self.open = Some(open),
             Some(state) => {
-                if let Some(reason) = state.reason() {
+                if let Some(reason) = state.reason_to_log() {
                     tracing::warn!(source = %shared.format.source(), file = ?open.name(), reason, "a file of receipts can't be used");
                 }
                 let (ack, file, report) = open.into_finished(state, shared);
@@ -229,11 +271,6 @@ impl State {
             }
         }
         Ok(Some(polled))
-    }
-
-    /// After an error: everything is found again.
-    fn start_over(&mut self) {
-        self.expected = None;
     }
 
     fn heard(&mut self, complete: Vec<OsString>, rescan: bool) {

@@ -129,6 +129,7 @@ impl OpenFile {
     fn read_rows(&mut self, shared: &Shared, read: &mut ReadReceipts) -> io::Result<Option<FileState>> {
         let receipts_max = shared.settings.receipts_max.max(1);
         loop {
+            shared.check_wanted()?;
             let input = &self.buffer[..self.filled];
             let consumed = match self.rows.read(input, self.is_end, receipts_max, read) {
                 Ok(consumed) => consumed,
@@ -203,6 +204,7 @@ fn digest(file: &ClaimedFile, shared: &Shared) -> io::Result<[u8; 32]> {
     let mut raw = shared.inbox.open_raw(file)?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; READ_BYTES]);
     loop {
+        shared.check_wanted()?;
         match raw.read(&mut buffer) {
             Ok(0) => return Ok(hash.finalize().into()),
             Ok(bytes) => hash.update(&buffer[..bytes]),

@@ -1,5 +1,7 @@
 //! Real files in real directories, and crashes between any two steps.
 
+mod slow;
+
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use postrider_actors::{
@@ -57,8 +59,7 @@ impl World {
         }
     }
 
-    /// The source as a new process has it.
-    fn source(&self) -> DirReceipts {
+    fn inbox(&self) -> DirectoryInbox {
         let format_of_rows = match self.kind {
             ReceiptFileFormat::Ndjson => Format::Ndjson { recipient: "status".into() },
             ReceiptFileFormat::Csv { delimiter } => Format::Csv { delimiter, recipient: "status".into() },
@@ -72,6 +73,15 @@ impl World {
             sidecar_required: self.sidecar_required,
             caps: UnpackCaps { ratio_max: 200, bytes_max: 1 << 30 },
         });
+        inbox.unwrap()
+    }
+
+    /// The source as a new process has it.
+    fn source(&self) -> DirReceipts {
+        self.source_over(Arc::new(self.inbox()), Duration::from_secs(30))
+    }
+
+    fn source_over(&self, inbox: Arc<dyn Inbox>, look_max: Duration) -> DirReceipts {
         let settings = DirReceiptsSettings {
             destination: "d".into(),
             kind: self.kind,
@@ -79,8 +89,9 @@ impl World {
             receipts_max: 10,
             rule: SettleRule { settle: Duration::ZERO, sidecar_required: self.sidecar_required },
             rescan: Duration::ZERO,
+            look_max,
         };
-        DirReceipts::new(Arc::new(inbox.unwrap()), format(), settings, Arc::new(SystemClock))
+        DirReceipts::new(inbox, format(), settings, Arc::new(SystemClock))
     }
 
     fn put(&self, name: &str, bytes: impl AsRef<[u8]>) {
