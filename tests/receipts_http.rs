@@ -295,6 +295,8 @@ async fn what_can_t_be_taken_is_refused_with_its_reason() {
     ] {
         let what = format!("{} {} {:?}", request.method, request.path, request.headers);
         let answer = world.post(request).await;
+        (Request::signed("{\"event\":\"e-1\","), 400, "no valid JSON"),
+        (Request::signed(format!("{0}{0}", receipt(1))), 400, "no valid JSON"),
         assert_eq!(answer.status, status, "{what}: {}", answer.body);
         assert!(answer.body["error"].as_str().unwrap().contains(says), "{what}: {}", answer.body);
         assert_eq!(answer.head.contains("\r\nallow: post"), status == 405);

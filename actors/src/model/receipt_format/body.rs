@@ -13,7 +13,7 @@ use super::{ReadReceipts, ReceiptFormat};
 /// Why nothing of a body is taken: half an array would hide what is wrong with the rest.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BodyError {
-    /// It is neither an object nor an array.
+    /// It is no JSON, or neither an object nor an array.
     #[error("{0}")]
     Invalid(String),
     /// It holds too many receipts.
@@ -36,6 +36,7 @@ impl ReceiptFormat {
         place: impl Fn(usize) -> String,
     ) -> Result<ReadReceipts, BodyError> {
         let invalid = |why: &str| BodyError::Invalid(why.to_owned());
+        let no_json = |error: serde_json::Error| BodyError::Invalid(format!("no valid JSON: {error}"));
         let text = std::str::from_utf8(body)
             .map_err(|error| {
                 BodyError::Invalid(format!("invalid UTF-8 at byte {}", error.valid_up_to() + 1))
@@ -43,14 +44,18 @@ impl ReceiptFormat {
             .trim_matches([' ', '\t', '\r', '\n']);
         let mut read = ReadReceipts::default();
         match text.as_bytes().first() {
-            Some(b'{') => self.read_into(text.as_bytes(), None, || place(0), &mut read),
+            Some(b'{') => {
+                // One that was cut off comes again; a reject would be the end of it.
+                serde_json::from_str::<&RawValue>(text).map_err(no_json)?;
+                self.read_into(text.as_bytes(), None, || place(0), &mut read);
+            }
             Some(b'[') => {
                 let mut reader = serde_json::Deserializer::from_str(text);
                 let elements = Elements { format: self, receipts_max, place: &place, read: &mut read };
                 let found = reader
                     .deserialize_seq(elements)
                     .and_then(|found| reader.end().map(|()| found))
-                    .map_err(|error| BodyError::Invalid(format!("no valid JSON: {error}")))?;
+                    .map_err(no_json)?;
                 if found > receipts_max {
                     return Err(BodyError::TooMany { found, max: receipts_max });
                 }

@@ -361,9 +361,12 @@ fn a_body_is_one_receipt_or_an_array_of_them() {
     assert_eq!(places, ["#1", "#3"]);
     assert!(body("[]", 1).unwrap().is_empty());
     assert_eq!(body(&format!("[{one},{one}]"), 1), Err(BodyError::TooMany { found: 2, max: 1 }));
-    for bad in ["", "  ", "nonsense", "\"text\"", "[", "[1,]", "[{}] x"] {
+    let cut = &one[..one.len() - 1];
+    for bad in ["", "  ", "nonsense", "\"text\"", "[", "[1,]", "[{}] x", cut, "{", "{} x", "{\"a\":}"] {
         assert!(matches!(body(bad, 9), Err(BodyError::Invalid(_))), "{bad}");
     }
+    let read = body("{}", 1).unwrap();
+    assert_eq!(read.rejects.len(), 1, "JSON that is no receipt is rejected");
 }
 
 #[test]

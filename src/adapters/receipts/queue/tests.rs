@@ -112,11 +112,12 @@ async fn f48_f52_a_bad_body_is_rejected_by_its_entrys_id_and_goes() {
     world.queue.put("half", format!("[{}, {{\"id\":\"p-2\",\"status\":\"?\"}}]", body(3)));
     world.queue.put("many", format!("[{0},{0},{0},{0}]", body(4)));
     world.queue.put("empty", "");
+    world.queue.put("cut", "{\"id\":\"p-5\",\"status\":");
     let polled = world.source.poll(None, Duration::ZERO).await.unwrap();
     assert_eq!(keys(&polled.receipts), ["p-1", "p-3"]);
     let mut places: Vec<_> = polled.rejects.iter().map(|reject| &*reject.place).collect();
     places.sort_unstable();
-    assert_eq!(places, ["binary", "empty", "half[1]", "many", "text"]);
+    assert_eq!(places, ["binary", "cut", "empty", "half[1]", "many", "text"]);
     let many = polled.rejects.iter().find(|reject| reject.place == "many").unwrap();
     assert!(many.reason.contains("4 receipts") && many.reason.contains('3'), "{}", many.reason);
     world.source.acknowledge(&polled.acks).await.unwrap();
