@@ -16,9 +16,6 @@ use super::time::UnixMs;
 /// might be taken for the end of a window.
 const TOKEN_AGE_MAX: Duration = Duration::from_hours(1);
 
-/// The most groups of one source.
-pub const GROUPS_MAX: usize = 100;
-
 /// How a log is divided into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowRule {

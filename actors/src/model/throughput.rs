@@ -46,12 +46,6 @@ impl Rates {
         }
         self.processed as f64 * (time.as_secs_f64() / self.window.as_secs_f64())
     }
-
-    /// Of several workers together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self { processed: self.processed + other.processed, window: self.window.max(other.window) }
-    }
 }
 
 impl Throughput {
@@ -153,8 +147,6 @@ mod tests {
         let rates = throughput.rates(MonoMs(10_999));
         assert_eq!((rates.processed, rates.window), (90, Duration::from_secs(10)));
         assert!((rates.per_hour() - 9.0 * HOUR).abs() < 1e-6);
-        let other = Rates { processed: 10, window: Duration::from_secs(2) };
-        assert_eq!(rates.and(other), Rates { processed: 100, window: Duration::from_secs(10) });
         assert!(Rates::default().per_day().abs() < f64::EPSILON);
     }
 

@@ -29,7 +29,7 @@ pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
 pub use rates::RateTable;
 pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, Taken};
-pub use table::{Inserted, Table, TableError};
+pub use table::{Table, TableError};
 pub use webhook::{Answer, Webhook, WebhookRequest};
 
 /// Why a store operation as a whole failed.

@@ -16,15 +16,6 @@ pub enum TableError {
     Refused(String),
 }
 
-/// What a statement wrote.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inserted {
-    /// Rows that are there now.
-    pub rows: u64,
-    /// How many of them had been there before; `None` if the database does not tell.
-    pub known: Option<u64>,
-}
-
 /// One table of a warehouse.
 #[async_trait]
 pub trait Table: Send + Sync {
@@ -33,5 +24,5 @@ pub trait Table: Send + Sync {
 
     /// Writes rows, all of them or none; a row whose key is there already is left as it is (S4.6). It returns
     /// after the commit and within the warehouse's timeout.
-    async fn insert(&self, rows: &[TableRow]) -> Result<Inserted, TableError>;
+    async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError>;
 }

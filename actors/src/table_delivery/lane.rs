@@ -138,7 +138,7 @@ impl Desk {
             group.destination.metrics.attempted(begun.elapsed());
             let at = self.setup.clock.wall();
             match answer {
-                Ok(Ok(_)) => {
+                Ok(Ok(())) => {
                     group.took_rows = Some(true);
                     for row in &written[range] {
                         group.batches[row.batch]

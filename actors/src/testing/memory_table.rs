@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     model::table::{Mapping, TableRow},
-    ports::{Inserted, Table, TableError},
+    ports::{Table, TableError},
 };
 
 /// One statement, as the table saw it.
@@ -97,7 +97,7 @@ impl MemoryTable {
         self.state().in_flight_max
     }
 
-    fn write(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
+    fn write(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let mut state = self.state();
         if let Some(outage) = &state.outage {
             return Err(outage.clone());
@@ -114,17 +114,13 @@ impl MemoryTable {
                 return Err(TableError::Refused(format!("value {value:?} is refused")));
             }
         }
-        let mut known = 0;
         for row in rows {
-            let Entry::Vacant(new) = state.rows.entry(row.key().to_owned()) else {
-                known += 1;
-                continue;
-            };
+            let Entry::Vacant(new) = state.rows.entry(row.key().to_owned()) else { continue };
             let names = row.mapping.columns.iter().map(|column| column.name.clone());
             let values = row.values.iter().map(|value| value.as_deref().map(ToOwned::to_owned));
             new.insert(names.zip(values).collect());
         }
-        Ok(Inserted { rows: rows.len() as u64, known: Some(known) })
+        Ok(())
     }
 
     /// A row of `mapping`, for tests of tables.
@@ -150,7 +146,7 @@ impl Table for MemoryTable {
         self.state().bytes_max.unwrap_or(16 << 20)
     }
 
-    async fn insert(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
+    async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let at = Instant::now();
         let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         let _in_flight = InFlight(&self.in_flight);

@@ -2,8 +2,8 @@
 //! JSON object per event, over one or several log groups.
 //!
 //! Which part of which group is looked at next is [`receipt_window`]'s to say; one look is one page of
-//! `FilterLogEvents`. All calls of a process go at one rate: the service's quota is per account and region
-//! ("CloudWatch Logs service quotas": 5 to 25 per second), and others use it too.
+//! `FilterLogEvents`. All calls of a source go at one rate; those of several sources add up. The service's quota
+//! is per account and region ("CloudWatch Logs service quotas": 5 to 25 per second), and others use it too.
 //!
 //! [`receipt_window`]: postrider_actors::model::receipt_window
 
@@ -41,9 +41,7 @@ const OPERATION: &str = "FilterLogEvents";
 /// What is read, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloudWatchSettings {
-    /// Names or ARNs of log groups, at most [`GROUPS_MAX`].
-    ///
-    /// [`GROUPS_MAX`]: postrider_actors::model::receipt_window::GROUPS_MAX
+    /// Names of log groups.
     pub groups: Vec<String>,
     /// Only events that match it ("Filter pattern syntax"); `None`: all.
     pub filter_pattern: Option<String>,
@@ -60,7 +58,7 @@ impl CloudWatchSettings {
     }
 }
 
-/// How many calls per second a process may make, over all sources and groups that share it.
+/// How many calls per second a source may make, over all of its groups.
 #[derive(Clone)]
 pub struct CallRate(Arc<DefaultDirectRateLimiter>);
 
@@ -130,13 +128,10 @@ impl CloudWatchReceipts {
 
     async fn fetch(&self, look: &Look) -> Result<PageOfEvents, Failure> {
         self.rate.turn().await;
-        let mut call = self.client.filter_log_events();
-        call = if look.group.starts_with("arn:") {
-            call.log_group_identifier(&look.group)
-        } else {
-            call.log_group_name(&look.group)
-        };
-        let call = call
+        let call = self
+            .client
+            .filter_log_events()
+            .log_group_name(&look.group)
             .set_filter_pattern(self.settings.filter_pattern.clone())
             .start_time(signed(look.start))
             // The service counts the end in.
@@ -264,19 +259,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn s0_1_calls_of_all_sources_share_one_rate_and_a_pause_earns_no_burst() {
+    async fn s0_1_calls_to_all_groups_share_one_rate_and_a_pause_earns_no_burst() {
         let period = Duration::from_millis(20);
         let rate = CallRate::per_second(NonZeroU32::new(50).unwrap());
         let begun = Instant::now();
-        let sources = [rate.clone(), rate.clone(), rate.clone()].map(|rate| {
+        let groups = [rate.clone(), rate.clone(), rate.clone()].map(|rate| {
             tokio::spawn(async move {
                 for _ in 0..4 {
                     rate.turn().await;
                 }
             })
         });
-        for source in sources {
-            source.await.unwrap();
+        for group in groups {
+            group.await.unwrap();
         }
         assert!(begun.elapsed() >= period * 11, "12 calls in {:?}", begun.elapsed());
 

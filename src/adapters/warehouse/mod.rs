@@ -22,7 +22,7 @@ use std::{
 use async_trait::async_trait;
 use postrider_actors::{
     model::table::{Mapping, TableName, TableRow},
-    ports::{Inserted, Table, TableError},
+    ports::{Table, TableError},
 };
 use secrecy::SecretString;
 
@@ -187,9 +187,9 @@ impl Table for WarehouseTable {
         self.warehouse.settings.statement_bytes_max.saturating_sub(4 * names + 1_000)
     }
 
-    async fn insert(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
+    async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let Some(first) = rows.first() else {
-            return Ok(Inserted { rows: 0, known: Some(0) });
+            return Ok(());
         };
         let alike = |row: &TableRow| {
             let same = Arc::ptr_eq(&row.mapping, &first.mapping) || row.mapping == first.mapping;

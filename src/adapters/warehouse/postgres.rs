@@ -4,7 +4,7 @@ use std::{fmt::Write as _, sync::Arc};
 
 use postrider_actors::{
     model::table::{Identifier, Mapping, TableRow},
-    ports::{Inserted, TableError},
+    ports::TableError,
 };
 use tokio_postgres::types::{ToSql, Type};
 
@@ -12,7 +12,7 @@ use super::{WarehouseTable, connection::keep_after, error::of_rows};
 use crate::adapters::pg::Held;
 
 impl WarehouseTable {
-    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
+    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let mapping = &rows[0].mapping;
         let connections = self.connections();
         let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
@@ -33,10 +33,9 @@ impl WarehouseTable {
         };
         match connections.within(work).await {
             None => Err(TableError::Retryable(connections.no_answer())),
-            Some(Ok(new)) => {
+            Some(Ok(_)) => {
                 held.keep();
-                let rows = rows.len() as u64;
-                Ok(Inserted { rows, known: Some(rows.saturating_sub(new)) })
+                Ok(())
             }
             Some(Err(Failed::Told(why))) => {
                 held.keep();

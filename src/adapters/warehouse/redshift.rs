@@ -11,7 +11,7 @@ use std::{
 
 use postrider_actors::{
     model::table::{Identifier, Mapping, TableName, TableRow},
-    ports::{Inserted, TableError},
+    ports::TableError,
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 };
 
 impl WarehouseTable {
-    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<Inserted, TableError> {
+    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let connections = self.connections();
         let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
         let work = async {
@@ -33,7 +33,7 @@ impl WarehouseTable {
             None => Err(TableError::Retryable(connections.no_answer())),
             Some(Ok(())) => {
                 held.keep();
-                Ok(Inserted { rows: rows.len() as u64, known: None })
+                Ok(())
             }
             Some(Err(error)) => {
                 // The transaction is open and failed; a session that can't end it is not given back.

@@ -51,20 +51,17 @@ fn rows(ids: std::ops::Range<u32>) -> Vec<TableRow> {
 }
 
 async fn nothing_is_written_by_no_rows(subject: TableSubject) {
-    assert_eq!(subject.table.insert(&[]).await.unwrap().rows, 0);
+    subject.table.insert(&[]).await.unwrap();
     assert!((subject.read)().is_empty());
     assert!(subject.table.statement_bytes_max() > 10_000);
 }
 
 async fn rows_are_written_once_however_often_they_come(subject: TableSubject) {
     let rows = rows(0..1_000);
-    let first = subject.table.insert(&rows).await.unwrap();
-    assert_eq!(first.rows, 1_000);
-    assert!(first.known.is_none_or(|known| known == 0));
-    let again = subject.table.insert(&rows).await.unwrap();
-    assert_eq!(again.rows, 1_000);
-    assert!(again.known.is_none_or(|known| known == 1_000), "an unknown number is unknown, never 0");
-    assert_eq!((subject.read)().len(), 1_000);
+    for _ in 0..2 {
+        subject.table.insert(&rows).await.unwrap();
+        assert_eq!((subject.read)().len(), 1_000);
+    }
 }
 
 async fn a_key_that_is_twice_in_a_statement_is_one_row(subject: TableSubject) {
