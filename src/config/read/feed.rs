@@ -184,7 +184,8 @@ fn format(reader: &Reader, section: &mut Section<'_>, kind: Kind, need: Need) ->
     (format, String::new())
 }
 
-fn delimiter(reader: &Reader, section: &mut Section<'_>) -> u8 {
+/// What stands between the cells of a csv.
+pub(super) fn delimiter(reader: &Reader, section: &mut Section<'_>) -> u8 {
     let text = section.text("delimiter");
     match text.as_deref().map(str::as_bytes) {
         Some(&[byte]) if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n' | 0) => byte,

@@ -17,6 +17,7 @@ use super::{
     Need, count,
     destination::{SECRETS_MAX, secrets_of},
     engines::{address, require_aws},
+    feed::delimiter,
     named,
     ops::listen,
     path, require,
@@ -164,10 +165,13 @@ fn source(reader: &Reader, mut section: Section<'_>, name: String, need: Need) -
         require_aws(reader, &section.key("kind"), if word == Kind::Sqs { "sqs" } else { "cloudwatch" });
     }
     let need_of = |of| if kind == Some(of) { need } else { Need::Optional };
-    let format = match section.choice("format", &[("ndjson", false), ("csv", true)]) {
-        Some(true) => ReceiptFileFormat::Csv { delimiter: b',' },
-        Some(false) | None => ReceiptFileFormat::Ndjson,
-    };
+    let is_csv = section.choice("format", &[("ndjson", false), ("csv", true)]).unwrap_or(false);
+    let delimiter = delimiter(reader, &mut section);
+    if !is_csv && need == Need::Required && reader.is_own(&section.key("delimiter")) {
+        let advice = "only format = \"csv\" has a delimiter: remove it";
+        reader.note(&section.key("delimiter"), None, advice);
+    }
+    let format = if is_csv { ReceiptFileFormat::Csv { delimiter } } else { ReceiptFileFormat::Ndjson };
     let destination = section.text("destination").unwrap_or_default();
     let advice = "name the destination whose messages these receipts are about";
     require(reader, &section, "destination", need, advice);
