@@ -72,6 +72,10 @@ struct World {
 
 impl World {
     fn start(ledger: Arc<dyn ReceiptLedger>) -> Self {
+        Self::start_bounded(ledger, 500_000)
+    }
+
+    fn start_bounded(ledger: Arc<dyn ReceiptLedger>, inbox_max: u64) -> Self {
         let secrets = [SECRET.to_owned().into(), OLD_SECRET.to_owned().into()];
         let mut registry = Registry::default();
         let metrics = ReceiptMetrics::register(&mut registry);
@@ -87,7 +91,7 @@ impl World {
         ];
         let clock = Arc::new(FakeClock::at(NOW));
         let taken = Bell::default();
-        let sink = Sink { ledger, taken: taken.clone(), clock: clock.clone() };
+        let sink = Sink { ledger, inbox_max, taken: taken.clone(), clock: clock.clone() };
         let bound = HttpReceipts::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address();
         let serving = bound.serve(sources, sink).unwrap();
@@ -291,12 +295,12 @@ async fn what_can_t_be_taken_is_refused_with_its_reason() {
         (Request::signed(""), 400, "empty"),
         (Request::signed("true"), 400, "neither"),
         (Request::signed("[{}"), 400, "no valid JSON"),
+        (Request::signed("{\"event\":\"e-1\","), 400, "no valid JSON"),
+        (Request::signed(format!("{0}{0}", receipt(1))), 400, "no valid JSON"),
         (Request::signed(vec![b'"', 0xff, b'"']), 400, "UTF-8"),
     ] {
         let what = format!("{} {} {:?}", request.method, request.path, request.headers);
         let answer = world.post(request).await;
-        (Request::signed("{\"event\":\"e-1\","), 400, "no valid JSON"),
-        (Request::signed(format!("{0}{0}", receipt(1))), 400, "no valid JSON"),
         assert_eq!(answer.status, status, "{what}: {}", answer.body);
         assert!(answer.body["error"].as_str().unwrap().contains(says), "{what}: {}", answer.body);
         assert_eq!(answer.head.contains("\r\nallow: post"), status == 405);
@@ -437,7 +441,7 @@ impl ReceiptLedger for Slow {
     }
 
     async fn waiting(&self) -> Result<u64, StoreError> {
-        unreachable!()
+        self.ledger.waiting().await
     }
 
     async fn rejoin(&self, _: usize) -> Result<usize, StoreError> {
@@ -566,4 +570,64 @@ async fn connections_and_turns_are_bounded_and_the_next_one_gets_its_turn() {
         assert_eq!(read_answer(stream).await.unwrap().body["taken"], 1);
     }
     assert_eq!(ledger.ledger.waiting().await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_full_inbox_takes_no_more_until_it_has_drained() {
+    let ledger = Arc::new(MemoryReceipts::new());
+    let world = World::start_bounded(ledger.clone(), 10);
+    let some =
+        |numbers: std::ops::Range<u32>| Request::signed(numbers.map(receipt).collect::<Value>().to_string());
+    assert_eq!(world.post(some(0..8)).await.body["taken"], 8);
+    assert_eq!(world.post(some(8..12)).await.body["taken"], 4, "eight waited, no more than ten");
+    // The ledger does not drain.
+    for world in [&world, &World::start_bounded(ledger.clone(), 11)] {
+        let full = world.post(some(12..13)).await;
+        assert_eq!(full.status, 503);
+        assert!(full.head.contains("\r\nretry-after: 10"), "{}", full.head);
+        assert!(full.body["error"].as_str().unwrap().contains("the inbox is full"), "{}", full.body);
+    }
+    assert_eq!(ledger.waiting().await.unwrap(), 12);
+
+    ledger.apply(1_000, 1 << 20, NOW).await.unwrap();
+    let drained = async {
+        while world.post(some(12..13)).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), drained).await.expect("it is counted again");
+    assert_eq!(ledger.waiting().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn i8_long_bodies_wait_for_the_memory_of_others_and_short_ones_do_not() {
+    let world = World::start(Arc::new(MemoryReceipts::new()));
+    let mut padded = receipt(1).to_string();
+    padded.push_str(&" ".repeat(BODY_BYTES_MAX - padded.len()));
+    let long = Request::bearer(padded).bytes(NOW);
+    // 32 MiB of bodies whose senders may be anybody.
+    let mut strangers = Vec::new();
+    for _ in 0..32 {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        let forged = Request { sign: Some("whsec_b3RoZXI="), ..Request::signed(vec![b' '; BODY_BYTES_MAX]) };
+        let bytes = forged.bytes(NOW);
+        stream.write_all(&bytes[..bytes.len() - 1]).await.unwrap();
+        strangers.push(stream);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let sending = async {
+        let _ = writing.write_all(&long).await;
+        std::future::pending::<()>().await;
+    };
+    let early = async {
+        tokio::select! { _ = reading.read_u8() => {}, () = sending => {} }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(1), early).await.is_err(), "its body is in memory");
+    assert_eq!(world.post(Request::bearer(receipt(2).to_string())).await.body["taken"], 1);
+    drop(strangers);
+    // What of it was not sent yet is unknown, so another one like it.
+    drop(stream);
+    assert_eq!(exchange(world.address, &long).await.body["taken"], 1);
 }

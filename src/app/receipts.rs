@@ -25,9 +25,6 @@ use crate::{
     listener::{Listener, Serving},
 };
 
-/// Receipts that may wait in the inbox before sources pause: a source is its own buffer.
-const INBOX_MAX: u64 = 500_000;
-
 /// A source that is asked for receipts.
 pub(super) struct PulledSource {
     name: Arc<str>,
@@ -42,13 +39,14 @@ pub(super) struct ReceiptParts {
     pulled: Vec<PulledSource>,
     listener: Option<Listener>,
     pushed: Vec<HttpSource>,
+    inbox_max: u64,
 }
 
 impl ReceiptParts {
     /// Makes the sources of a configuration.
     pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
-        let mut parts = Self::default();
+        let mut parts = Self { inbox_max: config.receipts.inbox_max, ..Self::default() };
         for source in &config.receipts.sources {
             let refused = |problem: String| StartError::Source { source_name: source.name.clone(), problem };
             let (name, destination) =
@@ -96,7 +94,8 @@ impl ReceiptParts {
         let (listener, ledger) = (self.listener.take()?, machine.stores.rows.clone()?);
         let pushed = std::mem::take(&mut self.pushed);
         let address = listener.address();
-        let sink = Sink { ledger, taken: arrived.clone(), clock: machine.clock.clone() };
+        let sink =
+            Sink { ledger, inbox_max: self.inbox_max, taken: arrived.clone(), clock: machine.clock.clone() };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
                 tracing::info!(%address, "receipts are taken");
@@ -123,10 +122,10 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Receipts of one look at a directory.
 const LOOK_RECEIPTS_MAX: usize = 5_000;
+
 /// How long a poll waits for one. A file of gigabytes takes longer to be hashed, or to be copied from another
 /// file system: less than what a collector takes for a failure.
 const LOOK_MAX: Duration = Duration::from_secs(30);
-
 
 /// How often a directory is looked at, for what the kernel's watch missed.
 const RESCAN: Duration = Duration::from_secs(10);
@@ -163,8 +162,8 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
         line_bytes_max: LINE_BYTES_MAX,
         receipts_max: LOOK_RECEIPTS_MAX,
         rule: SettleRule { settle: directory.settle, sidecar_required: false },
-        look_max: LOOK_MAX,
         rescan: RESCAN,
+        look_max: LOOK_MAX,
     }
 }
 
@@ -183,7 +182,10 @@ pub(super) fn receipt_specs(
         reconciler_spec(machine, config, &ledger, arrived),
         sweeper_spec(machine, config, &ledger, arrived),
     ];
-    specs.extend(pulled.into_iter().map(|source| collector_spec(machine, source, &ledger, arrived)));
+    let inbox_max = config.receipts.inbox_max;
+    specs.extend(
+        pulled.into_iter().map(|source| collector_spec(machine, source, &ledger, inbox_max, arrived)),
+    );
     specs
 }
 
@@ -191,6 +193,7 @@ fn collector_spec(
     machine: &Machine,
     source: PulledSource,
     ledger: &Arc<dyn ReceiptLedger>,
+    inbox_max: u64,
     arrived: &Bell,
 ) -> ChildSpec {
     let (clock, mark, ledger, arrived) =
@@ -204,7 +207,7 @@ fn collector_spec(
             from: source.from.clone(),
             ledger: ledger.clone(),
             wait: source.wait,
-            inbox_max: INBOX_MAX,
+            inbox_max,
             clock: clock.clone(),
             arrived: arrived.clone(),
             metrics: metrics.clone(),

@@ -68,6 +68,8 @@ pub struct Receipts {
     pub max_bytes: usize,
     /// The longest that a receipt waits for others.
     pub linger: Duration,
+    /// Receipts in the inbox, above which no source brings more.
+    pub inbox_max: u64,
     /// After which a message without a receipt is expired.
     pub timeout: Duration,
     /// After which a receipt without a message is an orphan.

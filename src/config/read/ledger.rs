@@ -132,6 +132,7 @@ pub(super) fn receipts(reader: &Reader, mut section: Section<'_>) -> Receipts {
         max_receipts: count(&mut section, "max_receipts", 1, 10_000, "receipts"),
         max_bytes: count(&mut section, "max_bytes", 1 << 10, 64 << 20, "bytes"),
         linger: section.millis("linger_ms", 0..=60_000),
+        inbox_max: section.integer("inbox_max", 1_000..=1_000_000_000, "receipts"),
         timeout: section.seconds("timeout_s", 1..=31_536_000),
         park: section.seconds("park_s", 1..=31_536_000),
         events_to: section.text("events_to"),

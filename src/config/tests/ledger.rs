@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use postrider_actors::model::{
-    receipt_format::{FieldPath, StatusMeaning, UnknownStatus},
+    receipt_format::{FieldPath, ReceiptFileFormat, StatusMeaning, UnknownStatus},
     table::{Column, ColumnSource, ColumnType},
 };
 
@@ -73,6 +73,15 @@ fn a_source_of_receipts_reads_as_written() {
     assert_eq!(mapping.statuses["in transit"], StatusMeaning::Sent);
     assert_eq!(mapping.statuses["READ"], StatusMeaning::Ignored);
     assert_eq!(mapping.otherwise, UnknownStatus::Reject);
+    assert_eq!(source.format, ReceiptFileFormat::Ndjson);
+    let csv = |keys: &str| {
+        let text = SOURCE.replace("kind = \"dir\"", &format!("kind = \"dir\"\nformat = \"csv\"\n{keys}"));
+        with_minimal(&text).receipts.sources[0].format
+    };
+    assert_eq!(csv(""), ReceiptFileFormat::Csv { delimiter: b',' });
+    assert_eq!(csv("delimiter = \"\\t\""), ReceiptFileFormat::Csv { delimiter: b'\t' });
+    assert_eq!(config.receipts.inbox_max, 500_000);
+    assert_eq!(with_minimal("[receipts]\ninbox_max = 2000").receipts.inbox_max, 2_000);
     assert_eq!(config.receipts.timeout, Duration::from_hours(72), "S0.5");
     assert!(config.is_recorded("support") && config.has_rows());
 }
@@ -145,6 +154,15 @@ fn each_mistake_is_named_with_what_to_do() {
             format!("[receipts]\nlisten = \"127.0.0.1:8081\"\n{}", SOURCE.replace("\"dir\"", "\"http\"")),
             &["dlr.secrets", "would prove nothing"],
         ),
+        (
+            SOURCE.replace("kind = \"dir\"", "kind = \"dir\"\nformat = \"csv\"\ndelimiter = \"ab\""),
+            &["dlr.delimiter", "one ASCII character"],
+        ),
+        (
+            SOURCE.replace("kind = \"dir\"", "kind = \"dir\"\ndelimiter = \";\""),
+            &["dlr.delimiter", "only format = \"csv\""],
+        ),
+        ("[receipts]\ninbox_max = 10".into(), &["receipts.inbox_max", "1000"]),
         (
             format!("[receipts]\nevents_to = \"support\"\n{SOURCE}"),
             &["receipts.events_to", "events about events"],

@@ -5,6 +5,7 @@
 //! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that hears
 //! anything else sends the request again, and what the inbox has already is known there by its event.
 
+mod bounds;
 mod credentials;
 
 use std::{
@@ -41,8 +42,11 @@ use postrider_actors::{
 use serde::Serialize;
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 
-use self::credentials::NotAllowed;
 pub use self::credentials::{Credentials, CredentialsError};
+use self::{
+    bounds::{Bodies, Room},
+    credentials::NotAllowed,
+};
 use crate::listener::{Listener, Serving, Stopped};
 
 /// A longer body is answered 413.
@@ -50,13 +54,11 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// More receipts in one request are answered 413: it is what the ledger takes in one statement.
 pub const RECEIPTS_MAX: usize = 1000;
 
-/// Connections at once, and with them bodies in memory (I8): a provider's own pool is smaller.
+/// Connections at once: a provider's own pool is smaller.
 const CONNECTIONS_MAX: u32 = 128;
 /// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
 /// signature was verified takes one: whoever sends slowly holds nobody else up.
 const TURNS_MAX: usize = 16;
-/// What is set aside for a body before any of it has come, whatever its length is said to be.
-const BODY_BYTES_FIRST: u64 = 64 << 10;
 /// How long a request's head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a body may take to arrive: whoever sends a byte now and then loses the place.
@@ -64,7 +66,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much of a refused request's body is read, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a request waits for its turn, and how long the ledger may then take. Senders commonly give up after 15 to 30 seconds.
+/// How long a request waits for its turn or for memory, and how long the ledger may then take. Senders commonly give
+/// up after 15 to 30 seconds.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection takes no more requests after this long …
 const CONNECTION_AGE_MAX: Duration = Duration::from_mins(5);
@@ -101,6 +104,9 @@ pub struct HttpSource {
 pub struct Sink {
     /// Takes them.
     pub ledger: Arc<dyn ReceiptLedger>,
+    /// Requests are refused while the inbox holds more receipts than this. Those that are being taken when it fills
+    /// up may come on top.
+    pub inbox_max: u64,
     /// Rung when it has taken some.
     pub taken: Bell,
     /// Says when, and whether a signature is fresh.
@@ -133,7 +139,8 @@ impl HttpReceipts {
     pub fn serve(self, sources: Vec<HttpSource>, sink: Sink) -> io::Result<Serving> {
         let sources =
             sources.into_iter().map(|source| (source.format.source().to_string(), source)).collect();
-        let desk = Arc::new(Desk { sources, sink, turns: Semaphore::new(TURNS_MAX) });
+        let (room, turns) = (Room::new(sink.inbox_max), Semaphore::new(TURNS_MAX));
+        let desk = Arc::new(Desk { sources, sink, room, bodies: Bodies::new(), turns });
         self.0.serve(CONNECTIONS_MAX, move |stream, peer, stopped| {
             connection(stream, peer.ip(), stopped, Arc::clone(&desk))
         })
@@ -144,6 +151,8 @@ impl HttpReceipts {
 struct Desk {
     sources: HashMap<String, HttpSource>,
     sink: Sink,
+    room: Room,
+    bodies: Bodies,
     turns: Semaphore,
 }
 
@@ -191,7 +200,11 @@ impl Refusal {
 
     /// The store can't take anything now.
     fn later() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "receipts can't be stored now; send them again")
+        Self::again("receipts can't be stored now; send them again")
+    }
+
+    fn again(why: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, why)
             .with(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S))
     }
 }
@@ -274,11 +287,12 @@ impl Desk {
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(too_long());
         }
+        if !self.room.is_left(&*self.sink.ledger).await {
+            return Err(Refusal::again("the inbox is full, or can't be counted; send them again later"));
+        }
 
-        let body = timeout(BODY_TIMEOUT, read(body))
-            .await
-            .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))??;
-        admitted.check(&body).map_err(not_allowed)?;
+        let body = self.bodies.read(body).await?;
+        admitted.check(&body.bytes).map_err(not_allowed)?;
         // Held until the receipts are stored.
         let turn = timeout(TAKE_TIMEOUT, self.turns.acquire()).await.map_err(|_| Refusal::later())?;
         let _turn = turn.expect("nobody closes the semaphore");
@@ -293,9 +307,10 @@ impl Desk {
             }
         };
         let read = match shape {
-            Shape::Json => source.format.read_body(&body, RECEIPTS_MAX, place),
-            Shape::Lines => read_lines(&source.format, &body, place),
+            Shape::Json => source.format.read_body(&body.bytes, RECEIPTS_MAX, place),
+            Shape::Lines => read_lines(&source.format, &body.bytes, place),
         };
+        drop(body);
         let read = read.map_err(|error| {
             let status = match error {
                 BodyError::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -337,26 +352,12 @@ impl Desk {
         if taken.new > 0 {
             self.sink.taken.ring();
         }
+        self.room.took(taken.new);
         source.metrics.taken(taken);
         report.taken = taken.new;
         report.known = taken.known;
         Ok(report)
     }
-}
-
-/// Reads a body as far as it may go.
-async fn read(body: &mut Incoming) -> Result<Vec<u8>, Refusal> {
-    let mut bytes = Vec::with_capacity(body.size_hint().lower().min(BODY_BYTES_FIRST) as usize);
-    while let Some(frame) = body.frame().await {
-        // The sender is gone or broke the framing; it may not hear this.
-        let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
-        let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer
-        if bytes.len() + data.len() > BODY_BYTES_MAX {
-            return Err(too_long());
-        }
-        bytes.extend_from_slice(data);
-    }
-    Ok(bytes)
 }
 
 /// Reads what is left of a refused request's body for a moment: a connection that is closed with bytes unread is
