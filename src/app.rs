@@ -336,8 +336,8 @@ async fn usable(
     // So do the stores that it opened.
     anyhow::ensure!(
         engines_of(&new.config) == *engines,
-        "queue.kind, outbox.kind, ledger.kind and their settings, and receipts.events_to, can't change while the \
-         daemon runs, restart it"
+        "queue.kind, outbox.kind, ledger.kind and their settings, and whether receipts.events_to is set, can't change \
+         while the daemon runs, restart it"
     );
     let parts = Parts::build(machine, &new).await?;
     Ok((new, parts))

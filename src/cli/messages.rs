@@ -247,6 +247,7 @@ fn rendered_row(row: &MessageRow) -> String {
         words.extend(facts.status.as_deref().map(|status| format!("status {}", escape(status))));
         words.extend(facts.carrier.as_deref().map(|carrier| format!("by {}", escape(carrier))));
         words.extend(facts.response.as_deref().map(|response| format!("\"{}\"", escape(response))));
+        words.extend(facts.sent_at.map(|at| format!("sent at {}", time(at))));
         words.extend(facts.price.map(|price| format!("for {price}")));
         let _ = writeln!(text, "  {at}  {}", words.join(", "));
     }

@@ -231,6 +231,7 @@ fn f49_postgres_is_restarted_five_times_during_a_send_and_nothing_is_lost() {
 fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     let mut world = World::new("csv");
     world.receive(&[]).set("receipts.timeout_s", 1).add_receipts(SOURCE);
+    world.set(&format!("receipts.sources.{SOURCE}.fields.sent_at"), "sent_at");
     let input = Input::csv("few.csv", 3);
     let (first, second) = (message(&input, 1), message(&input, 2));
     world.start_ready();
@@ -238,8 +239,11 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     wait_until(LIVENESS, "all to expire", || count(&standing(&world).0, "expired") == 3);
     let gaps = world.postrider(&["receipts", "gaps", "--json"]).json();
     assert_eq!(gaps[0]["messages"].as_array().map(Vec::len), Some(3), "{gaps}");
-    let lines = json!({ "message_id": first, "event": "a", "status": "DELIVRD", "carrier": "Wire\u{e9}", "price": "0.00645" })
-        .to_string()
+    let lines = json!({
+        "message_id": first, "event": "a", "status": "DELIVRD", "carrier": "Wire\u{e9}", "price": "0.00645",
+        "sent_at": "2026-11-22T04:49:11.468Z",
+    })
+    .to_string()
         + "\n{\"message_id\":\"" + &second + "\",\"event\":\"b\",\"status\":\"UNDELIV\"}\n"
         // One that can't be read harms no other (F52).
         + "{\"message_id\":\"" + &second + "\",\"event\":\"c\",\"status\":\"LOST\"}\n";
@@ -257,7 +261,9 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
         "{shown}"
     );
     let shown = world.postrider(&["messages", "--id", &first]).stdout;
-    assert!(shown.contains("receipt: delivered") && shown.contains("by Wire\u{e9}"), "{shown}");
+    for said in ["receipt: delivered", "by Wire\u{e9}", "sent at 2026-11-22T04:49:11.468Z, for 0.00645"] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
     let rejects = world.postrider(&["receipts", "rejects", "--json"]).json();
     let reason = rejects[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("LOST") && reason.contains("status"), "{rejects}");
@@ -266,12 +272,6 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     world.prove();
 }
 
-#[test]
-fn each_change_of_a_state_is_told_to_a_webhook_once() {
-    let rows = 300;
-    let mut world = World::new("csv");
-    world.receive(&["--log-bodies"]);
-    world.add_destination("status").set("receipts.events_to", "status").add_receipts(SOURCE);
 #[test]
 fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() {
     const PHONE: &str = "+15550100042";
@@ -295,6 +295,12 @@ fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() 
     assert!(!log.contains(PHONE), "{log}");
 }
 
+#[test]
+fn each_change_of_a_state_is_told_to_a_webhook_once() {
+    let rows = 300;
+    let mut world = World::new("csv");
+    world.receive(&["--log-bodies"]);
+    world.add_destination("status").set("receipts.events_to", "status").add_receipts(SOURCE);
     world.start_ready();
     let input = Input::csv("told.csv", rows);
     let ids: Vec<_> = (1..=rows).map(|row| message(&input, row)).collect();
