@@ -3,6 +3,8 @@
 
 #[path = "pg/mod.rs"]
 mod pg;
+#[path = "receipt_view/mod.rs"]
+mod receipt_view;
 
 use std::sync::{
     Arc,
@@ -17,7 +19,10 @@ use postrider::{
 };
 use postrider_actors::{
     model::ids::MessageId,
-    testing::{LedgerReceipt, LedgerRow, LedgerTally, RowReader, conformance, conformance::ReceiptSubject},
+    testing::{
+        LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader, conformance,
+        conformance::ReceiptSubject,
+    },
 };
 
 /// Looks through the view that commands have; it counts itself.
@@ -66,23 +71,34 @@ impl RowReader for Rows {
             rejects: count("receipt_rejects"),
         }
     }
+
+    async fn source(&self, name: &str) -> Option<LedgerSource> {
+        let source = self.view.sources().await.unwrap().into_iter().find(|source| &*source.name == name)?;
+        Some(LedgerSource { receipts_at: source.receipts_at, cursor_at: source.cursor_at })
+    }
 }
 
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// An empty ledger in a database of its own, used by a role with the daemon's grants and no more.
-async fn subject(server: Arc<Postgres>) -> ReceiptSubject {
+/// A database of its own with the schema, for a role with the daemon's grants and no more; its name too.
+async fn database(server: &Postgres) -> (PostgresSettings, String) {
     let database = format!("d{}", DATABASES.fetch_add(1, Ordering::SeqCst));
     server.execute_as("postgres", "postgres", &format!("CREATE DATABASE {database} OWNER {OWNER}"));
     let owner = PostgresSettings::new(server.url_of(OWNER, &database).into());
     postgres::migrate(&owner).await.unwrap();
     server.execute_as(OWNER, &database, &postgres::grants("postrider", "daemon").unwrap());
-    let mut settings = PostgresSettings::new(server.url_of("daemon", &database).into());
+    (PostgresSettings::new(server.url_of("daemon", &database).into()), database)
+}
+
+/// An empty ledger.
+async fn subject(server: Arc<Postgres>) -> ReceiptSubject {
+    let (mut settings, database) = database(&server).await;
     settings.keep_changes = true;
     let view = PostgresView::open(&settings).await.unwrap();
-    let ledger = PostgresLedger::open(settings).await.unwrap();
     ReceiptSubject {
-        ledger: Arc::new(ledger),
+        // Connections of its own, as a command has.
+        rejects: Arc::new(PostgresLedger::open(settings.clone()).await.unwrap()),
+        ledger: Arc::new(PostgresLedger::open(settings).await.unwrap()),
         rows: Arc::new(Rows { server: server.clone(), database, view }),
         guard: Box::new(server),
     }
@@ -108,4 +124,14 @@ async fn histories_are_the_fake_s() {
     for seed in 0..8 {
         conformance::receipt_history(subject(server.clone()).await, seed).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn what_commands_list_of_receipts() {
+    let server = server();
+    let (settings, _) = database(&server).await;
+    let ledger = PostgresLedger::open(settings.clone()).await.unwrap();
+    let view = PostgresView::open(&settings).await.unwrap();
+    receipt_view::what_is_held_is_listed_by_source_and_destination(&ledger, &view).await;
 }

@@ -1,16 +1,22 @@
 //! The embedded store keeps the contracts of Outbox, Queue and Ledger.
 
+#[path = "receipt_view/mod.rs"]
+mod receipt_view;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator, ReceiptViewer},
-    console::{DeadFilter, Operate as _, receipts::ReceiptView as _},
+    adapters::embedded::{EmbeddedStore, Operator, ReceiptOperator, ReceiptViewer},
+    console::{
+        DeadFilter, Operate as _,
+        receipts::{ReceiptFilter, ReceiptView as _},
+    },
 };
 use postrider_actors::{
     model::ids::MessageId,
     testing::{
-        LedgerReceipt, LedgerRow, LedgerTally, RowReader,
+        LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader,
         conformance::{self, Patience, ReceiptSubject, Subject},
     },
 };
@@ -76,12 +82,18 @@ impl RowReader for Rows {
     }
 
     async fn tally(&self) -> LedgerTally {
+        let all = ReceiptFilter::default();
         LedgerTally {
             rows: self.0.counts(None).await.unwrap().iter().map(|count| count.messages).sum(),
-            parked: self.0.parked(usize::MAX).await.unwrap().len() as u64,
-            orphans: self.0.orphans(usize::MAX).await.unwrap().len() as u64,
-            rejects: self.0.rejects(usize::MAX).await.unwrap().len() as u64,
+            parked: self.0.parked(&all, usize::MAX).await.unwrap().len() as u64,
+            orphans: self.0.orphans(&all, usize::MAX).await.unwrap().len() as u64,
+            rejects: self.0.rejects(&all, usize::MAX).await.unwrap().len() as u64,
         }
+    }
+
+    async fn source(&self, name: &str) -> Option<LedgerSource> {
+        let source = self.0.sources().await.unwrap().into_iter().find(|source| &*source.name == name)?;
+        Some(LedgerSource { receipts_at: source.receipts_at, cursor_at: source.cursor_at })
     }
 }
 
@@ -90,7 +102,13 @@ async fn make_receipts() -> ReceiptSubject {
     let store = EmbeddedStore::open(dir.path(), Arc::new(|error| panic!("fatal: {error}"))).unwrap();
     store.keep_changes(true);
     let rows = Rows(ReceiptViewer::open(dir.path()).unwrap());
-    ReceiptSubject { ledger: Arc::new(store), rows: Arc::new(rows), guard: Box::new(dir) }
+    let rejects = ReceiptOperator::open(dir.path()).unwrap();
+    ReceiptSubject {
+        ledger: Arc::new(store),
+        rejects: Arc::new(rejects),
+        rows: Arc::new(rows),
+        guard: Box::new(dir),
+    }
 }
 
 #[tokio::test]
@@ -101,6 +119,14 @@ async fn receipts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receipts_on_several_threads() {
     conformance::receipts(make_receipts).await;
+}
+
+#[tokio::test]
+async fn what_commands_list_of_receipts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), Arc::new(|error| panic!("fatal: {error}"))).unwrap();
+    let view = ReceiptViewer::open(dir.path()).unwrap();
+    receipt_view::what_is_held_is_listed_by_source_and_destination(&store, &view).await;
 }
 
 /// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.

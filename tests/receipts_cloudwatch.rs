@@ -158,8 +158,10 @@ impl World {
         let (rate, clock) = (self.rate.clone(), self.clock.clone());
         let source = CloudWatchReceipts::new(client, settings, format, rate, clock, self.throttled.clone());
         let cursor = self.ledger.cursor("sns").await.unwrap();
+        let behind = source.behind(cursor.as_ref(), self.clock.wall());
+        assert_eq!(behind.is_some(), cursor.is_some(), "once a group was looked at, it is known up to when");
         let polled = source.poll(cursor.as_ref(), Duration::from_millis(10)).await?;
-        let Polled { receipts, rejects, cursor, acks } = polled;
+        let Polled { receipts, rejects, cursor, acks, .. } = polled;
         assert!(acks.is_empty() && receipts.len() <= 2_000, "bounded");
         let (source, destination) = ("sns".into(), DESTINATION.into());
         let arrival = Arrival { source, destination, receipts, rejects, cursor, at: self.clock.wall() };

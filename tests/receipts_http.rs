@@ -253,6 +253,10 @@ async fn f52_what_is_wrong_with_one_receipt_keeps_no_other_back() {
         assert!(reason.contains(expected), "{reason}");
     }
     assert_eq!((ledger.waiting().await.unwrap(), ledger.tally().await.rejects), (996, 3));
+    let mut exported = String::new();
+    prometheus_client::encoding::text::encode(&mut exported, &world.metrics).unwrap();
+    let counted = "receipts_total{source=\"signed\",outcome=\"ignored\"} 1";
+    assert!(exported.contains(counted), "{exported}");
 
     let lines = format!("{}\nnot json\n{{\"event\":1}}\n", receipt(7));
     let answer = world.post(Request::bearer(lines).with("content-type", "application/jsonl")).await;
@@ -442,6 +446,10 @@ impl ReceiptLedger for Slow {
 
     async fn waiting(&self) -> Result<u64, StoreError> {
         self.ledger.waiting().await
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        unreachable!()
     }
 
     async fn rejoin(&self, _: usize) -> Result<usize, StoreError> {

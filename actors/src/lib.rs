@@ -32,6 +32,7 @@ pub mod parser;
 pub mod queue_feed;
 pub mod receipt_collector;
 pub mod receipt_reconciler;
+pub mod receipt_reread;
 pub mod receipt_sweeper;
 pub mod sweeper;
 pub mod table_delivery;

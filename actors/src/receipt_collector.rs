@@ -105,14 +105,21 @@ impl ReceiptCollectorSetup {
     /// Until it is drained; then what is in hand has a second.
     async fn run(self, draining: watch::Receiver<bool>) -> Result<(), StoreError> {
         let mut signal = draining.clone();
-        tokio::select! {
+        let end = tokio::select! {
             end = self.collect(draining) => end,
             () = async {
                 // An actor that is gone without a drain aborts its tasks.
                 let _ = signal.wait_for(|draining| *draining).await;
                 tokio::time::sleep(LAST).await;
             } => Ok(()),
-        }
+        };
+        self.metrics.behind(None);
+        end
+    }
+
+    /// Shows how far behind the source is: also while it can't be read, which is when it matters.
+    fn show_behind(&self, cursor: Option<&SourceCursor>) {
+        self.metrics.behind(self.from.behind(cursor, self.clock.wall()));
     }
 
     async fn collect(&self, draining: watch::Receiver<bool>) -> Result<(), StoreError> {
@@ -123,8 +130,9 @@ impl ReceiptCollectorSetup {
         while !*draining.borrow() {
             failpoint!("panic.receipt_collector");
             progress.turn(clock.mono());
+            self.show_behind(cursor.as_ref());
             if unchecked >= ROOM_CHECK {
-                self.wait_for_room().await?;
+                self.wait_for_room(cursor.as_ref()).await?;
                 unchecked = 0;
             }
             match self.step(&mut cursor).await {
@@ -158,7 +166,7 @@ impl ReceiptCollectorSetup {
     /// One look, and what it brought into the inbox; how many.
     async fn step(&self, cursor: &mut Option<SourceCursor>) -> Result<u64, StoreError> {
         let Self { ledger, clock, progress, .. } = self;
-        let Polled { receipts, rejects, cursor: next, acks } = self.poll(cursor.as_ref()).await?;
+        let Polled { receipts, rejects, ignored, cursor: next, acks } = self.poll(cursor.as_ref()).await?;
         let (brought, unreadable) = ((receipts.len() + rejects.len()) as u64, rejects.len());
         if brought > 0 || next.is_some() {
             let arrival = Arrival {
@@ -184,6 +192,7 @@ impl ReceiptCollectorSetup {
                 *cursor = next;
             }
         }
+        self.metrics.ignored(ignored);
         if !acks.is_empty() {
             let acknowledge = || self.from.acknowledge(&acks);
             let done = insist("acknowledging receipts", &**clock, progress, acknowledge).await;
@@ -191,7 +200,7 @@ impl ReceiptCollectorSetup {
                 tracing::error!(source = %self.source, %error, "receipts stay unacknowledged: they come again and are known");
             }
         }
-        Ok(brought + acks.len() as u64)
+        Ok(brought + ignored + acks.len() as u64)
     }
 
     /// Looks once. A look that never ends counts as failed.
@@ -203,6 +212,7 @@ impl ReceiptCollectorSetup {
                 return polled;
             }
             self.progress.turn(self.clock.mono());
+            self.show_behind(cursor);
             if tokio::time::Instant::now() >= deadline {
                 return Err(StoreError::Unknown("the source does not answer".into()));
             }
@@ -210,7 +220,7 @@ impl ReceiptCollectorSetup {
     }
 
     /// Waits until the inbox has room. An unknown number is waited for: the gate fails closed.
-    async fn wait_for_room(&self) -> Result<(), StoreError> {
+    async fn wait_for_room(&self, cursor: Option<&SourceCursor>) -> Result<(), StoreError> {
         let Self { ledger, clock, progress, .. } = self;
         let mut is_told = false;
         loop {
@@ -224,6 +234,7 @@ impl ReceiptCollectorSetup {
                 is_told = true;
             }
             rest(&*self.clock, &self.progress, TICK).await;
+            self.show_behind(cursor);
         }
     }
 }
@@ -235,7 +246,7 @@ mod tests {
         flow::ProgressBoard,
         metrics::ReceiptMetrics,
         model::{
-            receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey, ReceiptReject},
+            receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey, ReceiptReject, RejectedText},
             state::MessageState,
             time::UnixMs,
         },
@@ -356,8 +367,10 @@ mod tests {
         world.source.put(receipts(0..6));
         world.source.put([Err(ReceiptReject {
             event: EventId([99; 16]),
+            at: None,
             place: "f:1".into(),
             reason: "bad".into(),
+            text: RejectedText::default(),
         })]);
         world.ledger.set_down(true);
         let _collector = world.start(1_000_000);
@@ -381,6 +394,24 @@ mod tests {
         assert_eq!(world.source.acknowledged(), [3], "three wait, more than two");
         world.ledger.apply(1, 1 << 20, UnixMs(1)).await.unwrap();
         world.until_acknowledged(&[3, 6]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_far_behind_a_source_is_is_shown_while_it_can_not_be_read_too() {
+        let world = World::new(2);
+        world.source.put(receipts(0..4));
+        world.source.ignore(3);
+        let collector = world.start(1_000_000);
+        world.until_acknowledged(&[2, 4]).await;
+        assert_eq!((world.metrics.shown_behind(), world.metrics.shown_ignored()), (Some(0), 3));
+        world.source.fail(u32::MAX);
+        world.source.put(receipts(4..9));
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        // The look that waited at 4 brought two more.
+        assert_eq!(world.metrics.shown_behind(), Some(3), "a second for each that is not read");
+        world.drain.send_replace(true);
+        collector.await.unwrap().unwrap();
+        assert_eq!(world.metrics.shown_behind(), None, "nobody reads it any more");
     }
 
     #[tokio::test(start_paused = true)]

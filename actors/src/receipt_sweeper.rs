@@ -35,8 +35,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// what `record` could not see.
 const REJOIN_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the inbox is counted.
+/// How often the inbox and the parked receipts are counted …
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// … and how long that may take: a store that is stopped answers nothing, and nothing gives a sign of life meanwhile.
+const COUNT_MAX: Duration = Duration::from_secs(5);
 
 /// The wait after a job was refused.
 const REFUSED_WAIT: Duration = Duration::from_mins(1);
@@ -207,14 +210,26 @@ impl ReceiptSweeperSetup {
                 Ok(if found > 0 { STEP_MAX } else { 0 })
             }
             Job::Count => {
-                // Not insisted upon: what is not known is not shown.
-                let waiting = ledger.waiting().await;
-                if let Err(error) = &waiting {
-                    tracing::debug!(%error, "the inbox can't be counted");
-                }
-                metrics.waiting(waiting.ok());
+                let (waiting, parked) = tokio::join!(counted(ledger.waiting()), counted(ledger.parked()));
+                metrics.waiting(waiting);
+                metrics.parked(parked);
                 Ok(0)
             }
+        }
+    }
+}
+
+/// Not insisted upon: what is not known is not shown.
+async fn counted(count: impl Future<Output = Result<u64, StoreError>>) -> Option<u64> {
+    match tokio::time::timeout(COUNT_MAX, count).await {
+        Ok(Ok(receipts)) => Some(receipts),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "receipts can't be counted");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("receipts are not counted in time");
+            None
         }
     }
 }
@@ -255,6 +270,8 @@ mod tests {
     struct World {
         ledger: Arc<MemoryReceipts>,
         clock: Arc<Paused>,
+        board: ProgressBoard,
+        metrics: SweeperMetrics,
     }
 
     fn id(row: u64) -> MessageId {
@@ -265,6 +282,7 @@ mod tests {
         fn start(retention: Duration) -> Self {
             let clock = Arc::new(Paused(tokio::time::Instant::now()));
             let ledger = Arc::new(MemoryReceipts::new());
+            let (board, metrics) = (ProgressBoard::default(), ReceiptMetrics::default().sweeper());
             let setup = ReceiptSweeperSetup {
                 ledger: ledger.clone(),
                 expiring: vec![
@@ -275,11 +293,11 @@ mod tests {
                 retention,
                 clock: clock.clone(),
                 arrived: Bell::default(),
-                metrics: ReceiptMetrics::default().sweeper(),
-                progress: ProgressBoard::default().mark("sweeper", clock.mono()),
+                metrics: metrics.clone(),
+                progress: board.mark("sweeper", clock.mono()),
             };
             tokio::spawn(setup.run());
-            Self { ledger, clock }
+            Self { ledger, clock, board, metrics }
         }
 
         async fn sent(&self, rows: std::ops::Range<u64>, destination: &str) {
@@ -372,5 +390,26 @@ mod tests {
         world.ledger.set_down(false);
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(world.state(1, "fast").await, Some(MessageState::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f49_a_ledger_that_hangs_is_not_counted_and_does_not_make_the_sweeper_look_stuck() {
+        let world = World::start(Duration::ZERO);
+        world.parked(7).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(world.metrics.shown(), (Some(0), Some(1)));
+        world.ledger.hang_counts(true);
+        for _ in 0..120 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let stuck = world.board.stuck(world.clock.mono(), Duration::from_secs(8));
+            assert!(stuck.is_empty(), "{stuck:?}");
+        }
+        assert_eq!(world.metrics.shown(), (None, None), "unknown, never 0");
+        world.sent(1..2, "fast").await;
+        tokio::time::sleep(HOUR + Duration::from_secs(30)).await;
+        assert_eq!(world.state(1, "fast").await, Some(MessageState::Expired), "the others have their turn");
+        world.ledger.hang_counts(false);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(world.metrics.shown(), (Some(0), Some(1)));
     }
 }

@@ -1,19 +1,30 @@
 //! The store that an operator's commands work on, by the configuration's choice.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
-use postrider_actors::ports::StoreError;
+use postrider_actors::{
+    model::receipt_format::ReceiptFormat,
+    ports::{ReceiptRejects, StoreError},
+    receipt_reread::{RereadCounts, reread},
+};
 use tokio::runtime::Runtime;
 
 use super::engines::runtime;
 use crate::{
-    adapters::embedded::{Operator, ReceiptViewer, Viewer},
-    config::{Config, LedgerKind, OutboxKind},
+    adapters::{
+        clock::SystemClock,
+        embedded::{Operator, ReceiptOperator, ReceiptViewer, Viewer},
+    },
+    config::{Config, LedgerKind, OutboxKind, ReceiptSource},
     console::{Operate, View, receipts::ReceiptView},
 };
 
 /// The configuration is refused before this is reached.
 #[cfg(not(feature = "aws"))]
 const WITHOUT_AWS: &str = "this program was built without AWS";
+#[cfg(not(feature = "postgres"))]
+const WITHOUT_POSTGRES: &str = "this program was built without Postgres";
 
 /// Opens the store to read. It must be there already.
 pub fn view(config: &Config) -> anyhow::Result<Box<dyn View>> {
@@ -53,9 +64,46 @@ pub fn rows(config: &Config) -> anyhow::Result<Option<Rows>> {
         #[cfg(feature = "postgres")]
         LedgerKind::Postgres(_) => Box::new(runtime.block_on(super::postgres::view(config))?),
         #[cfg(not(feature = "postgres"))]
-        LedgerKind::Postgres(_) => anyhow::bail!("this program was built without Postgres"),
+        LedgerKind::Postgres(_) => anyhow::bail!(WITHOUT_POSTGRES),
     };
     Ok(Some(Rows { view, runtime }))
+}
+
+/// The rejects of the ledger of rows, and a runtime to wait for it on.
+pub struct Rejects {
+    store: Box<dyn ReceiptRejects>,
+    runtime: Runtime,
+}
+
+impl Rejects {
+    /// Reads the rejects of `source` again, as the configuration maps them now, until `limit` of them are settled.
+    pub fn reread(
+        &self,
+        source: &ReceiptSource,
+        limit: u64,
+        counts: &mut RereadCounts,
+    ) -> anyhow::Result<()> {
+        let format = ReceiptFormat::new(source.name.as_str().into(), source.mapping.clone())?;
+        let destination = Arc::from(source.destination.as_str());
+        let reading = reread(&*self.store, &format, &destination, limit, &SystemClock, counts);
+        Ok(self.runtime.block_on(reading)?)
+    }
+}
+
+/// Opens the ledger of rows to read its rejects again; `None` if the configuration has none.
+pub fn rejects(config: &Config) -> anyhow::Result<Option<Rejects>> {
+    if !config.has_rows() {
+        return Ok(None);
+    }
+    let runtime = runtime()?;
+    let store: Box<dyn ReceiptRejects> = match &config.ledger.kind {
+        LedgerKind::Embedded => Box::new(ReceiptOperator::open(&config.state.dir)?),
+        #[cfg(feature = "postgres")]
+        LedgerKind::Postgres(_) => Box::new(runtime.block_on(super::postgres::operate(config))?),
+        #[cfg(not(feature = "postgres"))]
+        LedgerKind::Postgres(_) => anyhow::bail!(WITHOUT_POSTGRES),
+    };
+    Ok(Some(Rejects { store, runtime }))
 }
 
 /// Opens the store to change it. It must be there already.

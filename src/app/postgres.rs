@@ -62,13 +62,24 @@ pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, S
     .await
 }
 
-/// Opens the ledger for an operator's commands.
+/// Why a command has no ledger.
+const CLOSED: &str =
+    "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong";
+
+/// Opens the ledger for commands that read.
 pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
+    PostgresView::open(&command_settings(config)?).await.context(CLOSED)
+}
+
+/// Opens the ledger for commands that change it.
+pub(super) async fn operate(config: &Config) -> anyhow::Result<PostgresLedger> {
+    PostgresLedger::open(command_settings(config)?).await.context(CLOSED)
+}
+
+fn command_settings(config: &Config) -> anyhow::Result<PostgresSettings> {
     let mut settings = settings(config, &config.addresses()?).context("ledger.kind is not \"postgres\"")?;
     settings.timeouts.statement = settings.timeouts.statement.max(COMMAND_STATEMENT);
-    PostgresView::open(&settings).await.context(
-        "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong",
-    )
+    Ok(settings)
 }
 
 /// Tries every database that the configuration names; with `may_make`, makes what is missing of Postrider's own.

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use postrider_actors::model::{ids::FileId, receipt::ReceiptKey, time::UnixMs};
+use postrider_actors::{
+    model::{ids::FileId, receipt::ReceiptKey, time::UnixMs},
+    receipt_reread::RereadCounts,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -20,14 +23,16 @@ use crate::{
     config::{self, Config},
     console::{
         FileSelector,
-        receipts::{GAP_AGES, Gap, GapPlace, HeldReceipt, RejectedReceipt, SourceRow, StateCount},
+        receipts::{
+            GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount,
+        },
     },
 };
 
 /// Gaps per read.
 const PAGE: usize = 1_000;
 
-/// Show what receipts said, and which are missing
+/// Show what receipts said and which are missing, and read rejected ones again
 ///
 /// Works while the daemon runs and while it does not.
 #[derive(Debug, clap::Args)]
@@ -69,11 +74,35 @@ enum Command {
     /// List receipts whose message never came
     Orphans(List),
     /// List receipts that could not be read, and why
+    ///
+    /// With --json also what is kept of their texts, which may name recipients.
     Rejects(List),
+    /// Read rejected receipts again
+    ///
+    /// As the configuration file maps their sources' fields and statuses now. What fits is taken like any other
+    /// receipt, once; the rest stays among the rejects, with the reason why it does not fit now. A daemon that runs
+    /// needs a reload to read new receipts in the same way.
+    Reread {
+        /// Only those of this source; of all that are configured if it is left out
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+        /// End when so many have left the rejects
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
 struct List {
+    /// Only those that this source brought
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Only those about messages to this destination
+    #[arg(long, value_name = "NAME")]
+    destination: Option<String>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
@@ -82,18 +111,24 @@ struct List {
     json: bool,
 }
 
-/// Lists and counts.
+impl List {
+    fn filter(&self) -> ReceiptFilter {
+        ReceiptFilter { source: self.source.clone(), destination: self.destination.clone() }
+    }
+}
+
+/// Without a ledger of rows.
+const NO_RECEIPTS: &str = "there are no receipts: no [receipts.sources.NAME] is configured, and ledger.kind is \
+                           \"embedded\"; `postrider messages` shows what was sent";
+
+/// Lists, counts, and reads again.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
-    let Some(rows) = console::rows(&config)? else {
-        bail!(
-            "there are no receipts: no [receipts.sources.NAME] is configured, and ledger.kind is \"embedded\"; \
-             `postrider messages` shows what was sent"
-        );
-    };
+    let rows = || console::rows(&config)?.context(NO_RECEIPTS);
     match &args.command {
         Command::Status { file, json } => {
             let file = file.as_deref().map(|file| file_id(&config, file)).transpose()?;
+            let rows = rows()?;
             let (counts, sources) = (rows.ask(|view| view.counts(file))?, rows.ask(|view| view.sources())?);
             if *json {
                 print_json(&json!({
@@ -106,7 +141,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Gaps { destination, older_than, limit, json } => {
-            let found = gaps(&rows, &config, destination.as_deref(), *older_than, *limit)?;
+            let found = gaps(&rows()?, &config, destination.as_deref(), *older_than, *limit)?;
             if *json {
                 print_json(&found.iter().map(gaps_json).collect::<Vec<_>>())?;
             } else {
@@ -115,11 +150,53 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        Command::Parked(List { limit, json }) => held(&rows.ask(|view| view.parked(*limit))?, *json)?,
-        Command::Orphans(List { limit, json }) => held(&rows.ask(|view| view.orphans(*limit))?, *json)?,
-        Command::Rejects(List { limit, json }) => rejects(&rows.ask(|view| view.rejects(*limit))?, *json)?,
+        Command::Parked(list) => {
+            let which = list.filter();
+            held(&rows()?.ask(|view| view.parked(&which, list.limit))?, list.json)?;
+        }
+        Command::Orphans(list) => {
+            let which = list.filter();
+            held(&rows()?.ask(|view| view.orphans(&which, list.limit))?, list.json)?;
+        }
+        Command::Rejects(list) => {
+            let which = list.filter();
+            rejects(&rows()?.ask(|view| view.rejects(&which, list.limit))?, list.json)?;
+        }
+        Command::Reread { source, limit, json } => {
+            reread(&config, source.as_deref(), limit.unwrap_or(u64::MAX), *json)?;
+        }
     }
     Ok(Exit::Done.into())
+}
+
+fn reread(config: &Config, source: Option<&str>, limit: u64, as_json: bool) -> anyhow::Result<()> {
+    let is_wanted = |name: &str| source.is_none_or(|source| source == name);
+    let sources: Vec<_> = config.receipts.sources.iter().filter(|source| is_wanted(&source.name)).collect();
+    if let (Some(name), []) = (source, &sources[..]) {
+        let known: Vec<_> = config.receipts.sources.iter().map(|source| source.name.as_str()).collect();
+        bail!("no source has the name {name:?}; there are: {}", known.join(", "));
+    }
+    let rejects = console::rejects(config)?.context(NO_RECEIPTS)?;
+    let mut counts = RereadCounts::default();
+    for source in sources {
+        let left = limit - counts.settled();
+        rejects
+            .reread(source, left, &mut counts)
+            .with_context(|| format!("the rejects of {} were read in part only", source.name))?;
+    }
+    let RereadCounts { taken, known, ignored, rejected, incomplete } = counts;
+    if as_json {
+        return print_json(&json!({
+            "taken": taken,
+            "known": known,
+            "ignored": ignored,
+            "rejected": rejected,
+            "incomplete": incomplete,
+        }));
+    }
+    print(&format!(
+        "{taken} taken, {known} known, {ignored} ignored, {rejected} rejected again, {incomplete} incomplete\n"
+    ))
 }
 
 /// The file that an operator names.
@@ -239,23 +316,26 @@ fn source_json(source: &SourceRow) -> Value {
         "name": &*source.name,
         "destination": &*source.destination,
         "cursor": source.cursor.as_ref().map(|cursor| &cursor.0),
-        "at": time(source.at),
+        "receipts_at": source.receipts_at.map(time),
+        "cursor_at": source.cursor_at.map(time),
         "waiting": source.waiting,
         "parked": source.parked,
     })
 }
 
 fn sources_table(sources: &[SourceRow]) -> String {
+    let at = |at: Option<UnixMs>| text(at.map(time).unwrap_or_default());
     let rows = sources.iter().map(|source| {
         vec![
             text(&source.name),
             text(&source.destination),
-            text(time(source.at)),
+            at(source.receipts_at),
+            at(source.cursor_at),
             number(source.waiting),
             number(source.parked),
         ]
     });
-    table(&["source", "destination", "last receipts", "waiting", "parked"], rows)
+    table(&["source", "destination", "last receipts", "cursor moved", "waiting", "parked"], rows)
 }
 
 fn key_text(key: &ReceiptKey) -> String {
@@ -298,6 +378,8 @@ fn rejects(rejects: &[RejectedReceipt], as_json: bool) -> anyhow::Result<()> {
                 "place": reject.place,
                 "reason": reject.reason,
                 "at": time(reject.at),
+                "text": (!reject.text.text.is_empty()).then_some(&*reject.text.text),
+                "is_whole": reject.text.is_whole,
             })
         };
         return print_json(&rejects.iter().map(json).collect::<Vec<_>>());

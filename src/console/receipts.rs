@@ -7,7 +7,7 @@ use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, ReceiptFacts, ReceiptKey, Told},
+        receipt::{EventId, ReceiptFacts, ReceiptKey, RejectedText, Told},
         state::MessageState,
         time::UnixMs,
     },
@@ -48,16 +48,25 @@ pub trait ReceiptView: Send + Sync {
     async fn gap_ages(&self, destination: &str, now: UnixMs) -> Result<[u64; GAP_AGES.len()], StoreError>;
 
     /// Up to `limit` receipts that wait for their message, the longest waiting first.
-    async fn parked(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError>;
+    async fn parked(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError>;
 
     /// Up to `limit` receipts whose message never came, the latest first.
-    async fn orphans(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError>;
+    async fn orphans(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError>;
 
     /// Up to `limit` receipts that could not be read, the latest first.
-    async fn rejects(&self, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError>;
+    async fn rejects(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError>;
 
     /// Every source that ever brought something, by name.
     async fn sources(&self) -> Result<Vec<SourceRow>, StoreError>;
+}
+
+/// Which receipts; all that is set must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiptFilter {
+    /// Of this source.
+    pub source: Option<String>,
+    /// Of sources whose receipts are about messages to this destination.
+    pub destination: Option<String>,
 }
 
 /// What is known of a message at one destination.
@@ -189,6 +198,8 @@ pub struct RejectedReceipt {
     pub reason: String,
     /// When it came.
     pub at: UnixMs,
+    /// What is kept of it.
+    pub text: RejectedText,
 }
 
 impl fmt::Debug for RejectedReceipt {
@@ -206,8 +217,10 @@ pub struct SourceRow {
     pub destination: Arc<str>,
     /// How far it was read; `None` if it keeps no cursor.
     pub cursor: Option<SourceCursor>,
-    /// When it last brought something.
-    pub at: UnixMs,
+    /// When receipts last came from it, whether they could be read or not.
+    pub receipts_at: Option<UnixMs>,
+    /// When its cursor last moved: when it was last looked at with success, if it is read by time.
+    pub cursor_at: Option<UnixMs>,
     /// How many of its receipts wait in the inbox.
     pub waiting: u64,
     /// How many of them wait for their message.

@@ -45,7 +45,7 @@ calls! {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
     "receipts" {
-        record, take, cursor, apply, waiting, rejoin, orphan, expire, changes, forget_changes, retire
+        record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
 }
 
@@ -197,6 +197,10 @@ impl<S: ReceiptLedger + ?Sized> ReceiptLedger for Metered<S> {
 
     async fn waiting(&self) -> Result<u64, StoreError> {
         self.calls.waiting.count(self.inner.waiting()).await
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        self.calls.parked.count(self.inner.parked()).await
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {

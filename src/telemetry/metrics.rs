@@ -326,9 +326,11 @@ mod tests {
         metrics.store_call("outbox", "append");
         let receipts = &metrics.receipts;
         receipts.source("s").answered(200);
+        receipts.source("s").behind(Some(Duration::from_secs(1)));
         drop(receipts.reconciler());
         receipts.sweeper().expired("d", 1);
         receipts.sweeper().waiting(Some(1));
+        receipts.sweeper().parked(Some(1));
         metrics.alarm(AlarmKind::Depth, Some(true));
         metrics
     }

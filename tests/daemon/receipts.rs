@@ -272,6 +272,82 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     world.prove();
 }
 
+/// The provider has new words. Their receipts are kept, and read again by a mapping that knows one of them, while the
+/// daemon still has the old one.
+fn a_mended_mapping_reads_what_was_rejected(world: &mut World) {
+    const RECIPIENT: &str = "+41790000000";
+    let rows = 600;
+    world.receive(&[]).add_receipts(SOURCE);
+    let input = Input::csv("words.csv", rows);
+    let line = |row: usize| {
+        let word = ["DELIVRD", "LOST", "GONE"][row % 3];
+        json!({ "message_id": message(&input, row), "status": word, "to": RECIPIENT }).to_string() + "\n"
+    };
+    let lines = (1..=rows).map(line).collect::<String>();
+    world.start_ready();
+    world.drop_file(input).wait_settled(LIVENESS);
+    world.drop_receipts(SOURCE, "a.ndjson", &lines);
+    let rejects = |world: &World| {
+        let arguments = ["receipts", "rejects", "--source", SOURCE, "--destination", "support"];
+        world.postrider(&[&arguments[..], &["--limit", "1000", "--json"]].concat()).json()
+    };
+    let count_of = |world: &World| rejects(world).as_array().map_or(0, Vec::len);
+    wait_until(LIVENESS, "two thirds to be rejected", || count_of(world) == rows / 3 * 2);
+    let listed = rejects(world);
+    assert!(listed[0]["text"].as_str().is_some_and(|text| text.contains(RECIPIENT)), "{}", listed[0]);
+    assert_eq!(listed[0]["is_whole"], true);
+    let table = world.postrider(&["receipts", "rejects"]).stdout;
+    assert!(table.contains("LOST") && !table.contains(RECIPIENT), "{table}");
+    let log = fs::read_to_string(world.daemon_log()).expect("the daemon's log");
+    assert!(log.contains("receipts can't be read") && !log.contains(RECIPIENT), "I10");
+
+    world.set(&format!("receipts.sources.{SOURCE}.statuses.LOST"), "failed").configure();
+    let third = (rows / 3) as u64;
+    let came = |taken, known, rejected| json!({ "taken": taken, "known": known, "ignored": 0, "rejected": rejected, "incomplete": 0 });
+    let reread = |more: &[&str]| {
+        let answer = world.postrider(&[&["receipts", "reread", "--json"][..], more].concat());
+        assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+        answer.json()
+    };
+    let some = reread(&["--limit", "50"]);
+    assert_eq!((&some["taken"], &some["incomplete"]), (&json!(50), &json!(0)), "{some}");
+    assert_eq!(reread(&["--source", SOURCE]), came(third - 50, 0, third));
+    assert_eq!(reread(&[]), came(0, 0, third), "nothing is left of them");
+    wait_until(LIVENESS, "what was read again to be applied", || {
+        let messages = standing(world).0;
+        (count(&messages, "delivered"), count(&messages, "failed"), count(&messages, "sent"))
+            == (third, third, third)
+    });
+    // The same comes again and is known, also to who still rejects it.
+    world.drop_receipts(SOURCE, "b.ndjson", &lines);
+    let done = world.inbox(SOURCE).join("done/b.ndjson");
+    wait_until(LIVENESS, "the file to be read", || done.exists());
+    assert_eq!(count_of(world) as u64, third);
+    let (messages, waiting, parked) = standing(world);
+    assert_eq!((count(&messages, "failed"), waiting, parked), (third, 0, 0));
+    let nobody = world.postrider(&["receipts", "reread", "--source", "nobody"]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.contains("nobody") && nobody.stderr.contains(SOURCE), "{}", nobody.stderr);
+    let status = world.postrider(&["receipts", "status"]).stdout;
+    assert!(status.contains("LAST RECEIPTS") && status.contains("CURSOR MOVED"), "{status}");
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn rejected_receipts_are_read_again_once_the_mapping_is_mended() {
+    a_mended_mapping_reads_what_was_rejected(&mut World::new("csv"));
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn rejected_receipts_are_read_again_once_the_mapping_is_mended_in_postgres() {
+    let postgres = Postgres::start();
+    let mut world = World::new("csv");
+    world.keep_rows_in(&postgres);
+    a_mended_mapping_reads_what_was_rejected(&mut world);
+}
+
 #[test]
 fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() {
     const PHONE: &str = "+15550100042";

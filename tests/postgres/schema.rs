@@ -13,7 +13,7 @@ use postrider::{
         OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants,
         migrate,
     },
-    console::receipts::ReceiptView as _,
+    console::receipts::{ReceiptFilter, ReceiptView as _},
 };
 use postrider_actors::{
     model::{ids::FileId, record::MessageRecord, state::MessageState, time::UnixMs},
@@ -105,7 +105,7 @@ async fn the_file_of_grants_is_enough_and_gives_no_right_to_make_or_drop_tables(
     ledger.forget_changes(&[changes[0].number]).await.unwrap();
     let view = PostgresView::open(&settings).await.unwrap();
     assert_eq!(view.sources().await.unwrap().len(), 1);
-    assert_eq!(view.orphans(10).await.unwrap().len(), 1);
+    assert_eq!(view.orphans(&ReceiptFilter::default(), 10).await.unwrap().len(), 1);
     while ledger.retire(later, 10).await.unwrap() > 0 {}
     assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages"), "0");
 
@@ -280,13 +280,13 @@ async fn the_view_shows_gaps_counts_and_what_is_held() {
     let ages = view.gap_ages("d", UnixMs(NOW.0 + 3 * DAY_MS)).await.unwrap();
     assert_eq!(ages, [0, 0, 0, 4, 4, 3]);
 
-    let parked = view.parked(10).await.unwrap();
+    let parked = view.parked(&ReceiptFilter::default(), 10).await.unwrap();
     assert_eq!(parked.len(), 1);
     assert_eq!(
         (&*parked[0].source, &*parked[0].destination, parked[0].state),
         ("s", "d", MessageState::Failed)
     );
-    assert!(view.orphans(10).await.unwrap().is_empty());
+    assert!(view.orphans(&ReceiptFilter::default(), 10).await.unwrap().is_empty());
     let sources = view.sources().await.unwrap();
     assert_eq!((sources[0].waiting, sources[0].parked), (0, 1));
     let words = "SELECT id || ' ' || state || ' ' || destination FROM postrider.message_words WHERE state = 'delivered'";

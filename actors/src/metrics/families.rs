@@ -100,6 +100,13 @@ impl<const N: usize> Gauges<N> {
             self.family.remove(&labels(self.names, values));
         }
     }
+
+    /// What is exported, for tests.
+    #[cfg(test)]
+    pub(crate) fn get(&self, values: [&str; N]) -> Option<u64> {
+        let gauge = self.family.get(&labels(self.names, values))?;
+        Some(u64::try_from(gauge.get()).expect("no test counts below 0"))
+    }
 }
 
 impl<const N: usize> Timings<N> {

@@ -24,6 +24,8 @@ pub struct ReceiptMetrics {
     orphaned: Counters<0>,
     expired: Counters<1>,
     waiting: Gauges<0>,
+    parked: Gauges<0>,
+    behind: Gauges<1>,
 }
 
 impl Default for ReceiptMetrics {
@@ -41,7 +43,7 @@ impl ReceiptMetrics {
                 to,
                 "receipts",
                 ["source", "outcome"],
-                "Receipts that a source brought: new, known before, or rejected",
+                "Receipts that a source brought: new, known before, ignored, or rejected",
             ),
             poll_failures: Counters::register(
                 to,
@@ -99,6 +101,13 @@ impl ReceiptMetrics {
                 "Messages without a final receipt in time",
             ),
             waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
+            parked: Gauges::register(to, "receipts_parked", [], "Receipts that wait for their message"),
+            behind: Gauges::register_seconds(
+                to,
+                "receipt_source_behind",
+                ["source"],
+                "How far behind the clock a source is read that is read by time",
+            ),
         }
     }
 
@@ -109,8 +118,10 @@ impl ReceiptMetrics {
             new: taken("new"),
             known: taken("known"),
             rejected: taken("rejected"),
+            ignored: taken("ignored"),
             poll_failures: self.poll_failures.of([name]),
             requests: self.requests.clone(),
+            behind: self.behind.clone(),
             name: name.into(),
         }
     }
@@ -133,6 +144,7 @@ impl ReceiptMetrics {
             orphaned: self.orphaned.of([]),
             expired: self.expired.clone(),
             waiting: self.waiting.clone(),
+            parked: self.parked.clone(),
         }
     }
 }
@@ -143,8 +155,10 @@ pub struct SourceMetrics {
     new: Counter,
     known: Counter,
     rejected: Counter,
+    ignored: Counter,
     poll_failures: Counter,
     requests: Counters<2>,
+    behind: Gauges<1>,
     name: Box<str>,
 }
 
@@ -154,6 +168,16 @@ impl SourceMetrics {
         self.new.inc_by(taken.new);
         self.known.inc_by(taken.known);
         self.rejected.inc_by(taken.rejected);
+    }
+
+    /// Receipts had a status that is of no interest.
+    pub fn ignored(&self, receipts: u64) {
+        self.ignored.inc_by(receipts);
+    }
+
+    /// How far behind the clock the source is read; `None` if it does not say, or is read no more.
+    pub fn behind(&self, behind: Option<Duration>) {
+        self.behind.set([&self.name], behind.map(|behind| behind.as_secs()));
     }
 
     /// A look at the source has failed.
@@ -169,6 +193,16 @@ impl SourceMetrics {
     #[cfg(test)]
     pub(crate) fn failures(&self) -> u64 {
         self.poll_failures.get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shown_ignored(&self) -> u64 {
+        self.ignored.get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shown_behind(&self) -> Option<u64> {
+        self.behind.get([&self.name])
     }
 }
 
@@ -200,6 +234,7 @@ pub struct SweeperMetrics {
     orphaned: Counter,
     expired: Counters<1>,
     waiting: Gauges<0>,
+    parked: Gauges<0>,
 }
 
 impl SweeperMetrics {
@@ -221,5 +256,15 @@ impl SweeperMetrics {
     /// How many receipts wait; `None` if nobody knows.
     pub fn waiting(&self, receipts: Option<u64>) {
         self.waiting.set([], receipts);
+    }
+
+    /// How many are parked; `None` if nobody knows.
+    pub fn parked(&self, receipts: Option<u64>) {
+        self.parked.set([], receipts);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shown(&self) -> (Option<u64>, Option<u64>) {
+        (self.waiting.get([]), self.parked.get([]))
     }
 }

@@ -19,6 +19,9 @@ pub const WORD_BYTES_MAX: usize = 100;
 /// The longest response of a provider that is kept, in bytes; a longer one is cut.
 pub const RESPONSE_BYTES_MAX: usize = 500;
 
+/// The longest text of a rejected receipt that is kept, in bytes; a longer one is cut.
+pub const REJECTED_BYTES_MAX: usize = 16 << 10;
+
 /// A receipt's identity within its source: what a source sends again is the same receipt.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(pub [u8; 16]);
@@ -207,12 +210,49 @@ pub fn fold(receipts: impl IntoIterator<Item = Receipt>) -> BTreeMap<ReceiptKey,
 /// A receipt that could not be read, and why.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ReceiptReject {
-    /// Its identity, so that what is sent again is recorded once.
+    /// The identity that the receipt has if it names none itself, so that what is sent again is recorded once.
     pub event: EventId,
+    /// When it happened, by what is around it.
+    pub at: Option<UnixMs>,
     /// Where it stood: `FILE:LINE`, a request's item, an entry's id.
     pub place: String,
     /// What is wrong with it and what is expected.
     pub reason: String,
+    /// What is kept of it.
+    pub text: RejectedText,
+}
+
+/// What is kept of a rejected receipt: for a person, and to be read again once the mapping was mended. It may name
+/// a recipient, so it belongs in no log (I10).
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RejectedText {
+    /// As it came, or the columns of its row as a JSON object; at most [`REJECTED_BYTES_MAX`], without a NUL.
+    /// Empty: nothing is kept.
+    pub text: Box<str>,
+    /// Whether that is a whole receipt, which can be read again.
+    pub is_whole: bool,
+}
+
+impl RejectedText {
+    /// Of a receipt: whole, if it fits.
+    pub fn of_receipt(text: &[u8]) -> Self {
+        let kept = Self::of_other(text);
+        Self { is_whole: kept.text.as_bytes() == text, ..kept }
+    }
+
+    /// Of what is no receipt as it stands: for a person alone.
+    pub fn of_other(text: &[u8]) -> Self {
+        let text = &text[..text.len().min(REJECTED_BYTES_MAX)];
+        let mut text = String::from_utf8_lossy(text).replace('\0', "\u{fffd}");
+        text.truncate(text.floor_char_boundary(REJECTED_BYTES_MAX));
+        Self { text: text.into(), is_whole: false }
+    }
+}
+
+impl fmt::Debug for RejectedText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RejectedText({} bytes, whole: {})", self.text.len(), self.is_whole)
+    }
 }
 
 impl fmt::Debug for ReceiptReject {
@@ -280,6 +320,28 @@ mod tests {
         let standings = fold([of(MessageState::Sent, 3), of(MessageState::Failed, 2)]);
         let standing = standings.values().next().expect("one key");
         assert_eq!((standing.best.state, standing.told.is_conflict()), (MessageState::Failed, false));
+    }
+
+    #[test]
+    fn a_rejected_text_is_whole_or_says_that_it_is_not() {
+        let whole = format!("{{\"a\":\"{}\"}}", "ü".repeat(100));
+        let kept = RejectedText::of_receipt(whole.as_bytes());
+        assert_eq!((&*kept.text, kept.is_whole), (&*whole, true));
+        assert!(!RejectedText::of_other(whole.as_bytes()).is_whole);
+        let longest = "x".repeat(REJECTED_BYTES_MAX);
+        assert!(RejectedText::of_receipt(longest.as_bytes()).is_whole);
+        for (text, starts) in [
+            (format!("{longest}x").into_bytes(), "xx"),
+            (format!("x{}", "ü".repeat(REJECTED_BYTES_MAX)).into_bytes(), "xü"),
+            (vec![0xff; REJECTED_BYTES_MAX], "\u{fffd}\u{fffd}"),
+            (b"a\xffb".to_vec(), "a\u{fffd}b"),
+            (b"a\0b".to_vec(), "a\u{fffd}b"),
+        ] {
+            let kept = RejectedText::of_receipt(&text);
+            assert!(kept.text.starts_with(starts) && !kept.is_whole, "{starts}");
+            assert!(kept.text.len() <= REJECTED_BYTES_MAX && !kept.text.contains('\0'), "{starts}");
+        }
+        assert!(!format!("{:?}", RejectedText::of_receipt(b"secret")).contains("secret"));
     }
 
     #[test]

@@ -28,7 +28,9 @@ pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox, OutboxEntry, O
 pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
 pub use rates::RateTable;
 pub use receipt_source::{Polled, ReceiptSource};
-pub use receipts::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, Taken};
+pub use receipts::{
+    Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, Taken,
+};
 pub use table::{Table, TableError};
 pub use webhook::{Answer, Webhook, WebhookRequest};
 

@@ -3,7 +3,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{AckId, SourceCursor, StoreError};
-use crate::model::receipt::{Receipt, ReceiptReject};
+use crate::model::{
+    receipt::{Receipt, ReceiptReject},
+    time::UnixMs,
+};
 
 /// What a look at a source brought.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +15,8 @@ pub struct Polled {
     pub receipts: Vec<Receipt>,
     /// What could not be read.
     pub rejects: Vec<ReceiptReject>,
+    /// How many had a status that is of no interest.
+    pub ignored: u64,
     /// How far the source is read with them; `None` if that has not changed.
     pub cursor: Option<SourceCursor>,
     /// What to acknowledge once all of that is durable.
@@ -26,6 +31,11 @@ pub trait ReceiptSource: Send + Sync {
     /// `wait`. A look that fails is repeated with the same cursor: nothing is passed over (S0.1). Cancelling it
     /// loses nothing but time.
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError>;
+
+    /// How far behind `now` a source is whose `cursor` says up to when it is read. `None`: it does not say.
+    fn behind(&self, _cursor: Option<&SourceCursor>, _now: UnixMs) -> Option<Duration> {
+        None
+    }
 
     /// Lets go of what `poll` brought, after the commit. Repeating it is harmless.
     async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError>;

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::StoreError;
 use crate::model::{
     ids::MessageId,
-    receipt::{Receipt, ReceiptReject},
+    receipt::{EventId, Receipt, ReceiptReject},
     record::MessageRecord,
     state::MessageState,
     time::UnixMs,
@@ -96,9 +96,10 @@ pub trait ReceiptLedger: Send + Sync {
     /// [`record_rank`]: crate::model::record::record_rank
     async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError>;
 
-    /// Puts receipts into the inbox and moves the source's cursor, all or nothing. A receipt whose source and
-    /// event are known is left out. Any number of receipts: an implementation divides them (F53), the cursor
-    /// goes with the last part. Returns after the sync.
+    /// Puts receipts into the inbox, keeps rejects and moves the source's cursor, all or nothing. A receipt whose
+    /// source and event are known is left out, and so is a reject. Any number of them: an implementation divides
+    /// them (F53), the cursor goes with the last part. It notes when receipts or rejects last came, and when the
+    /// cursor last moved. Returns after the sync.
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError>;
 
     /// How far a source was read; `None` if it never was.
@@ -111,6 +112,9 @@ pub trait ReceiptLedger: Send + Sync {
 
     /// How many receipts wait in the inbox. Unknown is an error, never 0.
     async fn waiting(&self) -> Result<u64, StoreError>;
+
+    /// How many receipts are parked. Unknown is an error, never 0.
+    async fn parked(&self) -> Result<u64, StoreError>;
 
     /// Puts up to `limit` parked receipts whose message is known by now back into the inbox; how many. It is
     /// what `record` does too: whichever comes second finds the other.
@@ -141,4 +145,40 @@ pub trait ReceiptLedger: Send + Sync {
     /// orphans, rejects, and the memory of which events were taken. Roughly how many; 0 if nothing is left. An
     /// implementation may remove whole partitions instead.
     async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
+}
+
+/// What a source's rejects came to when they were read again. Each is named by its event.
+#[derive(Clone, Debug)]
+pub struct Reread {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// The destination whose messages its receipts are about.
+    pub destination: Arc<str>,
+    /// Those that are receipts now.
+    pub receipts: Vec<(EventId, Receipt)>,
+    /// Those whose status is of no interest now.
+    pub ignored: Vec<EventId>,
+    /// Those that still can't be read, and why.
+    pub rejected: Vec<(EventId, String)>,
+    /// When.
+    pub at: UnixMs,
+}
+
+/// The rejects of a ledger of rows, for who reads them again once a mapping was mended: a command, beside the daemon
+/// or without it.
+#[async_trait]
+pub trait ReceiptRejects: Send + Sync {
+    /// Up to `limit` rejects of `source` with an event greater than `after`, in the order of their events.
+    async fn rejects(
+        &self,
+        source: &str,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<ReceiptReject>, StoreError>;
+
+    /// Settles rejects that were read again, all or nothing; at most some hundred, and it may be repeated. Receipts
+    /// go into the inbox as by [`ReceiptLedger::take`], unless their event is known. With those that are of no
+    /// interest they leave the rejects; the others have a new reason. From then on both events of a receipt are
+    /// known, its own and its reject's: it is neither taken nor rejected again. Returns after the sync.
+    async fn settle_rejects(&self, reread: Reread) -> Result<Taken, StoreError>;
 }

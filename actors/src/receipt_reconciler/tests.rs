@@ -57,6 +57,10 @@ impl ReceiptLedger for Ledger {
         self.inside.waiting().await
     }
 
+    async fn parked(&self) -> Result<u64, StoreError> {
+        self.inside.parked().await
+    }
+
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
         self.inside.rejoin(limit).await
     }

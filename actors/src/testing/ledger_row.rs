@@ -69,6 +69,15 @@ pub struct LedgerTally {
     pub rejects: u64,
 }
 
+/// When a source brought what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LedgerSource {
+    /// When receipts or rejects last came.
+    pub receipts_at: Option<UnixMs>,
+    /// When its cursor last moved.
+    pub cursor_at: Option<UnixMs>,
+}
+
 /// How the suite looks into a ledger. It sees the last commit.
 #[async_trait]
 pub trait RowReader: Send + Sync {
@@ -77,4 +86,7 @@ pub trait RowReader: Send + Sync {
 
     /// How much there is.
     async fn tally(&self) -> LedgerTally;
+
+    /// A source that ever brought something.
+    async fn source(&self, name: &str) -> Option<LedgerSource>;
 }

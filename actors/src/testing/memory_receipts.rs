@@ -8,19 +8,22 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::ledger_row::{LedgerReceipt, LedgerRow, LedgerTally, RowReader};
+use super::ledger_row::{LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader};
 use crate::{
     model::{
         ids::MessageId,
         receipt::{
-            EventId, PROVIDER_ID_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey, ReceiptReject, Standing,
-            Told, WORD_BYTES_MAX, fold,
+            EventId, PROVIDER_ID_BYTES_MAX, REJECTED_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey,
+            ReceiptReject, Standing, Told, WORD_BYTES_MAX, fold,
         },
         record::{MessageRecord, record_rank},
         state::MessageState,
         time::UnixMs,
     },
-    ports::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, StoreError, Taken},
+    ports::{
+        Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, StoreError,
+        Taken,
+    },
 };
 
 /// A ledger of rows in memory. It refuses what a database would refuse (a NUL, a text beyond its bound), can
@@ -30,6 +33,7 @@ pub struct MemoryReceipts {
     state: Mutex<State>,
     keep_changes: bool,
     down: AtomicBool,
+    counts_hang: AtomicBool,
     answers_to_lose: AtomicU32,
     writes: AtomicU64,
 }
@@ -45,10 +49,16 @@ struct State {
     events: HashMap<(Arc<str>, EventId), UnixMs>,
     parked: Parked,
     orphans: Vec<(UnixMs, Waiting)>,
-    rejects: HashMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
-    cursors: HashMap<Arc<str>, SourceCursor>,
+    rejects: BTreeMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
+    sources: HashMap<Arc<str>, Source>,
     changes: BTreeMap<u64, StatusChange>,
     last_change: u64,
+}
+
+#[derive(Default)]
+struct Source {
+    cursor: Option<SourceCursor>,
+    times: LedgerSource,
 }
 
 type RowKey = (MessageId, Arc<str>);
@@ -96,6 +106,10 @@ impl Row {
 }
 
 impl State {
+    fn parked(&self) -> u64 {
+        self.parked.values().map(|parked| parked.len() as u64).sum()
+    }
+
     /// The message that a receipt at `destination` is about. Of several that the provider gave the same id, the
     /// latest: it means the newer one, and a receipt costs one row.
     fn resolve(&self, destination: &Arc<str>, key: &ReceiptKey) -> Option<MessageId> {
@@ -166,6 +180,24 @@ impl State {
         count
     }
 
+    /// Puts a receipt into the inbox, unless its event is known.
+    fn take(
+        &mut self,
+        source: &Arc<str>,
+        destination: &Arc<str>,
+        receipt: Receipt,
+        at: UnixMs,
+        taken: &mut Taken,
+    ) {
+        let hash_map::Entry::Vacant(new) = self.events.entry((source.clone(), receipt.event)) else {
+            taken.known += 1;
+            return;
+        };
+        new.insert(at);
+        self.inbox.push_back(Waiting { destination: destination.clone(), receipt });
+        taken.new += 1;
+    }
+
     fn change(&mut self, key: &RowKey, before: MessageState, at: UnixMs) {
         let row = &self.rows[key];
         self.last_change += 1;
@@ -196,6 +228,17 @@ impl MemoryReceipts {
     /// Whether every call fails from now on, with nothing done.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Whether counts are never answered from now on.
+    pub fn hang_counts(&self, hang: bool) {
+        self.counts_hang.store(hang, Ordering::SeqCst);
+    }
+
+    async fn counted(&self) {
+        if self.counts_hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Loses the answers of the next `writes` writes: they are done, and the caller is told `Unknown`.
@@ -251,6 +294,11 @@ fn check_receipt(receipt: &Receipt) -> Result<(), StoreError> {
     check_text("a response", receipt.facts.response.as_deref(), RESPONSE_BYTES_MAX)
 }
 
+fn check_reject(reject: &ReceiptReject) -> Result<(), StoreError> {
+    check_text("a reject's place", Some(&reject.place), usize::MAX)?;
+    check_text("a reject's text", Some(&reject.text.text), REJECTED_BYTES_MAX)
+}
+
 #[async_trait]
 impl ReceiptLedger for MemoryReceipts {
     async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
@@ -269,31 +317,35 @@ impl ReceiptLedger for MemoryReceipts {
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
         let mut state = self.state()?;
         arrival.receipts.iter().try_for_each(check_receipt)?;
+        arrival.rejects.iter().try_for_each(check_reject)?;
         let Arrival { source, destination, receipts, rejects, cursor, at } = arrival;
         let mut taken = Taken::default();
+        let has_receipts = !receipts.is_empty() || !rejects.is_empty();
         for receipt in receipts {
-            if state.events.contains_key(&(source.clone(), receipt.event)) {
-                taken.known += 1;
-                continue;
-            }
-            state.events.insert((source.clone(), receipt.event), at);
-            state.inbox.push_back(Waiting { destination: destination.clone(), receipt });
-            taken.new += 1;
+            state.take(&source, &destination, receipt, at, &mut taken);
         }
         for reject in rejects {
-            if let hash_map::Entry::Vacant(new) = state.rejects.entry((source.clone(), reject.event)) {
+            let key = (source.clone(), reject.event);
+            if !state.events.contains_key(&key)
+                && let Entry::Vacant(new) = state.rejects.entry(key)
+            {
                 new.insert((at, reject));
                 taken.rejected += 1;
             }
         }
+        let source = state.sources.entry(source).or_default();
+        if has_receipts {
+            source.times.receipts_at = Some(at);
+        }
         if let Some(cursor) = cursor {
-            state.cursors.insert(source, cursor);
+            source.cursor = Some(cursor);
+            source.times.cursor_at = Some(at);
         }
         self.written(taken)
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
-        Ok(self.state()?.cursors.get(source).cloned())
+        Ok(self.state()?.sources.get(source).and_then(|source| source.cursor.clone()))
     }
 
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
@@ -337,7 +389,13 @@ impl ReceiptLedger for MemoryReceipts {
     }
 
     async fn waiting(&self) -> Result<u64, StoreError> {
+        self.counted().await;
         Ok(self.state()?.inbox.len() as u64)
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        self.counted().await;
+        Ok(self.state()?.parked())
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
@@ -427,6 +485,46 @@ impl ReceiptLedger for MemoryReceipts {
 }
 
 #[async_trait]
+impl ReceiptRejects for MemoryReceipts {
+    async fn rejects(
+        &self,
+        source: &str,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<ReceiptReject>, StoreError> {
+        let state = self.state()?;
+        let rejects = state.rejects.iter();
+        let rejects =
+            rejects.filter(|((of, event), _)| &**of == source && after.is_none_or(|after| *event > after));
+        Ok(rejects.take(limit).map(|(_, (_, reject))| reject.clone()).collect())
+    }
+
+    async fn settle_rejects(&self, reread: Reread) -> Result<Taken, StoreError> {
+        let mut state = self.state()?;
+        reread.receipts.iter().try_for_each(|(_, receipt)| check_receipt(receipt))?;
+        let Reread { source, destination, receipts, ignored, rejected, at } = reread;
+        let mut taken = Taken::default();
+        let events: Vec<_> = receipts.iter().map(|(event, _)| *event).collect();
+        for (_, receipt) in receipts {
+            state.take(&source, &destination, receipt, at, &mut taken);
+        }
+        for event in events {
+            state.events.entry((source.clone(), event)).or_insert(at);
+            state.rejects.remove(&(source.clone(), event));
+        }
+        for event in ignored {
+            state.rejects.remove(&(source.clone(), event));
+        }
+        for (event, reason) in rejected {
+            if let Some((_, reject)) = state.rejects.get_mut(&(source.clone(), event)) {
+                reject.reason = reason;
+            }
+        }
+        self.written(taken)
+    }
+}
+
+#[async_trait]
 impl RowReader for MemoryReceipts {
     async fn row(&self, id: MessageId, destination: &str) -> Option<LedgerRow> {
         let state = self.state.lock().expect("no operation panics half-way");
@@ -458,9 +556,14 @@ impl RowReader for MemoryReceipts {
         let state = self.state.lock().expect("no operation panics half-way");
         LedgerTally {
             rows: state.rows.len() as u64,
-            parked: state.parked.values().map(Vec::len).sum::<usize>() as u64,
+            parked: state.parked(),
             orphans: state.orphans.len() as u64,
             rejects: state.rejects.len() as u64,
         }
+    }
+
+    async fn source(&self, name: &str) -> Option<LedgerSource> {
+        let state = self.state.lock().expect("no operation panics half-way");
+        state.sources.get(name).map(|source| source.times)
     }
 }

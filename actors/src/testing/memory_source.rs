@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use crate::{
-    model::receipt::{Receipt, ReceiptReject},
+    model::{
+        receipt::{Receipt, ReceiptReject},
+        time::UnixMs,
+    },
     ports::{AckId, Polled, ReceiptSource, SourceCursor, StoreError},
 };
 
@@ -27,6 +30,8 @@ struct State {
     failing: u32,
     /// … and how many of the next acknowledgements.
     failing_acks: u32,
+    /// How many receipts the next page has besides, whose status is of no interest.
+    ignored: u64,
     /// The cursor of every poll.
     polls: Vec<Option<usize>>,
     /// What was acknowledged: places in the log.
@@ -59,6 +64,11 @@ impl MemorySource {
         self.state().failing_acks = acks;
     }
 
+    /// Adds receipts to the next page whose status is of no interest.
+    pub fn ignore(&self, receipts: u64) {
+        self.state().ignored = receipts;
+    }
+
     /// The cursor of every poll so far.
     pub fn polls(&self) -> Vec<Option<usize>> {
         self.state().polls.clone()
@@ -70,14 +80,16 @@ impl MemorySource {
     }
 
     fn page(&self, from: usize) -> Option<Polled> {
-        let state = self.state();
-        let page = state.log.get(from..)?;
+        let mut state = self.state();
+        let State { log, ignored, .. } = &mut *state;
+        let page = log.get(from..)?;
         let page = &page[..page.len().min(self.page)];
         if page.is_empty() {
             return None;
         }
         let end = from + page.len();
         let mut polled = Polled {
+            ignored: std::mem::take(ignored),
             cursor: Some(SourceCursor(end.to_string())),
             acks: vec![AckId(end.to_string().into())],
             ..Polled::default()
@@ -114,6 +126,12 @@ impl ReceiptSource for MemorySource {
                 return Ok(Polled::default());
             }
         }
+    }
+
+    /// A second for each receipt that is not read yet.
+    fn behind(&self, cursor: Option<&SourceCursor>, _: UnixMs) -> Option<Duration> {
+        let read: usize = cursor?.0.parse().expect("it is a cursor of ours");
+        Some(Duration::from_secs((self.state().log.len() - read) as u64))
     }
 
     async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError> {

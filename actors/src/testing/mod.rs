@@ -16,7 +16,7 @@ mod memory_table;
 pub use carrier::{Carrier, CarrierFaults, Delivery, Receipt};
 pub use carrier_queue::CarrierQueue;
 pub use clock::FakeClock;
-pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerTally, RowReader};
+pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
 pub use memory_rates::MemoryRateTable;
 pub use memory_receipts::MemoryReceipts;

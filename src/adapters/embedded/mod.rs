@@ -52,7 +52,7 @@ pub use self::{
     lock::{InstanceLock, LockError},
     open::{DATABASE, OpenError, SCHEMA_VERSION, schema_version},
     operator::Operator,
-    receipts::ReceiptViewer,
+    receipts::{ReceiptOperator, ReceiptViewer},
     viewer::Viewer,
     writer::{OnFatal, exit_on_fatal},
 };

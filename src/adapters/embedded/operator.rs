@@ -26,7 +26,19 @@ impl Operator {
         Ok(Self { connection: open::open(state_dir, Access::Write)?, caches: Caches::default() })
     }
 
-    fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T, TxError>) -> Result<T, StoreError> {
+    /// Reads, outside of any transaction.
+    pub(crate) fn read<T>(
+        &self,
+        run: impl FnOnce(&Connection) -> Result<T, TxError>,
+    ) -> Result<T, StoreError> {
+        run(&self.connection).map_err(|error| error.to_store_error())
+    }
+
+    /// One transaction; rolled back if it fails.
+    pub(crate) fn transact<T>(
+        &mut self,
+        run: impl FnOnce(&mut Tx<'_>) -> Result<T, TxError>,
+    ) -> Result<T, StoreError> {
         let connection = &self.connection;
         let caches = &mut self.caches;
         let transact = || {
@@ -42,6 +54,8 @@ impl Operator {
                 // The first error says why; the transaction ends with the connection at the latest.
                 let _ = connection.execute_batch("ROLLBACK");
             }
+            // What was interned in it is gone with it.
+            self.caches = Caches::default();
             error.to_store_error()
         })
     }

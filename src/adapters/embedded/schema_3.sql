@@ -50,7 +50,8 @@ CREATE TABLE receipt_sources (
     name        TEXT NOT NULL UNIQUE,
     destination INTEGER NOT NULL,       -- of what it brought last
     cursor      TEXT,
-    at          INTEGER NOT NULL        -- when it brought that
+    receipts_at INTEGER,                -- when receipts or rejects last came
+    cursor_at   INTEGER                 -- when the cursor last moved
 ) STRICT;
 
 -- Which receipts were taken, so that what comes again is taken once.
@@ -95,8 +96,11 @@ CREATE TABLE receipt_rejects (
     place       TEXT NOT NULL,
     reason      TEXT NOT NULL,
     at          INTEGER NOT NULL,
+    happened_at INTEGER,                -- by what is around it
+    text        TEXT NOT NULL,          -- at most 16 KiB; '': nothing is kept
+    is_whole    INTEGER NOT NULL,       -- whether that can be read again
     PRIMARY KEY (source, event)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX receipt_rejects_by_age ON receipt_rejects (at);
 
 -- New states that somebody is to be told of. AUTOINCREMENT: no number is given twice.

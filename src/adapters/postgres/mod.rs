@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod names;
 mod record;
+mod reread;
 mod schema;
 mod settings;
 mod sweep;
@@ -26,8 +27,15 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use postrider_actors::{
-    model::{record::MessageRecord, time::UnixMs},
-    ports::{Applied, Arrival, ReceiptLedger, SourceCursor, StatusChange, StoreError, Taken},
+    model::{
+        receipt::{EventId, ReceiptReject},
+        record::MessageRecord,
+        time::UnixMs,
+    },
+    ports::{
+        Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, StoreError,
+        Taken,
+    },
 };
 
 pub use schema::{Checked, Migrated, SCHEMA_VERSION, check, grants, migrate};
@@ -176,7 +184,11 @@ impl ReceiptLedger for PostgresLedger {
     }
 
     async fn waiting(&self) -> Result<u64, StoreError> {
-        Ok(self.shared.waiting().await?)
+        Ok(self.shared.depth("receipt_inbox").await?)
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        Ok(self.shared.depth("receipt_parked").await?)
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
@@ -207,5 +219,21 @@ impl ReceiptLedger for PostgresLedger {
 
     async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
         Ok(self.shared.retire(before, limit).await?)
+    }
+}
+
+#[async_trait]
+impl ReceiptRejects for PostgresLedger {
+    async fn rejects(
+        &self,
+        source: &str,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<ReceiptReject>, StoreError> {
+        Ok(self.shared.rejects(source, after, limit).await?)
+    }
+
+    async fn settle_rejects(&self, reread: Reread) -> Result<Taken, StoreError> {
+        Ok(self.shared.settle_rejects(&reread).await?)
     }
 }

@@ -20,7 +20,9 @@ CREATE TABLE sources (
     name text COLLATE "C" NOT NULL UNIQUE,
     destination integer NOT NULL,
     cursor text,
-    updated_at timestamptz NOT NULL
+    -- When receipts or rejects last came, and when the cursor last moved.
+    receipts_at timestamptz,
+    cursor_at timestamptz
 );
 
 -- The partitions of `messages`, as make_partition and drop_partition keep them.
@@ -124,8 +126,14 @@ CREATE TABLE receipt_rejects (
     source integer NOT NULL,
     event uuid NOT NULL,
     at timestamptz NOT NULL,
+    -- By what is around it.
+    happened_at timestamptz,
+    -- Whether `text` is a whole receipt, which can be read again.
+    is_whole boolean NOT NULL,
     place text NOT NULL,
     reason text NOT NULL,
+    -- At most 16 KiB; '': nothing is kept.
+    text text NOT NULL,
     PRIMARY KEY (source, event)
 );
 CREATE INDEX receipt_rejects_at ON receipt_rejects (at);

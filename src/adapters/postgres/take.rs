@@ -1,4 +1,4 @@
-//! Receipts into the inbox.
+//! Receipts into the inbox, or among the rejects.
 
 use std::{collections::HashSet, time::SystemTime};
 
@@ -7,6 +7,7 @@ use postrider_actors::{
     model::receipt::{EventId, Receipt, ReceiptReject},
     ports::{Arrival, SourceCursor, Taken},
 };
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -18,6 +19,9 @@ use super::{
 
 /// Receipts per transaction (F53): some megabytes, some tens of milliseconds.
 const PART: usize = 4096;
+
+/// Rejects per transaction: they bring their texts, some megabytes at most.
+const REJECTS_PART: usize = 256;
 
 /// Which of the events are new.
 const REMEMBER: &str = "
@@ -35,10 +39,23 @@ const TAKE: &str = concat!(
            AS r (event, file, row, at, sent_at, price, bytes, state, provider_id, status, carrier, response)"
 );
 
+/// One whose event is known was taken before, when it could be read. OFFSET: a look into the index per reject.
+const REJECT: &str = "
+INSERT INTO receipt_rejects (source, event, at, happened_at, is_whole, place, reason, text)
+SELECT $1, r.event, $2, r.happened_at, r.is_whole, r.place, r.reason, r.text
+  FROM unnest($3::uuid[], $4::timestamptz[], $5::boolean[], $6::text[], $7::text[], $8::text[])
+    AS r (event, happened_at, is_whole, place, reason, text)
+ WHERE NOT EXISTS (SELECT FROM receipt_events e WHERE e.source = $1 AND e.event = r.event OFFSET 0)
+    ON CONFLICT DO NOTHING";
+
+const NOTE: &str = "
+UPDATE sources SET destination = $2, cursor = coalesce($3, cursor), receipts_at = coalesce($4, receipts_at),
+       cursor_at = coalesce($5, cursor_at)
+ WHERE id = $1";
+
 impl Shared {
     pub(super) async fn take(&self, arrival: &Arrival) -> Result<Taken, Failure> {
-        let destination = self.destination_ids([&*arrival.destination]).await?[&*arrival.destination];
-        let source = self.source_id(arrival, destination).await?;
+        let (source, destination) = self.source_id(&arrival.source, &arrival.destination).await?;
         let mut taken = Taken::default();
         let mut seen = HashSet::new();
         let (receipts, twice): (Vec<_>, Vec<_>) =
@@ -47,14 +64,14 @@ impl Shared {
         let mut seen = HashSet::new();
         let mut rejects: Vec<_> = arrival.rejects.iter().filter(|reject| seen.insert(reject.event)).collect();
         rejects.sort_by_key(|reject| reject.event);
-        let parts = receipts.len().max(rejects.len()).div_ceil(PART).max(1);
+        let parts = receipts.len().div_ceil(PART).max(rejects.len().div_ceil(REJECTS_PART)).max(1);
         for part in 0..parts {
             let cursor = arrival.cursor.as_ref().filter(|_| part + 1 == parts);
             let part = Part {
                 source,
                 destination,
-                receipts: slice(&receipts, part),
-                rejects: slice(&rejects, part),
+                receipts: receipts.chunks(PART).nth(part).unwrap_or_default(),
+                rejects: rejects.chunks(REJECTS_PART).nth(part).unwrap_or_default(),
                 cursor,
             };
             let step = self.take_part(arrival, &part).await?;
@@ -73,33 +90,25 @@ impl Shared {
             .within(async {
                 let mut taken = Taken::default();
                 if !part.receipts.is_empty() {
-                    let new = remember(&transaction, part, at).await?;
+                    let events = part.receipts.iter().map(|receipt| receipt.event);
+                    let new = remember(&transaction, part.source, events, at).await?;
+                    let is_new = |receipt: &&Receipt| new.contains(&receipt.event);
+                    let new: Vec<_> = part.receipts.iter().copied().filter(is_new).collect();
                     taken.new = new.len() as u64;
                     taken.known = (part.receipts.len() - new.len()) as u64;
-                    if !new.is_empty() {
-                        put(&transaction, part, &new).await?;
-                    }
+                    put(&transaction, part.source, part.destination, &new).await?;
                 }
                 if !part.rejects.is_empty() {
-                    let rejects = || part.rejects.iter();
-                    let events: Vec<_> = rejects().map(|reject| Uuid::from_bytes(reject.event.0)).collect();
-                    let places: Vec<_> = rejects().map(|reject| values::text(&reject.place)).collect();
-                    let reasons: Vec<_> = rejects().map(|reject| values::text(&reject.reason)).collect();
-                    let insert = "INSERT INTO receipt_rejects (source, event, at, place, reason) \
-                                  SELECT $1, r.event, $5, r.place, r.reason \
-                                    FROM unnest($2::uuid[], $3::text[], $4::text[]) AS r (event, place, reason) \
-                                  ON CONFLICT DO NOTHING";
-                    let insert = transaction.prepare_cached(insert).await?;
-                    taken.rejected = transaction
-                        .execute(&insert, &[&part.source, &events, &places, &reasons, &at])
-                        .await?;
+                    taken.rejected = reject(&transaction, part, at).await?;
                 }
                 // Last: whoever takes for the same source waits here, with nothing held that we need.
-                let update = "UPDATE sources SET updated_at = $2, destination = $3, cursor = coalesce($4, cursor) \
-                               WHERE id = $1";
-                let update = transaction.prepare_cached(update).await?;
+                let note = transaction.prepare_cached(NOTE).await?;
                 let cursor = part.cursor.map(|SourceCursor(cursor)| cursor);
-                transaction.execute(&update, &[&part.source, &at, &part.destination, &cursor]).await?;
+                let has_receipts = !arrival.receipts.is_empty() || !arrival.rejects.is_empty();
+                let (receipts_at, cursor_at) = (has_receipts.then_some(at), cursor.is_some().then_some(at));
+                let values: [&(dyn ToSql + Sync); 5] =
+                    [&part.source, &part.destination, &cursor, &receipts_at, &cursor_at];
+                transaction.execute(&note, &values).await?;
                 Ok(taken)
             })
             .await?;
@@ -108,24 +117,24 @@ impl Shared {
         Ok(taken)
     }
 
-    async fn source_id(&self, arrival: &Arrival, destination: i32) -> Result<i32, Failure> {
+    /// The numbers of a source and of its destination; they get some if they have none.
+    pub(super) async fn source_id(&self, name: &str, destination: &str) -> Result<(i32, i32), Failure> {
+        let destination = self.destination_ids([destination]).await?[destination];
         let held = self.connections.hold().await?;
         let id = self
             .within(async {
                 let client = held.client();
                 let find = client.prepare_cached("SELECT id FROM sources WHERE name = $1").await?;
-                if let Some(row) = client.query_opt(&find, &[&&*arrival.source]).await? {
+                if let Some(row) = client.query_opt(&find, &[&name]).await? {
                     return Ok(row.get(0));
                 }
-                let insert = "INSERT INTO sources (name, destination, updated_at) VALUES ($1, $2, $3) \
-                              ON CONFLICT DO NOTHING";
-                let at = values::time(arrival.at);
-                client.execute(insert, &[&&*arrival.source, &destination, &at]).await?;
-                Ok(client.query_one(&find, &[&&*arrival.source]).await?.get(0))
+                let insert = "INSERT INTO sources (name, destination) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+                client.execute(insert, &[&name, &destination]).await?;
+                Ok(client.query_one(&find, &[&name]).await?.get(0))
             })
             .await?;
         held.keep();
-        Ok(id)
+        Ok((id, destination))
     }
 
     pub(super) async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, Failure> {
@@ -136,10 +145,11 @@ impl Shared {
         Ok(row.and_then(|row| row.get::<_, Option<String>>(0)).map(SourceCursor))
     }
 
-    pub(super) async fn waiting(&self) -> Result<u64, Failure> {
+    /// How many rows one of the tables of receipts has.
+    pub(super) async fn depth(&self, table: &'static str) -> Result<u64, Failure> {
         let held = self.connections.hold().await?;
-        let query = "SELECT count(*) FROM receipt_inbox";
-        let row = self.within(async { Ok(held.client().query_one(query, &[]).await?) }).await?;
+        let query = format!("SELECT count(*) FROM {table}");
+        let row = self.within(async { Ok(held.client().query_one(&query, &[]).await?) }).await?;
         held.keep();
         Ok(row.get::<_, i64>(0).cast_unsigned())
     }
@@ -154,35 +164,38 @@ struct Part<'a> {
     cursor: Option<&'a SourceCursor>,
 }
 
-fn slice<T>(all: &[T], part: usize) -> &[T] {
-    let from = (part * PART).min(all.len());
-    &all[from..(from + PART).min(all.len())]
-}
-
-/// The part's receipts that were never taken. They are known from here on.
-async fn remember<'a>(
+/// Makes events known; those that were not.
+pub(super) async fn remember(
     transaction: &Transaction<'_>,
-    part: &Part<'a>,
+    source: i32,
+    events: impl Iterator<Item = EventId>,
     at: SystemTime,
-) -> Result<Vec<&'a Receipt>, Failure> {
-    let mut events: Vec<_> = part.receipts.iter().map(|receipt| Uuid::from_bytes(receipt.event.0)).collect();
+) -> Result<HashSet<EventId>, Failure> {
+    let mut events: Vec<_> = events.map(|event| Uuid::from_bytes(event.0)).collect();
     // Two that take the same wait for each other in one direction.
     events.sort_unstable();
     let statement = transaction.prepare_cached(REMEMBER).await?;
-    let rows = transaction.query(&statement, &[&part.source, &events, &at]).await?;
-    let new: HashSet<_> = rows.iter().map(|row| EventId(row.get::<_, Uuid>(0).into_bytes())).collect();
-    Ok(part.receipts.iter().copied().filter(|receipt| new.contains(&receipt.event)).collect())
+    let rows = transaction.query(&statement, &[&source, &events, &at]).await?;
+    Ok(rows.iter().map(|row| EventId(row.get::<_, Uuid>(0).into_bytes())).collect())
 }
 
-async fn put(transaction: &Transaction<'_>, part: &Part<'_>, receipts: &[&Receipt]) -> Result<(), Failure> {
+pub(super) async fn put(
+    transaction: &Transaction<'_>,
+    source: i32,
+    destination: i32,
+    receipts: &[&Receipt],
+) -> Result<(), Failure> {
+    if receipts.is_empty() {
+        return Ok(());
+    }
     let c = Columns::of(receipts);
     let statement = transaction.prepare_cached(TAKE).await?;
     transaction
         .execute(
             &statement,
             &[
-                &part.source,
-                &part.destination,
+                &source,
+                &destination,
                 &c.events,
                 &c.files,
                 &c.rows,
@@ -199,4 +212,19 @@ async fn put(transaction: &Transaction<'_>, part: &Part<'_>, receipts: &[&Receip
         )
         .await?;
     Ok(())
+}
+
+/// Keeps the part's rejects; how many are new.
+async fn reject(transaction: &Transaction<'_>, part: &Part<'_>, at: SystemTime) -> Result<u64, Failure> {
+    let rejects = || part.rejects.iter();
+    let events: Vec<_> = rejects().map(|reject| Uuid::from_bytes(reject.event.0)).collect();
+    let happened: Vec<_> = rejects().map(|reject| reject.at.map(values::time)).collect();
+    let whole: Vec<_> = rejects().map(|reject| reject.text.is_whole).collect();
+    let places: Vec<_> = rejects().map(|reject| values::text(&reject.place)).collect();
+    let reasons: Vec<_> = rejects().map(|reject| values::text(&reject.reason)).collect();
+    let texts: Vec<_> = rejects().map(|reject| values::text(&reject.text.text)).collect();
+    let statement = transaction.prepare_cached(REJECT).await?;
+    let values: [&(dyn ToSql + Sync); 8] =
+        [&part.source, &at, &events, &happened, &whole, &places, &reasons, &texts];
+    Ok(transaction.execute(&statement, &values).await?)
 }

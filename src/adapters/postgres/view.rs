@@ -7,7 +7,7 @@ use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, Price, ReceiptFacts, Told},
+        receipt::{EventId, Price, ReceiptFacts, RejectedText, Told},
         time::UnixMs,
     },
     ports::{SourceCursor, StoreError},
@@ -25,8 +25,8 @@ use super::{
     waiting::{self, Waiting, columns},
 };
 use crate::console::receipts::{
-    AppliedReceipt, GAP_AGES, Gap, GapPlace, HeldReceipt, MessageRow, ReceiptView, RejectedReceipt,
-    SourceRow, StateCount,
+    AppliedReceipt, GAP_AGES, Gap, GapPlace, HeldReceipt, MessageRow, ReceiptFilter, ReceiptView,
+    RejectedReceipt, SourceRow, StateCount,
 };
 
 /// The ledger as commands see it.
@@ -76,6 +76,16 @@ SELECT width_bucket(greatest(extract(epoch FROM $2 - m.recorded_at), 0)::double 
   FROM messages m JOIN destinations d ON d.id = m.destination
  WHERE d.name = $1 AND m.sweep < 2 AND m.told = 0 AND m.state IN (3, 4)
  GROUP BY 1";
+
+const REJECTS: &str = "
+SELECT s.name, r.place, r.reason, r.at, r.text, r.is_whole
+  FROM (SELECT * FROM receipt_rejects
+         WHERE ($1::text IS NULL OR source = (SELECT id FROM sources WHERE name = $1))
+           AND ($2::text IS NULL OR source IN (SELECT s.id FROM sources s JOIN destinations d ON d.id = s.destination
+                                                WHERE d.name = $2))
+         ORDER BY at DESC LIMIT $3) r
+  JOIN sources s ON s.id = r.source
+ ORDER BY r.at DESC, r.place";
 
 impl PostgresView {
     /// Connects, and refuses a schema that is not this program's.
@@ -159,16 +169,26 @@ impl PostgresView {
         rows.iter().map(gap).collect()
     }
 
-    async fn held(&self, is_orphan: bool, order: &str, limit: usize) -> Result<Vec<HeldReceipt>, Failure> {
+    async fn held(
+        &self,
+        (is_orphan, order): (bool, &str),
+        which: &ReceiptFilter,
+        limit: usize,
+    ) -> Result<Vec<HeldReceipt>, Failure> {
         let sql = format!(
             "SELECT number, since, s.name AS source_name, d.name AS destination_name, {} FROM \
-             (SELECT * FROM receipt_parked WHERE orphan = $2 ORDER BY since {order}, number {order} LIMIT $1) r \
+             (SELECT * FROM receipt_parked \
+               WHERE orphan = $4 \
+                 AND ($1::text IS NULL OR source = (SELECT id FROM sources WHERE name = $1)) \
+                 AND ($2::text IS NULL OR destination = (SELECT id FROM destinations WHERE name = $2)) \
+               ORDER BY since {order}, number {order} LIMIT $3) r \
              JOIN LATERAL (SELECT name FROM sources WHERE id = r.source) s ON true \
              JOIN LATERAL (SELECT name FROM destinations WHERE id = r.destination) d ON true \
              ORDER BY since {order}, number {order}",
             columns!()
         );
-        let rows = self.read(&sql, &[&clamp(limit), &is_orphan]).await?;
+        let rows =
+            self.read(&sql, &[&which.source, &which.destination, &clamp(limit), &is_orphan]).await?;
         let held = |row: &Row| {
             let Waiting { receipt, .. } = Waiting::read(row)?;
             Ok(HeldReceipt {
@@ -193,16 +213,18 @@ impl PostgresView {
             self.read("SELECT source, count(*) FROM receipt_parked WHERE NOT orphan GROUP BY source", &[])
                 .await?,
         );
-        let sources = "SELECT s.id, s.name, d.name, s.cursor, s.updated_at FROM sources s \
+        let sources = "SELECT s.id, s.name, d.name, s.cursor, s.receipts_at, s.cursor_at FROM sources s \
                          JOIN destinations d ON d.id = s.destination ORDER BY s.name";
         let rows = self.read(sources, &[]).await?;
+        let time = |time: Option<SystemTime>| time.map(unix);
         let source = |row: &Row| {
             let id: i32 = row.get(0);
             SourceRow {
                 name: row.get::<_, &str>(1).into(),
                 destination: row.get::<_, &str>(2).into(),
                 cursor: row.get::<_, Option<String>>(3).map(SourceCursor),
-                at: unix(row.get(4)),
+                receipts_at: time(row.get(4)),
+                cursor_at: time(row.get(5)),
                 waiting: waiting.get(&id).copied().unwrap_or(0),
                 parked: parked.get(&id).copied().unwrap_or(0),
             }
@@ -293,24 +315,22 @@ impl ReceiptView for PostgresView {
         Ok(ages)
     }
 
-    async fn parked(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        Ok(self.held(false, "ASC", limit).await?)
+    async fn parked(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
+        Ok(self.held((false, "ASC"), which, limit).await?)
     }
 
-    async fn orphans(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        Ok(self.held(true, "DESC", limit).await?)
+    async fn orphans(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
+        Ok(self.held((true, "DESC"), which, limit).await?)
     }
 
-    async fn rejects(&self, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError> {
-        let sql = "SELECT s.name, r.place, r.reason, r.at FROM \
-                   (SELECT * FROM receipt_rejects ORDER BY at DESC LIMIT $1) r \
-                   JOIN sources s ON s.id = r.source ORDER BY r.at DESC, r.place";
-        let rows = self.read(sql, &[&clamp(limit)]).await?;
+    async fn rejects(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError> {
+        let rows = self.read(REJECTS, &[&which.source, &which.destination, &clamp(limit)]).await?;
         let reject = |row: &Row| RejectedReceipt {
             source: row.get::<_, &str>(0).into(),
             place: row.get(1),
             reason: row.get(2),
             at: unix(row.get(3)),
+            text: RejectedText { text: row.get::<_, &str>(4).into(), is_whole: row.get(5) },
         };
         Ok(rows.iter().map(reject).collect())
     }

@@ -18,7 +18,7 @@ use governor::{
 use postrider_actors::{
     model::{
         receipt::EventId,
-        receipt_format::{ReadReceipts, ReceiptFormat},
+        receipt_format::{Around, ReadReceipts, ReceiptFormat},
         receipt_window::{Look, Next, WindowCursor, WindowRule},
         time::UnixMs,
     },
@@ -152,14 +152,13 @@ impl CloudWatchReceipts {
     fn read(&self, group: &str, events: &[FilteredLogEvent], read: &mut ReadReceipts) {
         for event in events {
             let text = event.message().unwrap_or_default().as_bytes();
-            let id = event.event_id().map(|id| EventId::named(self.format.source(), id));
-            let known = read.receipts.len();
+            let around = Around {
+                event: event.event_id().map(|id| EventId::named(self.format.source(), id)),
+                // When it was logged is better than nothing, and the same whenever it is read.
+                at: event.timestamp().map(|at| UnixMs(at.max(0) as u64)),
+            };
             let place = || format!("{group} {}", event.event_id().unwrap_or("event without id"));
-            self.format.read_into(text, id, place, read);
-            // When it was logged is better than nothing, and the same whenever it is read.
-            if let (Some(receipt), Some(at)) = (read.receipts.get_mut(known), event.timestamp()) {
-                receipt.at.get_or_insert(UnixMs(at.max(0) as u64));
-            }
+            self.format.read_into(text, around, place, read);
         }
     }
 }
@@ -242,10 +241,15 @@ impl ReceiptSource for CloudWatchReceipts {
             _ => Ok(Polled {
                 receipts: read.receipts,
                 rejects: read.rejects,
+                ignored: read.ignored,
                 cursor: has_moved.then(|| stored(&at)).flatten(),
                 acks: Vec::new(),
             }),
         }
+    }
+
+    fn behind(&self, cursor: Option<&SourceCursor>, now: UnixMs) -> Option<Duration> {
+        Some(WindowCursor::parse(&cursor?.0).ok()?.behind(now))
     }
 
     /// Nothing: the cursor is all there is.

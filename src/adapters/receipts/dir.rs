@@ -256,6 +256,7 @@ impl State {
         let mut polled = Polled {
             receipts: read.receipts,
             rejects: read.rejects,
+            ignored: read.ignored,
             cursor: Some(open.position().cursor()),
             acks: Vec::new(),
         };

@@ -122,7 +122,8 @@ impl ReceiptSource for QueueReceipts {
         let read = blocking(move || Ok(read(&format, &entries, limit)))
             .await
             .map_err(|error: std::io::Error| StoreError::Retryable(error.to_string()))?;
-        Ok(Polled { receipts: read.receipts, rejects: read.rejects, cursor: None, acks })
+        let ReadReceipts { receipts, rejects, ignored } = read;
+        Ok(Polled { receipts, rejects, ignored, cursor: None, acks })
     }
 
     async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError> {

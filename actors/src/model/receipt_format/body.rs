@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{ReadReceipts, ReceiptFormat};
+use super::{Around, ReadReceipts, ReceiptFormat};
 
 /// Why nothing of a body is taken: half an array would hide what is wrong with the rest.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl ReceiptFormat {
             Some(b'{') => {
                 // One that was cut off comes again; a reject would be the end of it.
                 serde_json::from_str::<&RawValue>(text).map_err(no_json)?;
-                self.read_into(text.as_bytes(), None, || place(0), &mut read);
+                self.read_into(text.as_bytes(), Around::default(), || place(0), &mut read);
             }
             Some(b'[') => {
                 let mut reader = serde_json::Deserializer::from_str(text);
@@ -87,7 +87,7 @@ impl<'de, P: Fn(usize) -> String> Visitor<'de> for Elements<'_, P> {
         while let Some(element) = seq.next_element::<&RawValue>()? {
             if found < self.receipts_max {
                 let text = element.get().as_bytes();
-                self.format.read_into(text, None, || (self.place)(found), self.read);
+                self.format.read_into(text, Around::default(), || (self.place)(found), self.read);
             }
             found += 1;
         }

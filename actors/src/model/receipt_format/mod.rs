@@ -18,10 +18,14 @@ pub use body::{BodyError, notification};
 pub use rows::{ReceiptFileError, ReceiptFileFormat, ReceiptRows};
 
 use super::{
-    receipt::{EventId, Receipt, ReceiptReject},
+    receipt::{EventId, Receipt, ReceiptReject, RejectedText},
     state::MessageState,
+    time::UnixMs,
 };
 use fields::{FIELDS, Fields};
+
+/// A read ends when the texts of its rejects have so many bytes: they are kept until they are stored (I8).
+pub const REJECTS_BYTES_MAX: usize = 4 << 20;
 
 /// The most keys that a field's path may have.
 pub const PATH_KEYS_MAX: usize = 8;
@@ -186,6 +190,24 @@ impl ReadReceipts {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether that is enough at once: `receipts_max`, or as much text of rejects as may be in hand.
+    pub fn is_full(&self, receipts_max: usize) -> bool {
+        self.len() >= receipts_max || text_bytes(&self.rejects) >= REJECTS_BYTES_MAX
+    }
+}
+
+fn text_bytes(rejects: &[ReceiptReject]) -> usize {
+    rejects.iter().map(|reject| reject.text.text.len()).sum()
+}
+
+/// What is known of a receipt by what it stands in, a log's event for one. What the receipt says itself comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// Its identity.
+    pub event: Option<EventId>,
+    /// When it happened.
+    pub at: Option<UnixMs>,
 }
 
 /// How the receipts of one source are read.
@@ -207,56 +229,66 @@ impl ReceiptFormat {
         &self.source
     }
 
-    /// Reads one JSON object; `None` if its status is of no interest. `event` is the receipt's identity if
-    /// something around it gives one; the mapping's `event_id` comes first. The error says what is wrong
-    /// with the receipt and what is expected.
-    pub fn read_object(&self, text: &[u8], event: Option<EventId>) -> Result<Option<Receipt>, String> {
+    /// Reads one JSON object; `None` if its status is of no interest. The error says what is wrong with the
+    /// receipt and what is expected.
+    pub fn read_object(&self, text: &[u8], around: Around) -> Result<Option<Receipt>, String> {
         let fields = object::find(text, &self.mapping.paths())?;
-        self.read(&fields, text, event)
+        self.read(&fields, text, around)
     }
 
     /// Reads one JSON object into `read`. `place` says where it stood.
     pub fn read_into(
         &self,
         text: &[u8],
-        event: Option<EventId>,
+        around: Around,
         place: impl FnOnce() -> String,
         read: &mut ReadReceipts,
     ) {
-        let receipt = self.read_object(text, event);
-        self.put(receipt, text, place, read);
+        match self.read_object(text, around) {
+            Ok(Some(receipt)) => read.receipts.push(receipt),
+            Ok(None) => read.ignored += 1,
+            Err(reason) => {
+                let kept = RejectedText::of_receipt(text);
+                read.rejects.push(self.rejected(text, around, place(), reason, kept));
+            }
+        }
+    }
+
+    /// Reads a rejected receipt again, as it would be read if it came now. `None` if its status is of no interest.
+    pub fn read_again(&self, reject: &ReceiptReject) -> Result<Option<Receipt>, String> {
+        self.read_object(reject.text.text.as_bytes(), Around { event: Some(reject.event), at: reject.at })
     }
 
     /// What becomes of text that is no receipt at all.
     pub fn reject(&self, text: &[u8], place: String, reason: String) -> ReceiptReject {
-        ReceiptReject { event: EventId::of_text(&self.source, text), place, reason }
+        self.rejected(text, Around::default(), place, reason, RejectedText::of_other(text))
     }
 
-    fn put(
-        &self,
-        receipt: Result<Option<Receipt>, String>,
-        text: &[u8],
-        place: impl FnOnce() -> String,
-        read: &mut ReadReceipts,
-    ) {
-        match receipt {
-            Ok(Some(receipt)) => read.receipts.push(receipt),
-            Ok(None) => read.ignored += 1,
-            Err(reason) => read.rejects.push(self.reject(text, place(), reason)),
-        }
+    /// What becomes of a file that can't be used. `digest` stands for what it holds and for what is wrong with it:
+    /// the same again is the same reject.
+    pub fn reject_file(&self, digest: &[u8], place: String, reason: String) -> ReceiptReject {
+        self.rejected(digest, Around::default(), place, reason, RejectedText::default())
     }
 
-    fn read(
+    fn rejected(
         &self,
-        fields: &Fields<'_>,
-        text: &[u8],
-        event: Option<EventId>,
-    ) -> Result<Option<Receipt>, String> {
-        let identity = |id: Option<&str>| match (id, event) {
+        identity: &[u8],
+        around: Around,
+        place: String,
+        reason: String,
+        text: RejectedText,
+    ) -> ReceiptReject {
+        let event = around.event.unwrap_or_else(|| EventId::of_text(&self.source, identity));
+        ReceiptReject { event, at: around.at, place, reason, text }
+    }
+
+    fn read(&self, fields: &Fields<'_>, text: &[u8], around: Around) -> Result<Option<Receipt>, String> {
+        let identity = |id: Option<&str>| match (id, around.event) {
             (Some(id), _) => EventId::named(&self.source, id),
             (None, Some(event)) => event,
             (None, None) => EventId::of_text(&self.source, text),
         };
-        fields::receipt(fields, &self.mapping, identity)
+        let receipt = fields::receipt(fields, &self.mapping, identity)?;
+        Ok(receipt.map(|receipt| Receipt { at: receipt.at.or(around.at), ..receipt }))
     }
 }

@@ -1,13 +1,17 @@
 //! Receipts in a file: an object per line, or cells under a header. Memory is the caller's buffer and one
 //! row; a line that is too long is one reject and streams by.
 
+use serde::Serializer as _;
+
 use super::{
-    ReadReceipts, ReceiptFormat,
+    Around, REJECTS_BYTES_MAX, ReadReceipts, ReceiptFormat,
     fields::{FIELDS, Fields, Found, MESSAGE_ID, PROVIDER_ID, STATUS},
+    text_bytes,
 };
 use crate::model::{
     batch::{MessageData, RowLayout},
     formats::{FileError, RowBlock, RowParser, listed},
+    receipt::RejectedText,
 };
 
 /// What a file of receipts is made of.
@@ -76,8 +80,8 @@ impl ReceiptRows {
         self.parser.input_bytes_min()
     }
 
-    /// Reads whole rows from the start of `input` into `read`, until that has `receipts_max`, and returns how
-    /// many bytes it consumed; `end` says that nothing follows. The file is finished when a call with `end`
+    /// Reads whole rows from the start of `input` into `read`, until that [is full](ReadReceipts::is_full), and
+    /// returns how many bytes it consumed; `end` says that nothing follows. The file is finished when a call with `end`
     /// has consumed all of its input.
     pub fn read(
         &mut self,
@@ -87,7 +91,8 @@ impl ReceiptRows {
         read: &mut ReadReceipts,
     ) -> Result<usize, ReceiptFileError> {
         let mut at = 0;
-        while read.len() < receipts_max {
+        let mut text = text_bytes(&read.rejects);
+        while read.len() < receipts_max && text < REJECTS_BYTES_MAX {
             self.block.clear();
             // One row at a time, so that its line is known.
             at += self.parser.parse(&input[at..], end, &mut self.block)?;
@@ -99,7 +104,9 @@ impl ReceiptRows {
             if self.block.is_empty() {
                 break;
             }
+            let known = read.rejects.len();
             self.take(read);
+            text += text_bytes(&read.rejects[known..]);
         }
         Ok(at)
     }
@@ -111,16 +118,34 @@ impl ReceiptRows {
             read.rejects.push(self.format.reject(&reject.raw, place(), reject.reason.clone()));
         }
         for (_, bytes) in self.block.iter() {
-            match (self.columns, self.parser.layout()) {
-                (Some(columns), Some(layout)) => {
-                    let receipt = cells(layout, &columns, bytes)
-                        .and_then(|fields| self.format.read(&fields, bytes, None));
-                    self.format.put(receipt, bytes, place, read);
+            let (Some(columns), Some(layout)) = (self.columns, self.parser.layout()) else {
+                self.format.read_into(bytes, Around::default(), place, read);
+                continue;
+            };
+            let receipt = cells(layout, &columns, bytes)
+                .and_then(|fields| self.format.read(&fields, bytes, Around::default()));
+            match receipt {
+                Ok(Some(receipt)) => read.receipts.push(receipt),
+                Ok(None) => read.ignored += 1,
+                Err(reason) => {
+                    let kept = as_object(layout, bytes);
+                    let reject = self.format.rejected(bytes, Around::default(), place(), reason, kept);
+                    read.rejects.push(reject);
                 }
-                _ => self.format.read_into(bytes, None, place, read),
             }
         }
     }
+}
+
+/// A row as the object of its columns: that can be read without its header.
+fn as_object(layout: &RowLayout, bytes: &[u8]) -> RejectedText {
+    let Ok(parts) = layout.read(bytes) else { return RejectedText::of_other(bytes) };
+    let MessageData::Columns(names, cells) = parts.data else { return RejectedText::of_other(bytes) };
+    let mut text = Vec::new();
+    serde_json::Serializer::new(&mut text)
+        .collect_map(names.iter().zip(cells))
+        .expect("texts can be written");
+    RejectedText::of_receipt(&text)
 }
 
 /// Where the header has the mapping's columns.

@@ -41,7 +41,7 @@ fn format() -> ReceiptFormat {
 }
 
 fn read(text: &str) -> Result<Option<Receipt>, String> {
-    format().read_object(text.as_bytes(), None)
+    format().read_object(text.as_bytes(), Around::default())
 }
 
 fn refusal(text: &str) -> String {
@@ -98,7 +98,7 @@ fn the_providers_words_mean_what_the_mapping_says() {
     lenient.otherwise = UnknownStatus::Sent;
     let lenient = ReceiptFormat::new("sms".into(), lenient).unwrap();
     let text = format!(r#"{{"ref":"{ID}","status":"{}"}}"#, "ü".repeat(80));
-    let receipt = lenient.read_object(text.as_bytes(), None).unwrap().unwrap();
+    let receipt = lenient.read_object(text.as_bytes(), Around::default()).unwrap().unwrap();
     assert_eq!(receipt.state, MessageState::Sent);
     assert_eq!(receipt.facts.status.unwrap().len(), WORD_BYTES_MAX);
 }
@@ -108,10 +108,95 @@ fn identity_comes_from_the_receipt_then_from_around_it_then_from_its_text() {
     let with = format!(r#"{{"ref":"{ID}","status":"READ2","event":"e-1"}}"#).replace("READ2", "QUEUED");
     let without = format!(r#"{{"ref":"{ID}","status":"QUEUED"}}"#);
     let around = EventId::named("sms", "around");
-    let event = |text: &str, event| format().read_object(text.as_bytes(), event).unwrap().unwrap().event;
+    let event = |text: &str, event| {
+        let around = Around { event, at: None };
+        format().read_object(text.as_bytes(), around).unwrap().unwrap().event
+    };
     assert_eq!(event(&with, Some(around)), EventId::named("sms", "e-1"));
     assert_eq!(event(&without, Some(around)), around);
     assert_eq!(event(&without, None), EventId::of_text("sms", without.as_bytes()));
+}
+
+#[test]
+fn a_receipt_without_a_time_has_that_of_what_it_stands_in() {
+    let around = Around { event: None, at: Some(UnixMs(5)) };
+    let at = |text: &str| format().read_object(text.as_bytes(), around).unwrap().unwrap().at;
+    assert_eq!(at(&format!(r#"{{"ref":"{ID}","status":"QUEUED"}}"#)), Some(UnixMs(5)));
+    let own = format!(r#"{{"ref":"{ID}","status":"QUEUED","notification":{{"timestamp":1700000000}}}}"#);
+    assert_eq!(at(&own), Some(UnixMs(1_700_000_000_000)));
+}
+
+/// The mapping, mended: it knows one word more.
+fn mended() -> ReceiptFormat {
+    let mut mapping = mapping();
+    mapping.statuses.insert("LOST".to_owned(), StatusMeaning::Failed);
+    ReceiptFormat::new("sms".into(), mapping).unwrap()
+}
+
+#[test]
+fn a_reject_that_is_read_again_is_the_receipt_that_a_mended_mapping_would_have_read() {
+    let csv = format!(
+        "ref;status;delivery.providerResponse;event\n{ID};LOST;\"a \"\"word\"\",\nü\";\n{ID};LOST;;e-1\n{ID};GONE;;\n"
+    );
+    let ndjson = format!(
+        "{{\"ref\":\"{ID}\", \"status\":\"LOST\"}}\n{{\"status\":\"LOST\",\"event\":\"e-1\",\"ref\":\"{ID}\"}}\n{{\"status\":\"GONE\"}}\n"
+    );
+    for (kind, text) in KINDS.into_iter().zip([ndjson, csv]) {
+        let rejects = read_file(kind, text.as_bytes(), 1000, 9).unwrap().rejects;
+        let mut rows = ReceiptRows::new(mended(), kind, "f".into(), 400);
+        let mut expected = ReadReceipts::default();
+        rows.read(text.as_bytes(), true, 9, &mut expected).unwrap();
+        assert_eq!((rejects.len(), expected.receipts.len()), (3, 2));
+        assert!(rejects.iter().all(|reject| reject.text.is_whole), "{rejects:?}");
+        let again: Vec<_> = rejects.iter().map(|reject| mended().read_again(reject)).collect();
+        let [Ok(Some(one)), Ok(Some(two)), Err(why)] = &again[..] else { panic!("{again:?}") };
+        assert_eq!([one, two], [&expected.receipts[0], &expected.receipts[1]]);
+        assert!(why.contains("GONE"), "{why}");
+        // Nothing was mended: nothing is read.
+        assert!(rejects.iter().all(|reject| format().read_again(reject).as_ref() == Err(&reject.reason)));
+    }
+    let around = Around { event: Some(EventId::named("sms", "log event")), at: Some(UnixMs(7)) };
+    let mut read = ReadReceipts::default();
+    let text = format!(r#"{{"ref":"{ID}","status":"LOST"}}"#);
+    format().read_into(text.as_bytes(), around, || "group event".to_owned(), &mut read);
+    let again = mended().read_again(&read.rejects[0]).unwrap().unwrap();
+    assert_eq!(Some(again), mended().read_object(text.as_bytes(), around).unwrap());
+}
+
+#[test]
+fn what_is_no_receipt_is_kept_for_a_person_alone() {
+    for kind in KINDS {
+        let read = read_file(kind, &sample(kind), 1 << 20, 1000).unwrap();
+        let whole: Vec<_> = read.rejects.iter().map(|reject| reject.text.is_whole).collect();
+        match kind {
+            ReceiptFileFormat::Ndjson => assert_eq!(whole, [false, false, true, false]),
+            ReceiptFileFormat::Csv { .. } => assert_eq!(whole, [false, false, true]),
+        }
+        assert!(read.rejects.iter().all(|reject| !reject.text.text.is_empty()));
+    }
+    let file = format().reject_file(b"digest", "f".into(), "changed".into());
+    assert_eq!((&*file.text.text, file.text.is_whole), ("", false));
+}
+
+#[test]
+fn a_read_ends_when_it_holds_enough_text_of_rejects() {
+    let long = "x".repeat(crate::model::receipt::REJECTED_BYTES_MAX);
+    let text = format!("{{\"status\":\"{long}\"}}\n").repeat(400);
+    let mut rows = ReceiptRows::new(format(), KINDS[0], "f".into(), 1 << 20);
+    let (mut at, mut reads, mut rejects) = (0, 0, 0);
+    while at < text.len() {
+        let mut read = ReadReceipts::default();
+        at += rows.read(&text.as_bytes()[at..], true, 1000, &mut read).unwrap();
+        assert!(text_bytes(&read.rejects) <= REJECTS_BYTES_MAX + long.len());
+        assert!(read.is_full(1000) || at == text.len());
+        reads += 1;
+        rejects += read.rejects.len();
+    }
+    assert_eq!((reads, rejects), (2, 400));
+    let mut read = ReadReceipts { ignored: 2, ..ReadReceipts::default() };
+    assert!(read.is_full(2) && !read.is_full(3));
+    read.ignored = 0;
+    assert!(!read.is_full(1));
 }
 
 #[test]
@@ -213,7 +298,7 @@ fn two_fields_may_be_one_and_one_may_lie_in_another() {
     mapping.carrier = path("b.c");
     mapping.response = path("b.c.d");
     let format = ReceiptFormat::new("sms".into(), mapping).unwrap();
-    let read = |text: &str| format.read_object(text.as_bytes(), None);
+    let read = |text: &str| format.read_object(text.as_bytes(), Around::default());
     let receipt = read(r#"{"a":"1","status":"0","b":{"c":"x"}}"#).unwrap().unwrap();
     assert_eq!((receipt.key, receipt.event), (ReceiptKey::Provider("1".into()), EventId::named("sms", "1")));
     assert_eq!((receipt.facts.carrier.as_deref(), receipt.facts.response), (Some("x"), None));
@@ -396,7 +481,7 @@ proptest! {
 
     #[test]
     fn whatever_comes_is_read_or_refused(text: Vec<u8>) {
-        let _ = format().read_object(&text, None); // it must not panic
+        let _ = format().read_object(&text, Around::default()); // it must not panic
         let _ = format().read_body(&text, 10, |item| item.to_string());
         let _ = notification(&text);
         for kind in KINDS {

@@ -6,6 +6,7 @@
 
 mod apply;
 mod record;
+mod reread;
 mod sweep;
 mod take;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
+pub use reread::ReceiptOperator;
 pub use view::ReceiptViewer;
 
 use super::{
@@ -37,6 +39,9 @@ use super::{
 
 /// Receipts per transaction that takes them: what other writes may have to wait for (F53).
 const TAKE_STEP: usize = 2_000;
+
+/// Rejects per transaction: they bring their texts, some megabytes at most.
+const REJECTS_STEP: usize = 256;
 
 impl EmbeddedStore {
     /// Whether changes of states by receipts and expiry are kept from now on, for whoever asks for
@@ -72,12 +77,12 @@ impl ReceiptLedger for EmbeddedStore {
         if receipts.is_empty() && rejects.is_empty() && cursor.is_none() {
             return Ok(Taken::default());
         }
-        let parts = receipts.len().max(rejects.len()).div_ceil(TAKE_STEP).max(1);
+        let parts = receipts.len().div_ceil(TAKE_STEP).max(rejects.len().div_ceil(REJECTS_STEP)).max(1);
         let arrival = Arc::new(arrival);
         let mut taken = Taken::default();
         for number in 0..parts {
             let part = take::Part { arrival: arrival.clone(), number, is_last: number + 1 == parts };
-            let bytes = part.receipts().iter().map(Receipt::held_bytes).sum();
+            let bytes = part.bytes();
             let some =
                 self.writer().write(Durability::Synced, bytes, move |tx| take::take(tx, &part)).await?;
             taken.new += some.new;
@@ -101,6 +106,10 @@ impl ReceiptLedger for EmbeddedStore {
 
     async fn waiting(&self) -> Result<u64, StoreError> {
         self.reader().read(|connection, _| take::waiting(connection)).await
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        self.reader().read(|connection, _| take::parked(connection)).await
     }
 
     /// Always 0: see the module's documentation.

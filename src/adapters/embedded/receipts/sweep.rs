@@ -122,8 +122,8 @@ pub(super) fn retire(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Result<usize,
         "DELETE FROM receipts WHERE seq IN
              (SELECT seq FROM receipts INDEXED BY receipts_given_up WHERE phase = 2 AND since < ?1
               ORDER BY since LIMIT ?2)",
-        "DELETE FROM receipt_rejects WHERE (source, event) IN
-             (SELECT source, event FROM receipt_rejects INDEXED BY receipt_rejects_by_age WHERE at < ?1
+        "DELETE FROM receipt_rejects WHERE rowid IN
+             (SELECT rowid FROM receipt_rejects INDEXED BY receipt_rejects_by_age WHERE at < ?1
               ORDER BY at LIMIT ?2)",
     ];
     let mut left = limit;

@@ -1,14 +1,17 @@
-//! What sources bring: into the inbox, once.
+//! What sources bring: into the inbox, or among the rejects, once.
 
 use std::sync::Arc;
 
 use postrider_actors::{
-    model::receipt::{Price, Receipt, ReceiptKey, ReceiptReject},
+    model::{
+        receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptReject, RejectedText},
+        time::UnixMs,
+    },
     ports::{Arrival, SourceCursor, Taken},
 };
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{TAKE_STEP, ms};
+use super::{REJECTS_STEP, TAKE_STEP, ms};
 use crate::adapters::embedded::tx::{Tx, TxError, int, uint};
 
 /// What of an arrival is taken in one transaction.
@@ -21,40 +24,84 @@ pub(super) struct Part {
 }
 
 impl Part {
-    pub(super) fn receipts(&self) -> &[Receipt] {
+    fn receipts(&self) -> &[Receipt] {
         self.arrival.receipts.chunks(TAKE_STEP).nth(self.number).unwrap_or_default()
     }
 
     fn rejects(&self) -> &[ReceiptReject] {
-        self.arrival.rejects.chunks(TAKE_STEP).nth(self.number).unwrap_or_default()
+        self.arrival.rejects.chunks(REJECTS_STEP).nth(self.number).unwrap_or_default()
+    }
+
+    /// How many bytes it brings, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        let receipts: usize = self.receipts().iter().map(Receipt::held_bytes).sum();
+        let rejects: usize = self.rejects().iter().map(|reject| reject.text.text.len()).sum();
+        receipts + rejects
     }
 }
 
 /// `ReceiptLedger::take` of a part.
 pub(super) fn take(tx: &mut Tx<'_>, part: &Part) -> Result<Taken, TxError> {
     let Arrival { source, destination, cursor, at, .. } = &*part.arrival;
-    let (connection, at) = (tx.connection, int(at.0));
     let destination = tx.destination(destination)?;
-    let cursor = cursor.as_ref().filter(|_| part.is_last).map(|cursor| &cursor.0);
-    let source: i64 = connection
+    let has_receipts = !part.arrival.receipts.is_empty() || !part.arrival.rejects.is_empty();
+    let cursor = cursor.as_ref().filter(|_| part.is_last).map(|cursor| &*cursor.0);
+    let source =
+        note_source(tx, source, destination, has_receipts.then_some(*at), cursor.map(|to| (to, *at)))?;
+    let mut taken = put(tx, source, destination, part.receipts(), *at)?;
+    // One whose event is known was taken before, when it could be read.
+    let mut reject = tx.connection.prepare_cached(
+        "INSERT INTO receipt_rejects (source, event, place, reason, at, happened_at, text, is_whole)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
+         WHERE NOT EXISTS (SELECT 1 FROM receipt_events WHERE source = ?1 AND event = ?2)
+         ON CONFLICT DO NOTHING",
+    )?;
+    for ReceiptReject { event, at: happened_at, place, reason, text } in part.rejects() {
+        let RejectedText { text, is_whole } = text;
+        let values = params![source, event.0, place, reason, int(at.0), ms(*happened_at), text, is_whole];
+        taken.rejected += reject.execute(values)? as u64;
+    }
+    Ok(taken)
+}
+
+/// The number of a source, with what is new of it.
+pub(super) fn note_source(
+    tx: &Tx<'_>,
+    name: &str,
+    destination: i64,
+    receipts_at: Option<UnixMs>,
+    cursor: Option<(&str, UnixMs)>,
+) -> Result<i64, TxError> {
+    let (cursor, cursor_at) = cursor.unzip();
+    Ok(tx
+        .connection
         .prepare_cached(
-            "INSERT INTO receipt_sources (name, destination, cursor, at) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (name) DO UPDATE SET destination = excluded.destination, at = excluded.at,
-                 cursor = coalesce(excluded.cursor, cursor)
+            "INSERT INTO receipt_sources (name, destination, receipts_at, cursor, cursor_at)
+             VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (name) DO UPDATE SET destination = excluded.destination,
+                 receipts_at = coalesce(excluded.receipts_at, receipts_at),
+                 cursor = coalesce(excluded.cursor, cursor), cursor_at = coalesce(excluded.cursor_at, cursor_at)
              RETURNING seq",
         )?
-        .query_row(params![&**source, destination, cursor, at], |row| row.get(0))?;
-    let mut remember = connection.prepare_cached(
-        "INSERT INTO receipt_events (source, event, at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-    )?;
-    let mut insert = connection.prepare_cached(
+        .query_row(params![name, destination, ms(receipts_at), cursor, ms(cursor_at)], |row| row.get(0))?)
+}
+
+/// Puts those receipts into the inbox whose event is not known.
+pub(super) fn put<'a>(
+    tx: &Tx<'_>,
+    source: i64,
+    destination: i64,
+    receipts: impl IntoIterator<Item = &'a Receipt>,
+    at: UnixMs,
+) -> Result<Taken, TxError> {
+    let mut insert = tx.connection.prepare_cached(
         "INSERT INTO receipts (phase, since, source, event, destination, file, row, provider_id, state, at,
              provider_status, carrier, response, provider_sent_at, price)
          VALUES (0, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
     let mut taken = Taken::default();
-    for receipt in part.receipts() {
-        if remember.execute(params![source, receipt.event.0, at])? == 0 {
+    for receipt in receipts {
+        if !remember(tx, source, receipt.event, at)? {
             taken.known += 1;
             continue;
         }
@@ -64,7 +111,7 @@ pub(super) fn take(tx: &mut Tx<'_>, part: &Part) -> Result<Taken, TxError> {
             ReceiptKey::Provider(provider_id) => (None, Some(&**provider_id)),
         };
         insert.execute(params![
-            at,
+            int(at.0),
             source,
             receipt.event.0,
             destination,
@@ -80,14 +127,18 @@ pub(super) fn take(tx: &mut Tx<'_>, part: &Part) -> Result<Taken, TxError> {
             receipt.facts.price.map(|Price(price)| price),
         ])?;
     }
-    let mut reject = connection.prepare_cached(
-        "INSERT INTO receipt_rejects (source, event, place, reason, at) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT DO NOTHING",
-    )?;
-    for ReceiptReject { event, place, reason } in part.rejects() {
-        taken.rejected += reject.execute(params![source, event.0, place, reason, at])? as u64;
-    }
     Ok(taken)
+}
+
+/// Makes an event known; whether it was not.
+pub(super) fn remember(tx: &Tx<'_>, source: i64, event: EventId, at: UnixMs) -> Result<bool, TxError> {
+    let remembered = tx
+        .connection
+        .prepare_cached(
+            "INSERT INTO receipt_events (source, event, at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![source, event.0, int(at.0)])?;
+    Ok(remembered > 0)
 }
 
 /// `ReceiptLedger::cursor`.
@@ -103,6 +154,14 @@ pub(super) fn cursor(connection: &Connection, source: &str) -> Result<Option<Sou
 pub(super) fn waiting(connection: &Connection) -> Result<u64, TxError> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM receipts INDEXED BY receipts_waiting WHERE phase = 0")?
+        .query_row([], |row| row.get(0))?;
+    Ok(uint(count))
+}
+
+/// `ReceiptLedger::parked`: likewise.
+pub(super) fn parked(connection: &Connection) -> Result<u64, TxError> {
+    let count = connection
+        .prepare_cached("SELECT count(*) FROM receipts INDEXED BY receipts_parked_by_age WHERE phase = 1")?
         .query_row([], |row| row.get(0))?;
     Ok(uint(count))
 }

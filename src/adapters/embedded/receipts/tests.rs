@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use postrider_actors::model::receipt::ReceiptReject;
+use postrider_actors::model::receipt::{ReceiptReject, RejectedText};
 
 use super::*;
 use crate::{
     adapters::embedded::exit_on_fatal,
-    console::receipts::{GAP_AGES, ReceiptView as _},
+    console::receipts::{GAP_AGES, ReceiptFilter, ReceiptView as _},
 };
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
@@ -153,10 +153,13 @@ async fn what_is_held_and_who_brought_it_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let later = UnixMs(NOW.0 + 1_000);
+    let text = RejectedText::of_receipt(b"{\"id\":\"p-1\"}");
     let reject = ReceiptReject {
         event: EventId::named("s", "x"),
+        at: None,
         place: "a.csv:3".to_owned(),
         reason: "no status".to_owned(),
+        text: text.clone(),
     };
     let rejects = vec![reject];
     store
@@ -176,20 +179,24 @@ async fn what_is_held_and_who_brought_it_is_told() {
         .unwrap();
 
     let view = ReceiptViewer::open(dir.path()).unwrap();
-    let parked = view.parked(10).await.unwrap();
+    let all = ReceiptFilter::default();
+    let parked = view.parked(&all, 10).await.unwrap();
     assert_eq!((parked.len(), &*parked[0].source, &*parked[0].destination), (1, "s", "d"));
     assert_eq!(parked[0].key, ReceiptKey::Provider("p-2".into()));
     assert_eq!((parked[0].state, parked[0].since), (MessageState::Failed, NOW));
-    let orphans = view.orphans(10).await.unwrap();
+    let orphans = view.orphans(&all, 10).await.unwrap();
     assert_eq!(
         orphans.iter().map(|orphan| &orphan.key).collect::<Vec<_>>(),
         [&ReceiptKey::Provider("p-1".into())]
     );
-    let rejects = view.rejects(10).await.unwrap();
+    let rejects = view.rejects(&all, 10).await.unwrap();
     assert_eq!((rejects.len(), &*rejects[0].place, &*rejects[0].reason), (1, "a.csv:3", "no status"));
+    assert_eq!(rejects[0].text, text);
     let sources = view.sources().await.unwrap();
-    let told = |at: usize| (&*sources[at].name, sources[at].waiting, sources[at].parked, sources[at].at);
-    assert_eq!((sources.len(), told(0), told(1)), (2, ("s", 0, 1, NOW), ("t", 1, 0, later)));
+    let told = |at: usize| (&*sources[at].name, sources[at].waiting, sources[at].parked);
+    assert_eq!((sources.len(), told(0), told(1)), (2, ("s", 0, 1), ("t", 1, 0)));
+    assert_eq!((sources[0].receipts_at, sources[0].cursor_at), (Some(NOW), None));
+    assert_eq!((sources[1].receipts_at, sources[1].cursor_at), (Some(later), Some(later)));
     assert_eq!((&sources[0].cursor, &sources[1].cursor), (&None, &cursor));
 
     store.record(vec![sent(5, NOW)]).await.unwrap();

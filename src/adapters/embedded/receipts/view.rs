@@ -7,7 +7,7 @@ use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, Told},
+        receipt::{EventId, RejectedText, Told},
         state::MessageState,
         time::UnixMs,
     },
@@ -24,8 +24,8 @@ use crate::{
         tx::{Caches, TxError, int, uint},
     },
     console::receipts::{
-        AppliedReceipt, GAP_AGES, Gap, GapPlace, HeldReceipt, MessageRow, ReceiptView, RejectedReceipt,
-        SourceRow, StateCount,
+        AppliedReceipt, GAP_AGES, Gap, GapPlace, HeldReceipt, MessageRow, ReceiptFilter, ReceiptView,
+        RejectedReceipt, SourceRow, StateCount,
     },
 };
 
@@ -88,24 +88,19 @@ impl ReceiptView for ReceiptViewer {
         self.read(move |connection, _| gap_ages(connection, &destination, now)).await
     }
 
-    async fn parked(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        self.read(move |connection, caches| {
-            let order = "WHERE r.phase = 1 ORDER BY r.since, r.seq";
-            held(connection, caches, order, limit)
-        })
-        .await
+    async fn parked(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
+        let which = which.clone();
+        self.read(move |connection, caches| held(connection, caches, &which, PARKED, limit)).await
     }
 
-    async fn orphans(&self, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
-        self.read(move |connection, caches| {
-            let order = "WHERE r.phase = 2 ORDER BY r.since DESC, r.seq DESC";
-            held(connection, caches, order, limit)
-        })
-        .await
+    async fn orphans(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<HeldReceipt>, StoreError> {
+        let which = which.clone();
+        self.read(move |connection, caches| held(connection, caches, &which, ORPHANS, limit)).await
     }
 
-    async fn rejects(&self, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError> {
-        self.read(move |connection, _| rejects(connection, limit)).await
+    async fn rejects(&self, which: &ReceiptFilter, limit: usize) -> Result<Vec<RejectedReceipt>, StoreError> {
+        let which = which.clone();
+        self.read(move |connection, _| rejects(connection, &which, limit)).await
     }
 
     async fn sources(&self) -> Result<Vec<SourceRow>, StoreError> {
@@ -257,18 +252,27 @@ fn gap_ages(
     Ok(ages)
 }
 
+/// Phase and order of receipts that are held. The phase stands in the query, or their indexes are not used.
+type Held = (&'static str, &'static str);
+const PARKED: Held = ("r.phase = 1", "r.since, r.seq");
+const ORPHANS: Held = ("r.phase = 2", "r.since DESC, r.seq DESC");
+
 fn held(
     connection: &Connection,
     caches: &mut Caches,
-    order: &str,
+    which: &ReceiptFilter,
+    (phase, order): Held,
     limit: usize,
 ) -> Result<Vec<HeldReceipt>, TxError> {
     let columns = RECEIPT_COLUMNS.replace(", ", ", r.");
     let mut select = connection.prepare_cached(&format!(
         "SELECT r.since, r.destination, s.name, r.{columns}
-         FROM receipts r JOIN receipt_sources s ON s.seq = r.source {order} LIMIT ?1"
+         FROM receipts r JOIN receipt_sources s ON s.seq = r.source
+         WHERE {phase} AND (?1 IS NULL OR s.name = ?1)
+             AND (?2 IS NULL OR r.destination = (SELECT seq FROM destinations WHERE name = ?2))
+         ORDER BY {order} LIMIT ?3"
     ))?;
-    let mut rows = select.query([int(limit as u64)])?;
+    let mut rows = select.query(params![which.source, which.destination, int(limit as u64)])?;
     let mut held = Vec::new();
     while let Some(row) = rows.next()? {
         let receipt = read_receipt(row, 3)?;
@@ -284,12 +288,19 @@ fn held(
     Ok(held)
 }
 
-fn rejects(connection: &Connection, limit: usize) -> Result<Vec<RejectedReceipt>, TxError> {
+fn rejects(
+    connection: &Connection,
+    which: &ReceiptFilter,
+    limit: usize,
+) -> Result<Vec<RejectedReceipt>, TxError> {
     let mut select = connection.prepare_cached(
-        "SELECT s.name, j.place, j.reason, j.at FROM receipt_rejects j JOIN receipt_sources s ON s.seq = j.source
-         ORDER BY j.at DESC, j.source, j.event LIMIT ?1",
+        "SELECT s.name, j.place, j.reason, j.at, j.text, j.is_whole
+         FROM receipt_rejects j JOIN receipt_sources s ON s.seq = j.source
+         WHERE (?1 IS NULL OR s.name = ?1)
+             AND (?2 IS NULL OR s.destination = (SELECT seq FROM destinations WHERE name = ?2))
+         ORDER BY j.at DESC, j.source, j.event LIMIT ?3",
     )?;
-    let mut rows = select.query([int(limit as u64)])?;
+    let mut rows = select.query(params![which.source, which.destination, int(limit as u64)])?;
     let mut rejects = Vec::new();
     while let Some(row) = rows.next()? {
         rejects.push(RejectedReceipt {
@@ -297,6 +308,7 @@ fn rejects(connection: &Connection, limit: usize) -> Result<Vec<RejectedReceipt>
             place: row.get(1)?,
             reason: row.get(2)?,
             at: UnixMs(uint(row.get(3)?)),
+            text: RejectedText { text: row.get(4)?, is_whole: row.get(5)? },
         });
     }
     Ok(rejects)
@@ -304,7 +316,7 @@ fn rejects(connection: &Connection, limit: usize) -> Result<Vec<RejectedReceipt>
 
 fn sources(connection: &Connection, caches: &mut Caches) -> Result<Vec<SourceRow>, TxError> {
     let mut select = connection.prepare_cached(
-        "SELECT s.name, s.destination, s.cursor, s.at,
+        "SELECT s.name, s.destination, s.cursor, s.receipts_at, s.cursor_at,
              coalesce(sum(r.phase = 0), 0), coalesce(sum(r.phase = 1), 0)
          FROM receipt_sources s LEFT JOIN receipts r ON r.source = s.seq GROUP BY s.seq ORDER BY s.name",
     )?;
@@ -315,9 +327,10 @@ fn sources(connection: &Connection, caches: &mut Caches) -> Result<Vec<SourceRow
             name: Arc::from(row.get::<_, String>(0)?),
             destination: caches.destination_name(connection, row.get(1)?)?,
             cursor: row.get::<_, Option<String>>(2)?.map(SourceCursor),
-            at: UnixMs(uint(row.get(3)?)),
-            waiting: uint(row.get(4)?),
-            parked: uint(row.get(5)?),
+            receipts_at: time(row.get(3)?),
+            cursor_at: time(row.get(4)?),
+            waiting: uint(row.get(5)?),
+            parked: uint(row.get(6)?),
         });
     }
     Ok(sources)

@@ -121,7 +121,7 @@ impl OpenFile {
             let place = self.name().escape_debug().to_string();
             // By its content and what is wrong with it: the same file again is the same reject.
             let text = [&self.sha256[..], reason.as_bytes()].concat();
-            read.rejects.push(shared.format.reject(&text, place, reason.to_owned()));
+            read.rejects.push(shared.format.reject_file(&text, place, reason.to_owned()));
         }
         Ok((read, end))
     }
@@ -140,7 +140,7 @@ impl OpenFile {
             if self.is_end && self.filled == 0 {
                 return Ok(Some(FileState::Ingested));
             }
-            if read.len() >= receipts_max {
+            if read.is_full(receipts_max) {
                 return Ok(None);
             }
             match self.reader.read(&mut self.buffer[self.filled..]) {

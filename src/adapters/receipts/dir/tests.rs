@@ -130,6 +130,7 @@ impl World {
             source.acknowledge(&polled.acks).await.unwrap();
             all.receipts.extend(polled.receipts);
             all.rejects.extend(polled.rejects);
+            all.ignored += polled.ignored;
             all.acks.extend(polled.acks);
         }
     }
@@ -184,6 +185,7 @@ async fn files_are_read_in_bounded_blocks_and_moved_away() {
     assert_eq!((keys.len(), all.receipts.len()), (30, 30));
     let places: Vec<_> = all.rejects.iter().map(|reject| &*reject.place).collect();
     assert_eq!(places, ["a.ndjson:26", "a.ndjson:28"]);
+    assert_eq!(all.ignored, 1);
     let expected = ["a.ndjson", "a.ndjson.report.json", "b.ndjson.gz", "b.ndjson.gz.report.json"];
     assert_eq!(world.names("done"), expected.map(str::to_owned).into());
     let report = world.report("done/a.ndjson.report.json");

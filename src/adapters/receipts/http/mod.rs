@@ -36,7 +36,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use postrider_actors::{
     flow::Bell,
     metrics::SourceMetrics,
-    model::receipt_format::{BodyError, ReadReceipts, ReceiptFormat},
+    model::receipt_format::{Around, BodyError, ReadReceipts, ReceiptFormat},
     ports::{Arrival, Clock, ReceiptLedger, StoreError},
 };
 use serde::Serialize;
@@ -246,6 +246,7 @@ impl Desk {
         let (head, mut body) = request.into_parts();
         let (status, response) = match self.take(source, &head, &mut body).await {
             Ok(report) => {
+                source.metrics.ignored(report.ignored);
                 let text = serde_json::to_vec(&report).expect("numbers and texts can be written");
                 (StatusCode::OK, json(StatusCode::OK, text))
             }
@@ -418,7 +419,7 @@ fn read_lines(
     }
     let mut read = ReadReceipts::default();
     for (item, line) in lines.enumerate() {
-        format.read_into(line, None, || place(item), &mut read);
+        format.read_into(line, Around::default(), || place(item), &mut read);
     }
     Ok(read)
 }

@@ -94,7 +94,7 @@ async fn an_entry_is_one_receipt_or_several_bare_or_in_a_notification() {
     world.queue.put("e", r#"{"id":"p-6","status":"seen"}"#);
     let polled = world.source.poll(None, Duration::ZERO).await.unwrap();
     assert_eq!(keys(&polled.receipts), ["p-1", "p-2", "p-3", "p-4", "p-5"]);
-    assert_eq!((polled.rejects.len(), polled.acks.len()), (0, 5));
+    assert_eq!((polled.rejects.len(), polled.ignored, polled.acks.len()), (0, 1, 5));
     let bare = polled.receipts.iter().find(|receipt| keys(&[(*receipt).clone()]) == ["p-4"]).unwrap();
     assert_eq!(
         bare.event,

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::{NOW, ReceiptSubject, add, event, id, record};
+use super::{NOW, ReceiptSubject, add, event, id, record, reject};
 use crate::{
     model::{
-        receipt::{Receipt, ReceiptFacts, ReceiptKey, ReceiptReject},
+        receipt::{Receipt, ReceiptFacts, ReceiptKey},
         record::MessageRecord,
         state::MessageState,
         time::UnixMs,
@@ -173,10 +173,7 @@ impl World {
                 facts,
             });
         }
-        let rejects = (0..rng.random_range(0..2)).map(|_| {
-            let number = rng.random_range(10_000..10_020);
-            ReceiptReject { event: event(number), place: format!("f:{number}"), reason: "no JSON".to_owned() }
-        });
+        let rejects = (0..rng.random_range(0..2)).map(|_| reject(rng.random_range(10_000..10_020)));
         let rejects = rejects.collect();
         // One source = one destination.
         let which = rng.random_range(0..2);

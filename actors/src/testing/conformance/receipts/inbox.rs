@@ -7,7 +7,7 @@ use crate::{
         state::MessageState,
         time::UnixMs,
     },
-    ports::{Applied, Arrival, Taken},
+    ports::{Applied, Arrival, Reread, Taken},
 };
 
 pub(super) async fn a_receipt_is_taken_once_by_its_source_and_event(subject: ReceiptSubject) {
@@ -48,16 +48,31 @@ pub(super) async fn the_cursor_moves_with_what_is_taken(subject: ReceiptSubject)
     assert_eq!(subject.waiting().await, 2);
 }
 
-pub(super) async fn rejects_are_kept_once(subject: ReceiptSubject) {
-    let rejects = vec![reject(1), reject(2), reject(1)];
-    let arrived = Arrival { rejects, cursor: Some(cursor("x")), ..arrival(&[delivered(1, 3)]) };
-    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
-    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 0, known: 1, rejected: 0 }));
-    assert_eq!(subject.tally().await.rejects, 2);
-    let elsewhere = Arrival { source: "t".into(), ..arrived };
-    assert_eq!(subject.ledger.take(elsewhere).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
-    assert_eq!(subject.tally().await.rejects, 4);
-    assert_eq!(subject.waiting().await, 2, "a reject is not applied");
+pub(super) async fn it_is_noted_when_receipts_came_and_when_the_cursor_moved(subject: ReceiptSubject) {
+    let at = |second: u64| UnixMs(NOW.0 + 1_000 * second);
+    let times = async || subject.rows.source("s").await.map(|source| (source.receipts_at, source.cursor_at));
+    let bring = async |second, receipts: &[Receipt], rejects, to: Option<&str>| {
+        let arrival = Arrival { rejects, cursor: to.map(cursor), at: at(second), ..arrival(receipts) };
+        subject.ledger.take(arrival).await.unwrap();
+    };
+    assert_eq!(times().await, None);
+    bring(1, &[], Vec::new(), Some("1")).await;
+    assert_eq!(times().await, Some((None, Some(at(1)))), "a look that found nothing");
+    bring(2, &[delivered(1, 1)], Vec::new(), None).await;
+    assert_eq!(times().await, Some((Some(at(2)), Some(at(1)))));
+    bring(3, &[], vec![reject(5)], Some("2")).await;
+    assert_eq!(times().await, Some((Some(at(3)), Some(at(3)))), "it came, if nobody can read it");
+    bring(4, &[], Vec::new(), Some("3")).await;
+    assert_eq!(times().await, Some((Some(at(3)), Some(at(4)))));
+    bring(5, &[delivered(1, 1)], Vec::new(), Some("4")).await;
+    assert_eq!(times().await, Some((Some(at(5)), Some(at(5)))), "known or not");
+    // Nobody brings what is read again.
+    let receipts = vec![(super::event(5), delivered(2, 5))];
+    let (source, destination) = ("s".into(), "d".into());
+    let (ignored, rejected) = (Vec::new(), Vec::new());
+    let reread = Reread { source, destination, receipts, ignored, rejected, at: at(6) };
+    assert_eq!(subject.rejects.settle_rejects(reread).await.unwrap().new, 1);
+    assert_eq!(times().await, Some((Some(at(5)), Some(at(5)))));
 }
 
 pub(super) async fn an_application_is_bounded_by_receipts_and_bytes(subject: ReceiptSubject) {

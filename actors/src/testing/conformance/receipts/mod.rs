@@ -3,6 +3,7 @@
 mod histories;
 mod inbox;
 mod joins;
+mod rejects;
 mod rows;
 mod sweeps;
 
@@ -15,12 +16,12 @@ use crate::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey, ReceiptReject},
+        receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey, ReceiptReject, RejectedText},
         record::MessageRecord,
         state::MessageState,
         time::UnixMs,
     },
-    ports::{Applied, Arrival, ReceiptLedger, SourceCursor, Taken},
+    ports::{Applied, Arrival, ReceiptLedger, ReceiptRejects, SourceCursor, Taken},
     testing::{LedgerRow, LedgerTally, MemoryReceipts, RowReader},
 };
 
@@ -28,6 +29,8 @@ use crate::{
 pub struct ReceiptSubject {
     /// It.
     pub ledger: Arc<dyn ReceiptLedger>,
+    /// Its rejects, as a command has them: from outside, beside the daemon.
+    pub rejects: Arc<dyn ReceiptRejects>,
     /// How the suite looks into it.
     pub rows: Arc<dyn RowReader>,
     /// What must live as long: a directory, a server.
@@ -43,10 +46,14 @@ pub async fn receipts<F: Future<Output = ReceiptSubject>>(make: impl Fn() -> F) 
     rows::records_come_in_any_number(make().await).await;
     inbox::a_receipt_is_taken_once_by_its_source_and_event(make().await).await;
     inbox::the_cursor_moves_with_what_is_taken(make().await).await;
-    inbox::rejects_are_kept_once(make().await).await;
+    inbox::it_is_noted_when_receipts_came_and_when_the_cursor_moved(make().await).await;
     inbox::an_application_is_bounded_by_receipts_and_bytes(make().await).await;
     inbox::f52_texts_at_their_bounds_are_stored_whole(make().await).await;
     inbox::f53_65536_receipts_at_once(make().await).await;
+    rejects::rejects_are_kept_once(make().await).await;
+    rejects::rejects_are_read_back_whole_page_by_page(make().await).await;
+    rejects::what_can_be_read_now_is_taken_once_and_rejected_no_more(make().await).await;
+    rejects::what_was_taken_meanwhile_is_known_when_its_reject_is_read(make().await).await;
     joins::both_keys_of_a_message_name_one_row(make().await).await;
     joins::an_interim_receipt_changes_nothing_but_the_facts(make().await).await;
     joins::s0_4_a_conflict_is_counted_once(make().await).await;
@@ -69,7 +76,7 @@ impl ReceiptSubject {
     /// The fake.
     pub fn in_memory() -> Self {
         let ledger = Arc::new(MemoryReceipts::keeping_changes());
-        Self { ledger: ledger.clone(), rows: ledger, guard: Box::new(()) }
+        Self { ledger: ledger.clone(), rejects: ledger.clone(), rows: ledger, guard: Box::new(()) }
     }
 
     async fn record(&self, records: &[MessageRecord]) {
@@ -191,8 +198,10 @@ fn by(provider_id: &str, receipt: Receipt) -> Receipt {
 fn reject(number: u64) -> ReceiptReject {
     ReceiptReject {
         event: event(number),
+        at: None,
         place: format!("receipts.ndjson:{number}"),
         reason: "status \"wat\" is mapped to no state".to_owned(),
+        text: RejectedText::of_receipt(format!("{{\"number\":{number},\"status\":\"wat\"}}").as_bytes()),
     }
 }
 

@@ -16,6 +16,7 @@ pub(super) async fn an_orphan_joins_when_its_message_comes(subject: ReceiptSubje
     let ledger = &subject.ledger;
     subject.take(&[delivered(1, 1), by("p-2", delivered(2, 2)), delivered(3, 3)]).await;
     assert_eq!(subject.drain_by(10, NOW).await.parked, 3);
+    assert_eq!(ledger.parked().await, Ok(3));
     subject.take(&[delivered(4, 4)]).await;
     assert_eq!(subject.drain_by(10, after(10)).await.parked, 1);
     assert_eq!(ledger.orphan(NOW, 10).await, Ok(0), "parked at that time is not before it");
@@ -23,6 +24,7 @@ pub(super) async fn an_orphan_joins_when_its_message_comes(subject: ReceiptSubje
     assert_eq!(ledger.orphan(after(10), 10).await, Ok(1));
     assert_eq!(ledger.orphan(after(10), 10).await, Ok(0));
     assert_eq!((subject.tally().await.parked, subject.tally().await.orphans), (1, 3));
+    assert_eq!(ledger.parked().await, Ok(1));
 
     subject.record(&[sent(1), named(2, "p-2"), sent(3), sent(4)]).await;
     assert_eq!(ledger.rejoin(10).await, Ok(0));
