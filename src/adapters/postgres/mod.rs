@@ -188,7 +188,7 @@ impl ReceiptLedger for PostgresLedger {
     }
 
     async fn parked(&self) -> Result<u64, StoreError> {
-        Ok(self.shared.depth("receipt_parked").await?)
+        Ok(self.shared.depth("receipt_parked WHERE NOT orphan").await?)
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {

@@ -57,7 +57,7 @@ impl Shared {
         let Reread { receipts, ignored, rejected, .. } = reread;
         let (source, destination) = self.source_id(&reread.source, &reread.destination).await?;
         let mut held = self.connections.hold().await?;
-        let transaction = held.begin().await?;
+        let transaction = connect::begin(self.timeouts, &mut held).await?;
         let taken = self
             .within(async {
                 let known = receipts.iter().flat_map(|(event, receipt)| [*event, receipt.event]);
