@@ -140,7 +140,7 @@ pub(super) async fn retention_goes_by_age_in_bounded_steps(subject: ReceiptSubje
     ledger.take(arrived.clone()).await.unwrap();
     assert_eq!(subject.drain().await.parked, 20);
     assert_eq!(ledger.orphan(after(1), 100).await, Ok(20));
-    let of_new = Arrival { at: much_later, rejects: vec![reject(901)], ..arrival(&[delivered(200, 901)]) };
+    let of_new = Arrival { at: much_later, rejects: vec![reject(902)], ..arrival(&[delivered(200, 901)]) };
     subject.record(std::slice::from_ref(&new)).await;
     ledger.take(of_new.clone()).await.unwrap();
     assert_eq!(subject.drain_by(10, much_later).await.parked, 1);
