@@ -358,7 +358,7 @@ fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() 
     world.drop_receipts("alerts", "bare.csv", &format!("{PHONE},Ann,1\n"));
     world.drop_receipts("alerts", "twice.csv", &format!("user_id,{PHONE},{PHONE}\n"));
     for (feed, name) in [(SOURCE, "bare.csv"), ("alerts", "bare.csv"), ("alerts", "twice.csv")] {
-        let report = wait_report(&world.inbox(feed).join("failed").join(format!("{name}.report.json")));
+        let report = wait_report(&world.inbox(feed).join("failed").join(name));
         assert!(report["reason"].as_str().is_some_and(|reason| reason.contains(PHONE)), "{report}");
     }
     let rejects = world.postrider(&["receipts", "rejects", "--json"]).json();

@@ -187,8 +187,7 @@ impl PostgresView {
              ORDER BY since {order}, number {order}",
             columns!()
         );
-        let rows =
-            self.read(&sql, &[&which.source, &which.destination, &clamp(limit), &is_orphan]).await?;
+        let rows = self.read(&sql, &[&which.source, &which.destination, &clamp(limit), &is_orphan]).await?;
         let held = |row: &Row| {
             let Waiting { receipt, .. } = Waiting::read(row)?;
             Ok(HeldReceipt {
