@@ -4,7 +4,7 @@
 //!
 //! Receipts name the provider's id, as the seed's do, and bring a state, a status, a carrier, a response, a time and
 //! a price. Each message gets one receipt in all. Strategies take turns, so that none has the fresh table for
-//! itself, and the median of the rounds counts. All but the last are told in which partition the messages are.
+//! itself, and the median of the rounds counts. All but `apply` are told in which partition the messages are.
 //!
 //! - `case`: the seed's statement, a CASE with an arm per message for each column.
 //! - `unnest`: arrays; rows locked in key order, then UPDATE … FROM.
@@ -91,7 +91,7 @@ async fn run(rows: u64, grown: u64) {
     let wanted = [Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|strategy| (strategy, 1_000));
     let large = world.measure(&[&wanted[..], &[(Strategy::Giant, RECEIPTS)]].concat()).await;
     print(&large);
-    world.deal_over(0..rows * groups);
+    world.deal_more(rows..rows * groups);
     println!("\nthe same rows, receipts for all of them alike");
     let alike = world.measure(&[(Strategy::Apply, 1_000)]).await;
     print(&alike);
@@ -125,6 +125,8 @@ struct World {
     ledger: PostgresLedger,
     rows: u64,
     now: UnixMs,
+    /// The partition of the latest messages, as a literal: what a plan is made for.
+    latest: String,
     /// Messages that have had no receipt, in random order.
     deck: Vec<u64>,
 }
@@ -147,15 +149,19 @@ impl World {
                              ON COMMIT DELETE ROWS";
         copying.batch_execute(temporary).await.expect("a temporary table");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        let mut world =
-            Self { server, work, copying, free, ledger, rows, now: UnixMs(now as u64), deck: Vec::new() };
-        world.deal_over(0..rows);
+        let now = UnixMs(now as u64);
+        let latest = format!("make_partition(to_timestamp({})::date)", now.0 as f64 / 1000.0);
+        let latest = free.query_one(&format!("SELECT {latest}::text"), &[]).await.expect("a partition");
+        let latest = format!("date '{}'", latest.get::<_, &str>(0));
+        let mut world = Self { server, work, copying, free, ledger, rows, now, latest, deck: Vec::new() };
+        world.deal_more(0..rows);
         world
     }
 
-    fn deal_over(&mut self, messages: std::ops::Range<u64>) {
+    /// Shuffles messages under those that are left.
+    fn deal_more(&mut self, messages: std::ops::Range<u64>) {
         let mut rng = SmallRng::seed_from_u64(messages.end);
-        self.deck = messages.collect();
+        self.deck.extend(messages);
         self.deck.shuffle(&mut rng);
     }
 
@@ -244,10 +250,11 @@ impl World {
     }
 
     async fn apply(&self, strategy: Strategy, size: usize, receipts: &[Receipt]) -> Duration {
+        let latest = &self.latest;
         match strategy {
             Strategy::Case => {
                 // Written before the clock starts: the database is what is measured.
-                let statements: Vec<_> = receipts.chunks(size).map(case).collect();
+                let statements: Vec<_> = receipts.chunks(size).map(|some| case(latest, some)).collect();
                 let started = Instant::now();
                 for statement in statements {
                     self.work.batch_execute(&statement).await.expect("the CASE statement");
@@ -260,7 +267,7 @@ impl World {
                 for some in receipts.chunks(size) {
                     self.copying.batch_execute("BEGIN").await.expect("BEGIN");
                     copy(&self.copying, "incoming", some).await;
-                    self.copying.batch_execute(&joined("incoming")).await.expect("the UPDATE");
+                    self.copying.batch_execute(&joined(latest, "incoming")).await.expect("the UPDATE");
                     self.copying.batch_execute("COMMIT").await.expect("COMMIT");
                 }
                 started.elapsed()
@@ -274,7 +281,7 @@ impl World {
                 self.free.batch_execute("ANALYZE giant").await.expect("ANALYZE");
                 let giant = format!(
                     "UPDATE messages m SET {SET}, updated_at = now() FROM giant i \
-                          WHERE m.day = {LATEST} AND m.destination = 1 AND m.provider_id = i.provider_id"
+                          WHERE m.day = {latest} AND m.destination = 1 AND m.provider_id = i.provider_id"
                 );
                 let started = Instant::now();
                 self.free.batch_execute(&giant).await.expect("the UPDATE");
@@ -303,6 +310,7 @@ impl World {
 
     async fn unnest(&self, size: usize, receipts: &[Receipt]) -> Duration {
         let sql = joined(
+            &self.latest,
             "(SELECT provider_id, state, status, carrier, response, sent_at, units * 0.00000001 AS price \
                 FROM unnest($1::text[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], \
                             $7::bigint[]) AS r (provider_id, state, status, carrier, response, sent_at, units))",
@@ -329,33 +337,30 @@ impl World {
     }
 }
 
-const LATEST: &str =
-    "(SELECT first_day FROM partitions WHERE current_date >= first_day AND current_date < end_day)";
-
 const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state - 4), receipt_state = i.state, \
                        provider_status = i.status, carrier = i.carrier, response = i.response, \
                        provider_sent_at = i.sent_at, price = i.price";
 
 /// Looks up one by one, as the ledger does, locks in key order, then writes. OFFSET keeps the look-up as it is: the
 /// temporary table has no statistics, and other plans read the whole partition.
-fn joined(from: &str) -> String {
+fn joined(latest: &str, from: &str) -> String {
     format!(
         "WITH found AS (SELECT k.file, k.row, i.state, i.status, i.carrier, i.response, i.sent_at, i.price \
                           FROM {from} i, \
                                LATERAL (SELECT file, row FROM messages \
-                                         WHERE day = {LATEST} AND destination = 1 AND provider_id = i.provider_id \
+                                         WHERE day = {latest} AND destination = 1 AND provider_id = i.provider_id \
                                         OFFSET 0) k), \
               i AS (SELECT m.day, m.file, m.row, m.destination, f.state, f.status, f.carrier, f.response, f.sent_at, \
                            f.price \
-                      FROM found f JOIN messages m ON m.day = {LATEST} AND m.file = f.file AND m.row = f.row \
+                      FROM found f JOIN messages m ON m.day = {latest} AND m.file = f.file AND m.row = f.row \
                                                   AND m.destination = 1 \
                      ORDER BY m.file, m.row FOR UPDATE OF m) \
          UPDATE messages m SET {SET}, updated_at = now() FROM i \
-          WHERE m.day = {LATEST} AND m.file = i.file AND m.row = i.row AND m.destination = i.destination"
+          WHERE m.day = {latest} AND m.file = i.file AND m.row = i.row AND m.destination = i.destination"
     )
 }
 
-fn case(receipts: &[Receipt]) -> String {
+fn case(latest: &str, receipts: &[Receipt]) -> String {
     let mut sql = "UPDATE messages SET updated_at = now(), told = 2".to_owned();
     let quoted = |text: Option<&str>| format!("'{}'", text.unwrap_or_default().replace('\'', "''"));
     let mut column = |name: &str, value: &dyn Fn(&Receipt) -> String| {
@@ -377,7 +382,7 @@ fn case(receipts: &[Receipt]) -> String {
     column("price", &|receipt| format!("{}e-8", receipt.facts.price.map_or(0, |price| price.0)));
     let ids: Vec<_> = receipts.iter().map(|receipt| format!("'{}'", provider_id(receipt))).collect();
     let keys = ids.join(", ");
-    write!(sql, " WHERE day = {LATEST} AND destination = 1 AND provider_id IN ({keys})")
+    write!(sql, " WHERE day = {latest} AND destination = 1 AND provider_id IN ({keys})")
         .expect("a String takes it");
     sql
 }

@@ -25,7 +25,7 @@ use super::{
     waiting,
 };
 
-/// Rows per statement; beyond a thousand it gets no faster (`benches/receipt_strategies.rs`).
+/// Rows per statement; beyond a thousand it gets no faster (`benches/record_strategies.rs`).
 const STATEMENT_ROWS: usize = 1000;
 
 /// Rows per transaction: how much is held locked at once.
