@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use postrider_actors::ports::Table;
+use postrider_actors::ports::{StoreError, Table};
 
 use super::{StartError, patience::patiently, tables::table_destinations};
 use crate::{
@@ -62,18 +62,25 @@ pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, S
     .await
 }
 
-/// Why a command has no ledger.
-const CLOSED: &str =
-    "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong";
+/// Why a command has no ledger. What may pass is told apart by its type, for the exit code.
+fn not_open(error: OpenError) -> anyhow::Error {
+    let cause = match error {
+        OpenError::Unreachable(why) => StoreError::Retryable(why).into(),
+        other => anyhow::Error::from(other),
+    };
+    cause.context(
+        "the ledger of [ledger.postgres] can't be opened; `postrider check-config --connect` says what is wrong",
+    )
+}
 
 /// Opens the ledger for commands that read.
 pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
-    PostgresView::open(&command_settings(config)?).await.context(CLOSED)
+    PostgresView::open(&command_settings(config)?).await.map_err(not_open)
 }
 
 /// Opens the ledger for commands that change it.
 pub(super) async fn operate(config: &Config) -> anyhow::Result<PostgresLedger> {
-    PostgresLedger::open(command_settings(config)?).await.context(CLOSED)
+    PostgresLedger::open(command_settings(config)?).await.map_err(not_open)
 }
 
 fn command_settings(config: &Config) -> anyhow::Result<PostgresSettings> {
@@ -225,7 +232,11 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);
     let comparing = warehouse::compare(primary, secondary, CompareLimits::default());
-    super::engines::runtime()?.block_on(comparing).context("a table can't be counted")
+    let compared = super::engines::runtime()?.block_on(comparing).map_err(|error| match error {
+        warehouse::OpenError::Unreachable(why) => StoreError::Retryable(why).into(),
+        other @ warehouse::OpenError::Refused(_) => anyhow::Error::from(other),
+    });
+    compared.context("a table can't be counted")
 }
 
 fn tls(tls: &config::Tls) -> Tls {

@@ -4,8 +4,6 @@ use std::{fmt, io, process::ExitCode};
 
 use postrider_actors::ports::StoreError;
 
-#[cfg(feature = "postgres")]
-use crate::adapters::{postgres, warehouse};
 use crate::{
     adapters::embedded::{LockError, MigrateError, OpenError},
     config::{ConfigError, Problems},
@@ -79,14 +77,6 @@ impl Exit {
             });
         }
         if let Some(StoreError::Retryable(_) | StoreError::Unknown(_)) = cause.downcast_ref::<StoreError>() {
-            return Some(Self::TryLater);
-        }
-        #[cfg(feature = "postgres")]
-        if let Some(postgres::OpenError::Unreachable(_)) = cause.downcast_ref() {
-            return Some(Self::TryLater);
-        }
-        #[cfg(feature = "postgres")]
-        if let Some(warehouse::OpenError::Unreachable(_)) = cause.downcast_ref() {
             return Some(Self::TryLater);
         }
         let error = cause.downcast_ref::<io::Error>()?;

@@ -132,6 +132,9 @@ fn s4_5_a_queue_fills_two_tables_and_the_one_that_was_down_catches_up() {
     assert_eq!(compared.code, Some(1), "one row is missing: {}", compared.stdout);
     assert_eq!(compared.json()["differing"].as_array().map(Vec::len), Some(1), "{}", compared.stdout);
     world.stop();
+    secondary.stop(Stop::Fast);
+    let compared = world.postrider(&["compare", "primary", "secondary"]);
+    assert_eq!(compared.code, Some(75), "nobody knows: {}\n{}", compared.stdout, compared.stderr);
 }
 
 #[test]
