@@ -70,7 +70,9 @@ fn s2_7_metrics_tell_what_was_done() {
         _ => Reply::Status(200),
     });
     let address = serve(&mut world);
-    assert_eq!(metric(address, "postrider_messages_open{}"), Some(0.0));
+    wait_until(LIVENESS, "the backlog to be counted", || {
+        metric(address, "postrider_messages_open{}") == Some(0.0)
+    });
     world.drop_file(Input::csv("counted.csv", 500)).wait_settled(LIVENESS);
     wait_until(LIVENESS, "everything to be counted", || {
         metric(address, "postrider_messages_open{}") == Some(0.0)
