@@ -160,6 +160,22 @@ async fn retention_drops_whole_partitions_and_gives_way_to_who_reads() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn a_receipt_changes_no_index() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    ledger.record((1..=20).map(|row| record(0, row)).collect()).await.unwrap();
+    let receipts = (1..=20).map(|row| receipt(0, row, row, MessageState::Delivered)).collect();
+    ledger.take(arrival(receipts)).await.unwrap();
+    drain(&ledger).await;
+    // An update that made no index entry stays in its page and is found from the old row.
+    server.execute_as("postgres", pg::DATABASE, "CREATE EXTENSION pageinspect");
+    let chained = "SELECT count(*)::text FROM heap_page_items(get_raw_page('postrider.messages_20231114', 0)) \
+                    WHERE t_infomask2 & 32768 <> 0";
+    assert_eq!(server.value_as("postgres", pg::DATABASE, chained), "20", "heap-only tuples");
+}
+
 /// A transaction of somebody else's that has run `sql`, open until it is dropped.
 async fn open_transaction(server: &Postgres, sql: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
