@@ -16,7 +16,7 @@ use postrider_actors::{
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{
-    DAY_MS, NOW, arrival, drain, insist, install, ledger,
+    DAY_MS, NOW, arrival, drain, insist, install, ledger, open_transaction,
     pg::{self, Postgres, Stop},
     receipt, record, server, settings, standings,
 };
@@ -338,6 +338,44 @@ async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
                  WHERE (state, told, attempts, carrier) IS DISTINCT FROM (6, 3, 7, 'carrier 14')";
     assert_eq!(server.value(wrong), "0");
     assert_eq!(deadlocks(&server), "0");
+}
+
+/// The sweeper expires a message after its row was read and before it is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f50_a_row_that_another_writes_in_between_is_read_again() {
+    let server = server();
+    install(&server).await;
+    let mut settings = settings(&server);
+    settings.keep_changes = true;
+    let ledger = PostgresLedger::open(settings).await.unwrap();
+    ledger.record((1..=3).map(|row| record(0, row)).collect()).await.unwrap();
+    for number in [0, 1] {
+        server.execute(
+            "UPDATE postrider.messages SET state = 3, told = 0, receipt_state = NULL, receipt_event = NULL",
+        );
+        let receipts = (1..=3).map(|row| receipt(0, row, number, MessageState::Delivered)).collect();
+        ledger.take(arrival(receipts)).await.unwrap();
+        let other = open_transaction(&server, "UPDATE postrider.messages SET state = 4 WHERE row = 2").await;
+        let applying = tokio::spawn({
+            let ledger = ledger.clone();
+            async move { ledger.apply(1000, usize::MAX, NOW).await }
+        });
+        let waits = "SELECT count(*)::text FROM pg_stat_activity \
+                     WHERE usename = 'daemon' AND wait_event_type = 'Lock' AND query LIKE '%UPDATE messages%'";
+        while server.value_as("postgres", pg::DATABASE, waits) != "1" {
+            assert!(!applying.is_finished(), "{:?}", applying.await);
+        }
+        other.batch_execute("COMMIT").await.unwrap();
+        let applied = applying.await.unwrap();
+        assert_eq!(applied, Ok(Applied { matched: 3, parked: 0, changed: 3, conflicts: 0 }));
+        let changes = ledger.changes(None, 10).await.unwrap();
+        let before: Vec<_> = changes.iter().map(|change| (change.id.row, change.before)).collect();
+        let (sent, expired) = (MessageState::Sent, MessageState::Expired);
+        assert_eq!(before, [(1, sent), (2, expired), (3, sent)]);
+        ledger.forget_changes(&changes.iter().map(|change| change.number).collect::<Vec<_>>()).await.unwrap();
+    }
+    assert_eq!(stuck(&server), "0");
 }
 
 /// Over several partitions, by both keys; what is before its message comes again through the parked.

@@ -127,3 +127,11 @@ fn standings(server: &Postgres) -> Vec<Vec<Option<String>>> {
            FROM postrider.messages ORDER BY file, row",
     )
 }
+
+/// A transaction of somebody else's that has run `sql`, open until it is dropped.
+async fn open_transaction(server: &Postgres, sql: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
+    client
+}

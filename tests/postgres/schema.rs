@@ -21,7 +21,7 @@ use postrider_actors::{
 };
 
 use crate::{
-    DAY_MS, NOW, arrival, drain, insist, install, ledger,
+    DAY_MS, NOW, arrival, drain, insist, install, ledger, open_transaction,
     pg::{self, Postgres, Stop},
     receipt, record, server, settings,
 };
@@ -174,14 +174,6 @@ async fn a_receipt_changes_no_index() {
     let chained = "SELECT count(*)::text FROM heap_page_items(get_raw_page('postrider.messages_20231114', 0)) \
                     WHERE t_infomask2 & 32768 <> 0";
     assert_eq!(server.value_as("postgres", pg::DATABASE, chained), "20", "heap-only tuples");
-}
-
-/// A transaction of somebody else's that has run `sql`, open until it is dropped.
-async fn open_transaction(server: &Postgres, sql: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
-    client
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

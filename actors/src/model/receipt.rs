@@ -4,7 +4,7 @@
 //! and whether they contradict each other. Both are joins, so the order in which receipts come, and how often
 //! each of them comes, does not matter (F51).
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
@@ -170,41 +170,58 @@ impl Told {
     }
 }
 
-/// What a group of receipts says of one message.
+/// What the row of a message says, and what the receipts add that are heard in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The greatest of them.
-    pub best: Receipt,
-    /// All of them.
+    state_before: MessageState,
+    told_before: Told,
+    /// The message's state with what was heard.
+    pub state: MessageState,
+    /// Which final states it was told of, in all.
     pub told: Told,
-    /// How many.
-    pub count: u32,
+    greatest: Option<Rank>,
+    /// The greatest receipt that was heard, if it is greater than the row's: its facts are to be kept.
+    pub best: Option<Receipt>,
 }
 
 impl Standing {
-    /// What both groups say.
-    pub fn merge(&mut self, other: Self) {
-        self.told = self.told.merge(other.told);
-        self.count += other.count;
-        if other.best.rank() > self.best.rank() {
-            self.best = other.best;
-        }
+    /// Of a row in which a receipt of rank `greatest` was the greatest so far.
+    pub fn new(state: MessageState, told: Told, greatest: Option<Rank>) -> Self {
+        Self { state_before: state, told_before: told, state, told, greatest, best: None }
     }
-}
 
-/// One standing per key, in key order: the order in which writers lock rows (F50). The caller merges again
-/// what names the same message by different keys.
-pub fn fold(receipts: impl IntoIterator<Item = Receipt>) -> BTreeMap<ReceiptKey, Standing> {
-    let mut standings: BTreeMap<ReceiptKey, Standing> = BTreeMap::new();
-    for receipt in receipts {
-        let key = receipt.key.clone();
-        let standing = Standing { told: Told::by(receipt.state), best: receipt, count: 1 };
-        match standings.get_mut(&key) {
-            Some(known) => known.merge(standing),
-            None => drop(standings.insert(key, standing)),
+    /// Joins a receipt of this message with the rest.
+    pub fn hear(&mut self, receipt: Receipt) {
+        self.told = self.told.merge(Told::by(receipt.state));
+        // I2: an interim receipt makes no message sent, that is for the receiver's 2xx to say.
+        if receipt.state > MessageState::Expired {
+            self.state = self.state.merge(receipt.state);
+        }
+        if self.greatest.is_none_or(|greatest| receipt.rank() > greatest) {
+            self.greatest = Some(receipt.rank());
+            self.best = Some(receipt);
         }
     }
-    standings
+
+    /// The row's state, before anything was heard.
+    pub fn state_before(&self) -> MessageState {
+        self.state_before
+    }
+
+    /// Whether the row is to be written.
+    pub fn has_news(&self) -> bool {
+        self.best.is_some() || self.told != self.told_before
+    }
+
+    /// Whether the state is another one now.
+    pub fn is_changed(&self) -> bool {
+        self.state != self.state_before
+    }
+
+    /// Whether its receipts contradict each other, and did not before.
+    pub fn is_new_conflict(&self) -> bool {
+        self.told.is_conflict() && !self.told_before.is_conflict()
+    }
 }
 
 /// A receipt that could not be read, and why.
@@ -269,38 +286,52 @@ mod tests {
     fn receipt() -> impl Strategy<Value = Receipt> {
         let state =
             prop_oneof![Just(MessageState::Sent), Just(MessageState::Failed), Just(MessageState::Delivered)];
-        (0u64..4, state, prop::option::of(0u64..3), any::<[u8; 16]>()).prop_map(|(row, state, at, event)| {
+        (state, prop::option::of(0u64..3), any::<[u8; 16]>()).prop_map(|(state, at, event)| {
             let facts = ReceiptFacts { status: Some(format!("{event:?}").into()), ..ReceiptFacts::default() };
-            let file = super::super::ids::FileId([1; 16]);
-            let key = ReceiptKey::Message(MessageId { file, row });
+            let key = ReceiptKey::Provider("p-1".into());
             Receipt { event: EventId(event), key, state, at: at.map(UnixMs), facts }
         })
     }
 
-    /// Without the counts, which do depend on how often a receipt came.
-    fn said(receipts: impl IntoIterator<Item = Receipt>) -> Vec<(Receipt, Told)> {
-        fold(receipts).into_values().map(|standing| (standing.best, standing.told)).collect()
+    /// A row that heard the receipts in steps, each of which was written: its state, what it was told, and the
+    /// greatest receipt.
+    fn heard(
+        state: MessageState,
+        steps: impl IntoIterator<Item = Vec<Receipt>>,
+    ) -> (MessageState, Told, Option<Receipt>) {
+        let mut row = (state, Told::default(), None);
+        for step in steps {
+            let rank = row.2.as_ref().map(Receipt::rank);
+            let mut standing = Standing::new(row.0, row.1, rank);
+            for receipt in step {
+                standing.hear(receipt);
+            }
+            if standing.has_news() {
+                row = (standing.state, standing.told, standing.best.or(row.2));
+            }
+        }
+        row
     }
 
     proptest! {
         #[test]
         fn f51_neither_order_nor_repetition_nor_grouping_matters(
-            receipts in prop::collection::vec(receipt(), 0..20).prop_shuffle(),
-            cut in 0usize..20,
+            receipts in prop::collection::vec(receipt(), 0..20),
+            state in prop_oneof![
+                Just(MessageState::Dead), Just(MessageState::Sent), Just(MessageState::Expired)
+            ],
+            size in 1usize..8,
+            seed: u64,
         ) {
-            let mut sorted = receipts.clone();
-            sorted.sort_by_key(Receipt::rank);
-            let tripled = receipts.iter().chain(&receipts).chain(receipts.iter().rev()).cloned();
-            prop_assert_eq!(said(tripled), said(sorted.clone()));
-            let cut = cut.min(receipts.len());
-            let mut halves = fold(receipts[..cut].to_vec());
-            for (key, standing) in fold(receipts[cut..].to_vec()) {
-                match halves.get_mut(&key) {
-                    Some(known) => known.merge(standing),
-                    None => drop(halves.insert(key, standing)),
-                }
-            }
-            prop_assert_eq!(halves, fold(sorted));
+            use rand::{SeedableRng as _, seq::SliceRandom as _};
+            let mut tripled = [&receipts[..], &receipts, &receipts].concat();
+            tripled.shuffle(&mut rand::rngs::SmallRng::seed_from_u64(seed));
+            let once = heard(state, [receipts.clone()]);
+            prop_assert_eq!(heard(state, tripled.chunks(size).map(<[_]>::to_vec)), once.clone());
+            let greatest = receipts.iter().map(|receipt| receipt.state).max();
+            let is_final = |state: &MessageState| *state > MessageState::Expired;
+            prop_assert_eq!(once.0, greatest.filter(is_final).map_or(state, |greatest| state.merge(greatest)));
+            prop_assert_eq!(once.2, receipts.into_iter().max_by_key(Receipt::rank));
         }
     }
 
@@ -313,13 +344,33 @@ mod tests {
             at: Some(UnixMs(u64::from(event))),
             facts: ReceiptFacts::default(),
         };
-        let standings = fold([of(MessageState::Delivered, 1), of(MessageState::Failed, 9)]);
-        let standing = standings.values().next().expect("one key");
-        assert_eq!(standing.best.state, MessageState::Delivered);
-        assert!(standing.told.is_conflict());
-        let standings = fold([of(MessageState::Sent, 3), of(MessageState::Failed, 2)]);
-        let standing = standings.values().next().expect("one key");
-        assert_eq!((standing.best.state, standing.told.is_conflict()), (MessageState::Failed, false));
+        let (delivered, failed) = (of(MessageState::Delivered, 1), of(MessageState::Failed, 9));
+        let mut standing = Standing::new(MessageState::Sent, Told::default(), None);
+        standing.hear(delivered.clone());
+        assert!(standing.is_changed() && !standing.is_new_conflict());
+        let mut later = Standing::new(standing.state, standing.told, Some(delivered.rank()));
+        later.hear(failed);
+        assert_eq!((later.state, &later.best), (MessageState::Delivered, &None));
+        assert!(later.has_news() && later.is_new_conflict() && !later.is_changed());
+        let mut again = Standing::new(later.state, later.told, Some(delivered.rank()));
+        again.hear(delivered);
+        assert!(!again.has_news() && !again.is_new_conflict());
+    }
+
+    #[test]
+    fn i2_an_interim_receipt_brings_facts_and_changes_no_state() {
+        for state in [MessageState::Dead, MessageState::Sent, MessageState::Expired] {
+            let mut standing = Standing::new(state, Told::default(), None);
+            standing.hear(Receipt {
+                event: EventId([1; 16]),
+                key: ReceiptKey::Provider("p-1".into()),
+                state: MessageState::Sent,
+                at: None,
+                facts: ReceiptFacts::default(),
+            });
+            assert_eq!((standing.state, standing.told), (state, Told::default()));
+            assert!(standing.has_news() && standing.best.is_some());
+        }
     }
 
     #[test]

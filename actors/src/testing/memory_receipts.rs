@@ -14,7 +14,7 @@ use crate::{
         ids::MessageId,
         receipt::{
             EventId, PROVIDER_ID_BYTES_MAX, REJECTED_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey,
-            ReceiptReject, Standing, Told, WORD_BYTES_MAX, fold,
+            ReceiptReject, Standing, Told, WORD_BYTES_MAX,
         },
         record::{MessageRecord, record_rank},
         state::MessageState,
@@ -97,11 +97,8 @@ impl Row {
         self.record.provider_id = least;
     }
 
-    fn apply(&mut self, standing: Standing) {
-        self.told = self.told.merge(standing.told);
-        if self.best.as_ref().is_none_or(|best| standing.best.rank() > best.rank()) {
-            self.best = Some(standing.best);
-        }
+    fn standing(&self) -> Standing {
+        Standing::new(self.state(), self.told, self.best.as_ref().map(Receipt::rank))
     }
 }
 
@@ -351,37 +348,32 @@ impl ReceiptLedger for MemoryReceipts {
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
         let mut state = self.state()?;
         let mut applied = Applied::default();
-        let mut matched: BTreeMap<Arc<str>, Vec<Receipt>> = BTreeMap::new();
+        let mut standings: BTreeMap<RowKey, Standing> = BTreeMap::new();
         let mut held_bytes = 0;
         while applied.total() < receipts as u64 && held_bytes <= bytes {
-            let Some(Waiting { destination, mut receipt }) = state.inbox.pop_front() else { break };
+            let Some(Waiting { destination, receipt }) = state.inbox.pop_front() else { break };
             held_bytes += receipt.held_bytes();
             if let Some(id) = state.resolve(&destination, &receipt.key) {
                 applied.matched += 1;
-                // Both keys of a message are one from here on.
-                receipt.key = ReceiptKey::Message(id);
-                matched.entry(destination).or_default().push(receipt);
+                let key = (id, destination);
+                let standing = state.rows[&key].standing();
+                standings.entry(key).or_insert(standing).hear(receipt);
             } else {
                 applied.parked += 1;
                 let key = (destination, receipt.key.clone());
                 state.parked.entry(key).or_default().push((at, receipt));
             }
         }
-        for (destination, receipts) in matched {
-            for (key, standing) in fold(receipts) {
-                let ReceiptKey::Message(id) = key else {
-                    unreachable!("every key was replaced by the message's")
-                };
-                let key = (id, destination.clone());
-                let row = state.rows.get_mut(&key).expect("it was resolved");
-                let (before, told) = (row.state(), row.told);
-                row.apply(standing);
-                applied.conflicts += u64::from(row.told.is_conflict() && !told.is_conflict());
-                if row.state() != before {
-                    applied.changed += 1;
-                    if self.keep_changes {
-                        state.change(&key, before, at);
-                    }
+        for (key, standing) in standings {
+            applied.conflicts += u64::from(standing.is_new_conflict());
+            let (is_changed, before) = (standing.is_changed(), standing.state_before());
+            let row = state.rows.get_mut(&key).expect("it was resolved");
+            row.told = standing.told;
+            row.best = standing.best.or(row.best.take());
+            if is_changed {
+                applied.changed += 1;
+                if self.keep_changes {
+                    state.change(&key, before, at);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The ledger of rows in Postgres: a row per message and destination, and the receipts that are joined with them.
 //!
-//! A receipt's way: [`take`] puts it into the inbox, unless its event is known; [`apply`] takes a batch out,
-//! makes one standing per message of it, locks those rows in key order and writes each of them once; what has no
-//! message is parked. [`record`] writes what delivery says, a thousand rows in a statement, and sends parked
+//! A receipt's way: [`take`] puts it into the inbox, unless its event is known; [`apply`] takes a batch out, looks up
+//! the rows of its messages, joins them with the receipts and writes each of them once; what has no message is
+//! parked. [`record`] writes what delivery says, a thousand rows in a statement, and sends parked
 //! receipts of these messages back into the inbox. [`sweep`] does what only time asks for.
 //!
 //! Messages are partitioned by the day on which their file was first recorded. All writers lock rows in the same
@@ -12,6 +12,7 @@
 mod apply;
 mod connect;
 mod error;
+mod look_up;
 mod names;
 mod record;
 mod reread;

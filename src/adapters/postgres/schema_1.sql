@@ -80,8 +80,8 @@ CREATE TABLE messages (
     PRIMARY KEY (day, file, row, destination)
 ) PARTITION BY RANGE (day);
 
--- Receipts that name the provider's id.
-CREATE INDEX messages_provider_id ON messages (destination, provider_id) WHERE provider_id IS NOT NULL;
+-- Receipts that name the provider's id. It comes first: nearly all comparisons end with it.
+CREATE INDEX messages_provider_id ON messages (provider_id, destination) WHERE provider_id IS NOT NULL;
 
 -- What may expire, and what gaps shows. No receipt changes a column of any index, nor of a condition of one: so its
 -- update stays in its page and touches no index (HOT), and only the sweeper takes rows out, in the order of the index.

@@ -53,6 +53,38 @@ impl<'a> FromSql<'a> for Day {
     accepts!(DATE);
 }
 
+/// Where a version of a row lies, a `tid`: as the server sent it, to be sent back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tid([u8; 6]);
+
+/// Which transaction made it, an `xid`: the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Xid([u8; 4]);
+
+macro_rules! opaque {
+    ($name:ident, $kind:ident) => {
+        impl ToSql for $name {
+            fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+                out.put_slice(&self.0);
+                Ok(IsNull::No)
+            }
+
+            accepts!($kind);
+            to_sql_checked!();
+        }
+
+        impl<'a> FromSql<'a> for $name {
+            fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+                Ok(Self(raw.try_into()?))
+            }
+
+            accepts!($kind);
+        }
+    };
+}
+opaque!(Tid, TID);
+opaque!(Xid, XID);
+
 /// For a `timestamptz`.
 pub(super) fn time(at: UnixMs) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(at.0.min(LATEST_MS))

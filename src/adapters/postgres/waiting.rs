@@ -119,7 +119,7 @@ pub(super) fn state(number: i16) -> Result<MessageState, Failure> {
 /// Holds receipts until their message comes.
 pub(super) async fn park(
     transaction: &Transaction<'_>,
-    receipts: &[&Waiting],
+    receipts: &[Waiting],
     at: UnixMs,
 ) -> Result<(), Failure> {
     if receipts.is_empty() {

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::{
     model::{
-        receipt::{EventId, Price, Rank, Receipt, ReceiptKey, Told},
-        state::MessageState,
+        receipt::{EventId, Price, Receipt, ReceiptKey, Standing, Told},
         time::UnixMs,
     },
     ports::Applied,
@@ -25,44 +24,17 @@ struct Waiting {
 /// File, row and destination, by their numbers: the order in which rows lie on the disk.
 type Key = (i64, i64, i64);
 
-/// A message's row, and what is said of it here.
-struct Standing {
-    before: MessageState,
-    state: MessageState,
-    told_before: Told,
-    told: Told,
-    rank: Option<Rank>,
-    /// A receipt that is greater than what stands there.
-    best: Option<Receipt>,
-}
-
-impl Standing {
-    /// From columns `state, told, receipt_state, receipt_at, receipt_event`, which begin at `first`.
-    fn read(row: &Row<'_>, first: usize) -> Result<Self, TxError> {
-        let before = state(row.get(first)?)?;
-        let told = Told(row.get(first + 1)?);
-        let rank = match row.get::<_, Option<u8>>(first + 2)? {
-            Some(byte) => Some((
-                state(byte)?,
-                UnixMs(uint(row.get::<_, Option<i64>>(first + 3)?.unwrap_or(0))),
-                EventId(row.get(first + 4)?),
-            )),
-            None => None,
-        };
-        Ok(Self { before, state: before, told_before: told, told, rank, best: None })
-    }
-
-    fn hear(&mut self, receipt: Receipt) {
-        self.told = self.told.merge(Told::by(receipt.state));
-        // I2: an interim receipt makes no message sent.
-        if receipt.state > MessageState::Expired {
-            self.state = self.state.merge(receipt.state);
-        }
-        if self.rank.is_none_or(|rank| receipt.rank() > rank) {
-            self.rank = Some(receipt.rank());
-            self.best = Some(receipt);
-        }
-    }
+/// From columns `state, told, receipt_state, receipt_at, receipt_event`, which begin at `first`.
+fn read_standing(row: &Row<'_>, first: usize) -> Result<Standing, TxError> {
+    let greatest = match row.get::<_, Option<u8>>(first + 2)? {
+        Some(byte) => Some((
+            state(byte)?,
+            UnixMs(uint(row.get::<_, Option<i64>>(first + 3)?.unwrap_or(0))),
+            EventId(row.get(first + 4)?),
+        )),
+        None => None,
+    };
+    Ok(Standing::new(state(row.get(first)?)?, Told(row.get(first + 1)?), greatest))
 }
 
 /// `ReceiptLedger::apply`.
@@ -165,7 +137,7 @@ impl<'a> Find<'a> {
                 if let std::collections::btree_map::Entry::Vacant(e) = standings.entry(place) {
                     let mut rows = self.by_message.query([place.0, place.1, place.2])?;
                     let Some(row) = rows.next()? else { return Ok(None) };
-                    e.insert(Standing::read(row, 0)?);
+                    e.insert(read_standing(row, 0)?);
                 }
                 place
             }
@@ -174,7 +146,7 @@ impl<'a> Find<'a> {
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let place = (row.get(0)?, row.get(1)?, destination);
                 if let std::collections::btree_map::Entry::Vacant(e) = standings.entry(place) {
-                    e.insert(Standing::read(row, 2)?);
+                    e.insert(read_standing(row, 2)?);
                 }
                 place
             }
@@ -202,8 +174,8 @@ fn store(
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
     for (&(file, row, destination), standing) in standings {
-        let Standing { before, state, told_before, told, best, .. } = standing;
-        applied.conflicts += u64::from(told.is_conflict() && !told_before.is_conflict());
+        let Standing { state, told, best, .. } = standing;
+        applied.conflicts += u64::from(standing.is_new_conflict());
         if let Some(Receipt { event, state: receipt_state, at: receipt_at, facts, .. }) = best {
             update.execute(params![
                 file,
@@ -221,14 +193,14 @@ fn store(
                 ms(facts.sent_at),
                 facts.price.map(|Price(price)| price),
             ])?;
-        } else if told != told_before {
+        } else if standing.has_news() {
             // A lesser receipt changes no state.
             update_told.execute(params![file, row, destination, told.0, int(at.0)])?;
         }
-        if state != before {
+        if standing.is_changed() {
             applied.changed += 1;
             if keep_changes {
-                insert_change(tx, (file, row, destination), *before, *state, at)?;
+                insert_change(tx, (file, row, destination), standing.state_before(), *state, at)?;
             }
         }
     }
