@@ -3,14 +3,15 @@
 //! `script/test`) and some 6 GB of disk for ten million rows, which it gives back.
 //!
 //! Receipts name the provider's id, as the seed's do, and bring a state, a status, a carrier, a response, a time and
-//! a price. Each message gets one receipt in all. Strategies take turns, so that none has the fresh table for
-//! itself, and the median of the rounds counts. All but `apply` are told in which partition the messages are.
+//! a price. Each message gets one receipt in all. Strategies take turns in each round, so that none has the fresh
+//! table or the quiet minute for itself: rates are medians of the rounds, ratios are medians of the ratios within a
+//! round. All but `apply` are told in which partition the messages are.
 //!
 //! - `case`: the seed's statement, a CASE with an arm per message for each column.
 //! - `unnest`: arrays; rows locked in key order, then UPDATE … FROM.
 //! - `copy`: COPY into a temporary table, then the same.
 //! - `giant`: everything in a table beforehand, one UPDATE for all, its plan left to the planner. The bound.
-//! - `apply`: what the ledger does, whole: out of the inbox, fold, find, lock, join, commit.
+//! - `apply`: what the ledger does, whole: out of the inbox, look up, join, write, commit.
 
 #[path = "../tests/pg/mod.rs"]
 mod pg;
@@ -19,6 +20,7 @@ use std::{
     collections::BTreeMap,
     env,
     fmt::Write as _,
+    iter,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -38,10 +40,13 @@ use tokio_postgres::{Client, NoTls};
 
 use pg::Postgres;
 
-const ROUNDS: usize = 3;
-const SIZES: [usize; 3] = [100, 1_000, 10_000];
-/// Receipts per strategy, size and round; the CASE of 10,000 gets one statement, it takes long enough.
-const RECEIPTS: usize = 20_000;
+const ROUNDS: usize = 7;
+/// Of the sizes that no ratio is made of.
+const OTHER_ROUNDS: usize = 3;
+/// Receipts per strategy, size and round.
+const RECEIPTS: usize = 10_000;
+/// Of the giant UPDATE.
+const GIANT_RECEIPTS: usize = 20_000;
 const FILE_ROWS: u64 = 100_000;
 const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
@@ -79,38 +84,64 @@ fn main() {
 async fn run(rows: u64, grown: u64) {
     let mut world = World::new(rows).await;
     world.load(0).await;
-    println!("{rows} rows, receipts applied per second (median of {ROUNDS} rounds)");
-    let small = world.measure(&World::all_strategies()).await;
+    println!("{rows} rows, receipts applied per second");
+    let sized = |size| [Strategy::Case, Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|s| (s, size));
+    let small = world.measure(&[&sized(1_000)[..], &[GIANT]].concat(), ROUNDS).await;
     print(&small);
+    print(&world.measure(&[sized(100), sized(10_000)].concat(), OTHER_ROUNDS).await);
     let groups = grown / rows;
     for group in 1..groups {
         world.load(group).await;
     }
     world.settle();
     println!("\n{} rows in {groups} partitions, receipts for the latest", rows * groups);
-    let wanted = [Strategy::Unnest, Strategy::Copy, Strategy::Apply].map(|strategy| (strategy, 1_000));
-    let large = world.measure(&[&wanted[..], &[(Strategy::Giant, RECEIPTS)]].concat()).await;
+    let large = world.measure(&[UNNEST, APPLY, GIANT], ROUNDS).await;
     print(&large);
     world.deal_more(rows..rows * groups);
     println!("\nthe same rows, receipts for all of them alike");
-    let alike = world.measure(&[(Strategy::Apply, 1_000)]).await;
-    print(&alike);
-    let of = |rates: &Rates, key| rates[&key];
-    let apply = of(&small, (Strategy::Apply, 1_000));
-    println!("\napply / case of 1000: {:.1}", apply / of(&small, (Strategy::Case, 1_000)));
-    println!("apply / giant: {:.2}", apply / of(&small, (Strategy::Giant, RECEIPTS)));
-    let unnest = of(&small, (Strategy::Unnest, 1_000));
-    println!("unnest / case of 1000: {:.1}", unnest / of(&small, (Strategy::Case, 1_000)));
-    println!("unnest / giant: {:.2}", unnest / of(&small, (Strategy::Giant, RECEIPTS)));
-    println!("apply, grown / small: {:.2}", of(&large, (Strategy::Apply, 1_000)) / apply);
-    println!("unnest, grown / small: {:.2}", of(&large, (Strategy::Unnest, 1_000)) / unnest);
+    print(&world.measure(&[APPLY], OTHER_ROUNDS).await);
+
+    println!("\nwithin a round (median of {ROUNDS}; least and greatest)");
+    for (what, rates, upper, lower) in [
+        ("apply / case of 1000", &small, APPLY, CASE),
+        ("apply / giant", &small, APPLY, GIANT),
+        ("unnest / case of 1000", &small, UNNEST, CASE),
+        ("unnest / giant", &small, UNNEST, GIANT),
+        ("giant / case of 1000", &small, GIANT, CASE),
+        ("apply / giant, grown", &large, APPLY, GIANT),
+    ] {
+        let ratios = iter::zip(&rates[&upper], &rates[&lower]).map(|(upper, lower)| upper / lower);
+        let ratios = sorted(ratios);
+        let (least, greatest) = (ratios[0], ratios[ratios.len() - 1]);
+        println!("  {what:<22} {:.2}  ({least:.2} to {greatest:.2})", ratios[ratios.len() / 2]);
+    }
+    println!("between the two");
+    for (name, key) in [("apply", APPLY), ("unnest", UNNEST), ("giant", GIANT)] {
+        println!("  {name}, grown / small: {:.2}", median(&large[&key]) / median(&small[&key]));
+    }
 }
 
-type Rates = BTreeMap<(Strategy, usize), f64>;
+const CASE: (Strategy, usize) = (Strategy::Case, 1_000);
+const UNNEST: (Strategy, usize) = (Strategy::Unnest, 1_000);
+const APPLY: (Strategy, usize) = (Strategy::Apply, 1_000);
+const GIANT: (Strategy, usize) = (Strategy::Giant, GIANT_RECEIPTS);
+
+/// Receipts per second, of each round.
+type Rates = BTreeMap<(Strategy, usize), Vec<f64>>;
+
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(values: &[f64]) -> f64 {
+    sorted(values.iter().copied())[values.len() / 2]
+}
 
 fn print(rates: &Rates) {
-    for (&(strategy, size), rate) in rates {
-        println!("  {:<7} {size:>6}  {rate:>9.0}/s", strategy.name());
+    for (&(strategy, size), rates) in rates {
+        println!("  {:<7} {size:>6}  {:>9.0}/s  (median of {})", strategy.name(), median(rates), rates.len());
     }
 }
 
@@ -140,7 +171,7 @@ impl World {
         migrate(&settings).await.expect("an empty database can be migrated");
         let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
         let free = connect(&server, "").await;
-        let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
+        let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET cpu_operator_cost = 1; \
                         SET plan_cache_mode = force_custom_plan;";
         let copying = connect(&server, settings).await;
         let work = connect(&server, &format!("SET enable_seqscan = off; {settings}")).await;
@@ -194,29 +225,33 @@ impl World {
         }
     }
 
-    /// What autovacuum would do in a quiet hour, so that it does not come in the middle.
+    /// What autovacuum would do in a quiet hour, so that it does not come in the middle; and the latest partition is in
+    /// memory, as it is on a server that works on it.
     fn settle(&self) {
-        for statement in ["VACUUM (ANALYZE) postrider.messages", "CHECKPOINT"] {
+        let warm = format!(
+            "SELECT count(pg_prewarm(p.oid)) FROM pg_class c LEFT JOIN pg_index i ON i.indrelid = c.oid \
+               JOIN pg_class p ON p.oid IN (c.oid, i.indexrelid) \
+              WHERE c.relname = 'messages_' || to_char({}, 'YYYYMMDD')",
+            self.latest
+        );
+        for statement in [
+            "CREATE EXTENSION IF NOT EXISTS pg_prewarm",
+            "VACUUM (ANALYZE) postrider.messages",
+            "CHECKPOINT",
+            &warm,
+        ] {
             self.server.execute_as("postgres", pg::DATABASE, statement);
         }
     }
 
-    fn all_strategies() -> Vec<(Strategy, usize)> {
-        let sized = [Strategy::Case, Strategy::Unnest, Strategy::Copy, Strategy::Apply];
-        let mut all: Vec<_> =
-            sized.into_iter().flat_map(|strategy| SIZES.map(|size| (strategy, size))).collect();
-        all.push((Strategy::Giant, RECEIPTS));
-        all
-    }
-
-    async fn measure(&mut self, wanted: &[(Strategy, usize)]) -> Rates {
-        let mut rates: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+    async fn measure(&mut self, wanted: &[(Strategy, usize)], rounds: usize) -> Rates {
+        let mut rates = Rates::new();
         self.settle();
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let mut order: Vec<_> = wanted.to_vec();
             order.shuffle(&mut SmallRng::seed_from_u64(round as u64));
             for (strategy, size) in order {
-                let count = if (strategy, size) == (Strategy::Case, 10_000) { size } else { RECEIPTS };
+                let count = if strategy == Strategy::Giant { size } else { RECEIPTS };
                 let left = self.deck.len().checked_sub(count).expect("enough rows for all rounds");
                 let receipts: Vec<_> =
                     self.deck.split_off(left).iter().map(|&message| self.receipt(message)).collect();
@@ -224,11 +259,7 @@ impl World {
                 rates.entry((strategy, size)).or_default().push(count as f64 / took.as_secs_f64());
             }
         }
-        let median = |mut all: Vec<f64>| {
-            all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
-        };
-        rates.into_iter().map(|(key, all)| (key, median(all))).collect()
+        rates
     }
 
     fn receipt(&self, message: u64) -> Receipt {

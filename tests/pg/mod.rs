@@ -53,7 +53,7 @@ impl Postgres {
         Self::start_with(false)
     }
 
-    /// Starts an empty server that syncs as in production: for figures.
+    /// Starts an empty server that syncs, and has the memory that docs/postgres.md advises: for figures.
     pub fn start_durable() -> Self {
         Self::start_with(true)
     }
@@ -177,6 +177,7 @@ impl Postgres {
         let log = File::options().create(true).append(true).open(self.directory.path().join("log"));
         let log = log.expect("the directory is ours");
         let fsync = if self.fsync { "on" } else { "off" };
+        let (buffers, wal) = if self.fsync { ("2GB", "8GB") } else { ("256MB", "2GB") };
         let mut command = as_server_user(&self.bin.join("postgres"), self.directory.path());
         command.arg("-D").arg(self.directory.path().join("data")).arg("-k").arg(self.directory.path());
         command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
@@ -184,8 +185,8 @@ impl Postgres {
             format!("fsync={fsync}"),
             format!("full_page_writes={fsync}"),
             "max_connections=100".into(),
-            "shared_buffers=256MB".into(),
-            "max_wal_size=2GB".into(),
+            format!("shared_buffers={buffers}"),
+            format!("max_wal_size={wal}"),
             "log_min_error_statement=panic".into(),
         ] {
             command.args(["-c", &setting]);
