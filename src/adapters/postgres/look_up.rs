@@ -69,20 +69,29 @@ impl Found {
     }
 }
 
-/// The messages of provider ids, in the partitions of `$3` to before `$4`.
+/// The messages of provider ids, in the partitions of `$3` to before `$4`. `some` is which of an id's rows, and how many
+/// at most. Ordinality counts from 1.
 ///
-/// OFFSET keeps the inner query as it is: a look into the index per id. A table that was never analyzed (a new
+/// LIMIT keeps the inner query as it is: a look into the index per id. A table that was never analyzed (a new
 /// partition in its first minute) looks as if another plan were cheap, and that one takes minutes.
-const BY_PROVIDER_ID: &str = concat!(
-    "SELECT k.n, l.* FROM unnest($2::text[]) WITH ORDINALITY AS k (provider_id, n),
-            LATERAL (SELECT m.day, m.file, m.row, m.accepted_at, ",
-    found!(),
-    "          FROM messages m
-                WHERE m.destination = $1 AND m.provider_id = k.provider_id AND m.day >= $3 AND m.day < $4
-               OFFSET 0) l"
-);
+macro_rules! by_provider_id {
+    ($some:literal) => {
+        concat!(
+            "SELECT k.n, l.* FROM unnest($2::text[]) WITH ORDINALITY AS k (provider_id, n),
+                    LATERAL (SELECT m.day, m.file, m.row, ",
+            found!(),
+            "          FROM messages m
+                        WHERE m.destination = $1 AND m.provider_id = k.provider_id AND m.day >= $3 AND m.day < $4 ",
+            $some,
+            ") l"
+        )
+    };
+}
+const BY_PROVIDER_ID: &str = by_provider_id!("LIMIT 2");
+const LATEST_BY_PROVIDER_ID: &str =
+    by_provider_id!("ORDER BY m.day DESC, m.accepted_at DESC, m.file DESC, m.row DESC LIMIT 1");
 
-/// The rows of places in the partition of `$1`, in the order in which they are given.
+/// The rows of places in the partition of `$1`, in the order in which they are given. OFFSET has LIMIT's effect.
 macro_rules! by_place {
     ($lock:literal) => {
         concat!(
@@ -158,23 +167,29 @@ async fn by_provider_id<'a>(
     let mut bounds = vec![Day::LATEST];
     bounds.extend(latest.iter().map(|row| row.get::<_, Day>(0)));
     bounds.push(Day::EARLIEST);
-    let statement = transaction.prepare_cached(BY_PROVIDER_ID).await?;
     for (destination, ids) in ids {
         let mut missing: Vec<_> = ids.into_iter().collect();
         for pair in bounds.windows(2) {
             let (before, from) = (pair[0], pair[1]);
-            let mut latest: HashMap<&str, (Day, SystemTime, FileId, i64)> = HashMap::new();
-            for row in transaction.query(&statement, &[&destination, &missing, &from, &before]).await? {
-                let candidate = (row.get(1), row.get(4), file(&row, 2), row.get(3));
-                let (day, _, file, number) = candidate;
-                rows.insert((Reverse(day), file, number, destination), Found::read(&row, 5)?);
-                let known = latest.entry(missing[index(&row)]).or_insert(candidate);
-                *known = candidate.max(*known);
+            // Nearly all have one: two are asked for, and only who has them is asked again.
+            let mut wanted = missing.clone();
+            for sql in [BY_PROVIDER_ID, LATEST_BY_PROVIDER_ID] {
+                let statement = transaction.prepare_cached(sql).await?;
+                let mut several = Vec::new();
+                for row in transaction.query(&statement, &[&destination, &wanted, &from, &before]).await? {
+                    let id = wanted[index(&row)];
+                    let place = (Reverse(row.get(1)), file(&row, 2), row.get(3), destination);
+                    rows.insert(place, Found::read(&row, 4)?);
+                    if named.insert((destination, id), place).is_some() {
+                        several.push(id);
+                    }
+                }
+                wanted = several;
+                if wanted.is_empty() {
+                    break;
+                }
             }
-            missing.retain(|id| !latest.contains_key(id));
-            named.extend(latest.into_iter().map(|(id, (day, _, file, number))| {
-                ((destination, id), (Reverse(day), file, number, destination))
-            }));
+            missing.retain(|id| !named.contains_key(&(destination, *id)));
             if missing.is_empty() {
                 break;
             }

@@ -146,6 +146,18 @@ pub(super) async fn a_provider_s_id_that_is_used_again_is_the_latest_message_s(s
     subject.take(&[by("p", delivered(1, 1))]).await;
     assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 1, conflicts: 0 });
     assert_eq!(subject.state(1).await, MessageState::Delivered);
+    // Of one file, more than two.
+    subject.record(&[4, 5, 2, 3].map(|row| named(row, "q"))).await;
+    subject.take(&[by("q", delivered(2, 2)), by("q", delivered(2, 3)), delivered(3, 4)]).await;
+    assert_eq!(subject.drain().await, Applied { matched: 3, parked: 0, changed: 2, conflicts: 0 });
+    for (row, state) in [
+        (2, MessageState::Sent),
+        (3, MessageState::Delivered),
+        (4, MessageState::Sent),
+        (5, MessageState::Delivered),
+    ] {
+        assert_eq!(subject.state(row).await, state, "row {row}");
+    }
 }
 
 /// One thing that a ledger is told.
