@@ -171,7 +171,7 @@ impl World {
         migrate(&settings).await.expect("an empty database can be migrated");
         let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
         let free = connect(&server, "").await;
-        let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET cpu_operator_cost = 1; \
+        let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
                         SET plan_cache_mode = force_custom_plan;";
         let copying = connect(&server, settings).await;
         let work = connect(&server, &format!("SET enable_seqscan = off; {settings}")).await;

@@ -348,6 +348,7 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
     install(&server).await;
     let mut settings = settings(&server);
     settings.keep_changes = true;
+    settings.timeouts.lock = Duration::from_secs(8);
     let ledger = PostgresLedger::open(settings).await.unwrap();
     ledger.record((1..=3).map(|row| record(0, row)).collect()).await.unwrap();
     for number in [0, 1] {
@@ -376,6 +377,63 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
         ledger.forget_changes(&changes.iter().map(|change| change.number).collect::<Vec<_>>()).await.unwrap();
     }
     assert_eq!(stuck(&server), "0");
+}
+
+/// While the rows are locked to be read again, another has one of them in hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f50_a_row_is_read_as_the_other_leaves_it() {
+    const EXPIRE: &str = "UPDATE postrider.messages SET state = 4 WHERE row =";
+    let server = server();
+    install(&server).await;
+    let mut settings = settings(&server);
+    settings.keep_changes = true;
+    settings.timeouts.lock = Duration::from_secs(8);
+    let ledger = PostgresLedger::open(settings).await.unwrap();
+    let waiting = |role: &str, query: &str| {
+        let count = format!(
+            "SELECT count(*)::text FROM pg_stat_activity \
+             WHERE usename = '{role}' AND wait_event_type = 'Lock' AND query LIKE '%{query}%'"
+        );
+        server.value_as("postgres", pg::DATABASE, &count) == "1"
+    };
+    // Who comes first after the rollback is for the server to say: it is the one who waits, nearly always.
+    for first in (2..20).step_by(2) {
+        ledger.record((first..first + 2).map(|row| record(0, row)).collect()).await.unwrap();
+        let receipts = (first..first + 2).map(|row| receipt(0, row, 0, MessageState::Delivered)).collect();
+        ledger.take(arrival(receipts)).await.unwrap();
+        let second_row = open_transaction(&server, &format!("{EXPIRE} {}", first + 1)).await;
+        let applying = tokio::spawn({
+            let ledger = ledger.clone();
+            async move { ledger.apply(1000, usize::MAX, NOW).await }
+        });
+        while !waiting("daemon", "UPDATE messages") {
+            assert!(!applying.is_finished(), "it waits for the second row");
+        }
+        let first_row = tokio::spawn({
+            let server = server.clone();
+            async move { open_transaction(&server, &format!("{EXPIRE} {first}")).await }
+        });
+        while !waiting("postrider", "UPDATE postrider.messages") {
+            assert!(!first_row.is_finished(), "it waits for the applier");
+        }
+        second_row.batch_execute("COMMIT").await.unwrap();
+        let first_row = first_row.await.unwrap();
+        while !applying.is_finished() && !waiting("daemon", "FOR NO KEY UPDATE") {}
+        let is_met = !applying.is_finished();
+        first_row.batch_execute("COMMIT").await.unwrap();
+        let applied = applying.await.unwrap();
+        assert_eq!(applied, Ok(Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 }));
+        let changes = ledger.changes(None, 10).await.unwrap();
+        ledger.forget_changes(&changes.iter().map(|change| change.number).collect::<Vec<_>>()).await.unwrap();
+        if is_met {
+            assert!(changes.iter().all(|change| change.before == MessageState::Expired), "{changes:?}");
+            let state = format!("SELECT min(state)::text FROM postrider.messages WHERE row >= {first}");
+            assert_eq!(server.value(&state), "6");
+            return;
+        }
+    }
+    panic!("the applier was always faster than who waited");
 }
 
 /// Over several partitions, by both keys; what is before its message comes again through the parked.

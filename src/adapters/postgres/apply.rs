@@ -14,6 +14,7 @@ use postrider_actors::{
     },
     ports::{Applied, StoreError},
 };
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -23,6 +24,11 @@ use super::{
     values,
     waiting::{self, Waiting, columns},
 };
+
+/// So that the planner goes to the places that [`WRITE`] names: statistics that are out of date say that next to nothing
+/// is in the partition, and that each of its rows is best compared with each receipt. To compare costs a quarter of
+/// reading a page then; and what it still compares it takes in the order of the key, not in that of the pages (F50).
+const GO_BY_PLACE: &str = "SET LOCAL cpu_operator_cost = 1; SET LOCAL enable_bitmapscan = off";
 
 /// The oldest first, up to `$1` of them or the first that together have more than `$2` bytes. The lock is on all
 /// that were looked at, until the end of the transaction. A row of the inbox never changes, so it stays where it lies;
@@ -92,7 +98,11 @@ impl Shared {
         locking: Locking,
     ) -> Result<Option<Applied>, Failure> {
         let statement = transaction.prepare_cached(TAKE_OUT).await?;
-        let taken = transaction.query(&statement, &[&clamp(receipts), &clamp(bytes)]).await?;
+        let (receipts, bytes) = (clamp(receipts), clamp(bytes));
+        let limits: [&(dyn ToSql + Sync); 2] = [&receipts, &bytes];
+        // In one round trip, in this order.
+        let ((), taken) =
+            tokio::try_join!(transaction.batch_execute(GO_BY_PLACE), transaction.query(&statement, &limits))?;
         let taken = taken.iter().map(Waiting::read).collect::<Result<Vec<_>, _>>()?;
         let mut applied = Applied::default();
         if taken.is_empty() {

@@ -69,29 +69,22 @@ impl Found {
     }
 }
 
-/// The messages of provider ids, in the partitions of `$3` to before `$4`. `some` is which of an id's rows, and how many
-/// at most. Ordinality counts from 1.
+/// The messages of provider ids, in the partitions of `$3` to before `$4`: of several the latest, for a provider that
+/// uses an id again means the newer one, and a receipt is about one message. Ordinality counts from 1.
 ///
-/// LIMIT keeps the inner query as it is: a look into the index per id. A table that was never analyzed (a new
+/// OFFSET keeps the inner query as it is: a look into the index per id. A table that was never analyzed (a new
 /// partition in its first minute) looks as if another plan were cheap, and that one takes minutes.
-macro_rules! by_provider_id {
-    ($some:literal) => {
-        concat!(
-            "SELECT k.n, l.* FROM unnest($2::text[]) WITH ORDINALITY AS k (provider_id, n),
-                    LATERAL (SELECT m.day, m.file, m.row, ",
-            found!(),
-            "          FROM messages m
-                        WHERE m.destination = $1 AND m.provider_id = k.provider_id AND m.day >= $3 AND m.day < $4 ",
-            $some,
-            ") l"
-        )
-    };
-}
-const BY_PROVIDER_ID: &str = by_provider_id!("LIMIT 2");
-const LATEST_BY_PROVIDER_ID: &str =
-    by_provider_id!("ORDER BY m.day DESC, m.accepted_at DESC, m.file DESC, m.row DESC LIMIT 1");
+const BY_PROVIDER_ID: &str = concat!(
+    "SELECT k.n, l.* FROM unnest($2::text[]) WITH ORDINALITY AS k (provider_id, n),
+            LATERAL (SELECT * FROM (SELECT m.day, m.file, m.row, m.accepted_at, ",
+    found!(),
+    "                 FROM messages m
+                       WHERE m.destination = $1 AND m.provider_id = k.provider_id AND m.day >= $3 AND m.day < $4
+                      OFFSET 0) c
+                      ORDER BY day DESC, accepted_at DESC, file DESC, row DESC LIMIT 1) l"
+);
 
-/// The rows of places in the partition of `$1`, in the order in which they are given. OFFSET has LIMIT's effect.
+/// The rows of places in the partition of `$1`, in the order in which they are given.
 macro_rules! by_place {
     ($lock:literal) => {
         concat!(
@@ -141,8 +134,7 @@ pub(super) async fn look_up(
     Ok((rows, places))
 }
 
-/// Reads the rows that provider ids name into `rows`; which id names which. Of several the latest, for a provider that
-/// uses an id again means the newer one, and a receipt is about one message.
+/// Reads the rows that provider ids name into `rows`; which id names which.
 ///
 /// Most receipts are about what was sent in the latest two partitions: only what is not there is looked for in all
 /// others, so that their number does not matter.
@@ -167,27 +159,15 @@ async fn by_provider_id<'a>(
     let mut bounds = vec![Day::LATEST];
     bounds.extend(latest.iter().map(|row| row.get::<_, Day>(0)));
     bounds.push(Day::EARLIEST);
+    let statement = transaction.prepare_cached(BY_PROVIDER_ID).await?;
     for (destination, ids) in ids {
         let mut missing: Vec<_> = ids.into_iter().collect();
         for pair in bounds.windows(2) {
             let (before, from) = (pair[0], pair[1]);
-            // Nearly all have one: two are asked for, and only who has them is asked again.
-            let mut wanted = missing.clone();
-            for sql in [BY_PROVIDER_ID, LATEST_BY_PROVIDER_ID] {
-                let statement = transaction.prepare_cached(sql).await?;
-                let mut several = Vec::new();
-                for row in transaction.query(&statement, &[&destination, &wanted, &from, &before]).await? {
-                    let id = wanted[index(&row)];
-                    let place = (Reverse(row.get(1)), file(&row, 2), row.get(3), destination);
-                    rows.insert(place, Found::read(&row, 4)?);
-                    if named.insert((destination, id), place).is_some() {
-                        several.push(id);
-                    }
-                }
-                wanted = several;
-                if wanted.is_empty() {
-                    break;
-                }
+            for row in transaction.query(&statement, &[&destination, &missing, &from, &before]).await? {
+                let place = (Reverse(row.get(1)), file(&row, 2), row.get(3), destination);
+                named.insert((destination, missing[index(&row)]), place);
+                rows.insert(place, Found::read(&row, 5)?);
             }
             missing.retain(|id| !named.contains_key(&(destination, *id)));
             if missing.is_empty() {

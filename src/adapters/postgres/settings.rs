@@ -101,8 +101,7 @@ impl fmt::Display for Schema {
 pub(super) enum Purpose {
     /// The daemon's small statements. Each joins some thousand keys with an index, whatever the tables' size and
     /// whatever the statistics say of a table that was empty a minute ago: a plan that reads the table instead is
-    /// never the right one, and a plan is made for each run, so that it knows its partition and how many keys. To compare
-    /// two values costs a quarter of reading a page, to the planner, so that it never compares all rows with all keys.
+    /// never the right one, and a plan is made for each run, so that it knows its partition and how many keys.
     Work,
     /// Commands that read much, or change the schema.
     Look,
@@ -130,7 +129,7 @@ pub(super) fn config(
     if purpose == Purpose::Work {
         options.push_str(
             " -c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_hashjoin=off \
-             -c enable_mergejoin=off -c cpu_operator_cost=1",
+             -c enable_mergejoin=off",
         );
     }
     config.options(options).target_session_attrs(TargetSessionAttrs::ReadWrite);
