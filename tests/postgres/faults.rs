@@ -16,7 +16,7 @@ use postrider_actors::{
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{
-    DAY_MS, NOW, arrival, drain, insist, install, ledger, open_transaction,
+    DAY_MS, NOW, arrival, drain, insist, ledger, ledger_with, open_transaction,
     pg::{self, Postgres, Stop},
     receipt, record, server, settings, standings,
 };
@@ -167,11 +167,11 @@ async fn f49_a_backend_that_ends_in_its_commit_leaves_it_unknown_and_repeating_i
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds() {
     let server = server();
-    install(&server).await;
-    let mut settings = settings(&server);
-    settings.pool = 1;
-    settings.timeouts.connect = Duration::from_millis(400);
-    let ledger = PostgresLedger::open(settings).await.unwrap();
+    let ledger = ledger_with(&server, |settings| {
+        settings.pool = 1;
+        settings.timeouts.connect = Duration::from_millis(400);
+    })
+    .await;
     let records: Vec<_> = (0..10).map(|row| record(1, row)).collect();
     ledger.record(records.clone()).await.unwrap();
 
@@ -340,16 +340,21 @@ async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
     assert_eq!(deadlocks(&server), "0");
 }
 
+/// One that keeps changes, and waits for a lock for longer than a test holds one.
+async fn patient_ledger(server: &Postgres) -> PostgresLedger {
+    ledger_with(server, |settings| {
+        settings.keep_changes = true;
+        settings.timeouts.lock = Duration::from_secs(8);
+    })
+    .await
+}
+
 /// The sweeper expires a message after its row was read and before it is written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn f50_a_row_that_another_writes_in_between_is_read_again() {
     let server = server();
-    install(&server).await;
-    let mut settings = settings(&server);
-    settings.keep_changes = true;
-    settings.timeouts.lock = Duration::from_secs(8);
-    let ledger = PostgresLedger::open(settings).await.unwrap();
+    let ledger = patient_ledger(&server).await;
     ledger.record((1..=3).map(|row| record(0, row)).collect()).await.unwrap();
     for number in [0, 1] {
         server.execute(
@@ -385,11 +390,7 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
 async fn f50_a_row_is_read_as_the_other_leaves_it() {
     const EXPIRE: &str = "UPDATE postrider.messages SET state = 4 WHERE row =";
     let server = server();
-    install(&server).await;
-    let mut settings = settings(&server);
-    settings.keep_changes = true;
-    settings.timeouts.lock = Duration::from_secs(8);
-    let ledger = PostgresLedger::open(settings).await.unwrap();
+    let ledger = patient_ledger(&server).await;
     let waiting = |role: &str, query: &str| {
         let count = format!(
             "SELECT count(*)::text FROM pg_stat_activity \

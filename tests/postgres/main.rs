@@ -47,8 +47,14 @@ async fn install(server: &Postgres) {
 }
 
 async fn ledger(server: &Postgres) -> PostgresLedger {
+    ledger_with(server, |_| {}).await
+}
+
+async fn ledger_with(server: &Postgres, change: impl FnOnce(&mut PostgresSettings)) -> PostgresLedger {
     install(server).await;
-    PostgresLedger::open(settings(server)).await.unwrap()
+    let mut settings = settings(server);
+    change(&mut settings);
+    PostgresLedger::open(settings).await.unwrap()
 }
 
 /// File `n` was accepted on day `n`.

@@ -84,6 +84,7 @@ impl Shared {
             }
             self.within(async { Ok(transaction.rollback().await?) }).await?;
             held.keep();
+            tracing::debug!(?locking, "another wrote a row of the batch in between; it is done again");
         }
         Err(Failure(StoreError::Retryable("rows of messages changed while they were locked".to_owned())))
     }
