@@ -1,5 +1,5 @@
 //! How fast one thread parses: rows per second for text, CSV and NDJSON, from memory, in the chunks that the
-//! parser stage reads. `cargo bench --bench ingest_parse`.
+//! parser stage reads. `cargo bench --features full --bench ingest_parse`.
 
 #![allow(missing_docs)] // criterion's macros make public items
 

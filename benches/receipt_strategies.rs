@@ -1,5 +1,5 @@
 //! Ways to write receipts into the rows of messages, side by side: the same rows, the same receipts, one connection,
-//! one run. `cargo bench --bench receipt_strategies -- [rows [grown]]`; it needs Postgres (`POSTRIDER_POSTGRES`, see
+//! one run. `cargo bench --features full --bench receipt_strategies -- [rows [grown]]`; it needs Postgres (`POSTRIDER_POSTGRES`, see
 //! `script/test`) and some 6 GB of disk for ten million rows, which it gives back.
 //!
 //! Receipts name the provider's id, as the seed's do, and bring a state, a status, a carrier, a response, a time and

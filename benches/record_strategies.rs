@@ -1,5 +1,5 @@
 //! Ways to record what became of messages, side by side: the same rows, one connection, one run.
-//! `cargo bench --bench record_strategies -- [rows]`; it needs Postgres (`POSTRIDER_POSTGRES`, see `script/test`).
+//! `cargo bench --features full --bench record_strategies -- [rows]`; it needs Postgres (`POSTRIDER_POSTGRES`, see `script/test`).
 //!
 //! Every turn records messages that have no row yet, as nearly all are when they are recorded, in transactions of up
 //! to 10,000 rows. Strategies take turns in a random order; the median of the rounds counts.

@@ -1,11 +1,10 @@
-//! The store's share: CPU per message for append, dispatch, lease and settle, in batches of 500 rows of
-//! about 60 bytes that all go well, for several
-//! ways in which the work can come. `cargo bench --bench store`.
+//! The store's share: CPU per message for append, lease and settle, in batches of 500 rows of about 60 bytes that all
+//! go well, for several ways in which the work can come. `cargo bench --features full --bench store`.
 //!
 //! It prints microseconds of CPU (all threads, user and system) beside wall time, because the wall time
 //! is mostly the disk's. The bound is 1 µs of CPU per message.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use postrider::adapters::embedded::{EmbeddedStore, exit_on_fatal};
@@ -16,7 +15,7 @@ use postrider_actors::{
         outcome::Verdict,
         time::{MonoMs, UnixMs},
     },
-    ports::{Append, LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Settlement},
+    ports::{Append, LeaseRequest, Ledger, Outbox, Queue, Settlement, Want},
     testing::fixtures,
 };
 
@@ -82,30 +81,27 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
     }
     let mut open = BATCHES_PER_ROUND;
     while open > 0 {
-        let entries = store
-            .outstanding(OutstandingQuery { due_by: at, limit: 16, with_batches: false, except: &[] })
-            .await
-            .expect("outstanding");
-        store.send(&entries).await.expect("send");
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        store.mark_dispatched(&ids).await.expect("mark");
-        let wants = vec![("d".into(), 4)];
-        let request = LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX) };
+        let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 4 }];
+        let request = LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at };
         let leases = store.lease(request).await.expect("lease");
         open -= leases.len() as u64;
-        // At most 500 outcomes per call, as `record.max_outcomes` has it, spread over `settles` batches.
+        // At most 500 outcomes per call, as the daemon groups them, spread over `settles` batches.
         for leases in leases.chunks(settles) {
             for part in 0..settles {
                 let settlements = leases
                     .iter()
                     .map(|lease| Settlement {
                         token: lease.token,
-                        verdicts: (0..ROWS_PER_BATCH as u32)
-                            .filter(|index| *index as usize % settles == part)
-                            .map(|index| (index, Verdict::Sent { at, status: 200 }))
+                        verdicts: lease
+                            .open
+                            .iter()
+                            .filter(|message| message.index as usize % settles == part)
+                            .map(|message| message.verdict(Verdict::Sent { at, status: 200 }))
                             .collect(),
-                        retries: Vec::new(),
+                        details: BTreeMap::new(),
                         records: Vec::new(),
+                        ends: false,
+                        begins: None,
                     })
                     .collect();
                 store.settle(settlements).await.expect("settle");

@@ -1,6 +1,6 @@
 //! How fast the webhook client is, next to `wrk` on the same receiver in the same run.
 //!
-//! `cargo bench --bench webhook_client [-- --receiver nginx|own --rounds N --seconds N --connections N]`
+//! `cargo bench --features full --bench webhook_client [-- --receiver nginx|own --rounds N --seconds N --connections N]`
 //!
 //! Client and wrk take turns; medians are printed, the ratio is of the medians. The client signs each
 //! of its messages, wrk sends one signed request over and over. The receiver is nginx if it is installed,

@@ -18,7 +18,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def build():
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--release", "--features", "full", "--quiet"], cwd=ROOT, check=True)
 
 
 def wait_for(what, check, deadline_s=DEADLINE_S, poll_s=0.02):

@@ -33,16 +33,23 @@ use std::{
 };
 
 use actix_rt::System;
-use postrider_actors::{flow::ProgressBoard, ports::Clock};
-use tokio::runtime::{Builder, Runtime};
+use postrider_actors::{
+    flow::ProgressBoard,
+    ports::{Clock, InFlight},
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::RwLock,
+};
 
 use crate::{
     adapters::{
         clock::SystemClock,
         embedded::{InstanceLock, LockError, OpenError},
+        in_flight::{IN_FLIGHT_FILE, InFlightFile},
     },
     cli::Exit,
-    config::{Config, LedgerKind, OutboxKind, QueueKind, Resolved, SourceKind},
+    config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, SourceKind, Sqs},
     listener::Listener,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
@@ -86,7 +93,7 @@ pub enum StartError {
         /// Whether it may be better later.
         may_pass: bool,
     },
-    /// The node's own identity can't be kept.
+    /// A file beside the store can't be kept: the node's own identity, or what is in flight.
     #[error("{path:?}: {error}; check that this user may write there")]
     Node {
         /// The file.
@@ -158,6 +165,10 @@ impl StartError {
 struct Machine {
     runtime: Arc<Runtime>,
     stores: Stores,
+    /// What this process has in flight …
+    in_flight: Arc<dyn InFlight>,
+    /// … and the lock on having anything: see `DeliverySetup::alone`.
+    alone: Arc<RwLock<()>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     board: ProgressBoard,
@@ -174,7 +185,7 @@ impl Machine {
         let mut bound = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = bound.take();
         let is_needed =
-            config.receipts.sources.iter().any(|source| matches!(source.kind, SourceKind::Http(_)));
+            config.receipt_sources.iter().any(|source| matches!(source.kind, SourceKind::Http(_)));
         let Some(address) = config.receipts.listen.filter(|_| is_needed) else { return Ok(None) };
         let failed = |error| StartError::Receipts { address, error };
         let listener = match before {
@@ -198,11 +209,8 @@ pub fn run(
     let state_dir = resolved.config.state.dir.clone();
     let _lock = InstanceLock::acquire(&state_dir)?;
     let ops = bind_ops(&resolved)?;
-    let mut builder = Builder::new_multi_thread();
-    if let Some(workers) = resolved.config.pools.workers {
-        builder.worker_threads(workers);
-    }
-    let runtime = builder
+    // As many threads as there are cores, or as TOKIO_WORKER_THREADS says.
+    let runtime = Builder::new_multi_thread()
         .thread_name("postrider")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
@@ -212,10 +220,14 @@ pub fn run(
     let (clock, board): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), ProgressBoard::default());
     let health = Health::new(board.clone(), clock.clone(), PATIENCE);
     let metrics = Arc::new(Metrics::default());
-    let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &clock, &metrics))?;
+    let (in_flight, evidence) = InFlightFile::open(&state_dir)
+        .map_err(|error| StartError::Node { path: state_dir.join(IN_FLIGHT_FILE), error })?;
+    let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &evidence, &clock, &metrics))?;
     let machine = Machine {
         runtime: runtime.clone(),
         stores,
+        in_flight: Arc::new(in_flight),
+        alone: Arc::default(),
         metrics,
         clock,
         board,
@@ -304,12 +316,21 @@ async fn reign_until_stopped(
     }
 }
 
-/// What is opened once: queue, outbox, ledger, and whether it keeps changes of states.
-type Engines = (QueueKind, OutboxKind, LedgerKind, bool);
+/// What is opened once.
+#[derive(PartialEq)]
+struct Engines {
+    aws: Option<(Dynamodb, Sqs, Delay)>,
+    postgres: Option<Postgres>,
+    keeps_changes: bool,
+}
 
 fn engines_of(config: &Config) -> Engines {
-    let keeps_changes = config.receipts.events_to.is_some();
-    (config.queue.kind.clone(), config.outbox.kind.clone(), config.ledger.kind.clone(), keeps_changes)
+    let aws = || (config.dynamodb.clone(), config.sqs.clone(), config.delay.clone());
+    Engines {
+        aws: (config.profile == Profile::Aws).then(aws),
+        postgres: (config.ledger.kind == LedgerKind::Postgres).then(|| config.postgres.clone()),
+        keeps_changes: config.receipts.events_to.is_some(),
+    }
 }
 
 /// A notification that systemd does not take is worth a line, not an end.
@@ -336,8 +357,8 @@ async fn usable(
     // So do the stores that it opened.
     anyhow::ensure!(
         engines_of(&new.config) == *engines,
-        "queue.kind, outbox.kind, ledger.kind and their settings, and whether receipts.events_to is set, can't change \
-         while the daemon runs, restart it"
+        "profile, ledger.kind and their settings, and whether receipts.events_to is set, can't change while \
+         the daemon runs, restart it"
     );
     let parts = Parts::build(machine, &new).await?;
     Ok((new, parts))

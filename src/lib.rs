@@ -3,7 +3,16 @@
 //! The stages and rules are in the crate `postrider_actors`, which knows none of this.
 
 pub mod adapters;
+#[cfg_attr(
+    not(all(feature = "aws", feature = "postgres")),
+    allow(
+        clippy::unused_async,
+        clippy::unnecessary_wraps,
+        reason = "what waits and fails is left out with an engine"
+    )
+)]
 pub mod app;
+pub mod built_in;
 pub mod cli;
 pub mod config;
 pub mod console;

@@ -192,7 +192,7 @@ fn machine_digest(machine_id: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use postrider_actors::model::lease::is_earlier_life;
+    use postrider_actors::model::ledger::is_earlier_life;
 
     use super::*;
 

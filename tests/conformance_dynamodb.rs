@@ -10,13 +10,13 @@ use std::{
 };
 
 use aws_sdk_dynamodb::Client;
-use postrider::adapters::dynamodb::{DeadWish, DynamoSettings, DynamoStore, migrate};
+use postrider::adapters::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
 use postrider_actors::{
     model::time::UnixMs,
     ports::{Clock, RateTable},
     testing::{
         FakeClock,
-        conformance::{self, Patience, Subject},
+        conformance::{self, Carried, Patience, Subject},
     },
 };
 
@@ -45,24 +45,28 @@ async fn open(client: &Client, settings: &DynamoSettings) -> Arc<DynamoStore> {
 }
 
 async fn make(server: &Server) -> Subject {
-    make_on(server.endpoint()).await
+    make_on(server.endpoint(), 1).await
 }
 
-async fn make_on(endpoint: &str) -> Subject {
-    let store = open(&client(endpoint), &settings()).await;
+/// The store with a queue in memory that carries its batches; `seed` decides how that doubles and reorders.
+async fn make_on(endpoint: &str, seed: u64) -> Subject {
+    // Its clock stands still: every look is a sweep, but nothing ever becomes old enough for one to find it that the
+    // store should have remembered.
+    let settings = DynamoSettings { sweep_interval: Duration::ZERO, ..settings() };
+    let store = open(&client(endpoint), &settings).await;
+    let (queue, clock) = conformance::carrier(store.clone(), seed);
     let (redriving, enabling) = (store.clone(), store.clone());
-    let subject = Subject {
+    Subject {
         outbox: store.clone(),
-        // Replaced by `carried`: the store has no queue of its own.
-        queue: Subject::in_memory().queue,
+        queue: queue.clone(),
         ledger: store.clone(),
-        claims: store.clone(),
-        archive: store,
-        clock: None,
+        archive: store.clone(),
+        carried: Some(Carried { source: store.clone(), target: queue, claims: store.clone(), pages: store }),
+        clock: Some(clock),
         patience: Patience::default(),
         redrive: Box::new(move |now| {
             let store = redriving.clone();
-            Box::pin(async move { store.redrive(&DeadWish::default(), usize::MAX, now).await.unwrap() })
+            Box::pin(async move { store.redrive(&DeadQuery::default(), usize::MAX, now).await.unwrap() })
         }),
         enable: Box::new(move |name| {
             let enable = enabling.enable_destination(name);
@@ -70,8 +74,7 @@ async fn make_on(endpoint: &str) -> Subject {
             assert!(enabled.unwrap());
         }),
         guard: Box::new(()),
-    };
-    subject.carried(1)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +97,7 @@ async fn queue() {
     let server = Server::dynamodb();
     for seed in 0..3 {
         let server = &server;
-        conformance::queue(|| async move { make(server).await.carried(seed) }).await;
+        conformance::queue(|| async move { make_on(server.endpoint(), seed).await }).await;
     }
 }
 
@@ -138,6 +141,6 @@ async fn histories() {
         None => 0..number("POSTRIDER_SEEDS").unwrap_or(12),
     };
     for seed in seeds {
-        conformance::history(make(&server).await.carried(seed), seed).await;
+        conformance::history(make_on(server.endpoint(), seed).await, seed).await;
     }
 }

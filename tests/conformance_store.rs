@@ -30,8 +30,8 @@ async fn make() -> Subject {
         outbox: store.clone(),
         queue: store.clone(),
         ledger: store.clone(),
-        claims: store.clone(),
         archive: store,
+        carried: None,
         clock: None,
         patience: Patience::default(),
         // As the command does: from outside, beside the daemon.
@@ -43,11 +43,6 @@ async fn make() -> Subject {
         enable: Box::new(move |name| assert!(Operator::open(&enabling).unwrap().enable(name).unwrap())),
         guard: Box::new(dir),
     }
-}
-
-/// With a queue that only carries.
-async fn carried() -> Subject {
-    make().await.carried(1)
 }
 
 /// The suite looks in as a command does: from outside, beside the daemon.
@@ -143,20 +138,6 @@ async fn outbox() {
 }
 
 #[tokio::test]
-async fn claims() {
-    conformance::claims(make).await;
-}
-
-#[tokio::test]
-async fn a_queue_that_only_carries() {
-    for seed in 0..4 {
-        conformance::queue(|| async move { make().await.carried(seed) }).await;
-    }
-    conformance::ledger(carried).await;
-    conformance::claims(carried).await;
-}
-
-#[tokio::test]
 async fn queue() {
     conformance::queue(make).await;
 }
@@ -169,7 +150,6 @@ async fn ledger() {
 #[tokio::test]
 async fn archive() {
     conformance::archive(make).await;
-    conformance::archive(carried).await;
 }
 
 #[tokio::test]
@@ -182,9 +162,6 @@ async fn entries() {
 async fn histories() {
     for seed in seeds(48) {
         conformance::history(make().await, seed).await;
-        if seed % 4 == 0 {
-            conformance::history(make().await.carried(seed), seed).await;
-        }
     }
 }
 

@@ -24,8 +24,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().display();
         let config = format!(
-            "state.dir = \"{root}/state\"\n{more}\n[queue]\nkind = \"sqs\"\nsqs.name = \"pr\"\n[outbox]\n\
-             kind = \"dynamodb\"\n[aws]\nregion = \"us-east-1\"\nsqs_endpoint_url = \"{sqs}\"\n\
+            "profile = \"aws\"\nstate.dir = \"{root}/state\"\n{more}\n[queue]\nsqs.name = \"pr\"\n[aws]\nregion = \"us-east-1\"\nsqs_endpoint_url = \"{sqs}\"\n\
              dynamodb_endpoint_url = \"{dynamodb}\"\n[feeds.f]\npath = \"{root}/in\"\nformat = \"text\"\n\
              destinations = [\"d\"]\n[destinations.d]\nurl = \"http://127.0.0.1:9/\"\nsecrets = []\n"
         );
@@ -97,7 +96,7 @@ fn what_is_missing_is_named_made_and_then_fine() {
 fn what_differs_is_said_and_left_alone() {
     let (sqs, dynamodb) = (Server::sqs(), Server::dynamodb());
     assert_eq!(World::new(sqs.endpoint(), dynamodb.endpoint(), "").run(&["migrate"], true).0, 0);
-    let other = World::new(sqs.endpoint(), dynamodb.endpoint(), "lease.duration_ms = 90000");
+    let other = World::new(sqs.endpoint(), dynamodb.endpoint(), "lease.duration = \"90s\"");
     let (code, report) = other.run(&["migrate"], true);
     let notes = with(&report["shared"], "note");
     assert_eq!((code, notes.len()), (0, 1), "{report}");

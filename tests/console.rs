@@ -8,14 +8,13 @@ use postrider::{
 };
 use postrider_actors::{
     model::{
-        batch::{NewBatch, Rows},
         ids::{BatchId, MessageId},
-        outcome::{Attempt, DeathCause, Verdict},
-        record::{DETAIL_BYTES_MAX, MessageRecord},
+        ledger::{DETAIL_BYTES_MAX, MessageVerdict},
+        outcome::{DeathCause, Verdict},
         state::MessageState,
-        time::UnixMs,
+        time::{MonoMs, UnixMs},
     },
-    ports::{Claim, ClaimRequest, Claims, LeaseToken, Ledger, Outbox, OutstandingQuery, Settlement},
+    ports::{LeaseRequest, LeaseToken, Ledger, Outbox, Queue, Release, Settlement, Want},
     testing::fixtures,
 };
 use tokio::runtime::Runtime;
@@ -35,63 +34,34 @@ fn at(ms: u64) -> UnixMs {
     UnixMs(NOW.0 + ms)
 }
 
+/// Gets the batch into a worker's hands at the time.
+type Grant = Box<dyn Fn(&Runtime, BatchId, UnixMs) -> LeaseToken>;
+
 /// A daemon's side of a store.
 struct Daemon {
     runtime: Runtime,
     outbox: Arc<dyn Outbox>,
-    claims: Arc<dyn Claims>,
     ledger: Arc<dyn Ledger>,
+    grant: Grant,
 }
 
 impl Daemon {
-    /// Dispatches what is outstanding, claims `batch` and records `verdicts`.
-    fn settle(&self, batch: BatchId, verdicts: Vec<(u32, Verdict)>, retries: Vec<NewBatch>) {
-        self.settle_with(batch, verdicts, retries, Vec::new());
-    }
-
-    fn settle_with(
-        &self,
-        batch: BatchId,
-        verdicts: Vec<(u32, Verdict)>,
-        retries: Vec<NewBatch>,
-        records: Vec<MessageRecord>,
-    ) {
-        self.runtime.block_on(async {
-            let query =
-                OutstandingQuery { due_by: UnixMs(u64::MAX), limit: 100, with_batches: false, except: &[] };
-            let entries = self.outbox.outstanding(query).await.unwrap();
-            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-            self.outbox.mark_dispatched(&ids).await.unwrap();
-            let request = ClaimRequest {
-                holder: "n-1/w#1".into(),
-                batches: vec![batch],
-                until: UnixMs(u64::MAX / 2_000),
-                now: NOW,
-            };
-            let claims = self.claims.claim(request).await.unwrap();
-            let [(_, Claim::Granted { fence, .. })] = claims[..] else { panic!("not granted: {claims:?}") };
-            let token = LeaseToken { batch, fence };
-            self.ledger.settle(vec![Settlement { token, verdicts, retries, records }]).await.unwrap();
-        });
+    /// Records `verdicts` of a worker that has `batch` at `now`, and gives the rest of it back.
+    fn settle(&self, batch: BatchId, now: UnixMs, verdicts: Vec<MessageVerdict>, details: &[(u32, &str)]) {
+        let settlement = Settlement {
+            token: (self.grant)(&self.runtime, batch, now),
+            verdicts,
+            details: details.iter().map(|&(index, words)| (index, words.into())).collect(),
+            records: Vec::new(),
+            ends: true,
+            begins: None,
+        };
+        self.runtime.block_on(self.ledger.settle(vec![settlement])).unwrap();
     }
 }
 
-/// The retry of one message of `batch`.
-fn retry(batch: &NewBatch, index: usize, attempt: Attempt, not_before: UnixMs) -> NewBatch {
-    let rows = Rows::decode(batch.payload.clone()).unwrap();
-    let first_row = rows.row(index);
-    let header = batch.header.clone();
-    NewBatch {
-        id: BatchId::derive(header.file, &header.destination, first_row, 0, 1),
-        first_row,
-        count: 1,
-        attempt: 1,
-        not_before,
-        payload: rows.select([index]).finish(),
-        history: vec![vec![attempt]],
-        header,
-        ..batch.clone()
-    }
+fn verdict(index: u32, drive: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
+    MessageVerdict { index, drive, attempt, verdict }
 }
 
 fn told(view: &mut dyn View, id: MessageId, destination: &str) -> Delivery {
@@ -113,7 +83,7 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
             daemon.outbox.append(fixtures::step(&other, first..=first + 9, at(1))).await.unwrap();
         }
     });
-    let first = fixtures::batch(&file, "d", [1, 2, 5], NOW);
+    let batch = BatchId::derive(file.id, "d", 1);
     let id = MessageId { file: file.id, row: 1 };
 
     let delivery = told(view, id, "d");
@@ -121,38 +91,20 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     assert_eq!((delivery.not_before, delivery.accepted_at), (Some(NOW), NOW));
 
     let (failed, again) = (fixtures::failed(at(1)), fixtures::failed(at(2)));
-    let carried = retry(&first, 0, failed, at(50));
     let verdicts = vec![
-        (0, Verdict::Retry { attempt: failed, not_before: at(50) }),
-        (1, Verdict::Dead { attempt: again, cause: DeathCause::Age }),
+        verdict(0, 0, 1, Verdict::Retry { attempt: failed, not_before: at(50) }),
+        verdict(1, 0, 1, Verdict::Dead { attempt: again, cause: DeathCause::Age }),
     ];
     // The destination's words on what it was told are kept with a dead letter, and only there.
-    let said = |row, state, detail: String| MessageRecord {
-        id: MessageId { file: file.id, row },
-        destination: "d".into(),
-        feed: "f".into(),
-        recipient: format!("user-{row}").into(),
-        state,
-        attempts: 1,
-        status: 503,
-        reason: Some(again.reason),
-        detail: Some(detail.into()),
-        provider_id: None,
-        accepted_at: NOW,
-        at: at(2),
-    };
-    let records = vec![
-        said(1, MessageState::Retrying, "not now".to_owned()),
-        said(2, MessageState::Dead, format!("{WORDS}ü, and this is too much")),
-    ];
-    daemon.settle_with(first.id, verdicts, vec![carried.clone()], records);
+    let too_long = format!("{WORDS}ü, and this is too much");
+    daemon.settle(batch, NOW, verdicts, &[(0, "not now"), (1, &too_long)]);
     let delivery = told(view, id, "d");
     assert_eq!((delivery.state, delivery.not_before), (MessageState::Retrying, Some(at(50))));
     assert_eq!((&delivery.failed[..], delivery.sent, delivery.cause), (&[failed][..], None, None));
 
     let last = fixtures::failed(at(60));
-    let verdicts = vec![(0, Verdict::Dead { attempt: last, cause: DeathCause::Attempts })];
-    daemon.settle(carried.id, verdicts, Vec::new());
+    let verdicts = vec![verdict(0, 0, 2, Verdict::Dead { attempt: last, cause: DeathCause::Attempts })];
+    daemon.settle(batch, at(50), verdicts, &[]);
     let delivery = told(view, id, "d");
     assert_eq!((delivery.state, delivery.cause), (MessageState::Dead, Some(DeathCause::Attempts)));
     assert_eq!((&delivery.failed[..], delivery.not_before), (&[failed, last][..], None));
@@ -168,8 +120,8 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     let delivery = told(view, id, "d");
     assert_eq!((delivery.state, delivery.drive), (MessageState::Retrying, 1));
     assert_eq!(delivery.failed, [failed, last], "a redrive forgets no attempt");
-    let redriven = BatchId::derive(file.id, "d", 1, 1, 0);
-    daemon.settle(redriven, vec![(0, Verdict::Sent { at: at(130), status: 202 })], Vec::new());
+    assert_eq!((delivery.accepted_at, delivery.not_before), (at(100), Some(at(100))));
+    daemon.settle(batch, at(100), vec![verdict(0, 1, 1, Verdict::Sent { at: at(130), status: 202 })], &[]);
     let delivery = told(view, id, "d");
     assert_eq!((delivery.state, delivery.sent), (MessageState::Sent, Some((202, at(130)))));
     assert_eq!((delivery.failed.len(), delivery.recipient.as_deref()), (2, Some("user-1")));
@@ -228,7 +180,7 @@ fn counts(view: &mut dyn View, operate: &mut dyn Operate) {
     assert_eq!(view.depth().unwrap(), 3 + 3 - 2 + 20);
     let views = view.destinations().unwrap();
     assert_eq!((views["d"].counts.accepted, views["d"].counts.dead, views["e"].counts.accepted), (23, 2, 3));
-    assert_eq!((views["d"].outstanding, views["d"].disabled.is_some()), (0, false));
+    assert!(views["d"].disabled.is_none());
 
     operate.disable("d", "for repairs", at(5)).unwrap();
     operate.disable("d", "another reason", at(6)).unwrap();
@@ -261,7 +213,17 @@ fn the_embedded_store() {
     let path: &Path = dir.path();
     let store = Arc::new(EmbeddedStore::open(path, Arc::new(|error| panic!("fatal: {error}"))).unwrap());
     let runtime = Runtime::new().unwrap();
-    let daemon = Daemon { runtime, outbox: store.clone(), claims: store.clone(), ledger: store };
+    let queue = store.clone();
+    let grant: Grant = Box::new(move |runtime, batch, now| {
+        let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: usize::MAX }];
+        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now };
+        let leases = runtime.block_on(queue.lease(request)).unwrap();
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            leases.iter().map(|lease| lease.token).partition(|token| token.batch == batch);
+        runtime.block_on(queue.release(&others, Release::Unused)).unwrap();
+        wanted[0]
+    });
+    let daemon = Daemon { runtime, outbox: store.clone(), ledger: store, grant };
     story(&daemon, &mut Viewer::open(path).unwrap(), &mut Operator::open(path).unwrap());
 }
 
@@ -282,6 +244,8 @@ mod dynamodb {
         clock::SystemClock,
         dynamodb::{Console, DynamoSettings, DynamoStore, migrate},
     };
+
+    use postrider_actors::ports::{Claim, ClaimRequest, Claims as _};
 
     use super::{emulators::Server, *};
 
@@ -321,7 +285,19 @@ mod dynamodb {
             let clock = Arc::new(SystemClock);
             Arc::new(DynamoStore::open(&client, settings, clock, Arc::new(())).await.unwrap())
         });
-        let daemon = Daemon { runtime, outbox: store.clone(), claims: store.clone(), ledger: store };
+        let claims = store.clone();
+        let grant: Grant = Box::new(move |runtime, batch, now| {
+            let request = ClaimRequest {
+                holder: "n-1/w#1".into(),
+                batches: vec![batch],
+                until: UnixMs(u64::MAX / 2_000),
+                now,
+            };
+            let granted = runtime.block_on(claims.claim(request)).unwrap();
+            let [(_, Claim::Granted(record))] = &granted[..] else { panic!("not granted: {granted:?}") };
+            LeaseToken { batch, fence: record.fence }
+        });
+        let daemon = Daemon { runtime, outbox: store.clone(), ledger: store, grant };
         story(&daemon, &mut console(server.endpoint()), &mut console(server.endpoint()));
     }
 }

@@ -21,16 +21,16 @@ use postrider::adapters::{
     sqs::{SqsIntake, SqsIntakeSettings},
 };
 use postrider_actors::{
-    flow::{Bell, ProgressBoard},
+    flow::{Bells, ProgressBoard},
     metrics::StageMetrics,
     model::{
         batch::{MessageData, Rows},
         builder::BatchLimits,
         file::{FileReport, FileState},
         intake::AccumulatorLimits,
-        time::UnixMs,
+        time::{MonoMs, UnixMs},
     },
-    ports::{Clock as _, Intake, ItemOutcome, Ledger as _, Outbox as _, OutstandingQuery},
+    ports::{Clock as _, Intake, ItemOutcome, LeaseRequest, Ledger as _, Queue as _, Release, Want},
     queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::FeedDestination,
     supervision::{Drain, Fault as ActorFault},
@@ -119,7 +119,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         outbox: store.clone(),
         ledger: store.clone(),
         clock: clock.clone(),
-        appended: Bell::default(),
+        appended: Bells::default(),
         metrics: StageMetrics::default().feed("orders"),
         progress: ProgressBoard::default().mark("queue_feed", clock.mono()),
     };
@@ -138,18 +138,26 @@ async fn drained(feed: Addr<QueueFeed>) {
 
 /// How often each recipient became a message.
 async fn messages(store: &EmbeddedStore) -> BTreeMap<String, usize> {
-    let query =
-        OutstandingQuery { due_by: UnixMs(u64::MAX), limit: 100_000, with_batches: true, except: &[] };
     let mut messages = BTreeMap::new();
-    for entry in store.outstanding(query).await.unwrap() {
-        let batch = entry.batch.unwrap();
-        let rows = Rows::decode(batch.payload).unwrap();
-        for index in 0..rows.len() {
-            let parts = batch.header.layout.read(rows.bytes(index)).unwrap();
-            assert!(matches!(parts.data, MessageData::Object(_)));
-            *messages.entry(parts.recipient.to_owned()).or_default() += 1;
+    let mut tokens = Vec::new();
+    loop {
+        let wants = vec![Want { destination: "shop".into(), messages: 1_000, batches: 1_000 }];
+        let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
+        let leases = store.lease(LeaseRequest { holder: "look".into(), wants, until, now }).await.unwrap();
+        if leases.is_empty() {
+            break;
+        }
+        for lease in leases {
+            tokens.push(lease.token);
+            let rows = Rows::decode(lease.payload).unwrap();
+            for index in 0..rows.len() {
+                let parts = lease.header.layout.read(rows.bytes(index)).unwrap();
+                assert!(matches!(parts.data, MessageData::Object(_)));
+                *messages.entry(parts.recipient.to_owned()).or_default() += 1;
+            }
         }
     }
+    store.release(&tokens, Release::Unused).await.unwrap();
     messages
 }
 

@@ -24,14 +24,15 @@ use postrider_actors::{
     model::{
         batch::Rows,
         ids::{BatchId, FileId},
+        ledger::MessageVerdict,
         outcome::Verdict,
         time::UnixMs,
     },
     ports::{
-        Clock as _, ItemOutcome, Lease, LeaseRequest, OutboxEntry, OutstandingQuery, Queue as _, Release,
-        Settled, Settlement,
+        Clock as _, DispatchSource as _, DispatchTarget as _, ItemOutcome, Lease, LeaseRequest, Ledger as _,
+        Outbox as _, OutboxEntry, OutstandingQuery, Queue as _, Release, Settled, Settlement, Want,
     },
-    testing::{FakeClock, conformance::Subject, fixtures},
+    testing::{FakeClock, MemoryStore, fixtures},
 };
 use sqs::{NOW, Queues, settings};
 use tokio::time::{Instant, sleep};
@@ -45,7 +46,7 @@ const LEASE: Duration = Duration::from_secs(10);
 /// One store, one queue, and processes at it.
 struct World {
     queues: Queues,
-    store: Subject,
+    store: Arc<MemoryStore>,
     url: String,
     dead: String,
     processes: Vec<Arc<SqsQueue>>,
@@ -58,9 +59,13 @@ struct World {
 
 impl World {
     async fn new(processes: usize, change: impl Fn(&mut SqsSettings)) -> Self {
+        Self::with_queue("", processes, change).await
+    }
+
+    async fn with_queue(suffix: &str, processes: usize, change: impl Fn(&mut SqsSettings)) -> Self {
         let queues = Queues::start();
-        let store = Subject::in_memory();
-        let (url, dead) = queues.create("").await;
+        let store = Arc::new(MemoryStore::new());
+        let (url, dead) = queues.create(suffix).await;
         let opened = (0..processes).map(|process| {
             let mut settings = settings(&url, &dead);
             settings.process = format!("node-{process}-1").into();
@@ -86,7 +91,7 @@ impl World {
         let file = fixtures::file("feed", self.files, &[destination]);
         for batch in 0..batches {
             let step = fixtures::step(&file, batch * rows + 1..=(batch + 1) * rows, NOW);
-            self.store.outbox.append(step).await.unwrap();
+            self.store.append(step).await.unwrap();
         }
         if destination == "d" {
             self.accepted.extend((1..=batches * rows).map(|row| (file.id, row)));
@@ -95,9 +100,8 @@ impl World {
     }
 
     async fn outstanding(&self) -> Vec<OutboxEntry> {
-        let query =
-            OutstandingQuery { due_by: UnixMs(u64::MAX), limit: 1_000, with_batches: true, except: &[] };
-        self.store.outbox.outstanding(query).await.unwrap()
+        let query = OutstandingQuery { due_by: UnixMs(u64::MAX), limit: 1_000, except: &[] };
+        self.store.outstanding(query).await.unwrap()
     }
 
     /// Sends entries and marks what was accepted, as the dispatcher does.
@@ -107,29 +111,42 @@ impl World {
         assert_eq!(ids, entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), "by id, in order");
         let accepted = outcomes.iter().filter(|(_, outcome)| *outcome == ItemOutcome::Ok);
         let accepted: Vec<_> = accepted.map(|(id, _)| *id).collect();
-        self.store.outbox.mark_dispatched(&accepted).await.unwrap();
+        self.store.mark_dispatched(&accepted).await.unwrap();
         outcomes
     }
 
     async fn lease(&self, process: usize, destination: &str, limit: usize) -> Vec<Lease> {
         let until = SystemClock.mono().after(LEASE);
-        let wants = vec![(destination.into(), limit)];
-        self.processes[process].lease(LeaseRequest { holder: "w".into(), wants, until }).await.unwrap()
+        let wants = vec![Want { destination: destination.into(), messages: usize::MAX, batches: limit }];
+        let request = LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall() };
+        self.processes[process].lease(request).await.unwrap()
     }
 
-    /// Sends every unsettled message of a lease once and settles it.
+    /// Asks until there is a lease.
+    async fn lease_one(&self, process: usize, destination: &str) -> Lease {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(lease) = self.lease(process, destination, 1).await.pop() {
+                return lease;
+            }
+            sleep(Duration::from_millis(20)).await;
+            assert!(Instant::now() < until, "nothing comes");
+        }
+    }
+
+    /// Sends every open message of a lease once and settles it.
     async fn work(&mut self, process: usize, lease: &Lease) {
         let rows = Rows::decode(lease.payload.clone()).unwrap();
-        let mut verdicts = Vec::new();
-        for index in lease.states.unsettled() {
-            *self.requests.entry((lease.header.file, rows.row(index))).or_default() += 1;
-            verdicts.push((index as u32, Verdict::Sent { at: NOW, status: 200 }));
+        for open in &lease.open {
+            *self.requests.entry((lease.header.file, rows.row(open.index as usize))).or_default() += 1;
         }
-        let settlement =
-            Settlement { token: lease.token, verdicts, retries: Vec::new(), records: Vec::new() };
-        let settled = self.store.ledger.settle(vec![settlement]).await.unwrap()[0];
+        let sent = Verdict::Sent { at: NOW, status: 200 };
+        let settlement = settlement(lease, lease.open.iter().map(|open| open.verdict(sent)).collect());
+        let settled = self.store.settle(vec![settlement]).await.unwrap()[0];
         match settled {
-            Settled::Complete => self.processes[process].acknowledge(&[lease.token]).await.unwrap(),
+            Settled::Complete | Settled::Released => {
+                self.processes[process].acknowledge(&[lease.token]).await.unwrap();
+            }
             Settled::Open | Settled::Stale => {
                 self.processes[process].release(&[lease.token], Release::Unused).await.unwrap();
             }
@@ -150,7 +167,7 @@ impl World {
             for (process, lease) in in_hand {
                 self.work(process, &lease).await;
             }
-            let open = self.store.outbox.depth().await.unwrap();
+            let open = self.store.depth().await.unwrap();
             if open == 0 && self.processes[0].queue_depth().await.is_ok_and(|depth| depth.total() == 0) {
                 break;
             }
@@ -179,6 +196,17 @@ impl World {
         let receive = self.queues.direct.receive_message().queue_url(&self.dead);
         let receive = receive.max_number_of_messages(10).message_attribute_names("All");
         receive.send().await.unwrap().messages.unwrap_or_default()
+    }
+}
+
+fn settlement(lease: &Lease, verdicts: Vec<MessageVerdict>) -> Settlement {
+    Settlement {
+        token: lease.token,
+        verdicts,
+        details: BTreeMap::new(),
+        records: Vec::new(),
+        ends: false,
+        begins: None,
     }
 }
 
@@ -302,7 +330,7 @@ async fn f48_what_can_t_be_deleted_comes_again_is_known_as_settled_and_goes_then
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
-async fn f48_what_can_t_be_read_or_is_unknown_goes_to_the_dead_letters_with_the_reason() {
+async fn f48_what_can_t_be_read_goes_to_the_dead_letters_with_the_reason_and_what_is_unknown_goes() {
     let mut world = World::new(1, |_| ()).await;
     let bodies = ["no envelope, but user-secret", r#"{"version":9,"rows":[]}"#];
     for body in bodies {
@@ -328,11 +356,57 @@ async fn f48_what_can_t_be_read_or_is_unknown_goes_to_the_dead_letters_with_the_
         })
         .collect();
     reasons.sort();
-    assert_eq!(reasons.len(), 3, "{reasons:?}");
-    assert!(reasons[0].starts_with("no envelope: no JSON"), "{reasons:?}");
-    assert_eq!(reasons[1], "the store does not know its batch");
-    assert!(reasons[2].starts_with("version 9"), "{reasons:?}");
+    assert_eq!(
+        reasons.len(),
+        2,
+        "B18: an entry is a hint, and this store knows of nothing to do: {reasons:?}"
+    );
+    assert!(reasons[0].starts_with("not an envelope: not JSON"), "{reasons:?}");
+    assert!(reasons[1].starts_with("version 9"), "{reasons:?}");
     assert!(!reasons.concat().contains("secret"));
+}
+
+/// B18: an entry ends with its lease, and what is left of the batch comes as another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn what_a_lease_leaves_comes_again_from_the_store_when_it_is_due() {
+    for suffix in ["", ".fifo"] {
+        let mut world = World::with_queue(suffix, 1, |_| ()).await;
+        let entries = world.append("d", 1, 5).await;
+        world.dispatch(&entries).await;
+        let lease = world.lease_one(0, "d").await;
+        // Given back, it is due at once, as it was before: no queue may take it for a repetition.
+        world.processes[0].release(&[lease.token], Release::Unused).await.unwrap();
+        let again = world.outstanding().await;
+        assert_eq!((again.len(), again[0].not_before), (1, NOW));
+        world.dispatch(&again).await;
+        let lease = world.lease_one(0, "d").await;
+        let due = SystemClock.wall().after(Duration::from_secs(2));
+        let attempt = fixtures::failed(NOW);
+        let retry = Verdict::Retry { attempt, not_before: due };
+        let sent = Verdict::Sent { at: NOW, status: 200 };
+        let verdicts = lease.open.iter().map(|open| open.verdict(if open.index == 3 { retry } else { sent }));
+        let mut settlement = settlement(&lease, verdicts.collect());
+        settlement.ends = true;
+        assert_eq!(world.store.settle(vec![settlement]).await.unwrap(), [Settled::Released]);
+        world.processes[0].acknowledge(&[lease.token]).await.unwrap();
+        let again = world.outstanding().await;
+        assert_eq!((again.len(), again[0].not_before), (1, due));
+        if suffix == ".fifo" {
+            sleep(due.since(SystemClock.wall())).await; // such a queue delays no single message
+        }
+        world.dispatch(&again).await;
+        let rest = world.lease_one(0, "d").await;
+        assert!(SystemClock.wall() >= due, "not before it is due");
+        assert_eq!(rest.payload, lease.payload);
+        assert_eq!(rest.open.iter().map(|open| (open.index, open.tries)).collect::<Vec<_>>(), [(3, 1)]);
+        world.work(0, &rest).await;
+        let until = Instant::now() + PATIENCE;
+        while world.processes[0].queue_depth().await.unwrap().total() > 0 {
+            sleep(Duration::from_millis(50)).await;
+            assert!(Instant::now() < until, "an entry is left");
+        }
+    }
 }
 
 /// F43 at the queue: one destination is blocked, hundreds of its entries stand in front.
@@ -439,20 +513,12 @@ async fn s2_5_an_entry_that_comes_too_early_is_hidden_without_a_claim() {
     let ahead = Arc::new(FakeClock::at(due));
     let sender = world.queues.open(&settings(&world.url, &world.dead), &world.store, ahead);
     assert_eq!(accepted(&sender.send(&entries).await.unwrap()), 1);
-    world.store.outbox.mark_dispatched(&[entries[0].id]).await.unwrap();
-    let until = Instant::now() + PATIENCE;
-    let leases = loop {
-        let leases = world.lease(0, "d", 1).await;
-        if !leases.is_empty() {
-            break leases;
-        }
-        sleep(Duration::from_millis(20)).await;
-        assert!(Instant::now() < until);
-    };
+    world.store.mark_dispatched(&[entries[0].id]).await.unwrap();
+    let lease = world.lease_one(0, "d").await;
     assert!(SystemClock.wall() >= due, "not before it is due");
-    assert_eq!(leases[0].token.fence, 1, "it was claimed once");
+    assert_eq!(lease.token.fence, 1, "it was claimed once");
     assert_eq!(world.queues.proxy.counts()["ChangeMessageVisibilityBatch"].items, 1);
-    world.work(0, &leases[0]).await;
+    world.work(0, &lease).await;
     world.deliver_all().await;
     world.assert_each_once();
 }

@@ -11,7 +11,7 @@ use actix::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
-    flow::{Bell, Progress, insist},
+    flow::{Bells, Progress, insist},
     messages::{FileClosed, ParsedRows},
     metrics::{FeedMetrics, StoredRows},
     model::{
@@ -43,8 +43,8 @@ pub struct BatcherSetup {
     pub outbox: Arc<dyn Outbox>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Rung when batches were appended.
-    pub appended: Bell,
+    /// To ring when batches were appended.
+    pub appended: Bells,
     /// What is counted.
     pub metrics: FeedMetrics,
     /// Sign of life.
@@ -265,8 +265,7 @@ impl FileProgress {
             self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
         }
         let headers = self.file.headers().iter();
-        let mut batches: Vec<_> =
-            headers.map(|header| cut.first_attempt(header.clone(), accepted_at)).collect();
+        let mut batches: Vec<_> = headers.map(|header| cut.batch(header.clone(), accepted_at)).collect();
         let draft = self.last_draft();
         draft.bytes += copies * cut.payload.len();
         draft.batches.append(&mut batches);

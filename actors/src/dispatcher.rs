@@ -1,7 +1,7 @@
-//! Dispatcher: hands due batches from the outbox to the queue. A retry waits in the outbox until its
-//! time has come.
+//! Dispatcher: hands due batches from a store to the queue that carries them to workers, on whatever machine. A batch
+//! that is to be tried again waits in the store until its time has come.
 //!
-//! A queue that stores batches is shared and one line for all: what can't be delivered now is not put into it.
+//! The queue is shared and one line for all: what can't be delivered now is not put into it.
 //! Batches of a destination that config pauses or that is disabled (410) stay in the outbox; and what is
 //! dispatched is held back as the delay policy says (S2.3, S2.6).
 
@@ -17,7 +17,9 @@ use crate::{
         ids::BatchId,
         time::MonoMs,
     },
-    ports::{Clock, ItemOutcome, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, StoreError},
+    ports::{
+        Clock, DispatchSource, DispatchTarget, ItemOutcome, Ledger, OutboxEntry, OutstandingQuery, StoreError,
+    },
     supervision::{Drain, Fault},
 };
 
@@ -40,18 +42,18 @@ const DISABLED_FOR: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct DispatcherSetup {
     /// Where batches come from.
-    pub outbox: Arc<dyn Outbox>,
+    pub source: Arc<dyn DispatchSource>,
     /// Where they go.
-    pub queue: Arc<dyn Queue>,
+    pub target: Arc<dyn DispatchTarget>,
     /// Which destinations are disabled.
     pub ledger: Arc<dyn Ledger>,
     /// Destinations whose messages config holds.
     pub paused: Vec<Arc<str>>,
-    /// How long the queue holds back what is dispatched. Only a queue that stores batches does.
+    /// How long the queue holds back what is dispatched.
     pub delay: DelayPolicy,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Rung when batches were appended.
+    /// Rung when batches were appended, or are due again.
     pub appended: Bell,
     /// To ring when batches were queued: one bell per delivery worker.
     pub queued: Vec<Bell>,
@@ -110,32 +112,22 @@ impl DispatcherSetup {
     }
 
     async fn dispatch(&self, delay: &mut Delay, held: &mut Held) -> Result<Step, StoreError> {
-        let Self { outbox, queue, clock, progress, .. } = self;
-        let stores_batches = queue.stores_batches();
-        if stores_batches {
-            self.look_up_held(held).await?;
-        }
-        let due_by = clock.wall().after(queue.reach());
-        let query = OutstandingQuery {
-            due_by,
-            limit: GROUP_MAX,
-            with_batches: stores_batches,
-            except: &held.destinations,
-        };
-        let outstanding = || outbox.outstanding(query);
+        let Self { source, target, clock, progress, .. } = self;
+        self.look_up_held(held).await?;
+        let due_by = clock.wall().after(target.reach());
+        let query = OutstandingQuery { due_by, limit: GROUP_MAX, except: &held.destinations };
+        let outstanding = || source.outstanding(query);
         let mut entries = insist("reading the outbox", &**clock, progress, outstanding).await?;
         if entries.is_empty() {
-            let due = insist("reading the outbox", &**clock, progress, || outbox.next_due()).await?;
+            let due = insist("reading the outbox", &**clock, progress, || source.next_due()).await?;
             return Ok(Step::NothingDue(match due {
                 // Of a held destination, probably: looked at again in a while.
                 Some(due) if due <= due_by && !held.destinations.is_empty() => TICK,
                 due => due.map_or(TICK, |due| due.since(due_by).clamp(Duration::from_millis(1), TICK)),
             }));
         }
-        if stores_batches {
-            self.hold_back(&mut entries, delay).await;
-        }
-        let outcomes = insist("sending to the queue", &**clock, progress, || queue.send(&entries)).await?;
+        self.hold_back(&mut entries, delay).await;
+        let outcomes = insist("sending to the queue", &**clock, progress, || target.send(&entries)).await?;
         self.metrics.offered(&outcomes);
         let accepted = accepted(outcomes);
         failpoint!("dispatch.sent");
@@ -143,7 +135,7 @@ impl DispatcherSetup {
             return Ok(Step::Refused);
         }
         let marked =
-            insist("marking what is dispatched", &**clock, progress, || outbox.mark_dispatched(&accepted))
+            insist("marking what is dispatched", &**clock, progress, || source.mark_dispatched(&accepted))
                 .await?;
         log_unmarked(marked);
         for bell in &self.queued {
@@ -170,7 +162,7 @@ impl DispatcherSetup {
     /// Moves what is to be sent behind the delay that the policy asks for now.
     async fn hold_back(&self, entries: &mut [OutboxEntry], delay: &mut Delay) {
         if delay.wants_depth(self.clock.mono()) {
-            let depth = self.queue.queue_depth().await;
+            let depth = self.target.queue_depth().await;
             if let Err(error) = &depth {
                 tracing::warn!(%error, "the queue's depth is unknown");
             }
@@ -234,6 +226,7 @@ mod tests {
         flow::ProgressBoard,
         metrics::StageMetrics,
         model::time::UnixMs,
+        ports::Outbox as _,
         testing::{Carrier, CarrierFaults, CarrierQueue, FakeClock, MemoryStore, fixtures},
     };
 
@@ -243,7 +236,7 @@ mod tests {
     async fn setup(
         batches: u64,
         change: impl FnOnce(&mut DispatcherSetup),
-    ) -> (DispatcherSetup, Arc<FakeClock>) {
+    ) -> (DispatcherSetup, Arc<MemoryStore>, Arc<FakeClock>) {
         let store = Arc::new(MemoryStore::new());
         let file = fixtures::file("feed", 1, &["d", "e"]);
         for batch in 0..batches {
@@ -254,9 +247,9 @@ mod tests {
         let reach = Duration::from_mins(15);
         let queue = CarrierQueue::new(carrier, store.clone(), clock.clone(), "node-1", reach);
         let mut setup = DispatcherSetup {
-            outbox: store.clone(),
-            queue: Arc::new(queue),
-            ledger: store,
+            source: store.clone(),
+            target: Arc::new(queue),
+            ledger: store.clone(),
             paused: Vec::new(),
             delay: DelayPolicy::None,
             clock: clock.clone(),
@@ -266,7 +259,7 @@ mod tests {
             progress: ProgressBoard::default().mark("dispatcher", clock.mono()),
         };
         change(&mut setup);
-        (setup, clock)
+        (setup, store, clock)
     }
 
     async fn dispatch_all(setup: &DispatcherSetup, delay: &mut Delay, held: &mut Held) -> Duration {
@@ -280,34 +273,34 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_held_stays_in_the_outbox_and_the_others_go() {
-        let (setup, clock) = setup(300, |setup| setup.paused = vec!["d".into()]).await;
+        let (setup, store, clock) = setup(300, |setup| setup.paused = vec!["d".into()]).await;
         let (mut delay, mut held) = (Delay::new(DelayPolicy::None), Held::default());
         // The held ones are as old, and many: they neither stand in the way nor keep the loop busy.
         assert_eq!(dispatch_all(&setup, &mut delay, &mut held).await, TICK);
-        assert_eq!(setup.queue.queue_depth().await.unwrap().total(), 300);
+        assert_eq!(setup.target.queue_depth().await.unwrap().total(), 300);
 
         setup.ledger.disable_destination("e", "410", NOW).await.unwrap();
         let file = fixtures::file("feed", 2, &["e"]);
-        setup.outbox.append(fixtures::step(&file, 1..=1, NOW)).await.unwrap();
+        store.append(fixtures::step(&file, 1..=1, NOW)).await.unwrap();
         clock.advance(DISABLED_FOR);
         dispatch_all(&setup, &mut delay, &mut held).await;
-        assert_eq!(setup.queue.queue_depth().await.unwrap().total(), 300, "disabled: asked within a second");
+        assert_eq!(setup.target.queue_depth().await.unwrap().total(), 300, "disabled: asked within a second");
     }
 
     #[tokio::test]
     async fn s2_3_s2_6_what_is_dispatched_is_held_back() {
         let policy = DelayPolicy::seed_table();
-        let (setup, clock) = setup(350, |setup| setup.delay = policy.clone()).await;
+        let (setup, _, clock) = setup(350, |setup| setup.delay = policy.clone()).await;
         let (mut delay, mut held) = (Delay::new(policy), Held::default());
         // 256 at a time; the depth is read every few seconds.
         for (expected, total) in [(0, 256), (0, 512), (188, 700)] {
             setup.dispatch(&mut delay, &mut held).await.unwrap();
-            let depth = setup.queue.queue_depth().await.unwrap();
+            let depth = setup.target.queue_depth().await.unwrap();
             assert_eq!((depth.delayed, depth.total()), (expected, total));
             clock.advance(Duration::from_secs(5)); // as often as the table reads
         }
         // 30 s after the dispatch, which was 5 s ago.
         clock.advance(Duration::from_secs(26));
-        assert_eq!(setup.queue.queue_depth().await.unwrap().delayed, 0);
+        assert_eq!(setup.target.queue_depth().await.unwrap().delayed, 0);
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    flow::{Bell, Progress, blocking, insist},
+    flow::{Bells, Progress, blocking, insist},
     metrics::{FeedMetrics, StoredRows},
     model::{
         batch::RowLayout,
@@ -108,8 +108,8 @@ pub struct QueueFeedSetup {
     pub ledger: Arc<dyn Ledger>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Rung when batches were appended.
-    pub appended: Bell,
+    /// To ring when batches were appended.
+    pub appended: Bells,
     /// What is counted.
     pub metrics: FeedMetrics,
     /// Sign of life.
@@ -473,8 +473,7 @@ impl Feed {
         for (step, left) in steps.iter().zip((0..steps.len()).rev()) {
             let at = clock.wall();
             let batches = step.cuts.iter();
-            let batches =
-                batches.flat_map(|cut| headers.iter().map(|header| cut.first_attempt(header.clone(), at)));
+            let batches = batches.flat_map(|cut| headers.iter().map(|header| cut.batch(header.clone(), at)));
             let ids = entries.iter().map(|entry| self.entry_id(entry));
             let append = Append {
                 file: record.clone(),

@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use crate::{
     flow::{Bell, Progress, blocking, insist},
     model::time::{MonoMs, UnixMs},
-    ports::{Clock, Inbox, Ledger, OutboxArchive, Queue, StoreError},
+    ports::{Archive, Clock, Inbox, Ledger, Queue, StoreError},
     supervision::{Drain, Fault},
 };
 
@@ -46,9 +46,9 @@ pub struct SweeperSetup {
     pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
     pub queue_feeds: Vec<Arc<str>>,
-    /// The outbox to let go of what is done, and how long it is kept after it was dispatched
-    /// (`outbox.retention_s`); zero: for ever.
-    pub archive: Option<(Arc<dyn OutboxArchive>, Duration)>,
+    /// The store that is to let go of what is done, and how long that is kept after it was accepted
+    /// (`outbox.retention`); zero: for ever.
+    pub archive: Option<(Arc<dyn Archive>, Duration)>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
@@ -179,11 +179,13 @@ impl SweeperSetup {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{
         flow::ProgressBoard,
         model::outcome::Verdict,
-        ports::{Append, EntryId, LeaseRequest, Outbox, Settlement},
+        ports::{Append, EntryId, Fetched, LeaseRequest, Outbox, OutboxPages, Settlement, Want},
         testing::{FakeClock, MemoryStore, fixtures},
     };
 
@@ -216,21 +218,25 @@ mod tests {
         let clock = Arc::new(FakeClock::at(NOW));
         let id = step().batches[0].id;
         store.append(step()).await.unwrap();
-        store.mark_dispatched(&[id]).await.unwrap();
-        let wants = vec![("d".into(), 1)];
-        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000) };
-        let token = store.lease(request).await.unwrap()[0].token;
-        let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
-        store
-            .settle(vec![Settlement { token, verdicts, retries: Vec::new(), records: Vec::new() }])
-            .await
-            .unwrap();
+        let wants = vec![Want { destination: "d".into(), messages: 9, batches: 1 }];
+        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW };
+        let lease = store.lease(request).await.unwrap().pop().unwrap();
+        let sent = Verdict::Sent { at: NOW, status: 200 };
+        let settlement = Settlement {
+            token: lease.token,
+            verdicts: lease.open.iter().map(|open| open.verdict(sent)).collect(),
+            details: BTreeMap::new(),
+            records: Vec::new(),
+            ends: true,
+            begins: None,
+        };
+        store.settle(vec![settlement]).await.unwrap();
         let setup = setup(&store, &clock, retention);
         clock.advance(age);
         setup.let_go().await.unwrap();
         let fetched = store.get(&[id]).await.unwrap().pop().unwrap().1;
         let known = store.known_entries(&step().entries).await.unwrap();
-        (fetched != crate::ports::Fetched::Missing, !known.is_empty())
+        (fetched != Fetched::Missing, !known.is_empty())
     }
 
     #[tokio::test]

@@ -22,31 +22,31 @@ use std::{
 };
 
 use actix::prelude::*;
-use bytes::Bytes;
 use rand::RngExt as _;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore};
 
 pub use self::shelf::GroupLimits;
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, Gate, Progress, insist, tell_pace},
+    flow::{Bell, Gate, Strategy, Worker, WorkerSetup},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
-        batch::{PAYLOAD_VERSION, Rows},
-        lease::{Lease, LeaseToken},
+        batch::OpenRows,
+        lease::{Lease, LeaseToken, OpenMessage},
+        ledger::is_exclusive,
         retry::RetrySchedule,
         suspect::Pace,
         table::Mapping,
-        throughput::Telling,
+        time::UnixMs,
     },
-    ports::{Clock, ItemOutcome, LeaseRequest, Ledger, Queue, Release, StoreError, Table},
+    ports::{InFlight, Release, StoreError, Table, Want},
     supervision::{Drain, Fault},
 };
 
 /// Only control messages come in: batches are pulled.
 pub const MAILBOX: usize = 4;
 
-/// The longest a worker sleeps before it looks into the queue again.
+/// The longest that nobody looks whether a group is ready.
 const TICK: Duration = Duration::from_millis(500);
 
 /// What every statement to a warehouse waits for, whoever makes it (S4.1).
@@ -86,22 +86,12 @@ pub struct TableDestination {
 pub struct TableDeliverySetup {
     /// Where messages go.
     pub destinations: Vec<TableDestination>,
-    /// Where batches come from.
-    pub queue: Arc<dyn Queue>,
-    /// Where outcomes go.
-    pub ledger: Arc<dyn Ledger>,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// Rung when batches were queued, and by the worker itself when it needs more.
-    pub queued: Bell,
-    /// To ring when retries were appended.
-    pub appended: Bell,
-    /// How long a lease holds unless extended.
-    pub lease: Duration,
-    /// Lost leases that condemn a message.
-    pub lost_cap: u32,
-    /// Sign of life.
-    pub progress: Progress,
+    /// What it has in common with every worker.
+    pub worker: WorkerSetup,
+    /// Where what is in flight is noted for the process' next life.
+    pub in_flight: Arc<dyn InFlight>,
+    /// Held to be read by every statement; to be written by one that nothing else may be in flight with (B17).
+    pub alone: Arc<RwLock<()>>,
 }
 
 /// The actor.
@@ -119,16 +109,10 @@ impl TableDelivery {
             shelves: setup.destinations.iter().map(|destination| Shelf::new(destination.group)).collect(),
             held: HashMap::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
-            telling: Telling::new(setup.clock.mono()),
             failure: None,
         };
-        let desk = Desk {
-            setup,
-            holder: holder.into(),
-            state: Mutex::new(state),
-            moved: Bell::default(),
-            closing: watch::Sender::new(false),
-        };
+        let worker = Worker::new(setup.worker.clone(), holder);
+        let desk = Desk { worker, setup, state: Mutex::new(state), moved: Bell::default() };
         Self { desk: Arc::new(desk), predecessor, fault }
     }
 }
@@ -143,9 +127,11 @@ impl Actor for TableDelivery {
             Err(error) => this.fault.fail(context, error),
         };
         let (lease, predecessor) = (self.desk.clone(), self.predecessor.take());
-        context.spawn(async move { lease.lease_loop(predecessor).await }.into_actor(self).map(fail));
+        let leasing = async move { lease.worker.lease(&lease, predecessor).await };
+        context.spawn(leasing.into_actor(self).map(fail));
         let extend = self.desk.clone();
-        context.spawn(async move { extend.extend_loop().await }.into_actor(self).map(fail));
+        let extending = async move { extend.worker.extend(&extend).await };
+        context.spawn(extending.into_actor(self).map(fail));
         let group = self.desk.clone();
         context.spawn(async move { group.group_loop().await }.into_actor(self));
     }
@@ -169,37 +155,37 @@ impl Drop for TableDelivery {
 /// A leased batch, ready to be written.
 struct BatchInHand {
     lease: Lease,
-    rows: Rows,
+    rows: OpenRows,
     /// Why it can't be written, if it can't.
     mapping: Result<Arc<Mapping>, String>,
-    /// One draw per lease: the retries of a batch stay together.
+    /// One draw per lease: the retries of a batch come back together.
     jitter: f64,
     pace: Pace,
-    /// Its messages that are not settled yet.
-    open: Vec<u32>,
+    /// Its messages that are due, in row order.
+    open: Vec<OpenMessage>,
 }
 
 impl BatchInHand {
-    fn of(lease: Lease, lost_cap: u32) -> Self {
-        let rows = Rows::decode(lease.payload.clone()).map_err(|error| error.to_string());
+    fn of(lease: Lease, now: UnixMs) -> Self {
+        let open: Vec<_> = lease.open.iter().filter(|message| message.not_before <= now).copied().collect();
+        let indexes: Vec<_> = open.iter().map(|message| message.index).collect();
         let mapping = Mapping::of(&lease.header).map_err(|error| error.to_string());
-        let (rows, mapping) = match rows {
-            Ok(rows) if rows.len() == lease.states.0.len() => (rows, mapping),
-            rows => {
-                let why = rows.err().unwrap_or_else(|| "rows and states differ".to_owned());
-                let nothing =
-                    Rows::decode(Bytes::from_static(&[PAYLOAD_VERSION])).expect("an empty payload is valid");
-                (nothing, Err(why))
-            }
+        let (rows, mapping) = match OpenRows::of(lease.payload.clone(), lease.count as usize, &indexes) {
+            Ok(rows) => (rows, mapping),
+            Err(why) => (OpenRows::none(), Err(why)),
         };
-        let open = lease.states.unsettled().map(|index| index as u32).collect();
-        let pace = Pace::of(lease.losses, lost_cap);
+        let pace = Pace::of(lease.losses);
         Self { lease, rows, mapping, jitter: rand::rng().random(), pace, open }
+    }
+
+    /// Whether a message of it may only be written while nothing else of the process is in flight.
+    fn is_exclusive(&self, message: OpenMessage) -> bool {
+        self.lease.charged.get(&message.index).is_some_and(|&(deaths, _)| is_exclusive(deaths))
     }
 
     /// Whether it may be written together with others: not if it may be what killed its worker twice.
     fn goes_alone(&self) -> bool {
-        self.mapping.is_err() || matches!(self.pace, Pace::AloneRecorded | Pace::Condemn)
+        self.mapping.is_err() || self.pace == Pace::AloneMarked || !self.lease.charged.is_empty()
     }
 }
 
@@ -210,7 +196,6 @@ struct DeskState {
     held: HashMap<LeaseToken, usize>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
-    telling: Telling,
     /// What a lane could not go on with.
     failure: Option<StoreError>,
 }
@@ -226,100 +211,53 @@ impl DeskState {
         }
     }
 
-    /// Forgets a lease, wherever its batch is. A lane that has it goes on: its rows are harmless.
-    fn forget(&mut self, token: LeaseToken) {
-        if let Some(destination) = self.held.remove(&token) {
-            self.shelves[destination].remove(|batch| batch.lease.token == token);
-        }
+    /// Forgets a lease, wherever its batch is; whether it was in hand.
+    fn forget(&mut self, token: LeaseToken) -> bool {
+        let Some(destination) = self.held.remove(&token) else { return false };
+        self.shelves[destination].remove(|batch| batch.lease.token == token);
+        true
     }
 }
 
 /// What the worker's loops and lanes share.
 struct Desk {
+    worker: Worker,
     setup: TableDeliverySetup,
-    holder: Arc<str>,
     state: Mutex<DeskState>,
     /// Rung when a group may be ready: a batch came, a lane ended.
     moved: Bell,
-    closing: watch::Sender<bool>,
 }
 
-impl Desk {
-    fn state(&self) -> MutexGuard<'_, DeskState> {
-        // Changed by infallible steps only; a lane's panic is caught outside the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn close(&self) {
-        self.closing.send_replace(true);
-        self.moved.ring();
-        self.setup.queued.ring();
-    }
-
-    async fn insist<T, F>(&self, what: &'static str, operation: impl FnMut() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        insist(what, &*self.setup.clock, &self.setup.progress, operation).await
-    }
-
-    fn is_closing(&self) -> bool {
-        *self.closing.borrow()
-    }
-
-    async fn lease_loop(self: &Arc<Self>, predecessor: Option<String>) -> Result<(), StoreError> {
-        let Self { setup, .. } = &**self;
-        if let Some(predecessor) = predecessor {
-            self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
+impl Strategy for Arc<Desk> {
+    async fn turn(&self) -> Result<(), StoreError> {
+        failpoint!("panic.table_delivery");
+        if let Some(failure) = self.state().failure.take() {
+            return Err(failure);
         }
-        loop {
-            failpoint!("panic.table_delivery");
-            setup.progress.turn(setup.clock.mono());
-            if let Some(failure) = self.state().failure.take() {
-                return Err(failure);
-            }
-            self.state().gauge();
-            if let Some(rates) = self.state().telling.due(setup.clock.mono()) {
-                tell_pace(&self.holder, rates);
-            }
-            if self.is_closing() {
-                self.give_back().await?;
-                if self.state().held.is_empty() {
-                    return Ok(());
-                }
-            }
-            let wants = self.wants();
-            let wanted: usize = wants.iter().map(|(_, batches)| batches).sum();
-            let mut leased = 0;
-            if wanted > 0 {
-                let until = setup.clock.mono().after(setup.lease);
-                let request = LeaseRequest { holder: self.holder.clone(), wants, until };
-                let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
-                failpoint!("lease.after");
-                leased = leases.len();
-                for lease in leases {
-                    self.take(lease);
-                }
-                if leased > 0 {
-                    self.moved.ring();
-                }
-            }
-            if wanted == 0 || leased < wanted {
-                setup.queued.wait(TICK).await;
-            }
+        self.state().gauge();
+        if self.worker.is_closing() {
+            // What waits; what a lane has is given back by the lane.
+            let waiting: Vec<_> = {
+                let mut state = self.state();
+                state.shelves.iter_mut().flat_map(Shelf::clear).map(|batch| batch.lease.token).collect()
+            };
+            self.release(&waiting, Release::Unused).await?;
         }
+        Ok(())
     }
 
-    fn wants(&self) -> Vec<(Arc<str>, usize)> {
-        if self.is_closing() {
-            return Vec::new();
-        }
+    fn wants(&self) -> Vec<Want> {
         let state = self.state();
-        let now = self.setup.clock.mono();
+        let now = self.worker.clock().mono();
         let want = |(destination, shelf): (&TableDestination, &Shelf<_>)| {
             let open = !destination.paused && destination.concurrency > 0;
             let batches = if open { shelf.room(now, destination.concurrency) } else { 0 };
-            (batches > 0).then(|| (destination.name.clone(), batches))
+            // What a group needs is counted in batches: a shelf knows how many rows they usually have.
+            (batches > 0).then(|| Want {
+                destination: destination.name.clone(),
+                messages: usize::MAX,
+                batches,
+            })
         };
         self.setup.destinations.iter().zip(&state.shelves).filter_map(want).collect()
     }
@@ -330,11 +268,12 @@ impl Desk {
             return; // never leased: only own destinations are asked for
         };
         let token = lease.token;
-        if (lease.drive, lease.attempt, lease.losses) == (0, 0, 0) {
-            let wait = self.setup.clock.wall().since(lease.accepted_at);
+        let at = self.worker.clock().wall();
+        if lease.is_first() {
+            let wait = at.since(lease.accepted_at);
             self.setup.destinations[destination].metrics.leased(wait);
         }
-        let batch = BatchInHand::of(lease, self.setup.lost_cap);
+        let batch = BatchInHand::of(lease, at);
         if let Err(why) = &batch.mapping {
             tracing::error!(batch = %token.batch, why, "the batch can't be written: its messages are dead");
         }
@@ -344,19 +283,52 @@ impl Desk {
         // Leased again after a loss that this worker has not noticed yet: the old lease is over.
         state.shelves[destination].remove(|waiting| waiting.lease.token.batch == token.batch);
         state.held.insert(token, destination);
-        let now = self.setup.clock.mono();
+        let now = self.worker.clock().mono();
         state.shelves[destination].put(now, Arc::new(batch), rows, bytes, alone, |other| {
             other.lease.header.template == kind.template
         });
+    }
+
+    fn begin(&self) {
+        self.moved.ring();
+    }
+
+    fn sleep(&self) -> Duration {
+        Duration::MAX
+    }
+
+    fn tokens(&self) -> Vec<LeaseToken> {
+        self.state().held.keys().copied().collect()
+    }
+
+    /// A lane that has it goes on: its rows are harmless.
+    fn forget(&self, token: LeaseToken) -> bool {
+        self.state().forget(token)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.state().held.is_empty()
+    }
+}
+
+impl Desk {
+    fn state(&self) -> MutexGuard<'_, DeskState> {
+        // Changed by infallible steps only; a lane's panic is caught outside the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.moved.ring();
+        self.worker.close();
     }
 
     /// Starts a lane for every group that is ready, at the latest when its time has come.
     async fn group_loop(self: &Arc<Self>) {
         loop {
             let (mut wait, mut has_cut) = (TICK, false);
-            if !self.is_closing() {
+            if !self.worker.is_closing() {
                 let mut state = self.state();
-                let now = self.setup.clock.mono();
+                let now = self.worker.clock().mono();
                 for (index, destination) in self.setup.destinations.iter().enumerate() {
                     while let Some(group) = state.shelves[index].cut(now, destination.concurrency) {
                         has_cut = true;
@@ -368,53 +340,19 @@ impl Desk {
                 }
             }
             if has_cut {
-                self.setup.queued.ring(); // there is room on the shelf
+                self.worker.wake(); // there is room on the shelf
             }
             self.moved.wait(wait).await;
         }
     }
 
-    /// Gives back what waits; what a lane has is given back by the lane.
-    async fn give_back(&self) -> Result<(), StoreError> {
-        let tokens: Vec<_> = {
-            let mut state = self.state();
-            state.shelves.iter_mut().flat_map(Shelf::clear).map(|batch| batch.lease.token).collect()
-        };
-        self.release(&tokens, Release::Unused).await
-    }
-
     /// Ends leases whose batches no lane works on any more.
     async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
-        if !tokens.is_empty() {
-            self.insist("giving leases back", || self.setup.queue.release(tokens, how)).await?;
-            let mut state = self.state();
-            for token in tokens {
-                state.forget(*token);
-            }
+        self.worker.release(tokens, how).await?;
+        let mut state = self.state();
+        for token in tokens {
+            state.forget(*token);
         }
         Ok(())
-    }
-
-    async fn extend_loop(&self) -> Result<(), StoreError> {
-        loop {
-            tokio::time::sleep(self.setup.lease / 3).await;
-            let tokens: Vec<_> = self.state().held.keys().copied().collect();
-            if tokens.is_empty() {
-                continue;
-            }
-            let until = self.setup.clock.mono().after(self.setup.lease);
-            let extend = || self.setup.queue.extend(&tokens, until);
-            let outcomes = self.insist("extending leases", extend).await?;
-            let mut state = self.state();
-            for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
-                // One that a lane has settled meanwhile is not held any more, and no loss.
-                if let ItemOutcome::Permanent(why) = outcome
-                    && state.held.contains_key(&token)
-                {
-                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its messages are left to its new holder");
-                    state.forget(token);
-                }
-            }
-        }
     }
 }

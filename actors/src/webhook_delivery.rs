@@ -6,7 +6,7 @@
 //! and is that message's outcome; the worker and the other lanes go on.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,42 +16,41 @@ use std::{
 };
 
 use actix::prelude::*;
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, Gate, Progress, insist, tell_pace},
+    flow::{Bell, Gate, Strategy, Worker, WorkerSetup},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
-        batch::{PAYLOAD_VERSION, Rows},
+        batch::OpenRows,
         body::BodyTemplate,
-        lease::{Lease, LeaseToken},
+        lease::{Lease, LeaseToken, OpenMessage},
+        ledger::{MessageVerdict, is_exclusive},
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
         record::Said,
-        retry::{Decision, RetrySchedule, poisoned, retry_batches},
-        roster::{Pick, Report, Roster, RosterLimits},
-        suspect::Pace,
-        throughput::Telling,
+        retry::{Decision, RetrySchedule, poisoned},
+        roster::{Pick, Ready, Report, Roster, RosterLimits},
+        suspect::{Pace, is_condemned},
         time::UnixMs,
     },
-    ports::{
-        Clock, ItemOutcome, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError, Webhook,
-        WebhookRequest,
-    },
+    ports::{InFlight, Release, Settled, Settlement, StoreError, Want, Webhook, WebhookRequest},
     supervision::{Drain, Fault},
 };
 
 /// Only control messages come in: batches are pulled.
 pub const MAILBOX: usize = 4;
 
-/// The longest a worker sleeps before it looks into the queue again.
-const TICK: Duration = Duration::from_millis(500);
+/// Messages that wait in a worker for each that may be in flight, so that a lease is worth its transaction …
+const AHEAD_PER_PERMIT: usize = 4;
 
-/// Retries that are due within the same step of this length travel in one batch.
-const RETRY_GRANULARITY: Duration = Duration::from_millis(100);
+/// … and at least.
+const AHEAD_MIN: usize = 1_000;
+
+/// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
+const HELD_BATCHES_MAX: usize = 256;
 
 /// One worker's share of a destination.
 #[derive(Clone)]
@@ -79,32 +78,20 @@ pub struct DeliveryDestination {
 pub struct DeliverySetup {
     /// Where messages go.
     pub destinations: Vec<DeliveryDestination>,
-    /// Where batches come from.
-    pub queue: Arc<dyn Queue>,
-    /// Where outcomes go.
-    pub ledger: Arc<dyn Ledger>,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// Rung when batches were queued, and by the worker itself when it needs more.
-    pub queued: Bell,
-    /// To ring when retries were appended.
-    pub appended: Bell,
+    /// What it has in common with every worker.
+    pub worker: WorkerSetup,
     /// The limits on what is in flight and unrecorded.
     pub limits: RosterLimits,
-    /// Batches leased ahead per destination.
-    pub prefetch: usize,
-    /// How long a lease holds unless extended.
-    pub lease: Duration,
-    /// Lost leases that condemn a message.
-    pub lost_cap: u32,
+    /// Where what is in flight is noted for the process' next life.
+    pub in_flight: Arc<dyn InFlight>,
+    /// Held to be read by every attempt; to be written by one that nothing else may be in flight with (B17).
+    pub alone: Arc<RwLock<()>>,
     /// Outcomes recorded at once at the latest.
     pub record_group: usize,
     /// How long an outcome waits to be recorded with others.
     pub record_linger: Duration,
     /// The rate limit over all destinations, if there is one.
     pub gate: Option<Gate>,
-    /// Sign of life.
-    pub progress: Progress,
 }
 
 /// The actor.
@@ -125,15 +112,9 @@ impl WebhookDelivery {
             held: vec![false; shares.len()],
             lanes: 0,
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
-            telling: Telling::new(setup.clock.mono()),
         };
-        let desk = Desk {
-            setup,
-            holder: holder.into(),
-            state: Mutex::new(state),
-            flush: Bell::default(),
-            closing: watch::Sender::new(false),
-        };
+        let worker = Worker::new(setup.worker.clone(), holder);
+        let desk = Desk { worker, setup, state: Mutex::new(state), flush: Bell::default() };
         Self { desk: Arc::new(desk), predecessor, fault }
     }
 }
@@ -148,11 +129,13 @@ impl Actor for WebhookDelivery {
             Err(error) => this.fault.fail(context, error),
         };
         let (lease, predecessor) = (self.desk.clone(), self.predecessor.take());
-        context.spawn(async move { lease.lease_loop(predecessor).await }.into_actor(self).map(fail));
+        let leasing = async move { lease.worker.lease(&lease, predecessor).await };
+        context.spawn(leasing.into_actor(self).map(fail));
         let record = self.desk.clone();
         context.spawn(async move { record.record_loop().await }.into_actor(self).map(fail));
         let extend = self.desk.clone();
-        context.spawn(async move { extend.extend_loop().await }.into_actor(self).map(fail));
+        let extending = async move { extend.worker.extend(&extend).await };
+        context.spawn(extending.into_actor(self).map(fail));
     }
 }
 
@@ -174,9 +157,9 @@ impl Drop for WebhookDelivery {
 /// A leased batch, ready to send from.
 struct BatchInHand {
     lease: Lease,
-    rows: Rows,
+    rows: OpenRows,
     template: BodyTemplate,
-    /// One draw per lease: the retries of a batch stay together.
+    /// One draw per lease: the retries of a batch come back together.
     jitter: f64,
     /// Index of the destination.
     destination: usize,
@@ -193,6 +176,14 @@ impl BatchInHand {
     }
 }
 
+/// The verdicts on messages that are given up without another attempt: their delivery has killed the process too often.
+fn condemned(lease: &Lease, at: UnixMs) -> Vec<MessageVerdict> {
+    let is_condemned = |message: &&OpenMessage| {
+        lease.charged.get(&message.index).is_some_and(|&(_, alone)| is_condemned(alone))
+    };
+    lease.open.iter().filter(is_condemned).map(|message| message.verdict(poisoned(at))).collect()
+}
+
 struct DeskState {
     roster: Roster,
     batches: HashMap<LeaseToken, Arc<BatchInHand>>,
@@ -201,7 +192,6 @@ struct DeskState {
     lanes: usize,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
-    telling: Telling,
 }
 
 impl DeskState {
@@ -214,88 +204,40 @@ impl DeskState {
 
 /// What the worker's loops and lanes share.
 struct Desk {
+    worker: Worker,
     setup: DeliverySetup,
-    holder: Arc<str>,
     state: Mutex<DeskState>,
     /// Rung when outcomes should be recorded now.
     flush: Bell,
-    closing: watch::Sender<bool>,
 }
 
-impl Desk {
-    fn state(&self) -> MutexGuard<'_, DeskState> {
-        // The roster is changed by infallible steps only; a lane's panic is caught outside the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn close(&self) {
-        self.closing.send_replace(true);
-        self.state().roster.stop(None);
-        self.flush.ring();
-        self.setup.queued.ring();
-    }
-
-    async fn insist<T, F>(&self, what: &'static str, operation: impl FnMut() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        insist(what, &*self.setup.clock, &self.setup.progress, operation).await
-    }
-
-    fn is_closing(&self) -> bool {
-        *self.closing.borrow()
-    }
-
-    async fn lease_loop(self: &Arc<Self>, predecessor: Option<String>) -> Result<(), StoreError> {
-        let Self { setup, .. } = &**self;
-        if let Some(predecessor) = predecessor {
-            self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
+impl Strategy for Arc<Desk> {
+    async fn turn(&self) -> Result<(), StoreError> {
+        failpoint!("panic.webhook_delivery");
+        self.state().gauge();
+        self.disable_held().await?;
+        let done = self.state().roster.returnable();
+        self.worker.release(&done, Release::Unused).await?;
+        for token in done {
+            self.forget(token);
         }
-        loop {
-            failpoint!("panic.webhook_delivery");
-            setup.progress.turn(setup.clock.mono());
-            self.state().gauge();
-            if let Some(rates) = self.state().telling.due(setup.clock.mono()) {
-                tell_pace(&self.holder, rates);
-            }
-            self.disable_held().await?;
-            self.give_back().await?;
-            if self.is_closing() && self.state().roster.is_empty() {
-                return Ok(());
-            }
-            let wants = self.wants();
-            let wanted: usize = wants.iter().map(|(_, batches)| batches).sum();
-            let mut leased = 0;
-            if wanted > 0 {
-                let until = setup.clock.mono().after(setup.lease);
-                let request = LeaseRequest { holder: self.holder.clone(), wants, until };
-                let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
-                failpoint!("lease.after");
-                leased = leases.len();
-                for lease in leases {
-                    self.take(lease);
-                }
-                self.start_lanes();
-            }
-            if wanted == 0 || leased < wanted {
-                setup.queued.wait(TICK).await;
-            }
-        }
+        Ok(())
     }
 
-    fn wants(&self) -> Vec<(Arc<str>, usize)> {
-        if self.is_closing() {
-            return Vec::new();
-        }
+    fn wants(&self) -> Vec<Want> {
         let state = self.state();
-        let prefetch = self.setup.prefetch;
         let want = |(index, destination): (usize, &DeliveryDestination)| {
+            let ahead = self.ahead(index);
             let waiting = state.roster.waiting(index);
-            let room = (prefetch + destination.concurrency).saturating_sub(state.roster.held(index));
+            let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
             let open = !destination.paused && !state.held[index] && destination.concurrency > 0;
             // Refilled when half used up, so that a lease is worth its transaction.
-            let batches = if open && waiting <= prefetch / 2 { (prefetch - waiting).min(room) } else { 0 };
-            (batches > 0).then(|| (destination.name.clone(), batches))
+            let messages = if open && waiting <= ahead / 2 { ahead - waiting } else { 0 };
+            (messages > 0 && batches > 0).then(|| Want {
+                destination: destination.name.clone(),
+                messages,
+                batches,
+            })
         };
         self.setup.destinations.iter().enumerate().filter_map(want).collect()
     }
@@ -305,53 +247,96 @@ impl Desk {
         let Some(destination) = self.setup.destinations.iter().position(|d| *d.name == **name) else {
             return; // never leased: only own destinations are asked for
         };
-        let at = self.setup.clock.wall();
-        let mut pace = Pace::of(lease.losses, self.setup.lost_cap);
-        let open: Vec<_> = lease.states.unsettled().map(|index| index as u32).collect();
-        let mut condemned = usize::from(pace == Pace::Condemn);
-        let mut sentence = poisoned(at);
-        let rows = Rows::decode(lease.payload.clone()).map_err(|error| error.to_string());
+        let at = self.worker.clock().wall();
+        let token = lease.token;
+        let indexes: Vec<_> = lease.open.iter().map(|message| message.index).collect();
+        let rows = OpenRows::of(lease.payload.clone(), lease.count as usize, &indexes);
         let template = BodyTemplate::compile(lease.header.template.as_deref(), &lease.header.content_type)
             .map_err(|error| error.to_string());
-        let (rows, template) = match (rows, template) {
-            (Ok(rows), Ok(template)) if rows.len() == lease.states.0.len() => (rows, template),
+        let (rows, template, verdicts) = match (rows, template) {
+            (Ok(rows), Ok(template)) => (rows, template, condemned(&lease, at)),
             (rows, template) => {
-                let why =
-                    rows.err().or(template.err()).unwrap_or_else(|| "rows and states differ".to_owned());
-                tracing::error!(batch = %lease.token.batch, why, "the batch can't be sent: its messages are dead");
+                let why = rows.err().or(template.err()).unwrap_or_default();
+                tracing::error!(batch = %token.batch, why, "the batch can't be sent: its messages are dead");
                 let attempt = Attempt { at, status: 0, reason: Reason::Render };
-                sentence = Verdict::Dead { attempt, cause: DeathCause::Permanent };
-                condemned = open.len();
-                pace = Pace::Together;
-                let nothing =
-                    Rows::decode(Bytes::from_static(&[PAYLOAD_VERSION])).expect("an empty payload is valid");
-                (nothing, BodyTemplate::compile(None, "").expect("the default body needs no compiling"))
+                let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
+                let verdicts = lease.open.iter().map(|message| message.verdict(dead)).collect();
+                let template = BodyTemplate::compile(None, "").expect("the default body needs no compiling");
+                (OpenRows::none(), template, verdicts)
             }
         };
-        let token = lease.token;
-        if (lease.drive, lease.attempt, lease.losses) == (0, 0, 0) {
+        if lease.is_first() {
             self.setup.destinations[destination].metrics.leased(at.since(lease.accepted_at));
         }
+        let is_open = |message: &&OpenMessage| verdicts.iter().all(|told| told.index != message.index);
+        let open = lease.open.iter().filter(is_open).copied().collect();
+        let pace = Pace::of(lease.losses);
+        let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let failed = AtomicBool::new(false);
         let (jitter, said) = (rand::rng().random(), Mutex::default());
         let batch = BatchInHand { lease, rows, template, jitter, destination, failed, said };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
-        state.roster.add(destination, token, pace, open);
-        for _ in 0..condemned {
-            state.roster.condemn(token, sentence);
+        state.roster.add(destination, token, pace, open, at);
+        let has_to_record = !verdicts.is_empty() || pace == Pace::AloneMarked;
+        for verdict in verdicts {
+            state.roster.conclude(token, verdict);
         }
-        if condemned > 0 {
+        if has_to_record {
             self.flush.ring();
         }
     }
 
+    fn begin(&self) {
+        self.start_lanes();
+    }
+
+    /// Until a message is due again that waits here.
+    fn sleep(&self) -> Duration {
+        let due = self.state().roster.next_due();
+        let wait = due.map(|due| due.since(self.worker.clock().wall()));
+        wait.map_or(Duration::MAX, |wait| wait.max(Duration::from_millis(1)))
+    }
+
+    fn tokens(&self) -> Vec<LeaseToken> {
+        self.state().roster.tokens()
+    }
+
+    fn forget(&self, token: LeaseToken) -> bool {
+        let mut state = self.state();
+        state.roster.remove(token);
+        state.batches.remove(&token).is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.state().roster.is_empty()
+    }
+}
+
+impl Desk {
+    fn state(&self) -> MutexGuard<'_, DeskState> {
+        // The roster is changed by infallible steps only; a lane's panic is caught outside the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.state().roster.stop(None);
+        self.flush.ring();
+        self.worker.close();
+    }
+
+    /// How many messages of a destination may wait here.
+    fn ahead(&self, destination: usize) -> usize {
+        AHEAD_MIN.max(AHEAD_PER_PERMIT * self.setup.destinations[destination].concurrency)
+    }
+
     /// As many lanes as there are messages that may be sent now.
     fn start_lanes(self: &Arc<Self>) {
+        let now = self.worker.clock().wall();
         let mut state = self.state();
-        while let Some(pick) = state.roster.pick() {
+        while let Some(pick) = state.roster.pick(now) {
             let Some(batch) = state.batches.get(&pick.token).cloned() else {
-                state.roster.report(pick, Report::Unsent, usize::MAX);
+                state.roster.report(pick, Report::Unsent, usize::MAX, now);
                 continue;
             };
             state.lanes += 1;
@@ -361,26 +346,31 @@ impl Desk {
 
     async fn lane(self: Arc<Self>, mut pick: Pick, mut batch: Arc<BatchInHand>) {
         let mut body = Vec::new();
+        let slot = self.setup.in_flight.enter();
         loop {
-            let attempt = AssertUnwindSafe(self.attempt(pick, &batch, &mut body)).catch_unwind().await;
+            let attempt = AssertUnwindSafe(self.attempt(pick, &batch, slot, &mut body)).catch_unwind().await;
+            self.setup.in_flight.end(slot);
             let outcome = attempt.unwrap_or_else(|_| {
-                tracing::error!(id = %batch.lease.header.message_id(batch.rows.row(pick.index as usize)),
-                    "the attempt panicked");
+                let row = batch.rows.get(pick.index).map_or(0, |(row, _)| row);
+                tracing::error!(id = %batch.lease.header.message_id(row), "the attempt panicked");
                 Some(Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None })
             });
             let report = self.judge(pick, &batch, outcome);
+            let now = self.worker.clock().wall();
             let mut state = self.state();
+            let flush = state.roster.report(pick, report, self.setup.record_group, now);
+            let next = state.roster.pick(now);
             let waiting = state.roster.waiting(pick.destination);
-            let flush = state.roster.report(pick, report, self.setup.record_group);
-            let next = state.roster.pick();
-            let starved = state.roster.waiting(pick.destination) < waiting;
+            // Not at every message: a few times on the way down.
+            let ahead = self.ahead(pick.destination);
+            let starved = waiting <= ahead / 2 && waiting.is_multiple_of(ahead / 8);
             let next = next.and_then(|next| {
                 if next.token == pick.token {
                     return Some((next, None));
                 }
                 let batch = state.batches.get(&next.token).cloned();
                 if batch.is_none() {
-                    state.roster.report(next, Report::Unsent, usize::MAX);
+                    state.roster.report(next, Report::Unsent, usize::MAX, now);
                 }
                 batch.map(|batch| (next, Some(batch)))
             });
@@ -392,39 +382,52 @@ impl Desk {
                 self.flush.ring();
             }
             if starved || report == Report::Unsent {
-                self.setup.queued.ring();
+                self.worker.wake();
             }
             match next {
                 Some((next, other_batch)) => {
                     pick = next;
                     batch = other_batch.unwrap_or(batch);
                 }
-                None => return,
+                None => break self.setup.in_flight.leave(slot),
             }
         }
     }
 
     /// One attempt; `None` if the worker closes before the message's turn has come.
-    async fn attempt(&self, pick: Pick, batch: &BatchInHand, body: &mut Vec<u8>) -> Option<Outcome> {
+    async fn attempt(
+        &self,
+        pick: Pick,
+        batch: &BatchInHand,
+        slot: u32,
+        body: &mut Vec<u8>,
+    ) -> Option<Outcome> {
         let destination = &self.setup.destinations[pick.destination];
         for gate in destination.gate.iter().chain(&self.setup.gate) {
-            let mut closing = self.closing.subscribe();
             tokio::select! {
                 biased;
                 () = gate.pass() => {}
-                _ = closing.wait_for(|closing| *closing) => return None,
+                () = self.worker.closed() => return None,
             }
         }
+        let charged = batch.lease.charged.get(&pick.index).is_some_and(|&(deaths, _)| is_exclusive(deaths));
+        let (_others, _nobody);
+        if charged {
+            _nobody = self.setup.alone.write().await;
+        } else {
+            _others = self.setup.alone.read().await;
+        }
+        self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
         let header = &batch.lease.header;
-        let index = pick.index as usize;
-        let id = header.message_id(batch.rows.row(index));
+        let (row, bytes) = batch.rows.get(pick.index)?;
+        let id = header.message_id(row);
         body.clear();
-        if let Err(error) = batch.template.render(header, id, batch.rows.bytes(index), body) {
+        if let Err(error) = batch.template.render(header, id, bytes, body) {
             tracing::warn!(%id, destination = %destination.name, %error, "the body can't be rendered");
             return Some(Outcome::Permanent { status: 0, reason: Reason::Render });
         }
         failpoint!("attempt.before");
-        let at = self.setup.clock.wall();
+        let at = self.worker.clock().wall();
         let request = WebhookRequest { id, at, content_type: &header.content_type, body };
         let begun = Instant::now();
         let answer = destination.webhook.send(request).await;
@@ -441,9 +444,9 @@ impl Desk {
         let Some(outcome) = outcome else {
             return Report::Unsent;
         };
-        let Lease { attempt, accepted_at, .. } = batch.lease;
+        let since = batch.lease.since(pick.index);
         let retry = &self.setup.destinations[pick.destination].retry;
-        match retry.decide(outcome, attempt + 1, accepted_at, self.setup.clock.wall(), batch.jitter) {
+        match retry.decide(outcome, pick.attempt, since, self.worker.clock().wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();
@@ -464,74 +467,39 @@ impl Desk {
         for index in held {
             let name = &self.setup.destinations[index].name;
             tracing::error!(destination = %name, "the destination answered 410 Gone: it is disabled, its messages are held");
-            let at = self.setup.clock.wall();
-            let disable = || self.setup.ledger.disable_destination(name, "it answered 410 Gone", at);
-            self.insist("disabling a destination", disable).await?;
+            self.worker.disable(name, "it answered 410 Gone").await?;
             self.state().held[index] = false; // from now on the queue itself leases none of it
         }
         Ok(())
     }
 
-    async fn give_back(&self) -> Result<(), StoreError> {
-        let tokens = self.state().roster.returnable();
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let release = || self.setup.queue.release(&tokens, Release::Unused);
-        self.insist("giving leases back", release).await?;
-        let mut state = self.state();
-        for token in tokens {
-            state.roster.remove(token);
-            state.batches.remove(&token);
-        }
-        Ok(())
-    }
-
     async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {
-        let Self { setup, .. } = &**self;
         loop {
-            self.flush.wait(setup.record_linger).await;
+            self.flush.wait(self.setup.record_linger).await;
             let settlements = self.settlements();
             if settlements.is_empty() {
                 continue;
             }
-            let retries = settlements.iter().any(|settlement| !settlement.retries.is_empty());
             let tallies = self.tallies(&settlements);
-            failpoint!("settle.before");
-            let settled =
-                self.insist("recording outcomes", || setup.ledger.settle(settlements.clone())).await?;
-            failpoint!("settle.after");
-            let (mut complete, mut stale) = (Vec::new(), Vec::new());
-            {
-                let now = setup.clock.wall();
-                let mut state = self.state();
-                for ((token, tally, batch), settled) in tallies.into_iter().zip(settled) {
-                    if let Some(batch) = batch {
-                        self.count(&batch, &tally, settled, now);
-                    }
-                    state.roster.recorded(token, tally.count);
-                    state.telling.add(setup.clock.mono(), tally.count as u64);
-                    match settled {
-                        Settled::Open => continue,
-                        Settled::Complete => complete.push(token),
-                        Settled::Stale => stale.push(token),
-                    }
-                    state.roster.remove(token);
-                    state.batches.remove(&token);
-                }
-            }
-            if !complete.is_empty() {
-                self.insist("acknowledging", || setup.queue.acknowledge(&complete)).await?;
-            }
-            if !stale.is_empty() {
-                // Somebody else has it, or it is settled: whoever gets it next will see.
-                self.insist("giving leases back", || setup.queue.release(&stale, Release::Unused)).await?;
-            }
-            if retries {
-                setup.appended.ring();
-            }
+            self.worker.settle(&settlements, |settled| self.note(tallies, settled)).await?;
             self.start_lanes();
-            setup.queued.ring();
+            self.worker.wake();
+        }
+    }
+
+    /// Takes note of what was recorded.
+    fn note(&self, tallies: Vec<(LeaseToken, Tally, Option<Arc<BatchInHand>>)>, settled: &[Settled]) {
+        let now = self.worker.clock().wall();
+        let mut state = self.state();
+        for ((token, tally, batch), &settled) in tallies.into_iter().zip(settled) {
+            if let Some(batch) = batch {
+                self.count(&batch, &tally, settled, now);
+            }
+            state.roster.recorded(token, tally.count);
+            if settled != Settled::Open {
+                state.roster.remove(token);
+                state.batches.remove(&token);
+            }
         }
     }
 
@@ -550,37 +518,15 @@ impl Desk {
     fn settlements(&self) -> Vec<Settlement> {
         let mut state = self.state();
         let ready = state.roster.take_ready();
-        let settlement = |(token, verdicts): (LeaseToken, Vec<(u32, Verdict)>)| {
-            let (mut retries, mut records) = (Vec::new(), Vec::new());
-            if let Some(batch) = state.batches.get(&token) {
-                retries = retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY);
-                if self.setup.destinations[batch.destination].recorded {
-                    records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut batch.said());
-                }
+        let settlement = |Ready { token, verdicts, ends, begins }: Ready| {
+            let mut records = Vec::new();
+            if let Some(batch) = state.batches.get(&token)
+                && self.setup.destinations[batch.destination].recorded
+            {
+                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut batch.said());
             }
-            Settlement { token, verdicts, retries, records }
+            Settlement { token, verdicts, details: BTreeMap::new(), records, ends, begins }
         };
         ready.into_iter().map(settlement).collect()
-    }
-
-    async fn extend_loop(&self) -> Result<(), StoreError> {
-        loop {
-            tokio::time::sleep(self.setup.lease / 3).await;
-            let tokens = self.state().roster.tokens();
-            if tokens.is_empty() {
-                continue;
-            }
-            let until = self.setup.clock.mono().after(self.setup.lease);
-            let extend = || self.setup.queue.extend(&tokens, until);
-            let outcomes = self.insist("extending leases", extend).await?;
-            let mut state = self.state();
-            for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
-                if let ItemOutcome::Permanent(why) = outcome {
-                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its messages are left to its new holder");
-                    state.roster.remove(token);
-                    state.batches.remove(&token);
-                }
-            }
-        }
     }
 }

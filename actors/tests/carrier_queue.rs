@@ -1,6 +1,10 @@
 //! Two processes at one carrier that does everything a message service may do, over one store.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use postrider_actors::{
     model::{
@@ -10,8 +14,8 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox, OutstandingQuery, Queue, Release, Settled,
-        Settlement, StoreError,
+        Clock, DispatchSource, DispatchTarget, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox,
+        OutstandingQuery, Queue, Release, Settled, Settlement, StoreError, Want,
     },
     testing::{Carrier, CarrierFaults, CarrierQueue, FakeClock, MemoryStore, fixtures},
 };
@@ -53,7 +57,7 @@ impl World {
     /// As the dispatcher does it: what is not accepted is offered again.
     async fn dispatch(&self, queue: &CarrierQueue) {
         let due_by = self.clock.wall().after(queue.reach());
-        let query = OutstandingQuery { due_by, limit: 100, with_batches: true, except: &[] };
+        let query = OutstandingQuery { due_by, limit: 100, except: &[] };
         let entries = self.store.outstanding(query).await.unwrap();
         let sent = queue.send(&entries).await.unwrap();
         let accepted: Vec<_> =
@@ -62,22 +66,35 @@ impl World {
     }
 
     async fn lease(&self, queue: &CarrierQueue, limit: usize) -> Vec<Lease> {
-        let wants = vec![("d".into(), limit)];
-        queue.lease(LeaseRequest { holder: "w#1".into(), wants, until: self.until() }).await.unwrap()
+        let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: limit }];
+        let (until, now) = (self.until(), self.clock.wall());
+        queue.lease(LeaseRequest { holder: "w#1".into(), wants, until, now }).await.unwrap()
     }
 
-    async fn deliver(&self, queue: &CarrierQueue, lease: &Lease) {
-        let verdicts = lease
-            .states
-            .unsettled()
-            .map(|index| (index as u32, Verdict::Sent { at: self.clock.wall(), status: 200 }))
-            .collect();
-        let settlement =
-            Settlement { token: lease.token, verdicts, retries: Vec::new(), records: Vec::new() };
+    /// Sends what is due of it; what `fails` is to be tried again in two seconds.
+    async fn deliver(&self, queue: &CarrierQueue, lease: &Lease, fails: impl Fn(u32, u32) -> bool) {
+        let now = self.clock.wall();
+        let due = lease.open.iter().filter(|open| open.not_before <= now);
+        let verdicts = due.map(|open| {
+            open.verdict(if fails(open.index, open.tries) {
+                let not_before = now.after(Duration::from_secs(2));
+                Verdict::Retry { attempt: fixtures::failed(now), not_before }
+            } else {
+                Verdict::Sent { at: now, status: 200 }
+            })
+        });
+        let settlement = Settlement {
+            token: lease.token,
+            verdicts: verdicts.collect(),
+            details: BTreeMap::new(),
+            records: Vec::new(),
+            ends: true,
+            begins: None,
+        };
         match self.store.settle(vec![settlement]).await.unwrap()[0] {
-            Settled::Complete => queue.acknowledge(&[lease.token]).await.unwrap(),
+            Settled::Complete | Settled::Released => queue.acknowledge(&[lease.token]).await.unwrap(),
             Settled::Stale => queue.release(&[lease.token], Release::Unused).await.unwrap(),
-            Settled::Open => panic!("every message was settled"),
+            Settled::Open => panic!("the lease ends"),
         }
     }
 }
@@ -113,7 +130,9 @@ async fn f48_two_processes_share_a_carrier_and_one_is_killed() {
                     if name == "one" && round == 3 {
                         killed.push(lease.token.batch);
                     } else {
-                        world.deliver(queue, &lease).await;
+                        // Every third message needs a second attempt, every ninth a third.
+                        let fails = |index, tries| tries < 2 && index % 3u32.pow(tries + 1) == 0;
+                        world.deliver(queue, &lease, fails).await;
                         held.remove(&lease.token.batch);
                     }
                 }
@@ -130,6 +149,10 @@ async fn f48_two_processes_share_a_carrier_and_one_is_killed() {
         let report = world.store.report(file.id).await.unwrap().unwrap();
         assert_eq!(report.destinations["d"].sent, 400, "seed {seed}");
         assert!(report.is_settled(), "seed {seed}: {report:?}");
+        for (row, tries) in [(1, 3), (2, 1), (4, 2)] {
+            let (fate, failures) = world.store.fate(file.id, "d", row).unwrap();
+            assert_eq!((fate.tries, failures.len() as u32), (tries, tries - 1), "seed {seed}: row {row}");
+        }
         lost += killed.len();
     }
     assert!(lost > 400, "only {lost} leases were in the killed process's hands: the test shows nothing");
@@ -148,7 +171,7 @@ async fn a_batch_waits_at_the_carrier_until_it_is_due() {
     world.clock.advance(Duration::from_mins(10));
     let lease = world.lease(&queue, 9).await.pop().unwrap();
     assert_eq!(queue.queue_depth().await.unwrap().in_flight, 1);
-    world.deliver(&queue, &lease).await;
+    world.deliver(&queue, &lease, |_, _| false).await;
     assert_eq!(queue.queue_depth().await.unwrap().total(), 0);
 }
 

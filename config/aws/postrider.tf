@@ -30,15 +30,9 @@ variable "table_name" {
 }
 
 variable "lease_seconds" {
-  description = "lease.duration_ms in seconds."
+  description = "lease.duration in seconds."
   type        = number
   default     = 60
-}
-
-variable "max_receives" {
-  description = "queue.sqs.max_receives."
-  type        = number
-  default     = 1000
 }
 
 variable "inbound_queue_arn" {
@@ -73,7 +67,7 @@ resource "aws_sqs_queue" "queue" {
   sqs_managed_sse_enabled    = true
   redrive_policy = jsonencode({
     deadLetterTargetArn = aws_sqs_queue.dead.arn
-    maxReceiveCount     = var.max_receives
+    maxReceiveCount     = 1000
   })
 
   lifecycle {
@@ -89,47 +83,6 @@ resource "aws_dynamodb_table" "outbox" {
   attribute {
     name = "MessageId"
     type = "S"
-  }
-  attribute {
-    name = "TopicShard"
-    type = "S"
-  }
-  attribute {
-    name = "OutstandingCreatedTime"
-    type = "N"
-  }
-  attribute {
-    name = "DeliveryTime"
-    type = "N"
-  }
-
-  global_secondary_index {
-    name               = "Outstanding"
-    hash_key           = "TopicShard"
-    range_key          = "OutstandingCreatedTime"
-    projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File", "Owner"]
-  }
-  global_secondary_index {
-    name               = "OutstandingAllTopics"
-    hash_key           = "OutstandingCreatedTime"
-    range_key          = "MessageId"
-    projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File", "Owner"]
-  }
-  global_secondary_index {
-    name               = "Delivered"
-    hash_key           = "TopicShard"
-    range_key          = "DeliveryTime"
-    projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File"]
-  }
-  global_secondary_index {
-    name               = "DeliveredAllTopics"
-    hash_key           = "DeliveryTime"
-    range_key          = "MessageId"
-    projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "NotBefore", "FirstRow", "File"]
   }
 
   ttl {
@@ -158,6 +111,51 @@ resource "aws_dynamodb_table" "ledger" {
   attribute {
     name = "Sk"
     type = "S"
+  }
+  attribute {
+    name = "MessageId"
+    type = "S"
+  }
+  attribute {
+    name = "TopicShard"
+    type = "S"
+  }
+  attribute {
+    name = "OutstandingCreatedTime"
+    type = "N"
+  }
+  attribute {
+    name = "DeliveryTime"
+    type = "N"
+  }
+
+  global_secondary_index {
+    name               = "Outstanding"
+    hash_key           = "TopicShard"
+    range_key          = "OutstandingCreatedTime"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "Owner"]
+  }
+  global_secondary_index {
+    name               = "OutstandingAllTopics"
+    hash_key           = "OutstandingCreatedTime"
+    range_key          = "MessageId"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "Owner"]
+  }
+  global_secondary_index {
+    name               = "Delivered"
+    hash_key           = "TopicShard"
+    range_key          = "DeliveryTime"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "AcceptedAt"]
+  }
+  global_secondary_index {
+    name               = "DeliveredAllTopics"
+    hash_key           = "DeliveryTime"
+    range_key          = "MessageId"
+    projection_type    = "INCLUDE"
+    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "AcceptedAt"]
   }
 
   ttl {
@@ -217,7 +215,7 @@ data "aws_iam_policy_document" "daemon" {
   statement {
     sid       = "Indexes"
     actions   = ["dynamodb:Query", "dynamodb:Scan"]
-    resources = ["${aws_dynamodb_table.outbox.arn}/index/*"]
+    resources = ["${aws_dynamodb_table.ledger.arn}/index/*"]
   }
   dynamic "statement" {
     for_each = var.inbound_queue_arn == null ? [] : [var.inbound_queue_arn]
@@ -262,7 +260,7 @@ data "aws_iam_policy_document" "read" {
     resources = [
       aws_dynamodb_table.outbox.arn,
       aws_dynamodb_table.ledger.arn,
-      "${aws_dynamodb_table.outbox.arn}/index/*",
+      "${aws_dynamodb_table.ledger.arn}/index/*",
     ]
   }
 }
@@ -274,7 +272,7 @@ resource "aws_iam_policy" "read" {
 }
 
 output "queue_url" {
-  description = "queue.sqs.url"
+  description = "For queue.sqs.name"
   value       = aws_sqs_queue.queue.url
 }
 

@@ -6,6 +6,7 @@ pub mod clock;
 #[cfg(feature = "aws")]
 pub mod dynamodb;
 pub mod embedded;
+pub mod in_flight;
 pub mod inbox;
 #[cfg(feature = "postgres")]
 pub mod pg;

@@ -1,11 +1,11 @@
-//! What the configuration comes to for the adapters of AWS services, and trying them.
+//! Settings of the adapters for AWS, derived from the configuration, and trying them.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
 use aws_sdk_sqs::config::ProvideCredentials as _;
-use postrider_actors::ports::{Dispatch, OutboxArchive as _, PageQuery, StoreError};
+use postrider_actors::ports::{Dispatch, OutboxPages as _, PageQuery, StoreError};
 
 use crate::{
     adapters::{
@@ -14,7 +14,7 @@ use crate::{
         dynamodb::{self, Console, DynamoSettings, DynamoStore},
         sqs::provision::{Difference, Expected, Provisioner, QueueNames},
     },
-    config::{Aws, Config, DynamodbOutbox, OutboxKind, QueueAddress, QueueKind, SourceKind, SqsQueue},
+    config::{Aws, Config, Profile, QueueAddress, SourceKind, Sqs},
     console::{Finding, Verdict},
 };
 
@@ -27,6 +27,15 @@ const MAKE_TIMEOUT: Duration = Duration::from_mins(15);
 /// The process that commands are: what they redrive is dispatched by the daemons.
 const OPERATOR: &str = "operator-1";
 
+/// How often the outbox's index is looked at. What this process appended itself needs no look; what others left does,
+/// and 5 s are short beside the lease that its batches wait for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How long another process's batch is left to it: longer than the clocks of the machines are apart.
+const SWEEP_AFTER: Duration = Duration::from_secs(10);
+/// Deliveries of an entry until SQS itself gives it up. The most that SQS allows: a held destination's entries are
+/// received again and again, and poison is found by lost leases.
+pub(super) const MAX_RECEIVES: u32 = 1_000;
+
 /// Where a reader finds what a role needs.
 const SEE: &str = "see \"Permissions\" in docs/aws.md";
 
@@ -35,51 +44,47 @@ pub(super) const MAKE: &str = "make it with `postrider migrate` or from config/a
 
 /// Whether the configuration names anything at AWS.
 pub(super) fn is_needed(config: &Config) -> bool {
-    config.queue.kind != QueueKind::Embedded
-        || config.outbox.kind != OutboxKind::Embedded
+    config.profile == Profile::Aws
         || config.feeds.iter().any(|feed| feed.queue().is_some())
         || config
-            .receipts
-            .sources
+            .receipt_sources
             .iter()
             .any(|source| matches!(source.kind, SourceKind::Sqs(_) | SourceKind::Cloudwatch(_)))
 }
 
 /// `[aws]` for the adapters.
 pub(super) fn settings(aws: &Aws) -> AwsSettings {
+    let text = |url: &Option<url::Url>| url.as_ref().map(ToString::to_string);
     AwsSettings {
         region: aws.region.clone(),
         profile: aws.profile.clone(),
-        sqs_endpoint_url: aws.sqs_endpoint.as_ref().map(ToString::to_string),
-        dynamodb_endpoint_url: aws.dynamodb_endpoint.as_ref().map(ToString::to_string),
-        logs_endpoint_url: aws.logs_endpoint.as_ref().map(ToString::to_string),
-        connect_timeout: aws.connect_timeout,
-        attempt_timeout: aws.attempt_timeout,
+        sqs_endpoint_url: text(&aws.sqs_endpoint_url),
+        dynamodb_endpoint_url: text(&aws.dynamodb_endpoint_url),
+        logs_endpoint_url: text(&aws.logs_endpoint_url),
         ..AwsSettings::default()
     }
 }
 
 /// `[outbox.dynamodb]` for the adapter, as `process` (`NODE-START`) uses it.
-pub(super) fn dynamo_settings(config: &Config, dynamodb: &DynamodbOutbox, process: &str) -> DynamoSettings {
+pub(super) fn dynamo_settings(config: &Config, process: &str) -> DynamoSettings {
     DynamoSettings {
-        shards: dynamodb.shards,
-        scan_concurrency: u16::try_from(dynamodb.scan_concurrency).unwrap_or(u16::MAX),
-        sweep_interval: dynamodb.sweep_interval,
-        sweep_after: dynamodb.sweep_after,
-        retention: config.outbox.retention,
+        shards: config.dynamodb.shards,
+        scan_concurrency: config.dynamodb.scan_concurrency,
+        sweep_interval: SWEEP_INTERVAL,
+        sweep_after: SWEEP_AFTER,
         destinations: config.destinations.iter().map(|known| known.name.as_str().into()).collect(),
-        ..DynamoSettings::new(&dynamodb.table, process)
+        ..DynamoSettings::new(&config.dynamodb.table, process)
     }
 }
 
 /// The store in DynamoDB for an operator's commands.
-pub(super) fn console(config: &Config, dynamodb: &DynamodbOutbox) -> anyhow::Result<Console> {
+pub(super) fn console(config: &Config) -> anyhow::Result<Console> {
     let runtime = super::engines::runtime()?;
     let settings = settings(&config.aws);
     let opening = async {
         let sdk = aws::sdk_config(&settings).await;
         let client = aws::dynamodb_client(&sdk, &settings);
-        let dynamo = dynamo_settings(config, dynamodb, OPERATOR);
+        let dynamo = dynamo_settings(config, OPERATOR);
         DynamoStore::open(&client, dynamo, Arc::new(SystemClock), Arc::new(())).await
     };
     let store = runtime.block_on(opening).context(
@@ -89,12 +94,12 @@ pub(super) fn console(config: &Config, dynamodb: &DynamodbOutbox) -> anyhow::Res
 }
 
 /// What `[queue.sqs]` has to be like.
-fn expected(config: &Config, sqs: &SqsQueue) -> Expected {
+pub(super) fn expected(config: &Config) -> Expected {
     Expected {
-        fifo: sqs.queue.is_fifo(),
+        fifo: config.sqs.name.is_fifo(),
         visibility: config.lease.duration,
-        max_bytes: sqs.max_bytes,
-        max_receives: sqs.max_receives,
+        max_bytes: config.sqs.max_size,
+        max_receives: MAX_RECEIVES,
     }
 }
 
@@ -136,12 +141,12 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
     if region.is_none() || !has_credentials {
         return findings;
     }
-    if let OutboxKind::Dynamodb(dynamodb) = &config.outbox.kind {
-        findings.extend(Box::pin(try_tables(&sdk, &settings, config, dynamodb, may_make)).await);
+    if config.profile == Profile::Aws {
+        findings.extend(Box::pin(try_tables(&sdk, &settings, config, may_make)).await);
     }
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, Arc::new(()));
-    if let QueueKind::Sqs(sqs) = &config.queue.kind {
-        findings.extend(try_queue(&provisioner, config, sqs, may_make).await);
+    if config.profile == Profile::Aws {
+        findings.extend(try_queue(&provisioner, config, may_make).await);
     }
     for feed in &config.feeds {
         if let Some(queue) = feed.queue() {
@@ -149,7 +154,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
             findings.push(try_inbound(&provisioner, engine, &queue.queue).await);
         }
     }
-    for source in &config.receipts.sources {
+    for source in &config.receipt_sources {
         match &source.kind {
             SourceKind::Sqs(sqs) => {
                 let engine = format!("receipts {}: queue {}", source.name, sqs.queue.name());
@@ -157,7 +162,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
             }
             SourceKind::Cloudwatch(logs) => {
                 let client = aws::logs_client(&sdk, &settings);
-                for group in &logs.groups {
+                for group in &logs.log_groups {
                     findings.push(try_log_group(&client, &source.name, group).await);
                 }
             }
@@ -197,7 +202,7 @@ pub(super) async fn within<T>(
     }
 }
 
-/// A refusal has to be mended; what was not answered, or throttled, may be tried again.
+/// A refusal has to be fixed; what was not answered, or throttled, may be tried again.
 fn failed(engine: &str, error: &StoreError) -> Finding {
     let text = error.to_string();
     let is_denied = ["AccessDenied", "not authorized", "(403)"].iter().any(|word| text.contains(word));
@@ -216,12 +221,11 @@ async fn try_tables(
     sdk: &SdkConfig,
     settings: &AwsSettings,
     config: &Config,
-    dynamodb: &DynamodbOutbox,
     may_make: bool,
 ) -> Vec<Finding> {
-    let engine = format!("tables {} and {}", dynamodb.table, dynamodb.ledger_table());
+    let engine = format!("tables {} and {}", config.dynamodb.table, config.dynamodb.ledger_table());
     let client = aws::dynamodb_client(sdk, settings);
-    let dynamo = dynamo_settings(config, dynamodb, OPERATOR);
+    let dynamo = dynamo_settings(config, OPERATOR);
     if may_make
         && let Err(finding) =
             within(MAKE_TIMEOUT, &engine, Box::pin(dynamodb::migrate(&client, &dynamo))).await
@@ -251,18 +255,14 @@ async fn try_tables(
     }]
 }
 
-async fn try_queue(
-    provisioner: &Provisioner,
-    config: &Config,
-    sqs: &SqsQueue,
-    may_make: bool,
-) -> Vec<Finding> {
-    let engine = format!("queue {}", sqs.queue.name());
-    let dead_engine = format!("queue {}", sqs.dead_letter_name);
-    let expected = expected(config, sqs);
-    let names = QueueNames { queue: sqs.queue.name().to_owned(), dead_letters: sqs.dead_letter_name.clone() };
+async fn try_queue(provisioner: &Provisioner, config: &Config, may_make: bool) -> Vec<Finding> {
+    let (Sqs { name: queue, .. }, dead_letters) = (&config.sqs, config.sqs.dead_letter_name());
+    let engine = format!("queue {}", queue.name());
+    let dead_engine = format!("queue {dead_letters}");
+    let expected = expected(config);
+    let names = QueueNames { queue: queue.name().to_owned(), dead_letters };
     // A queue that is named by its address may be another account's: that one is only looked at.
-    if may_make && matches!(sqs.queue, QueueAddress::Name(_)) {
+    if may_make && matches!(queue, QueueAddress::Name(_)) {
         return match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.provision(&names, &expected))).await {
             Ok(provisioned) => {
                 let made = provisioned.created.iter();
@@ -272,7 +272,7 @@ async fn try_queue(
             Err(finding) => vec![finding],
         };
     }
-    let mut findings = match url_of(provisioner, &engine, &sqs.queue, MAKE).await {
+    let mut findings = match url_of(provisioner, &engine, queue, MAKE).await {
         Ok(url) => match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.check(&url, &expected))).await {
             Ok(found) => differences(&engine, &found),
             Err(finding) => vec![finding],
@@ -311,7 +311,7 @@ fn differences(engine: &str, differences: &[Difference]) -> Vec<Finding> {
         return vec![Finding::new(engine, Verdict::Fine, "it is as it has to be")];
     }
     let verdict = |difference: &Difference| {
-        if difference.must_be_mended { Verdict::Wrong } else { Verdict::Costly }
+        if difference.must_be_fixed { Verdict::Wrong } else { Verdict::Costly }
     };
     differences.iter().map(|one| Finding::new(engine, verdict(one), one.to_string())).collect()
 }

@@ -11,29 +11,31 @@ use postrider_actors::{
 use tokio::runtime::Runtime;
 
 use super::engines::runtime;
+#[cfg(not(all(feature = "aws", feature = "postgres")))]
+use crate::built_in::{Engine, Engines};
 use crate::{
     adapters::{
         clock::SystemClock,
         embedded::{Operator, ReceiptOperator, ReceiptViewer, Viewer},
     },
-    config::{Config, LedgerKind, OutboxKind, ReceiptSource},
+    config::{Config, LedgerKind, Profile, ReceiptSource},
     console::{Operate, View, receipts::ReceiptView},
 };
 
-/// The configuration is refused before this is reached.
-#[cfg(not(feature = "aws"))]
-const WITHOUT_AWS: &str = "this program was built without AWS";
-#[cfg(not(feature = "postgres"))]
-const WITHOUT_POSTGRES: &str = "this program was built without Postgres";
+/// What is missing. The configuration is refused before this is reached.
+#[cfg(not(all(feature = "aws", feature = "postgres")))]
+fn refused(engine: Engine) -> anyhow::Error {
+    anyhow::anyhow!(Engines::BUILT_IN.missing(&[engine]).unwrap_or_default())
+}
 
 /// Opens the store to read. It must be there already.
 pub fn view(config: &Config) -> anyhow::Result<Box<dyn View>> {
-    match &config.outbox.kind {
-        OutboxKind::Embedded => Ok(Box::new(Viewer::open(&config.state.dir)?)),
+    match config.profile {
+        Profile::Embedded => Ok(Box::new(Viewer::open(&config.state.dir)?)),
         #[cfg(feature = "aws")]
-        OutboxKind::Dynamodb(dynamodb) => Ok(Box::new(super::aws::console(config, dynamodb)?)),
+        Profile::Aws => Ok(Box::new(super::aws::console(config)?)),
         #[cfg(not(feature = "aws"))]
-        OutboxKind::Dynamodb(_) => anyhow::bail!(WITHOUT_AWS),
+        Profile::Aws => Err(refused(Engine::Dynamodb)),
     }
 }
 
@@ -59,12 +61,12 @@ pub fn rows(config: &Config) -> anyhow::Result<Option<Rows>> {
         return Ok(None);
     }
     let runtime = runtime()?;
-    let view: Box<dyn ReceiptView> = match &config.ledger.kind {
+    let view: Box<dyn ReceiptView> = match config.ledger.kind {
         LedgerKind::Embedded => Box::new(ReceiptViewer::open(&config.state.dir)?),
         #[cfg(feature = "postgres")]
-        LedgerKind::Postgres(_) => Box::new(runtime.block_on(super::postgres::view(config))?),
+        LedgerKind::Postgres => Box::new(runtime.block_on(super::postgres::view(config))?),
         #[cfg(not(feature = "postgres"))]
-        LedgerKind::Postgres(_) => anyhow::bail!(WITHOUT_POSTGRES),
+        LedgerKind::Postgres => return Err(refused(Engine::Postgres)),
     };
     Ok(Some(Rows { view, runtime }))
 }
@@ -96,23 +98,23 @@ pub fn rejects(config: &Config) -> anyhow::Result<Option<Rejects>> {
         return Ok(None);
     }
     let runtime = runtime()?;
-    let store: Box<dyn ReceiptRejects> = match &config.ledger.kind {
+    let store: Box<dyn ReceiptRejects> = match config.ledger.kind {
         LedgerKind::Embedded => Box::new(ReceiptOperator::open(&config.state.dir)?),
         #[cfg(feature = "postgres")]
-        LedgerKind::Postgres(_) => Box::new(runtime.block_on(super::postgres::operate(config))?),
+        LedgerKind::Postgres => Box::new(runtime.block_on(super::postgres::operate(config))?),
         #[cfg(not(feature = "postgres"))]
-        LedgerKind::Postgres(_) => anyhow::bail!(WITHOUT_POSTGRES),
+        LedgerKind::Postgres => return Err(refused(Engine::Postgres)),
     };
     Ok(Some(Rejects { store, runtime }))
 }
 
 /// Opens the store to change it. It must be there already.
 pub fn operate(config: &Config) -> anyhow::Result<Box<dyn Operate>> {
-    match &config.outbox.kind {
-        OutboxKind::Embedded => Ok(Box::new(Operator::open(&config.state.dir)?)),
+    match config.profile {
+        Profile::Embedded => Ok(Box::new(Operator::open(&config.state.dir)?)),
         #[cfg(feature = "aws")]
-        OutboxKind::Dynamodb(dynamodb) => Ok(Box::new(super::aws::console(config, dynamodb)?)),
+        Profile::Aws => Ok(Box::new(super::aws::console(config)?)),
         #[cfg(not(feature = "aws"))]
-        OutboxKind::Dynamodb(_) => anyhow::bail!(WITHOUT_AWS),
+        Profile::Aws => Err(refused(Engine::Dynamodb)),
     }
 }

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 
 use crate::{
     adapters::embedded::{self, OpenError, SCHEMA_VERSION},
-    config::{Config, OutboxKind},
+    config::{Config, Profile},
     console::{Finding, Verdict},
 };
 
@@ -15,7 +15,7 @@ const EMBEDDED: &str = "embedded store";
 /// Tries every engine. Destinations are not called.
 pub fn connect(config: &Config) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    if config.outbox.kind == OutboxKind::Embedded {
+    if config.profile == Profile::Embedded {
         findings.push(embedded_store(config));
     }
     findings.extend(shared(config, false)?);

@@ -9,7 +9,7 @@ use actix::Recipient;
 use postrider_actors::{
     batcher::{self, Batcher, BatcherSetup},
     file_watcher::{self, FileWatcher, FileWatcherSetup},
-    flow::Bell,
+    flow::Bells,
     messages::{FileClaimed, ParsedRows},
     model::{
         builder::BatchLimits, formats::Format, intake::AccumulatorLimits, settle::SettleRule,
@@ -24,10 +24,23 @@ use postrider_actors::{
 use tokio::sync::Semaphore;
 
 use super::{Machine, reign::mark};
-use crate::config::{self, Resolved, STATUS_FEED, Target};
+use crate::config::{self, BATCH_BYTES, Config, Resolved, STATUS_FEED, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
+
+/// The longest that a row waits for others to fill its batch. Files fill batches as fast as they are read: only their
+/// last one waits.
+const BATCH_LINGER: Duration = Duration::from_millis(50);
+
+/// Long polls of an inbound queue that are open at the same time, and how long each waits: the most that SQS allows.
+const QUEUE_POLLERS: usize = 2;
+const QUEUE_WAIT: Duration = Duration::from_secs(20);
+
+/// Open messages at which intake goes on: a gap that is wide enough for it not to flap.
+fn low_watermark(config: &Config) -> u64 {
+    config.outbox.high_watermark / 4 * 3
+}
 
 /// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
 /// most that SQS carries, could have half a million.
@@ -48,7 +61,7 @@ pub(super) fn feed_specs(
     feed: &config::Feed,
     directory: &config::DirectoryFeed,
     inbox: Arc<dyn Inbox>,
-    appended: &Bell,
+    appended: &Bells,
 ) -> Vec<ChildSpec> {
     let config = &resolved.config;
     let settings = Arc::new(feed_settings(resolved, feed, directory));
@@ -142,21 +155,21 @@ pub(super) fn queue_feed_settings(
     QueueFeedSettings {
         name: feed.name.as_str().into(),
         recipient: queue.recipient.clone(),
-        max_row_bytes: feed.max_row_bytes,
+        max_row_bytes: feed.max_row,
         max_entry_rows: ENTRY_ROWS_MAX,
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
         accumulate: AccumulatorLimits {
             rows: queue.max_rows,
-            bytes: queue.max_bytes,
+            bytes: queue.max_size,
             // Entries without rows must not pile up either.
             entries: queue.max_rows,
             linger: queue.linger,
         },
-        pollers: queue.pollers,
-        wait: queue.wait,
+        pollers: QUEUE_POLLERS,
+        wait: QUEUE_WAIT,
         high_watermark: config.outbox.high_watermark,
-        low_watermark: config.outbox.low_watermark,
+        low_watermark: low_watermark(config),
     }
 }
 
@@ -165,7 +178,7 @@ pub(super) fn queue_feed_specs(
     machine: &Machine,
     feed: Arc<QueueFeedSettings>,
     intake: Arc<dyn Intake>,
-    appended: &Bell,
+    appended: &Bells,
 ) -> Vec<ChildSpec> {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (appended, metrics) = (appended.clone(), machine.metrics.stages.feed(&feed.name));
@@ -196,17 +209,17 @@ pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> Qu
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,
         destinations: feed_destinations(resolved, &[destination.to_owned()]),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: BATCH_BYTES },
         accumulate: AccumulatorLimits {
             rows: config.batch.max_messages as usize,
-            bytes: config.batch.max_bytes,
+            bytes: BATCH_BYTES,
             entries: config.batch.max_messages as usize,
             linger: STATUS_LINGER,
         },
         pollers: 1,
         wait: STATUS_WAIT,
         high_watermark: config.outbox.high_watermark,
-        low_watermark: config.outbox.low_watermark,
+        low_watermark: low_watermark(config),
     }
 }
 
@@ -244,16 +257,16 @@ fn feed_settings(
     FeedSettings {
         name: feed.name.as_str().into(),
         format: format(&directory.format),
-        max_row_bytes: feed.max_row_bytes,
+        max_row_bytes: feed.max_row,
         duplicates: match directory.duplicates {
             config::Duplicates::Keep => Duplicates::Keep,
             config::Duplicates::First => Duplicates::First,
         },
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: config.batch.max_bytes },
-        linger: config.batch.linger,
+        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
+        linger: BATCH_LINGER,
         high_watermark: config.outbox.high_watermark,
-        low_watermark: config.outbox.low_watermark,
+        low_watermark: low_watermark(config),
     }
 }
 

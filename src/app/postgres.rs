@@ -1,6 +1,6 @@
-//! What the configuration comes to for databases that speak Postgres: the ledger of rows.
+//! Adapter settings for databases that speak Postgres, derived from the configuration, and trying them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use postrider_actors::ports::{StoreError, Table};
@@ -24,6 +24,14 @@ use crate::{
 /// What the ledger is called in findings.
 const LEDGER: &str = "ledger";
 
+/// Until a connection is open or one of the pool is free, for one statement of the daemon, and of that for a lock. Each
+/// statement joins some thousand keys with an index: one that takes longer won't finish, and is done again.
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(5),
+    statement: Duration::from_secs(30),
+    lock: Duration::from_secs(10),
+};
+
 /// How long a statement of a command that reads whole tables may take: the operator waits for it and can end it.
 const COMMAND_STATEMENT: Duration = Duration::from_mins(10);
 
@@ -32,17 +40,16 @@ const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// `[ledger.postgres]` for the adapter; `None` if the ledger is another.
 fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> {
-    let LedgerKind::Postgres(postgres) = &config.ledger.kind else { return None };
+    if config.ledger.kind != LedgerKind::Postgres {
+        return None;
+    }
+    let postgres = &config.postgres;
     Some(PostgresSettings {
         url: addresses.ledger.clone()?,
         pool: postgres.connections,
-        tls: tls(&postgres.tls),
+        tls: tls(postgres.tls, postgres.ca_file.as_ref()),
         schema: postgres.schema.clone(),
-        timeouts: Timeouts {
-            connect: postgres.connect_timeout,
-            statement: postgres.statement_timeout,
-            lock: postgres.lock_timeout,
-        },
+        timeouts: TIMEOUTS,
         partition_days: postgres.partition_days,
         keep_changes: config.receipts.events_to.is_some(),
     })
@@ -150,8 +157,8 @@ fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>
         };
         let settings = WarehouseSettings {
             connections: warehouse.statements,
-            tls: tls(&warehouse.tls),
-            connect_timeout: warehouse.connect_timeout,
+            tls: tls(warehouse.tls, warehouse.ca_file.as_ref()),
+            connect_timeout: TIMEOUTS.connect,
             statement_timeout: warehouse.statement_timeout,
             ..WarehouseSettings::new(
                 addresses.warehouses[&warehouse.name].clone(),
@@ -221,7 +228,7 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
 pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Result<CompareReport> {
     let mut config = config.clone();
     for warehouse in &mut config.warehouses {
-        warehouse.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
+        warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
     }
     let tables: BTreeMap<_, _> = open_tables(&config, &config.addresses()?)?.into_iter().collect();
     let table = |name: &str| {
@@ -239,9 +246,9 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     compared.context("a table can't be counted")
 }
 
-fn tls(tls: &config::Tls) -> Tls {
-    match tls.clone() {
+fn tls(tls: config::Tls, ca_file: Option<&PathBuf>) -> Tls {
+    match tls {
         config::Tls::Disable => Tls::Disable,
-        config::Tls::Require { ca_file } => Tls::Require { ca_file },
+        config::Tls::Require => Tls::Require { ca_file: ca_file.cloned() },
     }
 }

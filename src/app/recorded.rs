@@ -30,10 +30,7 @@ impl Ledger for Recorded {
     async fn settle(&self, mut settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let mut records = Vec::new();
         for settlement in &mut settlements {
-            // The words of a refusal are kept with the dead letter too; nothing else is needed twice.
-            let refused =
-                settlement.records.iter().filter(|record| record.detail.is_some()).cloned().collect();
-            records.append(&mut std::mem::replace(&mut settlement.records, refused));
+            records.append(&mut settlement.records);
         }
         if !records.is_empty() {
             self.rows.record(records).await?;

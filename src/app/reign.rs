@@ -6,9 +6,11 @@ use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
 use postrider_actors::{
     dispatcher::{self, Dispatcher, DispatcherSetup},
-    flow::{Bell, Gate, Progress},
+    flow::{Bell, Bells, Gate, Progress, WorkerSetup},
     model::{
         delay::{DelayPolicy, DepthStep},
+        restart::RestartPolicy,
+        retry::RetrySchedule,
         roster::RosterLimits,
     },
     ports::{Inbox, Intake, Table, Webhook},
@@ -27,6 +29,7 @@ use super::{
     receipts::{ReceiptParts, receipt_specs},
     signals::{Signals, Told},
     status::StatusReporter,
+    stores::Carried,
     tables::{table_spec, table_workers},
     tell,
     watch::Watch,
@@ -38,7 +41,7 @@ use crate::{
         webhook::{HttpWebhook, WebhookSettings},
     },
     cli::Exit,
-    config::{self, Config, Resolved},
+    config::{self, Config, DelayMode, Resolved},
     listener::Serving,
 };
 
@@ -62,11 +65,11 @@ impl Parts {
                 directory: directory.path.clone(),
                 state_dir: config.state.dir.clone(),
                 format: format(&directory.format),
-                max_row_bytes: feed.max_row_bytes,
+                max_row_bytes: feed.max_row,
                 sidecar_required: directory.require_done,
                 caps: UnpackCaps {
                     ratio_max: directory.decompress_max_ratio.into(),
-                    bytes_max: directory.decompress_max_bytes,
+                    bytes_max: directory.decompress_max,
                 },
             })
             .map_err(|error| StartError::Feed {
@@ -96,9 +99,9 @@ impl Parts {
                 secrets: materials.secrets.clone(),
                 concurrency: webhook.concurrency,
                 timeout: webhook.timeout,
-                connect_timeout: webhook.connect_timeout,
-                response_bytes_max: webhook.max_response_bytes as u64,
-                retry_after_max: webhook.max_retry_after,
+                connect_timeout: CONNECT_TIMEOUT.min(webhook.timeout),
+                response_bytes_max: RESPONSE_BYTES_MAX,
+                retry_after_max: destination.retry.max_retry_after,
                 provider_id: webhook.provider_id.clone(),
                 ca_file: webhook.ca_file.clone(),
             })
@@ -152,6 +155,37 @@ async fn intakes<'a>(machine: &Machine, config: &'a Config) -> Result<Vec<OpenIn
     }
 }
 
+/// Event loops that the actors are spread over. Their work is on the runtime's threads; more gained nothing in
+/// measurements.
+const ARBITERS: usize = 2;
+
+/// When a child is restarted, and when its supervisor gives up: one more than five restarts within a minute, and the
+/// process ends with an error, so that systemd starts it anew. The waits before them are below 3.1 s together, so a
+/// crash loop always gets there.
+const RESTARTS: RestartPolicy = RestartPolicy {
+    max_restarts: 5,
+    period: Duration::from_mins(1),
+    base: Duration::from_millis(100),
+    cap: Duration::from_secs(5),
+};
+
+/// Outcomes that are recorded in one group at most, and the longest that one waits for its group: each group costs a
+/// sync.
+const RECORD_GROUP: usize = 500;
+const RECORD_LINGER: Duration = Duration::from_millis(50);
+
+/// Until a connection to a webhook is open; a part of its timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Bytes of an answer's body that are read before its connection is given up (design §10); the status counts all the
+/// same.
+const RESPONSE_BYTES_MAX: u64 = 64 << 10;
+
+/// How far the depth must fall below a step before its delay ends, so that it does not flap, and how often it is read:
+/// one call per reading.
+const DELAY_HYSTERESIS_PERCENT: u32 = 10;
+const DEPTH_READ_EVERY: Duration = Duration::from_secs(5);
+
 /// How long requests with receipts may take to finish when the daemon drains.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
@@ -189,14 +223,14 @@ impl Reign {
         // Rung when receipts are in the inbox.
         let arrived = Bell::default();
         let serving = parts.receipts.serve(machine, &arrived);
-        let arbiters: Vec<_> = (0..config.pools.arbiters)
+        let arbiters: Vec<_> = (0..ARBITERS)
             .map(|_| {
                 let runtime = machine.runtime.clone();
                 Arbiter::with_tokio_rt(move || runtime)
             })
             .collect();
         let settings = SupervisorSettings {
-            restarts: config.supervision,
+            restarts: RESTARTS,
             // Three ranks drain one after the other; delivery, in the middle, takes the longest.
             drain_timeout: config.shutdown.timeout * 7 / 10,
             arbiters: arbiters.iter().map(Arbiter::handle).collect(),
@@ -277,7 +311,7 @@ impl Reign {
                     return exit;
                 }
                 () = &mut deadline => {
-                    tracing::error!("the drain took longer than shutdown.timeout_ms; what is in flight is resent later");
+                    tracing::error!("the drain took longer than shutdown.timeout; what is in flight is resent later");
                     return Exit::Software;
                 }
                 told = signals.next() => if told == Told::Stop {
@@ -311,12 +345,19 @@ fn tree(
     settings: &SupervisorSettings,
 ) -> Vec<ChildSpec> {
     let config = &resolved.config;
-    let appended = Bell::default();
     // The bells of delivery workers, then those of the workers that write into tables.
     let workers = config.pools.deliveries + table_workers(config);
     let queued: Vec<_> = (0..workers).map(|_| Bell::default()).collect();
-    let ring = queued.clone();
-    machine.stores.queue.on_arrival(Arc::new(move || ring.iter().for_each(Bell::ring)));
+    let ring = Bells::from(queued.clone());
+    machine.stores.queue.on_arrival(Arc::new(move || ring.ring()));
+    // Workers lease what is due, unless a queue carries it to them: then the dispatcher has to send it first.
+    let to_dispatch = Bell::default();
+    let (appended, due_again) = if machine.stores.carried.is_some() {
+        let bells = Bells::from(vec![to_dispatch.clone()]);
+        (bells.clone(), bells)
+    } else {
+        (Bells::from(queued.clone()), Bells::default())
+    };
     let queue_feeds = parts.queue_feeds.iter().map(|(feed, _)| feed.name.clone()).collect();
     let store = vec![sweeper_spec(
         machine,
@@ -325,7 +366,8 @@ fn tree(
         queued.clone(),
         config.outbox.retention,
     )];
-    let delivery = delivery_specs(machine, config, parts.webhooks, &parts.tables, &appended, &queued);
+    let mut delivery = delivery_specs(machine, config, parts.webhooks, &parts.tables, &due_again, &queued);
+    delivery.extend(dispatcher_spec(machine, config, to_dispatch, queued));
     let feed = |name, specs: Vec<ChildSpec>| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
             specs.clone()
@@ -395,7 +437,7 @@ fn delivery_specs(
     config: &Config,
     webhooks: Vec<Arc<dyn Webhook>>,
     tables: &[Arc<dyn Table>],
-    appended: &Bell,
+    due_again: &Bells,
     queued: &[Bell],
 ) -> Vec<ChildSpec> {
     let mut gates = Vec::new();
@@ -407,22 +449,20 @@ fn delivery_specs(
         gates.push(limited.clone());
         Some(limited.gate)
     };
-    let all = gate(throttle::ALL, config.delivery.rate);
+    let all = gate(throttle::ALL, config.delivery.rate());
     let destinations: Vec<_> = webhook_destinations(config)
         .zip(webhooks)
         .map(|((destination, settings), webhook)| DeliveryDestination {
             name: destination.name.as_str().into(),
             webhook,
             concurrency: settings.concurrency,
-            gate: gate(&destination.name, destination.rate),
-            retry: destination.retry,
-            paused: destination.is_paused,
+            gate: gate(&destination.name, destination.rate()),
+            retry: schedule(&destination.retry),
+            paused: destination.paused,
             recorded: config.is_recorded(&destination.name),
             metrics: machine.metrics.stages.destination(&destination.name),
         })
         .collect();
-    let paused = config.destinations.iter().filter(|destination| destination.is_paused);
-    let paused: Vec<Arc<str>> = paused.map(|destination| destination.name.as_str().into()).collect();
     let workers = config.pools.deliveries;
     let setups: Vec<_> = (0..workers)
         .map(|worker| {
@@ -438,12 +478,11 @@ fn delivery_specs(
         })
         .collect();
     let (webhook_bells, table_bells) = queued.split_at(workers);
-    let (tables, statement_gates) = table_spec(machine, config, tables, appended, table_bells.to_vec());
+    let (tables, statement_gates) = table_spec(machine, config, tables, due_again, table_bells.to_vec());
     gates.extend(statement_gates);
     let mut specs = vec![
         throttle_spec(machine, gates),
-        worker_spec(machine, config, setups, all, appended, webhook_bells),
-        dispatcher_spec(machine, paused, delay_policy(&config.queue.kind), appended, queued),
+        worker_spec(machine, config, setups, all, due_again, webhook_bells),
     ];
     specs.extend(tables);
     specs
@@ -456,7 +495,8 @@ pub(super) fn share(total: usize, worker: usize, workers: usize) -> usize {
 }
 
 fn throttle_spec(machine: &Machine, gates: Vec<LimitedGate>) -> ChildSpec {
-    let (clock, mark, shares) = (machine.clock.clone(), mark(machine), machine.stores.shares.clone());
+    let (clock, mark) = (machine.clock.clone(), mark(machine));
+    let shares = machine.stores.carried.as_ref().map(|carried| carried.shares.clone());
     let factory = move |birth: Birth| {
         let setup = ThrottleSetup {
             gates: gates.clone(),
@@ -470,41 +510,58 @@ fn throttle_spec(machine: &Machine, gates: Vec<LimitedGate>) -> ChildSpec {
     ChildSpec { name: "throttle", of: None, count: 1, factory: Arc::new(factory), rank: 0 }
 }
 
+/// What the worker that is being born has in common with every other, given its own bell.
+pub(super) fn worker(
+    machine: &Machine,
+    config: &Config,
+    due_again: &Bells,
+) -> impl Fn(&Birth, &Bell) -> WorkerSetup + Send + Sync + Clone + use<> {
+    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+    let (due_again, lease) = (due_again.clone(), config.lease.duration);
+    move |birth, queued| WorkerSetup {
+        queue: stores.queue.clone(),
+        ledger: stores.ledger.clone(),
+        clock: clock.clone(),
+        queued: queued.clone(),
+        due_again: due_again.clone(),
+        lease,
+        progress: mark(birth),
+    }
+}
+
+/// The names under which a worker leases in this life, and did in its last one.
+pub(super) fn holders(birth: &Birth) -> (String, Option<String>) {
+    let mut last = birth.id.clone();
+    last.generation -= 1;
+    (birth.id.to_string(), (last.generation > 0).then(|| last.to_string()))
+}
+
 fn worker_spec(
     machine: &Machine,
     config: &Config,
     shares: Vec<(Vec<DeliveryDestination>, RosterLimits)>,
     gate: Option<Gate>,
-    appended: &Bell,
+    due_again: &Bells,
     queued: &[Bell],
 ) -> ChildSpec {
-    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
-    let (appended, queued) = (appended.clone(), queued.to_vec());
-    let (prefetch, lease, record) = (config.queue.prefetch, config.lease, config.record);
+    let (worker, queued) = (worker(machine, config, due_again), queued.to_vec());
+    let (in_flight, alone) = (machine.in_flight.clone(), machine.alone.clone());
     let count = shares.len();
+    let record_group = RECORD_GROUP.min(config.record.max_unrecorded);
     let factory = move |birth: Birth| {
         let slot = birth.id.slot;
         let (destinations, limits) = shares[slot].clone();
         let setup = DeliverySetup {
             destinations,
-            queue: stores.queue.clone(),
-            ledger: stores.ledger.clone(),
-            clock: clock.clone(),
-            queued: queued[slot].clone(),
-            appended: appended.clone(),
+            worker: worker(&birth, &queued[slot]),
             limits,
-            prefetch,
-            lease: lease.duration,
-            lost_cap: lease.lost_cap,
-            record_group: record.max_outcomes,
-            record_linger: record.linger,
+            in_flight: in_flight.clone(),
+            alone: alone.clone(),
+            record_group,
+            record_linger: RECORD_LINGER,
             gate: gate.clone(),
-            progress: mark(&birth),
         };
-        let holder = birth.id.to_string();
-        let mut last = birth.id.clone();
-        last.generation -= 1;
-        let predecessor = (last.generation > 0).then(|| last.to_string());
+        let (holder, predecessor) = holders(&birth);
         let fault = birth.fault.clone();
         birth
             .start(webhook_delivery::MAILBOX, move |_| {
@@ -516,34 +573,47 @@ fn worker_spec(
 }
 
 /// How the queue holds back what is dispatched (S2.3, S2.6).
-fn delay_policy(queue: &config::QueueKind) -> DelayPolicy {
-    let config::QueueKind::Sqs(queue) = queue else { return DelayPolicy::None };
-    match &queue.delay {
-        config::Delay::None => DelayPolicy::None,
-        config::Delay::Fixed(delay) => DelayPolicy::Fixed(*delay),
-        config::Delay::ByDepth { steps, hysteresis_percent, read_every } => DelayPolicy::ByDepth {
-            steps: steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect(),
-            hysteresis_percent: *hysteresis_percent,
-            read_every: *read_every,
+fn delay_policy(config: &Config) -> DelayPolicy {
+    let delay = &config.delay;
+    match delay.mode {
+        DelayMode::None => DelayPolicy::None,
+        DelayMode::Fixed => DelayPolicy::Fixed(delay.fixed),
+        DelayMode::ByDepth => DelayPolicy::ByDepth {
+            steps: delay.steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect(),
+            hysteresis_percent: DELAY_HYSTERESIS_PERCENT,
+            read_every: DEPTH_READ_EVERY,
         },
     }
 }
 
+/// A destination's schedule for its stage.
+pub(super) fn schedule(retry: &config::Retry) -> RetrySchedule {
+    RetrySchedule {
+        max_attempts: retry.max_attempts,
+        max_age: retry.max_age,
+        base: retry.base,
+        cap: retry.cap,
+    }
+}
+
+/// Sends due batches to the queue that carries them, if one does.
 fn dispatcher_spec(
     machine: &Machine,
-    paused: Vec<Arc<str>>,
-    delay: DelayPolicy,
-    appended: &Bell,
-    queued: &[Bell],
-) -> ChildSpec {
-    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
-    let (appended, queued) = (appended.clone(), queued.to_vec());
+    config: &Config,
+    appended: Bell,
+    queued: Vec<Bell>,
+) -> Option<ChildSpec> {
+    let Carried { source, target, .. } = machine.stores.carried.clone()?;
+    let (ledger, clock, mark) = (machine.stores.ledger.clone(), machine.clock.clone(), mark(machine));
+    let paused = config.destinations.iter().filter(|destination| destination.paused);
+    let paused: Vec<Arc<str>> = paused.map(|destination| destination.name.as_str().into()).collect();
+    let delay = delay_policy(config);
     let metrics = machine.metrics.stages.queue();
     let factory = move |birth: Birth| {
         let setup = DispatcherSetup {
-            outbox: stores.outbox.clone(),
-            queue: stores.queue.clone(),
-            ledger: stores.ledger.clone(),
+            source: source.clone(),
+            target: target.clone(),
+            ledger: ledger.clone(),
             paused: paused.clone(),
             delay: delay.clone(),
             clock: clock.clone(),
@@ -555,5 +625,15 @@ fn dispatcher_spec(
         let fault = birth.fault.clone();
         birth.start(dispatcher::MAILBOX, move |_| Dispatcher::new(setup, fault)).recipient()
     };
-    ChildSpec { name: "dispatcher", of: None, count: 1, factory: Arc::new(factory), rank: 2 }
+    Some(ChildSpec { name: "dispatcher", of: None, count: 1, factory: Arc::new(factory), rank: 2 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_loop_reaches_the_end_of_its_restarts() {
+        assert!(RESTARTS.is_consistent());
+    }
 }

@@ -3,52 +3,71 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    model::{receipt_format::ReceiptFormat, receipt_window::WindowRule},
-    ports::{Claims, Clock, Intake, OutboxArchive},
+    model::{ledger::Evidence, receipt_format::ReceiptFormat, receipt_window::WindowRule},
+    ports::{Clock, Intake},
     throttle::RateShares,
 };
 
 use super::{
     Machine, StartError,
-    aws::{LOOK_TIMEOUT, MAKE, dynamo_settings, settings, url_of, within},
+    aws::{LOOK_TIMEOUT, MAKE, MAX_RECEIVES, dynamo_settings, settings, url_of, within},
     patience::patiently,
-    stores::{Stores, open_embedded},
+    stores::Stores,
     tables::table_workers,
 };
 use crate::{
     adapters::{
         aws::{self, ApiObserver, CallOutcome},
-        dynamodb::DynamoStore,
+        dynamodb::{DynamoSettings, DynamoStore},
         receipts::{
             cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
             queue::{QueueReceipts, QueueReceiptsLimits},
         },
         sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
     },
-    config::{
-        CloudwatchSource, Config, DynamodbOutbox, Feed, OutboxKind, QueueAddress, QueueFeed, QueueKind,
-        ReceiptSource, SqsQueue, SqsSource,
-    },
+    config::{CloudwatchSource, Config, Feed, Profile, QueueAddress, QueueFeed, ReceiptSource, SqsSource},
     console::{Finding, Verdict},
     node::{self, NodeError, Started},
     telemetry::metrics::{self, Metrics},
 };
 
-/// Received batches that wait for a worker, per destination, at least: one receive brings ten.
+/// Long polls of the queue that are open at the same time while workers want batches: one waits while the other's
+/// entries are unpacked.
+const POLLERS: usize = 2;
+
+/// How long a poll waits for entries: the most that SQS allows. Less costs more calls and brings nothing sooner.
+pub(super) const POLL_WAIT: Duration = Duration::from_secs(20);
+
+/// Message groups per destination on a FIFO queue: as many files of one destination may be delivered at once.
+const LANES: u32 = 32;
+
+/// How long received receipts are hidden from other machines: they are in the inbox within seconds.
+const RECEIPTS_VISIBILITY: Duration = Duration::from_mins(2);
+
+/// Events younger than this are left for the next look: CloudWatch Logs does not show all of them yet.
+const LOGS_LAG: Duration = Duration::from_secs(10);
+
+/// The longest stretch of time that one look at log groups covers, beside its overlap.
+const LOGS_WINDOW: Duration = Duration::from_hours(1);
+
+/// Received batches that wait for a worker, per destination, for each worker: two that it may ask for next, and as many
+/// again on their way. A worker that asks for more gets more.
+const SHELF_PER_WORKER: usize = 4;
+
+/// … and at least: one receive brings ten.
 const SHELF_MIN: usize = 10;
 
-/// Opens the stores of a configuration that names something at AWS.
+/// Opens the stores of several machines, if the configuration names them.
 pub(super) async fn open_stores(
     config: &Config,
     state_dir: &Path,
+    evidence: &Evidence,
     clock: &Arc<dyn Clock>,
     metrics: &Arc<Metrics>,
-) -> Result<Stores, StartError> {
-    let QueueKind::Sqs(sqs) = &config.queue.kind else {
-        // Only a feed comes from there.
-        let store = open_embedded(state_dir)?;
-        return Ok(Stores::embedded(&store, metrics));
-    };
+) -> Result<Option<Stores>, StartError> {
+    if config.profile != Profile::Aws {
+        return Ok(None); // Only a feed, or receipts, may come from there.
+    }
     let process = match node::start(state_dir) {
         Ok(Started { process, replaced }) => {
             if let Some(why) = replaced {
@@ -62,10 +81,11 @@ pub(super) async fn open_stores(
     let sdk = aws::sdk_config(&settings).await;
     let observer = Arc::new(ApiMetrics(metrics.clone()));
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, observer.clone());
-    let queue_url =
-        patiently(async || url_of(&provisioner, &engine_of(sqs), &sqs.queue, MAKE).await.map_err(refused))
-            .await?;
-    let dead_letters = QueueAddress::Name(sqs.dead_letter_name.clone());
+    let queue_url = patiently(async || {
+        url_of(&provisioner, &engine_of(config), &config.sqs.name, MAKE).await.map_err(refused)
+    })
+    .await?;
+    let dead_letters = QueueAddress::Name(config.sqs.dead_letter_name());
     let dead_letter_url =
         url_of(&provisioner, "dead-letter queue", &dead_letters, MAKE).await.map_err(refused)?;
     let client = aws::sqs_client(&sdk, &settings);
@@ -73,62 +93,41 @@ pub(super) async fn open_stores(
         queue_url,
         dead_letter_url: Some(dead_letter_url),
         process: process.clone(),
-        max_bytes: sqs.max_bytes,
-        pollers: sqs.pollers,
-        wait: sqs.wait,
+        max_bytes: config.sqs.max_size,
+        pollers: POLLERS,
+        wait: POLL_WAIT,
         visibility: config.lease.duration,
-        // What all workers together lease ahead, and as much again on its way.
-        shelf: (2 * config.queue.prefetch * (config.pools.deliveries + table_workers(config))).max(SHELF_MIN),
-        lanes: sqs.lanes,
-        max_receives: sqs.max_receives,
+        shelf: (SHELF_PER_WORKER * (config.pools.deliveries + table_workers(config))).max(SHELF_MIN),
+        lanes: LANES,
+        max_receives: MAX_RECEIVES,
         aws: settings.clone(),
         ..SqsSettings::default()
     };
-    let open_queue = |claims: Arc<dyn Claims>, archive: Arc<dyn OutboxArchive>| async {
-        let queue =
-            Arc::new(Queue::new(client, queue_settings, claims, archive, clock.clone(), observer.clone()));
-        Box::pin(check(&queue, sqs)).await.map(|()| queue)
-    };
-    match &config.outbox.kind {
-        OutboxKind::Embedded => {
-            let store = open_embedded(state_dir)?;
-            let queue = Box::pin(open_queue(store.clone(), store.clone())).await?;
-            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics)
-                .with_own(&store)
-                .with_sqs(queue))
-        }
-        OutboxKind::Dynamodb(dynamodb) => {
-            let client = aws::dynamodb_client(&sdk, &settings);
-            let store_settings = dynamo_settings(config, dynamodb, &process);
-            let open = DynamoStore::open(&client, store_settings, clock.clone(), observer.clone());
-            let engine = table_of(dynamodb);
-            let store = Arc::new(within(LOOK_TIMEOUT, &engine, Box::pin(open)).await.map_err(refused)?);
-            let queue = Box::pin(open_queue(store.clone(), store.clone())).await?;
-            let shares = RateShares { table: store.clone(), process };
-            Ok(Stores::metered(&store, &queue, &store, store.clone(), metrics)
-                .with_sqs(queue)
-                .with_shares(shares))
-        }
-    }
+    let tables = aws::dynamodb_client(&sdk, &settings);
+    let store_settings = DynamoSettings { evidence: evidence.clone(), ..dynamo_settings(config, &process) };
+    let open = DynamoStore::open(&tables, store_settings, clock.clone(), observer.clone());
+    let engine = format!("table {}", config.dynamodb.table);
+    let store = Arc::new(within(LOOK_TIMEOUT, &engine, Box::pin(open)).await.map_err(refused)?);
+    let (claims, pages) = (store.clone(), store.clone());
+    let queue = Arc::new(Queue::new(client, queue_settings, claims, pages, clock.clone(), observer));
+    Box::pin(check(&queue, config)).await?;
+    let shares = RateShares { table: store.clone(), process };
+    Ok(Some(Stores::shared(&store, queue, shares, metrics)))
 }
 
-fn engine_of(sqs: &SqsQueue) -> String {
-    format!("queue {}", sqs.queue.name())
-}
-
-fn table_of(dynamodb: &DynamodbOutbox) -> String {
-    format!("table {}", dynamodb.table)
+fn engine_of(config: &Config) -> String {
+    format!("queue {}", config.sqs.name.name())
 }
 
 /// A queue that is not as it has to be would lose or hold back what is put on it.
-async fn check(queue: &Queue, sqs: &SqsQueue) -> Result<(), StartError> {
-    let engine = engine_of(sqs);
+async fn check(queue: &Queue, config: &Config) -> Result<(), StartError> {
+    let engine = engine_of(config);
     let differences = within(LOOK_TIMEOUT, &engine, Box::pin(queue.check())).await.map_err(refused)?;
     for difference in differences {
-        if difference.must_be_mended {
+        if difference.must_be_fixed {
             return Err(StartError::Engine { engine, problem: difference.to_string(), may_pass: false });
         }
-        tracing::warn!(queue = sqs.queue.name(), "{difference}");
+        tracing::warn!(queue = config.sqs.name.name(), "{difference}");
     }
     Ok(())
 }
@@ -187,7 +186,7 @@ pub(super) async fn open_intakes<'a>(
         let intake_settings = SqsIntakeSettings {
             queue_url: url.await.map_err(refused)?,
             visibility: queue.visibility,
-            wait_max: queue.wait,
+            wait_max: POLL_WAIT,
         };
         let intake = SqsIntake::new(client.clone(), &settings, intake_settings, observer.clone());
         opened.push(((feed, queue), Arc::new(intake) as Arc<dyn Intake>));
@@ -216,12 +215,12 @@ pub(super) async fn receipts_from_queue(
     let url = url_of(&provisioner, &engine, &sqs.queue, "its owner makes it, not Postrider");
     let intake_settings = SqsIntakeSettings {
         queue_url: url.await.map_err(refused)?,
-        visibility: sqs.visibility,
-        wait_max: sqs.wait,
+        visibility: RECEIPTS_VISIBILITY,
+        wait_max: POLL_WAIT,
     };
     let intake = SqsIntake::new(client, &settings, intake_settings, observer);
     let limits = QueueReceiptsLimits { receipts: LOOK_ENTRIES_MAX, entry_receipts: ENTRY_RECEIPTS_MAX };
-    Ok((Arc::new(QueueReceipts::new(Arc::new(intake), format, limits)), sqs.wait))
+    Ok((Arc::new(QueueReceipts::new(Arc::new(intake), format, limits)), POLL_WAIT))
 }
 
 /// Opens log groups with receipts; how long a look at them waits.
@@ -237,12 +236,12 @@ pub(super) async fn receipts_from_logs(
         filter_pattern: source.filter.clone(),
         rule: WindowRule {
             overlap: source.overlap,
-            lag: source.lag,
-            window_max: source.window,
+            lag: LOGS_LAG,
+            window_max: LOGS_WINDOW,
             step: source.poll,
             lookback: source.start,
         },
-        ..CloudWatchSettings::new(source.groups.clone())
+        ..CloudWatchSettings::new(source.log_groups.clone())
     };
     let rate = CallRate::per_second(NonZeroU32::new(source.calls_per_s).unwrap_or(NonZeroU32::MIN));
     let observer = Arc::new(ApiMetrics(machine.metrics.clone()));

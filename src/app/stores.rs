@@ -3,14 +3,18 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    ports::{Clock, Ledger, Outbox, OutboxArchive, Queue, ReceiptLedger, StoreError},
+    model::{ledger::Evidence, time::UnixMs},
+    ports::{
+        Archive, Clock, DispatchSource, DispatchTarget, Ledger, Outbox, OutboxPages, Queue, ReceiptLedger,
+        StoreError,
+    },
     throttle::RateShares,
 };
 
 use super::{StartError, recorded::Recorded};
 use crate::{
     adapters::embedded::{Backlog, EmbeddedStore, exit_on_fatal},
-    config::{LedgerKind, OutboxKind, QueueKind, Resolved},
+    config::{LedgerKind, Profile, Resolved},
     telemetry::{Metered, metrics::Metrics},
 };
 
@@ -23,17 +27,27 @@ pub(super) struct Stores {
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) queue: Arc<dyn Queue>,
     pub(super) ledger: Arc<dyn Ledger>,
-    pub(super) archive: Arc<dyn OutboxArchive>,
+    pub(super) archive: Arc<dyn Archive>,
     /// Where a row of each message is kept, if the configuration asks for it.
     pub(super) rows: Option<Arc<dyn ReceiptLedger>>,
-    /// How rates are shared with other processes, if the stores are.
-    pub(super) shares: Option<RateShares>,
-    /// The embedded store, if the outbox is in it …
-    own: Option<Arc<EmbeddedStore>>,
-    /// … and if everything is.
+    /// What several machines share; `None` where the embedded store has everything.
+    pub(super) carried: Option<Carried>,
     embedded: Option<Arc<EmbeddedStore>>,
+}
+
+/// A store whose batches a queue carries to the workers of several machines.
+#[derive(Clone)]
+pub(super) struct Carried {
+    /// Says which batches are to be sent …
+    pub(super) source: Arc<dyn DispatchSource>,
+    /// … and where to.
+    pub(super) target: Arc<dyn DispatchTarget>,
+    /// The outbox as a whole.
+    pub(super) pages: Arc<dyn OutboxPages>,
+    /// How rates are shared with the other processes.
+    pub(super) shares: RateShares,
     #[cfg(feature = "aws")]
-    sqs: Option<Arc<crate::adapters::sqs::SqsQueue>>,
+    pub(super) sqs: Arc<crate::adapters::sqs::SqsQueue>,
 }
 
 impl Stores {
@@ -41,32 +55,31 @@ impl Stores {
     pub(super) async fn open(
         resolved: &Resolved,
         state_dir: &Path,
+        evidence: &Evidence,
         clock: &Arc<dyn Clock>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let config = &resolved.config;
         #[cfg(feature = "aws")]
-        if super::aws::is_needed(config) {
-            let stores = super::remote::open_stores(config, state_dir, clock, metrics).await?;
+        if let Some(stores) = super::remote::open_stores(config, state_dir, evidence, clock, metrics).await? {
             return stores.recording(resolved, metrics).await;
         }
-        let _ = clock;
-        debug_assert!(config.outbox.kind == OutboxKind::Embedded && config.queue.kind == QueueKind::Embedded);
-        let store = open_embedded(state_dir)?;
+        debug_assert!(config.profile == Profile::Embedded, "the other profile was opened, or refused");
+        let store = open_embedded(state_dir, evidence, clock.wall())?;
         Self::embedded(&store, metrics).recording(resolved, metrics).await
     }
 
     /// The same with a row of each message, if the configuration asks for it.
     async fn recording(self, resolved: &Resolved, metrics: &Metrics) -> Result<Self, StartError> {
         let config = &resolved.config;
-        let rows: Arc<dyn ReceiptLedger> = match (&config.ledger.kind, &self.own) {
+        let rows: Arc<dyn ReceiptLedger> = match (config.ledger.kind, &self.embedded) {
             #[cfg(feature = "postgres")]
-            (LedgerKind::Postgres(_), _) => {
+            (LedgerKind::Postgres, _) => {
                 let ledger = Arc::new(super::postgres::open_ledger(resolved).await?);
                 Arc::new(Metered::new(ledger, metrics))
             }
             #[cfg(not(feature = "postgres"))]
-            (LedgerKind::Postgres(_), _) => return Ok(self), // the configuration was refused
+            (LedgerKind::Postgres, _) => return Ok(self), // the configuration was refused
             (LedgerKind::Embedded, Some(store)) => {
                 store.keep_changes(config.receipts.events_to.is_some());
                 Arc::new(Metered::new(store.clone(), metrics))
@@ -79,68 +92,61 @@ impl Stores {
     }
 
     /// Everything in one store.
-    pub(super) fn embedded(store: &Arc<EmbeddedStore>, metrics: &Metrics) -> Self {
-        let stores = Self::metered(store, store, store, store.clone(), metrics).with_own(store);
-        Self { embedded: Some(store.clone()), ..stores }
-    }
-
-    /// The same with an outbox that is in the embedded store.
-    pub(super) fn with_own(self, store: &Arc<EmbeddedStore>) -> Self {
-        Self { own: Some(store.clone()), ..self }
-    }
-
-    /// The stores as the stages see them: counted.
-    pub(super) fn metered<O, Q, L>(
-        outbox: &Arc<O>,
-        queue: &Arc<Q>,
-        ledger: &Arc<L>,
-        archive: Arc<dyn OutboxArchive>,
-        metrics: &Metrics,
-    ) -> Self
-    where
-        O: Outbox + 'static,
-        Q: Queue + 'static,
-        L: Ledger + 'static,
-    {
+    fn embedded(store: &Arc<EmbeddedStore>, metrics: &Metrics) -> Self {
         Self {
-            outbox: Arc::new(Metered::new(outbox.clone(), metrics)),
-            queue: Arc::new(Metered::new(queue.clone(), metrics)),
-            ledger: Arc::new(Metered::new(ledger.clone(), metrics)),
-            archive,
+            outbox: Arc::new(Metered::new(store.clone(), metrics)),
+            queue: Arc::new(Metered::new(store.clone(), metrics)),
+            ledger: Arc::new(Metered::new(store.clone(), metrics)),
+            archive: store.clone(),
             rows: None,
-            shares: None,
-            own: None,
-            embedded: None,
-            #[cfg(feature = "aws")]
-            sqs: None,
+            carried: None,
+            embedded: Some(store.clone()),
         }
     }
 
-    /// The same with the queue that has to be closed.
+    /// A store and the queue that carries its batches.
     #[cfg(feature = "aws")]
-    pub(super) fn with_sqs(self, queue: Arc<crate::adapters::sqs::SqsQueue>) -> Self {
-        Self { sqs: Some(queue), ..self }
-    }
-
-    /// The same with rates that are shared.
-    #[cfg(feature = "aws")]
-    pub(super) fn with_shares(self, shares: RateShares) -> Self {
-        Self { shares: Some(shares), ..self }
+    pub(super) fn shared<S>(
+        store: &Arc<S>,
+        queue: Arc<crate::adapters::sqs::SqsQueue>,
+        shares: RateShares,
+        metrics: &Metrics,
+    ) -> Self
+    where
+        S: Outbox + Ledger + Archive + DispatchSource + OutboxPages + 'static,
+    {
+        let target = Arc::new(Metered::new(queue.clone(), metrics));
+        Self {
+            outbox: Arc::new(Metered::new(store.clone(), metrics)),
+            queue: target.clone(),
+            ledger: Arc::new(Metered::new(store.clone(), metrics)),
+            archive: store.clone(),
+            rows: None,
+            carried: Some(Carried {
+                source: Arc::new(Metered::new(store.clone(), metrics)),
+                target,
+                pages: store.clone(),
+                shares,
+                sqs: queue,
+            }),
+            embedded: None,
+        }
     }
 
     /// How long to leave between two looks at them for metrics and status: what lies across the network
     /// costs a call each.
     pub(super) fn look_pause(&self) -> Duration {
-        if self.embedded.is_some() { Duration::ZERO } else { SHARED_LOOK }
+        if self.carried.is_some() { SHARED_LOOK } else { Duration::ZERO }
     }
 
-    /// How many batches are not settled.
-    pub(super) async fn backlog(&self) -> Result<Backlog, StoreError> {
-        if let Some(store) = &self.embedded {
-            return store.backlog().await;
-        }
+    /// How many batches are not settled at `now`.
+    pub(super) async fn backlog(&self, now: UnixMs) -> Result<Backlog, StoreError> {
+        let Some(Carried { source, target, pages, .. }) = &self.carried else {
+            let store = self.embedded.as_ref().expect("stores are the embedded one, or carried");
+            return store.backlog(now).await;
+        };
         let (outstanding, depth, due) =
-            tokio::join!(self.archive.count_outstanding(), self.queue.queue_depth(), self.outbox.next_due());
+            tokio::join!(pages.count_outstanding(), target.queue_depth(), source.next_due());
         let depth = depth?;
         Ok(Backlog {
             outstanding: outstanding?,
@@ -153,20 +159,31 @@ impl Stores {
     /// Finishes what runs in the background: acknowledgements that wait for others.
     pub(super) async fn close(&self) {
         #[cfg(feature = "aws")]
-        if let Some(queue) = &self.sqs {
-            queue.close().await;
+        if let Some(Carried { sqs, .. }) = &self.carried {
+            sqs.close().await;
         }
     }
 }
 
 /// Opens the embedded store and says what an earlier run left.
-pub(super) fn open_embedded(state_dir: &Path) -> Result<Arc<EmbeddedStore>, StartError> {
-    let store = EmbeddedStore::open(state_dir, exit_on_fatal())?;
-    if store.losses() > 0 {
-        tracing::warn!(
-            batches = store.losses(),
-            "an earlier run left batches in flight: their unrecorded messages are sent one at a time"
-        );
+fn open_embedded(
+    state_dir: &Path,
+    evidence: &Evidence,
+    now: UnixMs,
+) -> Result<Arc<EmbeddedStore>, StartError> {
+    let store = EmbeddedStore::open_after(state_dir, evidence, now, exit_on_fatal())?;
+    match (store.losses(), evidence.len()) {
+        (0, _) => {}
+        (batches, Some(messages)) => tracing::warn!(
+            batches,
+            messages,
+            "an earlier run died with messages in flight: they are sent again in half a minute, the other messages now"
+        ),
+        (batches, None) => tracing::warn!(
+            batches,
+            "an earlier run left batches behind, and nothing says what was in flight: their unrecorded messages are \
+             sent one at a time"
+        ),
     }
     Ok(Arc::new(store))
 }

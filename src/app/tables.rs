@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use postrider_actors::{
-    flow::{Bell, Gate},
+    flow::{Bell, Bells, Gate},
     ports::Table,
     supervision::{Birth, ChildSpec},
     table_delivery::{
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     Machine,
-    reign::{mark, share},
+    reign::{holders, schedule, share, worker},
 };
 use crate::config::{self, Config};
 
@@ -37,7 +37,7 @@ pub(super) fn table_spec(
     machine: &Machine,
     config: &Config,
     tables: &[Arc<dyn Table>],
-    appended: &Bell,
+    due_again: &Bells,
     queued: Vec<Bell>,
 ) -> (Option<ChildSpec>, Vec<LimitedGate>) {
     let workers = queued.len();
@@ -62,8 +62,8 @@ pub(super) fn table_spec(
                         batches: GROUP_BATCHES_MAX,
                     },
                     concurrency: share(statements, worker + index, workers).max(1),
-                    retry: destination.retry,
-                    paused: destination.is_paused,
+                    retry: schedule(&destination.retry),
+                    paused: destination.paused,
                     recorded: config.is_recorded(&destination.name),
                     metrics: machine.metrics.stages.destination(&destination.name),
                 }
@@ -71,25 +71,17 @@ pub(super) fn table_spec(
             table_destinations(config).zip(tables.iter().cloned()).enumerate().map(of_each).collect()
         })
         .collect();
-    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
-    let (appended, lease) = (appended.clone(), config.lease);
+    let worker = worker(machine, config, due_again);
+    let (in_flight, alone) = (machine.in_flight.clone(), machine.alone.clone());
     let factory = move |birth: Birth| {
         let slot = birth.id.slot;
         let setup = TableDeliverySetup {
             destinations: shares[slot].clone(),
-            queue: stores.queue.clone(),
-            ledger: stores.ledger.clone(),
-            clock: clock.clone(),
-            queued: queued[slot].clone(),
-            appended: appended.clone(),
-            lease: lease.duration,
-            lost_cap: lease.lost_cap,
-            progress: mark(&birth),
+            worker: worker(&birth, &queued[slot]),
+            in_flight: in_flight.clone(),
+            alone: alone.clone(),
         };
-        let holder = birth.id.to_string();
-        let mut last = birth.id.clone();
-        last.generation -= 1;
-        let predecessor = (last.generation > 0).then(|| last.to_string());
+        let (holder, predecessor) = holders(&birth);
         let fault = birth.fault.clone();
         birth
             .start(table_delivery::MAILBOX, move |_| TableDelivery::new(setup, &holder, predecessor, fault))

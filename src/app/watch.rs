@@ -31,7 +31,7 @@ pub(super) struct Watch {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     config: Alarms,
-    alarms: [Option<Alarm>; AlarmKind::ALL.len()],
+    alarms: [Alarm; AlarmKind::ALL.len()],
     /// Every destination that a configuration of this process had, by name.
     destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
     queue: (QueueMetrics, Growth<2>),
@@ -47,8 +47,8 @@ impl Watch {
             stores: machine.stores.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.clone(),
-            config: Alarms::default(),
-            alarms: [None; AlarmKind::ALL.len()],
+            config: config.alarms.clone(),
+            alarms: AlarmKind::ALL.map(|kind| Alarm::new(rule(&config.alarms, kind))),
             destinations: BTreeMap::new(),
             queue: (machine.metrics.stages.queue(), Growth::new(Duration::ZERO)),
             dead: Growth::new(Duration::ZERO),
@@ -61,8 +61,8 @@ impl Watch {
 
     /// Another configuration is in use.
     pub(super) fn configure(&mut self, config: &Config) {
-        self.config = config.alarms;
-        let window = config.alarms.failures.map_or(Duration::ZERO, |failures| failures.window);
+        self.config = config.alarms.clone();
+        let window = config.alarms.failures.window;
         for destination in &config.destinations {
             let name = &destination.name;
             self.destinations.entry(name.clone()).or_insert_with(|| {
@@ -73,14 +73,10 @@ impl Watch {
             growth.set_window(window);
         }
         self.queue.1.set_window(window);
-        self.dead.set_window(config.alarms.dead.map_or(Duration::ZERO, |(_, window)| window));
+        self.dead.set_window(config.alarms.dead.window);
         for (kind, alarm) in AlarmKind::ALL.into_iter().zip(&mut self.alarms) {
-            *alarm = rule(&config.alarms, kind).map(|rule| {
-                let mut kept = alarm.unwrap_or_else(|| Alarm::new(rule));
-                kept.set_rule(rule);
-                kept
-            });
-            self.metrics.alarm(kind, alarm.map(|alarm| alarm.is_active()));
+            alarm.set_rule(rule(&config.alarms, kind));
+            self.metrics.alarm(kind, Some(alarm.is_active()));
         }
     }
 
@@ -102,7 +98,6 @@ impl Watch {
             (Some(dead as f64), ""),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
-            let Some(alarm) = alarm else { continue };
             if let Some(event) = alarm.look(now, reading) {
                 tell(kind, alarm.rule(), event, at);
                 self.metrics.alarm(kind, Some(alarm.is_active()));
@@ -115,7 +110,7 @@ impl Watch {
         if begun < self.read_again {
             return;
         }
-        let read = tokio::time::timeout(READ_TIMEOUT, self.stores.backlog()).await;
+        let read = tokio::time::timeout(READ_TIMEOUT, self.stores.backlog(self.clock.wall())).await;
         self.backlog = read.ok().and_then(Result::ok);
         let now = self.clock.mono();
         self.read_again = now.after((now.since(begun) * READ_PAUSE_FACTOR).max(self.stores.look_pause()));
@@ -142,10 +137,9 @@ impl Watch {
 
     /// The worst failure rate, and whose it is: a small destination that fails must not be outvoted.
     fn failures(&mut self, now: MonoMs) -> (f64, Option<String>) {
-        let least = self.config.failures.map_or(u64::MAX, |failures| failures.min_attempts);
         let percent = |totals: Totals, growth: &mut Growth<2>| {
             let [all, failed] = growth.look(now, [totals.all, totals.failed]);
-            failure_percent(all, failed, least)
+            failure_percent(all, failed, ATTEMPTS_MIN)
         };
         let mut worst = (percent(self.queue.0.totals(), &mut self.queue.1), None);
         if worst.0 > 0.0 {
@@ -161,13 +155,33 @@ impl Watch {
     }
 }
 
-fn rule(config: &Alarms, kind: AlarmKind) -> Option<AlarmRule> {
-    match kind {
-        AlarmKind::Depth => config.depth,
-        AlarmKind::Failures => config.failures.map(|failures| failures.rule),
-        AlarmKind::Latency => config.latency,
-        AlarmKind::Dead => config.dead.map(|(rule, _)| rule),
-    }
+/// Attempts (or batches) below which there is no rate: one of two is not 50 %.
+const ATTEMPTS_MIN: u64 = 20;
+
+/// An alarm clears at this share of its bound, and after so long: between the two it stays what it is.
+const CLEAR_AT: f64 = 0.8;
+const CLEAR_AFTER: Duration = Duration::from_mins(1);
+
+/// How long the backlog must be too high: a burst is worth no alarm.
+const DEPTH_RAISE_AFTER: Duration = Duration::from_mins(1);
+
+fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
+    let (threshold, raise_after) = match kind {
+        AlarmKind::Depth => (config.depth.max_messages as f64, DEPTH_RAISE_AFTER),
+        AlarmKind::Failures => (config.failures.max_percent.into(), Duration::ZERO),
+        AlarmKind::Latency => (config.latency.max.as_secs_f64(), Duration::ZERO),
+        AlarmKind::Dead => {
+            // The window is its hysteresis: one that was given up is looked at for as long.
+            let threshold = config.dead.max_messages as f64;
+            return AlarmRule {
+                threshold,
+                clear_at: threshold,
+                raise_after: Duration::ZERO,
+                clear_after: Duration::ZERO,
+            };
+        }
+    };
+    AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
 }
 
 /// The unit that a value and its threshold are in.
@@ -190,6 +204,44 @@ fn tell(kind: AlarmKind, rule: &AlarmRule, event: AlarmEvent, at: &str) {
         }
         AlarmEvent::Cleared(value) => {
             tracing::info!(alarm, value, clear_at = rule.clear_at, unit, "alarm cleared");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alert_rules_hold_the_defaults() {
+        let rules = include_str!("../../config/alerts.yml");
+        let alarms =
+            crate::config::parse("", std::path::Path::new("x"), []).expect("the defaults are fine").alarms;
+        let threshold = |kind| rule(&alarms, kind).threshold;
+        let window = Duration::from_mins(5);
+        assert_eq!((alarms.failures.window, alarms.dead.window), (window, window));
+        for bound in [
+            format!("postrider_messages_open > {} or absent", threshold(AlarmKind::Depth)),
+            format!("[5m])) > {}\n", threshold(AlarmKind::Failures)),
+            format!("[5m])) >= {ATTEMPTS_MIN}\n"),
+            format!("postrider_oldest_due_seconds > {}\n", threshold(AlarmKind::Latency)),
+            format!("increase(postrider_messages_dead_total[5m])) > {}\n", threshold(AlarmKind::Dead)),
+            format!("for: {}m", rule(&alarms, AlarmKind::Depth).raise_after.as_secs() / 60),
+        ] {
+            assert!(rules.contains(&bound), "{bound}");
+        }
+    }
+
+    /// S2.8: the thresholds of the seed, and where alarms clear.
+    #[test]
+    fn s2_8_an_alarm_clears_at_four_fifths_of_its_bound() {
+        let alarms =
+            crate::config::parse("", std::path::Path::new("x"), []).expect("the defaults are fine").alarms;
+        let rules =
+            [AlarmKind::Failures, AlarmKind::Latency, AlarmKind::Dead].map(|kind| rule(&alarms, kind));
+        for (rule, (threshold, clear_at)) in rules.iter().zip([(5.0, 4.0), (300.0, 240.0), (0.0, 0.0)]) {
+            let is = |a: f64, b: f64| (a - b).abs() < 1e-9;
+            assert!(is(rule.threshold, threshold) && is(rule.clear_at, clear_at), "{rule:?}");
         }
     }
 }

@@ -86,10 +86,10 @@ fn summary(config: &Config) -> String {
         );
     }
     for destination in &config.destinations {
-        let paused = if destination.is_paused { ", paused" } else { "" };
+        let paused = if destination.paused { ", paused" } else { "" };
         let what = match &destination.target {
             Target::Webhook(webhook) => {
-                let rate = match destination.rate {
+                let rate = match destination.rate() {
                     Some(rate) => format!("{}/s in bursts of {}", rate.per_s, rate.burst),
                     None => "no rate".into(),
                 };
@@ -113,7 +113,7 @@ fn summary(config: &Config) -> String {
         };
         let _ = writeln!(text, "destination {}: {}, {}{paused}", destination.name, what.0, what.1);
     }
-    for source in &config.receipts.sources {
+    for source in &config.receipt_sources {
         let _ = writeln!(
             text,
             "receipts {}: {}, about messages to {}",
@@ -123,12 +123,12 @@ fn summary(config: &Config) -> String {
         );
     }
     if config.has_rows() {
-        let engine = match &config.ledger.kind {
+        let engine = match config.ledger.kind {
             LedgerKind::Embedded => {
                 "a row of each message that receipts are about, in the embedded store".to_owned()
             }
-            LedgerKind::Postgres(postgres) => {
-                format!("a row of each message in Postgres, schema {}", postgres.schema)
+            LedgerKind::Postgres => {
+                format!("a row of each message in Postgres, schema {}", config.postgres.schema)
             }
         };
         let _ = writeln!(text, "ledger: {engine}");
@@ -166,19 +166,18 @@ fn summary_json(config: &Config) -> Value {
                 "table": destination.table().map(|table| table.table.plain()),
                 "warehouse": destination.table().map(|table| &table.warehouse),
                 "secrets": destination.webhook().map(|webhook| webhook.secrets.len()),
-                "rate_per_s": destination.rate.map_or(0, |rate| rate.per_s),
-                "burst": destination.rate.map(|rate| rate.burst),
+                "rate_per_s": destination.rate_per_s,
+                "burst": destination.rate().map(|rate| rate.burst),
                 "concurrency": destination.webhook().map(|webhook| webhook.concurrency),
                 "timeout_ms": destination.webhook().map(|webhook| webhook.timeout.as_millis() as u64),
                 "max_attempts": destination.retry.max_attempts,
                 "template": destination.webhook().is_some_and(|known| known.template != TemplateSource::Default),
-                "paused": destination.is_paused,
+                "paused": destination.paused,
             })
         })
         .collect();
     let receipts: Vec<_> = config
-        .receipts
-        .sources
+        .receipt_sources
         .iter()
         .map(|source| {
             json!({
@@ -229,7 +228,7 @@ fn source_place(config: &Config, source: &ReceiptSource) -> String {
             format!("http://{listen}/receipts/{}", source.name)
         }
         SourceKind::Sqs(sqs) => format!("queue {}", sqs.queue.name()),
-        SourceKind::Cloudwatch(cloudwatch) => format!("log groups {}", cloudwatch.groups.join(", ")),
+        SourceKind::Cloudwatch(cloudwatch) => format!("log groups {}", cloudwatch.log_groups.join(", ")),
     }
 }
 

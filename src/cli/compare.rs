@@ -39,7 +39,10 @@ fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
 
 #[cfg(not(feature = "postgres"))]
 fn compare(_: &Args, _: &Config) -> anyhow::Result<ExitCode> {
-    anyhow::bail!(
-        "this program was built without Postgres; use one that was built with `--features postgres`"
-    )
+    use super::{Exit, ExitContext as _};
+    use crate::built_in::{Engine, Engines};
+
+    // A configuration with tables was refused already, so there is nothing to compare.
+    let advice = Engines::BUILT_IN.missing(&[Engine::Warehouse]).unwrap_or_default();
+    Err(anyhow::anyhow!(advice)).exit(Exit::Config)
 }

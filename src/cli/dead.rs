@@ -56,7 +56,7 @@ enum Command {
     /// Send dead letters again
     ///
     /// With the same ids and the same bodies, as the receiver would have got them; their attempts count
-    /// from none. This only queues them: delivery keeps its rates. A daemon that runs picks them up by
+    /// from none. This only makes them due: delivery keeps its rates. A daemon that runs picks them up by
     /// itself.
     Redrive {
         #[command(flatten)]

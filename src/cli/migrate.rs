@@ -8,16 +8,15 @@ use super::{findings, print, print_json};
 use crate::{
     adapters::embedded::{self, OpenError, SCHEMA_VERSION},
     app::engines,
-    config::{self, Config, OutboxKind},
+    config::{self, Config, Profile},
     console::Finding,
 };
 
 /// Make or update what the configured engines need
 ///
 /// The embedded store is brought to the schema of this program; the daemon does this by itself when it
-/// starts, and must not run meanwhile. A store that is missing is not made. With queue.kind = "sqs" the queue
-/// and its dead-letter queue are made, with outbox.kind = "dynamodb" the tables and their indexes; what is there
-/// already is only checked. With ledger.kind = "postgres" its schema is made or updated, by the schema's owner:
+/// starts, and must not run meanwhile. A store that is missing is not made. With profile = "aws" the queue and
+/// its dead-letter queue are made, and the tables and their indexes; what is there already is only checked. With ledger.kind = "postgres" its schema is made or updated, by the schema's owner:
 /// see docs/postgres.md. This needs more permissions than the daemon: see docs/aws.md. Exits with 78 if
 /// something has to be mended by hand, with 75 if something could not be reached.
 #[derive(Debug, clap::Args)]
@@ -69,7 +68,7 @@ fn shared(args: &Args, config: &Config) -> anyhow::Result<Vec<Finding>> {
 }
 
 fn embedded(args: &Args, config: &Config) -> anyhow::Result<Option<Versions>> {
-    if config.outbox.kind != OutboxKind::Embedded {
+    if config.profile != Profile::Embedded {
         return Ok(None);
     }
     let dir = &config.state.dir;

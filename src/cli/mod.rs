@@ -30,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::{Exit, ExitContext};
 
-use crate::telemetry::escape;
+use crate::{built_in::VERSION, telemetry::escape};
 
 /// Delivers a file of user ids as signed webhook requests, and proves what happened to each
 ///
@@ -38,7 +38,7 @@ use crate::telemetry::escape;
 /// HTTP request, every request ends in exactly one recorded state, and the file moves to `done` with a
 /// report that balances.
 #[derive(Debug, Parser)]
-#[command(name = "postrider", version, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP)]
+#[command(name = "postrider", version, long_version = VERSION.as_str(), after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP)]
 pub struct Cli {
     /// The configuration file
     #[arg(

@@ -171,9 +171,9 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
 
 fn reread(config: &Config, source: Option<&str>, limit: u64, as_json: bool) -> anyhow::Result<()> {
     let is_wanted = |name: &str| source.is_none_or(|source| source == name);
-    let sources: Vec<_> = config.receipts.sources.iter().filter(|source| is_wanted(&source.name)).collect();
+    let sources: Vec<_> = config.receipt_sources.iter().filter(|source| is_wanted(&source.name)).collect();
     if let (Some(name), []) = (source, &sources[..]) {
-        let known: Vec<_> = config.receipts.sources.iter().map(|source| source.name.as_str()).collect();
+        let known: Vec<_> = config.receipt_sources.iter().map(|source| source.name.as_str()).collect();
         bail!("no source has the name {name:?}; there are: {}", known.join(", "));
     }
     let rejects = console::rejects(config)?.context(NO_RECEIPTS)?;
@@ -229,7 +229,7 @@ fn gaps(
 ) -> anyhow::Result<Vec<Gaps>> {
     let mut destinations: Vec<&str> = match destination {
         Some(name) => vec![name],
-        None => config.receipts.sources.iter().map(|source| source.destination.as_str()).collect(),
+        None => config.receipt_sources.iter().map(|source| source.destination.as_str()).collect(),
     };
     destinations.sort_unstable();
     destinations.dedup();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::{
     app,
@@ -18,14 +19,21 @@ use crate::{
 /// Run the daemon until SIGTERM or SIGINT
 ///
 /// It reads the configuration, takes the state directory for itself and delivers what is dropped. A
-/// SIGTERM drains: requests in flight are finished and recorded, within shutdown.timeout_ms. A second
+/// SIGTERM drains: requests in flight are finished and recorded, within shutdown.timeout. A second
 /// one exits at once; nothing is lost either way. SIGHUP reads the configuration again.
 #[derive(Debug, clap::Args)]
-#[expect(clippy::doc_markdown, reason = "the documentation is the text of --help")]
 pub struct Args {
     /// How log lines look; overrides log.format
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", value_parser = log_format())]
     pub log_format: Option<LogFormat>,
+}
+
+fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    let words = LogFormat::WORDS.iter().map(|(word, _)| *word);
+    PossibleValuesParser::new(words).map(|word| {
+        let found = LogFormat::WORDS.iter().find(|(known, _)| *known == word);
+        found.expect("the parser takes no other word").1
+    })
 }
 
 /// What the daemon starts with.

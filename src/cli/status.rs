@@ -97,11 +97,11 @@ fn lines(
             let known = config.destinations.iter().find(|destination| destination.name == name);
             Line {
                 sent_per_s: sampled(&name, &view),
-                rate_per_s: known.and_then(|known| known.rate.as_ref()).map(|rate| rate.per_s.to_string()),
+                rate_per_s: known.and_then(|known| known.rate()).map(|rate| rate.per_s.to_string()),
                 state: match known {
                     None => "not configured",
                     Some(_) if view.disabled.is_some() => "disabled",
-                    Some(known) if known.is_paused => "paused",
+                    Some(known) if known.paused => "paused",
                     Some(_) => "enabled",
                 },
                 name,

@@ -2,55 +2,25 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use postrider_actors::model::retry::RetrySchedule;
+use postrider_settings::{Reader, join, show_duration, show_size, shown_text};
 
 use super::{
-    Config, Destination, DirectoryFeed, Feed, LedgerKind, OutboxKind, QueueFeed, QueueKind, STATUS_FEED,
-    SourceKind, Table, TemplateSource, Webhook,
-    read::TEMPLATE_BYTES_MAX,
-    reader::Reader,
-    tree::{join, shown_text},
+    Config, DelayMode, Destination, DirectoryFeed, Feed, LedgerKind, Profile, QueueFeed, Retry, STATUS_FEED,
+    SourceKind, Table, TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX,
 };
+use crate::built_in::{Engine, Engines};
 
 /// The largest item of a table (Amazon DynamoDB, "Constraints": 400 KB, names of attributes included).
 const DYNAMODB_ITEM_BYTES_MAX: usize = 400 << 10;
-/// What an item holds beside rows, template and attempts: ids, names, times, the names of columns.
+/// What an item holds beside rows and template: ids, names, times, the names of columns.
 const DYNAMODB_ITEM_BYTES_REST: usize = 16 << 10;
-/// A failed attempt in a batch's history: time, status and reason.
-const ATTEMPT_BYTES: usize = 10;
 /// The shortest retention: a queue that delivers an entry twice does so within minutes, unless its
 /// consumer held it for longer.
 const RETENTION_MIN: Duration = Duration::from_hours(1);
 
-/// Notes every contradiction.
-pub(super) fn check(reader: &Reader, config: &Config) {
-    let supervision = &config.supervision;
-    if !supervision.is_consistent() {
-        let waits: u128 =
-            (1..=supervision.max_restarts).map(|n| supervision.backoff_max(n).as_millis()).sum();
-        let advice = format!(
-            "the first {} waits between restarts may take {waits} ms, so this period would never see that \
-             many and a crash loop would go on for ever: make it longer than that, or lower max_restarts, \
-             base_ms or cap_ms",
-            supervision.max_restarts
-        );
-        let found = supervision.period.as_millis();
-        reader.conflict("supervision.period_ms", "supervision.max_restarts", &found, advice);
-    }
-    if supervision.base > supervision.cap {
-        let advice = "it must not be below supervision.base_ms";
-        reader.conflict("supervision.cap_ms", "supervision.base_ms", &supervision.cap.as_millis(), advice);
-    }
-    if config.outbox.low_watermark >= config.outbox.high_watermark && config.outbox.high_watermark > 1 {
-        let found = config.outbox.low_watermark;
-        let advice = "it must be below outbox.high_watermark";
-        reader.conflict("outbox.low_watermark", "outbox.high_watermark", &found, advice);
-    }
-    if config.record.max_outcomes > config.record.max_unrecorded {
-        let found = config.record.max_outcomes;
-        let advice = "a group can't be larger than record.max_unrecorded";
-        reader.conflict("record.max_outcomes", "record.max_unrecorded", &found, advice);
-    }
+/// Notes every contradiction, and what needs an engine that is not built in.
+pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
+    check_build(reader, config, built_in);
     for destination in &config.destinations {
         check_destination(reader, config, destination);
     }
@@ -75,50 +45,96 @@ pub(super) fn check(reader: &Reader, config: &Config) {
                     "the feed {} takes its entries too, and each would get some of them: give each its own",
                     other.name
                 );
-                reader.conflict(
-                    &queue_key(reader, feed),
-                    &queue_key(reader, other),
-                    &shown_text(name),
-                    advice,
-                );
+                reader.conflict(&key_of(feed, "queue"), &key_of(other, "queue"), &shown_text(name), advice);
             }
         }
     }
 }
 
+/// Notes each setting that needs an engine this binary was built without.
+fn check_build(reader: &Reader, config: &Config, built_in: Engines) {
+    let need = |key: &str, word: &str, engines: &[Engine]| {
+        if let Some(advice) = built_in.missing(engines) {
+            reader.note(key, Some(shown_text(word)), advice + ", or remove the setting");
+        }
+    };
+    if config.profile == Profile::Aws {
+        need("profile", "aws", &[Engine::Sqs, Engine::Dynamodb]);
+    }
+    if config.ledger.kind == LedgerKind::Postgres {
+        need("ledger.kind", "postgres", &[Engine::Postgres]);
+    }
+    for feed in config.feeds.iter().filter(|feed| feed.queue().is_some()) {
+        need(&key_of(feed, "kind"), "sqs", &[Engine::Sqs]);
+    }
+    for source in &config.receipt_sources {
+        let key = join(&join("receipts.sources", &source.name), "kind");
+        match &source.kind {
+            SourceKind::Sqs(_) => need(&key, "sqs", &[Engine::Sqs]),
+            SourceKind::Cloudwatch(_) => need(&key, "cloudwatch", &[Engine::Cloudwatch]),
+            SourceKind::Directory(_) | SourceKind::Http(_) => {}
+        }
+    }
+    for warehouse in &config.warehouses {
+        need(&join("warehouses", &warehouse.name), &warehouse.name, &[Engine::Warehouse]);
+    }
+    for destination in config.destinations.iter().filter(|destination| destination.table().is_some()) {
+        need(&join(&join("destinations", &destination.name), "kind"), "table", &[Engine::Warehouse]);
+    }
+}
+
+fn check_delay(reader: &Reader, config: &Config) {
+    let word = match config.delay.mode {
+        DelayMode::None => return,
+        DelayMode::Fixed => "\"fixed\"",
+        DelayMode::ByDepth => "\"by_depth\"",
+    };
+    if config.profile == Profile::Embedded {
+        let advice = "only profile = \"aws\" delays entries: set it, or limit rate_per_s of the destination";
+        reader.conflict("queue.delay.mode", "profile", &word, advice);
+    } else if config.sqs.name.is_fifo() {
+        let advice = "a FIFO queue has no delay per entry (Amazon SQS API reference, SendMessage): use a \
+                      standard queue, or limit rate_per_s of the destination";
+        reader.conflict("queue.delay.mode", "queue.sqs.name", &word, advice);
+    }
+}
+
 fn check_engines(reader: &Reader, config: &Config) {
     let outbox = &config.outbox;
-    if outbox.retention.is_some_and(|retention| retention < RETENTION_MIN) {
-        let found = outbox.retention.unwrap_or_default().as_secs();
-        let advice = format!("write 0 to keep batches, or {} and more", RETENTION_MIN.as_secs());
-        reader.conflict("outbox.retention_s", "outbox.retention_s", &found, advice);
+    if let Some(found) = outbox.retention.filter(|retention| *retention < RETENTION_MIN) {
+        let advice = format!("write \"0s\" to keep batches, or {} and more", show_duration(RETENTION_MIN));
+        reader.conflict("outbox.retention", "outbox.retention", &show_duration(found), advice);
     }
-    if outbox.kind == OutboxKind::Embedded {
+    check_delay(reader, config);
+    if config.profile == Profile::Embedded {
         return;
     }
-    if config.queue.kind == QueueKind::Embedded {
-        let advice = "it needs queue.kind = \"sqs\": several machines share this outbox, and the embedded queue \
-                      is one machine's own";
-        reader.conflict("outbox.kind", "queue.kind", &"\"dynamodb\"", advice);
+    if !config.sqs.has_room_for_dead_letters() {
+        let advice = format!(
+            "the queue for what can't be read would be called {:?}, which is longer than the 80 characters that SQS \
+             allows: shorten the name",
+            config.sqs.dead_letter_name()
+        );
+        reader.conflict("queue.sqs.name", "queue.sqs.name", &shown_text(config.sqs.name.name()), advice);
     }
-    // Every batch may come back whole as a retry, with all attempts before it.
-    let attempts = config.destinations.iter().map(|known| known.retry.max_attempts - 1).max().unwrap_or(0);
+    // What changes of a batch is in its record, which has room for the worst; only its payload depends on settings.
     let webhooks = config.destinations.iter().filter_map(Destination::webhook);
     let template = webhooks.map(|known| match &known.template {
         TemplateSource::Default => 0,
         TemplateSource::Inline(source) => source.len(),
         TemplateSource::File(_) => TEMPLATE_BYTES_MAX,
     });
-    let history = config.batch.max_messages as usize * attempts as usize * ATTEMPT_BYTES;
-    let others = history + template.max().unwrap_or(0) + DYNAMODB_ITEM_BYTES_REST;
-    if config.batch.max_bytes + others > DYNAMODB_ITEM_BYTES_MAX {
-        let advice = format!(
-            "an item of DynamoDB holds {DYNAMODB_ITEM_BYTES_MAX} bytes; the templates and {attempts} failed \
-             attempts of {} messages may take {others} of them: lower batch.max_bytes, batch.max_messages or \
-             max_attempts",
-            config.batch.max_messages
-        );
-        reader.conflict("batch.max_bytes", "outbox.kind", &config.batch.max_bytes, advice);
+    let others = template.max().unwrap_or(0) + DYNAMODB_ITEM_BYTES_REST;
+    for feed in &config.feeds {
+        let rows = feed.batch_bytes();
+        if rows + others > DYNAMODB_ITEM_BYTES_MAX {
+            let advice = format!(
+                "an item of DynamoDB holds {DYNAMODB_ITEM_BYTES_MAX} bytes; the rows of a batch may take {rows} of \
+                 them, the template and the rest {others}: lower max_row"
+            );
+            let found = show_size(feed.max_row as u64);
+            reader.conflict(&key_of(feed, "max_row"), "profile", &found, advice);
+        }
     }
 }
 
@@ -126,28 +142,22 @@ fn key_of(feed: &Feed, key: &str) -> String {
     join(&join("feeds", &feed.name), key)
 }
 
-/// The key that names a feed's queue.
-fn queue_key(reader: &Reader, feed: &Feed) -> String {
-    let [name, url] = ["queue_name", "queue_url"].map(|key| key_of(feed, key));
-    if reader.is_set(&url) { url } else { name }
-}
-
 fn check_queue(reader: &Reader, config: &Config, feed: &Feed, queue: &QueueFeed) {
     if queue.visibility <= queue.linger * 2 {
-        let found = queue.visibility.as_secs();
-        let advice = "it must be more than twice linger_ms, or entries come again while they wait for others";
-        reader.conflict(&key_of(feed, "visibility_s"), &key_of(feed, "linger_ms"), &found, advice);
+        let found = show_duration(queue.visibility);
+        let advice = "it must be more than twice linger, or entries come again while they wait for others";
+        reader.conflict(&key_of(feed, "visibility"), &key_of(feed, "linger"), &found, advice);
     }
-    if queue.max_bytes < feed.max_row_bytes {
-        let advice = format!("a row must fit into it: at least max_row_bytes ({})", feed.max_row_bytes);
-        reader.conflict(&key_of(feed, "max_bytes"), &key_of(feed, "max_row_bytes"), &queue.max_bytes, advice);
+    if queue.max_size < feed.max_row {
+        let advice = format!("a row must fit into it: at least max_row ({})", show_size(feed.max_row as u64));
+        let found = show_size(queue.max_size as u64);
+        reader.conflict(&key_of(feed, "max_size"), &key_of(feed, "max_row"), &found, advice);
     }
-    if let QueueKind::Sqs(own) = &config.queue.kind {
+    if config.profile == Profile::Aws {
         let name = queue.queue.name();
-        if [own.queue.name(), &own.dead_letter_name].contains(&name) {
+        if [config.sqs.name.name(), &config.sqs.dead_letter_name()].contains(&name) {
             let advice = "that queue carries Postrider's own batches ([queue.sqs]): give the feed its own";
-            let own_key = if reader.is_set("queue.sqs.url") { "queue.sqs.url" } else { "queue.sqs.name" };
-            reader.conflict(&queue_key(reader, feed), own_key, &shown_text(name), advice);
+            reader.conflict(&key_of(feed, "queue"), "queue.sqs.name", &shown_text(name), advice);
         }
     }
 }
@@ -163,42 +173,30 @@ fn check_destination(reader: &Reader, config: &Config, destination: &Destination
     }
     let retry = &destination.retry;
     if retry.base > retry.cap {
-        let advice = "it must not be below base_ms";
-        reader.conflict(&retry_key("cap_ms"), &retry_key("base_ms"), &retry.cap.as_millis(), advice);
+        let advice = "it must not be below base";
+        reader.conflict(&retry_key("cap"), &retry_key("base"), &show_duration(retry.cap), advice);
     }
     if retry.base > retry.max_age {
-        let advice = "the first retry would come after max_age_s: shorten it";
-        reader.conflict(&retry_key("base_ms"), &retry_key("max_age_s"), &retry.base.as_millis(), advice);
+        let advice = "the first retry would come after max_age: shorten it";
+        reader.conflict(&retry_key("base"), &retry_key("max_age"), &show_duration(retry.base), advice);
     }
 }
 
-fn check_webhook(
-    reader: &Reader,
-    config: &Config,
-    section: &str,
-    destination: &Webhook,
-    retry: &RetrySchedule,
-) {
+fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &Webhook, retry: &Retry) {
     let key = |key: &str| join(section, key);
     let retry_key = |key: &str| join(&join(section, "retry"), key);
     if config.lease.duration <= destination.timeout * 2 {
         let advice = format!(
-            "it must be less than half of lease.duration_ms ({}), or a worker could lose a batch while it \
+            "it must be less than half of lease.duration ({}), or a worker could lose a batch while it \
              waits for an answer",
-            config.lease.duration.as_millis()
+            show_duration(config.lease.duration)
         );
-        let found = destination.timeout.as_millis();
-        reader.conflict(&key("timeout_ms"), "lease.duration_ms", &found, advice);
+        reader.conflict(&key("timeout"), "lease.duration", &show_duration(destination.timeout), advice);
     }
-    if destination.connect_timeout > destination.timeout {
-        let found = destination.connect_timeout.as_millis();
-        let advice = "it is a part of timeout_ms and can't be longer";
-        reader.conflict(&key("connect_timeout_ms"), &key("timeout_ms"), &found, advice);
-    }
-    if destination.max_retry_after > retry.max_age {
-        let found = destination.max_retry_after.as_secs();
-        let advice = "a message would be given up before it is tried again: it must not be above max_age_s";
-        reader.conflict(&retry_key("max_retry_after_s"), &retry_key("max_age_s"), &found, advice);
+    if retry.max_retry_after > retry.max_age {
+        let found = show_duration(retry.max_retry_after);
+        let advice = "a message would be given up before it is tried again: it must not be above max_age";
+        reader.conflict(&retry_key("max_retry_after"), &retry_key("max_age"), &found, advice);
     }
 }
 
@@ -208,17 +206,17 @@ fn check_table(reader: &Reader, config: &Config, section: &str, table: &Table) {
     if let Some(warehouse) = config.warehouse(&table.warehouse)
         && config.lease.duration <= warehouse.statement_timeout * 2
     {
-        let key = join(&join("warehouses", &warehouse.name), "statement_timeout_ms");
+        let key = join(&join("warehouses", &table.warehouse), "statement_timeout");
         let advice = format!(
-            "it must be less than half of lease.duration_ms ({}), or a worker could lose a batch while it \
+            "it must be less than half of lease.duration ({}), or a worker could lose a batch while it \
              waits for a statement",
-            config.lease.duration.as_millis()
+            show_duration(config.lease.duration)
         );
-        reader.conflict(&key, "lease.duration_ms", &warehouse.statement_timeout.as_millis(), advice);
+        reader.conflict(&key, "lease.duration", &show_duration(warehouse.statement_timeout), advice);
     }
 }
 
-/// Notes a name that is none of `names`, with the one that may have been meant.
+/// Notes a name that is not one of `names`, with the one that may have been meant.
 fn check_name<'a>(
     reader: &Reader,
     key: &str,
@@ -244,7 +242,7 @@ fn check_receipts(reader: &Reader, config: &Config) {
     let receipts = &config.receipts;
     let destinations = || config.destinations.iter().map(|destination| &destination.name);
     let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
-    for source in &receipts.sources {
+    for source in &config.receipt_sources {
         let section = join("receipts.sources", &source.name);
         let key = |key: &str| join(&section, key);
         check_name(reader, &key("destination"), "destination", &source.destination, destinations());
@@ -295,14 +293,14 @@ fn check_receipts(reader: &Reader, config: &Config) {
                     .feeds
                     .iter()
                     .find(|feed| feed.queue().is_some_and(|other| other.queue.name() == name));
-                let other = feed.map(|feed| queue_key(reader, feed)).or_else(|| {
+                let other = feed.map(|feed| key_of(feed, "queue")).or_else(|| {
                     let other = queues.insert(name.to_owned(), &source.name)?;
-                    Some(join(&join("receipts.sources", other), "queue_name"))
+                    Some(join(&join("receipts.sources", other), "queue"))
                 });
                 if let Some(other) = other.filter(|_| !name.is_empty()) {
                     let advice =
                         "its entries are taken there too, and each would get some of them: give each its own";
-                    reader.conflict(&key("queue_name"), &other, &shown_text(name), advice);
+                    reader.conflict(&key("queue"), &other, &shown_text(name), advice);
                 }
             }
             SourceKind::Http(_) | SourceKind::Cloudwatch(_) => {}
@@ -310,7 +308,7 @@ fn check_receipts(reader: &Reader, config: &Config) {
     }
     if let Some(name) = &receipts.events_to {
         check_name(reader, "receipts.events_to", "destination", name, destinations());
-        if receipts.sources.iter().any(|source| source.destination == *name) {
+        if config.receipt_sources.iter().any(|source| source.destination == *name) {
             let advice = "receipts of that destination would make events about events: name another";
             reader.note("receipts.events_to", Some(shown_text(name)), advice);
         }
@@ -321,9 +319,9 @@ fn check_receipts(reader: &Reader, config: &Config) {
             reader.conflict(&join("feeds", STATUS_FEED), "receipts.events_to", &shown_text(name), advice);
         }
     }
-    if config.outbox.kind != OutboxKind::Embedded
+    if config.profile == Profile::Aws
         && config.ledger.kind == LedgerKind::Embedded
-        && !receipts.sources.is_empty()
+        && !config.receipt_sources.is_empty()
     {
         let advice = "several machines share the outbox, and receipts have to be found by all of them: set \
                       ledger.kind = \"postgres\"";
@@ -334,10 +332,10 @@ fn check_receipts(reader: &Reader, config: &Config) {
         let least = oldest + receipts.timeout.max(receipts.park);
         if retention < least {
             let advice = format!(
-                "write 0 to keep rows, or {} and more: a message may be retried and wait for its receipt so long",
-                least.as_secs()
+                "write \"0s\" to keep rows, or {} and more: a message may be retried and wait for its receipt so long",
+                show_duration(least)
             );
-            reader.conflict("ledger.retention_s", "receipts.timeout_s", &retention.as_secs(), advice);
+            reader.conflict("ledger.retention", "receipts.timeout", &show_duration(retention), advice);
         }
     }
 }
@@ -347,13 +345,6 @@ fn check_feed(reader: &Reader, config: &Config, feed: &Feed) {
         let names = config.destinations.iter().map(|destination| &destination.name);
         let key = format!("{}[{index}]", key_of(feed, "destinations"));
         check_name(reader, &key, "destination", name, names);
-    }
-    if config.batch.max_bytes < feed.max_row_bytes {
-        let advice = format!(
-            "a row must fit into a batch: at most batch.max_bytes ({}), or raise that",
-            config.batch.max_bytes
-        );
-        reader.conflict(&key_of(feed, "max_row_bytes"), "batch.max_bytes", &feed.max_row_bytes, advice);
     }
 }
 

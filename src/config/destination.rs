@@ -3,27 +3,49 @@
 use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
 use postrider_actors::model::{
-    retry::RetrySchedule,
-    table::{Mapping, TableName},
+    body::BodyTemplate,
+    table::{COLUMNS_MAX, Column, ColumnSource, ColumnType, Identifier, Mapping, TableName},
+};
+use postrider_settings::{
+    Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, duration, given, integer, optional_path,
+    optional_text, refuse_keys, secrets, settings, shown_text, unset,
 };
 use url::Url;
 
-use super::{Rate, SecretSource};
-use crate::adapters::webhook::JsonPointer;
+use super::needed_if;
+use crate::adapters::webhook::{self, BadPointer, JsonPointer};
+
+/// The longest inline template or template file, in bytes: it is stored with the batches.
+pub(super) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
+/// Headers per destination: they make every request longer.
+const HEADERS_MAX: usize = 32;
+
+/// An address and a media type that are fine, where only headers are in question.
+const ANY_URL: &str = "http://localhost/";
+const ANY_TYPE: &str = "application/json";
+
+/// Headers whose value is a secret by definition.
+const SECRET_HEADERS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 
 /// Where messages go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// `[a-z0-9_-]{1,64}`
     pub name: String,
+    /// What all destinations have in common.
+    pub settings: postrider_settings::Destination,
     /// What it is.
     pub target: Target,
-    /// Messages per second; `None`: no bound.
-    pub rate: Option<Rate>,
-    /// Whether its messages are held back.
-    pub is_paused: bool,
-    /// When a failed attempt is made again.
-    pub retry: RetrySchedule,
+    /// `[destinations.NAME.retry]`
+    pub retry: Retry,
+}
+
+impl Deref for Destination {
+    type Target = postrider_settings::Destination;
+
+    fn deref(&self) -> &Self::Target {
+        &self.settings
+    }
 }
 
 /// What a destination is.
@@ -53,48 +75,100 @@ impl Destination {
     }
 }
 
+/// What a destination is, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationKind {
+    /// One request per message.
+    Webhook,
+    /// One row per message.
+    Table,
+}
+
+settings! {
+    /// What a destination is.
+    KindKeys {
+        /// Each message becomes a request, or a row of a warehouse's table.
+        kind: DestinationKind =
+            choice(&[("webhook", DestinationKind::Webhook), ("table", DestinationKind::Table)]);
+    }
+
+    /// The keys of kind = "webhook".
+    WebhookKeys {
+        /// Where requests go: http:// or https://, without user name and password.
+        url: WebhookUrl = unset("\"https://hooks.example.com/alerts\"", url);
+        /// What requests are signed with (Standard Webhooks), up to 8: all of them, so that a secret can be rotated.
+        /// Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's LoadCredential=),
+        /// never the secret itself. `[]` sends without a signature.
+        secrets: Vec<SecretSource> = unset("[\"credential:support\"]", signing_secrets);
+        /// Requests in flight. 32 to 64 were fastest in measurements; more only cost.
+        concurrency: usize = integer(64, 1..=65_536, "requests in flight");
+        /// How long one attempt may take as a whole: name lookup, connection, request and answer.
+        timeout: Duration = duration("10s", "10ms"..="10m");
+        /// The body in the syntax of Jinja (minijinja), at most 64KiB. It sees id, feed, recipient, row and data (the
+        /// columns). If `content_type` is JSON, what it prints is JSON with its quotes: write
+        /// `{"to": {{ recipient }}}`. Without a template the body is
+        /// `{"id":…,"feed":…,"recipient":…,"data":{…}}`.
+        template: Option<String> = unset("'{\"to\": {{ recipient }}, \"name\": {{ data.name }}}'", optional_text);
+        /// The same from a file; an absolute path. Messages keep the template they were accepted with.
+        template_file: Option<PathBuf> = unset("\"/etc/postrider/alerts.json.j2\"", optional_path);
+        /// The body's media type.
+        content_type: String = given("\"application/json\"", content_type);
+        /// Certificates in PEM that are trusted beside the system's; an absolute path.
+        ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
+        /// Where in a 2xx answer, which is JSON then, the receiver's own id for the message stands: a JSON pointer (RFC
+        /// 6901). It is kept in the ledger, and receipts may name it.
+        provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
+    }
+
+    /// The keys of kind = "table".
+    TableKeys {
+        /// kind = "table": the warehouse that the table is in.
+        warehouse: String = unset("\"main\"", warehouse_name);
+        /// The table, or SCHEMA.TABLE. It must be there.
+        table: TableName = unset("\"analytics.events\"", table_name);
+        /// The column for the message's id; it must be unique, so that no row is written twice.
+        key_column: String = given("\"message_id\"", key_column);
+        /// Rows of one statement at most. Batches that wait already travel together.
+        max_rows: usize = integer(5_000, 1..=100_000, "rows");
+        /// The longest that a batch waits for others to fill a statement.
+        linger: Duration = duration("500ms", "0s"..="1m");
+    }
+}
+
 /// A warehouse's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The name of its warehouse.
-    pub warehouse: String,
-    /// Its name there.
-    pub table: TableName,
+    /// Its keys.
+    pub settings: TableKeys,
     /// How a message becomes a row; the first column is the key.
     pub mapping: Mapping,
-    /// Rows per statement.
-    pub max_rows: usize,
-    /// The longest that a batch waits for others.
-    pub linger: Duration,
+}
+
+impl Deref for Table {
+    type Target = TableKeys;
+
+    fn deref(&self) -> &TableKeys {
+        &self.settings
+    }
 }
 
 /// A webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
-    /// Where requests go.
-    pub url: WebhookUrl,
-    /// What requests are signed with, all of them; none: not signed.
-    pub secrets: Vec<SecretSource>,
-    /// Requests in flight.
-    pub concurrency: usize,
-    /// From the start of an attempt to its end.
-    pub timeout: Duration,
-    /// From the start of a connection to its first use; at most `timeout`.
-    pub connect_timeout: Duration,
-    /// Bytes of an answer's body that are read.
-    pub max_response_bytes: usize,
+    /// Its keys.
+    pub settings: WebhookKeys,
     /// The body.
     pub template: TemplateSource,
-    /// The body's content type.
-    pub content_type: String,
     /// Headers that each request carries; names in lower case, each once.
     pub headers: Vec<Header>,
-    /// Certificates that are trusted beside the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The longest `Retry-After` that is honoured; at most `retry.max_age`.
-    pub max_retry_after: Duration,
-    /// Where in an answer the receiver's own id for the message stands; `None`: it is not kept.
-    pub provider_id: Option<JsonPointer>,
+}
+
+impl Deref for Webhook {
+    type Target = WebhookKeys;
+
+    fn deref(&self) -> &WebhookKeys {
+        &self.settings
+    }
 }
 
 /// A webhook's address. Some providers put a secret into the path, so `Debug` stops at the host.
@@ -155,4 +229,273 @@ impl fmt::Debug for HeaderValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
     }
+}
+
+/// Reads `[destinations.NAME]`. Every key is read whatever the kind, for what stands in `[destinations."*"]`
+/// is for destinations of both.
+pub(super) fn destination(section: &mut Section<'_>, name: &str) -> Destination {
+    let is_table = KindKeys::read(section).kind == DestinationKind::Table;
+    let settings = postrider_settings::Destination::read(section);
+    let retry = retry(section);
+    let need = section.need;
+    let is_needed = need == Need::Required;
+    section.need = needed_if(is_needed && !is_table);
+    let webhook = webhook(section);
+    section.need = needed_if(is_needed && is_table);
+    let table = table(section);
+    section.need = need;
+    if is_table {
+        let advice = "only kind = \"webhook\" has it: remove it";
+        refuse_keys::<WebhookKeys>(section, advice);
+        for key in ["rate_per_s", "burst", "headers"].map(|key| section.key(key)) {
+            if is_needed && section.reader().is_own(&key) {
+                section.reader().note(&key, None, advice);
+            }
+        }
+    } else {
+        let advice = "only kind = \"table\" has it: remove it, or say that messages become rows";
+        refuse_keys::<TableKeys>(section, advice);
+        let columns = section.key("columns");
+        if is_needed && section.reader().is_own(&columns) {
+            section.reader().note(&columns, None, advice);
+        }
+    }
+    let target = if is_table { Target::Table(table) } else { Target::Webhook(Box::new(webhook)) };
+    Destination { name: name.to_owned(), settings, target, retry }
+}
+
+fn retry(section: &mut Section<'_>) -> Retry {
+    let mut retry = Retry::read_table(section, "retry");
+    let key = format!("{}.max_retry_after", section.key("retry"));
+    if !section.reader().is_set(&key) {
+        // Whoever shortens the whole is not asked to shorten its part.
+        retry.max_retry_after = retry.max_retry_after.min(retry.max_age);
+    }
+    retry
+}
+
+fn webhook(section: &mut Section<'_>) -> Webhook {
+    let settings = WebhookKeys::read(section);
+    let template = template(section, &settings);
+    Webhook { template, headers: headers(section), settings }
+}
+
+fn provider_id(section: &mut Section<'_>, key: &'static str) -> Option<JsonPointer> {
+    let pointer = section.text(key).filter(|text| !text.is_empty())?.parse();
+    pointer
+        .map_err(|error: BadPointer| section.reader().note(&section.key(key), None, error.to_string()))
+        .ok()
+}
+
+fn warehouse_name(section: &mut Section<'_>, key: &'static str) -> String {
+    let name = section.text(key).unwrap_or_default();
+    section.require(key, "name one of [warehouses]");
+    name
+}
+
+fn table_name(section: &mut Section<'_>, key: &'static str) -> TableName {
+    let text = section.text(key).unwrap_or_default();
+    section.require(key, "write the table's name, or SCHEMA.TABLE");
+    TableName::parse(&text).unwrap_or_else(|error| {
+        if section.reader().is_there(&section.key(key)) {
+            section.reader().note(&section.key(key), None, error.to_string());
+        }
+        TableName::parse("invalid").expect("it is a plain name")
+    })
+}
+
+fn key_column(section: &mut Section<'_>, key: &'static str) -> String {
+    let column = section.text(key).unwrap_or_default();
+    if let Err(error) = Identifier::parse(&column)
+        && section.reader().is_there(&section.key(key))
+    {
+        section.reader().note(&section.key(key), None, error.to_string());
+    }
+    column
+}
+
+fn table(section: &mut Section<'_>) -> Table {
+    let settings = TableKeys::read(section);
+    let (reader, key) = (section.reader(), settings.key_column.clone());
+    let id = Column { name: key.clone(), source: ColumnSource::Id, kind: ColumnType::Text, required: true };
+    let mut columns = vec![id];
+    let columns_key = section.key("columns");
+    for (path, name, text) in section.private_texts("columns") {
+        if let Err(error) = Identifier::parse(&name) {
+            reader.note(&path, None, error.to_string());
+        } else if name.eq_ignore_ascii_case(&key) {
+            reader.note(
+                &path,
+                None,
+                "it is the key_column, which holds the message's id: remove one of them",
+            );
+        }
+        match column(name, &text) {
+            Some(column) => columns.push(column),
+            None => reader.note(&path, Some(shown_text(&text)), COLUMN),
+        }
+    }
+    if section.need == Need::Required && columns.len() == 1 {
+        reader.note(&columns_key, None, format!("say what the table's columns hold: {COLUMN}"));
+    }
+    if columns.len() > COLUMNS_MAX {
+        let advice = format!("keep to {COLUMNS_MAX} columns");
+        reader.note(&columns_key, Some(columns.len().to_string()), advice);
+    }
+    Table { settings, mapping: Mapping { columns } }
+}
+
+const COLUMN: &str = "write SOURCE, or SOURCE TYPE, or SOURCE TYPE required: SOURCE is recipient, feed or \
+                      data.NAME, TYPE is text, integer, numeric, double, boolean, timestamp, date or json";
+
+/// `SOURCE [TYPE [required]]`.
+fn column(name: String, text: &str) -> Option<Column> {
+    let mut words = text.split_ascii_whitespace();
+    let source = match words.next()? {
+        "recipient" => ColumnSource::Recipient,
+        "feed" => ColumnSource::Feed,
+        path => {
+            let field = path.strip_prefix("data.")?;
+            field.split('.').all(|part| !part.is_empty()).then(|| ColumnSource::Field(field.to_owned()))?
+        }
+    };
+    let kind = match words.next().unwrap_or("text") {
+        "text" => ColumnType::Text,
+        "integer" => ColumnType::Integer,
+        "numeric" => ColumnType::Numeric,
+        "double" => ColumnType::Double,
+        "boolean" => ColumnType::Boolean,
+        "timestamp" => ColumnType::Timestamp,
+        "date" => ColumnType::Date,
+        "json" => ColumnType::Json,
+        _ => return None,
+    };
+    let required = match words.next() {
+        None => false,
+        Some("required") => true,
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some(Column { name, source, kind, required })
+}
+
+fn url(section: &mut Section<'_>, key: &'static str) -> WebhookUrl {
+    const ADVICE: &str = "write an http:// or https:// address";
+    // Part of an address may be a secret: it is not shown.
+    let text = section.private_text(key);
+    section.require(key, ADVICE);
+    let (reader, key) = (section.reader(), section.key(key));
+    let fallback =
+        || WebhookUrl(Url::parse("http://invalid.invalid/").expect("the fallback is a valid address"));
+    let Some(text) = text else {
+        return fallback();
+    };
+    let url = match Url::parse(&text) {
+        Ok(url) => url,
+        Err(error) => {
+            reader.note(&key, None, format!("it is not a valid address ({error}); {ADVICE}"));
+            return fallback();
+        }
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        reader.note(&key, Some(shown_text(url.scheme())), ADVICE);
+    } else if !url.username().is_empty() || url.password().is_some() {
+        let advice = "it holds a user name or password: put an `authorization` into [headers], from a file \
+                      or credential";
+        reader.note(&key, None, advice);
+    } else if url.fragment().is_some() {
+        reader.note(&key, None, "a fragment (#…) is never sent: remove it");
+    } else if text.len() > 2048 {
+        reader.note(&key, Some(format!("{} bytes", text.len())), "keep to 2048 bytes");
+    } else if url.port() == Some(0) {
+        reader.note(&key, Some("port 0".into()), "write a port from 1 to 65535");
+    }
+    WebhookUrl(url)
+}
+
+fn signing_secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource> {
+    let advice = "write where the signing secrets are kept, such as [\"credential:NAME\"], or [] to send \
+                  without a signature";
+    let secrets = secrets(section, key);
+    section.require(key, advice);
+    secrets
+}
+
+fn content_type(section: &mut Section<'_>, key: &'static str) -> String {
+    let is_type = |text: &str| {
+        let essence = text.split(';').next().unwrap_or("").trim();
+        essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub))
+            && webhook::validate(ANY_URL, &[], text).is_empty()
+            && text.len() <= 256
+    };
+    section.checked_text(key, is_type, "write a media type such as \"application/json\"")
+}
+
+fn template(section: &Section<'_>, settings: &WebhookKeys) -> TemplateSource {
+    let reader = section.reader();
+    let (key, file_key) = (section.key("template"), section.key("template_file"));
+    if let Some(source) = &settings.template {
+        if source.len() > TEMPLATE_BYTES_MAX {
+            let advice = format!("keep to {TEMPLATE_BYTES_MAX} bytes");
+            reader.note(&key, Some(format!("{} bytes", source.len())), advice);
+        } else if let Err(error) = BodyTemplate::compile(Some(source), &settings.content_type) {
+            reader.note(&key, None, format!("it is not a valid template: {error}"));
+        }
+    }
+    match (settings.template.clone(), settings.template_file.clone()) {
+        (None, None) => TemplateSource::Default,
+        (Some(source), None) => TemplateSource::Inline(source),
+        (None, Some(file)) => TemplateSource::File(file),
+        // A destination's own key wins over the one that all destinations share.
+        (Some(source), Some(file)) => match (reader.is_own(&key), reader.is_own(&file_key)) {
+            (true, false) => TemplateSource::Inline(source),
+            (false, true) => TemplateSource::File(file),
+            _ => {
+                reader.note(&file_key, None, "`template` is set too: keep one of them");
+                TemplateSource::Inline(source)
+            }
+        },
+    }
+}
+
+fn headers(section: &mut Section<'_>) -> Vec<Header> {
+    let reader = section.reader();
+    let key = section.key("headers");
+    let items = section.private_texts("headers");
+    if items.len() > HEADERS_MAX {
+        reader.note(&key, Some(items.len().to_string()), format!("keep to {HEADERS_MAX} headers"));
+    }
+    let mut headers: Vec<Header> = Vec::new();
+    for (path, name, text) in items {
+        let name = name.to_ascii_lowercase();
+        let value = match SecretSource::parse(&text) {
+            Some(Ok(source)) => HeaderValue::Secret(source),
+            Some(Err(advice)) => {
+                reader.note(&path, None, advice);
+                continue;
+            }
+            None => HeaderValue::Literal(text),
+        };
+        // The adapter knows what it can send; a value that is kept elsewhere is checked when it is read.
+        let literal = match &value {
+            HeaderValue::Literal(text) => text.clone(),
+            HeaderValue::Secret(_) => String::new(),
+        };
+        let refusal = webhook::validate(ANY_URL, &[(name.clone(), literal)], ANY_TYPE);
+        if let Some(problem) = refusal.first() {
+            reader.note(&path, None, format!("{}; {}", problem.found, problem.allowed));
+        } else if headers.iter().any(|header| header.name == name) {
+            reader.note(&path, None, "it is there twice, in another case: remove one");
+        } else if matches!(value, HeaderValue::Literal(_)) && SECRET_HEADERS.contains(&name.as_str()) {
+            reader.note(&path, None, SOURCES);
+        } else {
+            headers.push(Header { name, value });
+        }
+    }
+    headers
+}
+
+/// A token of RFC 9110 §5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

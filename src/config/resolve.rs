@@ -10,16 +10,14 @@ use std::{
 };
 
 use postrider_actors::model::body::BodyTemplate;
+use postrider_settings::{join, shown_text};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{adapters::webhook, signature::SigningKey};
 
 use super::{
-    Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, Receipts, SecretSource, SourceKind,
-    TemplateSource, Webhook,
-    read::TEMPLATE_BYTES_MAX,
-    read_bounded,
-    tree::{join, shown_text},
+    Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
+    TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX, read_bounded,
 };
 
 /// The longest secret that is read, in bytes.
@@ -114,7 +112,7 @@ impl Config {
         let materials =
             webhooks.map(|(name, webhook)| (name.clone(), resolver.materials(name, webhook))).collect();
         let addresses = resolver.addresses(&self);
-        let receipt_secrets = resolver.receipt_secrets(&self.receipts);
+        let receipt_secrets = resolver.receipt_secrets(&self.receipt_sources);
         Problems::check(&self.file, resolver.problems)?;
         Ok(Resolved { config: self, materials, addresses, receipt_secrets })
     }
@@ -132,8 +130,8 @@ impl Resolver<'_> {
 
     fn addresses(&mut self, config: &Config) -> Addresses {
         let mut addresses = Addresses::default();
-        if let LedgerKind::Postgres(postgres) = &config.ledger.kind {
-            addresses.ledger = self.secret("ledger.postgres.url", &postgres.url);
+        if config.ledger.kind == LedgerKind::Postgres {
+            addresses.ledger = self.secret("ledger.postgres.url", &config.postgres.url);
         }
         for warehouse in &config.warehouses {
             let key = join(&join("warehouses", &warehouse.name), "url");
@@ -143,16 +141,13 @@ impl Resolver<'_> {
         addresses
     }
 
-    fn receipt_secrets(&mut self, receipts: &Receipts) -> BTreeMap<String, Vec<SecretString>> {
+    fn receipt_secrets(&mut self, sources: &[ReceiptSource]) -> BTreeMap<String, Vec<SecretString>> {
         let mut all = BTreeMap::new();
-        for source in &receipts.sources {
-            let SourceKind::Http(auth) = &source.kind else { continue };
-            let (secrets, is_signing) = match auth {
-                HttpAuth::Signature(secrets) => (secrets, true),
-                HttpAuth::Bearer(tokens) => (tokens, false),
-            };
+        for source in sources {
+            let SourceKind::Http(http) = &source.kind else { continue };
+            let is_signing = http.auth == HttpAuth::Signature;
             let key = join(&join("receipts.sources", &source.name), "secrets");
-            all.insert(source.name.clone(), self.secrets(&key, secrets, is_signing));
+            all.insert(source.name.clone(), self.secrets(&key, &http.secrets, is_signing));
         }
         all
     }
@@ -241,7 +236,7 @@ impl Resolver<'_> {
         };
         let source = read(path, TEMPLATE_BYTES_MAX as u64).and_then(|source| {
             BodyTemplate::compile(Some(&source), &destination.content_type)
-                .map_err(|error| format!("it is no template: {error}"))?;
+                .map_err(|error| format!("it is not a valid template: {error}"))?;
             Ok(source)
         });
         source

@@ -1,7 +1,9 @@
 mod engines;
-#[cfg(all(feature = "aws", feature = "postgres"))]
 mod ledger;
 
+use std::{collections::BTreeSet, time::Duration};
+
+use postrider_settings::{Section, join, parse_duration, parse_size, show_duration, show_size};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -9,13 +11,14 @@ use super::*;
 
 const MINIMAL: &str = include_str!("../../config/examples/minimal.toml");
 
-/// Parses without an environment.
+/// Parses without an environment, as a binary with every engine does.
 fn check(text: &str) -> Result<Config, Problems> {
-    parse(text, Path::new("test.toml"), [])
+    with_environment(text, &[])
 }
 
 fn with_environment(text: &str, variables: &[(&str, &str)]) -> Result<Config, Problems> {
-    parse(text, Path::new("test.toml"), variables.iter().map(|(name, value)| (name.into(), value.into())))
+    let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    parse_for(text, Path::new("test.toml"), variables, Engines::FULL)
 }
 
 /// The problems of the minimal example with `over` laid over it.
@@ -39,9 +42,10 @@ fn deep_merge(base: &mut toml::Table, over: toml::Table) {
     }
 }
 
-/// The default file with the keys that have no default filled in.
+/// The default page with the keys that have no default filled in.
 fn documented() -> toml::Table {
-    let text = DEFAULT_TOML
+    let page = default_toml();
+    let text = page
         .lines()
         .map(|line| match line.strip_prefix('#') {
             Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest,
@@ -49,16 +53,13 @@ fn documented() -> toml::Table {
         })
         .collect::<Vec<_>>()
         .join("\n");
-    text.parse().expect("the default file is TOML with its examples filled in")
+    text.parse().expect("the default page is TOML with its examples filled in")
 }
 
 fn keys(table: &toml::Table, path: &str, found: &mut BTreeSet<String>) {
     for (key, value) in table {
-        let path = tree::join(path, key);
-        // The names of headers, columns and statuses are the operator's.
-        if let toml::Value::Table(table) = value
-            && !["headers", "columns", "statuses"].contains(&key.as_str())
-        {
+        let path = join(path, key);
+        if let toml::Value::Table(table) = value {
             keys(table, &path, found);
         }
         found.insert(path);
@@ -66,11 +67,29 @@ fn keys(table: &toml::Table, path: &str, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_key_is_documented_and_every_documented_key_is_read() {
+fn the_default_file_is_what_is_declared() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/default.toml");
+    if std::env::var_os("POSTRIDER_WRITE_DEFAULTS").is_some() {
+        std::fs::write(&path, default_toml()).expect("the file can be written");
+    }
+    let file = std::fs::read_to_string(&path).expect("the file is there");
+    assert!(
+        file == default_toml(),
+        "config/default.toml is not what is declared: POSTRIDER_WRITE_DEFAULTS=1 cargo nextest run -p postrider --lib \
+         -E 'test(the_default_file_is_what_is_declared)' writes it"
+    );
+}
+
+#[test]
+fn every_documented_key_is_read() {
     let mut documented_keys = BTreeSet::new();
     keys(&documented(), "", &mut documented_keys);
-    let (result, asked) = parse_tracked("", Path::new("test.toml"), []);
-    result.expect("the defaults alone are fine");
+    let reader = Reader::default();
+    let (tree, problems) = postrider_settings::layers(&default_toml(), "", []).expect("the page is TOML");
+    assert_eq!(problems, []);
+    read(Section::root(&reader, tree), Path::new("test.toml"));
+    let (problems, asked) = reader.finish();
+    assert_eq!(problems, [], "the defaults alone are fine");
     assert_eq!(asked.difference(&documented_keys).collect::<Vec<_>>(), Vec::<&String>::new(), "undocumented");
     let unread: Vec<_> = documented_keys.difference(&asked).filter(|key| !key.ends_with(".\"*\"")).collect();
     assert_eq!(unread, Vec::<&String>::new(), "documented but never read");
@@ -78,67 +97,102 @@ fn every_key_is_documented_and_every_documented_key_is_read() {
 
 #[test]
 fn each_key_of_the_default_file_has_a_comment_above_it() {
+    let page = default_toml();
     let mut above = "";
-    for line in DEFAULT_TOML.lines() {
+    for line in page.lines() {
         let key = line.trim_start_matches('#');
-        let is_key = key.starts_with(|first: char| first.is_ascii_lowercase()) && key.contains(" = ");
-        if is_key && !above.contains("headers") && !line.contains("authorization = ") {
+        if key.starts_with(|first: char| first.is_ascii_lowercase()) && key.contains(" = ") {
             assert!(above.starts_with("# "), "{line} has no comment above it");
         }
         above = line;
     }
 }
 
-/// `LOW to HIGH` in the comment above a number, and the number's table and key.
-fn documented_ranges() -> Vec<(String, String, u64, u64)> {
+/// Table, key, lowest and highest of every key that has a range.
+fn documented_ranges() -> Vec<(String, String, String, String)> {
     let (mut table, mut comment, mut ranges) = (String::new(), String::new(), Vec::new());
-    for line in DEFAULT_TOML.lines() {
+    for line in default_toml().lines() {
         if line.starts_with('[') {
             table = line.to_owned();
         } else if let Some(text) = line.strip_prefix("# ") {
             comment = comment + text + " ";
             continue;
-        } else if let Some((key, value)) = line.split_once(" = ")
-            && value.parse::<u64>().is_ok()
-        {
-            let words: Vec<_> =
-                comment.split([' ', ',', ';', '.', ':']).filter(|word| !word.is_empty()).collect();
-            let range = words.windows(3).find_map(|words| match words {
-                [low, "to", high] => Some((low.parse().ok()?, high.parse().ok()?)),
-                _ => None,
-            });
-            if let Some((low, high)) = range {
-                ranges.push((table.clone(), key.to_owned(), low, high));
-            } else {
-                assert_eq!(key, "low_watermark", "{key} has no range in its comment: {comment}");
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let words: Vec<_> = comment.split_ascii_whitespace().collect();
+            let is_quantity = value.trim_matches('"').starts_with(|first: char| first.is_ascii_digit());
+            if is_quantity && let [.., low, "to", high] = &words[..] {
+                let high = high.trim_end_matches('.');
+                ranges.push((table.clone(), key.to_owned(), (*low).to_owned(), high.to_owned()));
             }
+            assert!(!is_quantity || words.len() > 2 && words[words.len() - 2] == "to", "{key} has no range");
         }
         comment.clear();
     }
     ranges
 }
 
-#[test]
-fn documented_ranges_are_those_that_hold() {
-    let ranges = documented_ranges();
-    assert!(ranges.len() > 35, "{}", ranges.len());
-    for (table, key, low, high) in ranges {
-        let is_refused = |number: i128| {
-            let refusal = format!("write an integer from {low} to {high}");
-            let result = check(&format!("{table}\n{key} = {number}\n"));
-            result.is_err_and(|problems| {
-                problems.list.iter().any(|problem| {
-                    problem.key.ends_with(&key) && problem.advice.starts_with("write an integer") && {
-                        assert!(problem.advice.starts_with(&refusal), "{table} {}", problem.advice);
-                        true
-                    }
-                })
-            })
-        };
-        assert!(!is_refused(low.into()) && !is_refused(high.into()), "{table} {key}: {low} to {high}");
-        assert!(is_refused(i128::from(low) - 1), "{table} {key}: {low} is not the lowest");
-        assert!(is_refused(i128::from(high) + 1), "{table} {key}: {high} is not the highest");
+/// A value as it is written: a quantity with a unit in quotes.
+fn quoted(value: &str) -> String {
+    if value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
+        value.into()
+    } else {
+        format!("{value:?}")
     }
+}
+
+/// One less and one more, each in the smallest unit; nothing is less than none.
+fn neighbours(low: &str, high: &str) -> Vec<String> {
+    if let (Some(low), Some(high)) = (parse_duration(low), parse_duration(high)) {
+        let one = Duration::from_millis(1);
+        let below = low.checked_sub(one).map(show_duration);
+        return below.into_iter().chain([show_duration(high + one)]).collect();
+    }
+    if let (Some(low), Some(high)) = (parse_size(low), parse_size(high)) {
+        return low.checked_sub(1).map(show_size).into_iter().chain([show_size(high + 1)]).collect();
+    }
+    let (low, high): (i128, i128) = (low.parse().expect("a number"), high.parse().expect("a number"));
+    vec![(low - 1).to_string(), (high + 1).to_string()]
+}
+
+#[test]
+fn ranges_hold_at_their_ends_and_no_farther() {
+    let ranges = documented_ranges();
+    assert!(ranges.len() > 45, "{}", ranges.len());
+    for (table, key, low, high) in ranges {
+        let refused = |value: &str| {
+            let result = check(&format!("{table}\n{key} = {}\n", quoted(value)));
+            let problems = result.err().map(|problems| problems.list).unwrap_or_default();
+            let of_range = |problem: &&Problem| {
+                problem.key.ends_with(&format!(".{key}"))
+                    && problem.advice.contains(&format!("from {low} to {high}"))
+            };
+            problems.iter().any(|problem| of_range(&problem))
+        };
+        for end in [&low, &high] {
+            assert!(!refused(end), "{table} {key}: {end} is refused");
+        }
+        for beyond in neighbours(&low, &high) {
+            assert!(refused(&beyond), "{table} {key}: {beyond} is taken");
+        }
+    }
+}
+
+#[test]
+fn a_number_without_its_unit_is_refused_with_a_hint() {
+    let mut seen = 0;
+    for (table, key, low, _) in documented_ranges() {
+        if low.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        for bare in ["5000", "\"5000\"", "0"] {
+            let error = check(&format!("{table}\n{key} = {bare}\n")).expect_err("a bare number");
+            let line = error.to_string();
+            assert!(line.contains(&format!("{key}: found {bare}; it has no unit; write a ")), "{line}");
+            assert!(line.contains("in quotes, such as \""), "{line}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
 }
 
 #[test]
@@ -147,14 +201,7 @@ fn the_examples_pass() {
     let mut seen = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if cfg!(not(feature = "aws")) && path.ends_with("several-machines.toml") {
-            continue;
-        }
-        let needs_postgres = ["postgres.toml", "warehouse.toml"].iter().any(|name| path.ends_with(name));
-        if cfg!(not(feature = "postgres")) && needs_postgres {
-            continue;
-        }
-        parse(&std::fs::read_to_string(&path).unwrap(), &path, []).unwrap();
+        check(&std::fs::read_to_string(&path).unwrap()).unwrap();
         seen += 1;
     }
     assert!(seen >= 3);
@@ -169,17 +216,28 @@ fn the_minimal_example_reads_as_written() {
     assert_eq!(directory.format, FeedFormat::Csv { delimiter: b',', recipient: "user_id".into() });
     assert_eq!(feed.destinations, ["support"]);
     assert_eq!(directory.settle, Duration::from_secs(2));
-    assert_eq!((&config.queue.kind, &config.outbox.kind), (&QueueKind::Embedded, &OutboxKind::Embedded));
+    assert_eq!(config.profile, Profile::Embedded);
     let destination = config.destination("support").unwrap();
     assert_eq!(destination.webhook().unwrap().url.as_str(), "https://hooks.example.com/alerts");
     assert_eq!(destination.webhook().unwrap().secrets, [SecretSource::Credential("support".into())]);
-    assert_eq!(destination.rate, Some(Rate { per_s: 500, burst: 50 }));
+    assert_eq!(destination.rate(), Some(Rate { per_s: 500, burst: 50 }));
     assert_eq!(destination.webhook().unwrap().timeout, Duration::from_secs(10));
     assert_eq!(destination.retry.max_attempts, 12);
     assert_eq!(destination.retry.cap, Duration::from_hours(1));
-    assert_eq!(config.delivery.rate, None);
-    assert_eq!(config.pools.workers, None);
-    assert!(config.supervision.is_consistent());
+    assert_eq!(config.delivery.rate(), None);
+}
+
+/// B3: as many messages and attempts as a batch's record has room for, and each one's attempts in a byte of it.
+#[test]
+fn the_largest_record_can_be_asked_for() {
+    let variables = [
+        ("POSTRIDER__BATCH__MAX_MESSAGES", "1000"),
+        ("POSTRIDER__DESTINATIONS__SUPPORT__RETRY__MAX_ATTEMPTS", "250"),
+    ];
+    let config = with_environment(MINIMAL, &variables).unwrap();
+    let attempts = config.destination("support").unwrap().retry.max_attempts;
+    assert_eq!((config.batch.max_messages, attempts), (1_000, 250));
+    assert!(u8::try_from(attempts).is_ok_and(|attempts| attempts < u8::MAX));
 }
 
 /// Each case breaks the minimal example in one way; the line must name the key and say what to do.
@@ -198,7 +256,12 @@ fn each_mistake_is_named_with_what_to_do() {
         ("[pools]\nparsers = 2.0", &["pools.parsers", "the float 2.0"]),
         ("[pools]\nparser = 2", &["pools.parser", "unknown key; did you mean `parsers`?"]),
         ("[pool]\nparsers = 2", &["pool", "did you mean `pools`?"]),
-        ("[batch]\nzzz = 2", &["batch.zzz", "known here: max_messages, max_bytes, linger_ms"]),
+        ("[batch]\nzzz = 2", &["batch.zzz", "known here: max_messages"]),
+        ("[batch]\nmax_messages = 1001", &["batch.max_messages", "found 1001", "from 1 to 1000"]),
+        (
+            "[destinations.support.retry]\nmax_attempts = 251",
+            &["support.retry.max_attempts", "found 251", "from 1 to 250"],
+        ),
         ("pools = 3", &["pools", "found 3", "write a table, [pools]"]),
         ("feeds.b = 3", &["feeds.b", "found 3", "write a table, [feeds.b]"]),
         ("destinations.support.retry = 3", &["destinations.support.retry", "write a table"]),
@@ -208,12 +271,14 @@ fn each_mistake_is_named_with_what_to_do() {
         ("[state]\ndir = \"/srv/postrider\"", &["feeds.alerts.path", "state.dir"]),
         ("[state]\ndir = \"/srv/postrider/alerts/\"", &["feeds.alerts.path", "state.dir"]),
         ("[log]\nformat = \"xml\"", &["log.format", "found \"xml\"", "\"journald\""]),
-        ("[outbox]\nlow_watermark = 2000000", &["outbox.low_watermark", "below outbox.high_watermark"]),
-        ("[record]\nmax_outcomes = 3000", &["record.max_outcomes", "record.max_unrecorded"]),
-        ("[lease]\nduration_ms = 20000", &["destinations.support.timeout_ms", "lease.duration_ms (20000)"]),
-        ("[batch]\nmax_bytes = 1024", &["feeds.alerts.max_row_bytes", "batch.max_bytes (1024)"]),
-        ("[supervision]\nperiod_ms = 3100", &["supervision.period_ms", "3100 ms", "crash loop"]),
-        ("[supervision]\ncap_ms = 50", &["supervision.cap_ms", "supervision.base_ms"]),
+        ("[outbox]\nlow_watermark = 2000000", &["outbox.low_watermark", "did you mean `high_watermark`?"]),
+        ("[record]\nmax_outcomes = 3000", &["record.max_outcomes", "did you mean `max_unrecorded`?"]),
+        (
+            "[lease]\nduration = \"20s\"",
+            &["destinations.support.timeout", "found 10s", "lease.duration (20s)"],
+        ),
+        ("[lease]\nduration_ms = 20000", &["lease.duration_ms", "did you mean `duration`?"]),
+        ("[supervision]\nperiod_ms = 3100", &["supervision", "unknown key"]),
         ("[feeds.alerts]\nformat = \"tsv\"", &["feeds.alerts.format", "\"ndjson\""]),
         ("[feeds.alerts]\nformat = \"text\"", &["feeds.alerts.recipient", "remove it"]),
         ("[feeds.alerts]\ndelimiter = \"ab\"", &["feeds.alerts.delimiter", "one ASCII character"]),
@@ -240,23 +305,31 @@ fn each_mistake_is_named_with_what_to_do() {
         ("[destinations.support]\nurl = \"hooks.example.com\"", &["destinations.support.url", "https://"]),
         ("[destinations.support]\nurl = \"http://u@h/\"", &["destinations.support.url", "user name"]),
         ("[destinations.support]\nurl = \"http://h/#x\"", &["destinations.support.url", "fragment"]),
-        ("[destinations.support]\ntimeout_ms = 40000", &["destinations.support.timeout_ms", "lease"]),
+        ("[destinations.support]\ntimeout = \"40s\"", &["destinations.support.timeout", "lease"]),
         (
-            "[destinations.support]\ntimeout_ms = 1000\nconnect_timeout_ms = 2000",
-            &["connect_timeout_ms", "a part of timeout_ms"],
+            "[destinations.support]\ntimeout = \"11m\"",
+            &["destinations.support.timeout", "found \"11m\"", "a time from 10ms to 10m"],
         ),
+        (
+            "[destinations.support]\ntimeout = 5000",
+            &["destinations.support.timeout", "found 5000", "no unit", "\"5s\""],
+        ),
+        ("[feeds.alerts]\nmax_row = \"32MiB\"", &["feeds.alerts.max_row", "a size from 16B to 16MiB"]),
         ("[destinations.support]\ncontent_type = \"json\"", &["content_type", "media type"]),
         ("[destinations.support]\ncontent_type = \"a/b\\r\\nx: y\"", &["content_type", "media type"]),
-        ("[destinations.support]\ntemplate = \"{{ id\"", &["destinations.support.template", "no template"]),
+        (
+            "[destinations.support]\ntemplate = \"{{ id\"",
+            &["destinations.support.template", "not a valid template"],
+        ),
         (
             "[destinations.support]\ntemplate = \"x\"\ntemplate_file = \"/x\"",
             &["template_file", "keep one of them"],
         ),
-        ("[destinations.support.retry]\nbase_ms = 5000\ncap_ms = 4000", &["retry.cap_ms", "base_ms"]),
-        ("[destinations.support.retry]\nmax_age_s = 0", &["retry.max_age_s", "found 0"]),
+        ("[destinations.support.retry]\nbase = \"5s\"\ncap = \"4s\"", &["retry.cap", "found 4s", "base"]),
+        ("[destinations.support.retry]\nmax_age = \"0s\"", &["retry.max_age", "found \"0s\""]),
         (
-            "[destinations.support.retry]\nmax_age_s = 60\nmax_retry_after_s = 61",
-            &["retry.max_retry_after_s", "max_age_s"],
+            "[destinations.support.retry]\nmax_age = \"60s\"\nmax_retry_after = \"61s\"",
+            &["retry.max_retry_after", "found 61s", "max_age"],
         ),
         ("[destinations.support.headers]\nhost = \"x\"", &["headers.host", "written by Postrider"]),
         (
@@ -288,14 +361,13 @@ fn each_mistake_is_named_with_what_to_do() {
 
 #[test]
 fn every_problem_is_reported_at_once_with_its_line() {
-    let text =
-        "[pools]\nparsers = 0\n\n[batch]\nlinger = 5\n  max_bytes = \"a\"\n\n[feeds.a]\nformat = \"text\"\n";
+    let text = "[pools]\nparsers = 0\n\n[batch]\nmessages = 5\n  max_messages = \"a\"\n\n[feeds.a]\nformat = \"text\"\n";
     let error = check(text).unwrap_err();
     let lines: Vec<_> = error.to_string().lines().map(str::to_owned).collect();
     assert_eq!(lines.len(), 5, "{error}");
     assert!(lines[0].starts_with("test.toml:2:1: pools.parsers: found 0; "), "{error}");
-    assert!(lines[1].starts_with("test.toml:5:1: batch.linger: unknown key; did you mean `linger_ms`?"));
-    assert!(lines[2].starts_with("test.toml:6:3: batch.max_bytes: found \"a\"; "), "{error}");
+    assert!(lines[1].starts_with("test.toml:5:1: batch.messages: unknown key; did you mean `max_messages`?"));
+    assert!(lines[2].starts_with("test.toml:6:3: batch.max_messages: found \"a\"; "), "{error}");
     assert!(lines[3].starts_with("test.toml: feeds.a.destinations: it is missing"), "{error}");
     assert!(lines[4].starts_with("test.toml: feeds.a.path: it is missing"), "{error}");
 }
@@ -315,7 +387,7 @@ fn a_mistake_in_a_shared_table_is_reported_once_and_there() {
     assert_eq!(error.list.len(), 1, "{error}");
     assert_eq!(error.list[0].key, "destinations.\"*\".burst");
     // And it is reported where nothing uses it.
-    assert_eq!(check("[feeds.\"*\"]\nsettle_ms = -1").unwrap_err().list.len(), 1);
+    assert_eq!(check("[feeds.\"*\"]\nsettle = -1").unwrap_err().list.len(), 1);
 }
 
 #[test]
@@ -359,9 +431,9 @@ fn the_environment_wins_in_any_case_and_spelling() {
     )
     .unwrap();
     assert_eq!(config.pools.parsers, 4);
-    assert_eq!(config.destination("support").unwrap().rate.unwrap().per_s, 100);
+    assert_eq!(config.destination("support").unwrap().rate_per_s, 100);
     let west = config.destination("eu-west").unwrap();
-    assert!(west.is_paused);
+    assert!(west.paused);
     assert_eq!(west.retry.max_attempts, 3);
     assert_eq!(west.webhook().unwrap().secrets.len(), 2);
     assert_eq!(west.webhook().unwrap().headers[0].name, "x-team");
@@ -396,32 +468,21 @@ fn mistakes_in_the_environment_name_the_variable() {
 #[test]
 fn what_is_not_set_gives_way() {
     let config = check(
-        "[outbox]\nhigh_watermark = 100\n[record]\nmax_unrecorded = 10\n[destinations.a]\nurl=\"http://h\"\n\
-         secrets=[]\ntimeout_ms = 500\nretry.max_age_s = 60",
+        "[outbox]\nhigh_watermark = 100\n[destinations.a]\nurl=\"http://h\"\nsecrets=[]\nretry.max_age = \"60s\"",
     )
     .unwrap();
-    assert_eq!(config.outbox.low_watermark, 75);
-    assert!((config.alarms.depth.unwrap().threshold - 75.0).abs() < 1e-9);
-    assert_eq!(config.record.max_outcomes, 10);
-    assert_eq!(config.destinations[0].webhook().unwrap().connect_timeout, Duration::from_millis(500));
-    assert_eq!(config.destinations[0].webhook().unwrap().max_retry_after, Duration::from_mins(1));
+    assert_eq!(config.alarms.depth.max_messages, 75);
+    assert_eq!(config.destinations[0].retry.max_retry_after, Duration::from_mins(1));
 }
 
 #[test]
 fn s2_8_the_alarms_are_preset_with_the_seeds_numbers() {
     let alarms = check("").unwrap().alarms;
-    let rules = [alarms.failures.unwrap().rule, alarms.latency.unwrap(), alarms.dead.unwrap().0];
-    let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
-    for (rule, (threshold, clear_at)) in rules.iter().zip([(5.0, 4.0), (300.0, 240.0), (0.0, 0.0)]) {
-        assert!(close(rule.threshold, threshold) && close(rule.clear_at, clear_at), "{rule:?}");
-    }
+    assert_eq!(alarms.failures.max_percent, 5);
+    assert_eq!(alarms.latency.max, Duration::from_mins(5));
+    assert_eq!(alarms.dead.max_messages, 0);
     // The seed's depth of 1000 is for a queue that should be empty: see default.toml.
-    assert!(close(alarms.depth.unwrap().threshold, 1_500_000.0));
-    let off = check(
-        "[alarms]\ndepth.enabled = false\ndead.enabled = false\nlatency.enabled = false\n\
-                     failures.enabled = false",
-    );
-    assert_eq!(off.unwrap().alarms, Alarms::default());
+    assert_eq!(alarms.depth.max_messages, 1_500_000);
 }
 
 #[test]
@@ -435,8 +496,8 @@ fn the_ops_server_is_off_until_it_is_asked_for() {
 #[test]
 fn own_keys_lie_over_shared_ones() {
     let config = check(
-        "[destinations.\"*\"]\nburst = 7\ntemplate = \"{{ id }}\"\nretry.base_ms = 2000\nheaders.x-a = \"1\"\n\
-         [destinations.a]\nurl=\"http://h\"\nsecrets=[]\nretry.cap_ms = 3000\ntemplate_file = \"/t\"\n\
+        "[destinations.\"*\"]\nburst = 7\ntemplate = \"{{ id }}\"\nretry.base = \"2s\"\nheaders.x-a = \"1\"\n\
+         [destinations.a]\nurl=\"http://h\"\nsecrets=[]\nretry.cap = \"3s\"\ntemplate_file = \"/t\"\n\
          headers.x-b = \"2\"\n[feeds.\"*\"]\nrecipient = \"id\"\nformat = \"csv\"\ndelimiter = \";\"\n\
          [feeds.t]\npath = \"/t\"\nformat = \"text\"\ndestinations = [\"a\"]\n\
          [feeds.c]\npath = \"/c\"\ndestinations = [\"a\"]",
@@ -508,7 +569,9 @@ fn secrets_templates_and_certificates_are_read_and_every_failure_is_reported() {
     );
     let error = check(&bad).unwrap().resolve_with(environment).unwrap_err();
     assert_eq!(error.list.len(), 7, "{error}");
-    for part in ["NONE; the variable is not set", "nothing in it", "No such file", "base64", "no template"] {
+    for part in
+        ["NONE; the variable is not set", "nothing in it", "No such file", "base64", "not a valid template"]
+    {
         assert!(error.to_string().contains(part), "{part}: {error}");
     }
     assert!(!error.to_string().contains("whsec_?"), "{error}");
@@ -530,12 +593,32 @@ proptest! {
     #[test]
     fn anything_is_read_or_refused_without_a_panic(
         section in "(pools|batch|feeds|destinations|feeds\\.a|destinations\\.support|destinations\\.\"\\*\"|x)",
-        key in "(parsers|max_bytes|path|url|secrets|retry|headers|destinations|format|[a-z\"]{1,6})",
+        key in "(parsers|max_row|path|url|secrets|retry|headers|destinations|format|[a-z\"]{1,6})",
         value in "(-?[0-9]{1,40}|\"[^\"\\\\]{0,20}\"|true|\\[[0-9,]{0,5}\\]|\\{ a = 1 \\}|1\\.5|1979-05-27)",
     ) {
         let _ = check(&format!("[{section}]\n{key} = {value}\n"));
         let name = format!("POSTRIDER__{}__{}", section.replace('.', "__"), key.to_uppercase());
         let _ = with_environment(MINIMAL, &[(&name, &value)]);
+    }
+
+    /// A time, however it is written, is the same time.
+    #[test]
+    fn a_time_reads_back_from_how_it_is_shown(millis in 100u64..600_000) {
+        let timeout = Duration::from_millis(millis);
+        for written in [show_duration(timeout), format!("{millis}ms")] {
+            let config = check(&format!("shutdown.timeout = {written:?}")).unwrap();
+            prop_assert_eq!(config.shutdown.timeout, timeout);
+        }
+    }
+
+    /// The same of a size.
+    #[test]
+    fn a_size_reads_back_from_how_it_is_shown(bytes in 16u64..16 << 20) {
+        for written in [show_size(bytes), format!("{bytes}B")] {
+            let config = check(&format!("[feeds.\"*\"]\nmax_row = {written:?}\n[feeds.a]\npath = \"/a\"\n\
+                format = \"text\"\ndestinations = [\"d\"]\n[destinations.d]\nurl = \"http://h\"\nsecrets = []")).unwrap();
+            prop_assert_eq!(config.feeds[0].max_row as u64, bytes);
+        }
     }
 
     /// Within its range a number is taken as it stands; outside it is refused.

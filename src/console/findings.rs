@@ -9,7 +9,7 @@ pub enum Verdict {
     Costly,
     /// It could not be tried: no answer, or too many calls. Trying again may help.
     Unreachable,
-    /// It has to be mended first.
+    /// It has to be fixed first.
     Wrong,
 }
 

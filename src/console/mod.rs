@@ -49,7 +49,7 @@ pub trait View {
     /// The recipients of dead letters, in their order.
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError>;
 
-    /// What became of one message at each destination of its file, or why its row became none. Empty if
+    /// What became of one message at each destination of its file, or why its row is not a message. Empty if
     /// the file is not known or its row was not read (yet).
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError>;
 
@@ -67,7 +67,7 @@ pub trait View {
 
 /// What commands change, beside the daemon or without it.
 pub trait Operate {
-    /// Sends up to `limit` dead letters again that match `filter`; how many. It only makes batches:
+    /// Sends up to `limit` dead letters again that match `filter`; how many. It only makes them due again:
     /// delivery keeps its rates. If it fails, what was redriven before stays so.
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError>;
 
@@ -116,9 +116,9 @@ pub struct DestinationView {
     pub disabled: Option<(UnixMs, String)>,
     /// Over all files.
     pub counts: DestinationCounts,
-    /// Batches that the queue has not accepted.
+    /// Batches that are not due yet; where another queue carries them, all that it has not accepted.
     pub outstanding: u64,
-    /// Batches that wait for a worker; `None` if only the queue could tell, which does not by destination.
+    /// Batches that are due and wait for a worker; `None` if only the queue could tell, which does not by destination.
     pub queued: Option<u64>,
     /// Batches that a worker has, or had when the daemon ended; `None` likewise.
     pub leased: Option<u64>,

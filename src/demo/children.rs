@@ -22,7 +22,7 @@ use crate::receiver::Counts;
 
 /// How long a child may take to be ready.
 const READY: Duration = Duration::from_secs(30);
-/// How long it may take to stop: longer than the daemon's `shutdown.timeout_ms`.
+/// How long it may take to stop: longer than the daemon's `shutdown.timeout`.
 const STOP: Duration = Duration::from_secs(30);
 /// The share of requests that the receiver fails, so that the table shows retries.
 const FAIL_RATE: &str = "0.001";

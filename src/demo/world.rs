@@ -126,7 +126,7 @@ impl World {
         let path = |name: &str| {
             let path = self.directory.join(name);
             let text = path.to_str().map(str::to_owned);
-            text.with_context(|| format!("{} is no UTF-8; choose another --keep", path.display()))
+            text.with_context(|| format!("{} is not UTF-8; choose another --keep", path.display()))
         };
         let config = json!({
             "state": { "dir": path("state")? },
@@ -140,7 +140,7 @@ impl World {
             "destinations": { "receiver": {
                 "url": format!("http://{receiver}/hook"),
                 "secrets": [format!("file:{}", path("secret")?)],
-                "retry": { "base_ms": 100, "cap_ms": 2000 },
+                "retry": { "base": "100ms", "cap": "2s" },
             } },
         });
         let file = self.directory.join("postrider.toml");

@@ -19,10 +19,9 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::{
-    escape::{escape, push_value},
-    limit::{Admission, Limiter},
-};
+use postrider_settings::escape::{escape, push_value};
+
+use super::limit::{Admission, Limiter};
 
 /// The longest line in bytes. The journal splits lines at 48 KiB (journald.conf(5), `LineMax=`).
 const LINE_BYTES_MAX: usize = 32 << 10;
@@ -62,7 +61,7 @@ impl Lines {
 pub(super) fn suppressed_line(style: Style, place: &Place, lines: u64) -> String {
     let metadata = place.0.0.metadata();
     let (target, at) = (metadata.target(), metadata.line().unwrap_or(0));
-    let message = "lines were kept back: this place logs more than log.rate_per_s";
+    let message = "lines were kept back: this place logs more than a line per second";
     if style == Style::Json {
         let line = serde_json::json!({
             "timestamp": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),

@@ -11,9 +11,10 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, AppendLimits, Appended, Applied, Arrival, EntryId, ItemOutcome, Lease, LeaseRequest,
-        LeaseToken, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue, QueueDepth, ReceiptLedger, Release,
-        Settled, Settlement, SourceCursor, StatusChange, StoreError, Taken,
+        Append, AppendLimits, Appended, Applied, Arrival, DispatchSource, DispatchTarget, EntryId,
+        ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue,
+        QueueDepth, ReceiptLedger, Release, Settled, Settlement, SourceCursor, StatusChange, StoreError,
+        Taken,
     },
 };
 
@@ -74,6 +75,13 @@ impl<S: Outbox + ?Sized> Outbox for Metered<S> {
         self.calls.known_entries.count(self.inner.known_entries(entries)).await
     }
 
+    async fn depth(&self) -> Result<u64, StoreError> {
+        self.calls.depth.count(self.inner.depth()).await
+    }
+}
+
+#[async_trait]
+impl<S: DispatchSource + ?Sized> DispatchSource for Metered<S> {
     async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
         self.calls.outstanding.count(self.inner.outstanding(query)).await
     }
@@ -85,36 +93,31 @@ impl<S: Outbox + ?Sized> Outbox for Metered<S> {
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
         self.calls.next_due.count(self.inner.next_due()).await
     }
+}
 
-    async fn depth(&self) -> Result<u64, StoreError> {
-        self.calls.depth.count(self.inner.depth()).await
+#[async_trait]
+impl<S: DispatchTarget + ?Sized> DispatchTarget for Metered<S> {
+    fn reach(&self) -> Duration {
+        self.inner.reach()
+    }
+
+    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.calls.send.count(self.inner.send(entries)).await
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
+        self.calls.queue_depth.count(self.inner.queue_depth()).await
     }
 }
 
 #[async_trait]
 impl<S: Queue + ?Sized> Queue for Metered<S> {
-    fn stores_batches(&self) -> bool {
-        self.inner.stores_batches()
-    }
-
-    fn reach(&self) -> Duration {
-        self.inner.reach()
-    }
-
     fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
         self.inner.on_arrival(ring);
     }
 
     async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<(), StoreError> {
         self.calls.acknowledge.count(self.inner.acknowledge(tokens)).await
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
-        self.calls.queue_depth.count(self.inner.queue_depth()).await
-    }
-
-    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        self.calls.send.count(self.inner.send(entries)).await
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {

@@ -306,7 +306,7 @@ mod tests {
     use postrider_actors::testing::MemoryStore;
 
     use super::*;
-    use crate::{config, telemetry::Metered};
+    use crate::telemetry::Metered;
 
     /// A metric as the table documents it: type, labels, unit.
     type Row = (String, BTreeSet<String>, String);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn the_alert_rules_name_metrics_that_exist_and_hold_the_defaults() {
+    fn the_alert_rules_name_metrics_that_exist() {
         let rules = include_str!("../../config/alerts.yml");
         let exported = exported();
         let word = |text: &str| -> String {
@@ -400,20 +400,6 @@ mod tests {
         assert!(named.len() >= 5, "{named:?}");
         for name in named {
             assert!(exported.contains_key(&name), "{name} does not exist");
-        }
-        let alarms = config::parse("", std::path::Path::new("x"), []).unwrap().alarms;
-        let (depth, failures) = (alarms.depth.unwrap(), alarms.failures.unwrap());
-        let (dead, window) = alarms.dead.unwrap();
-        assert_eq!((failures.window, window), (Duration::from_mins(5), Duration::from_mins(5)));
-        for bound in [
-            format!("postrider_messages_open > {} or absent", depth.threshold),
-            format!("[5m])) > {}\n", failures.rule.threshold),
-            format!("[5m])) >= {}\n", failures.min_attempts),
-            format!("postrider_oldest_due_seconds > {}\n", alarms.latency.unwrap().threshold),
-            format!("increase(postrider_messages_dead_total[5m])) > {}\n", dead.threshold),
-            format!("for: {}m", depth.raise_after.as_secs() / 60),
-        ] {
-            assert!(rules.contains(&bound), "{bound}");
         }
         let (_, own) = rules.split_once("- name: postrider\n").expect("the group of the alarms inside");
         let own = own.split("- name: ").next().expect("there is always a first part");

@@ -1,7 +1,6 @@
 //! Structured logs on stderr: for people, for the journal or as JSON, escaped and bounded; and panics
 //! as events like any other.
 
-mod escape;
 mod limit;
 mod lines;
 mod metered;
@@ -23,8 +22,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-pub use escape::escape;
 pub use metered::Metered;
+pub use postrider_settings::escape::escape;
 
 use self::{
     limit::{Limiter, Quota},
@@ -34,6 +33,10 @@ use crate::config::{Log, LogFormat, LogLevel};
 
 /// Says what is logged by module, in the syntax of [`EnvFilter`]; wins over `log.level`.
 pub const FILTER_VARIABLE: &str = "POSTRIDER_LOG";
+
+/// What one place in the code may log at once, and per second after that: an outage must not fill the disk. What is
+/// kept back is counted in the log; debug and trace are asked for and never slowed down.
+const QUOTA: Quota = Quota { burst: 50, per_s: 1 };
 
 /// The longest panic message and backtrace that are logged, in bytes.
 const PANIC_MESSAGE_BYTES_MAX: usize = 512;
@@ -71,8 +74,7 @@ pub fn init(log: &Log) -> Result<Telemetry, TelemetryError> {
         _ => EnvFilter::new(directives(log.level)),
     };
     let style = style(log.format);
-    let quota = Quota { burst: log.burst, per_s: log.rate_per_s };
-    let limiter = Arc::new(Mutex::new(Limiter::new(quota)));
+    let limiter = Arc::new(Mutex::new(Limiter::new(QUOTA)));
     let layer = layer(style, Arc::clone(&limiter), io::stderr);
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     panic::set_hook(Box::new(log_panic));

@@ -59,7 +59,11 @@ fn help_is_complete() {
     for command in ["list", "redrive", "export"] {
         postrider(&["dead", command, "--help"]).ok();
     }
-    assert!(postrider(&["--version"]).ok().stdout.contains(env!("CARGO_PKG_VERSION")));
+    let version = postrider(&["--version"]).ok().stdout;
+    assert!(
+        version.contains(env!("CARGO_PKG_VERSION")) && version.contains("engines: embedded"),
+        "{version}"
+    );
 }
 
 #[test]

@@ -4,15 +4,12 @@ use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Pat
 
 use rustix::process::Signal;
 
-use crate::{
-    panics,
-    support::{
-        LIVENESS, World,
-        input::{Input, Kind},
-        is_settled, knob,
-        process::Process,
-        wait_report, wait_until,
-    },
+use crate::support::{
+    LIVENESS, World,
+    input::{Input, Kind},
+    is_settled, knob,
+    process::Process,
+    wait_report, wait_until,
 };
 
 /// The kill loop's times, from a seed that a failure prints.
@@ -80,6 +77,33 @@ fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
     assert_eq!(summary["messages"], rows);
 }
 
+#[test]
+fn f73_kills_while_a_healthy_receiver_is_slow_condemn_nobody() {
+    let kills = knob("POSTRIDER_SLOW_KILLS", 8);
+    let rows = knob("POSTRIDER_SLOW_ROWS", 400);
+    let seed = knob("POSTRIDER_SEED", u64::from(std::process::id()));
+    println!("POSTRIDER_SEED={seed} POSTRIDER_SLOW_KILLS={kills} POSTRIDER_SLOW_ROWS={rows}");
+    let mut random = Random(seed);
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "2000"]);
+    world.set("destinations.support.concurrency", 32).set("record.max_unrecorded", 200);
+    world.drop_file(Input::csv("slow.csv", usize::try_from(rows).expect("64 bits")));
+    for _ in 0..kills {
+        world.start_ready();
+        std::thread::sleep(Duration::from_millis(300 + random.below(2_000)));
+        world.kill();
+    }
+    world.start().wait_settled(LIVENESS * 2);
+    world.stop();
+    let summary = world.prove();
+    println!("{summary}");
+    assert_eq!(
+        (&summary["sent"], &summary["dead"]),
+        (&rows.into(), &0.into()),
+        "everything was answered 200"
+    );
+}
+
 /// Crashes at `name`, the first time and after each number of passes: in a fresh daemon, and again while
 /// that crash is being recovered from.
 fn crash_at(make_world: fn(&str) -> World, rows: usize, name: &str, passes: &[u32]) {
@@ -99,7 +123,10 @@ fn crash_at(make_world: fn(&str) -> World, rows: usize, name: &str, passes: &[u3
         // The same again, so that the recovery itself is crashed.
         world.start();
         wait_until(LIVENESS, "the recovery to crash, or to finish", || {
-            !world.daemon().is_running() || world.files().iter().filter(|file| is_settled(file)).count() == 3
+            // Everything may be settled before the daemon listens to signals.
+            let listens = !world.daemon().is_running() || world.daemon().log_text().contains("\"started\"");
+            let settled = world.files().iter().filter(|file| is_settled(file)).count();
+            listens && (!world.daemon().is_running() || settled == 3)
         });
         if world.daemon().is_running() {
             // It may reach the point on its way out.
@@ -145,7 +172,6 @@ crash_points! {
     f02_crash_after_the_finish: World::new, 400, "finish.after", [0, 1];
     f02_crash_when_the_report_is_written: World::new, 400, "inbox.reported", [0, 1];
     f02_crash_when_the_file_is_moved: World::new, 400, "inbox.moved", [0, 1];
-    f02_crash_when_the_queue_has_accepted: World::new, 400, "dispatch.sent", [0, 1];
     f02_crash_after_the_lease: World::new, 400, "lease.after", [0, 1];
     f02_crash_before_an_attempt: World::new, 400, "attempt.before", [0, 250];
     f02_crash_after_an_attempt: World::new, 400, "attempt.after", [0, 250];
@@ -158,8 +184,9 @@ crash_points! {
     f02_crash_before_the_log_is_moved: World::new, 10_000, "store-checkpoint", [0];
 }
 
-/// Points of the queue feed; `several` crashes and panics at them, for they need a queue.
-const QUEUE_FEED_POINTS: &[&str] = &["intake.append.before", "intake.append.after", "panic.queue_feed"];
+/// Points of the queue feed and of the dispatcher; `several` crashes and panics at them, for they need a queue.
+const QUEUE_POINTS: &[&str] =
+    &["intake.append.before", "intake.append.after", "panic.queue_feed", "dispatch.sent", "panic.dispatcher"];
 
 /// The names in `failpoint!("…")` below a directory of sources.
 fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {
@@ -178,13 +205,13 @@ fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {
 #[cfg(all(feature = "aws", feature = "postgres"))]
 #[test]
 fn f02_every_failpoint_of_the_product_has_its_test() {
-    use crate::{receipts, tables};
+    use crate::{panics, receipts, tables};
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut declared = BTreeSet::new();
     for sources in ["src", "actors/src"] {
         declared_points(&root.join(sources), &mut declared);
     }
-    let own = POINTS.iter().chain(panics::POINTS).chain(QUEUE_FEED_POINTS);
+    let own = POINTS.iter().chain(panics::POINTS).chain(QUEUE_POINTS);
     let later = receipts::POINTS.iter().chain(receipts::POSTGRES_POINTS).chain(tables::POINTS);
     let tested: BTreeSet<_> = own.chain(later).map(|name| (*name).to_owned()).collect();
     assert_eq!(declared, tested);
@@ -195,9 +222,8 @@ fn f10_a_stop_past_the_lease_does_no_harm() {
     let mut world = World::new("csv");
     world.receive(&["--latency-ms", "20"]);
     world
-        .set("destinations.support.timeout_ms", 1000)
-        .set("destinations.support.connect_timeout_ms", 500)
-        .set("lease.duration_ms", 2500)
+        .set("destinations.support.timeout", "1s")
+        .set("lease.duration", "2500ms")
         .set("record.max_unrecorded", 200)
         .drop_file(Input::csv("stopped.csv", 3000))
         .start();

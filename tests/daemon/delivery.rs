@@ -186,7 +186,7 @@ fn f38_retry_after_is_honoured_and_clamped() {
         };
         Reply::Header(503, "retry-after", value)
     });
-    world.set("destinations.support.retry.max_retry_after_s", 4);
+    world.set("destinations.support.retry.max_retry_after", "4s");
     world.drop_file(Input::csv("later.csv", 6).all(Kind::Sent)).start().wait_settled(LIVENESS);
     world.stop();
     world.prove();
@@ -221,10 +221,7 @@ fn f34_a_receiver_that_hangs_costs_its_timeout_and_no_slot() {
     world.script(|request| {
         if request.earlier == 0 && row(request).is_multiple_of(10) { Reply::Hang } else { Reply::Status(200) }
     });
-    world
-        .set("destinations.support.timeout_ms", 700)
-        .set("destinations.support.connect_timeout_ms", 500)
-        .set("destinations.support.concurrency", 4);
+    world.set("destinations.support.timeout", "700ms").set("destinations.support.concurrency", 4);
     world.drop_file(Input::csv("hung.csv", 200).all(Kind::Sent)).start().wait_settled(LIVENESS);
     world.stop();
     world.unknown = 20;
@@ -359,7 +356,7 @@ fn a_paused_destination_ingests_and_sends_nothing() {
 fn s1_3_pools_of_one_are_the_sequential_approach() {
     let mut world = World::new("csv");
     world.receive(&["--fail-rate", "0.1"]);
-    for pool in ["parsers", "deliveries", "arbiters"] {
+    for pool in ["parsers", "deliveries"] {
         world.set(&format!("pools.{pool}"), 1);
     }
     world.set("destinations.support.concurrency", 1);

@@ -26,10 +26,7 @@ use crate::support::{
 fn slow_world() -> World {
     let mut world = World::new("text");
     world.receive(&["--latency-ms", "10"]);
-    world
-        .set("outbox.high_watermark", 400)
-        .set("outbox.low_watermark", 200)
-        .set("destinations.support.concurrency", 8);
+    world.set("outbox.high_watermark", 400).set("destinations.support.concurrency", 8);
     world
 }
 
@@ -427,7 +424,7 @@ fn f29_an_overflow_of_the_watch_queue_is_made_good_by_a_scan() {
     let mut world = World::new("text");
     world.receive(&[]);
     // No rescan comes to help.
-    world.set("feeds.alerts.rescan_ms", 3_600_000).start_ready();
+    world.set("feeds.alerts.rescan", "1h").start_ready();
     world.daemon().signal(Signal::STOP);
     let inbox = world.inbox("alerts");
     // Two names by turns, since equal events in a row are merged.

@@ -9,6 +9,10 @@
     clippy::disallowed_types,
     reason = "real processes run in real time: no test here can drive a clock"
 )]
+#![cfg_attr(
+    not(all(feature = "aws", feature = "postgres")),
+    allow(dead_code, reason = "some of what tests share is for engines that are left out")
+)]
 
 mod cli;
 #[cfg(feature = "aws")]

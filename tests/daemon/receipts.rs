@@ -230,7 +230,7 @@ fn f49_postgres_is_restarted_five_times_during_a_send_and_nothing_is_lost() {
 #[test]
 fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
     let mut world = World::new("csv");
-    world.receive(&[]).set("receipts.timeout_s", 1).add_receipts(SOURCE);
+    world.receive(&[]).set("receipts.timeout", "1s").add_receipts(SOURCE);
     world.set(&format!("receipts.sources.{SOURCE}.fields.sent_at"), "sent_at");
     let input = Input::csv("few.csv", 3);
     let (first, second) = (message(&input, 1), message(&input, 2));
@@ -512,9 +512,8 @@ fn s0_1_the_receipts_of_a_send_are_read_from_cloudwatch_within_the_rate() {
         .set("receipts.sources.sns.destination", "support")
         .set("receipts.sources.sns.log_groups", vec![group])
         .set("receipts.sources.sns.calls_per_s", calls_per_s)
-        .set("receipts.sources.sns.poll_s", 1)
-        .set("receipts.sources.sns.overlap_s", 2)
-        .set("receipts.sources.sns.lag_s", 0)
+        .set("receipts.sources.sns.poll", "1s")
+        .set("receipts.sources.sns.overlap", "2s")
         .set("receipts.sources.sns.fields.provider_id", "notification.messageId")
         .set("receipts.sources.sns.fields.status", "status")
         .set("receipts.sources.sns.fields.response", "delivery.providerResponse")

@@ -51,9 +51,9 @@ fn a_stuck_actor_stops_the_watchdog() {
     let mut world = World::new("csv");
     world.receive(&[]);
     world.configure();
-    // `sleep` blocks the dispatcher's arbiter for longer than the test lasts.
+    // `sleep` blocks the sweeper's arbiter for longer than the test lasts.
     let mut command = world.run_command();
-    command.env("WATCHDOG_USEC", "1000000").env("FAILPOINTS", "panic.dispatcher=sleep(120000)");
+    command.env("WATCHDOG_USEC", "1000000").env("FAILPOINTS", "panic.sweeper=sleep(120000)");
     let mut daemon = Process::spawn(&mut command, &world.daemon_log());
     world.drop_file(Input::csv("stuck.csv", 100));
     let mut last = (0, std::time::Instant::now());

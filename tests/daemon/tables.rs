@@ -27,13 +27,12 @@ impl World {
             .set(&format!("{warehouse}.tls"), "disable")
             .set(&format!("{warehouse}.statements"), 2)
             .set(&format!("{warehouse}.statements_per_s"), 50)
-            .set(&format!("{warehouse}.connect_timeout_ms"), 1000)
-            .set(&format!("{warehouse}.statement_timeout_ms"), 10_000)
+            .set(&format!("{warehouse}.statement_timeout"), "10s")
             .set(&format!("{destination}.kind"), "table")
             .set(&format!("{destination}.warehouse"), name)
             .set(&format!("{destination}.table"), "events")
-            .set(&format!("{destination}.retry.base_ms"), 50)
-            .set(&format!("{destination}.retry.cap_ms"), 500)
+            .set(&format!("{destination}.retry.base"), "50ms")
+            .set(&format!("{destination}.retry.cap"), "500ms")
             .set(&format!("{destination}.columns.user_id"), "recipient")
             .set(&format!("{destination}.columns.amount"), "data.amount integer required")
             .set(&format!("{destination}.columns.at"), "data.at timestamp")
@@ -88,12 +87,11 @@ fn s4_5_a_queue_fills_two_tables_and_the_one_that_was_down_catches_up() {
     world.add_table("primary", &primary).add_table("secondary", &secondary);
     world
         .set("feeds.in.kind", "sqs")
-        .set("feeds.in.queue_name", Inbound::NAME)
+        .set("feeds.in.queue", Inbound::NAME)
         .set("feeds.in.recipient", "user_id")
         .set("feeds.in.destinations", vec!["primary", "secondary"])
-        .set("feeds.in.linger_ms", 50)
-        .set("feeds.in.max_bytes", 1 << 20)
-        .set("batch.max_bytes", 1 << 20);
+        .set("feeds.in.linger", "50ms")
+        .set("feeds.in.max_size", "1MiB");
     // A table is looked up at the start: from then on it may be away.
     world.start_ready();
     secondary.stop(Stop::Crash);
@@ -181,8 +179,8 @@ fn s4_6_a_killed_daemon_writes_no_row_twice() {
         .set("destinations.primary.columns.amount", "data.amount numeric")
         .set("warehouses.primary.statements_per_s", 10)
         .set("destinations.primary.max_rows", 200)
-        .set("warehouses.primary.statement_timeout_ms", 1000)
-        .set("lease.duration_ms", 12_000);
+        .set("warehouses.primary.statement_timeout", "1s")
+        .set("lease.duration", "12s");
     world.start_ready();
     world.drop_file(Input::csv("rows.csv", rows));
     for part in 1..=3 {
@@ -218,8 +216,8 @@ fn f02_f14_a_crash_or_panic_at_each_point_loses_no_row_and_doubles_none() {
         world
             .set("destinations.primary.columns.amount", "data.amount numeric")
             .set("destinations.primary.max_rows", 200)
-            .set("warehouses.primary.statement_timeout_ms", 1000)
-            .set("lease.duration_ms", 12_000);
+            .set("warehouses.primary.statement_timeout", "1s")
+            .set("lease.duration", "12s");
         let is_panic = point.starts_with("panic.");
         let action =
             if is_panic { format!("1*off->1*panic({INJECTED})") } else { "1*off->1*return".to_owned() };

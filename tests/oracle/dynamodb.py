@@ -5,7 +5,7 @@ import base64
 import json
 import urllib.request
 
-from store import ACCEPTED, DEAD, RETRYING, Counts, File, View, payload_rows, rejected_rows, row_numbers
+from store import ACCEPTED, DEAD, RETRYING, Counts, File, View, payload_rows, read_record, rejected_rows, row_numbers
 
 SCHEMA = 1
 HEADERS = {
@@ -45,12 +45,14 @@ def unwrap(value):
 def read_dynamodb(endpoint, table):
     """The view that the two tables give. They are read one after the other: nothing may write meanwhile."""
     view = View(has_messages=True)
-    batches, listed, nodes, depth = {}, set(), {}, 0
+    batches, chunks, listed, nodes, depth = {}, {}, set(), {}, 0
     for item in scan(endpoint, f"{table}-ledger"):
         partition, _, identity = item["Pk"].partition("#")
         part, _, rest = item["Sk"].partition("#")
         if (partition, part) == ("schema", "version") and item["Version"] != SCHEMA:
             raise SystemExit(f"{table} has schema {item['Version']}, the oracle reads {SCHEMA}")
+        elif (partition, part) == ("batch", "history"):
+            chunks.setdefault(identity, []).append(item["Body"])
         elif partition == "batch":
             batches[identity] = item
         elif (partition, part) == ("file", "file") and not rest:
@@ -79,34 +81,27 @@ def read_dynamodb(endpoint, table):
             sent, dead, retrying = nodes.get((identity, name), (0, 0, 0))
             file.destinations[name] = Counts(sent, dead, retrying, accepted - sent - dead - retrying)
     for identity, item in batches.items():
-        read_batch(identity, item, view)
+        read_batch(identity, item, chunks.get(identity, ()), view)
     still_open = sum(1 for state in view.states.values() if state in (ACCEPTED, RETRYING))
     if depth != still_open:
         view.problems.append(f"the depth counters say {depth}, the states say {still_open}")
     for identity, item in batches.items():
-        if (DEAD in item.get("States", b"")) != (identity in listed):
+        states = read_record(item["Body"], item["Count"])[0] if "Body" in item else b""
+        if (DEAD in states) != (identity in listed):
             view.problems.append(f"batch {identity}: dead letters and its states disagree")
     check_outbox(endpoint, table, batches, view)
     return view
 
 
-def read_batch(identity, item, view):
+def read_batch(identity, item, chunks, view):
     count, first_row = item["Count"], item["FirstRow"]
     try:
         rows = row_numbers(item["Rows"]) if "Rows" in item else list(range(first_row, first_row + count))
+        if len(rows) != count or rows[:1] != [first_row]:
+            raise ValueError(f"{len(rows)} rows from {rows[:1]}, {count} from {first_row} expected")
+        view.add_batch(identity, item["Topic"], item["File"], rows, item.get("Body"), chunks)
     except (IndexError, ValueError) as error:
-        view.problems.append(f"rows of batch {identity} can't be read: {error}")
-        return
-    states = item.get("States", bytes(count))
-    if not len(rows) == len(states) == count or rows[:1] != [first_row]:
-        view.problems.append(f"batch {identity} has {len(rows)} rows from {rows[:1]}, {len(states)} states, "
-                             f"says {count} from {first_row}")
-        return
-    if item["Unsettled"] != states.count(ACCEPTED):
-        view.problems.append(f"batch {identity} says {item['Unsettled']} unsettled, "
-                             f"its states say {states.count(ACCEPTED)}")
-    for row, state in zip(rows, states):
-        view.add_entry((item["Topic"], f"msg_{item['File']}_{row}"), state)
+        view.problems.append(f"batch {identity} can't be read: {error}")
 
 
 def check_outbox(endpoint, table, batches, view):
@@ -120,5 +115,5 @@ def check_outbox(endpoint, table, batches, view):
         rows = payload_rows(item["Payload"])
         if len(rows) != record["Count"] or rows[0] != record["FirstRow"]:
             view.problems.append(f"batch {identity}: outbox and ledger disagree about its rows")
-        if ("OutstandingCreatedTime" in item) == ("DeliveryTime" in item):
+        if ("OutstandingCreatedTime" in record) == ("DeliveryTime" in record):
             view.problems.append(f"batch {identity} is neither outstanding nor dispatched, or both")

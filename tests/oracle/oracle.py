@@ -12,7 +12,7 @@ to standard error, at most `SHOWN_MAX` of each kind. Exit status: 0 all hold, 1 
 The manifest:
 
     attempt_cap     retry.max_attempts
-    lost_lease_cap  lease.lost_cap
+    lost_lease_cap  requests per message that may be lost in deaths of workers and processes
     kills           how often the daemon was killed (or crashed by a failpoint)
     window          messages that one kill may repeat: in flight + unrecorded, all destinations together
     unknown         further messages whose answer may have been lost on the way (resets, timeouts); 0
@@ -238,9 +238,9 @@ def check_messages(manifest, requests, view, violations):
                              f"{manifest.allowance()} may be; one is {lost_successes[0]}")
     for destination, message in view.states.keys() - manifest.messages.keys():
         violations.add("I1", f"{destination}: {message} is in the store, but no input row produced it")
-    for key, count in view.open_entries.items():
+    for key, count in view.batches.items():
         if count > 1:
-            violations.add("I1", f"{key[0]}: {key[1]} is carried by {count} open batches")
+            violations.add("I1", f"{key[0]}: {key[1]} is in {count} batches")
 
 
 def check_refused_rows(manifest, view, violations):

@@ -31,25 +31,41 @@ class View:
         self.has_messages = has_messages
         # File id → File.
         self.files = {}
-        # The highest state that any batch holds for a message.
+        # The state that its batch holds for a message.
         self.states = {}
-        # How many attempts are recorded: every batch that carries a message records at most one.
+        # How many attempts are recorded: those that failed, and the one that succeeded.
         self.attempts = collections.Counter()
-        # How many batches still have to deliver a message.
-        self.open_entries = collections.Counter()
+        # How many batches hold a message.
+        self.batches = collections.Counter()
         # File id → row numbers, repetitions kept.
         self.rejected = collections.defaultdict(list)
         self.duplicates = collections.defaultdict(list)
         # What can't be read at all.
         self.problems = []
 
-    def add_entry(self, key, state):
+    def add_message(self, key, state, failures):
         """One message in one batch."""
         self.states[key] = max(state, self.states.get(key, ACCEPTED))
-        if state == ACCEPTED:
-            self.open_entries[key] += 1
-        else:
-            self.attempts[key] += 1
+        self.batches[key] += 1
+        self.attempts[key] += failures + (state >= SENT)
+
+    def add_batch(self, name, destination, file, rows, record, chunks):
+        """One batch: its row numbers, the body of its record (None: nothing is recorded) and its history."""
+        states, tries = read_record(record, len(rows)) if record is not None else (bytes(len(rows)),) * 2
+        failures = read_history(chunks)
+        for index, (row, state, made) in enumerate(zip(rows, states, tries)):
+            own = failures.get(index, set())
+            last = sum(1 for drive, _ in own if drive == max(drive for drive, _ in own))
+            fits = {
+                ACCEPTED: made == 0 and not own,
+                # A redrive begins to count anew.
+                RETRYING: made in (0, last),
+                DEAD: made == last,
+            }
+            # All tries failed but one; all, if that one was an earlier try whose answer came late.
+            if not fits.get(state, made in (1, last, last + 1)):
+                self.problems.append(f"batch {name}, message {index}: {made} tries, failures {sorted(own)}")
+            self.add_message((destination, f"msg_{file}_{row}"), state, len(own))
 
 
 def read_files_json(path):
@@ -91,6 +107,46 @@ def payload_rows(payload):
     return rows
 
 
+def runs(body, at, count):
+    """Bytes in runs: how many, which."""
+    values = bytearray()
+    while len(values) < count:
+        length, at = varint(body, at)
+        values += bytes([body[at]]) * length
+        at += 1
+    if len(values) != count:
+        raise ValueError("a run is too long")
+    return bytes(values), at
+
+
+def read_record(body, count):
+    """The states and the tries of a batch record (version 1: losses, begun, then both in runs)."""
+    check_version(body)
+    _begun, at = varint(body, 2)
+    states, at = runs(body, at, count)
+    tries, at = runs(body, at, count)
+    return states, tries
+
+
+def read_history(chunks):
+    """Index → {(drive, number of the attempt)} of the attempts that failed."""
+    failures = collections.defaultdict(set)
+    for body in chunks:
+        check_version(body)
+        at = 1
+        while at < len(body):
+            drive, at = varint(body, at)
+            number, at = varint(body, at)
+            _status, at = varint(body, at)
+            at += 1  # the reason
+            length, at = varint(body, at)
+            for _failure in range(length):
+                index, at = varint(body, at)
+                _at, at = varint(body, at)
+                failures[index].add((drive, number))
+    return failures
+
+
 def row_numbers(body):
     """The row numbers of a chunk of duplicates (version 1: gaps)."""
     check_version(body)
@@ -123,7 +179,7 @@ def check_version(body):
         raise ValueError(f"version {body[0]}")
 
 
-SCHEMA = 3
+SCHEMA = 1
 FILE_STATES = ("ingesting", "ingested", "failed", "source-lost")
 
 
@@ -187,25 +243,26 @@ def read_tables(connection):
 
 
 def read_batches(connection, files, destinations, view):
-    query = ("SELECT b.seq, b.file, b.destination, b.first_row, b.count, b.phase, b.unsettled, p.body, r.states"
-             " FROM batches b JOIN payloads p ON p.seq = b.payload LEFT JOIN results r ON r.batch = b.seq")
-    for sequence, file, destination, first_row, count, phase, unsettled, body, states in connection.execute(query):
+    chunks = collections.defaultdict(list)
+    for batch, body in connection.execute("SELECT batch, body FROM attempts"):
+        chunks[batch].append(body)
+    query = ("SELECT b.seq, b.file, b.destination, b.first_row, b.count, b.gaps, b.due, p.body, r.body"
+             " FROM batches b LEFT JOIN payloads p ON p.seq = b.payload LEFT JOIN results r ON r.batch = b.seq")
+    for sequence, file, destination, first_row, count, gaps, due, payload, record in connection.execute(query):
         try:
-            rows = payload_rows(body)
+            rows = row_numbers(gaps) if gaps is not None else list(range(first_row, first_row + count))
+            if len(rows) != count or rows[:1] != [first_row]:
+                raise ValueError(f"{len(rows)} rows from {rows[:1]}, {count} from {first_row} expected")
+            if payload is not None and payload_rows(payload) != rows:
+                raise ValueError("its payload has other rows")
+            view.add_batch(sequence, destinations[destination], files[file], rows, record, chunks[sequence])
         except (IndexError, ValueError) as error:
-            view.problems.append(f"payload of batch {sequence} can't be read: {error}")
+            view.problems.append(f"batch {sequence} can't be read: {error}")
             continue
-        states = states if states is not None else bytes(count)
-        if not len(rows) == len(states) == count or rows[:1] != [first_row]:
-            view.problems.append(f"batch {sequence} has {len(rows)} rows from {rows[:1]}, {len(states)} states, "
-                                 f"says {count} from {first_row}")
-            continue
-        if unsettled != states.count(ACCEPTED) or (phase == 3) != (unsettled == 0):
-            view.problems.append(f"batch {sequence} in phase {phase} says {unsettled} unsettled, "
-                                 f"its states say {states.count(ACCEPTED)}")
-        prefix = f"msg_{files[file]}_"
-        for row, state in zip(rows, states):
-            view.add_entry((destinations[destination], f"{prefix}{row}"), state)
+        states = read_record(record, count)[0] if record is not None else bytes(count)
+        is_open = any(state in (ACCEPTED, RETRYING) for state in states)
+        if is_open != (due is not None):
+            view.problems.append(f"batch {sequence} is due at {due}, its states are {sorted(set(states))}")
 
 
 def check_dead_letters(connection, files, destinations, view):

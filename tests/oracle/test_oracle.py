@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import sqlite3
@@ -40,8 +41,20 @@ def payload(rows):
     return data
 
 
+def runs(values):
+    """Bytes in runs of equal ones."""
+    return b"".join(put_varint(len(list(run))) + bytes([value]) for value, run in itertools.groupby(values))
+
+
+def gaps(rows):
+    """The row numbers of a batch, unless they have no gaps."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return None
+    return b"\x01" + b"".join(put_varint(row - before) for before, row in zip([0, *rows], rows))
+
+
 SCHEMA = """
-PRAGMA user_version = 3;
+PRAGMA user_version = 1;
 CREATE TABLE counters (one INTEGER, depth INTEGER);
 CREATE TABLE destinations (seq INTEGER, name TEXT);
 CREATE TABLE files (seq INTEGER, id BLOB, state INTEGER, rows INTEGER, rejected INTEGER, duplicates INTEGER);
@@ -49,8 +62,9 @@ CREATE TABLE file_destinations (file INTEGER, destination INTEGER, accepted INTE
                                 retrying INTEGER);
 CREATE TABLE payloads (seq INTEGER, body BLOB);
 CREATE TABLE batches (seq INTEGER, file INTEGER, destination INTEGER, payload INTEGER, first_row INTEGER,
-                      count INTEGER, phase INTEGER, unsettled INTEGER);
-CREATE TABLE results (batch INTEGER, states BLOB);
+                      count INTEGER, gaps BLOB, due INTEGER);
+CREATE TABLE results (batch INTEGER, body BLOB);
+CREATE TABLE attempts (batch INTEGER, body BLOB);
 CREATE TABLE dead (file INTEGER, destination INTEGER, row INTEGER);
 CREATE TABLE rejects (seq INTEGER, file INTEGER, body BLOB);
 CREATE TABLE duplicates (seq INTEGER, file INTEGER, body BLOB);
@@ -73,13 +87,17 @@ class World:
                     self.request(5), self.request(8), self.request(2), self.request(4, 500)]
         self.file = [1, bytes.fromhex(FILE), 1, 8, 1, 1]
         self.counts = [1, 1, 6, 5, 1, 0]
-        # seq: rows, states
-        self.batches = {1: ([1, 2, 3, 4, 5, 8], [3, 1, 3, 1, 3, 3]), 2: ([2, 4], [3, 2])}
+        # seq: rows, states, tries
+        self.batches = {1: ([1, 2, 3, 4, 5, 8], [3, 3, 3, 2, 3, 3], [1, 2, 1, 2, 1, 1])}
+        # batch, drive, number of the attempt, index
+        self.failures = [(1, 0, 1, 1), (1, 0, 1, 3), (1, 0, 2, 3)]
+        # Whether batches say that they are due, whatever their states.
+        self.due = False
         self.dead = [4]
         self.depth = 0
         self.rejects = [6]
         self.duplicates = [7]
-        # What is left of a row in a payload; nothing, once it is archived.
+        # A row in a payload; None: the payload is archived.
         self.row = b"x" * 200
         self.scan = ["started", "file a.csv done"]
         self.earlier = {}
@@ -102,12 +120,16 @@ class World:
         insert("destinations", 1, "support")
         insert("files", *self.file)
         insert("file_destinations", *self.counts)
-        for sequence, (rows, states) in self.batches.items():
-            insert("payloads", sequence, payload({row: self.row for row in rows}))
-            unsettled = states.count(0)
-            insert("batches", sequence, 1, 1, sequence, rows[0], len(rows), 2 if unsettled else 3, unsettled)
+        for sequence, (rows, states, tries) in self.batches.items():
+            if self.row is not None:
+                insert("payloads", sequence, payload({row: self.row for row in rows}))
+            due = 1 if min(states) < store.DEAD or self.due else None
+            insert("batches", sequence, 1, 1, None if self.row is None else sequence, rows[0], len(rows),
+                   gaps(rows), due)
             if any(states):
-                insert("results", sequence, bytes(states))
+                insert("results", sequence, bytes([1, 0, 0]) + runs(states) + runs(tries) + b"\0")
+        for batch, drive, number, index in self.failures:
+            insert("attempts", batch, bytes([1, drive, number]) + put_varint(503) + bytes([1, 1, index, 2]))
         for row in self.dead:
             insert("dead", 1, 1, row)
         for row in self.rejects:
@@ -152,7 +174,7 @@ class Identities(unittest.TestCase):
 class Schema(unittest.TestCase):
     def test_the_product_s_schema_has_what_the_oracle_reads(self):
         directory = pathlib.Path(__file__).resolve().parents[2] / "src/adapters/embedded"
-        steps = [(directory / f"schema_{step + 1}.sql").read_text() for step in range(store.SCHEMA)]
+        steps = [(directory / "schema.sql").read_text()]
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "postrider.db"
             connection = sqlite3.connect(path)
@@ -180,8 +202,8 @@ class Oracle(unittest.TestCase):
         self.assertIn(invariant, summary["violations"], violations)
         self.assertIn(text, violations)
 
-    def test_archived_payloads_still_name_their_rows(self):
-        self.world.row = b""
+    def test_of_an_archived_batch_all_is_known_but_its_payload(self):
+        self.world.row = None
         self.holds()
 
     def test_a_run_that_holds_passes(self):
@@ -189,12 +211,12 @@ class Oracle(unittest.TestCase):
         self.assertEqual((summary["sent"], summary["dead"], summary["requests"]), (5, 1, 8))
 
     def test_i1_a_row_without_a_state(self):
-        self.world.batches[1] = ([1, 2, 3, 4, 5], [3, 1, 3, 1, 3])
+        self.world.batches[1] = ([1, 2, 3, 4, 5], [3, 3, 3, 2, 3], [1, 2, 1, 2, 1])
         self.world.log = [line for line in self.world.log if not line["id"].endswith("_8")]
         self.violates("I1", "_8 (ok expected) has no state")
 
     def test_i1_a_message_that_no_row_produced(self):
-        self.world.batches[3] = ([9], [3])
+        self.world.batches[3] = ([9], [3], [1])
         self.violates("I1", "_9 is in the store")
 
     def test_i1_a_row_both_rejected_and_sent(self):
@@ -225,11 +247,10 @@ class Oracle(unittest.TestCase):
         self.world.manifest["files"][0]["sha256"] = "00" * 32
         self.violates("I1", "was not dropped")
 
-    def test_i1_a_message_in_two_open_batches(self):
+    def test_i1_a_message_in_two_batches(self):
         self.world.manifest["quiescent"] = False
-        self.world.batches[2] = ([2, 4], [0, 2])
-        self.world.batches[3] = ([2], [0])
-        self.violates("I1", "carried by 2 open batches")
+        self.world.batches[3] = ([2], [0], [0])
+        self.violates("I1", "is in 2 batches")
 
     def test_i1_a_message_that_came_to_the_wrong_end(self):
         self.world.manifest["files"][0]["rows"][3][0] = "sent"
@@ -298,17 +319,16 @@ class Oracle(unittest.TestCase):
 
     def test_i7_a_redrive_may_lower_a_dead_letter(self):
         self.world.manifest.update(redrives=1, quiescent=False)
-        self.world.batches[2] = ([2, 4], [3, 1])
-        self.world.batches[3] = ([4], [0])
+        self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [3, 3, 3, 1, 3, 3], [1, 2, 1, 0, 1, 1])
         self.world.dead, self.world.depth, self.world.counts = [], 1, [1, 1, 6, 5, 0, 1]
         self.world.earlier = {f"support {oracle.message_id(FILE, 4)}": store.DEAD}
         self.holds()
 
     def test_i9_what_is_still_open(self):
-        self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [0, 1, 3, 1, 3, 3])
+        self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [0, 3, 3, 2, 3, 3], [0, 2, 1, 2, 1, 1])
         self.violates("I9", "_1 is still accepted")
         self.world = World()
-        self.world.batches[2] = ([2, 4], [3, 0])
+        self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [3, 3, 3, 1, 3, 3], [1, 2, 1, 2, 1, 1])
         self.violates("I9", "_4 is still retrying")
 
     def test_i9_a_file_that_is_still_being_read(self):
@@ -343,9 +363,17 @@ class Oracle(unittest.TestCase):
         self.world.depth = 2
         self.violates("store", "depth")
 
-    def test_a_batch_whose_states_do_not_fit(self):
-        self.world.batches[2] = ([2, 4], [3])
-        self.violates("store", "batch 2 has 2 rows")
+    def test_a_batch_whose_record_does_not_fit(self):
+        self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [3] * 5, [1] * 6)
+        self.violates("store", "batch 1 can't be read")
+
+    def test_a_batch_whose_history_does_not_fit(self):
+        del self.world.failures[2]
+        self.violates("store", "message 3: 2 tries, failures [(0, 1)]")
+
+    def test_a_batch_that_is_due_though_nothing_is_open(self):
+        self.world.due = True
+        self.violates("store", "batch 1 is due at 1")
 
     def test_violations_are_shown_up_to_a_bound_and_counted_beyond(self):
         self.world.log += [self.world.request(1) | {"id": f"msg_{n}"} for n in range(50)]

@@ -21,7 +21,7 @@ use postrider::adapters::{
 use postrider_actors::{
     model::time::UnixMs,
     ports::Clock,
-    testing::{FakeClock, conformance::Subject},
+    testing::{FakeClock, MemoryStore},
 };
 
 use super::cloud::{FaultProxy, Server, sdk_config};
@@ -70,10 +70,14 @@ impl Queues {
     }
 
     /// A process at the queue.
-    pub fn open(&self, settings: &SqsSettings, store: &Subject, clock: Arc<dyn Clock>) -> Arc<SqsQueue> {
+    pub fn open(
+        &self,
+        settings: &SqsSettings,
+        store: &Arc<MemoryStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<SqsQueue> {
         let (client, settings) = (self.client.clone(), settings.clone());
-        let (claims, archive) = (store.claims.clone(), store.archive.clone());
-        Arc::new(SqsQueue::new(client, settings, claims, archive, clock, Arc::new(())))
+        Arc::new(SqsQueue::new(client, settings, store.clone(), store.clone(), clock, Arc::new(())))
     }
 }
 

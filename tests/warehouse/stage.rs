@@ -15,7 +15,7 @@ use actix::{Actor as _, Addr};
 use async_trait::async_trait;
 use postrider::adapters::clock::SystemClock;
 use postrider_actors::{
-    flow::{Bell, Gate, ProgressBoard},
+    flow::{Bell, Bells, Gate, ProgressBoard, WorkerSetup},
     metrics::StageMetrics,
     model::{
         batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout, put_cell},
@@ -29,7 +29,7 @@ use postrider_actors::{
         table::MAPPING_TYPE,
         time::UnixMs,
     },
-    ports::{Clock as _, Ledger, Outbox as _, OutstandingQuery, Queue as _, Settled, Settlement, StoreError},
+    ports::{Clock as _, Ledger, Outbox as _, Settled, Settlement, StoreError},
     supervision::{Drain, Fault},
     table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     testing::{MemoryStore, fixtures},
@@ -108,7 +108,6 @@ struct World {
     told: Arc<Told>,
     file: Arc<FileRecord>,
     destinations: Vec<TableDestination>,
-    queued: Bell,
 }
 
 impl World {
@@ -156,14 +155,7 @@ impl World {
         };
         let destinations = names.iter().map(destination).collect();
         let told = Arc::new(Told { store: store.clone(), dead: Mutex::default() });
-        Self {
-            file: fixtures::file("orders", 1, &names),
-            server,
-            store,
-            told,
-            destinations,
-            queued: Bell::default(),
-        }
+        Self { file: fixtures::file("orders", 1, &names), server, store, told, destinations }
     }
 
     /// Accepts `rows` rows in batches of `batch`; `poison` says which are bad, and how.
@@ -199,19 +191,14 @@ impl World {
                         template: Some(mapping().to_template()),
                         content_type: MAPPING_TYPE.into(),
                     };
-                    let id = BatchId::derive(self.file.id, destination, first, 0, 0);
                     NewBatch {
-                        id,
-                        root: id,
+                        id: BatchId::derive(self.file.id, destination, first),
                         header: Arc::new(header),
                         first_row: first,
                         count,
-                        drive: 0,
-                        attempt: 0,
                         accepted_at: now,
                         not_before: now,
                         payload: payload.clone(),
-                        history: Vec::new(),
                     }
                 })
                 .collect();
@@ -224,14 +211,17 @@ impl World {
         let clock = Arc::new(SystemClock);
         let setup = TableDeliverySetup {
             destinations: self.destinations.clone(),
-            queue: self.store.clone(),
-            ledger: self.told.clone(),
-            clock: clock.clone(),
-            queued: self.queued.clone(),
-            appended: Bell::default(),
-            lease: Duration::from_secs(30),
-            lost_cap: 5,
-            progress: ProgressBoard::default().mark("table_delivery", clock.mono()),
+            worker: WorkerSetup {
+                queue: self.store.clone(),
+                ledger: self.told.clone(),
+                clock: clock.clone(),
+                queued: Bell::default(),
+                due_again: Bells::default(),
+                lease: Duration::from_secs(30),
+                progress: ProgressBoard::default().mark("table_delivery", clock.mono()),
+            },
+            in_flight: Arc::new(()),
+            alone: Arc::default(),
         };
         (0..count)
             .map(|worker| {
@@ -239,16 +229,6 @@ impl World {
                 TableDelivery::new(setup.clone(), &holder, None, Fault::default()).start()
             })
             .collect()
-    }
-
-    async fn dispatch(&self) {
-        let query =
-            OutstandingQuery { due_by: SystemClock.wall(), limit: 10_000, with_batches: false, except: &[] };
-        let entries = self.store.outstanding(query).await.unwrap();
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        self.store.send(&entries).await.unwrap();
-        self.store.mark_dispatched(&ids).await.unwrap();
-        self.queued.ring();
     }
 
     async fn counts(&self) -> Vec<DestinationCounts> {
@@ -260,7 +240,6 @@ impl World {
     async fn settled(&self, limit: Duration) {
         let until = Instant::now() + limit;
         loop {
-            self.dispatch().await;
             let counts = self.counts().await;
             if counts.iter().all(|counts| counts.sent + counts.dead == counts.accepted) {
                 return;
@@ -440,11 +419,7 @@ async fn f49_a_server_that_crashes_while_rows_are_written_loses_and_doubles_none
         world.accept(20_000, 50, &BTreeMap::new()).await;
         let workers = world.workers(2);
         for round in 0..3u64 {
-            let until = Instant::now() + Duration::from_millis(300 + 100 * round);
-            while Instant::now() < until {
-                world.dispatch().await;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            tokio::time::sleep(Duration::from_millis(300 + 100 * round)).await;
             let server = world.server.clone();
             let restarted = tokio::task::spawn_blocking(move || {
                 server.stop(pg::Stop::Crash);

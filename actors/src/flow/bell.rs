@@ -7,6 +7,23 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug, Default)]
 pub struct Bell(Arc<Notify>);
 
+/// Bells that ring together: those of all who may have something to do.
+#[derive(Clone, Debug, Default)]
+pub struct Bells(Arc<[Bell]>);
+
+impl From<Vec<Bell>> for Bells {
+    fn from(bells: Vec<Bell>) -> Self {
+        Self(bells.into())
+    }
+}
+
+impl Bells {
+    /// Rings each.
+    pub fn ring(&self) {
+        self.0.iter().for_each(Bell::ring);
+    }
+}
+
 impl Bell {
     /// Wakes one waiter, now or when it comes.
     pub fn ring(&self) {

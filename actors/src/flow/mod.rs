@@ -9,8 +9,9 @@ mod pace;
 mod progress;
 mod rest;
 mod slots;
+mod worker;
 
-pub use bell::Bell;
+pub use bell::{Bell, Bells};
 pub use blocking::blocking;
 pub use gate::Gate;
 pub use insist::insist;
@@ -18,3 +19,4 @@ pub use pace::tell_pace;
 pub use progress::{Progress, ProgressBoard};
 pub use rest::rest;
 pub use slots::{Slot, Slots};
+pub use worker::{Strategy, Worker, WorkerSetup};

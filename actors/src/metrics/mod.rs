@@ -21,6 +21,7 @@ pub use receipts::{ReceiptMetrics, ReconcilerMetrics, SourceMetrics, SweeperMetr
 use crate::{
     model::{
         file::FileState,
+        ledger::MessageVerdict,
         outcome::{DeathCause, Reason, Verdict},
     },
     ports::{ItemOutcome, Settled},
@@ -369,17 +370,17 @@ pub struct Tally {
 
 impl Tally {
     /// Counts them.
-    pub fn of(verdicts: &[(u32, Verdict)]) -> Self {
+    pub fn of(verdicts: &[MessageVerdict]) -> Self {
         let mut tally = Self { count: verdicts.len(), ..Self::default() };
-        for (_, verdict) in verdicts {
+        for MessageVerdict { verdict, .. } in verdicts {
             if let Some(outcome) = outcome_of(verdict) {
                 tally.attempts[outcome] += 1;
             }
-            match verdict {
+            match *verdict {
                 Verdict::Sent { .. } => tally.sent += 1,
                 Verdict::Retry { .. } => tally.retried += 1,
                 Verdict::Dead { cause, .. } => {
-                    let at = CAUSES.iter().position(|known| known == cause).expect("every cause is listed");
+                    let at = CAUSES.iter().position(|&known| known == cause).expect("every cause is listed");
                     tally.dead[at] += 1;
                 }
             }
@@ -511,8 +512,12 @@ mod tests {
     fn a_settlement_is_counted_once_and_a_stale_one_only_where_it_is_a_fact() {
         let metrics = StageMetrics::default().destination("support");
         let dead = Verdict::Dead { attempt: attempt(Reason::Status, 404), cause: DeathCause::Permanent };
-        let verdicts =
-            [(0, Verdict::Sent { at: UnixMs(1), status: 200 }), (1, retry(Reason::Timeout, 0)), (2, dead)];
+        let verdict = |verdict| MessageVerdict { index: 0, drive: 0, attempt: 1, verdict };
+        let verdicts = [
+            verdict(Verdict::Sent { at: UnixMs(1), status: 200 }),
+            verdict(retry(Reason::Timeout, 0)),
+            verdict(dead),
+        ];
         let tally = Tally::of(&verdicts);
         assert!(!tally.is_clean() && Tally::of(&verdicts[..1]).is_clean());
         metrics.settled(&tally, Settled::Complete, Duration::from_secs(1), false);

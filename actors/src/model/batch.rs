@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ids::{BatchId, FileId, MessageId},
-    outcome::Attempt,
+    ledger::RowNumbers,
     state::MessageState,
     time::UnixMs,
 };
@@ -68,26 +68,18 @@ pub struct BatchHeader {
 pub struct NewBatch {
     /// Its identity; appending an id that is there already changes nothing.
     pub id: BatchId,
-    /// The batch of the first attempt that these messages belong to; its own id if it is that batch.
-    pub root: BatchId,
     /// What its messages have in common.
     pub header: Arc<BatchHeader>,
     /// The first message's row.
     pub first_row: u64,
     /// How many messages.
     pub count: u32,
-    /// The round of delivery: 0, +1 at each redrive.
-    pub drive: u32,
-    /// How many attempts its messages had in this drive; the same for all of them.
-    pub attempt: u32,
     /// When the messages were accepted: what `retry.max_age_s` counts from.
     pub accepted_at: UnixMs,
     /// When it may be delivered.
     pub not_before: UnixMs,
     /// The encoded rows. Batches of one file and first row for several destinations share it.
     pub payload: Bytes,
-    /// The failed attempts so far, one list per message in row order; empty for a first attempt.
-    pub history: Vec<Vec<Attempt>>,
 }
 
 impl fmt::Debug for NewBatch {
@@ -98,27 +90,27 @@ impl fmt::Debug for NewBatch {
             .field("destination", &self.header.destination)
             .field("first_row", &self.first_row)
             .field("count", &self.count)
-            .field("attempt", &self.attempt)
             .field("payload_bytes", &self.payload.len())
             .finish_non_exhaustive()
     }
 }
 
 impl NewBatch {
-    /// Only its messages at `indexes`, of which there is at least one: what is left of a retry batch when some
-    /// of its messages have settled meanwhile. `rows` is its decoded payload.
-    #[must_use]
-    pub fn only(&self, rows: &Rows, indexes: &[usize]) -> Self {
-        let first_row = rows.row(indexes[0]);
-        let header = &self.header;
-        Self {
-            id: BatchId::derive(header.file, &header.destination, first_row, self.drive, self.attempt),
-            first_row,
-            count: indexes.len() as u32,
-            payload: rows.select(indexes.iter().copied()).finish(),
-            // Empty for all, or one list per message.
-            history: indexes.iter().filter_map(|&index| self.history.get(index).cloned()).collect(),
-            ..self.clone()
+    /// The numbers of its rows; what is wrong with it, if its payload is not what it says.
+    pub fn row_numbers(&self) -> Result<RowNumbers, String> {
+        let rows =
+            Rows::decode(self.payload.clone()).map_err(|error| format!("batch {}: {error}", self.id))?;
+        match rows.numbers() {
+            Some(numbers) if numbers.len() == self.count as usize && numbers.row(0) == self.first_row => {
+                Ok(numbers)
+            }
+            _ => Err(format!(
+                "batch {} says that it has {} messages from row {}, its payload has {}",
+                self.id,
+                self.count,
+                self.first_row,
+                rows.len()
+            )),
         }
     }
 }
@@ -252,22 +244,57 @@ impl Rows {
         self.rows.binary_search_by_key(&row, |(row, _)| *row).ok()
     }
 
-    /// The payload with the numbers of its rows and nothing of them: what is left of an archived batch.
-    pub fn skeleton(&self) -> PayloadWriter {
-        let mut writer = PayloadWriter::with_capacity(2 * self.len());
-        for (row, _) in &self.rows {
-            writer.push(*row, b"");
-        }
-        writer
+    /// The numbers of its rows; `None` if it holds none.
+    pub fn numbers(&self) -> Option<RowNumbers> {
+        (!self.is_empty()).then(|| RowNumbers::of(self.rows.iter().map(|(row, _)| *row).collect()))
     }
 
-    /// The payload of only the messages at `indexes`, which ascend: what a retry batch carries on.
-    pub fn select(&self, indexes: impl IntoIterator<Item = usize>) -> PayloadWriter {
+    /// The payload of only the messages at `indexes`, which ascend.
+    fn select(&self, indexes: impl IntoIterator<Item = usize>) -> PayloadWriter {
         let mut writer = PayloadWriter::default();
         for index in indexes {
             writer.push(self.row(index), self.bytes(index));
         }
         writer
+    }
+}
+
+/// The rows of a leased batch's open messages, found by their index in the batch. If they are few, the rest of the
+/// payload is let go (B9).
+#[derive(Clone, Debug)]
+pub struct OpenRows {
+    rows: Rows,
+    /// The indexes of the rows that were copied out; `None`: all were kept.
+    copied: Option<Vec<u32>>,
+}
+
+impl OpenRows {
+    /// The rows at `open`, which ascends, of a batch of `count` messages; what is wrong with the payload, otherwise.
+    pub fn of(payload: Bytes, count: usize, open: &[u32]) -> Result<Self, String> {
+        let rows = Rows::decode(payload).map_err(|error| error.to_string())?;
+        if rows.len() != count {
+            return Err(format!("the payload has {} rows, the record {count} messages", rows.len()));
+        }
+        if open.len() * 2 > count {
+            return Ok(Self { rows, copied: None });
+        }
+        let few = rows.select(open.iter().map(|&index| index as usize)).finish();
+        let rows = Rows::decode(few).map_err(|error| error.to_string())?;
+        Ok(Self { rows, copied: Some(open.to_vec()) })
+    }
+
+    /// Of a batch that can't be read.
+    pub fn none() -> Self {
+        Self { rows: Rows { payload: Bytes::new(), rows: Vec::new() }, copied: None }
+    }
+
+    /// The row number and the laid-out bytes of the message at `index`; `None` if it is not one of the open ones.
+    pub fn get(&self, index: u32) -> Option<(u64, &[u8])> {
+        let at = match &self.copied {
+            None => index as usize,
+            Some(copied) => copied.binary_search(&index).ok()?,
+        };
+        (at < self.rows.len()).then(|| (self.rows.row(at), self.rows.bytes(at)))
     }
 }
 
@@ -391,18 +418,9 @@ impl StateVector {
         self.0.get(index).copied().and_then(MessageState::from_byte).unwrap_or(MessageState::Accepted)
     }
 
-    /// Merges a report and returns what stood there before (I7).
-    pub fn merge(&mut self, index: usize, report: MessageState) -> MessageState {
-        let before = self.get(index);
-        if let Some(byte) = self.0.get_mut(index) {
-            *byte = before.merge(report) as u8;
-        }
-        before
-    }
-
-    /// The indexes that still need delivery.
-    pub fn unsettled(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.0.len()).filter(|&index| !self.get(index).is_settled())
+    /// Changes the state at `index`, which must be one of the batch.
+    pub(super) fn set(&mut self, index: usize, state: MessageState) {
+        self.0[index] = state as u8;
     }
 }
 
@@ -438,6 +456,28 @@ mod tests {
                 prop_assert_eq!(selected.row(index), decoded.row(from));
                 prop_assert_eq!(selected.bytes(index), decoded.bytes(from));
             }
+        }
+
+        #[test]
+        fn open_rows_are_found_by_their_index_whether_they_were_copied_out_or_not(
+            rows in prop::collection::btree_map(1u64.., prop::collection::vec(any::<u8>(), 0..50), 1..30),
+            is_open in prop::collection::vec(any::<bool>(), 30),
+        ) {
+            let mut writer = PayloadWriter::default();
+            for (row, bytes) in &rows {
+                writer.push(*row, bytes);
+            }
+            let payload = writer.finish();
+            let open: Vec<u32> = (0..rows.len() as u32).filter(|index| is_open[*index as usize]).collect();
+            let found = OpenRows::of(payload.clone(), rows.len(), &open).unwrap();
+            let is_copied = open.len() * 2 <= rows.len();
+            prop_assert_eq!(found.copied.is_some(), is_copied);
+            for (index, (row, bytes)) in rows.iter().enumerate() {
+                let there = (!is_copied || is_open[index]).then_some((*row, &bytes[..]));
+                prop_assert_eq!(found.get(index as u32), there);
+            }
+            prop_assert_eq!(found.get(rows.len() as u32), None);
+            prop_assert!(OpenRows::of(payload, rows.len() + 1, &open).is_err());
         }
 
         #[test]
@@ -497,5 +537,39 @@ mod tests {
         assert_eq!(Rows::decode(Bytes::from_static(&[2])).unwrap_err(), PayloadError::Version(2));
         assert_eq!(Rows::decode(Bytes::new()).unwrap_err(), PayloadError::Damaged(0));
         assert_eq!(Rows::decode(Bytes::from_static(&[1, 1, 5, b'a'])).unwrap_err(), PayloadError::Damaged(1));
+    }
+
+    #[test]
+    fn a_batch_s_row_numbers_are_those_of_its_payload() {
+        let header = BatchHeader {
+            feed: "f".into(),
+            destination: "d".into(),
+            file: FileId([0; 16]),
+            layout: RowLayout::Lines,
+            template: None,
+            content_type: String::new(),
+        };
+        let batch = |first_row, count, rows: &[u64]| {
+            let mut writer = PayloadWriter::default();
+            for row in rows {
+                writer.push(*row, b"x");
+            }
+            let at = UnixMs(1);
+            let (id, header) = (BatchId([1; 16]), Arc::new(header.clone()));
+            NewBatch {
+                id,
+                header,
+                first_row,
+                count,
+                accepted_at: at,
+                not_before: at,
+                payload: writer.finish(),
+            }
+        };
+        assert_eq!(batch(3, 2, &[3, 4]).row_numbers(), Ok(RowNumbers::Whole { first: 3, count: 2 }));
+        assert_eq!(batch(3, 2, &[3, 5]).row_numbers(), Ok(RowNumbers::Gaps(vec![3, 5])));
+        for wrong in [batch(3, 3, &[3, 5]), batch(4, 2, &[3, 5]), batch(1, 0, &[])] {
+            assert!(wrong.row_numbers().unwrap_err().contains("its payload has"));
+        }
     }
 }

@@ -36,21 +36,16 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The first attempt of these rows at the destination of `header`.
-    pub fn first_attempt(&self, header: Arc<BatchHeader>, accepted_at: UnixMs) -> NewBatch {
-        let id = BatchId::derive(header.file, &header.destination, self.first_row, 0, 0);
+    /// These rows as a batch for the destination of `header`.
+    pub fn batch(&self, header: Arc<BatchHeader>, accepted_at: UnixMs) -> NewBatch {
         NewBatch {
-            id,
-            root: id,
+            id: BatchId::derive(header.file, &header.destination, self.first_row),
             header,
             first_row: self.first_row,
             count: self.count,
-            drive: 0,
-            attempt: 0,
             accepted_at,
             not_before: accepted_at,
             payload: self.payload.clone(),
-            history: Vec::new(),
         }
     }
 }

@@ -17,21 +17,14 @@ impl FileId {
     }
 }
 
-/// A batch's identity. A *drive* is a round of delivery: 0 for the first, +1 at each redrive of dead
-/// letters; `attempt` is how many attempts its messages had before, so a retry is a batch of its own.
+/// A batch's identity, for its whole life: a retry is the same batch, due again (design §6).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub [u8; 16]);
 
 impl BatchId {
     /// The identity of the batch of `file` for `destination` that starts at `first_row`.
-    pub fn derive(file: FileId, destination: &str, first_row: u64, drive: u32, attempt: u32) -> Self {
-        Self(truncated_digest(&[
-            &file.0,
-            destination.as_bytes(),
-            &first_row.to_le_bytes(),
-            &drive.to_le_bytes(),
-            &attempt.to_le_bytes(),
-        ]))
+    pub fn derive(file: FileId, destination: &str, first_row: u64) -> Self {
+        Self(truncated_digest(&[&file.0, destination.as_bytes(), &first_row.to_le_bytes()]))
     }
 }
 
@@ -173,16 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn retries_and_redrives_are_batches_of_their_own() {
-        let file = FileId::derive("a", &[1; 32]);
+    fn a_batch_is_its_file_destination_and_first_row() {
+        let (file, other) = (FileId::derive("a", &[1; 32]), FileId::derive("a", &[2; 32]));
         let ids = [
-            BatchId::derive(file, "d", 1, 0, 0),
-            BatchId::derive(file, "d", 1, 0, 1),
-            BatchId::derive(file, "d", 1, 1, 0),
-            BatchId::derive(file, "d", 2, 0, 0),
-            BatchId::derive(file, "e", 1, 0, 0),
+            BatchId::derive(file, "d", 1),
+            BatchId::derive(file, "d", 2),
+            BatchId::derive(file, "e", 1),
+            BatchId::derive(other, "d", 1),
         ];
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert_eq!(BatchId::derive(file, "d", 1), ids[0]);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! A batch in the hands of a worker.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
-    batch::{BatchHeader, NewBatch, StateVector},
+    batch::BatchHeader,
     ids::BatchId,
-    outcome::Attempt,
+    ledger::{MessageVerdict, Record},
+    outcome::Verdict,
     time::UnixMs,
 };
 
@@ -21,65 +22,92 @@ pub struct LeaseToken {
     pub fence: u64,
 }
 
-/// Whether `holder` can be nobody any more, since `asks` is a later life of its process.
-///
-/// The holder of a claim is named `NODE-START/WORKER`, e.g. `9f3c62d4a1b07e58-12/delivery-0#3`: where the process
-/// runs, how often it has been started there, and which worker of it. One process at a time runs on a node,
-/// so an earlier start has ended. Names of another form are never of the same process.
-pub fn is_earlier_life(holder: &str, asks: &str) -> bool {
-    let life = |name: &str| -> Option<(String, u64)> {
-        let (process, _) = name.split_once('/')?;
-        let (node, start) = process.rsplit_once('-')?;
-        Some((node.to_owned(), start.parse().ok()?))
-    };
-    match (life(holder), life(asks)) {
-        (Some((node, start)), Some((asking_node, asking_start))) => {
-            node == asking_node && start < asking_start
-        }
-        _ => false,
+/// A message that still needs delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenMessage {
+    /// No attempt before then.
+    pub not_before: UnixMs,
+    /// Its index in the batch.
+    pub index: u32,
+    /// Its drive.
+    pub drive: u32,
+    /// Attempts in that drive so far.
+    pub tries: u32,
+}
+
+impl OpenMessage {
+    /// The verdict on its next attempt.
+    pub fn verdict(&self, verdict: Verdict) -> MessageVerdict {
+        MessageVerdict { index: self.index, drive: self.drive, attempt: self.tries + 1, verdict }
     }
 }
 
-/// A leased batch.
-#[derive(Clone)]
+/// A leased batch: what a worker needs of its record, and its payload.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Lease {
     /// Proof of the lease.
     pub token: LeaseToken,
-    /// The batch of the first attempt that these messages belong to.
-    pub root: BatchId,
     /// What its messages have in common.
     pub header: Arc<BatchHeader>,
-    /// The round of delivery.
-    pub drive: u32,
-    /// How many attempts its messages had before.
-    pub attempt: u32,
     /// When the messages were accepted.
     pub accepted_at: UnixMs,
-    /// The encoded rows.
+    /// How many messages the batch has.
+    pub count: u32,
+    /// The encoded rows, of all messages.
     pub payload: Bytes,
-    /// What is recorded already: only unsettled messages are to be sent.
-    pub states: StateVector,
-    /// The failed attempts so far, per message; empty if there were none.
-    pub history: Vec<Vec<Attempt>>,
-    /// How many leases of it were lost: its holder vanished with messages unrecorded. See `model::suspect`.
-    pub losses: u32,
+    /// The messages that need delivery, in row order. Only those that are due are to be sent (B10).
+    pub open: Vec<OpenMessage>,
+    /// When messages were redriven: their age counts from then.
+    pub redriven: BTreeMap<u32, UnixMs>,
+    /// Leases in a row that were lost without progress and without evidence: see `model::suspect`.
+    pub losses: u8,
+    /// Messages that were in flight when the process died: deaths, and those of them in which it was alone (B17).
+    pub charged: BTreeMap<u32, (u8, u8)>,
 }
 
 impl Lease {
-    /// The lease of a batch that a queue carried, as the store has granted it.
-    pub fn granted(batch: NewBatch, fence: u64, losses: u32, states: StateVector) -> Self {
+    /// What a worker is given of a batch that was just leased.
+    pub fn of(batch: BatchId, header: Arc<BatchHeader>, payload: Bytes, record: &Record) -> Self {
+        let open = record.open().map(|index| OpenMessage {
+            not_before: record.due_of(index),
+            index: index as u32,
+            drive: record.drive(index),
+            tries: record.tries[index].into(),
+        });
+        let redriven = record.exceptions.iter();
+        let redriven = redriven.filter_map(|(index, exception)| Some((*index, exception.redriven_at?)));
+        let charged = record.exceptions.iter().filter(|(_, exception)| exception.losses > 0);
         Self {
-            token: LeaseToken { batch: batch.id, fence },
-            root: batch.root,
-            header: batch.header,
-            drive: batch.drive,
-            attempt: batch.attempt,
-            accepted_at: batch.accepted_at,
-            payload: batch.payload,
-            states,
-            history: batch.history,
-            losses,
+            token: LeaseToken { batch, fence: record.fence },
+            header,
+            accepted_at: record.accepted_at,
+            count: record.len() as u32,
+            payload,
+            open: open.collect(),
+            redriven: redriven.collect(),
+            losses: record.losses,
+            charged: charged
+                .map(|(index, exception)| (*index, (exception.losses, exception.losses_alone)))
+                .collect(),
         }
+    }
+
+    /// When the message at `index` was accepted, or last redriven: what its age counts from.
+    pub fn since(&self, index: u32) -> UnixMs {
+        self.redriven.get(&index).copied().unwrap_or(self.accepted_at)
+    }
+
+    /// How many of its messages are due at `now`.
+    pub fn due_count(&self, now: UnixMs) -> usize {
+        self.open.iter().filter(|message| message.not_before <= now).count()
+    }
+
+    /// Whether no message of it was ever tried.
+    pub fn is_first(&self) -> bool {
+        self.losses == 0
+            && self.charged.is_empty()
+            && self.open.len() == self.count as usize
+            && self.open.iter().all(|message| (message.drive, message.tries) == (0, 0))
     }
 }
 
@@ -89,27 +117,9 @@ impl fmt::Debug for Lease {
         f.debug_struct("Lease")
             .field("token", &self.token)
             .field("destination", &self.header.destination)
-            .field("attempt", &self.attempt)
-            .field("count", &self.states.0.len())
+            .field("count", &self.count)
+            .field("open", &self.open.len())
             .field("losses", &self.losses)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_an_earlier_start_on_the_same_node_is_gone() {
-        assert!(is_earlier_life("node-a-9/delivery-0#7", "node-a-10/delivery-1#1"));
-        assert!(
-            !is_earlier_life("node-a-10/w#1", "node-a-10/w#2"),
-            "a worker's own supervisor says when it is gone"
-        );
-        assert!(!is_earlier_life("node-a-10/w#1", "node-a-9/w#1"));
-        assert!(!is_earlier_life("node-b-9/w#1", "node-a-10/w#1"));
-        assert!(!is_earlier_life("w-1", "w-2"));
-        assert!(!is_earlier_life("node-x/w", "node-10/w"));
     }
 }

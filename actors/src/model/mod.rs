@@ -15,6 +15,7 @@ pub mod http_policy;
 pub mod ids;
 pub mod intake;
 pub mod lease;
+pub mod ledger;
 pub mod outcome;
 pub mod rate_share;
 pub mod receipt;

@@ -164,7 +164,7 @@ pub enum Verdict {
         /// The HTTP status.
         status: u16,
     },
-    /// To be carried on by a retry batch that is due at `not_before`.
+    /// Due again at `not_before`.
     Retry {
         /// The attempt that failed.
         attempt: Attempt,

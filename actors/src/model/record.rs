@@ -1,16 +1,13 @@
 //! What delivery says of each message, for a ledger that keeps a row of each.
 
 use std::hash::BuildHasher;
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use super::{
-    batch::Rows,
+    batch::OpenRows,
     ids::MessageId,
     lease::Lease,
+    ledger::MessageVerdict,
     outcome::{Reason, Verdict},
     state::MessageState,
     time::UnixMs,
@@ -63,17 +60,6 @@ pub fn record_rank(record: &MessageRecord) -> (MessageState, UnixMs, u32, UnixMs
     (record.state, record.accepted_at, record.attempts, record.at)
 }
 
-/// The longest words of a destination that are kept with a dead letter, in bytes; longer ones are cut.
-pub const DETAIL_BYTES_MAX: usize = 500;
-
-/// What destinations themselves said, by the rows of the messages, for the dead letters of a batch whose
-/// `records` these are. At most [`DETAIL_BYTES_MAX`] each.
-pub fn details(records: &[MessageRecord]) -> BTreeMap<u64, Box<str>> {
-    let cut = |detail: &str| Box::from(&detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)]);
-    let detail = |record: &MessageRecord| Some((record.id.row, cut(record.detail.as_deref()?)));
-    records.iter().filter(|record| record.state == MessageState::Dead).filter_map(detail).collect()
-}
-
 /// What a destination said of one message beside its verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
@@ -86,18 +72,15 @@ pub struct Said {
 /// The records of `verdicts` on messages of `lease`. `said` is by index in the batch.
 pub fn records<S: BuildHasher>(
     lease: &Lease,
-    rows: &Rows,
-    verdicts: &[(u32, Verdict)],
+    rows: &OpenRows,
+    verdicts: &[MessageVerdict],
     said: &mut HashMap<u32, Said, S>,
 ) -> Vec<MessageRecord> {
     let header = &lease.header;
     let (feed, destination) = (Arc::<str>::from(&*header.feed), Arc::<str>::from(&*header.destination));
-    let record = |&(index, verdict): &(u32, Verdict)| {
-        if index as usize >= rows.len() {
-            return None; // a batch that can't be read is condemned by index alone
-        }
-        let row = rows.row(index as usize);
-        let recipient = header.layout.read(rows.bytes(index as usize)).map_or("", |parts| parts.recipient);
+    let record = |&MessageVerdict { index, attempt: number, verdict, .. }: &MessageVerdict| {
+        let (row, bytes) = rows.get(index)?; // a batch that can't be read is condemned by index alone
+        let recipient = header.layout.read(bytes).map_or("", |parts| parts.recipient);
         let (state, at, status, reason) = match verdict {
             Verdict::Sent { at, status } => (MessageState::Sent, at, status, None),
             Verdict::Retry { attempt, .. } => {
@@ -114,12 +97,12 @@ pub fn records<S: BuildHasher>(
             feed: feed.clone(),
             recipient: recipient.into(),
             state,
-            attempts: lease.attempt + 1,
+            attempts: number,
             status,
             reason,
             detail,
             provider_id,
-            accepted_at: lease.accepted_at,
+            accepted_at: lease.since(index),
             at,
         })
     };

@@ -1,11 +1,8 @@
 //! When a failed attempt is made again, and when a message is given up (design §10).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use super::{
-    batch::{NewBatch, Rows},
-    ids::BatchId,
-    lease::Lease,
     outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
     time::UnixMs,
 };
@@ -63,67 +60,29 @@ impl RetrySchedule {
                     return dead(status, reason, DeathCause::Attempts);
                 }
                 let wait = self.backoff(attempts, jitter).max(retry_after.unwrap_or_default());
-                let not_before = at.after(wait);
-                if not_before.since(accepted_at) > self.max_age {
+                if at.after(wait).since(accepted_at) > self.max_age {
                     return dead(status, reason, DeathCause::Age);
                 }
+                // Rounding makes no message too old.
+                let not_before = together(at, wait).min(accepted_at.after(self.max_age));
                 Decision::Record(Verdict::Retry { attempt: Attempt { at, status, reason }, not_before })
             }
         }
     }
 }
 
+/// `wait` after `at`, rounded up to a step of at most an eighth of the wait, so that messages that failed together
+/// come back together (B10).
+fn together(at: UnixMs, wait: Duration) -> UnixMs {
+    let eighth = u64::try_from(wait.as_millis() / 8).unwrap_or(u64::MAX).max(1);
+    // A power of two: waits that are nearly alike have the same step.
+    let step = 1 << eighth.ilog2();
+    UnixMs(at.after(wait).0.div_ceil(step).saturating_mul(step))
+}
+
 /// The verdict on a message whose delivery killed its worker too often.
 pub fn poisoned(at: UnixMs) -> Verdict {
     Verdict::Dead { attempt: Attempt { at, status: 0, reason: Reason::Poison }, cause: DeathCause::Poison }
-}
-
-/// The batches that carry on the messages of `lease` whose verdict is a retry, one per due time. Due
-/// times are rounded up to `granularity`, so that many `Retry-After` answers make few batches.
-pub fn retry_batches(
-    lease: &Lease,
-    rows: &Rows,
-    verdicts: &[(u32, Verdict)],
-    granularity: Duration,
-) -> Vec<NewBatch> {
-    let step = u64::try_from(granularity.as_millis()).unwrap_or(u64::MAX).max(1);
-    let mut by_due: BTreeMap<u64, BTreeMap<usize, Attempt>> = BTreeMap::new();
-    for &(index, verdict) in verdicts {
-        if let Verdict::Retry { attempt, not_before } = verdict {
-            let due = not_before.0.div_ceil(step).saturating_mul(step);
-            by_due.entry(due).or_default().insert(index as usize, attempt);
-        }
-    }
-    by_due
-        .into_iter()
-        .map(|(due, messages)| {
-            let history = messages
-                .iter()
-                .map(|(&index, &attempt)| {
-                    let mut history = lease.history.get(index).cloned().unwrap_or_default();
-                    history.push(attempt);
-                    history
-                })
-                .collect();
-            let payload = rows.select(messages.keys().copied());
-            let count = payload.count();
-            let first_row = messages.keys().next().map_or(0, |&index| rows.row(index));
-            let (drive, attempt) = (lease.drive, lease.attempt + 1);
-            NewBatch {
-                id: BatchId::derive(lease.header.file, &lease.header.destination, first_row, drive, attempt),
-                root: lease.root,
-                header: lease.header.clone(),
-                first_row,
-                count,
-                drive,
-                attempt,
-                accepted_at: lease.accepted_at,
-                not_before: UnixMs(due),
-                payload: payload.finish(),
-                history,
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -149,8 +108,8 @@ mod tests {
     #[test]
     fn the_last_attempt_is_the_last() {
         let decide = |attempts| SCHEDULE.decide(retryable(None), attempts, UnixMs(0), UnixMs(10), 0.5);
-        assert!(matches!(decide(1), Decision::Record(Verdict::Retry { not_before: UnixMs(510), .. })));
-        assert!(matches!(decide(2), Decision::Record(Verdict::Retry { not_before: UnixMs(1010), .. })));
+        assert!(matches!(decide(1), Decision::Record(Verdict::Retry { not_before: UnixMs(512), .. })));
+        assert!(matches!(decide(2), Decision::Record(Verdict::Retry { not_before: UnixMs(1024), .. })));
         assert!(matches!(decide(3), Decision::Record(Verdict::Dead { cause: DeathCause::Attempts, .. })));
     }
 
@@ -184,7 +143,7 @@ mod tests {
             let wait = not_before.since(UnixMs(at));
             let asked = Duration::from_secs(retry_after.unwrap_or(0));
             prop_assert!(wait >= asked);
-            prop_assert!(wait <= schedule.cap.max(asked));
+            prop_assert!(wait <= schedule.cap.max(asked) * 9 / 8);
             prop_assert!(schedule.backoff(attempts, jitter) <= schedule.backoff(attempts + 1, jitter));
         }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum MessageState {
     /// In the outbox or the queue, no attempt recorded.
     Accepted = 0,
-    /// An attempt failed and a later batch carries the message on.
+    /// An attempt failed, or the message was redriven: it is due again.
     Retrying = 1,
     /// Given up, with a reason; can be redriven.
     Dead = 2,
@@ -30,10 +30,9 @@ impl MessageState {
         self.max(other)
     }
 
-    /// Whether the batch that holds the message has nothing more to do for it. A retrying message is
-    /// carried on by a batch of its own.
-    pub fn is_settled(self) -> bool {
-        self != Self::Accepted
+    /// Whether the message still needs delivery.
+    pub fn is_open(self) -> bool {
+        self <= Self::Retrying
     }
 
     /// The byte of a batch's state vector; `None` for a byte that no version wrote.

@@ -52,9 +52,9 @@ pub enum Fetched {
     Unprocessed,
 }
 
-/// Operations on the outbox as a whole: what its sweeper, its archiver and an operator need.
+/// Operations on an outbox that several machines share, as a whole: what its sweeper and an operator need (S3).
 #[async_trait]
-pub trait OutboxArchive: Send + Sync {
+pub trait OutboxPages: Send + Sync {
     /// Lists batches that are stored: those that are outstanding, or those that are dispatched, settled or not.
     /// What changes sides meanwhile may be missed or listed on both. `Permanent` for a cursor that is none.
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError>;
@@ -62,18 +62,21 @@ pub trait OutboxArchive: Send + Sync {
     /// Many batches by id, one answer per id in order.
     async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError>;
 
-    /// Removes dispatched batches with their payloads; what became of their messages stays in the ledger.
-    /// `Permanent` for one that is outstanding, or from which a message may still have to be sent: it is not
-    /// settled, or another batch with the same root is not, or holds a dead message (a redrive takes the rows
-    /// from the root). Removing what is gone already is `Ok`.
+    /// Removes the payloads of dispatched batches; what became of their messages stays in the ledger. `Permanent` for
+    /// one from which a message may still have to be sent, by [`Record::why_kept`](crate::model::ledger::Record::why_kept).
+    /// Removing what is gone already is `Ok`.
     async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;
 
     /// How many batches are outstanding, without loading them. Unknown is an error, never 0.
     async fn count_outstanding(&self) -> Result<u64, StoreError>;
+}
 
-    /// One bounded step of removing what `delete` would take, of batches that were dispatched before
-    /// `before` (or were due before it, in a store that does not keep when they were dispatched): up to
-    /// `limit`; how many it removed. 0 does not mean that none is left: the next step looks further.
+/// What a store lets go of in the end.
+#[async_trait]
+pub trait Archive: Send + Sync {
+    /// One bounded step of removing payloads that nothing needs any more, by
+    /// [`Record::why_kept`](crate::model::ledger::Record::why_kept), of batches that were accepted before
+    /// `before`: up to `limit`; how many it removed. 0 does not mean that none is left: the next step looks further.
     async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
 
     /// Forgets up to `limit` entries of inbound queues that were taken before `before`; how many. For a store

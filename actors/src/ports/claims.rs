@@ -3,13 +3,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{ItemOutcome, LeaseToken, Release, StoreError};
-use crate::model::{batch::StateVector, ids::BatchId, time::UnixMs};
+use crate::model::{ids::BatchId, ledger::Record, time::UnixMs};
 
 /// Who wants which batches, which a queue has handed to it.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
     /// One name per worker and generation, unique among all processes: `PROCESS/worker#generation`, where
-    /// PROCESS is `NODE-START` (see [`is_earlier_life`](crate::model::lease::is_earlier_life)).
+    /// PROCESS is `NODE-START` (see [`is_earlier_life`](crate::model::ledger::is_earlier_life)).
     pub holder: Arc<str>,
     /// The batches, each once, and none that the holder has in hand: it would be granted twice.
     pub batches: Vec<BatchId>,
@@ -22,19 +22,18 @@ pub struct ClaimRequest {
 /// The answer for one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// It is the holder's now.
-    Granted {
-        /// Proof of it: the ledger takes failures and retries only from who has the latest.
-        fence: u64,
-        /// How many leases of it were lost, this claim's predecessor included if it was.
-        losses: u32,
-        /// What is recorded already.
-        states: StateVector,
-    },
-    /// Another holder has it: the queue delivered it twice, or too early.
+    /// It is the holder's now: the record as it stands, with the fence that proves it.
+    Granted(Box<Record>),
+    /// Another holder has it: the queue delivered it twice.
     Held {
         /// Until then, unless extended.
         until: UnixMs,
+    },
+    /// Nothing of it is due before then: the queue delivered it too early, or an old entry for it. It is outstanding
+    /// again, and the entry may be deleted.
+    Early {
+        /// When its first message may be tried.
+        due: UnixMs,
     },
     /// Nothing is left to do for it: acknowledge it.
     Settled,
@@ -48,12 +47,8 @@ pub enum Claim {
 /// anybody, and fences nobody. The store that holds outbox and ledger keeps them.
 #[async_trait]
 pub trait Claims: Send + Sync {
-    /// Claims batches, one answer per id in order, whether they are marked as dispatched or not: a queue may
-    /// deliver before its acceptance is recorded, and a batch that was claimed is dispatched.
-    ///
-    /// A claim whose deadline is before `now`, or whose holder is an earlier life of the same process, is
-    /// lost: the batch is granted anew and the loss is counted. Until then only its holder can get it: what a
-    /// holder has already is granted to it again and charges nothing, for its first answer was lost.
+    /// Claims batches by [`Record::lease`], one answer per id in order, whether they are marked as dispatched or not: a
+    /// queue may deliver before its acceptance is recorded, and a batch that was claimed is dispatched.
     async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError>;
 
     /// Moves deadlines. `Permanent` for a claim that is not held any more. One that has run out but was not

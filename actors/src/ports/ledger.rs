@@ -1,13 +1,12 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 
 use super::{LeaseToken, StoreError};
 use crate::model::{
-    batch::NewBatch,
     file::{FileReport, Reject},
     ids::FileId,
-    outcome::Verdict,
+    ledger::{Changes, MessageVerdict, Record, Standing},
     record::MessageRecord,
     time::UnixMs,
 };
@@ -17,12 +16,29 @@ use crate::model::{
 pub struct Settlement {
     /// The lease it worked under.
     pub token: LeaseToken,
-    /// New facts: index in the batch, and what to record.
-    pub verdicts: Vec<(u32, Verdict)>,
-    /// The retry batches that carry on every message with a `Verdict::Retry` here.
-    pub retries: Vec<NewBatch>,
+    /// New facts, in the order in which they became known.
+    pub verdicts: Vec<MessageVerdict>,
+    /// What the destination itself said of dead messages, by index.
+    pub details: BTreeMap<u32, Box<str>>,
     /// The same facts, a record per verdict, for a ledger that keeps a row of each message; empty if none does.
     pub records: Vec<MessageRecord>,
+    /// The worker has nothing more to do for the batch: its lease ends with this, whatever is left.
+    pub ends: bool,
+    /// The message that it begins next, by itself, once this is recorded (B17).
+    pub begins: Option<u32>,
+}
+
+impl Settlement {
+    /// As the rules take it.
+    pub fn standing(&self) -> Standing<'_> {
+        Standing {
+            fence: self.token.fence,
+            verdicts: &self.verdicts,
+            details: &self.details,
+            ends: self.ends,
+            begins: self.begins,
+        }
+    }
 }
 
 /// How a settlement was taken.
@@ -30,20 +46,37 @@ pub struct Settlement {
 pub enum Settled {
     /// Recorded; messages of the batch are still open and the lease goes on.
     Open,
+    /// Recorded, and the lease has ended as the worker said; messages are left, to be tried when they are due.
+    Released,
     /// Recorded, and with it the whole batch: the lease has ended.
     Complete,
     /// The lease was not current. What was sent is recorded, for a 2xx is a fact whoever reports it
-    /// (I7); failures were left to the current holder and no retry was appended.
+    /// (I7); failures were left to the current holder.
     Stale,
+}
+
+impl Settled {
+    /// The answer to a settlement that made these changes and left the record so.
+    pub fn of(changes: &Changes, record: &Record) -> Self {
+        if !changes.was_current {
+            Self::Stale
+        } else if record.is_settled() {
+            Self::Complete
+        } else if record.holder.is_none() {
+            Self::Released
+        } else {
+            Self::Open
+        }
+    }
 }
 
 /// What became of every message.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Records facts, appends the retries to the outbox and acknowledges completed batches: one
-    /// transaction, or in that order, so that no crash loses a message. Returns after the sync, one
-    /// answer per settlement in order. Recording is `max`, and a settlement that is repeated because the
-    /// first answer was lost changes nothing: it is answered as it was, or `Stale`.
+    /// Records facts by [`Record::settle`], with the history and the counts that follow from them, all or
+    /// nothing. Returns after the sync, one answer per settlement in order; one about a batch that is not
+    /// stored is `Stale`. A settlement that is repeated because the first answer was lost changes nothing:
+    /// it is answered as it was, or `Stale`.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError>;
 
     /// Holds a destination's messages until an operator enables it again (410). Idempotent.

@@ -7,6 +7,8 @@
 mod archive;
 mod claims;
 mod clock;
+mod dispatch;
+mod in_flight;
 mod inbox;
 mod intake;
 mod ledger;
@@ -18,14 +20,16 @@ mod receipts;
 mod table;
 mod webhook;
 
-pub use archive::{Cursor, Dispatch, Fetched, OutboxArchive, Page, PageQuery};
+pub use archive::{Archive, Cursor, Dispatch, Fetched, OutboxPages, Page, PageQuery};
 pub use claims::{Claim, ClaimRequest, Claims};
 pub use clock::Clock;
+pub use dispatch::{DispatchSource, DispatchTarget, OutboxEntry, OutstandingQuery, QueueDepth};
+pub use in_flight::InFlight;
 pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen};
 pub use intake::{AckId, Intake, IntakeEntry};
 pub use ledger::{Ledger, Settled, Settlement};
-pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox, OutboxEntry, OutstandingQuery};
-pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, QueueDepth, Release};
+pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox};
+pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, Release, Want};
 pub use rates::RateTable;
 pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ItemOutcome, StoreError};
+use super::StoreError;
 use crate::model::{
     batch::NewBatch,
     file::{Checkpoint, FileRecord, FileState, Reject},
@@ -106,20 +106,18 @@ impl Append {
             }
         }
         for batch in &self.batches {
-            let is_first = batch.drive == 0 && batch.attempt == 0 && batch.root == batch.id;
+            let id = BatchId::derive(self.file.id, &batch.header.destination, batch.first_row);
             let is_ours = batch.header.file == self.file.id
                 && self.file.destinations.contains(&batch.header.destination);
             let is_here = batch.first_row > before.rows && batch.first_row <= after.rows && batch.count > 0;
-            if !(is_first && is_ours && is_here) {
+            if !(batch.id == id && is_ours && is_here) {
                 return Err(format!(
-                    "batch {} (destination {}, row {}, {} messages, drive {}, attempt {}) is no first attempt of \
-                     rows {}..={} of file {} for one of its destinations",
+                    "batch {} (destination {}, row {}, {} messages) is not one of rows {}..={} of file {} for one of \
+                     its destinations",
                     batch.id,
                     batch.header.destination,
                     batch.first_row,
                     batch.count,
-                    batch.drive,
-                    batch.attempt,
                     before.rows + 1,
                     after.rows,
                     self.file.id
@@ -130,37 +128,7 @@ impl Append {
     }
 }
 
-/// A batch that the queue has not accepted yet.
-#[derive(Clone, Debug)]
-pub struct OutboxEntry {
-    /// The batch.
-    pub id: BatchId,
-    /// Where it goes.
-    pub destination: Arc<str>,
-    /// How many messages.
-    pub count: u32,
-    /// When it may be delivered.
-    pub not_before: UnixMs,
-    /// The batch itself, if it was asked for.
-    pub batch: Option<NewBatch>,
-}
-
-/// Which outstanding batches are asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct OutstandingQuery<'a> {
-    /// Due then, oldest due first.
-    pub due_by: UnixMs,
-    /// Up to how many.
-    pub limit: usize,
-    /// Whether to bring the batches themselves, for a queue that stores them.
-    pub with_batches: bool,
-    /// None of these destinations: nothing of theirs can be dispatched now, and it must not stand in the
-    /// way of the others.
-    pub except: &'a [Arc<str>],
-}
-
-/// Batches that the queue has not accepted yet, and the files they come from. The only point of
-/// durability on the way in: what `append` returned `Ok` for survives a power cut.
+/// Where batches are kept, and the files they come from. The only point of durability on the way in: what `append` returned `Ok` for survives a power cut.
 #[async_trait]
 pub trait Outbox: Send + Sync {
     /// The most that one `append` takes.
@@ -179,16 +147,6 @@ pub trait Outbox: Send + Sync {
     /// Which of these entries were taken before.
     async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError>;
 
-    /// Batches that are not dispatched. An implementation may leave out, for a bounded time, what another
-    /// process appended and will dispatch itself.
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError>;
-
-    /// Records that the queue has accepted batches. Repeating it is harmless.
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;
-
-    /// When the earliest batch that is not dispatched is due; `None` if there is none.
-    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError>;
-
-    /// How many messages have no final state yet, dispatched or not. Unknown is an error, never 0.
+    /// How many messages have no final state yet. Unknown is an error, never 0.
     async fn depth(&self) -> Result<u64, StoreError>;
 }

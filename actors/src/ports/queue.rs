@@ -1,20 +1,36 @@
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ItemOutcome, OutboxEntry, StoreError};
+use super::{ItemOutcome, StoreError};
 pub use crate::model::lease::{Lease, LeaseToken};
-use crate::model::{ids::BatchId, time::MonoMs};
+use crate::model::{
+    ids::BatchId,
+    time::{MonoMs, UnixMs},
+};
+
+/// How much a worker wants for one destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// The destination.
+    pub destination: Arc<str>,
+    /// Enough once so many messages are due in what was leased (B10) …
+    pub messages: usize,
+    /// … and never more batches than this.
+    pub batches: usize,
+}
 
 /// What a delivery worker asks for.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
     /// Who asks; one name per worker and generation.
     pub holder: Arc<str>,
-    /// Up to how many batches for which destination.
-    pub wants: Vec<(Arc<str>, usize)>,
+    /// What is wanted.
+    pub wants: Vec<Want>,
     /// Until when the leases hold unless extended.
     pub until: MonoMs,
+    /// What is due by then is leased.
+    pub now: UnixMs,
 }
 
 /// How a lease ends before its batch is settled.
@@ -26,54 +42,25 @@ pub enum Release {
     Lost,
 }
 
-/// How many batches a queue holds. Its parts are counted at different moments: it is a gauge, no proof.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueDepth {
-    /// Ready to be leased.
-    pub visible: u64,
-    /// Leased.
-    pub in_flight: u64,
-    /// Accepted, but not due yet.
-    pub delayed: u64,
-}
-
-impl QueueDepth {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.visible + self.in_flight + self.delayed
-    }
-}
-
-/// Dispatched batches, leased to delivery workers. Holders extend their leases themselves; a lease
-/// that nobody extends is lost after its deadline. Settling (in the ledger) ends a lease too.
+/// Batches with something to deliver, leased to workers when they are due. Holders extend their leases themselves; a
+/// lease that nobody extends is lost after its deadline. Settling (in the ledger) ends a lease too.
 #[async_trait]
 pub trait Queue: Send + Sync {
-    /// Whether `send` needs the batches themselves, or shares the outbox's storage.
-    fn stores_batches(&self) -> bool;
-
-    /// How long before a batch is due it may be sent. What is due later waits in the outbox.
-    fn reach(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    /// What to call when a batch may have become ready that no `send` of this process announced: by
-    /// another process, or after a delay. Replaces what was given before.
+    /// What to call when a batch may have become ready that nothing in this process announced: it was sent by another
+    /// process, or held back. Replaces what was given before.
     fn on_arrival(&self, _ring: Arc<dyn Fn() + Send + Sync>) {}
 
-    /// Accepts batches. An id that is there already is `Ok`.
-    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;
-
-    /// Forgets batches whose every message is recorded in the ledger. For a queue that is not of one piece
-    /// with the ledger: there, settling does it.
+    /// Lets go of batches whose lease a settlement has ended: their every message is recorded in the ledger, or the
+    /// store brings them again when they are due. For a queue that is not of one piece with the ledger: there, settling
+    /// does it.
     async fn acknowledge(&self, _tokens: &[LeaseToken]) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// How many batches it holds. Unknown is an error, never 0.
-    async fn queue_depth(&self) -> Result<QueueDepth, StoreError>;
-
-    /// Leases due batches, never more than asked for per destination, none of a disabled
-    /// destination. Empty if there is nothing: it does not wait.
+    /// Leases batches of which a message is due, by [`Record::lease`](crate::model::ledger::Record::lease); none of a
+    /// disabled destination. Of one destination: batches that are to be tried again before others, but where both wait
+    /// those others get a fifth of the messages; then what has been due for longest. Empty if there is nothing: it does
+    /// not wait.
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError>;
 
     /// Moves deadlines. `Permanent` for a lease that is not held any more: stop working on it.

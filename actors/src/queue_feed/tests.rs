@@ -14,10 +14,9 @@ use crate::{
     model::{
         batch::Rows,
         file::{Checkpoint, FileReport},
-        ids::BatchId,
         time::UnixMs,
     },
-    ports::{AppendLimits, LeaseRequest, OutboxEntry, OutstandingQuery, Queue as _},
+    ports::{AppendLimits, LeaseRequest, Queue as _, Want},
     testing::{IntakeFaults, MemoryIntake, MemoryStore},
 };
 
@@ -105,18 +104,6 @@ impl Outbox for FlakyOutbox {
         self.store.known_entries(entries).await
     }
 
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
-        self.store.outstanding(query).await
-    }
-
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        self.store.mark_dispatched(ids).await
-    }
-
-    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
-        self.store.next_due().await
-    }
-
     async fn depth(&self) -> Result<u64, StoreError> {
         self.answer().await?;
         match self.weather().depth {
@@ -186,7 +173,7 @@ impl World {
             outbox: self.outbox.clone(),
             ledger: self.store.clone(),
             clock: self.clock.clone(),
-            appended: Bell::default(),
+            appended: Bells::default(),
             metrics: StageMetrics::default().feed("orders"),
             progress: ProgressBoard::default().mark("feed", self.clock.mono()),
         }
@@ -206,16 +193,10 @@ impl World {
 
     /// How often each recipient became a message, per destination.
     async fn messages(&self) -> BTreeMap<(String, String), usize> {
-        let query = OutstandingQuery {
-            due_by: UnixMs(u64::MAX),
-            limit: usize::MAX,
-            with_batches: false,
-            except: &[],
-        };
-        let sent = self.store.outstanding(query).await.unwrap();
-        self.store.send(&sent).await.unwrap();
-        let names = ["north", "south"].map(|name| (Arc::from(name), usize::MAX));
-        let request = LeaseRequest { holder: "test".into(), wants: names.into(), until: MonoMs(u64::MAX) };
+        let want = |name: &str| Want { destination: name.into(), messages: usize::MAX, batches: usize::MAX };
+        let wants = vec![want("north"), want("south")];
+        let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
+        let request = LeaseRequest { holder: "test".into(), wants, until, now };
         let mut messages = BTreeMap::new();
         for lease in self.store.lease(request).await.unwrap() {
             let rows = Rows::decode(lease.payload).unwrap();

@@ -1,6 +1,10 @@
 //! How one group of batches is written: rows, statements, verdicts, settlement.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
 
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
@@ -12,20 +16,17 @@ use crate::{
     model::{
         self,
         bisect::{Bisection, Refusal},
-        lease::LeaseToken,
+        lease::OpenMessage,
+        ledger::MessageVerdict,
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
         receipt::RESPONSE_BYTES_MAX,
         record::Said,
-        retry::{Decision, poisoned, retry_batches},
-        state::MessageState,
-        suspect::Pace,
+        retry::{Decision, poisoned},
+        suspect::is_condemned,
         table::{Mapping, TableRow, divide},
     },
     ports::{Release, Settled, Settlement, StoreError, TableError},
 };
-
-/// Retries that are due within the same step of this length travel in one batch.
-const RETRY_GRANULARITY: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The longest of a table's words that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX;
@@ -45,7 +46,7 @@ struct Group<'a> {
 struct InLane {
     batch: Arc<BatchInHand>,
     /// What is not recorded yet.
-    verdicts: Vec<(u32, Verdict)>,
+    verdicts: Vec<MessageVerdict>,
     said: HashMap<u32, Said>,
     failed: bool,
     /// Its lease has ended.
@@ -55,12 +56,19 @@ struct InLane {
 /// A row and the message it was made of.
 struct Written {
     batch: usize,
-    index: u32,
+    message: OpenMessage,
 }
 
 impl InLane {
-    fn judge(&mut self, destination: &TableDestination, index: u32, verdict: Verdict, words: Option<&str>) {
-        self.verdicts.push((index, verdict));
+    fn judge(
+        &mut self,
+        destination: &TableDestination,
+        message: OpenMessage,
+        verdict: Verdict,
+        words: Option<&str>,
+    ) {
+        let index = message.index;
+        self.verdicts.push(message.verdict(verdict));
         // With a dead letter they are kept whatever the ledger.
         let is_kept = destination.recorded || matches!(verdict, Verdict::Dead { .. });
         if let Some(words) = words.filter(|_| is_kept) {
@@ -84,7 +92,12 @@ impl Desk {
             batches: batches.into_iter().map(InLane::new).collect(),
             took_rows: None,
         };
-        let written = AssertUnwindSafe(self.write(&mut group)).catch_unwind().await;
+        let in_flight = &self.setup.in_flight;
+        let slots: Vec<_> = tokens.iter().map(|_| in_flight.enter()).collect();
+        let written = AssertUnwindSafe(self.write(&mut group, &slots)).catch_unwind().await;
+        for slot in slots {
+            in_flight.leave(slot);
+        }
         let done = if let Ok(done) = written {
             done
         } else {
@@ -95,16 +108,16 @@ impl Desk {
         let took_rows = group.took_rows;
         {
             let mut state = self.state();
-            state.shelves[index].done(self.setup.clock.mono(), took_rows, rand::rng().random());
+            state.shelves[index].done(self.worker.clock().mono(), took_rows, rand::rng().random());
             if let Err(failure) = done {
                 state.failure = Some(failure);
             }
         }
         self.moved.ring();
-        self.setup.queued.ring();
+        self.worker.wake();
     }
 
-    async fn write(&self, group: &mut Group<'_>) -> Result<(), StoreError> {
+    async fn write(&self, group: &mut Group<'_>, slots: &[u32]) -> Result<(), StoreError> {
         if let [only] = &mut group.batches[..] {
             self.condemn(group.destination, only);
         }
@@ -124,26 +137,41 @@ impl Desk {
         let mut bisection = Bisection::new(statements);
         while let Some(range) = bisection.next() {
             if suspect {
-                self.settle(group).await?;
+                let begins = written.get(range.start).map(|row| row.message.index);
+                self.settle(group, false, begins).await?;
             }
             let Some(permit) = self.enter(group.destination).await else {
                 break; // draining: what is left is given back, open
             };
+            let is_exclusive = suspect && group.batches[0].batch.is_exclusive(written[range.start].message);
+            let (_others, _nobody);
+            if is_exclusive {
+                _nobody = self.setup.alone.write().await;
+            } else {
+                _others = self.setup.alone.read().await;
+            }
+            // Which row of several will have killed the process nobody can say.
+            let row = if suspect { Some(written[range.start].message.index) } else { None };
+            for (slot, lane) in slots.iter().zip(&group.batches) {
+                self.setup.in_flight.begin(*slot, lane.batch.lease.token.batch, row);
+            }
             failpoint!("table.before");
             let begun = Instant::now();
             let insert = AssertUnwindSafe(group.destination.table.insert(&rows[range.clone()]));
             let answer = insert.catch_unwind().await;
+            for slot in slots {
+                self.setup.in_flight.end(*slot);
+            }
             drop(permit);
             failpoint!("table.after");
             group.destination.metrics.attempted(begun.elapsed());
-            let at = self.setup.clock.wall();
+            let at = self.worker.clock().wall();
             match answer {
                 Ok(Ok(())) => {
                     group.took_rows = Some(true);
                     for row in &written[range] {
-                        group.batches[row.batch]
-                            .verdicts
-                            .push((row.index, Verdict::Sent { at, status: WRITTEN }));
+                        let sent = row.message.verdict(Verdict::Sent { at, status: WRITTEN });
+                        group.batches[row.batch].verdicts.push(sent);
                     }
                     bisection.written();
                 }
@@ -166,7 +194,7 @@ impl Desk {
                 }
             }
         }
-        self.settle(group).await?;
+        self.settle(group, true, None).await?;
         let open: Vec<_> =
             group.batches.iter().filter(|lane| !lane.settled).map(|lane| lane.batch.lease.token).collect();
         self.release(&open, Release::Unused).await
@@ -191,28 +219,31 @@ impl Desk {
     /// Decides on one message by the retry schedule.
     fn judge(&self, group: &mut Group<'_>, row: &Written, outcome: Outcome, words: &str) {
         let lane = &mut group.batches[row.batch];
-        let (lease, at) = (&lane.batch.lease, self.setup.clock.wall());
+        let (since, at) = (lane.batch.lease.since(row.message.index), self.worker.clock().wall());
         let retry = &group.destination.retry;
-        match retry.decide(outcome, lease.attempt + 1, lease.accepted_at, at, lane.batch.jitter) {
-            Decision::Record(verdict) => lane.judge(group.destination, row.index, verdict, Some(words)),
+        match retry.decide(outcome, row.message.tries + 1, since, at, lane.batch.jitter) {
+            Decision::Record(verdict) => lane.judge(group.destination, row.message, verdict, Some(words)),
             Decision::Hold => {} // for 410 alone, which no table answers
         }
     }
 
-    /// The verdicts that need no statement: on a batch that can't be read, and on the first open message of
-    /// one that was lost too often.
+    /// The verdicts that need no statement: on a batch that can't be read, and on messages that have killed the
+    /// process too often.
     fn condemn(&self, destination: &TableDestination, lane: &mut InLane) {
-        let (batch, at) = (lane.batch.clone(), self.setup.clock.wall());
+        let (batch, at) = (lane.batch.clone(), self.worker.clock().wall());
         if let Err(why) = &batch.mapping {
             let attempt = Attempt { at, status: 0, reason: Reason::Render };
             let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
-            for index in &batch.open {
-                lane.judge(destination, *index, dead, Some(why));
+            for message in &batch.open {
+                lane.judge(destination, *message, dead, Some(why));
             }
-        } else if batch.pace == Pace::Condemn
-            && let Some(first) = batch.open.first()
-        {
-            lane.judge(destination, *first, poisoned(at), None);
+            return;
+        }
+        let charged = &batch.lease.charged;
+        for message in &batch.open {
+            if charged.get(&message.index).is_some_and(|&(_, alone)| is_condemned(alone)) {
+                lane.judge(destination, *message, poisoned(at), None);
+            }
         }
     }
 
@@ -225,14 +256,17 @@ impl Desk {
             let Ok(mapping) = &batch.mapping else { continue };
             // One for the whole group: they are alike.
             let mapping = shared.get_or_insert_with(|| mapping.clone()).clone();
-            let judged = group.batches[at].verdicts.len();
-            for &index in &batch.open[judged..] {
-                let (row, bytes) = (batch.rows.row(index as usize), batch.rows.bytes(index as usize));
+            let judged: Vec<_> = group.batches[at].verdicts.iter().map(|told| told.index).collect();
+            for &message in &batch.open {
+                let Some((row, bytes)) = batch.rows.get(message.index) else { continue };
+                if judged.contains(&message.index) {
+                    continue;
+                }
                 let header = &batch.lease.header;
                 let id = header.message_id(row);
                 // A row that makes the mapping panic must not take its neighbours with it.
                 let made = std::panic::catch_unwind(AssertUnwindSafe(|| mapping.row(header, id, bytes)));
-                let written_as = Written { batch: at, index };
+                let written_as = Written { batch: at, message };
                 match made {
                     Ok(Ok(row)) => {
                         rows.push(row);
@@ -257,7 +291,6 @@ impl Desk {
     /// Waits for a statement's turn; `None` if the worker closes before it comes. The permit first: the time
     /// between the rate and the statement is as short as can be, so that the database sees the rate too.
     async fn enter(&self, destination: &TableDestination) -> Option<OwnedSemaphorePermit> {
-        let mut closing = self.closing.subscribe();
         let gates = &destination.gates;
         let turn = async {
             let permit = gates.in_flight.clone().acquire_owned().await;
@@ -268,67 +301,56 @@ impl Desk {
         };
         tokio::select! {
             biased;
-            _ = closing.wait_for(|closing| *closing) => None,
+            () = self.worker.closed() => None,
             permit = turn => permit,
         }
     }
 
-    /// Records what there is to say of the group's batches, after the commit (S4.3).
-    async fn settle(&self, group: &mut Group<'_>) -> Result<(), StoreError> {
-        let (setup, destination) = (&self.setup, group.destination);
+    /// Records what there is to say of the group's batches, after the commit (S4.3). `ends`: nothing more will be done
+    /// for them here. `begins`: the message of the group's only batch that is written next, by itself (B17).
+    async fn settle(&self, group: &mut Group<'_>, ends: bool, begins: Option<u32>) -> Result<(), StoreError> {
+        let destination = group.destination;
         let mut settlements = Vec::new();
         let mut lanes = Vec::new();
-        for lane in group.batches.iter_mut().filter(|lane| !lane.verdicts.is_empty() && !lane.settled) {
+        let has_to_record =
+            |lane: &&mut InLane| !lane.settled && (ends || begins.is_some() || !lane.verdicts.is_empty());
+        for lane in group.batches.iter_mut().filter(has_to_record) {
             let batch = &lane.batch;
             let mut verdicts = std::mem::take(&mut lane.verdicts);
-            verdicts.sort_unstable_by_key(|(index, _)| *index);
-            let retries = retry_batches(&batch.lease, &batch.rows, &verdicts, RETRY_GRANULARITY);
-            let mut records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut lane.said);
-            if !destination.recorded {
-                // The database's words are kept with the dead letter all the same.
-                records.retain(|record| record.detail.is_some() && record.state == MessageState::Dead);
+            verdicts.sort_unstable_by_key(|told| told.index);
+            let details = details(&verdicts, &lane.said);
+            let mut records = Vec::new();
+            if destination.recorded {
+                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut lane.said);
             }
-            settlements.push(Settlement { token: batch.lease.token, verdicts, retries, records });
+            let token = batch.lease.token;
+            settlements.push(Settlement { token, verdicts, details, records, ends, begins });
             lanes.push(lane);
         }
         if settlements.is_empty() {
             return Ok(());
         }
-        failpoint!("settle.before");
-        let settled = self.insist("recording rows", || setup.ledger.settle(settlements.clone())).await?;
-        failpoint!("settle.after");
-        let now = setup.clock.wall();
-        let (mut complete, mut stale) = (Vec::<LeaseToken>::new(), Vec::<LeaseToken>::new());
-        for ((lane, settlement), settled) in lanes.into_iter().zip(&settlements).zip(settled) {
-            let tally = Tally::of(&settlement.verdicts);
-            lane.failed |= !tally.is_clean();
-            let age = now.since(lane.batch.lease.accepted_at);
-            destination.metrics.settled(&tally, settled, age, !lane.failed);
-            match settled {
-                Settled::Open => continue,
-                Settled::Complete => complete.push(settlement.token),
-                Settled::Stale => stale.push(settlement.token),
+        let now = self.worker.clock().wall();
+        let note = |settled: &[Settled]| {
+            for ((lane, settlement), &settled) in lanes.into_iter().zip(&settlements).zip(settled) {
+                let tally = Tally::of(&settlement.verdicts);
+                lane.failed |= !tally.is_clean();
+                let age = now.since(lane.batch.lease.accepted_at);
+                destination.metrics.settled(&tally, settled, age, !lane.failed);
+                if settled != Settled::Open {
+                    lane.settled = true;
+                    self.state().forget(settlement.token);
+                }
             }
-            lane.settled = true;
-        }
-        {
-            let mut state = self.state();
-            for token in &complete {
-                state.forget(*token);
-            }
-            let rows = settlements.iter().map(|settlement| settlement.verdicts.len() as u64).sum();
-            state.telling.add(setup.clock.mono(), rows);
-        }
-        if !complete.is_empty() {
-            self.insist("acknowledging", || setup.queue.acknowledge(&complete)).await?;
-        }
-        // Somebody else has them, or they are settled: whoever gets them next will see.
-        self.release(&stale, Release::Unused).await?;
-        if settlements.iter().any(|settlement| !settlement.retries.is_empty()) {
-            setup.appended.ring();
-        }
-        Ok(())
+        };
+        self.worker.settle(&settlements, note).await
     }
+}
+
+/// What the table itself said of the messages that are dead now: kept with the dead letter, whatever the ledger.
+fn details(verdicts: &[MessageVerdict], said: &HashMap<u32, Said>) -> BTreeMap<u32, Box<str>> {
+    let dead = verdicts.iter().filter(|told| matches!(told.verdict, Verdict::Dead { .. }));
+    dead.filter_map(|told| Some((told.index, said.get(&told.index)?.detail.clone()?))).collect()
 }
 
 impl InLane {

@@ -5,7 +5,7 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::{
-    flow::ProgressBoard,
+    flow::{Bells, ProgressBoard},
     metrics::StageMetrics,
     model::{
         batch::{BatchHeader, NewBatch},
@@ -18,7 +18,10 @@ use crate::{
         table::{Column, ColumnSource, ColumnType, MAPPING_TYPE},
         time::{MonoMs, UnixMs},
     },
-    ports::{Outbox as _, OutstandingQuery, Settled, Settlement, TableError},
+    ports::{
+        Clock, LeaseRequest, Ledger, Outbox as _, Queue as _, Settled, Settlement, StoreError, TableError,
+        Want,
+    },
     testing::{MemoryStore, MemoryTable, fixtures},
 };
 
@@ -125,14 +128,17 @@ impl World {
         };
         let setup = TableDeliverySetup {
             destinations: TABLES.iter().zip(&tables).map(destination).collect(),
-            queue: store.clone(),
-            ledger: told.clone(),
-            clock: clock.clone(),
-            queued: Bell::default(),
-            appended: Bell::default(),
-            lease: Duration::from_secs(30),
-            lost_cap: 3,
-            progress: ProgressBoard::default().mark("table", clock.mono()),
+            worker: WorkerSetup {
+                queue: store.clone(),
+                ledger: told.clone(),
+                clock: clock.clone(),
+                queued: Bell::default(),
+                due_again: Bells::default(),
+                lease: Duration::from_secs(30),
+                progress: ProgressBoard::default().mark("table", clock.mono()),
+            },
+            in_flight: Arc::new(()),
+            alone: Arc::default(),
         };
         let file = fixtures::file("orders", 1, &TABLES);
         Self { clock, store, told, tables, setup, file, appended: 0 }
@@ -159,17 +165,25 @@ impl World {
             TABLES.iter().map(|destination| self.batch(destination, first..last + 1, &change)).collect();
         self.appended = last;
         self.store.append(append).await.unwrap();
-        self.dispatch().await;
+        self.setup.worker.queued.ring();
     }
 
-    async fn dispatch(&self) {
-        let query =
-            OutstandingQuery { due_by: self.clock.wall(), limit: 10_000, with_batches: false, except: &[] };
-        let entries = self.store.outstanding(query).await.unwrap();
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        self.store.send(&entries).await.unwrap();
-        self.store.mark_dispatched(&ids).await.unwrap();
-        self.setup.queued.ring();
+    /// Leases the only batch for the primary table as `holder`, who is then gone; before, it may have begun a row.
+    async fn lose(&self, holder: &str, begins: Option<u32>) {
+        let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 1 }];
+        let now = self.clock.wall();
+        let request = LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now };
+        let lease = self.store.lease(request).await.unwrap().pop().expect("nobody has it");
+        let settlement = Settlement {
+            token: lease.token,
+            verdicts: Vec::new(),
+            details: BTreeMap::new(),
+            records: Vec::new(),
+            ends: false,
+            begins,
+        };
+        assert_eq!(self.store.settle(vec![settlement]).await, Ok(vec![Settled::Open]));
+        assert_eq!(self.store.release_holder(holder).await, Ok(1));
     }
 
     /// Starts a worker as its actor does.
@@ -178,10 +192,10 @@ impl World {
         let desk = worker.desk.clone();
         let (lease, extend, group) = (desk.clone(), desk.clone(), desk);
         let tasks = vec![
-            tokio::spawn(async move { extend.extend_loop().await.unwrap() }),
+            tokio::spawn(async move { extend.worker.extend(&extend).await.unwrap() }),
             tokio::spawn(async move { group.group_loop().await }),
         ];
-        let life = tokio::spawn(async move { lease.lease_loop(None).await });
+        let life = tokio::spawn(async move { lease.worker.lease(&lease, None).await });
         Worker { actor: Some(worker), life, tasks }
     }
 
@@ -190,13 +204,12 @@ impl World {
         report.destinations[destination]
     }
 
-    /// Lets the worker work until `done`, dispatching retries as they come due.
+    /// Lets the worker work until `done`.
     async fn until(&self, what: &str, limit: Duration, mut done: impl AsyncFnMut(&Self) -> bool) {
         let until = Instant::now() + limit;
         while !done(self).await {
             assert!(Instant::now() < until, "{what}: not within {limit:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.dispatch().await;
         }
     }
 
@@ -315,7 +328,6 @@ async fn s4_5_a_secondary_that_is_away_holds_up_nothing_and_catches_up_by_itself
     let worker = world.worker();
     world.until_settled("primary", Duration::from_secs(10)).await;
     tokio::time::sleep(Duration::from_mins(2)).await;
-    world.dispatch().await;
     let failed = world.tables[1].statements().len();
     assert!(failed <= 20, "{failed} statements into nothing in two minutes");
     assert_eq!(world.counts("secondary").await.dead, 0);
@@ -409,34 +421,44 @@ async fn what_cannot_become_a_row_is_dead_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s4_6_a_batch_whose_lease_was_lost_is_written_again_and_too_many_losses_condemn_one_row() {
+async fn s4_6_a_batch_whose_lease_was_lost_is_written_again_one_row_at_a_time() {
     let mut world = World::new();
     world.append(5).await;
+    // It had written the rows, but told nobody.
+    let mapping = Arc::new(serde_json::from_str::<Mapping>(&template()).unwrap());
+    let id = |row| format!("msg_{}_{row}", world.file.id);
+    let rows: Vec<_> = (1..=5)
+        .map(|row| MemoryTable::row(&mapping, &[Some(&id(row)), Some(&format!("user-{row}"))]))
+        .collect();
+    world.tables[0].insert(&rows).await.unwrap();
     for holder in ["a", "b", "c"] {
-        let wants = vec![("primary".into(), 1)];
-        let request = LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX) };
-        assert_eq!(world.store.lease(request).await.unwrap().len(), 1);
-        if holder == "a" {
-            // It had written the rows, but told nobody.
-            let mapping = Arc::new(serde_json::from_str::<Mapping>(&template()).unwrap());
-            let id = |row| format!("msg_{}_{row}", world.file.id);
-            let rows: Vec<_> = (1..=5)
-                .map(|row| MemoryTable::row(&mapping, &[Some(&id(row)), Some(&format!("user-{row}"))]))
-                .collect();
-            world.tables[0].insert(&rows).await.unwrap();
-        }
-        world.store.release_holder(holder).await.unwrap();
+        world.lose(holder, None).await;
     }
     let worker = world.worker();
     world.until_settled("primary", Duration::from_secs(5)).await;
     let counts = world.counts("primary").await;
-    assert_eq!((counts.sent, counts.dead, world.tables[0].rows().len()), (4, 1, 5));
-    let records = world.records_of("primary");
-    assert_eq!(records[&1].reason, Some(Reason::Poison));
+    assert_eq!((counts.sent, counts.dead, world.tables[0].rows().len()), (5, 0, 5), "nobody is condemned");
     let rows: Vec<_> = world.tables[0].statements().iter().map(|statement| statement.rows).collect();
-    assert_eq!(rows, [5, 1, 1, 1, 1], "suspects go alone");
+    assert_eq!(rows, [5, 1, 1, 1, 1, 1], "suspects go alone");
     world.until_settled("secondary", Duration::from_secs(5)).await;
     assert_eq!(world.counts("secondary").await.sent, 5);
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn b17_a_row_that_was_alone_in_flight_at_three_deaths_is_condemned() {
+    let mut world = World::new();
+    world.append(5).await;
+    for holder in ["a", "b", "c"] {
+        world.lose(holder, Some(2)).await;
+    }
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(5)).await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.dead, world.tables[0].rows().len()), (4, 1, 4));
+    assert_eq!(world.records_of("primary")[&3].reason, Some(Reason::Poison));
+    let rows: Vec<_> = world.tables[0].statements().iter().map(|statement| statement.rows).collect();
+    assert_eq!(rows, [1, 1, 1, 1], "it goes alone, and the condemned row not at all");
     worker.drained().await;
 }
 
@@ -466,16 +488,15 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
     worker.drained().await;
     let counts = world.counts("primary").await;
     assert_eq!((counts.sent, counts.retrying, counts.dead), (1_000, 0, 0));
-    assert_eq!(world.store.queue_depth().await.unwrap().in_flight, 0);
+    assert_eq!(world.store.leased(), 0);
     world.tables[0].slow(Duration::ZERO);
-    let wants = vec![("primary".into(), 10)];
-    let leases = world
-        .store
-        .lease(LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX) })
-        .await
-        .unwrap();
-    assert!(leases.iter().all(|lease| (lease.losses, lease.attempt) == (0, 0)), "{leases:?}");
-    assert_eq!(leases.iter().map(|lease| lease.states.unsettled().count()).sum::<usize>(), 1_005);
+    let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 10 }];
+    let now = world.clock.wall();
+    let request = LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now };
+    let leases = world.store.lease(request).await.unwrap();
+    assert!(leases.iter().all(|lease| lease.losses == 0), "{leases:?}");
+    let open = || leases.iter().flat_map(|lease| &lease.open);
+    assert_eq!((open().count(), open().filter(|open| open.tries > 0).count()), (1_005, 0));
 }
 
 #[actix::test]

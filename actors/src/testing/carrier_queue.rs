@@ -19,8 +19,8 @@ use crate::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Claim, ClaimRequest, Claims, Clock, ItemOutcome, Lease, LeaseRequest, LeaseToken, OutboxEntry, Queue,
-        QueueDepth, Release, StoreError,
+        Claim, ClaimRequest, Claims, Clock, DispatchTarget, ItemOutcome, Lease, LeaseRequest, LeaseToken,
+        OutboxEntry, Queue, QueueDepth, Release, StoreError,
     },
 };
 
@@ -44,6 +44,22 @@ struct InHand {
     holder: Arc<str>,
     until: MonoMs,
 }
+
+/// What is wanted still.
+#[derive(Default)]
+struct Left {
+    messages: i64,
+    batches: usize,
+}
+
+impl Left {
+    fn is_left(&self) -> bool {
+        self.messages > 0 && self.batches > 0
+    }
+}
+
+/// By destination.
+type Wants = BTreeMap<Arc<str>, Left>;
 
 /// What is received but not leased, and for how long it is to be hidden.
 type GivenBack = Vec<(Receipt, Duration)>;
@@ -70,12 +86,11 @@ impl CarrierQueue {
     }
 
     /// Sends what fits into one call.
-    fn send_some(&self, batches: &[NewBatch]) -> Vec<(BatchId, ItemOutcome)> {
+    fn send_some(&self, entries: &[(NewBatch, UnixMs)]) -> Vec<(BatchId, ItemOutcome)> {
         let wall = self.clock.wall();
-        let entries: Vec<_> =
-            batches.iter().map(|batch| (batch.clone(), batch.not_before.since(wall))).collect();
-        let ids = batches.iter().map(|batch| batch.id);
-        match self.carrier.send(&entries, self.clock.mono()) {
+        let delayed: Vec<_> = entries.iter().map(|(batch, due)| (batch.clone(), due.since(wall))).collect();
+        let ids = entries.iter().map(|(batch, _)| batch.id);
+        match self.carrier.send(&delayed, self.clock.mono()) {
             Ok(outcomes) => ids.zip(outcomes).collect(),
             Err(error) => {
                 let outcome = match error {
@@ -88,14 +103,8 @@ impl CarrierQueue {
         }
     }
 
-    /// Takes out of `deliveries` what may be leased now.
-    fn choose(
-        &self,
-        deliveries: Vec<Delivery>,
-        wants: &mut BTreeMap<Arc<str>, usize>,
-        back: &mut GivenBack,
-    ) -> Vec<Delivery> {
-        let wall = self.clock.wall();
+    /// Takes out of `deliveries` what may be leased now. Each counts with all its messages until its record is known.
+    fn choose(&self, deliveries: Vec<Delivery>, wants: &mut Wants, back: &mut GivenBack) -> Vec<Delivery> {
         let mut chosen: Vec<Delivery> = Vec::new();
         let mut in_hand = self.in_hand();
         for delivery in deliveries {
@@ -106,17 +115,16 @@ impl CarrierQueue {
                     hand.receipt = receipt;
                 }
                 back.push((receipt, hand.until.since(self.clock.mono())));
-            } else if delivery.batch.not_before > wall {
-                back.push((receipt, delivery.batch.not_before.since(wall)));
-            } else {
-                let want = wants.get_mut(delivery.batch.header.destination.as_str());
-                match want.filter(|want| **want > 0) {
-                    Some(want) if chosen.iter().all(|other| other.batch.id != id) => {
-                        *want -= 1;
-                        chosen.push(delivery);
-                    }
-                    _ => back.push((receipt, Duration::ZERO)),
+                continue;
+            }
+            let want = wants.get_mut(delivery.batch.header.destination.as_str());
+            match want.filter(|want| want.is_left()) {
+                Some(want) if chosen.iter().all(|other| other.batch.id != id) => {
+                    want.batches -= 1;
+                    want.messages -= i64::from(delivery.batch.count);
+                    chosen.push(delivery);
                 }
+                _ => back.push((receipt, Duration::ZERO)),
             }
         }
         chosen
@@ -127,7 +135,7 @@ impl CarrierQueue {
         &self,
         chosen: Vec<Delivery>,
         request: &LeaseRequest,
-        wants: &mut BTreeMap<Arc<str>, usize>,
+        wants: &mut Wants,
         back: &mut GivenBack,
         leases: &mut Vec<Lease>,
     ) -> Result<(), StoreError> {
@@ -139,7 +147,7 @@ impl CarrierQueue {
             holder,
             batches: chosen.iter().map(|delivery| delivery.batch.id).collect(),
             until: self.wall(request.until),
-            now: self.clock.wall(),
+            now: request.now,
         };
         let claims = match self.claims.claim(claim).await {
             Ok(claims) => claims,
@@ -152,16 +160,18 @@ impl CarrierQueue {
         for (delivery, (id, claim)) in chosen.into_iter().zip(claims) {
             let Delivery { receipt, batch } = delivery;
             assert_eq!(batch.id, id, "claims are answered in order");
-            if let Claim::Granted { fence, losses, states } = claim {
-                let lease = Lease::granted(batch, fence, losses, states);
+            let want =
+                wants.get_mut(batch.header.destination.as_str()).expect("only what is wanted is chosen");
+            want.messages += i64::from(batch.count);
+            if let Claim::Granted(record) = claim {
+                let lease = Lease::of(id, batch.header, batch.payload, &record);
+                want.messages -= i64::try_from(lease.due_count(request.now)).unwrap_or(i64::MAX);
                 let hand = InHand { receipt, holder: request.holder.clone(), until: request.until };
                 self.in_hand().insert(lease.token, hand);
                 leases.push(lease);
                 continue;
             }
-            if let Some(want) = wants.get_mut(batch.header.destination.as_str()) {
-                *want += 1;
-            }
+            want.batches += 1;
             match claim {
                 Claim::Held { until } => {
                     // At least a moment, or it would be received again at once.
@@ -169,8 +179,9 @@ impl CarrierQueue {
                     back.push((receipt, hidden));
                 }
                 Claim::Unavailable(_) => back.push((receipt, Duration::ZERO)),
-                Claim::Settled | Claim::Missing => done.push(receipt),
-                Claim::Granted { .. } => unreachable!("handled above"),
+                // What is early is outstanding, and sent again when it is due.
+                Claim::Early { .. } | Claim::Settled | Claim::Missing => done.push(receipt),
+                Claim::Granted(_) => unreachable!("handled above"),
             }
         }
         // Not deleted, it comes again.
@@ -201,22 +212,14 @@ impl CarrierQueue {
 }
 
 #[async_trait]
-impl Queue for CarrierQueue {
-    fn stores_batches(&self) -> bool {
-        true
-    }
-
+impl DispatchTarget for CarrierQueue {
     fn reach(&self) -> Duration {
         self.reach
     }
 
-    fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
-        self.carrier.on_arrival(&self.process, ring);
-    }
-
     async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
         let mut outcomes = HashMap::new();
-        let mut call: Vec<NewBatch> = Vec::new();
+        let mut call: Vec<(NewBatch, UnixMs)> = Vec::new();
         let mut bytes = 0;
         for entry in entries {
             let Some(batch) = &entry.batch else {
@@ -229,11 +232,22 @@ impl Queue for CarrierQueue {
                 outcomes.extend(self.send_some(&std::mem::take(&mut call)));
                 bytes = 0;
             }
-            call.push(batch.clone());
+            call.push((batch.clone(), entry.not_before));
             bytes += size;
         }
         outcomes.extend(self.send_some(&call));
         Ok(entries.iter().map(|entry| (entry.id, outcomes[&entry.id].clone())).collect())
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
+        Ok(self.carrier.depth(self.clock.mono()))
+    }
+}
+
+#[async_trait]
+impl Queue for CarrierQueue {
+    fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
+        self.carrier.on_arrival(&self.process, ring);
     }
 
     async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<(), StoreError> {
@@ -241,27 +255,25 @@ impl Queue for CarrierQueue {
             let mut in_hand = self.in_hand();
             tokens.iter().filter_map(|token| in_hand.remove(token)).map(|hand| hand.receipt).collect()
         };
-        // What is not deleted comes again, is `Settled` and goes then.
+        // What is not deleted comes again, is `Settled` or `Early`, and goes then.
         let _ = self.delete(&receipts);
         Ok(())
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
-        Ok(self.carrier.depth(self.clock.mono()))
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
         let now = self.clock.mono();
         // Hidden at least until this call has looked at everything.
         let visibility = request.until.since(now).clamp(Duration::from_millis(1), VISIBILITY_MAX);
-        let mut wants: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        for (destination, want) in &request.wants {
-            *wants.entry(destination.clone()).or_default() += want;
+        let mut wants = Wants::new();
+        for want in &request.wants {
+            let left = wants.entry(want.destination.clone()).or_default();
+            left.messages = left.messages.saturating_add(i64::try_from(want.messages).unwrap_or(i64::MAX));
+            left.batches += want.batches;
         }
         let (mut leases, mut back) = (Vec::new(), GivenBack::new());
         let mut failed = None;
         for _ in 0..RECEIVES_MAX {
-            if wants.values().all(|want| *want == 0) {
+            if !wants.values().any(Left::is_left) {
                 break;
             }
             let Ok(deliveries) = self.carrier.receive(CALL_ENTRIES_MAX, visibility, now) else { continue };
@@ -329,12 +341,8 @@ impl Queue for CarrierQueue {
             return Ok(());
         }
         self.claims.release_claims(&held, how).await?;
-        let hands: Vec<_> = {
-            let mut in_hand = self.in_hand();
-            held.iter().filter_map(|token| in_hand.remove(token)).collect()
-        };
-        self.hide(&hands.iter().map(|hand| (hand.receipt, Duration::ZERO)).collect::<Vec<_>>());
-        Ok(())
+        // The store sends what is left again when it is due.
+        self.acknowledge(&held).await
     }
 
     async fn release_holder(&self, holder: &str) -> Result<usize, StoreError> {

@@ -4,13 +4,13 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use crate::{
     model::{
-        batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout, Rows},
+        batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout},
         file::{Checkpoint, FileRecord, FileState, Reject},
         ids::{BatchId, FileId},
         outcome::{Attempt, Reason},
         time::UnixMs,
     },
-    ports::{Append, Lease},
+    ports::Append,
 };
 
 /// A file of `feed` whose content is known by `content`, for `destinations`.
@@ -38,7 +38,7 @@ pub fn header(file: &FileRecord, destination: &str) -> Arc<BatchHeader> {
     })
 }
 
-/// The rows `rows` as a first attempt; row `n` is for recipient `user-n`.
+/// The rows `rows` as a batch; row `n` is for recipient `user-n`.
 pub fn batch(
     file: &FileRecord,
     destination: &str,
@@ -52,19 +52,15 @@ pub fn batch(
         payload.push(row, format!("user-{row}").as_bytes());
     }
     let first_row = first_row.expect("a batch has rows");
-    let id = BatchId::derive(file.id, destination, first_row, 0, 0);
+    let id = BatchId::derive(file.id, destination, first_row);
     NewBatch {
         id,
-        root: id,
         header: header(file, destination),
         first_row,
         count: payload.count(),
-        drive: 0,
-        attempt: 0,
         accepted_at: at,
         not_before: at,
         payload: payload.finish(),
-        history: Vec::new(),
     }
 }
 
@@ -113,29 +109,4 @@ pub fn step_without(
 /// A failed attempt at `at`.
 pub fn failed(at: UnixMs) -> Attempt {
     Attempt { at, status: 503, reason: Reason::Status }
-}
-
-/// The batch that carries on the messages of `lease` at `indexes`, as a worker makes it.
-pub fn retry(lease: &Lease, indexes: &[usize], attempt: Attempt, not_before: UnixMs) -> NewBatch {
-    let rows = Rows::decode(lease.payload.clone()).expect("a leased payload is whole");
-    let history = indexes.iter().map(|&index| {
-        let mut attempts = lease.history.get(index).cloned().unwrap_or_default();
-        attempts.push(attempt);
-        attempts
-    });
-    let first_row = rows.row(indexes[0]);
-    let header = &lease.header;
-    NewBatch {
-        id: BatchId::derive(header.file, &header.destination, first_row, lease.drive, lease.attempt + 1),
-        root: lease.root,
-        header: header.clone(),
-        first_row,
-        count: indexes.len() as u32,
-        drive: lease.drive,
-        attempt: lease.attempt + 1,
-        accepted_at: lease.accepted_at,
-        not_before,
-        payload: rows.select(indexes.iter().copied()).finish(),
-        history: history.collect(),
-    }
 }

@@ -14,11 +14,8 @@ use postrider_actors::{
 use super::{
     calls::{ACTIONS_MAX, Got, Transacted, ledger_key, put},
     files::StoredFile,
-    item::{
-        BATCH, BODY, COUNT, EXPIRES_AT, FEED, FILE, Item, NAME, OUTSTANDING_CREATED_TIME, OWNER, PK, SK,
-        TOPIC_SHARD, number, size, text, write_batch,
-    },
-    record::Record,
+    item::{BATCH, BODY, COUNT, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, number, size, text, write_batch},
+    record::Stored,
     schema,
     state::Shared,
 };
@@ -40,10 +37,6 @@ const _: () = assert!(LIMITS.batches * BATCH_ACTIONS + LIMITS.entries + FIXED_AC
 /// Destinations that one feed may have: each row becomes a batch for every one of them in the same
 /// transaction.
 pub const DESTINATIONS_MAX: usize = LIMITS.batches;
-
-/// Bytes of payload that a batch may have: an item takes 400 KB ("Service, account, and table quotas"), and
-/// a retry adds up to 40 attempts of history to each message.
-pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// The most that an item may take, less what our count of it may be short of.
 const ITEM_BYTES_MAX: usize = 400_000;
@@ -132,9 +125,10 @@ impl Shared {
         let slot = self.slot().await;
         let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
         let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
+        let records: Vec<Stored> = batches.iter().map(Stored::of).collect::<Result<_, _>>()?;
         let created: Vec<_> = batches.iter().map(|_| self.stamp()).collect();
-        let (actions, about) = self.actions(append, &file, stored.is_none(), advances, &created)?;
-        let mut actions = actions;
+        let new: Vec<_> = batches.iter().zip(&records).zip(created.iter().copied()).collect();
+        let (mut actions, about) = self.actions(append, &file, stored.is_none(), advances, &new)?;
         if messages > 0 {
             actions.push(self.change_depth(&slot.name(), messages)?);
         }
@@ -172,6 +166,10 @@ impl Shared {
         for (batch, created) in batches.iter().zip(created) {
             fresh.insert(batch.clone(), created);
         }
+        drop(fresh);
+        for record in records {
+            self.cache_record(record);
+        }
         Ok(Some(Appended::Stored))
     }
 
@@ -182,7 +180,7 @@ impl Shared {
         file: &StoredFile,
         is_new: bool,
         advances: bool,
-        created: &[u64],
+        new: &[((&NewBatch, &Stored), u64)],
     ) -> Result<(Vec<aws_sdk_dynamodb::types::TransactWriteItem>, Vec<About>), StoreError> {
         let id = append.file.id;
         let table = &self.calls.tables.ledger;
@@ -197,8 +195,8 @@ impl Shared {
                 actions.push(put(table, taken, Some("attribute_not_exists(Pk)"))?);
                 about.push(About::Entry);
             }
-            for (batch, &created) in append.batches.iter().zip(created) {
-                actions.extend(self.batch_actions(batch, created)?);
+            for &((batch, record), created) in new {
+                actions.extend(self.batch_actions(batch, record, created)?);
                 actions.push(put(table, place_in_file(batch), None)?);
                 about.extend([About::Batch, About::Batch, About::Else]);
             }
@@ -225,38 +223,25 @@ impl Shared {
     }
 
     /// The actions that store a batch and its record.
-    pub(super) fn batch_actions(
+    fn batch_actions(
         &self,
         batch: &NewBatch,
+        record: &Stored,
         created: u64,
     ) -> Result<[aws_sdk_dynamodb::types::TransactWriteItem; 2], StoreError> {
-        let record = Record::of(batch)?;
-        self.batch_and_record(batch, &record, created)
-    }
-
-    /// The same, of a record that knows something already.
-    pub(super) fn batch_and_record(
-        &self,
-        batch: &NewBatch,
-        record: &Record,
-        created: u64,
-    ) -> Result<[aws_sdk_dynamodb::types::TransactWriteItem; 2], StoreError> {
-        let mut stored = write_batch(batch)?;
-        let shard = schema::topic_shard(&batch.header.destination, batch.header.file, self.settings.shards);
-        stored.insert(TOPIC_SHARD.to_owned(), text(shard));
-        stored.insert(OUTSTANDING_CREATED_TIME.to_owned(), number(created));
-        stored.insert(OWNER.to_owned(), text(&self.settings.process));
+        let stored = write_batch(batch)?;
         let bytes = size(&stored);
         if bytes > ITEM_BYTES_MAX {
             return Err(StoreError::Permanent(format!(
-                "batch {} takes {bytes} bytes, an item of DynamoDB takes {ITEM_BYTES_MAX}: set batch.max_bytes to \
-                 {BATCH_BYTES_MAX} or less",
+                "batch {} takes {bytes} bytes, an item of DynamoDB takes {ITEM_BYTES_MAX}: lower max_row of \
+                 its feed, or shorten the template",
                 batch.id
             )));
         }
+        let shard = schema::topic_shard(&record.destination, record.file, self.settings.shards);
         Ok([
             put(&self.calls.tables.outbox, stored, Some("attribute_not_exists(MessageId)"))?,
-            record.insert(&self.calls.tables.ledger)?,
+            record.insert(&self.calls.tables.ledger, shard, &self.settings.process, created)?,
         ])
     }
 

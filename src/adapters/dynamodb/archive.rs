@@ -1,38 +1,26 @@
 //! The outbox as a whole: pages, many at once, deleting, counting, archiving.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::Select;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
-    model::{
-        ids::BatchId,
-        time::{MonoMs, UnixMs},
-    },
+    model::{ids::BatchId, time::UnixMs},
     ports::{Cursor, Dispatch, Fetched, ItemOutcome, OutboxEntry, Page, PageQuery, StoreError},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    calls::{Got, STATEMENTS_MAX, Stated},
+    calls::{Got, Stated, Tables},
     draft::Known,
     item::{
-        COUNT, DELIVERY_TIME, Damaged, EXPIRES_AT, Item, MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME,
-        Reading, TOPIC, TOPIC_SHARD, item, number, read_batch, text,
+        ACCEPTED_AT, COUNT, DELIVERY_TIME, DUE, Damaged, Item, MESSAGE_ID, OUTSTANDING_CREATED_TIME, PK,
+        Reading, SK, TOPIC, TOPIC_SHARD, item, number, read_batch, text,
     },
     schema,
-    state::{Shared, lock},
+    state::Shared,
 };
-
-/// Batches whose retention is noted together.
-const EXPIRING_MAX: usize = 10_000;
-
-/// How long a batch that was claimed may wait to be marked: its dispatcher mostly does it.
-const UNMARKED_MS: u64 = 2_000;
-
-/// How long a settled batch waits for others whose retention is noted with it.
-const EXPIRY_LINGER_MS: u64 = 5_000;
 
 /// Shards of a listing that are looked at together.
 const SHARDS_AT_ONCE: usize = 8;
@@ -47,37 +35,6 @@ const ARCHIVE_PAGES_MAX: usize = 20;
 #[derive(Default)]
 pub(super) struct Progress {
     from: Option<Item>,
-}
-
-/// What is to be noted of batches when there is time.
-#[derive(Default)]
-pub(super) struct Expiring {
-    settled: VecDeque<BatchId>,
-    /// Since when the oldest waits.
-    since: Option<MonoMs>,
-    /// Batches that are dispatched and may not be marked so, and since when.
-    unmarked: BTreeMap<BatchId, Option<MonoMs>>,
-}
-
-impl Expiring {
-    /// Nothing is left to deliver of a batch, and no dead message is in it.
-    pub(super) fn settled(&mut self, id: BatchId) {
-        // What does not fit is left to the archiver.
-        if self.settled.len() < EXPIRING_MAX {
-            self.settled.push_back(id);
-        }
-    }
-
-    /// A batch is dispatched, but perhaps not marked.
-    pub(super) fn unmarked(&mut self, id: BatchId) {
-        if self.unmarked.len() < EXPIRING_MAX {
-            self.unmarked.insert(id, None);
-        }
-    }
-
-    pub(super) fn marked(&mut self, id: BatchId) {
-        self.unmarked.remove(&id);
-    }
 }
 
 /// A listing's place, in the cursor as base64 of JSON: shard by shard of one destination after the other, in
@@ -202,7 +159,7 @@ impl Shared {
             .calls
             .client
             .scan()
-            .table_name(&self.calls.tables.outbox)
+            .table_name(&self.calls.tables.ledger)
             .index_name(index)
             .segment(segment.into())
             .total_segments(segments.into())
@@ -240,7 +197,8 @@ impl Shared {
         let key = schema::topic_shard_key(&place.topic, place.shard);
         let start = place.after.as_ref().map(|(id, time)| {
             item([
-                (MESSAGE_ID, text(&**id)),
+                (PK, text(format!("{}{id}", schema::BATCH_PREFIX))),
+                (SK, text(schema::BATCH_SK)),
                 (place.time_attribute(), number(*time)),
                 (TOPIC_SHARD, text(&*key)),
             ])
@@ -249,7 +207,7 @@ impl Shared {
             .calls
             .client
             .query()
-            .table_name(&self.calls.tables.outbox)
+            .table_name(&self.calls.tables.ledger)
             .index_name(if place.dispatched { schema::DELIVERED } else { schema::OUTSTANDING })
             .key_condition_expression("TopicShard = :shard")
             .expression_attribute_values(":shard", text(&*key))
@@ -283,80 +241,49 @@ impl Shared {
         Ok(fetched)
     }
 
+    /// Deletes payloads that nothing needs, and takes their batches out of the indexes after that: what is left out by
+    /// a crash in between is listed still, and deleted again.
     pub(super) async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let mut distinct = ids.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let kept = self.why_kept(&distinct).await?;
-        let table = &self.calls.tables.outbox;
-        let statement =
-            format!("DELETE FROM \"{table}\" WHERE {MESSAGE_ID}=? AND {OUTSTANDING_CREATED_TIME} IS MISSING");
-        let going: Vec<_> = distinct.iter().copied().filter(|id| !kept.contains_key(id)).collect();
-        let statements =
-            going.iter().map(|id| (statement.clone(), vec![text(id.to_string())])).collect::<Vec<_>>();
-        let answers = self.calls.execute("deleting batches", statements).await;
+        let mut known = Known::new();
+        self.know(&mut known, ids.iter().copied(), false).await?;
         let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
-        let mut refused = Vec::new();
-        for (id, answer) in going.into_iter().zip(answers) {
-            match answer {
-                Stated::Done => {
-                    outcomes.insert(id, ItemOutcome::Ok);
+        let mut going = Vec::new();
+        for (id, stored) in known {
+            match stored.and_then(|stored| stored.record.why_kept()) {
+                Some(why) => {
+                    outcomes.insert(id, ItemOutcome::Permanent(format!("batch {id} is kept: {why}")));
                 }
-                Stated::Refused => refused.push(id),
+                None => going.push(id),
+            }
+        }
+        let Tables { outbox, ledger } = &self.calls.tables;
+        let statement = format!("DELETE FROM \"{outbox}\" WHERE {MESSAGE_ID}=?");
+        let deletes = going.iter().map(|id| (statement.clone(), vec![text(id.to_string())])).collect();
+        let deleted = self.calls.execute("deleting batches", deletes).await;
+        let mut gone = Vec::with_capacity(going.len());
+        for (id, answer) in going.into_iter().zip(deleted) {
+            match answer {
+                // Refused: it is gone already.
+                Stated::Done | Stated::Refused => gone.push(id),
                 Stated::Failed(outcome) => {
                     outcomes.insert(id, outcome);
                 }
             }
         }
-        // Outstanding, or gone already?
-        let keys: Vec<_> = refused.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
-        let found = self.calls.get_many("looking for batches", table, &keys, Some(&[MESSAGE_ID])).await?;
-        for (id, got) in refused.into_iter().zip(found) {
-            let outcome = match got {
-                Got::Item(_) => ItemOutcome::Permanent(format!("batch {id} is outstanding")),
-                Got::Missing => ItemOutcome::Ok,
-                Got::Unprocessed => ItemOutcome::Retryable("the batch was not looked for".into()),
+        let statement = format!(
+            "UPDATE \"{ledger}\" REMOVE {TOPIC_SHARD} REMOVE {DELIVERY_TIME} WHERE {PK}=? AND {SK}=?"
+        );
+        let key = |id: &BatchId| vec![text(schema::batch_pk(*id)), text(schema::BATCH_SK)];
+        let updates = gone.iter().map(|id| (statement.clone(), key(id))).collect();
+        let updated = self.calls.execute("taking deleted batches out of the index", updates).await;
+        for (id, answer) in gone.into_iter().zip(updated) {
+            let outcome = match answer {
+                Stated::Done | Stated::Refused => ItemOutcome::Ok,
+                Stated::Failed(outcome) => outcome,
             };
             outcomes.insert(id, outcome);
         }
-        outcomes.extend(kept.into_iter().map(|(id, why)| (id, ItemOutcome::Permanent(why))));
         Ok(ids.iter().map(|id| (*id, outcomes[id].clone())).collect())
-    }
-
-    /// Which batches must be kept, and why. One that the ledger does not know is gone.
-    async fn why_kept(&self, ids: &[BatchId]) -> Result<BTreeMap<BatchId, String>, StoreError> {
-        let mut known = Known::new();
-        self.know(&mut known, ids.iter().copied(), false).await?;
-        let root = |id: &BatchId| Some(known.get(id)?.as_ref()?.root);
-        let roots: BTreeMap<BatchId, BatchId> = ids.iter().filter_map(|id| Some((*id, root(id)?))).collect();
-        let mut kept = BTreeMap::new();
-        let mut judged: BTreeMap<BatchId, Option<String>> = BTreeMap::new();
-        for (id, root) in roots {
-            let why = match judged.get(&root) {
-                Some(why) => why.clone(),
-                None => self.why_kept_root(&mut known, root).await?,
-            };
-            judged.insert(root, why.clone());
-            kept.extend(why.map(|why| (id, why)));
-        }
-        Ok(kept)
-    }
-
-    /// Looks at a root and at all batches that carry its messages on.
-    async fn why_kept_root(&self, known: &mut Known, root: BatchId) -> Result<Option<String>, StoreError> {
-        let mut next = vec![root];
-        while let Some(id) = next.pop() {
-            self.know(known, [id], false).await?;
-            let Some(Some(record)) = known.get(&id) else { continue };
-            if record.unsettled > 0 {
-                return Ok(Some(format!("batch {id} is not settled")));
-            }
-            if record.has_dead() {
-                return Ok(Some(format!("batch {id} holds dead messages: a redrive needs their rows")));
-            }
-            next.extend(&record.carried_by);
-        }
-        Ok(None)
     }
 
     pub(super) async fn count_outstanding(&self) -> Result<u64, StoreError> {
@@ -375,7 +302,7 @@ impl Shared {
                 .calls
                 .client
                 .scan()
-                .table_name(&self.calls.tables.outbox)
+                .table_name(&self.calls.tables.ledger)
                 .index_name(schema::OUTSTANDING_ALL_TOPICS)
                 .select(Select::Count)
                 .segment(segment.into())
@@ -401,16 +328,16 @@ impl Shared {
                 .calls
                 .client
                 .scan()
-                .table_name(&self.calls.tables.outbox)
+                .table_name(&self.calls.tables.ledger)
                 .index_name(schema::DELIVERED_ALL_TOPICS)
-                .filter_expression("#Delivered < :before")
-                .expression_attribute_names("#Delivered", DELIVERY_TIME)
-                .expression_attribute_values(":before", number(before.0.saturating_mul(1_000)))
+                .filter_expression("#AcceptedAt < :before")
+                .expression_attribute_names("#AcceptedAt", ACCEPTED_AT)
+                .expression_attribute_values(":before", number(before.0))
                 .limit(i32::try_from(limit - removed).unwrap_or(i32::MAX).clamp(1, 1_000))
                 .set_exclusive_start_key(progress.from.take());
             let output = self.calls.scan("looking for old batches", call).await?;
             let ids: Result<Vec<BatchId>, _> =
-                output.items().iter().map(|item| Reading(item).batch_id(MESSAGE_ID)).collect();
+                output.items().iter().map(|item| Reading(item).batch_of_key()).collect();
             let outcomes = self.delete(&ids?).await?;
             removed += outcomes.iter().filter(|(_, outcome)| *outcome == ItemOutcome::Ok).count();
             progress.from = output.last_evaluated_key;
@@ -420,64 +347,6 @@ impl Shared {
         }
         Ok(removed)
     }
-
-    /// Does what was put off: notes that batches are dispatched and how long settled ones are kept. What
-    /// fails is left to the sweep and to the archiver.
-    pub(super) async fn keep_house(&self) {
-        let now = self.clock.mono();
-        let (unmarked, settled) = {
-            let mut expiring = lock(&self.expiring);
-            let mut unmarked = Vec::new();
-            for (id, since) in &mut expiring.unmarked {
-                if now.since(*since.get_or_insert(now)).as_millis() as u64 >= UNMARKED_MS {
-                    unmarked.push(*id);
-                }
-            }
-            for id in &unmarked {
-                expiring.unmarked.remove(id);
-            }
-            if self.settings.retention.is_none() {
-                expiring.settled.clear();
-            }
-            let mut settled = Vec::new();
-            if expiring.settled.is_empty() {
-                expiring.since = None;
-            } else {
-                let waited = now.since(*expiring.since.get_or_insert(now)).as_millis() as u64;
-                if expiring.settled.len() >= STATEMENTS_MAX || waited >= EXPIRY_LINGER_MS {
-                    expiring.since = None;
-                    settled = expiring.settled.drain(..).collect();
-                }
-            }
-            (unmarked, settled)
-        };
-        if !unmarked.is_empty() {
-            log_failures("marking dispatched batches", self.mark_dispatched(&unmarked).await);
-        }
-        let Some(retention) = self.settings.retention.filter(|_| !settled.is_empty()) else { return };
-        let settled: BTreeSet<_> = settled.into_iter().collect();
-        let expires = self.clock.wall().after(retention).0 / 1000;
-        let table = &self.calls.tables.outbox;
-        let statement = format!("UPDATE \"{table}\" SET {EXPIRES_AT}=? WHERE {MESSAGE_ID}=?");
-        let statements = settled
-            .iter()
-            .map(|id| (statement.clone(), vec![number(expires), text(id.to_string())]))
-            .collect::<Vec<_>>();
-        let answers = self.calls.execute("noting how long batches are kept", statements).await;
-        let outcomes = answers.into_iter().map(|answer| match answer {
-            // Refused: it is gone already.
-            Stated::Done | Stated::Refused => ItemOutcome::Ok,
-            Stated::Failed(outcome) => outcome,
-        });
-        log_failures("noting how long batches are kept", settled.into_iter().zip(outcomes).collect());
-    }
-}
-
-fn log_failures(what: &str, outcomes: Vec<(BatchId, ItemOutcome)>) {
-    let failed: Vec<_> = outcomes.into_iter().filter(|(_, outcome)| *outcome != ItemOutcome::Ok).collect();
-    if let Some((batch, first)) = failed.first() {
-        tracing::warn!(what, batches = failed.len(), %batch, ?first, "it is left to a later time");
-    }
 }
 
 /// Entries of an index and their times.
@@ -485,10 +354,10 @@ fn entries(items: &[Item], time: &'static str) -> Result<Vec<Timed>, Damaged> {
     let entry = |item: &Item| {
         let reading = Reading(item);
         let entry = OutboxEntry {
-            id: reading.batch_id(MESSAGE_ID)?,
+            id: reading.batch_of_key()?,
             destination: reading.text(TOPIC)?.into(),
             count: reading.number(COUNT)?,
-            not_before: reading.time(NOT_BEFORE)?,
+            not_before: reading.time(DUE)?,
             batch: None,
         };
         Ok((reading.number(time)?, entry))

@@ -1,39 +1,67 @@
 //! `Claims`: one conditional update per batch, which brings back what the worker needs and no payload.
+//!
+//! `Record::lease` decides over a record that was seen before, or is read; the update holds only if it is still so.
+//! Nobody is refused for what a record was like a while ago.
 
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
-    model::{ids::BatchId, lease::is_earlier_life, time::UnixMs},
+    model::{
+        ids::BatchId,
+        ledger::{Deadline, Grant, Record, is_earlier_life},
+        time::UnixMs,
+    },
     ports::{Claim, ClaimRequest, ItemOutcome, LeaseToken, Release, StoreError},
 };
 
 use super::{
     calls::{Change, PARALLEL_CALLS, Stated},
-    item::{FENCE, HOLDER, Item, LOSSES, PK, SK, UNSETTLED, UNTIL, VERSION, number, text, time},
-    record::Record,
+    draft::Known,
+    item::{DUE, FENCE, HOLDER, OUTSTANDING_CREATED_TIME, PK, Reading, SK, UNTIL, number, text, time},
+    record::{Mark, Stored, Waiting},
     schema,
     state::Shared,
 };
 
-/// How often a claim is tried again when another one came first.
+/// How often a claim is tried again when another change came first.
 const ROUNDS: usize = 4;
+
+/// The same for a release, which nobody else does.
+const RELEASE_ROUNDS: usize = 10;
+
+/// A record that was stored when it was written or read.
+enum Written {
+    Done(Stored),
+    /// The record is another one by now, and outstanding or not.
+    MovedOn(Stored, Option<Waiting>),
+    Gone,
+}
 
 impl Shared {
     pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
         let disabled = self.disabled_set().await?;
-        let claims = request.batches.iter().map(|&id| {
-            let disabled = disabled.clone();
-            async move {
-                let is_disabled = |record: &Record| disabled.contains(&record.destination);
-                let claim = match self.claim_one(request, id, is_disabled).await {
-                    Ok(claim) => claim,
-                    Err(StoreError::Permanent(why)) => return Err(StoreError::Permanent(why)),
-                    Err(error) => Claim::Unavailable(error.to_string()),
-                };
-                if !matches!(claim, Claim::Missing | Claim::Unavailable(_)) {
-                    // Whoever claimed it has it from the queue: it is dispatched, marked or not.
-                    self.take_for_dispatched(id);
+        let mut known = Known::new();
+        if let Err(error) = self.know(&mut known, request.batches.iter().copied(), true).await {
+            return match error {
+                StoreError::Permanent(_) => Err(error),
+                StoreError::Retryable(why) | StoreError::Unknown(why) => {
+                    let claim = |id: &BatchId| (*id, Claim::Unavailable(why.clone()));
+                    Ok(request.batches.iter().map(claim).collect())
                 }
-                Ok((id, claim))
+            };
+        }
+        let claims = request.batches.iter().map(|&id| {
+            let (disabled, seen) = (disabled.clone(), known.remove(&id).flatten());
+            async move {
+                let Some(seen) = seen else { return Ok((id, Claim::Missing)) };
+                if disabled.contains(&seen.destination) {
+                    let why = format!("destination {} is disabled", seen.destination);
+                    return Ok((id, Claim::Unavailable(why)));
+                }
+                match self.claim_one(request, seen).await {
+                    Ok(claim) => Ok((id, claim)),
+                    Err(StoreError::Permanent(why)) => Err(StoreError::Permanent(why)),
+                    Err(error) => Ok((id, Claim::Unavailable(error.to_string()))),
+                }
             }
         });
         let claims: Vec<_> =
@@ -41,108 +69,95 @@ impl Shared {
         claims.into_iter().collect()
     }
 
-    async fn claim_one(
-        &self,
-        request: &ClaimRequest,
-        id: BatchId,
-        is_disabled: impl Fn(&Record) -> bool,
-    ) -> Result<Claim, StoreError> {
-        // What most batches are: not held by anybody.
-        let mut expected: Option<Record> = None;
+    async fn claim_one(&self, request: &ClaimRequest, mut seen: Stored) -> Result<Claim, StoreError> {
+        let id = seen.id;
+        let (until, now) = (Deadline(request.until.0), Deadline(request.now.0));
+        let mut is_current = false;
         for _ in 0..ROUNDS {
-            let change = self.claiming(request, id, expected.as_ref());
-            let record = match self.calls.update("claiming a batch", change).await? {
-                Ok(item) => {
-                    let record = Record::read(&item)?;
-                    if is_disabled(&record) {
-                        return self.undo(&record).await;
-                    }
-                    return Ok(self.granted(record));
+            let mut next = seen.record.clone();
+            self.lose_by_evidence(id, &mut next, request);
+            let grant = next.lease(&request.holder, until, now, request.now);
+            let mark = match grant {
+                Grant::Granted => Mark::Dispatched { at: self.stamp() },
+                _ if !is_current => {
+                    // Perhaps it was only so when it was cached.
+                    let mut known = Known::new();
+                    self.know(&mut known, [id], false).await?;
+                    let Some(found) = known.remove(&id).flatten() else { return Ok(Claim::Missing) };
+                    is_current = true;
+                    seen = found;
+                    continue;
                 }
-                Err(None) => return Ok(Claim::Missing),
-                Err(Some(item)) => Record::read(&item)?,
+                Grant::Held { until } => return Ok(Claim::Held { until: UnixMs(until.0) }),
+                Grant::Settled => return Ok(Claim::Settled),
+                // The queue may forget its entry: the batch comes again when it is due.
+                Grant::Early { due } => Mark::Outstanding(Waiting { created: self.stamp(), due }),
             };
-            if record.unsettled == 0 {
-                return Ok(Claim::Settled);
+            let mut change = self.change(&seen, &next, mark);
+            if let Some(holder) = &seen.record.holder {
+                // It may have been extended since.
+                change.condition = Some("#Version = :Version AND #Until = :seen");
+                change.names.push(UNTIL);
+                change.values.push(("seen", number(holder.until.0)));
             }
-            if is_disabled(&record) {
-                return Ok(unavailable(&record));
-            }
-            if let Some(held) = &record.held {
-                let is_ours = held.holder == *request.holder;
-                let is_lost = held.until < request.now || is_earlier_life(&held.holder, &request.holder);
-                if !is_lost && !is_ours {
-                    return Ok(Claim::Held { until: held.until });
+            match self.write("claiming a batch", change).await? {
+                Written::Done(stored) => {
+                    if let (Grant::Early { due }, Mark::Outstanding(waiting)) = (grant, mark) {
+                        self.waits(&stored, waiting);
+                        return Ok(Claim::Early { due });
+                    }
+                    if let Mark::Dispatched { at } = mark {
+                        // The answer may be late: what was left to be tried again since is not dispatched.
+                        self.fresh().remove_before(id, at);
+                    }
+                    return Ok(Claim::Granted(Box::new(stored.record)));
                 }
+                Written::MovedOn(stored, _) => {
+                    seen = stored;
+                    is_current = true;
+                }
+                Written::Gone => return Ok(Claim::Missing),
             }
-            expected = Some(record);
         }
         Ok(Claim::Unavailable(format!("batch {id} is being changed by somebody else")))
     }
 
-    /// The update that claims a batch as `expected` has it, or one that nobody holds.
-    fn claiming<'a>(&'a self, request: &ClaimRequest, id: BatchId, expected: Option<&Record>) -> Change<'a> {
-        let mut names = vec![HOLDER, UNTIL, VERSION, UNSETTLED];
-        let mut values = vec![
-            ("Holder", text(&*request.holder)),
-            ("Until", time(request.until)),
-            ("one", number(1)),
-            ("zero", number(0)),
-        ];
-        let mut update = String::from("SET #Holder = :Holder, #Until = :Until, #Version = #Version + :one");
-        let held = expected.and_then(|record| record.held.as_ref());
-        // What a holder has already is granted to it again: its first answer was lost. That goes for a claim
-        // that has run out, too, only then it is a lost one.
-        let again = held.is_some_and(|held| held.holder == *request.holder && held.until >= request.now);
-        if !again {
-            update.push_str(", #Fence = #Fence + :one");
-            names.push(FENCE);
-            if held.is_some() {
-                update.push_str(", #Losses = #Losses + :one");
-                names.push(LOSSES);
+    /// A claim of this node's last life: what was in flight when it died may be known.
+    fn lose_by_evidence(&self, id: BatchId, record: &mut Record, request: &ClaimRequest) {
+        let holder = record.holder.as_ref().map(|holder| holder.name.as_str());
+        if holder.is_some_and(|holder| is_earlier_life(holder, &request.holder)) {
+            record.lose_by(&self.settings.evidence, id, request.now);
+        }
+    }
+
+    fn change<'a>(&'a self, stored: &Stored, next: &Record, mark: Mark) -> Change<'a> {
+        stored.change(&self.calls.tables.ledger, next, mark, &self.settings.process)
+    }
+
+    /// Writes one record's change, and remembers how it stands then.
+    async fn write(&self, what: &str, change: Change<'_>) -> Result<Written, StoreError> {
+        let updated = self.calls.update(what, change).await.inspect_err(|_| {
+            // It may have happened, and left something outstanding.
+            self.fresh().note_dropped();
+        })?;
+        Ok(match updated {
+            Ok(item) => {
+                let stored = Stored::read(&item)?;
+                self.cache_record(stored.clone());
+                Written::Done(stored)
             }
-        }
-        let condition = if let Some(record) = expected {
-            values.push(("Version", number(record.version)));
-            // Its holder may have extended it since.
-            if held.is_some() {
-                let until = held.map_or(UnixMs(0), |held| held.until);
-                values.push(("seen", time(until)));
-                "attribute_exists(Pk) AND #Version = :Version AND #Until = :seen AND #Unsettled > :zero"
-            } else {
-                "attribute_exists(Pk) AND #Version = :Version AND #Unsettled > :zero"
+            Err(Some(item)) => {
+                let stored = Stored::read(&item)?;
+                self.cache_record(stored.clone());
+                let reading = Reading(&item);
+                let waiting = match reading.maybe_number(OUTSTANDING_CREATED_TIME)? {
+                    Some(created) => Some(Waiting { created, due: reading.time(DUE)? }),
+                    None => None,
+                };
+                Written::MovedOn(stored, waiting)
             }
-        } else {
-            "attribute_exists(Pk) AND attribute_not_exists(#Holder) AND #Unsettled > :zero"
-        };
-        Change {
-            table: &self.calls.tables.ledger,
-            key: Record::key(id),
-            update,
-            condition: Some(condition),
-            names,
-            values,
-        }
-    }
-
-    fn granted(&self, record: Record) -> Claim {
-        let claim =
-            Claim::Granted { fence: record.fence, losses: record.losses, states: record.states.clone() };
-        self.cache_record(record);
-        claim
-    }
-
-    /// Gives back a batch whose destination turned out to be disabled.
-    async fn undo(&self, record: &Record) -> Result<Claim, StoreError> {
-        let token = LeaseToken { batch: record.id, fence: record.fence };
-        self.release_claims(&[token], Release::Unused).await?;
-        Ok(unavailable(record))
-    }
-
-    fn take_for_dispatched(&self, id: BatchId) {
-        if self.fresh().remove(id) {
-            super::state::lock(&self.expiring).unmarked(id);
-        }
+            Err(None) => Written::Gone,
+        })
     }
 
     pub(super) async fn extend_claims(
@@ -189,34 +204,58 @@ impl Shared {
         released.into_iter().collect()
     }
 
+    /// Gives a claim back; a batch of which messages are left is outstanding again, due when the first of them is.
     async fn release_one(&self, token: LeaseToken, how: Release) -> Result<(), StoreError> {
-        self.forget_record(token.batch);
-        let mut update = String::from("SET #Version = #Version + :one");
-        let mut names = vec![VERSION, FENCE, HOLDER, UNTIL];
-        if how == Release::Lost {
-            update.push_str(", #Losses = #Losses + :one");
-            names.push(LOSSES);
+        let mut known = Known::new();
+        self.know(&mut known, [token.batch], true).await?;
+        let mut seen = known.remove(&token.batch).flatten();
+        let mut is_current = false;
+        let mut found = None;
+        for _ in 0..RELEASE_ROUNDS {
+            let Some(stored) = seen else { return Ok(()) };
+            if !stored.record.is_current(token.fence) {
+                if is_current || stored.record.fence > token.fence {
+                    // A token that is not current is ignored; or a try that was not answered has done it.
+                    match found {
+                        Some(waiting) => self.waits(&stored, waiting),
+                        // Or an earlier call, and then nobody has remembered it.
+                        None => self.fresh().note_dropped(),
+                    }
+                    return Ok(());
+                }
+                let mut known = Known::new();
+                self.know(&mut known, [token.batch], false).await?;
+                seen = known.remove(&token.batch).flatten();
+                is_current = true;
+                continue;
+            }
+            let mut next = stored.record.clone();
+            match how {
+                Release::Unused => {
+                    next.release(token.fence);
+                }
+                Release::Lost => next.lose(),
+            }
+            let waiting = next.due().map(|due| Waiting { created: self.stamp(), due });
+            let mark = waiting.map_or(Mark::None, Mark::Outstanding);
+            let change = self.change(&stored, &next, mark);
+            match self.write("releasing a claim", change).await? {
+                Written::Done(stored) => {
+                    if let Some(waiting) = waiting {
+                        self.waits(&stored, waiting);
+                    }
+                    return Ok(());
+                }
+                Written::MovedOn(stored, outstanding) => {
+                    seen = Some(stored);
+                    is_current = true;
+                    found = outstanding;
+                }
+                Written::Gone => return Ok(()),
+            }
         }
-        update.push_str(" REMOVE #Holder, #Until");
-        let change = Change {
-            table: &self.calls.tables.ledger,
-            key: Record::key(token.batch),
-            update,
-            condition: Some("#Fence = :Fence AND attribute_exists(#Holder)"),
-            names,
-            values: vec![("one", number(1)), ("Fence", number(token.fence))],
-        };
-        // A token that is not current is ignored.
-        let released: Result<Item, _> = self.calls.update("releasing a claim", change).await?;
-        if let Ok(item) = released {
-            self.cache_record(Record::read(&item)?);
-        }
-        Ok(())
+        Err(StoreError::Retryable(format!("batch {} is being changed by somebody else", token.batch)))
     }
-}
-
-fn unavailable(record: &Record) -> Claim {
-    Claim::Unavailable(format!("destination {} is disabled", record.destination))
 }
 
 fn extended(answer: Stated) -> ItemOutcome {

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     DynamoStore,
-    dead::{DeadPlace, DeadWish},
+    dead::{DeadPlace, DeadQuery},
 };
 use crate::console::{
     DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate, Position,
@@ -54,9 +54,9 @@ impl Console {
         })
     }
 
-    /// What a filter comes to here, one wish per file if it names files.
-    fn wishes(&self, filter: &DeadFilter) -> Result<Vec<DeadWish>, StoreError> {
-        let wish = |file| DeadWish {
+    /// A filter as queries, one per file if it names files.
+    fn queries(&self, filter: &DeadFilter) -> Result<Vec<DeadQuery>, StoreError> {
+        let query = |file| DeadQuery {
             file,
             destination: filter.destination.clone(),
             reason: filter.reason,
@@ -65,7 +65,7 @@ impl Console {
             since: filter.since,
         };
         let mut files = match &filter.file {
-            None => return Ok(vec![wish(None)]),
+            None => return Ok(vec![query(None)]),
             Some(FileSelector::Id(id)) => vec![*id],
             Some(FileSelector::Name(name)) => {
                 self.runtime.block_on(self.store.shared.file_ids(Some(name), usize::MAX))?
@@ -74,7 +74,7 @@ impl Console {
         // As the list is: by file.
         files.sort_unstable_by_key(ToString::to_string);
         files.dedup();
-        Ok(files.into_iter().map(|file| wish(Some(file))).collect())
+        Ok(files.into_iter().map(|file| query(Some(file))).collect())
     }
 
     fn name(&mut self, file: FileId) -> Result<String, StoreError> {
@@ -140,12 +140,12 @@ impl View for Console {
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let after: Option<DeadPlace> = if position.0.is_empty() { None } else { Some(position.0.parse()?) };
         let mut found = Vec::new();
-        for wish in self.wishes(filter)? {
+        for query in self.queries(filter)? {
             if found.len() >= limit {
                 break;
             }
             // A walk that is beyond a file finds nothing more in it.
-            let letters = self.store.shared.dead_letters(&wish, after.as_ref(), limit - found.len());
+            let letters = self.store.shared.dead_letters(&query, after.as_ref(), limit - found.len());
             found.extend(self.runtime.block_on(letters)?);
         }
         let mut letters = Vec::with_capacity(found.len());
@@ -172,7 +172,7 @@ impl View for Console {
     }
 
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
-        self.runtime.block_on(self.store.shared.tell_message(id))
+        self.runtime.block_on(self.store.shared.message(id))
     }
 
     fn search(
@@ -190,8 +190,8 @@ impl View for Console {
 impl Operate for Console {
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
         let mut redriven = 0;
-        for wish in self.wishes(filter)? {
-            redriven += self.runtime.block_on(self.store.shared.redrive(&wish, limit - redriven, now))?;
+        for query in self.queries(filter)? {
+            redriven += self.runtime.block_on(self.store.shared.redrive(&query, limit - redriven, now))?;
         }
         Ok(redriven)
     }

@@ -1,26 +1,27 @@
 //! Dead letters: finding them and sending them again.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use postrider_actors::{
     model::{
-        batch::{NewBatch, PayloadWriter, Rows},
         ids::{BatchId, FileId},
         outcome::{Attempt, DeathCause, Reason},
         time::UnixMs,
     },
-    ports::{Fetched, StoreError},
+    ports::StoreError,
 };
 
 use super::{
-    draft::{Draft, Known, Stop},
-    item::{Damaged, Reading, SK, payload_damaged, text},
+    calls::Got,
+    draft::{Draft, Known},
+    item::{Damaged, MESSAGE_ID, Reading, SK, item, text},
+    record::Stored,
     schema,
     settle::fits,
     state::Shared,
 };
 
-/// Batches with dead messages that are looked at together; their payloads are in memory at once.
+/// Batches with dead messages that are looked at together.
 const BATCHES_MAX: i32 = 25;
 
 /// How often a redrive is worked out anew when records have moved on.
@@ -28,7 +29,7 @@ const ROUNDS: usize = 10;
 
 /// Which dead letters; all that is set must hold.
 #[derive(Clone, Debug, Default)]
-pub struct DeadWish {
+pub struct DeadQuery {
     /// Of one file.
     pub file: Option<FileId>,
     /// Of one destination.
@@ -70,7 +71,7 @@ impl std::str::FromStr for DeadPlace {
             let index = if index.is_empty() { None } else { Some(index.parse().ok()?) };
             Some(Self { sk: sk.to_owned(), index })
         };
-        parse().ok_or_else(|| StoreError::Permanent(format!("{text:?} is no place among dead letters")))
+        parse().ok_or_else(|| StoreError::Permanent(format!("{text:?} is not a place among dead letters")))
     }
 }
 
@@ -105,7 +106,7 @@ impl fmt::Debug for DeadLetter {
     }
 }
 
-impl DeadWish {
+impl DeadQuery {
     fn takes(&self, last: &Attempt, cause: DeathCause) -> bool {
         self.reason.is_none_or(|reason| last.reason == reason)
             && self.cause.is_none_or(|wanted| cause == wanted)
@@ -131,11 +132,11 @@ impl Shared {
     /// One page of batches that hold dead messages: their ids, and where the walk goes on.
     async fn dead_batches(
         &self,
-        wish: &DeadWish,
+        query: &DeadQuery,
         place: Option<&DeadPlace>,
     ) -> Result<(Vec<(String, BatchId)>, Option<DeadPlace>), StoreError> {
-        let prefix = wish.prefix();
-        // After the whole batch, or from it on; never before what is wished for.
+        let prefix = query.prefix();
+        // After the whole batch, or from it on; never before what is asked for.
         let from = place.map_or_else(
             || prefix.clone(),
             |place| if place.index.is_some() { place.sk.clone() } else { format!("{}\u{1}", place.sk) },
@@ -161,7 +162,7 @@ impl Shared {
         for item in &items {
             let sk = Reading(item).text(SK)?;
             last = Some(DeadPlace { sk: sk.to_owned(), index: None });
-            if wish.takes_destination(sk) {
+            if query.takes_destination(sk) {
                 let id = sk.rsplit_once('#').and_then(|(_, id)| id.parse().ok()).ok_or(Damaged(SK))?;
                 batches.push((sk.to_owned(), id));
             }
@@ -171,19 +172,19 @@ impl Shared {
 
     pub(super) async fn dead_letters(
         &self,
-        wish: &DeadWish,
+        query: &DeadQuery,
         place: Option<&DeadPlace>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let mut place = place.cloned();
         let mut letters = Vec::new();
         while letters.len() < limit {
-            let (batches, next) = self.dead_batches(wish, place.as_ref()).await?;
+            let (batches, next) = self.dead_batches(query, place.as_ref()).await?;
             let mut known = Known::new();
             self.know(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
             for (sk, id) in batches {
                 let seen = place.as_ref().filter(|place| place.sk == sk).and_then(|place| place.index);
-                let news = letters_of(&known, wish, id);
+                let news = letters_of(&known, query, id);
                 letters.extend(news.into_iter().filter(|letter| seen.is_none_or(|seen| letter.index > seen)));
             }
             match next {
@@ -197,17 +198,17 @@ impl Shared {
 
     pub(super) async fn redrive(
         &self,
-        wish: &DeadWish,
+        query: &DeadQuery,
         limit: usize,
         now: UnixMs,
     ) -> Result<usize, StoreError> {
         let mut redriven = 0;
         let mut place = None;
         while redriven < limit {
-            let (batches, next) = self.dead_batches(wish, place.as_ref()).await?;
+            let (batches, next) = self.dead_batches(query, place.as_ref()).await?;
             let ids: Vec<_> = batches.into_iter().map(|(_, id)| id).collect();
             if !ids.is_empty() {
-                redriven += self.redrive_some(wish, &ids, limit - redriven, now).await?;
+                redriven += self.redrive_some(query, &ids, limit - redriven, now).await?;
             }
             match next {
                 Some(next) => place = Some(next),
@@ -219,71 +220,41 @@ impl Shared {
 
     async fn redrive_some(
         &self,
-        wish: &DeadWish,
+        query: &DeadQuery,
         ids: &[BatchId],
         limit: usize,
         now: UnixMs,
     ) -> Result<usize, StoreError> {
-        let mut bodies = BTreeMap::new();
-        for (id, fetched) in self.get(ids).await? {
-            match fetched {
-                Fetched::Batch(batch) => {
-                    let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
-                    bodies.insert(id, (batch, rows));
-                }
-                Fetched::Missing => {
-                    tracing::error!(batch = %id, "dead letters can't be redriven: their rows are gone");
-                }
-                Fetched::Unprocessed => {
-                    return Err(StoreError::Retryable(format!("batch {id} was not read")));
-                }
-            }
-        }
-        // Messages of one root travel together, so that redriving many needs few batches. What is left over
-        // of a round is redriven by the next: the lists get shorter.
+        let mut left = self.with_payloads(ids).await?;
         let mut done = 0;
         for round in 0..ROUNDS {
             let mut lane = self.lane.lock().await;
             let mut known = Known::new();
-            self.know(&mut known, bodies.keys().copied(), false).await?;
-            let mut groups: BTreeMap<BatchId, Vec<DeadLetter>> = BTreeMap::new();
-            let mut taken = 0;
-            for id in bodies.keys() {
-                for letter in letters_of(&known, wish, *id) {
-                    if done + taken < limit
-                        && let Some(Some(record)) = known.get(id)
-                    {
-                        taken += 1;
-                        groups.entry(record.root).or_default().push(letter);
-                    }
-                }
-            }
-            if groups.is_empty() {
-                return Ok(done);
-            }
+            self.know(&mut known, left.iter().copied(), false).await?;
             let mut draft = Draft::default();
-            let mut messages = 0;
-            let mut files = Vec::new();
-            for (root, mut letters) in groups {
-                letters.sort_by_key(|letter| letter.row);
+            let (mut messages, mut files, mut drafted) = (0, Vec::new(), 0);
+            for id in &left {
+                let letters = letters_of(&known, query, *id);
+                let indexes: Vec<u32> = letters.iter().map(|letter| letter.index).collect();
+                let indexes = &indexes[..indexes.len().min(limit - done - messages)];
                 let mut next = draft.clone();
-                self.redrive_group(&mut next, &mut known, root, &letters, &bodies, now).await?;
+                let opened = next.redrive(&known, *id, indexes, now);
                 if !fits(&next) {
-                    if draft.is_empty() {
-                        return Err(StoreError::Permanent(format!(
-                            "the dead letters of batch {root} do not fit into a transaction"
-                        )));
-                    }
-                    break;
+                    break; // the next round goes on
                 }
                 draft = next;
-                messages += letters.len();
-                files.push(letters[0].file);
+                messages += opened;
+                drafted += 1;
+                files.extend(letters.first().map(|letter| letter.file));
             }
             if lane.write_redrive(self, &draft).await? {
-                done += messages;
                 drop(lane);
+                done += messages;
+                left.drain(..drafted);
                 self.open_again(&files).await?;
+                if left.is_empty() || done >= limit {
+                    return Ok(done);
+                }
             } else {
                 drop(lane);
                 super::retry::back_off(round as u32).await;
@@ -292,33 +263,32 @@ impl Shared {
         Ok(done)
     }
 
-    async fn redrive_group(
-        &self,
-        draft: &mut Draft,
-        known: &mut Known,
-        root: BatchId,
-        letters: &[DeadLetter],
-        bodies: &BTreeMap<BatchId, (NewBatch, Rows)>,
-        now: UnixMs,
-    ) -> Result<(), StoreError> {
-        let batch = redriven(known, root, letters, bodies, now)?;
-        let dead: Vec<_> = letters.iter().map(|letter| (letter.batch, letter.index)).collect();
-        loop {
-            let mut next = draft.clone();
-            match next.redrive(known, batch.clone(), &dead) {
-                Ok(()) => {
-                    *draft = next;
-                    return Ok(());
+    /// Those batches whose rows are still stored; the others can't be sent again.
+    async fn with_payloads(&self, ids: &[BatchId]) -> Result<Vec<BatchId>, StoreError> {
+        let keys: Vec<_> = ids.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
+        let table = &self.calls.tables.outbox;
+        let found = self.calls.get_many("looking for rows", table, &keys, Some(&[MESSAGE_ID])).await?;
+        let mut stored = Vec::with_capacity(ids.len());
+        for (&id, got) in ids.iter().zip(found) {
+            match got {
+                Got::Item(_) => stored.push(id),
+                Got::Missing => {
+                    tracing::error!(batch = %id, "dead letters can't be redriven: their rows are gone");
                 }
-                Err(Stop::Need(id)) => self.know(known, [id], false).await?,
-                Err(Stop::Refused(error)) => return Err(error),
+                Got::Unprocessed => {
+                    return Err(StoreError::Retryable(format!("batch {id} was not looked for")));
+                }
             }
         }
+        Ok(stored)
     }
 
     /// Lists files as open whose report was written: their owner has to write it again.
     async fn open_again(&self, files: &[FileId]) -> Result<(), StoreError> {
-        for &id in files {
+        let mut files = files.to_vec();
+        files.sort_unstable();
+        files.dedup();
+        for id in files {
             if let Some(file) = self.read_file(id).await?
                 && file.reported.is_some()
             {
@@ -329,68 +299,25 @@ impl Shared {
     }
 }
 
-fn letters_of(known: &Known, wish: &DeadWish, id: BatchId) -> Vec<DeadLetter> {
-    let Some(Some(record)) = known.get(&id) else { return Vec::new() };
-    let taken = record.deaths.iter().filter(|(_, (last, cause))| wish.takes(last, *cause));
-    taken
-        .map(|(&index, &(last, cause))| DeadLetter {
-            place: DeadPlace {
-                sk: schema::dead_sk(record.file, &record.destination, record.first_row, id),
-                index: Some(index),
-            },
-            file: record.file,
-            destination: record.destination.to_string(),
-            row: record.row(index as usize),
+/// The dead messages of a batch that the query asks for, in the order of their rows.
+fn letters_of(known: &Known, query: &DeadQuery, id: BatchId) -> Vec<DeadLetter> {
+    let Some(Some(stored)) = known.get(&id) else { return Vec::new() };
+    let Stored { file, destination, rows, record, .. } = stored;
+    let deaths =
+        record.exceptions.iter().filter_map(|(&index, exception)| Some((index, exception.death.as_ref()?)));
+    deaths
+        .filter(|(_, death)| query.takes(&death.attempt, death.cause))
+        .map(|(index, death)| DeadLetter {
+            place: DeadPlace { sk: schema::dead_sk(stored), index: Some(index) },
+            file: *file,
+            destination: destination.to_string(),
+            row: rows.row(index as usize),
             batch: id,
             index,
-            attempts: record.attempt + 1,
-            last,
-            cause,
-            detail: record.details.get(&index).cloned(),
+            attempts: record.tries[index as usize].into(),
+            last: death.attempt,
+            cause: death.cause,
+            detail: death.detail.clone(),
         })
         .collect()
-}
-
-/// The batch that carries dead letters on, which are in the order of their rows.
-fn redriven(
-    known: &Known,
-    root: BatchId,
-    letters: &[DeadLetter],
-    bodies: &BTreeMap<BatchId, (NewBatch, Rows)>,
-    now: UnixMs,
-) -> Result<NewBatch, StoreError> {
-    let mut payload = PayloadWriter::default();
-    let mut history = Vec::with_capacity(letters.len());
-    let mut drive = 0;
-    for letter in letters {
-        let (batch, rows) = bodies.get(&letter.batch).ok_or_else(|| {
-            StoreError::Permanent(format!(
-                "row {} can't be redriven: batch {} is gone",
-                letter.row, letter.batch
-            ))
-        })?;
-        let index = letter.index as usize;
-        payload.push(letter.row, rows.bytes(index));
-        let mut attempts = batch.history.get(index).cloned().unwrap_or_default();
-        attempts.push(letter.last);
-        history.push(attempts);
-        let record = known.get(&letter.batch).and_then(Option::as_ref);
-        drive = drive.max(record.map_or(0, |record| record.drive) + 1);
-    }
-    let header = bodies[&letters[0].batch].0.header.clone();
-    let first_row = letters[0].row;
-    Ok(NewBatch {
-        id: BatchId::derive(header.file, &header.destination, first_row, drive, 0),
-        root,
-        first_row,
-        count: payload.count(),
-        drive,
-        attempt: 0,
-        // Its age counts from now, or it would die of it at once.
-        accepted_at: now,
-        not_before: now,
-        payload: payload.finish(),
-        history,
-        header,
-    })
 }

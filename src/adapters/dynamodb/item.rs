@@ -12,8 +12,6 @@ use postrider_actors::{
     ports::StoreError,
 };
 
-use postrider_actors::model::codec;
-
 /// An item of either table.
 pub(super) type Item = HashMap<String, AttributeValue>;
 
@@ -25,43 +23,33 @@ macro_rules! attributes {
 
 attributes! {
     // Both tables.
+    ACCEPTED_AT = "AcceptedAt";
     COUNT = "Count";
     EXPIRES_AT = "ExpiresAt";
     FILE = "File";
     FIRST_ROW = "FirstRow";
     NOT_BEFORE = "NotBefore";
     TOPIC = "Topic";
-    ROOT = "Root";
-    DRIVE = "Drive";
-    ATTEMPT = "Attempt";
-    ACCEPTED_AT = "AcceptedAt";
-    // The outbox table. The names of its keys are the seed's.
+    // The seed's name for a batch's id.
     MESSAGE_ID = "MessageId";
-    TOPIC_SHARD = "TopicShard";
-    OUTSTANDING_CREATED_TIME = "OutstandingCreatedTime";
-    DELIVERY_TIME = "DeliveryTime";
-    OWNER = "Owner";
+    // The outbox table.
     HEADER = "Header";
     PAYLOAD = "Payload";
-    HISTORY = "History";
     // The ledger table.
     PK = "Pk";
     SK = "Sk";
     VERSION = "Version";
     BODY = "Body";
     // … of a batch.
-    HEADER_DIGEST = "HeaderDigest";
+    TOPIC_SHARD = "TopicShard";
+    OUTSTANDING_CREATED_TIME = "OutstandingCreatedTime";
+    DELIVERY_TIME = "DeliveryTime";
+    OWNER = "Owner";
+    DUE = "Due";
     ROWS = "Rows";
     FENCE = "Fence";
     HOLDER = "Holder";
     UNTIL = "Until";
-    LOSSES = "Losses";
-    STATES = "States";
-    SENT = "Sent";
-    DEATHS = "Deaths";
-    DETAILS = "Details";
-    UNSETTLED = "Unsettled";
-    CARRIED_BY = "CarriedBy";
     BATCH = "Batch";
     // … of a file.
     RECORD = "Record";
@@ -76,6 +64,7 @@ attributes! {
     NAME = "Name";
     REPORTED = "Reported";
     // … of a file's counts and of the depth.
+    SENT = "Sent";
     DEAD = "Dead";
     RETRYING = "Retrying";
     CHANGES = "Changes";
@@ -164,33 +153,32 @@ impl<'a> Reading<'a> {
         self.text(name)?.parse().map_err(|_| Damaged(name))
     }
 
+    /// The batch whose partition of the ledger table the item is in: indexes bring the table's key along.
+    pub(super) fn batch_of_key(&self) -> Result<BatchId, Damaged> {
+        let id = self.text(PK)?.strip_prefix(super::schema::BATCH_PREFIX);
+        id.and_then(|id| id.parse().ok()).ok_or(Damaged(PK))
+    }
+
     pub(super) fn file_id(&self, name: &'static str) -> Result<FileId, Damaged> {
         self.text(name)?.parse().map_err(|_| Damaged(name))
     }
 }
 
-/// The attributes of a batch in the outbox table, those of its indexes left out.
+/// A batch in the outbox table.
 pub(super) fn write_batch(batch: &NewBatch) -> Result<Item, StoreError> {
     let header = serde_json::to_string(&*batch.header)
         .map_err(|error| StoreError::Permanent(format!("the header of batch {}: {error}", batch.id)))?;
-    let mut written = item([
+    Ok(item([
         (MESSAGE_ID, text(batch.id.to_string())),
-        (ROOT, text(batch.root.to_string())),
         (FILE, text(batch.header.file.to_string())),
         (TOPIC, text(&batch.header.destination)),
         (HEADER, text(header)),
         (FIRST_ROW, number(batch.first_row)),
         (COUNT, number(batch.count)),
-        (DRIVE, number(batch.drive)),
-        (ATTEMPT, number(batch.attempt)),
         (ACCEPTED_AT, time(batch.accepted_at)),
         (NOT_BEFORE, time(batch.not_before)),
         (PAYLOAD, blob(&batch.payload[..])),
-    ]);
-    if let Some(history) = codec::encode_history(&batch.history) {
-        written.insert(HISTORY.to_owned(), blob(history));
-    }
-    Ok(written)
+    ]))
 }
 
 /// Reads a batch of the outbox table. Takes its payload out of the item.
@@ -201,19 +189,14 @@ pub(super) fn read_batch(mut item: Item) -> Result<NewBatch, Damaged> {
     };
     let reading = Reading(&item);
     let header: BatchHeader = serde_json::from_str(reading.text(HEADER)?).map_err(|_| Damaged(HEADER))?;
-    let history = reading.maybe_bytes(HISTORY)?.map(codec::decode_history).transpose();
     Ok(NewBatch {
         id: reading.batch_id(MESSAGE_ID)?,
-        root: reading.batch_id(ROOT)?,
         header: header.into(),
         first_row: reading.number(FIRST_ROW)?,
         count: reading.number(COUNT)?,
-        drive: reading.number(DRIVE)?,
-        attempt: reading.number(ATTEMPT)?,
         accepted_at: reading.time(ACCEPTED_AT)?,
         not_before: reading.time(NOT_BEFORE)?,
         payload,
-        history: history.map_err(|_| Damaged(HISTORY))?.unwrap_or_default(),
     })
 }
 
@@ -227,7 +210,6 @@ fn value_size(value: &AttributeValue) -> usize {
     match value {
         AttributeValue::S(text) | AttributeValue::N(text) => text.len() + 1,
         AttributeValue::B(bytes) => bytes.as_ref().len(),
-        AttributeValue::L(values) => 3 + values.iter().map(|value| 1 + value_size(value)).sum::<usize>(),
         _ => 8,
     }
 }
@@ -241,8 +223,7 @@ mod tests {
     #[test]
     fn a_batch_reads_back() {
         let file = fixtures::file("feed", 1, &["d"]);
-        let mut batch = fixtures::batch(&file, "d", 3..=9, UnixMs(5));
-        batch.history = vec![vec![fixtures::failed(UnixMs(4))]; 7];
+        let batch = fixtures::batch(&file, "d", 3..=9, UnixMs(5));
         assert_eq!(read_batch(write_batch(&batch).unwrap()).unwrap(), batch);
         assert_eq!(read_batch(Item::new()), Err(Damaged(PAYLOAD)));
     }

@@ -1,9 +1,11 @@
 //! Outbox and ledger in DynamoDB, for several machines that share the work.
 //!
 //! Two tables ([`schema`] has their layout). What a batch carries is written once, into the outbox table; what
-//! becomes of it changes small items of the ledger table. A batch's way: [`append`] stores it in one
-//! transaction with its file's checkpoint; [`outstanding`] hands it to the dispatcher, which needs no read for
-//! what its own process appended; [`claims`] fence its workers; [`settle`] records what became of its messages.
+//! becomes of it changes small items of the ledger table, of which each batch has one record for its whole life.
+//! `model::ledger` has every rule about it; here records are read, and written if nobody else has changed them. A
+//! batch's way: [`append`] stores it in one transaction with its file's checkpoint; [`outstanding`] hands it to the
+//! dispatcher, which needs no read for what its own process appended; [`claims`] fence its workers; [`settle`] records
+//! what became of its messages; one that leaves some to be tried again is outstanding again.
 //!
 //! Every write is conditional on what was read before, and all reads that decide something are strongly
 //! consistent. The indexes are not: whoever finds a batch in one must expect that it has moved on.
@@ -26,9 +28,9 @@ mod retry;
 pub mod schema;
 mod settle;
 mod state;
-mod tells;
 #[cfg(test)]
 mod templates;
+mod view;
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,22 +40,23 @@ use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
+        ledger::Evidence,
         rate_share::RateLeases,
         time::UnixMs,
     },
     ports::{
-        Append, AppendLimits, Appended, Claim, ClaimRequest, Claims, Clock, EntryId, Fetched, ItemOutcome,
-        LeaseToken, Ledger, Outbox, OutboxArchive, OutboxEntry, OutstandingQuery, Page, PageQuery, RateTable,
-        Release, Settled, Settlement, StoreError,
+        Append, AppendLimits, Appended, Archive, Claim, ClaimRequest, Claims, Clock, DispatchSource, EntryId,
+        Fetched, ItemOutcome, LeaseToken, Ledger, Outbox, OutboxEntry, OutboxPages, OutstandingQuery, Page,
+        PageQuery, RateTable, Release, Settled, Settlement, StoreError,
     },
 };
 
 use crate::adapters::aws::ApiObserver;
 
 pub use self::{
-    append::{BATCH_BYTES_MAX, DESTINATIONS_MAX},
+    append::DESTINATIONS_MAX,
     console::Console,
-    dead::{DeadLetter, DeadPlace, DeadWish},
+    dead::{DeadLetter, DeadPlace, DeadQuery},
     schema::SCHEMA_VERSION,
 };
 use self::{
@@ -66,7 +69,7 @@ use self::{
 pub struct DynamoSettings {
     /// The outbox table's name; the ledger's is this and `-ledger`.
     pub table: String,
-    /// This process, `NODE-START`: see `model::lease::is_earlier_life`.
+    /// This process, `NODE-START`: see `model::ledger::is_earlier_life`.
     pub process: String,
     /// Shards of a destination in the indexes.
     pub shards: u32,
@@ -80,10 +83,10 @@ pub struct DynamoSettings {
     pub sweep_after: Duration,
     /// Between two looks at files that another process may have settled.
     pub look_interval: Duration,
-    /// How long a settled batch is kept; `None`: until it is archived.
-    pub retention: Option<Duration>,
     /// How long taken entries of inbound queues are remembered. SQS keeps a message for 14 days at most.
     pub entry_retention: Duration,
+    /// What was in flight when this node's last life died (B17).
+    pub evidence: Evidence,
     /// The destinations that there are: whom to ask for when one of them crowds the index.
     pub destinations: Vec<Arc<str>>,
 }
@@ -100,8 +103,8 @@ impl DynamoSettings {
             sweep_interval: Duration::from_secs(5),
             sweep_after: Duration::from_secs(10),
             look_interval: Duration::from_secs(30),
-            retention: None,
             entry_retention: Duration::from_hours(15 * 24),
+            evidence: Evidence::unknown(),
             destinations: Vec::new(),
         }
     }
@@ -161,6 +164,13 @@ impl Outbox for DynamoStore {
         self.shared.known_entries(entries).await
     }
 
+    async fn depth(&self) -> Result<u64, StoreError> {
+        self.shared.depth().await
+    }
+}
+
+#[async_trait]
+impl DispatchSource for DynamoStore {
     async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
         self.shared.outstanding(query).await
     }
@@ -170,13 +180,7 @@ impl Outbox for DynamoStore {
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
-        // Asked when nothing is to be dispatched: the time for what nobody waits for.
-        self.shared.keep_house().await;
         Ok(self.shared.fresh().next_due())
-    }
-
-    async fn depth(&self) -> Result<u64, StoreError> {
-        self.shared.depth().await
     }
 }
 
@@ -235,7 +239,7 @@ impl Ledger for DynamoStore {
 }
 
 #[async_trait]
-impl OutboxArchive for DynamoStore {
+impl OutboxPages for DynamoStore {
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
         self.shared.page(query).await
     }
@@ -251,7 +255,10 @@ impl OutboxArchive for DynamoStore {
     async fn count_outstanding(&self) -> Result<u64, StoreError> {
         self.shared.count_outstanding().await
     }
+}
 
+#[async_trait]
+impl Archive for DynamoStore {
     async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
         self.shared.archive(before, limit).await
     }
@@ -278,16 +285,16 @@ impl DynamoStore {
     /// are no more. [`DeadLetter::place`] is where a walk that has seen it goes on.
     pub async fn dead_letters(
         &self,
-        wish: &DeadWish,
+        query: &DeadQuery,
         place: Option<&DeadPlace>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        self.shared.dead_letters(wish, place, limit).await
+        self.shared.dead_letters(query, place, limit).await
     }
 
-    /// Sends up to `limit` dead letters again that match `wish`; how many. It only makes batches: delivery
+    /// Sends up to `limit` dead letters again that match `query`; how many. It only opens them again: delivery
     /// keeps its rates. If it fails, what was redriven before stays so.
-    pub async fn redrive(&self, wish: &DeadWish, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        self.shared.redrive(wish, limit, now).await
+    pub async fn redrive(&self, query: &DeadQuery, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.shared.redrive(query, limit, now).await
     }
 }

@@ -1,8 +1,11 @@
-//! `Outbox::outstanding` and `mark_dispatched`.
+//! `DispatchSource`: what is outstanding, and marking it as dispatched.
 //!
-//! What this process appended it knows ([`super::fresh`]). The index is only swept, now and then, for what
-//! nobody else will dispatch: batches of a process that is gone, retries that were not remembered, and
-//! whatever did not fit. A sweep reads a bounded number of pages and the next one goes on where it stopped.
+//! What this process appended or left to be tried again it knows ([`super::fresh`]). The index is only swept, now and
+//! then, for what nobody else will dispatch: batches of a process that is gone, and whatever did not fit. A sweep reads
+//! a bounded number of pages and the next one goes on where it stopped.
+//!
+//! A mark names since when the batch was outstanding: by the time it is written, a worker may have claimed the batch
+//! and left it to be tried again, and that is to be dispatched once more.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,10 +22,10 @@ use postrider_actors::{
 use super::{
     calls::{Got, PARALLEL_CALLS, Stated},
     item::{
-        COUNT, DELIVERY_TIME, Damaged, FENCE, Item, MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME, OWNER,
-        Reading, TOPIC, item, number, text,
+        COUNT, DELIVERY_TIME, DUE, Damaged, Item, OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SK, TOPIC,
+        number, text,
     },
-    record::Record,
+    record::{Stored, Waiting},
     schema,
     state::Shared,
 };
@@ -54,10 +57,10 @@ impl Swept {
     fn read(item: &Item) -> Result<Self, Damaged> {
         let reading = Reading(item);
         let entry = OutboxEntry {
-            id: reading.batch_id(MESSAGE_ID)?,
+            id: reading.batch_of_key()?,
             destination: reading.text(TOPIC)?.into(),
             count: reading.number(COUNT)?,
-            not_before: reading.time(NOT_BEFORE)?,
+            not_before: reading.time(DUE)?,
             batch: None,
         };
         let created = reading.number(OUTSTANDING_CREATED_TIME)?;
@@ -84,12 +87,9 @@ impl Shared {
         &self,
         query: OutstandingQuery<'_>,
     ) -> Result<Vec<OutboxEntry>, StoreError> {
-        let OutstandingQuery { due_by, limit, with_batches, except } = query;
+        let OutstandingQuery { due_by, limit, except } = query;
         self.sweep_if_due(due_by, limit, except).await?;
         let mut entries = self.fresh().due(due_by, limit, except);
-        if !with_batches {
-            return Ok(entries);
-        }
         let missing: Vec<_> =
             entries.iter().filter(|entry| entry.batch.is_none()).map(|entry| entry.id).collect();
         if missing.is_empty() {
@@ -147,7 +147,11 @@ impl Shared {
         }
         sweep.last = Some(self.clock.mono());
         drop(sweep);
-        self.take_found(found).await
+        let taken = self.take_found(found).await;
+        if taken.is_err() && wanted.own {
+            self.fresh().note_dropped();
+        }
+        taken
     }
 
     /// Scans on, at most [`PAGES_MAX`] pages per segment. Whether every segment came to its end.
@@ -194,7 +198,7 @@ impl Shared {
             .calls
             .client
             .scan()
-            .table_name(&self.calls.tables.outbox)
+            .table_name(&self.calls.tables.ledger)
             .index_name(schema::OUTSTANDING_ALL_TOPICS)
             .segment(segment.into())
             .total_segments(self.segments().into())
@@ -237,7 +241,7 @@ impl Shared {
             .calls
             .client
             .query()
-            .table_name(&self.calls.tables.outbox)
+            .table_name(&self.calls.tables.ledger)
             .index_name(schema::OUTSTANDING)
             .key_condition_expression("TopicShard = :shard")
             .filter_expression(filter)
@@ -248,112 +252,121 @@ impl Shared {
         Ok(read(&items, wanted).into_iter().filter(|swept| wanted.takes(self, swept)).collect())
     }
 
-    /// Remembers what a sweep found, unless it has moved on: the index is behind, and a batch that was
-    /// claimed is dispatched though it may not be marked.
+    /// Remembers what a sweep found, as it stands now: the index is behind.
     async fn take_found(&self, found: Vec<Swept>) -> Result<(), StoreError> {
         let news: Vec<_> = {
             let fresh = self.fresh();
-            found.into_iter().filter(|swept| !fresh.contains(swept.entry.id)).collect()
+            found.into_iter().filter(|swept| !fresh.contains(swept.entry.id, swept.created)).collect()
         };
         if news.is_empty() {
             return Ok(());
         }
-        let keys: Vec<_> = news.iter().map(|swept| Record::key(swept.entry.id)).collect();
+        let keys: Vec<_> = news.iter().map(|swept| Stored::key(swept.entry.id)).collect();
+        let attributes = [PK, SK, OUTSTANDING_CREATED_TIME, DUE];
         let ledger = &self.calls.tables.ledger;
-        let records = self
-            .calls
-            .get_many(
-                "looking at swept batches",
-                ledger,
-                &keys,
-                Some(&[super::item::PK, super::item::SK, FENCE]),
-            )
-            .await?;
-        let mut dispatched = Vec::new();
+        let records =
+            self.calls.get_many("looking at swept batches", ledger, &keys, Some(&attributes)).await?;
         for (swept, record) in news.into_iter().zip(records) {
-            match record {
-                Got::Item(record) if Reading(&record).number::<u64>(FENCE)? > 0 => {
-                    dispatched.push(swept.entry.id);
-                }
-                Got::Item(_) => self.fresh().found(swept.entry, swept.created),
-                // Left behind by a delete; or not looked at, and found again by the next sweep.
-                Got::Missing | Got::Unprocessed => {}
+            // What is missing has been deleted; what was not looked at is found again by the next sweep.
+            let Got::Item(record) = record else { continue };
+            let reading = Reading(&record);
+            // Without one it was dispatched or claimed meanwhile.
+            if let Some(created) = reading.maybe_number(OUTSTANDING_CREATED_TIME)? {
+                let entry = OutboxEntry { not_before: reading.time(DUE)?, ..swept.entry };
+                self.fresh().found(entry, created);
             }
         }
-        self.mark_dispatched(&dispatched).await;
         Ok(())
     }
 
+    /// Takes note that a batch is outstanding again: this process dispatches it when it is due.
+    pub(super) fn waits(&self, stored: &Stored, waiting: Waiting) {
+        let entry = OutboxEntry {
+            id: stored.id,
+            destination: stored.destination.clone(),
+            count: stored.rows.len() as u32,
+            not_before: waiting.due,
+            batch: None,
+        };
+        self.fresh().again(entry, waiting.created);
+    }
+
     pub(super) async fn mark_dispatched(&self, ids: &[BatchId]) -> Vec<(BatchId, ItemOutcome)> {
-        let table = &self.calls.tables.outbox;
-        let mut distinct = ids.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
+        let table = &self.calls.tables.ledger;
         let statement = format!(
             "UPDATE \"{table}\" SET {DELIVERY_TIME}=? REMOVE {OUTSTANDING_CREATED_TIME} \
-             WHERE {MESSAGE_ID}=? AND {OUTSTANDING_CREATED_TIME} IS NOT MISSING"
+             WHERE {PK}=? AND {SK}=? AND {OUTSTANDING_CREATED_TIME}=?"
         );
+        let mut distinct: Vec<BatchId> = Vec::with_capacity(ids.len());
+        let mut statements = Vec::with_capacity(ids.len());
+        let mut marked = Vec::with_capacity(ids.len());
+        let mut unknown = Vec::new();
         // In the order asked for, so that batches of one file are dispatched in their order.
-        let mut stamps: HashMap<BatchId, u64> = HashMap::new();
         for &id in ids {
-            stamps.entry(id).or_insert_with(|| self.stamp());
+            if distinct.contains(&id) {
+                continue;
+            }
+            distinct.push(id);
+            let Some(created) = self.fresh().take_offered(id) else {
+                unknown.push(id);
+                continue;
+            };
+            let key = [text(schema::batch_pk(id)), text(schema::BATCH_SK)];
+            let parameters = [number(self.stamp())].into_iter().chain(key).chain([number(created)]);
+            statements.push((statement.clone(), parameters.collect()));
+            marked.push((id, created));
         }
-        let statements = distinct
-            .iter()
-            .map(|id| (statement.clone(), vec![number(stamps[id]), text(id.to_string())]))
-            .collect();
         let answers = self.calls.execute("marking batches as dispatched", statements).await;
         let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
-        let mut refused = Vec::new();
-        for (&id, answer) in distinct.iter().zip(answers) {
+        for ((id, created), answer) in marked.into_iter().zip(answers) {
             match answer {
                 Stated::Done => {
-                    self.dispatched(id);
+                    self.fresh().remove_created(id, created);
                     outcomes.insert(id, ItemOutcome::Ok);
                 }
-                Stated::Refused => refused.push(id),
+                Stated::Refused => {
+                    self.fresh().remove_created(id, created);
+                    unknown.push(id);
+                }
                 Stated::Failed(outcome) => {
+                    self.fresh().offered(id, created);
                     outcomes.insert(id, outcome);
                 }
             }
         }
-        outcomes.extend(self.judge_refused(&refused).await);
+        // What is known here is stored.
+        unknown.retain(|&id| {
+            let is_known = self.cached_record(id).is_some();
+            if is_known {
+                outcomes.insert(id, ItemOutcome::Ok);
+            }
+            !is_known
+        });
+        outcomes.extend(self.look_for(&unknown).await);
         ids.iter().map(|id| (*id, outcomes[id].clone())).collect()
     }
 
-    fn dispatched(&self, id: BatchId) {
-        self.fresh().remove(id);
-        super::state::lock(&self.expiring).marked(id);
-    }
-
-    /// Batches that are not outstanding: marked before, or not there at all?
-    async fn judge_refused(&self, refused: &[BatchId]) -> Vec<(BatchId, ItemOutcome)> {
-        if refused.is_empty() {
+    /// Batches that are not outstanding as they were: marked or claimed before, or not there at all?
+    async fn look_for(&self, ids: &[BatchId]) -> Vec<(BatchId, ItemOutcome)> {
+        if ids.is_empty() {
             return Vec::new();
         }
-        let keys: Vec<_> = refused.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
-        let table = &self.calls.tables.outbox;
-        let found = self.calls.get_many("looking for batches", table, &keys, Some(&[MESSAGE_ID])).await;
+        let keys: Vec<_> = ids.iter().map(|id| Stored::key(*id)).collect();
+        let table = &self.calls.tables.ledger;
+        let found = self.calls.get_many("looking for batches", table, &keys, Some(&[PK, SK])).await;
         let found = match found {
             Ok(found) => found,
             Err(error) => {
                 let outcome = super::calls::outcome(error);
-                return refused.iter().map(|id| (*id, outcome.clone())).collect();
+                return ids.iter().map(|id| (*id, outcome.clone())).collect();
             }
         };
-        let mut outcomes = Vec::with_capacity(refused.len());
-        for (&id, got) in refused.iter().zip(found) {
-            let outcome = match got {
-                Got::Item(_) => ItemOutcome::Ok,
-                Got::Missing => ItemOutcome::Permanent(format!("no batch {id} is stored")),
-                Got::Unprocessed => ItemOutcome::Retryable("the batch was not looked for".into()),
-            };
-            if !matches!(outcome, ItemOutcome::Retryable(_)) {
-                self.dispatched(id);
-            }
-            outcomes.push((id, outcome));
-        }
-        outcomes
+        let outcome = |id: BatchId, got| match got {
+            Got::Item(_) => ItemOutcome::Ok,
+            Got::Missing => ItemOutcome::Permanent(format!("no batch {id} is stored")),
+            Got::Unprocessed => ItemOutcome::Retryable("the batch was not looked for".into()),
+        };
+        ids.iter().zip(found).map(|(&id, got)| (id, outcome(id, got))).collect()
     }
 }
 
@@ -362,9 +375,9 @@ type Filter = (String, HashMap<String, String>, HashMap<String, AttributeValue>)
 impl Wanted<'_> {
     /// The filter that the service applies; the time of creation only where it may be filtered by.
     fn filter(&self, shared: &Shared, by_created: bool) -> Filter {
-        let mut names = HashMap::from([("#NotBefore".to_owned(), NOT_BEFORE.to_owned())]);
+        let mut names = HashMap::from([("#Due".to_owned(), DUE.to_owned())]);
         let mut values = HashMap::from([(":due".to_owned(), number(self.due_by.0))]);
-        let mut filter = String::from("#NotBefore <= :due");
+        let mut filter = String::from("#Due <= :due");
         if by_created {
             names.insert("#Created".into(), OUTSTANDING_CREATED_TIME.into());
             names.insert("#Owner".into(), OWNER.into());

@@ -1,171 +1,78 @@
-//! What is recorded of a batch: one small item of the ledger table, which changes often, apart from the
-//! payload, which never does.
+//! What is stored of a batch beside its payload: one small item of the ledger table for its whole life. Whatever
+//! follows for it is decided by `model::ledger`; here it is read, and written if nobody else has changed it since.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem};
 use postrider_actors::{
     model::{
-        batch::{BatchHeader, NewBatch, Rows, StateVector, put_varint, take_varint},
+        batch::NewBatch,
         ids::{BatchId, FileId},
-        outcome::{Attempt, DeathCause, Reason},
-        state::MessageState,
+        ledger::{
+            Deadline, Failure, Holder, Record, RowNumbers,
+            codec::{self, Head},
+        },
         time::UnixMs,
     },
     ports::StoreError,
 };
-use sha2::{Digest as _, Sha256};
 
 use super::{
     calls::{Change, ledger_key, put},
-    files::set,
     item::{
-        ACCEPTED_AT, ATTEMPT, CARRIED_BY, COUNT, DEATHS, DETAILS, DRIVE, Damaged, FENCE, FILE, FIRST_ROW,
-        HEADER_DIGEST, HOLDER, Item, LOSSES, NOT_BEFORE, ROOT, ROWS, Reading, SENT, STATES, TOPIC, UNSETTLED,
-        UNTIL, VERSION, blob, item, number, payload_damaged, text, time,
+        ACCEPTED_AT, BODY, COUNT, DELIVERY_TIME, DUE, Damaged, FENCE, FILE, FIRST_ROW, HOLDER, Item,
+        MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME, OWNER, ROWS, Reading, TOPIC, TOPIC_SHARD, UNTIL,
+        VERSION, blob, item, number, text, time,
     },
     schema,
 };
-use postrider_actors::model::codec::{self, SentTimes};
 
-/// The claim on a batch.
+/// A batch and its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Held {
-    pub(super) holder: String,
-    pub(super) until: UnixMs,
-}
-
-/// A batch and what is recorded of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct Stored {
     pub(super) id: BatchId,
-    pub(super) root: BatchId,
     pub(super) file: FileId,
     pub(super) destination: Arc<str>,
-    pub(super) first_row: u64,
-    pub(super) count: u32,
-    pub(super) drive: u32,
-    pub(super) attempt: u32,
-    pub(super) accepted_at: UnixMs,
-    pub(super) not_before: UnixMs,
-    pub(super) header_digest: [u8; 16],
-    /// Its row numbers, if there are gaps between them.
-    gaps: Option<Vec<u64>>,
-    pub(super) fence: u64,
-    pub(super) held: Option<Held>,
-    pub(super) losses: u32,
-    pub(super) states: StateVector,
-    pub(super) sent: Option<SentTimes>,
-    /// Its dead messages by their indexes.
-    pub(super) deaths: BTreeMap<u32, (Attempt, DeathCause)>,
-    /// What the destination itself said of some of them.
-    pub(super) details: BTreeMap<u32, Box<str>>,
-    pub(super) unsettled: u32,
-    /// Later batches that carry on some of its messages.
-    pub(super) carried_by: Vec<BatchId>,
+    pub(super) rows: RowNumbers,
+    pub(super) record: Record,
     /// Counts every change but that of the deadline.
     pub(super) version: u64,
 }
 
-/// What two headers that are alike have in common.
-pub(super) fn header_digest(header: &BatchHeader) -> Result<[u8; 16], StoreError> {
-    let json = serde_json::to_vec(header)
-        .map_err(|error| StoreError::Permanent(format!("a header can't be written: {error}")))?;
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&Sha256::digest(&json)[..16]);
-    Ok(digest)
+/// What a change says of dispatching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// Nothing.
+    None,
+    /// Whoever claims a batch has it from the queue: it is dispatched, at the latest now.
+    Dispatched {
+        /// A stamp.
+        at: u64,
+    },
+    /// It is to be dispatched again.
+    Outstanding(Waiting),
 }
 
-impl Record {
+/// A batch that is to be dispatched again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// Since when: a stamp.
+    pub(super) created: u64,
+    /// When it is due.
+    pub(super) due: UnixMs,
+}
+
+impl Stored {
     /// Of a batch that is new.
     pub(super) fn of(batch: &NewBatch) -> Result<Self, StoreError> {
-        let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
-        if rows.len() != batch.count as usize || rows.is_empty() || rows.row(0) != batch.first_row {
-            return Err(StoreError::Permanent(format!(
-                "batch {} says that it has {} messages from row {}, its payload has {}",
-                batch.id,
-                batch.count,
-                batch.first_row,
-                rows.len()
-            )));
-        }
-        let numbers = (0..rows.len()).map(|index| rows.row(index));
-        let is_whole = rows.row(rows.len() - 1) - batch.first_row + 1 == u64::from(batch.count);
         Ok(Self {
             id: batch.id,
-            root: batch.root,
             file: batch.header.file,
             destination: batch.header.destination.as_str().into(),
-            first_row: batch.first_row,
-            count: batch.count,
-            drive: batch.drive,
-            attempt: batch.attempt,
-            accepted_at: batch.accepted_at,
-            not_before: batch.not_before,
-            header_digest: header_digest(&batch.header)?,
-            gaps: (!is_whole).then(|| numbers.collect()),
-            fence: 0,
-            held: None,
-            losses: 0,
-            states: StateVector::accepted(batch.count),
-            sent: None,
-            deaths: BTreeMap::new(),
-            details: BTreeMap::new(),
-            unsettled: batch.count,
-            carried_by: Vec::new(),
+            rows: batch.row_numbers().map_err(StoreError::Permanent)?,
+            record: Record::new(batch.count, batch.accepted_at, batch.not_before),
             version: 0,
         })
-    }
-
-    pub(super) fn row(&self, index: usize) -> u64 {
-        match &self.gaps {
-            Some(rows) => rows[index],
-            None => self.first_row + index as u64,
-        }
-    }
-
-    pub(super) fn find(&self, row: u64) -> Option<usize> {
-        if let Some(rows) = &self.gaps {
-            return rows.binary_search(&row).ok();
-        }
-        let index = row.checked_sub(self.first_row)?;
-        (index < u64::from(self.count)).then_some(index as usize)
-    }
-
-    /// Whether the claim with this fence is held.
-    pub(super) fn is_current(&self, fence: u64) -> bool {
-        self.held.is_some() && self.fence == fence
-    }
-
-    /// Whether its messages were counted as `retrying` when it was made.
-    pub(super) fn is_carrying_on(&self) -> bool {
-        self.drive > 0 || self.attempt > 0
-    }
-
-    pub(super) fn has_dead(&self) -> bool {
-        !self.deaths.is_empty()
-    }
-
-    /// Records that a message is dead. Of what the destination said of it there is room for so much per batch:
-    /// the item is written whole at every change, and may not have more than 400 KB.
-    pub(super) fn bury(&mut self, index: u32, attempt: Attempt, cause: DeathCause, detail: Option<&str>) {
-        self.deaths.insert(index, (attempt, cause));
-        if let Some(detail) = detail
-            && self.detail_bytes() + detail.len() <= DETAILS_BYTES_MAX
-        {
-            self.details.insert(index, detail.into());
-        }
-    }
-
-    /// Records that a message is not dead any more.
-    pub(super) fn unbury(&mut self, index: u32) {
-        self.deaths.remove(&index);
-        self.details.remove(&index);
-    }
-
-    /// How many bytes the destination's words have.
-    pub(super) fn detail_bytes(&self) -> usize {
-        self.details.values().map(|detail| detail.len()).sum()
     }
 
     pub(super) fn key(id: BatchId) -> Item {
@@ -174,279 +81,267 @@ impl Record {
 
     pub(super) fn read(item: &Item) -> Result<Self, Damaged> {
         let reading = Reading(item);
-        let id = reading.text(super::item::PK)?.strip_prefix(schema::BATCH_PREFIX);
         let count = reading.number(COUNT)?;
+        let until = || reading.number(UNTIL).map(Deadline);
         let holder = reading.maybe_text(HOLDER)?;
-        let gaps = reading.maybe_bytes(ROWS)?.map(codec::decode_row_numbers).transpose();
-        let states = match reading.maybe_bytes(STATES)? {
-            Some(states) => StateVector(states.to_vec()),
-            None => StateVector::accepted(count),
-        };
-        let carried_by = match item.get(CARRIED_BY) {
-            None => Vec::new(),
-            Some(AttributeValue::L(ids)) => {
-                let ids = ids.iter().map(|id| id.as_s().ok().and_then(|id| id.parse().ok()));
-                ids.collect::<Option<_>>().ok_or(Damaged(CARRIED_BY))?
-            }
-            Some(_) => return Err(Damaged(CARRIED_BY)),
-        };
-        let deaths = reading.maybe_bytes(DEATHS)?.map(|bytes| decode_deaths(bytes).ok_or(Damaged(DEATHS)));
-        let details =
-            reading.maybe_bytes(DETAILS)?.map(|bytes| decode_details(bytes).ok_or(Damaged(DETAILS)));
-        let digest = reading.bytes(HEADER_DIGEST)?.try_into().map_err(|_| Damaged(HEADER_DIGEST))?;
-        if states.0.len() != count as usize {
-            return Err(Damaged(STATES));
-        }
-        Ok(Self {
-            id: id.and_then(|id| id.parse().ok()).ok_or(Damaged(super::item::PK))?,
-            root: reading.batch_id(ROOT)?,
-            file: reading.file_id(FILE)?,
-            destination: reading.text(TOPIC)?.into(),
-            first_row: reading.number(FIRST_ROW)?,
+        let holder = holder.map(|name| Ok(Holder { name: name.to_owned(), until: until()? })).transpose()?;
+        let head = Head {
             count,
-            drive: reading.number(DRIVE)?,
-            attempt: reading.number(ATTEMPT)?,
             accepted_at: reading.time(ACCEPTED_AT)?,
             not_before: reading.time(NOT_BEFORE)?,
-            header_digest: digest,
-            gaps: gaps.map_err(|_| Damaged(ROWS))?,
             fence: reading.number(FENCE)?,
-            held: match holder {
-                Some(holder) => Some(Held { holder: holder.to_owned(), until: reading.time(UNTIL)? }),
-                None => None,
-            },
-            losses: reading.number(LOSSES)?,
-            states,
-            sent: reading.maybe_bytes(SENT)?.map(|sent| SentTimes(sent.to_vec())),
-            deaths: deaths.transpose()?.unwrap_or_default(),
-            details: details.transpose()?.unwrap_or_default(),
-            unsettled: reading.number(UNSETTLED)?,
-            carried_by,
+            holder,
+        };
+        let rows = codec::decode_rows(reading.number(FIRST_ROW)?, count, reading.maybe_bytes(ROWS)?);
+        Ok(Self {
+            id: reading.batch_of_key()?,
+            file: reading.file_id(FILE)?,
+            destination: reading.text(TOPIC)?.into(),
+            rows: rows.map_err(|_| Damaged(ROWS))?,
+            record: codec::decode(head, reading.maybe_bytes(BODY)?).map_err(|_| Damaged(BODY))?,
             version: reading.number(VERSION)?,
         })
     }
 
-    /// Its item while it is new.
-    fn write_new(&self) -> Item {
+    /// The action that stores it, outstanding since `created`, if nothing of it is stored yet.
+    pub(super) fn insert(
+        &self,
+        table: &str,
+        shard: String,
+        owner: &str,
+        created: u64,
+    ) -> Result<TransactWriteItem, StoreError> {
         let mut written = Self::key(self.id);
         written.extend(item([
-            (ROOT, text(self.root.to_string())),
+            (VERSION, number(self.version)),
+            (FENCE, number(self.record.fence)),
             (FILE, text(self.file.to_string())),
             (TOPIC, text(&*self.destination)),
-            (FIRST_ROW, number(self.first_row)),
-            (COUNT, number(self.count)),
-            (DRIVE, number(self.drive)),
-            (ATTEMPT, number(self.attempt)),
-            (ACCEPTED_AT, time(self.accepted_at)),
-            (NOT_BEFORE, time(self.not_before)),
-            (HEADER_DIGEST, blob(self.header_digest)),
-            (FENCE, number(0)),
-            (LOSSES, number(0)),
-            (VERSION, number(0)),
-            (UNSETTLED, number(self.unsettled)),
+            (FIRST_ROW, number(self.rows.row(0))),
+            (COUNT, number(self.rows.len() as u64)),
+            (ACCEPTED_AT, time(self.record.accepted_at)),
+            (NOT_BEFORE, time(self.record.not_before)),
+            (MESSAGE_ID, text(self.id.to_string())),
+            (TOPIC_SHARD, text(shard)),
+            (OUTSTANDING_CREATED_TIME, number(created)),
+            (DUE, time(self.record.not_before)),
+            (OWNER, text(owner)),
         ]));
-        if let Some(rows) = &self.gaps {
-            written.insert(ROWS.to_owned(), blob(codec::encode_row_numbers(rows)));
-        }
-        // A message may be told about in the transaction that makes its batch.
-        for (name, value) in self.recorded() {
-            written.insert(name.to_owned(), value);
-        }
-        written
+        written.extend(codec::encode_rows(&self.rows).map(|rows| (ROWS.to_owned(), blob(rows))));
+        put(table, written, Some("attribute_not_exists(Pk)"))
     }
 
-    /// The attributes that recording changes, as far as there is anything to say.
-    fn recorded(&self) -> Vec<(&'static str, AttributeValue)> {
-        let mut recorded = Vec::new();
-        if self.states.0.iter().any(|&state| state != MessageState::Accepted as u8) {
-            recorded.push((STATES, blob(&self.states.0[..])));
-        }
-        if let Some(sent) = &self.sent {
-            recorded.push((SENT, blob(&sent.0[..])));
-        }
-        if !self.deaths.is_empty() {
-            recorded.push((DEATHS, blob(encode_deaths(&self.deaths))));
-        }
-        if !self.details.is_empty() {
-            recorded.push((DETAILS, blob(encode_details(&self.details))));
-        }
-        if !self.carried_by.is_empty() {
-            let ids = self.carried_by.iter().map(|id| text(id.to_string()));
-            recorded.push((CARRIED_BY, AttributeValue::L(ids.collect())));
-        }
-        recorded
+    /// What is stored once the change to `record` is written.
+    pub(super) fn changed_to(&self, record: Record) -> Self {
+        Self { record, version: self.version + 1, ..self.clone() }
     }
 
-    /// The action that stores it, if nothing of it is stored yet.
-    pub(super) fn insert(&self, table: &str) -> Result<TransactWriteItem, StoreError> {
-        put(table, self.write_new(), Some("attribute_not_exists(Pk)"))
-    }
-
-    /// The action that replaces what is recorded, if nobody else has changed it since it was read. The
-    /// stored version is one higher then.
-    pub(super) fn replace(&self, table: &str) -> Result<TransactWriteItem, StoreError> {
-        let mut update = String::from("SET #Version = :next, #Unsettled = :Unsettled");
-        let mut names = vec![VERSION, UNSETTLED];
-        let mut values = vec![
-            ("Version", number(self.version)),
-            ("next", number(self.version + 1)),
-            ("Unsettled", number(self.unsettled)),
-        ];
-        for (name, value) in self.recorded() {
-            update.push_str(&set(name));
-            names.push(name);
-            values.push((name, value));
-        }
-        let mut remove = Vec::new();
-        if self.held.is_none() {
-            remove.extend([HOLDER, UNTIL]);
-        }
-        if self.deaths.is_empty() {
-            remove.push(DEATHS);
-        }
-        if self.details.is_empty() {
-            remove.push(DETAILS);
-        }
-        for (nth, name) in remove.into_iter().enumerate() {
-            update.push_str(if nth == 0 { " REMOVE #" } else { ", #" });
-            update.push_str(name);
-            names.push(name);
-        }
-        Change {
+    /// The change from this record to `next`, if nobody else has changed it since it was read; the stored version is
+    /// one higher then. Only what differs is written.
+    pub(super) fn change<'a>(&self, table: &'a str, next: &Record, mark: Mark, owner: &str) -> Change<'a> {
+        let mut change = Change {
             table,
             key: Self::key(self.id),
-            update,
+            update: String::new(),
             condition: Some("#Version = :Version"),
-            names,
-            values,
+            names: vec![VERSION],
+            values: vec![("Version", number(self.version)), ("next", number(self.version + 1))],
+        };
+        let mut set = vec!["#Version = :next"];
+        let mut remove = Vec::new();
+        let mut values: Vec<(&'static str, &'static str, AttributeValue)> = Vec::new();
+        if next.fence != self.record.fence {
+            values.push((FENCE, "#Fence = :Fence", number(next.fence)));
         }
-        .action()
+        // The holder may have extended its lease meanwhile: a deadline is only written with a new claim.
+        if next.holder != self.record.holder {
+            match &next.holder {
+                Some(Holder { name, until }) => {
+                    values.push((HOLDER, "#Holder = :Holder", text(name)));
+                    values.push((UNTIL, "#Until = :Until", number(until.0)));
+                }
+                None => remove.extend([(HOLDER, "#Holder"), (UNTIL, "#Until")]),
+            }
+        }
+        let body = codec::encode(next);
+        if body != codec::encode(&self.record) {
+            values.push((BODY, "#Body = :Body", blob(body)));
+        }
+        match mark {
+            Mark::None => {}
+            Mark::Dispatched { at } => {
+                // Marked before, it costs no change of an index.
+                let set = "#DeliveryTime = if_not_exists(#DeliveryTime, :DeliveryTime)";
+                values.push((DELIVERY_TIME, set, number(at)));
+                remove.push((OUTSTANDING_CREATED_TIME, "#OutstandingCreatedTime"));
+            }
+            Mark::Outstanding(Waiting { created, due }) => {
+                let set = "#OutstandingCreatedTime = :OutstandingCreatedTime";
+                values.push((OUTSTANDING_CREATED_TIME, set, number(created)));
+                values.push((DUE, "#Due = :Due", time(due)));
+                values.push((OWNER, "#Owner = :Owner", text(owner)));
+                remove.push((DELIVERY_TIME, "#DeliveryTime"));
+            }
+        }
+        for (name, assignment, value) in values {
+            change.names.push(name);
+            change.values.push((name, value));
+            set.push(assignment);
+        }
+        change.update = format!("SET {}", set.join(", "));
+        if !remove.is_empty() {
+            let (names, removed): (Vec<_>, Vec<_>) = remove.into_iter().unzip();
+            change.names.extend(names);
+            change.update.push_str(" REMOVE ");
+            change.update.push_str(&removed.join(", "));
+        }
+        change
     }
-}
 
-/// The most that a batch keeps of its destination's words on dead messages, in bytes. What has no room is
-/// left out: the reason is always there.
-const DETAILS_BYTES_MAX: usize = 64 * 1024;
-
-/// Words on dead messages: a version byte, then per message `varint(index - previous index) varint(bytes)` and
-/// the bytes.
-fn encode_details(details: &BTreeMap<u32, Box<str>>) -> Vec<u8> {
-    let mut bytes = vec![1];
-    let mut previous = 0;
-    for (&index, detail) in details {
-        put_varint(&mut bytes, u64::from(index - previous));
-        put_varint(&mut bytes, detail.len() as u64);
-        bytes.extend(detail.as_bytes());
-        previous = index;
+    /// The action that keeps a group of failed attempts (B3).
+    pub(super) fn keep_history(
+        &self,
+        table: &str,
+        failures: &[Failure],
+    ) -> Result<TransactWriteItem, StoreError> {
+        let first =
+            failures.iter().min_by_key(|failure| (failure.drive, failure.attempt_number, failure.index));
+        let first = first.expect("a group has a failure");
+        let mut chunk = ledger_key(&schema::batch_pk(self.id), &schema::history_sk(self.record.fence, first));
+        chunk.insert(BODY.to_owned(), blob(codec::encode_history(failures)));
+        put(table, chunk, None)
     }
-    bytes
-}
-
-fn decode_details(bytes: &[u8]) -> Option<BTreeMap<u32, Box<str>>> {
-    let mut at = (*bytes.first()? == 1).then_some(1)?;
-    let mut index = 0u32;
-    let mut details = BTreeMap::new();
-    while at < bytes.len() {
-        index = index.checked_add(u32::try_from(take_varint(bytes, &mut at)?).ok()?)?;
-        let len = usize::try_from(take_varint(bytes, &mut at)?).ok()?;
-        let detail = bytes.get(at..at.checked_add(len)?)?;
-        at += len;
-        details.insert(index, str::from_utf8(detail).ok()?.into());
-    }
-    Some(details)
-}
-
-/// Dead messages: a version byte, then per message `varint(index - previous index) varint(at)
-/// varint(status) reason cause`.
-fn encode_deaths(deaths: &BTreeMap<u32, (Attempt, DeathCause)>) -> Vec<u8> {
-    let mut bytes = vec![1];
-    let mut previous = 0;
-    for (&index, (attempt, cause)) in deaths {
-        put_varint(&mut bytes, u64::from(index - previous));
-        put_varint(&mut bytes, attempt.at.0);
-        put_varint(&mut bytes, u64::from(attempt.status));
-        bytes.extend([attempt.reason as u8, *cause as u8]);
-        previous = index;
-    }
-    bytes
-}
-
-fn decode_deaths(bytes: &[u8]) -> Option<BTreeMap<u32, (Attempt, DeathCause)>> {
-    let mut at = (*bytes.first()? == 1).then_some(1)?;
-    let mut index = 0u32;
-    let mut deaths = BTreeMap::new();
-    while at < bytes.len() {
-        index = index.checked_add(u32::try_from(take_varint(bytes, &mut at)?).ok()?)?;
-        let ended = UnixMs(take_varint(bytes, &mut at)?);
-        let status = u16::try_from(take_varint(bytes, &mut at)?).ok()?;
-        let reason = Reason::from_byte(*bytes.get(at)?)?;
-        let cause = DeathCause::from_byte(*bytes.get(at + 1)?)?;
-        at += 2;
-        deaths.insert(index, (Attempt { at: ended, status, reason }, cause));
-    }
-    Some(deaths)
 }
 
 #[cfg(test)]
 mod tests {
-    use postrider_actors::testing::fixtures;
-    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
-    use super::*;
+    use postrider_actors::{
+        model::{
+            ledger::{DETAIL_BYTES_MAX, MessageVerdict, Standing},
+            outcome::{DeathCause, Verdict},
+        },
+        testing::fixtures,
+    };
 
-    #[test]
-    fn a_record_reads_back() {
+    use super::{
+        super::item::{SK, size},
+        *,
+    };
+
+    const NOW: UnixMs = UnixMs(1_700_000_000_000);
+
+    /// `batch.max_messages` at most.
+    const MESSAGES_MAX: u32 = 1_000;
+
+    /// DynamoDB's limit of an item, less what our count of it may be short of.
+    const ITEM_BYTES_MAX: usize = 400_000;
+
+    fn stored(rows: impl IntoIterator<Item = u64>) -> Stored {
         let file = fixtures::file("feed", 1, &["d"]);
-        let batch = fixtures::batch(&file, "d", [3, 4, 9], UnixMs(5));
-        let mut record = Record::of(&batch).unwrap();
-        assert_eq!((record.row(2), record.find(9), record.find(5)), (9, Some(2), None));
-        assert_eq!(Record::read(&record.write_new()).unwrap(), record);
-        record.states.merge(1, MessageState::Dead);
-        record.bury(1, fixtures::failed(UnixMs(7)), DeathCause::Age, Some("value too long for type ü"));
-        record.carried_by.push(BatchId([7; 16]));
-        record.sent = Some(SentTimes::none(3));
-        assert_eq!(Record::read(&record.write_new()).unwrap(), record);
+        Stored::of(&fixtures::batch(&file, "d", rows, NOW)).unwrap()
+    }
 
-        record.unbury(1);
-        assert_eq!((record.deaths.len(), record.details.len()), (0, 0));
-        assert_eq!(Record::read(&record.write_new()).unwrap(), record);
+    /// The item that an action puts.
+    fn put_item(action: &TransactWriteItem) -> Item {
+        action.put().expect("it puts").item().clone()
+    }
 
-        let whole = Record::of(&fixtures::batch(&file, "d", 3..=9, UnixMs(5))).unwrap();
-        assert_eq!((whole.row(6), whole.find(9), whole.find(10), whole.find(2)), (9, Some(6), None, None));
-        assert_eq!(Record::read(&whole.write_new()).unwrap(), whole);
+    /// What a change makes of an item.
+    fn apply(item: &mut Item, change: &Change<'_>) {
+        for (name, value) in &change.values {
+            item.insert((*name).to_owned(), value.clone());
+        }
+        let next = item.remove("next").expect("every change has it");
+        item.insert(VERSION.to_owned(), next);
+        let removed = change.update.split_once(" REMOVE ").map_or("", |(_, removed)| removed);
+        for name in removed.split(", ") {
+            item.remove(name.trim_start_matches('#'));
+        }
+    }
+
+    fn all_dead(record: &mut Record) -> Vec<Failure> {
+        let verdicts: Vec<_> = (0..record.len() as u32)
+            .map(|index| MessageVerdict {
+                index,
+                drive: 0,
+                attempt: 1,
+                verdict: Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent },
+            })
+            .collect();
+        let detail: Box<str> = "x".repeat(DETAIL_BYTES_MAX).into();
+        let details: BTreeMap<_, _> = (0..record.len() as u32).map(|index| (index, detail.clone())).collect();
+        let fence = record.fence;
+        let standing = Standing { fence, verdicts: &verdicts, details: &details, ends: true, begins: None };
+        record.settle(standing).unwrap().failures
     }
 
     #[test]
-    fn words_on_dead_messages_are_bounded_per_batch() {
-        let file = fixtures::file("feed", 1, &["d"]);
-        let mut record = Record::of(&fixtures::batch(&file, "d", 1..=1_000, UnixMs(5))).unwrap();
-        for index in 0..1_000 {
-            record.bury(index, fixtures::failed(UnixMs(7)), DeathCause::Permanent, Some(&"x".repeat(500)));
+    fn a_record_reads_back_with_every_change() {
+        for rows in [vec![3, 4, 5], vec![3, 5, 9]] {
+            let before = stored(rows);
+            let shard = "d#07".to_owned();
+            let mut item = put_item(&before.insert("ledger", shard, "node-1", 17).unwrap());
+            assert_eq!(Stored::read(&item).unwrap(), before);
+            assert!(!item.contains_key(BODY), "nothing is recorded yet");
+
+            let mut claimed = before.clone();
+            claimed.record.lease("node-1/w", Deadline(NOW.0 + 60_000), Deadline(NOW.0), NOW);
+            apply(
+                &mut item,
+                &before.change("ledger", &claimed.record, Mark::Dispatched { at: 18 }, "node-1"),
+            );
+            claimed.version = 1;
+            assert_eq!(Stored::read(&item).unwrap(), claimed);
+            assert!(!item.contains_key(OUTSTANDING_CREATED_TIME) && item.contains_key(DELIVERY_TIME));
+            assert!(!item.contains_key(BODY), "a claim records nothing");
+
+            let mut dead = claimed.clone();
+            all_dead(&mut dead.record);
+            apply(&mut item, &claimed.change("ledger", &dead.record, Mark::None, "node-1"));
+            dead.version = 2;
+            assert_eq!(Stored::read(&item).unwrap(), dead);
+
+            let mut redriven = dead.clone();
+            redriven.record.redrive([1], NOW);
+            let mark = Mark::Outstanding(Waiting { created: 19, due: NOW });
+            apply(&mut item, &dead.change("ledger", &redriven.record, mark, "node-2"));
+            redriven.version = 3;
+            assert_eq!(Stored::read(&item).unwrap(), redriven);
+            assert!(item.contains_key(OUTSTANDING_CREATED_TIME) && !item.contains_key(DELIVERY_TIME));
+            assert_eq!(item[OWNER], text("node-2"));
         }
-        assert_eq!((record.deaths.len(), record.details.len()), (1_000, DETAILS_BYTES_MAX / 500));
+        assert!(Stored::read(&Item::new()).is_err());
     }
 
-    proptest! {
-        #[test]
-        fn deaths_read_back(deaths in prop::collection::btree_map(any::<u32>(), (any::<u64>(), any::<u16>(), 1u8..=10, 1u8..=4), 0..20)) {
-            let deaths: BTreeMap<_, _> = deaths.into_iter().map(|(index, (at, status, reason, cause))| {
-                let attempt = Attempt { at: UnixMs(at), status, reason: Reason::from_byte(reason).unwrap() };
-                (index, (attempt, DeathCause::from_byte(cause).unwrap()))
-            }).collect();
-            prop_assert_eq!(decode_deaths(&encode_deaths(&deaths)), Some(deaths));
-        }
+    /// A deadline that was moved meanwhile is not moved back by who records something.
+    #[test]
+    fn a_settlement_writes_no_deadline() {
+        let mut before = stored(1..=3);
+        before.record.lease("w", Deadline(9), Deadline(1), NOW);
+        let mut after = before.record.clone();
+        after.begun = Some(2);
+        let change = before.change("ledger", &after, Mark::None, "node-1");
+        assert_eq!(change.update, "SET #Version = :next, #Body = :Body");
+        assert_eq!(change.condition, Some("#Version = :Version"));
+    }
 
-        #[test]
-        fn details_read_back(details in prop::collection::btree_map(any::<u32>(), "\\PC{0,300}", 0..20)) {
-            let details: BTreeMap<u32, Box<str>> =
-                details.into_iter().map(|(index, detail)| (index, detail.into())).collect();
-            prop_assert_eq!(decode_details(&encode_details(&details)), Some(details));
-        }
-
-        #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
-            let _ = decode_deaths(&bytes);
-            let _ = decode_details(&bytes);
-        }
+    /// B3: a record is written for every group, and an item has a limit.
+    #[test]
+    fn the_worst_record_fits_into_an_item() {
+        let before = stored((1..=u64::from(MESSAGES_MAX)).map(|row| row * 1_000_000));
+        let mut item = put_item(&before.insert("ledger", "d#07".into(), "node-1", 17).unwrap());
+        let mut after = before.clone();
+        after.record.lease(&"w".repeat(200), Deadline(NOW.0), Deadline(1), NOW);
+        let failures = all_dead(&mut after.record);
+        apply(&mut item, &before.change("ledger", &after.record, Mark::None, "node-1"));
+        assert_eq!(Stored::read(&item).unwrap().record, after.record);
+        let details = after.record.exceptions.values().filter_map(|one| one.death.as_ref()?.detail.as_ref());
+        assert!(details.map(|detail| detail.len()).sum::<usize>() > 60_000, "it holds all the words it may");
+        assert!(size(&item) < ITEM_BYTES_MAX / 2, "{} bytes", size(&item));
+        let chunk = put_item(&after.keep_history("ledger", &failures).unwrap());
+        assert!(size(&chunk) < ITEM_BYTES_MAX / 2, "{} bytes", size(&chunk));
+        assert!(chunk[SK].as_s().unwrap().starts_with("history#0000000000000001#00000000#00000001#"));
     }
 }

@@ -1,4 +1,4 @@
-//! What there is to say of files.
+//! Reports on files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -158,8 +158,6 @@ impl Shared {
         feed: &str,
         limit: usize,
     ) -> Result<Vec<FileReport>, StoreError> {
-        // The sweeper's turn is the time for what nobody waits for.
-        self.keep_house().await;
         let feed: Arc<str> = feed.into();
         let mut ids: BTreeSet<FileId> = {
             let reporting = lock(&self.reporting);

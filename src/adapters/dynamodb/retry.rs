@@ -50,7 +50,7 @@ pub(super) enum Class {
     Unknown,
     /// A condition does not hold.
     Condition,
-    /// It did not happen, and will not until somebody mends permissions or tables: the daemon goes on when they
+    /// It did not happen, and will not until somebody fixes permissions or tables: the daemon goes on when they
     /// are.
     Refused,
     /// It did not happen, and repeating it won't help.

@@ -2,45 +2,57 @@
 //!
 //! # Layout, version 1
 //!
-//! **The outbox table** `NAME`: one item per batch, keyed by `MessageId` (the batch id; the seed's word). It is
-//! written when the batch is accepted, once when it is dispatched, and once more for its retention.
+//! **The outbox table** `NAME`: what each batch carries, keyed by `MessageId` (the batch id; the seed's word). It is
+//! written once, when the batch is accepted, and never changed: a write costs by an item's size, and these are large.
 //!
 //! | attribute | | |
 //! |---|---|---|
 //! | `MessageId` | S | the batch id, hash key |
-//! | `Topic` | S | the destination |
-//! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9) |
-//! | `OutstandingCreatedTime` | N | microseconds; only while it is not dispatched |
-//! | `DeliveryTime` | N | microseconds; only when it is dispatched |
-//! | `Owner` | S | the process that made it, `NODE-START` |
-//! | `Root`, `File`, `FirstRow`, `Count`, `Drive`, `Attempt`, `AcceptedAt`, `NotBefore` | | of `NewBatch`; times in milliseconds |
+//! | `File`, `Topic`, `FirstRow`, `Count`, `AcceptedAt`, `NotBefore` | | of `NewBatch`, `Topic` is the destination; times in milliseconds |
 //! | `Header` | S | `BatchHeader` as JSON |
-//! | `Payload`, `History` | B | as `model::batch` and the embedded store's codec encode them |
-//! | `ExpiresAt` | N | seconds; the table's TTL |
-//!
-//! Its indexes are sparse and leave the payload out: `Outstanding` (`TopicShard`, `OutstandingCreatedTime`),
-//! `OutstandingAllTopics` (`OutstandingCreatedTime`, `MessageId`), `Delivered` (`TopicShard`, `DeliveryTime`),
-//! `DeliveredAllTopics` (`DeliveryTime`, `MessageId`). Times are unique within a process and only grow, so that
-//! batches of one file, which are in one shard, come in their order.
+//! | `Payload` | B | as `model::batch` encodes it |
+//! | `ExpiresAt` | N | seconds; the table's TTL. Nothing sets it yet |
 //!
 //! **The ledger table** `NAME-ledger`, keyed by `Pk` and `Sk`: all that changes, and all that is about more than
 //! one batch. `ROW` is 16 hex digits, `NODE` a process's name without its start number.
 //!
 //! | `Pk` | `Sk` | what |
 //! |---|---|---|
-//! | `batch#ID` | `batch` | a batch's record: whose it is, claim (`Fence`, `Holder`, `Until`, `Losses`), `States`, `Sent`, `Deaths`, `Unsettled`, `CarriedBy` (ids of the batches that carry on its retrying messages), `Version` |
-//! | `file#ID` | `batch#DESTINATION#ROW` | the first-attempt batch that begins at this row: `Batch`, `Count` |
+//! | `batch#ID` | `batch` | a batch's record, see below |
+//! | | `history#FENCE#DRIVE#ATTEMPT#INDEX` | failed attempts that were recorded together, named by the first of them: `Body`. Never rewritten (B3) |
+//! | `file#ID` | `batch#DESTINATION#ROW` | the batch that begins at this row: `Batch`, `Count` |
 //! | | `file` | the file: `Record` (JSON), checkpoint, `State`, `ClosedAt`, `Owner`, `Reported` |
 //! | | `file#DESTINATION#NODE` | what that node counted: `Sent`, `Dead`, `Retrying`, `Changes`, `LastAt`; to be summed. What was accepted follows from the checkpoint |
 //! | | `rejects#ROW`, `duplicates#ROW` | chunks by their last row: `Body` |
 //! | `files` | `STAMP#ID` | every file in the order of its first rows: `Name`, `Feed` |
 //! | `open#NODE#FEED` | `STAMP#ID` | files whose final report that node has yet to write |
-//! | `dead` | `FILE#DESTINATION#ROW#ID` | batches that hold dead messages, by their first row |
+//! | `dead` | `FILE#DESTINATION#ROW#ID` | batches with dead messages, by their first row |
 //! | `destinations` | `NAME` | every destination that was appended to; if it is disabled, `DisabledAt` and `Reason` |
 //! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages: `Messages`; to be summed |
 //! | `entry#FEED#ID` | `entry` | an entry of an inbound queue that was taken; expires |
 //! | `rate#DESTINATION` | `rate` | the leases of a shared rate |
 //! | `schema` | `version` | `Version` |
+//!
+//! **A batch's record** is one item for its whole life. `model::ledger::codec` encodes its `Body`, which is absent while
+//! nothing is recorded; beside it stands only what has to be found or conditioned on:
+//!
+//! | attribute | | |
+//! |---|---|---|
+//! | `Version` | N | counts every change but those of `Until` and of the marks of dispatching |
+//! | `Fence`, `Holder`, `Until` | | the claim; `Until` by the wall clock |
+//! | `File`, `Topic`, `FirstRow`, `Count`, `Rows`, `AcceptedAt`, `NotBefore` | | what never changes; `Rows` only if there are gaps between the rows |
+//! | `MessageId` | S | the batch id, as the indexes have it |
+//! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9); while its payload is stored |
+//! | `OutstandingCreatedTime` | N | microseconds; while it is outstanding. Each time it becomes so it is another one, so that an old mark of its dispatch is known |
+//! | `DeliveryTime` | N | microseconds; while it is dispatched |
+//! | `Due` | N | milliseconds; when it was due as it became outstanding |
+//! | `Owner` | S | the process that made it outstanding, `NODE-START`, which dispatches it |
+//!
+//! The indexes are on the ledger table, for records are small: to mark a batch as dispatched, or as outstanding again,
+//! never writes its payload. They are sparse: `Outstanding` (`TopicShard`, `OutstandingCreatedTime`),
+//! `OutstandingAllTopics` (`OutstandingCreatedTime`, `MessageId`), `Delivered` (`TopicShard`, `DeliveryTime`),
+//! `DeliveredAllTopics` (`DeliveryTime`, `MessageId`). Times are unique within a process and only grow, so that
+//! batches of one file, which are in one shard, come in their order.
 
 use std::time::Duration;
 
@@ -56,6 +68,7 @@ use aws_sdk_dynamodb::{
 use postrider_actors::{
     model::{
         ids::{BatchId, FileId},
+        ledger::Failure,
         shard::shard,
     },
     ports::StoreError,
@@ -64,9 +77,10 @@ use postrider_actors::{
 use super::{
     calls::{Tables, ledger_key},
     item::{
-        COUNT, DELIVERY_TIME, EXPIRES_AT, FILE, FIRST_ROW, MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME,
-        OWNER, PK, Reading, SK, TOPIC, TOPIC_SHARD, VERSION, number,
+        ACCEPTED_AT, COUNT, DELIVERY_TIME, DUE, EXPIRES_AT, FILE, FIRST_ROW, MESSAGE_ID,
+        OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SK, TOPIC, TOPIC_SHARD, VERSION, number,
     },
+    record::Stored,
     retry::insist,
 };
 
@@ -80,6 +94,7 @@ pub(super) const DELIVERED_ALL_TOPICS: &str = "DeliveredAllTopics";
 
 pub(super) const BATCH_PREFIX: &str = "batch#";
 pub(super) const BATCH_SK: &str = "batch";
+pub(super) const HISTORY_PREFIX: &str = "history#";
 pub(super) const FILE_SK: &str = "file";
 pub(super) const FILES_PK: &str = "files";
 pub(super) const DEAD_PK: &str = "dead";
@@ -93,6 +108,12 @@ const ACTIVE_POLL: Duration = Duration::from_millis(500);
 
 pub(super) fn batch_pk(id: BatchId) -> String {
     format!("{BATCH_PREFIX}{id}")
+}
+
+/// Where a group of failed attempts is kept: no other group has the same first one.
+pub(super) fn history_sk(fence: u64, first: &Failure) -> String {
+    let Failure { drive, attempt_number, index, .. } = first;
+    format!("{HISTORY_PREFIX}{fence:016x}#{drive:08x}#{attempt_number:08x}#{index:08x}")
 }
 
 pub(super) fn file_pk(id: FileId) -> String {
@@ -123,8 +144,9 @@ pub(super) fn open_pk(node: &str, feed: &str) -> String {
     format!("open#{node}#{feed}")
 }
 
-pub(super) fn dead_sk(file: FileId, destination: &str, first_row: u64, batch: BatchId) -> String {
-    format!("{file}#{destination}#{first_row:016x}#{batch}")
+pub(super) fn dead_sk(stored: &Stored) -> String {
+    let Stored { id, file, destination, rows, .. } = stored;
+    format!("{file}#{destination}#{:016x}#{id}", rows.row(0))
 }
 
 pub(super) fn entry_pk(feed: &str, id: &str) -> String {
@@ -154,8 +176,8 @@ pub(super) struct IndexSpec {
 
 pub(super) fn indexes() -> [IndexSpec; 4] {
     use ScalarAttributeType::{N, S};
-    let outstanding: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE, OWNER];
-    let delivered: &[_] = &[TOPIC, COUNT, NOT_BEFORE, FIRST_ROW, FILE];
+    let outstanding: &[_] = &[TOPIC, COUNT, DUE, FIRST_ROW, FILE, OWNER];
+    let delivered: &[_] = &[TOPIC, COUNT, DUE, FIRST_ROW, FILE, ACCEPTED_AT];
     [
         IndexSpec {
             name: OUTSTANDING,
@@ -209,18 +231,18 @@ fn global_index(spec: &IndexSpec) -> Result<GlobalSecondaryIndex, StoreError> {
 /// Makes what is missing of the tables, and brings them up to date. Refuses what a newer version made. What
 /// is there already is left as it is, its billing mode and tags too.
 pub(super) async fn migrate(client: &Client, tables: &Tables) -> Result<(), StoreError> {
-    match describe(client, &tables.outbox).await? {
-        None => create_outbox(client, &tables.outbox).await?,
+    if describe(client, &tables.outbox).await?.is_none() {
+        create_outbox(client, &tables.outbox).await?;
+    }
+    match describe(client, &tables.ledger).await? {
+        None => create_ledger(client, &tables.ledger).await?,
         Some(table) => {
             for spec in indexes() {
                 if !index_names(&table).any(|name| name == spec.name) {
-                    add_index(client, &tables.outbox, &spec).await?;
+                    add_index(client, &tables.ledger, &spec).await?;
                 }
             }
         }
-    }
-    if describe(client, &tables.ledger).await?.is_none() {
-        create_ledger(client, &tables.ledger).await?;
     }
     for table in [&tables.outbox, &tables.ledger] {
         wait_active(client, table).await?;
@@ -258,7 +280,7 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
             &[(PK, KeyType::Hash), (SK, KeyType::Range)]
         };
         wrong.extend(wrong_keys(&format!("table {table}"), description.key_schema(), expected));
-        if table == &tables.outbox {
+        if table == &tables.ledger {
             wrong.extend(wrong_indexes(table, &description));
         }
         if !has_ttl(client, table).await? {
@@ -362,31 +384,36 @@ async fn describe(client: &Client, table: &str) -> Result<Option<TableDescriptio
 }
 
 async fn create_outbox(client: &Client, table: &str) -> Result<(), StoreError> {
+    let call = client
+        .create_table()
+        .table_name(table)
+        .key_schema(key(MESSAGE_ID, KeyType::Hash)?)
+        .attribute_definitions(attribute(MESSAGE_ID, ScalarAttributeType::S)?)
+        .billing_mode(BillingMode::PayPerRequest);
+    create(call).await
+}
+
+async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
     use ScalarAttributeType::{N, S};
     let mut call = client
         .create_table()
         .table_name(table)
-        .key_schema(key(MESSAGE_ID, KeyType::Hash)?)
+        .key_schema(key(PK, KeyType::Hash)?)
+        .key_schema(key(SK, KeyType::Range)?)
         .billing_mode(BillingMode::PayPerRequest);
-    for (name, kind) in [(MESSAGE_ID, S), (TOPIC_SHARD, S), (OUTSTANDING_CREATED_TIME, N), (DELIVERY_TIME, N)]
-    {
+    for (name, kind) in [
+        (PK, S),
+        (SK, S),
+        (MESSAGE_ID, S),
+        (TOPIC_SHARD, S),
+        (OUTSTANDING_CREATED_TIME, N),
+        (DELIVERY_TIME, N),
+    ] {
         call = call.attribute_definitions(attribute(name, kind)?);
     }
     for spec in indexes() {
         call = call.global_secondary_indexes(global_index(&spec)?);
     }
-    create(call).await
-}
-
-async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
-    let call = client
-        .create_table()
-        .table_name(table)
-        .key_schema(key(PK, KeyType::Hash)?)
-        .key_schema(key(SK, KeyType::Range)?)
-        .attribute_definitions(attribute(PK, ScalarAttributeType::S)?)
-        .attribute_definitions(attribute(SK, ScalarAttributeType::S)?)
-        .billing_mode(BillingMode::PayPerRequest);
     create(call).await
 }
 

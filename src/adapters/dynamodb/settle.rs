@@ -9,7 +9,7 @@
 //! the records are read again and it is worked out anew.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -25,9 +25,9 @@ use tokio::sync::oneshot;
 
 use super::{
     calls::{ACTIONS_MAX, Change, Got, TRANSACTION_BYTES_MAX, Transacted, delete, ledger_key, put},
-    draft::{CountChange, Draft, Known, Part, Stop},
+    draft::{Changed, Counted, Draft, Known},
     item::{CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
-    record::Record,
+    record::{Mark, Stored, Waiting},
     schema,
     state::{LastTimes, Shared, lock},
 };
@@ -42,7 +42,7 @@ const ROUNDS: usize = 10;
 const TIMES_MAX: usize = 10_000;
 
 /// A call of `settle` and where its answer goes.
-pub(super) struct Waiting {
+pub(super) struct Call {
     settlements: Vec<Settlement>,
     answer: oneshot::Sender<Result<Vec<Settled>, StoreError>>,
 }
@@ -63,7 +63,7 @@ enum Written {
 impl Shared {
     pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let (answer, mut answered) = oneshot::channel();
-        lock(&self.waiting).push(Waiting { settlements, answer });
+        lock(&self.waiting).push(Call { settlements, answer });
         let mut lane = self.lane.lock().await;
         // Whoever had the lane before may have taken it along.
         if let Ok(answer) = answered.try_recv() {
@@ -97,11 +97,11 @@ impl Shared {
         if missing.is_empty() {
             return Ok(());
         }
-        let keys: Vec<_> = missing.iter().map(|id| Record::key(*id)).collect();
+        let keys: Vec<_> = missing.iter().map(|id| Stored::key(*id)).collect();
         let found = self.calls.get_many("reading records", &self.calls.tables.ledger, &keys, None).await?;
         for (id, got) in missing.into_iter().zip(found) {
             let record = match got {
-                Got::Item(item) => Some(Record::read(&item)?),
+                Got::Item(item) => Some(Stored::read(&item)?),
                 Got::Missing => None,
                 Got::Unprocessed => {
                     return Err(StoreError::Retryable("reading records: some were not read".into()));
@@ -117,161 +117,60 @@ impl Shared {
 }
 
 impl Lane {
-    async fn run(&mut self, shared: &Shared, waiting: Vec<Waiting>) {
-        let mut waiting = std::collections::VecDeque::from(waiting);
-        while !waiting.is_empty() {
-            self.run_some(shared, &mut waiting).await;
+    async fn run(&mut self, shared: &Shared, calls: Vec<Call>) {
+        let mut calls = VecDeque::from(calls);
+        while !calls.is_empty() {
+            self.run_some(shared, &mut calls).await;
         }
     }
 
     /// Settles as many calls as fit into one transaction, at least the first.
-    async fn run_some(&mut self, shared: &Shared, waiting: &mut std::collections::VecDeque<Waiting>) {
-        let mut known = Known::new();
-        let ids: Vec<_> = waiting
-            .iter()
-            .flat_map(|call| call.settlements.iter().map(|settlement| settlement.token.batch))
-            .collect();
+    async fn run_some(&mut self, shared: &Shared, calls: &mut VecDeque<Call>) {
+        let ids: Vec<_> =
+            calls.iter().flat_map(|call| &call.settlements).map(|settlement| settlement.token).collect();
         // A record that is older than the token is of no use: somebody else's claim is newer still.
-        for call in waiting.iter() {
-            for Settlement { token, .. } in &call.settlements {
-                if shared.cached_record(token.batch).is_some_and(|record| record.fence < token.fence) {
-                    shared.forget_record(token.batch);
-                }
+        for token in &ids {
+            if shared.cached_record(token.batch).is_some_and(|stored| stored.record.fence < token.fence) {
+                shared.forget_record(token.batch);
             }
         }
         for round in 0..ROUNDS {
-            if let Err(error) = shared.know(&mut known, ids.iter().copied(), round == 0).await {
-                return answer_all(waiting.drain(..), &error);
+            let mut known = Known::new();
+            if let Err(error) = shared.know(&mut known, ids.iter().map(|token| token.batch), round == 0).await
+            {
+                return answer_all(calls.drain(..), &error);
             }
             let mut draft = Draft::default();
             let mut answers: Vec<Result<Vec<Settled>, StoreError>> = Vec::new();
-            let mut error = None;
-            for call in waiting.iter() {
-                match self.work_out(shared, &mut known, &draft, &call.settlements).await {
-                    Ok(Ok((next, settled))) => {
-                        if fits(&next) {
-                            draft = next;
-                            answers.push(Ok(settled));
-                            continue;
-                        }
-                        break; // it starts the next transaction
+            for call in calls.iter() {
+                let mut next = draft.clone();
+                let settled: Result<Vec<_>, _> =
+                    call.settlements.iter().map(|settlement| next.settle(&known, settlement)).collect();
+                match settled {
+                    Ok(settled) if fits(&next) => {
+                        draft = next;
+                        answers.push(Ok(settled));
                     }
-                    Ok(Err(refused)) => answers.push(Err(refused)),
-                    Err(failed) => {
-                        error = Some(failed);
-                        break;
-                    }
+                    Ok(_) => break, // it begins the next transaction
+                    Err(refused) => answers.push(Err(refused)),
                 }
             }
             if answers.is_empty() {
-                if let Some(error) = error {
-                    return answer_all(waiting.drain(..1), &error);
-                }
-                // Too much for a transaction of its own: in parts, each of which is sound by itself.
-                let call = waiting.pop_front().expect("the caller has seen one");
-                let answer = self.settle_in_parts(shared, &call.settlements).await;
-                let _ = call.answer.send(answer); // nobody waits any more
-                return;
+                let call = calls.pop_front().expect("the caller has seen one");
+                return halve(call, calls);
             }
             match self.write(shared, &draft).await {
                 Ok(Written::Done) => {
-                    for (call, answer) in waiting.drain(..answers.len()).zip(answers) {
+                    for (call, answer) in calls.drain(..answers.len()).zip(answers) {
                         let _ = call.answer.send(answer); // nobody waits any more
                     }
                     return;
                 }
-                Ok(Written::MovedOn) => {
-                    known.clear();
-                    super::retry::back_off(round as u32).await;
-                }
-                Err(error) => return answer_all(waiting.drain(..answers.len()), &error),
+                Ok(Written::MovedOn) => super::retry::back_off(round as u32).await,
+                Err(error) => return answer_all(calls.drain(..answers.len()), &error),
             }
         }
-        answer_all(waiting.drain(..), &StoreError::Retryable("batches keep being changed by others".into()));
-    }
-
-    /// What one call's settlements add to `draft`; `Ok(Err(_))` if they are refused.
-    async fn work_out(
-        &self,
-        shared: &Shared,
-        known: &mut Known,
-        draft: &Draft,
-        settlements: &[Settlement],
-    ) -> Result<Result<(Draft, Vec<Settled>), StoreError>, StoreError> {
-        loop {
-            let mut next = draft.clone();
-            let settled: Result<Vec<_>, _> =
-                settlements.iter().map(|settlement| next.settle(known, &part_of(settlement))).collect();
-            match settled {
-                Ok(settled) => return Ok(Ok((next, settled))),
-                Err(Stop::Refused(refused)) => return Ok(Err(refused)),
-                Err(Stop::Need(id)) => shared.know(known, [id], false).await?,
-            }
-        }
-    }
-
-    async fn settle_in_parts(
-        &mut self,
-        shared: &Shared,
-        settlements: &[Settlement],
-    ) -> Result<Vec<Settled>, StoreError> {
-        let mut answers = Vec::with_capacity(settlements.len());
-        for settlement in settlements {
-            let part = part_of(settlement);
-            let mut known = Known::new();
-            shared.know(&mut known, [settlement.token.batch], false).await?;
-            let mut parts = match known.get(&settlement.token.batch) {
-                Some(Some(record)) => part.by_retry(record)?,
-                _ => vec![part],
-            };
-            parts.reverse();
-            let mut answer = Settled::Stale;
-            while let Some(part) = parts.pop() {
-                if part.verdicts.is_empty() && part.retries.is_empty() {
-                    continue;
-                }
-                if let Some(settled) = self.settle_part(shared, &part).await? {
-                    // Its last message ends the claim; what comes then is stale and changes nothing.
-                    answer = if answer == Settled::Complete { answer } else { settled };
-                } else {
-                    let (left, right) = part.halves().ok_or_else(|| {
-                        StoreError::Permanent(format!(
-                            "a retry batch of {} does not fit into a transaction: set batch.max_bytes lower",
-                            settlement.token.batch
-                        ))
-                    })?;
-                    parts.extend([right, left]);
-                }
-            }
-            answers.push(answer);
-        }
-        Ok(answers)
-    }
-
-    /// Settles one part by itself; `None` if it does not fit.
-    async fn settle_part(&mut self, shared: &Shared, part: &Part) -> Result<Option<Settled>, StoreError> {
-        let settlement = Settlement {
-            token: part.token,
-            verdicts: part.verdicts.clone(),
-            retries: part.retries.clone(),
-            records: part.records.to_vec(),
-        };
-        for round in 0..ROUNDS {
-            let mut known = Known::new();
-            shared.know(&mut known, [part.token.batch], round == 0).await?;
-            let worked_out = self
-                .work_out(shared, &mut known, &Draft::default(), std::slice::from_ref(&settlement))
-                .await?;
-            let (draft, settled) = worked_out?;
-            if !fits(&draft) {
-                return Ok(None);
-            }
-            if let Written::Done = self.write(shared, &draft).await? {
-                return Ok(settled.first().copied());
-            }
-            super::retry::back_off(round as u32).await;
-        }
-        Err(StoreError::Retryable("a batch keeps being changed by others".into()))
+        answer_all(calls.drain(..), &StoreError::Retryable("batches keep being changed by others".into()));
     }
 
     /// Writes a draft in one transaction.
@@ -279,9 +178,11 @@ impl Lane {
         if draft.is_empty() {
             return Ok(Written::Done);
         }
-        let created: BTreeMap<BatchId, u64> =
-            draft.made_order.iter().map(|id| (*id, shared.stamp())).collect();
-        let actions = self.actions(shared, draft, &created)?;
+        let waiting = draft.changed.iter();
+        let waiting = waiting.filter_map(|(id, changed)| Some((*id, changed.waits()?)));
+        let waiting: BTreeMap<BatchId, Waiting> =
+            waiting.map(|(id, due)| (id, Waiting { created: shared.stamp(), due })).collect();
+        let actions = self.actions(shared, draft, &waiting)?;
         match shared.calls.transact("recording outcomes", actions).await {
             Ok(Transacted::Done) => {}
             Ok(Transacted::Refused(_)) => {
@@ -300,7 +201,7 @@ impl Lane {
                 return Err(error);
             }
         }
-        self.written(shared, draft, &created);
+        self.written(shared, draft, &waiting);
         Ok(Written::Done)
     }
 
@@ -308,26 +209,30 @@ impl Lane {
         &self,
         shared: &Shared,
         draft: &Draft,
-        created: &BTreeMap<BatchId, u64>,
+        waiting: &BTreeMap<BatchId, Waiting>,
     ) -> Result<Vec<TransactWriteItem>, StoreError> {
         let table = &shared.calls.tables.ledger;
         let mut actions = Vec::with_capacity(draft.actions());
-        for (id, record) in &draft.changed {
-            actions.push(record.replace(table)?);
-            if draft.had_dead[id] != record.has_dead() {
-                actions.push(mark_dead(table, record)?);
+        for (id, changed) in &draft.changed {
+            let Changed { before, after, failures, .. } = changed;
+            let mark = match waiting.get(id) {
+                Some(waiting) => Mark::Outstanding(*waiting),
+                // A 2xx of a stale worker may have settled what was yet to be dispatched.
+                None if changed.is_done() => Mark::Dispatched { at: shared.stamp() },
+                None => Mark::None,
+            };
+            actions.push(before.change(table, after, mark, &shared.settings.process).action()?);
+            if !failures.is_empty() {
+                actions.push(before.keep_history(table, failures)?);
+            }
+            if changed.changes_list() {
+                actions.push(list_dead(table, before, after.has_dead())?);
             }
         }
-        for (id, (batch, record)) in &draft.made {
-            actions.extend(shared.batch_and_record(batch, record, created[id])?);
-            if record.has_dead() {
-                actions.push(mark_dead(table, record)?);
-            }
+        for (of, counted) in &draft.counts {
+            actions.push(self.count(shared, of, counted)?);
         }
-        for (of, change) in &draft.counts {
-            actions.push(self.count(shared, of, change)?);
-        }
-        let depth = depth_change(draft);
+        let depth = draft.depth();
         if depth != 0 {
             actions.push(shared.change_depth(DEPTH_SLOT, depth)?);
         }
@@ -338,17 +243,18 @@ impl Lane {
         &self,
         shared: &Shared,
         of: &(FileId, Arc<str>),
-        change: &CountChange,
+        counted: &Counted,
     ) -> Result<TransactWriteItem, StoreError> {
         let mut names = vec![SENT, DEAD, RETRYING, CHANGES];
         let mut values = vec![
-            ("Sent", number(change.sent)),
-            ("Dead", number(change.dead)),
-            ("Retrying", number(change.retrying)),
+            ("Sent", number(counted.change.sent)),
+            ("Dead", number(counted.change.dead)),
+            ("Retrying", number(counted.change.retrying)),
             ("one", number(1)),
         ];
         let mut update = String::from("ADD #Sent :Sent, #Dead :Dead, #Retrying :Retrying, #Changes :one");
-        if let Some(at) = change.last_at.max(self.times.get(of).copied()).filter(|_| change.last_at.is_some())
+        if let Some(at) =
+            counted.last_at.max(self.times.get(of).copied()).filter(|_| counted.last_at.is_some())
         {
             update.push_str(" SET #LastAt = :LastAt");
             names.push(LAST_AT);
@@ -366,17 +272,25 @@ impl Lane {
     }
 
     /// Takes note of what a transaction has done.
-    fn written(&mut self, shared: &Shared, draft: &Draft, created: &BTreeMap<BatchId, u64>) {
-        for record in draft.changed.values() {
-            let mut record = record.clone();
-            record.version += 1;
-            if record.unsettled == 0 && !record.has_dead() {
-                lock(&shared.expiring).settled(record.id);
+    fn written(&mut self, shared: &Shared, draft: &Draft, waiting: &BTreeMap<BatchId, Waiting>) {
+        for (id, changed) in &draft.changed {
+            let stored = changed.before.changed_to(changed.after.clone());
+            match waiting.get(id) {
+                Some(waiting) => shared.waits(&stored, *waiting),
+                None if changed.is_done() => {
+                    shared.fresh().remove(*id);
+                }
+                None => {}
             }
-            shared.cache_record(record);
+            // Most batches are done with once they are settled.
+            if stored.record.is_settled() {
+                shared.forget_record(*id);
+            } else {
+                shared.cache_record(stored);
+            }
         }
-        for (of, change) in &draft.counts {
-            if let Some(at) = change.last_at {
+        for (of, counted) in &draft.counts {
+            if let Some(at) = counted.last_at {
                 if self.times.len() >= TIMES_MAX {
                     self.times.clear();
                 }
@@ -384,26 +298,10 @@ impl Lane {
                 *last = at.max(*last);
             }
         }
-        shared.depth_changed(depth_change(draft));
+        shared.depth_changed(draft.depth());
         let files: HashSet<FileId> = draft.counts.keys().map(|(file, _)| *file).collect();
         for file in files {
             shared.touched_file(file);
-        }
-        let mut fresh = shared.fresh();
-        for id in &draft.made_order {
-            let (batch, record) = &draft.made[id];
-            if record.unsettled > 0 {
-                fresh.insert(batch.clone(), created[id]);
-            } else {
-                // Nothing is left to send of it, but it stands in the outbox.
-                lock(&shared.expiring).unmarked(*id);
-            }
-        }
-        // A 2xx of a stale worker may have settled what was yet to be dispatched.
-        for (id, record) in &draft.changed {
-            if record.unsettled == 0 && fresh.remove(*id) {
-                lock(&shared.expiring).unmarked(*id);
-            }
         }
     }
 
@@ -413,39 +311,49 @@ impl Lane {
     }
 }
 
-fn part_of(settlement: &Settlement) -> Part {
-    Part {
-        token: settlement.token,
-        verdicts: settlement.verdicts.clone(),
-        retries: settlement.retries.clone(),
-        // Only these have anything to say that is kept here.
-        records: settlement.records.iter().filter(|record| record.detail.is_some()).cloned().collect(),
-    }
-}
-
 pub(super) fn fits(draft: &Draft) -> bool {
     draft.actions() <= ACTIONS_MAX && draft.bytes() <= TRANSACTION_BYTES_MAX
 }
 
-fn answer_all(calls: impl Iterator<Item = Waiting>, error: &StoreError) {
+/// Divides a call that is too much for a transaction of its own: each part is sound by itself, and if only the first
+/// is recorded, the whole can be repeated.
+fn halve(call: Call, calls: &mut VecDeque<Call>) {
+    let Call { mut settlements, answer } = call;
+    if settlements.len() < 2 {
+        // Of one batch: see the worst record's test.
+        let _ =
+            answer.send(Err(StoreError::Permanent("a settlement does not fit into a transaction".into())));
+        return;
+    }
+    let (first, second) = (oneshot::channel(), oneshot::channel());
+    let right = settlements.split_off(settlements.len() / 2);
+    calls.push_front(Call { settlements: right, answer: second.0 });
+    calls.push_front(Call { settlements, answer: first.0 });
+    tokio::spawn(async move {
+        let lost = |_| StoreError::Unknown("the recording was interrupted".into());
+        let (first, second) = (first.1.await, second.1.await);
+        let both = || -> Result<Vec<Settled>, StoreError> {
+            let mut settled = first.map_err(lost)??;
+            settled.extend(second.map_err(lost)??);
+            Ok(settled)
+        };
+        let _ = answer.send(both()); // nobody waits any more
+    });
+}
+
+fn answer_all(calls: impl Iterator<Item = Call>, error: &StoreError) {
     for call in calls {
         let _ = call.answer.send(Err(error.clone())); // nobody waits any more
     }
 }
 
 /// The action that lists a batch among those with dead messages, or takes it off the list.
-fn mark_dead(table: &str, record: &Record) -> Result<TransactWriteItem, StoreError> {
-    let sk = schema::dead_sk(record.file, &record.destination, record.first_row, record.id);
-    let mut key = ledger_key(schema::DEAD_PK, &sk);
-    if record.has_dead() {
-        key.insert(COUNT.to_owned(), number(record.count));
+fn list_dead(table: &str, stored: &Stored, has_dead: bool) -> Result<TransactWriteItem, StoreError> {
+    let mut key = ledger_key(schema::DEAD_PK, &schema::dead_sk(stored));
+    if has_dead {
+        key.insert(COUNT.to_owned(), number(stored.rows.len() as u64));
         put(table, key, None)
     } else {
         delete(table, key)
     }
-}
-
-/// By how much the number of open messages changes.
-fn depth_change(draft: &Draft) -> i64 {
-    -draft.counts.values().map(|change| change.sent + change.dead).sum::<i64>()
 }

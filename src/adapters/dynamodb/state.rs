@@ -28,7 +28,7 @@ use super::{
     item::{DISABLED_AT, MESSAGES, REASON, Reading, SK, TOPIC, number, text},
     outstanding::Sweep,
     schema,
-    settle::{Lane, Waiting},
+    settle::{Call, Lane},
 };
 
 /// Append transactions in flight at once. Each changes a depth counter of its own, or they would refuse each
@@ -61,10 +61,9 @@ pub(super) struct Shared {
     free_slots: Mutex<Vec<u32>>,
     /// Appends of one file go one after the other, in the order in which they came.
     pub(super) appending: Vec<tokio::sync::Mutex<()>>,
-    pub(super) waiting: Mutex<Vec<Waiting>>,
+    pub(super) waiting: Mutex<Vec<Call>>,
     pub(super) lane: tokio::sync::Mutex<Lane>,
     pub(super) reporting: Mutex<super::reports::Reporting>,
-    pub(super) expiring: Mutex<super::archive::Expiring>,
 }
 
 /// Names of destinations.
@@ -146,7 +145,6 @@ impl Shared {
             waiting: Mutex::default(),
             lane: tokio::sync::Mutex::default(),
             reporting: Mutex::default(),
-            expiring: Mutex::default(),
         }
     }
 
@@ -177,11 +175,11 @@ impl Shared {
     }
 
     /// A record as it was when it was last seen.
-    pub(super) fn cached_record(&self, id: BatchId) -> Option<super::record::Record> {
+    pub(super) fn cached_record(&self, id: BatchId) -> Option<super::record::Stored> {
         lock(&self.records).get(&id).cloned().flatten()
     }
 
-    pub(super) fn cache_record(&self, record: super::record::Record) {
+    pub(super) fn cache_record(&self, record: super::record::Stored) {
         let mut records = lock(&self.records);
         make_room(&mut records);
         match records.entry(record.id) {

@@ -40,7 +40,9 @@ fn expected() -> BTreeMap<String, Index> {
 fn cloud_formation_makes_the_indexes_of_the_schema() {
     let mut found: BTreeMap<String, Index> = BTreeMap::new();
     let (mut index, mut attribute) = (None, String::new());
-    for line in CLOUD_FORMATION.lines() {
+    let (before, ledger) = CLOUD_FORMATION.split_once("\n  Ledger:\n").expect("it makes the ledger's table");
+    assert!(!before.contains("IndexName"), "the indexes are the ledger table's");
+    for line in ledger.lines() {
         if let Some(name) = value(line, "IndexName") {
             index = Some(name.to_owned());
         } else if let Some(name) = value(line, "AttributeName") {
@@ -65,13 +67,39 @@ fn cloud_formation_makes_the_indexes_of_the_schema() {
 #[test]
 fn terraform_makes_the_indexes_of_the_schema() {
     let mut found: BTreeMap<String, Index> = BTreeMap::new();
-    for block in TERRAFORM.split("global_secondary_index {").skip(1) {
+    let ledger = TERRAFORM.split_once("resource \"aws_dynamodb_table\" \"ledger\"");
+    let (before, ledger) = ledger.expect("it makes the ledger's table");
+    assert!(!before.contains("global_secondary_index"), "the indexes are the ledger table's");
+    for block in ledger.split("global_secondary_index {").skip(1) {
         let block = block.split('}').next().unwrap_or_default();
         let get = |key| block.lines().find_map(|line| value(line, key)).unwrap_or_default().to_owned();
         let names = list(&get("non_key_attributes"));
         found.insert(get("name"), (get("hash_key"), get("range_key"), names));
     }
     assert_eq!(found, expected());
+}
+
+#[test]
+fn the_policies_name_the_indexes_of_the_ledger_s_table() {
+    let texts = [
+        (CLOUD_FORMATION, "${Ledger.Arn}/index/*", 2),
+        (TERRAFORM, "${aws_dynamodb_table.ledger.arn}/index/*", 2),
+        (HANDBOOK, "table/postrider-ledger/index/*", 3),
+    ];
+    for (text, indexes, times) in texts {
+        assert_eq!((text.matches(indexes).count(), text.matches("/index/*").count()), (times, times));
+    }
+}
+
+#[test]
+fn both_define_every_attribute_that_is_a_key() {
+    let of_indexes = schema::indexes().into_iter().flat_map(|index| [index.hash.0, index.range.0]);
+    for name in of_indexes.chain([item::MESSAGE_ID, item::PK, item::SK]) {
+        let (_, ledger) = CLOUD_FORMATION.split_once("\n  Ledger:\n").expect("it makes the ledger's table");
+        assert!(ledger.contains(&format!("- AttributeName: {name}\n          AttributeType: ")), "{name}");
+        let (_, ledger) = TERRAFORM.split_once("\"ledger\" {").expect("it makes the ledger's table");
+        assert!(ledger.contains(&format!("name = \"{name}\"\n    type = ")), "{name}");
+    }
 }
 
 #[test]

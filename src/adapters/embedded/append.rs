@@ -7,6 +7,7 @@ use postrider_actors::model::codec;
 use postrider_actors::{
     model::{
         file::{Checkpoint, FileState, Reject},
+        ledger,
         time::UnixMs,
     },
     ports::{Append, Appended},
@@ -128,22 +129,33 @@ fn insert_file(tx: &mut Tx<'_>, append: &Append) -> Result<StoredFile, TxError> 
     Ok(StoredFile { seq, state: FileState::Ingesting, checkpoint: Checkpoint::default() })
 }
 
+/// A payload that was stored, with the row numbers in it.
+struct StoredPayload<'a> {
+    seq: i64,
+    body: &'a Bytes,
+    gaps: Option<Vec<u8>>,
+}
+
 fn insert_batches(tx: &mut Tx<'_>, append: &Append, file: i64) -> Result<(), TxError> {
     // Batches of the same rows for several destinations share one payload.
-    let mut payloads: BTreeMap<u64, (i64, &Bytes)> = BTreeMap::new();
+    let mut payloads: BTreeMap<u64, StoredPayload<'_>> = BTreeMap::new();
     let shares = append.file.destinations.len() > 1;
     for batch in &append.batches {
         let destination = tx.destination(&batch.header.destination)?;
-        let shared = payloads.get(&batch.first_row).filter(|(_, payload)| **payload == batch.payload);
+        let shared = payloads.remove(&batch.first_row).filter(|known| *known.body == batch.payload);
         let payload = match shared {
-            Some(&(payload, _)) => payload,
-            None => tx.insert_payload(batch)?,
+            Some(payload) => payload,
+            None => StoredPayload {
+                gaps: ledger::codec::encode_rows(&batch.row_numbers().map_err(TxError::Refused)?),
+                seq: tx.insert_payload(&batch.payload)?,
+                body: &batch.payload,
+            },
         };
-        if shares {
-            payloads.insert(batch.first_row, (payload, &batch.payload));
-        }
-        tx.insert_batch(batch, file, destination, payload)?;
+        tx.insert_batch(batch, file, destination, payload.seq, payload.gaps.as_deref())?;
         tx.count(file, destination).accepted += i64::from(batch.count);
+        if shares {
+            payloads.insert(batch.first_row, payload);
+        }
     }
     Ok(())
 }

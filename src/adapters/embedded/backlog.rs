@@ -3,43 +3,49 @@
 use postrider_actors::model::time::UnixMs;
 use rusqlite::Connection;
 
-use super::tx::{TxError, uint};
+use super::tx::{TxError, int, uint};
 
-/// Batches that are not settled, by where they are.
+/// Batches that are not settled, by what they wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// The queue has not accepted them, or they wait for their retry.
+    /// They are not due yet.
     pub outstanding: u64,
-    /// They wait for a worker.
+    /// They are due and wait for a worker.
     pub queued: u64,
     /// A worker has them.
     pub leased: u64,
-    /// When the one that is due for longest became due; `None` if there is none.
+    /// When the one that is due for longest became due, or the next will; `None` if there is none.
     pub oldest_due: Option<UnixMs>,
 }
 
+/// How many are not due yet at a time, and how many are.
+pub(crate) const COUNT_WAITING: &str = "SELECT coalesce(sum(due > ?1), 0), coalesce(sum(due <= ?1), 0)
+     FROM batches INDEXED BY batches_waiting WHERE due IS NOT NULL AND holder IS NULL";
+
 /// Counts them. The time it takes grows with their number: each is an entry of an index.
-pub(crate) fn read(connection: &Connection) -> Result<Backlog, TxError> {
-    let count = |phase: &str| -> Result<u64, TxError> {
-        let sql = format!("SELECT count(*) FROM batches WHERE phase = {phase}");
-        Ok(uint(connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?))
-    };
-    // Each minimum is the first entry of an index; leased batches are few.
+pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxError> {
+    let (outstanding, queued) = connection
+        .prepare_cached(COUNT_WAITING)?
+        .query_row([int(now.0)], |row| Ok((uint(row.get(0)?), uint(row.get(1)?))))?;
+    let leased: i64 = connection
+        .prepare_cached("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?
+        .query_row([], |row| row.get(0))?;
+    // Each minimum is the first entry of a lane in the index; leased batches are few.
     let oldest_due: Option<i64> = connection
         .prepare_cached(
             "SELECT min(due) FROM (
-                 SELECT min(not_before) AS due FROM batches WHERE phase = 0
+                 SELECT (SELECT min(due) FROM batches INDEXED BY batches_waiting
+                         WHERE destination = d.seq AND retry = lane.retry AND due IS NOT NULL AND holder IS NULL)
+                     AS due
+                 FROM destinations d, (SELECT 0 AS retry UNION ALL SELECT 1) lane
                  UNION ALL
-                 SELECT (SELECT min(not_before) FROM batches WHERE phase = 1 AND destination = d.seq)
-                 FROM destinations d
-                 UNION ALL
-                 SELECT min(not_before) FROM batches WHERE phase = 2)",
+                 SELECT min(due) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL)",
         )?
         .query_row([], |row| row.get(0))?;
     Ok(Backlog {
-        outstanding: count("0")?,
-        queued: count("1")?,
-        leased: count("2")?,
+        outstanding,
+        queued,
+        leased: uint(leased),
         oldest_due: oldest_due.map(|due| UnixMs(uint(due))),
     })
 }

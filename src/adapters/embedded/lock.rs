@@ -4,7 +4,16 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
+
+/// A process that was just killed holds its lock until the kernel has taken it apart: who is started in its place looks
+/// again so often …
+const LOOKS: u32 = 40;
+
+/// … and waits so long in between.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the state directory could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +42,7 @@ pub struct InstanceLock {
 }
 
 impl InstanceLock {
-    /// Takes `state_dir`, which is made if it is not there.
+    /// Takes `state_dir`, which is made if it is not there. Blocks for up to two seconds while another process has it.
     pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
         let path = state_dir.join("lock");
         let open = || {
@@ -42,11 +51,15 @@ impl InstanceLock {
             OpenOptions::new().create(true).truncate(false).write(true).open(&path)
         };
         let file = open().map_err(|error| LockError::Io { path: path.clone(), error })?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::Held(state_dir.to_owned())),
-            Err(TryLockError::Error(error)) => Err(LockError::Io { path, error }),
+        for look in 0..LOOKS {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) if look + 1 < LOOKS => thread::sleep(LOOK_PAUSE),
+                Err(TryLockError::WouldBlock) => break,
+                Err(TryLockError::Error(error)) => return Err(LockError::Io { path, error }),
+            }
         }
+        Err(LockError::Held(state_dir.to_owned()))
     }
 }
 

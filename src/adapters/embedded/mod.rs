@@ -1,14 +1,13 @@
-//! The embedded store: outbox, queue and ledger as states of the same rows in one SQLite file.
+//! The embedded store: outbox, queue and ledger as one row per batch in one SQLite file.
 //!
 //! One writer thread groups commits ([`writer`]); reads have a thread and a connection of their own
-//! ([`reader`]). The schema is `schema_1.sql` and its successors. A batch's way: `append` inserts it (phase `outstanding`),
-//! [`leases`] move it to `queued` and `leased`, [`settle`] records what became of its messages until it
-//! is `settled`.
+//! ([`reader`]). The schema is `schema.sql`. A batch's way: `append` inserts it, due at once or later; [`leases`] give it
+//! to workers when it is due; [`settle`] records what became of its messages. What is still open is due again in the
+//! same row. The rules are `model::ledger`'s; [`stored`] is between them and the row.
 
 mod append;
 mod archive;
 mod backlog;
-mod claims;
 mod entries;
 mod leases;
 mod lock;
@@ -20,16 +19,14 @@ mod receipts;
 mod redrive;
 mod reports;
 mod settle;
+mod stored;
 mod tx;
 mod viewer;
 mod writer;
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     thread,
 };
 
@@ -38,15 +35,21 @@ use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
+        ledger::Evidence,
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, Appended, Claim, ClaimRequest, Claims, EntryId, Fetched, ItemOutcome, Lease, LeaseRequest,
-        LeaseToken, Ledger, Outbox, OutboxArchive, OutboxEntry, OutstandingQuery, Page, PageQuery, Queue,
-        QueueDepth, Release, Settled, Settlement, StoreError,
+        Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
+        Queue, Release, Settled, Settlement, StoreError,
     },
 };
 
+use self::{
+    archive::KeptPlace,
+    open::Access,
+    reader::Reader,
+    writer::{Durability, Writer},
+};
 pub use self::{
     backlog::Backlog,
     lock::{InstanceLock, LockError},
@@ -56,18 +59,13 @@ pub use self::{
     viewer::Viewer,
     writer::{OnFatal, exit_on_fatal},
 };
-use self::{
-    open::Access,
-    reader::Reader,
-    writer::{Durability, Writer},
-};
 
 /// The embedded store. Dropping it commits what it was given, checkpoints and joins its threads.
 pub struct EmbeddedStore {
     handles: Option<Handles>,
     losses: usize,
     /// How far archiving has looked.
-    archived_until: AtomicI64,
+    archived_until: Mutex<KeptPlace>,
     /// Whether changes of states by receipts are kept.
     keeps_changes: AtomicBool,
 }
@@ -83,9 +81,20 @@ impl EmbeddedStore {
     /// Opens the store in `state_dir` for the daemon, which must hold the [`InstanceLock`]: makes and
     /// migrates it as needed, and marks lost what an earlier process had leased. Blocks.
     pub fn open(state_dir: &Path, on_fatal: OnFatal) -> Result<Self, OpenError> {
+        Self::open_after(state_dir, &Evidence::unknown(), UnixMs(0), on_fatal)
+    }
+
+    /// The same, where it may be known what the earlier process had in flight when it died (B17); `now` by the wall.
+    pub fn open_after(
+        state_dir: &Path,
+        evidence: &Evidence,
+        now: UnixMs,
+        on_fatal: OnFatal,
+    ) -> Result<Self, OpenError> {
         let connection = open::open(state_dir, Access::Own)?;
         let failed = |detail: String| OpenError::Unavailable { path: state_dir.join(DATABASE), detail };
-        let losses = leases::lose_all(&connection).map_err(|error| failed(error.to_string()))?;
+        let losses =
+            leases::lose_all(&connection, evidence, now).map_err(|error| failed(error.to_string()))?;
         check_depth(&connection).map_err(|error| failed(error.to_string()))?;
         let read = open::open(state_dir, Access::Read)?;
         let (writer, writing) =
@@ -94,7 +103,7 @@ impl EmbeddedStore {
         Ok(Self {
             handles: Some(Handles { writer, writing, reader, reading }),
             losses,
-            archived_until: AtomicI64::new(0),
+            archived_until: Mutex::default(),
             keeps_changes: AtomicBool::new(false),
         })
     }
@@ -104,9 +113,10 @@ impl EmbeddedStore {
         self.losses
     }
 
-    /// How many batches are not settled. Its time grows with their number: about 0.1 s for a million.
-    pub async fn backlog(&self) -> Result<Backlog, StoreError> {
-        self.reader().read(|connection, _| backlog::read(connection)).await
+    /// How many batches are not settled, by what they wait for at `now`. Its time grows with their number: about 0.1 s
+    /// for a million.
+    pub async fn backlog(&self, now: UnixMs) -> Result<Backlog, StoreError> {
+        self.reader().read(move |connection, _| backlog::read(connection, now)).await
     }
 
     fn writer(&self) -> &Writer {
@@ -150,7 +160,7 @@ pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
     Ok(schema_version(state_dir)?)
 }
 
-/// The depth is kept by every transaction; a count that disagrees is a defect, mended and reported.
+/// The depth is kept by every transaction; a count that disagrees is a defect, corrected and reported.
 fn check_depth(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     let (kept, counted): (i64, i64) = connection.query_row(
         "SELECT depth, (SELECT coalesce(sum(accepted - sent - dead), 0) FROM file_destinations) FROM counters",
@@ -181,25 +191,6 @@ impl Outbox for EmbeddedStore {
         self.reader().read(move |connection, _| entries::known(connection, &entries)).await
     }
 
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
-        let OutstandingQuery { due_by, limit, with_batches, except } = query;
-        let except = except.to_vec();
-        self.reader()
-            .read(move |connection, caches| {
-                leases::outstanding(connection, caches, due_by, limit, with_batches, &except)
-            })
-            .await
-    }
-
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let ids = ids.to_vec();
-        self.writer().write(Durability::Process, 0, move |tx| leases::dispatch(tx, &ids)).await
-    }
-
-    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
-        self.reader().read(|connection, _| leases::next_due(connection)).await
-    }
-
     async fn depth(&self) -> Result<u64, StoreError> {
         self.reader().read(|connection, _| reports::depth(connection)).await
     }
@@ -207,19 +198,6 @@ impl Outbox for EmbeddedStore {
 
 #[async_trait]
 impl Queue for EmbeddedStore {
-    fn stores_batches(&self) -> bool {
-        false
-    }
-
-    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        self.writer().write(Durability::Process, 0, move |tx| leases::dispatch(tx, &ids)).await
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
-        self.reader().read(|connection, _| leases::depth(connection)).await
-    }
-
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
         self.writer().write(Durability::Process, 0, move |tx| leases::lease(tx, &request)).await
     }
@@ -249,52 +227,14 @@ impl Queue for EmbeddedStore {
 }
 
 #[async_trait]
-impl Claims for EmbeddedStore {
-    async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
-        self.writer().write(Durability::Process, 0, move |tx| claims::claim(tx, &request)).await
-    }
-
-    async fn extend_claims(
-        &self,
-        tokens: &[LeaseToken],
-        until: UnixMs,
-    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let tokens = tokens.to_vec();
-        self.writer().write(Durability::Process, 0, move |tx| claims::extend(tx, &tokens, until)).await
-    }
-
-    async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
-        self.release(tokens, how).await
-    }
-}
-
-#[async_trait]
-impl OutboxArchive for EmbeddedStore {
-    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
-        self.reader().read(move |connection, caches| archive::page(connection, caches, &query)).await
-    }
-
-    async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
-        let ids = ids.to_vec();
-        self.reader().read(move |connection, caches| archive::get(connection, caches, &ids)).await
-    }
-
-    async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let ids = ids.to_vec();
-        self.writer().write(Durability::Process, 0, move |tx| archive::delete(tx, &ids)).await
-    }
-
-    async fn count_outstanding(&self) -> Result<u64, StoreError> {
-        self.reader().read(|connection, _| archive::count_outstanding(connection)).await
-    }
-
+impl Archive for EmbeddedStore {
     async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        let after = self.archived_until.load(Ordering::Relaxed);
+        let after = *self.archived_until.lock().unwrap_or_else(PoisonError::into_inner);
         let step = self
             .writer()
             .write(Durability::Process, 0, move |tx| archive::archive(tx, after, before, limit))
             .await?;
-        self.archived_until.store(step.looked_until, Ordering::Relaxed);
+        *self.archived_until.lock().unwrap_or_else(PoisonError::into_inner) = step.looked_until;
         Ok(step.archived)
     }
 
@@ -308,10 +248,8 @@ impl OutboxArchive for EmbeddedStore {
 #[async_trait]
 impl Ledger for EmbeddedStore {
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
-        let retries = settlements.iter().flat_map(|settlement| &settlement.retries);
-        let bytes = retries.map(|batch| batch.payload.len()).sum();
         self.writer()
-            .write(Durability::Synced, bytes, move |tx| {
+            .write(Durability::Synced, 0, move |tx| {
                 settlements.iter().map(|settlement| settle::settle(tx, settlement)).collect()
             })
             .await

@@ -15,7 +15,7 @@ pub const DATABASE: &str = "postrider.db";
 /// `Ptrd`: what `file(1)` and we know the database by.
 const APPLICATION_ID: i32 = 0x5074_7264;
 
-/// 3.51.3 mended a rare loss of committed frames when a WAL is reset under two connections.
+/// 3.51.3 fixed a rare loss of committed frames when a WAL is reset under two connections.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
 /// Not decided by speed: `benches/store.rs` could not tell 4, 8 and 16 KiB apart. Larger pages need fewer
@@ -24,11 +24,10 @@ const PAGE_BYTES: u32 = 8192;
 
 /// Steps from one schema version to the next; `user_version` counts those applied. Never edit one that
 /// was released: append.
-const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
-    [include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
 
 /// The schema version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 3;
+pub const SCHEMA_VERSION: i32 = 1;
 
 /// Another process may be writing: the CLI beside the daemon, or the other way round. Its transactions
 /// are bounded, so this is far beyond what waiting takes.
@@ -53,7 +52,7 @@ pub enum OpenError {
         /// What stands where our application id should.
         found: i32,
     },
-    /// It is damaged. Never mended or recreated unasked (F15).
+    /// It is damaged. Never repaired or recreated unasked (F15).
     #[error(
         "{} is damaged: {detail}. It was left untouched. Stop Postrider, copy {DATABASE}* away, restore a \
          backup or try `sqlite3 {DATABASE} .recover`; starting without it would send every file again",

@@ -66,15 +66,13 @@ impl Operate for Operator {
         let mut redriven = 0;
         let mut place = Place::default();
         while redriven < limit {
-            let step = REDRIVE_STEP.min(limit - redriven);
-            let letters = self.transact(|tx| {
-                let letters = redrive::select(tx.connection, filter, place, step)?;
-                redrive::redrive(tx, &letters, now)?;
-                Ok(letters)
-            })?;
-            let Some(last) = letters.last() else { break };
-            place = last.place;
-            redriven += letters.len();
+            let most = REDRIVE_STEP.min(limit - redriven);
+            let step = self.transact(|tx| redrive::redrive(tx, filter, place, most, now))?;
+            redriven += step.redriven;
+            place = step.looked_until;
+            if step.looked_at < most {
+                break;
+            }
         }
         Ok(redriven)
     }

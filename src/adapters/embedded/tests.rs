@@ -1,6 +1,7 @@
 //! What is the embedded store's own; what every store must do is in `tests/conformance_store.rs`.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read, Seek, SeekFrom, Write},
     sync::{Arc, Mutex},
@@ -8,19 +9,19 @@ use std::{
 
 use postrider_actors::{
     model::{
+        batch::PayloadWriter,
         file::FileState,
+        lease::OpenMessage,
         outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
     },
-    ports::{
-        Claim, ClaimRequest, Claims, Dispatch, LeaseRequest, Ledger, Outbox, OutboxArchive, OutstandingQuery,
-        PageQuery, Queue, Settled, Settlement,
-    },
+    ports::{LeaseRequest, Ledger, Outbox, Queue, Settled, Settlement, Want},
     testing::fixtures,
 };
 use rusqlite::Connection;
 
 use super::*;
+use crate::console::{DeadFilter, Operate as _};
 
 const NOW: UnixMs = UnixMs(1_000_000);
 
@@ -29,49 +30,53 @@ fn open(dir: &Path) -> EmbeddedStore {
 }
 
 async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
-    let wants = vec![("d".into(), 10)];
-    store.lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999) }).await.unwrap()
+    lease_at(store, NOW).await
 }
 
-async fn dispatch(store: &EmbeddedStore) {
-    let entries = store
-        .outstanding(OutstandingQuery {
-            due_by: UnixMs(u64::MAX),
-            limit: 100,
-            with_batches: false,
-            except: &[],
-        })
-        .await
-        .unwrap();
-    store.send(&entries).await.unwrap();
+async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
+    let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 10 }];
+    store.lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now }).await.unwrap()
+}
+
+/// The first attempts of messages, by index.
+fn settlement(lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settlement {
+    let open = |index| lease.open.iter().find(|open| open.index == index).expect("the message is open");
+    Settlement {
+        token: lease.token,
+        verdicts: verdicts.iter().map(|&(index, verdict)| open(index).verdict(verdict)).collect(),
+        details: BTreeMap::new(),
+        records: Vec::new(),
+        ends: false,
+        begins: None,
+    }
+}
+
+fn dead() -> Verdict {
+    Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent }
+}
+
+fn count(dir: &Path, sql: &str) -> i64 {
+    Connection::open(dir.join(DATABASE)).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test]
 async fn a_batch_goes_its_way_and_everything_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let file = fixtures::file("f", 1, &["d"]);
+    let later = UnixMs(NOW.0 + 5_000);
     {
         let store = open(dir.path());
         let mut step = fixtures::step_without(&file, 1..=10, &[3], &[4], NOW);
         step.state = FileState::Ingested;
         store.append(step).await.unwrap();
         assert_eq!(store.depth().await.unwrap(), 8);
-        dispatch(&store).await;
         let leases = lease(&store).await;
-        let attempt = fixtures::failed(NOW);
-        let settled = store
-            .settle(vec![Settlement {
-                token: leases[0].token,
-                verdicts: vec![
-                    (0, Verdict::Sent { at: NOW, status: 200 }),
-                    (1, Verdict::Dead { attempt, cause: DeathCause::Permanent }),
-                    (2, Verdict::Retry { attempt, not_before: NOW }),
-                ],
-                retries: vec![fixtures::retry(&leases[0], &[2], attempt, NOW)],
-                records: Vec::new(),
-            }])
-            .await
-            .unwrap();
+        let verdicts = [
+            (0, Verdict::Sent { at: NOW, status: 200 }),
+            (1, dead()),
+            (2, Verdict::Retry { attempt: fixtures::failed(NOW), not_before: later }),
+        ];
+        let settled = store.settle(vec![settlement(&leases[0], &verdicts)]).await.unwrap();
         assert_eq!(settled, [Settled::Open]);
     }
     let store = open(dir.path());
@@ -81,14 +86,120 @@ async fn a_batch_goes_its_way_and_everything_survives_a_restart() {
     let counts = report.destinations["d"];
     assert_eq!((counts.accepted, counts.sent, counts.dead, counts.retrying), (8, 1, 1, 1));
     assert!(report.is_balanced() && !report.is_settled());
-    dispatch(&store).await;
     let leases = lease(&store).await;
-    assert_eq!(leases.len(), 2);
-    let lost = leases.iter().find(|lease| lease.attempt == 0).unwrap();
-    assert_eq!((lost.losses, lost.states.unsettled().count()), (1, 5));
-    let retry = leases.iter().find(|lease| lease.attempt == 1).unwrap();
-    assert_eq!(retry.history, [[fixtures::failed(NOW)]]);
-    assert_eq!((retry.root, retry.losses), (lost.token.batch, 0));
+    let [lease] = &leases[..] else { panic!("{leases:?}") };
+    assert_eq!((lease.token.fence, lease.losses, lease.count), (2, 1, 8));
+    let open = |index, tries, not_before| OpenMessage { not_before, index, drive: 0, tries };
+    assert_eq!(lease.open[..2], [open(2, 1, later), open(3, 0, NOW)]);
+    assert_eq!(lease.open.len(), 6);
+}
+
+#[tokio::test]
+async fn a_settled_batch_is_in_no_index_of_what_is_to_be_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=2, NOW)).await.unwrap();
+    // How many entries an index has: a query that only it can answer counts them.
+    let entries = || {
+        ["waiting WHERE due IS NOT NULL AND holder IS NULL", "leased WHERE holder IS NOT NULL"].map(|index| {
+            count(dir.path(), &format!("SELECT count(*) FROM batches INDEXED BY batches_{index}"))
+        })
+    };
+    assert_eq!(entries(), [1, 0]);
+    let leases = lease(&store).await;
+    assert_eq!(entries(), [0, 1]);
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    let settled = store.settle(vec![settlement(&leases[0], &[(0, sent), (1, sent)])]).await;
+    assert_eq!(settled, Ok(vec![Settled::Complete]));
+    assert_eq!(entries(), [0, 0]);
+}
+
+#[test]
+fn what_is_asked_all_the_time_sorts_nothing_and_counts_in_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let connection = open::open(dir.path(), Access::Read).unwrap();
+    let plan = |sql: &str| -> String {
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let parameters = explain.parameter_count();
+        let steps =
+            explain.query_map(rusqlite::params_from_iter((0..parameters).map(|_| 1)), |row| row.get(3));
+        steps.unwrap().collect::<Result<Vec<String>, _>>().unwrap().join("; ")
+    };
+    for sql in [leases::RETRIES_DUE, leases::FRESH_DUE] {
+        let plan = plan(sql);
+        assert!(plan.contains("destination=? AND retry=? AND holder=? AND due<?"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
+    let plan = plan(backlog::COUNT_WAITING);
+    assert!(plan.contains("COVERING INDEX batches_waiting"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_lease_call_copies_so_much_and_one_batch_whatever_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let file = fixtures::file("f", 1, &["d"]);
+    for row in 1..=4 {
+        let mut step = fixtures::step(&file, row..=row, NOW);
+        let mut payload = PayloadWriter::default();
+        let mebibytes = if row == 1 { 9 } else { 5 };
+        payload.push(row, &vec![b'x'; mebibytes * 1024 * 1024]);
+        step.batches[0].payload = payload.finish();
+        store.append(step).await.unwrap();
+    }
+    for batches in [1, 2, 1, 0] {
+        assert_eq!(lease(&store).await.len(), batches);
+    }
+}
+
+#[tokio::test]
+async fn a_redrive_leaves_a_lease_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    // Rows 1, 3 and 4: what is redriven is found by its row.
+    store
+        .append(fixtures::step_without(&fixtures::file("f", 1, &["d"]), 1..=4, &[2], &[], NOW))
+        .await
+        .unwrap();
+    let held = lease(&store).await.pop().unwrap();
+    store.settle(vec![settlement(&held, &[(1, dead()), (2, dead())])]).await.unwrap();
+    let later = UnixMs(NOW.0 + 100);
+    let mut operator = Operator::open(dir.path()).unwrap();
+    assert_eq!(operator.redrive(&DeadFilter::default(), 1, later), Ok(1));
+    // B6: the holder goes on under its fence, and what it says of the message now is of an old drive.
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    let settlements = vec![settlement(&held, &[(0, sent), (1, dead())])];
+    assert_eq!(store.settle(settlements).await, Ok(vec![Settled::Open]));
+    assert_eq!((store.depth().await, count(dir.path(), "SELECT row FROM dead")), (Ok(1), 4));
+    store.release(&[held.token], Release::Unused).await.unwrap();
+    assert!(lease(&store).await.is_empty());
+    let again = lease_at(&store, later).await.pop().unwrap();
+    assert_eq!(again.open, [OpenMessage { not_before: later, index: 1, drive: 1, tries: 0 }]);
+    assert_eq!(again.since(1), later);
+}
+
+#[tokio::test]
+async fn an_archived_payload_is_gone_and_its_number_is_not_given_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (before, after) = (NOW, UnixMs(NOW.0 + 1));
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    for content in 1..=2 {
+        store.append(fixtures::step(&fixtures::file("f", content, &["d"]), 1..=2, NOW)).await.unwrap();
+        let held = lease(&store).await.pop().unwrap();
+        assert_eq!(store.archive(after, 9).await, Ok(0), "it is not settled");
+        store.settle(vec![settlement(&held, &[(0, sent), (1, dead())])]).await.unwrap();
+        assert_eq!(store.archive(after, 9).await, Ok(0), "a redrive would need it");
+        let mut operator = Operator::open(dir.path()).unwrap();
+        assert_eq!(operator.redrive(&DeadFilter::default(), 9, NOW), Ok(1));
+        let held = lease(&store).await.pop().unwrap();
+        store.settle(vec![settlement(&held, &[(1, sent)])]).await.unwrap();
+        assert_eq!(store.archive(before, 9).await, Ok(0), "it is too young");
+        assert_eq!(count(dir.path(), "SELECT seq FROM payloads"), i64::from(content));
+        assert_eq!(store.archive(after, 9).await, Ok(1));
+        assert_eq!(count(dir.path(), "SELECT count(*) FROM payloads"), 0);
+    }
 }
 
 #[tokio::test]
@@ -193,65 +304,6 @@ fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
     set("application_id", 7);
     let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
     assert!(matches!(error, OpenError::Foreign { found: 7, .. }), "{error}");
-}
-
-#[tokio::test]
-async fn what_was_claimed_when_the_process_ended_is_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let step = fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW);
-    let id = step.batches[0].id;
-    let claim = |holder: &str| ClaimRequest {
-        holder: holder.into(),
-        batches: vec![id],
-        until: UnixMs(NOW.0 + 60_000),
-        now: NOW,
-    };
-    {
-        let store = open(dir.path());
-        store.append(step).await.unwrap();
-        let claimed = store.claim(claim("here-1/w#1")).await.unwrap();
-        assert!(matches!(claimed[0].1, Claim::Granted { fence: 1, losses: 0, .. }), "{claimed:?}");
-        assert_eq!(store.rescue(MonoMs(u64::MAX)).await, Ok(0), "its deadline is by another clock");
-    }
-    let store = open(dir.path());
-    assert_eq!(store.losses(), 1);
-    // Even where the name does not say that the process is a later one.
-    let claimed = store.claim(claim("elsewhere-1/w#1")).await.unwrap();
-    assert!(matches!(claimed[0].1, Claim::Granted { fence: 2, losses: 1, .. }), "{claimed:?}");
-}
-
-#[tokio::test]
-async fn f16_a_store_of_schema_1_is_brought_up_to_date_with_what_it_holds() {
-    let dir = tempfile::tempdir().unwrap();
-    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
-    connection.execute_batch(include_str!("schema_1.sql")).unwrap();
-    connection
-        .execute_batch(
-            "INSERT INTO destinations (seq, name) VALUES (1, 'd');
-             INSERT INTO files VALUES (1, x'01010101010101010101010101010101', 'f', 'a', 1, '', 1, 1, NULL, 9, 2, 0, 0, 1,
-                 NULL, 0);
-             INSERT INTO file_destinations VALUES (1, 1, 0, 2, 0, 0, 0);
-             UPDATE counters SET depth = 2;
-             INSERT INTO headers VALUES (1, 1, 1, '{\"feed\":\"f\",\"destination\":\"d\",\"file\":\"01010101010101010101010101010101\",\"layout\":{\"kind\":\"lines\"},\"template\":null,\"content_type\":\"text/plain\"}');
-             INSERT INTO payloads VALUES (1, x'01010161010162', NULL);
-             INSERT INTO batches (id, file, destination, header, payload, first_row, count, drive, attempt,
-                 accepted_at, not_before, phase, unsettled)
-             VALUES (x'02020202020202020202020202020202', 1, 1, 1, 1, 1, 2, 0, 0, 1, 1, 1, 2);
-             PRAGMA application_id = 0x50747264;
-             PRAGMA user_version = 1;",
-        )
-        .unwrap();
-    drop(connection);
-    let store = open(dir.path());
-    assert_eq!(schema_version(dir.path()).unwrap(), SCHEMA_VERSION);
-    let query = PageQuery { dispatch: Dispatch::Dispatched, destination: None, limit: 9, cursor: None };
-    let page = store.page(query).await.unwrap();
-    assert_eq!(page.entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [BatchId([2; 16])]);
-    let leased = lease(&store).await.pop().unwrap();
-    let verdicts = (0..2).map(|index| (index, Verdict::Sent { at: NOW, status: 200 })).collect();
-    let settlement = Settlement { token: leased.token, verdicts, retries: Vec::new(), records: Vec::new() };
-    assert_eq!(store.settle(vec![settlement]).await, Ok(vec![Settled::Complete]));
-    assert_eq!(store.archive(NOW, 9).await, Ok(1));
 }
 
 #[test]

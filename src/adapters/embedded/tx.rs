@@ -10,7 +10,7 @@ use postrider_actors::{
     model::{
         batch::{BatchHeader, NewBatch, PayloadError},
         file::FileState,
-        ids::BatchId,
+        ledger::{CountChange, LaneShare},
         time::UnixMs,
     },
     ports::StoreError,
@@ -77,15 +77,6 @@ pub(crate) fn uint(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// Where a batch is between the outbox and the ledger. The numbers are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Outstanding = 0,
-    Queued = 1,
-    Leased = 2,
-    Settled = 3,
-}
-
 pub(crate) fn file_state_byte(state: &FileState) -> i64 {
     match state {
         FileState::Ingesting => 0,
@@ -108,13 +99,15 @@ pub(crate) fn file_state(byte: i64, reason: Option<String>) -> Result<FileState,
 /// Entries per cache; a full one is emptied. Enough for every file in flight.
 const CACHE_ENTRIES_MAX: usize = 512;
 
-/// Names and headers that were met lately, by the numbers they are stored as.
+/// What a connection remembers and can do without: names and headers that were met lately, by the numbers they are
+/// stored as, and how its leases were shared.
 #[derive(Default)]
 pub(crate) struct Caches {
     destinations: HashMap<String, i64>,
     destination_names: HashMap<i64, Arc<str>>,
     header_numbers: HashMap<Arc<BatchHeader>, i64>,
     headers: HashMap<i64, Arc<BatchHeader>>,
+    lane_shares: HashMap<i64, LaneShare>,
 }
 
 impl Caches {
@@ -147,6 +140,14 @@ impl Caches {
         bounded(&mut self.headers).insert(seq, header.clone());
         Ok(header)
     }
+
+    /// How a destination's leases were shared between retries and first attempts.
+    pub(crate) fn lane_share(&mut self, destination: i64) -> &mut LaneShare {
+        if !self.lane_shares.contains_key(&destination) {
+            bounded(&mut self.lane_shares);
+        }
+        self.lane_shares.entry(destination).or_default()
+    }
 }
 
 fn bounded<K, V>(cache: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
@@ -154,15 +155,6 @@ fn bounded<K, V>(cache: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
         cache.clear();
     }
     cache
-}
-
-/// What a transaction changes in one file's counts at one destination.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct CountChange {
-    pub(crate) accepted: i64,
-    pub(crate) sent: i64,
-    pub(crate) dead: i64,
-    pub(crate) retrying: i64,
 }
 
 /// A write transaction at work.
@@ -195,11 +187,11 @@ impl<'a> Tx<'a> {
     pub(crate) fn flush(&mut self) -> Result<(), TxError> {
         let mut depth = 0;
         for ((file, destination), change) in std::mem::take(&mut self.counts) {
-            let CountChange { accepted, sent, dead, retrying } = change;
-            if (accepted, sent, dead, retrying) == (0, 0, 0, 0) {
+            if change.is_zero() {
                 continue;
             }
-            depth += accepted - sent - dead;
+            depth += change.depth();
+            let CountChange { accepted, sent, dead, retrying } = change;
             let changed = self
                 .connection
                 .prepare_cached(
@@ -291,60 +283,40 @@ impl<'a> Tx<'a> {
         Ok(seq)
     }
 
-    /// Whether a batch is stored.
-    pub(crate) fn has_batch(&self, id: BatchId) -> Result<bool, TxError> {
-        Ok(self.connection.prepare_cached("SELECT 1 FROM batches WHERE id = ?1")?.exists([id.0])?)
-    }
-
     /// Stores a payload and returns its number.
-    pub(crate) fn insert_payload(&self, batch: &NewBatch) -> Result<i64, TxError> {
-        Ok(self
-            .connection
-            .prepare_cached("INSERT INTO payloads (body, history) VALUES (?1, ?2)")?
-            .insert(params![&batch.payload[..], codec::encode_history(&batch.history)])?)
+    pub(crate) fn insert_payload(&self, payload: &[u8]) -> Result<i64, TxError> {
+        Ok(self.connection.prepare_cached("INSERT INTO payloads (body) VALUES (?1)")?.insert([payload])?)
     }
 
-    /// Stores a batch, whose id must be new, and returns its number.
+    /// Stores a batch, whose id must be new.
     pub(crate) fn insert_batch(
         &mut self,
         batch: &NewBatch,
         file: i64,
         destination: i64,
         payload: i64,
-    ) -> Result<i64, TxError> {
+        gaps: Option<&[u8]>,
+    ) -> Result<(), TxError> {
         let header = self.header_number(&batch.header, file, destination)?;
-        let root = (batch.root != batch.id).then_some(batch.root.0);
-        Ok(self
-            .connection
+        // Of a new record: due when the batch may be delivered, no retry, held by nobody.
+        self.connection
             .prepare_cached(
-                "INSERT INTO batches (id, root, file, destination, header, payload, first_row, count, drive,
-                     attempt, accepted_at, not_before, phase, unsettled)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0, ?8)",
+                "INSERT INTO batches (id, file, destination, header, payload, first_row, count, gaps, accepted_at,
+                     not_before, due)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10)",
             )?
-            .insert(params![
+            .execute(params![
                 batch.id.0,
-                root,
                 file,
                 destination,
                 header,
                 payload,
                 int(batch.first_row),
                 batch.count,
-                batch.drive,
-                batch.attempt,
+                gaps,
                 int(batch.accepted_at.0),
                 int(batch.not_before.0),
-            ])?)
-    }
-
-    /// Sets how many messages of a batch need delivery; with none left it is settled and its lease ends.
-    pub(crate) fn set_unsettled(&self, batch: i64, unsettled: i64) -> Result<(), TxError> {
-        let sql = if unsettled == 0 {
-            "UPDATE batches SET unsettled = ?2, phase = 3, holder = NULL, lease_until_mono = NULL WHERE seq = ?1"
-        } else {
-            "UPDATE batches SET unsettled = ?2 WHERE seq = ?1"
-        };
-        self.connection.prepare_cached(sql)?.execute([batch, unsettled])?;
+            ])?;
         Ok(())
     }
 }

@@ -1,7 +1,12 @@
 //! What an operator's commands read, while the daemon runs and while it does not. Every query is a
 //! snapshot of its own and bounded, so that a slow reader does not keep the log from being reused.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use postrider_actors::{
@@ -20,6 +25,7 @@ use crate::console::{
 };
 
 use super::{
+    archive::KeptPlace,
     messages,
     open::{self, Access, OpenError},
     redrive::{self, Place},
@@ -47,25 +53,28 @@ impl Viewer {
         batches: usize,
         limit: usize,
     ) -> Result<bool, TxError> {
-        let (mut after, mut last_payload) = read_position(&search.position)?;
+        let KeptPlace { payload: mut last_payload, batch: mut last_batch } = read_position(&search.position)?;
         let finder = memchr::memmem::Finder::new(recipient.as_bytes());
         let mut select = self.connection.prepare_cached(
-            "SELECT b.seq, b.payload, b.header, p.body FROM batches b JOIN payloads p ON p.seq = b.payload
-             WHERE b.seq > ?1 AND b.root IS NULL AND b.archived = 0 AND (?2 IS NULL OR b.file = (SELECT seq FROM files WHERE id = ?2))
-             ORDER BY b.seq LIMIT ?3",
+            "SELECT b.seq, b.payload, b.header, p.body
+             FROM batches b INDEXED BY batches_kept JOIN payloads p ON p.seq = b.payload
+             WHERE b.payload IS NOT NULL AND (b.payload, b.seq) > (?1, ?2)
+                 AND (?3 IS NULL OR b.file = (SELECT seq FROM files WHERE id = ?3))
+             ORDER BY b.payload, b.seq LIMIT ?4",
         )?;
-        let mut rows = select.query(params![after, file.map(|file| file.0), int(batches as u64)])?;
+        let file = file.map(|file| file.0);
+        let mut rows = select.query(params![last_payload, last_batch, file, int(batches as u64)])?;
         let mut looked_at = 0;
         while let Some(row) = rows.next()? {
             if search.found.len() >= limit {
                 return Ok(false);
             }
-            after = row.get(0)?;
+            last_batch = row.get(0)?;
             search.batches += 1;
             looked_at += 1;
-            // The batches of one payload for several destinations are neighbours.
+            // The batches that share a payload are neighbours.
             let payload: i64 = row.get(1)?;
-            if last_payload.replace(payload) == Some(payload) {
+            if std::mem::replace(&mut last_payload, payload) == payload {
                 continue;
             }
             let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
@@ -82,7 +91,7 @@ impl Viewer {
             }
         }
         search.found.truncate(limit);
-        search.position = position(after, last_payload);
+        search.position = Position(format!("{last_payload}.{last_batch}"));
         Ok(looked_at == batches && search.found.len() < limit)
     }
 }
@@ -124,7 +133,7 @@ impl View for Viewer {
     }
 
     fn destinations(&mut self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
-        answer(destinations(&self.connection))
+        answer(destinations(&self.connection, now()))
     }
 
     fn dead(
@@ -133,9 +142,9 @@ impl View for Viewer {
         position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let found =
-            Place::read(position).and_then(|place| redrive::select(&self.connection, filter, place, limit));
-        answer(found.map(|found| found.into_iter().map(|found| found.letter).collect()))
+        answer(
+            Place::read(position).and_then(|place| redrive::select(&self.connection, filter, place, limit)),
+        )
     }
 
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {
@@ -158,30 +167,28 @@ impl View for Viewer {
     }
 }
 
-/// How far a search came, as an opaque position: the last batch, and its payload.
-fn position(after: i64, payload: Option<i64>) -> Position {
-    Position(format!("{after}.{}", payload.unwrap_or(0)))
-}
-
-/// Reads back what [`position`] made. Payloads are numbered from 1.
-fn read_position(position: &Position) -> Result<(i64, Option<i64>), TxError> {
+/// How far a search came.
+fn read_position(position: &Position) -> Result<KeptPlace, TxError> {
     if position.0.is_empty() {
-        return Ok((0, None));
+        return Ok(KeptPlace::default());
     }
-    let parts = position.0.split_once('.').and_then(|(after, payload)| {
-        Some((after.parse().ok()?, payload.parse().ok().filter(|&payload| payload > 0)))
+    let place = position.0.split_once('.').and_then(|(payload, batch)| {
+        Some(KeptPlace { payload: payload.parse().ok()?, batch: batch.parse().ok()? })
     });
-    parts.ok_or_else(|| TxError::Refused(format!("{:?} is no position of a search", position.0)))
+    place.ok_or_else(|| TxError::Refused(format!("{:?} is not a position of a search", position.0)))
 }
 
 fn answer<T>(result: Result<T, TxError>) -> Result<T, StoreError> {
     result.map_err(|error| error.to_store_error())
 }
 
-/// Which count of a view a phase fills.
-type Counter = fn(&mut DestinationView, u64);
+/// The wall clock, which due times go by.
+fn now() -> UnixMs {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
 
-fn destinations(connection: &Connection) -> Result<BTreeMap<String, DestinationView>, TxError> {
+fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String, DestinationView>, TxError> {
     let mut views: BTreeMap<i64, (String, DestinationView)> = BTreeMap::new();
     let mut select = connection.prepare(
         "SELECT n.seq, n.name, n.disabled_at, n.disabled_reason, coalesce(sum(d.accepted), 0),
@@ -206,30 +213,26 @@ fn destinations(connection: &Connection) -> Result<BTreeMap<String, DestinationV
         };
         views.insert(row.get(0)?, (row.get(1)?, view));
     }
-    // One query per phase: each is answered by its partial index.
-    let phases: [(&str, Counter); 3] = [
-        (
-            "SELECT destination, count(*), min(not_before) FROM batches WHERE phase = 0 GROUP BY 1",
-            |view, count| {
-                view.outstanding = count;
-            },
-        ),
-        ("SELECT destination, count(*), NULL FROM batches WHERE phase = 1 GROUP BY 1", |view, count| {
-            view.queued = Some(count);
-        }),
-        ("SELECT destination, count(*), NULL FROM batches WHERE phase = 2 GROUP BY 1", |view, count| {
-            view.leased = Some(count);
-        }),
-    ];
-    for (sql, count) in phases {
-        let mut select = connection.prepare(sql)?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            if let Some((_, view)) = views.get_mut(&row.get(0)?) {
-                count(view, uint(row.get(1)?));
-                let due: Option<i64> = row.get(2)?;
-                view.next_due = view.next_due.or(due.map(|due| UnixMs(uint(due))));
-            }
+    // Each query is answered by its partial index.
+    let mut select = connection.prepare(
+        "SELECT destination, sum(due > ?1), sum(due <= ?1), min(CASE WHEN due > ?1 THEN due END)
+         FROM batches INDEXED BY batches_waiting WHERE due IS NOT NULL AND holder IS NULL GROUP BY destination",
+    )?;
+    let mut rows = select.query([int(now.0)])?;
+    while let Some(row) = rows.next()? {
+        if let Some((_, view)) = views.get_mut(&row.get(0)?) {
+            view.outstanding = uint(row.get(1)?);
+            view.queued = Some(uint(row.get(2)?));
+            view.next_due = row.get::<_, Option<i64>>(3)?.map(|due| UnixMs(uint(due)));
+        }
+    }
+    let mut select = connection.prepare(
+        "SELECT destination, count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL GROUP BY 1",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Some((_, view)) = views.get_mut(&row.get(0)?) {
+            view.leased = Some(uint(row.get(1)?));
         }
     }
     Ok(views.into_values().collect())

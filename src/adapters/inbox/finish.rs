@@ -140,6 +140,8 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
 fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
     match home.rename(name, dir, new) {
         Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(()),
+        // Linux looks at the file systems before it looks for the name: nothing may be there to be moved.
+        Err(Errno::XDEV) if home.stat(name)?.is_none() => Ok(()),
         Err(Errno::XDEV) => {
             let hidden = format!(".{new}.tmp");
             claim::copy(home, dir, name, OsStr::new(&hidden))?;

@@ -59,11 +59,11 @@ pub struct InboxConfig {
     pub state_dir: PathBuf,
     /// What the files are made of.
     pub format: Format,
-    /// `feeds.NAME.max_row_bytes`.
+    /// `feeds.NAME.max_row`.
     pub max_row_bytes: usize,
     /// `feeds.NAME.require_done`: files without a sidecar are not claimed.
     pub sidecar_required: bool,
-    /// `feeds.NAME.decompress_max_ratio` and `decompress_max_bytes`.
+    /// `feeds.NAME.decompress_max_ratio` and `decompress_max`.
     pub caps: UnpackCaps,
 }
 

@@ -15,7 +15,7 @@ use std::{
 pub struct UnpackCaps {
     /// `decompress_max_ratio`: how many times the bytes that were read.
     pub ratio_max: u64,
-    /// `decompress_max_bytes`: altogether.
+    /// `decompress_max`: altogether.
     pub bytes_max: u64,
 }
 
@@ -87,7 +87,7 @@ impl Read for Capped {
         let UnpackCaps { ratio_max, bytes_max } = self.caps;
         let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidData, text));
         if self.written > bytes_max {
-            return invalid(format!("it unpacks to more than decompress_max_bytes = {bytes_max}"));
+            return invalid(format!("it unpacks to more than decompress_max = {bytes_max}"));
         }
         let ratio_bytes = self.read.load(Ordering::Relaxed).saturating_mul(ratio_max);
         if self.written > ratio_bytes.max(RATIO_FROM_BYTES) {
@@ -159,7 +159,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(error.to_string().contains("decompress_max_ratio = 200"), "{error}");
             let error = read(name, packed.clone(), small).unwrap_err();
-            assert!(error.to_string().contains("decompress_max_bytes = 67108863"), "{error}");
+            assert!(error.to_string().contains("decompress_max = 67108863"), "{error}");
             let enough = UnpackCaps { bytes_max: 64 << 20, ..small };
             assert_eq!(read(name, packed, enough).unwrap().len(), zeros.len(), "at the limit");
         }

@@ -509,6 +509,17 @@ fn a_state_directory_on_another_file_system_is_copied_to() {
 }
 
 #[test]
+fn a_file_without_a_sidecar_is_finished_on_another_file_system() {
+    let Some(state) = other_file_system() else { return };
+    let world = World::across(state);
+    world.drop_file("a", "id\n1\n");
+    let file = world.claim("a").unwrap();
+    world.inbox.finish(&file, &report("a", 1, FileState::Ingested)).unwrap();
+    assert_eq!(world.names("done"), ["a", "a.report.json"]);
+    assert_eq!(world.claims(), 0);
+}
+
+#[test]
 fn what_a_crash_leaves_of_a_copy_is_mended() {
     let Some(state) = other_file_system() else { return };
     let mut world = World::across(state);

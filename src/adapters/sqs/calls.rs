@@ -83,7 +83,7 @@ impl Outgoing {
 /// Why one entry of an answered call was not taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
-    /// Ours to mend: repeating it won't help.
+    /// Ours to fix: repeating it won't help.
     pub(crate) sender_fault: bool,
     pub(crate) code: String,
     pub(crate) why: String,

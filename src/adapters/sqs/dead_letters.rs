@@ -1,17 +1,14 @@
 //! Entries that can never be delivered: they go to the dead-letter queue with the reason as a message attribute,
 //! and only then out of the queue.
 //!
-//! An entry whose batch the store does not know goes there too. Retention may have removed a settled batch whose
-//! entry came once more; but a store that was restored from an older backup, or the wrong store, looks the
-//! same, and then the entry is the only trace of its messages. A dead letter too many can be purged; one that
-//! was deleted can't be brought back.
+//! An entry whose rows the store has lost goes there too: it is the only trace of its messages.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{Desk, calls::Outgoing, stock::Receipt};
 
 /// How long an entry is hidden that can't be moved to the dead-letter queue now.
-const BURIAL_WAIT: Duration = Duration::from_mins(15);
+const MOVE_WAIT: Duration = Duration::from_mins(15);
 
 /// The longest reason that travels.
 const REASON_BYTES_MAX: usize = 256;
@@ -28,15 +25,15 @@ pub(super) struct DeadLetter {
 
 impl Desk {
     /// Moves entries to the dead-letter queue. Returns those that may be deleted; the others are hidden.
-    pub(super) async fn bury(&self, dead: Vec<DeadLetter>) -> Vec<Receipt> {
-        let mut buried = Vec::new();
+    pub(super) async fn move_dead(&self, dead: Vec<DeadLetter>) -> Vec<Receipt> {
+        let mut moved = Vec::new();
         let mut hide = Vec::new();
         for letter in dead {
             let DeadLetter { receipt, body, group, reason } = letter;
             tracing::error!(message = receipt.message, reason, "an entry of the queue can't be delivered");
             self.calls.observer.rejected("sqs", "ReceiveMessage", "dead_letter", 1);
             let Some(queue) = &self.settings.dead_letter_url else {
-                hide.push((receipt, BURIAL_WAIT));
+                hide.push((receipt, MOVE_WAIT));
                 continue;
             };
             // A dead-letter queue is of its queue's kind ("Using dead-letter queues in Amazon SQS").
@@ -49,7 +46,7 @@ impl Desk {
             let message =
                 Outgoing { id: "dead".into(), body, delay: Duration::ZERO, fifo, reason: Some(reason) };
             match self.calls.send(queue, std::slice::from_ref(&message)).await {
-                Ok(refusals) if refusals.is_empty() => buried.push(receipt),
+                Ok(refusals) if refusals.is_empty() => moved.push(receipt),
                 Ok(refusals) => {
                     let why = refusals.into_values().next().map(|refusal| refusal.why);
                     tracing::warn!(
@@ -57,7 +54,7 @@ impl Desk {
                         why,
                         "the dead-letter queue does not take it; it stays hidden"
                     );
-                    hide.push((receipt, BURIAL_WAIT));
+                    hide.push((receipt, MOVE_WAIT));
                 }
                 Err(failure) => {
                     let why = failure.why;
@@ -66,11 +63,11 @@ impl Desk {
                         why,
                         "the dead-letter queue can't be reached; it stays hidden"
                     );
-                    hide.push((receipt, BURIAL_WAIT));
+                    hide.push((receipt, MOVE_WAIT));
                 }
             }
         }
         self.hide(hide).await;
-        buried
+        moved
     }
 }

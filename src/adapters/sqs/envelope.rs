@@ -1,4 +1,4 @@
-//! What an entry of the queue holds: a whole batch as JSON, version 1. `docs/sqs.md` documents it for other
+//! What an entry of the queue holds: a whole batch as JSON, version 2. `docs/sqs.md` documents it for other
 //! readers; a change is a new version.
 //!
 //! Rows are written so that people and other programs can read them, and read back to the very bytes of the
@@ -12,14 +12,13 @@ use memchr::memmem;
 use postrider_actors::model::{
     batch::{BatchHeader, MessageData, NewBatch, PayloadWriter, RowLayout, Rows, put_cell},
     ids::{BatchId, FileId},
-    outcome::Attempt,
     time::UnixMs,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter};
 
 /// The version that this program writes and reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Rows that one entry may have: more are refused before anything is allocated for them. `batch.max_messages` is
 /// below it.
@@ -30,16 +29,16 @@ const ROWS_MAX: usize = 1_000_000;
 pub(crate) struct Entry {
     /// The batch; its payload is empty if it stays in the outbox.
     pub(crate) batch: NewBatch,
-    /// Whether the rows and the history are to be loaded from the outbox.
+    /// Whether the rows are to be loaded from the outbox.
     pub(crate) by_reference: bool,
 }
 
-/// Why a body is no entry that this program can read. Without any of the body's text (I10).
+/// Why a body can't be read as an entry. Without any of the body's text (I10).
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum EnvelopeError {
     #[error("version {0} of the envelope; this program reads version {VERSION}")]
     Version(u64),
-    #[error("no envelope: {0} at line {1}, column {2}")]
+    #[error("not an envelope: {0} at line {1}, column {2}")]
     Json(&'static str, usize, usize),
     #[error("damaged envelope: {0}")]
     Damaged(&'static str),
@@ -49,17 +48,12 @@ pub(crate) enum EnvelopeError {
 struct Written<'a> {
     version: u32,
     batch: BatchId,
-    root: BatchId,
     #[serde(flatten)]
     header: &'a BatchHeader,
     first_row: u64,
     count: u32,
-    drive: u32,
-    attempt: u32,
     accepted_at: UnixMs,
     not_before: UnixMs,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    history: &'a [Vec<Attempt>],
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<Vec<RowText<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +64,6 @@ struct Written<'a> {
 struct Read<'a> {
     version: u32,
     batch: BatchId,
-    root: BatchId,
     feed: String,
     destination: String,
     file: FileId,
@@ -79,12 +72,8 @@ struct Read<'a> {
     content_type: String,
     first_row: u64,
     count: u32,
-    drive: u32,
-    attempt: u32,
     accepted_at: UnixMs,
     not_before: UnixMs,
-    #[serde(default)]
-    history: Vec<Vec<Attempt>>,
     #[serde(borrow)]
     rows: Option<Vec<RowText<'a>>>,
     #[serde(borrow)]
@@ -127,16 +116,11 @@ fn write_with(batch: &NewBatch, not_before: UnixMs, rows: Option<Vec<RowText<'_>
     let written = Written {
         version: VERSION,
         batch: batch.id,
-        root: batch.root,
         header: &batch.header,
         first_row: batch.first_row,
         count: batch.count,
-        drive: batch.drive,
-        attempt: batch.attempt,
         accepted_at: batch.accepted_at,
         not_before,
-        // With the rows: a history grows with the attempts and is in the outbox too.
-        history: if body.is_none() { &batch.history } else { &[] },
         rows,
         body,
     };
@@ -225,9 +209,6 @@ pub(crate) fn read(text: &str) -> Result<Entry, EnvelopeError> {
         Some(rows) => payload(&read.layout, rows, read.first_row, read.count)?,
         None => Bytes::new(),
     };
-    if !(read.history.is_empty() || read.history.len() == read.count as usize) {
-        return Err(EnvelopeError::Damaged("there is not one history per row"));
-    }
     let header = BatchHeader {
         feed: read.feed,
         destination: read.destination,
@@ -238,16 +219,12 @@ pub(crate) fn read(text: &str) -> Result<Entry, EnvelopeError> {
     };
     let batch = NewBatch {
         id: read.batch,
-        root: read.root,
         header: Arc::new(header),
         first_row: read.first_row,
         count: read.count,
-        drive: read.drive,
-        attempt: read.attempt,
         accepted_at: read.accepted_at,
         not_before: read.not_before,
         payload,
-        history: read.history,
     };
     Ok(Entry { batch, by_reference })
 }
@@ -284,7 +261,7 @@ fn unreadable(text: &str, error: &serde_json::Error) -> EnvelopeError {
         Ok(Versioned { version }) if version != u64::from(VERSION) => EnvelopeError::Version(version),
         _ => {
             let kind = match error.classify() {
-                serde_json::error::Category::Syntax => "no JSON",
+                serde_json::error::Category::Syntax => "not JSON",
                 serde_json::error::Category::Eof => "the JSON is cut off",
                 serde_json::error::Category::Data => "a field is missing or of the wrong type",
                 serde_json::error::Category::Io => "it can't be read",
@@ -325,10 +302,9 @@ impl Formatter for XmlSafe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postrider_actors::model::outcome::Reason;
     use proptest::prelude::*;
 
-    fn batch(layout: RowLayout, rows: &[(u64, Vec<u8>)], history: Vec<Vec<Attempt>>) -> NewBatch {
+    fn batch(layout: RowLayout, rows: &[(u64, Vec<u8>)]) -> NewBatch {
         let mut payload = PayloadWriter::default();
         for (row, bytes) in rows {
             payload.push(*row, bytes);
@@ -336,7 +312,6 @@ mod tests {
         let file = FileId([3; 16]);
         NewBatch {
             id: BatchId([1; 16]),
-            root: BatchId([2; 16]),
             header: Arc::new(BatchHeader {
                 feed: "feed".into(),
                 destination: "d".into(),
@@ -347,12 +322,9 @@ mod tests {
             }),
             first_row: rows.first().map_or(1, |(row, _)| *row),
             count: payload.count(),
-            drive: 1,
-            attempt: 2,
             accepted_at: UnixMs(1_700_000_000_000),
             not_before: UnixMs(1_700_000_000_001),
             payload: payload.finish(),
-            history,
         }
     }
 
@@ -392,7 +364,6 @@ mod tests {
         fn i4_every_batch_reads_back_to_the_same_bytes_in_characters_that_sqs_takes(
             which in 0usize..3,
             texts in prop::collection::btree_map(1u64.., (text(), text()), 1..20),
-            attempts in prop::option::of((any::<u64>(), any::<u16>(), 1u8..=10)),
         ) {
             let layout = [
                 RowLayout::Lines,
@@ -401,11 +372,7 @@ mod tests {
             ][which].clone();
             let (numbers, texts): (Vec<_>, Vec<_>) = texts.into_iter().unzip();
             let rows: Vec<_> = numbers.into_iter().zip(rows_of(&layout, &texts)).collect();
-            let attempt = attempts.map(|(at, status, reason)| Attempt {
-                at: UnixMs(at), status, reason: Reason::from_byte(reason).expect("in range"),
-            });
-            let history = attempt.map_or_else(Vec::new, |attempt| vec![vec![attempt; 2]; rows.len()]);
-            let batch = batch(layout, &rows, history);
+            let batch = batch(layout, &rows);
             let written = write(&batch, batch.not_before);
             prop_assert!(written.chars().all(is_xml_char), "{written:?}");
             prop_assert_eq!(read(&written), Ok(Entry { batch, by_reference: false }));
@@ -421,7 +388,7 @@ mod tests {
                 RowLayout::Objects,
             ][which].clone();
             let rows: Vec<_> = rows.into_iter().collect();
-            let batch = batch(layout, &rows, Vec::new());
+            let batch = batch(layout, &rows);
             let entry = read(&write(&batch, batch.not_before)).unwrap();
             if entry.by_reference {
                 prop_assert!(entry.batch.payload.is_empty());
@@ -439,11 +406,11 @@ mod tests {
 
     #[test]
     fn rows_are_readable() {
-        let lines = batch(RowLayout::Lines, &[(7, b"u1".to_vec())], Vec::new());
+        let lines = batch(RowLayout::Lines, &[(7, b"u1".to_vec())]);
         assert!(write(&lines, UnixMs(9)).contains(r#""rows":[{"row":7,"recipient":"u1"}]"#));
         let layout = RowLayout::Columns { names: vec!["id".into(), "name".into()], recipient: 0 };
         let rows = rows_of(&layout, &[("u1".into(), "Zo\u{eb}".into())]);
-        let columns = batch(layout, &[(7, rows[0].clone())], Vec::new());
+        let columns = batch(layout, &[(7, rows[0].clone())]);
         let written = write(&columns, UnixMs(9));
         assert!(written.contains("\"rows\":[{\"row\":7,\"cells\":[\"u1\",\"Zo\u{eb}\"]}]"), "{written}");
         assert!(
@@ -451,28 +418,27 @@ mod tests {
             "{written}"
         );
         let rows = rows_of(&RowLayout::Objects, &[("7".into(), r#"{"user_id": 7}"#.into())]);
-        let objects = batch(RowLayout::Objects, &[(7, rows[0].clone())], Vec::new());
+        let objects = batch(RowLayout::Objects, &[(7, rows[0].clone())]);
         let written = write(&objects, UnixMs(9));
         assert!(written.contains(r#"{"row":7,"recipient":"7","object":"{\"user_id\": 7}"}"#), "{written}");
     }
 
     #[test]
-    fn a_reference_has_no_rows_and_no_history() {
-        let attempt = Attempt { at: UnixMs(1), status: 503, reason: Reason::Status };
-        let batch = batch(RowLayout::Lines, &[(7, b"u1".to_vec())], vec![vec![attempt]]);
+    fn a_reference_has_no_rows() {
+        let batch = batch(RowLayout::Lines, &[(7, b"u1".to_vec())]);
         let written = write_reference(&batch, UnixMs(9));
         assert!(written.ends_with(r#""not_before":9,"body":"outbox"}"#), "{written}");
         let entry = read(&written).unwrap();
-        assert!(entry.by_reference && entry.batch.history.is_empty() && entry.batch.not_before == UnixMs(9));
+        assert!(entry.by_reference && entry.batch.payload.is_empty() && entry.batch.not_before == UnixMs(9));
     }
 
     #[test]
     fn what_can_t_be_read_says_why_and_shows_nothing_of_the_body() {
-        let good = write(&batch(RowLayout::Lines, &[(7, b"secret-user".to_vec())], Vec::new()), UnixMs(9));
+        let good = write(&batch(RowLayout::Lines, &[(7, b"secret-user".to_vec())]), UnixMs(9));
         let cases = [
-            (good.replacen(r#""version":1"#, r#""version":2,"rows":{}"#, 1), "version 2"),
+            (good.replacen(r#""version":2"#, r#""version":3,"rows":{}"#, 1), "version 3"),
             (r#"{"version":7}"#.to_owned(), "version 7"),
-            ("hello".to_owned(), "no JSON"),
+            ("hello".to_owned(), "not JSON"),
             (good[..good.len() - 5].to_owned(), "cut off"),
             (good.replacen(r#""count":1"#, r#""count":2"#, 1), "`count`"),
             (good.replacen(r#""first_row":7"#, r#""first_row":6"#, 1), "ascend"),

@@ -7,9 +7,9 @@ use std::{
 };
 
 use postrider_actors::{
-    model::{batch::StateVector, ids::BatchId, time::MonoMs},
+    model::{ids::BatchId, ledger::Record, time::MonoMs},
     ports::{
-        Claim, ClaimRequest, Fetched, ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, StoreError,
+        Claim, ClaimRequest, Fetched, ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, StoreError, Want,
     },
 };
 
@@ -19,7 +19,7 @@ use super::{
     dead_letters::DeadLetter,
     envelope,
     receive::Leftovers,
-    stock::{Back, Receipt, Received},
+    stock::{Receipt, Received, Wanted},
 };
 
 /// A lease that a worker here has.
@@ -45,14 +45,12 @@ impl Held {
 /// An entry whose claim was granted.
 struct Granted {
     received: Received,
-    fence: u64,
-    losses: u32,
-    states: StateVector,
+    record: Box<Record>,
 }
 
 impl Granted {
     fn token(&self) -> LeaseToken {
-        LeaseToken { batch: self.received.entry.batch.id, fence: self.fence }
+        LeaseToken { batch: self.received.entry.batch.id, fence: self.record.fence }
     }
 }
 
@@ -60,9 +58,9 @@ impl Desk {
     /// Hands out what is in stock and can be claimed; one claim request per ten entries. What there is not is
     /// noted, so that pollers receive it.
     pub(super) async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
-        let mut wants: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        for (destination, want) in &request.wants {
-            *wants.entry(destination.clone()).or_default() += want;
+        let mut wants: BTreeMap<Arc<str>, Wanted> = BTreeMap::new();
+        for Want { destination, messages, batches } in &request.wants {
+            wants.entry(destination.clone()).or_default().add(*messages, *batches);
         }
         let mut leases = Vec::new();
         let mut result = Ok(());
@@ -74,16 +72,18 @@ impl Desk {
             let before = leases.len();
             result = self.claim(taken, &request, &mut leases).await;
             for lease in &leases[before..] {
-                if let Some(want) = wants.get_mut(lease.header.destination.as_str()) {
-                    *want = want.saturating_sub(1);
+                let destination = lease.header.destination.as_str();
+                let due = lease.due_count(request.now);
+                if let Some(wanted) = wants.get_mut(destination) {
+                    wanted.got(due);
                 }
+                self.state().stock.grant(destination, due, self.stock_time());
             }
             if result.is_err() {
                 break;
             }
         }
-        let open = wants.into_iter().filter(|(_, want)| *want > 0).collect();
-        self.state().stock.ask(&request.holder, open, self.stock_time());
+        self.state().stock.ask(&request.holder, wants, self.stock_time());
         self.asked.notify_waiters();
         match result {
             Err(error) if leases.is_empty() => Err(error),
@@ -101,7 +101,7 @@ impl Desk {
             holder: format!("{}/{}", self.settings.process, request.holder).into(),
             batches: taken.iter().map(|received| received.entry.batch.id).collect(),
             until: self.wall(request.until),
-            now: self.clock.wall(),
+            now: request.now,
         };
         let claims: HashMap<_, _> = match self.claims.claim(claim).await {
             Ok(claims) => claims.into_iter().collect(),
@@ -115,18 +115,17 @@ impl Desk {
         for received in taken {
             let batch = &received.entry.batch;
             match claims.get(&batch.id).cloned() {
-                Some(Claim::Granted { fence, losses, states }) => {
-                    self.state().stock.grant(&batch.header.destination, self.stock_time());
-                    granted.push(Granted { received, fence, losses, states });
-                }
+                Some(Claim::Granted(record)) => granted.push(Granted { received, record }),
                 Some(Claim::Held { until }) => {
                     // At least a second, or it would come again at once.
                     let hidden = until.since(self.clock.wall()).max(Duration::from_secs(1));
                     left.hide.push((received.receipt, hidden));
                 }
-                Some(Claim::Settled) => left.delete.push(received.receipt),
+                // B18: an entry is a hint. The store sends another one for a batch that is not due yet.
+                Some(Claim::Settled | Claim::Early { .. }) => left.delete.push(received.receipt),
                 Some(Claim::Missing) => {
-                    left.dead.push(dead_letter(received, "the store does not know its batch"));
+                    tracing::warn!(batch = %batch.id, "an entry is deleted: the store does not know its batch");
+                    left.delete.push(received.receipt);
                 }
                 Some(Claim::Unavailable(_)) | None => {
                     let back = self.state().stock.refuse(&batch.header.destination, self.stock_time());
@@ -134,16 +133,19 @@ impl Desk {
                 }
             }
         }
-        for Granted { received, fence, losses, states } in self.load(granted, &mut left).await {
-            let lease = Lease::granted(received.entry.batch, fence, losses, states);
+        for granted in self.load(granted, &mut left).await {
+            let token = granted.token();
+            let Granted { received, record } = granted;
+            let batch = received.entry.batch;
+            let lease = Lease::of(batch.id, batch.header, batch.payload, &record);
             let held = Held {
-                fence,
+                fence: token.fence,
                 holder: request.holder.clone(),
                 destination: lease.header.destination.as_str().into(),
                 until: request.until,
                 receipt: received.receipt,
             };
-            self.state().leases.insert(lease.token.batch, held);
+            self.state().leases.insert(token.batch, held);
             leases.push(lease);
         }
         self.dispose(left).await;
@@ -158,7 +160,7 @@ impl Desk {
             return whole;
         }
         let ids: Vec<_> = referring.iter().map(|granted| granted.received.entry.batch.id).collect();
-        let mut loaded: HashMap<BatchId, Fetched> = match self.archive.get(&ids).await {
+        let mut loaded: HashMap<BatchId, Fetched> = match self.pages.get(&ids).await {
             Ok(loaded) => loaded.into_iter().collect(),
             Err(error) => {
                 tracing::warn!(%error, batches = ids.len(), "batches can't be loaded from the outbox now");
@@ -177,8 +179,9 @@ impl Desk {
                     left.dead.push(dead_letter(granted.received, "the outbox does not hold its rows"));
                 }
                 Some(Fetched::Unprocessed) | None => {
+                    // It is outstanding again, and sent once more when the store can read it.
                     unused.push(granted.token());
-                    left.back.push((granted.received, Back::Aged));
+                    left.delete.push(granted.received.receipt);
                 }
             }
         }
@@ -241,8 +244,8 @@ impl Desk {
             return Ok(());
         }
         self.claims.release_claims(&held, how).await?;
-        let released = self.forget(&held);
-        self.hide(released.into_iter().map(|receipt| (receipt, Duration::ZERO)).collect()).await;
+        // The store sends them again.
+        self.acknowledge(&held).await;
         Ok(())
     }
 
@@ -258,8 +261,8 @@ impl Desk {
     }
 
     pub(super) async fn acknowledge(&self, tokens: &[LeaseToken]) {
-        let settled = self.forget(tokens);
-        self.deletes.push(settled.into_iter().map(|receipt| receipt.handle)).await;
+        let ended = self.forget(tokens);
+        self.deletes.push(ended.into_iter().map(|receipt| receipt.handle)).await;
     }
 
     /// Those of `tokens` that are leases of workers here, each once.

@@ -1,8 +1,10 @@
-//! The queue on Amazon SQS (port `Queue`), shared by any number of processes.
+//! The queue on Amazon SQS (port `DispatchTarget`), shared by any number of processes.
 //!
 //! An entry is a whole batch ([`envelope`]). SQS delivers at least once, in any order, to anybody; what makes a
 //! lease exclusive is the *claim* in the store that holds outbox and ledger (port `Claims`). So a duplicate, a
-//! redelivery or an expired visibility timeout costs a call and never a second request:
+//! redelivery or an expired visibility timeout costs a call and never a second request. An entry ends with the lease
+//! that it led to: a batch with messages left comes again from the store, as another entry, when it is due.
+//!
 //!
 //! - `send.rs`: packs entries into calls, repeats what may be repeated, and reports per entry.
 //! - `receive.rs`: pollers, which run while workers want something, and the sweeper of the stock.
@@ -49,8 +51,8 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Claims, Clock, ItemOutcome, Lease, LeaseRequest, LeaseToken, OutboxArchive, OutboxEntry, Queue,
-        QueueDepth, Release, StoreError,
+        Claims, Clock, DispatchTarget, ItemOutcome, Lease, LeaseRequest, LeaseToken, OutboxEntry,
+        OutboxPages, Queue, QueueDepth, Release, StoreError,
     },
 };
 use tokio::{
@@ -158,7 +160,7 @@ struct Desk {
     calls: Calls,
     settings: SqsSettings,
     claims: Arc<dyn Claims>,
-    archive: Arc<dyn OutboxArchive>,
+    pages: Arc<dyn OutboxPages>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     deletes: Deletes,
@@ -227,7 +229,7 @@ impl SqsQueue {
         client: Client,
         settings: SqsSettings,
         claims: Arc<dyn Claims>,
-        archive: Arc<dyn OutboxArchive>,
+        pages: Arc<dyn OutboxPages>,
         clock: Arc<dyn Clock>,
         observer: Arc<dyn ApiObserver>,
     ) -> Self {
@@ -242,7 +244,7 @@ impl SqsQueue {
             max_bytes: AtomicUsize::new(settings.max_bytes.min(BYTES_MAX)),
             calls,
             claims,
-            archive,
+            pages,
             clock,
             state: Mutex::new(State { stock: Stock::new(limits), leases: HashMap::new() }),
             deletes,
@@ -255,8 +257,8 @@ impl SqsQueue {
         });
         let tasks = Tasks {
             receiving: (0..desk.settings.pollers.max(1))
-                .map(|index| tend("a poller", desk.clone(), move |desk| receive::poll(desk, index)))
-                .chain([tend("the stock's sweeper", desk.clone(), receive::sweep)])
+                .map(|index| keep_running("a poller", desk.clone(), move |desk| receive::poll(desk, index)))
+                .chain([keep_running("the stock's sweeper", desk.clone(), receive::sweep)])
                 .collect(),
             deleting: tokio::spawn(deleting),
         };
@@ -315,7 +317,7 @@ struct Tasks {
 }
 
 /// Runs a task until it ends by itself; a panic in it is logged, and it is begun anew.
-fn tend<F>(
+fn keep_running<F>(
     name: &'static str,
     desk: Arc<Desk>,
     task: impl Fn(Arc<Desk>) -> F + Send + 'static,
@@ -332,27 +334,14 @@ where
 }
 
 #[async_trait]
-impl Queue for SqsQueue {
-    fn stores_batches(&self) -> bool {
-        true
-    }
-
+impl DispatchTarget for SqsQueue {
     /// What SQS delays by itself; a FIFO queue delays no single message.
     fn reach(&self) -> Duration {
         if self.desk.settings.is_fifo() { Duration::ZERO } else { calls::DELAY_MAX }
     }
 
-    fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
-        *self.desk.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(ring);
-    }
-
     async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
         Ok(self.desk.send(entries).await)
-    }
-
-    async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<(), StoreError> {
-        self.desk.acknowledge(tokens).await;
-        Ok(())
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
@@ -374,6 +363,18 @@ impl Queue for SqsQueue {
             in_flight: count(&names[1])?,
             delayed: count(&names[2])?,
         })
+    }
+}
+
+#[async_trait]
+impl Queue for SqsQueue {
+    fn on_arrival(&self, ring: Arc<dyn Fn() + Send + Sync>) {
+        *self.desk.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(ring);
+    }
+
+    async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<(), StoreError> {
+        self.desk.acknowledge(tokens).await;
+        Ok(())
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {

@@ -64,8 +64,8 @@ pub struct Difference {
     pub attribute: &'static str,
     /// What was found, what was expected, and what follows from it.
     pub what: String,
-    /// Whether it has to be mended. Otherwise Postrider copes, at a price.
-    pub must_be_mended: bool,
+    /// Whether it has to be fixed. Otherwise Postrider copes, at a price.
+    pub must_be_fixed: bool,
 }
 
 impl fmt::Display for Difference {
@@ -78,8 +78,8 @@ impl Found {
     /// What is not as expected.
     pub fn differences(&self, expected: &Expected) -> Vec<Difference> {
         let mut differences = Vec::new();
-        let mut differ = |attribute, must_be_mended, what: String| {
-            differences.push(Difference { attribute, what, must_be_mended });
+        let mut differ = |attribute, must_be_fixed, what: String| {
+            differences.push(Difference { attribute, what, must_be_fixed });
         };
         if self.fifo != expected.fifo {
             let kind = |fifo| if fifo { "a FIFO queue" } else { "a standard queue" };
@@ -336,7 +336,7 @@ mod tests {
                 false,
             ),
         ];
-        for (name, value, attribute, must_be_mended) in cases {
+        for (name, value, attribute, must_be_fixed) in cases {
             let mut found = fitting();
             match value {
                 Some(value) => found.insert(name, value.to_owned()),
@@ -344,10 +344,7 @@ mod tests {
             };
             let differences = read(&found).differences(&expected());
             assert_eq!(differences.len(), 1, "{differences:?}");
-            assert_eq!(
-                (differences[0].attribute, differences[0].must_be_mended),
-                (attribute, must_be_mended)
-            );
+            assert_eq!((differences[0].attribute, differences[0].must_be_fixed), (attribute, must_be_fixed));
         }
     }
 }

@@ -33,6 +33,9 @@ const WAIT_CAP: Duration = Duration::from_secs(10);
 /// An entry that is due this soon is kept until then, which is cheaper and more exact than hiding it anew.
 const SOON: Duration = Duration::from_secs(2);
 
+/// How long an entry is hidden at most whose batch a worker here has by another entry.
+const LEASED_WAIT: Duration = Duration::from_secs(5);
+
 /// Calls in flight of one group of changes.
 const CALLS_IN_FLIGHT: usize = 4;
 
@@ -193,6 +196,12 @@ impl Desk {
         let receipt = match (state.leases.get_mut(&batch), state.stock.find_mut(batch)) {
             (Some(held), _) => {
                 let hidden = held.until.since(self.clock.mono());
+                if held.receipt.message != received.receipt.message {
+                    // A double; or the store has sent the batch again, and its worker is about to say that the lease
+                    // has ended.
+                    left.hide.push((received.receipt, hidden.min(LEASED_WAIT)));
+                    return false;
+                }
                 Some((&mut held.receipt, hidden))
             }
             (None, Some(stocked)) => {
@@ -245,7 +254,7 @@ impl Desk {
             }
         }
         delete.extend(self.renew(renewals).await);
-        delete.extend(self.bury(dead).await);
+        delete.extend(self.move_dead(dead).await);
         if !delete.is_empty() {
             self.deletes.push(delete.into_iter().map(|receipt| receipt.handle)).await;
         }
@@ -264,7 +273,7 @@ impl Desk {
             } else {
                 envelope::write(batch, batch.not_before)
             };
-            let message = self.outgoing(batch, not_before, body.into());
+            let message = self.outgoing(batch, not_before, rand::random(), body.into());
             match self.calls.send(&self.settings.queue_url, std::slice::from_ref(&message)).await {
                 Ok(refusals) if refusals.is_empty() => {
                     tracing::info!(batch = %batch.id, receives = received.receives, "an entry that waits for long is sent anew");
@@ -289,7 +298,7 @@ impl Desk {
             if attempt > 0 {
                 tokio::time::sleep(full_jitter(WAIT_BASE)).await;
             }
-            // One handle once: of several wishes the last one holds.
+            // One handle once: of several changes the last one holds.
             let by_message: BTreeMap<_, _> = changes
                 .into_iter()
                 .map(|(receipt, hidden)| (receipt.message.clone(), (receipt, hidden)))

@@ -30,6 +30,8 @@ struct Pending<'a> {
     body: Arc<str>,
     /// The body is only a reference to the outbox.
     by_reference: bool,
+    /// What tells this sending of the batch from others, for a FIFO queue.
+    nonce: u32,
     /// It goes in a call of its own: in company the call was refused.
     alone: bool,
     /// What the last round came to.
@@ -123,7 +125,15 @@ impl Desk {
         let body: Arc<str> = envelope::write(batch, not_before).into();
         let too_large = body.len() > self.max_bytes();
         let last = ItemOutcome::Retryable("it was not sent".into());
-        let mut prepared = Pending { batch, not_before, body, by_reference: false, alone: false, last };
+        let mut prepared = Pending {
+            batch,
+            not_before,
+            body,
+            by_reference: false,
+            nonce: rand::random(),
+            alone: false,
+            last,
+        };
         if too_large {
             prepared.refer();
         }
@@ -131,13 +141,19 @@ impl Desk {
     }
 
     /// The message of a batch; how long it is delayed is counted from now.
-    pub(super) fn outgoing(&self, batch: &NewBatch, not_before: UnixMs, body: Arc<str>) -> Outgoing {
+    pub(super) fn outgoing(
+        &self,
+        batch: &NewBatch,
+        not_before: UnixMs,
+        nonce: u32,
+        body: Arc<str>,
+    ) -> Outgoing {
         let fifo = self.settings.is_fifo().then(|| {
             let key = batch.header.file.to_string();
             let lane = shard(Some(&key), self.settings.lanes.max(1), 0);
-            // A retry is a batch of its own, with another id. The same batch within five minutes is dropped by
-            // SQS, which is what its repetition is for.
-            (format!("{}-{lane}", batch.header.destination), batch.id.to_string())
+            // SQS drops what is repeated within five minutes, which is what the repetition of a call is for. A batch that
+            // is sent again because it is due again is no repetition.
+            (format!("{}-{lane}", batch.header.destination), format!("{}-{nonce:08x}", batch.id))
         });
         let delay = not_before.since(self.clock.wall());
         Outgoing { id: batch.id.to_string(), body, delay, fifo, reason: None }
@@ -147,7 +163,7 @@ impl Desk {
     async fn round(&self, pending: &[Pending<'_>]) -> Vec<(usize, Result<Option<Refusal>, Failure>)> {
         let outgoing: Vec<_> = pending
             .iter()
-            .map(|sent| self.outgoing(sent.batch, sent.not_before, sent.body.clone()))
+            .map(|sent| self.outgoing(sent.batch, sent.not_before, sent.nonce, sent.body.clone()))
             .collect();
         let max_bytes = self.max_bytes();
         // Who goes alone counts as a whole call.

@@ -13,7 +13,7 @@
 //! - A destination that the store gives no claims for (it is disabled) is left alone in the same manner.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
@@ -124,9 +124,43 @@ pub(crate) struct StockLimits {
     pub(crate) visibility: Duration,
 }
 
+/// How many of a batch's messages are due, before any batch of its destination was leased.
+const DUE_USUAL: usize = 100;
+
+/// What is wanted of one destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Enough once so many messages are due …
+    pub(crate) messages: usize,
+    /// … and never more batches than this.
+    pub(crate) batches: usize,
+}
+
+impl Wanted {
+    pub(crate) fn add(&mut self, messages: usize, batches: usize) {
+        self.messages = self.messages.saturating_add(messages);
+        self.batches = self.batches.saturating_add(batches);
+    }
+
+    /// A batch is one less to get, and so many messages of it.
+    pub(crate) fn got(&mut self, messages: usize) {
+        self.messages = self.messages.saturating_sub(messages);
+        self.batches = self.batches.saturating_sub(1);
+    }
+
+    fn is_met(self) -> bool {
+        self.messages == 0 || self.batches == 0
+    }
+
+    /// How many batches that are, where so many messages of each are due.
+    fn batches_of(self, due: usize) -> usize {
+        self.batches.min(self.messages.div_ceil(due.max(1)))
+    }
+}
+
 struct Ask {
     at: MonoMs,
-    wants: Vec<(Arc<str>, usize)>,
+    wants: BTreeMap<Arc<str>, Wanted>,
 }
 
 /// The shelves, and who wants what.
@@ -148,6 +182,8 @@ struct Known {
     roomy: MonoMs,
     /// Since when the store gives no claims for it, and until when it is left alone.
     refused: Option<(MonoMs, MonoMs)>,
+    /// How many messages were due of the batch that was leased last.
+    due: usize,
     /// When it was last heard of.
     heard: MonoMs,
 }
@@ -177,15 +213,16 @@ impl Stock {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.heard).map(|(name, _)| name.clone());
             oldest.map(|name| self.known.remove(&name));
         }
-        let fresh = Known { served: now, roomy: now, refused: None, heard: now };
+        let fresh = Known { served: now, roomy: now, refused: None, due: DUE_USUAL, heard: now };
         let known = self.known.entry(destination.into()).or_insert(fresh);
         known.heard = now;
         known
     }
 
-    /// `holder` wants so many batches; replaces what it wanted before.
-    pub(crate) fn ask(&mut self, holder: &Arc<str>, wants: Vec<(Arc<str>, usize)>, now: MonoMs) {
-        for (destination, _) in &wants {
+    /// `holder` wants so much; replaces what it wanted before.
+    pub(crate) fn ask(&mut self, holder: &Arc<str>, mut wants: BTreeMap<Arc<str>, Wanted>, now: MonoMs) {
+        wants.retain(|_, wanted| !wanted.is_met());
+        for destination in wants.keys() {
             self.known(destination, now).served = now;
         }
         self.asks.retain(|_, ask| now.since(ask.at) < ASK_TTL);
@@ -203,9 +240,10 @@ impl Stock {
         Back::Unserved(age)
     }
 
-    /// The store gives claims on this destination's batches.
-    pub(crate) fn grant(&mut self, destination: &str, now: MonoMs) {
-        self.known(destination, now).refused = None;
+    /// The store gives claims on this destination's batches; so many messages were due of one.
+    pub(crate) fn grant(&mut self, destination: &str, due: usize, now: MonoMs) {
+        let known = self.known(destination, now);
+        (known.refused, known.due) = (None, due);
     }
 
     fn is_blocked(&self, destination: &str, now: MonoMs) -> bool {
@@ -227,10 +265,11 @@ impl Stock {
         }
     }
 
+    /// How many batches are wanted of a destination, as far as that can be told.
     fn wanted(&self, destination: &str, now: MonoMs) -> usize {
+        let due = self.known.get(destination).map_or(DUE_USUAL, |known| known.due);
         let asks = self.asks.values().filter(|ask| now.since(ask.at) < ASK_TTL);
-        let wants = asks.flat_map(|ask| &ask.wants).filter(|(name, _)| **name == *destination);
-        wants.map(|(_, count)| count).sum()
+        asks.filter_map(|ask| ask.wants.get(destination)).map(|wanted| wanted.batches_of(due)).sum()
     }
 
     /// How many receives of ten would be of use now.
@@ -238,16 +277,13 @@ impl Stock {
         if self.bytes >= self.limits.bytes_max {
             return 0;
         }
-        let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
-        for ask in self.asks.values().filter(|ask| now.since(ask.at) < ASK_TTL) {
-            for (destination, count) in &ask.wants {
-                *wanted.entry(destination).or_default() += count;
-            }
-        }
-        let unmet = wanted.into_iter().filter(|(destination, _)| !self.is_blocked(destination, now));
-        let unmet = unmet.map(|(destination, count)| {
-            count.saturating_sub(self.shelves.get(destination).map_or(0, Vec::len))
-        });
+        let asks = self.asks.values().filter(|ask| now.since(ask.at) < ASK_TTL);
+        let wanted: BTreeSet<&str> = asks.flat_map(|ask| ask.wants.keys()).map(|name| &**name).collect();
+        let unmet =
+            wanted.into_iter().filter(|destination| !self.is_blocked(destination, now)).map(|destination| {
+                let kept = self.shelves.get(destination).map_or(0, Vec::len);
+                self.wanted(destination, now).saturating_sub(kept)
+            });
         unmet.sum::<usize>().div_ceil(ENTRIES_MAX)
     }
 
@@ -292,10 +328,11 @@ impl Stock {
         self.shelves.values_mut().flatten().find(|received| received.entry.batch.id == batch)
     }
 
-    /// Takes up to `limit` due entries, not more than wanted of each destination, oldest due first.
+    /// Takes up to `limit` due entries, not more than wanted of each destination, oldest due first. Each counts with
+    /// all of its messages: who claims them sees how many are due, and takes more.
     pub(crate) fn take(
         &mut self,
-        wants: &BTreeMap<Arc<str>, usize>,
+        wants: &BTreeMap<Arc<str>, Wanted>,
         limit: usize,
         now: MonoMs,
     ) -> Vec<Received> {
@@ -308,12 +345,13 @@ impl Stock {
             // What is visible again is another receiver's.
             shelf.retain(|received| received.hidden_until > now.after(HAND_OUT_MIN));
             shelf.sort_by_key(|received| received.entry.batch.not_before); // stable: then by arrival
-            let ready = shelf.iter().filter(|received| received.due <= now).count();
-            let count = want.min(ready).min(limit - taken.len());
-            let mut left = count;
+            let (mut want, mut room) = (want, limit - taken.len());
             taken.extend(shelf.extract_if(.., |received| {
-                let takes = left > 0 && received.due <= now;
-                left -= usize::from(takes);
+                let takes = room > 0 && !want.is_met() && received.due <= now;
+                if takes {
+                    want.got(received.entry.batch.count as usize);
+                    room -= 1;
+                }
                 takes
             }));
         }
@@ -389,16 +427,12 @@ mod tests {
         let id = BatchId([number; 16]);
         let batch = NewBatch {
             id,
-            root: id,
             header: header.into(),
             first_row: 1,
             count: 1,
-            drive: 0,
-            attempt: 0,
             accepted_at: UnixMs(0),
             not_before: UnixMs(number.into()),
             payload: vec![0; 10].into(),
-            history: Vec::new(),
         };
         Received {
             entry: Entry { batch, by_reference: false },
@@ -411,8 +445,8 @@ mod tests {
         }
     }
 
-    fn wants(of: &[(&str, usize)]) -> Vec<(Arc<str>, usize)> {
-        of.iter().map(|&(name, count)| (name.into(), count)).collect()
+    fn wants(of: &[(&str, usize)]) -> BTreeMap<Arc<str>, Wanted> {
+        of.iter().map(|&(name, batches)| (name.into(), Wanted { messages: usize::MAX, batches })).collect()
     }
 
     fn asked(of: &[(&str, usize)]) -> Stock {
@@ -422,8 +456,7 @@ mod tests {
     }
 
     fn take(stock: &mut Stock, of: &[(&str, usize)], now: u64) -> Vec<u8> {
-        let wants = wants(of).into_iter().collect();
-        stock.take(&wants, 10, MonoMs(now)).iter().map(|received| received.entry.batch.id.0[0]).collect()
+        stock.take(&wants(of), 10, MonoMs(now)).iter().map(|received| received.entry.batch.id.0[0]).collect()
     }
 
     #[test]
@@ -456,6 +489,28 @@ mod tests {
             "served: leases"
         );
         assert_eq!(take(&mut stock, &[("d", 2), ("e", 5)], 0), [0, 1, 4]);
+    }
+
+    #[test]
+    fn enough_is_enough_by_messages_too() {
+        let mut stock = Stock::new(StockLimits { shelf_max: 20, ..LIMITS });
+        let some: BTreeMap<Arc<str>, _> = [("d".into(), Wanted { messages: 25, batches: 99 })].into();
+        stock.ask(&"w".into(), some.clone(), MonoMs(0));
+        assert_eq!(stock.receives_wanted(MonoMs(0)), 1, "a batch may have a hundred");
+        for number in 0..15 {
+            let mut received = received(number, "d", 0, 0);
+            received.entry.batch.count = 10;
+            assert!(stock.offer(received, |_| true, MonoMs(0)).is_none());
+        }
+        assert_eq!(stock.take(&some, 10, MonoMs(0)).len(), 3);
+        assert_eq!(stock.take(&BTreeMap::new(), 10, MonoMs(0)).len(), 0);
+        // Of each only one was due.
+        stock.grant("d", 1, MonoMs(0));
+        assert_eq!(stock.receives_wanted(MonoMs(0)), 2, "25 batches are wanted, 12 are here");
+        let met: BTreeMap<Arc<str>, _> = [("d".into(), Wanted { messages: 0, batches: 99 })].into();
+        assert!(stock.take(&met, 10, MonoMs(0)).is_empty());
+        stock.ask(&"w".into(), met, MonoMs(0));
+        assert_eq!(stock.receives_wanted(MonoMs(0)), 0);
     }
 
     #[test]
@@ -524,7 +579,7 @@ mod tests {
         stock.ask(&"w".into(), wants(&[("d", 5)]), MonoMs(124_999));
         assert_eq!(stock.receives_wanted(MonoMs(124_999)), 0);
         assert_eq!(stock.receives_wanted(MonoMs(125_000)), 1);
-        stock.grant("d", MonoMs(125_000));
+        stock.grant("d", 1, MonoMs(125_000));
         assert_eq!(stock.refuse("d", MonoMs(125_001)), Back::Unserved(Duration::ZERO), "from the beginning");
     }
 

@@ -4,32 +4,24 @@ use postrider_actors::model::delay::{DelayPolicy, DepthStep};
 
 use super::*;
 
-const SQS: &str = "queue.kind = \"sqs\"\nqueue.sqs.name = \"pr\"\n";
+const AWS: &str = "profile = \"aws\"\nqueue.sqs.name = \"pr\"\n";
 const QUEUE_FEED: &str =
-    "[feeds.q]\nkind = \"sqs\"\nqueue_name = \"in\"\nrecipient = \"id\"\ndestinations = [\"support\"]\n";
+    "[feeds.q]\nkind = \"sqs\"\nqueue = \"in\"\nrecipient = \"id\"\ndestinations = [\"support\"]\n";
 
 /// The minimal example with `before` above it and `after` below it.
 fn around(before: &str, after: &str) -> Result<Config, Problems> {
     check(&format!("{before}\n{MINIMAL}\n{after}"))
 }
 
-fn sqs(config: &Config) -> &SqsQueue {
-    match &config.queue.kind {
-        QueueKind::Sqs(sqs) => sqs,
-        QueueKind::Embedded => panic!("it is the embedded queue"),
-    }
-}
-
-#[cfg(feature = "aws")]
 #[test]
 fn the_shared_engines_read_as_written() {
-    let config = around(&format!("{SQS}outbox.kind = \"dynamodb\""), QUEUE_FEED).unwrap();
-    let sqs = sqs(&config);
-    assert_eq!(sqs.queue, QueueAddress::Name("pr".into()));
-    assert_eq!((&sqs.dead_letter_name[..], sqs.queue.is_fifo()), ("pr-dead", false));
-    assert_eq!((sqs.max_bytes, sqs.wait, sqs.max_receives), (1_048_576, Duration::from_secs(20), 1_000));
-    assert_eq!(sqs.delay, Delay::None);
-    let OutboxKind::Dynamodb(dynamodb) = &config.outbox.kind else { panic!("it is the embedded outbox") };
+    let config = around(AWS, QUEUE_FEED).unwrap();
+    assert_eq!(config.profile, Profile::Aws);
+    assert_eq!(config.sqs.name, QueueAddress::Name("pr".into()));
+    assert_eq!((&config.sqs.dead_letter_name()[..], config.sqs.name.is_fifo()), ("pr-dead", false));
+    assert_eq!(config.sqs.max_size, 1 << 20);
+    assert_eq!(config.delay.mode, DelayMode::None);
+    let dynamodb = &config.dynamodb;
     assert_eq!((&dynamodb.table[..], &dynamodb.ledger_table()[..]), ("postrider", "postrider-ledger"));
     // S3.9
     assert_eq!(dynamodb.shards, 20);
@@ -38,95 +30,72 @@ fn the_shared_engines_read_as_written() {
     assert_eq!(feed.directory(), None);
     let queue = feed.queue().unwrap();
     assert_eq!((&queue.queue, &queue.recipient[..]), (&QueueAddress::Name("in".into()), "id"));
-    assert_eq!((queue.max_rows, queue.max_bytes), (500, 262_144));
+    assert_eq!((queue.max_rows, queue.max_size), (500, 256 << 10));
 }
 
-#[cfg(feature = "aws")]
 #[test]
 fn a_queue_is_known_by_its_name_or_its_address() {
     let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/pr.fifo";
-    let config = around(&format!("queue.kind = \"sqs\"\nqueue.sqs.url = \"{url}\""), "").unwrap();
-    let queue = &sqs(&config).queue;
+    let config = around(&format!("profile = \"aws\"\nqueue.sqs.name = \"{url}\""), "").unwrap();
+    let queue = &config.sqs.name;
     assert_eq!((queue.name(), queue.is_fifo(), queue.to_string()), ("pr.fifo", true, url.to_owned()));
-    assert_eq!(sqs(&config).dead_letter_name, "pr-dead.fifo");
+    assert_eq!(config.sqs.dead_letter_name(), "pr-dead.fifo");
 }
 
 /// S2.3 and S2.6; the seed: over 1000 entries 60 s, over 500 entries 30 s.
-#[cfg(feature = "aws")]
 #[test]
 fn delays_read_as_written_and_the_seed_s_table_is_the_default() {
-    let config = around(&format!("{SQS}queue.delay.mode = \"by_depth\""), "").unwrap();
-    let Delay::ByDepth { steps, hysteresis_percent, read_every } = &sqs(&config).delay else {
-        panic!("by_depth")
-    };
-    let steps = steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect();
-    let policy =
-        DelayPolicy::ByDepth { steps, hysteresis_percent: *hysteresis_percent, read_every: *read_every };
-    assert_eq!(policy, DelayPolicy::seed_table());
-    let config = around(&format!("{SQS}queue.delay = {{ mode = \"fixed\", fixed_s = 0 }}"), "").unwrap();
-    assert_eq!(sqs(&config).delay, Delay::Fixed(Duration::ZERO));
+    let config = around(&format!("{AWS}queue.delay.mode = \"by_depth\""), "").unwrap();
+    assert_eq!(config.delay.mode, DelayMode::ByDepth);
+    let steps =
+        config.delay.steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect::<Vec<_>>();
+    let DelayPolicy::ByDepth { steps: seed, .. } = DelayPolicy::seed_table() else { panic!("by depth") };
+    assert_eq!(steps, seed);
+    let config = around(&format!("{AWS}queue.delay = {{ mode = \"fixed\", fixed = \"0s\" }}"), "").unwrap();
+    assert_eq!((config.delay.mode, config.delay.fixed), (DelayMode::Fixed, Duration::ZERO));
     let config = with_environment(
-        &format!("{SQS}{MINIMAL}"),
-        &[("POSTRIDER__QUEUE__DELAY__MODE", "by_depth"), ("POSTRIDER__QUEUE__DELAY__STEPS", "10:1, 20:900")],
+        &format!("{AWS}{MINIMAL}"),
+        &[("POSTRIDER__QUEUE__DELAY__MODE", "by_depth"), ("POSTRIDER__QUEUE__DELAY__STEPS", "10:1s, 20:15m")],
     )
     .unwrap();
-    let Delay::ByDepth { steps, .. } = &sqs(&config).delay else { panic!("by_depth") };
-    assert_eq!(steps[..], [(10, Duration::from_secs(1)), (20, Duration::from_mins(15))]);
+    assert_eq!(config.delay.steps[..], [(10, Duration::from_secs(1)), (20, Duration::from_mins(15))]);
 }
 
-#[cfg(feature = "aws")]
 #[test]
 fn each_mistake_with_engines_is_named_with_what_to_do() {
-    let dynamodb = format!("{SQS}outbox.kind = \"dynamodb\"\n");
     let long = "x".repeat(76);
     let cases: &[(String, &[&str])] = &[
-        ("queue.kind = \"kafka\"".into(), &["queue.kind", "\"embedded\", \"sqs\""]),
-        ("queue.kind = \"sqs\"".into(), &["queue.sqs.name", "it is missing", "as url"]),
-        ("queue.kind = \"sqs\"\nqueue.sqs.name = \"a b\"".into(), &["queue.sqs.name", "1 to 80"]),
-        (format!("{SQS}queue.sqs.url = \"https://h/1/q\""), &["queue.sqs.url", "keep one"]),
+        ("profile = \"kafka\"".into(), &["profile", "\"embedded\", \"aws\""]),
+        ("outbox.kind = \"dynamodb\"".into(), &["outbox.kind", "unknown key"]),
+        ("profile = \"aws\"".into(), &["queue.sqs.name", "it is missing", "or its address"]),
+        ("profile = \"aws\"\nqueue.sqs.name = \"a b\"".into(), &["queue.sqs.name", "1 to 80"]),
         (
-            "queue.kind = \"sqs\"\nqueue.sqs.url = \"https://user:s3cr3t@h/q\"".into(),
-            &["queue.sqs.url", "without user name"],
+            "profile = \"aws\"\nqueue.sqs.name = \"https://user:s3cr3t@h/q\"".into(),
+            &["queue.sqs.name", "no user name"],
         ),
         (
-            "queue.kind = \"sqs\"\nqueue.sqs.url = \"https://h/\"".into(),
-            &["queue.sqs.url", "ends in its name"],
+            "profile = \"aws\"\nqueue.sqs.name = \"https://h/\"".into(),
+            &["queue.sqs.name", "ends in its name"],
         ),
         // The queue's name is short enough, that of its dead-letter queue is not.
+        (format!("profile = \"aws\"\nqueue.sqs.name = \"{long}\""), &["queue.sqs.name", "80 characters"]),
+        ("queue.delay.mode = \"fixed\"".into(), &["queue.delay.mode", "profile = \"aws\""]),
         (
-            format!("queue.kind = \"sqs\"\nqueue.sqs.name = \"{long}\""),
-            &["queue.sqs.dead_letter_name", "1 to 80"],
-        ),
-        (
-            format!("{SQS}queue.sqs.dead_letter_name = \"d.fifo\""),
-            &["queue.sqs.dead_letter_name", "must be FIFO too"],
-        ),
-        (format!("{SQS}queue.sqs.dead_letter_name = \"pr\""), &["queue.sqs.dead_letter_name", "of its own"]),
-        ("queue.delay.mode = \"fixed\"".into(), &["queue.delay.mode", "queue.kind = \"sqs\""]),
-        (
-            "queue = { kind = \"sqs\", sqs.name = \"a.fifo\", delay.mode = \"by_depth\" }".into(),
+            "profile = \"aws\"\nqueue = { sqs.name = \"a.fifo\", delay.mode = \"by_depth\" }".into(),
             &["queue.delay.mode", "FIFO", "SendMessage"],
         ),
-        ("queue.delay.steps = [[10, 901]]".into(), &["queue.delay.steps", "at most 900"]),
-        (
-            "queue.delay.steps = [[20, 1], [10, 2]]".into(),
-            &["queue.delay.steps", "found [(20, 1), (10, 2)]", "ascending"],
-        ),
-        ("queue.delay.steps = [[10, 2], [20, 1]]".into(), &["queue.delay.steps", "ascending"]),
+        ("queue.delay.steps = [[10, \"16m\"]]".into(), &["queue.delay.steps", "at most 15m"]),
+        ("queue.delay.steps = [[20, \"1s\"], [10, \"2s\"]]".into(), &["queue.delay.steps", "ascending"]),
+        ("queue.delay.steps = [[10, \"2s\"], [20, \"1s\"]]".into(), &["queue.delay.steps", "ascending"]),
         ("queue.delay.steps = []".into(), &["queue.delay.steps", "1 to 16 pairs"]),
-        ("queue.delay.steps = [[1, 2, 3]]".into(), &["queue.delay.steps", "pairs of whole"]),
-        ("queue.delay.steps = [[1, -2]]".into(), &["queue.delay.steps", "pairs of whole"]),
-        ("outbox.kind = \"dynamodb\"".into(), &["outbox.kind", "queue.kind = \"sqs\"", "share"]),
-        (format!("{dynamodb}outbox.dynamodb.table = \"a/b\""), &["dynamodb.table", "3 to 248"]),
+        ("queue.delay.steps = [[1, 2]]".into(), &["queue.delay.steps", "pairs of a whole number and a time"]),
+        ("queue.delay.steps = [[-1, \"2s\"]]".into(), &["queue.delay.steps", "pairs of a whole number"]),
+        (format!("{AWS}outbox.dynamodb.table = \"a/b\""), &["dynamodb.table", "3 to 248"]),
         (
-            format!("{dynamodb}batch.max_bytes = 400000"),
-            &["batch.max_bytes", "409600", "lower batch.max_bytes"],
+            format!("{AWS}feeds.alerts.max_row = \"512KiB\""),
+            &["feeds.alerts.max_row", "found 512KiB", "409600", "lower max_row"],
         ),
-        (
-            format!("{dynamodb}batch.max_messages = 10000"),
-            &["batch.max_bytes", "11 failed attempts of 10000 messages"],
-        ),
-        ("outbox.retention_s = 3599".into(), &["outbox.retention_s", "found 3599", "3600 and more"]),
+        ("outbox.retention = \"59m\"".into(), &["outbox.retention", "found 59m", "1h and more"]),
         ("aws.region = \"eu central\"".into(), &["aws.region", "eu-central-1"]),
         (
             "aws.sqs_endpoint_url = \"127.0.0.1:4566\"".into(),
@@ -137,22 +106,19 @@ fn each_mistake_with_engines_is_named_with_what_to_do() {
         (format!("{QUEUE_FEED}duplicates = \"first\""), &["feeds.q.duplicates", "not from files"]),
         (format!("{QUEUE_FEED}format = \"csv\""), &["feeds.q.format", "\"json\""]),
         (QUEUE_FEED.replace("recipient", "#"), &["feeds.q.recipient", "it is missing"]),
-        (QUEUE_FEED.replace("queue_name", "#"), &["feeds.q.queue_name", "as queue_url"]),
+        (QUEUE_FEED.replace("queue =", "#"), &["feeds.q.queue", "or its address"]),
         (
-            format!("{QUEUE_FEED}linger_ms = 20000\nvisibility_s = 40"),
-            &["feeds.q.visibility_s", "more than twice linger_ms"],
+            format!("{QUEUE_FEED}linger = \"20s\"\nvisibility = \"40s\""),
+            &["feeds.q.visibility", "found 40s", "more than twice linger"],
         ),
-        (format!("{QUEUE_FEED}max_bytes = 65535"), &["feeds.q.max_bytes", "max_row_bytes (65536)"]),
+        (format!("{QUEUE_FEED}max_size = \"65535B\""), &["feeds.q.max_size", "max_row (64KiB)"]),
         (
             format!("{QUEUE_FEED}{}", QUEUE_FEED.replace("feeds.q", "feeds.r")),
-            &["feeds.r.queue_name", "the feed q takes its entries too"],
+            &["feeds.r.queue", "the feed q takes its entries too"],
         ),
-        (
-            SQS.to_owned() + &QUEUE_FEED.replace("\"in\"", "\"pr-dead\""),
-            &["feeds.q.queue_name", "[queue.sqs]"],
-        ),
+        (AWS.to_owned() + &QUEUE_FEED.replace("\"in\"", "\"pr-dead\""), &["feeds.q.queue", "[queue.sqs]"]),
         ("[feeds.alerts]\nkind = \"file\"".into(), &["feeds.alerts.kind", "\"directory\", \"sqs\""]),
-        ("[feeds.alerts]\npollers = 3".into(), &["feeds.alerts.pollers", "only kind = \"sqs\""]),
+        ("[feeds.alerts]\nvisibility = \"3m\"".into(), &["feeds.alerts.visibility", "only kind = \"sqs\""]),
         ("[feeds.alerts]\nformat = \"json\"".into(), &["feeds.alerts.format", "\"ndjson\""]),
     ];
     for (over, expected) in cases {
@@ -163,23 +129,54 @@ fn each_mistake_with_engines_is_named_with_what_to_do() {
     }
 }
 
-#[cfg(feature = "aws")]
 #[test]
 fn shared_keys_of_the_other_kind_do_no_harm() {
-    let shared = "[feeds.\"*\"]\nrescan_ms = 500\nformat = \"csv\"\npollers = 7\nrecipient = \"id\"\n";
+    let shared = "[feeds.\"*\"]\nrescan = \"500ms\"\nformat = \"csv\"\nmax_rows = 7\nrecipient = \"id\"\n";
     let queue = QUEUE_FEED.replace("recipient = \"id\"\n", "");
     let config = around("", &format!("{shared}{queue}")).unwrap();
-    assert_eq!(config.feed("q").unwrap().queue().unwrap().pollers, 7);
+    assert_eq!(config.feed("q").unwrap().queue().unwrap().max_rows, 7);
     assert_eq!(config.feed("alerts").unwrap().directory().unwrap().rescan, Duration::from_millis(500));
 }
 
-#[cfg(not(feature = "aws"))]
 #[test]
-fn a_build_without_aws_refuses_what_it_can_not_do() {
-    for (before, after, key) in [(SQS, "", "queue.kind"), ("", QUEUE_FEED, "feeds.q.kind")] {
-        let error = around(before, after).unwrap_err();
-        assert_eq!(error.list.len(), 1, "{error}");
-        assert!(error.to_string().contains(&format!("{key}: found ")), "{error}");
-        assert!(error.to_string().contains("--features aws"), "{error}");
+fn a_lean_build_names_the_engine_the_key_and_the_place() {
+    let tables = "[warehouses.main]\nurl = \"env:WAREHOUSE\"\n[destinations.events]\nkind = \"table\"\nwarehouse = \"main\"\n\
+                  table = \"events\"\n[destinations.events.columns]\nuser_id = \"recipient\"";
+    let receipts = |kind| {
+        format!(
+            "[receipts.sources.r]\nkind = {kind}\ndestination = \"support\"\n[receipts.sources.r.fields]\n\
+             message_id = \"id\"\nstatus = \"status\"\n[receipts.sources.r.statuses]\nOK = \"delivered\"\n"
+        )
+    };
+    let cases = [
+        (AWS.to_owned(), vec![("1:1: profile: found \"aws\"", "SQS and DynamoDB")]),
+        (
+            "ledger.kind = \"postgres\"\nledger.postgres.url = \"env:URL\"".into(),
+            vec![("1:8: ledger.kind: found \"postgres\"", "Postgres")],
+        ),
+        (QUEUE_FEED.into(), vec![("2:1: feeds.q.kind: found \"sqs\"", "SQS")]),
+        (receipts("\"sqs\"\nqueue = \"in\""), vec![("2:1: receipts.sources.r.kind: found \"sqs\"", "SQS")]),
+        (
+            receipts("\"cloudwatch\"\nlog_groups = [\"g\"]"),
+            vec![("2:1: receipts.sources.r.kind: found \"cloudwatch\"", "CloudWatch Logs")],
+        ),
+        (
+            tables.into(),
+            vec![
+                ("warehouses.main: found \"main\"", "warehouse tables"),
+                ("4:1: destinations.events.kind: found \"table\"", "warehouse tables"),
+            ],
+        ),
+    ];
+    for (text, expected) in cases {
+        let text = format!("{text}\n{MINIMAL}");
+        check(&text).unwrap_or_else(|problems| panic!("a full build takes it: {problems}"));
+        let refused = parse_for(&text, Path::new("test.toml"), [], Engines::LEAN).unwrap_err();
+        let lines: Vec<_> = refused.list.iter().map(|problem| problem.line(&refused.file)).collect();
+        assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+        for (line, (place, engine)) in lines.iter().zip(expected) {
+            let advice = format!("; this binary was built without {engine}: build it with `cargo build");
+            assert!(line.contains(place) && line.contains(&advice), "{place}: {line}");
+        }
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod inbound;
 pub(crate) mod input;
 pub(crate) mod notify;
 pub(crate) mod process;
+#[cfg(feature = "postgres")]
 mod receipts;
 pub(crate) mod scripted;
 
@@ -19,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use postrider_actors::model::suspect::LOST_REQUESTS_MAX;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -155,8 +157,7 @@ impl World {
             .set("state.dir", state)
             .set("log.format", "json")
             .set("log.level", "debug")
-            .set("batch.max_messages", 100)
-            .set("batch.linger_ms", 10);
+            .set("batch.max_messages", 100);
         world.add_destination("support").add_feed("alerts", format, &["support"]);
         world
     }
@@ -225,8 +226,8 @@ impl World {
         let prefix = format!("feeds.{name}");
         self.set(&format!("{prefix}.path"), inbox.display().to_string())
             .set(&format!("{prefix}.format"), format)
-            .set(&format!("{prefix}.rescan_ms"), 500)
-            .set(&format!("{prefix}.settle_ms"), 300)
+            .set(&format!("{prefix}.rescan"), "500ms")
+            .set(&format!("{prefix}.settle"), "300ms")
             .set(&format!("{prefix}.destinations"), names);
         if format != "text" {
             self.set(&format!("{prefix}.recipient"), "user_id");
@@ -239,11 +240,10 @@ impl World {
         let prefix = format!("destinations.{name}");
         self.set(&format!("{prefix}.secrets"), vec!["env:POSTRIDER_TEST_SECRET"])
             .set(&format!("{prefix}.concurrency"), 16)
-            .set(&format!("{prefix}.timeout_ms"), 5000)
-            .set(&format!("{prefix}.connect_timeout_ms"), 2000)
+            .set(&format!("{prefix}.timeout"), "5s")
             .set(&format!("{prefix}.retry.max_attempts"), 12)
-            .set(&format!("{prefix}.retry.base_ms"), 20)
-            .set(&format!("{prefix}.retry.cap_ms"), 200)
+            .set(&format!("{prefix}.retry.base"), "20ms")
+            .set(&format!("{prefix}.retry.cap"), "200ms")
     }
 
     fn names(&self, table: &str) -> Vec<String> {
@@ -623,7 +623,7 @@ impl World {
             .collect();
         let text = json!({
             "attempt_cap": self.number("destinations.support.retry.max_attempts", 12),
-            "lost_lease_cap": self.number("lease.lost_cap", 10),
+            "lost_lease_cap": LOST_REQUESTS_MAX,
             "kills": self.kills,
             "window": self.window(),
             "unknown": self.unknown,

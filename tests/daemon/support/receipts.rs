@@ -13,9 +13,7 @@ impl World {
         self.environment("POSTRIDER_TEST_LEDGER", &postgres.url());
         self.set("ledger.kind", "postgres")
             .set("ledger.postgres.url", "env:POSTRIDER_TEST_LEDGER")
-            .set("ledger.postgres.tls", "disable")
-            .set("ledger.postgres.lock_timeout_ms", 2000)
-            .set("ledger.postgres.statement_timeout_ms", 20_000);
+            .set("ledger.postgres.tls", "disable");
         self.migrate()
     }
 
@@ -34,7 +32,7 @@ impl World {
         let prefix = format!("receipts.sources.{name}");
         self.set(&format!("{prefix}.kind"), "dir")
             .set(&format!("{prefix}.path"), directory.display().to_string())
-            .set(&format!("{prefix}.settle_ms"), 300);
+            .set(&format!("{prefix}.settle"), "300ms");
         self.map_receipts(name)
     }
 

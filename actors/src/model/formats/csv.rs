@@ -99,7 +99,7 @@ impl CsvRules {
                 return Err(refuse("has a quoted name that does not end".into()));
             }
             Record::Unsound(Unsound::TooLong) => {
-                return Err(refuse(format!("is longer than max_row_bytes = {}", self.max)));
+                return Err(refuse(format!("is longer than max_row = {}", self.max)));
             }
             Record::Unsound(Unsound::TooManyCells) => {
                 return Err(refuse(format!("has more than {COLUMNS_MAX} columns")));
@@ -168,7 +168,7 @@ impl CsvRules {
             }
             Record::Unsound(Unsound::Open) => "a quoted cell that begins here does not end".into(),
             Record::Unsound(Unsound::TooLong) => {
-                format!("the row that begins here does not end within max_row_bytes = {}", self.max).into()
+                format!("the row that begins here does not end within max_row = {}", self.max).into()
             }
         };
         self.first_line(rest, end, |_, _| reason)

@@ -149,7 +149,7 @@ impl EntryParser {
         let laid_out = rows.bytes.len();
         let taken = if text.len() > self.max_row_bytes {
             let why = format!(
-                "the object is {} bytes long, longer than max_row_bytes = {}; it is cut here",
+                "the object is {} bytes long, longer than max_row = {}; it is cut here",
                 text.len(),
                 self.max_row_bytes
             );

@@ -429,7 +429,7 @@ impl RowParser {
         let line = self.position.line;
         self.count_row(overlong.bytes, 1);
         let reason = format!(
-            "the line is {} bytes long, longer than max_row_bytes = {}; it is cut here",
+            "the line is {} bytes long, longer than max_row = {}; it is cut here",
             overlong.content_bytes(),
             self.max_row_bytes
         );

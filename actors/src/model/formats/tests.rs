@@ -164,10 +164,7 @@ fn f20_a_line_at_the_limit_is_read_and_one_byte_more_is_rejected() {
             let reason = reason(&format, format!("id\n{long}{ending}"));
             assert_eq!(
                 reason,
-                format!(
-                    "the line is {} bytes long, longer than max_row_bytes = {MAX}; it is cut here",
-                    MAX + 1
-                )
+                format!("the line is {} bytes long, longer than max_row = {MAX}; it is cut here", MAX + 1)
             );
         }
     }
@@ -269,7 +266,7 @@ fn a_header_that_can_t_be_used_fails_the_file_and_says_why() {
     assert!(error(b"user_id,a,a\n").contains("columns 2 and 3"));
     assert!(error(b"user_id,\xff\n").contains("no UTF-8: column 2"));
     assert!(error(b"user_id,\"a\n1,2\n").contains("does not end"));
-    assert!(error("x".repeat(MAX + 1).as_bytes()).contains("max_row_bytes = 40"));
+    assert!(error("x".repeat(MAX + 1).as_bytes()).contains("max_row = 40"));
     assert!(!error(b"\x1b[2J,b\n").contains('\x1b'), "F27: foreign text is escaped");
     // pandas leaves its index column without a name.
     assert_eq!(accepted(&csv("user_id"), b",user_id\n0,a\n"), ["a"]);

@@ -1,12 +1,16 @@
 use std::future::Future;
 
-use super::{LATER, NOW, Subject, dead, fixtures, sent};
+use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, sent, settlement};
 use crate::{
-    model::{ids::BatchId, time::UnixMs},
-    ports::{Claim, ClaimRequest, ItemOutcome, LeaseToken, Release, Settled, Settlement},
+    model::{
+        ids::BatchId,
+        ledger::{MessageVerdict, Record},
+        time::UnixMs,
+    },
+    ports::{Claim, ClaimRequest, Claims, ItemOutcome, LeaseToken, Release, Settled, Settlement},
 };
 
-/// The contract of claims.
+/// The contract of claims, of a store that another queue carries for.
 pub async fn claims<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     a_batch_is_granted_to_one_holder(make().await).await;
     a_claim_that_ran_out_is_lost(make().await).await;
@@ -15,8 +19,10 @@ pub async fn claims<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     an_earlier_life_has_lost_its_claims_at_once(make().await).await;
     a_repeated_claim_charges_nothing(make().await).await;
     settled_and_missing_batches_are_told_apart(make().await).await;
+    what_is_not_due_is_early_and_outstanding(make().await).await;
     a_claim_brings_what_is_recorded(make().await).await;
-    a_claimed_batch_is_dispatched(make().await).await;
+    a_claimed_batch_is_not_outstanding(make().await).await;
+    what_a_claim_leaves_open_is_outstanding_again(make().await).await;
     a_disabled_destination_is_not_claimed(make().await).await;
     a_stale_claim_settles_no_failure(make().await).await;
 }
@@ -24,6 +30,14 @@ pub async fn claims<F: Future<Output = Subject>>(make: impl Fn() -> F) {
 const ME: &str = "node-a-7/delivery-0#1";
 const OTHER: &str = "node-b-3/delivery-0#1";
 const UNTIL: UnixMs = UnixMs(NOW.0 + 1_000);
+
+fn claims_of(store: &Subject) -> &dyn Claims {
+    &*store.carried.as_ref().expect("only a store that is carried for has claims").claims
+}
+
+async fn next_due(store: &Subject) -> Option<UnixMs> {
+    store.carried.as_ref().expect("it has claims").source.next_due().await.unwrap()
+}
 
 /// Stores and dispatches one batch of `rows` for `d`.
 async fn stored(store: &Subject, rows: u64) -> BatchId {
@@ -38,7 +52,7 @@ async fn stored(store: &Subject, rows: u64) -> BatchId {
 async fn claim_all(store: &Subject, holder: &str, batches: Vec<BatchId>, now: UnixMs) -> Vec<Claim> {
     let until = UnixMs(now.0 + 1_000);
     let request = ClaimRequest { holder: holder.into(), batches: batches.clone(), until, now };
-    let (ids, claims): (Vec<_>, Vec<_>) = store.claims.claim(request).await.unwrap().into_iter().unzip();
+    let (ids, claims): (Vec<_>, Vec<_>) = claims_of(store).claim(request).await.unwrap().into_iter().unzip();
     assert_eq!(ids, batches, "one answer per id in order");
     claims
 }
@@ -48,11 +62,20 @@ async fn claim(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> Cl
 }
 
 /// The token and the losses of a claim that must be granted.
-async fn granted(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> (LeaseToken, u32) {
+async fn granted(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> (LeaseToken, u8) {
+    let record = granted_record(store, holder, batch, now).await;
+    (LeaseToken { batch, fence: record.fence }, record.losses)
+}
+
+async fn granted_record(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> Record {
     match claim(store, holder, batch, now).await {
-        Claim::Granted { fence, losses, .. } => (LeaseToken { batch, fence }, losses),
+        Claim::Granted(record) => *record,
         other => panic!("{holder} is not granted what it claims: {other:?}"),
     }
+}
+
+async fn settle(store: &Subject, token: LeaseToken, verdicts: Vec<MessageVerdict>) -> Settled {
+    store.ledger.settle(vec![settlement(token, verdicts)]).await.unwrap()[0]
 }
 
 async fn a_batch_is_granted_to_one_holder(store: Subject) {
@@ -72,9 +95,9 @@ async fn a_claim_that_ran_out_is_lost(store: Subject) {
     assert_eq!(losses, 1);
     assert!(new.fence > old.fence);
     // The old holder can neither extend nor release what another has now.
-    let stale = store.claims.extend_claims(&[old], UnixMs(u64::MAX >> 1)).await.unwrap();
+    let stale = claims_of(&store).extend_claims(&[old], UnixMs(u64::MAX >> 1)).await.unwrap();
     assert!(matches!(stale[0], (batch, ItemOutcome::Permanent(_)) if batch == id), "{stale:?}");
-    store.claims.release_claims(&[old], Release::Lost).await.unwrap();
+    claims_of(&store).release_claims(&[old], Release::Lost).await.unwrap();
     assert!(matches!(claim(&store, ME, id, after).await, Claim::Held { .. }));
     // One's own claim runs out too.
     let (_, losses) = granted(&store, OTHER, id, UnixMs(after.0 + 1_001)).await;
@@ -85,7 +108,7 @@ async fn an_extended_claim_holds_on(store: Subject) {
     let id = stored(&store, 3).await;
     let (token, _) = granted(&store, ME, id, NOW).await;
     let unknown = LeaseToken { batch: BatchId([9; 16]), fence: 1 };
-    let extended = store.claims.extend_claims(&[unknown, token], LATER).await.unwrap();
+    let extended = claims_of(&store).extend_claims(&[unknown, token], LATER).await.unwrap();
     assert!(
         matches!(&extended[0], (batch, ItemOutcome::Permanent(_)) if *batch == unknown.batch),
         "{extended:?}"
@@ -93,7 +116,7 @@ async fn an_extended_claim_holds_on(store: Subject) {
     assert_eq!(extended[1], (id, ItemOutcome::Ok));
     assert_eq!(claim(&store, OTHER, id, LATER).await, Claim::Held { until: LATER });
     // Late, but nobody else came.
-    let late = store.claims.extend_claims(&[token], UnixMs(LATER.0 + 500)).await.unwrap();
+    let late = claims_of(&store).extend_claims(&[token], UnixMs(LATER.0 + 500)).await.unwrap();
     assert_eq!(late, [(id, ItemOutcome::Ok)]);
     let (_, losses) = granted(&store, OTHER, id, UnixMs(LATER.0 + 501)).await;
     assert_eq!(losses, 1);
@@ -102,15 +125,15 @@ async fn an_extended_claim_holds_on(store: Subject) {
 async fn release_charges_only_losses(store: Subject) {
     let id = stored(&store, 3).await;
     let (first, _) = granted(&store, ME, id, NOW).await;
-    store.claims.release_claims(&[first], Release::Unused).await.unwrap();
+    claims_of(&store).release_claims(&[first], Release::Unused).await.unwrap();
     let (second, losses) = granted(&store, OTHER, id, NOW).await;
     assert_eq!(losses, 0);
     assert!(second.fence > first.fence);
-    store.claims.release_claims(&[second, second, first], Release::Lost).await.unwrap();
+    claims_of(&store).release_claims(&[second, second, first], Release::Lost).await.unwrap();
     let (third, losses) = granted(&store, ME, id, NOW).await;
     assert_eq!(losses, 1);
     assert!(third.fence > second.fence);
-    store.claims.release_claims(&[], Release::Lost).await.unwrap();
+    claims_of(&store).release_claims(&[], Release::Lost).await.unwrap();
 }
 
 async fn an_earlier_life_has_lost_its_claims_at_once(store: Subject) {
@@ -130,7 +153,7 @@ async fn a_repeated_claim_charges_nothing(store: Subject) {
     assert!(again.fence >= first.fence);
     let until = UnixMs(NOW.0 + 1_500);
     assert_eq!(claim(&store, OTHER, id, UnixMs(NOW.0 + 1_400)).await, Claim::Held { until });
-    let extended = store.claims.extend_claims(&[again], until).await.unwrap();
+    let extended = claims_of(&store).extend_claims(&[again], until).await.unwrap();
     assert_eq!(extended, [(id, ItemOutcome::Ok)]);
 }
 
@@ -141,54 +164,104 @@ async fn settled_and_missing_batches_are_told_apart(store: Subject) {
     store.outbox.append(step).await.unwrap();
     store.dispatch(NOW).await;
     let (token, _) = granted(&store, ME, ids[0], NOW).await;
-    let settlement =
-        Settlement { token, verdicts: vec![(0, sent()), (1, dead())], retries: vec![], records: Vec::new() };
-    assert_eq!(store.ledger.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
+    let verdicts = vec![nth(0, 1, sent()), nth(1, 1, dead())];
+    assert_eq!(settle(&store, token, verdicts).await, Settled::Complete);
     let unknown = BatchId([9; 16]);
     let claims = claim_all(&store, ME, vec![unknown, ids[0], ids[1]], NOW).await;
     assert_eq!(claims[..2], [Claim::Missing, Claim::Settled]);
-    assert!(matches!(claims[2], Claim::Granted { .. }));
+    assert!(matches!(claims[2], Claim::Granted(_)));
     // Its claim has ended with it.
-    let late = store.claims.extend_claims(&[token], LATER).await.unwrap();
+    let late = claims_of(&store).extend_claims(&[token], LATER).await.unwrap();
     assert!(matches!(late[0].1, ItemOutcome::Permanent(_)), "{late:?}");
-    store.claims.release_claims(&[token], Release::Lost).await.unwrap();
+    claims_of(&store).release_claims(&[token], Release::Lost).await.unwrap();
     assert_eq!(claim(&store, OTHER, ids[0], LATER).await, Claim::Settled);
     assert!(claim_all(&store, ME, vec![], NOW).await.is_empty());
 }
 
+/// Its entry is spent: who claimed it deletes it.
+async fn what_is_not_due_is_early_and_outstanding(store: Subject) {
+    let id = stored(&store, 2).await;
+    assert_eq!(claim(&store, ME, id, UnixMs(NOW.0 - 1)).await, Claim::Early { due: NOW });
+    assert_eq!(next_due(&store).await, Some(NOW));
+    let (token, _) = granted(&store, ME, id, NOW).await;
+    settle(&store, token, vec![nth(0, 1, retry()), nth(1, 1, sent())]).await;
+    claims_of(&store).release_claims(&[token], Release::Unused).await.unwrap();
+    for now in [NOW, UnixMs(LATER.0 - 1)] {
+        assert_eq!(claim(&store, OTHER, id, now).await, Claim::Early { due: LATER });
+        assert_eq!(next_due(&store).await, Some(LATER));
+    }
+    // Dispatched ahead of time, and delivered ahead of time.
+    store.dispatch(LATER).await;
+    assert_eq!(next_due(&store).await, None);
+    assert_eq!(claim(&store, OTHER, id, UnixMs(LATER.0 - 1)).await, Claim::Early { due: LATER });
+    assert_eq!(next_due(&store).await, Some(LATER), "it would be forgotten");
+    let (again, losses) = granted(&store, OTHER, id, LATER).await;
+    assert_eq!(losses, 0);
+    assert!(again.fence > token.fence);
+}
+
 async fn a_claim_brings_what_is_recorded(store: Subject) {
     let id = stored(&store, 4).await;
-    let (token, _) = granted(&store, ME, id, NOW).await;
-    let settlement =
-        Settlement { token, verdicts: vec![(1, sent()), (2, dead())], retries: vec![], records: Vec::new() };
-    assert_eq!(store.ledger.settle(vec![settlement]).await.unwrap(), [Settled::Open]);
-    store.claims.release_claims(&[token], Release::Lost).await.unwrap();
-    match claim(&store, OTHER, id, NOW).await {
-        Claim::Granted { losses, states, .. } => {
-            assert_eq!(losses, 1);
-            assert_eq!(states.0.len(), 4);
-            assert_eq!(states.unsettled().collect::<Vec<_>>(), [0, 3]);
-        }
-        other => panic!("{other:?}"),
-    }
+    let first = granted_record(&store, ME, id, NOW).await;
+    assert_eq!((first.len(), first.open_count(), first.accepted_at, first.due()), (4, 4, NOW, Some(NOW)));
+    let token = LeaseToken { batch: id, fence: first.fence };
+    let verdicts = vec![nth(1, 1, sent()), nth(2, 1, dead()), nth(3, 1, retry())];
+    assert_eq!(settle(&store, token, verdicts).await, Settled::Open);
+    claims_of(&store).release_claims(&[token], Release::Lost).await.unwrap();
+    let record = granted_record(&store, OTHER, id, NOW).await;
+    assert_eq!((record.losses, record.len()), (1, 4));
+    assert_eq!(record.open().map(|index| (index, record.tries[index])).collect::<Vec<_>>(), [(0, 0), (3, 1)]);
+    assert_eq!((record.due_of(0), record.due_of(3)), (NOW, LATER));
+    assert_eq!(record.holder.map(|holder| holder.name).as_deref(), Some(OTHER));
 }
 
 /// A queue may deliver before its acceptance is recorded.
-async fn a_claimed_batch_is_dispatched(store: Subject) {
+async fn a_claimed_batch_is_not_outstanding(store: Subject) {
     let file = fixtures::file("feed", 1, &["d"]);
     let step = fixtures::step(&file, 1..=3, NOW);
     let id = step.batches[0].id;
     store.outbox.append(step).await.unwrap();
     let (token, _) = granted(&store, ME, id, NOW).await;
-    assert_eq!(store.outbox.next_due().await, Ok(None));
-    assert_eq!(store.outbox.mark_dispatched(&[id]).await, Ok(vec![(id, ItemOutcome::Ok)]));
+    assert_eq!(next_due(&store).await, None);
+    let source = &store.carried.as_ref().expect("it has claims").source;
+    assert_eq!(source.mark_dispatched(&[id]).await, Ok(vec![(id, ItemOutcome::Ok)]));
     assert!(
         matches!(claim(&store, OTHER, id, NOW).await, Claim::Held { .. }),
         "marking it takes no claim away"
     );
-    store.claims.release_claims(&[token], Release::Unused).await.unwrap();
-    assert_eq!(store.outbox.next_due().await, Ok(None), "the queue has it, nothing is to be dispatched");
+    // What is sent again meanwhile takes nothing either.
+    claims_of(&store).release_claims(&[token], Release::Unused).await.unwrap();
     granted(&store, OTHER, id, NOW).await;
+}
+
+async fn what_a_claim_leaves_open_is_outstanding_again(store: Subject) {
+    let id = stored(&store, 3).await;
+    let carried = store.carried.as_ref().expect("it has claims");
+    assert_eq!(next_due(&store).await, None);
+    let (token, _) = granted(&store, ME, id, NOW).await;
+    claims_of(&store).release_claims(&[token], Release::Unused).await.unwrap();
+    assert_eq!(next_due(&store).await, Some(NOW), "given back");
+    store.dispatch(NOW).await;
+    let (token, _) = granted(&store, ME, id, NOW).await;
+    claims_of(&store).release_claims(&[token], Release::Lost).await.unwrap();
+    assert_eq!(next_due(&store).await, Some(NOW), "lost");
+    store.dispatch(NOW).await;
+    let (token, _) = granted(&store, ME, id, NOW).await;
+    let ends = Settlement {
+        ends: true,
+        ..settlement(token, vec![nth(0, 1, retry()), nth(1, 1, sent()), nth(2, 1, dead())])
+    };
+    assert_eq!(store.ledger.settle(vec![ends]).await, Ok(vec![Settled::Released]));
+    assert_eq!(next_due(&store).await, Some(LATER), "to be tried again");
+    let entry = carried.outstanding(LATER, 9).await.pop().unwrap();
+    assert_eq!((entry.id, entry.not_before), (id, LATER));
+    store.dispatch(LATER).await;
+    let (token, _) = granted(&store, ME, id, LATER).await;
+    assert_eq!(settle(&store, token, vec![nth(0, 2, sent())]).await, Settled::Complete);
+    assert_eq!(next_due(&store).await, None);
+    let then = UnixMs(LATER.0 + 7);
+    assert_eq!((store.redrive)(then).await, 1);
+    assert_eq!(next_due(&store).await, Some(then), "redriven");
 }
 
 async fn a_disabled_destination_is_not_claimed(store: Subject) {
@@ -205,18 +278,10 @@ async fn a_stale_claim_settles_no_failure(store: Subject) {
     let id = stored(&store, 3).await;
     let (old, _) = granted(&store, ME, id, NOW).await;
     let (new, _) = granted(&store, OTHER, id, LATER).await;
-    let settle = async |token, verdicts| {
-        store
-            .ledger
-            .settle(vec![Settlement { token, verdicts, retries: vec![], records: Vec::new() }])
-            .await
-            .unwrap()[0]
-    };
-    assert_eq!(settle(old, vec![(0, sent()), (1, dead())]).await, Settled::Stale);
-    match store.outbox.depth().await {
-        Ok(depth) => assert_eq!(depth, 2, "the 2xx is a fact, the failure is not"),
-        Err(error) => panic!("{error}"),
-    }
-    assert_eq!(settle(new, vec![(1, sent()), (2, sent())]).await, Settled::Complete);
+    let verdicts = vec![nth(0, 1, sent()), nth(1, 1, dead())];
+    assert_eq!(settle(&store, old, verdicts).await, Settled::Stale);
+    assert_eq!(store.outbox.depth().await, Ok(2), "the 2xx is a fact, the failure is not");
+    let verdicts = vec![nth(1, 1, sent()), nth(2, 1, sent())];
+    assert_eq!(settle(&store, new, verdicts).await, Settled::Complete);
     assert_eq!(store.outbox.depth().await, Ok(0));
 }

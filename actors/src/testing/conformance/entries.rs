@@ -36,7 +36,8 @@ async fn an_entry_is_taken_once_and_its_step_all_or_nothing(store: Subject) {
     let file = second.file.id;
     assert_eq!(store.outbox.append(second).await, Ok(Appended::Known(vec![b.clone()])));
     assert_eq!(store.outbox.depth().await, Ok(2));
-    assert_eq!(store.dispatch(LATER).await, 1, "no batch of the refused step is there");
+    let lease = store.again("w", LATER).await;
+    assert_eq!(lease.header.file, step(1, &[]).file.id, "no batch of the refused step is there");
     assert_eq!(store.ledger.report(file).await.unwrap(), None);
     let known = store.outbox.known_entries(&[c.clone(), b.clone(), a.clone()]).await;
     assert_eq!(known, Ok(vec![b, a]), "in the order asked, and not the one that was refused with its step");
@@ -51,7 +52,7 @@ async fn a_repeated_step_is_stored_and_not_known(store: Subject) {
         assert_eq!(store.outbox.append(step.clone()).await, Ok(Appended::Stored));
         assert_eq!(store.tally(step.file.id).await, (2, 0, 0, 0));
     }
-    assert_eq!(store.dispatch(NOW).await, 1);
+    assert_eq!(store.again("w", NOW).await.count, 2);
 }
 
 async fn entries_are_told_apart_by_feed_and_id(store: Subject) {

@@ -12,7 +12,7 @@ mod rates;
 mod receipts;
 mod tables;
 
-use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub use archive::archive;
 pub use claims::claims;
@@ -30,12 +30,14 @@ use crate::{
     model::{
         file::{DestinationCounts, FileRecord},
         ids::FileId,
-        outcome::Verdict,
+        ledger::MessageVerdict,
+        outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Claims, ItemOutcome, Lease, LeaseRequest, Ledger, Outbox, OutboxArchive, OutboxEntry,
-        OutstandingQuery, Queue, Release, Settled, Settlement,
+        Archive, Claims, DispatchSource, DispatchTarget, ItemOutcome, Lease, LeaseRequest, LeaseToken,
+        Ledger, Outbox, OutboxEntry, OutboxPages, OutstandingQuery, Queue, Release, Settled, Settlement,
+        Want,
     },
 };
 
@@ -54,20 +56,17 @@ pub struct Patience {
 }
 
 /// An empty store under test: ports that belong together.
-///
-/// A queue that only carries (`stores_batches`) need not lease in order, may be of another opinion than the
-/// outbox for a while about what is dispatched, and is told when a batch is done; all else holds for it too.
 pub struct Subject {
     /// The outbox.
     pub outbox: Arc<dyn Outbox>,
-    /// The queue it dispatches to.
+    /// The queue that brings its batches to workers.
     pub queue: Arc<dyn Queue>,
     /// The ledger of both.
     pub ledger: Arc<dyn Ledger>,
-    /// The claims on its batches.
-    pub claims: Arc<dyn Claims>,
-    /// The outbox as a whole.
-    pub archive: Arc<dyn OutboxArchive>,
+    /// What is removed in the end.
+    pub archive: Arc<dyn Archive>,
+    /// What is between store and queue, if these are two.
+    pub carried: Option<Carried>,
     /// The clock that the queue goes by, if it goes by one. The suites set its wall.
     pub clock: Option<Arc<FakeClock>>,
     /// How long the queue may take.
@@ -80,20 +79,64 @@ pub struct Subject {
     pub guard: Box<dyn Any>,
 }
 
+/// The ports between a store and another queue that carries for it. Such a queue need not lease in order, may be of
+/// another opinion than the store for a while about what is dispatched, and is told when a lease has ended; all else
+/// holds for it too.
+pub struct Carried {
+    /// What the store has to send.
+    pub source: Arc<dyn DispatchSource>,
+    /// The queue, as it is sent to.
+    pub target: Arc<dyn DispatchTarget>,
+    /// The claims on the store's batches.
+    pub claims: Arc<dyn Claims>,
+    /// The outbox as a whole.
+    pub pages: Arc<dyn OutboxPages>,
+}
+
+/// A queue in memory that only carries, doubles and reorders, over a store's claims; `seed` decides how. With it the
+/// clock that it goes by.
+pub fn carrier(claims: Arc<dyn Claims>, seed: u64) -> (Arc<CarrierQueue>, Arc<FakeClock>) {
+    let faults = CarrierFaults {
+        duplicate: 0.2,
+        reorder: true,
+        refuse: 0.1,
+        unanswered: 0.1,
+        // What is hidden so comes when time passes, which it does not in most cases.
+        unanswered_receive: 0.0,
+    };
+    let clock = Arc::new(FakeClock::at(NOW));
+    let carrier = Arc::new(Carrier::new(seed, faults));
+    let queue = CarrierQueue::new(carrier, claims, clock.clone(), "node-1", Duration::ZERO);
+    (Arc::new(queue), clock)
+}
+
 impl Subject {
     /// The fake.
     pub fn in_memory() -> Self {
-        Self::of(Arc::new(MemoryStore::new()))
+        Self::of(&Arc::new(MemoryStore::new()))
     }
 
-    fn of(store: Arc<MemoryStore>) -> Self {
+    /// The fake with a queue that only carries, see [`carrier`].
+    pub fn in_memory_carried(seed: u64) -> Self {
+        let store = Arc::new(MemoryStore::new());
+        let (queue, clock) = carrier(store.clone(), seed);
+        let carried = Carried {
+            source: store.clone(),
+            target: queue.clone(),
+            claims: store.clone(),
+            pages: store.clone(),
+        };
+        Self { queue, carried: Some(carried), clock: Some(clock), ..Self::of(&store) }
+    }
+
+    fn of(store: &Arc<MemoryStore>) -> Self {
         let (redriven, enabled) = (store.clone(), store.clone());
         Self {
             outbox: store.clone(),
             queue: store.clone(),
             ledger: store.clone(),
-            claims: store.clone(),
-            archive: store,
+            archive: store.clone(),
+            carried: None,
             clock: None,
             patience: Patience::default(),
             redrive: Box::new(move |now| {
@@ -105,41 +148,143 @@ impl Subject {
         }
     }
 
-    /// The same store with a queue that only carries, doubles and reorders; `seed` decides how.
-    #[must_use]
-    pub fn carried(self, seed: u64) -> Self {
-        let faults = CarrierFaults {
-            duplicate: 0.2,
-            reorder: true,
-            refuse: 0.1,
-            unanswered: 0.1,
-            // What is hidden so comes when time passes, which it does not in most cases.
-            unanswered_receive: 0.0,
-        };
-        let clock = Arc::new(FakeClock::at(NOW));
-        let carrier = Arc::new(Carrier::new(seed, faults));
-        let queue = CarrierQueue::new(carrier, self.claims.clone(), clock.clone(), "node-1", Duration::ZERO);
-        Self { queue: Arc::new(queue), clock: Some(clock), ..self }
-    }
-
     fn set_time(&self, now: UnixMs) {
         if let Some(clock) = &self.clock {
             clock.set_wall(now);
         }
     }
 
-    /// What is outstanding and due at `now`, with what the queue needs of it.
-    async fn outstanding(&self, now: UnixMs, limit: usize) -> Vec<OutboxEntry> {
-        let with_batches = self.queue.stores_batches();
-        let query = OutstandingQuery { due_by: now, limit, with_batches, except: &[] };
-        self.outbox.outstanding(query).await.unwrap()
+    /// Sends what is outstanding and due at `now` until the queue has accepted it all, as the dispatcher does. There is
+    /// nothing to do where the store is its own queue.
+    async fn dispatch(&self, now: UnixMs) {
+        self.set_time(now);
+        if let Some(carried) = &self.carried {
+            let entries = carried.outstanding(now, 1_000).await;
+            carried.send(&entries).await;
+            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+            carried.source.mark_dispatched(&ids).await.unwrap();
+        }
     }
 
-    /// Sends until the queue has accepted everything, as the dispatcher does.
+    /// Leases up to `batches` batches at [`NOW`].
+    async fn lease(&self, holder: &str, destination: &str, batches: usize) -> Vec<Lease> {
+        self.lease_at(holder, destination, batches, NOW).await
+    }
+
+    async fn lease_at(&self, holder: &str, destination: &str, batches: usize, now: UnixMs) -> Vec<Lease> {
+        self.lease_until(holder, destination, batches, MonoMs(1_000), now).await
+    }
+
+    async fn lease_until(
+        &self,
+        holder: &str,
+        destination: &str,
+        batches: usize,
+        until: MonoMs,
+        now: UnixMs,
+    ) -> Vec<Lease> {
+        let wants = vec![want(destination, usize::MAX, batches)];
+        self.lease_all(LeaseRequest { holder: holder.into(), wants, until, now }).await
+    }
+
+    /// Asks until there is what is wanted, or patience has ended.
+    async fn lease_all(&self, mut request: LeaseRequest) -> Vec<Lease> {
+        self.set_time(request.now);
+        let started = tokio::time::Instant::now();
+        let mut leases = Vec::new();
+        loop {
+            let some = self.queue.lease(request.clone()).await.unwrap();
+            for lease in &some {
+                let mut wants = request.wants.iter_mut();
+                let want = wants
+                    .find(|want| *want.destination == *lease.header.destination && want.batches > 0)
+                    .expect("never more than asked for");
+                let due = lease.due_count(request.now);
+                assert!(due > 0 || lease.losses > 0, "nothing of it is due: {lease:?}");
+                want.batches -= 1;
+                want.messages = want.messages.saturating_sub(due);
+            }
+            leases.extend(some);
+            let is_enough = |want: &Want| want.batches == 0 || want.messages == 0;
+            if request.wants.iter().all(is_enough) || started.elapsed() >= self.patience.arrival {
+                return leases;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Stores rows 1 to `rows` of one file for `d` and leases them.
+    async fn one_lease(&self, rows: u64) -> (Arc<FileRecord>, Lease) {
+        let file = fixtures::file("feed", 1, &["d"]);
+        self.outbox.append(fixtures::step(&file, 1..=rows, NOW)).await.unwrap();
+        self.dispatch(NOW).await;
+        let mut leases = self.lease("first", "d", 1).await;
+        (file, leases.pop().expect("what was stored can be leased"))
+    }
+
+    /// The one batch that is due for `d` at `now`, for `holder`.
+    async fn again(&self, holder: &str, now: UnixMs) -> Lease {
+        self.dispatch(now).await;
+        let mut leases = self.lease_at(holder, "d", 9, now).await;
+        assert_eq!(leases.len(), 1);
+        leases.pop().expect("there is one")
+    }
+
+    /// Nothing is due for `d` at `now`.
+    async fn assert_idle(&self, now: UnixMs) {
+        self.dispatch(now).await;
+        assert_eq!(self.lease_at("nobody", "d", 9, now).await, []);
+    }
+
+    /// Settles next attempts of messages of `lease`; the worker goes on.
+    async fn settle(&self, lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settled {
+        self.settle_as(told(lease, verdicts)).await
+    }
+
+    /// The same, and the lease ends with it.
+    async fn settle_and_end(&self, lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settled {
+        self.settle_as(Settlement { ends: true, ..told(lease, verdicts) }).await
+    }
+
+    async fn settle_as(&self, settlement: Settlement) -> Settled {
+        let token = settlement.token;
+        let settled = self.ledger.settle(vec![settlement]).await.unwrap()[0];
+        self.tell_queue(token, settled).await;
+        settled
+    }
+
+    /// What a worker tells its queue after a settlement.
+    async fn tell_queue(&self, token: LeaseToken, settled: Settled) {
+        match settled {
+            Settled::Open => {}
+            Settled::Released | Settled::Complete => self.queue.acknowledge(&[token]).await.unwrap(),
+            Settled::Stale => self.queue.release(&[token], Release::Unused).await.unwrap(),
+        }
+    }
+
+    async fn counts(&self, file: FileId) -> DestinationCounts {
+        self.ledger.report(file).await.unwrap().expect("the file is known").destinations["d"]
+    }
+
+    /// `(accepted, sent, dead, retrying)`.
+    async fn tally(&self, file: FileId) -> (u64, u64, u64, u64) {
+        let counts = self.counts(file).await;
+        (counts.accepted, counts.sent, counts.dead, counts.retrying)
+    }
+}
+
+impl Carried {
+    /// What is outstanding and due at `now`.
+    async fn outstanding(&self, now: UnixMs, limit: usize) -> Vec<OutboxEntry> {
+        let query = OutstandingQuery { due_by: now, limit, except: &[] };
+        self.source.outstanding(query).await.unwrap()
+    }
+
+    /// Sends until the queue has accepted everything.
     async fn send(&self, entries: &[OutboxEntry]) {
         let mut left = entries.to_vec();
         for _ in 0..1_000 {
-            let outcomes = self.queue.send(&left).await.unwrap();
+            let outcomes = self.target.send(&left).await.unwrap();
             let ids: Vec<_> = left.iter().map(|entry| entry.id).collect();
             assert_eq!(
                 ids,
@@ -157,106 +302,50 @@ impl Subject {
         }
         panic!("the queue does not accept {} batches", left.len());
     }
-
-    /// Dispatches what is due at `now`; how many batches.
-    async fn dispatch(&self, now: UnixMs) -> usize {
-        self.set_time(now);
-        let entries = self.outstanding(now, 1_000).await;
-        self.send(&entries).await;
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        self.outbox.mark_dispatched(&ids).await.unwrap();
-        ids.len()
-    }
-
-    async fn lease(&self, holder: &str, destination: &str, limit: usize) -> Vec<Lease> {
-        self.lease_until(holder, destination, limit, MonoMs(1_000)).await
-    }
-
-    async fn lease_until(&self, holder: &str, destination: &str, limit: usize, until: MonoMs) -> Vec<Lease> {
-        let wants = vec![(destination.into(), limit)];
-        self.lease_all(LeaseRequest { holder: holder.into(), wants, until }).await
-    }
-
-    /// Asks until there is what is wanted, or patience has ended.
-    async fn lease_all(&self, mut request: LeaseRequest) -> Vec<Lease> {
-        let started = tokio::time::Instant::now();
-        let mut leases = Vec::new();
-        loop {
-            let some = self.queue.lease(request.clone()).await.unwrap();
-            for lease in &some {
-                let mut wants = request.wants.iter_mut();
-                let want = wants
-                    .find(|(destination, want)| **destination == *lease.header.destination && *want > 0)
-                    .expect("never more than asked for");
-                want.1 -= 1;
-            }
-            leases.extend(some);
-            if request.wants.iter().all(|(_, want)| *want == 0) || started.elapsed() >= self.patience.arrival
-            {
-                return leases;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Stores rows 1 to `rows` of one file for `d` and leases them.
-    async fn one_lease(&self, rows: u64) -> (Arc<FileRecord>, Lease) {
-        let file = fixtures::file("feed", 1, &["d"]);
-        self.outbox.append(fixtures::step(&file, 1..=rows, NOW)).await.unwrap();
-        self.dispatch(NOW).await;
-        let mut leases = self.lease("first", "d", 1).await;
-        (file, leases.pop().expect("a dispatched batch can be leased"))
-    }
-
-    async fn settle(&self, lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settled {
-        self.settle_with(lease, verdicts, &[]).await
-    }
-
-    /// Settles, with a retry batch that carries on the messages at `retried`.
-    async fn settle_with(&self, lease: &Lease, verdicts: &[(u32, Verdict)], retried: &[usize]) -> Settled {
-        let retries = if retried.is_empty() {
-            Vec::new()
-        } else {
-            vec![fixtures::retry(lease, retried, fixtures::failed(NOW), LATER)]
-        };
-        let settlement =
-            Settlement { token: lease.token, verdicts: verdicts.to_vec(), retries, records: Vec::new() };
-        let settled = self.ledger.settle(vec![settlement]).await.unwrap()[0];
-        self.tell_queue(lease, settled).await;
-        settled
-    }
-
-    /// What a worker tells its queue after a settlement.
-    async fn tell_queue(&self, lease: &Lease, settled: Settled) {
-        match settled {
-            Settled::Open => {}
-            Settled::Complete => self.queue.acknowledge(&[lease.token]).await.unwrap(),
-            Settled::Stale => self.queue.release(&[lease.token], Release::Unused).await.unwrap(),
-        }
-    }
-
-    async fn counts(&self, file: FileId) -> DestinationCounts {
-        self.ledger.report(file).await.unwrap().expect("the file is known").destinations["d"]
-    }
-
-    /// `(accepted, sent, dead, retrying)`.
-    async fn tally(&self, file: FileId) -> (u64, u64, u64, u64) {
-        let counts = self.counts(file).await;
-        (counts.accepted, counts.sent, counts.dead, counts.retrying)
-    }
 }
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 const LATER: UnixMs = UnixMs(NOW.0 + 60_000);
+
+fn want(destination: &str, messages: usize, batches: usize) -> Want {
+    Want { destination: destination.into(), messages, batches }
+}
+
+/// A worker's word on the next attempts of messages that it was given with `lease`.
+fn told(lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settlement {
+    let next = |(index, verdict): &(u32, Verdict)| {
+        let open = lease.open.iter().find(|open| open.index == *index);
+        open.expect("the worker was given the message").verdict(*verdict)
+    };
+    settlement(lease.token, verdicts.iter().map(next).collect())
+}
+
+fn settlement(token: LeaseToken, verdicts: Vec<MessageVerdict>) -> Settlement {
+    Settlement { token, verdicts, details: BTreeMap::new(), records: Vec::new(), ends: false, begins: None }
+}
+
+/// A verdict on attempt `attempt` of the first drive of the message at `index`.
+fn nth(index: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
+    MessageVerdict { index, drive: 0, attempt, verdict }
+}
+
+/// The open messages of a lease, and the attempts that were made of each.
+fn tries(lease: &Lease) -> Vec<(u32, u32)> {
+    lease.open.iter().map(|open| (open.index, open.tries)).collect()
+}
 
 fn sent() -> Verdict {
     Verdict::Sent { at: NOW, status: 200 }
 }
 
 fn dead() -> Verdict {
-    Verdict::Dead { attempt: fixtures::failed(NOW), cause: crate::model::outcome::DeathCause::Attempts }
+    Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Attempts }
 }
 
 fn retry() -> Verdict {
-    Verdict::Retry { attempt: fixtures::failed(NOW), not_before: LATER }
+    retry_at(LATER)
+}
+
+fn retry_at(not_before: UnixMs) -> Verdict {
+    Verdict::Retry { attempt: fixtures::failed(NOW), not_before }
 }

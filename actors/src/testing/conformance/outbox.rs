@@ -1,14 +1,14 @@
 use std::future::Future;
 
-use super::{LATER, NOW, Subject, fixtures, sent};
+use super::{LATER, NOW, Subject, fixtures, sent, settlement};
 use crate::{
     model::{file::FileState, ids::BatchId, time::UnixMs},
-    ports::{ItemOutcome, OutstandingQuery, StoreError},
+    ports::{ItemOutcome, LeaseToken, OutboxEntry, OutstandingQuery, Release, StoreError},
 };
 
-/// The outbox's contract.
+/// The outbox's contract; with a queue that only carries, also that of [`DispatchSource`](crate::ports::DispatchSource).
 pub async fn outbox<F: Future<Output = Subject>>(make: impl Fn() -> F) {
-    an_unknown_file_is_none_and_an_empty_store_is_empty(make().await).await;
+    an_unknown_file_is_not_found_and_an_empty_store_is_empty(make().await).await;
     a_step_is_stored_with_its_checkpoint(make().await).await;
     a_repeated_step_changes_nothing(make().await).await;
     a_step_that_does_not_add_up_is_refused_whole(make().await).await;
@@ -16,26 +16,18 @@ pub async fn outbox<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     outstanding_is_what_is_due_oldest_first(make().await).await;
     batches_come_back_as_they_went_in(make().await).await;
     dispatching_is_idempotent_and_knows_its_batches(make().await).await;
+    a_batch_that_was_claimed_since_it_was_listed_is_not_marked(make().await).await;
 }
 
-async fn an_unknown_file_is_none_and_an_empty_store_is_empty(store: Subject) {
+async fn an_unknown_file_is_not_found_and_an_empty_store_is_empty(store: Subject) {
     let file = fixtures::file("feed", 1, &["d"]);
     assert_eq!(store.outbox.find_file(file.id).await, Ok(None));
     assert_eq!(store.outbox.depth().await, Ok(0));
-    assert_eq!(store.outbox.next_due().await, Ok(None));
-    assert!(
-        store
-            .outbox
-            .outstanding(OutstandingQuery {
-                due_by: UnixMs(u64::MAX),
-                limit: 10,
-                with_batches: true,
-                except: &[]
-            })
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    store.assert_idle(NOW).await;
+    if let Some(carried) = &store.carried {
+        assert_eq!(carried.source.next_due().await, Ok(None));
+        assert!(carried.outstanding(UnixMs(u64::MAX), 10).await.is_empty());
+    }
 }
 
 async fn a_step_is_stored_with_its_checkpoint(store: Subject) {
@@ -60,23 +52,13 @@ async fn a_repeated_step_changes_nothing(store: Subject) {
     assert_eq!(store.outbox.depth().await, Ok(9));
     assert_eq!(store.tally(file.id).await, (9, 0, 0, 0));
     assert_eq!(store.ledger.rejects(file.id, 0, 10).await.unwrap().len(), 1);
-    assert_eq!(
-        store
-            .outbox
-            .outstanding(OutstandingQuery { due_by: NOW, limit: 10, with_batches: false, except: &[] })
-            .await
-            .unwrap()
-            .len(),
-        1
-    );
-    // Nor after it was dispatched and settled.
-    store.dispatch(NOW).await;
-    let lease = store.lease("w", "d", 1).await.pop().unwrap();
+    // Nor after it was settled.
+    let lease = store.again("w", NOW).await;
     let verdicts: Vec<_> = (0..9).map(|index| (index, sent())).collect();
     store.settle(&lease, &verdicts).await;
     store.outbox.append(step).await.unwrap();
     assert_eq!(store.outbox.depth().await, Ok(0));
-    assert_eq!(store.dispatch(LATER).await, 0);
+    store.assert_idle(LATER).await;
 }
 
 async fn a_step_that_does_not_add_up_is_refused_whole(store: Subject) {
@@ -98,7 +80,12 @@ async fn a_step_that_does_not_add_up_is_refused_whole(store: Subject) {
         step.batches[0].header = fixtures::header(&file, "unheard-of");
         step
     };
-    for step in [lost_row, doubled_rows, unrecorded_reject, elsewhere] {
+    let other_rows = {
+        let mut step = fixtures::step(&file, 11..=20, NOW);
+        step.batches[0].payload = fixtures::batch(&file, "d", 12..=20, NOW).payload;
+        step
+    };
+    for step in [lost_row, doubled_rows, unrecorded_reject, elsewhere, other_rows] {
         let refused = store.outbox.append(step).await;
         assert!(matches!(refused, Err(StoreError::Permanent(_))), "{refused:?}");
         assert_eq!(store.outbox.depth().await, Ok(10));
@@ -135,57 +122,30 @@ async fn an_ingested_file_is_final_and_a_failed_one_reopens(store: Subject) {
 }
 
 async fn outstanding_is_what_is_due_oldest_first(store: Subject) {
+    let Some(carried) = &store.carried else { return };
     let file = fixtures::file("feed", 1, &["d"]);
     for (first, due) in [(1, 300), (11, 100), (21, 200), (31, 100)] {
         store.outbox.append(fixtures::step(&file, first..=first + 9, UnixMs(due))).await.unwrap();
     }
-    let due = |entries: Vec<crate::ports::OutboxEntry>| -> Vec<u64> {
-        entries.iter().map(|entry| entry.not_before.0).collect()
-    };
-    assert_eq!(store.outbox.next_due().await, Ok(Some(UnixMs(100))));
-    assert_eq!(
-        due(store
-            .outbox
-            .outstanding(OutstandingQuery { due_by: UnixMs(99), limit: 10, with_batches: false, except: &[] })
-            .await
-            .unwrap()),
-        [0; 0]
-    );
-    assert_eq!(
-        due(store
-            .outbox
-            .outstanding(OutstandingQuery {
-                due_by: UnixMs(200),
-                limit: 10,
-                with_batches: false,
-                except: &[]
-            })
-            .await
-            .unwrap()),
-        [100, 100, 200]
-    );
-    assert_eq!(
-        due(store
-            .outbox
-            .outstanding(OutstandingQuery { due_by: UnixMs(999), limit: 2, with_batches: false, except: &[] })
-            .await
-            .unwrap()),
-        [100, 100]
-    );
+    let due =
+        |entries: Vec<OutboxEntry>| -> Vec<u64> { entries.iter().map(|entry| entry.not_before.0).collect() };
+    assert_eq!(carried.source.next_due().await, Ok(Some(UnixMs(100))));
+    assert_eq!(due(carried.outstanding(UnixMs(99), 10).await), [0; 0]);
+    assert_eq!(due(carried.outstanding(UnixMs(200), 10).await), [100, 100, 200]);
+    assert_eq!(due(carried.outstanding(UnixMs(999), 2).await), [100, 100]);
+    let query = OutstandingQuery { due_by: UnixMs(999), limit: 10, except: &["e".into(), "d".into()] };
+    assert!(carried.source.outstanding(query).await.unwrap().is_empty());
     store.dispatch(UnixMs(200)).await;
-    assert_eq!(store.outbox.next_due().await, Ok(Some(UnixMs(300))));
+    assert_eq!(carried.source.next_due().await, Ok(Some(UnixMs(300))));
     assert_eq!(store.outbox.depth().await, Ok(40), "dispatched is not delivered");
 }
 
 async fn batches_come_back_as_they_went_in(store: Subject) {
+    let Some(carried) = &store.carried else { return };
     let file = fixtures::file("feed", 1, &["d", "e"]);
     let step = fixtures::step(&file, 1..=10, NOW);
     store.outbox.append(step.clone()).await.unwrap();
-    let entries = store
-        .outbox
-        .outstanding(OutstandingQuery { due_by: NOW, limit: 10, with_batches: true, except: &[] })
-        .await
-        .unwrap();
+    let entries = carried.outstanding(NOW, 10).await;
     assert_eq!(entries.len(), 2);
     for entry in entries {
         let batch = step.batches.iter().find(|batch| batch.id == entry.id).expect("it was appended");
@@ -195,14 +155,37 @@ async fn batches_come_back_as_they_went_in(store: Subject) {
 }
 
 async fn dispatching_is_idempotent_and_knows_its_batches(store: Subject) {
+    let Some(carried) = &store.carried else { return };
     let file = fixtures::file("feed", 1, &["d"]);
     store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
-    let known = fixtures::step(&file, 1..=10, NOW).batches[0].id;
+    let known = carried.outstanding(NOW, 10).await[0].id;
     let unknown = BatchId([9; 16]);
     for _ in 0..2 {
-        let outcomes = store.outbox.mark_dispatched(&[known, unknown]).await.unwrap();
+        let outcomes = carried.source.mark_dispatched(&[known, unknown]).await.unwrap();
         assert_eq!(outcomes[0], (known, ItemOutcome::Ok));
         assert!(matches!(&outcomes[1], (id, ItemOutcome::Permanent(_)) if *id == unknown), "{outcomes:?}");
     }
-    assert_eq!(store.outbox.next_due().await, Ok(None));
+    assert_eq!(carried.source.next_due().await, Ok(None));
+}
+
+/// A worker may be faster than the dispatcher: what the queue had accepted is spent by then, and the batch would be
+/// forgotten.
+async fn a_batch_that_was_claimed_since_it_was_listed_is_not_marked(store: Subject) {
+    let Some(carried) = &store.carried else { return };
+    let file = fixtures::file("feed", 1, &["d"]);
+    store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
+    let entries = carried.outstanding(NOW, 10).await;
+    carried.send(&entries).await;
+    let lease = store.lease("w", "d", 1).await.pop().unwrap();
+    store.queue.release(&[lease.token], Release::Unused).await.unwrap();
+    let marked = carried.source.mark_dispatched(&[entries[0].id]).await;
+    assert_eq!(marked, Ok(vec![(entries[0].id, ItemOutcome::Ok)]));
+    assert_eq!(carried.source.next_due().await, Ok(Some(NOW)));
+    let again = store.again("w", NOW).await;
+    assert!(again.token.fence > lease.token.fence);
+    // Late facts about a lease that is over do not hide it either.
+    let LeaseToken { batch, .. } = lease.token;
+    store.settle_as(settlement(lease.token, Vec::new())).await;
+    store.queue.release(&[again.token], Release::Lost).await.unwrap();
+    assert_eq!(carried.outstanding(NOW, 10).await[0].id, batch);
 }

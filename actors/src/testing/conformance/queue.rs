@@ -1,17 +1,24 @@
 use std::future::Future;
 
-use super::{NOW, Subject, fixtures, sent};
+use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries, want};
 use crate::{
     model::time::{MonoMs, UnixMs},
-    ports::{ItemOutcome, LeaseRequest, Release, Settled},
+    ports::{ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
 };
 
 /// The queue's contract.
 pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
-    nothing_is_leased_before_it_is_sent_and_nothing_twice(make().await).await;
+    what_is_stored_is_leased_and_nothing_twice(make().await).await;
     never_more_than_asked_for_and_each_destination_for_itself(make().await).await;
+    it_is_enough_once_so_many_messages_are_due(make().await).await;
+    nothing_is_leased_before_it_is_due(make().await).await;
+    a_batch_is_due_when_its_first_message_is(make().await).await;
+    a_retry_is_leased_before_others_and_they_get_their_fifth(make().await).await;
     a_lease_holds_until_its_deadline_and_extensions_move_it(make().await).await;
     release_charges_only_losses(make().await).await;
+    a_lost_lease_is_due_as_it_was(make().await).await;
+    b17_a_loss_charges_the_message_that_was_begun(make().await).await;
+    b17_what_was_recorded_or_given_back_is_not_charged(make().await).await;
     a_gone_holder_loses_its_leases_and_no_other_s(make().await).await;
     every_lease_has_a_fence_of_its_own(make().await).await;
     a_disabled_destination_is_held(make().await).await;
@@ -23,35 +30,138 @@ async fn four_batches(store: &Subject) {
     for first in [1, 11] {
         store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
     }
+    store.dispatch(NOW).await;
 }
 
-async fn nothing_is_leased_before_it_is_sent_and_nothing_twice(store: Subject) {
+async fn what_is_stored_is_leased_and_nothing_twice(store: Subject) {
     four_batches(&store).await;
-    assert!(store.lease("w", "d", 9).await.is_empty());
-    store.dispatch(NOW).await;
     let leases = store.lease("w", "d", 9).await;
     assert_eq!(leases.len(), 2);
     assert!(store.lease("v", "d", 9).await.is_empty());
+    assert!(store.lease("w", "d", 9).await.is_empty());
     let lease = &leases[0];
-    assert_eq!((lease.drive, lease.attempt, lease.losses, lease.accepted_at), (0, 0, 0, NOW));
-    assert_eq!((lease.root, &lease.header.destination[..]), (lease.token.batch, "d"));
-    assert_eq!(lease.states.unsettled().count(), 10);
-    assert!(lease.history.is_empty());
+    assert_eq!((lease.losses, lease.accepted_at, lease.count), (0, NOW, 10));
+    assert_eq!(&lease.header.destination[..], "d");
+    assert!(lease.is_first());
+    assert!(lease.open.iter().all(|open| (open.not_before, open.drive, open.tries) == (NOW, 0, 0)));
+    assert!(lease.open.iter().map(|open| open.index).eq(0..10));
+    assert_eq!((lease.redriven.len(), lease.charged.len()), (0, 0));
 }
 
 async fn never_more_than_asked_for_and_each_destination_for_itself(store: Subject) {
     four_batches(&store).await;
-    store.dispatch(NOW).await;
-    let wants = vec![("d".into(), 1), ("e".into(), 5), ("unheard-of".into(), 5), ("d".into(), 0)];
-    let leases = store.lease_all(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9) }).await;
+    let wants = vec![want("d", 99, 1), want("e", 99, 5), want("unheard-of", 99, 5), want("d", 99, 0)];
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW };
+    let leases = store.lease_all(request).await;
     let of = |name: &str| leases.iter().filter(|lease| lease.header.destination == name).count();
     assert_eq!((of("d"), of("e"), leases.len()), (1, 2, 3));
 }
 
+async fn it_is_enough_once_so_many_messages_are_due(store: Subject) {
+    let file = fixtures::file("feed", 1, &["d"]);
+    for first in [1, 11, 21, 31] {
+        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
+    }
+    store.dispatch(NOW).await;
+    let wants = vec![want("d", 15, 9)];
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW };
+    let leases = store.lease_all(request).await;
+    let due: usize = leases.iter().map(|lease| lease.due_count(NOW)).sum();
+    assert_eq!(due, 20, "two of ten");
+    assert_eq!(store.lease("v", "d", 9).await.len(), 2);
+}
+
+async fn nothing_is_leased_before_it_is_due(store: Subject) {
+    let (file, lease) = store.one_lease(3).await;
+    let verdicts = [(0, sent()), (1, retry()), (2, dead())];
+    assert_eq!(store.settle_and_end(&lease, &verdicts).await, Settled::Released);
+    for now in [NOW, UnixMs(LATER.0 - 1)] {
+        store.assert_idle(now).await;
+    }
+    if let Some(carried) = &store.carried {
+        assert_eq!(carried.source.next_due().await, Ok(Some(LATER)));
+    }
+    let again = store.again("w", LATER).await;
+    assert_eq!((again.token.batch, again.accepted_at, again.count), (lease.token.batch, NOW, 3));
+    assert_eq!((&again.header, &again.payload), (&lease.header, &lease.payload), "I4");
+    assert_eq!(tries(&again), [(1, 1)]);
+    assert!(!again.is_first());
+    assert_eq!(again.open[0].not_before, LATER);
+    // A file whose rows come late.
+    let other = fixtures::file("feed", 2, &["d"]);
+    let due = UnixMs(LATER.0 + 500);
+    store.outbox.append(fixtures::step(&other, 1..=2, due)).await.unwrap();
+    store.assert_idle(LATER).await;
+    assert_eq!(store.again("w", due).await.header.file, other.id);
+    assert_eq!(store.tally(file.id).await, (3, 1, 1, 1));
+}
+
+async fn a_batch_is_due_when_its_first_message_is(store: Subject) {
+    let (_, lease) = store.one_lease(3).await;
+    let (soon, late) = (UnixMs(NOW.0 + 20_000), UnixMs(NOW.0 + 40_000));
+    let verdicts = [(0, retry_at(late)), (1, retry_at(soon)), (2, sent())];
+    assert_eq!(store.settle_and_end(&lease, &verdicts).await, Settled::Released);
+    store.assert_idle(UnixMs(soon.0 - 1)).await;
+    let first = store.again("w", soon).await;
+    assert_eq!(first.due_count(soon), 1);
+    assert_eq!(first.open.iter().map(|open| open.not_before).collect::<Vec<_>>(), [late, soon]);
+    // The other stays, for then.
+    assert_eq!(store.settle_and_end(&first, &[(1, sent())]).await, Settled::Released);
+    store.assert_idle(UnixMs(late.0 - 1)).await;
+    assert_eq!(tries(&store.again("w", late).await), [(0, 1)]);
+}
+
+/// Batches of ten of one file for `d`, of which the first `retries` are to be tried again at `LATER`.
+async fn both_lanes(store: &Subject, retries: usize, fresh: usize) {
+    let file = fixtures::file("feed", 1, &["d"]);
+    let step = async |nth: usize| {
+        let first = nth as u64 * 10 + 1;
+        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
+    };
+    for nth in 0..retries {
+        step(nth).await;
+    }
+    store.dispatch(NOW).await;
+    for lease in store.lease("w", "d", retries).await {
+        let verdicts: Vec<_> = (0..10).map(|index| (index, retry())).collect();
+        assert_eq!(store.settle_and_end(&lease, &verdicts).await, Settled::Released);
+    }
+    for nth in retries..retries + fresh {
+        step(nth).await;
+    }
+}
+
+async fn lease_once(store: &Subject, messages: usize, batches: usize) -> Vec<Lease> {
+    let wants = vec![want("d", messages, batches)];
+    store
+        .queue
+        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: LATER })
+        .await
+        .unwrap()
+}
+
+/// B11. A queue that only carries has no order.
+async fn a_retry_is_leased_before_others_and_they_get_their_fifth(store: Subject) {
+    if store.carried.is_some() {
+        return;
+    }
+    both_lanes(&store, 12, 12).await;
+    // The others have been due for longer.
+    let one = lease_once(&store, usize::MAX, 1).await;
+    assert!(!one[0].is_first());
+    let firsts = |leases: &[Lease]| leases.iter().filter(|lease| lease.is_first()).count();
+    let some = lease_once(&store, 50, 10).await;
+    assert_eq!((some.len(), firsts(&some)), (5, 1), "a fifth for the others");
+    let ten = lease_once(&store, usize::MAX, 10).await;
+    assert_eq!((ten.len(), firsts(&ten)), (10, 10 - 7), "no more than 7 were left to retry");
+    let rest = lease_once(&store, usize::MAX, 99).await;
+    assert!(rest.iter().all(Lease::is_first), "nobody to share with");
+    assert_eq!(rest.len(), 12 - 1 - 3);
+}
+
 async fn a_lease_holds_until_its_deadline_and_extensions_move_it(store: Subject) {
     four_batches(&store).await;
-    store.dispatch(NOW).await;
-    let leases = store.lease_until("w", "d", 2, MonoMs(100)).await;
+    let leases = store.lease_until("w", "d", 2, MonoMs(100), NOW).await;
     assert_eq!(store.queue.rescue(MonoMs(100)).await, Ok(0), "not before the deadline has passed");
     let extended = store.queue.extend(&[leases[0].token], MonoMs(500)).await.unwrap();
     assert_eq!(extended, [(leases[0].token.batch, ItemOutcome::Ok)]);
@@ -59,39 +169,96 @@ async fn a_lease_holds_until_its_deadline_and_extensions_move_it(store: Subject)
     assert_eq!(store.queue.rescue(MonoMs(101)).await, Ok(0));
     let late = store.queue.extend(&[leases[1].token], MonoMs(500)).await.unwrap();
     assert!(matches!(late[0].1, ItemOutcome::Permanent(_)), "{late:?}");
-    let again = store.lease("v", "d", 9).await;
-    assert_eq!(again.len(), 1);
-    assert_eq!((again[0].token.batch, again[0].losses), (leases[1].token.batch, 1));
+    let again = store.again("v", NOW).await;
+    assert_eq!((again.token.batch, again.losses), (leases[1].token.batch, 1));
     // The old holder can neither extend nor release what another has now.
     let stale = store.queue.extend(&[leases[1].token], MonoMs(u64::MAX)).await.unwrap();
     assert!(matches!(stale[0].1, ItemOutcome::Permanent(_)), "{stale:?}");
     store.queue.release(&[leases[1].token], Release::Lost).await.unwrap();
-    assert!(store.lease("w", "d", 9).await.is_empty());
+    store.assert_idle(NOW).await;
 }
 
 async fn release_charges_only_losses(store: Subject) {
     let (_, lease) = store.one_lease(5).await;
     store.queue.release(&[lease.token], Release::Unused).await.unwrap();
-    let lease = store.lease("w", "d", 1).await.pop().unwrap();
+    let mut lease = store.again("w", NOW).await;
     assert_eq!(lease.losses, 0);
-    store.queue.release(&[lease.token, lease.token], Release::Lost).await.unwrap();
-    let lease = store.lease("w", "d", 1).await.pop().unwrap();
-    assert_eq!(lease.losses, 1);
+    for losses in 1..=3 {
+        store.queue.release(&[lease.token, lease.token], Release::Lost).await.unwrap();
+        lease = store.again("w", NOW).await;
+        assert_eq!((lease.losses, lease.charged.len()), (losses, 0), "nothing says what was in flight");
+    }
+    // What is recorded is progress.
     assert_eq!(store.settle(&lease, &[(0, sent())]).await, Settled::Open);
     store.queue.release(&[lease.token], Release::Lost).await.unwrap();
-    let lease = store.lease("w", "d", 1).await.pop().unwrap();
-    assert_eq!(lease.losses, 2);
-    assert_eq!(lease.states.unsettled().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let lease = store.again("w", NOW).await;
+    assert_eq!(lease.losses, 1);
+    assert_eq!(tries(&lease), [(1, 0), (2, 0), (3, 0), (4, 0)]);
+}
+
+async fn a_lost_lease_is_due_as_it_was(store: Subject) {
+    let (_, lease) = store.one_lease(1).await;
+    assert_eq!(store.settle(&lease, &[(0, retry())]).await, Settled::Open);
+    store.queue.release(&[lease.token], Release::Lost).await.unwrap();
+    store.assert_idle(NOW).await;
+    let again = store.again("w", LATER).await;
+    assert_eq!((tries(&again), again.losses), (vec![(0, 1)], 1));
+}
+
+async fn b17_a_loss_charges_the_message_that_was_begun(store: Subject) {
+    let (_, lease) = store.one_lease(4).await;
+    let begins = |lease: &Lease, index| Settlement { begins: Some(index), ..told(lease, &[]) };
+    assert_eq!(store.settle_as(begins(&lease, 2)).await, Settled::Open);
+    store.queue.release(&[lease.token], Release::Lost).await.unwrap();
+    let lease = store.again("w", NOW).await;
+    assert_eq!(lease.charged.clone().into_iter().collect::<Vec<_>>(), [(2, (1, 1))]);
+    // The commit that records one marks the next.
+    let next = Settlement { begins: Some(1), ..told(&lease, &[(0, sent())]) };
+    assert_eq!(store.settle_as(next).await, Settled::Open);
+    assert_eq!(store.queue.release_holder("w").await, Ok(1));
+    let lease = store.again("w", NOW).await;
+    assert_eq!(lease.charged.clone().into_iter().collect::<Vec<_>>(), [(1, (1, 1)), (2, (1, 1))]);
+    // What is recorded at last is charged no more.
+    assert_eq!(store.settle(&lease, &[(2, retry_at(NOW))]).await, Settled::Open);
+    store.queue.release(&[lease.token], Release::Unused).await.unwrap();
+    let lease = store.again("w", NOW).await;
+    assert_eq!(lease.charged.into_iter().collect::<Vec<_>>(), [(1, (1, 1))]);
+}
+
+async fn b17_what_was_recorded_or_given_back_is_not_charged(store: Subject) {
+    let (_, lease) = store.one_lease(3).await;
+    store.settle_as(Settlement { begins: Some(0), ..told(&lease, &[]) }).await;
+    assert_eq!(store.settle(&lease, &[(0, retry_at(NOW))]).await, Settled::Open);
+    store.queue.release(&[lease.token], Release::Lost).await.unwrap();
+    let lease = store.again("w", NOW).await;
+    assert_eq!((lease.charged.len(), lease.losses), (0, 1));
+    // Marked, but never sent: the worker drains. Nor does it last beyond a lease that ends in good order.
+    store.settle_as(Settlement { begins: Some(1), ..told(&lease, &[]) }).await;
+    store.queue.release(&[lease.token], Release::Unused).await.unwrap();
+    let lease = store.again("w", NOW).await;
+    store.queue.release(&[lease.token], Release::Lost).await.unwrap();
+    let lease = store.again("w", NOW).await;
+    assert_eq!(lease.charged.len(), 0);
+    store.settle_as(Settlement { ends: true, begins: Some(2), ..settlement(lease.token, vec![]) }).await;
+    let lease = store.again("w", NOW).await;
+    store.queue.release(&[lease.token], Release::Lost).await.unwrap();
+    assert_eq!(store.again("w", NOW).await.charged.len(), 0);
+    // A worker that was thought dead marks nothing.
+    let stale = settlement(lease.token, vec![nth(1, 1, retry_at(NOW))]);
+    assert_eq!(store.settle_as(Settlement { begins: Some(1), ..stale }).await, Settled::Stale);
+    assert_eq!(store.queue.release_holder("w").await, Ok(1));
+    assert_eq!(store.again("w", NOW).await.charged.len(), 0);
 }
 
 async fn a_gone_holder_loses_its_leases_and_no_other_s(store: Subject) {
     four_batches(&store).await;
-    store.dispatch(NOW).await;
     store.lease("w-1", "d", 9).await;
     let other = store.lease("w-2", "e", 9).await;
     assert_eq!(store.queue.release_holder("w-1").await, Ok(2));
     assert_eq!(store.queue.release_holder("w-1").await, Ok(0));
-    assert!(store.lease("w-3", "d", 9).await.iter().all(|lease| lease.losses == 1));
+    store.dispatch(NOW).await;
+    let lost = store.lease("w-3", "d", 9).await;
+    assert_eq!(lost.iter().map(|lease| lease.losses).collect::<Vec<_>>(), [1, 1]);
     assert_eq!(store.queue.extend(&[other[0].token], MonoMs(9)).await.unwrap()[0].1, ItemOutcome::Ok);
 }
 
@@ -99,7 +266,7 @@ async fn every_lease_has_a_fence_of_its_own(store: Subject) {
     let (_, mut lease) = store.one_lease(5).await;
     for _ in 0..5 {
         store.queue.release(&[lease.token], Release::Unused).await.unwrap();
-        let next = store.lease("w", "d", 1).await.pop().unwrap();
+        let next = store.again("w", NOW).await;
         assert!(next.token.fence > lease.token.fence);
         lease = next;
     }
@@ -107,7 +274,6 @@ async fn every_lease_has_a_fence_of_its_own(store: Subject) {
 
 async fn a_disabled_destination_is_held(store: Subject) {
     four_batches(&store).await;
-    store.dispatch(NOW).await;
     store.ledger.disable_destination("d", "410 Gone", NOW).await.unwrap();
     store.ledger.disable_destination("d", "again", UnixMs(NOW.0 + 1)).await.unwrap();
     assert_eq!(store.ledger.disabled_destinations().await.unwrap(), ["d".into()]);
@@ -120,15 +286,29 @@ async fn a_disabled_destination_is_held(store: Subject) {
 }
 
 async fn sending_twice_is_sending_once(store: Subject) {
-    four_batches(&store).await;
+    let Some(carried) = &store.carried else { return };
+    let file = fixtures::file("feed", 1, &["d"]);
+    for first in [1, 11] {
+        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
+    }
     store.set_time(NOW);
-    let entries = store.outstanding(NOW, 9).await;
+    let entries = carried.outstanding(NOW, 9).await;
     for _ in 0..2 {
-        store.send(&entries).await;
+        carried.send(&entries).await;
     }
     let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    store.outbox.mark_dispatched(&ids).await.unwrap();
-    assert_eq!(store.lease("w", "d", 9).await.len(), 2);
-    store.send(&entries).await;
-    assert!(store.lease("w", "d", 9).await.is_empty(), "a leased batch is not queued a second time");
+    carried.source.mark_dispatched(&ids).await.unwrap();
+    let leases = store.lease("w", "d", 9).await;
+    assert_eq!(leases.len(), 2);
+    carried.send(&entries).await;
+    assert!(store.lease("w", "d", 9).await.is_empty(), "a leased batch is not leased a second time");
+    // An old entry of a batch that is due again later brings nothing.
+    for lease in &leases {
+        let verdicts: Vec<_> = (0..10).map(|index| (index, retry())).collect();
+        assert_eq!(store.settle_and_end(lease, &verdicts).await, Settled::Released);
+    }
+    carried.send(&entries).await;
+    assert!(store.lease("w", "d", 9).await.is_empty());
+    store.dispatch(LATER).await;
+    assert_eq!(store.lease_at("w", "d", 9, LATER).await.len(), 2);
 }

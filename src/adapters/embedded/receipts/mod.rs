@@ -1,4 +1,4 @@
-//! The ledger of rows, in tables of its own (`schema_3.sql`) beside outbox, queue and ledger.
+//! The ledger of rows, in tables of its own (see `schema.sql`) beside outbox, queue and ledger.
 //!
 //! One writer at a time is what makes it simple: a transaction that [`record`]s sees every receipt that is
 //! parked, and one that [`apply`]s sees every message that is recorded, so whichever comes second finds the

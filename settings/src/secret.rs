@@ -14,8 +14,8 @@ pub enum SecretSource {
     Credential(String),
 }
 
-/// What to write instead of something that is no source.
-pub(super) const SOURCES: &str = "a secret is never written into the configuration: keep it in an environment \
+/// What to write instead of something that is not a source.
+pub const SOURCES: &str = "a secret is never written into the configuration: keep it in an environment \
      variable, a file or a systemd credential and write \"env:NAME\", \"file:/PATH\" or \"credential:NAME\"";
 
 impl SecretSource {

@@ -1,11 +1,11 @@
-//! What is wrong with a configuration, said so that it can be mended in one go.
+//! What is wrong with a configuration, said so that all of it can be corrected in one go.
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
 };
 
-use crate::telemetry::escape;
+use crate::escape::escape;
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,11 +19,11 @@ pub enum Origin {
     },
     /// In this environment variable.
     Environment(String),
-    /// In the compiled-in `config/default.toml`.
+    /// In the declarations that `config/default.toml` is made from.
     Default,
 }
 
-/// One thing to mend.
+/// One thing to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key's full path, such as `destinations.support.rate_per_s`; empty for a syntax error.
@@ -41,7 +41,7 @@ pub struct Problem {
 pub struct Problems {
     /// The operator's file.
     pub file: PathBuf,
-    /// What to mend; never empty.
+    /// What to correct; never empty.
     pub list: Vec<Problem>,
 }
 
@@ -97,8 +97,8 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Problems {
-    /// `Err` with all of them, sorted by place and each once; `Ok` if there is none.
-    pub(super) fn check(file: &Path, mut list: Vec<Problem>) -> Result<(), Self> {
+    /// `Err` with all of them, sorted by place and each once; `Ok` if there are none.
+    pub fn check(file: &Path, mut list: Vec<Problem>) -> Result<(), Self> {
         if list.is_empty() {
             return Ok(());
         }

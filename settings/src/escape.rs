@@ -25,7 +25,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 
 /// A field's value: bare if it can only be one, else in quotes, so that a value can't pass for
 /// further fields.
-pub(super) fn push_value(line: &mut String, value: &str) {
+pub fn push_value(line: &mut String, value: &str) {
     let is_bare = !value.is_empty()
         && !value.contains(|char| matches!(char, ' ' | '"' | '=' | '\\') || is_unsafe(char));
     if is_bare {

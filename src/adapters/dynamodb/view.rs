@@ -1,15 +1,15 @@
-//! What an operator is told: answers that take more than one read. Snapshots of different moments are put
+//! What an operator's commands read: answers that take more than one read. Snapshots of different moments are put
 //! together; while work goes on, counts of one answer may be a few messages apart.
 
 use std::collections::{BTreeMap, HashMap};
 
-use postrider_actors::model::codec;
 use postrider_actors::{
     model::{
         batch::Rows,
+        codec,
         file::FileReport,
         ids::{BatchId, FileId, MessageId},
-        state::MessageState,
+        ledger,
     },
     ports::{Dispatch, Fetched, PageQuery, StoreError},
 };
@@ -17,7 +17,7 @@ use postrider_actors::{
 use super::{
     draft::Known,
     item::{BATCH, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
-    record::Record,
+    record::Stored,
     schema,
     state::Shared,
 };
@@ -102,7 +102,7 @@ impl Shared {
     }
 
     /// What became of `id` at each destination of its file.
-    pub(super) async fn tell_message(&self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
+    pub(super) async fn message(&self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
         let Some(file) = self.read_file(id.file).await? else { return Ok(Vec::new()) };
         if id.row == 0 || id.row > file.checkpoint.rows {
             return Ok(Vec::new());
@@ -110,8 +110,8 @@ impl Shared {
         let report = |fate| MessageReport { id, file_name: file.record.name.clone(), fate };
         let mut reports = Vec::new();
         for destination in &file.record.destinations {
-            if let Some(root) = self.root_of(id, destination).await?
-                && let Some(delivery) = self.tell_delivery(id.row, root).await?
+            if let Some(batch) = self.batch_at(id, destination).await?
+                && let Some(delivery) = self.delivery(id.row, batch).await?
             {
                 reports.push(report(Fate::Message(delivery)));
             }
@@ -122,8 +122,8 @@ impl Shared {
         Ok(reports)
     }
 
-    /// The first-attempt batch that begins at the row or before it.
-    async fn root_of(&self, id: MessageId, destination: &str) -> Result<Option<BatchId>, StoreError> {
+    /// The batch that begins at the row or before it.
+    async fn batch_at(&self, id: MessageId, destination: &str) -> Result<Option<BatchId>, StoreError> {
         let call = self
             .calls
             .client
@@ -140,61 +140,41 @@ impl Shared {
         Ok(items.first().map(|item| Reading(item).batch_id(BATCH)).transpose()?)
     }
 
-    /// The records of the batches that hold `row`, from the first attempt to the live entry.
-    async fn chain(&self, row: u64, root: BatchId) -> Result<Vec<(Record, usize)>, StoreError> {
-        let mut chain: Vec<(Record, usize)> = Vec::new();
-        let mut next = vec![root];
-        while !next.is_empty() {
-            let mut known = Known::new();
-            self.know(&mut known, next.iter().copied(), false).await?;
-            let mut holding = next.iter().filter_map(|id| known.remove(id).flatten());
-            let found = holding.find_map(|record| Some((record.find(row)?, record)));
-            let Some((index, record)) = found else { break };
-            // Damaged data must not send us in a circle.
-            let is_new = chain.iter().all(|(seen, _)| seen.id != record.id);
-            next = if is_new { record.carried_by.clone() } else { Vec::new() };
-            if is_new {
-                chain.push((record, index));
-            }
-        }
-        Ok(chain)
-    }
-
-    async fn tell_delivery(&self, row: u64, root: BatchId) -> Result<Option<Delivery>, StoreError> {
-        let chain = self.chain(row, root).await?;
-        let Some((live, index)) = chain.last() else { return Ok(None) };
-        let index = *index;
-        let mut fetched = self.get(&[live.id]).await?;
-        let (recipient, mut failed) = match fetched.pop() {
+    async fn delivery(&self, row: u64, id: BatchId) -> Result<Option<Delivery>, StoreError> {
+        let mut known = Known::new();
+        self.know(&mut known, [id], false).await?;
+        let Some(Stored { destination, rows, record, .. }) = known.remove(&id).flatten() else {
+            return Ok(None);
+        };
+        let Some((index, fate)) = rows.find(row).and_then(|index| Some((index, record.fate(index)?))) else {
+            return Ok(None);
+        };
+        let mut fetched = self.get(&[id]).await?;
+        let recipient = match fetched.pop() {
             Some((_, Fetched::Batch(batch))) => {
                 let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
                 let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
-                (Some(cells.recipient.to_owned()), batch.history.get(index).cloned().unwrap_or_default())
+                Some(cells.recipient.to_owned())
             }
             Some((id, Fetched::Unprocessed)) => {
                 return Err(StoreError::Retryable(format!("batch {id} was not read")));
             }
-            Some((_, Fetched::Missing)) | None => (None, Vec::new()),
+            Some((_, Fetched::Missing)) | None => None,
         };
-        let death = live.deaths.get(&(index as u32)).copied();
-        failed.extend(death.map(|(attempt, _)| attempt));
-        let state = live.states.0.get(index).copied().and_then(MessageState::from_byte);
-        let state = state.unwrap_or(MessageState::Accepted);
-        let is_open = state == MessageState::Accepted;
-        let sent = chain.iter().find_map(|(record, index)| {
-            record.sent.as_ref().and_then(|sent| sent.get(*index, record.accepted_at))
-        });
+        let pk = schema::batch_pk(id);
+        let history = self.calls.partition("reading attempts", &pk, schema::HISTORY_PREFIX).await?;
+        let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
+        let failed = ledger::codec::failures_of(chunks, index as u32).map_err(|_| Damaged(BODY))?;
         Ok(Some(Delivery {
-            destination: live.destination.to_string(),
+            destination: destination.to_string(),
             recipient,
-            state: if is_open && live.is_carrying_on() { MessageState::Retrying } else { state },
-            accepted_at: live.accepted_at,
-            drive: live.drive,
+            state: fate.state,
+            accepted_at: fate.accepted_at,
+            drive: fate.drive,
             failed,
-            // The first batch in which it was recorded has its true time.
-            sent,
-            cause: death.map(|(_, cause)| cause),
-            not_before: is_open.then_some(live.not_before),
+            sent: fate.sent,
+            cause: fate.death.map(|death| death.cause),
+            not_before: fate.not_before,
         }))
     }
 

@@ -8,14 +8,15 @@ use std::{
     time::Duration,
 };
 
-use super::{
+use crate::{
     problem::{Origin, Problem},
-    tree::{self, Node, Table, Value, join},
+    tree::{self, Node, Table, Value, join, shown_text},
+    value::{DURATION, SIZE, is_bare, parse_duration, parse_size, show_duration, show_size},
 };
 
-/// What reading a tree has come to.
+/// What reading a tree has found.
 #[derive(Default)]
-pub(super) struct Reader {
+pub struct Reader {
     inner: RefCell<Inner>,
 }
 
@@ -32,12 +33,12 @@ struct Inner {
 
 impl Reader {
     /// Notes a problem of one setting with the place it was written at.
-    pub(super) fn note(&self, key: &str, found: Option<String>, advice: impl Into<String>) {
+    pub fn note(&self, key: &str, found: Option<String>, advice: impl Into<String>) {
         self.note_at(key, key, found, advice.into());
     }
 
     /// Notes that a setting does not go together with another, unless one of them was noted already.
-    pub(super) fn conflict(&self, key: &str, other: &str, found: &impl ToString, advice: impl Into<String>) {
+    pub fn conflict(&self, key: &str, other: &str, found: &impl ToString, advice: impl Into<String>) {
         let is_noted = {
             let inner = self.inner.borrow();
             inner.unread.contains(key) || inner.unread.contains(other)
@@ -60,23 +61,28 @@ impl Reader {
         inner.problems.push(Problem { key, origin, found, advice });
     }
 
-    /// Whether somebody wrote the setting, rather than leaving it to `default.toml`.
-    pub(super) fn is_set(&self, key: &str) -> bool {
+    /// Whether somebody wrote the setting, rather than leaving it to its default.
+    pub fn is_set(&self, key: &str) -> bool {
         self.inner.borrow().places.get(key).is_some_and(|(_, origin)| *origin != Origin::Default)
     }
 
     /// Whether the setting was written under its own name, not in a table named `*`.
-    pub(super) fn is_own(&self, key: &str) -> bool {
+    pub fn is_own(&self, key: &str) -> bool {
         self.inner.borrow().places.get(key).is_some_and(|(path, _)| path == key)
     }
 
+    /// Whether something is wrong with the setting.
+    pub fn is_unread(&self, key: &str) -> bool {
+        self.inner.borrow().unread.contains(key)
+    }
+
     /// Whether the setting is there at all.
-    pub(super) fn is_there(&self, key: &str) -> bool {
+    pub fn is_there(&self, key: &str) -> bool {
         self.inner.borrow().places.contains_key(key)
     }
 
     /// The problems, and every key that was asked for.
-    pub(super) fn finish(self) -> (Vec<Problem>, BTreeSet<String>) {
+    pub fn finish(self) -> (Vec<Problem>, BTreeSet<String>) {
         let inner = self.inner.into_inner();
         (inner.problems, inner.asked)
     }
@@ -87,22 +93,33 @@ impl Reader {
 }
 
 /// One table that is being read.
-pub(super) struct Section<'r> {
+pub struct Section<'r> {
     reader: &'r Reader,
     /// Its path in the configuration as it is used.
-    pub(super) path: String,
+    pub path: String,
+    /// Whether keys without a default must be there.
+    pub need: Need,
     table: Table,
     known: Vec<&'static str>,
 }
 
+/// Whether a key must be there. In a `"*"` table none must, and none of another kind's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It must.
+    Required,
+    /// It may be left out.
+    Optional,
+}
+
 impl<'r> Section<'r> {
     /// The whole tree.
-    pub(super) fn root(reader: &'r Reader, table: Table) -> Self {
-        Self { reader, path: String::new(), table, known: Vec::new() }
+    pub fn root(reader: &'r Reader, table: Table) -> Self {
+        Self { reader, path: String::new(), need: Need::Required, table, known: Vec::new() }
     }
 
     /// A key's path.
-    pub(super) fn key(&self, key: &str) -> String {
+    pub fn key(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
@@ -116,13 +133,14 @@ impl<'r> Section<'r> {
     }
 
     /// A table; empty if it is missing or none.
-    pub(super) fn section(&mut self, key: &'static str) -> Section<'r> {
+    #[must_use]
+    pub fn section(&mut self, key: &'static str) -> Section<'r> {
         let path = self.key(key);
         let table = match self.take(key) {
             Some(node) => self.as_table(&path, node).unwrap_or_default(),
             None => Table::new(),
         };
-        Section { reader: self.reader, path, table, known: Vec::new() }
+        Section { reader: self.reader, path, need: self.need, table, known: Vec::new() }
     }
 
     fn as_table(&self, path: &str, node: Node) -> Option<Table> {
@@ -134,7 +152,7 @@ impl<'r> Section<'r> {
     }
 
     /// The named tables of a table, each laid over the one named `*`; and the one named `*` itself.
-    pub(super) fn named(&mut self, key: &'static str) -> (Section<'r>, Vec<(String, Section<'r>)>) {
+    pub fn named(&mut self, key: &'static str) -> (Section<'r>, Vec<(String, Section<'r>)>) {
         let all = self.section(key);
         let (mut star, mut named) = (Table::new(), Vec::new());
         for (name, node) in all.table {
@@ -154,53 +172,92 @@ impl<'r> Section<'r> {
             .map(|(name, path, table)| {
                 let mut merged = star.clone();
                 self.reader.inner.borrow_mut().problems.extend(tree::merge(&mut merged, table));
-                (name, Section { reader: self.reader, path, table: merged, known: Vec::new() })
+                (
+                    name,
+                    Section {
+                        reader: self.reader,
+                        path,
+                        need: Need::Required,
+                        table: merged,
+                        known: Vec::new(),
+                    },
+                )
             })
             .collect();
         let path = join(&all.path, "*");
-        (Section { reader: self.reader, path, table: star, known: Vec::new() }, named)
+        (Section { reader: self.reader, path, need: Need::Optional, table: star, known: Vec::new() }, named)
     }
 
     /// An integer within `range`; `what` says what it counts.
-    pub(super) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>, what: &str) -> T
-    where
-        T: TryFrom<i128> + Into<u64> + Copy,
-    {
-        let (low, high): (u64, u64) = ((*range.start()).into(), (*range.end()).into());
-        let allowed = || format!("write an integer from {low} to {high}: {what}");
+    pub fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>, what: &str) -> u64 {
+        let (low, high) = (*range.start(), *range.end());
+        let allowed = format!("write an integer from {low} to {high}: {what}");
         let Some(node) = self.take(key) else {
-            self.reader.note(&self.key(key), None, format!("it is missing; {}", allowed()));
-            return *range.start();
+            self.reader.note(&self.key(key), None, format!("it is missing; {allowed}"));
+            return low;
         };
         let number = match &node.value {
-            Value::Integer(number) => Some(*number),
+            Value::Integer(number) => u64::try_from(*number).ok(),
             Value::Environment(text) => text.trim().replace('_', "").parse().ok(),
             _ => None,
         };
-        match number {
-            Some(number) if number >= i128::from(low) && number <= i128::from(high) => {
-                // The range's ends are values of T, so what lies between is one.
-                T::try_from(number).unwrap_or(*range.start())
-            }
-            _ => {
-                self.reader.note(&self.key(key), Some(node.value.shown()), allowed());
-                *range.start()
-            }
+        let found = number.filter(|number| range.contains(number));
+        found.unwrap_or_else(|| {
+            self.reader.note(&self.key(key), Some(node.value.shown()), allowed);
+            low
+        })
+    }
+
+    /// A time within `range`.
+    pub fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
+        let (low, high) = (*range.start(), *range.end());
+        let allowed = format!("write a time from {} to {}", show_duration(low), show_duration(high));
+        self.measure(key, DURATION, &allowed, |text| {
+            parse_duration(text).filter(|found| range.contains(found))
+        })
+        .unwrap_or(low)
+    }
+
+    /// A size in bytes within `range`.
+    pub fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> u64 {
+        let (low, high) = (*range.start(), *range.end());
+        let allowed = format!("write a size from {} to {}", show_size(low), show_size(high));
+        self.measure(key, SIZE, &allowed, |text| parse_size(text).filter(|found| range.contains(found)))
+            .unwrap_or(low)
+    }
+
+    /// A number with its unit. `how` says how to write one, `allowed` within which bounds.
+    fn measure<T>(
+        &mut self,
+        key: &'static str,
+        how: &str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let path = self.key(key);
+        let Some(node) = self.take(key) else {
+            self.reader.note(&path, None, format!("it is missing; {allowed}, {how}"));
+            return None;
+        };
+        let text = match &node.value {
+            Value::Text(text) | Value::Environment(text) => Some(text.as_str()),
+            _ => None,
+        };
+        let found = text.and_then(parse);
+        if found.is_none() {
+            let is_number = matches!(node.value, Value::Integer(_)) || text.is_some_and(is_bare);
+            let advice = if is_number {
+                format!("it has no unit; write {how}; {allowed}")
+            } else {
+                format!("{allowed}, {how}")
+            };
+            self.reader.note(&path, Some(node.value.shown()), advice);
         }
-    }
-
-    /// An integer that counts milliseconds.
-    pub(super) fn millis(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Duration {
-        Duration::from_millis(self.integer(key, range, "milliseconds"))
-    }
-
-    /// An integer that counts seconds.
-    pub(super) fn seconds(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Duration {
-        Duration::from_secs(self.integer(key, range, "seconds"))
+        found
     }
 
     /// `true` or `false`.
-    pub(super) fn boolean(&mut self, key: &'static str) -> bool {
+    pub fn boolean(&mut self, key: &'static str) -> bool {
         let node = self.take(key);
         let flag = match node.as_ref().map(|node| &node.value) {
             Some(Value::Boolean(flag)) => Some(*flag),
@@ -215,13 +272,13 @@ impl<'r> Section<'r> {
     }
 
     /// A text, if there is one.
-    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
         let node = self.take(key)?;
         self.as_text(&self.key(key), node.value, true)
     }
 
     /// A text that may be or hold a secret: a wrong type is reported without the value.
-    pub(super) fn private_text(&mut self, key: &'static str) -> Option<String> {
+    pub fn private_text(&mut self, key: &'static str) -> Option<String> {
         let node = self.take(key)?;
         self.as_text(&self.key(key), node.value, false)
     }
@@ -237,7 +294,7 @@ impl<'r> Section<'r> {
     }
 
     /// One of some words, if there is one.
-    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+    pub fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let node = self.take(key)?;
         let text = match &node.value {
             Value::Text(text) => Some(text.as_str()),
@@ -255,7 +312,7 @@ impl<'r> Section<'r> {
 
     /// A list of texts with the path of each, if there is one; in the environment they are
     /// separated by commas. `is_public` is false where an item may be a secret.
-    pub(super) fn list(&mut self, key: &'static str, is_public: bool) -> Option<Vec<(String, String)>> {
+    pub fn list(&mut self, key: &'static str, is_public: bool) -> Option<Vec<(String, String)>> {
         let node = self.take(key)?;
         let path = self.key(key);
         match node.value {
@@ -290,8 +347,8 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// A list of pairs of numbers, if there is one; in the environment `1:2,3:4`.
-    pub(super) fn pairs(&mut self, key: &'static str) -> Option<Vec<(u64, u64)>> {
+    /// A list of pairs of a whole number and a time, if there is one; in the environment `1:2s,3:4s`.
+    pub fn pairs(&mut self, key: &'static str) -> Option<Vec<(u64, Duration)>> {
         let node = self.take(key)?;
         let pairs = match &node.value {
             Value::Array(items) => items.iter().map(|item| as_pair(&item.value)).collect::<Option<Vec<_>>>(),
@@ -301,20 +358,48 @@ impl<'r> Section<'r> {
                 .filter(|item| !item.is_empty())
                 .map(|item| {
                     let (first, second) = item.split_once(':')?;
-                    Some((first.trim().parse().ok()?, second.trim().parse().ok()?))
+                    Some((first.trim().parse().ok()?, parse_duration(second)?))
                 })
                 .collect(),
             _ => None,
         };
         if pairs.is_none() {
-            let advice = "write a list of pairs of whole numbers, [[1, 2], [3, 4]]";
+            let advice = "write a list of pairs of a whole number and a time, [[1, \"2s\"], [3, \"4s\"]]";
             self.reader.note(&self.key(key), Some(node.value.shown()), advice);
         }
         pairs
     }
 
+    /// Notes a key that must be there and is not.
+    pub fn require(&self, key: &str, advice: &str) {
+        let key = self.key(key);
+        if self.need == Need::Required && !self.reader.is_there(&key) {
+            self.reader.note(&key, None, format!("it is missing; {advice}"));
+        }
+    }
+
+    /// A text that `is_right` accepts; empty if it is missing or of another type.
+    pub fn checked_text(
+        &mut self,
+        key: &'static str,
+        is_right: impl Fn(&str) -> bool,
+        advice: &str,
+    ) -> String {
+        let text = self.text(key).unwrap_or_default();
+        let path = self.key(key);
+        if self.reader.is_there(&path) && !is_right(&text) {
+            self.reader.note(&path, Some(shown_text(&text)), advice);
+        }
+        text
+    }
+
+    /// The reader that problems are noted in.
+    pub fn reader(&self) -> &'r Reader {
+        self.reader
+    }
+
     /// A table of texts with names of the operator's choice; the values may be secrets.
-    pub(super) fn private_texts(&mut self, key: &'static str) -> Vec<(String, String, String)> {
+    pub fn private_texts(&mut self, key: &'static str) -> Vec<(String, String, String)> {
         let section = self.section(key);
         section
             .table
@@ -329,7 +414,7 @@ impl<'r> Section<'r> {
     }
 
     /// Ends the reading: what is left is unknown.
-    pub(super) fn finish(self) {
+    pub fn finish(self) {
         for (key, node) in self.table {
             let nearest = self
                 .known
@@ -348,14 +433,12 @@ impl<'r> Section<'r> {
     }
 }
 
-fn as_pair(value: &Value) -> Option<(u64, u64)> {
+fn as_pair(value: &Value) -> Option<(u64, Duration)> {
     let Value::Array(items) = value else { return None };
-    let number = |node: &Node| match node.value {
-        Value::Integer(number) => u64::try_from(number).ok(),
-        _ => None,
-    };
     match &items[..] {
-        [first, second] => Some((number(first)?, number(second)?)),
+        [Node { value: Value::Integer(number), .. }, Node { value: Value::Text(text), .. }] => {
+            Some((u64::try_from(*number).ok()?, parse_duration(text)?))
+        }
         _ => None,
     }
 }

@@ -1,36 +1,43 @@
-//! The merged tree of settings: compiled-in defaults, the operator's file, the environment. Every
+//! The merged tree of settings: declared defaults, the operator's file, the environment. Every
 //! value remembers where it was written.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
 use toml::de::{DeTable, DeValue};
 
-use super::problem::{Origin, Problem};
+use crate::problem::{Origin, Problem};
 
 /// Environment variables that override settings begin with this, in any case.
 pub const ENVIRONMENT_PREFIX: &str = "POSTRIDER__";
 
 /// The settings of one table.
-pub(super) type Table = BTreeMap<String, Node>;
+pub type Table = BTreeMap<String, Node>;
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub struct Node {
     /// The key's full path where it was written.
-    pub(super) path: String,
-    pub(super) origin: Origin,
-    pub(super) value: Value,
+    pub path: String,
+    /// Where that was.
+    pub origin: Origin,
+    /// What was written.
+    pub value: Value,
 }
 
 /// A setting before its type is checked.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub enum Value {
+    /// A text in quotes.
     Text(String),
+    /// A whole number.
     Integer(i128),
+    /// `true` or `false`.
     Boolean(bool),
     /// A float or a date, as text: no setting has such a type.
     Other(&'static str, String),
+    /// A list.
     Array(Vec<Node>),
+    /// A table.
     Table(Table),
     /// A variable's text: its type is what the key asks for.
     Environment(String),
@@ -38,7 +45,7 @@ pub(super) enum Value {
 
 impl Value {
     /// The value as an operator would recognise it, in one short line.
-    pub(super) fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         match self {
             Self::Text(text) | Self::Environment(text) => shown_text(text),
             Self::Integer(number) => number.to_string(),
@@ -51,14 +58,14 @@ impl Value {
 }
 
 /// Quoted, escaped and cut to 60 characters.
-pub(super) fn shown_text(text: &str) -> String {
+pub fn shown_text(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
     let rest = if short.len() < text.len() { "…" } else { "" };
     format!("{short:?}{rest}")
 }
 
 /// `parent.key`, quoted where TOML needs it.
-pub(super) fn join(parent: &str, key: &str) -> String {
+pub fn join(parent: &str, key: &str) -> String {
     let bare =
         !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     let key = if bare { key.to_owned() } else { format!("{key:?}") };
@@ -67,7 +74,7 @@ pub(super) fn join(parent: &str, key: &str) -> String {
 
 /// Parses TOML. Every syntax error is reported, by line and column and without the line's text: it
 /// may hold a secret.
-pub(super) fn parse(text: &str, is_default: bool) -> Result<Table, Vec<Problem>> {
+pub(crate) fn parse(text: &str, is_default: bool) -> Result<Table, Vec<Problem>> {
     let lines = Lines::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
@@ -141,7 +148,7 @@ fn convert(value: &DeValue<'_>, path: String, origin: Origin, lines: &Lines<'_>,
 
 /// Lays `over` on `base`: tables are merged key by key, anything else is replaced. A value where a
 /// table belongs is a problem, and the table stays as it was.
-pub(super) fn merge(base: &mut Table, over: Table) -> Vec<Problem> {
+pub(crate) fn merge(base: &mut Table, over: Table) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (key, node) in over {
         match (base.get_mut(&key), node) {
@@ -167,7 +174,7 @@ pub(super) fn merge(base: &mut Table, over: Table) -> Vec<Problem> {
 /// The rest of a name is the key's path, its parts joined by two underscores. Case does not matter,
 /// and `_` stands for `-` too: `POSTRIDER__DESTINATIONS__SUPPORT_EU__RATE_PER_S` finds
 /// `destinations.support-eu.rate_per_s`. A name that is in no file is added in lower case.
-pub(super) fn overlay(
+pub(crate) fn overlay(
     root: &mut Table,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Vec<Problem> {

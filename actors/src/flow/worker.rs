@@ -1,0 +1,250 @@
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{Bell, Bells, Progress, insist, tell_pace};
+use crate::{
+    model::{lease::LeaseToken, throughput::Telling},
+    ports::{
+        Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError,
+        Want,
+    },
+};
+
+/// The longest a worker sleeps before it looks into the queue again: what other processes change rings no bell.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What every worker that pulls leased batches works with.
+#[derive(Clone)]
+pub struct WorkerSetup {
+    /// Where batches come from.
+    pub queue: Arc<dyn Queue>,
+    /// Where outcomes go.
+    pub ledger: Arc<dyn Ledger>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Rung when batches may have become due, and by the worker itself when it needs more.
+    pub queued: Bell,
+    /// To ring when a lease ended with messages left, which have to be dispatched again; nobody's where
+    /// workers lease what is due.
+    pub due_again: Bells,
+    /// How long a lease holds unless extended.
+    pub lease: Duration,
+    /// Sign of life.
+    pub progress: Progress,
+}
+
+/// What a worker does with the batches that it has leased.
+pub trait Strategy {
+    /// One turn of the loop that leases: gives back what it is done with.
+    fn turn(&self) -> impl Future<Output = Result<(), StoreError>>;
+
+    /// What it could do with now.
+    fn wants(&self) -> Vec<Want>;
+
+    /// Takes over a leased batch.
+    fn take(&self, lease: Lease);
+
+    /// Begins what may be begun, after leases came or time has passed.
+    fn begin(&self);
+
+    /// How long it may sleep at most.
+    fn sleep(&self) -> Duration;
+
+    /// The leases in hand.
+    fn tokens(&self) -> Vec<LeaseToken>;
+
+    /// Does nothing more under a lease that is lost, or has ended; whether it was in hand.
+    fn forget(&self, token: LeaseToken) -> bool;
+
+    /// Whether nothing is in hand.
+    fn is_empty(&self) -> bool;
+}
+
+/// One life of a worker: it leases batches and extends their leases, records outcomes and so acknowledges, and gives
+/// back what it can't finish, until it is closed and nothing is in hand. What becomes of the messages is its
+/// [`Strategy`]'s.
+pub struct Worker {
+    setup: WorkerSetup,
+    /// Names this life.
+    holder: Arc<str>,
+    closing: watch::Sender<bool>,
+    telling: Mutex<Telling>,
+}
+
+impl Worker {
+    /// `holder` names this life of it.
+    pub fn new(setup: WorkerSetup, holder: &str) -> Self {
+        let telling = Mutex::new(Telling::new(setup.clock.mono()));
+        Self { setup, holder: holder.into(), closing: watch::Sender::new(false), telling }
+    }
+
+    /// The time.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.setup.clock
+    }
+
+    /// Wakes the loop that leases.
+    pub fn wake(&self) {
+        self.setup.queued.ring();
+    }
+
+    /// Leases nothing more.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+        self.wake();
+    }
+
+    /// Whether it was closed.
+    pub fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Returns when it is closed.
+    pub async fn closed(&self) {
+        // It can't be dropped while it is borrowed.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    /// Does a store operation until it is done or refused.
+    pub async fn insist<T, F>(
+        &self,
+        what: &'static str,
+        operation: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        insist(what, self.clock(), &self.setup.progress, operation).await
+    }
+
+    fn telling(&self) -> MutexGuard<'_, Telling> {
+        // Changed by infallible steps only.
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leases what the strategy wants until the worker is closed and has nothing in hand. `predecessor` is the holder
+    /// of its leases in its last life.
+    pub async fn lease(
+        &self,
+        strategy: &impl Strategy,
+        predecessor: Option<String>,
+    ) -> Result<(), StoreError> {
+        let setup = &self.setup;
+        if let Some(predecessor) = predecessor {
+            self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
+        }
+        loop {
+            setup.progress.turn(setup.clock.mono());
+            let rates = self.telling().due(setup.clock.mono());
+            if let Some(rates) = rates {
+                tell_pace(&self.holder, rates);
+            }
+            strategy.turn().await?;
+            if self.is_closing() && strategy.is_empty() {
+                return Ok(());
+            }
+            let mut wants = if self.is_closing() { Vec::new() } else { strategy.wants() };
+            if wants.is_empty() {
+                strategy.begin();
+            } else {
+                let until = setup.clock.mono().after(setup.lease);
+                let now = setup.clock.wall();
+                let request = LeaseRequest { holder: self.holder.clone(), wants: wants.clone(), until, now };
+                let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
+                failpoint!("lease.after");
+                for lease in leases {
+                    let is_its = |want: &&mut Want| *want.destination == *lease.header.destination;
+                    if let Some(want) = wants.iter_mut().find(is_its) {
+                        want.messages = want.messages.saturating_sub(lease.due_count(now));
+                        want.batches = want.batches.saturating_sub(1);
+                    }
+                    strategy.take(lease);
+                }
+                wants.retain(|want| want.messages > 0 && want.batches > 0);
+                strategy.begin();
+                if wants.is_empty() {
+                    continue;
+                }
+            }
+            setup.queued.wait(strategy.sleep().min(TICK)).await;
+        }
+    }
+
+    /// Extends the leases in hand, as long as the worker lives.
+    pub async fn extend(&self, strategy: &impl Strategy) -> Result<(), StoreError> {
+        loop {
+            tokio::time::sleep(self.setup.lease / 3).await;
+            let tokens = strategy.tokens();
+            if tokens.is_empty() {
+                continue;
+            }
+            let until = self.clock().mono().after(self.setup.lease);
+            let extend = || self.setup.queue.extend(&tokens, until);
+            let outcomes = self.insist("extending leases", extend).await?;
+            for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
+                // One that was settled meanwhile is not held any more, and no loss.
+                if let ItemOutcome::Permanent(why) = outcome
+                    && strategy.forget(token)
+                {
+                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its messages are left to its new holder");
+                }
+            }
+        }
+    }
+
+    /// Records outcomes, hands the answers to `note` in their order, and lets go of the batches whose leases have ended
+    /// with it.
+    pub async fn settle(
+        &self,
+        settlements: &[Settlement],
+        note: impl FnOnce(&[Settled]),
+    ) -> Result<(), StoreError> {
+        failpoint!("settle.before");
+        let settle = || self.setup.ledger.settle(settlements.to_vec());
+        let settled = self.insist("recording outcomes", settle).await?;
+        failpoint!("settle.after");
+        note(&settled);
+        let (mut ended, mut stale, mut is_due_again, mut recorded) = (Vec::new(), Vec::new(), false, 0);
+        for (settlement, settled) in settlements.iter().zip(settled) {
+            recorded += settlement.verdicts.len() as u64;
+            match settled {
+                Settled::Open => {}
+                Settled::Complete => ended.push(settlement.token),
+                Settled::Released => {
+                    ended.push(settlement.token);
+                    is_due_again = true;
+                }
+                Settled::Stale => stale.push(settlement.token),
+            }
+        }
+        self.telling().add(self.clock().mono(), recorded);
+        if !ended.is_empty() {
+            self.insist("acknowledging", || self.setup.queue.acknowledge(&ended)).await?;
+        }
+        // Somebody else has them, or they are settled: whoever gets them next will see.
+        self.release(&stale, Release::Unused).await?;
+        if is_due_again {
+            self.setup.due_again.ring();
+        }
+        Ok(())
+    }
+
+    /// Gives leases back.
+    pub async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        self.insist("giving leases back", || self.setup.queue.release(tokens, how)).await
+    }
+
+    /// Holds a destination that is gone (410).
+    pub async fn disable(&self, name: &str, reason: &str) -> Result<(), StoreError> {
+        let at = self.clock().wall();
+        self.insist("disabling a destination", || self.setup.ledger.disable_destination(name, reason, at))
+            .await
+    }
+}

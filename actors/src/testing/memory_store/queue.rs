@@ -1,0 +1,117 @@
+//! The store's own queue: nothing but its records.
+
+use async_trait::async_trait;
+
+use super::{MemoryStore, State, Stored};
+use crate::{
+    model::{
+        ids::BatchId,
+        ledger::{Deadline, Grant},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, Queue, Release, StoreError, Want},
+};
+
+/// Whether it could be leased for `destination` at `now`.
+pub(super) fn is_leasable(batch: &Stored, destination: &str, now: UnixMs) -> bool {
+    batch.batch.header.destination == destination
+        && !batch.is_held()
+        && batch.record.due().is_some_and(|due| due <= now)
+}
+
+impl State {
+    /// Which batches to lease, by their numbers.
+    fn choose(&mut self, want: &Want, now: UnixMs) -> Vec<usize> {
+        let mut due: Vec<usize> = (0..self.batches.len())
+            .filter(|&at| is_leasable(&self.batches[at], &want.destination, now))
+            .collect();
+        due.sort_by_key(|&at| self.batches[at].record.due()); // stable: then by age
+        let due = due.into_iter().map(|at| {
+            let record = &self.batches[at].record;
+            (at, record.open().filter(|&index| record.due_of(index) <= now).count())
+        });
+        let (retries, fresh): (Vec<_>, Vec<_>) = due.partition(|(at, _)| self.batches[*at].record.is_retry());
+        let share = self.shares.entry(want.destination.clone()).or_default();
+        share.choose(retries, fresh, want.messages, want.batches)
+    }
+
+    /// Marks lost the leases that `is_lost` picks.
+    fn lose(&mut self, is_lost: impl Fn(&str, Deadline) -> bool) -> usize {
+        let mut lost = 0;
+        for batch in &mut self.batches {
+            if batch.record.holder.as_ref().is_some_and(|holder| is_lost(&holder.name, holder.until)) {
+                batch.record.lose();
+                batch.put_back();
+                lost += 1;
+            }
+        }
+        lost
+    }
+
+    pub(super) fn extend(&mut self, tokens: &[LeaseToken], until: Deadline) -> Vec<(BatchId, ItemOutcome)> {
+        let mut extend = |token: &LeaseToken| {
+            let at = self.ids.get(&token.batch).copied();
+            if at.is_some_and(|at| self.batches[at].record.extend(token.fence, until)) {
+                ItemOutcome::Ok
+            } else {
+                ItemOutcome::Permanent("the lease is not held any more".into())
+            }
+        };
+        tokens.iter().map(|token| (token.batch, extend(token))).collect()
+    }
+
+    pub(super) fn release(&mut self, tokens: &[LeaseToken], how: Release) {
+        for token in tokens {
+            if let Some(batch) = self.current(*token) {
+                match how {
+                    Release::Unused => {
+                        batch.record.release(token.fence);
+                    }
+                    Release::Lost => batch.record.lose(),
+                }
+                batch.put_back();
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for MemoryStore {
+    async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
+        let mut state = self.state();
+        let mut leases = Vec::new();
+        for want in &request.wants {
+            if state.disabled.contains_key(&want.destination) {
+                continue;
+            }
+            for at in state.choose(want, request.now) {
+                let batch = &mut state.batches[at];
+                let grant = batch.lease(&request.holder, Deadline(request.until.0), Deadline(0), request.now);
+                debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
+                leases.push(batch.to_lease());
+            }
+        }
+        Ok(leases)
+    }
+
+    async fn extend(
+        &self,
+        tokens: &[LeaseToken],
+        until: MonoMs,
+    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        Ok(self.state().extend(tokens, Deadline(until.0)))
+    }
+
+    async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        self.state().release(tokens, how);
+        Ok(())
+    }
+
+    async fn release_holder(&self, holder: &str) -> Result<usize, StoreError> {
+        Ok(self.state().lose(|name, _| name == holder))
+    }
+
+    async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError> {
+        Ok(self.state().lose(|_, until| until < Deadline(now.0)))
+    }
+}

@@ -1,0 +1,394 @@
+//! The process as a whole: where it keeps things, how much it does at once, how it is watched.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use url::Url;
+
+use crate::{
+    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, QueueAddress, queue, required_path, web_address},
+    declare::{choice, duration, given, integer, size, unset},
+    destinations::Rate,
+    reader::Section,
+    tree::shown_text,
+};
+
+/// Where batches, their records and the queue are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Everything in SQLite, in the state directory.
+    Embedded,
+    /// Batches and records in DynamoDB, the queue on SQS.
+    Aws,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `journald` if stderr is the journal, else `text`.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+    /// Text without time, with the priority prefix that the journal reads.
+    Journald,
+}
+
+impl LogFormat {
+    /// The words for them.
+    pub const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json), ("journald", Self::Journald)];
+}
+
+/// What is logged at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Only what needs a person.
+    Error,
+    /// And what may need one soon.
+    Warn,
+    /// And the milestones of each file.
+    Info,
+    /// And each batch.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How new entries of the queue are delayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DelayMode {
+    /// Not at all.
+    None,
+    /// All alike.
+    Fixed,
+    /// By how many entries the queue holds.
+    ByDepth,
+}
+
+crate::settings! {
+    /// What holds for the whole process.
+    Root {
+        /// Where batches, what became of them, and the queue are kept. "embedded" keeps everything in SQLite under
+        /// `state.dir`: one machine. "aws" keeps batches in DynamoDB and carries them by SQS, so that any number of
+        /// machines share the work.
+        profile: Profile = choice(&[("embedded", Profile::Embedded), ("aws", Profile::Aws)]);
+    }
+
+    /// Where Postrider keeps its store and the files it works on.
+    State {
+        /// An absolute path. It should be on the same file system as the feeds: a file is then claimed by a rename,
+        /// not by a copy.
+        dir: PathBuf = given("\"/var/lib/postrider\"", required_path);
+    }
+
+    /// What is logged, and how.
+    Log {
+        /// How a line looks. "auto" is "journald" where stderr is the journal, else "text".
+        format: LogFormat = choice(LogFormat::WORDS);
+        /// What is logged at least. `POSTRIDER_LOG` overrides it by module, for example
+        /// `POSTRIDER_LOG=info,postrider_actors::dispatcher=debug`.
+        level: LogLevel = choice(&[
+            ("info", LogLevel::Info),
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]);
+    }
+
+    /// How many of each worker. A reload changes them.
+    Pools {
+        /// Parsers per feed: files of one feed that are read at the same time. 1 keeps their order.
+        parsers: usize = integer(2, 1..=64, "parsers per feed");
+        /// Delivery workers. Each leases batches of its own; all share the bounds of `[delivery]`.
+        deliveries: usize = integer(2, 1..=64, "delivery workers");
+        /// Workers that write into warehouses' tables; none run where there is no table. The bounds on statements
+        /// are those of `[warehouses.NAME]`, however many there are.
+        tables: usize = integer(2, 1..=64, "workers");
+    }
+
+    /// A batch is one row in the store, one lease, one acknowledgement.
+    Batch {
+        /// Messages per batch: more make each one cheaper, fewer lose less time to a crash. 1 is one row per message.
+        /// No more, because what becomes of a batch is one record, which is written again with every group of outcomes.
+        max_messages: u32 = integer(500, 1..=1_000, "messages");
+    }
+
+    /// Where accepted batches are kept, and with them what became of each message.
+    Outbox {
+        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake goes on
+        /// at three quarters of it. It bounds the store's size, not memory.
+        high_watermark: u64 = integer(2_000_000, 1..=1_000_000_000, "messages");
+        /// How long a settled batch is kept after its dispatch; "0s" = for ever. Then its rows are removed:
+        /// `postrider messages` no longer finds them and the file's report stays. Rows of dead letters are kept until
+        /// they are redriven and sent. At least "1h": a queue may deliver an entry twice.
+        retention: Option<Duration> = duration("0s", "0s"..="3650d").or_none();
+    }
+
+    /// The tables of `profile = "aws"`. Make them with `postrider migrate` or from config/aws.
+    Dynamodb {
+        /// The table of the outbox; that of the ledger is TABLE-ledger.
+        table: String = given("\"postrider\"", table_name);
+        /// Shards that one destination's outstanding batches are spread over in the indexes, so that none is a hot
+        /// partition. All machines must use the same; don't change it while batches are outstanding.
+        shards: u32 = integer(20, 1..=1_000, "shards");
+        /// Segments of the parallel scan for outstanding batches: what a look at an empty outbox costs.
+        scan_concurrency: u16 = integer(4, 1..=64, "segments");
+    }
+
+    /// The queue of `profile = "aws"`. Make it with `postrider migrate` or from config/aws. How long a received entry
+    /// stays hidden from others is `lease.duration`; the queue for entries that nobody can read is NAME-dead, or
+    /// NAME-dead.fifo.
+    Sqs {
+        /// The queue's name, or its address (https://…/NAME) for a queue of another account. One that ends in .fifo is
+        /// a FIFO queue: batches of one file for one destination then come in order, and slower.
+        name: QueueAddress = unset("\"postrider\"", queue);
+        /// The size of one entry and of one call, attributes included. AWS allows "1MiB"; some emulators and older
+        /// queues allow "256KiB". A larger batch travels by its id and is read from the outbox.
+        max_size: usize = size("1MiB", "1KiB"..="1MiB");
+    }
+
+    /// Throttles what is put on the queue of `profile = "aws"`, for receivers that need it beside a rate. Not on a FIFO
+    /// queue, which has no delay per entry. No delay is ever shortened by it.
+    Delay {
+        /// Whether entries are delayed, and by what.
+        mode: DelayMode = choice(&[
+            ("none", DelayMode::None),
+            ("fixed", DelayMode::Fixed),
+            ("by_depth", DelayMode::ByDepth),
+        ]);
+        /// The delay of each entry with "fixed". SQS allows no more.
+        fixed: Duration = duration("30s", "0s"..="15m");
+        /// With "by_depth": pairs of entries in the queue above which new ones are delayed, and for how long, at most
+        /// "15m". From the environment: `500:30s,1000:60s`.
+        steps: Vec<(u64, Duration)> = given("[[500, \"30s\"], [1000, \"60s\"]]", steps);
+    }
+
+    /// How AWS is reached. Credentials come only from where the SDK looks for them: `AWS_ACCESS_KEY_ID` and the like, a
+    /// profile, the role of the instance or task. `postrider check-config --connect` tries everything.
+    Aws {
+        /// The region. Unless you set it, from `AWS_REGION`, the profile or the instance.
+        region: Option<String> = unset("\"eu-central-1\"", region);
+        /// The profile in ~/.aws/config. Unless you set it, from `AWS_PROFILE`.
+        profile: Option<String> = unset("\"postrider\"", aws_profile);
+        /// Another address for SQS: an emulator or a VPC endpoint. `AWS_ENDPOINT_URL_SQS` works too.
+        sqs_endpoint_url: Option<Url> = unset("\"http://127.0.0.1:4566\"", web_address);
+        /// Another address for DynamoDB. `AWS_ENDPOINT_URL_DYNAMODB` works too.
+        dynamodb_endpoint_url: Option<Url> = unset("\"http://127.0.0.1:8000\"", web_address);
+        /// Another address for CloudWatch Logs. `AWS_ENDPOINT_URL_CLOUDWATCH_LOGS` works too.
+        logs_endpoint_url: Option<Url> = unset("\"http://127.0.0.1:5000\"", web_address);
+    }
+
+    /// How long a worker may keep a batch without a sign of life.
+    Lease {
+        /// How long a worker may be silent before its batches are given to another; more than twice every timeout.
+        /// Workers extend their leases as they go; this is what a crash costs in time. SQS allows no more than "12h".
+        duration: Duration = duration("60s", "1s"..="12h");
+    }
+
+    /// How far delivery may run ahead of what is recorded.
+    Record {
+        /// Outcomes that are made but not recorded, above which no request is begun. After a crash at most these and
+        /// the requests in flight are made again.
+        max_unrecorded: usize = integer(2_000, 1..=1_000_000, "outcomes");
+    }
+
+    /// Bounds over all destinations together.
+    Delivery {
+        /// Requests in flight. Each may hold a connection: mind LimitNOFILE.
+        concurrency: usize = integer(512, 1..=65_536, "requests in flight");
+        /// Messages per second; 0 = no bound.
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
+        /// Messages that may go at once when `rate_per_s` is set.
+        burst: u32 = integer(500, 1..=10_000_000, "messages");
+    }
+
+    /// How the daemon ends.
+    Shutdown {
+        /// From SIGTERM to the exit: requests in flight are finished and recorded. Keep it below systemd's
+        /// TimeoutStopSec.
+        timeout: Duration = duration("25s", "100ms"..="10m");
+    }
+
+    /// Where metrics and health are served.
+    Ops {
+        /// "ADDRESS:PORT"; "" = nowhere. Prometheus scrapes GET /metrics there; GET /healthz says what the systemd
+        /// watchdog is told, GET /readyz whether files are taken. 9464 is the port that exporters of this kind use. It
+        /// asks for no password: keep it on loopback or on a private network. Off until you ask for it: two daemons on
+        /// one machine would want the same port. Port 0 takes a free one, which the log names. It needs a restart, not
+        /// a reload.
+        listen: Option<SocketAddr> = given("\"\"", listen);
+        /// Names, up to 16, that requests may call it by beside `listen` itself and localhost, such as the name that
+        /// Prometheus is given; without port. Others are refused, so that no web page can read it through a name of
+        /// its own.
+        allowed_hosts: Vec<String> = given("[]", hosts);
+    }
+
+    /// The backlog. The usual 1000 suits a queue that should be empty; here a file of a million rows is a normal day.
+    /// What is not: a backlog close to `outbox.high_watermark`, where intake pauses.
+    DepthAlarm {
+        /// Open messages above which it is raised, after 60 s. Not more than three quarters of `outbox.high_watermark`
+        /// unless you set it. If they can't be counted, it is raised too.
+        max_messages: u64 = integer(1_500_000, 0..=1_000_000_000, "messages");
+    }
+
+    /// What fails: of a destination's attempts, or of the batches offered to the queue; the worst of them counts, once
+    /// there were 20.
+    FailuresAlarm {
+        /// Per cent above which it is raised; 100 is never.
+        max_percent: u32 = integer(5, 0..=100, "per cent");
+        /// How far back it looks.
+        window: Duration = duration("5m", "1s"..="1h");
+    }
+
+    /// Age of the oldest overdue batch, waiting or in work; a retry counts from its own time.
+    LatencyAlarm {
+        /// The age above which it is raised. A file that takes longer than this to send raises it: set it to what your
+        /// largest file may take. If it can't be read, it is raised too.
+        max: Duration = duration("5m", "0s"..="30d");
+    }
+
+    /// Messages given up. It clears when none was for `window`.
+    DeadAlarm {
+        /// Messages given up within `window`, above which it is raised.
+        max_messages: u64 = integer(0, 0..=1_000_000_000, "messages");
+        /// How far back it looks.
+        window: Duration = duration("5m", "1s"..="1h");
+    }
+}
+
+/// What is watched, every second. What is raised and cleared is a line in the log and the metric
+/// `postrider_alarm_active`; config/alerts.yml has the same rules for Prometheus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarms {
+    /// `[alarms.depth]`
+    pub depth: DepthAlarm,
+    /// `[alarms.failures]`
+    pub failures: FailuresAlarm,
+    /// `[alarms.latency]`
+    pub latency: LatencyAlarm,
+    /// `[alarms.dead]`
+    pub dead: DeadAlarm,
+}
+
+impl Dynamodb {
+    /// The ledger's table.
+    pub fn ledger_table(&self) -> String {
+        format!("{}-ledger", self.table)
+    }
+}
+
+impl Sqs {
+    /// The name of the queue for what can't be read.
+    pub fn dead_letter_name(&self) -> String {
+        match self.name.name().strip_suffix(FIFO_SUFFIX) {
+            Some(stem) => format!("{stem}{DEAD_SUFFIX}{FIFO_SUFFIX}"),
+            None => format!("{}{DEAD_SUFFIX}", self.name.name()),
+        }
+    }
+
+    /// Whether the dead-letter queue can be called after this one.
+    pub fn has_room_for_dead_letters(&self) -> bool {
+        self.dead_letter_name().len() <= QUEUE_NAME_MAX
+    }
+}
+
+const DEAD_SUFFIX: &str = "-dead";
+
+impl Delivery {
+    /// The bound on messages per second, if there is one.
+    pub fn rate(&self) -> Option<Rate> {
+        Rate::new(self.rate_per_s, self.burst)
+    }
+}
+
+fn table_name(section: &mut Section<'_>, key: &'static str) -> String {
+    // Amazon DynamoDB, "Naming rules": 3 to 255 of these; seven are for `-ledger`.
+    let is_name = |name: &str| {
+        (3..=248).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    let advice = "write a table's name: 3 to 248 characters out of A-Z, a-z, 0-9, -, _ and full stop";
+    section.checked_text(key, is_name, advice)
+}
+
+fn region(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    word(section, key, "write a region such as \"eu-central-1\"")
+}
+
+fn aws_profile(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    word(section, key, "write a profile's name as in ~/.aws/config")
+}
+
+fn word(section: &mut Section<'_>, key: &'static str, advice: &str) -> Option<String> {
+    let text = section.text(key)?;
+    let is_word = (1..=128).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@+".contains(&byte));
+    if !is_word {
+        section.reader().note(&section.key(key), Some(shown_text(&text)), advice);
+    }
+    Some(text)
+}
+
+/// Steps of `queue.delay.steps`: a table that a person can still overlook.
+const STEPS_MAX: usize = 16;
+
+/// The longest delay of an entry (Amazon SQS API reference, `SendMessage`).
+const DELAY_MAX: Duration = Duration::from_mins(15);
+
+fn steps(section: &mut Section<'_>, key: &'static str) -> Vec<(u64, Duration)> {
+    let Some(pairs) = section.pairs(key) else { return Vec::new() };
+    let is_table = (1..=STEPS_MAX).contains(&pairs.len())
+        && pairs.iter().all(|&(depth, delay)| depth <= 1_000_000_000 && delay <= DELAY_MAX)
+        && pairs.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1);
+    if !is_table {
+        let advice = format!(
+            "write 1 to {STEPS_MAX} pairs of entries and a time, both ascending, the time at most 15m: \
+             [[500, \"30s\"], [1000, \"60s\"]]"
+        );
+        section.reader().note(&section.key(key), None, advice);
+    }
+    pairs
+}
+
+/// An address to listen at; `None` for "".
+pub fn listen(section: &mut Section<'_>, key: &'static str) -> Option<SocketAddr> {
+    let text = section.text(key).unwrap_or_default();
+    match text.trim() {
+        "" => None,
+        address => {
+            let parsed = address.parse().ok();
+            if parsed.is_none() {
+                let advice = "write an IP address and a port, such as \"127.0.0.1:9464\", or \"\"";
+                section.reader().note(&section.key(key), Some(shown_text(&text)), advice);
+            }
+            parsed
+        }
+    }
+}
+
+/// Names that the ops server answers to: a few spellings of one machine.
+const HOSTS_MAX: usize = 16;
+
+fn hosts(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
+    let reader = section.reader();
+    let hosts = section.list(key, true).unwrap_or_default();
+    if hosts.len() > HOSTS_MAX {
+        let advice = format!("keep to {HOSTS_MAX} names");
+        reader.note(&section.key(key), Some(hosts.len().to_string()), advice);
+    }
+    hosts
+        .into_iter()
+        .take(HOSTS_MAX)
+        .filter_map(|(path, name)| {
+            let is_name = (1..=253).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+                || name.parse::<std::net::Ipv6Addr>().is_ok();
+            if !is_name {
+                reader.note(&path, Some(shown_text(&name)), "write a host name or an address, without port");
+            }
+            is_name.then(|| name.to_ascii_lowercase())
+        })
+        .collect()
+}

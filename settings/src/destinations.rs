@@ -1,0 +1,87 @@
+//! What all destinations have in common.
+
+use std::time::Duration;
+
+use crate::{
+    declare::{duration, flag, integer},
+    reader::Section,
+    secret::{SOURCES, SecretSource},
+};
+
+/// A rate and the burst it allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Messages per second, at least 1.
+    pub per_s: u32,
+    /// Messages at once, at least 1.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// `None` for 0 messages per second: no bound.
+    pub fn new(per_s: u32, burst: u32) -> Option<Self> {
+        (per_s > 0).then_some(Self { per_s, burst })
+    }
+}
+
+crate::settings! {
+    /// What all destinations have in common.
+    Destination {
+        /// Messages per second; 0 = no bound. Tables have the bounds of their warehouse instead.
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
+        /// Messages that may go at once when `rate_per_s` is set.
+        burst: u32 = integer(50, 1..=10_000_000, "messages");
+        /// Hold this destination's messages back; they are accepted and wait.
+        paused: bool = flag(false);
+    }
+
+    /// When a failed attempt is made again.
+    Retry {
+        /// Attempts, the first included. Waits are drawn at random below their bound, so with these settings a message
+        /// is tried for 14 hours on average and 28 at most: long enough for a night. No more, because a batch's record
+        /// has one byte per message to count them; for a longer time raise `cap`.
+        max_attempts: u32 = integer(40, 1..=250, "attempts, the first included");
+        /// The age at which a message is given up.
+        max_age: Duration = duration("3d", "1s"..="30d");
+        /// The longest wait before the second attempt; doubled with each.
+        base: Duration = duration("1s", "1ms"..="1h");
+        /// The longest wait between two attempts.
+        cap: Duration = duration("1h", "1ms"..="1d");
+        /// The longest Retry-After that is honoured; at most `max_age`.
+        max_retry_after: Duration = duration("1h", "0s"..="30d");
+    }
+}
+
+impl Destination {
+    /// The bound on messages per second, if there is one.
+    pub fn rate(&self) -> Option<Rate> {
+        Rate::new(self.rate_per_s, self.burst)
+    }
+}
+
+/// Signing secrets, or tokens, of one destination or source: they make every request longer.
+const SECRETS_MAX: usize = 8;
+
+/// A list of places where secrets are kept.
+pub fn secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource> {
+    let reader = section.reader();
+    let items = section.list(key, false).unwrap_or_default();
+    if items.len() > SECRETS_MAX {
+        let advice = format!("keep to {SECRETS_MAX} secrets");
+        reader.note(&section.key(key), Some(items.len().to_string()), advice);
+    }
+    items
+        .into_iter()
+        .filter_map(|(path, text)| match SecretSource::parse(&text) {
+            Some(Ok(source)) => Some(source),
+            Some(Err(advice)) => {
+                reader.note(&path, None, advice);
+                None
+            }
+            None => {
+                reader.note(&path, None, SOURCES);
+                None
+            }
+        })
+        .collect()
+}
