@@ -79,8 +79,8 @@ fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
 
 #[test]
 fn f73_kills_while_a_healthy_receiver_is_slow_condemn_nobody() {
-    let kills = knob("POSTRIDER_SLOW_KILLS", 8);
-    let rows = knob("POSTRIDER_SLOW_ROWS", 400);
+    let kills = knob("POSTRIDER_SLOW_KILLS", 4);
+    let rows = knob("POSTRIDER_SLOW_ROWS", 200);
     let seed = knob("POSTRIDER_SEED", u64::from(std::process::id()));
     println!("POSTRIDER_SEED={seed} POSTRIDER_SLOW_KILLS={kills} POSTRIDER_SLOW_ROWS={rows}");
     let mut random = Random(seed);
