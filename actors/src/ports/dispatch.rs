@@ -46,7 +46,7 @@ pub trait DispatchSource: Send + Sync {
     /// claimed since is left as it is: what the queue accepted is spent, and the batch would be forgotten.
     async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError>;
 
-    /// When the earliest outstanding batch is due; `None` if there is none.
+    /// When the earliest outstanding batch is due; `None` if nothing is outstanding.
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError>;
 }
 

@@ -306,7 +306,7 @@ impl Desk {
         }
     }
 
-    /// Records what there is to say of the group's batches, after the commit (S4.3). `ends`: nothing more will be done
+    /// Records the group's outcomes, after the commit (S4.3). `ends`: nothing more will be done
     /// for them here. `begins`: the message of the group's only batch that is written next, by itself (B17).
     async fn settle(&self, group: &mut Group<'_>, ends: bool, begins: Option<u32>) -> Result<(), StoreError> {
         let destination = group.destination;

@@ -1,0 +1,436 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::model::outcome::{Attempt, Reason};
+use proptest::prelude::*;
+
+const NOW: UnixMs = UnixMs(1_000_000);
+const SENT: Report = Report::Verdict(Verdict::Sent { at: NOW, status: 200 });
+
+fn later(ms: u64) -> UnixMs {
+    UnixMs(NOW.0 + ms)
+}
+
+fn token(batch: u8) -> LeaseToken {
+    LeaseToken { batch: BatchId([batch; 16]), fence: 1 }
+}
+
+fn roster(concurrency: &[usize]) -> Roster {
+    Roster::new(RosterLimits { concurrency: 1000, unrecorded: 100_000 }, concurrency)
+}
+
+/// Messages that were never tried and are due.
+fn fresh(indexes: impl IntoIterator<Item = u32>) -> Vec<OpenMessage> {
+    let message = |index| OpenMessage { not_before: NOW, index, drive: 0, tries: 0 };
+    indexes.into_iter().map(message).collect()
+}
+
+fn failed(not_before: UnixMs) -> Report {
+    let attempt = Attempt { at: NOW, status: 503, reason: Reason::Status };
+    Report::Verdict(Verdict::Retry { attempt, not_before })
+}
+
+/// Records all that is ready; what it was.
+fn record(roster: &mut Roster) -> Vec<Ready> {
+    let ready = roster.take_ready();
+    for ready in &ready {
+        roster.recorded(ready.token, ready.verdicts.len());
+    }
+    ready
+}
+
+fn pick(roster: &mut Roster, now: UnixMs) -> Pick {
+    roster.pick(now).expect("there is one to send")
+}
+
+/// Picks and answers everything that can be sent now.
+fn send_all(roster: &mut Roster, now: UnixMs, mut report: impl FnMut(Pick) -> Report) -> Vec<Pick> {
+    let picks: Vec<_> = std::iter::from_fn(|| roster.pick(now)).collect();
+    for &pick in &picks {
+        roster.report(pick, report(pick), usize::MAX, now);
+    }
+    picks
+}
+
+#[test]
+fn a_slow_destination_holds_only_its_own_permits() {
+    let mut roster = roster(&[4, 4]);
+    roster.add(0, token(0), Pace::Together, fresh(0..100), NOW);
+    roster.add(1, token(1), Pace::Together, fresh(0..100), NOW);
+    let stuck: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).collect();
+    assert_eq!(stuck.len(), 8);
+    for _ in 0..96 {
+        let pick = stuck.iter().find(|pick| pick.destination == 1).copied().unwrap();
+        roster.report(pick, SENT, 500, NOW); // destination 0 never answers
+        let next = roster.pick(NOW);
+        assert!(next.is_none_or(|next| next.destination == 1));
+    }
+    assert_eq!(roster.waiting(1), 0);
+}
+
+#[test]
+fn under_a_global_limit_destinations_share_evenly() {
+    let mut roster = Roster::new(RosterLimits { concurrency: 1, unrecorded: 10_000 }, &[64, 64, 64]);
+    for destination in 0..3 {
+        roster.add(destination, token(destination as u8), Pace::Together, fresh(0..1000), NOW);
+    }
+    let mut served = [0; 3];
+    for _ in 0..480 {
+        let pick = pick(&mut roster, NOW);
+        served[pick.destination] += 1;
+        roster.report(pick, SENT, usize::MAX, NOW);
+    }
+    assert!(served.iter().all(|&served| (150..=176).contains(&served)), "{served:?}");
+}
+
+#[test]
+fn suspects_go_alone() {
+    let mut roster = roster(&[64]);
+    roster.add(0, token(0), Pace::Alone, fresh([3, 5]), NOW);
+    let first = pick(&mut roster, NOW);
+    assert_eq!((first.index, roster.pick(NOW)), (3, None));
+    roster.report(first, SENT, 500, NOW);
+    assert_eq!(pick(&mut roster, NOW).index, 5);
+    assert_eq!(roster.waiting(0), 0, "they keep nobody waiting");
+}
+
+#[test]
+fn b17_a_suspect_is_marked_before_it_begins() {
+    let mut roster = roster(&[64]);
+    roster.add(0, token(0), Pace::AloneMarked, fresh([1, 2]), NOW);
+    assert_eq!(roster.pick(NOW), None, "not before it is marked");
+    let mark = |verdicts, ends, begins| Ready { token: token(0), verdicts, ends, begins };
+    assert_eq!(roster.take_ready(), [mark(vec![], false, Some(1))]);
+    assert_eq!(roster.take_ready(), [], "once");
+    assert_eq!(roster.pick(NOW), None, "the ledger has not answered");
+    roster.recorded(token(0), 0);
+    let first = pick(&mut roster, NOW);
+    assert_eq!((first.index, roster.pick(NOW)), (1, None));
+    assert_eq!(roster.take_ready(), [], "the next is not marked while this one is in flight");
+    assert!(roster.report(first, SENT, 500, NOW), "the next message waits for the record: now");
+    assert_eq!(roster.pick(NOW), None);
+    // The commit that records one marks the next.
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].verdicts.len(), ready[0].begins, ready[0].ends), (1, Some(2), false));
+    let second = pick(&mut roster, NOW);
+    assert_eq!(second.index, 2);
+    // Even one that is due again at once is tried under another lease.
+    assert!(roster.report(second, failed(NOW), 500, NOW));
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].verdicts.len(), ready[0].begins, ready[0].ends), (1, None, true));
+}
+
+#[test]
+fn i6_unrecorded_outcomes_stop_the_lanes() {
+    let mut roster = Roster::new(RosterLimits { concurrency: 8, unrecorded: 10 }, &[64]);
+    roster.add(0, token(0), Pace::Together, fresh(0..100), NOW);
+    let mut sent = 0;
+    while let Some(pick) = roster.pick(NOW) {
+        roster.report(pick, SENT, usize::MAX, NOW);
+        sent += 1;
+    }
+    assert_eq!(sent, 10);
+    record(&mut roster);
+    assert!(roster.pick(NOW).is_some());
+}
+
+#[test]
+fn a_held_destination_gives_its_batches_back_when_the_last_lane_reported() {
+    let mut roster = roster(&[64, 64]);
+    roster.add(0, token(0), Pace::Together, fresh([0, 1]), NOW);
+    roster.add(1, token(1), Pace::Together, fresh([0]), NOW);
+    let pick = roster.pick(NOW).unwrap();
+    assert_eq!(pick.destination, 0);
+    roster.stop(Some(0));
+    assert_eq!(roster.returnable(), []);
+    roster.report(pick, Report::Unsent, 500, NOW);
+    assert_eq!(roster.returnable(), [token(0)]);
+    roster.remove(token(0));
+    assert_eq!(roster.pick(NOW).unwrap().destination, 1);
+}
+
+#[test]
+fn b9_what_is_due_again_soon_is_tried_under_the_same_lease_and_before_the_rest() {
+    let mut roster = roster(&[1]);
+    roster.add(0, token(0), Pace::Together, fresh([0, 1, 2, 3]), NOW);
+    let first = pick(&mut roster, NOW);
+    let due = later(2_000);
+    assert!(!roster.report(first, failed(due), 500, NOW));
+    assert_eq!(roster.next_due(), Some(due));
+    let second = pick(&mut roster, later(1_999));
+    assert_eq!(second.index, 1, "not before it is due");
+    roster.report(second, SENT, 500, later(1_999));
+    let again = pick(&mut roster, due);
+    assert_eq!((again.index, again.token, again.drive, again.attempt), (0, token(0), 0, 2));
+    assert_eq!(roster.next_due(), None);
+    roster.report(again, SENT, 500, due);
+    assert_eq!(pick(&mut roster, due).index, 2);
+    // Both attempts are told, in their order.
+    let told: Vec<_> =
+        roster.take_ready().pop().unwrap().verdicts.iter().map(|told| (told.index, told.attempt)).collect();
+    assert_eq!(told, [(0, 1), (1, 1), (0, 2)]);
+}
+
+#[test]
+fn b9_a_retry_goes_before_batches_that_were_leased_since() {
+    let mut roster = roster(&[1]);
+    roster.add(0, token(0), Pace::Together, fresh([7]), NOW);
+    let first = pick(&mut roster, NOW);
+    roster.report(first, failed(later(1_000)), 500, NOW);
+    roster.add(0, token(1), Pace::Together, fresh(0..9), NOW);
+    assert_eq!(roster.waiting(0), 9, "what is not due does not count");
+    let other = pick(&mut roster, NOW);
+    assert_eq!(other.token, token(1));
+    roster.report(other, SENT, 500, NOW);
+    assert_eq!(pick(&mut roster, later(1_000)).token, token(0));
+    // So does a batch that comes to be tried again.
+    let mut open = fresh([4]);
+    open[0].tries = 3;
+    roster.add(0, token(2), Pace::Together, open, later(1_000));
+    roster.report(Pick { index: 7, attempt: 2, ..first }, SENT, 500, later(1_000));
+    let next = pick(&mut roster, later(1_000));
+    assert_eq!((next.token, next.attempt), (token(2), 4));
+}
+
+#[test]
+fn b9_a_lease_ends_when_nothing_is_in_flight_and_nothing_is_due_soon() {
+    let mut roster = roster(&[64]);
+    roster.add(0, token(0), Pace::Together, fresh([0, 1, 2]), NOW);
+    let picks: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).collect();
+    assert!(!roster.report(picks[0], failed(later(10_000)), 500, NOW), "soon enough");
+    assert!(!roster.report(picks[1], failed(later(10_001)), 500, NOW), "late, but one is in flight");
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].verdicts.len(), ready[0].ends), (2, false));
+    assert!(!roster.report(picks[2], SENT, 500, NOW), "one is due soon");
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].verdicts.len(), ready[0].ends), (1, false));
+    assert_eq!((roster.returnable(), roster.next_due()), (vec![], Some(later(10_000))));
+    let again = pick(&mut roster, later(10_000));
+    assert!(roster.report(again, failed(later(40_000)), 500, later(10_000)), "nothing is left to wait for");
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].verdicts.len(), ready[0].ends), (1, true));
+    assert_eq!(roster.returnable(), [token(0)]);
+    roster.remove(token(0));
+    assert!(roster.is_empty() && roster.next_due().is_none());
+}
+
+#[test]
+fn b10_only_what_is_due_is_sent_and_what_is_due_late_is_left_alone() {
+    let mut roster = roster(&[64]);
+    let mut open = fresh(0..3);
+    open[1].not_before = later(5_000);
+    open[2].not_before = later(60_000);
+    roster.add(0, token(0), Pace::Together, open, NOW);
+    assert_eq!((roster.waiting(0), roster.next_due()), (1, Some(later(5_000))));
+    assert_eq!(send_all(&mut roster, NOW, |_| SENT).len(), 1);
+    assert!(!record(&mut roster)[0].ends);
+    assert_eq!(send_all(&mut roster, later(5_000), |_| SENT)[0].index, 1);
+    assert!(record(&mut roster)[0].ends, "the third comes with another lease");
+}
+
+#[test]
+fn i8_messages_that_wait_here_are_bounded() {
+    let mut roster = roster(&[100_000]);
+    let count = RETRIES_HERE_MAX as u32 + 10;
+    roster.add(0, token(0), Pace::Together, fresh(0..count), NOW);
+    roster.limits.concurrency = 100_000;
+    assert_eq!(send_all(&mut roster, NOW, |_| failed(later(1_000))).len() as u32, count);
+    record(&mut roster);
+    let again = send_all(&mut roster, later(1_000), |_| SENT);
+    assert_eq!(again.len(), RETRIES_HERE_MAX);
+    assert!(record(&mut roster)[0].ends, "the others come with another lease");
+}
+
+#[test]
+fn i8_batches_that_stay_only_to_be_tried_again_are_bounded() {
+    let mut roster = roster(&[1_000]);
+    let count = RETRYING_BATCHES_MAX as u8 + 6;
+    for batch in 0..count {
+        roster.add(0, token(batch), Pace::Together, fresh([0]), NOW);
+    }
+    assert_eq!(roster.held(0), usize::from(count));
+    // With more in hand than may stay, none does.
+    send_all(&mut roster, NOW, |_| failed(later(1_000)));
+    let ready = record(&mut roster);
+    assert!(ready.len() == usize::from(count) && ready.iter().all(|ready| ready.ends));
+    for batch in 0..count {
+        roster.remove(token(batch));
+    }
+    for batch in 0..RETRYING_BATCHES_MAX as u8 {
+        roster.add(0, token(batch), Pace::Together, fresh([0]), NOW);
+    }
+    send_all(&mut roster, NOW, |_| failed(later(1_000)));
+    assert!(record(&mut roster).iter().all(|ready| !ready.ends));
+    assert_eq!(send_all(&mut roster, later(1_000), |_| SENT).len(), RETRYING_BATCHES_MAX);
+}
+
+#[test]
+fn what_is_not_to_be_sent_at_all_is_recorded_with_the_rest() {
+    let mut roster = roster(&[64]);
+    let open = fresh([0, 1]);
+    let dead = crate::model::retry::poisoned(NOW);
+    roster.add(0, token(0), Pace::Together, vec![open[1]], NOW);
+    roster.conclude(token(0), open[0].verdict(dead));
+    roster.conclude(token(9), open[0].verdict(dead)); // gone meanwhile
+    let pick = pick(&mut roster, NOW);
+    let ready = record(&mut roster);
+    assert_eq!(
+        (ready.len(), &ready[0].verdicts[..], ready[0].ends),
+        (1, &[open[0].verdict(dead)][..], false)
+    );
+    assert!(roster.report(pick, SENT, 500, NOW));
+    assert!(record(&mut roster)[0].ends);
+    // A batch of which nothing is to be sent.
+    roster.add(0, token(1), Pace::Together, Vec::new(), NOW);
+    roster.conclude(token(1), open[0].verdict(dead));
+    let ready = record(&mut roster);
+    assert_eq!((ready[0].token, ready[0].ends), (token(1), true));
+    roster.remove(token(0));
+    roster.remove(token(1));
+    assert!(roster.is_empty() && roster.unrecorded == 0);
+}
+
+#[test]
+fn what_waits_of_a_lost_or_held_batch_is_not_sent() {
+    let mut roster = roster(&[64, 64]);
+    for destination in 0..2 {
+        roster.add(destination, token(destination as u8), Pace::Together, fresh([0]), NOW);
+    }
+    send_all(&mut roster, NOW, |_| failed(later(1_000)));
+    record(&mut roster);
+    roster.remove(token(0));
+    roster.stop(Some(1));
+    assert_eq!(roster.returnable(), [token(1)]);
+    assert_eq!(roster.pick(later(1_000)), None);
+    // Leased again, under a new fence, what the old lease left here is not its.
+    let again = LeaseToken { fence: 2, ..token(1) };
+    roster.add(1, again, Pace::Together, fresh([0]), later(1_000));
+    assert_eq!(pick(&mut roster, later(1_000)).token, again);
+    assert_eq!(roster.pick(later(9_000)), None);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Pick,
+    Report(u8),
+    Record,
+    Wait,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => Just(Step::Pick),
+        2 => any::<u8>().prop_map(Step::Report),
+        1 => Just(Step::Record),
+        1 => Just(Step::Wait),
+    ]
+}
+
+/// What the roster must know, in the plainest form.
+struct Books {
+    roster: Roster,
+    now: UnixMs,
+    flying: Vec<Pick>,
+    seen: HashSet<(LeaseToken, u32, u32)>,
+    /// The messages that are not settled yet, by batch: with their recorded tries.
+    open: HashMap<LeaseToken, HashMap<u32, u32>>,
+}
+
+impl Books {
+    fn pick(&mut self) -> bool {
+        let Some(pick) = self.roster.pick(self.now) else { return false };
+        assert!(self.seen.insert((pick.token, pick.index, pick.attempt)), "twice: {pick:?}");
+        assert!(pick.attempt == 1 || self.seen.contains(&(pick.token, pick.index, pick.attempt - 1)));
+        self.flying.push(pick);
+        true
+    }
+
+    fn report(&mut self, pick: Pick, byte: u8) {
+        let report = match byte % 4 {
+            0 if pick.attempt < 4 => failed(UnixMs(self.now.0 + u64::from(byte) * 20)),
+            _ => SENT,
+        };
+        self.roster.report(pick, report, 3, self.now);
+    }
+
+    /// Records what is ready and removes what is over; what was put off comes with another lease.
+    fn record(&mut self) {
+        for ready in self.roster.take_ready() {
+            self.roster.recorded(ready.token, ready.verdicts.len());
+            let open = self.open.get_mut(&ready.token).unwrap();
+            for told in &ready.verdicts {
+                let tries = open.get_mut(&told.index).expect("it was open");
+                *tries += 1;
+                assert_eq!(told.attempt, *tries, "in their order");
+                if matches!(told.verdict, Verdict::Sent { .. }) {
+                    open.remove(&told.index);
+                }
+            }
+            if ready.ends || open.is_empty() {
+                let in_flight = self.flying.iter().any(|pick| pick.token == ready.token);
+                assert!(!in_flight, "a lease ends when nothing is in flight");
+                self.roster.remove(ready.token);
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_attempt_is_made_once_and_the_books_balance(
+        batches in prop::collection::vec((0usize..3, 0u8..4, 1u32..20), 1..12),
+        steps in prop::collection::vec(any_step(), 0..600),
+    ) {
+        let limits = RosterLimits { concurrency: 5, unrecorded: 9 };
+        let mut books = Books {
+            roster: Roster::new(limits, &[1, 2, 64]),
+            now: NOW,
+            flying: Vec::new(),
+            seen: HashSet::new(),
+            open: HashMap::new(),
+        };
+        for (nth, &(destination, losses, count)) in batches.iter().enumerate() {
+            let token = token(nth as u8);
+            books.roster.add(destination, token, Pace::of(losses), fresh(0..count), NOW);
+            books.open.insert(token, (0..count).map(|index| (index, 0)).collect());
+        }
+        for step in steps {
+            match step {
+                Step::Pick => drop(books.pick()),
+                Step::Report(byte) if !books.flying.is_empty() => {
+                    let pick = books.flying.remove(usize::from(byte) % books.flying.len());
+                    books.report(pick, byte);
+                }
+                Step::Report(_) => {}
+                Step::Record => books.record(),
+                Step::Wait => books.now.0 += 700,
+            }
+            prop_assert!(books.flying.len() <= 5);
+            prop_assert_eq!(books.roster.in_flight(), books.flying.len());
+            prop_assert!(books.roster.unrecorded <= 9);
+        }
+        for _ in 0..10_000 {
+            if books.roster.is_empty() {
+                break;
+            }
+            books.now.0 += 700;
+            while books.pick() {}
+            for pick in std::mem::take(&mut books.flying) {
+                books.report(pick, 1);
+            }
+            books.record();
+        }
+        prop_assert!(books.roster.is_empty());
+        prop_assert_eq!(books.roster.unrecorded, 0);
+        prop_assert_eq!(books.roster.next_due(), None);
+        for slot in &books.roster.destinations {
+            prop_assert_eq!((slot.in_flight, slot.held, slot.waiting), (0, 0, 0));
+        }
+        // What was not sent was put off: tried once at least.
+        for (token, open) in &books.open {
+            for index in open.keys() {
+                prop_assert!(books.seen.contains(&(*token, *index, 1)));
+            }
+        }
+    }
+}
