@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use aws_sdk_cloudwatchlogs::{Client, config::timeout::TimeoutConfig, types::InputLogEvent};
 use postrider::adapters::{
-    aws::{ApiObserver, AwsSettings, CallOutcome, logs_client},
+    aws::{ApiObserver, AwsSettings, logs_client},
     clock::SystemClock,
     receipts::cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
 };
 use postrider_actors::{
     model::{
+        call::{CallOutcome, FailureKind},
         ids::{FileId, MessageId},
         receipt_format::{FieldPath, ReceiptFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
         receipt_window::WindowRule,
@@ -84,7 +85,7 @@ impl ApiObserver for Throttled {
         _: usize,
     ) {
         assert_eq!((service, operation), ("logs", OPERATION));
-        let throttled = u64::from(outcome == CallOutcome::Throttled);
+        let throttled = u64::from(outcome == CallOutcome::Failed(FailureKind::Throttled));
         self.0.fetch_add(throttled, std::sync::atomic::Ordering::SeqCst);
     }
 }

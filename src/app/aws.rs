@@ -177,7 +177,7 @@ async fn try_log_group(client: &aws_sdk_cloudwatchlogs::Client, source: &str, gr
     let engine = format!("receipts {source}: log group {group}");
     let look = async {
         let call = client.filter_log_events().log_group_name(group).limit(1).send().await;
-        call.map(drop).map_err(|error| StoreError::from(aws::Failure::of(&error)))
+        call.map(drop).map_err(|error| StoreError::from(aws::failure(&error)))
     };
     match within(LOOK_TIMEOUT, &engine, look).await {
         Ok(()) => Finding::new(engine, Verdict::Fine, "it can be read"),
@@ -202,19 +202,15 @@ pub(super) async fn within<T>(
     }
 }
 
-/// A refusal has to be fixed; what was not answered, or throttled, may be tried again.
+/// What is denied or wrong has to be fixed; what was not answered, or can't be done now, may be tried again.
 fn failed(engine: &str, error: &StoreError) -> Finding {
-    let text = error.to_string();
-    let is_denied = ["AccessDenied", "not authorized", "(403)"].iter().any(|word| text.contains(word));
     let (verdict, advice) = match error {
         StoreError::Unknown(_) => (Verdict::Unreachable, "is the address right, and the way open?"),
-        StoreError::Retryable(_) if text.to_ascii_lowercase().contains("thrott") => {
-            (Verdict::Unreachable, "try again")
-        }
-        _ if is_denied => (Verdict::Wrong, SEE),
-        _ => (Verdict::Wrong, "see docs/aws.md"),
+        StoreError::Retryable(_) => (Verdict::Unreachable, "try again"),
+        StoreError::Denied(_) => (Verdict::Wrong, SEE),
+        StoreError::Permanent(_) => (Verdict::Wrong, "see docs/aws.md"),
     };
-    Finding::new(engine, verdict, format!("{text}; {advice}"))
+    Finding::new(engine, verdict, format!("{error}; {advice}"))
 }
 
 async fn try_tables(

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use postrider_actors::ports::{StoreError, Table};
+use postrider_actors::ports::{CallObserver, StoreError, Table};
 
 use super::{StartError, patience::patiently, tables::table_destinations};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     },
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
     console::{Finding, Verdict},
+    telemetry::metrics::Metrics,
 };
 
 /// What the ledger is called in findings.
@@ -56,11 +57,14 @@ fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> 
 }
 
 /// Opens the ledger for the daemon.
-pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, StartError> {
+pub(super) async fn open_ledger(
+    resolved: &Resolved,
+    metrics: &Arc<Metrics>,
+) -> Result<PostgresLedger, StartError> {
     let settings = settings(&resolved.config, &resolved.addresses)
         .expect("the caller looked at ledger.kind, and the address was resolved");
     patiently(async || {
-        PostgresLedger::open(settings.clone()).await.map_err(|error| StartError::Engine {
+        PostgresLedger::open(settings.clone(), metrics.clone()).await.map_err(|error| StartError::Engine {
             engine: LEDGER.to_owned(),
             may_pass: matches!(error, OpenError::Unreachable(_)),
             problem: error.to_string(),
@@ -87,7 +91,7 @@ pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
 
 /// Opens the ledger for commands that change it.
 pub(super) async fn operate(config: &Config) -> anyhow::Result<PostgresLedger> {
-    PostgresLedger::open(command_settings(config)?).await.map_err(not_open)
+    PostgresLedger::open(command_settings(config)?, Arc::new(())).await.map_err(not_open)
 }
 
 fn command_settings(config: &Config) -> anyhow::Result<PostgresSettings> {
@@ -143,11 +147,20 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
     }))
 }
 
+/// For commands: nobody reads their metrics.
+fn unobserved() -> Arc<dyn CallObserver> {
+    Arc::new(())
+}
+
 /// A table of the configuration: its destination's name, and the table itself.
 type NamedTable = (String, Arc<WarehouseTable>);
 
 /// The tables of the configuration, in the order of its destinations. Connects to nothing.
-fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>, StartError> {
+fn open_tables(
+    config: &Config,
+    addresses: &Addresses,
+    observer: &Arc<dyn CallObserver>,
+) -> Result<Vec<NamedTable>, StartError> {
     let mut warehouses = BTreeMap::new();
     for warehouse in &config.warehouses {
         let refused = |BadSettings(problem)| StartError::Engine {
@@ -168,7 +181,7 @@ fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>
                 },
             )
         };
-        warehouses.insert(&warehouse.name, Warehouse::new(settings).map_err(refused)?);
+        warehouses.insert(&warehouse.name, Warehouse::new(settings, observer.clone()).map_err(refused)?);
     }
     let open = |(destination, table): (&config::Destination, &config::Table)| {
         let settings = TableSettings { table: table.table.plain(), mapping: table.mapping.clone() };
@@ -184,9 +197,13 @@ fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>
 
 /// The tables of the configuration, looked up in their catalogues: what can't take its rows is refused (F57). A
 /// warehouse that does not answer is no reason not to start: its rows wait.
-pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
+pub(super) async fn tables(
+    resolved: &Resolved,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Arc<dyn Table>>, StartError> {
+    let observer: Arc<dyn CallObserver> = metrics.clone();
     let mut tables: Vec<Arc<dyn Table>> = Vec::new();
-    for (name, table) in open_tables(&resolved.config, &resolved.addresses)? {
+    for (name, table) in open_tables(&resolved.config, &resolved.addresses, &observer)? {
         match look(&table).await {
             Ok(()) => {}
             Err(error @ CheckError::Unfit(_)) => {
@@ -208,7 +225,7 @@ async fn look(table: &WarehouseTable) -> Result<(), CheckError> {
 
 /// Tries the table of each destination.
 async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
-    let tables = match open_tables(config, addresses) {
+    let tables = match open_tables(config, addresses, &unobserved()) {
         Ok(tables) => tables,
         Err(error) => return vec![Finding::new("warehouses", Verdict::Wrong, error.to_string())],
     };
@@ -230,7 +247,8 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     for warehouse in &mut config.warehouses {
         warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
     }
-    let tables: BTreeMap<_, _> = open_tables(&config, &config.addresses()?)?.into_iter().collect();
+    let tables: BTreeMap<_, _> =
+        open_tables(&config, &config.addresses()?, &unobserved())?.into_iter().collect();
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();

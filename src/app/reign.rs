@@ -8,6 +8,7 @@ use postrider_actors::{
     dispatcher::{self, Dispatcher, DispatcherSetup},
     flow::{Bell, Bells, Gate, Progress, WorkerSetup},
     model::{
+        backoff::Backoff,
         delay::{DelayPolicy, DepthStep},
         restart::RestartPolicy,
         retry::RetrySchedule,
@@ -111,7 +112,7 @@ impl Parts {
             })?;
             webhooks.push(Arc::new(webhook) as Arc<dyn Webhook>);
         }
-        let tables = tables(resolved).await?;
+        let tables = tables(machine, resolved).await?;
         let receipts = ReceiptParts::build(machine, resolved).await?;
         Ok(Self { inboxes, queue_feeds, webhooks, tables, receipts })
     }
@@ -128,13 +129,13 @@ fn webhook_destinations(config: &Config) -> impl Iterator<Item = (&config::Desti
 }
 
 /// Makes the tables of the configuration, in the order of [`table_destinations`]. Connects to nothing.
-async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
+async fn tables(machine: &Machine, resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
     #[cfg(feature = "postgres")]
-    return super::postgres::tables(resolved).await;
+    return super::postgres::tables(resolved, &machine.metrics).await;
     #[cfg(not(feature = "postgres"))]
     {
         // The configuration was refused if it names any.
-        let _ = resolved;
+        let _ = (machine, resolved);
         Ok(Vec::new())
     }
 }
@@ -165,8 +166,7 @@ const ARBITERS: usize = 2;
 const RESTARTS: RestartPolicy = RestartPolicy {
     max_restarts: 5,
     period: Duration::from_mins(1),
-    base: Duration::from_millis(100),
-    cap: Duration::from_secs(5),
+    backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
 };
 
 /// Outcomes that are recorded in one group at most, and the longest that one waits for its group: each group costs a

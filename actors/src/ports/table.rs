@@ -1,12 +1,15 @@
 use async_trait::async_trait;
 
-use crate::model::table::TableRow;
+use crate::model::{
+    call::{Failure, FailureKind},
+    table::TableRow,
+};
 
 /// Why a statement wrote nothing.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TableError {
     /// It may succeed later: no connection, a timeout, a lock, too many statements, or what an operator can
-    /// mend while the rows wait (a missing table, a missing grant). Whether it was done may be unknown: the
+    /// fix while the rows wait (a missing table, a missing grant). Whether it was done may be unknown: the
     /// rows are written again, by the same keys.
     #[error("{0}")]
     Retryable(String),
@@ -14,6 +17,15 @@ pub enum TableError {
     /// constraint. The database's own words.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<Failure> for TableError {
+    fn from(Failure { kind, why, .. }: Failure) -> Self {
+        match kind {
+            FailureKind::Invalid => Self::Refused(why),
+            _ => Self::Retryable(why),
+        }
+    }
 }
 
 /// One table of a warehouse.

@@ -2,9 +2,9 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use postrider_actors::{
-    model::table::{Identifier, Mapping, TableRow},
-    ports::TableError,
+use postrider_actors::model::{
+    call::{Failure, FailureKind},
+    table::{Identifier, Mapping, TableRow},
 };
 use tokio_postgres::types::{ToSql, Type};
 
@@ -12,10 +12,10 @@ use super::{WarehouseTable, connection::keep_after, error::of_rows};
 use crate::adapters::pg::Held;
 
 impl WarehouseTable {
-    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<(), TableError> {
+    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<(), Failure> {
         let mapping = &rows[0].mapping;
         let connections = self.connections();
-        let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
+        let held = connections.hold().await?;
         let work = async {
             let statement = match self.statement_for(mapping) {
                 Some(statement) => statement,
@@ -32,22 +32,22 @@ impl WarehouseTable {
             held.client().execute(&prepared, &parameters).await.map_err(Failed::Driver)
         };
         match connections.within(work).await {
-            None => Err(TableError::Retryable(connections.no_answer())),
+            None => Err(connections.no_answer()),
             Some(Ok(_)) => {
                 held.keep();
                 Ok(())
             }
-            Some(Err(Failed::Told(why))) => {
+            Some(Err(Failed::Unfit(why))) => {
                 held.keep();
-                Err(TableError::Retryable(why))
+                Err(Failure::new(FailureKind::Refused, why))
             }
             Some(Err(Failed::Driver(error))) => {
-                let told = of_rows(&self.name, &error);
+                let failure = of_rows(&error);
                 // A prepared statement that the table has outgrown must not come back.
-                if matches!(told, TableError::Refused(_)) {
+                if failure.kind == FailureKind::Invalid {
                     keep_after(held, &error);
                 }
-                Err(told)
+                Err(failure)
             }
         }
     }
@@ -63,16 +63,15 @@ impl WarehouseTable {
         let types: std::collections::HashMap<String, String> =
             found.map_err(Failed::Driver)?.iter().map(|row| (row.get(0), row.get(1))).collect();
         if types.is_empty() {
-            let why = format!("the table {} is not there", self.name);
-            tracing::error!(why, "make it or name another; the rows wait until their retries end");
-            return Err(Failed::Told(why));
+            return Err(Failed::Unfit(format!("the table {} is not there", self.name)));
         }
         let (mut names, mut values, mut arrays) = (String::new(), String::new(), String::new());
         for (at, column) in mapping.columns.iter().enumerate() {
             let Some(kind) = types.get(&column.name) else {
-                let why = format!("the table {} has no column {:?}", self.name, column.name);
-                tracing::error!(why, "make it or fill another; the rows wait until their retries end");
-                return Err(Failed::Told(why));
+                return Err(Failed::Unfit(format!(
+                    "the table {} has no column {:?}",
+                    self.name, column.name
+                )));
             };
             let comma = if at == 0 { "" } else { ", " };
             let name = quoted(&column.name)?;
@@ -95,9 +94,10 @@ impl WarehouseTable {
 
 enum Failed {
     Driver(tokio_postgres::Error),
-    Told(String),
+    /// The table can't take rows of this mapping.
+    Unfit(String),
 }
 
 fn quoted(name: &str) -> Result<Identifier, Failed> {
-    Identifier::parse(name).map_err(|error| Failed::Told(error.to_string()))
+    Identifier::parse(name).map_err(|error| Failed::Unfit(error.to_string()))
 }
