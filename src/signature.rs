@@ -235,7 +235,7 @@ mod tests {
         let verifies = |header: &str| key("b").verifies(b"m", b"1", b"x", header);
         assert!(verifies(&format!("v1a,AAAA junk v1,??? {} {good}", signed("a", "m", "1", "x"))));
         assert!(!verifies(&format!("v2{}", &good[2..])), "the version counts");
-        assert!(!verifies(&good[..good.len() - 5]), "a cut tag is none");
+        assert!(!verifies(&good[..good.len() - 5]), "a cut tag does not verify");
         assert!(!verifies("v1,"));
         assert!(!verifies(""));
     }

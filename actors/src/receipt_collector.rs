@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a look may take beyond its wait, before it counts as failed.
 const ANSWER_MAX: Duration = Duration::from_mins(2);
 
-/// How long what is in hand may take when a drain begins. What is cut off comes again.
+/// How long the current receipts may take when a drain begins. What is cut off comes again.
 const LAST: Duration = Duration::from_secs(1);
 
 /// The longest first wait after a look that failed; doubled with each …
@@ -102,7 +102,7 @@ impl Handler<Drain> for ReceiptCollector {
 }
 
 impl ReceiptCollectorSetup {
-    /// Until it is drained; then what is in hand has a second.
+    /// Until it is drained; then the current receipts have a second.
     async fn run(self, draining: watch::Receiver<bool>) -> Result<(), StoreError> {
         let mut signal = draining.clone();
         let end = tokio::select! {

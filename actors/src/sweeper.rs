@@ -1,4 +1,4 @@
-//! Sweeper: takes lost leases back, writes the final reports of settled files and lets go of what is old.
+//! Sweeper: takes lost leases back, writes the final reports of settled files and archives what is old.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ pub struct SweeperSetup {
     pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
     pub queue_feeds: Vec<Arc<str>>,
-    /// The store that is to let go of what is done, and how long that is kept after it was accepted
+    /// The store whose settled batches are archived, and how long they are kept after they were accepted
     /// (`outbox.retention`); zero: for ever.
     pub archive: Option<(Arc<dyn Archive>, Duration)>,
     /// The time.

@@ -1,4 +1,4 @@
-//! Adapter settings for databases that speak Postgres, derived from the configuration, and trying them.
+//! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -69,7 +69,7 @@ pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, S
     .await
 }
 
-/// Why a command has no ledger. What may pass is told apart by its type, for the exit code.
+/// Why a command has no ledger. A temporary failure has a type of its own, for the exit code.
 fn not_open(error: OpenError) -> anyhow::Error {
     let cause = match error {
         OpenError::Unreachable(why) => StoreError::Retryable(why).into(),

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long)]
     resolve: bool,
     /// Also try the store, queues and tables: credentials, region, permission to read, attributes. It
-    /// changes nothing and calls no destination. Exits with 78 if something has to be mended, with 75 if
+    /// changes nothing and calls no destination. Exits with 78 if something has to be fixed, with 75 if
     /// something could not be reached
     #[arg(long)]
     connect: bool,

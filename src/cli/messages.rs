@@ -156,7 +156,7 @@ fn json_of(report: &MessageReport, row: Option<&MessageRow>) -> Value {
             "provider_id": row.and_then(|row| row.provider_id.as_deref()),
             "detail": row.and_then(|row| row.detail.as_deref()),
             "receipt": row.and_then(|row| row.receipt.as_ref()).map(receipt_json),
-            "conflict": row.map(|row| row.told.is_conflict()),
+            "conflict": row.map(|row| row.reported.is_conflict()),
         }),
     };
     if let (Value::Object(view), Value::Object(fate)) = (&mut view, fate) {
@@ -251,7 +251,7 @@ fn rendered_row(row: &MessageRow) -> String {
         words.extend(facts.price.map(|price| format!("for {price}")));
         let _ = writeln!(text, "  {at}  {}", words.join(", "));
     }
-    if row.told.is_conflict() {
+    if row.reported.is_conflict() {
         let _ = writeln!(text, "  receipts say that it failed and that it arrived");
     }
     text

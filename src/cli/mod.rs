@@ -132,13 +132,13 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// Says on stderr why a command failed, and how that is told by the exit code.
+/// Prints on stderr why a command failed; its exit code.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     let exit = Exit::of(error);
     // Whoever closed the pipe has read enough: `postrider files | head`.
     if exit != Exit::Done {
         for line in format!("{error:#}").lines() {
-            // Nobody is left to tell if stderr is gone too.
+            // There is nowhere to report it if stderr is gone too.
             let _ = writeln!(io::stderr(), "postrider: {}", escape(line));
         }
     }

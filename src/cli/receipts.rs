@@ -19,7 +19,7 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    app::console::{self, Rows},
+    app::console::{self, RowLedger},
     config::{self, Config},
     console::{
         FileSelector,
@@ -221,7 +221,7 @@ struct Gaps {
 }
 
 fn gaps(
-    rows: &Rows,
+    rows: &RowLedger,
     config: &Config,
     destination: Option<&str>,
     older_than: Duration,

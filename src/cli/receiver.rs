@@ -17,7 +17,7 @@ use crate::receiver::{Counts, Receiver, ReceiverSettings};
 
 /// Receive webhooks, to try things against
 ///
-/// Verifies signatures, fails on purpose if told to, counts, and logs each request as one JSON line
+/// Verifies signatures, fails on purpose if asked to, counts, and logs each request as one JSON line
 /// before it answers. Prints `listening on ADDR` when it is ready and its counts when it is stopped
 /// (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile.
 #[derive(Debug, clap::Args)]

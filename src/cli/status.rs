@@ -35,7 +35,7 @@ pub struct Args {
 }
 
 /// What is shown of a destination that the store, the configuration or both know.
-struct Line {
+struct DestinationLine {
     name: String,
     view: DestinationView,
     /// Messages per second that were sent just now, if that was measured.
@@ -87,7 +87,7 @@ fn lines(
     config: &Config,
     mut views: BTreeMap<String, DestinationView>,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
-) -> Vec<Line> {
+) -> Vec<DestinationLine> {
     let configured = config.destinations.iter().map(|destination| destination.name.clone());
     let names: BTreeSet<String> = configured.chain(views.keys().cloned()).collect();
     names
@@ -95,7 +95,7 @@ fn lines(
         .map(|name| {
             let view = views.remove(&name).unwrap_or_default();
             let known = config.destinations.iter().find(|destination| destination.name == name);
-            Line {
+            DestinationLine {
                 sent_per_s: sampled(&name, &view),
                 rate_per_s: known.and_then(|known| known.rate()).map(|rate| rate.per_s.to_string()),
                 state: match known {
@@ -111,7 +111,7 @@ fn lines(
         .collect()
 }
 
-fn json_of(line: &Line) -> serde_json::Value {
+fn json_of(line: &DestinationLine) -> serde_json::Value {
     let view = &line.view;
     json!({
         "state": line.state,
@@ -129,7 +129,7 @@ fn json_of(line: &Line) -> serde_json::Value {
     })
 }
 
-fn rendered(lines: &[Line]) -> String {
+fn rendered(lines: &[DestinationLine]) -> String {
     let header = [
         "destination",
         "state",

@@ -118,7 +118,7 @@ pub struct DestinationView {
     pub counts: DestinationCounts,
     /// Batches that are not due yet; where another queue carries them, all that it has not accepted.
     pub outstanding: u64,
-    /// Batches that are due and wait for a worker; `None` if only the queue could tell, which does not by destination.
+    /// Batches that are due and wait for a worker; `None` if only the queue knows, which does not count by destination.
     pub queued: Option<u64>,
     /// Batches that a worker has, or had when the daemon ended; `None` likewise.
     pub leased: Option<u64>,

@@ -138,7 +138,7 @@ mod tests {
                 settle(&mut record, &open, sent, None);
             }
         }
-        panic!("it does not come to rest");
+        panic!("it never finishes");
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub trait Inbox: Send + Sync {
 
     /// Moves the claimed file to `done/` or `failed/` (by the report's state) and writes
     /// `NAME.report.json` beside it. The report is written before the file is moved, so a crash
-    /// in between is mended by calling it again. A file that vanished is no error.
+    /// in between is repaired by calling it again. A file that vanished is no error.
     fn finish(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<()>;
 
     /// Replaces the reports of files that are finished, when their last message has settled, and

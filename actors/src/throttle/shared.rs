@@ -174,7 +174,7 @@ impl Holder {
         &self.limited.gate
     }
 
-    /// Tells the pace what is allowed now.
+    /// Publishes what is allowed now.
     fn publish(&self) {
         self.allowed.send_replace(self.share.allowance(self.clock.mono()));
     }

@@ -28,7 +28,7 @@ use super::{
     archive::KeptPlace,
     messages,
     open::{self, Access, OpenError},
-    redrive::{self, Place},
+    redrive::{self, RedriveCursor},
     reports,
     tx::{Caches, TxError, int, uint},
 };
@@ -143,7 +143,8 @@ impl View for Viewer {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         answer(
-            Place::read(position).and_then(|place| redrive::select(&self.connection, filter, place, limit)),
+            RedriveCursor::read(position)
+                .and_then(|place| redrive::select(&self.connection, filter, place, limit)),
         )
     }
 

@@ -174,7 +174,7 @@ fn is_token(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// The host as it stands in the `Host` header: with brackets if it is an IPv6 address, with the port if
+/// The value of the `Host` header: with brackets if it is an IPv6 address, with the port if
 /// it is not the scheme's own.
 pub(super) fn host_header(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();

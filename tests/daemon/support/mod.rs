@@ -227,7 +227,7 @@ impl World {
         self.set(&format!("{prefix}.path"), inbox.display().to_string())
             .set(&format!("{prefix}.format"), format)
             .set(&format!("{prefix}.rescan"), "500ms")
-            .set(&format!("{prefix}.settle"), "300ms")
+            .set(&format!("{prefix}.stable_after"), "300ms")
             .set(&format!("{prefix}.destinations"), names);
         if format != "text" {
             self.set(&format!("{prefix}.recipient"), "user_id");
@@ -270,8 +270,8 @@ impl World {
         in_flight + self.number("record.max_unrecorded", 2000)
     }
 
-    /// Keeps batches and facts in engines across the network. `environment` is for the daemon, `engine` tells
-    /// the oracle where to read.
+    /// Keeps batches and facts in engines across the network. `environment` is for the daemon, `engine` says where
+    /// the oracle reads.
     pub(crate) fn share(&mut self, environment: Vec<(String, String)>, engine: Vec<String>) -> &mut Self {
         self.environment = environment;
         self.engine = engine;

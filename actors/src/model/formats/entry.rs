@@ -9,7 +9,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{CUT_MARK, Refusal, check_text, ndjson::NdjsonRules};
+use super::{CUT_MARK, RowError, check_text, ndjson::NdjsonRules};
 
 /// JSON's white space, RFC 8259 §2.
 const WHITE_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
@@ -117,15 +117,15 @@ impl EntryParser {
     /// The rows of one body.
     pub fn parse(&mut self, body: &[u8]) -> EntryRows {
         let mut rows = EntryRows::default();
-        if let Err(Refusal(reason)) = self.read(body, &mut rows) {
-            // Half an array is not taken: who mends the entry and sends it again means all of it.
+        if let Err(RowError(reason)) = self.read(body, &mut rows) {
+            // All or nothing: whoever fixes the entry and sends it again would send every row again.
             rows = EntryRows::default();
             rows.reject(reason, body, self.max_row_bytes);
         }
         rows
     }
 
-    fn read(&mut self, body: &[u8], rows: &mut EntryRows) -> Result<(), Refusal> {
+    fn read(&mut self, body: &[u8], rows: &mut EntryRows) -> Result<(), RowError> {
         let text = check_text(body)?.trim_matches(WHITE_SPACE);
         match text.as_bytes().first() {
             Some(b'{') => {
@@ -137,8 +137,8 @@ impl EntryParser {
                 reader
                     .deserialize_seq(Elements { parser: self, rows })
                     .and_then(|in_limit| reader.end().map(|()| in_limit))
-                    .map_err(|error| Refusal::from(format!("the entry is no valid JSON: {error}")))?
-                    .map_err(Refusal::from)
+                    .map_err(|error| RowError::from(format!("the entry is no valid JSON: {error}")))?
+                    .map_err(RowError::from)
             }
             None => Err("the entry is empty".into()),
             Some(_) => Err("the entry is neither a JSON object nor an array of objects".into()),
@@ -164,7 +164,7 @@ impl EntryParser {
                 rows.accepted.push((rows.count, rows.bytes.len() as u32));
                 rows.count += 1;
             }
-            Err(Refusal(reason)) => {
+            Err(RowError(reason)) => {
                 rows.bytes.truncate(laid_out);
                 rows.reject(reason, text.as_bytes(), self.max_row_bytes);
             }

@@ -12,7 +12,7 @@ use std::{borrow::Cow, fmt, ops::Range};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Refusal, check_recipient, check_text};
+use super::{RowError, check_recipient, check_text};
 use crate::model::batch::put_cell;
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl NdjsonRules {
     }
 
     /// Lays out a line; `false` if it is blank.
-    pub(super) fn lay_out(&mut self, line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, Refusal> {
+    pub(super) fn lay_out(&mut self, line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, RowError> {
         let text = check_text(line)?.trim_matches([' ', '\t', '\r']);
         if text.is_empty() {
             return Ok(false);
@@ -81,7 +81,7 @@ impl NdjsonRules {
             .and_then(|()| reader.end())
             .map_err(|error| {
                 // `serde_json` sees each row as line 1, which would mislead.
-                Refusal::from(format!("no valid JSON: {error}").replace(" at line 1 column", " at column"))
+                RowError::from(format!("no valid JSON: {error}").replace(" at line 1 column", " at column"))
             })?;
         let Some(recipient) = recipient else {
             return Err(format!("the object has no key `{}` (the feed's `recipient`)", self.recipient).into());
@@ -93,7 +93,7 @@ impl NdjsonRules {
         Ok(true)
     }
 
-    fn read_recipient<'a>(&self, raw: &'a str) -> Result<Cow<'a, str>, Refusal> {
+    fn read_recipient<'a>(&self, raw: &'a str) -> Result<Cow<'a, str>, RowError> {
         let refuse = |found: &str| {
             Err(format!("key `{}` must be a string or an integer, found {found}", self.recipient).into())
         };

@@ -13,9 +13,9 @@ fn ndjson() -> Format {
     Format::Ndjson { recipient: "id".into() }
 }
 
-/// Everything a file comes to.
+/// Everything that is read from a file.
 #[derive(Debug, PartialEq, Eq)]
-struct Read {
+struct ParsedFile {
     /// Row, recipient and data, as text.
     rows: Vec<(u64, String, String)>,
     offsets: Vec<u64>,
@@ -31,10 +31,10 @@ fn read_in(
     skip: u64,
     rows_max: usize,
     mut chunk: impl FnMut() -> usize,
-) -> Result<Read, FileError> {
+) -> Result<ParsedFile, FileError> {
     let mut parser = RowParser::new(format, max).skip_rows(skip);
     let mut block = RowBlock::new(rows_max);
-    let mut read = Read { rows: vec![], offsets: vec![], rejects: vec![], end: parser.position() };
+    let mut read = ParsedFile { rows: vec![], offsets: vec![], rejects: vec![], end: parser.position() };
     let (mut buffer, mut left) = (Vec::new(), input);
     loop {
         let more = chunk().min(left.len());
@@ -71,7 +71,7 @@ fn read_in(
     }
 }
 
-fn read(format: &Format, input: &[u8]) -> Result<Read, FileError> {
+fn read(format: &Format, input: &[u8]) -> Result<ParsedFile, FileError> {
     read_in(format, input, MAX, 0, 1000, || usize::MAX)
 }
 

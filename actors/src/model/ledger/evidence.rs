@@ -31,8 +31,8 @@ impl Evidence {
         Self(None)
     }
 
-    /// All that was in flight: messages by batch and index; `None` for a message of the batch that could not be told
-    /// from its neighbours, for they travelled in one statement.
+    /// All that was in flight: messages by batch and index; `None` if it is not known which messages of
+    /// the batch: they travelled in one statement.
     pub fn of(in_flight: impl IntoIterator<Item = (BatchId, Option<u32>)>) -> Self {
         let mut by_batch: BTreeMap<BatchId, Vec<Option<u32>>> = BTreeMap::new();
         for (batch, index) in in_flight {

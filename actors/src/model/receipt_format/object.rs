@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{
     FieldPath,
-    fields::{FIELDS, Fields, Found},
+    fields::{FIELDS, FieldValue, Fields},
 };
 use crate::model::formats::{Checked, Key, Keys, TWICE};
 
@@ -19,7 +19,7 @@ struct Wanted<'a> {
     keys: &'a [String],
 }
 
-/// What was found so far, as it stands in the text.
+/// What was found so far, as raw text.
 struct Raw<'de> {
     values: [Option<&'de RawValue>; FIELDS],
     /// Found under a key of the whole name, which comes before several keys.
@@ -51,7 +51,7 @@ pub(super) fn find<'a>(text: &'a [u8], paths: &[Option<&FieldPath>; FIELDS]) -> 
     Ok(fields)
 }
 
-fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<Found<'a>>, String> {
+fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<FieldValue<'a>>, String> {
     Ok(Some(match raw.as_bytes()[0] {
         b'"' => {
             // Borrowed if it can be: `Cow` alone would always allocate.
@@ -61,14 +61,14 @@ fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<Found<'a>>, String
                     .map(Cow::Owned)
                     .map_err(|_| format!("`{path}` holds an escape that is no Unicode text"))?,
             };
-            Found::Text(text)
+            FieldValue::Text(text)
         }
         b'n' => return Ok(None),
-        b't' => Found::Boolean(true),
-        b'f' => Found::Boolean(false),
-        b'{' => Found::Nested("an object"),
-        b'[' => Found::Nested("an array"),
-        _ => Found::Number(raw),
+        b't' => FieldValue::Boolean(true),
+        b'f' => FieldValue::Boolean(false),
+        b'{' => FieldValue::Nested("an object"),
+        b'[' => FieldValue::Nested("an array"),
+        _ => FieldValue::Number(raw),
     }))
 }
 

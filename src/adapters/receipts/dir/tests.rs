@@ -87,7 +87,7 @@ impl World {
             kind: self.kind,
             line_bytes_max: 1_000,
             receipts_max: 10,
-            rule: SettleRule { settle: Duration::ZERO, sidecar_required: self.sidecar_required },
+            rule: StableRule { stable_after: Duration::ZERO, sidecar_required: self.sidecar_required },
             rescan: Duration::ZERO,
             look_max,
         };
