@@ -72,7 +72,7 @@ impl fmt::Debug for Process {
 
 /// Text that names no process.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this is no process (expected <16 hex digits>-<start>)")]
+#[error("not a process id (expected <16 hex digits>-<start>)")]
 pub struct ParseProcessError;
 
 impl FromStr for Process {

@@ -298,9 +298,9 @@ async fn what_can_t_be_taken_is_refused_with_its_reason() {
         ),
         (Request::signed(""), 400, "empty"),
         (Request::signed("true"), 400, "neither"),
-        (Request::signed("[{}"), 400, "no valid JSON"),
-        (Request::signed("{\"event\":\"e-1\","), 400, "no valid JSON"),
-        (Request::signed(format!("{0}{0}", receipt(1))), 400, "no valid JSON"),
+        (Request::signed("[{}"), 400, "invalid JSON"),
+        (Request::signed("{\"event\":\"e-1\","), 400, "invalid JSON"),
+        (Request::signed(format!("{0}{0}", receipt(1))), 400, "invalid JSON"),
         (Request::signed(vec![b'"', 0xff, b'"']), 400, "UTF-8"),
     ] {
         let what = format!("{} {} {:?}", request.method, request.path, request.headers);

@@ -245,7 +245,7 @@ impl FileProgress {
         }
     }
 
-    /// A file without a single usable row is no success (F25).
+    /// A file without a single usable row has failed (F25).
     fn verdict(&self, state: FileState) -> FileState {
         let Checkpoint { rows, rejected, .. } = self.checkpoint;
         if state == FileState::Ingested && rejected > 0 && rejected == rows {

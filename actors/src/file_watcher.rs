@@ -319,7 +319,7 @@ impl ClaimLoop {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file is refused and stays where it is");
+            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }
@@ -344,7 +344,7 @@ impl ClaimLoop {
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
                         tracing::warn!(feed = %self.setup.feed, name = ?name, %error,
-                            "a file can't be claimed; it is tried again when it changes, or later");
+                            "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -364,7 +364,7 @@ impl FileWatcherSetup {
                 Err(FinishError::Store(error)) => return Err(error.into()),
                 Err(FinishError::Io(error)) => {
                     tracing::warn!(feed = %self.feed, file = %file.record.id, %error,
-                        "a finished file can't be moved or reported yet");
+                        "a finished file could not be moved or reported; retrying");
                 }
             }
             if draining.load(Ordering::Relaxed) {
@@ -400,7 +400,7 @@ impl FileWatcherSetup {
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
         tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(),
-            reason = state.reason_to_log(), "a file is closed");
+            reason = state.reason_to_log(), "file closed");
         Ok(())
     }
 }

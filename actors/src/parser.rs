@@ -360,12 +360,12 @@ impl Pass {
         if self.depth().await? < feed.high_watermark {
             return Ok(());
         }
-        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading pauses: the backlog is high");
+        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading paused: the backlog is high");
         while !self.is_draining() && self.depth().await? > feed.low_watermark {
             self.turn();
             tokio::time::sleep(WATERMARK_TICK).await;
         }
-        tracing::info!(feed = %feed.name, "reading goes on");
+        tracing::info!(feed = %feed.name, "reading resumed");
         Ok(())
     }
 

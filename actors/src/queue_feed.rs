@@ -400,7 +400,7 @@ impl FeedState {
     /// If they are stored after all, they are known when they come again.
     async fn give_back(&self, acks: &[AckId]) {
         tracing::warn!(feed = %self.setup.feed.name, entries = acks.len(),
-            "the outbox does not answer while draining: entries are given back to the queue");
+            "the outbox does not answer while draining; returning entries to the queue");
         let _ = self.setup.intake.release(acks).await; // they come again in any case
         self.held.forget(acks);
     }
@@ -532,7 +532,7 @@ impl FeedState {
         }
         if !left.is_empty() {
             tracing::warn!(feed = %self.setup.feed.name, entries = left.len(), error = %why,
-                "entries are stored but can't be deleted; they come again and are deleted then");
+                "entries are stored but can't be deleted; they are deleted when they come again");
         }
         self.held.forget(&acks);
     }

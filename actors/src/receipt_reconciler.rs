@@ -112,7 +112,7 @@ impl ReceiptReconcilerSetup {
                     }
                     Ok(_) => self.arrived.wait(TICK).await,
                     Err(error) => {
-                        tracing::error!(%error, "the ledger refuses to apply receipts: they stay in the inbox and are tried again");
+                        tracing::error!(%error, "the ledger refused to apply receipts; they stay in the inbox and are retried");
                         let wait = REFUSED_WAIT.mul_f64(2.0 * rand::rng().random::<f64>());
                         rest(&*self.clock, &self.progress, wait).await;
                     }

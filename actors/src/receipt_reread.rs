@@ -161,7 +161,7 @@ mod tests {
         let (broken, fixed) = (format(&[]), format(FIXED));
         let mut came = read(&broken, &["lost", "seen", "gone", "ok"], 300);
         assert_eq!((came.rejects.len(), came.receipts.len()), (900, 300));
-        came.rejects.push(broken.reject(b"[", "e".into(), "no JSON".into()));
+        came.rejects.push(broken.reject(b"[", "e".into(), "not JSON".into()));
         ledger.take(arrival(came)).await.unwrap();
 
         let nothing = RereadCounts { rejected: 900, incomplete: 1, ..RereadCounts::default() };

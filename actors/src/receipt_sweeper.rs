@@ -146,7 +146,7 @@ impl ReceiptSweeperSetup {
                 let found = match self.step(job).await {
                     Ok(found) => found,
                     Err(error) => {
-                        tracing::error!(%error, ?job, "the ledger refuses a sweep; it is tried again in a minute");
+                        tracing::error!(%error, ?job, "the ledger refused a sweep; retrying in a minute");
                         *due = self.clock.mono().after(REFUSED_WAIT);
                         continue;
                     }
@@ -190,7 +190,7 @@ impl ReceiptSweeperSetup {
                 let found = insist("giving parked receipts up", &**clock, progress, orphan).await?;
                 if found > 0 {
                     metrics.orphaned(found);
-                    tracing::warn!(receipts = found, "receipts of unknown messages are given up");
+                    tracing::warn!(receipts = found, "receipts of unknown messages were given up");
                 }
                 Ok(found)
             }
@@ -199,7 +199,7 @@ impl ReceiptSweeperSetup {
                 let found = insist("marking expired messages", &**clock, progress, expire).await?;
                 if found > 0 {
                     metrics.expired(destination, found);
-                    tracing::warn!(%destination, messages = found, "messages have had no receipt in time");
+                    tracing::warn!(%destination, messages = found, "messages expired: no receipt in time");
                 }
                 Ok(found)
             }
@@ -228,7 +228,7 @@ async fn counted(count: impl Future<Output = Result<u64, StoreError>>) -> Option
             None
         }
         Err(_) => {
-            tracing::debug!("receipts are not counted in time");
+            tracing::debug!("counting receipts timed out");
             None
         }
     }

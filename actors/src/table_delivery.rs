@@ -275,7 +275,7 @@ impl DeliveryStrategy for Arc<TableStrategy> {
         }
         let batch = TableBatch::of(lease, at);
         if let Err(why) = &batch.mapping {
-            tracing::error!(batch = %token.batch, why, "the batch can't be written: its messages are dead");
+            tracing::error!(batch = %token.batch, why, "the batch can't be written; its messages are dead");
         }
         let (rows, bytes, alone) = (batch.open.len(), batch.lease.payload.len(), batch.goes_alone());
         let kind = batch.lease.header.clone();

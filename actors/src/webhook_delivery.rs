@@ -255,7 +255,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             (Ok(rows), Ok(template)) => (rows, template, condemned(&lease, at)),
             (rows, template) => {
                 let why = rows.err().or(template.err()).unwrap_or_default();
-                tracing::error!(batch = %token.batch, why, "the batch can't be sent: its messages are dead");
+                tracing::error!(batch = %token.batch, why, "the batch can't be sent; its messages are dead");
                 let attempt = Attempt { at, status: 0, reason: Reason::Render };
                 let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
                 let verdicts = lease.open.iter().map(|message| message.verdict(dead)).collect();

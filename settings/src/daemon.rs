@@ -21,7 +21,7 @@ pub enum Profile {
     Aws,
 }
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// `journald` if stderr is the journal, else `text`.
@@ -40,12 +40,12 @@ impl LogFormat {
         &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json), ("journald", Self::Journald)];
 }
 
-/// What is logged at least.
+/// The lowest level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Only what needs a person.
+    /// Only what needs action.
     Error,
-    /// And what may need one soon.
+    /// And what may need action soon.
     Warn,
     /// And the milestones of each file.
     Info,
@@ -86,7 +86,7 @@ crate::settings! {
     Log {
         /// How a line looks. "auto" is "journald" where stderr is the journal, else "text".
         format: LogFormat = choice(LogFormat::WORDS);
-        /// What is logged at least. `POSTRIDER_LOG` overrides it by module, for example
+        /// The lowest level that is logged. `POSTRIDER_LOG` overrides it by module, for example
         /// `POSTRIDER_LOG=info,postrider_actors::dispatcher=debug`.
         level: LogLevel = choice(&[
             ("info", LogLevel::Info),

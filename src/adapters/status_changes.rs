@@ -217,7 +217,7 @@ impl Intake for StatusChangeIntake {
         }
         let outcome = |ack: &AckId| match number(ack) {
             Some(_) => ItemOutcome::Ok,
-            None => ItemOutcome::Permanent("this is no delivery of a status change".into()),
+            None => ItemOutcome::Permanent("not a delivery of a status change".into()),
         };
         Ok(acks.iter().map(outcome).collect())
     }

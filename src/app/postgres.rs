@@ -193,7 +193,7 @@ pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, S
                 return Err(StartError::Destination { name, problems: error.to_string() });
             }
             Err(CheckError::Unreachable(why)) => {
-                tracing::warn!(destination = name, why, "the table can't be looked up now; its rows wait");
+                tracing::warn!(destination = name, why, "the table can't be checked now; its rows wait");
             }
         }
         tables.push(table);
@@ -234,7 +234,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
-            format!("{name:?} is no destination of kind = \"table\"; there are: {}", known.join(", "))
+            format!("{name:?} is not a destination of kind = \"table\"; there are: {}", known.join(", "))
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);

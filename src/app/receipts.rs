@@ -98,12 +98,12 @@ impl ReceiptParts {
             Sink { ledger, inbox_max: self.inbox_max, taken: arrived.clone(), clock: machine.clock.clone() };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
-                tracing::info!(%address, "receipts are taken");
+                tracing::info!(%address, "listening for receipts");
                 Some(serving)
             }
             Err(error) => {
                 // Only a runtime without descriptors gets here; senders try again, and health reports it.
-                tracing::error!(%address, %error, "receipts can't be taken");
+                tracing::error!(%address, %error, "can't listen for receipts");
                 None
             }
         }

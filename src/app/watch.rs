@@ -155,7 +155,7 @@ impl Watch {
     }
 }
 
-/// Attempts (or batches) below which there is no rate: one of two is not 50 %.
+/// Attempts (or batches) below which no rate is computed: one of two is not 50 %.
 const ATTEMPTS_MIN: u64 = 20;
 
 /// An alarm clears at this share of its bound, and after so long: between the two it stays what it is.

@@ -25,9 +25,9 @@ const SEARCH_BATCHES: usize = 256;
 
 /// Show what happened to one message, or to everything for one recipient
 ///
-/// State, every failed attempt with time, status and reason, and when it was sent. Works while the daemon
-/// runs and while it does not. `--id` costs a few reads. `--recipient` reads every row that was accepted
-/// and not archived; `--file` narrows it. Of an archived message all is kept but its payload and its
+/// State, every failed attempt with time, status and reason, and when it was sent. Works with or without a
+/// running daemon. `--id` costs a few reads. `--recipient` reads every row that was accepted
+/// and not archived; `--file` narrows it. An archived message has lost its payload and
 /// recipient. Exits with 1 if nothing is found.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "the documentation is the text of --help")]
@@ -230,7 +230,7 @@ fn rendered_delivery(delivery: &Delivery, row: Option<&MessageRow>) -> String {
     text
 }
 
-/// What the destination called it and said of it, at once and later.
+/// The destination's id for it, its answer and later receipts.
 fn rendered_row(row: &MessageRow) -> String {
     let mut text = String::new();
     // Writing to a String can't fail.

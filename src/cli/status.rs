@@ -22,11 +22,10 @@ use crate::{
 
 /// Show files, backlog and rates, per destination
 ///
-/// Works while the daemon runs and while it does not. The rate is what was sent between two looks at the
-/// store.
+/// Works with or without a running daemon. The rate is what was sent between two reads of the store.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How long to wait between the two looks that give the rate; 0 leaves it out
+    /// Time between the two reads that give the rate; 0 leaves it out
     #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     sample_ms: u64,
     /// Print JSON
@@ -38,14 +37,14 @@ pub struct Args {
 struct DestinationLine {
     name: String,
     view: DestinationView,
-    /// Messages per second that were sent just now, if that was measured.
+    /// Messages per second at the moment, if measured.
     sent_per_s: Option<f64>,
-    /// Messages per second that are allowed, if there is a bound.
+    /// The limit on messages per second, if there is one.
     rate_per_s: Option<String>,
     state: &'static str,
 }
 
-/// Shows how it goes.
+/// Shows the status.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
     let mut view = console::view(&config)?;

@@ -336,7 +336,7 @@ fn each_mistake_is_named_with_what_to_do() {
             "[destinations.support.headers]\nWebhook-Id = \"x\"",
             &["headers.Webhook-Id", "written by Postrider"],
         ),
-        ("[destinations.support.headers]\n\"x y\" = \"x\"", &["headers.\"x y\"", "no header name"]),
+        ("[destinations.support.headers]\n\"x y\" = \"x\"", &["headers.\"x y\"", "not a valid header name"]),
         ("[destinations.support.headers]\nx-a = \"b\\r\\nc: d\"", &["headers.x-a", "0x0d"]),
         ("[destinations.support.headers]\nx-a = \"env:1\"", &["headers.x-a", "env:NAME"]),
         ("[destinations.support]\nsecrets = [\"file:rel\"]", &["secrets[0]", "absolute path"]),

@@ -56,7 +56,7 @@ impl Failures {
         Self { rate, status, seed, drawn: AtomicU64::new(0) }
     }
 
-    /// The next request's answer. A status that is no failure is what `--status 204` asks for.
+    /// The next request's answer. `--status 204` asks for a status that is a success.
     pub(super) fn next(&self) -> Reply {
         if self.rate <= 0.0 {
             return Reply::Accepted(StatusCode::OK);

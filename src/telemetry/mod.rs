@@ -45,7 +45,7 @@ const BACKTRACE_BYTES_MAX: usize = 16 << 10;
 /// Why there are no logs.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `POSTRIDER_LOG` is no filter.
+    /// `POSTRIDER_LOG` is not a filter.
     #[error("{FILTER_VARIABLE}={value:?}: {error}; write a level (info) or module=level pairs, by commas")]
     Filter {
         /// What it holds.

@@ -39,7 +39,7 @@ where
             done => return done,
         };
         progress.turn(clock.mono());
-        tracing::warn!(%error, "{what}: tried again until it succeeds");
+        tracing::warn!(%error, "{what} failed; retrying until it succeeds");
         let wait = bound.mul_f64(rand::rng().random());
         tokio::time::sleep(wait).await;
         bound = (bound * 2).min(CAP);

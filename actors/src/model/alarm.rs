@@ -59,7 +59,7 @@ pub enum AlarmEvent {
 }
 
 /// One alarm. Between `clear_at` and `threshold` it stays what it is, and both ways take their time, so that
-/// a reading that swings around one value is no flood of events.
+/// a reading that swings around one value does not cause a flood of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
     rule: AlarmRule,

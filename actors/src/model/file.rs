@@ -13,7 +13,7 @@ pub struct FileRecord {
     pub id: FileId,
     /// The feed it was dropped into.
     pub feed: String,
-    /// Its name there, as readable text: bytes that are no UTF-8 are replaced.
+    /// Its name there, as readable text: bytes that are not UTF-8 are replaced.
     pub name: String,
     /// Its size as dropped, before decompression.
     pub bytes: u64,

@@ -6,7 +6,7 @@
 //! | 408, 425, 429, 5xx | retryable, honouring `Retry-After` |
 //! | 410 | the destination is gone |
 //! | any other 4xx, 3xx | permanent: nothing is followed, nothing is tried again |
-//! | anything else | retryable: it is no final HTTP status |
+//! | anything else | retryable: it is not a final HTTP status |
 
 use std::time::Duration;
 

@@ -244,7 +244,7 @@ mod tests {
     /// The wall clock runs this far ahead of the monotonic one in these tests.
     const EPOCH: u64 = 1_000_000;
 
-    fn files(sidecar_required: bool) -> StableFiles {
+    fn stable_files(sidecar_required: bool) -> StableFiles {
         StableFiles::new(
             StableRule { stable_after: Duration::from_millis(STABLE_AFTER), sidecar_required },
             8,
@@ -276,14 +276,14 @@ mod tests {
             NameKind::of(OsStr::from_bytes(b"\xff.done")),
             NameKind::Sidecar(OsStr::from_bytes(b"\xff"))
         );
-        let mut files = files(false);
+        let mut files = stable_files(false);
         assert!(change(&mut files, 0, "x.part").is_empty());
         assert!(scan(&mut files, 99_999, &[seen(".x", 1, 0), seen("y.done", 1, 0)]).is_empty());
     }
 
     #[test]
     fn a_file_that_was_closed_or_renamed_is_taken_at_once() {
-        let mut files = files(false);
+        let mut files = stable_files(false);
         assert_eq!(change(&mut files, 0, "a"), ["a"]);
         assert_eq!(files.next_due(), None, "nothing is waited for");
         // Not claimed yet: a scan offers it again, and does not wait for it to stand still.
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_file_that_grows_is_taken_when_it_stood_still() {
-        let mut files = files(false);
+        let mut files = stable_files(false);
         assert!(scan(&mut files, 0, &[seen("a", 1, 0)]).is_empty());
         assert_eq!(files.next_due(), Some(MonoMs(STABLE_AFTER)));
         assert!(scan(&mut files, 1500, &[seen("a", 2, 1400)]).is_empty());
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_file_that_was_left_alone_long_ago_is_taken_at_once_and_a_time_to_come_proves_nothing() {
-        let mut files = files(false);
+        let mut files = stable_files(false);
         let sightings = [seen("new", 1, 5000), seen("b", 1, 10), seen("a", 1, 10), seen("oldest", 1, 1)];
         assert_eq!(scan(&mut files, 5000, &sightings), ["oldest", "a", "b"]);
         let future = [seen("future", 1, 999_999)];
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_required_sidecar_is_waited_for_and_speaks_for_its_file() {
-        let mut files = files(true);
+        let mut files = stable_files(true);
         assert!(change(&mut files, 0, "a").is_empty());
         assert!(scan(&mut files, 90_000, &[seen("a", 1, 0)]).is_empty());
         assert_eq!(files.next_due(), None, "only a change can help");
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn f28_a_file_that_can_t_be_taken_is_news_once_and_offered_again_when_it_changes() {
-        let mut files = files(false);
+        let mut files = stable_files(false);
         let file = [seen("a", 1, 0)];
         assert_eq!(scan(&mut files, 5000, &file), ["a"]);
         assert!(files.hold(OsStr::new("a"), MonoMs(5000)));
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn names_that_vanish_are_forgotten_after_a_whole_pass() {
-        let mut files = files(false);
+        let mut files = stable_files(false);
         scan(&mut files, 0, &[seen("a", 1, 0), seen("b", 1, 0)]);
         files.observe_scan(MonoMs(1), UnixMs(EPOCH + 1), [seen("a", 1, 0)], true);
         assert_eq!(files.len(), 2, "the scan was cut short");
@@ -365,13 +365,13 @@ mod tests {
     proptest! {
         /// However many names there are, memory is bounded and every file is offered in the end.
         #[test]
-        fn f29_more_names_than_it_remembers(files in 1usize..60, step in 1u64..3000) {
-            let names: Vec<_> = (0..files).map(|n| format!("f{n}")).collect();
-            let mut files = files(false);
+        fn f29_more_names_than_it_remembers(count in 1usize..60, step in 1u64..3000) {
+            let names: Vec<_> = (0..count).map(|n| format!("f{n}")).collect();
+            let mut files = stable_files(false);
             let mut here: Vec<_> = names.iter().map(|name| seen(name, 1, 0)).collect();
             let mut now = 0;
             while !here.is_empty() {
-                prop_assert!(now < 100 * STABLE_AFTER, "{} of {files} are never taken", here.len());
+                prop_assert!(now < 100 * STABLE_AFTER, "{} of {count} are never taken", here.len());
                 for name in scan(&mut files, now, &here) {
                     here.retain(|sighting| sighting.name != name);
                     files.forget(&name);

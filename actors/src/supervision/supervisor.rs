@@ -229,7 +229,7 @@ impl Supervisor {
     fn end_rank(&mut self, rank: usize) {
         if matches!(self.phase, SupervisorPhase::Stopping { rank: current, .. } if current == rank) {
             for index in self.alive_in(rank).collect::<Vec<_>>() {
-                tracing::warn!(child = %self.slots[index].id, "the child did not drain in time and is ended");
+                tracing::warn!(child = %self.slots[index].id, "the child did not drain in time; stopping it");
                 self.slots[index].kill = None;
             }
         }
@@ -241,7 +241,7 @@ impl Supervisor {
             && current == rank
         {
             for index in self.alive_in(rank).collect::<Vec<_>>() {
-                tracing::error!(child = %self.slots[index].id, "the child's thread is stuck and is abandoned");
+                tracing::error!(child = %self.slots[index].id, "the child's thread is stuck; abandoning it");
                 self.slots[index].alive = false;
             }
             self.phase =

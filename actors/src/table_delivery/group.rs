@@ -102,7 +102,7 @@ impl TableStrategy {
             done
         } else {
             tracing::error!(destination = %group.destination.name, batches = tokens.len(),
-                "writing a group panicked: its batches are suspects");
+                "writing a group panicked; its batches are now suspects");
             self.release(&tokens, Release::Lost).await
         };
         let took_rows = group.took_rows;
@@ -183,7 +183,7 @@ impl TableStrategy {
                     }
                 }
                 Ok(Err(TableError::Retryable(words))) => {
-                    tracing::warn!(destination = %group.destination.name, words, "the table takes no rows now");
+                    tracing::warn!(destination = %group.destination.name, words, "the table can't take rows now; they are retried");
                     self.put_off(group, &written, bisection, Reason::Unavailable, &words);
                     break;
                 }

@@ -400,7 +400,7 @@ async fn what_cannot_become_a_row_is_dead_with_the_reason() {
     for (row, expected) in [
         (1, "the mapping can't be read"),
         (4, "the batch has no mapping"),
-        (7, "is no name of a column"),
+        (7, "is not a name of a column"),
         (10, "column `who`: found \"user-10\", expected a whole number"),
     ] {
         let record = &records[&row];

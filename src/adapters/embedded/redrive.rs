@@ -35,7 +35,7 @@ impl RedriveCursor {
         let numbers: Vec<i64> = position.0.split('.').map_while(|number| number.parse().ok()).collect();
         match numbers[..] {
             [file, destination, row] => Ok(Self(file, destination, row)),
-            _ => Err(TxError::Refused(format!("{:?} is no position among dead letters", position.0))),
+            _ => Err(TxError::Refused(format!("{:?} is not a position among dead letters", position.0))),
         }
     }
 }

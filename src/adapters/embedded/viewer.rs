@@ -1,4 +1,4 @@
-//! What an operator's commands read, while the daemon runs and while it does not. Every query is a
+//! What an operator's commands read, with or without a running daemon. Every query is a
 //! snapshot of its own and bounded, so that a slow reader does not keep the log from being reused.
 
 use std::{

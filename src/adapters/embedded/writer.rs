@@ -239,7 +239,7 @@ impl Thread {
             Err(error) if error.is_fatal() => Err(self.fatal(&error)),
             // A full disk: the log goes on, and the next round tries again.
             Err(error) => {
-                tracing::warn!(%error, "the store's log could not be moved into the database; trying again");
+                tracing::warn!(%error, "the store's log could not be moved into the database; retrying");
                 thread::sleep(Duration::from_millis(10));
                 Ok(())
             }

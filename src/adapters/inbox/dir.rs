@@ -161,12 +161,12 @@ impl Dir {
         }
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file; one that is not there is not an error.
     pub(super) fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         self.unlink(name.as_ref(), AtFlags::empty())
     }
 
-    /// Removes an empty directory; one that is not there is no error.
+    /// Removes an empty directory; one that is not there is not an error.
     pub(super) fn remove_dir(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         self.unlink(name.as_ref(), AtFlags::REMOVEDIR)
     }
@@ -217,6 +217,6 @@ pub(super) fn objection(stat: &Stat) -> Option<&'static str> {
         FileType::Fifo => Some("it is a FIFO"),
         FileType::CharacterDevice | FileType::BlockDevice => Some("it is a device"),
         FileType::Socket => Some("it is a socket"),
-        FileType::Unknown => Some("it is no regular file"),
+        FileType::Unknown => Some("it is not a regular file"),
     }
 }

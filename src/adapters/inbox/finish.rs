@@ -136,7 +136,7 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
     claim::release(inbox, path)
 }
 
-/// Moves a file, to another file system too; one that vanished is no error.
+/// Moves a file, to another file system too; one that vanished is not an error.
 fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
     match home.rename(name, dir, new) {
         Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(()),

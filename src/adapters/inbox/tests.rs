@@ -246,7 +246,7 @@ fn long_and_odd_names_find_a_place() {
     }
     let names = world.names("failed");
     assert_eq!(names.len(), 9, "{names:?}");
-    // F27: the name is what it was, apart from bytes that are no text; printing it is another matter.
+    // F27: the name is what it was, apart from bytes that are not text; printing it is another matter.
     assert!(names.contains(&"a\n\u{1b}[31m\u{fffd}".to_owned()));
     assert_eq!(world.claims(), 0);
 }

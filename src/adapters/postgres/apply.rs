@@ -84,7 +84,10 @@ impl Shared {
             }
             self.within(async { Ok(transaction.rollback().await?) }).await?;
             held.keep();
-            tracing::debug!(?locking, "another wrote a row of the batch in between; it is done again");
+            tracing::debug!(
+                ?locking,
+                "another process wrote a row of the batch meanwhile; applying it again"
+            );
         }
         Err(Failure(StoreError::Retryable("rows of messages changed while they were locked".to_owned())))
     }

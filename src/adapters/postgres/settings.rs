@@ -175,7 +175,7 @@ mod tests {
             }
             assert!(!format!("{config:?} {settings:?}").contains("hunter2"), "{config:?}");
         }
-        assert!(errors >= 4, "most of them are no URLs, {errors}");
+        assert!(errors >= 4, "most of them are not URLs, {errors}");
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Shared {
             }
             // Somebody reads the table just now, most likely: the next step tries again.
             Err(Failure(StoreError::Retryable(why))) => {
-                tracing::info!(why, "an old partition is not dropped now");
+                tracing::info!(why, "an old partition could not be dropped; retrying later");
                 Ok(forgotten)
             }
             Err(error) => Err(error),

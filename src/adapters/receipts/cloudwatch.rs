@@ -215,7 +215,7 @@ impl ReceiptSource for CloudWatchReceipts {
                     has_moved = true;
                 }
                 Err(refused) if is_token_refused(&request, &refused) => {
-                    tracing::info!(group = %request.group, "a page of log events has expired: its window is read again");
+                    tracing::info!(group = %request.group, "a page of log events has expired; reading its window again");
                     at.forget_page(&request);
                     has_moved = true;
                 }
@@ -223,7 +223,7 @@ impl ReceiptSource for CloudWatchReceipts {
                     tracing::warn!(
                         source = %self.format.source(),
                         group = %request.group,
-                        "log events can't be read, the same window is tried again: {}",
+                        "log events can't be read; retrying the same window: {}",
                         other.why
                     );
                     // What concerns one group does not keep the others from their turn; what concerns all does.

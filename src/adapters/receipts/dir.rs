@@ -1,7 +1,7 @@
 //! Receipts from files that are dropped into a directory.
 //!
 //! Files are taken as a feed takes them, by the same [`Inbox`]: once they are complete, by a rename out of the
-//! dropper's reach; what is no regular file is refused. They are read one after the other, a bounded block at
+//! dropper's reach; what is not a regular file is refused. They are read one after the other, a bounded block at
 //! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
 //! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
@@ -319,7 +319,7 @@ impl State {
                 }
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
-                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be taken now; it is tried again when it changes, and every minute");
+                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -353,7 +353,7 @@ impl State {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file is refused and stays where it is");
+            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }

@@ -149,7 +149,7 @@ impl ReceiptSource for QueueReceipts {
                 bound *= 2;
             }
         }
-        tracing::warn!(source = %self.format.source(), entries = left.len(), "entries can't be deleted: they come again and are known");
+        tracing::warn!(source = %self.format.source(), entries = left.len(), "entries can't be deleted; their repeats will be recognised");
         Ok(())
     }
 }

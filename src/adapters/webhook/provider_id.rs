@@ -16,7 +16,7 @@ pub struct JsonPointer {
     tokens: Vec<String>,
 }
 
-/// A text that is no JSON pointer.
+/// A text that is not a JSON pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPointer {
     /// It does not start with a slash.
@@ -86,7 +86,7 @@ impl NoId {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NoBody => "its body did not come whole, in time and within response_bytes_max",
-            Self::NotJson => "its body is no JSON",
+            Self::NotJson => "its body is not JSON",
             Self::Nothing => "nothing is there",
             Self::NoText => "what is there is neither text nor number",
             Self::Empty => "what is there is an empty text",

@@ -11,7 +11,7 @@ pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Fields in one head; httparse needs a slot for each.
 const FIELDS_MAX: usize = 100;
 
-/// The answer is no HTTP, breaks a limit, or leaves its own length in doubt.
+/// The answer is not HTTP, breaks a limit, or leaves its own length in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotHttp;
 

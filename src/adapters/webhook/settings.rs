@@ -127,7 +127,7 @@ pub fn validate(url: &str, headers: &[(String, String)], content_type: &str) -> 
         if !is_token(name) {
             problem(
                 format!("headers.{}", name.escape_debug()),
-                "the name is no header name".into(),
+                "the name is not a valid header name".into(),
                 "expected letters, digits and -",
             );
         } else if lower == "content-type" {
@@ -216,7 +216,7 @@ mod tests {
             "fragment",
             "`headers.Host`: it is written by Postrider",
             "`headers.WEBHOOK-ID`: it is written by Postrider",
-            "`headers.a b`: the name is no header name",
+            "`headers.a b`: the name is not a valid header name",
             "byte 1 of the value is 0x0d",
             "`headers.x-a`: it is there twice",
             "begins or ends with a blank",

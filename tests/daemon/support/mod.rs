@@ -63,7 +63,7 @@ pub(crate) fn wait_until(within: Duration, what: &str, mut check: impl FnMut() -
 /// A number from the environment, for longer runs.
 pub(crate) fn knob(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
-        text.parse().unwrap_or_else(|error| panic!("{name} = `{text}` is no number: {error}"))
+        text.parse().unwrap_or_else(|error| panic!("{name} = `{text}` is not a number: {error}"))
     })
 }
 

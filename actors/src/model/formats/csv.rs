@@ -80,7 +80,7 @@ impl CsvRules {
         self.header.as_deref()
     }
 
-    /// Reads the header, which is no row, and settles the layout.
+    /// Reads the header, which is not a row, and settles the layout.
     pub(super) fn read_header(
         &mut self,
         rest: &[u8],
@@ -112,7 +112,7 @@ impl CsvRules {
         let mut start = 0;
         for &cell_end in &self.ends[..cells] {
             let name = std::str::from_utf8(&self.cells[start..cell_end])
-                .map_err(|_| refuse(format!("is no UTF-8: column {}", names.len() + 1)))?;
+                .map_err(|_| refuse(format!("is not UTF-8: column {}", names.len() + 1)))?;
             if let Some(first) = names.iter().position(|known| known == name) {
                 return Err(refuse(format!(
                     "has one name for columns {} and {}{NAMELY}{name:?}",

@@ -2,7 +2,7 @@
 //! the rules of `ndjson`, but it may stand on several lines.
 //!
 //! A body that can't be read is one rejected row that holds it; an element of an array that can't be used
-//! is rejected by itself. An empty array is no row.
+//! is rejected by itself. An empty array has no rows.
 
 use std::fmt;
 
@@ -137,7 +137,7 @@ impl EntryParser {
                 reader
                     .deserialize_seq(Elements { parser: self, rows })
                     .and_then(|in_limit| reader.end().map(|()| in_limit))
-                    .map_err(|error| RowError::from(format!("the entry is no valid JSON: {error}")))?
+                    .map_err(|error| RowError::from(format!("the entry is not valid JSON: {error}")))?
                     .map_err(RowError::from)
             }
             None => Err("the entry is empty".into()),
@@ -157,7 +157,7 @@ impl EntryParser {
         } else if text.starts_with('{') {
             self.rules.lay_out(text.as_bytes(), &mut rows.bytes)
         } else {
-            Err("the array's element is no JSON object".into())
+            Err("the array's element is not a JSON object".into())
         };
         match taken {
             Ok(_) => {
@@ -172,7 +172,7 @@ impl EntryParser {
     }
 }
 
-/// Takes an array's elements one at a time. What is no valid JSON is an error; too many elements are an
+/// Takes an array's elements one at a time. What is invalid JSON is an error; too many elements are an
 /// answer.
 struct Elements<'a> {
     parser: &'a mut EntryParser,

@@ -268,7 +268,7 @@ impl RowParser {
         Self::with(rules, max_row_bytes, layout)
     }
 
-    /// Lines of anything, laid out as they are without the white space around them: what is no message and
+    /// Lines of anything, laid out as they are without the white space around them: what is not a message and
     /// has no recipient.
     pub(super) fn lines(max_row_bytes: usize) -> Self {
         Self::with(Rules::Lines, max_row_bytes, Some(RowLayout::Lines))

@@ -138,7 +138,7 @@ impl Changes {
 
 /// A verdict about a message that the batch does not have.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a batch of {messages} messages has none at index {index}")]
+#[error("index {index} is out of range in a batch of {messages} messages")]
 pub struct Rejected {
     /// The index.
     pub index: u32,

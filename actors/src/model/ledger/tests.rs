@@ -35,7 +35,7 @@ fn dead(at: u64) -> Verdict {
     Verdict::Dead { attempt: attempt(at), cause: DeathCause::Attempts }
 }
 
-fn verdict(index: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
+fn on(index: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
     MessageVerdict { index, drive: 0, attempt, verdict }
 }
 
@@ -77,7 +77,7 @@ fn a_lease_is_for_who_comes_first_and_for_what_is_due() {
     assert_eq!((record.fence, record.losses), (1, 0));
     assert_eq!(record.holder.as_ref().map(|holder| holder.until), Some(Deadline(10)));
     // It has run out: lost, due or not.
-    settle(&mut record, 1, &[verdict(0, 1, retry(1, u64::MAX)), verdict(1, 1, sent(1))]);
+    settle(&mut record, 1, &[on(0, 1, retry(1, u64::MAX)), on(1, 1, sent(1))]);
     assert_eq!(record.lease("b", Deadline(30), Deadline(11), ACCEPTED), Grant::Granted);
     assert_eq!((record.fence, record.losses), (2, 1));
     assert!(!record.extend(1, Deadline(99)) && !record.release(1), "the old one is over");
@@ -86,7 +86,7 @@ fn a_lease_is_for_who_comes_first_and_for_what_is_due() {
         record.lease("c", Deadline(40), Deadline(31), ACCEPTED),
         Grant::Early { due: UnixMs(u64::MAX) }
     );
-    settle(&mut record, 1, &[verdict(0, 1, sent(9))]);
+    settle(&mut record, 1, &[on(0, 1, sent(9))]);
     assert_eq!(record.lease("c", Deadline(40), Deadline(31), ACCEPTED), Grant::Settled);
 }
 
@@ -107,7 +107,7 @@ fn b17_a_suspect_that_was_charged_is_marked_again_at_once() {
     let mut record = leased(2);
     record.losses = 2;
     let details = BTreeMap::new();
-    let verdicts = [verdict(0, 1, sent(1))];
+    let verdicts = [on(0, 1, sent(1))];
     let standing =
         Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: Some(1) };
     record.settle(standing).unwrap();
@@ -121,17 +121,13 @@ fn b17_a_suspect_that_was_charged_is_marked_again_at_once() {
 fn b5_only_the_next_attempt_of_the_current_drive_fails_and_only_under_the_current_fence() {
     let mut record = leased(2);
     let before = record.clone();
-    let others = [
-        verdict(0, 0, dead(5)),
-        verdict(0, 2, retry(5, 9)),
-        MessageVerdict { drive: 1, ..verdict(0, 1, dead(5)) },
-    ];
+    let others = [on(0, 0, dead(5)), on(0, 2, retry(5, 9)), MessageVerdict { drive: 1, ..on(0, 1, dead(5)) }];
     let changes = settle(&mut record, 1, &others);
     assert_eq!((&record, changes), (&before, Changes { was_current: true, ..Changes::default() }));
-    let changes = settle(&mut record, 7, &[verdict(0, 1, dead(5)), verdict(1, 1, retry(5, 9))]);
+    let changes = settle(&mut record, 7, &[on(0, 1, dead(5)), on(1, 1, retry(5, 9))]);
     assert_eq!((&record, changes), (&before, Changes::default()));
     // Two of them in one word, in their order.
-    let changes = settle(&mut record, 1, &[verdict(0, 1, retry(5, 6)), verdict(0, 2, dead(7))]);
+    let changes = settle(&mut record, 1, &[on(0, 1, retry(5, 6)), on(0, 2, dead(7))]);
     let failures: Vec<_> =
         changes.failures.iter().map(|failed| (failed.attempt_number, failed.attempt.at.0)).collect();
     assert_eq!(failures, [(1, 5), (2, 7)]);
@@ -142,28 +138,24 @@ fn b5_only_the_next_attempt_of_the_current_drive_fails_and_only_under_the_curren
 #[test]
 fn i2_a_2xx_is_taken_from_anybody_and_only_once() {
     let mut record = leased(3);
-    settle(&mut record, 1, &[verdict(0, 1, retry(5, 6)), verdict(1, 1, dead(5))]);
+    settle(&mut record, 1, &[on(0, 1, retry(5, 6)), on(1, 1, dead(5))]);
     for _ in 0..2 {
         // Under a fence that never was, of an attempt that nobody knows.
-        settle(&mut record, 99, &[verdict(0, 7, sent(ACCEPTED.0 + 8)), verdict(1, 1, sent(ACCEPTED.0 + 9))]);
+        settle(&mut record, 99, &[on(0, 7, sent(ACCEPTED.0 + 8)), on(1, 1, sent(ACCEPTED.0 + 9))]);
         assert_eq!(record.fate(0).unwrap().sent, Some((200, UnixMs(ACCEPTED.0 + 8))));
         assert_eq!(record.fate(0).unwrap().tries, 7, "an answer is proof that it was made");
         let raised = record.fate(1).unwrap();
         assert_eq!((raised.state, raised.death, raised.not_before), (MessageState::Sent, None, None));
     }
     assert!(record.exceptions.is_empty(), "nothing is left to say of them");
-    let later = settle(&mut record, 1, &[verdict(0, 8, dead(9)), verdict(0, 8, retry(9, 9))]);
+    let later = settle(&mut record, 1, &[on(0, 8, dead(9)), on(0, 8, retry(9, 9))]);
     assert!(later.counts.is_zero() && later.failures.is_empty());
 }
 
 #[test]
 fn a_redrive_touches_the_dead_and_nothing_else() {
     let mut record = leased(4);
-    settle(
-        &mut record,
-        1,
-        &[verdict(0, 1, dead(5)), verdict(1, 1, retry(5, 6)), verdict(2, 1, sent(5)), verdict(3, 1, dead(5))],
-    );
+    settle(&mut record, 1, &[on(0, 1, dead(5)), on(1, 1, retry(5, 6)), on(2, 1, sent(5)), on(3, 1, dead(5))]);
     let before = record.clone();
     let changes = record.redrive([0, 1, 2, 9], UnixMs(77));
     assert_eq!((changes.rose, changes.counts.dead, changes.counts.retrying), (vec![0], -1, 1));
@@ -176,8 +168,8 @@ fn a_redrive_touches_the_dead_and_nothing_else() {
     assert_eq!((fate.accepted_at, fate.not_before, fate.death), (UnixMs(77), Some(ACCEPTED), None));
     assert_eq!(record.accepted_at, ACCEPTED, "B1: times of sending are offsets to it");
     // A verdict on the previous drive does not count for this one.
-    assert!(settle(&mut record, 1, &[verdict(0, 1, dead(8))]).failures.is_empty());
-    let next = MessageVerdict { drive: 1, ..verdict(0, 1, retry(8, 9)) };
+    assert!(settle(&mut record, 1, &[on(0, 1, dead(8))]).failures.is_empty());
+    let next = MessageVerdict { drive: 1, ..on(0, 1, retry(8, 9)) };
     assert_eq!(settle(&mut record, 1, &[next]).failures.len(), 1);
     assert_eq!(record.redrive(0..4, UnixMs(78)).rose, [3]);
     assert!(record.redrive(0..4, UnixMs(79)).rose.is_empty());
@@ -188,7 +180,7 @@ fn a_table_s_words_are_kept_in_bounds() {
     let mut record = leased(1_000);
     let long: Box<str> = "ü".repeat(DETAIL_BYTES_MAX).into();
     let details: BTreeMap<u32, Box<str>> = (0..1_000).map(|index| (index, long.clone())).collect();
-    let verdicts: Vec<_> = (0..1_000).map(|index| verdict(index, 1, dead(5))).collect();
+    let verdicts: Vec<_> = (0..1_000).map(|index| on(index, 1, dead(5))).collect();
     let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: None };
     assert_eq!(record.settle(standing).unwrap().died.len(), 1_000);
     let kept: Vec<_> = (0..1_000).filter_map(|index| record.fate(index)?.death?.detail).collect();
@@ -203,10 +195,9 @@ fn an_index_beyond_the_batch_changes_nothing() {
     let mut record = leased(2);
     let before = record.clone();
     let details = BTreeMap::new();
-    for (verdicts, begins) in [
-        (vec![verdict(0, 1, sent(1)), verdict(2, 1, sent(1))], None),
-        (vec![verdict(0, 1, sent(1))], Some(2)),
-    ] {
+    for (verdicts, begins) in
+        [(vec![on(0, 1, sent(1)), on(2, 1, sent(1))], None), (vec![on(0, 1, sent(1))], Some(2))]
+    {
         let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: true, begins };
         assert_eq!(record.settle(standing), Err(Rejected { index: 2, messages: 2 }));
         assert_eq!(record, before);
@@ -519,7 +510,7 @@ fn i7_late_2xx_win_in_any_order() {
         for index in 0..4 {
             for attempt in 1..4 {
                 let verdict = [sent(9), retry(9, 9), dead(9)][rng.random_range(0..3)];
-                facts.push((rng.random_range(0..3), verdict(index, attempt, verdict)));
+                facts.push((rng.random_range(0..3), on(index, attempt, verdict)));
             }
         }
         let reported_sent: Vec<bool> = (0..4u32)

@@ -42,7 +42,7 @@ pub struct FieldPath {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MappingError {
     /// A path leads nowhere.
-    #[error("`{0}` is no field: use a key, or up to {PATH_KEYS_MAX} keys with dots between them")]
+    #[error("`{0}` is not a field: use a key, or up to {PATH_KEYS_MAX} keys joined by dots")]
     Path(String),
     /// Nothing would say which message a receipt is about.
     #[error("a receipt must name its message: map `message_id` or `provider_id`")]
@@ -259,7 +259,7 @@ impl ReceiptFormat {
         self.read_object(reject.text.text.as_bytes(), Around { event: Some(reject.event), at: reject.at })
     }
 
-    /// What becomes of text that is no receipt at all.
+    /// What becomes of text that is not a receipt at all.
     pub fn reject(&self, text: &[u8], place: String, reason: String) -> ReceiptReject {
         self.rejected(text, Around::default(), place, reason, RejectedText::of_other(text))
     }

@@ -237,8 +237,8 @@ fn f52_what_is_wrong_is_said_with_field_finding_and_expectation() {
         ),
         (format!(r#"{{"ref":"{ID}"}}"#), ["`status`", "missing or empty", "the status"]),
         (format!(r#"{{"ref":"{ID}","status":"\u001b[2J{}"}}"#, "x".repeat(99)), ["\\u{1b}[2J", "…", ""]),
-        ("[]".into(), ["no JSON object", "", ""]),
-        ("{".into(), ["no valid JSON", "at column", ""]),
+        ("[]".into(), ["not a JSON object", "", ""]),
+        ("{".into(), ["invalid JSON", "at column", ""]),
     ] {
         let why = refusal(&text);
         assert!(parts.iter().all(|part| why.contains(part)), "{text}: {why}");
@@ -451,7 +451,7 @@ fn a_body_is_one_receipt_or_an_array_of_them() {
         assert!(matches!(body(bad, 9), Err(BodyError::Invalid(_))), "{bad}");
     }
     let read = body("{}", 1).unwrap();
-    assert_eq!(read.rejects.len(), 1, "JSON that is no receipt is rejected");
+    assert_eq!(read.rejects.len(), 1, "JSON that is not a receipt is rejected");
 }
 
 #[test]

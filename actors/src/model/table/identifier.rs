@@ -12,7 +12,7 @@ pub struct Identifier(String);
 
 /// A name that can't be used in a statement.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{found:?} is no name of {what}: expected {expected}")]
+#[error("{found:?} is not a name of {what}: expected {expected}")]
 pub struct IdentifierError {
     found: String,
     what: &'static str,

@@ -90,7 +90,7 @@ pub enum MappingError {
     /// It is not valid JSON.
     #[error("the mapping can't be read: {0}")]
     Json(#[from] serde_json::Error),
-    /// The first column is no key.
+    /// The first column is not a key.
     #[error("the first column is the key: it has to be of type text and filled with the message's id")]
     NoKey,
     /// Too many.

@@ -261,7 +261,7 @@ async fn a_redrive_sends_the_dead_again(store: Subject) {
     let opened: Vec<_> = again.open.iter().map(|open| (open.index, open.drive, open.tries)).collect();
     assert_eq!(opened, [(1, 1, 0), (2, 1, 0), (3, 1, 0)]);
     assert!([1, 2, 3].iter().all(|&index| again.since(index) == LATER) && again.since(0) == NOW);
-    // A failure of the drive before is no failure of this one.
+    // A failure of the drive before is not a failure of this one.
     assert_eq!(store.settle(&lease, &[(3, dead())]).await, Settled::Stale);
     // A 2xx to the very first request, reported only now.
     assert_eq!(store.settle(&lease, &[(1, sent())]).await, Settled::Stale);

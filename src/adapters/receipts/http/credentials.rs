@@ -50,7 +50,7 @@ pub enum CredentialsError {
         why: SecretError,
     },
     /// A token that is too short, or that no header could hold.
-    #[error("number {} is no token (expected 16 or more visible ASCII characters without blanks)", .index + 1)]
+    #[error("number {} is not a valid token (expected 16 or more visible ASCII characters without blanks)", .index + 1)]
     Token {
         /// Which one, from 0.
         index: usize,
