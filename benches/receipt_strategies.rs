@@ -25,7 +25,6 @@ use std::{
 };
 
 use futures_util::SinkExt as _;
-use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, migrate};
 use postrider_actors::{
     model::{
         receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
@@ -34,6 +33,7 @@ use postrider_actors::{
     },
     ports::{Arrival, ReceiptLedger as _},
 };
+use postrider_postgres::ledger::{PostgresLedger, PostgresSettings, migrate};
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};

@@ -7,7 +7,6 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use postrider::adapters::embedded::{EmbeddedStore, exit_on_fatal};
 use postrider_actors::{
     model::{
         batch::PayloadWriter,
@@ -18,6 +17,7 @@ use postrider_actors::{
     ports::{Append, LeaseRequest, Ledger, Outbox, Queue, Settlement, Want},
     testing::fixtures,
 };
+use postrider_sqlite::{EmbeddedStore, exit_on_fatal};
 
 const ROWS_PER_BATCH: u64 = 500;
 const BATCHES_PER_ROUND: u64 = 200;

@@ -21,10 +21,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
 use hyper::StatusCode;
-use postrider::{
-    adapters::webhook::{HttpWebhook, WebhookSettings},
-    receiver::{Receiver, ReceiverSettings},
-};
+use postrider::receiver::{Receiver, ReceiverSettings};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -33,6 +30,7 @@ use postrider_actors::{
     },
     ports::{Webhook as _, WebhookRequest},
 };
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 

@@ -43,20 +43,18 @@ use tokio::{
 };
 
 use crate::{
-    adapters::{
-        clock::SystemClock,
-        embedded::{InstanceLock, LockError, OpenError},
-        in_flight::{IN_FLIGHT_FILE, InFlightFile},
-    },
     cli::Exit,
+    clock::SystemClock,
     config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, SourceKind, Sqs},
-    listener::Listener,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
 #[cfg(feature = "postgres")]
 pub use postgres::compare;
+use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
+use postrider_net::listener::Listener;
+use postrider_sqlite::{InstanceLock, LockError, OpenError};
 use reign::{End, Parts, Reign};
 use stores::Stores;
 use watch::Watch;

@@ -6,12 +6,9 @@ mod receipt_view;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator, ReceiptOperator, ReceiptViewer},
-    console::{
-        DeadFilter, Operate as _,
-        receipts::{ReceiptFilter, ReceiptView as _},
-    },
+use postrider_actors::ports::console::{
+    DeadFilter, Operate as _,
+    receipts::{ReceiptFilter, ReceiptView as _},
 };
 use postrider_actors::{
     model::ids::MessageId,
@@ -20,6 +17,7 @@ use postrider_actors::{
         conformance::{self, Patience, ReceiptSubject, Subject},
     },
 };
+use postrider_sqlite::{EmbeddedStore, Operator, ReceiptOperator, ReceiptViewer};
 
 async fn make() -> Subject {
     let dir = tempfile::tempdir().unwrap();

@@ -2,9 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator, Viewer},
-    console::{DeadFilter, Delivery, Fate, FileSelector, Operate, Position, Search, View},
+use postrider_actors::ports::console::{
+    DeadFilter, Delivery, Fate, FileSelector, Operate, Position, Search, View,
 };
 use postrider_actors::{
     model::{
@@ -17,6 +16,7 @@ use postrider_actors::{
     ports::{LeaseRequest, LeaseToken, Ledger, Outbox, Queue, Release, Settlement, Want},
     testing::fixtures,
 };
+use postrider_sqlite::{EmbeddedStore, Operator, Viewer};
 use tokio::runtime::Runtime;
 
 const NOW: UnixMs = UnixMs(1_000_000);
@@ -240,10 +240,8 @@ mod dynamodb {
         Builder,
         tls::{Provider, rustls_provider::CryptoMode},
     };
-    use postrider::adapters::{
-        clock::SystemClock,
-        dynamodb::{Console, DynamoSettings, DynamoStore, migrate},
-    };
+    use postrider::clock::SystemClock;
+    use postrider_aws::dynamodb::{Console, DynamoSettings, DynamoStore, migrate};
 
     use postrider_actors::ports::{Claim, ClaimRequest, Claims as _};
 

@@ -14,12 +14,7 @@ use std::{
 use actix::{Actor as _, Addr};
 use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
 use cloud::{Fault, FaultProxy, Rule, Server};
-use postrider::adapters::{
-    aws::AwsSettings,
-    clock::SystemClock,
-    embedded::EmbeddedStore,
-    sqs::{SqsIntake, SqsIntakeSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     flow::{Bells, ProgressBoard},
     metrics::StageMetrics,
@@ -35,6 +30,11 @@ use postrider_actors::{
     reading::FeedDestination,
     supervision::{Drain, Fault as ActorFault},
 };
+use postrider_aws::{
+    AwsSettings,
+    sqs::{SqsIntake, SqsIntakeSettings},
+};
+use postrider_sqlite::EmbeddedStore;
 
 const QUEUE: &str = "inbound";
 const VISIBILITY: Duration = Duration::from_secs(4);

@@ -8,11 +8,7 @@ mod cloud;
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use aws_sdk_cloudwatchlogs::{Client, config::timeout::TimeoutConfig, types::InputLogEvent};
-use postrider::adapters::{
-    aws::{ApiObserver, AwsSettings, CallOutcome, logs_client},
-    clock::SystemClock,
-    receipts::cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -24,6 +20,11 @@ use postrider_actors::{
     },
     ports::{Arrival, Clock as _, Polled, ReceiptLedger as _, ReceiptSource as _, StoreError, Taken},
     testing::{FakeClock, MemoryReceipts, RowReader as _},
+};
+use postrider_aws::{
+    ApiObserver, AwsSettings, CallOutcome,
+    cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
+    logs_client,
 };
 use serde_json::json;
 

@@ -3,11 +3,6 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use postrider::{
-    adapters::receipts::http::{BODY_BYTES_MAX, Credentials, HttpReceipts, HttpSource, RECEIPTS_MAX, Sink},
-    listener::Serving,
-    signature::SigningKey,
-};
 use postrider_actors::{
     flow::Bell,
     metrics::ReceiptMetrics,
@@ -18,6 +13,11 @@ use postrider_actors::{
     ports::{Arrival, Clock as _, ReceiptLedger, SourceCursor, StoreError, Taken},
     testing::{FakeClock, MemoryReceipts, RowReader as _},
 };
+use postrider_http::{
+    receipts::{BODY_BYTES_MAX, Credentials, HttpReceipts, HttpSource, RECEIPTS_MAX, Sink},
+    signature::SigningKey,
+};
+use postrider_net::listener::Serving;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{

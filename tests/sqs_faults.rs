@@ -16,10 +16,7 @@ use std::{
 
 use aws_sdk_sqs::types::Message;
 use cloud::{Fault, Rule};
-use postrider::adapters::{
-    clock::SystemClock,
-    sqs::{SqsQueue, SqsSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     model::{
         batch::Rows,
@@ -34,6 +31,7 @@ use postrider_actors::{
     },
     testing::{FakeClock, MemoryStore, fixtures},
 };
+use postrider_aws::sqs::{SqsQueue, SqsSettings};
 use sqs::{NOW, Queues, settings};
 use tokio::time::{Instant, sleep};
 

@@ -14,13 +14,11 @@ use super::engines::runtime;
 #[cfg(not(all(feature = "aws", feature = "postgres")))]
 use crate::built_in::{Engine, Engines};
 use crate::{
-    adapters::{
-        clock::SystemClock,
-        embedded::{Operator, ReceiptOperator, ReceiptViewer, Viewer},
-    },
+    clock::SystemClock,
     config::{Config, LedgerKind, Profile, ReceiptSource},
-    console::{Operate, View, receipts::ReceiptView},
 };
+use postrider_actors::ports::console::{Operate, View, receipts::ReceiptView};
+use postrider_sqlite::{Operator, ReceiptOperator, ReceiptViewer, Viewer};
 
 /// What is missing. The configuration is refused before this is reached.
 #[cfg(not(all(feature = "aws", feature = "postgres")))]

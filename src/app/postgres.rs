@@ -7,18 +7,18 @@ use postrider_actors::ports::{StoreError, Table};
 
 use super::{StartError, patience::patiently, tables::table_destinations};
 use crate::{
-    adapters::{
-        pg::{BadSettings, Tls},
-        postgres::{
-            self, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
-        },
-        warehouse::{
-            self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse,
-            WarehouseSettings, WarehouseTable,
-        },
-    },
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
-    console::{Finding, Verdict},
+    findings::{Finding, Verdict},
+};
+use postrider_postgres::{
+    BadSettings, Tls,
+    ledger::{
+        self as postgres, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
+    },
+    warehouse::{
+        self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse, WarehouseSettings,
+        WarehouseTable,
+    },
 };
 
 /// What the ledger is called in findings.

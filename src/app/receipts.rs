@@ -13,17 +13,13 @@ use postrider_actors::{
 };
 
 use super::{Machine, StartError, reign::mark};
-use crate::{
-    adapters::{
-        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
-        receipts::{
-            dir::{DirReceipts, DirReceiptsSettings},
-            http::{Credentials, HttpReceipts, HttpSource, Sink},
-        },
-    },
-    config::{self, Config, HttpAuth, Resolved, SourceKind},
-    listener::{Listener, Serving},
+use crate::config::{self, Config, HttpAuth, Resolved, SourceKind};
+use postrider_files::{
+    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    receipts::{DirReceipts, DirReceiptsSettings},
 };
+use postrider_http::receipts::{Credentials, HttpReceipts, HttpSource, Sink};
+use postrider_net::listener::{Listener, Serving};
 
 /// A source that is asked for receipts.
 pub(super) struct PulledSource {

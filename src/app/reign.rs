@@ -35,15 +35,15 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    adapters::{
-        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
-        status_changes::StatusChangeIntake,
-        webhook::{HttpWebhook, WebhookSettings},
-    },
     cli::Exit,
     config::{self, Config, DelayMode, Resolved},
-    listener::Serving,
 };
+use postrider_files::{
+    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    status_changes::StatusChangeIntake,
+};
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use postrider_net::listener::Serving;
 
 /// Everything a tree is built from that may fail to be built.
 pub(super) struct Parts {

@@ -13,10 +13,10 @@ use postrider_actors::{
 
 use super::{StartError, recorded::Recorded};
 use crate::{
-    adapters::embedded::{Backlog, EmbeddedStore, exit_on_fatal},
     config::{LedgerKind, Profile, Resolved},
     telemetry::{Metered, metrics::Metrics},
 };
+use postrider_sqlite::{Backlog, EmbeddedStore, exit_on_fatal};
 
 /// Between two looks at a backlog that is counted across the network.
 const SHARED_LOOK: Duration = Duration::from_secs(15);
@@ -47,7 +47,7 @@ pub(super) struct Carried {
     /// How rates are shared with the other processes.
     pub(super) shares: RateShares,
     #[cfg(feature = "aws")]
-    pub(super) sqs: Arc<crate::adapters::sqs::SqsQueue>,
+    pub(super) sqs: Arc<postrider_aws::sqs::SqsQueue>,
 }
 
 impl Stores {
@@ -108,7 +108,7 @@ impl Stores {
     #[cfg(feature = "aws")]
     pub(super) fn shared<S>(
         store: &Arc<S>,
-        queue: Arc<crate::adapters::sqs::SqsQueue>,
+        queue: Arc<postrider_aws::sqs::SqsQueue>,
         shares: RateShares,
         metrics: &Metrics,
     ) -> Self

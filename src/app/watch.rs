@@ -13,10 +13,10 @@ use postrider_actors::{
 
 use super::{Machine, Stores};
 use crate::{
-    adapters::embedded::Backlog,
     config::{Alarms, Config},
     telemetry::metrics::{Metrics, QueueDepth},
 };
+use postrider_sqlite::Backlog;
 
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);

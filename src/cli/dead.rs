@@ -20,11 +20,8 @@ use super::{
     Exit, print, print_json,
     table::{number, table, text, time},
 };
-use crate::{
-    app::console,
-    config,
-    console::{DeadFilter, DeadLetter, FileSelector, Position, View},
-};
+use crate::{app::console, config};
+use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position, View};
 
 /// Dead letters per read.
 const PAGE: usize = 1_000;

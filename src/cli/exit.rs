@@ -5,10 +5,10 @@ use std::{fmt, io, process::ExitCode};
 use postrider_actors::ports::StoreError;
 
 use crate::{
-    adapters::embedded::{LockError, MigrateError, OpenError},
     config::{ConfigError, Problems},
     telemetry::TelemetryError,
 };
+use postrider_sqlite::{LockError, MigrateError, OpenError};
 
 /// An exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

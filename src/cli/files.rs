@@ -9,7 +9,8 @@ use super::{
     Exit, print, print_json,
     table::{number, table, text},
 };
-use crate::{app::console, config, console::FileSelector};
+use crate::{app::console, config};
+use postrider_actors::ports::console::FileSelector;
 
 /// Show what became of each file, and whether it balances
 ///

@@ -6,7 +6,7 @@ use super::{
     Exit,
     table::{table, text},
 };
-use crate::console::{Finding, Verdict};
+use crate::findings::{Finding, Verdict};
 
 /// The worst decides.
 pub(super) fn exit(findings: &[Finding]) -> Exit {

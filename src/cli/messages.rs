@@ -13,11 +13,11 @@ use super::{Exit, print, print_json, table::time};
 use crate::{
     app::console,
     config::{self, Config},
-    console::{
-        Delivery, Fate, FileSelector, MessageReport, Search, View,
-        receipts::{AppliedReceipt, MessageRow},
-    },
     telemetry::escape,
+};
+use postrider_actors::ports::console::{
+    Delivery, Fate, FileSelector, MessageReport, Search, View,
+    receipts::{AppliedReceipt, MessageRow},
 };
 
 /// Batches per read of a search: what is held back from the store's log at once.

@@ -6,11 +6,11 @@ use serde_json::json;
 
 use super::{findings, print, print_json};
 use crate::{
-    adapters::embedded::{self, OpenError, SCHEMA_VERSION},
     app::engines,
     config::{self, Config, Profile},
-    console::Finding,
+    findings::Finding,
 };
+use postrider_sqlite::{self as embedded, OpenError, SCHEMA_VERSION};
 
 /// Create or update the schema, tables and queues of the configured engines
 ///

@@ -21,12 +21,10 @@ use super::{
 use crate::{
     app::console::{self, RowLedger},
     config::{self, Config},
-    console::{
-        FileSelector,
-        receipts::{
-            GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount,
-        },
-    },
+};
+use postrider_actors::ports::console::{
+    FileSelector,
+    receipts::{GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount},
 };
 
 /// Gaps per read.

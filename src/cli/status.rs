@@ -17,8 +17,8 @@ use super::{
 use crate::{
     app::console,
     config::{self, Config},
-    console::DestinationView,
 };
+use postrider_actors::ports::console::DestinationView;
 
 /// Show files, backlog and rates, per destination
 ///

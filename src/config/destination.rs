@@ -13,7 +13,7 @@ use postrider_settings::{
 use url::Url;
 
 use super::needed_if;
-use crate::adapters::webhook::{self, BadPointer, JsonPointer};
+use postrider_http::webhook::{self, BadPointer, JsonPointer};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
 pub(super) const TEMPLATE_BYTES_MAX: usize = 64 << 10;

@@ -26,11 +26,9 @@ use tokio::net::TcpStream;
 
 pub use self::health::{Health, Phase};
 use self::hosts::{HostRejection, Hosts};
-pub use crate::listener::Serving;
-use crate::{
-    listener::Listener,
-    telemetry::metrics::{self, Metrics},
-};
+use crate::telemetry::metrics::{self, Metrics};
+use postrider_net::listener::Listener;
+pub use postrider_net::listener::Serving;
 
 /// Connections at once: a few scrapers and probes.
 const CONNECTIONS_MAX: u32 = 32;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hyper::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 
-use crate::signature::{self, SignedHead};
+use postrider_http::signature::{self, SignedHead};
 
 /// What a request is answered, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn mix(seed: u64, number: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signature::SigningKey;
+    use postrider_http::signature::SigningKey;
 
     const NOW: u64 = 1_700_000_000;
 

@@ -208,7 +208,7 @@ fn f02_every_failpoint_of_the_product_has_its_test() {
     use crate::{panics, receipts, tables};
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut declared = BTreeSet::new();
-    for sources in ["src", "actors/src"] {
+    for sources in ["src", "actors/src", "adapters"] {
         declared_points(&root.join(sources), &mut declared);
     }
     let own = POINTS.iter().chain(panics::POINTS).chain(QUEUE_POINTS);

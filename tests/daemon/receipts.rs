@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use postrider::signature::SigningKey;
+use postrider_http::signature::SigningKey;
 
 use postrider_actors::model::ids::{FileId, MessageId};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};

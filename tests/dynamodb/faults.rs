@@ -8,10 +8,7 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use postrider::{
-    adapters::dynamodb::{Console, DeadQuery, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate},
-    console::{DeadFilter, FileSelector, Position, View as _},
-};
+use postrider_actors::ports::console::{DeadFilter, FileSelector, Position, View as _};
 use postrider_actors::{
     model::{
         file::FileState,
@@ -26,6 +23,9 @@ use postrider_actors::{
         PageQuery, Release, Settled, Settlement, StoreError,
     },
     testing::{FakeClock, conformance, fixtures},
+};
+use postrider_aws::dynamodb::{
+    Console, DeadQuery, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate,
 };
 
 use super::{

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use postrider::adapters::postgres::PostgresLedger;
 use postrider_actors::{
     model::{state::MessageState, time::UnixMs},
     ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError},
 };
+use postrider_postgres::ledger::PostgresLedger;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{

@@ -8,16 +8,13 @@ use std::{
     time::Duration,
 };
 
-use postrider::{
-    adapters::postgres::{
-        OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants,
-        migrate,
-    },
-    console::receipts::{ReceiptFilter, ReceiptView as _},
-};
+use postrider_actors::ports::console::receipts::{ReceiptFilter, ReceiptView as _};
 use postrider_actors::{
     model::{ids::FileId, record::MessageRecord, state::MessageState, time::UnixMs},
     ports::ReceiptLedger as _,
+};
+use postrider_postgres::ledger::{
+    OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants, migrate,
 };
 
 use crate::{

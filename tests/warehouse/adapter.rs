@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use postrider::adapters::warehouse::{CheckError, CompareLimits, compare};
 use postrider_actors::{
     model::{ids::FileId, table::TableRow},
     ports::{Table, TableError},
@@ -11,6 +10,7 @@ use postrider_actors::{
         conformance::{self, TableSubject},
     },
 };
+use postrider_postgres::warehouse::{CheckError, CompareLimits, compare};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},

@@ -13,7 +13,7 @@ use std::{
 
 use actix::{Actor as _, Addr};
 use async_trait::async_trait;
-use postrider::adapters::clock::SystemClock;
+use postrider::clock::SystemClock;
 use postrider_actors::{
     flow::{Bell, Bells, Gate, ProgressBoard, WorkerSetup},
     metrics::StageMetrics,

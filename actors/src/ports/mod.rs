@@ -7,6 +7,7 @@
 mod archive;
 mod claims;
 mod clock;
+pub mod console;
 mod dispatch;
 mod in_flight;
 mod inbox;
