@@ -5,7 +5,7 @@
 //! Receipts name the provider's id, as the seed's do, and bring a state, a status, a carrier, a response, a time and
 //! a price. Each message gets one receipt in all. Strategies take turns in each round, so that none has the fresh
 //! table or the quiet minute for itself: rates are medians of the rounds, ratios are medians of the ratios within a
-//! round. All but `apply` are told in which partition the messages are.
+//! round. All but `apply` are given the partition of the messages.
 //!
 //! - `case`: the seed's statement, a CASE with an arm per message for each column.
 //! - `unnest`: arrays; rows locked in key order, then UPDATE … FROM.
@@ -368,7 +368,7 @@ impl World {
     }
 }
 
-const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state - 4), receipt_state = i.state, \
+const SET: &str = "state = greatest(m.state, i.state), reported = m.reported | (i.state - 4), receipt_state = i.state, \
                        provider_status = i.status, carrier = i.carrier, response = i.response, \
                        provider_sent_at = i.sent_at, price = i.price";
 
@@ -392,7 +392,7 @@ fn joined(latest: &str, from: &str) -> String {
 }
 
 fn case(latest: &str, receipts: &[Receipt]) -> String {
-    let mut sql = "UPDATE messages SET updated_at = now(), told = 2".to_owned();
+    let mut sql = "UPDATE messages SET updated_at = now(), reported = 2".to_owned();
     let quoted = |text: Option<&str>| format!("'{}'", text.unwrap_or_default().replace('\'', "''"));
     let mut column = |name: &str, value: &dyn Fn(&Receipt) -> String| {
         write!(sql, ", {name} = CASE provider_id").expect("a String takes it");

@@ -49,7 +49,7 @@ fn step(file: &Arc<FileRecord>, first_row: u64, at: UnixMs) -> Append {
 #[derive(Clone, Copy)]
 struct Load {
     name: &'static str,
-    /// Appends under way at once: how many share a commit.
+    /// Appends in flight at once: how many share a commit.
     appends: u64,
     /// Settlements per batch.
     settles: usize,

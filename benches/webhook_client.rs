@@ -149,7 +149,7 @@ fn measure_wrk(url: &str, lua: &Path, args: &Args) -> anyhow::Result<f64> {
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(!text.contains("Non-2xx"), "wrk was refused:\n{text}");
     let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.context("wrk printed no rate")?.trim().parse().context("wrk's rate is no number")
+    rate.context("wrk printed no rate")?.trim().parse().context("wrk's rate is not a number")
 }
 
 /// 200 bytes, as the measurements behind `docs/decisions/0006-http-client.md`.

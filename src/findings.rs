@@ -1,9 +1,9 @@
-//! What trying the engines of a configuration came to.
+//! Findings: the results of trying the engines of a configuration.
 
 /// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// As it has to be.
+    /// As expected.
     Fine,
     /// It works, at a price that the finding names.
     Costly,

@@ -48,7 +48,7 @@ impl RowReader for Rows {
             provider_id: row.provider_id.map(Box::from),
             accepted_at: row.accepted_at,
             at: row.recorded_at,
-            told: row.told,
+            reported: row.reported,
             receipt: row.receipt.map(|receipt| LedgerReceipt {
                 state: receipt.state,
                 at: receipt.at,

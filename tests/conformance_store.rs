@@ -65,7 +65,7 @@ impl RowReader for Rows {
             provider_id: row.provider_id.map(Into::into),
             accepted_at: row.accepted_at,
             at: row.recorded_at,
-            told: row.told,
+            reported: row.reported,
             receipt: row.receipt.map(|receipt| LedgerReceipt {
                 state: receipt.state,
                 at: receipt.at,

@@ -226,7 +226,7 @@ async fn f48_rows_from_sqs_are_stored_once_whatever_the_queue_does() {
     let reports = store.latest_files(10_000).await.unwrap();
     assert!(reports.iter().all(|report| report.is_balanced() && report.state == FileState::Ingested));
     let sum = |count: fn(&FileReport) -> u64| reports.iter().map(count).sum::<u64>();
-    assert_eq!(sum(|report| report.rejected), 40, "each body that is no JSON is one rejected row");
+    assert_eq!(sum(|report| report.rejected), 40, "each body that is not JSON is one rejected row");
     assert_eq!(sum(|report| report.rows), expected.len() as u64 + 40);
 }
 

@@ -184,7 +184,7 @@ impl World {
                 return new;
             }
         }
-        panic!("it does not come to an end: {:?}", self.ledger.cursor("sns").await);
+        panic!("it never ends: {:?}", self.ledger.cursor("sns").await);
     }
 
     fn before(&self, by: Duration) -> UnixMs {

@@ -1,4 +1,4 @@
-//! Adapter settings for databases that speak Postgres, derived from the configuration, and trying them.
+//! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -69,7 +69,7 @@ pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, S
     .await
 }
 
-/// Why a command has no ledger. What may pass is told apart by its type, for the exit code.
+/// Why a command has no ledger. A temporary failure has a type of its own, for the exit code.
 fn not_open(error: OpenError) -> anyhow::Error {
     let cause = match error {
         OpenError::Unreachable(why) => StoreError::Retryable(why).into(),
@@ -193,7 +193,7 @@ pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, S
                 return Err(StartError::Destination { name, problems: error.to_string() });
             }
             Err(CheckError::Unreachable(why)) => {
-                tracing::warn!(destination = name, why, "the table can't be looked up now; its rows wait");
+                tracing::warn!(destination = name, why, "the table can't be checked now; its rows wait");
             }
         }
         tables.push(table);
@@ -234,7 +234,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
-            format!("{name:?} is no destination of kind = \"table\"; there are: {}", known.join(", "))
+            format!("{name:?} is not a destination of kind = \"table\"; there are: {}", known.join(", "))
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);

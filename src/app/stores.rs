@@ -173,7 +173,7 @@ fn open_embedded(state_dir: &Path, evidence: &Evidence) -> Result<Arc<EmbeddedSt
         (batches, Some(messages)) => tracing::warn!(
             batches,
             messages,
-            "an earlier run died with messages in flight: they are sent again in half a minute, the other messages now"
+            "an earlier run died with messages in flight; they are sent again in half a minute, the others now"
         ),
         (batches, None) => tracing::warn!(
             batches,

@@ -212,7 +212,7 @@ pub struct Header {
 /// A static header's value.
 #[derive(Clone, PartialEq, Eq)]
 pub enum HeaderValue {
-    /// As it stands.
+    /// The value itself.
     Literal(String),
     /// Kept elsewhere.
     Secret(SecretSource),
@@ -231,8 +231,8 @@ impl fmt::Debug for HeaderValue {
     }
 }
 
-/// Reads `[destinations.NAME]`. Every key is read whatever the kind, for what stands in `[destinations."*"]`
-/// is for destinations of both.
+/// Reads `[destinations.NAME]`. Every key is read whatever the kind: `[destinations."*"]` sets defaults for
+/// both kinds.
 pub(super) fn destination(section: &mut Section<'_>, name: &str) -> Destination {
     let is_table = KindKeys::read(section).kind == DestinationKind::Table;
     let settings = postrider_settings::Destination::read(section);

@@ -252,7 +252,7 @@ impl Resolver<'_> {
             if pem.contains("-----BEGIN CERTIFICATE-----") {
                 Ok(pem)
             } else {
-                Err("there is no certificate in it: write a file in PEM, -----BEGIN CERTIFICATE-----".into())
+                Err("it holds no certificate: write a file in PEM, -----BEGIN CERTIFICATE-----".into())
             }
         });
         pem.map_err(|advice| {

@@ -124,7 +124,7 @@ impl StoreCall {
     }
 }
 
-/// What a call of a remote service came to.
+/// The outcome of a call to a remote service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
     /// Every item was taken.

@@ -172,7 +172,7 @@ async fn f47_a_stale_index_does_no_harm() {
     assert_eq!((report.destinations["d"].sent, report.destinations["e"].pending()), (3, 3));
 }
 
-/// What could not be read is told from what is not there.
+/// What could not be read is not taken for missing.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
 async fn s3_4_unprocessed_keys_are_asked_for_again_and_told_from_missing_ones() {
@@ -420,8 +420,9 @@ async fn a_late_mark_does_not_hide_what_is_outstanding_again() {
         let Some(Claim::Granted(record)) = claim else { panic!("{claim:?}") };
         let token = LeaseToken { batch: id, fence: record.fence };
         let verdict = Verdict::Retry { attempt: fixtures::failed(NOW), not_before: NOW };
-        let told: Vec<_> = (0..3).map(|index| MessageVerdict { index, drive: 0, attempt, verdict }).collect();
-        assert_eq!(worker.settle(vec![last(token, told)]).await.unwrap(), [Settled::Released]);
+        let verdicts: Vec<_> =
+            (0..3).map(|index| MessageVerdict { index, drive: 0, attempt, verdict }).collect();
+        assert_eq!(worker.settle(vec![last(token, verdicts)]).await.unwrap(), [Settled::Released]);
         assert_eq!(store.mark_dispatched(&[id]).await.unwrap(), [(id, ItemOutcome::Ok)]);
         assert_eq!(due(worker, 9, &[]).await, [id], "attempt {}", attempt + 1);
         assert_eq!(worker.count_outstanding().await, Ok(1));

@@ -129,7 +129,7 @@ async fn drain(ledger: &PostgresLedger) {
 /// Everything that a receipt can change, of every message.
 fn standings(server: &Postgres) -> Vec<Vec<Option<String>>> {
     server.rows(
-        "SELECT file::text, row::text, state::text, told::text, receipt_event::text, carrier \
+        "SELECT file::text, row::text, state::text, reported::text, receipt_event::text, carrier \
            FROM postrider.messages ORDER BY file, row",
     )
 }

@@ -139,7 +139,7 @@ mod tests {
                 settle(&mut record, &open, sent, None);
             }
         }
-        panic!("it does not come to rest");
+        panic!("it never finishes");
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         record.lease("w", Deadline(1), Deadline(0), UnixMs(0), UnixMs(0));
         record.charge(&[1, 3], false);
         record.lease("w", Deadline(1), Deadline(0), UnixMs(0), UnixMs(0));
-        record.charge(&[3, 9], true); // 9 is no message of it
+        record.charge(&[3, 9], true); // 9 is not a message of it
         assert_eq!(record.losses, 0, "the others go at full pace");
         let charges: Vec<_> =
             record.exceptions.iter().map(|(index, e)| (*index, e.losses, e.losses_alone)).collect();

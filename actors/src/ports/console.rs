@@ -1,4 +1,4 @@
-//! What an operator's commands ask of a store, whichever it is, while the daemon runs and while it does not.
+//! What an operator's commands ask of a store, with or without a running daemon.
 //!
 //! Blocking: a command does one thing after the other. Every call is bounded by its arguments, and a walk
 //! over much is made of many calls, so that a slow reader holds nothing up. An engine's adapter
@@ -62,20 +62,20 @@ pub trait View {
     ) -> Result<bool, StoreError>;
 }
 
-/// What commands change, beside the daemon or without it.
+/// What commands change, with or without a running daemon.
 pub trait Operate {
     /// Sends up to `limit` dead letters again that match `filter`; how many. It only makes them due again:
     /// delivery keeps its rates. If it fails, what was redriven before stays so.
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError>;
 
-    /// Lets a destination's messages go again. Whether it was disabled.
+    /// Enables a destination. Whether it was disabled.
     fn enable(&mut self, name: &str) -> Result<bool, StoreError>;
 
-    /// Holds a destination's messages. The first reason stands. The name may be new.
+    /// Disables a destination: its messages are held. The first reason is kept. The name may be new.
     fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError>;
 }
 
-/// Where a walk goes on. Opaque: only the engine that made it reads it. The default is the beginning.
+/// Where a walk continues. Opaque: only the engine that made it reads it. The default is the beginning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position(pub String);
 
@@ -115,7 +115,7 @@ pub struct DestinationView {
     pub counts: DestinationCounts,
     /// Batches that are not due yet; where another queue carries them, all that it has not accepted.
     pub outstanding: u64,
-    /// Batches that are due and wait for a worker; `None` if only the queue could tell, which does not by destination.
+    /// Batches that are due and wait for a worker; `None` if only the queue knows, which does not count by destination.
     pub queued: Option<u64>,
     /// Batches that a worker has, or had when the daemon ended; `None` likewise.
     pub leased: Option<u64>,

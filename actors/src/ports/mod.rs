@@ -53,7 +53,7 @@ pub enum StoreError {
     Unknown(String),
 }
 
-/// What one item of an operation on many came to.
+/// The outcome of one item of an operation on many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {
     /// Done.

@@ -6,7 +6,7 @@ use crate::model::table::TableRow;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TableError {
     /// It may succeed later: no connection, a timeout, a lock, too many statements, or what an operator can
-    /// mend while the rows wait (a missing table, a missing grant). Whether it was done may be unknown: the
+    /// fix while the rows wait (a missing table, a missing grant). Whether it was done may be unknown: the
     /// rows are written again, by the same keys.
     #[error("{0}")]
     Retryable(String),

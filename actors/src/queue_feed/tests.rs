@@ -183,7 +183,7 @@ impl World {
     fn start(&self) -> Running {
         let drain = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(Feed::new(self.setup(), drain.subscribe()).run());
+        tasks.spawn(FeedState::new(self.setup(), drain.subscribe()).run());
         Running { drain, tasks }
     }
 

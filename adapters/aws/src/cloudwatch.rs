@@ -19,7 +19,7 @@ use postrider_actors::{
     model::{
         receipt::EventId,
         receipt_format::{Around, ReadReceipts, ReceiptFormat},
-        receipt_window::{Look, Next, WindowCursor, WindowRule},
+        receipt_window::{Next, PageRequest, WindowCursor, WindowRule},
         time::UnixMs,
     },
     ports::{AckId, Clock, Polled, ReceiptSource, SourceCursor, StoreError},
@@ -132,18 +132,18 @@ impl CloudWatchReceipts {
         self.settings.filter_pattern.as_deref().unwrap_or_default()
     }
 
-    async fn fetch(&self, look: &Look) -> Result<PageOfEvents, Failure> {
+    async fn fetch(&self, request: &PageRequest) -> Result<PageOfEvents, Failure> {
         self.rate.turn().await;
         let call = self
             .client
             .filter_log_events()
-            .log_group_name(&look.group)
+            .log_group_name(&request.group)
             .set_filter_pattern(self.settings.filter_pattern.clone())
-            .start_time(signed(look.start))
+            .start_time(signed(request.start))
             // The service counts the end in.
-            .end_time(signed(look.end) - 1)
+            .end_time(signed(request.end) - 1)
             .limit(self.settings.page_events.clamp(1, PAGE_EVENTS_MAX).cast_signed())
-            .set_next_token(look.token.clone());
+            .set_next_token(request.token.clone());
         let begun = Instant::now();
         let answer = call.send().await.map_err(|error| Failure::of(&error));
         let (outcome, items) = match &answer {
@@ -170,8 +170,8 @@ impl CloudWatchReceipts {
 }
 
 /// Whether the service refused a page's token: it may have expired, or belong to another query.
-fn is_token_refused(look: &Look, failure: &Failure) -> bool {
-    look.token.is_some() && failure.code.as_deref() == Some("InvalidParameterException")
+fn is_token_refused(request: &PageRequest, failure: &Failure) -> bool {
+    request.token.is_some() && failure.code.as_deref() == Some("InvalidParameterException")
 }
 
 fn signed(at: UnixMs) -> i64 {
@@ -202,8 +202,8 @@ impl ReceiptSource for CloudWatchReceipts {
         let mut failed: Vec<String> = Vec::new();
         let mut failure = None;
         while calls < POLL_CALLS_MAX && read.receipts.len() + read.rejects.len() < POLL_RECEIPTS {
-            let look = match at.next(rule, filter, &failed, self.clock.wall()) {
-                Next::Look(look) => look,
+            let request = match at.next(rule, filter, &failed, self.clock.wall()) {
+                Next::Fetch(request) => request,
                 Next::Wait(due_in) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if has_moved || failure.is_some() || left.is_zero() {
@@ -214,27 +214,27 @@ impl ReceiptSource for CloudWatchReceipts {
                 }
             };
             calls += 1;
-            match self.fetch(&look).await {
+            match self.fetch(&request).await {
                 Ok(page) => {
-                    self.read(&look.group, &page.events, &mut read);
-                    at.fetched(&look, page.next_token, filter, self.clock.wall());
+                    self.read(&request.group, &page.events, &mut read);
+                    at.fetched(&request, page.next_token, filter, self.clock.wall());
                     has_moved = true;
                 }
-                Err(refused) if is_token_refused(&look, &refused) => {
-                    tracing::info!(group = %look.group, "a page of log events has expired: its window is read again");
-                    at.forget_page(&look);
+                Err(refused) if is_token_refused(&request, &refused) => {
+                    tracing::info!(group = %request.group, "a page of log events has expired; reading its window again");
+                    at.forget_page(&request);
                     has_moved = true;
                 }
                 Err(other) => {
                     tracing::warn!(
                         source = %self.format.source(),
-                        group = %look.group,
-                        "log events can't be read, the same window is tried again: {}",
+                        group = %request.group,
+                        "log events can't be read; retrying the same window: {}",
                         other.why
                     );
                     // What concerns one group does not keep the others from their turn; what concerns all does.
                     let is_general = other.outcome != CallOutcome::Refused;
-                    failed.push(look.group);
+                    failed.push(request.group);
                     failure.get_or_insert(other);
                     if is_general {
                         break;

@@ -19,10 +19,10 @@ use rand::RngExt as _;
 /// Entries asked for at once: what SQS gives at most.
 const RECEIVE_MAX: usize = 10;
 
-/// Receives under way at once, once it is known that there are entries.
+/// Concurrent receives, once it is known that there are entries.
 const RECEIVES_AT_ONCE: usize = 10;
 
-/// No more is fetched when the bodies in hand have so many bytes. A round may bring ten receives more.
+/// No more is fetched when the held bodies have so many bytes. A round may bring ten receives more.
 const BODIES_BYTES_MAX: usize = 8 << 20;
 
 /// How long entries are gathered at most: they are invisible to others and wait for their commit.
@@ -75,7 +75,7 @@ impl QueueReceipts {
                         bytes += more.iter().map(|entry| entry.body.len()).sum::<usize>();
                         entries.extend(more);
                     }
-                    // What is in hand is not given up for it; the next look tells if it stays so.
+                    // What was received is kept; the next poll fails if the error stays.
                     Err(error) => {
                         tracing::debug!(source = %self.format.source(), %error, "a receive failed");
                         has_failed = true;
@@ -149,7 +149,7 @@ impl ReceiptSource for QueueReceipts {
                 bound *= 2;
             }
         }
-        tracing::warn!(source = %self.format.source(), entries = left.len(), "entries can't be deleted: they come again and are known");
+        tracing::warn!(source = %self.format.source(), entries = left.len(), "entries can't be deleted; their repeats will be recognised");
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Receipts from files that are dropped into a directory.
 //!
 //! Files are taken as a feed takes them, by the same [`Inbox`]: once they are complete, by a rename out of the
-//! dropper's reach; what is no regular file is refused. They are read one after the other, a bounded block at
+//! dropper's reach; what is not a regular file is refused. They are read one after the other, a bounded block at
 //! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
 //! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
@@ -29,7 +29,7 @@ use postrider_actors::{
     model::{
         file::FileReport,
         receipt_format::{ReceiptFileFormat, ReceiptFormat},
-        settle::{SettleRule, Settling, Sighting},
+        stable::{Sighting, StableFiles, StableRule},
         time::MonoMs,
     },
     ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
@@ -39,7 +39,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use file::{OpenFile, Position};
+use file::{FileCursor, OpenFile};
 
 /// Files claimed and not yet read to their end: the others are safe where they are.
 const CLAIMS_MAX: usize = 16;
@@ -69,10 +69,10 @@ pub struct DirReceiptsSettings {
     /// The most receipts of one look; at least 1.
     pub receipts_max: usize,
     /// When a file is complete.
-    pub rule: SettleRule,
+    pub rule: StableRule,
     /// How often the directory is looked at whatever the watch says.
     pub rescan: Duration,
-    /// How long a poll waits for a look that is under way; then it brings nothing.
+    /// How long a poll waits for a running scan; then it brings nothing.
     pub look_max: Duration,
 }
 
@@ -87,7 +87,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     format: ReceiptFormat,
     settings: DirReceiptsSettings,
-    /// Nobody will ask any more: what is under way ends.
+    /// Nobody polls any more: running work ends.
     given_up: AtomicBool,
 }
 
@@ -117,10 +117,10 @@ struct State {
     claimed: VecDeque<ClaimedFile>,
     /// Read to their end and not acknowledged.
     finishing: HashMap<AckId, (ClaimedFile, FileReport)>,
-    settling: Settling,
+    stable_files: StableFiles,
     ready: VecDeque<OsString>,
     refusals: HashSet<OsString>,
-    /// What the watch told.
+    /// What the watch reported.
     complete: Vec<OsString>,
     scan_at: MonoMs,
 }
@@ -139,7 +139,7 @@ impl DirReceipts {
             open: None,
             claimed: VecDeque::new(),
             finishing: HashMap::new(),
-            settling: Settling::new(settings.rule, NAMES_MAX),
+            stable_files: StableFiles::new(settings.rule, NAMES_MAX),
             ready: VecDeque::new(),
             refusals: HashSet::new(),
             complete: Vec::new(),
@@ -246,7 +246,7 @@ impl State {
             Some(open) => open,
             None => match self.claimed.pop_front() {
                 Some(file) => {
-                    let position = cursor.and_then(Position::read);
+                    let position = cursor.and_then(FileCursor::read);
                     OpenFile::open(file, position, shared)?
                 }
                 None => return Ok(None),
@@ -282,19 +282,19 @@ impl State {
         }
     }
 
-    /// How long nothing new is to be expected, unless the watch tells of it.
+    /// How long nothing new is expected unless the watch reports it.
     fn pause(&self, shared: &Shared) -> Duration {
-        let due = self.settling.next_due().map_or(self.scan_at, |due| due.min(self.scan_at));
+        let due = self.stable_files.next_due().map_or(self.scan_at, |due| due.min(self.scan_at));
         due.since(shared.clock.mono()).clamp(PAUSE_MIN, PAUSE_MAX)
     }
 
-    /// Claims complete files, as many as may be in hand.
+    /// Claims complete files, up to the limit on claims.
     fn claim(&mut self, shared: &Shared) {
         let now = shared.clock.mono();
         let complete = std::mem::take(&mut self.complete);
-        let ready = self.settling.observe_change(now, complete.iter().map(OsString::as_os_str));
+        let ready = self.stable_files.observe_change(now, complete.iter().map(OsString::as_os_str));
         self.enqueue(ready);
-        let is_due = now >= self.scan_at || self.settling.next_due().is_some_and(|due| now >= due);
+        let is_due = now >= self.scan_at || self.stable_files.next_due().is_some_and(|due| now >= due);
         if is_due
             && self.ready.len() < SCAN_MAX
             && let Err(error) = self.scan(shared, now)
@@ -308,18 +308,18 @@ impl State {
         {
             match shared.inbox.claim(&name, shared.clock.wall()) {
                 Ok(file) => {
-                    self.settling.forget(&name);
+                    self.stable_files.forget(&name);
                     self.claimed.push_back(file);
                     failpoint!("receipts.claimed");
                 }
-                Err(ClaimError::Gone) => self.settling.forget(&name),
+                Err(ClaimError::Gone) => self.stable_files.forget(&name),
                 Err(ClaimError::Refused(why)) => {
-                    self.settling.hold(&name, now);
+                    self.stable_files.hold(&name, now);
                     self.refuse(shared, name, &why);
                 }
                 Err(ClaimError::Io(error)) => {
-                    if self.settling.hold(&name, now) {
-                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be taken now; it is tried again when it changes, and every minute");
+                    if self.stable_files.hold(&name, now) {
+                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -334,7 +334,7 @@ impl State {
             modified: candidate.modified,
             has_sidecar: candidate.has_sidecar,
         });
-        let ready = self.settling.observe_scan(now, shared.clock.wall(), sightings, scan.truncated);
+        let ready = self.stable_files.observe_scan(now, shared.clock.wall(), sightings, scan.truncated);
         self.enqueue(ready);
         for (name, why) in scan.refused {
             self.refuse(shared, name, &why);
@@ -353,7 +353,7 @@ impl State {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file is refused and stays where it is");
+            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }

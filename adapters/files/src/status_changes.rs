@@ -1,8 +1,8 @@
-//! Status changes as a queue: what receipts and expiry changed is fed back into the pipeline as messages, so
-//! that telling somebody of it has the outbox, retries, signatures and dead letters of any delivery.
+//! Status changes as a queue: what receipts and expiry changed goes back into the pipeline as messages, so that it
+//! is delivered with an outbox, retries, signatures and dead letters like any other message.
 //!
-//! The ledger holds the changes until they are deleted here. What is in hand is remembered in memory alone: a
-//! restart hands out again what was not deleted, and the feed knows it by the entry's id.
+//! The ledger holds the changes until they are deleted here. Which ones are handed out is kept in memory only: a
+//! restart hands out again what was not deleted, and the feed recognises it by the entry's id.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,10 @@ use postrider_actors::{
 };
 use serde::Serialize;
 
-/// How long an entry that was handed out is left alone. The feed extends it.
+/// How long an entry that was handed out stays hidden. The feed extends it.
 const VISIBILITY: Duration = Duration::from_mins(1);
 
-/// How often the ledger is asked while nothing is there.
+/// How often the ledger is asked while it has none.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Changes read from the ledger at once.
@@ -30,7 +30,7 @@ const READ_MAX: usize = 1_000;
 
 /// The body of an entry.
 #[derive(Serialize)]
-struct Body<'a> {
+struct ChangeBody<'a> {
     message_id: String,
     destination: &'a str,
     provider_id: Option<&'a str>,
@@ -51,17 +51,17 @@ pub struct StatusChangeIntake {
 /// What is known of changes.
 #[derive(Default)]
 struct State {
-    /// Read and not in hand.
+    /// Read and not handed out.
     waiting: BTreeMap<u64, StatusChange>,
-    /// In hand.
-    held: BTreeMap<u64, Held>,
+    /// Handed out.
+    held: BTreeMap<u64, HeldChange>,
     /// The greatest number that was read. A change that is committed with a lower one later is found when
     /// reading starts over, which it does whenever there is nothing behind this.
     after: Option<u64>,
     deliveries: u64,
 }
 
-struct Held {
+struct HeldChange {
     change: StatusChange,
     ack: AckId,
     until: MonoMs,
@@ -133,7 +133,7 @@ impl State {
                 // Whether it was handed out before a restart is not known.
                 receives: 0,
             });
-            self.held.insert(number, Held { change, ack, until: now.after(VISIBILITY) });
+            self.held.insert(number, HeldChange { change, ack, until: now.after(VISIBILITY) });
         }
         taken
     }
@@ -144,7 +144,7 @@ impl State {
         }
     }
 
-    /// The change that this delivery is of, if it is in hand by it.
+    /// The change of this delivery, if it is still the current one.
     fn number_of(&self, ack: &AckId) -> Option<u64> {
         let number = number(ack)?;
         self.held.get(&number).filter(|held| held.ack == *ack).map(|_| number)
@@ -163,7 +163,7 @@ fn number(ack: &AckId) -> Option<u64> {
 
 fn body(change: &StatusChange) -> String {
     let at = std::time::UNIX_EPOCH + Duration::from_millis(change.at.0.min(YEAR_9999_MS));
-    let body = Body {
+    let body = ChangeBody {
         message_id: change.id.to_string(),
         destination: &change.destination,
         provider_id: change.provider_id.as_deref(),
@@ -217,7 +217,7 @@ impl Intake for StatusChangeIntake {
         }
         let outcome = |ack: &AckId| match number(ack) {
             Some(_) => ItemOutcome::Ok,
-            None => ItemOutcome::Permanent("this is no delivery of a status change".into()),
+            None => ItemOutcome::Permanent("not a delivery of a status change".into()),
         };
         Ok(acks.iter().map(outcome).collect())
     }
@@ -226,7 +226,7 @@ impl Intake for StatusChangeIntake {
         Ok(self.each(acks, State::release))
     }
 
-    /// How many changes were read and are not told: there may be more in the ledger.
+    /// How many changes were read and are not delivered: there may be more in the ledger.
     async fn depth(&self) -> Result<QueueDepth, StoreError> {
         let state = self.state();
         Ok(QueueDepth { visible: state.waiting.len() as u64, in_flight: state.held.len() as u64, delayed: 0 })

@@ -22,7 +22,7 @@ pub enum SecretError {
     #[error("is empty (expected `whsec_` and base64 of 24 to 64 random bytes)")]
     Empty,
     /// `whsec_` is followed by something else.
-    #[error("starts with `whsec_` but what follows is no base64 (expected base64 of 24 to 64 random bytes)")]
+    #[error("starts with `whsec_` but what follows is not base64 (expected base64 of 24 to 64 random bytes)")]
     NoBase64,
     /// The prefix of the specification's asymmetric keys.
     #[error("is an asymmetric key (`whsk_`, `whpk_`); only `whsec_` secrets are supported")]
@@ -102,11 +102,11 @@ pub const TIMESTAMP_TOLERANCE: Duration = Duration::from_mins(5);
 /// Why a request counts as unsigned. It never holds what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsigned {
-    /// A header is missing, is there twice, or is no text.
-    #[error("`{0}` is missing, is there twice or is no ASCII text")]
+    /// A header is missing, repeated, or not text.
+    #[error("`{0}` is missing, repeated or not ASCII text")]
     Header(&'static str),
-    /// The timestamp is no number.
-    #[error("`webhook-timestamp` is no number of seconds since 1970")]
+    /// The timestamp is not a number.
+    #[error("`webhook-timestamp` is not a number of seconds since 1970")]
     Timestamp,
     /// It was signed too long ago, or will be.
     #[error("`webhook-timestamp` is off by {off_s} s, more than the {} s allowed", TIMESTAMP_TOLERANCE.as_secs())]
@@ -163,7 +163,7 @@ impl Verifier {
         Ok(Self { keys: keys.collect::<Result<_, _>>()? })
     }
 
-    /// Whether there is no secret, so that nothing can be verified.
+    /// Whether it has no secret, so that nothing can be verified.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -235,7 +235,7 @@ mod tests {
         let verifies = |header: &str| key("b").verifies(b"m", b"1", b"x", header);
         assert!(verifies(&format!("v1a,AAAA junk v1,??? {} {good}", signed("a", "m", "1", "x"))));
         assert!(!verifies(&format!("v2{}", &good[2..])), "the version counts");
-        assert!(!verifies(&good[..good.len() - 5]), "a cut tag is none");
+        assert!(!verifies(&good[..good.len() - 5]), "a cut tag does not verify");
         assert!(!verifies("v1,"));
         assert!(!verifies(""));
     }

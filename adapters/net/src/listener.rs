@@ -31,7 +31,7 @@ pub struct Serving {
     connections_max: u32,
 }
 
-/// Tells a connection that it should end.
+/// Signals a connection to end.
 #[derive(Clone, Debug)]
 pub struct Stopped(watch::Receiver<bool>);
 

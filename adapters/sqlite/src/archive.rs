@@ -20,7 +20,7 @@ pub(crate) struct KeptPlace {
 
 /// One step of `Archive::archive`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct ArchiveStep {
     /// How many it archived.
     pub(crate) archived: usize,
     /// How far it looked; the beginning if the next step is to begin anew.
@@ -28,12 +28,17 @@ pub(crate) struct Step {
 }
 
 /// Archives up to `limit` batches beyond `after` that were accepted before `before`.
-pub(crate) fn archive(tx: &Tx<'_>, after: KeptPlace, before: UnixMs, limit: usize) -> Result<Step, TxError> {
+pub(crate) fn archive(
+    tx: &Tx<'_>,
+    after: KeptPlace,
+    before: UnixMs,
+    limit: usize,
+) -> Result<ArchiveStep, TxError> {
     const SQL: &str = select_stored!(
         "INDEXED BY batches_kept LEFT JOIN results r ON r.batch = b.seq
          WHERE b.payload IS NOT NULL AND (b.payload, b.seq) > (?1, ?2) ORDER BY b.payload, b.seq LIMIT ?3"
     );
-    let mut step = Step { archived: 0, looked_until: after };
+    let mut step = ArchiveStep { archived: 0, looked_until: after };
     let mut select = tx.connection.prepare_cached(SQL)?;
     let mut rows = select.query([after.payload, after.batch, int(LOOK_BATCHES_MAX as u64)])?;
     let mut looked_at = 0;

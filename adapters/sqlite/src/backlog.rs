@@ -14,7 +14,7 @@ pub struct Backlog {
     pub queued: u64,
     /// A worker has them.
     pub leased: u64,
-    /// When the one that is due for longest became due, or the next will; `None` if there is none.
+    /// When the oldest due batch became due, or the next one will; `None` without batches.
     pub oldest_due: Option<UnixMs>,
 }
 

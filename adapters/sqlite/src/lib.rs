@@ -162,7 +162,7 @@ fn check_depth(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     if kept != counted {
-        tracing::error!(kept, counted, "the store's depth disagreed with its files; the count is taken");
+        tracing::error!(kept, counted, "the store's depth disagreed with its files; corrected to the count");
         connection.execute("UPDATE counters SET depth = ?1", [counted])?;
     }
     Ok(())

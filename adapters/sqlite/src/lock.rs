@@ -34,8 +34,8 @@ pub enum LockError {
     },
 }
 
-/// Holds the state directory for the life of the process. The kernel lets go of it with the process,
-/// however that ends, so that no stale lock survives a crash.
+/// Holds the state directory for the life of the process. The kernel releases it when the process
+/// ends, however that happens, so that no stale lock survives a crash.
 #[derive(Debug)]
 pub struct InstanceLock {
     _file: File,

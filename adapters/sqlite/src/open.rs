@@ -18,7 +18,7 @@ const APPLICATION_ID: i32 = 0x5074_7264;
 /// 3.51.3 fixed a rare loss of committed frames when a WAL is reset under two connections.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// Not decided by speed: `benches/store.rs` could not tell 4, 8 and 16 KiB apart. Larger pages need fewer
+/// Not decided by speed: `benches/store.rs` found no difference between 4, 8 and 16 KiB. Larger pages need fewer
 /// of them for a payload, smaller ones less log for a commit of little; this is the middle.
 const PAGE_BYTES: u32 = 8192;
 
@@ -36,20 +36,20 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// There is none yet.
+    /// It does not exist yet.
     #[error(
         "there is no store at {}; is state.dir right, and has `postrider run` been started once?", .0.display()
     )]
     Missing(PathBuf),
-    /// It is no database of ours.
+    /// It is not one of our databases.
     #[error(
-        "{} is no Postrider database (application id {found:#x}, expected {APPLICATION_ID:#x}); it was left \
+        "{} is not a Postrider database (application id {found:#x}, expected {APPLICATION_ID:#x}); it was left \
          untouched: give Postrider a state.dir of its own", path.display()
     )]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What stands where our application id should.
+        /// Its application id.
         found: i32,
     },
     /// It is damaged. Never repaired or recreated unasked (F15).

@@ -10,7 +10,7 @@ use postrider_actors::ports::console::{DeadFilter, Operate};
 
 use super::{
     open::{self, Access, OpenError},
-    redrive::{self, Place, REDRIVE_STEP},
+    redrive::{self, REDRIVE_STEP, RedriveCursor},
     tx::{Caches, Tx, TxError},
 };
 
@@ -64,7 +64,7 @@ impl Operator {
 impl Operate for Operator {
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
         let mut redriven = 0;
-        let mut place = Place::default();
+        let mut place = RedriveCursor::default();
         while redriven < limit {
             let most = REDRIVE_STEP.min(limit - redriven);
             let step = self.transact(|tx| redrive::redrive(tx, filter, place, most, now))?;

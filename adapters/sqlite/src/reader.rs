@@ -11,18 +11,18 @@ use super::tx::{Caches, TxError};
 /// Reads that wait for the reader; callers beyond that wait for a place.
 const QUEUE_READS_MAX: usize = 64;
 
-type Job = Box<dyn FnOnce(&Connection, &mut Caches) + Send>;
+type ReadJob = Box<dyn FnOnce(&Connection, &mut Caches) + Send>;
 
 /// Hands reads to the reader's thread.
 #[derive(Clone)]
 pub(crate) struct Reader {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<ReadJob>,
 }
 
 impl Reader {
     /// Starts the thread. It ends when the last `Reader` is dropped.
     pub(crate) fn start(connection: Connection) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_READS_MAX);
+        let (jobs, mut queue) = mpsc::channel::<ReadJob>(QUEUE_READS_MAX);
         let thread = thread::Builder::new().name("store-reader".into()).spawn(move || {
             let mut caches = Caches::default();
             while let Some(job) = queue.blocking_recv() {
@@ -38,7 +38,7 @@ impl Reader {
         read: impl FnOnce(&Connection, &mut Caches) -> Result<T, TxError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection, caches| {
+        let job: ReadJob = Box::new(move |connection, caches| {
             let found = read(connection, caches).map_err(|error| error.to_store_error());
             let _ = reply.send(found);
         });

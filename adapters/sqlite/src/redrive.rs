@@ -19,15 +19,15 @@ pub(crate) const REDRIVE_STEP: usize = 2_000;
 
 /// Where in the order of dead letters (file, destination, row) a walk stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place(i64, i64, i64);
+pub(crate) struct RedriveCursor(i64, i64, i64);
 
-impl Place {
+impl RedriveCursor {
     /// As an opaque position.
     fn position(self) -> Position {
         Position(format!("{}.{}.{}", self.0, self.1, self.2))
     }
 
-    /// Reads back what [`Place::position`] made.
+    /// Reads back what [`RedriveCursor::position`] made.
     pub(crate) fn read(position: &Position) -> Result<Self, TxError> {
         if position.0.is_empty() {
             return Ok(Self::default());
@@ -35,7 +35,7 @@ impl Place {
         let numbers: Vec<i64> = position.0.split('.').map_while(|number| number.parse().ok()).collect();
         match numbers[..] {
             [file, destination, row] => Ok(Self(file, destination, row)),
-            _ => Err(TxError::Refused(format!("{:?} is no position among dead letters", position.0))),
+            _ => Err(TxError::Refused(format!("{:?} is not a position among dead letters", position.0))),
         }
     }
 }
@@ -47,7 +47,7 @@ impl Place {
 fn condition(
     connection: &Connection,
     filter: &DeadFilter,
-    mut place: Place,
+    mut place: RedriveCursor,
 ) -> Result<(String, Vec<Value>), TxError> {
     let mut sql = String::from("(d.file, d.destination, d.row) > (?, ?, ?)");
     let mut more: Vec<Value> = Vec::new();
@@ -69,7 +69,7 @@ fn condition(
                 "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM files WHERE {column} = ?"
             ))?
             .query_row([&value], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        place = place.max(Place(first, 0, 0));
+        place = place.max(RedriveCursor(first, 0, 0));
         and("d.file <= ?", Some(Value::Integer(last)));
         and(&format!("+d.file IN (SELECT seq FROM files WHERE {column} = ?)"), Some(value));
     }
@@ -88,7 +88,7 @@ fn condition(
 pub(crate) fn select(
     connection: &Connection,
     filter: &DeadFilter,
-    place: Place,
+    place: RedriveCursor,
     limit: usize,
 ) -> Result<Vec<DeadLetter>, TxError> {
     let (condition, mut values) = condition(connection, filter, place)?;
@@ -105,7 +105,7 @@ pub(crate) fn select(
     while let Some(row) = rows.next()? {
         let (reason, cause): (u8, u8) = (row.get(9)?, row.get(10)?);
         letters.push(DeadLetter {
-            position: Place(row.get(0)?, row.get(1)?, row.get(2)?).position(),
+            position: RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?).position(),
             file: FileId(row.get(3)?),
             file_name: row.get(4)?,
             destination: row.get(5)?,
@@ -130,13 +130,13 @@ fn newer(what: &str, byte: u8) -> TxError {
 
 /// One step of a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct RedriveStep {
     /// How many dead letters it looked at.
     pub(crate) looked_at: usize,
     /// How many of them are to be sent again.
     pub(crate) redriven: usize,
     /// Where the last of them stands.
-    pub(crate) looked_until: Place,
+    pub(crate) looked_until: RedriveCursor,
 }
 
 /// Sends up to `limit` dead letters after `place` again: same ids, same bodies, a new round of delivery in the same
@@ -144,30 +144,30 @@ pub(crate) struct Step {
 pub(crate) fn redrive(
     tx: &mut Tx<'_>,
     filter: &DeadFilter,
-    place: Place,
+    place: RedriveCursor,
     limit: usize,
     now: UnixMs,
-) -> Result<Step, TxError> {
+) -> Result<RedriveStep, TxError> {
     let (condition, mut values) = condition(tx.connection, filter, place)?;
     values.push(Value::Integer(int(limit as u64)));
-    let found: Vec<(Place, i64)> = tx
+    let found: Vec<(RedriveCursor, i64)> = tx
         .connection
         .prepare_cached(&format!(
             "SELECT d.file, d.destination, d.row, d.batch FROM dead d
              WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
         ))?
         .query_map(rusqlite::params_from_iter(values), |row| {
-            Ok((Place(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
+            Ok((RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
         })?
         .collect::<Result<_, _>>()?;
     let looked_until = found.last().map_or(place, |(place, _)| *place);
-    let mut step = Step { looked_at: found.len(), redriven: 0, looked_until };
+    let mut step = RedriveStep { looked_at: found.len(), redriven: 0, looked_until };
     // The rows of a batch are neighbours.
     for group in found.chunk_by(|(_, left), (_, right)| left == right) {
         let mut stored = Stored::by_seq(tx.connection, group[0].1)?;
         let rows = stored.rows()?;
         let mut indexes = Vec::with_capacity(group.len());
-        for (Place(_, _, row), _) in group {
+        for (RedriveCursor(_, _, row), _) in group {
             let index = rows.find(uint(*row)).ok_or_else(|| {
                 TxError::Refused(format!(
                     "dead letters can't be redriven: batch {} has no row {row}",

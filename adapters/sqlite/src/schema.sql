@@ -167,7 +167,7 @@ CREATE TABLE messages (
     file        INTEGER NOT NULL,       -- ledger_files
     row         INTEGER NOT NULL,
     destination INTEGER NOT NULL,
-    state       INTEGER NOT NULL,       -- model::state::MessageState: the maximum of all it was told
+    state       INTEGER NOT NULL,       -- model::state::MessageState: the maximum of all reports
     recorded    INTEGER NOT NULL,       -- what delivery said: 1 retrying, 2 dead, 3 sent
     attempts    INTEGER NOT NULL,
     status      INTEGER NOT NULL,       -- HTTP status of the last, 0: no answer
@@ -178,7 +178,7 @@ CREATE TABLE messages (
     accepted_at INTEGER NOT NULL,
     recorded_at INTEGER NOT NULL,       -- when the last attempt ended
     updated_at  INTEGER NOT NULL,
-    told        INTEGER NOT NULL DEFAULT 0, -- 1: it was told of a failure, 2: of a delivery
+    reported    INTEGER NOT NULL DEFAULT 0, -- final states that receipts reported, 1: failed, 2: delivered
     -- The greatest receipt; NULL until there was one.
     receipt_state    INTEGER,
     receipt_at       INTEGER,           -- NULL: the provider left it out
@@ -253,7 +253,7 @@ CREATE TABLE receipt_rejects (
 ) STRICT;
 CREATE INDEX receipt_rejects_by_age ON receipt_rejects (at);
 
--- New states that somebody is to be told of. AUTOINCREMENT: no number is given twice.
+-- Status changes that are to be delivered. AUTOINCREMENT: no number is given twice.
 CREATE TABLE status_changes (
     number      INTEGER PRIMARY KEY AUTOINCREMENT,
     file        BLOB NOT NULL,          -- 16 bytes: the change outlives the row

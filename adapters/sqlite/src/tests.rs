@@ -338,10 +338,10 @@ async fn damage_met_at_work_is_fatal_and_nothing_is_acknowledged_after_it() {
     drop(database);
 
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let told = seen.clone();
+    let log = seen.clone();
     let store = EmbeddedStore::open(
         dir.path(),
-        Arc::new(move |error: &str| told.lock().unwrap().push(error.to_owned())),
+        Arc::new(move |error: &str| log.lock().unwrap().push(error.to_owned())),
     )
     .unwrap();
     let step = fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW);

@@ -49,7 +49,7 @@ impl TxError {
         )
     }
 
-    /// What the caller of a port is told.
+    /// The error for the caller of a port.
     pub(crate) fn to_store_error(&self) -> StoreError {
         let text = self.to_string();
         let Self::Sqlite(error) = self else { return StoreError::Permanent(text) };

@@ -1,4 +1,4 @@
-//! What an operator is told.
+//! What an operator sees.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -71,23 +71,23 @@ fn only(reports: Vec<MessageReport>, destination: &str) -> Delivery {
 }
 
 #[tokio::test]
-async fn a_message_s_whole_way_is_told() {
+async fn a_message_s_whole_way_is_delivery_now() {
     let dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
     let file = fixtures::file("f", 1, &["d", "e"]);
     store.append(fixtures::step_without(&file, 1..=5, &[3], &[4], NOW)).await.unwrap();
     let mut viewer = Viewer::open(dir.path()).unwrap();
     let id = MessageId { file: file.id, row: 1 };
-    let mut told = || only(viewer.message(id).unwrap(), "d");
+    let mut delivery_now = || only(viewer.message(id).unwrap(), "d");
     let at = |ms| UnixMs(NOW.0 + ms);
 
-    let delivery = told();
+    let delivery = delivery_now();
     assert_eq!((delivery.state, delivery.recipient.as_deref()), (MessageState::Accepted, Some("user-1")));
     assert_eq!(delivery.not_before, Some(NOW));
 
     let first = lease(&store, "d", NOW).await;
     settle(&store, &first, Verdict::Retry { attempt: fixtures::failed(at(1)), not_before: at(50) }).await;
-    let delivery = told();
+    let delivery = delivery_now();
     assert_eq!((delivery.state, delivery.not_before), (MessageState::Retrying, Some(at(50))));
     assert_eq!(delivery.failed, [fixtures::failed(at(1))]);
     assert_eq!((delivery.sent, delivery.cause), (None, None));
@@ -95,7 +95,7 @@ async fn a_message_s_whole_way_is_told() {
     let second = lease(&store, "d", at(50)).await;
     let attempt = fixtures::failed(at(60));
     settle(&store, &second, Verdict::Dead { attempt, cause: DeathCause::Attempts }).await;
-    let delivery = told();
+    let delivery = delivery_now();
     assert_eq!((delivery.state, delivery.cause), (MessageState::Dead, Some(DeathCause::Attempts)));
     assert_eq!(delivery.failed, [fixtures::failed(at(1)), attempt]);
     assert_eq!(delivery.not_before, None);
@@ -107,13 +107,13 @@ async fn a_message_s_whole_way_is_told() {
 
     let mut operator = Operator::open(dir.path()).unwrap();
     assert_eq!(operator.redrive(&DeadFilter::default(), 9, at(100)).unwrap(), 1);
-    let delivery = told();
+    let delivery = delivery_now();
     assert_eq!((delivery.state, delivery.drive), (MessageState::Retrying, 1));
     assert_eq!((delivery.accepted_at, delivery.not_before), (at(100), Some(at(100))));
     assert_eq!(delivery.failed.len(), 2, "a redrive forgets no attempt");
     let third = lease(&store, "d", at(100)).await;
     settle(&store, &third, Verdict::Sent { at: at(130), status: 202 }).await;
-    let delivery = told();
+    let delivery = delivery_now();
     assert_eq!((delivery.state, delivery.sent), (MessageState::Sent, Some((202, at(130)))));
     assert_eq!(delivery.failed.len(), 2);
 

@@ -1,4 +1,4 @@
-//! What an operator's commands read, while the daemon runs and while it does not. Every query is a
+//! What an operator's commands read, with or without a running daemon. Every query is a
 //! snapshot of its own and bounded, so that a slow reader does not keep the log from being reused.
 
 use std::{
@@ -28,7 +28,7 @@ use super::{
     archive::KeptPlace,
     messages,
     open::{self, Access, OpenError},
-    redrive::{self, Place},
+    redrive::{self, RedriveCursor},
     reports,
     tx::{Caches, TxError, int, uint},
 };
@@ -143,7 +143,8 @@ impl View for Viewer {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         answer(
-            Place::read(position).and_then(|place| redrive::select(&self.connection, filter, place, limit)),
+            RedriveCursor::read(position)
+                .and_then(|place| redrive::select(&self.connection, filter, place, limit)),
         )
     }
 

@@ -46,17 +46,17 @@ pub fn exit_on_fatal() -> OnFatal {
 }
 
 /// A write that waits for its turn and for its commit.
-trait Job: Send {
+trait WriteJob: Send {
     /// Runs in a transaction. May run again after a rollback.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), TxError>;
-    /// Answers after the commit, or with why there was none.
+    /// Answers after the commit, or with the reason why it failed.
     fn answer(self: Box<Self>, committed: Result<(), StoreError>);
     /// Payload bytes that it brings.
     fn bytes(&self) -> usize;
     fn durability(&self) -> Durability;
 }
 
-struct Call<F, T> {
+struct WriteCall<F, T> {
     run: F,
     done: Option<T>,
     bytes: usize,
@@ -64,7 +64,7 @@ struct Call<F, T> {
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<F, T> Job for Call<F, T>
+impl<F, T> WriteJob for WriteCall<F, T>
 where
     F: FnMut(&mut Tx<'_>) -> Result<T, TxError> + Send,
     T: Send,
@@ -92,7 +92,7 @@ where
 /// Hands writes to the writer's thread.
 #[derive(Clone)]
 pub(crate) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
+    jobs: mpsc::Sender<Box<dyn WriteJob>>,
 }
 
 impl Writer {
@@ -116,7 +116,7 @@ impl Writer {
         run: impl FnMut(&mut Tx<'_>) -> Result<T, TxError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Call { run, done: None, bytes, durability, reply });
+        let job = Box::new(WriteCall { run, done: None, bytes, durability, reply });
         self.jobs.send(job).await.map_err(|_| StoreError::Retryable("the store is closed".into()))?;
         answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the store stopped".into())))
     }
@@ -134,7 +134,7 @@ struct Thread {
 struct Fatal;
 
 impl Thread {
-    fn work(mut self, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+    fn work(mut self, mut queue: mpsc::Receiver<Box<dyn WriteJob>>) {
         while let Some(first) = queue.blocking_recv() {
             let mut bytes = first.bytes();
             let (mut synced, mut unsynced): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
@@ -155,7 +155,7 @@ impl Thread {
                 .and_then(|()| self.commit(synced, Durability::Synced))
                 .and_then(|()| self.checkpoint(CHECKPOINT_PAGES));
             if done.is_err() {
-                // Whoever waits is told `Unknown` by the dropped replies.
+                // Callers that wait get `Unknown`: their replies are dropped.
                 return;
             }
         }
@@ -164,7 +164,7 @@ impl Thread {
     }
 
     /// Commits a group. If one job fails, the group is taken apart so that it fails alone.
-    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, durability: Durability) -> Result<(), Fatal> {
+    fn commit(&mut self, mut jobs: Vec<Box<dyn WriteJob>>, durability: Durability) -> Result<(), Fatal> {
         if jobs.is_empty() {
             return Ok(());
         }
@@ -185,7 +185,7 @@ impl Thread {
         Ok(())
     }
 
-    fn transact(&mut self, jobs: &mut [Box<dyn Job>], durability: Durability) -> Result<(), TxError> {
+    fn transact(&mut self, jobs: &mut [Box<dyn WriteJob>], durability: Durability) -> Result<(), TxError> {
         self.set_synced(durability == Durability::Synced)?;
         let done = self.run(jobs);
         if done.is_err() {
@@ -198,7 +198,7 @@ impl Thread {
         done
     }
 
-    fn run(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), TxError> {
+    fn run(&mut self, jobs: &mut [Box<dyn WriteJob>]) -> Result<(), TxError> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let mut tx = Tx::new(&self.connection, &mut self.caches);
         for job in jobs {
@@ -239,7 +239,7 @@ impl Thread {
             Err(error) if error.is_fatal() => Err(self.fatal(&error)),
             // A full disk: the log goes on, and the next round tries again.
             Err(error) => {
-                tracing::warn!(%error, "the store's log could not be moved into the database; trying again");
+                tracing::warn!(%error, "the store's log could not be moved into the database; retrying");
                 thread::sleep(Duration::from_millis(10));
                 Ok(())
             }

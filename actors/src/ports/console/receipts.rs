@@ -6,7 +6,7 @@ use crate::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, ReceiptFacts, ReceiptKey, RejectedText, Told},
+        receipt::{EventId, ReceiptFacts, ReceiptKey, RejectedText, ReportedStates},
         state::MessageState,
         time::UnixMs,
     },
@@ -86,7 +86,7 @@ pub struct MessageRow {
     pub recorded: MessageState,
     /// How many attempts it had.
     pub attempts: u32,
-    /// The last answer's HTTP status, 0 if there was none.
+    /// The last answer's HTTP status, 0 without an answer.
     pub status: u16,
     /// Why the last attempt failed, if it did.
     pub reason: Option<Reason>,
@@ -100,8 +100,8 @@ pub struct MessageRow {
     pub recorded_at: UnixMs,
     /// When anything of this last changed.
     pub updated_at: UnixMs,
-    /// Which final states receipts told of.
-    pub told: Told,
+    /// Which final states receipts reported.
+    pub reported: ReportedStates,
     /// The greatest of its receipts, if there was one.
     pub receipt: Option<AppliedReceipt>,
 }

@@ -10,7 +10,7 @@ use std::{
 
 use postrider_actors::{
     failpoint,
-    model::{settle::NameKind, time::UnixMs},
+    model::{stable::NameKind, time::UnixMs},
     ports::{ClaimError, ClaimedFile, Expected},
 };
 use rustix::{fs::Stat, io::Errno};
@@ -57,7 +57,7 @@ pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result
     Ok(note(&home, name, now, expected, &taken)?)
 }
 
-/// Looks at what stands at `name` without touching anything but a regular file; `None` if nothing does.
+/// Looks at `name` without touching anything but a regular file; `None` if it does not exist.
 fn inspect(feed: &Dir, name: &OsStr) -> Result<Option<Stat>, ClaimError> {
     let refuse = |stat: &Stat| objection(stat).map(|why| ClaimError::Refused(why.to_owned()));
     let Some(stat) = feed.stat(name)? else { return Ok(None) };
@@ -312,7 +312,7 @@ impl Note {
     }
 }
 
-/// The claims of an earlier run, after those that a crash interrupted were mended.
+/// The claims of an earlier run, after those that a crash interrupted were repaired.
 pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
     let feed = inbox.directory()?;
     if feed.stat(STAGING)?.is_some() {

@@ -77,7 +77,7 @@ impl Dir {
         escaped(&self.path_of(name))
     }
 
-    /// What stands at `name`, links not followed; `None` if nothing does.
+    /// The entry `name`, links not followed; `None` if it does not exist.
     pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> io::Result<Option<Stat>> {
         let name = name.as_ref();
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -93,7 +93,7 @@ impl Dir {
         rustix::fs::openat(&self.fd, name.as_ref(), flags, Mode::empty()).map(File::from)
     }
 
-    /// Reads a small file; `None` if there is none, an error if it holds more than `max` bytes.
+    /// Reads a small file; `None` if it does not exist, an error if it holds more than `max` bytes.
     pub(super) fn read_small(&self, name: impl AsRef<OsStr>, max: u64) -> io::Result<Option<Vec<u8>>> {
         let name = name.as_ref();
         let doing = || self.at(name);
@@ -140,7 +140,7 @@ impl Dir {
         rustix::fs::renameat(&self.fd, name.as_ref(), &to.fd, new.as_ref())
     }
 
-    /// Moves `name` to `new` in `to` unless something stands there (`EXIST`).
+    /// Moves `name` to `new` in `to` unless that exists (`EXIST`).
     pub(super) fn rename_new(
         &self,
         name: impl AsRef<OsStr>,
@@ -161,12 +161,12 @@ impl Dir {
         }
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file; one that is not there is not an error.
     pub(super) fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         self.unlink(name.as_ref(), AtFlags::empty())
     }
 
-    /// Removes an empty directory; one that is not there is no error.
+    /// Removes an empty directory; one that is not there is not an error.
     pub(super) fn remove_dir(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         self.unlink(name.as_ref(), AtFlags::REMOVEDIR)
     }
@@ -217,6 +217,6 @@ pub(super) fn objection(stat: &Stat) -> Option<&'static str> {
         FileType::Fifo => Some("it is a FIFO"),
         FileType::CharacterDevice | FileType::BlockDevice => Some("it is a device"),
         FileType::Socket => Some("it is a socket"),
-        FileType::Unknown => Some("it is no regular file"),
+        FileType::Unknown => Some("it is not a regular file"),
     }
 }

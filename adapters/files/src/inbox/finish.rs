@@ -26,9 +26,9 @@ const PLACE_BYTES_MAX: usize = NAME_BYTES_MAX - ".".len() - ".report.json.012345
 const REPORT_BYTES_MAX: u64 = 16 << 20;
 
 /// The name that a file and what belongs to it have in `done/` or `failed/`.
-pub(super) struct Place(String);
+pub(super) struct FinishedName(String);
 
-impl Place {
+impl FinishedName {
     fn report(&self) -> String {
         format!("{}.report.json", self.0)
     }
@@ -51,7 +51,7 @@ pub(super) fn target(inbox: &DirectoryInbox, report: &FileReport) -> io::Result<
 /// Finds the place of a file, or reserves one by writing its report there. A name that another file has
 /// taken gets the start of the file id behind it. Found by name and id, so a repetition after a crash, or a
 /// day later, finds the same place.
-pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<Place> {
+pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<FinishedName> {
     let id = report.file.id;
     let hex = id.to_string();
     for suffix in [String::new(), format!(".{}", &hex[..8]), format!(".{hex}")] {
@@ -59,8 +59,8 @@ pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<
         while !name.is_char_boundary(length) {
             length -= 1;
         }
-        // Long names that differ only behind the cut are told apart by the suffix, like equal ones.
-        let place = Place(format!("{}{suffix}", &name[..length]));
+        // The suffix keeps long names that differ only behind the cut apart, like equal ones.
+        let place = FinishedName(format!("{}{suffix}", &name[..length]));
         if let Some(ours) = is_ours(dir, &place, id)? {
             if ours {
                 return Ok(place);
@@ -79,19 +79,19 @@ pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<
     Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 
-/// Whose a place is; `None` if it is nobody's.
-fn is_ours(dir: &Dir, place: &Place, id: FileId) -> io::Result<Option<bool>> {
+/// Whether a place is this file's; `None` if it is free.
+fn is_ours(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Option<bool>> {
     /// All that is needed of a report.
     #[derive(serde::Deserialize)]
-    struct Head {
+    struct ReportHead {
         id: FileId,
     }
     let has_file = dir.stat(&place.0)?.is_some();
     match dir.read_small(place.report(), REPORT_BYTES_MAX) {
         Ok(None) => Ok(has_file.then_some(false)),
-        Ok(Some(bytes)) => Ok(Some(match serde_json::from_slice::<Head>(&bytes) {
+        Ok(Some(bytes)) => Ok(Some(match serde_json::from_slice::<ReportHead>(&bytes) {
             Ok(head) => head.id == id,
-            // A power cut before the report was synced. If no file came to stand there, the place is free.
+            // A power cut before the report was synced. Without a file there, the place is free.
             Err(_) => !has_file,
         })),
         // Something that is no report has its name.
@@ -101,7 +101,7 @@ fn is_ours(dir: &Dir, place: &Place, id: FileId) -> io::Result<Option<bool>> {
 }
 
 /// Writes a report under a hidden name.
-fn write_hidden(dir: &Dir, place: &Place, report: &FileReport, sync: bool) -> io::Result<String> {
+fn write_hidden(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool) -> io::Result<String> {
     // Two files may compete for one place.
     let hidden = format!(".{}.{}", place.report(), &report.file.id.to_string()[..8]);
     let mut text = serde_json::to_vec_pretty(&report.view()?)?;
@@ -110,12 +110,12 @@ fn write_hidden(dir: &Dir, place: &Place, report: &FileReport, sync: bool) -> io
     Ok(hidden)
 }
 
-fn write_report(dir: &Dir, place: &Place, report: &FileReport, sync: bool) -> io::Result<()> {
+fn write_report(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool) -> io::Result<()> {
     let hidden = write_hidden(dir, place, report, sync)?;
     dir.rename(hidden, dir, place.report()).map_err(|error| cant_write(dir, place, error))
 }
 
-fn cant_write(dir: &Dir, place: &Place, error: Errno) -> io::Error {
+fn cant_write(dir: &Dir, place: &FinishedName, error: Errno) -> io::Error {
     while_doing(error, format_args!("can't write {}", dir.at(place.report())))
 }
 
@@ -136,7 +136,7 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
     claim::release(inbox, path)
 }
 
-/// Moves a file, to another file system too; one that vanished is no error.
+/// Moves a file, to another file system too; one that vanished is not an error.
 fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
     match home.rename(name, dir, new) {
         Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(()),

@@ -71,7 +71,7 @@ pub struct InboxConfig {
 pub struct DirectoryInbox {
     config: InboxConfig,
     claimed: Dir,
-    watch: watch::Watch,
+    watch: watch::DirWatch,
     /// A scan that was cut short, to be continued by the next.
     walk: Mutex<Option<rustix::fs::Dir>>,
     /// Numbers claims of the same millisecond.
@@ -96,7 +96,7 @@ impl DirectoryInbox {
         let claimed =
             Dir::open(&config.state_dir)?.make_child("claimed", 0o700)?.make_child(&config.feed, 0o700)?;
         Ok(Self {
-            watch: watch::Watch::new(&config.directory),
+            watch: watch::DirWatch::new(&config.directory),
             walk: Mutex::new(None),
             claims: AtomicU64::new(0),
             claimed,
@@ -109,7 +109,7 @@ impl DirectoryInbox {
         Dir::open(&self.config.directory)
     }
 
-    /// The header of a CSV file as it stands there; `None` for other formats, and for a file that has none
+    /// The header line of a CSV file, unchanged; `None` for other formats, and for a file that has none
     /// or is gone.
     fn header(&self, file: &ClaimedFile) -> io::Result<Option<Vec<u8>>> {
         if !matches!(self.config.format, Format::Csv { .. }) {
@@ -222,7 +222,7 @@ fn fingerprint(stat: &Stat) -> [u64; 5] {
 }
 
 /// When a file last changed in content, owner, permissions or name. Unlike its mtime nobody can set it, and
-/// a file whose permissions were mended counts as changed (F28).
+/// a file whose permissions were fixed counts as changed (F28).
 fn changed_nanos(stat: &Stat) -> u64 {
     nanos(stat.st_ctime, stat.st_ctime_nsec)
 }

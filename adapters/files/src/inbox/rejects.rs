@@ -1,4 +1,4 @@
-//! `NAME.rejects.csv`: the rejected rows with their reasons, for a person to mend and drop again.
+//! `NAME.rejects.csv`: the rejected rows with their reasons, for a person to fix and drop again.
 //!
 //! The header is `row,line,reason,raw`. For a CSV feed the first record is `0,1,header,<the file's header
 //! line>`, so that the rows keep their columns when they are dropped again.

@@ -100,7 +100,7 @@ impl Read for Capped {
 }
 
 impl Capped {
-    /// Tells a disk that fails from a file that is damaged: the first may pass, the second won't.
+    /// Separates a failing disk from a damaged file: the first may pass, the second won't.
     fn explain(&self, error: io::Error) -> io::Error {
         if error.kind() == io::ErrorKind::Interrupted || self.broken.load(Ordering::Relaxed) {
             return error;

@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, sync::PoisonError};
 
 use postrider_actors::{
-    model::{settle::NameKind, time::UnixMs},
+    model::{stable::NameKind, time::UnixMs},
     ports::{Candidate, Scan},
 };
 use rustix::fs::FileType;

@@ -12,7 +12,7 @@ pub(super) const SIDECAR_BYTES_MAX: u64 = 4096;
 /// line that `sha256sum` prints. Anything else is refused with the reason: a promise that is not
 /// understood must not be taken for one that is kept.
 pub(super) fn parse(name: &OsStr, bytes: &[u8]) -> Result<Expected, String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "its sidecar is no UTF-8 text".to_owned())?;
+    let text = std::str::from_utf8(bytes).map_err(|_| "its sidecar is not UTF-8 text".to_owned())?;
     let lines: Vec<_> = text
         .lines()
         .enumerate()

@@ -78,7 +78,7 @@ impl World {
         text
     }
 
-    /// What stands in a directory of the feed.
+    /// The names in a directory of the feed.
     fn names(&self, dir: &str) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.path(dir))
             .unwrap()
@@ -246,7 +246,7 @@ fn long_and_odd_names_find_a_place() {
     }
     let names = world.names("failed");
     assert_eq!(names.len(), 9, "{names:?}");
-    // F27: the name is what it was, apart from bytes that are no text; printing it is another matter.
+    // F27: the name is what it was, apart from bytes that are not text; printing it is another matter.
     assert!(names.contains(&"a\n\u{1b}[31m\u{fffd}".to_owned()));
     assert_eq!(world.claims(), 0);
 }
@@ -326,7 +326,7 @@ fn f28_a_file_that_can_t_be_read_stays_with_its_dropper() {
     }
     std::thread::sleep(Duration::from_millis(20));
     fs::set_permissions(world.path("a"), fs::Permissions::from_mode(0o600)).unwrap();
-    assert_ne!(world.inbox.scan(10).unwrap().candidates[0], before, "mended is changed");
+    assert_ne!(world.inbox.scan(10).unwrap().candidates[0], before, "a fixed file is a changed one");
     world.claim("a").unwrap();
 }
 
@@ -634,14 +634,14 @@ async fn f29_an_overflow_of_the_kernels_queue_asks_for_a_scan() {
     for n in 0..limit + 100 {
         fs::write(&names[n % 2], "").unwrap();
     }
-    let mut told = 0;
+    let mut reported = 0;
     loop {
         let change = next(&world.inbox).await.unwrap();
-        told += change.complete.len();
+        reported += change.complete.len();
         if change.rescan {
             break;
         }
     }
-    assert!(told <= limit);
+    assert!(reported <= limit);
     assert_eq!(world.inbox.scan(10).unwrap().candidates.len(), 2);
 }

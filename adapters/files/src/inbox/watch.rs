@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
-use postrider_actors::{model::settle::NameKind, ports::InboxChange};
+use postrider_actors::{model::stable::NameKind, ports::InboxChange};
 use tokio::sync::Mutex;
 
 use super::dir::{escaped, while_doing};
@@ -19,12 +19,12 @@ const EVENT_BYTES: usize = 64 * 1024;
 const NAMES_MAX: usize = 4096;
 
 /// A watch that is set up when it is first awaited, and again after an error.
-pub(super) struct Watch {
+pub(super) struct DirWatch {
     directory: PathBuf,
     events: Mutex<Option<EventStream<Vec<u8>>>>,
 }
 
-impl Watch {
+impl DirWatch {
     pub(super) fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), events: Mutex::new(None) }
     }
@@ -82,7 +82,7 @@ async fn next(events: &mut EventStream<Vec<u8>>) -> io::Result<InboxChange> {
 
 fn note(event: &EventOwned, change: &mut InboxChange) -> io::Result<()> {
     let gone = |text| Err(io::Error::new(io::ErrorKind::NotFound, text));
-    // The kernel dropped events: only a scan tells what came (F29).
+    // The kernel dropped events: only a scan finds what came (F29).
     if event.mask.contains(EventMask::Q_OVERFLOW) {
         change.rescan = true;
     } else if event.mask.contains(EventMask::MOVE_SELF) {

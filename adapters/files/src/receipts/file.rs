@@ -23,7 +23,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// How far the directory is read, as a cursor keeps it: everything before the claim is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Position {
+pub(super) struct FileCursor {
     /// The claim's name: it stays the same until the file is moved away.
     claim: String,
     /// Rows that were taken.
@@ -32,7 +32,7 @@ pub(super) struct Position {
     rejected: u64,
 }
 
-impl Position {
+impl FileCursor {
     /// `None` for a cursor that says nothing here: the claims are read from their beginnings, and the inbox
     /// knows what it has.
     pub(super) fn read(cursor: &SourceCursor) -> Option<Self> {
@@ -48,7 +48,7 @@ impl Position {
 pub(super) struct OpenFile {
     file: ClaimedFile,
     sha256: [u8; 32],
-    position: Position,
+    position: FileCursor,
     /// Why it can't be read at all.
     unusable: Option<FileState>,
     reader: Box<dyn Read + Send>,
@@ -60,12 +60,12 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     /// Opens a claim, behind `position` if that is in it.
-    pub(super) fn open(file: ClaimedFile, position: Option<Position>, shared: &Shared) -> io::Result<Self> {
+    pub(super) fn open(file: ClaimedFile, position: Option<FileCursor>, shared: &Shared) -> io::Result<Self> {
         let claim = file.path.parent().and_then(|home| home.file_name()).unwrap_or(&file.name);
         let claim = claim.to_string_lossy().into_owned();
         let position = match position {
             Some(position) if position.claim == claim => position,
-            _ => Position { claim, rows: 0, rejected: 0 },
+            _ => FileCursor { claim, rows: 0, rejected: 0 },
         };
         let (mut sha256, mut unusable) = ([0; 32], None);
         let mut reader: Box<dyn Read + Send> = Box::new(io::empty());
@@ -99,7 +99,7 @@ impl OpenFile {
     }
 
     /// How far it is read.
-    pub(super) fn position(&self) -> &Position {
+    pub(super) fn position(&self) -> &FileCursor {
         &self.position
     }
 
@@ -154,7 +154,7 @@ impl OpenFile {
 
     /// What there is to say of a file whose end was reached.
     fn judge_whole(&self, shared: &Shared) -> io::Result<FileState> {
-        let Position { rows, rejected, .. } = self.position;
+        let FileCursor { rows, rejected, .. } = self.position;
         let promised = self.file.expected.as_ref().and_then(|expected| expected.rows);
         let failed = match (shared.inbox.is_unchanged(&self.file), promised) {
             (Err(error), _) => return judge(error),

@@ -85,7 +85,7 @@ impl World {
             kind: self.kind,
             line_bytes_max: 1_000,
             receipts_max: 10,
-            rule: SettleRule { settle: Duration::ZERO, sidecar_required: self.sidecar_required },
+            rule: StableRule { stable_after: Duration::ZERO, sidecar_required: self.sidecar_required },
             rescan: Duration::ZERO,
             look_max,
         };
@@ -269,7 +269,7 @@ async fn s0_1_what_was_not_taken_is_read_again() {
     source.acknowledge(&again.acks).await.unwrap();
     source.acknowledge(&again.acks).await.unwrap();
     assert!(world.names("done").contains("a"));
-    // A cursor of something else is no obstacle.
+    // A cursor of something else is not an obstacle.
     world.put("b", lines(15..16));
     let strange = SourceCursor("strange".into());
     assert_eq!(source.poll(Some(&strange), wait).await.unwrap().receipts.len(), 1);
@@ -294,7 +294,7 @@ async fn a_file_that_cannot_be_used_fails_with_the_reason_beside_it() {
     assert!(!why.is_empty());
     let why = fails(ReceiptFileFormat::Ndjson, "no.gz", b"text").await;
     assert!(!why.is_empty());
-    // Empty is no failure.
+    // Empty is not a failure.
     let world = World::new(CSV);
     world.put("empty", "");
     world.put("header", "id,status\n");

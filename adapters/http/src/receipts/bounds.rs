@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{BODY_BYTES_MAX, BODY_TIMEOUT, Refusal, TAKE_TIMEOUT, too_long};
+use super::{BODY_BYTES_MAX, BODY_TIMEOUT, RequestError, TAKE_TIMEOUT, too_long};
 
 /// The first bytes of a body, which every connection may have in memory …
 const BODY_BYTES_FIRST: usize = 64 << 10;
@@ -35,7 +35,7 @@ const UNKNOWN: u64 = u64::MAX;
 pub(super) struct Bodies(Semaphore);
 
 /// A body, and its share of the memory.
-pub(super) struct Body<'a> {
+pub(super) struct BoundedBody<'a> {
     pub(super) bytes: Vec<u8>,
     _share: Option<SemaphorePermit<'a>>,
 }
@@ -47,19 +47,20 @@ impl Bodies {
 
     /// Reads a body as far as it may go. Its share is taken once and as a whole, so that bodies that are half
     /// read never wait for each other.
-    pub(super) async fn read(&self, from: &mut Incoming) -> Result<Body<'_>, Refusal> {
+    pub(super) async fn read(&self, from: &mut Incoming) -> Result<BoundedBody<'_>, RequestError> {
         let said = from.size_hint();
         let whole = said.exact().map_or(BODY_BYTES_MAX, |bytes| bytes.min(BODY_BYTES_MAX as u64) as usize);
         let mut deadline = Instant::now() + BODY_TIMEOUT;
         let mut bytes = Vec::with_capacity(whole.min(BODY_BYTES_FIRST));
         let mut share = None;
         loop {
-            let frame = timeout_at(deadline, from.frame())
-                .await
-                .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
-            let Some(frame) = frame else { return Ok(Body { bytes, _share: share }) };
+            let frame = timeout_at(deadline, from.frame()).await.map_err(|_| {
+                RequestError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
+            })?;
+            let Some(frame) = frame else { return Ok(BoundedBody { bytes, _share: share }) };
             // The sender is gone or broke the framing; it may not hear this.
-            let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
+            let frame =
+                frame.map_err(|_| RequestError::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
             let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer
             let length = bytes.len() + data.len();
             if length > BODY_BYTES_MAX {
@@ -68,9 +69,9 @@ impl Bodies {
             if length > BODY_BYTES_FIRST && share.is_none() {
                 let asked = Instant::now();
                 let taken = timeout(TAKE_TIMEOUT, self.0.acquire_many(whole as u32)).await;
-                let taken = taken.map_err(|_| Refusal::later())?;
+                let taken = taken.map_err(|_| RequestError::later())?;
                 share = Some(taken.expect("nobody closes the semaphore"));
-                // That wait was none of the sender's.
+                // The sender did not cause that wait.
                 deadline += asked.elapsed();
                 bytes.reserve_exact(whole - bytes.len());
             }

@@ -16,9 +16,9 @@ use crate::signature::{SecretError, SignedHead, Unsigned, Verifier};
 const TOKEN_BYTES_MIN: usize = 16;
 
 /// What a request must bring: several secrets or tokens at once, so that they can be rotated.
-pub struct Credentials(Kind);
+pub struct Credentials(CredentialKind);
 
-enum Kind {
+enum CredentialKind {
     /// A signature by the Standard Webhooks specification.
     Signature(Verifier),
     /// `Authorization: Bearer …` (RFC 6750).
@@ -29,8 +29,8 @@ impl fmt::Debug for Credentials {
     /// Nothing of the secrets (I10).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Kind::Signature(_) => "Credentials(signature)",
-            Kind::Bearer(_) => "Credentials(bearer)",
+            CredentialKind::Signature(_) => "Credentials(signature)",
+            CredentialKind::Bearer(_) => "Credentials(bearer)",
         })
     }
 }
@@ -39,7 +39,7 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
     /// Anybody could hand receipts in.
-    #[error("there is none (expected at least one)")]
+    #[error("no secret is given (expected at least one)")]
     None,
     /// No key can be made of it.
     #[error("number {} {why}", .index + 1)]
@@ -50,7 +50,7 @@ pub enum CredentialsError {
         why: SecretError,
     },
     /// A token that is too short, or that no header could hold.
-    #[error("number {} is no token (expected 16 or more visible ASCII characters without blanks)", .index + 1)]
+    #[error("number {} is not a valid token (expected 16 or more visible ASCII characters without blanks)", .index + 1)]
     Token {
         /// Which one, from 0.
         index: usize,
@@ -83,7 +83,7 @@ impl Credentials {
         }
         let verifier =
             Verifier::new(secrets).map_err(|(index, why)| CredentialsError::Secret { index, why })?;
-        Ok(Self(Kind::Signature(verifier)))
+        Ok(Self(CredentialKind::Signature(verifier)))
     }
 
     /// Requests bring one of these tokens.
@@ -96,14 +96,14 @@ impl Credentials {
             let is_one = token.len() >= TOKEN_BYTES_MIN && token.iter().all(u8::is_ascii_graphic);
             if is_one { Ok(Token::new(token)) } else { Err(CredentialsError::Token { index }) }
         });
-        Ok(Self(Kind::Bearer(tokens.collect::<Result<_, _>>()?)))
+        Ok(Self(CredentialKind::Bearer(tokens.collect::<Result<_, _>>()?)))
     }
 
     /// What to ask for in a 401's `WWW-Authenticate`, which has to name something (RFC 9110, section 11.6.1).
     pub(super) fn challenge(&self) -> HeaderValue {
         HeaderValue::from_static(match self.0 {
-            Kind::Signature(_) => "StandardWebhooks",
-            Kind::Bearer(_) => "Bearer",
+            CredentialKind::Signature(_) => "StandardWebhooks",
+            CredentialKind::Bearer(_) => "Bearer",
         })
     }
 
@@ -114,17 +114,17 @@ impl Credentials {
         now_s: u64,
     ) -> Result<Admitted<'a>, NotAllowed> {
         match &self.0 {
-            Kind::Signature(verifier) => match SignedHead::read(headers, now_s) {
+            CredentialKind::Signature(verifier) => match SignedHead::read(headers, now_s) {
                 Ok(head) => Ok(Admitted::Signed(verifier, head)),
                 Err(why @ (Unsigned::Header(_) | Unsigned::Timestamp)) => {
                     Err(NotAllowed::Missing(why.to_string()))
                 }
                 Err(why) => Err(NotAllowed::Refused(why.to_string())),
             },
-            Kind::Bearer(tokens) => {
+            CredentialKind::Bearer(tokens) => {
                 let token = bearer(headers)
                     .ok_or_else(|| NotAllowed::Missing("expected `Authorization: Bearer TOKEN`".into()))?;
-                // Every token is compared, so that the time does not tell which one it was.
+                // Every token is compared, so that the time does not reveal which one it was.
                 let known = tokens.iter().fold(false, |known, one| one.is(token) | known);
                 if known {
                     Ok(Admitted::Bearer)

@@ -140,15 +140,15 @@ impl HttpReceipts {
         let sources =
             sources.into_iter().map(|source| (source.format.source().to_string(), source)).collect();
         let (room, turns) = (Room::new(sink.inbox_max), Semaphore::new(TURNS_MAX));
-        let desk = Arc::new(Desk { sources, sink, room, bodies: Bodies::new(), turns });
+        let endpoint = Arc::new(ReceiptEndpoint { sources, sink, room, bodies: Bodies::new(), turns });
         self.0.serve(CONNECTIONS_MAX, move |stream, peer, stopped| {
-            connection(stream, peer.ip(), stopped, Arc::clone(&desk))
+            connection(stream, peer.ip(), stopped, Arc::clone(&endpoint))
         })
     }
 }
 
-/// What requests are answered from.
-struct Desk {
+/// The endpoint's state.
+struct ReceiptEndpoint {
     sources: HashMap<String, HttpSource>,
     sink: Sink,
     room: Room,
@@ -156,11 +156,11 @@ struct Desk {
     turns: Semaphore,
 }
 
-async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, desk: Arc<Desk>) {
+async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, endpoint: Arc<ReceiptEndpoint>) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request, peer).await) }
+        let endpoint = Arc::clone(&endpoint);
+        async move { Ok::<_, Infallible>(endpoint.answer(request, peer).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -181,14 +181,14 @@ async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, desk:
 
 /// Why a request is answered with anything but 200.
 #[derive(Debug)]
-struct Refusal {
+struct RequestError {
     status: StatusCode,
     /// For the sender and for the log: nothing of the body, and no secret.
     why: String,
     header: Option<(hyper::header::HeaderName, HeaderValue)>,
 }
 
-impl Refusal {
+impl RequestError {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
         Self { status, why: why.into(), header: None }
     }
@@ -211,7 +211,7 @@ impl Refusal {
 
 /// What became of a request's receipts.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+struct ReceiptReport {
     /// New ones.
     taken: u64,
     /// Those that had been taken before, in other requests or in this one.
@@ -237,11 +237,11 @@ enum Shape {
     Lines,
 }
 
-impl Desk {
+impl ReceiptEndpoint {
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let name = request.uri().path().strip_prefix(PATH).unwrap_or_default();
         let Some((name, source)) = self.sources.get_key_value(name) else {
-            return refused(Refusal::new(StatusCode::NOT_FOUND, "no receipts are taken here"));
+            return refused(RequestError::new(StatusCode::NOT_FOUND, "no receipts are taken here"));
         };
         let (head, mut body) = request.into_parts();
         let (status, response) = match self.take(source, &head, &mut body).await {
@@ -269,19 +269,19 @@ impl Desk {
         source: &HttpSource,
         head: &request::Parts,
         body: &mut Incoming,
-    ) -> Result<Report, Refusal> {
+    ) -> Result<ReceiptReport, RequestError> {
         if head.method != Method::POST {
-            let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "receipts are sent by POST");
+            let refusal = RequestError::new(StatusCode::METHOD_NOT_ALLOWED, "receipts are sent by POST");
             return Err(refusal.with(ALLOW, HeaderValue::from_static("POST")));
         }
         if !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING) {
-            return Err(Refusal::new(StatusCode::LENGTH_REQUIRED, "expected a body with its length"));
+            return Err(RequestError::new(StatusCode::LENGTH_REQUIRED, "expected a body with its length"));
         }
         let now = self.sink.clock.wall();
         let not_allowed = |not_allowed| match not_allowed {
-            NotAllowed::Missing(why) => Refusal::new(StatusCode::UNAUTHORIZED, why)
+            NotAllowed::Missing(why) => RequestError::new(StatusCode::UNAUTHORIZED, why)
                 .with(WWW_AUTHENTICATE, source.credentials.challenge()),
-            NotAllowed::Refused(why) => Refusal::new(StatusCode::FORBIDDEN, why),
+            NotAllowed::Refused(why) => RequestError::new(StatusCode::FORBIDDEN, why),
         };
         let admitted = source.credentials.admit(&head.headers, now.0 / 1000).map_err(not_allowed)?;
         let shape = shape(&head.headers)?;
@@ -289,13 +289,13 @@ impl Desk {
             return Err(too_long());
         }
         if !self.room.is_left(&*self.sink.ledger).await {
-            return Err(Refusal::again("the inbox is full, or can't be counted; send them again later"));
+            return Err(RequestError::again("the inbox is full, or can't be counted; send them again later"));
         }
 
         let body = self.bodies.read(body).await?;
         admitted.check(&body.bytes).map_err(not_allowed)?;
         // Held until the receipts are stored.
-        let turn = timeout(TAKE_TIMEOUT, self.turns.acquire()).await.map_err(|_| Refusal::later())?;
+        let turn = timeout(TAKE_TIMEOUT, self.turns.acquire()).await.map_err(|_| RequestError::later())?;
         let _turn = turn.expect("nobody closes the semaphore");
 
         let request_id = admitted.request_id();
@@ -317,7 +317,7 @@ impl Desk {
                 BodyError::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
                 BodyError::Invalid(_) => StatusCode::BAD_REQUEST,
             };
-            Refusal::new(status, error.to_string())
+            RequestError::new(status, error.to_string())
         })?;
         let ReadReceipts { receipts, rejects, ignored } = read;
         let item = |(item, reject): (usize, &postrider_actors::model::receipt::ReceiptReject)| RejectedItem {
@@ -325,7 +325,7 @@ impl Desk {
             reason: reject.reason.clone(),
         };
         let rejected = rejected.into_inner().into_iter().zip(&rejects).map(item).collect();
-        let mut report = Report { ignored, rejected, ..Report::default() };
+        let mut report = ReceiptReport { ignored, rejected, ..ReceiptReport::default() };
         if receipts.is_empty() && rejects.is_empty() {
             return Ok(report);
         }
@@ -342,13 +342,13 @@ impl Desk {
             Ok(Err(error @ StoreError::Permanent(_))) => {
                 tracing::error!(source = %source.format.source(), %error, "receipts can't be stored");
                 let why = "receipts can't be stored; the operator has to act";
-                return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why));
+                return Err(RequestError::new(StatusCode::INTERNAL_SERVER_ERROR, why));
             }
             Ok(Err(error)) => {
                 tracing::warn!(source = %source.format.source(), %error, "receipts can't be stored now");
-                return Err(Refusal::later());
+                return Err(RequestError::later());
             }
-            Err(_) => return Err(Refusal::later()),
+            Err(_) => return Err(RequestError::later()),
         };
         if taken.new > 0 {
             self.sink.taken.ring();
@@ -377,8 +377,8 @@ async fn discard(body: &mut Incoming) {
 }
 
 /// Which shape a body has, by its type; without one it is JSON.
-fn shape(headers: &HeaderMap) -> Result<Shape, Refusal> {
-    let unsupported = |why: &str| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+fn shape(headers: &HeaderMap) -> Result<Shape, RequestError> {
+    let unsupported = |why: &str| RequestError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
     if headers
         .get(CONTENT_ENCODING)
         .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
@@ -424,11 +424,14 @@ fn read_lines(
     Ok(read)
 }
 
-fn too_long() -> Refusal {
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_BYTES_MAX} bytes"))
+fn too_long() -> RequestError {
+    RequestError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is longer than {BODY_BYTES_MAX} bytes"),
+    )
 }
 
-fn refused(refusal: Refusal) -> Response<Full<Bytes>> {
+fn refused(refusal: RequestError) -> Response<Full<Bytes>> {
     let text = serde_json::json!({ "error": refusal.why }).to_string();
     let mut response = json(refusal.status, text);
     if let Some((name, value)) = refusal.header {

@@ -171,8 +171,8 @@ mod tests {
             let other = tokio::net::TcpListener::bind(address(0)).await.unwrap();
             other.local_addr().unwrap()
         };
-        let silent = listener_with_full_backlog().await;
-        let addresses = [closed, silent.1, good];
+        let mute = listener_with_full_backlog().await;
+        let addresses = [closed, mute.1, good];
         let until = Instant::now() + Duration::from_secs(2);
         let stream = connect_to_any(&addresses, until).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);

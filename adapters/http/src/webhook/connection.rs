@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    response::{BodyReader, BodyStep, Framing, HEAD_BYTES_MAX, Head, Parsed, parse_head},
+    response::{BodyReader, BodyStep, Framing, HEAD_BYTES_MAX, Parsed, ResponseHead, parse_head},
     stream::Stream,
 };
 
@@ -42,8 +42,8 @@ impl From<Reason> for NoAnswer {
 
 /// An answer, and whether the connection is good for another request.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) head: Head,
+pub(super) struct Response {
+    pub(super) head: ResponseHead,
     pub(super) reusable: bool,
     /// The body, if it was asked for and came whole.
     pub(super) body: Option<Vec<u8>>,
@@ -72,14 +72,14 @@ impl Connection {
         deadline: Instant,
         body_bytes_max: u64,
         keep_body: bool,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Response, NoAnswer> {
         let Self { stream, output, input, timer } = self;
         input.clear();
         let mut head = None;
         let mut body = None;
         let talk = async {
             let sent = write_request(stream, output, input).await?;
-            let Head { status, framing, .. } = read_head(stream, input, &mut head).await?;
+            let ResponseHead { status, framing, .. } = read_head(stream, input, &mut head).await?;
             let mut reader = BodyReader::new(framing, body_bytes_max);
             let end = if keep_body && (200..300).contains(&status) {
                 let mut kept = Vec::new();
@@ -97,16 +97,18 @@ impl Connection {
         output.shrink_to(BUFFER_BYTES_KEPT);
         input.shrink_to(BUFFER_BYTES_KEPT);
         match (head, ended) {
-            (Some(head), Some(Ok(intact))) => Ok(Answer { head, reusable: intact && head.keep_alive, body }),
-            (Some(head), _) => Ok(Answer { head, reusable: false, body: None }),
+            (Some(head), Some(Ok(intact))) => {
+                Ok(Response { head, reusable: intact && head.keep_alive, body })
+            }
+            (Some(head), _) => Ok(Response { head, reusable: false, body: None }),
             (None, Some(Err(no_answer))) => Err(no_answer),
             (None, Some(Ok(_))) => unreachable!("talk succeeds only after it has set the head"),
             (None, None) => Err(Reason::Timeout.into()),
         }
     }
 
-    /// Whether an idle connection is still as it was left: open and silent. It costs no system call as
-    /// long as the runtime has heard nothing of the socket.
+    /// Whether an idle connection is still open and has received nothing. Costs no system call unless the runtime
+    /// was notified about the socket.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         let mut cx = Context::from_waker(Waker::noop());
@@ -158,7 +160,7 @@ async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) 
                 Poll::Ready(Err(error)) if written == 0 && stream.writes_directly() => {
                     return Poll::Ready(Err(NoAnswer { reason: broken(&error), nothing_sent: true }));
                 }
-                // It may have answered before it closed: reading will tell.
+                // It may have answered before it closed: try to read.
                 Poll::Ready(_) => return Poll::Ready(Ok(false)),
                 Poll::Pending => break,
             }
@@ -178,8 +180,8 @@ async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) 
 async fn read_head(
     stream: &mut Stream,
     input: &mut Vec<u8>,
-    head: &mut Option<Head>,
-) -> Result<Head, NoAnswer> {
+    head: &mut Option<ResponseHead>,
+) -> Result<ResponseHead, NoAnswer> {
     let mut skipped = 0;
     // Where to look for the end of a head. A head that trickles in is parsed again only when it may have
     // ended, or else it would cost time in the square of its length.
@@ -266,7 +268,7 @@ fn broken(error: &io::Error) -> Reason {
 
 /// For how long the connection may stay idle after an answer with `head`, at most `longest`. A second
 /// before the server closes it, so that a request does not meet its FIN on the way.
-pub(super) fn idle_max(head: &Head, longest: Duration) -> Duration {
+pub(super) fn idle_max(head: &ResponseHead, longest: Duration) -> Duration {
     let server = head.idle_max.map(|idle| idle.saturating_sub(Duration::from_secs(1)));
     server.map_or(longest, |server| server.min(longest))
 }

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use self::{
     connect::Connector,
-    connection::{Answer, Connection, idle_max},
+    connection::{Connection, Response, idle_max},
     idle::IdleConnections,
     provider_id::NoId,
     request::RequestTemplate,
@@ -103,7 +103,7 @@ impl HttpWebhook {
 
     /// Makes one attempt: one request, unless a kept connection turns out to be closed before a byte of
     /// it was sent. Then, and only then, it goes out on a new one (I5: still at most one request).
-    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Answer, Reason> {
+    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Response, Reason> {
         let deadline = Instant::now() + self.settings.timeout;
         if let Some(kept) = self.idle.take() {
             match self.exchange(kept, request, deadline).await {
@@ -121,7 +121,7 @@ impl HttpWebhook {
         mut connection: Connection,
         request: &WebhookRequest<'_>,
         deadline: Instant,
-    ) -> Result<Answer, connection::NoAnswer> {
+    ) -> Result<Response, connection::NoAnswer> {
         self.template.write(request, &mut connection.output).map_err(|_| Reason::Render)?;
         let keep_body = self.settings.provider_id.is_some();
         let answer = connection.exchange(deadline, self.settings.response_bytes_max, keep_body).await?;
@@ -157,7 +157,7 @@ impl HttpWebhook {
 impl Webhook for HttpWebhook {
     async fn send(&self, request: WebhookRequest<'_>) -> ports::Answer {
         let outcome = match self.attempt(&request).await {
-            Ok(Answer { head, body, .. }) => {
+            Ok(Response { head, body, .. }) => {
                 let outcome = http_policy::outcome(
                     head.status,
                     head.retry_after,
@@ -170,7 +170,7 @@ impl Webhook for HttpWebhook {
                 };
                 return ports::Answer { outcome, provider_id };
             }
-            // No attempt can mend a content type that no header can hold.
+            // Retrying won't help a content type that is not a valid header value.
             Err(reason @ Reason::Render) => Outcome::Permanent { status: 0, reason },
             Err(reason) => Outcome::Retryable { status: 0, reason, retry_after: None },
         };

@@ -16,7 +16,7 @@ pub struct JsonPointer {
     tokens: Vec<String>,
 }
 
-/// A text that is no JSON pointer.
+/// A text that is not a JSON pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPointer {
     /// It does not start with a slash.
@@ -86,7 +86,7 @@ impl NoId {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NoBody => "its body did not come whole, in time and within response_bytes_max",
-            Self::NotJson => "its body is no JSON",
+            Self::NotJson => "its body is not JSON",
             Self::Nothing => "nothing is there",
             Self::NoText => "what is there is neither text nor number",
             Self::Empty => "what is there is an empty text",
@@ -97,8 +97,8 @@ impl NoId {
 }
 
 impl JsonPointer {
-    /// The text or number that it points to. A number is taken digit by digit as it stands: one of twenty
-    /// digits is an id that no float holds.
+    /// The text or number that it points to. A number is taken digit by digit: one of twenty digits is an id
+    /// that no float holds.
     pub(super) fn find(&self, body: &[u8]) -> Result<Box<str>, NoId> {
         let mut value: &RawValue = serde_json::from_slice(body).map_err(|_| NoId::NotJson)?;
         for token in &self.tokens {
@@ -124,7 +124,7 @@ fn step<'a>(value: &'a RawValue, token: &str) -> Result<&'a RawValue, NoId> {
     let text = value.get();
     match text.as_bytes().first() {
         Some(b'{') => {
-            let mut object: HashMap<Key<'a>, &'a RawValue> =
+            let mut object: HashMap<JsonKey<'a>, &'a RawValue> =
                 serde_json::from_str(text).map_err(|_| NoId::NotJson)?;
             object.remove(token).ok_or(NoId::Nothing)
         }
@@ -142,9 +142,9 @@ fn step<'a>(value: &'a RawValue, token: &str) -> Result<&'a RawValue, NoId> {
 /// A key of an object; borrowed where it holds no escapes.
 #[derive(Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+struct JsonKey<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl std::borrow::Borrow<str> for Key<'_> {
+impl std::borrow::Borrow<str> for JsonKey<'_> {
     fn borrow(&self) -> &str {
         &self.0
     }

@@ -11,13 +11,13 @@ pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Fields in one head; httparse needs a slot for each.
 const FIELDS_MAX: usize = 100;
 
-/// The answer is no HTTP, breaks a limit, or leaves its own length in doubt.
+/// The answer is not HTTP, breaks a limit, or leaves its own length in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotHttp;
 
 /// The head of a final answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct ResponseHead {
     pub(super) status: u16,
     pub(super) retry_after: Option<RetryAfter>,
     /// Whether the connection stays open after the body.
@@ -35,7 +35,7 @@ pub(super) enum Framing {
     UntilClose,
 }
 
-/// What stands at the start of the buffer.
+/// What the start of the buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
     /// Not a whole head yet.
@@ -43,7 +43,7 @@ pub(super) enum Parsed {
     /// An interim answer (1xx) of so many bytes, to be skipped.
     Interim(usize),
     /// A final answer's head of so many bytes.
-    Final(usize, Head),
+    Final(usize, ResponseHead),
 }
 
 /// Reads the head at the start of `bytes`.
@@ -104,7 +104,7 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Parsed, NotHttp> {
         (_, None) => Framing::UntilClose,
     };
     let keep_alive = status != 101 && !close && (http_1_1 || keep_alive) && framing != Framing::UntilClose;
-    Ok(Parsed::Final(len, Head { status, retry_after, keep_alive, idle_max, framing }))
+    Ok(Parsed::Final(len, ResponseHead { status, retry_after, keep_alive, idle_max, framing }))
 }
 
 /// Digits and nothing else, less than 2⁶⁴.
@@ -272,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    fn head(text: &str) -> Result<Head, NotHttp> {
+    fn head(text: &str) -> Result<ResponseHead, NotHttp> {
         match parse_head(text.as_bytes())? {
             Parsed::Final(len, head) => {
                 assert_eq!(len, text.len());

@@ -127,7 +127,7 @@ pub fn validate(url: &str, headers: &[(String, String)], content_type: &str) -> 
         if !is_token(name) {
             problem(
                 format!("headers.{}", name.escape_debug()),
-                "the name is no header name".into(),
+                "the name is not a valid header name".into(),
                 "expected letters, digits and -",
             );
         } else if lower == "content-type" {
@@ -174,7 +174,7 @@ fn is_token(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// The host as it stands in the `Host` header: with brackets if it is an IPv6 address, with the port if
+/// The value of the `Host` header: with brackets if it is an IPv6 address, with the port if
 /// it is not the scheme's own.
 pub(super) fn host_header(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
@@ -216,7 +216,7 @@ mod tests {
             "fragment",
             "`headers.Host`: it is written by Postrider",
             "`headers.WEBHOOK-ID`: it is written by Postrider",
-            "`headers.a b`: the name is no header name",
+            "`headers.a b`: the name is not a valid header name",
             "byte 1 of the value is 0x0d",
             "`headers.x-a`: it is there twice",
             "begins or ends with a blank",

@@ -20,9 +20,9 @@ use uuid::Uuid;
 use super::{
     Shared, connect,
     error::Failure,
-    look_up::{Found, Locking, Place, look_up},
+    look_up::{LockOrder, Locking, SeenRow, look_up},
     values,
-    waiting::{self, Waiting, columns},
+    waiting::{self, WaitingReceipt, columns},
 };
 
 /// So that the planner goes to the places that [`WRITE`] names: statistics that are out of date say that next to nothing
@@ -44,13 +44,13 @@ DELETE FROM receipt_inbox WHERE ctid = ANY (ARRAY(SELECT tid FROM summed WHERE b
     columns!()
 );
 
-/// Writes rows of one partition, those that still are as they were read: a row's version is told by its place and by
+/// Writes rows of one partition, those that still are as they were read: a row's version is known by its place and by
 /// the transaction that made it, for a place may be used again. The order of the arrays is the order in which it waits
 /// for others (F50).
 const WRITE: &str = "
 UPDATE messages m SET
        state = r.state,
-       told = r.told,
+       reported = r.reported,
        updated_at = $2,
        receipt_state = CASE WHEN r.event IS NULL THEN m.receipt_state ELSE r.receipt_state END,
        receipt_at = CASE WHEN r.event IS NULL THEN m.receipt_at ELSE r.at END,
@@ -62,7 +62,7 @@ UPDATE messages m SET
        price = CASE WHEN r.event IS NULL THEN m.price ELSE r.price * 0.00000001 END
   FROM unnest($3::tid[], $4::xid[], $5::smallint[], $6::smallint[], $7::uuid[], $8::smallint[], $9::timestamptz[],
               $10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::bigint[])
-       AS r (tid, xid, state, told, event, receipt_state, at, status, carrier, response, sent_at, price)
+       AS r (tid, xid, state, reported, event, receipt_state, at, status, carrier, response, sent_at, price)
  WHERE m.day = $1 AND m.ctid = r.tid AND m.xmin = r.xid";
 
 const KEEP_CHANGES: &str = "
@@ -84,7 +84,10 @@ impl Shared {
             }
             self.within(async { Ok(transaction.rollback().await?) }).await?;
             held.keep();
-            tracing::debug!(?locking, "another wrote a row of the batch in between; it is done again");
+            tracing::debug!(
+                ?locking,
+                "another process wrote a row of the batch meanwhile; applying it again"
+            );
         }
         Err(Failure(StoreError::Retryable("rows of messages changed while they were locked".to_owned())))
     }
@@ -104,7 +107,7 @@ impl Shared {
         // In one round trip, in this order.
         let ((), taken) =
             tokio::try_join!(transaction.batch_execute(GO_BY_PLACE), transaction.query(&statement, &limits))?;
-        let taken = taken.iter().map(Waiting::read).collect::<Result<Vec<_>, _>>()?;
+        let taken = taken.iter().map(WaitingReceipt::read).collect::<Result<Vec<_>, _>>()?;
         let mut applied = Applied::default();
         if taken.is_empty() {
             return Ok(Some(applied));
@@ -149,7 +152,7 @@ fn clamp(count: usize) -> i64 {
 /// Writes rows of one partition; whether all were as they were read.
 async fn write(
     transaction: &Transaction<'_>,
-    rows: &[(&Place, &Found)],
+    rows: &[(&LockOrder, &SeenRow)],
     at: UnixMs,
 ) -> Result<bool, Failure> {
     let Reverse(day) = rows[0].0.0;
@@ -158,7 +161,7 @@ async fn write(
 
     let standings = || rows.iter().map(|(_, row)| &row.standing);
     let states: Vec<_> = standings().map(|standing| standing.state as i16).collect();
-    let told: Vec<_> = standings().map(|standing| i16::from(standing.told.0)).collect();
+    let reported: Vec<_> = standings().map(|standing| i16::from(standing.reported.0)).collect();
 
     let best = || standings().map(|standing| standing.best.as_ref());
     let events: Vec<_> = best().map(|best| best.map(|best| Uuid::from_bytes(best.event.0))).collect();
@@ -187,7 +190,7 @@ async fn write(
                 &tids,
                 &xids,
                 &states,
-                &told,
+                &reported,
                 &events,
                 &receipt_states,
                 &ats,
@@ -205,7 +208,7 @@ async fn write(
 /// Notes which states have changed.
 async fn keep_changes(
     transaction: &Transaction<'_>,
-    rows: &[(&Place, &Found)],
+    rows: &[(&LockOrder, &SeenRow)],
     at: UnixMs,
 ) -> Result<(), Failure> {
     let changed: Vec<_> = rows.iter().filter(|(_, row)| row.standing.is_changed()).collect();

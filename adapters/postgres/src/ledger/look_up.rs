@@ -9,7 +9,7 @@ use std::{
 use deadpool_postgres::Transaction;
 use postrider_actors::model::{
     ids::FileId,
-    receipt::{EventId, ReceiptKey, Standing, Told},
+    receipt::{EventId, ReceiptKey, ReceiptMerge, ReportedStates},
     time::UnixMs,
 };
 use tokio_postgres::Row;
@@ -18,40 +18,40 @@ use uuid::Uuid;
 use super::{
     error::Failure,
     values::{self, Day, Tid, Xid, unix},
-    waiting::{Waiting, state},
+    waiting::{WaitingReceipt, state},
 };
 
-/// Where a row stands in everybody's order.
-pub(super) type Place = (Reverse<Day>, FileId, i64, i32);
+/// The order in which everybody locks rows: the latest partition first.
+pub(super) type LockOrder = (Reverse<Day>, FileId, i64, i32);
 
-/// What keeps rows from changing between the look and the write.
+/// What keeps rows from changing between read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Locking {
-    /// Nothing: whoever writes notices it.
+    /// Nothing: the write notices.
     Optimistic,
-    /// A lock, taken in everybody's order (F50).
+    /// A lock, taken in [`LockOrder`] (F50).
     Pessimistic,
 }
 
-/// A row as it was seen. A row whose `tid` has another `xmin` was written since.
-pub(super) struct Found {
+/// A row as it was read. A row whose `tid` has another `xmin` was written since.
+pub(super) struct SeenRow {
     pub(super) tid: Tid,
     pub(super) xmin: Xid,
     pub(super) provider_id: Option<String>,
-    pub(super) standing: Standing,
+    pub(super) standing: ReceiptMerge,
 }
 
-/// What a [`Found`] is read from.
+/// What a [`SeenRow`] is read from.
 macro_rules! found {
     () => {
-        "m.ctid AS tid, m.xmin AS xid, m.provider_id, m.state, m.told, m.receipt_state, m.receipt_at, m.receipt_event"
+        "m.ctid AS tid, m.xmin AS xid, m.provider_id, m.state, m.reported, m.receipt_state, m.receipt_at, m.receipt_event"
     };
 }
 
-impl Found {
+impl SeenRow {
     /// From the columns of [`found!`], which begin at `first`.
     fn read(row: &Row, first: usize) -> Result<Self, Failure> {
-        let told = Told(u8::try_from(row.get::<_, i16>(first + 4)).unwrap_or(0));
+        let reported = ReportedStates(u8::try_from(row.get::<_, i16>(first + 4)).unwrap_or(0));
         let greatest = match row.get::<_, Option<i16>>(first + 5) {
             Some(number) => Some((
                 state(number)?,
@@ -64,7 +64,7 @@ impl Found {
             tid: row.get(first),
             xmin: row.get(first + 1),
             provider_id: row.get(first + 2),
-            standing: Standing::new(state(row.get(first + 3))?, told, greatest),
+            standing: ReceiptMerge::new(state(row.get(first + 3))?, reported, greatest),
         })
     }
 }
@@ -106,9 +106,9 @@ const BY_PLACE_LOCKED: &str = by_place!("FOR NO KEY UPDATE");
 /// The rows that there are of those that receipts name, and which of them each receipt names, if any.
 pub(super) async fn look_up(
     transaction: &Transaction<'_>,
-    waiting: &[Waiting],
+    waiting: &[WaitingReceipt],
     locking: Locking,
-) -> Result<(BTreeMap<Place, Found>, Vec<Option<Place>>), Failure> {
+) -> Result<(BTreeMap<LockOrder, SeenRow>, Vec<Option<LockOrder>>), Failure> {
     let mut rows = BTreeMap::new();
     let named = by_provider_id(transaction, waiting, &mut rows).await?;
     let days = days(transaction, waiting).await?;
@@ -122,7 +122,7 @@ pub(super) async fn look_up(
             ReceiptKey::Provider(id) => named.get(&(waiting.destination, &**id)).copied(),
         })
         .collect();
-    let mut wanted: BTreeSet<Place> = places.iter().flatten().copied().collect();
+    let mut wanted: BTreeSet<LockOrder> = places.iter().flatten().copied().collect();
     match locking {
         Locking::Optimistic => wanted.retain(|place| !rows.contains_key(place)),
         Locking::Pessimistic => rows.clear(),
@@ -140,11 +140,11 @@ pub(super) async fn look_up(
 /// others, so that their number does not matter.
 async fn by_provider_id<'a>(
     transaction: &Transaction<'_>,
-    waiting: &'a [Waiting],
-    rows: &mut BTreeMap<Place, Found>,
-) -> Result<HashMap<(i32, &'a str), Place>, Failure> {
+    waiting: &'a [WaitingReceipt],
+    rows: &mut BTreeMap<LockOrder, SeenRow>,
+) -> Result<HashMap<(i32, &'a str), LockOrder>, Failure> {
     let mut ids: BTreeMap<i32, BTreeSet<&str>> = BTreeMap::new();
-    for Waiting { destination, receipt, .. } in waiting {
+    for WaitingReceipt { destination, receipt, .. } in waiting {
         if let ReceiptKey::Provider(id) = &receipt.key {
             ids.entry(*destination).or_default().insert(id);
         }
@@ -167,7 +167,7 @@ async fn by_provider_id<'a>(
             for row in transaction.query(&statement, &[&destination, &missing, &from, &before]).await? {
                 let place = (Reverse(row.get(1)), file(&row, 2), row.get(3), destination);
                 named.insert((destination, missing[index(&row)]), place);
-                rows.insert(place, Found::read(&row, 5)?);
+                rows.insert(place, SeenRow::read(&row, 5)?);
             }
             missing.retain(|id| !named.contains_key(&(destination, *id)));
             if missing.is_empty() {
@@ -179,7 +179,10 @@ async fn by_provider_id<'a>(
 }
 
 /// The partitions of the files that receipts name.
-async fn days(transaction: &Transaction<'_>, waiting: &[Waiting]) -> Result<HashMap<FileId, Day>, Failure> {
+async fn days(
+    transaction: &Transaction<'_>,
+    waiting: &[WaitingReceipt],
+) -> Result<HashMap<FileId, Day>, Failure> {
     let files: BTreeSet<_> = waiting
         .iter()
         .filter_map(|waiting| match waiting.receipt.key {
@@ -198,9 +201,9 @@ async fn days(transaction: &Transaction<'_>, waiting: &[Waiting]) -> Result<Hash
 
 async fn by_place(
     transaction: &Transaction<'_>,
-    places: &BTreeSet<Place>,
+    places: &BTreeSet<LockOrder>,
     locking: Locking,
-    rows: &mut BTreeMap<Place, Found>,
+    rows: &mut BTreeMap<LockOrder, SeenRow>,
 ) -> Result<(), Failure> {
     let places: Vec<_> = places.iter().copied().collect();
     let sql = match locking {
@@ -214,7 +217,7 @@ async fn by_place(
         let statement = transaction.prepare_cached(sql).await?;
         let Reverse(day) = places[0].0;
         for row in transaction.query(&statement, &[&day, &files, &numbers, &destinations]).await? {
-            rows.insert(places[index(&row)], Found::read(&row, 1)?);
+            rows.insert(places[index(&row)], SeenRow::read(&row, 1)?);
         }
     }
     Ok(())

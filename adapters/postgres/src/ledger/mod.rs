@@ -39,7 +39,7 @@ use postrider_actors::{
     },
 };
 
-pub use schema::{Checked, Migrated, SCHEMA_VERSION, check, grants, migrate};
+pub use schema::{Migrated, SCHEMA_VERSION, SchemaInfo, check, grants, migrate};
 pub use settings::{PostgresSettings, Timeouts};
 
 use crate::BadSettings;
@@ -133,7 +133,7 @@ struct Shared {
     timeouts: Timeouts,
     keep_changes: bool,
     names: Names,
-    files: record::Files,
+    files: record::FilePartitions,
     rejoining: sweep::Rejoining,
 }
 
@@ -159,7 +159,7 @@ impl PostgresLedger {
                 timeouts: settings.timeouts,
                 keep_changes: settings.keep_changes,
                 names: Names::default(),
-                files: record::Files::default(),
+                files: record::FilePartitions::default(),
                 rejoining: sweep::Rejoining::default(),
             }),
         })

@@ -9,16 +9,16 @@ use super::{Shared, error::Failure};
 
 /// Destinations come from the configuration, and so do their names' number.
 #[derive(Default)]
-pub(super) struct Names(Mutex<Known>);
+pub(super) struct Names(Mutex<KnownNames>);
 
 #[derive(Default)]
-struct Known {
+struct KnownNames {
     by_name: HashMap<Arc<str>, i32>,
     by_id: HashMap<i32, Arc<str>>,
 }
 
 impl Names {
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, KnownNames> {
         self.0.lock().expect("nobody panics while holding it")
     }
 

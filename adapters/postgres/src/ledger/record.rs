@@ -21,6 +21,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     Shared, connect,
     error::Failure,
+    look_up::LockOrder,
     values::{self, Day},
     waiting,
 };
@@ -37,9 +38,9 @@ const FILES_KNOWN_MAX: usize = 10_000;
 /// In which partition files live, as far as it was asked lately. An entry may be out of date when retention has
 /// removed the partition: then the database refuses the row, and all entries are forgotten.
 #[derive(Default)]
-pub(super) struct Files(Mutex<HashMap<FileId, Day>>);
+pub(super) struct FilePartitions(Mutex<HashMap<FileId, Day>>);
 
-impl Files {
+impl FilePartitions {
     fn known(&self, wanted: &HashSet<FileId>) -> HashMap<FileId, Day> {
         let known = self.0.lock().expect("nobody panics while holding it");
         wanted.iter().filter_map(|file| Some((*file, *known.get(file)?))).collect()
@@ -95,9 +96,6 @@ SELECT day, file, row, destination, recipient, state, state, attempts, status, r
     " OR least(m.provider_id, excluded.provider_id) IS DISTINCT FROM m.provider_id"
 );
 
-/// Where a row stands in everybody's order: the latest partition first.
-type Place = (std::cmp::Reverse<Day>, FileId, i64, i32);
-
 impl Shared {
     pub(super) async fn record(&self, records: &[MessageRecord]) -> Result<(), Failure> {
         if records.is_empty() {
@@ -105,7 +103,7 @@ impl Shared {
         }
         let days = self.days(records).await?;
         let ids = self.destination_ids(records.iter().map(|record| &*record.destination)).await?;
-        let mut merged: BTreeMap<Place, Cow<'_, MessageRecord>> = BTreeMap::new();
+        let mut merged: BTreeMap<LockOrder, Cow<'_, MessageRecord>> = BTreeMap::new();
         for record in records {
             let place = (
                 std::cmp::Reverse(days[&record.id.file]),
@@ -129,7 +127,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn record_step(&self, rows: &[(Place, Cow<'_, MessageRecord>)]) -> Result<(), Failure> {
+    async fn record_step(&self, rows: &[(LockOrder, Cow<'_, MessageRecord>)]) -> Result<(), Failure> {
         let mut held = self.connections.hold().await?;
         let transaction = connect::begin(self.timeouts, &mut held).await?;
         self.within(async {
@@ -167,7 +165,7 @@ impl Shared {
         let missing: Vec<_> = missing.into_iter().collect();
         for some in missing.chunks(STATEMENT_ROWS) {
             let files: Vec<_> = some.iter().map(|(file, _)| values::file(*file)).collect();
-            let wishes: Vec<_> = some.iter().map(|(_, (at, _))| Day::of(*at)).collect();
+            let new_days: Vec<_> = some.iter().map(|(_, (at, _))| Day::of(*at)).collect();
             let feeds: Vec<_> = some.iter().map(|(_, (_, feed))| values::text(feed)).collect();
             let found = self
                 .within(async {
@@ -175,12 +173,12 @@ impl Shared {
                     // In two statements: the second sees what others have added meanwhile.
                     let insert = "
                         INSERT INTO files (file, day, feed)
-                        SELECT new.file, make_partition(new.wish), new.feed
-                          FROM unnest($1::uuid[], $2::date[], $3::text[]) AS new (file, wish, feed)
+                        SELECT new.file, make_partition(new.day), new.feed
+                          FROM unnest($1::uuid[], $2::date[], $3::text[]) AS new (file, day, feed)
                          WHERE NOT EXISTS (SELECT FROM files f WHERE f.file = new.file)
                             ON CONFLICT DO NOTHING";
                     let insert = client.prepare_cached(insert).await?;
-                    client.execute(&insert, &[&files, &wishes, &feeds]).await?;
+                    client.execute(&insert, &[&files, &new_days, &feeds]).await?;
                     Ok(client.query("SELECT file, day FROM files WHERE file = ANY($1)", &[&files]).await?)
                 })
                 .await?;
@@ -207,7 +205,7 @@ fn retired() -> Failure {
 /// they were found, and partitions know when something was recorded in them, to the hour.
 async fn hold_partitions(
     transaction: &Transaction<'_>,
-    rows: &[(Place, Cow<'_, MessageRecord>)],
+    rows: &[(LockOrder, Cow<'_, MessageRecord>)],
 ) -> Result<(), Failure> {
     let places: BTreeMap<FileId, Day> = rows.iter().map(|((day, file, ..), _)| (*file, day.0)).collect();
     let (files, days): (Vec<_>, Vec<_>) =
@@ -248,7 +246,7 @@ fn merge(known: &mut Cow<'_, MessageRecord>, record: &MessageRecord) {
 
 async fn upsert(
     transaction: &Transaction<'_>,
-    rows: &[(Place, Cow<'_, MessageRecord>)],
+    rows: &[(LockOrder, Cow<'_, MessageRecord>)],
 ) -> Result<(), Failure> {
     let days: Vec<_> = rows.iter().map(|(place, _)| place.0.0).collect();
     let files: Vec<_> = rows.iter().map(|(place, _)| values::file(place.1)).collect();

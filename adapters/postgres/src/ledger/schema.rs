@@ -35,7 +35,7 @@ pub struct Migrated {
 
 /// What `check-config --connect` can say of a database that fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct SchemaInfo {
     /// The server's version, in its own words.
     pub server: String,
     /// The role that the URL names.
@@ -203,7 +203,7 @@ fn missing_grants(schema: &str, missing: String) -> OpenError {
 }
 
 /// Looks whether the daemon could work with this database: version, privileges.
-pub async fn check(settings: &PostgresSettings) -> Result<Checked, OpenError> {
+pub async fn check(settings: &PostgresSettings) -> Result<SchemaInfo, OpenError> {
     let client = connect::connect_once(settings).await?;
     let limit = settings.timeouts.statement;
     timeout(limit, check_with(&client, &settings.schema))
@@ -211,7 +211,7 @@ pub async fn check(settings: &PostgresSettings) -> Result<Checked, OpenError> {
         .unwrap_or_else(|_| Err(OpenError::Unreachable(format!("it does not answer within {limit:?}"))))
 }
 
-async fn check_with(client: &Client, schema: &str) -> Result<Checked, OpenError> {
+async fn check_with(client: &Client, schema: &str) -> Result<SchemaInfo, OpenError> {
     let refused = |error: Error| OpenError::Refused(error::words(&error));
     check_server(client).await.map_err(|problem| match problem {
         Problem::Open(error) => error,
@@ -242,7 +242,7 @@ async fn check_with(client: &Client, schema: &str) -> Result<Checked, OpenError>
     if row.get::<_, String>(5) == "off" {
         warnings.push("the server runs with fsync = off: a power cut loses what was recorded".to_owned());
     }
-    Ok(Checked { server: row.get(0), role, encrypted: row.get(4), warnings })
+    Ok(SchemaInfo { server: row.get(0), role, encrypted: row.get(4), warnings })
 }
 
 /// The statements that give `role` what the daemon needs in `schema`, for the schema's owner to run.

@@ -60,8 +60,8 @@ CREATE TABLE messages (
     recorded smallint NOT NULL,
     status smallint NOT NULL,
     reason smallint,
-    -- Which final states receipts told of: 1 failed, 2 delivered, 3 both.
-    told smallint NOT NULL DEFAULT 0,
+    -- Which final states receipts reported: 1 failed, 2 delivered, 3 both.
+    reported smallint NOT NULL DEFAULT 0,
     -- Whether the sweeper has looked at its age: 0 not yet, 1 yes and it had no final receipt, 2 yes and there is nothing
     -- more to find.
     sweep smallint NOT NULL DEFAULT 0,
@@ -147,7 +147,7 @@ CREATE TABLE receipt_events (
 );
 CREATE INDEX receipt_events_at ON receipt_events (at);
 
--- State changes that are to be told.
+-- Status changes that are to be delivered.
 CREATE TABLE status_changes (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     file uuid NOT NULL,
@@ -227,7 +227,7 @@ SELECT 'msg_' || replace(m.file::text, '-', '') || '_' || m.row AS id,
        d.name AS destination,
        m.recipient,
        (ARRAY['accepted', 'retrying', 'dead', 'sent', 'expired', 'failed', 'delivered'])[m.state + 1] AS state,
-       m.told = 3 AS conflict,
+       m.reported = 3 AS conflict,
        m.attempts,
        nullif(m.status, 0) AS http_status,
        (ARRAY['status', 'timeout', 'connect', 'dns', 'tls', 'reset', 'protocol', 'render', 'panic', 'poison',

@@ -18,8 +18,8 @@ pub struct PostgresSettings {
     pub url: SecretString,
     /// The most connections that are open at once.
     pub pool: usize,
-    /// Whether the connection is encrypted. There is no "if the server can": that is none (a man in the
-    /// middle answers that it can't).
+    /// Whether the connection is encrypted. There is no "if the server can": a man in the middle answers
+    /// that it can't.
     pub tls: Tls,
     /// The schema that all tables are in: `[a-z_][a-z0-9_]*`, at most 63 bytes, not `pg_…`.
     pub schema: String,
@@ -27,7 +27,7 @@ pub struct PostgresSettings {
     pub timeouts: Timeouts,
     /// How many days a new partition takes. It counts when `migrate` runs.
     pub partition_days: u32,
-    /// Whether state changes are kept to be told.
+    /// Whether state changes are kept for delivery.
     pub keep_changes: bool,
 }
 
@@ -175,7 +175,7 @@ mod tests {
             }
             assert!(!format!("{config:?} {settings:?}").contains("hunter2"), "{config:?}");
         }
-        assert!(errors >= 4, "most of them are no URLs, {errors}");
+        assert!(errors >= 4, "most of them are not URLs, {errors}");
     }
 
     #[test]

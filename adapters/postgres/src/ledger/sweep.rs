@@ -1,5 +1,5 @@
-//! What only time asks for: joining again, giving up, expiring, telling, retiring. Each call is a bounded step and
-//! passes over what another worker has in hand.
+//! Timed work: joining again, giving up, expiring, listing changes, retiring. Each call is a bounded step and skips
+//! what another worker has locked.
 
 use std::sync::Mutex;
 
@@ -52,7 +52,7 @@ UPDATE receipt_parked SET orphan = true
 /// again the next time.
 const EXPIRE: &str = "
 WITH looked_at AS (
-    SELECT day, file, row, state = 3 AND told = 0 AS is_due, told = 0 AND state IN (3, 4) AS is_open FROM messages
+    SELECT day, file, row, state = 3 AND reported = 0 AS is_due, reported = 0 AND state IN (3, 4) AS is_open FROM messages
      WHERE destination = $1 AND sweep = 0 AND recorded_at < $2
      ORDER BY recorded_at LIMIT $3
        FOR UPDATE SKIP LOCKED
@@ -208,7 +208,7 @@ impl Shared {
             }
             // Somebody reads the table just now, most likely: the next step tries again.
             Err(Failure(StoreError::Retryable(why))) => {
-                tracing::info!(why, "an old partition is not dropped now");
+                tracing::info!(why, "an old partition could not be dropped; retrying later");
                 Ok(forgotten)
             }
             Err(error) => Err(error),

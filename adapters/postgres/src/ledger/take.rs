@@ -67,7 +67,7 @@ impl Shared {
         let parts = receipts.len().div_ceil(PART).max(rejects.len().div_ceil(REJECTS_PART)).max(1);
         for part in 0..parts {
             let cursor = arrival.cursor.as_ref().filter(|_| part + 1 == parts);
-            let part = Part {
+            let part = TakePart {
                 source,
                 destination,
                 receipts: receipts.chunks(PART).nth(part).unwrap_or_default(),
@@ -82,7 +82,7 @@ impl Shared {
         Ok(taken)
     }
 
-    async fn take_part(&self, arrival: &Arrival, part: &Part<'_>) -> Result<Taken, Failure> {
+    async fn take_part(&self, arrival: &Arrival, part: &TakePart<'_>) -> Result<Taken, Failure> {
         let at = values::time(arrival.at);
         let mut held = self.connections.hold().await?;
         let transaction = connect::begin(self.timeouts, &mut held).await?;
@@ -156,7 +156,7 @@ impl Shared {
 }
 
 /// What one transaction takes.
-struct Part<'a> {
+struct TakePart<'a> {
     source: i32,
     destination: i32,
     receipts: &'a [&'a Receipt],
@@ -215,7 +215,7 @@ pub(super) async fn put(
 }
 
 /// Keeps the part's rejects; how many are new.
-async fn reject(transaction: &Transaction<'_>, part: &Part<'_>, at: SystemTime) -> Result<u64, Failure> {
+async fn reject(transaction: &Transaction<'_>, part: &TakePart<'_>, at: SystemTime) -> Result<u64, Failure> {
     let rejects = || part.rejects.iter();
     let events: Vec<_> = rejects().map(|reject| Uuid::from_bytes(reject.event.0)).collect();
     let happened: Vec<_> = rejects().map(|reject| reject.at.map(values::time)).collect();

@@ -7,7 +7,7 @@ use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, Price, ReceiptFacts, RejectedText, Told},
+        receipt::{EventId, Price, ReceiptFacts, RejectedText, ReportedStates},
         time::UnixMs,
     },
     ports::{SourceCursor, StoreError},
@@ -22,7 +22,7 @@ use super::{
     schema,
     settings::Purpose,
     values::{self, Day, unix},
-    waiting::{self, Waiting, columns},
+    waiting::{self, WaitingReceipt, columns},
 };
 use postrider_actors::ports::console::receipts::{
     AppliedReceipt, GAP_AGES, Gap, GapPlace, HeldReceipt, MessageRow, ReceiptFilter, ReceiptView,
@@ -43,7 +43,7 @@ impl fmt::Debug for PostgresView {
 
 const MESSAGE: &str = "
 SELECT m.row, d.name AS destination, f.feed, m.recipient, m.state, m.recorded, m.attempts, m.status, m.reason, m.detail,
-       m.provider_id, m.accepted_at, m.recorded_at, m.updated_at, m.told, m.receipt_state, m.receipt_at,
+       m.provider_id, m.accepted_at, m.recorded_at, m.updated_at, m.reported, m.receipt_state, m.receipt_at,
        m.receipt_event, m.provider_status, m.carrier, m.response, m.provider_sent_at,
        (m.price * 100000000)::bigint AS price
   FROM files f
@@ -59,7 +59,7 @@ macro_rules! gaps_of {
             "(SELECT m.file, m.row, m.state, m.provider_id, m.recorded_at FROM messages m \
                WHERE m.destination = (SELECT id FROM destinations WHERE name = $1) AND m.sweep = ",
             $sweep,
-            " AND m.told = 0 AND m.state IN (3, 4) AND m.recorded_at < $2 \
+            " AND m.reported = 0 AND m.state IN (3, 4) AND m.recorded_at < $2 \
                  AND (m.recorded_at, m.file, m.row) > ($3, $4, $5) \
                ORDER BY m.recorded_at, m.file, m.row LIMIT $6)"
         )
@@ -74,7 +74,7 @@ const GAP_AGES_OF: &str = "
 SELECT width_bucket(greatest(extract(epoch FROM $2 - m.recorded_at), 0)::double precision, $3::double precision[]),
        count(*)
   FROM messages m JOIN destinations d ON d.id = m.destination
- WHERE d.name = $1 AND m.sweep < 2 AND m.told = 0 AND m.state IN (3, 4)
+ WHERE d.name = $1 AND m.sweep < 2 AND m.reported = 0 AND m.state IN (3, 4)
  GROUP BY 1";
 
 const REJECTS: &str = "
@@ -189,7 +189,7 @@ impl PostgresView {
         );
         let rows = self.read(&sql, &[&which.source, &which.destination, &clamp(limit), &is_orphan]).await?;
         let held = |row: &Row| {
-            let Waiting { receipt, .. } = Waiting::read(row)?;
+            let WaitingReceipt { receipt, .. } = WaitingReceipt::read(row)?;
             Ok(HeldReceipt {
                 destination: row.get::<_, &str>("destination_name").into(),
                 source: row.get::<_, &str>("source_name").into(),
@@ -278,7 +278,7 @@ fn message_row(id: MessageId, row: &Row) -> Result<MessageRow, Failure> {
         accepted_at: unix(row.get("accepted_at")),
         recorded_at: unix(row.get("recorded_at")),
         updated_at: unix(row.get("updated_at")),
-        told: Told(u8::try_from(row.get::<_, i16>("told")).unwrap_or(0)),
+        reported: ReportedStates(u8::try_from(row.get::<_, i16>("reported")).unwrap_or(0)),
         receipt,
     })
 }

@@ -74,14 +74,14 @@ impl<'a> Columns<'a> {
 }
 
 /// A receipt in one of the two.
-pub(super) struct Waiting {
+pub(super) struct WaitingReceipt {
     pub(super) number: i64,
     pub(super) source: i32,
     pub(super) destination: i32,
     pub(super) receipt: Receipt,
 }
 
-impl Waiting {
+impl WaitingReceipt {
     /// From a row with `number` and the [`columns!`], by their names.
     pub(super) fn read(row: &Row) -> Result<Self, Failure> {
         let key = match (row.get::<_, Option<Uuid>>("file"), row.get::<_, Option<&str>>("provider_id")) {
@@ -119,7 +119,7 @@ pub(super) fn state(number: i16) -> Result<MessageState, Failure> {
 /// Holds receipts until their message comes.
 pub(super) async fn park(
     transaction: &Transaction<'_>,
-    receipts: &[Waiting],
+    receipts: &[WaitingReceipt],
     at: UnixMs,
 ) -> Result<(), Failure> {
     if receipts.is_empty() {
@@ -164,9 +164,9 @@ pub(super) async fn park(
     Ok(())
 }
 
-/// Moves parked receipts back into the inbox whose numbers the query finds. `lock` says what happens to what another
-/// has in hand: a recorder waits for it, or a receipt that becomes an orphan at that moment would stay one; the sweeper
-/// comes again.
+/// Moves parked receipts back into the inbox whose numbers the query finds. `lock` says what happens to rows that
+/// another has locked: a recorder waits for them, or a receipt that becomes an orphan at that moment would stay one; the
+/// sweeper skips them and comes again.
 macro_rules! return_sql {
     ($lock:literal, $numbers:literal) => {
         concat!(

@@ -7,13 +7,13 @@ use postrider_actors::model::table::{Column, ColumnType};
 
 use super::{Dialect, WarehouseTable, connection::OpenError};
 
-/// What stands in the way of writing to a table.
+/// Why a table can't be written to.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CheckError {
     /// It could not be asked.
     #[error("{0}")]
     Unreachable(String),
-    /// One entry for each thing that has to be mended, with what to do.
+    /// One entry for each problem, with what to do.
     #[error("{}", .0.join("; "))]
     Unfit(Vec<String>),
 }
@@ -25,7 +25,7 @@ impl From<OpenError> for CheckError {
 }
 
 /// A column of the catalogue.
-struct Found {
+struct CatalogueColumn {
     /// The type's name, without length or precision.
     kind: String,
     /// It takes no NULL and has no default.
@@ -57,16 +57,16 @@ impl WarehouseTable {
         if problems.is_empty() { Ok(()) } else { Err(CheckError::Unfit(problems)) }
     }
 
-    fn unfit_columns(&self, found: &HashMap<String, Found>) -> Vec<String> {
+    fn unfit_columns(&self, found: &HashMap<String, CatalogueColumn>) -> Vec<String> {
         let table = &self.name;
         let mut problems = Vec::new();
         for Column { name, kind, .. } in &self.mapping.columns {
             match found.get(&self.folded(name)) {
                 None => problems.push(format!("{table} has no column \"{name}\": add it or leave it out")),
-                Some(Found { generated: true, .. }) => {
+                Some(CatalogueColumn { generated: true, .. }) => {
                     problems.push(format!("{table} fills its column \"{name}\" itself: leave it out"));
                 }
-                Some(Found { kind: in_table, .. }) => {
+                Some(CatalogueColumn { kind: in_table, .. }) => {
                     let fitting = types_for(*kind, self.dialect());
                     if !fitting.contains(&in_table.as_str()) {
                         problems.push(format!(
@@ -100,7 +100,7 @@ impl WarehouseTable {
         }
     }
 
-    async fn columns_of_postgres(&self) -> Result<HashMap<String, Found>, CheckError> {
+    async fn columns_of_postgres(&self) -> Result<HashMap<String, CatalogueColumn>, CheckError> {
         // Plain names hold neither quote nor backslash: they need no escaping.
         let query = format!(
             "SELECT a.attname, CASE t.typtype WHEN 'e' THEN 'enum' \
@@ -116,7 +116,7 @@ impl WarehouseTable {
         Ok(rows.into_iter().filter_map(|row| found(row, "t")).collect())
     }
 
-    async fn columns_of_redshift(&self) -> Result<HashMap<String, Found>, CheckError> {
+    async fn columns_of_redshift(&self) -> Result<HashMap<String, CatalogueColumn>, CheckError> {
         let schema = match &self.name.schema {
             Some(schema) => format!("'{}'", schema.as_str().to_ascii_lowercase()),
             None => "current_schema()".to_owned(),
@@ -197,11 +197,11 @@ impl WarehouseTable {
     }
 }
 
-fn found(row: Vec<Option<String>>, yes: &str) -> Option<(String, Found)> {
+fn found(row: Vec<Option<String>>, yes: &str) -> Option<(String, CatalogueColumn)> {
     let mut row = row.into_iter();
     let (name, kind) = (row.next()??, row.next()??);
     let mut is = || row.next().flatten().as_deref() == Some(yes);
-    Some((name, Found { kind, needed: is(), generated: is() }))
+    Some((name, CatalogueColumn { kind, needed: is(), generated: is() }))
 }
 
 fn word(kind: ColumnType) -> &'static str {

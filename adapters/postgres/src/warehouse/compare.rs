@@ -109,7 +109,7 @@ impl fmt::Display for CompareReport {
 
 /// Rows, and the sum of their numbers as the database writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Count {
+struct RowCount {
     rows: u64,
     sum: String,
 }
@@ -162,12 +162,12 @@ pub async fn compare(
 }
 
 fn differing(
-    ours: &BTreeMap<u64, Count>,
-    theirs: &BTreeMap<u64, Count>,
+    ours: &BTreeMap<u64, RowCount>,
+    theirs: &BTreeMap<u64, RowCount>,
     limits: CompareLimits,
 ) -> (Vec<RangeDifference>, u64) {
     let (mut ranges, mut more) = (Vec::new(), 0);
-    let none = Count::default();
+    let none = RowCount::default();
     for range in ours.keys().chain(theirs.keys()).copied().collect::<BTreeSet<_>>() {
         let (one, other) = (ours.get(&range).unwrap_or(&none), theirs.get(&range).unwrap_or(&none));
         if one == other {
@@ -198,7 +198,7 @@ impl WarehouseTable {
         &self,
         after: Option<FileId>,
         limit: usize,
-    ) -> Result<BTreeMap<FileId, Count>, OpenError> {
+    ) -> Result<BTreeMap<FileId, RowCount>, OpenError> {
         let key = self.key();
         // Sixteen bytes in hex: every collation has them in the order of the bytes.
         let after = after.map(|file| format!("AND substring({key}, 5, 32) > '{file}' ")).unwrap_or_default();
@@ -214,7 +214,7 @@ impl WarehouseTable {
     }
 
     /// Counts of one file by the number of the range, from 0.
-    async fn by_range(&self, file: FileId, range_rows: u64) -> Result<BTreeMap<u64, Count>, OpenError> {
+    async fn by_range(&self, file: FileId, range_rows: u64) -> Result<BTreeMap<u64, RowCount>, OpenError> {
         let key = self.key();
         let query = format!(
             "SELECT (r.n - 1) / {}, count(*), sum(r.n) FROM ( \
@@ -236,17 +236,17 @@ fn file_of(row: &[Option<String>]) -> Option<FileId> {
     FileId::from_str(row.first()?.as_deref()?).ok()
 }
 
-fn count_of(row: &[Option<String>]) -> Option<Count> {
+fn count_of(row: &[Option<String>]) -> Option<RowCount> {
     let rows = row.get(1)?.as_deref()?.parse().ok()?;
-    Some(Count { rows, sum: row.get(2)?.clone()? })
+    Some(RowCount { rows, sum: row.get(2)?.clone()? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn counts(ranges: &[(u64, u64, &str)]) -> BTreeMap<u64, Count> {
-        let count = |&(range, rows, sum): &(u64, u64, &str)| (range, Count { rows, sum: sum.to_owned() });
+    fn counts(ranges: &[(u64, u64, &str)]) -> BTreeMap<u64, RowCount> {
+        let count = |&(range, rows, sum): &(u64, u64, &str)| (range, RowCount { rows, sum: sum.to_owned() });
         ranges.iter().map(count).collect()
     }
 

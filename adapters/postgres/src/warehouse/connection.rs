@@ -45,8 +45,8 @@ impl Connections {
         let mut prepare = format!("SET statement_timeout TO {}", statement.as_millis().max(1));
         if settings.dialect == Dialect::Postgres {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-            // What is told as committed has to be on the disk, whatever the role's default says; and times are read
-            // as UTC.
+            // What is reported as committed has to be on the disk, whatever the role's default is; times are read as
+            // UTC.
             prepare.push_str(
                 "; SET timezone TO 'UTC'; SELECT set_config('synchronous_commit', 'on', false) \
                  WHERE current_setting('synchronous_commit') = 'off'",

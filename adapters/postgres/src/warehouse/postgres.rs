@@ -37,17 +37,17 @@ impl WarehouseTable {
                 held.keep();
                 Ok(())
             }
-            Some(Err(Failed::Told(why))) => {
+            Some(Err(Failed::Unready(why))) => {
                 held.keep();
                 Err(TableError::Retryable(why))
             }
             Some(Err(Failed::Driver(error))) => {
-                let told = of_rows(&self.name, &error);
+                let table_error = of_rows(&self.name, &error);
                 // A prepared statement that the table has outgrown must not come back.
-                if matches!(told, TableError::Refused(_)) {
+                if matches!(table_error, TableError::Refused(_)) {
                     keep_after(held, &error);
                 }
-                Err(told)
+                Err(table_error)
             }
         }
     }
@@ -63,16 +63,16 @@ impl WarehouseTable {
         let types: std::collections::HashMap<String, String> =
             found.map_err(Failed::Driver)?.iter().map(|row| (row.get(0), row.get(1))).collect();
         if types.is_empty() {
-            let why = format!("the table {} is not there", self.name);
-            tracing::error!(why, "make it or name another; the rows wait until their retries end");
-            return Err(Failed::Told(why));
+            let why = format!("the table {} does not exist", self.name);
+            tracing::error!(why, "create it or name another; the rows wait until their retries end");
+            return Err(Failed::Unready(why));
         }
         let (mut names, mut values, mut arrays) = (String::new(), String::new(), String::new());
         for (at, column) in mapping.columns.iter().enumerate() {
             let Some(kind) = types.get(&column.name) else {
                 let why = format!("the table {} has no column {:?}", self.name, column.name);
-                tracing::error!(why, "make it or fill another; the rows wait until their retries end");
-                return Err(Failed::Told(why));
+                tracing::error!(why, "add it or fill another; the rows wait until their retries end");
+                return Err(Failed::Unready(why));
             };
             let comma = if at == 0 { "" } else { ", " };
             let name = quoted(&column.name)?;
@@ -95,9 +95,10 @@ impl WarehouseTable {
 
 enum Failed {
     Driver(tokio_postgres::Error),
-    Told(String),
+    /// The table, or its settings, can't take rows now, and why.
+    Unready(String),
 }
 
 fn quoted(name: &str) -> Result<Identifier, Failed> {
-    Identifier::parse(name).map_err(|error| Failed::Told(error.to_string()))
+    Identifier::parse(name).map_err(|error| Failed::Unready(error.to_string()))
 }

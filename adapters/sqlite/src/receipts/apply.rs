@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::{
     model::{
-        receipt::{EventId, Price, Receipt, ReceiptKey, Standing, Told},
+        receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptMerge, ReportedStates},
         time::UnixMs,
     },
     ports::Applied,
@@ -15,17 +15,17 @@ use super::{RECEIPT_COLUMNS, file_number, ms, read_receipt, state, sweep::insert
 use crate::tx::{Tx, TxError, int, uint};
 
 /// A receipt from the inbox.
-struct Waiting {
+struct InboxReceipt {
     seq: i64,
     destination: i64,
     receipt: Receipt,
 }
 
 /// File, row and destination, by their numbers: the order in which rows lie on the disk.
-type Key = (i64, i64, i64);
+type MessageKey = (i64, i64, i64);
 
-/// From columns `state, told, receipt_state, receipt_at, receipt_event`, which begin at `first`.
-fn read_standing(row: &Row<'_>, first: usize) -> Result<Standing, TxError> {
+/// From columns `state, reported, receipt_state, receipt_at, receipt_event`, which begin at `first`.
+fn read_standing(row: &Row<'_>, first: usize) -> Result<ReceiptMerge, TxError> {
     let greatest = match row.get::<_, Option<u8>>(first + 2)? {
         Some(byte) => Some((
             state(byte)?,
@@ -34,7 +34,7 @@ fn read_standing(row: &Row<'_>, first: usize) -> Result<Standing, TxError> {
         )),
         None => None,
     };
-    Ok(Standing::new(state(row.get(first)?)?, Told(row.get(first + 1)?), greatest))
+    Ok(ReceiptMerge::new(state(row.get(first)?)?, ReportedStates(row.get(first + 1)?), greatest))
 }
 
 /// `ReceiptLedger::apply`.
@@ -51,11 +51,11 @@ pub(super) fn apply(
     waiting.sort_unstable_by(|a, b| (a.destination, &a.receipt.key).cmp(&(b.destination, &b.receipt.key)));
 
     let mut applied = Applied::default();
-    let mut standings: BTreeMap<Key, Standing> = BTreeMap::new();
+    let mut standings: BTreeMap<MessageKey, ReceiptMerge> = BTreeMap::new();
     let mut find = Find::prepare(tx)?;
     let mut park =
         tx.connection.prepare_cached("UPDATE receipts SET phase = 1, since = ?2 WHERE seq = ?1")?;
-    for Waiting { seq, destination, receipt } in waiting {
+    for InboxReceipt { seq, destination, receipt } in waiting {
         if let Some(standing) = find.standing(tx, destination, &receipt.key, &mut standings)? {
             applied.matched += 1;
             standing.hear(receipt);
@@ -76,7 +76,7 @@ pub(super) fn apply(
 }
 
 /// The receipts that have waited longest: as many as there may be, or the first that have more than `bytes`.
-fn first_waiting(tx: &Tx<'_>, receipts: usize, bytes: usize) -> Result<Vec<Waiting>, TxError> {
+fn first_waiting(tx: &Tx<'_>, receipts: usize, bytes: usize) -> Result<Vec<InboxReceipt>, TxError> {
     let sql = format!(
         "SELECT seq, destination, {RECEIPT_COLUMNS} FROM receipts INDEXED BY receipts_waiting WHERE phase = 0
          ORDER BY seq LIMIT ?1"
@@ -88,7 +88,7 @@ fn first_waiting(tx: &Tx<'_>, receipts: usize, bytes: usize) -> Result<Vec<Waiti
         let Some(row) = rows.next()? else { break };
         let receipt = read_receipt(row, 2)?;
         held_bytes += receipt.held_bytes();
-        waiting.push(Waiting { seq: row.get(0)?, destination: row.get(1)?, receipt });
+        waiting.push(InboxReceipt { seq: row.get(0)?, destination: row.get(1)?, receipt });
     }
     Ok(waiting)
 }
@@ -104,13 +104,13 @@ impl<'a> Find<'a> {
     fn prepare(tx: &Tx<'a>) -> Result<Self, TxError> {
         Ok(Self {
             by_message: tx.connection.prepare_cached(
-                "SELECT state, told, receipt_state, receipt_at, receipt_event FROM messages
+                "SELECT state, reported, receipt_state, receipt_at, receipt_event FROM messages
                  WHERE file = ?1 AND row = ?2 AND destination = ?3",
             )?,
             // Of several messages that the provider gave the same id, the latest: it means the newer one, and a
             // receipt costs one row.
             by_provider_id: tx.connection.prepare_cached(
-                "SELECT file, row, state, told, receipt_state, receipt_at, receipt_event FROM messages
+                "SELECT file, row, state, reported, receipt_state, receipt_at, receipt_event FROM messages
                  WHERE destination = ?1 AND provider_id = ?2 ORDER BY file DESC, row DESC LIMIT 1",
             )?,
             files: HashMap::new(),
@@ -124,8 +124,8 @@ impl<'a> Find<'a> {
         tx: &Tx<'_>,
         destination: i64,
         key: &ReceiptKey,
-        standings: &'s mut BTreeMap<Key, Standing>,
-    ) -> Result<Option<&'s mut Standing>, TxError> {
+        standings: &'s mut BTreeMap<MessageKey, ReceiptMerge>,
+    ) -> Result<Option<&'s mut ReceiptMerge>, TxError> {
         let place = match key {
             ReceiptKey::Message(id) => {
                 let file = match self.files.get(&id.file.0) {
@@ -158,23 +158,23 @@ impl<'a> Find<'a> {
 /// Writes what is new, and counts it.
 fn store(
     tx: &mut Tx<'_>,
-    standings: &BTreeMap<Key, Standing>,
+    standings: &BTreeMap<MessageKey, ReceiptMerge>,
     at: UnixMs,
     keep_changes: bool,
     applied: &mut Applied,
 ) -> Result<(), TxError> {
     let mut update = tx.connection.prepare_cached(
-        "UPDATE messages SET state = ?4, told = ?5, updated_at = max(updated_at, ?6), receipt_state = ?7,
+        "UPDATE messages SET state = ?4, reported = ?5, updated_at = max(updated_at, ?6), receipt_state = ?7,
              receipt_at = ?8, receipt_event = ?9, provider_status = ?10, carrier = ?11, response = ?12,
              provider_sent_at = ?13, price = ?14
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
-    let mut update_told = tx.connection.prepare_cached(
-        "UPDATE messages SET told = ?4, updated_at = max(updated_at, ?5)
+    let mut update_reported = tx.connection.prepare_cached(
+        "UPDATE messages SET reported = ?4, updated_at = max(updated_at, ?5)
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
     for (&(file, row, destination), standing) in standings {
-        let Standing { state, told, best, .. } = standing;
+        let ReceiptMerge { state, reported, best, .. } = standing;
         applied.conflicts += u64::from(standing.is_new_conflict());
         if let Some(Receipt { event, state: receipt_state, at: receipt_at, facts, .. }) = best {
             update.execute(params![
@@ -182,7 +182,7 @@ fn store(
                 row,
                 destination,
                 *state as u8,
-                told.0,
+                reported.0,
                 int(at.0),
                 *receipt_state as u8,
                 ms(*receipt_at),
@@ -195,7 +195,7 @@ fn store(
             ])?;
         } else if standing.has_news() {
             // A lesser receipt changes no state.
-            update_told.execute(params![file, row, destination, told.0, int(at.0)])?;
+            update_reported.execute(params![file, row, destination, reported.0, int(at.0)])?;
         }
         if standing.is_changed() {
             applied.changed += 1;

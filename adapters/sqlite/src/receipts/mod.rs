@@ -45,14 +45,14 @@ const REJECTS_STEP: usize = 256;
 
 impl EmbeddedStore {
     /// Whether changes of states by receipts and expiry are kept from now on, for whoever asks for
-    /// [`changes`](ReceiptLedger::changes). They are not unless it was said: nobody would forget them.
+    /// [`changes`](ReceiptLedger::changes). Off unless set: nobody would delete them.
     pub fn keep_changes(&self, keep: bool) {
         self.keeps_changes.store(keep, Ordering::Relaxed);
     }
 
-    /// Whether changes are kept, and how durable what makes them must be. A change may be told to a store
-    /// elsewhere, which remembers its number: a power cut must not give that number to another. Without
-    /// changes nothing is said outside that a power cut could undo.
+    /// Whether changes are kept, and how durable what makes them must be. A change may be reported to a store
+    /// elsewhere, which remembers its number: a power cut must not give that number to another change. Without
+    /// changes nothing leaves this store that a power cut could undo.
     fn changing(&self) -> (bool, Durability) {
         if self.keeps_changes.load(Ordering::Relaxed) {
             (true, Durability::Synced)
@@ -81,7 +81,7 @@ impl ReceiptLedger for EmbeddedStore {
         let arrival = Arc::new(arrival);
         let mut taken = Taken::default();
         for number in 0..parts {
-            let part = take::Part { arrival: arrival.clone(), number, is_last: number + 1 == parts };
+            let part = take::ArrivalPart { arrival: arrival.clone(), number, is_last: number + 1 == parts };
             let bytes = part.bytes();
             let some =
                 self.writer().write(Durability::Synced, bytes, move |tx| take::take(tx, &part)).await?;

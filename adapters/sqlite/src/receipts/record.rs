@@ -16,7 +16,7 @@ use crate::tx::{Tx, TxError, int, uint};
 /// `ReceiptLedger::record`.
 pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), TxError> {
     let connection = tx.connection;
-    let mut files = Files::default();
+    let mut files = FileNumbers::default();
     // With nothing parked, and that is most of the time, two probes per message are saved.
     let is_any_parked = connection
         .prepare_cached(
@@ -137,9 +137,9 @@ impl<'a> Unpark<'a> {
 /// The files of a call's records: their numbers, and when the last of each was recorded. Not kept from one
 /// transaction to the next, for retention takes files away.
 #[derive(Default)]
-struct Files(HashMap<FileId, (i64, UnixMs)>);
+struct FileNumbers(HashMap<FileId, (i64, UnixMs)>);
 
-impl Files {
+impl FileNumbers {
     fn number(&mut self, tx: &Tx<'_>, record: &MessageRecord) -> Result<i64, TxError> {
         let file = record.id.file;
         if let Some((seq, last_at)) = self.0.get_mut(&file) {

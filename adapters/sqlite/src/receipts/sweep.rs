@@ -1,4 +1,4 @@
-//! What time does to receipts and rows, and what is told of changes.
+//! What happens to receipts and rows as time passes, and the list of status changes.
 
 use postrider_actors::{
     model::{
@@ -162,7 +162,7 @@ pub(super) fn retire(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Result<usize,
             .execute([file, int(left as u64)])?;
         if removed < left {
             tx.connection.prepare_cached("DELETE FROM ledger_files WHERE seq = ?1")?.execute([file])?;
-            // It counts, so that a caller who asks until nothing is left comes to an end there.
+            // It counts, so that a caller who repeats this until nothing is left does stop.
             left -= 1;
         }
         left -= removed;

@@ -15,7 +15,7 @@ use super::{REJECTS_STEP, TAKE_STEP, ms};
 use crate::tx::{Tx, TxError, int, uint};
 
 /// What of an arrival is taken in one transaction.
-pub(super) struct Part {
+pub(super) struct ArrivalPart {
     pub(super) arrival: Arc<Arrival>,
     /// Which part, from 0.
     pub(super) number: usize,
@@ -23,7 +23,7 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-impl Part {
+impl ArrivalPart {
     fn receipts(&self) -> &[Receipt] {
         self.arrival.receipts.chunks(TAKE_STEP).nth(self.number).unwrap_or_default()
     }
@@ -41,7 +41,7 @@ impl Part {
 }
 
 /// `ReceiptLedger::take` of a part.
-pub(super) fn take(tx: &mut Tx<'_>, part: &Part) -> Result<Taken, TxError> {
+pub(super) fn take(tx: &mut Tx<'_>, part: &ArrivalPart) -> Result<Taken, TxError> {
     let Arrival { source, destination, cursor, at, .. } = &*part.arrival;
     let destination = tx.destination(destination)?;
     let has_receipts = !part.arrival.receipts.is_empty() || !part.arrival.rejects.is_empty();

@@ -193,8 +193,8 @@ async fn what_is_held_and_who_brought_it_is_told() {
     assert_eq!((rejects.len(), &*rejects[0].place, &*rejects[0].reason), (1, "a.csv:3", "no status"));
     assert_eq!(rejects[0].text, text);
     let sources = view.sources().await.unwrap();
-    let told = |at: usize| (&*sources[at].name, sources[at].waiting, sources[at].parked);
-    assert_eq!((sources.len(), told(0), told(1)), (2, ("s", 0, 1), ("t", 1, 0)));
+    let counts = |at: usize| (&*sources[at].name, sources[at].waiting, sources[at].parked);
+    assert_eq!((sources.len(), counts(0), counts(1)), (2, ("s", 0, 1), ("t", 1, 0)));
     assert_eq!((sources[0].receipts_at, sources[0].cursor_at), (Some(NOW), None));
     assert_eq!((sources[1].receipts_at, sources[1].cursor_at), (Some(later), Some(later)));
     assert_eq!((&sources[0].cursor, &sources[1].cursor), (&None, &cursor));

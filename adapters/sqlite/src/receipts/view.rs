@@ -7,7 +7,7 @@ use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{EventId, RejectedText, Told},
+        receipt::{EventId, RejectedText, ReportedStates},
         state::MessageState,
         time::UnixMs,
     },
@@ -109,7 +109,7 @@ impl ReceiptView for ReceiptViewer {
 fn message(connection: &Connection, id: MessageId) -> Result<Vec<MessageRow>, TxError> {
     let mut select = connection.prepare_cached(
         "SELECT n.name, f.feed, m.recipient, m.state, m.recorded, m.attempts, m.status, m.reason, m.detail,
-             m.provider_id, m.accepted_at, m.recorded_at, m.updated_at, m.told, m.receipt_state, m.receipt_event,
+             m.provider_id, m.accepted_at, m.recorded_at, m.updated_at, m.reported, m.receipt_state, m.receipt_event,
              m.receipt_at, m.provider_status, m.carrier, m.response, m.provider_sent_at, m.price
          FROM messages m JOIN ledger_files f ON f.seq = m.file JOIN destinations n ON n.seq = m.destination
          WHERE f.id = ?1 AND m.row = ?2 ORDER BY n.name",
@@ -145,7 +145,7 @@ fn message(connection: &Connection, id: MessageId) -> Result<Vec<MessageRow>, Tx
             accepted_at: UnixMs(uint(row.get(10)?)),
             recorded_at: UnixMs(uint(row.get(11)?)),
             updated_at: UnixMs(uint(row.get(12)?)),
-            told: Told(row.get(13)?),
+            reported: ReportedStates(row.get(13)?),
             receipt,
         });
     }
@@ -251,15 +251,15 @@ fn gap_ages(
 }
 
 /// Phase and order of receipts that are held. The phase stands in the query, or their indexes are not used.
-type Held = (&'static str, &'static str);
-const PARKED: Held = ("r.phase = 1", "r.since, r.seq");
-const ORPHANS: Held = ("r.phase = 2", "r.since DESC, r.seq DESC");
+type HeldPhase = (&'static str, &'static str);
+const PARKED: HeldPhase = ("r.phase = 1", "r.since, r.seq");
+const ORPHANS: HeldPhase = ("r.phase = 2", "r.since DESC, r.seq DESC");
 
 fn held(
     connection: &Connection,
     caches: &mut Caches,
     which: &ReceiptFilter,
-    (phase, order): Held,
+    (phase, order): HeldPhase,
     limit: usize,
 ) -> Result<Vec<HeldReceipt>, TxError> {
     let columns = RECEIPT_COLUMNS.replace(", ", ", r.");

@@ -15,7 +15,7 @@ use super::*;
 
 const LOOK_MAX: Duration = Duration::from_millis(50);
 
-/// An inbox whose disk stands still until it is told to go on.
+/// An inbox whose disk hangs until the test releases it.
 struct Slow {
     inbox: DirectoryInbox,
     stands: StdMutex<bool>,
@@ -87,7 +87,7 @@ impl Inbox for Slow {
     }
 
     fn open_rows(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
-        assert!(!self.panics.swap(false, Ordering::SeqCst), "it was told to panic");
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "it was set to panic");
         self.inbox.open_rows(file)
     }
 

@@ -17,7 +17,7 @@ async fn exchange(server: &Server) -> (Outcome, Option<String>, bool) {
     (answer.outcome, answer.provider_id.map(String::from), webhook.idle.len() == 1)
 }
 
-/// Answers with these pieces, each in a packet of its own, and then closes if told to.
+/// Answers with these pieces, each in a packet of its own, and then closes if asked to.
 async fn answering(pieces: Vec<String>, close: bool) -> Server {
     Server::start(move |mut stream, _| {
         let pieces = pieces.clone();

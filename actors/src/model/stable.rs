@@ -1,12 +1,12 @@
 //! When a dropped file is complete, and which names are files at all.
 //!
 //! A file is complete when it was renamed into place or closed after writing (the directory's watch
-//! says so), or when it has not changed for the settle time. A feed that requires sidecars takes a file
-//! only together with its `NAME.done`: writing that is what says that the file is complete.
+//! reports that), or when it has not changed for `stable_after`. A feed that requires sidecars takes a file
+//! only together with its `NAME.done`: the sidecar is written last.
 //!
-//! [`Settling`] is told of every scan and every change and answers with the names that may be taken. It
-//! remembers a bounded number of names. One that it can't remember is taken all the same, once it has
-//! been left alone for the settle time by its own timestamp.
+//! [`StableFiles`] is given every scan and every change and returns the names that may be taken. It
+//! remembers a bounded number of names. One that it can't remember is taken all the same, once its own
+//! timestamp is `stable_after` old.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -17,11 +17,11 @@ use std::{
 
 use super::time::{MonoMs, UnixMs};
 
-/// How long a file that could not be taken rests before it is offered again though it has not changed:
-/// what was in the way (a directory's permissions, a full disk) may be gone all the same.
+/// How long a file that could not be taken is held before it is offered again unchanged: the obstacle (a
+/// directory's permissions, a full disk) may be gone.
 pub const HOLD: Duration = Duration::from_mins(1);
 
-/// What a name in a feed's directory stands for.
+/// What a name in a feed's directory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameKind<'a> {
     /// A file of rows.
@@ -45,9 +45,9 @@ impl<'a> NameKind<'a> {
 
 /// When a file may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SettleRule {
-    /// How long a file of which nothing else is known must have stood still.
-    pub settle: Duration,
+pub struct StableRule {
+    /// How long a file must be unchanged if the watch reported nothing of it.
+    pub stable_after: Duration,
     /// Whether only files with a sidecar are taken.
     pub sidecar_required: bool,
 }
@@ -61,39 +61,39 @@ pub struct Sighting<'a> {
     pub bytes: u64,
     /// When it last changed.
     pub modified: UnixMs,
-    /// Whether its sidecar stands beside it.
+    /// Whether it has a sidecar.
     pub has_sidecar: bool,
 }
 
 /// What is remembered of a name that was not taken yet.
 #[derive(Debug)]
-struct Known {
+struct KnownFile {
     /// Size, time of change and sidecar as last seen; `None` until a scan has seen it.
     seen: Option<(u64, UnixMs, bool)>,
-    still_since: MonoMs,
+    unchanged_since: MonoMs,
     /// The watch said that it is complete.
     complete: bool,
     /// It was returned as ready and has not changed since.
     offered: bool,
-    /// It could not be taken; it rests until then.
+    /// It could not be taken; it is not offered before then.
     held_until: Option<MonoMs>,
-    /// The last pass that it is known to have been there.
+    /// The last pass that saw it.
     pass: u64,
 }
 
 /// Decides which files are complete. Driven by the file watcher; knows no clock and no directory.
 #[derive(Debug)]
-pub struct Settling {
-    rule: SettleRule,
+pub struct StableFiles {
+    rule: StableRule,
     names_max: usize,
-    names: HashMap<OsString, Known>,
+    names: HashMap<OsString, KnownFile>,
     /// Counts the scans of the whole directory; one that is cut short is continued by the next.
     pass: u64,
 }
 
-impl Settling {
+impl StableFiles {
     /// Remembers nothing yet, and `names_max` names at most.
-    pub fn new(rule: SettleRule, names_max: usize) -> Self {
+    pub fn new(rule: StableRule, names_max: usize) -> Self {
         Self { rule, names_max, names: HashMap::new(), pass: 0 }
     }
 
@@ -105,10 +105,10 @@ impl Settling {
         complete: impl IntoIterator<Item = &'a OsStr>,
     ) -> Vec<OsString> {
         let mut ready = Vec::new();
-        let mut told = HashSet::new();
+        let mut reported = HashSet::new();
         for name in complete {
             let name = match NameKind::of(name) {
-                // A sidecar is written last, so it speaks for its file.
+                // A sidecar is written last, so its file is complete.
                 NameKind::Sidecar(file) if NameKind::of(file) == NameKind::File => file,
                 NameKind::File if !self.rule.sidecar_required => name,
                 _ => continue,
@@ -118,10 +118,10 @@ impl Settling {
                 known.complete = true;
                 known.offered = true;
                 known.held_until = None;
-                // A scan under way may have passed its place before it came: it counts as seen by that.
+                // A running scan may have passed its place before it came: it counts as seen by that scan.
                 known.pass = pass;
             }
-            if told.insert(name) {
+            if reported.insert(name) {
                 ready.push(name.to_owned());
             }
         }
@@ -145,31 +145,31 @@ impl Settling {
             if NameKind::of(sighting.name) != NameKind::File {
                 continue;
             }
-            // A time in the future says nothing. Nor does a file's own time say anything of its sidecar, which
-            // may be half written: that must be seen to stand still.
+            // A time in the future proves nothing. A file's own time proves nothing of its sidecar, which may
+            // be half written: two scans must see it unchanged.
             let left_alone = sighting.modified <= wall
-                && wall.since(sighting.modified) >= rule.settle
+                && wall.since(sighting.modified) >= rule.stable_after
                 && !sighting.has_sidecar;
-            let settled = match self.remember(sighting.name, now) {
+            let is_ready = match self.remember(sighting.name, now) {
                 Some(known) => {
                     known.pass = known.pass.max(pass);
                     let seen = (sighting.bytes, sighting.modified, sighting.has_sidecar);
                     let before = known.seen.replace(seen);
                     if before.is_some_and(|before| before != seen) {
-                        known.still_since = now;
+                        known.unchanged_since = now;
                         known.complete = false;
                         known.offered = false;
                         known.held_until = None;
                     }
                     let rests = known.held_until.is_some_and(|until| now < until);
-                    let still = now.since(known.still_since) >= rule.settle;
-                    let settled = !rests && (known.complete || left_alone || still);
-                    known.offered |= settled;
-                    settled
+                    let is_stable = now.since(known.unchanged_since) >= rule.stable_after;
+                    let is_ready = !rests && (known.complete || left_alone || is_stable);
+                    known.offered |= is_ready;
+                    is_ready
                 }
                 None => left_alone,
             };
-            if settled && (sighting.has_sidecar || !rule.sidecar_required) {
+            if is_ready && (sighting.has_sidecar || !rule.sidecar_required) {
                 ready.push((sighting.modified, sighting.name.to_owned()));
             }
         }
@@ -186,8 +186,8 @@ impl Settling {
         self.names.remove(name);
     }
 
-    /// Puts a file that could not be taken to rest until it changes, or for [`HOLD`]. Returns whether that
-    /// is news: a file is reported once, not at every try (F28).
+    /// Holds back a file that could not be taken until it changes, or for [`HOLD`]. Returns whether it was not
+    /// held before: a file is reported once, not at every try (F28).
     pub fn hold(&mut self, name: &OsStr, now: MonoMs) -> bool {
         self.remember(name, now).is_none_or(|known| {
             known.offered = false;
@@ -199,11 +199,11 @@ impl Settling {
     /// were offered need no scan, however long the caller takes to claim them.
     pub fn next_due(&self) -> Option<MonoMs> {
         let sidecar_required = self.rule.sidecar_required;
-        let due = |known: &Known| match (known.held_until, known.seen) {
+        let due = |known: &KnownFile| match (known.held_until, known.seen) {
             (Some(until), _) if !known.offered => Some(until),
             (None, Some((_, _, false))) if sidecar_required => None,
             _ if known.offered => None,
-            _ => Some(known.still_since.after(self.rule.settle)),
+            _ => Some(known.unchanged_since.after(self.rule.stable_after)),
         };
         self.names.values().filter_map(due).min()
     }
@@ -218,13 +218,13 @@ impl Settling {
         self.names.is_empty()
     }
 
-    fn remember(&mut self, name: &OsStr, now: MonoMs) -> Option<&mut Known> {
+    fn remember(&mut self, name: &OsStr, now: MonoMs) -> Option<&mut KnownFile> {
         let room = self.names.len() < self.names_max;
         match self.names.entry(name.to_owned()) {
             Entry::Occupied(known) => Some(known.into_mut()),
-            Entry::Vacant(free) if room => Some(free.insert(Known {
+            Entry::Vacant(free) if room => Some(free.insert(KnownFile {
                 seen: None,
-                still_since: now,
+                unchanged_since: now,
                 complete: false,
                 offered: false,
                 held_until: None,
@@ -240,24 +240,27 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SETTLE: u64 = 2000;
+    const STABLE_AFTER: u64 = 2000;
     /// The wall clock runs this far ahead of the monotonic one in these tests.
     const EPOCH: u64 = 1_000_000;
 
-    fn settling(sidecar_required: bool) -> Settling {
-        Settling::new(SettleRule { settle: Duration::from_millis(SETTLE), sidecar_required }, 8)
+    fn stable_files(sidecar_required: bool) -> StableFiles {
+        StableFiles::new(
+            StableRule { stable_after: Duration::from_millis(STABLE_AFTER), sidecar_required },
+            8,
+        )
     }
 
     fn seen(name: &str, bytes: u64, modified: u64) -> Sighting<'_> {
         Sighting { name: OsStr::new(name), bytes, modified: UnixMs(EPOCH + modified), has_sidecar: false }
     }
 
-    fn scan(settling: &mut Settling, now: u64, sightings: &[Sighting<'_>]) -> Vec<OsString> {
-        settling.observe_scan(MonoMs(now), UnixMs(EPOCH + now), sightings.iter().copied(), false)
+    fn scan(files: &mut StableFiles, now: u64, sightings: &[Sighting<'_>]) -> Vec<OsString> {
+        files.observe_scan(MonoMs(now), UnixMs(EPOCH + now), sightings.iter().copied(), false)
     }
 
-    fn change(settling: &mut Settling, now: u64, name: &str) -> Vec<OsString> {
-        settling.observe_change(MonoMs(now), [OsStr::new(name)])
+    fn change(files: &mut StableFiles, now: u64, name: &str) -> Vec<OsString> {
+        files.observe_change(MonoMs(now), [OsStr::new(name)])
     }
 
     #[test]
@@ -273,107 +276,107 @@ mod tests {
             NameKind::of(OsStr::from_bytes(b"\xff.done")),
             NameKind::Sidecar(OsStr::from_bytes(b"\xff"))
         );
-        let mut settling = settling(false);
-        assert!(change(&mut settling, 0, "x.part").is_empty());
-        assert!(scan(&mut settling, 99_999, &[seen(".x", 1, 0), seen("y.done", 1, 0)]).is_empty());
+        let mut files = stable_files(false);
+        assert!(change(&mut files, 0, "x.part").is_empty());
+        assert!(scan(&mut files, 99_999, &[seen(".x", 1, 0), seen("y.done", 1, 0)]).is_empty());
     }
 
     #[test]
     fn a_file_that_was_closed_or_renamed_is_taken_at_once() {
-        let mut settling = settling(false);
-        assert_eq!(change(&mut settling, 0, "a"), ["a"]);
-        assert_eq!(settling.next_due(), None, "nothing is waited for");
+        let mut files = stable_files(false);
+        assert_eq!(change(&mut files, 0, "a"), ["a"]);
+        assert_eq!(files.next_due(), None, "nothing is waited for");
         // Not claimed yet: a scan offers it again, and does not wait for it to stand still.
-        assert_eq!(scan(&mut settling, 10, &[seen("a", 1, 5)]), ["a"]);
-        settling.forget(OsStr::new("a"));
-        assert!(settling.is_empty());
+        assert_eq!(scan(&mut files, 10, &[seen("a", 1, 5)]), ["a"]);
+        files.forget(OsStr::new("a"));
+        assert!(files.is_empty());
     }
 
     #[test]
     fn a_file_that_grows_is_taken_when_it_stood_still() {
-        let mut settling = settling(false);
-        assert!(scan(&mut settling, 0, &[seen("a", 1, 0)]).is_empty());
-        assert_eq!(settling.next_due(), Some(MonoMs(SETTLE)));
-        assert!(scan(&mut settling, 1500, &[seen("a", 2, 1400)]).is_empty());
-        assert!(scan(&mut settling, 3399, &[seen("a", 2, 1400)]).is_empty());
-        assert_eq!(settling.next_due(), Some(MonoMs(1500 + SETTLE)));
-        assert_eq!(scan(&mut settling, 3400, &[seen("a", 2, 1400)]), ["a"]);
-        assert_eq!(settling.next_due(), None, "it was offered");
+        let mut files = stable_files(false);
+        assert!(scan(&mut files, 0, &[seen("a", 1, 0)]).is_empty());
+        assert_eq!(files.next_due(), Some(MonoMs(STABLE_AFTER)));
+        assert!(scan(&mut files, 1500, &[seen("a", 2, 1400)]).is_empty());
+        assert!(scan(&mut files, 3399, &[seen("a", 2, 1400)]).is_empty());
+        assert_eq!(files.next_due(), Some(MonoMs(1500 + STABLE_AFTER)));
+        assert_eq!(scan(&mut files, 3400, &[seen("a", 2, 1400)]), ["a"]);
+        assert_eq!(files.next_due(), None, "it was offered");
     }
 
     #[test]
     fn a_file_that_was_left_alone_long_ago_is_taken_at_once_and_a_time_to_come_proves_nothing() {
-        let mut settling = settling(false);
+        let mut files = stable_files(false);
         let sightings = [seen("new", 1, 5000), seen("b", 1, 10), seen("a", 1, 10), seen("oldest", 1, 1)];
-        assert_eq!(scan(&mut settling, 5000, &sightings), ["oldest", "a", "b"]);
+        assert_eq!(scan(&mut files, 5000, &sightings), ["oldest", "a", "b"]);
         let future = [seen("future", 1, 999_999)];
-        assert!(scan(&mut settling, 5000, &future).is_empty());
-        assert_eq!(scan(&mut settling, 5000 + SETTLE, &future), ["future"]);
+        assert!(scan(&mut files, 5000, &future).is_empty());
+        assert_eq!(scan(&mut files, 5000 + STABLE_AFTER, &future), ["future"]);
     }
 
     #[test]
     fn a_required_sidecar_is_waited_for_and_speaks_for_its_file() {
-        let mut settling = settling(true);
-        assert!(change(&mut settling, 0, "a").is_empty());
-        assert!(scan(&mut settling, 90_000, &[seen("a", 1, 0)]).is_empty());
-        assert_eq!(settling.next_due(), None, "only a change can help");
-        assert_eq!(change(&mut settling, 90_001, "a.done"), ["a"]);
+        let mut files = stable_files(true);
+        assert!(change(&mut files, 0, "a").is_empty());
+        assert!(scan(&mut files, 90_000, &[seen("a", 1, 0)]).is_empty());
+        assert_eq!(files.next_due(), None, "only a change can help");
+        assert_eq!(change(&mut files, 90_001, "a.done"), ["a"]);
 
         // Found by a scan: the sidecar may be half written, so it must be seen to stand.
         let both = [Sighting { has_sidecar: true, ..seen("b", 1, 0) }];
-        assert!(scan(&mut settling, 100_000, &both).is_empty());
-        assert_eq!(scan(&mut settling, 100_000 + SETTLE, &both), ["b"]);
+        assert!(scan(&mut files, 100_000, &both).is_empty());
+        assert_eq!(scan(&mut files, 100_000 + STABLE_AFTER, &both), ["b"]);
     }
 
     #[test]
     fn f28_a_file_that_can_t_be_taken_is_news_once_and_offered_again_when_it_changes() {
-        let mut settling = settling(false);
+        let mut files = stable_files(false);
         let file = [seen("a", 1, 0)];
-        assert_eq!(scan(&mut settling, 5000, &file), ["a"]);
-        assert!(settling.hold(OsStr::new("a"), MonoMs(5000)));
-        assert!(scan(&mut settling, 6000, &file).is_empty());
+        assert_eq!(scan(&mut files, 5000, &file), ["a"]);
+        assert!(files.hold(OsStr::new("a"), MonoMs(5000)));
+        assert!(scan(&mut files, 6000, &file).is_empty());
         let later = 5000 + HOLD.as_millis() as u64;
-        assert_eq!(settling.next_due(), Some(MonoMs(later)));
-        assert_eq!(scan(&mut settling, later, &file), ["a"]);
-        assert!(!settling.hold(OsStr::new("a"), MonoMs(later)), "told before");
+        assert_eq!(files.next_due(), Some(MonoMs(later)));
+        assert_eq!(scan(&mut files, later, &file), ["a"]);
+        assert!(!files.hold(OsStr::new("a"), MonoMs(later)), "reported before");
         // chmod: the time of change moves on.
         let changed = [seen("a", 1, later + 1)];
-        assert!(scan(&mut settling, later + 1, &changed).is_empty());
-        assert_eq!(scan(&mut settling, later + 1 + SETTLE, &changed), ["a"]);
-        assert!(settling.hold(OsStr::new("a"), MonoMs(later + SETTLE)), "it has changed since");
+        assert!(scan(&mut files, later + 1, &changed).is_empty());
+        assert_eq!(scan(&mut files, later + 1 + STABLE_AFTER, &changed), ["a"]);
+        assert!(files.hold(OsStr::new("a"), MonoMs(later + STABLE_AFTER)), "it has changed since");
     }
 
     #[test]
     fn names_that_vanish_are_forgotten_after_a_whole_pass() {
-        let mut settling = settling(false);
-        scan(&mut settling, 0, &[seen("a", 1, 0), seen("b", 1, 0)]);
-        settling.observe_scan(MonoMs(1), UnixMs(EPOCH + 1), [seen("a", 1, 0)], true);
-        assert_eq!(settling.len(), 2, "the scan was cut short");
-        settling.observe_scan(MonoMs(2), UnixMs(EPOCH + 2), [seen("c", 1, 0)], false);
-        assert_eq!(settling.len(), 2, "b was not seen in the whole pass");
+        let mut files = stable_files(false);
+        scan(&mut files, 0, &[seen("a", 1, 0), seen("b", 1, 0)]);
+        files.observe_scan(MonoMs(1), UnixMs(EPOCH + 1), [seen("a", 1, 0)], true);
+        assert_eq!(files.len(), 2, "the scan was cut short");
+        files.observe_scan(MonoMs(2), UnixMs(EPOCH + 2), [seen("c", 1, 0)], false);
+        assert_eq!(files.len(), 2, "b was not seen in the whole pass");
         // An event that comes while a scan runs outlives it.
-        change(&mut settling, 3, "d");
-        scan(&mut settling, 3, &[]);
-        assert_eq!(settling.len(), 1);
-        scan(&mut settling, 4, &[]);
-        assert!(settling.is_empty());
+        change(&mut files, 3, "d");
+        scan(&mut files, 3, &[]);
+        assert_eq!(files.len(), 1);
+        scan(&mut files, 4, &[]);
+        assert!(files.is_empty());
     }
 
     proptest! {
         /// However many names there are, memory is bounded and every file is offered in the end.
         #[test]
-        fn f29_more_names_than_it_remembers(files in 1usize..60, step in 1u64..3000) {
-            let names: Vec<_> = (0..files).map(|n| format!("f{n}")).collect();
-            let mut settling = settling(false);
+        fn f29_more_names_than_it_remembers(count in 1usize..60, step in 1u64..3000) {
+            let names: Vec<_> = (0..count).map(|n| format!("f{n}")).collect();
+            let mut files = stable_files(false);
             let mut here: Vec<_> = names.iter().map(|name| seen(name, 1, 0)).collect();
             let mut now = 0;
             while !here.is_empty() {
-                prop_assert!(now < 100 * SETTLE, "{} of {files} are never taken", here.len());
-                for name in scan(&mut settling, now, &here) {
+                prop_assert!(now < 100 * STABLE_AFTER, "{} of {count} are never taken", here.len());
+                for name in scan(&mut files, now, &here) {
                     here.retain(|sighting| sighting.name != name);
-                    settling.forget(&name);
+                    files.forget(&name);
                 }
-                prop_assert!(settling.len() <= 8);
+                prop_assert!(files.len() <= 8);
                 now += step;
             }
         }

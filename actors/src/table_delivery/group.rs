@@ -10,12 +10,12 @@ use futures_util::FutureExt as _;
 use rand::RngExt as _;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{BatchInHand, Desk, TableDestination};
+use super::{TableBatch, TableDestination, TableStrategy};
 use crate::{
     metrics::Tally,
     model::{
         self,
-        bisect::{Bisection, Refusal},
+        bisect::{Bisection, Narrowed},
         lease::OpenMessage,
         ledger::MessageVerdict,
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
@@ -34,17 +34,17 @@ const WORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX;
 /// What stores record as the status of a row that was written: with them, 0 is what was not sent.
 const WRITTEN: u16 = 200;
 
-/// A group on its way.
+/// A group that is being written.
 struct Group<'a> {
     destination: &'a TableDestination,
-    batches: Vec<InLane>,
+    batches: Vec<GroupBatch>,
     /// Whether the table took the last statement, or refused a row of it; `None` before the first.
     took_rows: Option<bool>,
 }
 
-/// One batch of it.
-struct InLane {
-    batch: Arc<BatchInHand>,
+/// One batch of a group.
+struct GroupBatch {
+    batch: Arc<TableBatch>,
     /// What is not recorded yet.
     verdicts: Vec<MessageVerdict>,
     said: HashMap<u32, Said>,
@@ -54,12 +54,12 @@ struct InLane {
 }
 
 /// A row and the message it was made of.
-struct Written {
+struct WrittenRow {
     batch: usize,
     message: OpenMessage,
 }
 
-impl InLane {
+impl GroupBatch {
     fn judge(
         &mut self,
         destination: &TableDestination,
@@ -83,13 +83,13 @@ fn cut(words: &str) -> String {
     words[..words.floor_char_boundary(WORDS_BYTES_MAX)].to_owned()
 }
 
-impl Desk {
-    /// Writes a group and settles it. However that ends, the lane's place on the shelf is free again.
-    pub(super) async fn lane(self: Arc<Self>, index: usize, batches: Vec<Arc<BatchInHand>>) {
+impl TableStrategy {
+    /// Writes a group and settles it. However that ends, the shelf's place is free again.
+    pub(super) async fn write_group(self: Arc<Self>, index: usize, batches: Vec<Arc<TableBatch>>) {
         let tokens: Vec<_> = batches.iter().map(|batch| batch.lease.token).collect();
         let mut group = Group {
             destination: &self.setup.destinations[index],
-            batches: batches.into_iter().map(InLane::new).collect(),
+            batches: batches.into_iter().map(GroupBatch::new).collect(),
             took_rows: None,
         };
         let in_flight = &self.setup.in_flight;
@@ -102,7 +102,7 @@ impl Desk {
             done
         } else {
             tracing::error!(destination = %group.destination.name, batches = tokens.len(),
-                "writing a group panicked: its batches are suspects");
+                "writing a group panicked; its batches are now suspects");
             self.release(&tokens, Release::Lost).await
         };
         let took_rows = group.took_rows;
@@ -122,7 +122,7 @@ impl Desk {
             self.condemn(group.destination, only);
         }
         let (rows, written) = self.make_rows(group);
-        let suspect = group.batches.iter().any(|lane| lane.batch.goes_alone());
+        let suspect = group.batches.iter().any(|member| member.batch.goes_alone());
         // A suspect's rows go one by one, each recorded before the next begins: see `model::suspect`.
         let rows_max = if suspect { 1 } else { group.destination.group.rows.max(1) };
         let bytes_max = group.destination.table.statement_bytes_max();
@@ -150,10 +150,10 @@ impl Desk {
             } else {
                 _others = self.setup.alone.read().await;
             }
-            // Which row of several will have killed the process nobody can say.
+            // Of several rows in a statement it is not known which one killed the process.
             let row = if suspect { Some(written[range.start].message.index) } else { None };
-            for (slot, lane) in slots.iter().zip(&group.batches) {
-                self.setup.in_flight.begin(*slot, lane.batch.lease.token.batch, row);
+            for (slot, member) in slots.iter().zip(&group.batches) {
+                self.setup.in_flight.begin(*slot, member.batch.lease.token.batch, row);
             }
             failpoint!("table.before");
             let begun = Instant::now();
@@ -177,13 +177,13 @@ impl Desk {
                 }
                 Ok(Err(TableError::Refused(words))) => {
                     group.took_rows = Some(true);
-                    if let Refusal::Row(row) = bisection.refused() {
+                    if let Narrowed::Row(row) = bisection.refused() {
                         let refused = Outcome::Permanent { status: 0, reason: Reason::Refused };
                         self.judge(group, &written[row], refused, &words);
                     }
                 }
                 Ok(Err(TableError::Retryable(words))) => {
-                    tracing::warn!(destination = %group.destination.name, words, "the table takes no rows now");
+                    tracing::warn!(destination = %group.destination.name, words, "the table can't take rows now; they are retried");
                     self.put_off(group, &written, bisection, Reason::Unavailable, &words);
                     break;
                 }
@@ -195,8 +195,12 @@ impl Desk {
             }
         }
         self.settle(group, true, None).await?;
-        let open: Vec<_> =
-            group.batches.iter().filter(|lane| !lane.settled).map(|lane| lane.batch.lease.token).collect();
+        let open: Vec<_> = group
+            .batches
+            .iter()
+            .filter(|member| !member.settled)
+            .map(|member| member.batch.lease.token)
+            .collect();
         self.release(&open, Release::Unused).await
     }
 
@@ -204,7 +208,7 @@ impl Desk {
     fn put_off(
         &self,
         group: &mut Group<'_>,
-        written: &[Written],
+        written: &[WrittenRow],
         bisection: Bisection,
         reason: Reason,
         words: &str,
@@ -217,38 +221,38 @@ impl Desk {
     }
 
     /// Decides on one message by the retry schedule.
-    fn judge(&self, group: &mut Group<'_>, row: &Written, outcome: Outcome, words: &str) {
-        let lane = &mut group.batches[row.batch];
-        let (since, at) = (lane.batch.lease.since(row.message.index), self.worker.clock().wall());
+    fn judge(&self, group: &mut Group<'_>, row: &WrittenRow, outcome: Outcome, words: &str) {
+        let member = &mut group.batches[row.batch];
+        let (since, at) = (member.batch.lease.since(row.message.index), self.worker.clock().wall());
         let retry = &group.destination.retry;
-        match retry.decide(outcome, row.message.tries + 1, since, at, lane.batch.jitter) {
-            Decision::Record(verdict) => lane.judge(group.destination, row.message, verdict, Some(words)),
+        match retry.decide(outcome, row.message.tries + 1, since, at, member.batch.jitter) {
+            Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),
             Decision::Hold => {} // for 410 alone, which no table answers
         }
     }
 
     /// The verdicts that need no statement: on a batch that can't be read, and on messages that have killed the
     /// process too often.
-    fn condemn(&self, destination: &TableDestination, lane: &mut InLane) {
-        let (batch, at) = (lane.batch.clone(), self.worker.clock().wall());
+    fn condemn(&self, destination: &TableDestination, member: &mut GroupBatch) {
+        let (batch, at) = (member.batch.clone(), self.worker.clock().wall());
         if let Err(why) = &batch.mapping {
             let attempt = Attempt { at, status: 0, reason: Reason::Render };
             let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
             for message in &batch.open {
-                lane.judge(destination, *message, dead, Some(why));
+                member.judge(destination, *message, dead, Some(why));
             }
             return;
         }
         let charged = &batch.lease.charged;
         for message in &batch.open {
             if charged.get(&message.index).is_some_and(|&(_, alone)| is_condemned(alone)) {
-                lane.judge(destination, *message, poisoned(at), None);
+                member.judge(destination, *message, poisoned(at), None);
             }
         }
     }
 
     /// A row of every message that has no verdict yet; those that can't be made are judged.
-    fn make_rows(&self, group: &mut Group<'_>) -> (Vec<TableRow>, Vec<Written>) {
+    fn make_rows(&self, group: &mut Group<'_>) -> (Vec<TableRow>, Vec<WrittenRow>) {
         let (mut rows, mut written) = (Vec::new(), Vec::new());
         let mut shared: Option<Arc<Mapping>> = None;
         for at in 0..group.batches.len() {
@@ -256,7 +260,7 @@ impl Desk {
             let Ok(mapping) = &batch.mapping else { continue };
             // One for the whole group: they are alike.
             let mapping = shared.get_or_insert_with(|| mapping.clone()).clone();
-            let judged: Vec<_> = group.batches[at].verdicts.iter().map(|told| told.index).collect();
+            let judged: Vec<_> = group.batches[at].verdicts.iter().map(|message| message.index).collect();
             for &message in &batch.open {
                 let Some((row, bytes)) = batch.rows.get(message.index) else { continue };
                 if judged.contains(&message.index) {
@@ -266,7 +270,7 @@ impl Desk {
                 let id = header.message_id(row);
                 // A row that makes the mapping panic must not take its neighbours with it.
                 let made = std::panic::catch_unwind(AssertUnwindSafe(|| mapping.row(header, id, bytes)));
-                let written_as = Written { batch: at, message };
+                let written_as = WrittenRow { batch: at, message };
                 match made {
                     Ok(Ok(row)) => {
                         rows.push(row);
@@ -311,34 +315,35 @@ impl Desk {
     async fn settle(&self, group: &mut Group<'_>, ends: bool, begins: Option<u32>) -> Result<(), StoreError> {
         let destination = group.destination;
         let mut settlements = Vec::new();
-        let mut lanes = Vec::new();
-        let has_to_record =
-            |lane: &&mut InLane| !lane.settled && (ends || begins.is_some() || !lane.verdicts.is_empty());
-        for lane in group.batches.iter_mut().filter(has_to_record) {
-            let batch = &lane.batch;
-            let mut verdicts = std::mem::take(&mut lane.verdicts);
-            verdicts.sort_unstable_by_key(|told| told.index);
-            let details = details(&verdicts, &lane.said);
+        let mut members = Vec::new();
+        let has_to_record = |member: &&mut GroupBatch| {
+            !member.settled && (ends || begins.is_some() || !member.verdicts.is_empty())
+        };
+        for member in group.batches.iter_mut().filter(has_to_record) {
+            let batch = &member.batch;
+            let mut verdicts = std::mem::take(&mut member.verdicts);
+            verdicts.sort_unstable_by_key(|message| message.index);
+            let details = details(&verdicts, &member.said);
             let mut records = Vec::new();
             if destination.recorded {
-                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut lane.said);
+                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut member.said);
             }
             let token = batch.lease.token;
             settlements.push(Settlement { token, verdicts, details, records, ends, begins });
-            lanes.push(lane);
+            members.push(member);
         }
         if settlements.is_empty() {
             return Ok(());
         }
         let now = self.worker.clock().wall();
         let note = |settled: &[Settled]| {
-            for ((lane, settlement), &settled) in lanes.into_iter().zip(&settlements).zip(settled) {
+            for ((member, settlement), &settled) in members.into_iter().zip(&settlements).zip(settled) {
                 let tally = Tally::of(&settlement.verdicts);
-                lane.failed |= !tally.is_clean();
-                let age = now.since(lane.batch.lease.accepted_at);
-                destination.metrics.settled(&tally, settled, age, !lane.failed);
+                member.failed |= !tally.is_clean();
+                let age = now.since(member.batch.lease.accepted_at);
+                destination.metrics.settled(&tally, settled, age, !member.failed);
                 if settled != Settled::Open {
-                    lane.settled = true;
+                    member.settled = true;
                     self.state().forget(settlement.token);
                 }
             }
@@ -349,12 +354,12 @@ impl Desk {
 
 /// What the table itself said of the messages that are dead now: kept with the dead letter, whatever the ledger.
 fn details(verdicts: &[MessageVerdict], said: &HashMap<u32, Said>) -> BTreeMap<u32, Box<str>> {
-    let dead = verdicts.iter().filter(|told| matches!(told.verdict, Verdict::Dead { .. }));
-    dead.filter_map(|told| Some((told.index, said.get(&told.index)?.detail.clone()?))).collect()
+    let dead = verdicts.iter().filter(|message| matches!(message.verdict, Verdict::Dead { .. }));
+    dead.filter_map(|message| Some((message.index, said.get(&message.index)?.detail.clone()?))).collect()
 }
 
-impl InLane {
-    fn new(batch: Arc<BatchInHand>) -> Self {
+impl GroupBatch {
+    fn new(batch: Arc<TableBatch>) -> Self {
         Self { batch, verdicts: Vec::new(), said: HashMap::new(), failed: false, settled: false }
     }
 }
