@@ -5,7 +5,7 @@
 //! Receipts name the provider's id, as the seed's do, and bring a state, a status, a carrier, a response, a time and
 //! a price. Each message gets one receipt in all. Strategies take turns in each round, so that none has the fresh
 //! table or the quiet minute for itself: rates are medians of the rounds, ratios are medians of the ratios within a
-//! round. All but `apply` are told in which partition the messages are.
+//! round. All but `apply` are given the partition of the messages.
 //!
 //! - `case`: the seed's statement, a CASE with an arm per message for each column.
 //! - `unnest`: arrays; rows locked in key order, then UPDATE … FROM.
@@ -26,7 +26,6 @@ use std::{
 };
 
 use futures_util::SinkExt as _;
-use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, migrate};
 use postrider_actors::{
     model::{
         receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
@@ -35,6 +34,7 @@ use postrider_actors::{
     },
     ports::{Arrival, ReceiptLedger as _},
 };
+use postrider_postgres::ledger::{PostgresLedger, PostgresSettings, migrate};
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};
@@ -369,7 +369,7 @@ impl World {
     }
 }
 
-const SET: &str = "state = greatest(m.state, i.state), told = m.told | (i.state - 4), receipt_state = i.state, \
+const SET: &str = "state = greatest(m.state, i.state), reported = m.reported | (i.state - 4), receipt_state = i.state, \
                        provider_status = i.status, carrier = i.carrier, response = i.response, \
                        provider_sent_at = i.sent_at, price = i.price";
 
@@ -393,7 +393,7 @@ fn joined(latest: &str, from: &str) -> String {
 }
 
 fn case(latest: &str, receipts: &[Receipt]) -> String {
-    let mut sql = "UPDATE messages SET updated_at = now(), told = 2".to_owned();
+    let mut sql = "UPDATE messages SET updated_at = now(), reported = 2".to_owned();
     let quoted = |text: Option<&str>| format!("'{}'", text.unwrap_or_default().replace('\'', "''"));
     let mut column = |name: &str, value: &dyn Fn(&Receipt) -> String| {
         write!(sql, ", {name} = CASE provider_id").expect("a String takes it");

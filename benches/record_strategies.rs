@@ -21,7 +21,6 @@ use std::{
 };
 
 use pg::Postgres;
-use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, migrate};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -31,6 +30,7 @@ use postrider_actors::{
     },
     ports::ReceiptLedger as _,
 };
+use postrider_postgres::ledger::{PostgresLedger, PostgresSettings, migrate};
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 use tokio::time::Instant;
 use tokio_postgres::{

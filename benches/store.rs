@@ -7,7 +7,6 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use postrider::adapters::embedded::{EmbeddedStore, exit_on_fatal};
 use postrider_actors::{
     model::{
         batch::PayloadWriter,
@@ -18,6 +17,7 @@ use postrider_actors::{
     ports::{Append, LeaseRequest, Ledger, Outbox, Queue, Settlement, Want},
     testing::fixtures,
 };
+use postrider_sqlite::{EmbeddedStore, exit_on_fatal};
 
 const ROWS_PER_BATCH: u64 = 500;
 const BATCHES_PER_ROUND: u64 = 200;
@@ -49,7 +49,7 @@ fn step(file: &Arc<FileRecord>, first_row: u64, at: UnixMs) -> Append {
 #[derive(Clone, Copy)]
 struct Load {
     name: &'static str,
-    /// Appends under way at once: how many share a commit.
+    /// Appends in flight at once: how many share a commit.
     appends: u64,
     /// Settlements per batch.
     settles: usize,
@@ -82,7 +82,8 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
     let mut open = BATCHES_PER_ROUND;
     while open > 0 {
         let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 4 }];
-        let request = LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at };
+        let request =
+            LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at, born: UnixMs(0) };
         let leases = store.lease(request).await.expect("lease");
         open -= leases.len() as u64;
         // At most 500 outcomes per call, as the daemon groups them, spread over `settles` batches.

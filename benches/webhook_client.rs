@@ -21,10 +21,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
 use hyper::StatusCode;
-use postrider::{
-    adapters::webhook::{HttpWebhook, WebhookSettings},
-    receiver::{Receiver, ReceiverSettings},
-};
+use postrider::receiver::{Receiver, ReceiverSettings};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -33,6 +30,7 @@ use postrider_actors::{
     },
     ports::{Webhook as _, WebhookRequest},
 };
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
@@ -151,7 +149,7 @@ fn measure_wrk(url: &str, lua: &Path, args: &Args) -> anyhow::Result<f64> {
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(!text.contains("Non-2xx"), "wrk was refused:\n{text}");
     let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.context("wrk printed no rate")?.trim().parse().context("wrk's rate is no number")
+    rate.context("wrk printed no rate")?.trim().parse().context("wrk's rate is not a number")
 }
 
 /// 200 bytes, as the measurements behind `docs/decisions/0006-http-client.md`.

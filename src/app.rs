@@ -35,6 +35,7 @@ use std::{
 use actix_rt::System;
 use postrider_actors::{
     flow::ProgressBoard,
+    model::time::MonoMs,
     ports::{Clock, InFlight},
 };
 use tokio::{
@@ -43,20 +44,18 @@ use tokio::{
 };
 
 use crate::{
-    adapters::{
-        clock::SystemClock,
-        embedded::{InstanceLock, LockError, OpenError},
-        in_flight::{IN_FLIGHT_FILE, InFlightFile},
-    },
     cli::Exit,
+    clock::SystemClock,
     config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, SourceKind, Sqs},
-    listener::Listener,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
 #[cfg(feature = "postgres")]
 pub use postgres::compare;
+use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
+use postrider_net::listener::Listener;
+use postrider_sqlite::{InstanceLock, LockError, OpenError};
 use reign::{End, Parts, Reign};
 use stores::Stores;
 use watch::Watch;
@@ -171,6 +170,8 @@ struct Machine {
     alone: Arc<RwLock<()>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
+    /// When the process was born.
+    born: MonoMs,
     board: ProgressBoard,
     health: Health,
     systemd: Notifier,
@@ -229,6 +230,7 @@ pub fn run(
         in_flight: Arc::new(in_flight),
         alone: Arc::default(),
         metrics,
+        born: clock.mono(),
         clock,
         board,
         health,

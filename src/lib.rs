@@ -1,8 +1,8 @@
-//! Postrider's binary: composition root, command line, configuration and adapters.
+//! Postrider's binary: composition root, command line and configuration.
 //!
-//! The stages and rules are in the crate `postrider_actors`, which knows none of this.
+//! The stages and rules are in the crate `postrider_actors`, which knows none of this; the adapters are crates of their
+//! own, one per family of engines, and meet only in [`app`].
 
-pub mod adapters;
 #[cfg_attr(
     not(all(feature = "aws", feature = "postgres")),
     allow(
@@ -14,14 +14,12 @@ pub mod adapters;
 pub mod app;
 pub mod built_in;
 pub mod cli;
+pub mod clock;
 pub mod config;
-pub mod console;
 pub mod demo;
-pub mod listener;
+pub mod findings;
 pub mod node;
 pub mod ops;
 pub mod receiver;
-pub mod signature;
 pub mod systemd;
 pub mod telemetry;
-mod tls;

@@ -72,7 +72,7 @@ impl fmt::Debug for Process {
 
 /// Text that names no process.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this is no process (expected <16 hex digits>-<start>)")]
+#[error("not a process id (expected <16 hex digits>-<start>)")]
 pub struct ParseProcessError;
 
 impl FromStr for Process {
@@ -138,7 +138,7 @@ fn start_on(state_dir: &Path, machine_id: &[u8]) -> Result<Started, NodeError> {
 }
 
 /// What the file says, and where it was found.
-struct Record {
+struct NodeFile {
     process: Process,
     machine: String,
     inode: u64,
@@ -146,7 +146,7 @@ struct Record {
 }
 
 /// `None` if what is there was not written by [`write`].
-fn read(path: &Path) -> io::Result<Option<Record>> {
+fn read(path: &Path) -> io::Result<Option<NodeFile>> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.len() > FILE_BYTES_MAX {
@@ -159,7 +159,7 @@ fn read(path: &Path) -> io::Result<Option<Record>> {
             return None;
         };
         (version == VERSION).then_some(())?;
-        Some(Record {
+        Some(NodeFile {
             process: process.parse().ok()?,
             machine: machine.to_owned(),
             inode: inode.parse().ok()?,

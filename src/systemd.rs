@@ -1,5 +1,5 @@
-//! What Postrider tells systemd (`sd_notify(3)`): ready, status, alive, reloading, stopping. Without
-//! systemd nothing is told and nothing fails.
+//! Notifications to systemd (`sd_notify(3)`): ready, status, alive, reloading, stopping. Without systemd they go
+//! nowhere and nothing fails.
 
 use std::{
     env,
@@ -25,7 +25,7 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(200);
 /// The longest file name in a status line, in characters.
 const FILE_CHARS_MAX: usize = 60;
 
-/// Tells systemd how the daemon is doing.
+/// Notifies systemd of the daemon's state.
 #[derive(Debug)]
 pub struct Notifier {
     socket: Option<UnixDatagram>,
@@ -33,15 +33,15 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// To the service manager that started this process, if one did and waits for notifications.
+    /// Connects to the service manager that started this process, if it expects notifications.
     pub fn from_environment() -> io::Result<Self> {
         match env::var_os("NOTIFY_SOCKET") {
             Some(path) if !path.is_empty() => Self::connect(&path, sd_notify::watchdog_enabled()),
-            _ => Ok(Self::silent()),
+            _ => Ok(Self::disconnected()),
         }
     }
 
-    /// To a socket: a path, or `@name` for an abstract one. `watchdog` is the manager's patience.
+    /// Connects to a socket: a path, or `@name` for an abstract one. `watchdog` is `WatchdogSec=`.
     pub fn connect(path: &OsStr, watchdog: Option<Duration>) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         let address = match path.as_bytes().strip_prefix(b"@") {
@@ -53,8 +53,8 @@ impl Notifier {
         Ok(Self { socket: Some(socket), watchdog })
     }
 
-    /// To nobody.
-    pub fn silent() -> Self {
+    /// Notifies nobody.
+    pub fn disconnected() -> Self {
         Self { socket: None, watchdog: None }
     }
 
@@ -68,8 +68,8 @@ impl Notifier {
         self.send(&[NotifyState::Status(&escape(status))])
     }
 
-    /// A reload begins; [`Notifier::ready`] ends it. `Type=notify-reload` wants the time, to tell
-    /// this reload from one before it.
+    /// A reload begins; [`Notifier::ready`] ends it. `Type=notify-reload` needs the time, to
+    /// recognise this reload among earlier ones.
     pub fn reloading(&self) -> io::Result<()> {
         self.send(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
     }
@@ -82,18 +82,17 @@ impl Notifier {
     /// How often to call [`Notifier::beat`]: half of `WatchdogSec=`, as `sd_watchdog_enabled(3)` asks.
     /// `None` if nobody watches.
     pub fn watchdog_interval(&self) -> Option<Duration> {
-        self.watchdog.map(|patience| patience / 2)
+        self.watchdog.map(|timeout| timeout / 2)
     }
 
-    /// Tells the watchdog that the daemon is alive, if it is: `is_healthy` says that the actors made
-    /// progress since the last beat. A process that only turns in circles is not kept alive.
-    /// Returns whether the watchdog was told.
+    /// Feeds the watchdog if `is_healthy`: the actors have made progress since the last beat. A process whose actors
+    /// hang is not kept alive. Returns whether it was fed.
     pub fn beat(&self, is_healthy: bool) -> io::Result<bool> {
-        let is_told = is_healthy && self.watchdog.is_some();
-        if is_told {
+        let is_fed = is_healthy && self.watchdog.is_some();
+        if is_fed {
             self.send(&[NotifyState::Watchdog])?;
         }
-        Ok(is_told)
+        Ok(is_fed)
     }
 
     fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
@@ -202,7 +201,7 @@ mod tests {
         }
 
         /// The next notification, if there is one.
-        fn told(&self) -> Option<String> {
+        fn received(&self) -> Option<String> {
             let mut buffer = [0; 4096];
             let bytes = self.socket.recv(&mut buffer).ok()?;
             Some(String::from_utf8(buffer[..bytes].to_vec()).unwrap())
@@ -210,19 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_is_told() {
+    fn the_manager_is_fed() {
         let manager = Manager::new(Some(Duration::from_secs(20)));
         manager.notifier.ready("2 feeds").unwrap();
-        assert_eq!(manager.told().unwrap(), "READY=1\nSTATUS=2 feeds\n");
+        assert_eq!(manager.received().unwrap(), "READY=1\nSTATUS=2 feeds\n");
         manager.notifier.status("idle").unwrap();
-        assert_eq!(manager.told().unwrap(), "STATUS=idle\n");
+        assert_eq!(manager.received().unwrap(), "STATUS=idle\n");
         manager.notifier.stopping().unwrap();
-        assert_eq!(manager.told().unwrap(), "STOPPING=1\nSTATUS=draining\n");
+        assert_eq!(manager.received().unwrap(), "STOPPING=1\nSTATUS=draining\n");
         manager.notifier.reloading().unwrap();
-        let told = manager.told().unwrap();
-        let time = told.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        let message = manager.received().unwrap();
+        let time = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
         assert!(time.trim().parse::<u64>().unwrap() > 0);
-        assert_eq!(manager.told(), None);
+        assert_eq!(manager.received(), None);
     }
 
     #[test]
@@ -230,14 +229,14 @@ mod tests {
         let manager = Manager::new(Some(Duration::from_secs(20)));
         assert_eq!(manager.notifier.watchdog_interval(), Some(Duration::from_secs(10)));
         assert!(!manager.notifier.beat(false).unwrap());
-        assert_eq!(manager.told(), None);
+        assert_eq!(manager.received(), None);
         assert!(manager.notifier.beat(true).unwrap());
-        assert_eq!(manager.told().unwrap(), "WATCHDOG=1\n");
+        assert_eq!(manager.received().unwrap(), "WATCHDOG=1\n");
 
         let manager = Manager::new(None);
         assert_eq!(manager.notifier.watchdog_interval(), None);
         assert!(!manager.notifier.beat(true).unwrap());
-        assert_eq!(manager.told(), None);
+        assert_eq!(manager.received(), None);
     }
 
     #[test]
@@ -245,9 +244,9 @@ mod tests {
         let manager = Manager::new(None);
         let progress = Progress { file: Some("a\nSTOPPING=1\n.csv"), open: 1, ..Progress::default() };
         manager.notifier.status(&status_line(&progress)).unwrap();
-        assert_eq!(manager.told().unwrap(), "STATUS=a\\nSTOPPING=1\\n.csv · 0/s\n");
+        assert_eq!(manager.received().unwrap(), "STATUS=a\\nSTOPPING=1\\n.csv · 0/s\n");
         manager.notifier.status("b\nREADY=1").unwrap();
-        assert_eq!(manager.told().unwrap(), "STATUS=b\\nREADY=1\n");
+        assert_eq!(manager.received().unwrap(), "STATUS=b\\nREADY=1\n");
     }
 
     #[test]
@@ -259,7 +258,7 @@ mod tests {
         let bytes = socket.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..bytes], b"STATUS=x\n");
         assert!(Notifier::connect(OsStr::new("/nowhere/notify"), None).is_err());
-        Notifier::silent().ready("x").unwrap();
+        Notifier::disconnected().ready("x").unwrap();
     }
 
     #[test]
@@ -270,7 +269,7 @@ mod tests {
             sent += 1;
             assert!(sent < 100_000, "the socket's queue is finite");
         }
-        assert_eq!(manager.told().unwrap(), "STATUS=x\n");
+        assert_eq!(manager.received().unwrap(), "STATUS=x\n");
         manager.notifier.status("y").unwrap();
     }
 

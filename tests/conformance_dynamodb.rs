@@ -10,7 +10,6 @@ use std::{
 };
 
 use aws_sdk_dynamodb::Client;
-use postrider::adapters::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
 use postrider_actors::{
     model::time::UnixMs,
     ports::{Clock, RateTable},
@@ -19,6 +18,7 @@ use postrider_actors::{
         conformance::{self, Carried, Patience, Subject},
     },
 };
+use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
 
 #[path = "cloud/mod.rs"]
 mod cloud;

@@ -13,10 +13,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use pg::{OWNER, Postgres};
-use postrider::{
-    adapters::postgres::{self, PostgresLedger, PostgresSettings, PostgresView},
-    console::receipts::ReceiptView as _,
-};
+use postrider_actors::ports::console::receipts::ReceiptView as _;
 use postrider_actors::{
     model::ids::MessageId,
     testing::{
@@ -24,6 +21,7 @@ use postrider_actors::{
         conformance::ReceiptSubject,
     },
 };
+use postrider_postgres::ledger::{self as postgres, PostgresLedger, PostgresSettings, PostgresView};
 
 /// Looks through the view that commands have; it counts itself.
 struct Rows {
@@ -50,7 +48,7 @@ impl RowReader for Rows {
             provider_id: row.provider_id.map(Box::from),
             accepted_at: row.accepted_at,
             at: row.recorded_at,
-            told: row.told,
+            reported: row.reported,
             receipt: row.receipt.map(|receipt| LedgerReceipt {
                 state: receipt.state,
                 at: receipt.at,

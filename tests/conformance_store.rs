@@ -6,12 +6,9 @@ mod receipt_view;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator, ReceiptOperator, ReceiptViewer},
-    console::{
-        DeadFilter, Operate as _,
-        receipts::{ReceiptFilter, ReceiptView as _},
-    },
+use postrider_actors::ports::console::{
+    DeadFilter, Operate as _,
+    receipts::{ReceiptFilter, ReceiptView as _},
 };
 use postrider_actors::{
     model::ids::MessageId,
@@ -20,6 +17,7 @@ use postrider_actors::{
         conformance::{self, Patience, ReceiptSubject, Subject},
     },
 };
+use postrider_sqlite::{EmbeddedStore, Operator, ReceiptOperator, ReceiptViewer};
 
 async fn make() -> Subject {
     let dir = tempfile::tempdir().unwrap();
@@ -67,7 +65,7 @@ impl RowReader for Rows {
             provider_id: row.provider_id.map(Into::into),
             accepted_at: row.accepted_at,
             at: row.recorded_at,
-            told: row.told,
+            reported: row.reported,
             receipt: row.receipt.map(|receipt| LedgerReceipt {
                 state: receipt.state,
                 at: receipt.at,

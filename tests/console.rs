@@ -1,10 +1,9 @@
-//! What commands are told and do is the same on every store: one story, told by each of them.
+//! Commands see and do the same on every store: one story, run against each of them.
 
 use std::{path::Path, sync::Arc};
 
-use postrider::{
-    adapters::embedded::{EmbeddedStore, Operator, Viewer},
-    console::{DeadFilter, Delivery, Fate, FileSelector, Operate, Position, Search, View},
+use postrider_actors::ports::console::{
+    DeadFilter, Delivery, Fate, FileSelector, Operate, Position, Search, View,
 };
 use postrider_actors::{
     model::{
@@ -17,6 +16,7 @@ use postrider_actors::{
     ports::{LeaseRequest, LeaseToken, Ledger, Outbox, Queue, Release, Settlement, Want},
     testing::fixtures,
 };
+use postrider_sqlite::{EmbeddedStore, Operator, Viewer};
 use tokio::runtime::Runtime;
 
 const NOW: UnixMs = UnixMs(1_000_000);
@@ -64,7 +64,7 @@ fn verdict(index: u32, drive: u32, attempt: u32, verdict: Verdict) -> MessageVer
     MessageVerdict { index, drive, attempt, verdict }
 }
 
-fn told(view: &mut dyn View, id: MessageId, destination: &str) -> Delivery {
+fn delivery_of(view: &mut dyn View, id: MessageId, destination: &str) -> Delivery {
     let mut deliveries = view.message(id).unwrap().into_iter().filter_map(|report| match report.fate {
         Fate::Message(delivery) => Some(delivery),
         Fate::Rejected { .. } | Fate::Duplicate => None,
@@ -86,7 +86,7 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     let batch = BatchId::derive(file.id, "d", 1);
     let id = MessageId { file: file.id, row: 1 };
 
-    let delivery = told(view, id, "d");
+    let delivery = delivery_of(view, id, "d");
     assert_eq!((delivery.state, delivery.recipient.as_deref()), (MessageState::Accepted, Some("user-1")));
     assert_eq!((delivery.not_before, delivery.accepted_at), (Some(NOW), NOW));
 
@@ -95,20 +95,20 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
         verdict(0, 0, 1, Verdict::Retry { attempt: failed, not_before: at(50) }),
         verdict(1, 0, 1, Verdict::Dead { attempt: again, cause: DeathCause::Age }),
     ];
-    // The destination's words on what it was told are kept with a dead letter, and only there.
+    // What the destination answered is kept with a dead letter, and only there.
     let too_long = format!("{WORDS}ü, and this is too much");
     daemon.settle(batch, NOW, verdicts, &[(0, "not now"), (1, &too_long)]);
-    let delivery = told(view, id, "d");
+    let delivery = delivery_of(view, id, "d");
     assert_eq!((delivery.state, delivery.not_before), (MessageState::Retrying, Some(at(50))));
     assert_eq!((&delivery.failed[..], delivery.sent, delivery.cause), (&[failed][..], None, None));
 
     let last = fixtures::failed(at(60));
     let verdicts = vec![verdict(0, 0, 2, Verdict::Dead { attempt: last, cause: DeathCause::Attempts })];
     daemon.settle(batch, at(50), verdicts, &[]);
-    let delivery = told(view, id, "d");
+    let delivery = delivery_of(view, id, "d");
     assert_eq!((delivery.state, delivery.cause), (MessageState::Dead, Some(DeathCause::Attempts)));
     assert_eq!((&delivery.failed[..], delivery.not_before), (&[failed, last][..], None));
-    assert_eq!(told(view, id, "e").state, MessageState::Accepted);
+    assert_eq!(delivery_of(view, id, "e").state, MessageState::Accepted);
 
     dead_letters(view);
     counts(view, operate);
@@ -117,12 +117,12 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     let given_up = DeadFilter { cause: Some(DeathCause::Attempts), ..DeadFilter::default() };
     assert_eq!(operate.redrive(&given_up, 9, at(100)).unwrap(), 1);
     assert_eq!(operate.redrive(&given_up, 9, at(100)).unwrap(), 0);
-    let delivery = told(view, id, "d");
+    let delivery = delivery_of(view, id, "d");
     assert_eq!((delivery.state, delivery.drive), (MessageState::Retrying, 1));
     assert_eq!(delivery.failed, [failed, last], "a redrive forgets no attempt");
     assert_eq!((delivery.accepted_at, delivery.not_before), (at(100), Some(at(100))));
     daemon.settle(batch, at(100), vec![verdict(0, 1, 1, Verdict::Sent { at: at(130), status: 202 })], &[]);
-    let delivery = told(view, id, "d");
+    let delivery = delivery_of(view, id, "d");
     assert_eq!((delivery.state, delivery.sent), (MessageState::Sent, Some((202, at(130)))));
     assert_eq!((delivery.failed.len(), delivery.recipient.as_deref()), (2, Some("user-1")));
 
@@ -216,7 +216,8 @@ fn the_embedded_store() {
     let queue = store.clone();
     let grant: Grant = Box::new(move |runtime, batch, now| {
         let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: usize::MAX }];
-        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
         let leases = runtime.block_on(queue.lease(request)).unwrap();
         let (wanted, others): (Vec<_>, Vec<_>) =
             leases.iter().map(|lease| lease.token).partition(|token| token.batch == batch);
@@ -240,10 +241,8 @@ mod dynamodb {
         Builder,
         tls::{Provider, rustls_provider::CryptoMode},
     };
-    use postrider::adapters::{
-        clock::SystemClock,
-        dynamodb::{Console, DynamoSettings, DynamoStore, migrate},
-    };
+    use postrider::clock::SystemClock;
+    use postrider_aws::dynamodb::{Console, DynamoSettings, DynamoStore, migrate};
 
     use postrider_actors::ports::{Claim, ClaimRequest, Claims as _};
 
@@ -292,6 +291,7 @@ mod dynamodb {
                 batches: vec![batch],
                 until: UnixMs(u64::MAX / 2_000),
                 now,
+                born: UnixMs(0),
             };
             let granted = runtime.block_on(claims.claim(request)).unwrap();
             let [(_, Claim::Granted(record))] = &granted[..] else { panic!("not granted: {granted:?}") };

@@ -14,12 +14,7 @@ use std::{
 use actix::{Actor as _, Addr};
 use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
 use cloud::{Fault, FaultProxy, Rule, Server};
-use postrider::adapters::{
-    aws::AwsSettings,
-    clock::SystemClock,
-    embedded::EmbeddedStore,
-    sqs::{SqsIntake, SqsIntakeSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     flow::{Bells, ProgressBoard},
     metrics::StageMetrics,
@@ -35,6 +30,11 @@ use postrider_actors::{
     reading::FeedDestination,
     supervision::{Drain, Fault as ActorFault},
 };
+use postrider_aws::{
+    AwsSettings,
+    sqs::{SqsIntake, SqsIntakeSettings},
+};
+use postrider_sqlite::EmbeddedStore;
 
 const QUEUE: &str = "inbound";
 const VISIBILITY: Duration = Duration::from_secs(4);
@@ -143,7 +143,10 @@ async fn messages(store: &EmbeddedStore) -> BTreeMap<String, usize> {
     loop {
         let wants = vec![Want { destination: "shop".into(), messages: 1_000, batches: 1_000 }];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
-        let leases = store.lease(LeaseRequest { holder: "look".into(), wants, until, now }).await.unwrap();
+        let leases = store
+            .lease(LeaseRequest { holder: "look".into(), wants, until, now, born: UnixMs(0) })
+            .await
+            .unwrap();
         if leases.is_empty() {
             break;
         }
@@ -223,7 +226,7 @@ async fn f48_rows_from_sqs_are_stored_once_whatever_the_queue_does() {
     let reports = store.latest_files(10_000).await.unwrap();
     assert!(reports.iter().all(|report| report.is_balanced() && report.state == FileState::Ingested));
     let sum = |count: fn(&FileReport) -> u64| reports.iter().map(count).sum::<u64>();
-    assert_eq!(sum(|report| report.rejected), 40, "each body that is no JSON is one rejected row");
+    assert_eq!(sum(|report| report.rejected), 40, "each body that is not JSON is one rejected row");
     assert_eq!(sum(|report| report.rows), expected.len() as u64 + 40);
 }
 

@@ -8,11 +8,7 @@ mod cloud;
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use aws_sdk_cloudwatchlogs::{Client, config::timeout::TimeoutConfig, types::InputLogEvent};
-use postrider::adapters::{
-    aws::{ApiObserver, AwsSettings, logs_client},
-    clock::SystemClock,
-    receipts::cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     model::{
         call::{CallOutcome, FailureKind},
@@ -25,6 +21,11 @@ use postrider_actors::{
     },
     ports::{Arrival, Clock as _, Polled, ReceiptLedger as _, ReceiptSource as _, StoreError, Taken},
     testing::{FakeClock, MemoryReceipts, RowReader as _},
+};
+use postrider_aws::{
+    ApiObserver, AwsSettings,
+    cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
+    logs_client,
 };
 use serde_json::json;
 
@@ -184,7 +185,7 @@ impl World {
                 return new;
             }
         }
-        panic!("it does not come to an end: {:?}", self.ledger.cursor("sns").await);
+        panic!("it never ends: {:?}", self.ledger.cursor("sns").await);
     }
 
     fn before(&self, by: Duration) -> UnixMs {

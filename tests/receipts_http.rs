@@ -3,11 +3,6 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use postrider::{
-    adapters::receipts::http::{BODY_BYTES_MAX, Credentials, HttpReceipts, HttpSource, RECEIPTS_MAX, Sink},
-    listener::Serving,
-    signature::SigningKey,
-};
 use postrider_actors::{
     flow::Bell,
     metrics::ReceiptMetrics,
@@ -18,6 +13,11 @@ use postrider_actors::{
     ports::{Arrival, Clock as _, ReceiptLedger, SourceCursor, StoreError, Taken},
     testing::{FakeClock, MemoryReceipts, RowReader as _},
 };
+use postrider_http::{
+    receipts::{BODY_BYTES_MAX, Credentials, HttpReceipts, HttpSource, RECEIPTS_MAX, Sink},
+    signature::SigningKey,
+};
+use postrider_net::listener::Serving;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
@@ -184,7 +184,7 @@ async fn exchange(address: SocketAddr, bytes: &[u8]) -> Answer {
     read_answer(&mut stream).await.expect("an answer")
 }
 
-/// One answer up to the end of the stream; `None` if there is none.
+/// One answer up to the end of the stream; `None` at its end.
 async fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
     let mut bytes = Vec::new();
     // A reset after the answer: the server did not want the rest of the request.
@@ -298,9 +298,9 @@ async fn what_can_t_be_taken_is_refused_with_its_reason() {
         ),
         (Request::signed(""), 400, "empty"),
         (Request::signed("true"), 400, "neither"),
-        (Request::signed("[{}"), 400, "no valid JSON"),
-        (Request::signed("{\"event\":\"e-1\","), 400, "no valid JSON"),
-        (Request::signed(format!("{0}{0}", receipt(1))), 400, "no valid JSON"),
+        (Request::signed("[{}"), 400, "invalid JSON"),
+        (Request::signed("{\"event\":\"e-1\","), 400, "invalid JSON"),
+        (Request::signed(format!("{0}{0}", receipt(1))), 400, "invalid JSON"),
         (Request::signed(vec![b'"', 0xff, b'"']), 400, "UTF-8"),
     ] {
         let what = format!("{} {} {:?}", request.method, request.path, request.headers);
@@ -309,7 +309,7 @@ async fn what_can_t_be_taken_is_refused_with_its_reason() {
         assert!(answer.body["error"].as_str().unwrap().contains(says), "{what}: {}", answer.body);
         assert_eq!(answer.head.contains("\r\nallow: post"), status == 405);
     }
-    // A cut body: its length promises more. The sender is gone; whether it is told does not matter.
+    // A cut body: its length promises more. The sender is gone; whether it gets an answer does not matter.
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     stream.write_all(&good().with("content-length", "5000").bytes(NOW)).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -406,7 +406,7 @@ async fn a_store_that_is_away_is_said_and_nothing_is_lost_by_it() {
     assert_eq!(ledger.waiting().await.unwrap(), 5);
 }
 
-/// A ledger that takes nothing until it is told to.
+/// A ledger that takes nothing until the test allows it.
 struct Slow {
     ledger: MemoryReceipts,
     gate: Semaphore,
@@ -545,13 +545,13 @@ async fn slow_senders_lose_their_place() {
 async fn f55_slow_strangers_hold_no_genuine_sender_up() {
     let ledger = Arc::new(MemoryReceipts::new());
     let world = World::start(ledger.clone());
-    let mut strangers = Vec::new();
+    let mut forgers = Vec::new();
     for _ in 0..64 {
         let forged = Request { sign: Some("whsec_b3RoZXI="), ..Request::signed(receipts(3).to_string()) };
         let bytes = forged.bytes(NOW);
         let mut stream = TcpStream::connect(world.address).await.unwrap();
         stream.write_all(&bytes[..bytes.len() - 1]).await.unwrap();
-        strangers.push(stream);
+        forgers.push(stream);
     }
     let begun = Instant::now();
     assert_eq!(world.post(Request::signed(receipts(3).to_string())).await.body["taken"], 3);
@@ -614,13 +614,13 @@ async fn i8_long_bodies_wait_for_the_memory_of_others_and_short_ones_do_not() {
     padded.push_str(&" ".repeat(BODY_BYTES_MAX - padded.len()));
     let long = Request::bearer(padded).bytes(NOW);
     // 32 MiB of bodies whose senders may be anybody.
-    let mut strangers = Vec::new();
+    let mut forgers = Vec::new();
     for _ in 0..32 {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
         let forged = Request { sign: Some("whsec_b3RoZXI="), ..Request::signed(vec![b' '; BODY_BYTES_MAX]) };
         let bytes = forged.bytes(NOW);
         stream.write_all(&bytes[..bytes.len() - 1]).await.unwrap();
-        strangers.push(stream);
+        forgers.push(stream);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
@@ -634,7 +634,7 @@ async fn i8_long_bodies_wait_for_the_memory_of_others_and_short_ones_do_not() {
     };
     assert!(tokio::time::timeout(Duration::from_secs(1), early).await.is_err(), "its body is in memory");
     assert_eq!(world.post(Request::bearer(receipt(2).to_string())).await.body["taken"], 1);
-    drop(strangers);
+    drop(forgers);
     // What of it was not sent yet is unknown, so another one like it.
     drop(stream);
     assert_eq!(exchange(world.address, &long).await.body["taken"], 1);

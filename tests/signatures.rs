@@ -9,7 +9,6 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use postrider::adapters::webhook::{HttpWebhook, WebhookSettings};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -18,6 +17,7 @@ use postrider_actors::{
     },
     ports::{Webhook as _, WebhookRequest},
 };
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

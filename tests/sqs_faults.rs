@@ -16,10 +16,7 @@ use std::{
 
 use aws_sdk_sqs::types::Message;
 use cloud::{Fault, Rule};
-use postrider::adapters::{
-    clock::SystemClock,
-    sqs::{SqsQueue, SqsSettings},
-};
+use postrider::clock::SystemClock;
 use postrider_actors::{
     model::{
         batch::Rows,
@@ -34,6 +31,7 @@ use postrider_actors::{
     },
     testing::{FakeClock, MemoryStore, fixtures},
 };
+use postrider_aws::sqs::{SqsQueue, SqsSettings};
 use sqs::{NOW, Queues, settings};
 use tokio::time::{Instant, sleep};
 
@@ -118,7 +116,8 @@ impl World {
     async fn lease(&self, process: usize, destination: &str, limit: usize) -> Vec<Lease> {
         let until = SystemClock.mono().after(LEASE);
         let wants = vec![Want { destination: destination.into(), messages: usize::MAX, batches: limit }];
-        let request = LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall() };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall(), born: UnixMs(0) };
         self.processes[process].lease(request).await.unwrap()
     }
 

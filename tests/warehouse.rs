@@ -14,8 +14,8 @@ mod stage;
 use std::sync::Arc;
 
 use pg::Postgres;
-use postrider::adapters::warehouse::{Dialect, TableSettings, Warehouse, WarehouseSettings, WarehouseTable};
 use postrider_actors::model::table::{Column, ColumnSource, ColumnType, Mapping};
+use postrider_postgres::warehouse::{Dialect, TableSettings, Warehouse, WarehouseSettings, WarehouseTable};
 
 const DIALECTS: [Dialect; 2] = [Dialect::Postgres, Dialect::Redshift];
 

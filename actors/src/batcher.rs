@@ -23,7 +23,7 @@ use crate::{
         time::MonoMs,
     },
     ports::{Append, AppendLimits, Appended, Clock, Outbox, StoreError},
-    reading::{FeedSettings, FileInHand},
+    reading::{FeedSettings, FileInProgress},
     supervision::{Drain, Fault},
 };
 
@@ -86,7 +86,7 @@ impl Draft {
 }
 
 struct FileProgress {
-    file: Arc<FileInHand>,
+    file: Arc<FileInProgress>,
     builder: BatchBuilder,
     /// Rejected rows and duplicates after the last cut.
     rejects: Vec<Reject>,
@@ -198,7 +198,7 @@ impl Batcher {
 }
 
 impl FileProgress {
-    fn new(file: Arc<FileInHand>, resume: Checkpoint, setup: &BatcherSetup) -> Self {
+    fn new(file: Arc<FileInProgress>, resume: Checkpoint, setup: &BatcherSetup) -> Self {
         Self {
             file,
             builder: BatchBuilder::new(setup.feed.batch),
@@ -245,7 +245,7 @@ impl FileProgress {
         }
     }
 
-    /// A file without a single usable row is no success (F25).
+    /// A file without a single usable row has failed (F25).
     fn verdict(&self, state: FileState) -> FileState {
         let Checkpoint { rows, rejected, .. } = self.checkpoint;
         if state == FileState::Ingested && rejected > 0 && rejected == rows {

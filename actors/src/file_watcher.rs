@@ -20,20 +20,20 @@ use crate::{
     flow::{Bell, Progress, Slot, Slots, blocking},
     messages::{FileClaimed, FileClosed},
     model::{
-        settle::{SettleRule, Settling, Sighting},
+        stable::{Sighting, StableFiles, StableRule},
         time::MonoMs,
     },
     ports::{ClaimError, ClaimedFile, Clock, Inbox, Ledger, StoreError},
-    reading::FileInHand,
+    reading::FileInProgress,
     supervision::{Drain, Fault},
 };
 
-/// Files in hand of one feed: claimed and not yet moved away. Small files spend most of their time
+/// Files in progress of one feed: claimed and not yet moved away. Small files spend most of their time
 /// waiting for a sync that they share, so there are more of them than parsers.
-pub const FILES_IN_HAND_MAX: usize = 64;
+pub const FILES_IN_PROGRESS_MAX: usize = 64;
 
-/// Every file in hand may be reported closed at once.
-pub const MAILBOX: usize = FILES_IN_HAND_MAX + 4;
+/// Every file in progress may be reported closed at once.
+pub const MAILBOX: usize = FILES_IN_PROGRESS_MAX + 4;
 
 /// Names looked at in one scan.
 const SCAN_MAX: usize = 10_000;
@@ -67,7 +67,7 @@ pub struct FileWatcherSetup {
     /// The feed's parsers.
     pub parsers: Vec<Recipient<FileClaimed>>,
     /// When a file is complete.
-    pub rule: SettleRule,
+    pub rule: StableRule,
     /// How often the directory is looked at whatever the watch says.
     pub rescan: Duration,
     /// Sign of life.
@@ -79,14 +79,14 @@ pub struct FileWatcher {
     setup: FileWatcherSetup,
     fault: Fault,
     bell: Bell,
-    changes: Arc<Mutex<Changes>>,
+    changes: Arc<Mutex<WatchedChanges>>,
     finishing: usize,
     draining: Arc<AtomicBool>,
 }
 
-/// What the watch has told and the loop has not seen yet.
+/// What the watch has reported and the loop has not seen yet.
 #[derive(Default)]
-struct Changes {
+struct WatchedChanges {
     complete: Vec<OsString>,
     rescan: bool,
 }
@@ -107,7 +107,7 @@ impl Actor for FileWatcher {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        let watch = Watch {
+        let watch = WatchLoop {
             feed: self.setup.feed.clone(),
             inbox: self.setup.inbox.clone(),
             rescan: self.setup.rescan,
@@ -115,10 +115,10 @@ impl Actor for FileWatcher {
             bell: self.bell.clone(),
         };
         context.spawn(watch.run().into_actor(self));
-        let claims = Claims {
+        let claims = ClaimLoop {
             slots: Slots::new(self.setup.parsers.len(), self.bell.clone()),
-            files: Arc::new(Semaphore::new(FILES_IN_HAND_MAX)),
-            settling: Settling::new(self.setup.rule, NAMES_MAX),
+            files: Arc::new(Semaphore::new(FILES_IN_PROGRESS_MAX)),
+            stable_files: StableFiles::new(self.setup.rule, NAMES_MAX),
             ready: VecDeque::new(),
             queued: HashSet::new(),
             refusals: HashSet::new(),
@@ -162,7 +162,7 @@ impl Handler<Drain> for FileWatcher {
     type Result = ();
 
     fn handle(&mut self, _: Drain, context: &mut Self::Context) {
-        // A claim that is under way is found among the claimed files at the next start.
+        // A claim in flight is found among the claimed files at the next start.
         self.draining.store(true, Ordering::Relaxed);
         if self.finishing == 0 {
             context.stop();
@@ -171,15 +171,15 @@ impl Handler<Drain> for FileWatcher {
 }
 
 /// Listens to the directory.
-struct Watch {
+struct WatchLoop {
     feed: Arc<str>,
     inbox: Arc<dyn Inbox>,
     rescan: Duration,
-    changes: Arc<Mutex<Changes>>,
+    changes: Arc<Mutex<WatchedChanges>>,
     bell: Bell,
 }
 
-impl Watch {
+impl WatchLoop {
     async fn run(self) {
         loop {
             match self.inbox.changed().await {
@@ -203,14 +203,14 @@ impl Watch {
 }
 
 /// Claims files as parsers become free.
-struct Claims {
+struct ClaimLoop {
     setup: FileWatcherSetup,
     bell: Bell,
-    changes: Arc<Mutex<Changes>>,
+    changes: Arc<Mutex<WatchedChanges>>,
     watcher: Recipient<FileClosed>,
     slots: Slots,
     files: Arc<Semaphore>,
-    settling: Settling,
+    stable_files: StableFiles,
     ready: VecDeque<OsString>,
     queued: HashSet<OsString>,
     refusals: HashSet<OsString>,
@@ -229,7 +229,7 @@ enum WatchError {
     Store(#[from] StoreError),
 }
 
-impl Claims {
+impl ClaimLoop {
     async fn run(mut self) -> WatchError {
         let inbox = self.setup.inbox.clone();
         let mut leftovers: VecDeque<_> = match blocking(move || inbox.claimed()).await {
@@ -261,7 +261,7 @@ impl Claims {
                 }
             }
             let now = self.setup.clock.mono();
-            let due = self.settling.next_due().unwrap_or(self.scan_at).min(self.scan_at);
+            let due = self.stable_files.next_due().unwrap_or(self.scan_at).min(self.scan_at);
             self.bell.wait(due.since(now).clamp(Duration::from_millis(10), TICK)).await;
         }
     }
@@ -272,13 +272,13 @@ impl Claims {
         Some((self.slots.take()?, permit))
     }
 
-    /// Takes note of what the watch told, and scans when it is time.
+    /// Takes note of what the watch reported, and scans when it is time.
     async fn look(&mut self, now: MonoMs) {
         let changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
         let complete = changes.complete.iter().map(OsString::as_os_str);
-        let ready = self.settling.observe_change(now, complete);
+        let ready = self.stable_files.observe_change(now, complete);
         self.enqueue(ready);
-        let due = now >= self.scan_at || self.settling.next_due().is_some_and(|due| now >= due);
+        let due = now >= self.scan_at || self.stable_files.next_due().is_some_and(|due| now >= due);
         if !(due || changes.rescan) || self.ready.len() >= SCAN_MAX {
             return;
         }
@@ -292,7 +292,7 @@ impl Claims {
                     has_sidecar: candidate.has_sidecar,
                 });
                 let wall = self.setup.clock.wall();
-                let ready = self.settling.observe_scan(now, wall, sightings, scan.truncated);
+                let ready = self.stable_files.observe_scan(now, wall, sightings, scan.truncated);
                 self.enqueue(ready);
                 for (name, why) in scan.refused {
                     self.refuse(name, &why);
@@ -319,7 +319,7 @@ impl Claims {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file is refused and stays where it is");
+            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }
@@ -332,19 +332,19 @@ impl Claims {
             let now = self.setup.clock.mono();
             match blocking(move || inbox.claim(&claimed_name, wall)).await {
                 Ok(file) => {
-                    self.settling.forget(&name);
+                    self.stable_files.forget(&name);
                     return Some(file);
                 }
-                Err(ClaimError::Gone) => self.settling.forget(&name),
+                Err(ClaimError::Gone) => self.stable_files.forget(&name),
                 Err(ClaimError::Refused(why)) => {
-                    if self.settling.hold(&name, now) {
+                    if self.stable_files.hold(&name, now) {
                         self.refuse(name, &why);
                     }
                 }
                 Err(ClaimError::Io(error)) => {
-                    if self.settling.hold(&name, now) {
+                    if self.stable_files.hold(&name, now) {
                         tracing::warn!(feed = %self.setup.feed, name = ?name, %error,
-                            "a file can't be claimed; it is tried again when it changes, or later");
+                            "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -356,7 +356,7 @@ impl Claims {
 impl FileWatcherSetup {
     /// Moves a closed file away. Tried until it works or the watcher drains: then the file stays
     /// among the claimed ones and is moved at the next start.
-    async fn finish(&self, file: &FileInHand, draining: &AtomicBool) -> Result<(), WatchError> {
+    async fn finish(&self, file: &FileInProgress, draining: &AtomicBool) -> Result<(), WatchError> {
         let mut wait = Duration::from_millis(250);
         loop {
             match self.try_finish(file).await {
@@ -364,7 +364,7 @@ impl FileWatcherSetup {
                 Err(FinishError::Store(error)) => return Err(error.into()),
                 Err(FinishError::Io(error)) => {
                     tracing::warn!(feed = %self.feed, file = %file.record.id, %error,
-                        "a finished file can't be moved or reported yet");
+                        "a finished file could not be moved or reported; retrying");
                 }
             }
             if draining.load(Ordering::Relaxed) {
@@ -375,7 +375,7 @@ impl FileWatcherSetup {
         }
     }
 
-    async fn try_finish(&self, file: &FileInHand) -> Result<(), FinishError> {
+    async fn try_finish(&self, file: &FileInProgress) -> Result<(), FinishError> {
         let id = file.record.id;
         let Some(mut report) = self.ledger.report(id).await? else {
             return Err(FinishError::Io(io::Error::other("the ledger does not know the file")));
@@ -400,7 +400,7 @@ impl FileWatcherSetup {
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
         tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(),
-            reason = state.reason_to_log(), "a file is closed");
+            reason = state.reason_to_log(), "file closed");
         Ok(())
     }
 }

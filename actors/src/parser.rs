@@ -26,7 +26,7 @@ use crate::{
         ids::{FileId, hex},
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
-    reading::{Duplicates, FeedSettings, FileInHand, Readers},
+    reading::{Duplicates, FeedSettings, FileInProgress, Readers},
     supervision::{Drain, Fault},
 };
 
@@ -177,7 +177,7 @@ impl Pass {
         };
         let known = self.insist("looking for the file", || self.setup.outbox.find_file(id)).await?;
         let moved = if known.is_some() { self.keep_destinations(&mut record).await? } else { None };
-        let file = Arc::new(FileInHand::new(record, file, watcher, permit, sole));
+        let file = Arc::new(FileInProgress::new(record, file, watcher, permit, sole));
         match (known, unusable.or(moved)) {
             (Some((FileState::Ingested, _)), _) => {
                 tracing::info!(feed = %self.setup.feed.name, file = %id, "the same bytes were ingested before");
@@ -201,7 +201,7 @@ impl Pass {
         let gone = |name: &&String| !self.setup.feed.destinations.iter().any(|known| *known.name == ***name);
         Ok(record.destinations.iter().find(gone).map(|name| {
             FileState::Failed(format!(
-                "its first rows went to destination {name}, which is none of the feed's any more; rows read before \
+                "its first rows went to destination {name}, which the feed no longer has; rows read before \
                  are delivered when it is back. Add it to feeds.{}.destinations and drop the file again",
                 self.setup.feed.name
             ))
@@ -231,7 +231,7 @@ impl Pass {
         .await
     }
 
-    async fn read_rows(&self, file: &Arc<FileInHand>, resume: Checkpoint) -> Result<(), PassError> {
+    async fn read_rows(&self, file: &Arc<FileInProgress>, resume: Checkpoint) -> Result<(), PassError> {
         if let Some(rows) = file.claimed.expected.as_ref().and_then(|expected| expected.rows) {
             match self.count_rows(file).await? {
                 Some(Ok(counted)) if counted == rows => {}
@@ -299,7 +299,10 @@ impl Pass {
     }
 
     /// How many rows the file has; `None` while draining.
-    async fn count_rows(&self, file: &Arc<FileInHand>) -> Result<Option<Result<u64, FileState>>, PassError> {
+    async fn count_rows(
+        &self,
+        file: &Arc<FileInProgress>,
+    ) -> Result<Option<Result<u64, FileState>>, PassError> {
         let mut stream = match self.open(file, u64::MAX).await {
             Ok(stream) => stream,
             Err(state) => return Ok(Some(Err(state))),
@@ -325,7 +328,7 @@ impl Pass {
         }
     }
 
-    async fn open(&self, file: &Arc<FileInHand>, skip_rows: u64) -> Result<RowStream, FileState> {
+    async fn open(&self, file: &Arc<FileInProgress>, skip_rows: u64) -> Result<RowStream, FileState> {
         let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
         let source = blocking(move || inbox.open_rows(&claimed)).await.map_err(|error| unreadable(&error))?;
         let feed = &self.setup.feed;
@@ -357,16 +360,21 @@ impl Pass {
         if self.depth().await? < feed.high_watermark {
             return Ok(());
         }
-        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading pauses: the backlog is high");
+        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading paused: the backlog is high");
         while !self.is_draining() && self.depth().await? > feed.low_watermark {
             self.turn();
             tokio::time::sleep(WATERMARK_TICK).await;
         }
-        tracing::info!(feed = %feed.name, "reading goes on");
+        tracing::info!(feed = %feed.name, "reading resumed");
         Ok(())
     }
 
-    async fn close(&self, file: &Arc<FileInHand>, read: Position, state: FileState) -> Result<(), PassError> {
+    async fn close(
+        &self,
+        file: &Arc<FileInProgress>,
+        read: Position,
+        state: FileState,
+    ) -> Result<(), PassError> {
         let permit = self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
         let rows = ParsedRows {
             file: file.clone(),

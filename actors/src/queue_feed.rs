@@ -4,7 +4,7 @@
 //! Several pollers wait at the queue at once. One loop owns what they bring: it looks at the linger's
 //! deadline by a timer of its own, never only after a poll (S4.2). An entry is deleted once the outbox has
 //! its rows (S4.3). One that comes again after that, because its deletion failed or a crash came between,
-//! is told apart by the outbox, which has stored its id with its rows, and deleted then.
+//! is recognised by the outbox, which has stored its id with its rows, and then deleted.
 
 mod held;
 
@@ -26,8 +26,8 @@ use crate::{
         formats::entry::EntryParser,
         ids::{FileId, hex},
         intake::{
-            Accumulator, AccumulatorLimits, AckId, Entry, QueueFile, Step, StepLimits, content_digest, files,
-            steps,
+            Accumulator, AccumulatorLimits, AckId, Entry, IntakeStep, QueueFile, StepLimits, content_digest,
+            files, steps,
         },
         time::MonoMs,
     },
@@ -35,7 +35,7 @@ use crate::{
     reading::FeedDestination,
     supervision::{Drain, Fault},
 };
-use held::Held;
+use held::HeldEntries;
 
 /// Only control messages come in.
 pub const MAILBOX: usize = 4;
@@ -58,7 +58,7 @@ const LAST_APPEND: Duration = Duration::from_secs(5);
 /// A queue that answers an empty poll at once must not be asked in a busy loop.
 const EMPTY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Deletions under way at most; appends wait for one to end.
+/// Concurrent deletions at most; appends wait for one to end.
 const DELETIONS_MAX: usize = 8;
 
 /// A queue feed's settings.
@@ -127,7 +127,7 @@ impl Actor for QueueFeed {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        let feed = Feed::new(self.setup.clone(), self.drain.subscribe());
+        let feed = FeedState::new(self.setup.clone(), self.drain.subscribe());
         context.spawn(feed.run().into_actor(self).map(|end, this, context| match end {
             Ok(()) => context.stop(),
             Err(error) => this.fault.fail(context, error),
@@ -144,27 +144,27 @@ impl Handler<Drain> for QueueFeed {
 }
 
 /// Whether polling is allowed, and since when that is known.
-struct Gate {
+struct PollGate {
     looked: Option<MonoMs>,
     is_open: bool,
 }
 
 /// What a feed's loop and its tasks share.
 #[derive(Clone)]
-struct Feed {
+struct FeedState {
     setup: QueueFeedSetup,
     draining: watch::Receiver<bool>,
-    gate: Arc<Mutex<Gate>>,
-    held: Held,
+    gate: Arc<Mutex<PollGate>>,
+    held: HeldEntries,
 }
 
-impl Feed {
+impl FeedState {
     fn new(setup: QueueFeedSetup, draining: watch::Receiver<bool>) -> Self {
         Self {
             setup,
             draining,
-            gate: Arc::new(Mutex::new(Gate { looked: None, is_open: true })),
-            held: Held::default(),
+            gate: Arc::new(Mutex::new(PollGate { looked: None, is_open: true })),
+            held: HeldEntries::default(),
         }
     }
 
@@ -305,7 +305,7 @@ impl Feed {
                 if is_open != gate.is_open {
                     tracing::info!(feed = %setup.feed.name, depth, is_open, "the backlog stops or allows polling");
                 }
-                *gate = Gate { looked: Some(setup.clock.mono()), is_open };
+                *gate = PollGate { looked: Some(setup.clock.mono()), is_open };
             }
             if gate.is_open {
                 return Ok(());
@@ -364,7 +364,7 @@ impl Feed {
     }
 
     /// Leaves out those that come again and were stored before; also returns the deliveries of these. (The
-    /// append would tell them too, but a file of the same entries as before is taken for a repetition.)
+    /// append would recognise them too, but a file of the same entries counts as a repetition.)
     async fn without_known(&self, entries: Vec<Entry>) -> Result<(Vec<Entry>, Vec<AckId>), StoreError> {
         let again = entries.iter().filter(|entry| entry.receives != 1);
         let again: Vec<_> = again.map(|entry| self.entry_id(entry)).collect();
@@ -393,7 +393,7 @@ impl Feed {
     /// If they are stored after all, they are known when they come again.
     async fn give_back(&self, acks: &[AckId]) {
         tracing::warn!(feed = %self.setup.feed.name, entries = acks.len(),
-            "the outbox does not answer while draining: entries are given back to the queue");
+            "the outbox does not answer while draining; returning entries to the queue");
         let _ = self.setup.intake.release(acks).await; // they come again in any case
         self.held.forget(acks);
     }
@@ -439,7 +439,7 @@ impl Feed {
         let gone = |name: &&String| !feed.destinations.iter().any(|known| *known.name == ***name);
         if let Some(name) = record.destinations.iter().find(gone) {
             return Ok(FileAppended::Left(format!(
-                "file {id}: its first rows went to destination {name}, which is none of the feed's any more; add it to \
+                "file {id}: its first rows went to destination {name}, which the feed no longer has; add it to \
                  feeds.{}.destinations",
                 feed.name
             )));
@@ -453,7 +453,7 @@ impl Feed {
         &self,
         entries: &[Entry],
         record: FileRecord,
-        steps: &[Step],
+        steps: &[IntakeStep],
     ) -> Result<FileAppended, StoreError> {
         let Self { setup: QueueFeedSetup { feed, outbox, clock, metrics, .. }, .. } = self;
         let headers: Vec<_> = feed
@@ -498,12 +498,12 @@ impl Feed {
     async fn delete(self, acks: Vec<AckId>) {
         if let Err((entries, error)) = delete_entries(&*self.setup.intake, &acks).await {
             tracing::warn!(feed = %self.setup.feed.name, entries, error,
-                "entries are stored but can't be deleted; they come again and are deleted then");
+                "entries are stored but can't be deleted; they are deleted when they come again");
         }
         self.held.forget(&acks);
     }
 
-    /// Extends what is in hand for as long as it is.
+    /// Extends the entries for as long as they are held.
     async fn keep_visible(&self) -> StoreError {
         let Self { setup: QueueFeedSetup { intake, clock, .. }, .. } = self;
         let half = intake.visibility() / 2;
@@ -518,7 +518,7 @@ impl Feed {
                 Ok(outcomes) => self.held.extended(&due, &outcomes, now),
                 Err(error @ StoreError::Permanent(_)) => return error,
                 Err(error) => tracing::warn!(feed = %self.setup.feed.name, %error,
-                    "entries in hand can't be extended; they may be delivered twice"),
+                    "held entries can't be extended; they may be delivered twice"),
             }
         }
     }

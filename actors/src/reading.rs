@@ -80,7 +80,7 @@ pub struct FeedSettings {
 }
 
 /// A claimed file whose identity is known. Dropping the last reference frees its places.
-pub struct FileInHand {
+pub struct FileInProgress {
     /// Its record.
     pub record: Arc<FileRecord>,
     /// Where it stands.
@@ -92,8 +92,8 @@ pub struct FileInHand {
     _sole: SoleReader,
 }
 
-impl FileInHand {
-    /// A file in hand; `permit` is its place among the files in hand, `sole` the right to read it.
+impl FileInProgress {
+    /// A file in progress; `permit` is its place among them, `sole` the right to read it.
     pub fn new(
         record: FileRecord,
         claimed: ClaimedFile,
@@ -124,14 +124,14 @@ impl FileInHand {
     }
 }
 
-impl FileInHand {
+impl FileInProgress {
     /// The headers, empty until a layout is known.
     pub fn headers(&self) -> &[Arc<BatchHeader>] {
         self.headers.get().map_or(&[], Vec::as_slice)
     }
 }
 
-impl fmt::Debug for FileInHand {
+impl fmt::Debug for FileInProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileInHand").field("id", &self.record.id).finish_non_exhaustive()
     }

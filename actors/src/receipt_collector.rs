@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a look may take beyond its wait, before it counts as failed.
 const ANSWER_MAX: Duration = Duration::from_mins(2);
 
-/// How long what is in hand may take when a drain begins. What is cut off comes again.
+/// How long the current receipts may take when a drain begins. What is cut off comes again.
 const LAST: Duration = Duration::from_secs(1);
 
 /// After a look that failed.
@@ -100,7 +100,7 @@ impl Handler<Drain> for ReceiptCollector {
 }
 
 impl ReceiptCollectorSetup {
-    /// Until it is drained; then what is in hand has a second.
+    /// Until it is drained; then the current receipts have a second.
     async fn run(self, draining: watch::Receiver<bool>) -> Result<(), StoreError> {
         let mut signal = draining.clone();
         let end = tokio::select! {
@@ -152,10 +152,10 @@ impl ReceiptCollectorSetup {
                             tracing::debug!(source = %self.source, %error, "receipts can't be fetched: it waits for an operator");
                         }
                         StoreError::Permanent(_) => {
-                            tracing::error!(source = %self.source, %error, "receipts can't be fetched: it is tried again until it succeeds");
+                            tracing::error!(source = %self.source, %error, "receipts can't be fetched; retrying until it succeeds");
                         }
                         _ => {
-                            tracing::warn!(source = %self.source, %error, "receipts can't be fetched now: the same window is read again");
+                            tracing::warn!(source = %self.source, %error, "receipts can't be fetched now; retrying the same window");
                         }
                     }
                     rest(&*self.clock, &self.progress, wait).await;
@@ -199,7 +199,7 @@ impl ReceiptCollectorSetup {
             let acknowledge = || self.from.acknowledge(&acks);
             let done = insist("acknowledging receipts", &**clock, progress, acknowledge).await;
             if let Err(error) = done {
-                tracing::error!(source = %self.source, %error, "receipts stay unacknowledged: they come again and are known");
+                tracing::error!(source = %self.source, %error, "receipts stay unacknowledged; their repeats will be recognised");
             }
         }
         Ok(brought + ignored + acks.len() as u64)
@@ -232,7 +232,7 @@ impl ReceiptCollectorSetup {
                 return Ok(());
             }
             if !is_told {
-                tracing::info!(source = %self.source, waiting, "the inbox is full: reading pauses");
+                tracing::info!(source = %self.source, waiting, "the inbox is full: reading paused");
                 is_told = true;
             }
             rest(&*self.clock, &self.progress, TICK).await;

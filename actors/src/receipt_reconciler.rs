@@ -20,7 +20,7 @@ pub const MAILBOX: usize = 4;
 /// The longest a reconciler waits for a ring; receipts also come by other processes, which ring no bell.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How long what is in hand may take when a drain begins. It happens as a whole or not at all.
+/// How long the current batch may take when a drain begins. It is applied as a whole or not at all.
 const LAST: Duration = Duration::from_secs(5);
 
 /// The wait after a batch that the ledger refuses. It is drawn at random up to twice this: the others of the
@@ -79,7 +79,7 @@ impl Handler<Drain> for ReceiptReconciler {
 }
 
 impl ReceiptReconcilerSetup {
-    /// Until it is drained; then the batch in hand is finished, if the ledger answers.
+    /// Until it is drained; then the current batch is finished, if the ledger answers.
     async fn run(self, draining: watch::Receiver<bool>) {
         let mut signal = draining.clone();
         let drained = async {
@@ -112,7 +112,7 @@ impl ReceiptReconcilerSetup {
                     }
                     Ok(_) => self.arrived.wait(TICK).await,
                     Err(error) => {
-                        tracing::error!(%error, "the ledger refuses to apply receipts: they stay in the inbox and are tried again");
+                        tracing::error!(%error, "the ledger refused to apply receipts; they stay in the inbox and are retried");
                         let wait = REFUSED_WAIT.mul_f64(2.0 * rand::rng().random::<f64>());
                         rest(&*self.clock, &self.progress, wait).await;
                     }

@@ -1,5 +1,5 @@
-//! Reading rejected receipts again, after their source's mapping was mended. No actor: a command does it, beside the
-//! daemon or without it.
+//! Reading rejected receipts again, after their source's mapping was fixed. Not an actor: a command does it, with or
+//! without a running daemon.
 //!
 //! Rejects are read in steps, each settled as a whole. What fits now goes into the inbox, where reconcilers find it
 //! like any other receipt. Whatever is cut off or fails may be repeated: what was taken is known.
@@ -14,14 +14,14 @@ use crate::{
 /// Rejects of one step: some megabytes at most.
 const STEP: usize = 256;
 
-/// What rejects came to when they were read again.
+/// The results of reading rejects again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RereadCounts {
     /// They are in the inbox.
     pub taken: u64,
     /// They had come in the meantime.
     pub known: u64,
-    /// Their status is of no interest.
+    /// Their status is ignored.
     pub ignored: u64,
     /// They still can't be read.
     pub rejected: u64,
@@ -152,29 +152,29 @@ mod tests {
         counts
     }
 
-    const MENDED: &[(&str, StatusMeaning)] =
+    const FIXED: &[(&str, StatusMeaning)] =
         &[("lost", StatusMeaning::Failed), ("seen", StatusMeaning::Ignored)];
 
     #[tokio::test]
     async fn what_fits_now_is_taken_once_and_the_rest_stays() {
         let ledger = MemoryReceipts::new();
-        let (broken, mended) = (format(&[]), format(MENDED));
+        let (broken, fixed) = (format(&[]), format(FIXED));
         let mut came = read(&broken, &["lost", "seen", "gone", "ok"], 300);
         assert_eq!((came.rejects.len(), came.receipts.len()), (900, 300));
-        came.rejects.push(broken.reject(b"[", "e".into(), "no JSON".into()));
+        came.rejects.push(broken.reject(b"[", "e".into(), "not JSON".into()));
         ledger.take(arrival(came)).await.unwrap();
 
         let nothing = RereadCounts { rejected: 900, incomplete: 1, ..RereadCounts::default() };
         assert_eq!(again(&ledger, &broken, u64::MAX).await, nothing);
         let all = RereadCounts { taken: 300, ignored: 300, rejected: 300, incomplete: 1, known: 0 };
-        assert_eq!(again(&ledger, &mended, u64::MAX).await, all);
+        assert_eq!(again(&ledger, &fixed, u64::MAX).await, all);
         assert_eq!(ledger.waiting().await, Ok(600));
         assert_eq!(ledger.tally().await.rejects, 301);
         let rest = RereadCounts { rejected: 300, incomplete: 1, ..RereadCounts::default() };
-        assert_eq!(again(&ledger, &mended, u64::MAX).await, rest);
+        assert_eq!(again(&ledger, &fixed, u64::MAX).await, rest);
 
         // Whoever brings the same again brings nothing new, whichever mapping reads it.
-        let taken = ledger.take(arrival(read(&mended, &["lost", "gone"], 300))).await.unwrap();
+        let taken = ledger.take(arrival(read(&fixed, &["lost", "gone"], 300))).await.unwrap();
         assert_eq!((taken.new, taken.known, taken.rejected), (0, 300, 0));
         let taken = ledger.take(arrival(read(&broken, &["lost", "gone"], 300))).await.unwrap();
         assert_eq!((taken.new, taken.known, taken.rejected), (0, 0, 0));
@@ -183,10 +183,10 @@ mod tests {
     #[tokio::test]
     async fn what_came_meanwhile_by_its_source_is_known() {
         let ledger = MemoryReceipts::new();
-        let mended = format(MENDED);
+        let fixed = format(FIXED);
         ledger.take(arrival(read(&format(&[]), &["lost"], 10))).await.unwrap();
-        ledger.take(arrival(read(&mended, &["lost"], 4))).await.unwrap();
-        let counts = again(&ledger, &mended, u64::MAX).await;
+        ledger.take(arrival(read(&fixed, &["lost"], 4))).await.unwrap();
+        let counts = again(&ledger, &fixed, u64::MAX).await;
         assert_eq!(counts, RereadCounts { taken: 6, known: 4, ..RereadCounts::default() });
         assert_eq!((ledger.waiting().await, ledger.tally().await.rejects), (Ok(10), 0));
     }
@@ -194,28 +194,28 @@ mod tests {
     #[tokio::test]
     async fn a_limit_counts_what_leaves_the_rejects_and_what_stays_holds_nothing_up() {
         let ledger = MemoryReceipts::new();
-        let mended = format(MENDED);
+        let fixed = format(FIXED);
         ledger.take(arrival(read(&format(&[]), &["gone", "lost", "seen"], 400))).await.unwrap();
         let mut left = 800;
         while left > 0 {
-            let counts = again(&ledger, &mended, 300).await;
+            let counts = again(&ledger, &fixed, 300).await;
             assert_eq!(counts.settled(), left.min(300));
             left -= counts.settled();
         }
         assert_eq!((ledger.waiting().await, ledger.tally().await.rejects), (Ok(400), 400));
-        assert_eq!(again(&ledger, &mended, 0).await, RereadCounts::default());
+        assert_eq!(again(&ledger, &fixed, 0).await, RereadCounts::default());
     }
 
     #[tokio::test]
     async fn an_answer_that_is_lost_costs_nothing() {
         let ledger = MemoryReceipts::new();
-        let mended = format(MENDED);
+        let fixed = format(FIXED);
         ledger.take(arrival(read(&format(&[]), &["lost"], 300))).await.unwrap();
         ledger.lose_answers(1);
         let (clock, mut counts) = (FakeClock::at(UnixMs(9)), RereadCounts::default());
-        let lost = reread(&ledger, &mended, &"d".into(), 999, &clock, &mut counts).await;
+        let lost = reread(&ledger, &fixed, &"d".into(), 999, &clock, &mut counts).await;
         assert!(matches!(lost, Err(StoreError::Unknown(_))), "{lost:?}");
-        again(&ledger, &mended, u64::MAX).await;
+        again(&ledger, &fixed, u64::MAX).await;
         assert_eq!((ledger.waiting().await, ledger.tally().await.rejects), (Ok(300), 0));
     }
 }

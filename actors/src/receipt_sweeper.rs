@@ -97,14 +97,14 @@ impl Actor for ReceiptSweeper {
 impl Handler<Drain> for ReceiptSweeper {
     type Result = ();
 
-    /// Nothing is in hand between two steps, and a step that is cut off is repeated.
+    /// Nothing is held between two steps, and a step that is cut off is repeated.
     fn handle(&mut self, _: Drain, context: &mut Self::Context) {
         context.stop();
     }
 }
 
 #[derive(Clone, Debug)]
-enum Job {
+enum SweepJob {
     Rejoin,
     Orphan,
     Expire(Expiring),
@@ -112,7 +112,7 @@ enum Job {
     Count,
 }
 
-impl Job {
+impl SweepJob {
     fn every(&self) -> Duration {
         match self {
             Self::Rejoin => REJOIN_EVERY,
@@ -123,11 +123,11 @@ impl Job {
 }
 
 impl ReceiptSweeperSetup {
-    fn jobs(&self) -> Vec<Job> {
-        let mut jobs = vec![Job::Count, Job::Rejoin, Job::Orphan];
-        jobs.extend(self.expiring.iter().cloned().map(Job::Expire));
+    fn jobs(&self) -> Vec<SweepJob> {
+        let mut jobs = vec![SweepJob::Count, SweepJob::Rejoin, SweepJob::Orphan];
+        jobs.extend(self.expiring.iter().cloned().map(SweepJob::Expire));
         if !self.retention.is_zero() {
-            jobs.push(Job::Retire);
+            jobs.push(SweepJob::Retire);
         }
         jobs
     }
@@ -146,7 +146,7 @@ impl ReceiptSweeperSetup {
                 let found = match self.step(job).await {
                     Ok(found) => found,
                     Err(error) => {
-                        tracing::error!(%error, ?job, "the ledger refuses a sweep; it is tried again in a minute");
+                        tracing::error!(%error, ?job, "the ledger refused a sweep; retrying in a minute");
                         *due = self.clock.mono().after(REFUSED_WAIT);
                         continue;
                     }
@@ -164,19 +164,19 @@ impl ReceiptSweeperSetup {
         }
     }
 
-    fn sleep(&self, jobs: &[(MonoMs, Job)]) -> Duration {
+    fn sleep(&self, jobs: &[(MonoMs, SweepJob)]) -> Duration {
         let now = self.clock.mono();
         let next = jobs.iter().map(|(due, _)| due.since(now)).min();
         next.map_or(TICK, |next| next.clamp(Duration::from_millis(1), TICK))
     }
 
     /// One bounded step; how much it found, if there may be more.
-    async fn step(&self, job: &Job) -> Result<usize, StoreError> {
+    async fn step(&self, job: &SweepJob) -> Result<usize, StoreError> {
         let Self { ledger, clock, progress, metrics, .. } = self;
         let now = clock.wall();
         let ago = |age: Duration| UnixMs(now.0.saturating_sub(UnixMs(0).after(age).0));
         match job {
-            Job::Rejoin => {
+            SweepJob::Rejoin => {
                 let rejoin = || ledger.rejoin(STEP_MAX);
                 let found = insist("looking for parked receipts", &**clock, progress, rejoin).await?;
                 if found > 0 {
@@ -185,31 +185,31 @@ impl ReceiptSweeperSetup {
                 }
                 Ok(found)
             }
-            Job::Orphan => {
+            SweepJob::Orphan => {
                 let orphan = || ledger.orphan(ago(self.orphan_after), STEP_MAX);
                 let found = insist("giving parked receipts up", &**clock, progress, orphan).await?;
                 if found > 0 {
                     metrics.orphaned(found);
-                    tracing::warn!(receipts = found, "receipts of unknown messages are given up");
+                    tracing::warn!(receipts = found, "receipts of unknown messages were given up");
                 }
                 Ok(found)
             }
-            Job::Expire(Expiring { destination, after }) => {
+            SweepJob::Expire(Expiring { destination, after }) => {
                 let expire = || ledger.expire(destination, ago(*after), STEP_MAX, now);
                 let found = insist("marking expired messages", &**clock, progress, expire).await?;
                 if found > 0 {
                     metrics.expired(destination, found);
-                    tracing::warn!(%destination, messages = found, "messages have had no receipt in time");
+                    tracing::warn!(%destination, messages = found, "messages expired: no receipt in time");
                 }
                 Ok(found)
             }
-            Job::Retire => {
+            SweepJob::Retire => {
                 let retire = || ledger.retire(ago(self.retention), STEP_MAX);
                 // "Roughly how many": whatever it found, there may be more.
                 let found = insist("removing what is old", &**clock, progress, retire).await?;
                 Ok(if found > 0 { STEP_MAX } else { 0 })
             }
-            Job::Count => {
+            SweepJob::Count => {
                 let (waiting, parked) = tokio::join!(counted(ledger.waiting()), counted(ledger.parked()));
                 metrics.waiting(waiting);
                 metrics.parked(parked);
@@ -228,7 +228,7 @@ async fn counted(count: impl Future<Output = Result<u64, StoreError>>) -> Option
             None
         }
         Err(_) => {
-            tracing::debug!("receipts are not counted in time");
+            tracing::debug!("counting receipts timed out");
             None
         }
     }
@@ -255,9 +255,9 @@ mod tests {
     const HOUR: Duration = Duration::from_mins(2);
 
     /// tokio's paused clock.
-    struct Paused(tokio::time::Instant);
+    struct PausedClock(tokio::time::Instant);
 
-    impl Clock for Paused {
+    impl Clock for PausedClock {
         fn wall(&self) -> UnixMs {
             UnixMs(START + self.0.elapsed().as_millis() as u64)
         }
@@ -269,7 +269,7 @@ mod tests {
 
     struct World {
         ledger: Arc<MemoryReceipts>,
-        clock: Arc<Paused>,
+        clock: Arc<PausedClock>,
         board: ProgressBoard,
         metrics: SweeperMetrics,
     }
@@ -280,7 +280,7 @@ mod tests {
 
     impl World {
         fn start(retention: Duration) -> Self {
-            let clock = Arc::new(Paused(tokio::time::Instant::now()));
+            let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
             let ledger = Arc::new(MemoryReceipts::new());
             let (board, metrics) = (ProgressBoard::default(), ReceiptMetrics::default().sweeper());
             let setup = ReceiptSweeperSetup {

@@ -1,4 +1,4 @@
-//! Sweeper: takes lost leases back, writes the final reports of settled files and lets go of what is old.
+//! Sweeper: takes lost leases back, writes the final reports of settled files and archives what is old.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ pub struct SweeperSetup {
     pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
     pub queue_feeds: Vec<Arc<str>>,
-    /// The store that is to let go of what is done, and how long that is kept after it was accepted
+    /// The store whose settled batches are archived, and how long they are kept after they were accepted
     /// (`outbox.retention`); zero: for ever.
     pub archive: Option<(Arc<dyn Archive>, Duration)>,
     /// The time.
@@ -91,7 +91,7 @@ impl Handler<Drain> for Sweeper {
         context.spawn(async move { setup.write_reports().await }.into_actor(self).map(
             |swept, _, context| {
                 if let Err(error) = swept {
-                    tracing::warn!(%error, "final reports are left to the next start");
+                    tracing::warn!(%error, "final reports could not be written; the next start writes them");
                 }
                 context.stop();
             },
@@ -111,7 +111,7 @@ impl SweeperSetup {
             if self.clock.mono() >= archive_from
                 && let Err(error) = self.let_go().await
             {
-                tracing::warn!(%error, "what is old can't be archived now; it is tried again in a minute");
+                tracing::warn!(%error, "archiving failed; retrying in a minute");
                 archive_from = self.clock.mono().after(ARCHIVE_PAUSE);
             }
             tokio::time::sleep(TICK).await;
@@ -124,7 +124,7 @@ impl SweeperSetup {
         let rescued = insist("taking leases back", &**clock, progress, rescue).await?;
         if rescued > 0 {
             self.leases_lost.inc_by(rescued as u64);
-            tracing::warn!(batches = rescued, "leases were not extended in time and are taken back");
+            tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
             for bell in &self.queued {
                 bell.ring();
             }
@@ -161,7 +161,7 @@ impl SweeperSetup {
                     insist("marking reports", &**clock, progress, mark).await?;
                 }
                 // The report can be written as long as the mark is not set: tried again next time.
-                Err(error) => tracing::warn!(%feed, %error, "final reports can't be written yet"),
+                Err(error) => tracing::warn!(%feed, %error, "final reports could not be written; retrying"),
             }
         }
         for feed in &self.queue_feeds {
@@ -219,7 +219,8 @@ mod tests {
         let id = step().batches[0].id;
         store.append(step()).await.unwrap();
         let wants = vec![Want { destination: "d".into(), messages: 9, batches: 1 }];
-        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW, born: UnixMs(0) };
         let lease = store.lease(request).await.unwrap().pop().unwrap();
         let sent = Verdict::Sent { at: NOW, status: 200 };
         let settlement = Settlement {

@@ -3,14 +3,14 @@
 //!
 //! Three loops run in the actor: one leases batches and gives them back, one extends leases, and one puts
 //! batches together until they are worth a statement (S4.2): by rows, by bytes, or by a timer that waits for
-//! neither of the others. What is put together is written by a *lane*, a task on the shared runtime: it makes
-//! rows, passes the warehouse's gates before every statement, halves what is refused until the bad row stands
-//! alone (S4.4), and settles its batches after the commit (S4.3).
+//! neither of the others. Each group is written by a task on the shared runtime: it makes rows, passes the
+//! warehouse's gates before every statement, halves what is refused until the bad row is alone (S4.4), and
+//! settles its batches after the commit (S4.3).
 //!
 //! Every row has a key, so writing it again changes nothing (S4.6): a lost lease, a lost answer or a second
 //! worker do no harm.
 
-mod lane;
+mod group;
 mod shelf;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -28,7 +28,7 @@ use tokio::sync::{RwLock, Semaphore};
 pub use self::shelf::GroupLimits;
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, Gate, Strategy, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::OpenRows,
@@ -96,7 +96,7 @@ pub struct TableDeliverySetup {
 
 /// The actor.
 pub struct TableDelivery {
-    desk: Arc<Desk>,
+    strategy: Arc<TableStrategy>,
     /// The holder of this worker's leases in its last life.
     predecessor: Option<String>,
     fault: Fault,
@@ -105,15 +105,15 @@ pub struct TableDelivery {
 impl TableDelivery {
     /// A worker without batches. `holder` names this life of it, `predecessor` the one before.
     pub fn new(setup: TableDeliverySetup, holder: &str, predecessor: Option<String>, fault: Fault) -> Self {
-        let state = DeskState {
+        let state = TableState {
             shelves: setup.destinations.iter().map(|destination| Shelf::new(destination.group)).collect(),
             held: HashMap::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
             failure: None,
         };
         let worker = Worker::new(setup.worker.clone(), holder);
-        let desk = Desk { worker, setup, state: Mutex::new(state), moved: Bell::default() };
-        Self { desk: Arc::new(desk), predecessor, fault }
+        let strategy = TableStrategy { worker, setup, state: Mutex::new(state), moved: Bell::default() };
+        Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
 
@@ -126,13 +126,13 @@ impl Actor for TableDelivery {
             Ok(()) => context.stop(), // drained
             Err(error) => this.fault.fail(context, error),
         };
-        let (lease, predecessor) = (self.desk.clone(), self.predecessor.take());
+        let (lease, predecessor) = (self.strategy.clone(), self.predecessor.take());
         let leasing = async move { lease.worker.lease(&lease, predecessor).await };
         context.spawn(leasing.into_actor(self).map(fail));
-        let extend = self.desk.clone();
+        let extend = self.strategy.clone();
         let extending = async move { extend.worker.extend(&extend).await };
         context.spawn(extending.into_actor(self).map(fail));
-        let group = self.desk.clone();
+        let group = self.strategy.clone();
         context.spawn(async move { group.group_loop().await }.into_actor(self));
     }
 }
@@ -141,19 +141,19 @@ impl Handler<Drain> for TableDelivery {
     type Result = ();
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
-        self.desk.close();
+        self.strategy.close();
     }
 }
 
 impl Drop for TableDelivery {
-    /// However the worker ended, its lanes make no further statement.
+    /// However the worker ended, its groups make no further statement.
     fn drop(&mut self) {
-        self.desk.close();
+        self.strategy.close();
     }
 }
 
 /// A leased batch, ready to be written.
-struct BatchInHand {
+struct TableBatch {
     lease: Lease,
     rows: OpenRows,
     /// Why it can't be written, if it can't.
@@ -165,7 +165,7 @@ struct BatchInHand {
     open: Vec<OpenMessage>,
 }
 
-impl BatchInHand {
+impl TableBatch {
     fn of(lease: Lease, now: UnixMs) -> Self {
         let open: Vec<_> = lease.open.iter().filter(|message| message.not_before <= now).copied().collect();
         let indexes: Vec<_> = open.iter().map(|message| message.index).collect();
@@ -189,29 +189,29 @@ impl BatchInHand {
     }
 }
 
-struct DeskState {
+struct TableState {
     /// One per destination.
-    shelves: Vec<Shelf<Arc<BatchInHand>>>,
-    /// Every lease in hand, those that lanes work on included, and the index of its destination.
+    shelves: Vec<Shelf<Arc<TableBatch>>>,
+    /// Every held lease, groups that are being written included, and the index of its destination.
     held: HashMap<LeaseToken, usize>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
-    /// What a lane could not go on with.
+    /// Why a group could not go on.
     failure: Option<StoreError>,
 }
 
-impl DeskState {
+impl TableState {
     fn gauge(&mut self) {
         let mut held = vec![0; self.shelves.len()];
         for destination in self.held.values() {
             held[*destination] += 1;
         }
         for ((gauges, shelf), held) in self.gauges.iter_mut().zip(&self.shelves).zip(held) {
-            gauges.set(shelf.lanes(), held);
+            gauges.set(shelf.writing(), held);
         }
     }
 
-    /// Forgets a lease, wherever its batch is; whether it was in hand.
+    /// Forgets a lease, wherever its batch is; whether it was held.
     fn forget(&mut self, token: LeaseToken) -> bool {
         let Some(destination) = self.held.remove(&token) else { return false };
         self.shelves[destination].remove(|batch| batch.lease.token == token);
@@ -219,16 +219,16 @@ impl DeskState {
     }
 }
 
-/// What the worker's loops and lanes share.
-struct Desk {
+/// What the worker's loops and group tasks share.
+struct TableStrategy {
     worker: Worker,
     setup: TableDeliverySetup,
-    state: Mutex<DeskState>,
-    /// Rung when a group may be ready: a batch came, a lane ended.
+    state: Mutex<TableState>,
+    /// Rung when a group may be ready: a batch came, or a group was written.
     moved: Bell,
 }
 
-impl Strategy for Arc<Desk> {
+impl DeliveryStrategy for Arc<TableStrategy> {
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.table_delivery");
         if let Some(failure) = self.state().failure.take() {
@@ -236,7 +236,7 @@ impl Strategy for Arc<Desk> {
         }
         self.state().gauge();
         if self.worker.is_closing() {
-            // What waits; what a lane has is given back by the lane.
+            // Only what waits: a group that is being written is released by its task.
             let waiting: Vec<_> = {
                 let mut state = self.state();
                 state.shelves.iter_mut().flat_map(Shelf::clear).map(|batch| batch.lease.token).collect()
@@ -273,9 +273,9 @@ impl Strategy for Arc<Desk> {
             let wait = at.since(lease.accepted_at);
             self.setup.destinations[destination].metrics.leased(wait);
         }
-        let batch = BatchInHand::of(lease, at);
+        let batch = TableBatch::of(lease, at);
         if let Err(why) = &batch.mapping {
-            tracing::error!(batch = %token.batch, why, "the batch can't be written: its messages are dead");
+            tracing::error!(batch = %token.batch, why, "the batch can't be written; its messages are dead");
         }
         let (rows, bytes, alone) = (batch.open.len(), batch.lease.payload.len(), batch.goes_alone());
         let kind = batch.lease.header.clone();
@@ -301,7 +301,7 @@ impl Strategy for Arc<Desk> {
         self.state().held.keys().copied().collect()
     }
 
-    /// A lane that has it goes on: its rows are harmless.
+    /// A group that has it goes on: its rows are harmless.
     fn forget(&self, token: LeaseToken) -> bool {
         self.state().forget(token)
     }
@@ -311,9 +311,9 @@ impl Strategy for Arc<Desk> {
     }
 }
 
-impl Desk {
-    fn state(&self) -> MutexGuard<'_, DeskState> {
-        // Changed by infallible steps only; a lane's panic is caught outside the lock.
+impl TableStrategy {
+    fn state(&self) -> MutexGuard<'_, TableState> {
+        // Changed by infallible steps only; a group's panic is caught outside the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -322,7 +322,7 @@ impl Desk {
         self.worker.close();
     }
 
-    /// Starts a lane for every group that is ready, at the latest when its time has come.
+    /// Starts writing every group that is full or has waited long enough.
     async fn group_loop(self: &Arc<Self>) {
         loop {
             let (mut wait, mut has_cut) = (TICK, false);
@@ -332,7 +332,7 @@ impl Desk {
                 for (index, destination) in self.setup.destinations.iter().enumerate() {
                     while let Some(group) = state.shelves[index].cut(now, destination.concurrency) {
                         has_cut = true;
-                        tokio::spawn(self.clone().lane(index, group));
+                        tokio::spawn(self.clone().write_group(index, group));
                     }
                     if let Some(due) = state.shelves[index].due(destination.concurrency) {
                         wait = wait.min(due.since(now).max(Duration::from_millis(1)));
@@ -346,7 +346,7 @@ impl Desk {
         }
     }
 
-    /// Ends leases whose batches no lane works on any more.
+    /// Ends leases whose batches no group works on any more.
     async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
         self.worker.release(tokens, how).await?;
         let mut state = self.state();

@@ -1,9 +1,9 @@
 //! `WebhookDelivery`: a worker that pulls leased batches and sends their messages.
 //!
 //! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
-//! and so acknowledges, one extends leases. Messages are sent by *lanes*, tasks on the shared runtime that
-//! ask the roster for the next message until it has none. A panic in one attempt is caught in its lane
-//! and is that message's outcome; the worker and the other lanes go on.
+//! and so acknowledges, one extends leases. Messages are sent by *senders*: tasks on the shared
+//! runtime that ask the roster for the next message until it has none. A panic in one attempt is caught by its
+//! sender and becomes that message's outcome; the worker and the other senders go on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +21,7 @@ use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, Gate, Strategy, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -96,7 +96,7 @@ pub struct DeliverySetup {
 
 /// The actor.
 pub struct WebhookDelivery {
-    desk: Arc<Desk>,
+    strategy: Arc<WebhookStrategy>,
     /// The holder of this worker's leases in its last life.
     predecessor: Option<String>,
     fault: Fault,
@@ -106,16 +106,15 @@ impl WebhookDelivery {
     /// A worker without batches. `holder` names this life of it, `predecessor` the one before.
     pub fn new(setup: DeliverySetup, holder: &str, predecessor: Option<String>, fault: Fault) -> Self {
         let shares: Vec<_> = setup.destinations.iter().map(|destination| destination.concurrency).collect();
-        let state = DeskState {
+        let state = WebhookState {
             roster: Roster::new(setup.limits, &shares),
             batches: HashMap::new(),
             held: vec![false; shares.len()],
-            lanes: 0,
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
         };
         let worker = Worker::new(setup.worker.clone(), holder);
-        let desk = Desk { worker, setup, state: Mutex::new(state), flush: Bell::default() };
-        Self { desk: Arc::new(desk), predecessor, fault }
+        let strategy = WebhookStrategy { worker, setup, state: Mutex::new(state), flush: Bell::default() };
+        Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
 
@@ -128,12 +127,12 @@ impl Actor for WebhookDelivery {
             Ok(()) => context.stop(), // drained
             Err(error) => this.fault.fail(context, error),
         };
-        let (lease, predecessor) = (self.desk.clone(), self.predecessor.take());
+        let (lease, predecessor) = (self.strategy.clone(), self.predecessor.take());
         let leasing = async move { lease.worker.lease(&lease, predecessor).await };
         context.spawn(leasing.into_actor(self).map(fail));
-        let record = self.desk.clone();
+        let record = self.strategy.clone();
         context.spawn(async move { record.record_loop().await }.into_actor(self).map(fail));
-        let extend = self.desk.clone();
+        let extend = self.strategy.clone();
         let extending = async move { extend.worker.extend(&extend).await };
         context.spawn(extending.into_actor(self).map(fail));
     }
@@ -143,19 +142,19 @@ impl Handler<Drain> for WebhookDelivery {
     type Result = ();
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
-        self.desk.close();
+        self.strategy.close();
     }
 }
 
 impl Drop for WebhookDelivery {
-    /// However the worker ended, its lanes begin nothing more.
+    /// However the worker ended, its senders start nothing more.
     fn drop(&mut self) {
-        self.desk.close();
+        self.strategy.close();
     }
 }
 
 /// A leased batch, ready to send from.
-struct BatchInHand {
+struct WebhookBatch {
     lease: Lease,
     rows: OpenRows,
     template: BodyTemplate,
@@ -169,7 +168,7 @@ struct BatchInHand {
     said: Mutex<HashMap<u32, Said>>,
 }
 
-impl BatchInHand {
+impl WebhookBatch {
     fn said(&self) -> MutexGuard<'_, HashMap<u32, Said>> {
         // Changed by single inserts and removals only.
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
@@ -184,17 +183,16 @@ fn condemned(lease: &Lease, at: UnixMs) -> Vec<MessageVerdict> {
     lease.open.iter().filter(is_condemned).map(|message| message.verdict(poisoned(at))).collect()
 }
 
-struct DeskState {
+struct WebhookState {
     roster: Roster,
-    batches: HashMap<LeaseToken, Arc<BatchInHand>>,
+    batches: HashMap<LeaseToken, Arc<WebhookBatch>>,
     /// Destinations that answered 410 and are yet to be disabled in the ledger.
     held: Vec<bool>,
-    lanes: usize,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
 }
 
-impl DeskState {
+impl WebhookState {
     fn gauge(&mut self) {
         for (index, gauges) in self.gauges.iter_mut().enumerate() {
             gauges.set(self.roster.in_flight_to(index), self.roster.held(index));
@@ -202,16 +200,16 @@ impl DeskState {
     }
 }
 
-/// What the worker's loops and lanes share.
-struct Desk {
+/// What the worker's loops and senders share.
+struct WebhookStrategy {
     worker: Worker,
     setup: DeliverySetup,
-    state: Mutex<DeskState>,
+    state: Mutex<WebhookState>,
     /// Rung when outcomes should be recorded now.
     flush: Bell,
 }
 
-impl Strategy for Arc<Desk> {
+impl DeliveryStrategy for Arc<WebhookStrategy> {
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.webhook_delivery");
         self.state().gauge();
@@ -257,7 +255,7 @@ impl Strategy for Arc<Desk> {
             (Ok(rows), Ok(template)) => (rows, template, condemned(&lease, at)),
             (rows, template) => {
                 let why = rows.err().or(template.err()).unwrap_or_default();
-                tracing::error!(batch = %token.batch, why, "the batch can't be sent: its messages are dead");
+                tracing::error!(batch = %token.batch, why, "the batch can't be sent; its messages are dead");
                 let attempt = Attempt { at, status: 0, reason: Reason::Render };
                 let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
                 let verdicts = lease.open.iter().map(|message| message.verdict(dead)).collect();
@@ -268,13 +266,13 @@ impl Strategy for Arc<Desk> {
         if lease.is_first() {
             self.setup.destinations[destination].metrics.leased(at.since(lease.accepted_at));
         }
-        let is_open = |message: &&OpenMessage| verdicts.iter().all(|told| told.index != message.index);
+        let is_open = |message: &&OpenMessage| verdicts.iter().all(|verdict| verdict.index != message.index);
         let open = lease.open.iter().filter(is_open).copied().collect();
         let pace = Pace::of(lease.losses);
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let failed = AtomicBool::new(false);
         let (jitter, said) = (rand::rng().random(), Mutex::default());
-        let batch = BatchInHand { lease, rows, template, jitter, destination, failed, said };
+        let batch = WebhookBatch { lease, rows, template, jitter, destination, failed, said };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
         state.roster.add(destination, token, pace, open, at);
@@ -288,7 +286,7 @@ impl Strategy for Arc<Desk> {
     }
 
     fn begin(&self) {
-        self.start_lanes();
+        self.start_senders();
     }
 
     /// Until a message is due again that waits here.
@@ -313,9 +311,9 @@ impl Strategy for Arc<Desk> {
     }
 }
 
-impl Desk {
-    fn state(&self) -> MutexGuard<'_, DeskState> {
-        // The roster is changed by infallible steps only; a lane's panic is caught outside the lock.
+impl WebhookStrategy {
+    fn state(&self) -> MutexGuard<'_, WebhookState> {
+        // The roster is changed by infallible steps only; a sender's panic is caught outside the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -330,8 +328,8 @@ impl Desk {
         AHEAD_MIN.max(AHEAD_PER_PERMIT * self.setup.destinations[destination].concurrency)
     }
 
-    /// As many lanes as there are messages that may be sent now.
-    fn start_lanes(self: &Arc<Self>) {
+    /// Starts a sender for every message that may be sent now.
+    fn start_senders(self: &Arc<Self>) {
         let now = self.worker.clock().wall();
         let mut state = self.state();
         while let Some(pick) = state.roster.pick(now) {
@@ -339,12 +337,11 @@ impl Desk {
                 state.roster.report(pick, Report::Unsent, usize::MAX, now);
                 continue;
             };
-            state.lanes += 1;
-            tokio::spawn(self.clone().lane(pick, batch));
+            tokio::spawn(self.clone().send_loop(pick, batch));
         }
     }
 
-    async fn lane(self: Arc<Self>, mut pick: Pick, mut batch: Arc<BatchInHand>) {
+    async fn send_loop(self: Arc<Self>, mut pick: Pick, mut batch: Arc<WebhookBatch>) {
         let mut body = Vec::new();
         let slot = self.setup.in_flight.enter();
         loop {
@@ -374,9 +371,6 @@ impl Desk {
                 }
                 batch.map(|batch| (next, Some(batch)))
             });
-            if next.is_none() {
-                state.lanes -= 1;
-            }
             drop(state);
             if flush {
                 self.flush.ring();
@@ -398,7 +392,7 @@ impl Desk {
     async fn attempt(
         &self,
         pick: Pick,
-        batch: &BatchInHand,
+        batch: &WebhookBatch,
         slot: u32,
         body: &mut Vec<u8>,
     ) -> Option<Outcome> {
@@ -440,7 +434,7 @@ impl Desk {
         Some(answer.outcome)
     }
 
-    fn judge(&self, pick: Pick, batch: &BatchInHand, outcome: Option<Outcome>) -> Report {
+    fn judge(&self, pick: Pick, batch: &WebhookBatch, outcome: Option<Outcome>) -> Report {
         let Some(outcome) = outcome else {
             return Report::Unsent;
         };
@@ -482,13 +476,13 @@ impl Desk {
             }
             let tallies = self.tallies(&settlements);
             self.worker.settle(&settlements, |settled| self.note(tallies, settled)).await?;
-            self.start_lanes();
+            self.start_senders();
             self.worker.wake();
         }
     }
 
     /// Takes note of what was recorded.
-    fn note(&self, tallies: Vec<(LeaseToken, Tally, Option<Arc<BatchInHand>>)>, settled: &[Settled]) {
+    fn note(&self, tallies: Vec<(LeaseToken, Tally, Option<Arc<WebhookBatch>>)>, settled: &[Settled]) {
         let now = self.worker.clock().wall();
         let mut state = self.state();
         for ((token, tally, batch), &settled) in tallies.into_iter().zip(settled) {
@@ -503,13 +497,13 @@ impl Desk {
         }
     }
 
-    fn tallies(&self, settlements: &[Settlement]) -> Vec<(LeaseToken, Tally, Option<Arc<BatchInHand>>)> {
+    fn tallies(&self, settlements: &[Settlement]) -> Vec<(LeaseToken, Tally, Option<Arc<WebhookBatch>>)> {
         let state = self.state();
         let tally = |s: &Settlement| (s.token, Tally::of(&s.verdicts), state.batches.get(&s.token).cloned());
         settlements.iter().map(tally).collect()
     }
 
-    fn count(&self, batch: &BatchInHand, tally: &Tally, settled: Settled, now: UnixMs) {
+    fn count(&self, batch: &WebhookBatch, tally: &Tally, settled: Settled, now: UnixMs) {
         let failed = batch.failed.fetch_or(!tally.is_clean(), Ordering::Relaxed) || !tally.is_clean();
         let metrics = &self.setup.destinations[batch.destination].metrics;
         metrics.settled(tally, settled, now.since(batch.lease.accepted_at), !failed);

@@ -1,4 +1,4 @@
-//! Three processes on one table, in virtual time: each is a throttle of its own with a gate and lanes.
+//! Three processes on one table, in virtual time: each is a throttle of its own with a gate and senders.
 
 use std::{cell::RefCell, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ struct Process {
     throttle: Addr<Throttle>,
     life: JoinHandle<()>,
     gate: Gate,
-    lanes: Vec<JoinHandle<()>>,
+    senders: Vec<JoinHandle<()>>,
 }
 
 impl World {
@@ -79,10 +79,10 @@ impl World {
         let throttle = context.address();
         // As the supervisor does it, so that the life can be cut off.
         let life = actix_rt::spawn(context.into_future(Throttle::new(setup, 1)));
-        Process { throttle, life, gate, lanes: Vec::new() }
+        Process { throttle, life, gate, senders: Vec::new() }
     }
 
-    /// A process whose lanes always have something to send.
+    /// A process whose senders always have something to send.
     fn join_busy(&mut self) -> Process {
         let mut process = self.join();
         self.work(&mut process, usize::MAX);
@@ -91,12 +91,15 @@ impl World {
 
     /// Lets `process` send `count` more messages, as fast as it may.
     fn work(&self, process: &mut Process, count: usize) {
-        const LANES: usize = 16;
-        for lane in 0..LANES {
+        const SENDERS: usize = 16;
+        for sender in 0..SENDERS {
             let (gate, sent, start) = (process.gate.clone(), self.sent_ms.clone(), self.start);
-            let count =
-                if count == usize::MAX { count } else { count / LANES + usize::from(lane < count % LANES) };
-            process.lanes.push(actix_rt::spawn(async move {
+            let count = if count == usize::MAX {
+                count
+            } else {
+                count / SENDERS + usize::from(sender < count % SENDERS)
+            };
+            process.senders.push(actix_rt::spawn(async move {
                 for _ in 0..count {
                     gate.pass().await;
                     sent.borrow_mut().push(start.elapsed().as_millis() as u64);
@@ -130,8 +133,8 @@ impl Process {
     /// `kill -9`.
     fn kill(self) {
         self.life.abort();
-        for lane in self.lanes {
-            lane.abort();
+        for sender in self.senders {
+            sender.abort();
         }
     }
 }
@@ -223,7 +226,7 @@ async fn without_the_table_the_gate_closes_and_opens_again() {
     let by_second = world.by_second(18);
     assert!(by_second[17] >= 290, "{by_second:?}");
     assert!(world.most_in_a_second() <= 303, "nothing was saved up while it was closed: {by_second:?}");
-    // With nobody to tell, a drain ends too.
+    // Without other processes a drain ends too.
     world.table.set_down(true);
     process.throttle.send(Drain).await.unwrap();
     process.life.await.unwrap();

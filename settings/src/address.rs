@@ -84,7 +84,7 @@ impl QueueAddress {
         }
     }
 
-    /// Whether it is a FIFO queue: SQS tells by the name.
+    /// Whether it is a FIFO queue: the name ends in `.fifo`.
     pub fn is_fifo(&self) -> bool {
         self.name().ends_with(FIFO_SUFFIX)
     }

@@ -21,7 +21,7 @@ pub enum Profile {
     Aws,
 }
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// `journald` if stderr is the journal, else `text`.
@@ -40,12 +40,12 @@ impl LogFormat {
         &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json), ("journald", Self::Journald)];
 }
 
-/// What is logged at least.
+/// The lowest level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Only what needs a person.
+    /// Only what needs action.
     Error,
-    /// And what may need one soon.
+    /// And what may need action soon.
     Warn,
     /// And the milestones of each file.
     Info,
@@ -86,7 +86,7 @@ crate::settings! {
     Log {
         /// How a line looks. "auto" is "journald" where stderr is the journal, else "text".
         format: LogFormat = choice(LogFormat::WORDS);
-        /// What is logged at least. `POSTRIDER_LOG` overrides it by module, for example
+        /// The lowest level that is logged. `POSTRIDER_LOG` overrides it by module, for example
         /// `POSTRIDER_LOG=info,postrider_actors::dispatcher=debug`.
         level: LogLevel = choice(&[
             ("info", LogLevel::Info),
@@ -182,7 +182,8 @@ crate::settings! {
 
     /// How long a worker may keep a batch without a sign of life.
     Lease {
-        /// How long a worker may be silent before its batches are given to another; more than twice every timeout.
+        /// How long a worker may go without renewing its leases before others get its batches; more than twice every
+        /// timeout.
         /// Workers extend their leases as they go; this is what a crash costs in time. SQS allows no more than "12h".
         duration: Duration = duration("60s", "1s"..="12h");
     }
@@ -213,11 +214,11 @@ crate::settings! {
 
     /// Where metrics and health are served.
     Ops {
-        /// "ADDRESS:PORT"; "" = nowhere. Prometheus scrapes GET /metrics there; GET /healthz says what the systemd
-        /// watchdog is told, GET /readyz whether files are taken. 9464 is the port that exporters of this kind use. It
-        /// asks for no password: keep it on loopback or on a private network. Off until you ask for it: two daemons on
-        /// one machine would want the same port. Port 0 takes a free one, which the log names. It needs a restart, not
-        /// a reload.
+        /// "ADDRESS:PORT"; "" = nowhere. Prometheus scrapes GET /metrics there; GET /healthz answers what the
+        /// systemd watchdog gets, GET /readyz whether files are taken. 9464 is the usual port of such exporters. It asks
+        /// for no password: keep it on loopback or on a private network. Off by default: two daemons on one machine
+        /// would need the same port. Port 0 takes a free one, which the log names. A change needs a restart, not a
+        /// reload.
         listen: Option<SocketAddr> = given("\"\"", listen);
         /// Names, up to 16, that requests may call it by beside `listen` itself and localhost, such as the name that
         /// Prometheus is given; without port. Others are refused, so that no web page can read it through a name of

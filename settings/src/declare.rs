@@ -35,7 +35,7 @@ pub trait Spec {
     /// Reads the key. What is wrong is noted, and something within the range stands in for it.
     fn read(&self, section: &mut Section<'_>, key: &'static str) -> Self::Value;
 
-    /// What stands in `config/default.toml`, and a sentence about what is allowed.
+    /// Its value in `config/default.toml`, and a sentence about what is allowed.
     fn shape(&self) -> Shape;
 }
 
@@ -43,17 +43,17 @@ pub trait Spec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Its value, in TOML.
-    pub written: Written,
+    pub written: DocumentedValue,
     /// What is allowed, as a sentence; may be empty.
     pub allowed: String,
 }
 
-/// A value as it stands in `config/default.toml`.
+/// A value as `config/default.toml` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// What holds unless somebody sets the key.
+pub enum DocumentedValue {
+    /// The default.
     Default(String),
-    /// The key has no default; this is what one might write.
+    /// The key has no default; this is an example.
     Example(&'static str),
 }
 
@@ -179,7 +179,7 @@ where
 
     fn shape(&self) -> Shape {
         let allowed = range_of(self.range.start(), self.range.end());
-        Shape { written: Written::Default(self.default.to_string()), allowed }
+        Shape { written: DocumentedValue::Default(self.default.to_string()), allowed }
     }
 }
 
@@ -216,7 +216,7 @@ impl Spec for Time {
 
     fn shape(&self) -> Shape {
         let allowed = range_of(self.range.start(), self.range.end());
-        Shape { written: Written::Default(format!("{:?}", self.default)), allowed }
+        Shape { written: DocumentedValue::Default(format!("{:?}", self.default)), allowed }
     }
 }
 
@@ -243,7 +243,7 @@ impl<T: TryFrom<u64>> Spec for Size<T> {
 
     fn shape(&self) -> Shape {
         let allowed = range_of(self.range.start(), self.range.end());
-        Shape { written: Written::Default(format!("{:?}", self.default)), allowed }
+        Shape { written: DocumentedValue::Default(format!("{:?}", self.default)), allowed }
     }
 }
 
@@ -283,7 +283,7 @@ impl Spec for Flag {
     }
 
     fn shape(&self) -> Shape {
-        Shape { written: Written::Default(self.0.to_string()), allowed: String::new() }
+        Shape { written: DocumentedValue::Default(self.0.to_string()), allowed: String::new() }
     }
 }
 
@@ -308,27 +308,27 @@ impl<T: Copy + 'static> Spec for Choice<T> {
     fn shape(&self) -> Shape {
         let words: Vec<_> = self.words.iter().map(|(word, _)| format!("{word:?}")).collect();
         let allowed = format!("{}.", words.join(" | "));
-        Shape { written: Written::Default(words[0].clone()), allowed }
+        Shape { written: DocumentedValue::Default(words[0].clone()), allowed }
     }
 }
 
 /// See [`given`] and [`unset`].
-pub struct Read<T> {
-    written: Written,
+pub struct KeyReader<T> {
+    written: DocumentedValue,
     read: fn(&mut Section<'_>, &'static str) -> T,
 }
 
 /// A key with rules of its own: `read` notes what breaks them. The default is written as TOML.
-pub fn given<T>(default: &'static str, read: fn(&mut Section<'_>, &'static str) -> T) -> Read<T> {
-    Read { written: Written::Default(default.to_owned()), read }
+pub fn given<T>(default: &'static str, read: fn(&mut Section<'_>, &'static str) -> T) -> KeyReader<T> {
+    KeyReader { written: DocumentedValue::Default(default.to_owned()), read }
 }
 
 /// A key without a default; the example is written as TOML. `read` says whether it must be there.
-pub fn unset<T>(example: &'static str, read: fn(&mut Section<'_>, &'static str) -> T) -> Read<T> {
-    Read { written: Written::Example(example), read }
+pub fn unset<T>(example: &'static str, read: fn(&mut Section<'_>, &'static str) -> T) -> KeyReader<T> {
+    KeyReader { written: DocumentedValue::Example(example), read }
 }
 
-impl<T> Spec for Read<T> {
+impl<T> Spec for KeyReader<T> {
     type Value = T;
 
     fn read(&self, section: &mut Section<'_>, key: &'static str) -> T {
@@ -380,8 +380,8 @@ impl Page {
             let gap = if key.help.is_empty() || key.shape.allowed.is_empty() { "" } else { " " };
             self.paragraph(&format!("{}{gap}{}", key.help, key.shape.allowed));
             let _ = match &key.shape.written {
-                Written::Default(value) => writeln!(self.0, "{} = {value}", key.name),
-                Written::Example(value) => writeln!(self.0, "#{} = {value}", key.name),
+                DocumentedValue::Default(value) => writeln!(self.0, "{} = {value}", key.name),
+                DocumentedValue::Example(value) => writeln!(self.0, "#{} = {value}", key.name),
             };
         }
         self
@@ -423,7 +423,7 @@ fn prose(lines: &[&str]) -> String {
     plain.trim().to_owned()
 }
 
-impl<T> Debug for Read<T> {
+impl<T> Debug for KeyReader<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Read").field("written", &self.written).finish_non_exhaustive()
     }
@@ -436,7 +436,7 @@ mod tests {
     use crate::{Reader, layers};
 
     crate::settings! {
-        /// What `postrider test` is told.
+        /// What `postrider test` prints.
         Sample {
             /// How many, of `things`.
             count: u8 = integer(3, 1..=9, "things");
@@ -454,7 +454,7 @@ mod tests {
     }
 
     const PAGE: &str = "
-# What `postrider test` is told.
+# What `postrider test` prints.
 [sample]
 # How many, of things. 1 to 9.
 count = 3

@@ -84,9 +84,9 @@ crate::settings! {
         /// "keep": each row is a message. "first": of the rows with one recipient in a file only the first is a
         /// message, the others are counted as duplicates.
         duplicates: Duplicates = choice(&[("keep", Duplicates::Keep), ("first", Duplicates::First)]);
-        /// How long size and mtime must stand still before a file is claimed that was neither renamed into the
-        /// directory nor closed after writing while Postrider watched.
-        settle: Duration = duration("2s", "0s"..="1h");
+        /// A file is claimed when it is renamed into the directory or closed after writing, or when its size and mtime
+        /// have not changed for this long.
+        stable_after: Duration = duration("2s", "0s"..="1h");
         /// How often the directory is looked at, for what the kernel's watch missed (network file systems report
         /// nothing).
         rescan: Duration = duration("10s", "100ms"..="1h");
@@ -136,7 +136,7 @@ fn recipient(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     Some(recipient)
 }
 
-/// What stands between the cells of a csv.
+/// The separator between the cells of a csv.
 pub fn delimiter(section: &mut Section<'_>, key: &'static str) -> u8 {
     let text = section.text(key);
     match text.as_deref().map(str::as_bytes) {
@@ -183,7 +183,7 @@ impl Feed {
     /// The format of a directory's files. What does not go together with it is noted.
     pub fn file_format(&self, section: &Section<'_>, delimiter: u8) -> FeedFormat {
         let reader = section.reader();
-        // What stands in `[feeds."*"]` is for those feeds that can use it.
+        // `[feeds."*"]` may hold it for other feeds.
         let is_own = |key: &str| section.need == Need::Required && reader.is_own(&section.key(key));
         section.require("format", "write \"text\", \"csv\" or \"ndjson\"");
         if matches!(self.format, Some(FormatWord::Text | FormatWord::Ndjson)) && is_own("delimiter") {

@@ -34,8 +34,8 @@ pub use daemon::{
     State, listen,
 };
 pub use declare::{
-    Choice, Flag, Integer, Key, Keys, OrNone, Page, Read, Shape, Size, Spec, Time, Written, choice, duration,
-    flag, given, integer, size, typed, unset,
+    Choice, DocumentedValue, Flag, Integer, Key, KeyReader, Keys, OrNone, Page, Shape, Size, Spec, Time,
+    choice, duration, flag, given, integer, size, typed, unset,
 };
 pub use destinations::{Destination, Rate, Retry, secrets};
 pub use feeds::{Directory, Duplicates, Feed, FeedFormat, FeedKind, FeedQueue, FormatWord, delimiter};
@@ -95,8 +95,8 @@ pub fn named<T>(
 /// Feeds and destinations that one configuration may hold: each costs actors and tasks.
 const NAMES_MAX: usize = 256;
 
-/// Notes keys of another kind that were written for this very feed or destination. What stands in a `"*"` table is for
-/// those that can use it.
+/// Notes keys of another kind that were written for this very feed or destination. A `"*"` table may hold
+/// them for others.
 pub fn refuse_keys<T: Keys>(section: &Section<'_>, advice: &str) {
     for key in T::keys() {
         let path = section.key(key.name);

@@ -97,7 +97,7 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Problems {
-    /// `Err` with all of them, sorted by place and each once; `Ok` if there are none.
+    /// `Err` with all of them, sorted by place and each once; `Ok` without any.
     pub fn check(file: &Path, mut list: Vec<Problem>) -> Result<(), Self> {
         if list.is_empty() {
             return Ok(());

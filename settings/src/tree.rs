@@ -75,7 +75,7 @@ pub fn join(parent: &str, key: &str) -> String {
 /// Parses TOML. Every syntax error is reported, by line and column and without the line's text: it
 /// may hold a secret.
 pub(crate) fn parse(text: &str, is_default: bool) -> Result<Table, Vec<Problem>> {
-    let lines = Lines::new(text);
+    let lines = LineIndex::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         return Ok(convert_table(table.get_ref(), "", &lines, is_default));
@@ -92,12 +92,12 @@ pub(crate) fn parse(text: &str, is_default: bool) -> Result<Table, Vec<Problem>>
 }
 
 /// Finds line and column of a byte.
-struct Lines<'a> {
+struct LineIndex<'a> {
     text: &'a str,
     starts: Vec<usize>,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> LineIndex<'a> {
     fn new(text: &'a str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         Self { text, starts: std::iter::once(0).chain(breaks).collect() }
@@ -110,7 +110,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-fn convert_table(table: &DeTable<'_>, path: &str, lines: &Lines<'_>, is_default: bool) -> Table {
+fn convert_table(table: &DeTable<'_>, path: &str, lines: &LineIndex<'_>, is_default: bool) -> Table {
     table
         .iter()
         .map(|(key, value)| {
@@ -121,7 +121,13 @@ fn convert_table(table: &DeTable<'_>, path: &str, lines: &Lines<'_>, is_default:
         .collect()
 }
 
-fn convert(value: &DeValue<'_>, path: String, origin: Origin, lines: &Lines<'_>, is_default: bool) -> Node {
+fn convert(
+    value: &DeValue<'_>,
+    path: String,
+    origin: Origin,
+    lines: &LineIndex<'_>,
+    is_default: bool,
+) -> Node {
     let value = match value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) => match i128::from_str_radix(number.as_str(), number.radix()) {

@@ -3,19 +3,17 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use aws_config::SdkConfig;
-use aws_sdk_sqs::config::ProvideCredentials as _;
 use postrider_actors::ports::{Dispatch, OutboxPages as _, PageQuery, StoreError};
 
 use crate::{
-    adapters::{
-        aws::{self, AwsSettings},
-        clock::SystemClock,
-        dynamodb::{self, Console, DynamoSettings, DynamoStore},
-        sqs::provision::{Difference, Expected, Provisioner, QueueNames},
-    },
+    clock::SystemClock,
     config::{Aws, Config, Profile, QueueAddress, SourceKind, Sqs},
-    console::{Finding, Verdict},
+    findings::{Finding, Verdict},
+};
+use postrider_aws::{
+    self as aws, AwsSettings, SdkConfig, cloudwatch,
+    dynamodb::{self, Console, DynamoSettings, DynamoStore},
+    sqs::provision::{Difference, Expected, Provisioner, QueueNames},
 };
 
 /// Credentials may come from the instance or from a login: several calls, each with its own timeout.
@@ -118,11 +116,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
             "there is none: set aws.region, or AWS_REGION, or a region in the profile",
         ),
     });
-    let credentials = async {
-        let provider = sdk.credentials_provider().ok_or("the SDK has no provider of credentials")?;
-        // The error's causes may hold parts of files or answers: only its own words are shown.
-        provider.provide_credentials().await.map(drop).map_err(|error| error.to_string())
-    };
+    let credentials = aws::find_credentials(&sdk);
     let credentials: Result<(), String> = match tokio::time::timeout(CREDENTIALS_TIMEOUT, credentials).await {
         Ok(found) => found,
         Err(_) => Err(format!("no answer within {} s", CREDENTIALS_TIMEOUT.as_secs())),
@@ -163,26 +157,19 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
             SourceKind::Cloudwatch(logs) => {
                 let client = aws::logs_client(&sdk, &settings);
                 for group in &logs.log_groups {
-                    findings.push(try_log_group(&client, &source.name, group).await);
+                    let engine = format!("receipts {}: log group {group}", source.name);
+                    findings.push(
+                        match within(LOOK_TIMEOUT, &engine, cloudwatch::look(&client, group)).await {
+                            Ok(()) => Finding::new(engine, Verdict::Fine, "it can be read"),
+                            Err(finding) => finding,
+                        },
+                    );
                 }
             }
             SourceKind::Directory(_) | SourceKind::Http(_) => {}
         }
     }
     findings
-}
-
-/// Reads at most one event.
-async fn try_log_group(client: &aws_sdk_cloudwatchlogs::Client, source: &str, group: &str) -> Finding {
-    let engine = format!("receipts {source}: log group {group}");
-    let look = async {
-        let call = client.filter_log_events().log_group_name(group).limit(1).send().await;
-        call.map(drop).map_err(|error| StoreError::from(aws::failure(&error)))
-    };
-    match within(LOOK_TIMEOUT, &engine, look).await {
-        Ok(()) => Finding::new(engine, Verdict::Fine, "it can be read"),
-        Err(finding) => finding,
-    }
 }
 
 /// A look at an engine that must end.

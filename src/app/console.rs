@@ -14,13 +14,11 @@ use super::engines::runtime;
 #[cfg(not(all(feature = "aws", feature = "postgres")))]
 use crate::built_in::{Engine, Engines};
 use crate::{
-    adapters::{
-        clock::SystemClock,
-        embedded::{Operator, ReceiptOperator, ReceiptViewer, Viewer},
-    },
+    clock::SystemClock,
     config::{Config, LedgerKind, Profile, ReceiptSource},
-    console::{Operate, View, receipts::ReceiptView},
 };
+use postrider_actors::ports::console::{Operate, View, receipts::ReceiptView};
+use postrider_sqlite::{Operator, ReceiptOperator, ReceiptViewer, Viewer};
 
 /// What is missing. The configuration is refused before this is reached.
 #[cfg(not(all(feature = "aws", feature = "postgres")))]
@@ -40,12 +38,12 @@ pub fn view(config: &Config) -> anyhow::Result<Box<dyn View>> {
 }
 
 /// The ledger of rows, and a runtime to wait for it on.
-pub struct Rows {
+pub struct RowLedger {
     view: Box<dyn ReceiptView>,
     runtime: Runtime,
 }
 
-impl Rows {
+impl RowLedger {
     /// Asks one thing.
     pub fn ask<'a, T>(
         &'a self,
@@ -56,7 +54,7 @@ impl Rows {
 }
 
 /// Opens the ledger of rows to read; `None` if the configuration has none.
-pub fn rows(config: &Config) -> anyhow::Result<Option<Rows>> {
+pub fn rows(config: &Config) -> anyhow::Result<Option<RowLedger>> {
     if !config.has_rows() {
         return Ok(None);
     }
@@ -68,7 +66,7 @@ pub fn rows(config: &Config) -> anyhow::Result<Option<Rows>> {
         #[cfg(not(feature = "postgres"))]
         LedgerKind::Postgres => return Err(refused(Engine::Postgres)),
     };
-    Ok(Some(Rows { view, runtime }))
+    Ok(Some(RowLedger { view, runtime }))
 }
 
 /// The rejects of the ledger of rows, and a runtime to wait for it on.

@@ -4,10 +4,10 @@
 use anyhow::Context as _;
 
 use crate::{
-    adapters::embedded::{self, OpenError, SCHEMA_VERSION},
     config::{Config, Profile},
-    console::{Finding, Verdict},
+    findings::{Finding, Verdict},
 };
+use postrider_sqlite::{self as embedded, OpenError, SCHEMA_VERSION};
 
 /// What the embedded store is called in findings.
 const EMBEDDED: &str = "embedded store";

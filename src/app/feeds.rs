@@ -12,7 +12,7 @@ use postrider_actors::{
     flow::Bells,
     messages::{FileClaimed, ParsedRows},
     model::{
-        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, settle::SettleRule,
+        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, stable::StableRule,
         table::MAPPING_TYPE,
     },
     parser::{self, Parser, ParserSetup},
@@ -116,7 +116,8 @@ pub(super) fn feed_specs(
     };
     let watcher = {
         let name: Arc<str> = feed.name.as_str().into();
-        let rule = SettleRule { settle: directory.settle, sidecar_required: directory.require_done };
+        let rule =
+            StableRule { stable_after: directory.stable_after, sidecar_required: directory.require_done };
         let rescan = directory.rescan;
         move |birth: Birth| {
             let setup = FileWatcherSetup {
@@ -199,7 +200,7 @@ pub(super) fn queue_feed_specs(
     vec![ChildSpec { name: "queue_feed", of: None, count: 1, factory: Arc::new(factory), rank: 0 }]
 }
 
-/// The feed that tells `destination` of changes of states.
+/// The feed that reports changes of state to `destination`.
 pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSettings {
     let config = &resolved.config;
     QueueFeedSettings {

@@ -1,4 +1,4 @@
-//! Adapter settings for databases that speak Postgres, derived from the configuration, and trying them.
+//! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,19 +7,19 @@ use postrider_actors::ports::{CallObserver, StoreError, Table};
 
 use super::{StartError, patience::patiently, tables::table_destinations};
 use crate::{
-    adapters::{
-        pg::{BadSettings, Tls},
-        postgres::{
-            self, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
-        },
-        warehouse::{
-            self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse,
-            WarehouseSettings, WarehouseTable,
-        },
-    },
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
-    console::{Finding, Verdict},
+    findings::{Finding, Verdict},
     telemetry::metrics::Metrics,
+};
+use postrider_postgres::{
+    BadSettings, Tls,
+    ledger::{
+        self as postgres, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
+    },
+    warehouse::{
+        self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse, WarehouseSettings,
+        WarehouseTable,
+    },
 };
 
 /// What the ledger is called in findings.
@@ -73,7 +73,7 @@ pub(super) async fn open_ledger(
     .await
 }
 
-/// Why a command has no ledger. What may pass is told apart by its type, for the exit code.
+/// Why a command has no ledger. A temporary failure has a type of its own, for the exit code.
 fn not_open(error: OpenError) -> anyhow::Error {
     let cause = match error {
         OpenError::Unreachable(why) => StoreError::Retryable(why).into(),
@@ -210,7 +210,7 @@ pub(super) async fn tables(
                 return Err(StartError::Destination { name, problems: error.to_string() });
             }
             Err(CheckError::Unreachable(why)) => {
-                tracing::warn!(destination = name, why, "the table can't be looked up now; its rows wait");
+                tracing::warn!(destination = name, why, "the table can't be checked now; its rows wait");
             }
         }
         tables.push(table);
@@ -252,7 +252,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
-            format!("{name:?} is no destination of kind = \"table\"; there are: {}", known.join(", "))
+            format!("{name:?} is not a destination of kind = \"table\"; there are: {}", known.join(", "))
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);

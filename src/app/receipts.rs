@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use postrider_actors::{
     flow::Bell,
-    model::{formats::Format, receipt_format::ReceiptFormat, settle::SettleRule},
+    model::{formats::Format, receipt_format::ReceiptFormat, stable::StableRule},
     ports::{Inbox, ReceiptLedger, ReceiptSource},
     receipt_collector::{self, ReceiptCollector, ReceiptCollectorSetup},
     receipt_reconciler::{self, ReceiptReconciler, ReceiptReconcilerSetup},
@@ -13,17 +13,13 @@ use postrider_actors::{
 };
 
 use super::{Machine, StartError, reign::mark};
-use crate::{
-    adapters::{
-        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
-        receipts::{
-            dir::{DirReceipts, DirReceiptsSettings},
-            http::{Credentials, HttpReceipts, HttpSource, Sink},
-        },
-    },
-    config::{self, Config, HttpAuth, Resolved, SourceKind},
-    listener::{Listener, Serving},
+use crate::config::{self, Config, HttpAuth, Resolved, SourceKind};
+use postrider_files::{
+    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    receipts::{DirReceipts, DirReceiptsSettings},
 };
+use postrider_http::receipts::{Credentials, HttpReceipts, HttpSource, Sink};
+use postrider_net::listener::{Listener, Serving};
 
 /// A source that is asked for receipts.
 pub(super) struct PulledSource {
@@ -98,12 +94,12 @@ impl ReceiptParts {
             Sink { ledger, inbox_max: self.inbox_max, taken: arrived.clone(), clock: machine.clock.clone() };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
-                tracing::info!(%address, "receipts are taken");
+                tracing::info!(%address, "listening for receipts");
                 Some(serving)
             }
             Err(error) => {
-                // Only a runtime without descriptors gets here; senders try again, and health tells.
-                tracing::error!(%address, %error, "receipts can't be taken");
+                // Only a runtime without descriptors gets here; senders try again, and health reports it.
+                tracing::error!(%address, %error, "can't listen for receipts");
                 None
             }
         }
@@ -171,7 +167,7 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
         kind: source.format,
         line_bytes_max: LINE_BYTES_MAX,
         receipts_max: LOOK_RECEIPTS_MAX,
-        rule: SettleRule { settle: directory.settle, sidecar_required: false },
+        rule: StableRule { stable_after: directory.stable_after, sidecar_required: false },
         rescan: RESCAN,
         look_max: LOOK_MAX,
     }

@@ -36,15 +36,15 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    adapters::{
-        inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
-        status_changes::StatusChangeIntake,
-        webhook::{HttpWebhook, WebhookSettings},
-    },
     cli::Exit,
     config::{self, Config, DelayMode, Resolved},
-    listener::Serving,
 };
+use postrider_files::{
+    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    status_changes::StatusChangeIntake,
+};
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use postrider_net::listener::Serving;
 
 /// Everything a tree is built from that may fail to be built.
 pub(super) struct Parts {
@@ -518,7 +518,9 @@ pub(super) fn worker(
 ) -> impl Fn(&Birth, &Bell) -> WorkerSetup + Send + Sync + Clone + use<> {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (due_again, lease) = (due_again.clone(), config.lease.duration);
+    let born = machine.born;
     move |birth, queued| WorkerSetup {
+        born,
         queue: stores.queue.clone(),
         ledger: stores.ledger.clone(),
         clock: clock.clone(),

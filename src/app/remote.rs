@@ -16,19 +16,17 @@ use super::{
     tables::table_workers,
 };
 use crate::{
-    adapters::{
-        aws,
-        dynamodb::{DynamoSettings, DynamoStore},
-        receipts::{
-            cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
-            queue::{QueueReceipts, QueueReceiptsLimits},
-        },
-        sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
-    },
     config::{CloudwatchSource, Config, Feed, Profile, QueueAddress, QueueFeed, ReceiptSource, SqsSource},
-    console::{Finding, Verdict},
+    findings::{Finding, Verdict},
     node::{self, NodeError, Started},
     telemetry::metrics::Metrics,
+};
+use postrider_aws::{
+    self as aws,
+    cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
+    dynamodb::{DynamoSettings, DynamoStore},
+    receipt_queue::{QueueReceipts, QueueReceiptsLimits},
+    sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
 };
 
 /// Long polls of the queue that are open at the same time while workers want batches: one waits while the other's

@@ -13,10 +13,10 @@ use postrider_actors::{
 
 use super::{StartError, recorded::Recorded};
 use crate::{
-    adapters::embedded::{Backlog, EmbeddedStore, exit_on_fatal},
     config::{LedgerKind, Profile, Resolved},
     telemetry::{Metered, metrics::Metrics},
 };
+use postrider_sqlite::{Backlog, EmbeddedStore, exit_on_fatal};
 
 /// Between two looks at a backlog that is counted across the network.
 const SHARED_LOOK: Duration = Duration::from_secs(15);
@@ -47,7 +47,7 @@ pub(super) struct Carried {
     /// How rates are shared with the other processes.
     pub(super) shares: RateShares,
     #[cfg(feature = "aws")]
-    pub(super) sqs: Arc<crate::adapters::sqs::SqsQueue>,
+    pub(super) sqs: Arc<postrider_aws::sqs::SqsQueue>,
 }
 
 impl Stores {
@@ -65,7 +65,7 @@ impl Stores {
             return stores.recording(resolved, metrics).await;
         }
         debug_assert!(config.profile == Profile::Embedded, "the other profile was opened, or refused");
-        let store = open_embedded(state_dir, evidence, clock.wall())?;
+        let store = open_embedded(state_dir, evidence)?;
         Self::embedded(&store, metrics).recording(resolved, metrics).await
     }
 
@@ -108,7 +108,7 @@ impl Stores {
     #[cfg(feature = "aws")]
     pub(super) fn shared<S>(
         store: &Arc<S>,
-        queue: Arc<crate::adapters::sqs::SqsQueue>,
+        queue: Arc<postrider_aws::sqs::SqsQueue>,
         shares: RateShares,
         metrics: &Metrics,
     ) -> Self
@@ -166,18 +166,14 @@ impl Stores {
 }
 
 /// Opens the embedded store and says what an earlier run left.
-fn open_embedded(
-    state_dir: &Path,
-    evidence: &Evidence,
-    now: UnixMs,
-) -> Result<Arc<EmbeddedStore>, StartError> {
-    let store = EmbeddedStore::open_after(state_dir, evidence, now, exit_on_fatal())?;
+fn open_embedded(state_dir: &Path, evidence: &Evidence) -> Result<Arc<EmbeddedStore>, StartError> {
+    let store = EmbeddedStore::open_after(state_dir, evidence, exit_on_fatal())?;
     match (store.losses(), evidence.len()) {
         (0, _) => {}
         (batches, Some(messages)) => tracing::warn!(
             batches,
             messages,
-            "an earlier run died with messages in flight: they are sent again in half a minute, the other messages now"
+            "an earlier run died with messages in flight; they are sent again in half a minute, the others now"
         ),
         (batches, None) => tracing::warn!(
             batches,

@@ -13,10 +13,10 @@ use postrider_actors::{
 
 use super::{Machine, Stores};
 use crate::{
-    adapters::embedded::Backlog,
     config::{Alarms, Config},
     telemetry::metrics::{Metrics, QueueDepth},
 };
+use postrider_sqlite::Backlog;
 
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
@@ -99,7 +99,7 @@ impl Watch {
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
-                tell(kind, alarm.rule(), event, at);
+                log_alarm(kind, alarm.rule(), event, at);
                 self.metrics.alarm(kind, Some(alarm.is_active()));
             }
         }
@@ -155,7 +155,7 @@ impl Watch {
     }
 }
 
-/// Attempts (or batches) below which there is no rate: one of two is not 50 %.
+/// Attempts (or batches) below which no rate is computed: one of two is not 50 %.
 const ATTEMPTS_MIN: u64 = 20;
 
 /// An alarm clears at this share of its bound, and after so long: between the two it stays what it is.
@@ -193,7 +193,7 @@ fn unit(kind: AlarmKind) -> &'static str {
     }
 }
 
-fn tell(kind: AlarmKind, rule: &AlarmRule, event: AlarmEvent, at: &str) {
+fn log_alarm(kind: AlarmKind, rule: &AlarmRule, event: AlarmEvent, at: &str) {
     let (alarm, unit) = (kind.as_str(), unit(kind));
     match event {
         AlarmEvent::Raised(Some(value)) => {

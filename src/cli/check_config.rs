@@ -13,11 +13,10 @@ use crate::{
     },
 };
 
-/// Check the configuration and say everything that is wrong with it
+/// Check the configuration and list everything that is wrong with it
 ///
-/// Without --connect nothing is contacted, and nothing but the file and the environment is read. Every
-/// problem is printed to stderr, with its line, the value that was found and what is allowed. Exits with 78 if
-/// there is one.
+/// Without --resolve or --connect it reads only the file and the environment and contacts nothing. Every problem is
+/// printed to stderr, with its line, the value found and what is allowed. Exits with 78 if there is one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Also read the secrets, templates and certificates that the configuration names; run it as the
@@ -25,7 +24,7 @@ pub struct Args {
     #[arg(long)]
     resolve: bool,
     /// Also try the store, queues and tables: credentials, region, permission to read, attributes. It
-    /// changes nothing and calls no destination. Exits with 78 if something has to be mended, with 75 if
+    /// changes nothing and calls no destination. Exits with 78 if something has to be fixed, with 75 if
     /// something could not be reached
     #[arg(long)]
     connect: bool,

@@ -6,8 +6,8 @@ use crate::config::{self, Config};
 
 /// Compare the tables of two destinations
 ///
-/// Counts both by file, and where a file differs by ranges of its rows: a primary and a secondary that are fed by
-/// one feed have the same rows once all is delivered. Exits with 1 if they differ.
+/// Counts the rows of each file in both; where a file differs, it narrows the difference down to ranges of rows. A
+/// primary and a secondary of one feed have the same rows once everything is delivered. Exits with 1 if they differ.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The first destination

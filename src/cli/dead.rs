@@ -20,18 +20,15 @@ use super::{
     Exit, print, print_json,
     table::{number, table, text, time},
 };
-use crate::{
-    app::console,
-    config,
-    console::{DeadFilter, DeadLetter, FileSelector, Position, View},
-};
+use crate::{app::console, config};
+use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position, View};
 
 /// Dead letters per read.
 const PAGE: usize = 1_000;
 
 /// List, export or redrive the messages that were given up
 ///
-/// Works while the daemon runs and while it does not.
+/// Works with or without a running daemon.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -55,16 +52,15 @@ enum Command {
     },
     /// Send dead letters again
     ///
-    /// With the same ids and the same bodies, as the receiver would have got them; their attempts count
-    /// from none. This only makes them due: delivery keeps its rates. A daemon that runs picks them up by
-    /// itself.
+    /// With the same ids and bodies as before; their attempts are counted from 1 again. This only makes them
+    /// due: delivery keeps its rates. A running daemon picks them up by itself.
     Redrive {
         #[command(flatten)]
         which: Which,
         /// Redrive at most this many
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// Redrive all of them: required where no filter is given
+        /// Redrive all of them; required without a filter
         #[arg(long)]
         all: bool,
         /// Print JSON
@@ -95,7 +91,7 @@ enum Format {
     Ndjson,
 }
 
-/// Which dead letters; all that is given must hold.
+/// Which dead letters; all given filters must match.
 #[derive(Debug, clap::Args)]
 struct Which {
     /// Of the files with this name or id
@@ -104,17 +100,17 @@ struct Which {
     /// To this destination
     #[arg(long, value_name = "NAME")]
     destination: Option<String>,
-    /// Whose last attempt failed so: status, timeout, connect, dns, tls, reset, protocol, render, panic,
+    /// By the reason of the last failed attempt: status, timeout, connect, dns, tls, reset, protocol, render, panic,
     /// poison, refused, unavailable
     #[arg(long, value_name = "REASON", value_parser = reason)]
     reason: Option<Reason>,
-    /// That were given up for: permanent, attempts, age, poison
+    /// By the cause of death: permanent, attempts, age, poison
     #[arg(long, value_name = "CAUSE", value_parser = cause)]
     cause: Option<DeathCause>,
-    /// That were given up longer ago than this: 30m, 2h, 1day
+    /// Given up longer ago than this: 30m, 2h, 1day
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// That were given up within this: 30m, 2h, 1day
+    /// Given up within this time: 30m, 2h, 1day
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
 }
@@ -189,7 +185,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     Ok(Exit::Done.into())
 }
 
-/// The wall clock, which dead letters are dated by.
+/// The wall clock, by which dead letters are dated.
 fn now() -> UnixMs {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))

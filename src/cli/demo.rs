@@ -11,19 +11,18 @@ use anyhow::Context as _;
 
 use crate::demo::{DemoSettings, run as run_demo};
 
-/// See the whole job at work: nothing to install, nothing to configure
+/// Run the whole pipeline once: nothing to install, nothing to configure
 ///
 /// Makes a directory with a configuration and a generated CSV file, starts a receiver and the daemon,
-/// drops the file and follows it until every row has its final state. Some rows are bad and some are
-/// repeated, and the receiver fails one request in a thousand, so that there is something to see. Exits
-/// with 1 if a row is not accounted for.
+/// drops the file and follows it until every row has its final state. Some rows are bad, some are
+/// repeated, and the receiver fails one request in a thousand. Exits with 1 if a row is not accounted for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How many rows the file has
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
 
-    /// Put everything there, in a new or empty directory, instead of a temporary one
+    /// A new or empty directory to use instead of a temporary one
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 

@@ -20,10 +20,10 @@ use crate::{
     config::{self, Config},
 };
 
-/// List destinations, hold one's messages, or let them go again
+/// List destinations, or disable and enable one
 ///
-/// A destination that answers 410 is disabled by the daemon: its messages are held, none is lost. Works
-/// while the daemon runs and while it does not.
+/// The messages of a disabled destination are held until it is enabled; none is lost. The daemon disables a
+/// destination that answers 410. Works with or without a running daemon.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -38,7 +38,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Let a destination's messages go again
+    /// Send a destination's messages again
     Enable {
         /// Its name
         name: String,
@@ -47,7 +47,7 @@ enum Command {
     Disable {
         /// Its name
         name: String,
-        /// Why, for whoever looks later
+        /// Why; shown by `list`
         #[arg(long, value_name = "TEXT", default_value = "disabled by an operator")]
         reason: String,
     },

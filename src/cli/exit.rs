@@ -1,14 +1,14 @@
-//! How a command's end is told to scripts and to systemd: sysexits(3) above 63.
+//! Exit codes, for scripts and systemd: sysexits(3) above 63.
 
 use std::{fmt, io, process::ExitCode};
 
 use postrider_actors::ports::StoreError;
 
 use crate::{
-    adapters::embedded::{LockError, MigrateError, OpenError},
     config::{ConfigError, Problems},
     telemetry::TelemetryError,
 };
+use postrider_sqlite::{LockError, MigrateError, OpenError};
 
 /// An exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Exit {
         Self::Config,
     ];
 
-    /// What an error comes to: what was attached to it, or what its type says. The outermost wins.
+    /// The exit code of an error: the one attached to it, or its type's. The outermost wins.
     pub fn of(error: &anyhow::Error) -> Self {
         error.chain().find_map(Self::of_cause).unwrap_or(Self::Failed)
     }

@@ -9,13 +9,13 @@ use super::{
     Exit, print, print_json,
     table::{number, table, text},
 };
-use crate::{app::console, config, console::FileSelector};
+use crate::{app::console, config};
+use postrider_actors::ports::console::FileSelector;
 
 /// Show what became of each file, and whether it balances
 ///
-/// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. Works while
-/// the daemon runs and while it does not. Exits with 1 if a file does not balance, or if none is found
-/// under the name that was given.
+/// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. Works with
+/// or without a running daemon. Exits with 1 if a file does not balance, or if no file has the given name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only the files with this name or id

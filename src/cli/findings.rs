@@ -1,4 +1,4 @@
-//! How findings are shown, and the exit code they come to.
+//! How findings are shown, and the exit code they lead to.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::{
     Exit,
     table::{table, text},
 };
-use crate::console::{Finding, Verdict};
+use crate::findings::{Finding, Verdict};
 
 /// The worst decides.
 pub(super) fn exit(findings: &[Finding]) -> Exit {
@@ -23,7 +23,7 @@ pub(super) fn as_json(findings: &[Finding]) -> Value {
     findings.iter().map(view).collect()
 }
 
-/// For people; nothing if there are none.
+/// For people; empty without findings.
 pub(super) fn as_table(findings: &[Finding]) -> String {
     if findings.is_empty() {
         return String::new();
@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn findings_are_shown_with_their_words() {
-        let findings = [Finding::new("queue q", Verdict::Wrong, "there is\u{1b} none")];
-        assert!(as_table(&findings).contains("there is\\u{1b} none"));
+        let findings = [Finding::new("queue q", Verdict::Wrong, "not\u{1b} found")];
+        assert!(as_table(&findings).contains("not\\u{1b} found"));
         assert_eq!(as_json(&findings)[0]["verdict"], "wrong");
         assert_eq!(as_table(&[]), "");
     }

@@ -13,11 +13,11 @@ use super::{Exit, print, print_json, table::time};
 use crate::{
     app::console,
     config::{self, Config},
-    console::{
-        Delivery, Fate, FileSelector, MessageReport, Search, View,
-        receipts::{AppliedReceipt, MessageRow},
-    },
     telemetry::escape,
+};
+use postrider_actors::ports::console::{
+    Delivery, Fate, FileSelector, MessageReport, Search, View,
+    receipts::{AppliedReceipt, MessageRow},
 };
 
 /// Batches per read of a search: what is held back from the store's log at once.
@@ -25,9 +25,9 @@ const SEARCH_BATCHES: usize = 256;
 
 /// Show what happened to one message, or to everything for one recipient
 ///
-/// State, every failed attempt with time, status and reason, and when it was sent. Works while the daemon
-/// runs and while it does not. `--id` costs a few reads. `--recipient` reads every row that was accepted
-/// and not archived; `--file` narrows it. Of an archived message all is kept but its payload and its
+/// State, every failed attempt with time, status and reason, and when it was sent. Works with or without a
+/// running daemon. `--id` costs a few reads. `--recipient` reads every row that was accepted
+/// and not archived; `--file` narrows it. An archived message has lost its payload and
 /// recipient. Exits with 1 if nothing is found.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "the documentation is the text of --help")]
@@ -156,7 +156,7 @@ fn json_of(report: &MessageReport, row: Option<&MessageRow>) -> Value {
             "provider_id": row.and_then(|row| row.provider_id.as_deref()),
             "detail": row.and_then(|row| row.detail.as_deref()),
             "receipt": row.and_then(|row| row.receipt.as_ref()).map(receipt_json),
-            "conflict": row.map(|row| row.told.is_conflict()),
+            "conflict": row.map(|row| row.reported.is_conflict()),
         }),
     };
     if let (Value::Object(view), Value::Object(fate)) = (&mut view, fate) {
@@ -230,7 +230,7 @@ fn rendered_delivery(delivery: &Delivery, row: Option<&MessageRow>) -> String {
     text
 }
 
-/// What the destination called it and said of it, at once and later.
+/// The destination's id for it, its answer and later receipts.
 fn rendered_row(row: &MessageRow) -> String {
     let mut text = String::new();
     // Writing to a String can't fail.
@@ -251,7 +251,7 @@ fn rendered_row(row: &MessageRow) -> String {
         words.extend(facts.price.map(|price| format!("for {price}")));
         let _ = writeln!(text, "  {at}  {}", words.join(", "));
     }
-    if row.told.is_conflict() {
+    if row.reported.is_conflict() {
         let _ = writeln!(text, "  receipts say that it failed and that it arrived");
     }
     text

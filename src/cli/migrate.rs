@@ -6,22 +6,23 @@ use serde_json::json;
 
 use super::{findings, print, print_json};
 use crate::{
-    adapters::embedded::{self, OpenError, SCHEMA_VERSION},
     app::engines,
     config::{self, Config, Profile},
-    console::Finding,
+    findings::Finding,
 };
+use postrider_sqlite::{self as embedded, OpenError, SCHEMA_VERSION};
 
-/// Make or update what the configured engines need
+/// Create or update the schema, tables and queues of the configured engines
 ///
-/// The embedded store is brought to the schema of this program; the daemon does this by itself when it
-/// starts, and must not run meanwhile. A store that is missing is not made. With profile = "aws" the queue and
-/// its dead-letter queue are made, and the tables and their indexes; what is there already is only checked. With ledger.kind = "postgres" its schema is made or updated, by the schema's owner:
-/// see docs/postgres.md. This needs more permissions than the daemon: see docs/aws.md. Exits with 78 if
-/// something has to be mended by hand, with 75 if something could not be reached.
+/// The embedded store is updated to the schema of this program; the daemon does this itself when it starts, and
+/// must not run meanwhile. A missing store is not created. With profile = "aws" the queue, its dead-letter queue,
+/// and the tables with their indexes are created; what exists is only checked. With ledger.kind = "postgres" its
+/// schema is created or updated, as the schema's owner: see docs/postgres.md. This needs more permissions than the
+/// daemon: see docs/aws.md. Exits with 78 if something has to be fixed by hand, with 75 if something could not be
+/// reached.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only say which version the store has and which this program needs, and what queues and tables lack
+    /// Only print which version the store has and which this program needs, and what queues and tables lack
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -57,7 +58,7 @@ pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
         }
         print_json(&value)?;
     } else {
-        let store = versions.map_or_else(String::new, |versions| versions.told(args.dry_run));
+        let store = versions.map_or_else(String::new, |versions| versions.describe(args.dry_run));
         print(&(store + &findings::as_table(&shared)))?;
     }
     Ok(exit.into())
@@ -82,7 +83,7 @@ fn is_missing(error: &anyhow::Error) -> bool {
 }
 
 impl Versions {
-    fn told(&self, dry_run: bool) -> String {
+    fn describe(&self, dry_run: bool) -> String {
         let Self { before, after } = self;
         if dry_run {
             format!("the store has schema version {before}, this program needs {SCHEMA_VERSION}\n")

@@ -80,13 +80,13 @@ const AFTER_HELP: &str = "See `postrider --help` for examples and exit codes.";
 const AFTER_LONG_HELP: &str = "\
 Examples:
   postrider demo
-      See the whole job at work: nothing to install, nothing to configure
+      Run the whole pipeline once: nothing to install, nothing to configure
   postrider check-config -c postrider.toml
-      Say everything that is wrong with a configuration
+      List everything that is wrong with a configuration
   postrider run -c postrider.toml
       Deliver what is dropped, until SIGTERM
   postrider files -c postrider.toml
-      What became of each file, while the daemon runs and while it does not
+      Show what became of each file, with or without a running daemon
 
 Environment:
   POSTRIDER_CONFIG      the configuration file, if -c is not given
@@ -105,7 +105,7 @@ Exit codes:
   75  not now: try again later
   78  the configuration is wrong, or the state directory can't be used with it";
 
-/// Reads the command line and does what it says.
+/// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     // Before there is a second thread: the kernel ties threads to their parents, not processes.
     if let Err(error) = crate::demo::end_with_parent() {
@@ -132,21 +132,20 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// Says on stderr why a command failed, and how that is told by the exit code.
+/// Prints on stderr why a command failed; its exit code.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     let exit = Exit::of(error);
     // Whoever closed the pipe has read enough: `postrider files | head`.
     if exit != Exit::Done {
         for line in format!("{error:#}").lines() {
-            // Nobody is left to tell if stderr is gone too.
+            // There is nowhere to report it if stderr is gone too.
             let _ = writeln!(io::stderr(), "postrider: {}", escape(line));
         }
     }
     exit.into()
 }
 
-/// Writes a command's output. `print!` would panic where a reader has gone; this is an error that
-/// [`fail`] knows to be none.
+/// Writes a command's output. `print!` would panic on a closed pipe; [`fail`] treats that error as success.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

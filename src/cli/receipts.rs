@@ -19,22 +19,20 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    app::console::{self, Rows},
+    app::console::{self, RowLedger},
     config::{self, Config},
-    console::{
-        FileSelector,
-        receipts::{
-            GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount,
-        },
-    },
+};
+use postrider_actors::ports::console::{
+    FileSelector,
+    receipts::{GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount},
 };
 
 /// Gaps per read.
 const PAGE: usize = 1_000;
 
-/// Show what receipts said and which are missing, and read rejected ones again
+/// Show receipts, find missing ones, and read rejected ones again
 ///
-/// Works while the daemon runs and while it does not.
+/// Works with or without a running daemon.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -56,7 +54,7 @@ enum Command {
     ///
     /// With how many there are by age.
     Gaps {
-        /// Only to this destination; all that have receipts if it is left out
+        /// Only to this destination; default: all that have receipts
         #[arg(long, value_name = "NAME")]
         destination: Option<String>,
         /// Sent longer ago than this: 30m, 2h, 1day
@@ -79,14 +77,14 @@ enum Command {
     Rejects(List),
     /// Read rejected receipts again
     ///
-    /// As the configuration file maps their sources' fields and statuses now. What fits is taken like any other
-    /// receipt, once; the rest stays among the rejects, with the reason why it does not fit now. A daemon that runs
-    /// needs a reload to read new receipts in the same way.
+    /// By the mappings in the configuration file as it is now. What fits is taken like any other receipt, once; the
+    /// rest stays among the rejects, with the new reason. A running daemon needs a reload to read new receipts by
+    /// the same mapping.
     Reread {
-        /// Only those of this source; of all that are configured if it is left out
+        /// Only those of this source; default: of all configured sources
         #[arg(long, value_name = "NAME")]
         source: Option<String>,
-        /// End when so many have left the rejects
+        /// Stop when so many have left the rejects
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
         /// Print JSON
@@ -97,7 +95,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct List {
-    /// Only those that this source brought
+    /// Only those of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Only those about messages to this destination
@@ -221,7 +219,7 @@ struct Gaps {
 }
 
 fn gaps(
-    rows: &Rows,
+    rows: &RowLedger,
     config: &Config,
     destination: Option<&str>,
     older_than: Duration,

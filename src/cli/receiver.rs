@@ -17,7 +17,7 @@ use crate::receiver::{Counts, Receiver, ReceiverSettings};
 
 /// Receive webhooks, to try things against
 ///
-/// Verifies signatures, fails on purpose if told to, counts, and logs each request as one JSON line
+/// Verifies signatures, fails on purpose if asked to, counts, and logs each request as one JSON line
 /// before it answers. Prints `listening on ADDR` when it is ready and its counts when it is stopped
 /// (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub struct Args {
 
     /// Secret that requests must be signed with: `env:NAME`, `file:PATH` or the secret itself, which
     /// others on this machine can then see. Several for rotation; without any, signatures are not
-    /// looked at. A request that does not verify, or is more than 5 minutes old, is answered 401
+    /// checked. A request that does not verify, or is more than 5 minutes old, is answered 401
     #[arg(long = "secret", value_name = "SECRET")]
     secrets: Vec<String>,
 
@@ -44,16 +44,16 @@ pub struct Args {
     #[arg(long, value_name = "P", value_parser = fraction)]
     fail_rate: Option<f64>,
 
-    /// What they are answered; 503 unless given
+    /// Their status; default: 503
     #[arg(long, value_name = "CODE", value_parser = status)]
     status: Option<StatusCode>,
 
-    /// `Retry-After` that they are answered with: seconds, a date, or anything else to see what happens
+    /// Their `Retry-After`: seconds, a date, or anything else to see what happens
     #[arg(long, value_name = "VALUE")]
     retry_after: Option<HeaderValue>,
 
-    /// Decides which requests fail: in two runs with the same seed the n-th request fares the same.
-    /// Default: another one each time
+    /// Decides which requests fail: with the same seed the n-th request has the same result.
+    /// Default: random
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 

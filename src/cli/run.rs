@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::{
     app,
@@ -18,22 +18,31 @@ use crate::{
 
 /// Run the daemon until SIGTERM or SIGINT
 ///
-/// It reads the configuration, takes the state directory for itself and delivers what is dropped. A
-/// SIGTERM drains: requests in flight are finished and recorded, within shutdown.timeout. A second
-/// one exits at once; nothing is lost either way. SIGHUP reads the configuration again.
+/// Reads the configuration, locks the state directory and delivers what is dropped. SIGTERM drains: requests
+/// in flight are finished and recorded, within shutdown.timeout. A second SIGTERM exits at once; nothing is
+/// lost either way. SIGHUP reloads the configuration.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How log lines look; overrides log.format
+    /// Format of log lines; overrides log.format
     #[arg(long, value_name = "FORMAT", value_parser = log_format())]
     pub log_format: Option<LogFormat>,
 }
 
 fn log_format() -> impl TypedValueParser<Value = LogFormat> {
-    let words = LogFormat::WORDS.iter().map(|(word, _)| *word);
-    PossibleValuesParser::new(words).map(|word| {
+    let values = LogFormat::WORDS.iter().map(|(word, format)| PossibleValue::new(*word).help(about(*format)));
+    PossibleValuesParser::new(values).map(|word| {
         let found = LogFormat::WORDS.iter().find(|(known, _)| *known == word);
         found.expect("the parser takes no other word").1
     })
+}
+
+fn about(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Auto => "journald if stderr is the journal, else text",
+        LogFormat::Text => "For people",
+        LogFormat::Json => "One JSON object per line",
+        LogFormat::Journald => "Text without time, with the priority prefix that the journal reads",
+    }
 }
 
 /// What the daemon starts with.
@@ -41,9 +50,9 @@ fn log_format() -> impl TypedValueParser<Value = LogFormat> {
 pub struct Prepared {
     /// The configuration and everything it names.
     pub resolved: Resolved,
-    /// What keeps the log within bounds.
+    /// The logging set-up, with its limits.
     pub telemetry: Telemetry,
-    /// Where systemd hears how it goes.
+    /// The connection to systemd.
     pub notifier: Notifier,
 }
 
@@ -55,7 +64,7 @@ pub fn prepare(args: &Args, file: &Path) -> anyhow::Result<Prepared> {
     Ok(Prepared { resolved, telemetry, notifier })
 }
 
-/// Reads the configuration as the daemon uses it; at SIGHUP once more.
+/// Reads the configuration as the daemon uses it; again at SIGHUP.
 pub fn load(args: &Args, file: &Path) -> anyhow::Result<Resolved> {
     let mut config = config::load(file)?;
     if let Some(format) = args.log_format {

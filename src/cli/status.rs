@@ -17,16 +17,15 @@ use super::{
 use crate::{
     app::console,
     config::{self, Config},
-    console::DestinationView,
 };
+use postrider_actors::ports::console::DestinationView;
 
 /// Show files, backlog and rates, per destination
 ///
-/// Works while the daemon runs and while it does not. The rate is what was sent between two looks at the
-/// store.
+/// Works with or without a running daemon. The rate is what was sent between two reads of the store.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How long to wait between the two looks that give the rate; 0 leaves it out
+    /// Time between the two reads that give the rate; 0 leaves it out
     #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     sample_ms: u64,
     /// Print JSON
@@ -35,17 +34,17 @@ pub struct Args {
 }
 
 /// What is shown of a destination that the store, the configuration or both know.
-struct Line {
+struct DestinationLine {
     name: String,
     view: DestinationView,
-    /// Messages per second that were sent just now, if that was measured.
+    /// Messages per second at the moment, if measured.
     sent_per_s: Option<f64>,
-    /// Messages per second that are allowed, if there is a bound.
+    /// The limit on messages per second, if there is one.
     rate_per_s: Option<String>,
     state: &'static str,
 }
 
-/// Shows how it goes.
+/// Shows the status.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
     let mut view = console::view(&config)?;
@@ -87,7 +86,7 @@ fn lines(
     config: &Config,
     mut views: BTreeMap<String, DestinationView>,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
-) -> Vec<Line> {
+) -> Vec<DestinationLine> {
     let configured = config.destinations.iter().map(|destination| destination.name.clone());
     let names: BTreeSet<String> = configured.chain(views.keys().cloned()).collect();
     names
@@ -95,7 +94,7 @@ fn lines(
         .map(|name| {
             let view = views.remove(&name).unwrap_or_default();
             let known = config.destinations.iter().find(|destination| destination.name == name);
-            Line {
+            DestinationLine {
                 sent_per_s: sampled(&name, &view),
                 rate_per_s: known.and_then(|known| known.rate()).map(|rate| rate.per_s.to_string()),
                 state: match known {
@@ -111,7 +110,7 @@ fn lines(
         .collect()
 }
 
-fn json_of(line: &Line) -> serde_json::Value {
+fn json_of(line: &DestinationLine) -> serde_json::Value {
     let view = &line.view;
     json!({
         "state": line.state,
@@ -129,7 +128,7 @@ fn json_of(line: &Line) -> serde_json::Value {
     })
 }
 
-fn rendered(lines: &[Line]) -> String {
+fn rendered(lines: &[DestinationLine]) -> String {
     let header = [
         "destination",
         "state",

@@ -232,8 +232,8 @@ fn check_name<'a>(
         .filter(|(similarity, _)| *similarity > 0.7)
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
     let advice = match nearest {
-        Some((_, nearest)) => format!("there is no such {what}; did you mean {nearest:?}?"),
-        None => format!("there is no such {what}: add [{what}s.{name}]"),
+        Some((_, nearest)) => format!("unknown {what}; did you mean {nearest:?}?"),
+        None => format!("unknown {what}: add [{what}s.{name}]"),
     };
     reader.note(key, Some(shown_text(name)), advice);
 }

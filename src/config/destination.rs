@@ -13,7 +13,7 @@ use postrider_settings::{
 use url::Url;
 
 use super::needed_if;
-use crate::adapters::webhook::{self, BadPointer, JsonPointer};
+use postrider_http::webhook::{self, BadPointer, JsonPointer};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
 pub(super) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
@@ -212,7 +212,7 @@ pub struct Header {
 /// A static header's value.
 #[derive(Clone, PartialEq, Eq)]
 pub enum HeaderValue {
-    /// As it stands.
+    /// The value itself.
     Literal(String),
     /// Kept elsewhere.
     Secret(SecretSource),
@@ -231,8 +231,8 @@ impl fmt::Debug for HeaderValue {
     }
 }
 
-/// Reads `[destinations.NAME]`. Every key is read whatever the kind, for what stands in `[destinations."*"]`
-/// is for destinations of both.
+/// Reads `[destinations.NAME]`. Every key is read whatever the kind: `[destinations."*"]` sets defaults for
+/// both kinds.
 pub(super) fn destination(section: &mut Section<'_>, name: &str) -> Destination {
     let is_table = KindKeys::read(section).kind == DestinationKind::Table;
     let settings = postrider_settings::Destination::read(section);

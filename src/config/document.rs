@@ -65,8 +65,7 @@ pub fn default_toml() -> String {
     page.heading(
         "feeds.\"*\"",
         &[
-            "What stands in [feeds.\"*\"] holds for each [feeds.NAME] that does not say otherwise. A name is 1 to 64",
-            "characters out of a-z, 0-9, - and _.",
+            "[feeds.\"*\"] sets the defaults of every [feeds.NAME]. A name is 1 to 64 characters out of a-z, 0-9, - and _.",
         ],
     )
     .keys::<postrider_settings::Feed>()
@@ -79,7 +78,7 @@ pub fn default_toml() -> String {
 fn sources(page: &mut Page) {
     page.heading(
         "receipts.sources.\"*\"",
-        &["What stands in [receipts.sources.\"*\"] holds for each [receipts.sources.NAME] that does not say otherwise."],
+        &["[receipts.sources.\"*\"] sets the defaults of every [receipts.sources.NAME]."],
     )
     .keys::<SourceKeys>()
     .keys::<DirectorySource>()
@@ -100,7 +99,7 @@ fn sources(page: &mut Page) {
 fn destinations(page: &mut Page) {
     page.heading(
         "destinations.\"*\"",
-        &["What stands in [destinations.\"*\"] holds for each [destinations.NAME] that does not say otherwise."],
+        &["[destinations.\"*\"] sets the defaults of every [destinations.NAME]."],
     )
     .keys::<KindKeys>()
     .keys::<postrider_settings::Destination>()

@@ -335,7 +335,7 @@ fn needed_if(is_that_kind: bool) -> Need {
     if is_that_kind { Need::Required } else { Need::Optional }
 }
 
-/// Reads `[feeds.NAME]`. Every key is read whatever the kind, for what stands in `[feeds."*"]` is for feeds of both.
+/// Reads `[feeds.NAME]`. Every key is read whatever the kind: `[feeds."*"]` sets defaults for both kinds.
 fn feed(section: &mut Section<'_>, name: &str) -> Feed {
     let settings = postrider_settings::Feed::read(section);
     let (need, is_queue) = (section.need, settings.kind == FeedKind::Sqs);

@@ -17,7 +17,7 @@ const GROUPS_MAX: usize = 32;
 
 /// What a source is, as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SourceWord {
     /// Files that are dropped.
     Directory,
     /// Requests.
@@ -50,7 +50,7 @@ settings! {
     /// What all sources have in common.
     SourceKeys {
         /// "dir" (files that are dropped) | "http" (requests to /receipts/NAME) | "sqs" | "cloudwatch".
-        kind: Option<Kind> = unset("\"dir\"", kind);
+        kind: Option<SourceWord> = unset("\"dir\"", kind);
         /// The destination whose messages the receipts are about.
         destination: String = unset("\"support\"", destination);
         /// The files of kind = "dir": one object per line, or with a header. The others bring JSON.
@@ -66,7 +66,7 @@ settings! {
         /// kind = "dir": the directory; an absolute path. Finished files go to `done` and `failed` in it.
         path: PathBuf = unset("\"/srv/postrider/receipts\"", required_path);
         /// How long size and mtime must stand still before a file is claimed.
-        settle: Duration = duration("2s", "0s"..="1h");
+        stable_after: Duration = duration("2s", "0s"..="1h");
     }
 
     /// Requests to `/receipts/NAME`.
@@ -102,8 +102,8 @@ settings! {
         start: Duration = duration("1h", "0s"..="30d");
     }
 
-    /// Where in a receipt what stands: a column, a top-level key, or keys joined by dots (`delivery.providerResponse`).
-    /// "" = nowhere. `message_id` or `provider_id`, and `status`, are needed.
+    /// Where each field is in a receipt: a column, a top-level key, or keys joined by dots
+    /// (`delivery.providerResponse`). "" = it has none. `message_id` or `provider_id`, and `status`, are needed.
     Fields {
         /// Our id, msg_….
         message_id: Option<FieldPath> = given("\"\"", field);
@@ -137,7 +137,7 @@ pub struct ReceiptSource {
     pub kind: SourceKind,
     /// What the files of a directory look like.
     pub format: ReceiptFileFormat,
-    /// Where in a receipt what stands, and what the provider's words mean.
+    /// Where each field is in a receipt, and what the provider's words mean.
     pub mapping: ReceiptMapping,
 }
 
@@ -162,8 +162,8 @@ pub enum SourceKind {
     Cloudwatch(CloudwatchSource),
 }
 
-/// Reads `[receipts.sources.NAME]`. Every key is read whatever the kind, for what stands in
-/// `[receipts.sources."*"]` is for sources of all.
+/// Reads `[receipts.sources.NAME]`. Every key is read whatever the kind: `[receipts.sources."*"]` sets
+/// defaults for all kinds.
 pub(super) fn source(section: &mut Section<'_>, name: &str) -> ReceiptSource {
     let settings = SourceKeys::read(section);
     let (need, is_csv) = (section.need, settings.format == FormatWord::Csv);
@@ -175,23 +175,23 @@ pub(super) fn source(section: &mut Section<'_>, name: &str) -> ReceiptSource {
     let need_of = |section: &mut Section<'_>, kind| {
         section.need = needed_if(need == Need::Required && settings.kind == Some(kind));
     };
-    need_of(section, Kind::Directory);
+    need_of(section, SourceWord::Directory);
     let directory = DirectorySource::read(section);
-    need_of(section, Kind::Http);
+    need_of(section, SourceWord::Http);
     let http = HttpSource::read(section);
-    need_of(section, Kind::Sqs);
+    need_of(section, SourceWord::Sqs);
     let sqs = SqsSource::read(section);
-    need_of(section, Kind::Cloudwatch);
+    need_of(section, SourceWord::Cloudwatch);
     let cloudwatch = CloudwatchSource::read(section);
     section.need = need;
     let mapping = mapping(section, settings.other_statuses);
     ReceiptSource {
         name: name.to_owned(),
         kind: match settings.kind {
-            None | Some(Kind::Directory) => SourceKind::Directory(directory),
-            Some(Kind::Http) => SourceKind::Http(http),
-            Some(Kind::Sqs) => SourceKind::Sqs(sqs),
-            Some(Kind::Cloudwatch) => SourceKind::Cloudwatch(cloudwatch),
+            None | Some(SourceWord::Directory) => SourceKind::Directory(directory),
+            Some(SourceWord::Http) => SourceKind::Http(http),
+            Some(SourceWord::Sqs) => SourceKind::Sqs(sqs),
+            Some(SourceWord::Cloudwatch) => SourceKind::Cloudwatch(cloudwatch),
         },
         format: match settings.format {
             FormatWord::Csv => ReceiptFileFormat::Csv { delimiter: settings.delimiter },
@@ -202,12 +202,12 @@ pub(super) fn source(section: &mut Section<'_>, name: &str) -> ReceiptSource {
     }
 }
 
-fn kind(section: &mut Section<'_>, key: &'static str) -> Option<Kind> {
+fn kind(section: &mut Section<'_>, key: &'static str) -> Option<SourceWord> {
     let kinds = [
-        ("dir", Kind::Directory),
-        ("http", Kind::Http),
-        ("sqs", Kind::Sqs),
-        ("cloudwatch", Kind::Cloudwatch),
+        ("dir", SourceWord::Directory),
+        ("http", SourceWord::Http),
+        ("sqs", SourceWord::Sqs),
+        ("cloudwatch", SourceWord::Cloudwatch),
     ];
     let kind = section.choice(key, &kinds);
     section.require(key, "write \"dir\", \"http\", \"sqs\" or \"cloudwatch\"");

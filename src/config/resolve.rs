@@ -13,7 +13,7 @@ use postrider_actors::model::body::BodyTemplate;
 use postrider_settings::{join, shown_text};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{adapters::webhook, signature::SigningKey};
+use postrider_http::{signature::SigningKey, webhook};
 
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
@@ -252,7 +252,7 @@ impl Resolver<'_> {
             if pem.contains("-----BEGIN CERTIFICATE-----") {
                 Ok(pem)
             } else {
-                Err("there is no certificate in it: write a file in PEM, -----BEGIN CERTIFICATE-----".into())
+                Err("it holds no certificate: write a file in PEM, -----BEGIN CERTIFICATE-----".into())
             }
         });
         pem.map_err(|advice| {

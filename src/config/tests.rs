@@ -215,7 +215,7 @@ fn the_minimal_example_reads_as_written() {
     assert_eq!(directory.path, Path::new("/srv/postrider/alerts"));
     assert_eq!(directory.format, FeedFormat::Csv { delimiter: b',', recipient: "user_id".into() });
     assert_eq!(feed.destinations, ["support"]);
-    assert_eq!(directory.settle, Duration::from_secs(2));
+    assert_eq!(directory.stable_after, Duration::from_secs(2));
     assert_eq!(config.profile, Profile::Embedded);
     let destination = config.destination("support").unwrap();
     assert_eq!(destination.webhook().unwrap().url.as_str(), "https://hooks.example.com/alerts");
@@ -336,7 +336,7 @@ fn each_mistake_is_named_with_what_to_do() {
             "[destinations.support.headers]\nWebhook-Id = \"x\"",
             &["headers.Webhook-Id", "written by Postrider"],
         ),
-        ("[destinations.support.headers]\n\"x y\" = \"x\"", &["headers.\"x y\"", "no header name"]),
+        ("[destinations.support.headers]\n\"x y\" = \"x\"", &["headers.\"x y\"", "not a valid header name"]),
         ("[destinations.support.headers]\nx-a = \"b\\r\\nc: d\"", &["headers.x-a", "0x0d"]),
         ("[destinations.support.headers]\nx-a = \"env:1\"", &["headers.x-a", "env:NAME"]),
         ("[destinations.support]\nsecrets = [\"file:rel\"]", &["secrets[0]", "absolute path"]),
@@ -621,7 +621,7 @@ proptest! {
         }
     }
 
-    /// Within its range a number is taken as it stands; outside it is refused.
+    /// A number within its range is taken unchanged; outside it is refused.
     #[test]
     fn ranges_hold_at_their_ends(number in prop_oneof![Just(0i64), Just(1), Just(64), Just(65), any::<i64>()]) {
         let result = check(&format!("[pools]\nparsers = {number}"));

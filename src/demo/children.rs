@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::time::Instant;
 
-use super::{summary::Polled, world::World};
+use super::{summary::PolledFile, world::World};
 use crate::receiver::Counts;
 
 /// How long a child may take to be ready.
@@ -26,29 +26,29 @@ const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 /// The share of requests that the receiver fails, so that the table shows retries.
 const FAIL_RATE: &str = "0.001";
-/// Tells a child whose end is also its own: the parent's process id.
+/// Gives a child the process id of its parent, with which it ends.
 const PARENT: &str = "POSTRIDER_DEMO_PARENT";
 
 /// Makes the kernel end this process when the demo that started it ends, even by `kill -9`. Does
 /// nothing in a process that no demo has started. To be called first, before any thread is there.
 pub fn end_with_parent() -> anyhow::Result<()> {
     let Some(parent) = env::var_os(PARENT) else { return Ok(()) };
-    // The kernel minds the thread that started us; the demo starts its children on its main thread.
+    // The kernel watches the thread that started us; the demo starts its children on its main thread.
     set_parent_process_death_signal(Some(Signal::TERM)).context("can't tie this process to its parent")?;
     let parent_now = getppid().map(|pid| pid.as_raw_pid().to_string());
-    // It may have ended before the kernel was told.
+    // It may have ended before that call.
     ensure!(parent_now.as_deref() == parent.to_str(), "the demo that started this process has ended");
     Ok(())
 }
 
-/// This program, with nothing of the demo's surroundings that would configure it.
+/// This program, without the variables of the demo's environment that would configure it.
 fn command() -> anyhow::Result<Command> {
     let mut command = Command::new(env::current_exe().context("can't find this program")?);
-    let strange =
+    let foreign =
         ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"];
     for (name, _) in env::vars_os() {
         let is_ours =
-            name.to_str().is_some_and(|name| name.starts_with("POSTRIDER_") || strange.contains(&name));
+            name.to_str().is_some_and(|name| name.starts_with("POSTRIDER_") || foreign.contains(&name));
         if is_ours {
             command.env_remove(name);
         }
@@ -79,7 +79,7 @@ impl Guarded {
         let until = Instant::now() + STOP;
         while Instant::now() < until {
             if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "the {} ended with {status} when it was told to stop", self.name);
+                ensure!(status.success(), "the {} ended with {status} when it was asked to stop", self.name);
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(20));
@@ -92,7 +92,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // Already reported if it was stopped in good order; on any other way out there is nobody to tell.
+        // Already reported after an orderly stop; on any other path the error has no reader.
         let _ = self.stop();
     }
 }
@@ -209,7 +209,7 @@ impl Daemon {
     }
 
     /// What `postrider files` says.
-    pub(super) fn files(&self) -> anyhow::Result<Vec<Polled>> {
+    pub(super) fn files(&self) -> anyhow::Result<Vec<PolledFile>> {
         let mut command = command()?;
         let output = command.args(["files", "--json", "-c"]).arg(&self.config).output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);

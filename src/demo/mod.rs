@@ -31,7 +31,7 @@ pub use self::children::end_with_parent;
 pub use self::summary::Summary;
 use self::{
     children::{Daemon, ReceiverProcess},
-    summary::{Facts, Polled},
+    summary::{Facts, PolledFile},
     world::World,
 };
 
@@ -95,7 +95,7 @@ fn follow(
     daemon: &Daemon,
     bar: &ProgressBar,
     interrupted: &AtomicBool,
-) -> anyhow::Result<Polled> {
+) -> anyhow::Result<PolledFile> {
     let mut changed_at = Instant::now();
     let mut polled_at = changed_at;
     let mut last = (0, 0);

@@ -12,14 +12,14 @@ use crate::receiver::Counts;
 
 /// One file as `postrider files --json` prints it.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Polled {
+pub(super) struct PolledFile {
     #[serde(flatten)]
     pub(super) report: FileReport,
     /// Whether the counts add up, in the store's own opinion.
     balanced: bool,
 }
 
-impl Polled {
+impl PolledFile {
     /// Whether no row will change its state any more.
     pub(super) fn is_finished(&self) -> bool {
         self.report.is_settled()
@@ -35,7 +35,7 @@ impl Polled {
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) expected: Expected,
-    pub(super) report: Polled,
+    pub(super) report: PolledFile,
     pub(super) counts: Counts,
     pub(super) dropped_at_ms: u64,
     pub(super) peak_memory_bytes: u64,
@@ -106,7 +106,7 @@ impl Facts {
         }
     }
 
-    /// The witnesses that must agree: the generated file, the store, the report, the receiver.
+    /// Cross-checks four independent counts: the generated file, the store, the report, the receiver.
     fn problems(&self) -> Vec<String> {
         let report = &self.report.report;
         let counts = self.report.counts();
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     /// As the store would print it.
-    fn polled(change: impl FnOnce(&mut FileReport)) -> Polled {
+    fn polled(change: impl FnOnce(&mut FileReport)) -> PolledFile {
         let counts = DestinationCounts { accepted: 97, sent: 96, dead: 1, retrying: 0 };
         let mut report = FileReport {
             file: FileRecord {

@@ -103,7 +103,7 @@ impl World {
             match fs::read(&path) {
                 Ok(json) => {
                     let report: FileReport = serde_json::from_slice(&json)
-                        .with_context(|| format!("{} is no report", path.display()))?;
+                        .with_context(|| format!("{} is not a report", path.display()))?;
                     if report.settled_at.is_some() {
                         return Ok(Some(report));
                     }

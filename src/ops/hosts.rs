@@ -2,8 +2,8 @@ use std::net::IpAddr;
 
 use hyper::{HeaderMap, Uri, header, http::uri::Authority};
 
-/// By which names the server may be called. A page in a browser can make its own name point here (DNS
-/// rebinding) and would then read what it is told; by its own name it is not told anything.
+/// The host names that the server answers to. A page in a browser can make its own name point here (DNS rebinding)
+/// and would then read the answers; requests for that name are refused.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     allowed: Vec<String>,
@@ -11,7 +11,7 @@ pub(super) struct Hosts {
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stranger {
+pub(super) enum HostRejection {
     /// It names no host, or several.
     Unclear,
     /// It names a host that we are not.
@@ -21,30 +21,30 @@ pub(super) enum Stranger {
 }
 
 impl Hosts {
-    /// `allowed` in lower case, beside localhost and the address that a request came to.
+    /// `allowed`, in lower case, in addition to localhost and the address that a request arrived at.
     pub(super) fn new(allowed: Vec<String>) -> Self {
         Self { allowed }
     }
 
-    /// Whether a request that came to `local` means us.
-    pub(super) fn check(&self, headers: &HeaderMap, uri: &Uri, local: IpAddr) -> Result<(), Stranger> {
+    /// Whether a request that arrived at `local` is for this server.
+    pub(super) fn check(&self, headers: &HeaderMap, uri: &Uri, local: IpAddr) -> Result<(), HostRejection> {
         let mut hosts = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
-            return Err(Stranger::Unclear);
+            return Err(HostRejection::Unclear);
         };
         let authority: Authority =
-            host.to_str().ok().and_then(|host| host.parse().ok()).ok_or(Stranger::Unclear)?;
+            host.to_str().ok().and_then(|host| host.parse().ok()).ok_or(HostRejection::Unclear)?;
         // Of a request for http://host/path the target counts (RFC 9112, section 3.2.2).
         for authority in [Some(&authority), uri.authority()].into_iter().flatten() {
             if !self.is_ours(authority, local) {
-                return Err(Stranger::Host);
+                return Err(HostRejection::Host);
             }
         }
         for origin in headers.get_all(header::ORIGIN) {
             let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
             let is_ours = origin.as_ref().and_then(Uri::authority).is_some_and(|o| self.is_ours(o, local));
             if !is_ours {
-                return Err(Stranger::Origin);
+                return Err(HostRejection::Origin);
             }
         }
         Ok(())
@@ -65,7 +65,7 @@ impl Hosts {
 mod tests {
     use super::*;
 
-    fn check(host: &[&str], origin: Option<&str>, uri: &str) -> Result<(), Stranger> {
+    fn check(host: &[&str], origin: Option<&str>, uri: &str) -> Result<(), HostRejection> {
         let mut headers = HeaderMap::new();
         for host in host {
             headers.append(header::HOST, host.parse().unwrap());
@@ -109,14 +109,18 @@ mod tests {
             "evil.example@localhost",
             "metrics.internal.",
         ] {
-            assert_eq!(check(&[host], None, "/metrics"), Err(Stranger::Host), "{host}");
+            assert_eq!(check(&[host], None, "/metrics"), Err(HostRejection::Host), "{host}");
         }
-        assert_eq!(check(&["localhost"], None, "http://evil.example/metrics"), Err(Stranger::Host));
-        assert_eq!(check(&[], None, "/metrics"), Err(Stranger::Unclear));
-        assert_eq!(check(&["localhost", "localhost"], None, "/metrics"), Err(Stranger::Unclear));
-        assert_eq!(check(&["local host"], None, "/metrics"), Err(Stranger::Unclear));
+        assert_eq!(check(&["localhost"], None, "http://evil.example/metrics"), Err(HostRejection::Host));
+        assert_eq!(check(&[], None, "/metrics"), Err(HostRejection::Unclear));
+        assert_eq!(check(&["localhost", "localhost"], None, "/metrics"), Err(HostRejection::Unclear));
+        assert_eq!(check(&["local host"], None, "/metrics"), Err(HostRejection::Unclear));
         for origin in ["http://evil.example", "null", "file://", "http://localhost@evil.example"] {
-            assert_eq!(check(&["localhost"], Some(origin), "/metrics"), Err(Stranger::Origin), "{origin}");
+            assert_eq!(
+                check(&["localhost"], Some(origin), "/metrics"),
+                Err(HostRejection::Origin),
+                "{origin}"
+            );
         }
     }
 }

@@ -25,12 +25,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 pub use self::health::{Health, Phase};
-use self::hosts::{Hosts, Stranger};
-pub use crate::listener::Serving;
-use crate::{
-    listener::Listener,
-    telemetry::metrics::{self, Metrics},
-};
+use self::hosts::{HostRejection, Hosts};
+use crate::telemetry::metrics::{self, Metrics};
+use postrider_net::listener::Listener;
+pub use postrider_net::listener::Serving;
 
 /// Connections at once: a few scrapers and probes.
 const CONNECTIONS_MAX: u32 = 32;
@@ -46,9 +44,9 @@ const HEADERS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct OpsServer(Listener);
 
-/// What requests are answered from.
+/// The state that requests are answered from.
 #[derive(Debug)]
-struct Desk {
+struct OpsState {
     hosts: Hosts,
     health: Health,
     metrics: Arc<Metrics>,
@@ -72,17 +70,17 @@ impl OpsServer {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> io::Result<Serving> {
-        let desk = Arc::new(Desk { hosts: Hosts::new(allowed_hosts), health, metrics });
-        self.0.serve(CONNECTIONS_MAX, move |stream, _, _| connection(stream, Arc::clone(&desk)))
+        let state = Arc::new(OpsState { hosts: Hosts::new(allowed_hosts), health, metrics });
+        self.0.serve(CONNECTIONS_MAX, move |stream, _, _| connection(stream, Arc::clone(&state)))
     }
 }
 
-async fn connection(stream: TcpStream, desk: Arc<Desk>) {
+async fn connection(stream: TcpStream, state: Arc<OpsState>) {
     let Ok(local) = stream.local_addr() else {
         return; // it is gone
     };
     let service = service_fn(|request| {
-        let answer = desk.answer(&request, local.ip());
+        let answer = state.answer(&request, local.ip());
         async move { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new()
@@ -97,16 +95,20 @@ async fn connection(stream: TcpStream, desk: Arc<Desk>) {
     let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-impl Desk {
+impl OpsState {
     fn answer(&self, request: &Request<Incoming>, local: IpAddr) -> Response<Full<Bytes>> {
         match self.hosts.check(request.headers(), request.uri(), local) {
             Ok(()) => {}
-            Err(Stranger::Unclear) => return text(StatusCode::BAD_REQUEST, "one Host header, please\n"),
-            Err(Stranger::Host) => {
+            Err(HostRejection::Unclear) => {
+                return text(StatusCode::BAD_REQUEST, "expected exactly one Host header\n");
+            }
+            Err(HostRejection::Host) => {
                 let advice = "not known by this name: add it to ops.allowed_hosts\n";
                 return text(StatusCode::MISDIRECTED_REQUEST, advice);
             }
-            Err(Stranger::Origin) => return text(StatusCode::FORBIDDEN, "not for pages of other origins\n"),
+            Err(HostRejection::Origin) => {
+                return text(StatusCode::FORBIDDEN, "not for pages of other origins\n");
+            }
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");

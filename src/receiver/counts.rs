@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
-use super::verdict::Answer;
+use super::verdict::Reply;
 
 /// What came in so far: `GET /stats`, and what is printed at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +37,11 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn count(&self, answer: Answer, bytes: usize, at: u64) {
+    pub(super) fn count(&self, answer: Reply, bytes: usize, at: u64) {
         let counter = match answer {
-            Answer::Accepted(_) => &self.accepted,
-            Answer::Failed(_) => &self.failed,
-            Answer::Unverified => &self.unverified,
+            Reply::Accepted(_) => &self.accepted,
+            Reply::Failed(_) => &self.failed,
+            Reply::Unverified => &self.unverified,
         };
         counter.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 /// One request.
 #[derive(Debug, Serialize)]
-pub(super) struct Entry<'a> {
+pub(super) struct LogEntry<'a> {
     /// When it was complete, in milliseconds since the epoch.
     pub(super) at: u64,
     pub(super) id: Option<&'a str>,
@@ -22,35 +22,35 @@ pub(super) struct Entry<'a> {
     /// What it will be answered.
     pub(super) status: u16,
     pub(super) bytes: usize,
-    /// Whether its signature is good; null if there is no secret to tell by.
+    /// Whether its signature is good; null without a secret to check it with.
     pub(super) verified: Option<bool>,
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct LogLine<'a> {
     #[serde(flatten)]
-    entry: &'a Entry<'a>,
+    entry: &'a LogEntry<'a>,
     body_sha256: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
 }
 
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct RequestLog {
     file: File,
     with_bodies: bool,
 }
 
-impl Log {
+impl RequestLog {
     pub(super) fn open(path: &Path, with_bodies: bool) -> anyhow::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path);
         let file = file.with_context(|| format!("can't open the log {}", path.display()))?;
         Ok(Self { file, with_bodies })
     }
 
-    pub(super) fn append(&self, entry: &Entry<'_>, body: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&self, entry: &LogEntry<'_>, body: &[u8]) -> io::Result<()> {
         let digest: [u8; 32] = Sha256::digest(body).into();
-        let line = Line {
+        let line = LogLine {
             entry,
             body_sha256: hex(&digest),
             body: self.with_bodies.then(|| String::from_utf8_lossy(body).into_owned()),

@@ -1,5 +1,5 @@
-//! A receiver to try things against, and the witness of the tests: it verifies signatures, fails on
-//! purpose if told to, counts, and logs each request before it answers.
+//! A receiver to try things against, and what the tests check deliveries with: it verifies signatures, fails on
+//! purpose if asked to, counts, and logs each request before it answers.
 
 mod counts;
 mod log;
@@ -33,15 +33,15 @@ use tokio::{
 
 pub use self::counts::Counts;
 use self::{
-    log::{Entry, Log},
-    verdict::{Answer, Failures, Verifier},
+    log::{LogEntry, RequestLog},
+    verdict::{Failures, Reply, RequestVerifier},
 };
 
 /// A longer body is answered 413.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// More connections wait in the kernel's backlog: each costs a task and a buffer.
 const CONNECTIONS_MAX: usize = 4096;
-/// How long requests in progress may take to finish once the receiver is told to stop.
+/// How long requests in progress may take to finish once the receiver is asked to stop.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// What the receiver does.
@@ -49,7 +49,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub struct ReceiverSettings {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// One of them must have signed each request; if there are none, signatures are not looked at.
+    /// One of them must have signed each request; without any, signatures are not checked.
     pub secrets: Vec<SecretString>,
     /// The share of verified requests that fail, from 0 to 1.
     pub fail_rate: f64,
@@ -78,14 +78,14 @@ pub struct Receiver {
 
 #[derive(Debug)]
 struct State {
-    verifier: Verifier,
+    verifier: RequestVerifier,
     failures: Failures,
     retry_after: Option<HeaderValue>,
     latency: Duration,
     answer_ids: bool,
-    log: Option<Log>,
+    log: Option<RequestLog>,
     counts: counts::Counters,
-    /// Why the log can't be written any more. A witness that can't write is none: it stops.
+    /// Why the log can't be written any more. A receiver that can't log proves nothing: it stops.
     log_error: OnceLock<io::Error>,
     log_failed: Notify,
 }
@@ -96,9 +96,9 @@ impl Receiver {
         let listener = TcpListener::bind(settings.listen)
             .await
             .with_context(|| format!("can't listen on {}", settings.listen))?;
-        let log = settings.log.map(|path| Log::open(&path, settings.log_bodies)).transpose()?;
+        let log = settings.log.map(|path| RequestLog::open(&path, settings.log_bodies)).transpose()?;
         let state = State {
-            verifier: Verifier::new(&settings.secrets)?,
+            verifier: RequestVerifier::new(&settings.secrets)?,
             failures: Failures::new(settings.fail_rate, settings.fail_status, settings.seed),
             retry_after: settings.retry_after,
             latency: settings.latency,
@@ -193,10 +193,10 @@ impl State {
         };
         let at = now_ms();
         let verified = self.verifier.verify(&head.headers, &body, at / 1000);
-        let answer = if verified == Some(false) { Answer::Unverified } else { self.failures.next() };
+        let answer = if verified == Some(false) { Reply::Unverified } else { self.failures.next() };
         let status = answer.status();
         if let Some(log) = &self.log {
-            let entry = Entry {
+            let entry = LogEntry {
                 at,
                 id: text(&head.headers, "webhook-id"),
                 timestamp: text(&head.headers, "webhook-timestamp"),
@@ -216,10 +216,10 @@ impl State {
             tokio::time::sleep(self.latency).await;
         }
         let mut response = match (answer, text(&head.headers, "webhook-id")) {
-            (Answer::Accepted(_), Some(id)) if self.answer_ids => accepted(status, id),
+            (Reply::Accepted(_), Some(id)) if self.answer_ids => accepted(status, id),
             _ => empty(status),
         };
-        if let (Answer::Failed(_), Some(retry_after)) = (answer, &self.retry_after) {
+        if let (Reply::Failed(_), Some(retry_after)) = (answer, &self.retry_after) {
             response.headers_mut().insert(RETRY_AFTER, retry_after.clone());
         }
         response
@@ -232,7 +232,7 @@ fn empty(status: StatusCode) -> Response<Full<Bytes>> {
     response
 }
 
-/// The id that a message with `webhook_id` is known by here: it looks like none of ours, and a test can tell it.
+/// The receiver's own id for the message with `webhook_id`: unlike ours, and a test can compute it.
 fn answered_id(webhook_id: &str) -> String {
     let digest = <sha2::Sha256 as sha2::Digest>::digest(webhook_id.as_bytes());
     digest.iter().take(12).fold(String::from("prv-"), |mut id, byte| {

@@ -10,7 +10,7 @@ use postrider_actors::{
 };
 
 use super::*;
-use crate::adapters::webhook::{HttpWebhook, WebhookSettings};
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
 
 struct World {
     address: SocketAddr,

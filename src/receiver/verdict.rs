@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hyper::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 
-use crate::signature::{self, SignedHead};
+use postrider_http::signature::{self, SignedHead};
 
 /// What a request is answered, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Reply {
     Accepted(StatusCode),
     Failed(StatusCode),
     Unverified,
 }
 
-impl Answer {
+impl Reply {
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Accepted(status) | Self::Failed(status) => status,
@@ -26,9 +26,9 @@ impl Answer {
 
 /// Checks signatures.
 #[derive(Debug)]
-pub(super) struct Verifier(signature::Verifier);
+pub(super) struct RequestVerifier(signature::Verifier);
 
-impl Verifier {
+impl RequestVerifier {
     pub(super) fn new(secrets: &[SecretString]) -> anyhow::Result<Self> {
         signature::Verifier::new(secrets)
             .map(Self)
@@ -56,18 +56,18 @@ impl Failures {
         Self { rate, status, seed, drawn: AtomicU64::new(0) }
     }
 
-    /// The next request's answer. A status that is no failure is what `--status 204` asks for.
-    pub(super) fn next(&self) -> Answer {
+    /// The next request's answer. `--status 204` asks for a status that is a success.
+    pub(super) fn next(&self) -> Reply {
         if self.rate <= 0.0 {
-            return Answer::Accepted(StatusCode::OK);
+            return Reply::Accepted(StatusCode::OK);
         }
         let number = self.drawn.fetch_add(1, Relaxed);
         // 53 bits: a fraction in 0..1 that a double holds exactly.
         let fraction = (mix(self.seed, number) >> 11) as f64 / (1u64 << 53) as f64;
         match fraction < self.rate {
-            true if self.status.is_success() => Answer::Accepted(self.status),
-            true => Answer::Failed(self.status),
-            false => Answer::Accepted(StatusCode::OK),
+            true if self.status.is_success() => Reply::Accepted(self.status),
+            true => Reply::Failed(self.status),
+            false => Reply::Accepted(StatusCode::OK),
         }
     }
 }
@@ -83,7 +83,7 @@ fn mix(seed: u64, number: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signature::SigningKey;
+    use postrider_http::signature::SigningKey;
 
     const NOW: u64 = 1_700_000_000;
 
@@ -107,9 +107,9 @@ mod tests {
         headers("msg_1", &timestamp, std::str::from_utf8(&signature).unwrap())
     }
 
-    fn verifier(secrets: &[&str]) -> Verifier {
+    fn verifier(secrets: &[&str]) -> RequestVerifier {
         let secrets: Vec<_> = secrets.iter().map(|secret| (*secret).to_owned().into()).collect();
-        Verifier::new(&secrets).unwrap()
+        RequestVerifier::new(&secrets).unwrap()
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
-        let failed = draw(7).iter().filter(|answer| matches!(answer, Answer::Failed(_))).count();
+        let failed = draw(7).iter().filter(|answer| matches!(answer, Reply::Failed(_))).count();
         assert!((900..1100).contains(&failed), "{failed}");
     }
 
@@ -163,6 +163,6 @@ mod tests {
             assert!((0..1000).all(|_| failures.next().status() == expected));
         }
         let no_content = Failures::new(1.0, StatusCode::NO_CONTENT, 1).next();
-        assert_eq!(no_content, Answer::Accepted(StatusCode::NO_CONTENT));
+        assert_eq!(no_content, Reply::Accepted(StatusCode::NO_CONTENT));
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Quota {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
+struct LineBucket {
     /// Thousandths of a line.
     tokens: u64,
     at_ms: u64,
@@ -37,7 +37,7 @@ pub(super) enum Admission<K> {
 #[derive(Debug)]
 pub(super) struct Limiter<K> {
     quota: Quota,
-    buckets: HashMap<K, Bucket>,
+    buckets: HashMap<K, LineBucket>,
     swept_ms: u64,
 }
 
@@ -49,7 +49,7 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     /// Decides on one line of `place`. `now_ms` counts from anywhere and never jumps back.
     pub(super) fn admit(&mut self, place: &K, now_ms: u64) -> Admission<K> {
         let full = u64::from(self.quota.burst) * 1000;
-        let bucket = self.buckets.entry(place.clone()).or_insert(Bucket {
+        let bucket = self.buckets.entry(place.clone()).or_insert(LineBucket {
             tokens: full,
             at_ms: now_ms,
             suppressed: 0,
@@ -83,7 +83,7 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
         self.take_suppressed(|_| true)
     }
 
-    fn take_suppressed(&mut self, is_wanted: impl Fn(&Bucket) -> bool) -> Vec<(K, u64)> {
+    fn take_suppressed(&mut self, is_wanted: impl Fn(&LineBucket) -> bool) -> Vec<(K, u64)> {
         self.buckets
             .iter_mut()
             .filter(|(_, bucket)| bucket.suppressed > 0 && is_wanted(bucket))

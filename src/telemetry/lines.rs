@@ -39,9 +39,9 @@ pub(super) enum Style {
 
 /// What one place in the code logs.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Place(callsite::Identifier);
+pub(super) struct LogSite(callsite::Identifier);
 
-pub(super) type SharedLimiter = Arc<Mutex<Limiter<Place>>>;
+pub(super) type SharedLimiter = Arc<Mutex<Limiter<LogSite>>>;
 
 /// Writes events as lines, within each place's quota.
 pub(super) struct Lines {
@@ -58,7 +58,7 @@ impl Lines {
 }
 
 /// A line that says how many were kept back at a place.
-pub(super) fn suppressed_line(style: Style, place: &Place, lines: u64) -> String {
+pub(super) fn suppressed_line(style: Style, place: &LogSite, lines: u64) -> String {
     let metadata = place.0.0.metadata();
     let (target, at) = (metadata.target(), metadata.line().unwrap_or(0));
     let message = "lines were kept back: this place logs more than a line per second";
@@ -94,7 +94,7 @@ where
         let metadata = event.metadata();
         // More than `info` is asked for by somebody who looks for something.
         if *metadata.level() <= Level::INFO {
-            let place = Place(metadata.callsite());
+            let place = LogSite(metadata.callsite());
             let admission = {
                 // Nothing can panic while it is held, so a poisoned lock holds sound buckets.
                 let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn a_report_of_what_was_kept_back_is_a_line_of_its_style() {
         let callsite = tracing::callsite!(name: "x", kind: tracing::metadata::Kind::EVENT, fields: );
-        let place = Place(callsite::Identifier(callsite));
+        let place = LogSite(callsite::Identifier(callsite));
         let line = suppressed_line(Style::Journald, &place, 7);
         assert!(line.starts_with('<') && line.contains("suppressed=7") && line.ends_with('\n'), "{line}");
         let line: serde_json::Value = serde_json::from_str(&suppressed_line(Style::Json, &place, 7)).unwrap();

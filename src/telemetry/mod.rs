@@ -45,7 +45,7 @@ const BACKTRACE_BYTES_MAX: usize = 16 << 10;
 /// Why there are no logs.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `POSTRIDER_LOG` is no filter.
+    /// `POSTRIDER_LOG` is not a filter.
     #[error("{FILTER_VARIABLE}={value:?}: {error}; write a level (info) or module=level pairs, by commas")]
     Filter {
         /// What it holds.
@@ -93,7 +93,7 @@ impl Telemetry {
     pub fn report_suppressed(&self) {
         let reports = self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take_all_suppressed();
         for (place, lines) in reports {
-            // Nobody is left to tell if stderr is gone.
+            // There is nowhere to report it if stderr is gone.
             let _ = io::stderr().write_all(lines::suppressed_line(self.style, &place, lines).as_bytes());
         }
     }

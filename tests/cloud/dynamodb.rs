@@ -14,7 +14,7 @@ fn list(table: &mut Value) -> Option<&mut Vec<Value>> {
 }
 
 /// Takes a share of the items out of the request. Returns them as the answer has to bring them back, or `None` if
-/// it came to no item.
+/// no item was taken.
 pub(super) fn withhold(request: &mut Value, share: f64, rng: &mut SmallRng) -> Option<Value> {
     let tables = request["RequestItems"].as_object_mut()?;
     let mut picked: Vec<(String, usize)> = Vec::new();

@@ -59,7 +59,7 @@ impl Emulators {
 pub struct Server {
     endpoint: String,
     child: Arc<Mutex<Child>>,
-    /// Dropped to tell the keeper that it may go.
+    /// Dropped to release the keeper.
     release: Option<mpsc::Sender<()>>,
     keeper: Option<JoinHandle<()>>,
     directory: TempDir,
@@ -150,8 +150,8 @@ fn start(variable: &str, configure: impl Fn(&mut Command, u16, &std::path::Path)
         let port = free_port();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let log = File::create(directory.path().join("log")).expect("the directory is ours");
-        // `setpriv` becomes the emulator and has told the kernel before to kill it when the thread that
-        // started it is gone; nothing in this process could do that without unsafe code.
+        // `setpriv` has the kernel kill the process when the thread that started it is gone, and then becomes the
+        // emulator; nothing in this process could do that without unsafe code.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&executable);
         for (name, _) in env::vars_os() {

@@ -215,7 +215,7 @@ impl Call {
 /// What a fault made of a request.
 #[derive(Debug)]
 pub(super) enum Begun {
-    /// It did not come to pass: there was nothing that it could be done to.
+    /// It did not happen: nothing matched.
     Nothing,
     /// It is done.
     Changed,

@@ -74,7 +74,7 @@ pub fn sdk_environment(sqs: &str, dynamodb: &str) -> [(&'static str, String); 6]
         ("AWS_REGION", REGION.to_owned()),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
-        // Else the chain may look for a role on the network where there is none.
+        // Otherwise the chain may look for a role on the network.
         ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
     ]
 }

@@ -41,7 +41,7 @@ fn finished_world() -> World {
     world.script(|request| {
         Reply::Status(if request.id.ends_with('3') || request.id.ends_with("_40") { 404 } else { 200 })
     });
-    world.drop_file(Input::csv("told.csv", 40)).start().wait_settled(LIVENESS);
+    world.drop_file(Input::csv("users.csv", 40)).start().wait_settled(LIVENESS);
     world.stop();
     world.prove();
     world
@@ -55,7 +55,7 @@ fn help_is_complete() {
         let long = postrider(&[command, "--help"]).ok().stdout;
         assert!(long.lines().count() > 5, "{long}");
     }
-    assert!(help.contains("78"), "the exit codes are told: {help}");
+    assert!(help.contains("78"), "the exit codes are listed: {help}");
     for command in ["list", "redrive", "export"] {
         postrider(&["dead", command, "--help"]).ok();
     }
@@ -147,7 +147,7 @@ fn what_was_done_can_be_read_with_and_without_the_daemon() {
         assert!(status.to_string().contains("support"), "{status}");
 
         let table = world.postrider(&["files"]).ok().stdout;
-        assert!(table.contains("told.csv") && table.contains("40"), "{table}");
+        assert!(table.contains("users.csv") && table.contains("40"), "{table}");
         let files = world.postrider(&["files", "--json"]).ok().json();
         let file = &files[0];
         assert_eq!(
@@ -159,14 +159,14 @@ fn what_was_done_can_be_read_with_and_without_the_daemon() {
         assert_eq!(sent + counts["dead"].as_u64().expect("a count"), 40);
         assert_eq!(counts["dead"], 5, "{counts}");
         let id = file["id"].as_str().expect("an id");
-        for name in ["told.csv", id] {
+        for name in ["users.csv", id] {
             assert_eq!(world.postrider(&["files", name, "--json"]).ok().json()[0]["id"], id);
         }
         assert_ne!(world.postrider(&["files", "no-such-file"]).code, Some(0));
 
-        let who = recipient("told.csv", 3);
-        let told = world.postrider(&["messages", "--recipient", &who, "--json"]).ok().json();
-        let text = told.to_string();
+        let who = recipient("users.csv", 3);
+        let messages = world.postrider(&["messages", "--recipient", &who, "--json"]).ok().json();
+        let text = messages.to_string();
         assert!(
             text.contains(&format!("msg_{id}_3")) && text.contains("dead") && text.contains("404"),
             "{text}"
@@ -177,7 +177,7 @@ fn what_was_done_can_be_read_with_and_without_the_daemon() {
         let dead = world.postrider(&["dead", "list", "--json"]).ok().json();
         assert_eq!(dead.as_array().map(Vec::len), Some(5), "{dead}");
         for filter in [
-            ["--file", "told.csv"],
+            ["--file", "users.csv"],
             ["--destination", "support"],
             ["--reason", "status"],
             ["--cause", "permanent"],

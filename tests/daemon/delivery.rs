@@ -109,8 +109,8 @@ fn attempts_end_and_redrive_keeps_ids_and_bodies() {
     world.prove();
 
     let id = before.iter().find(|(_, attempts)| attempts.len() == 3).expect("there are 20").0.clone();
-    let told = world.postrider(&["messages", "--id", &id, "--json"]).ok().stdout;
-    assert_eq!(told.matches("500").count(), 3, "every attempt with its status: {told}");
+    let story = world.postrider(&["messages", "--id", &id, "--json"]).ok().stdout;
+    assert_eq!(story.matches("500").count(), 3, "every attempt with its status: {story}");
 
     healthy.store(true, Ordering::SeqCst);
     // A filter that matches nothing touches nothing.

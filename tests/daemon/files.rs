@@ -257,14 +257,14 @@ fn f25_a_file_of_bad_rows_alone_has_failed() {
 }
 
 #[test]
-fn mended_rejects_can_be_dropped_again() {
+fn corrected_rejects_can_be_dropped_again() {
     let mut world = World::new("csv");
     world.receive(&[]);
     let bytes = "user_id,name\nuser-good,Ann\n,Bob\n";
     judge(&mut world, Input::of("half.csv", bytes, vec![good("user-good"), Row::rejected()]));
-    let mended = rejects(&world.done("half.csv")).replace(",Bob", "user-mended,Bob");
-    assert!(mended.contains("user-mended"), "the raw row is there to be mended: {mended}");
-    world.drop_file(Input::of("half.csv.rejects.csv", mended, vec![good("user-mended")]));
+    let corrected = rejects(&world.done("half.csv")).replace(",Bob", "user-corrected,Bob");
+    assert!(corrected.contains("user-corrected"), "the raw row is there to be corrected: {corrected}");
+    world.drop_file(Input::of("half.csv.rejects.csv", corrected, vec![good("user-corrected")]));
     world.start().wait_settled(LIVENESS);
     world.stop();
     assert_eq!(world.prove()["requests"], 2);
@@ -423,7 +423,7 @@ fn f29_an_overflow_of_the_watch_queue_is_made_good_by_a_scan() {
     assert!(limit <= 1 << 20, "this machine queues {limit} events: too many for a test");
     let mut world = World::new("text");
     world.receive(&[]);
-    // No rescan comes to help.
+    // No rescan helps.
     world.set("feeds.alerts.rescan", "1h").start_ready();
     world.daemon().signal(Signal::STOP);
     let inbox = world.inbox("alerts");

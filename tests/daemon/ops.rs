@@ -16,14 +16,14 @@ use crate::support::{
 };
 
 /// What the server said: status, and everything else.
-struct Told {
+struct HttpResponse {
     status: u16,
     head: String,
     body: String,
 }
 
 /// Sends bytes, reads to the end.
-fn send(address: SocketAddr, request: &str) -> Told {
+fn send(address: SocketAddr, request: &str) -> HttpResponse {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(LIVENESS)).expect("a timeout can be set");
     stream.write_all(request.as_bytes()).expect("it reads");
@@ -31,10 +31,10 @@ fn send(address: SocketAddr, request: &str) -> Told {
     stream.read_to_string(&mut text).expect("it answers in text and closes");
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Told { status: status.expect("a status line"), head: head.to_lowercase(), body: body.to_owned() }
+    HttpResponse { status: status.expect("a status line"), head: head.to_lowercase(), body: body.to_owned() }
 }
 
-fn get(address: SocketAddr, path: &str) -> Told {
+fn get(address: SocketAddr, path: &str) -> HttpResponse {
     send(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
 }
 
@@ -78,10 +78,10 @@ fn s2_7_metrics_tell_what_was_done() {
         metric(address, "postrider_messages_open{}") == Some(0.0)
             && metric(address, "postrider_messages_sent_total{destination=\"support\"}") == Some(499.0)
     });
-    let told = get(address, "/metrics");
-    assert_eq!(told.status, 200);
-    assert!(told.head.contains("application/openmetrics-text"), "{}", told.head);
-    assert!(told.body.ends_with("# EOF\n"));
+    let response = get(address, "/metrics");
+    assert_eq!(response.status, 200);
+    assert!(response.head.contains("application/openmetrics-text"), "{}", response.head);
+    assert!(response.body.ends_with("# EOF\n"));
     for (series, expected) in [
         ("postrider_rows_total{feed=\"alerts\",outcome=\"accepted\"}", 500.0),
         ("postrider_files_total{feed=\"alerts\",state=\"ingested\"}", 1.0),
@@ -98,16 +98,16 @@ fn s2_7_metrics_tell_what_was_done() {
         ("postrider_store_calls_total{port=\"ledger\",operation=\"settle\",outcome=\"retryable\"}", 0.0),
         ("postrider_queue_batches{state=\"visible\"}", 0.0),
     ] {
-        assert_eq!(value(&told.body, series), Some(expected), "{series}: {}", told.body);
+        assert_eq!(value(&response.body, series), Some(expected), "{series}: {}", response.body);
     }
     // Five batches: a retry is the same batch, due again. The one with the retried and the dead message was not clean.
     for (outcome, expected) in [("clean", 4.0), ("with_failures", 1.0)] {
         let series =
             format!("postrider_batches_settled_total{{destination=\"support\",outcome=\"{outcome}\"}}");
-        assert_eq!(value(&told.body, &series), Some(expected), "{series}");
+        assert_eq!(value(&response.body, &series), Some(expected), "{series}");
     }
     // I10: nothing of a recipient or a message.
-    assert!(!told.body.contains(&recipient("counted.csv", 1)) && !told.body.contains("msg_"));
+    assert!(!response.body.contains(&recipient("counted.csv", 1)) && !response.body.contains("msg_"));
     wait_until(LIVENESS, "nothing in flight", || {
         metric(address, "postrider_requests_in_flight{destination=\"support\"}") == Some(0.0)
     });
@@ -128,9 +128,9 @@ fn probes_hear_of_the_daemon_s_phases() {
     assert_eq!(get(address, "/").status, 404);
     world.drop_file(Input::csv("hangs.csv", 10)).wait_requests(1);
     world.daemon().signal(Signal::TERM);
-    let draining = wait_for(LIVENESS, "the drain to be told", || {
-        let told = get(address, "/readyz");
-        (told.status == 503).then_some(told.body)
+    let draining = wait_for(LIVENESS, "readyz to report the drain", || {
+        let response = get(address, "/readyz");
+        (response.status == 503).then_some(response.body)
     });
     assert_eq!(draining, "stopping\n");
     world.daemon().kill();
@@ -145,8 +145,8 @@ fn a_stuck_actor_is_unhealthy() {
     world.fail("panic.sweeper=1*off->sleep(120000)");
     let address = serve(&mut world);
     wait_until(LIVENESS, "an unhealthy daemon", || {
-        let told = get(address, "/healthz");
-        told.status == 503 && told.body.contains("sweeper")
+        let response = get(address, "/healthz");
+        response.status == 503 && response.body.contains("sweeper")
     });
     world.daemon().kill();
 }
@@ -174,9 +174,9 @@ fn f56_a_wrong_host_is_told_nothing() {
     let status = |request: String| send(address, &request).status;
     let with_host = |host: &str| status(format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n"));
     for host in ["evil.example", "evil.example:9464", "169.254.169.254", "localhost.evil.example"] {
-        let told = send(address, &format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-        assert_eq!(told.status, 421, "{host}");
-        assert!(!told.body.contains("postrider_"), "{}", told.body);
+        let response = send(address, &format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(response.status, 421, "{host}");
+        assert!(!response.body.contains("postrider_"), "{}", response.body);
     }
     for host in ["localhost", "localhost:9464", "metrics.internal", "127.0.0.1"] {
         assert_eq!(with_host(host), 200, "{host}");
@@ -198,9 +198,9 @@ fn f56_a_cross_origin_request_is_refused() {
         assert!(same.head.contains("allow: get, head"), "{}", same.head);
         let cross =
             format!("{method} /metrics HTTP/1.1\r\nHost: {address}\r\nOrigin: http://evil.example\r\n\r\n");
-        let told = send(address, &cross);
-        assert_eq!(told.status, 403, "{method}");
-        assert!(!told.head.contains("access-control-"), "{}", told.head);
+        let response = send(address, &cross);
+        assert_eq!(response.status, 403, "{method}");
+        assert!(!response.head.contains("access-control-"), "{}", response.head);
     }
     let read = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nOrigin: null\r\n\r\n");
     assert_eq!(send(address, &read).status, 403);

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use postrider::signature::SigningKey;
+use postrider_http::signature::SigningKey;
 
 use postrider_actors::model::ids::{FileId, MessageId};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
@@ -82,7 +82,7 @@ fn receipts(input: &Input, seed: u64) -> Receipts {
         let mut lines = match dice {
             _ if dice < 0.01 => {
                 delivered += 1;
-                // Conflicting: told to have failed and to have arrived.
+                // Conflicting: reported as failed and as delivered.
                 vec![line("UNDELIV", 1, &mut random), line("DELIVRD", 2, &mut random)]
             }
             _ if dice < 0.15 => {
@@ -378,7 +378,7 @@ fn each_change_of_a_state_is_told_to_a_webhook_once() {
     world.receive(&["--log-bodies"]);
     world.add_destination("status").set("receipts.events_to", "status").add_receipts(SOURCE);
     world.start_ready();
-    let input = Input::csv("told.csv", rows);
+    let input = Input::csv("changes.csv", rows);
     let ids: Vec<_> = (1..=rows).map(|row| message(&input, row)).collect();
     world.drop_file(input).wait_settled(LIVENESS);
     let line = |id: &String| json!({ "message_id": id, "event": id, "status": "DELIVRD" }).to_string() + "\n";
@@ -387,9 +387,9 @@ fn each_change_of_a_state_is_told_to_a_webhook_once() {
     world.drop_receipts(SOURCE, "b.ndjson", &ids.iter().rev().map(line).collect::<String>());
     world.wait_requests(2 * rows);
     thread::sleep(Duration::from_secs(1));
-    let told = world.bodies_of("/status");
-    assert_eq!(told.len(), rows, "each change once");
-    let mut named: Vec<_> = told
+    let changes = world.bodies_of("/status");
+    assert_eq!(changes.len(), rows, "each change once");
+    let mut named: Vec<_> = changes
         .iter()
         .map(|body| {
             let change = &body["data"];

@@ -1,4 +1,4 @@
-//! What the service manager is told, over a real notify socket.
+//! Notifications to the service manager, over a real notify socket.
 
 use std::time::Duration;
 

@@ -8,10 +8,7 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use postrider::{
-    adapters::dynamodb::{Console, DeadQuery, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate},
-    console::{DeadFilter, FileSelector, Position, View as _},
-};
+use postrider_actors::ports::console::{DeadFilter, FileSelector, Position, View as _};
 use postrider_actors::{
     model::{
         file::FileState,
@@ -26,6 +23,9 @@ use postrider_actors::{
         PageQuery, Release, Settled, Settlement, StoreError,
     },
     testing::{FakeClock, conformance, fixtures},
+};
+use postrider_aws::dynamodb::{
+    Console, DeadQuery, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate,
 };
 
 use super::{
@@ -53,7 +53,7 @@ async fn due(store: &DynamoStore, limit: usize, except: &[Arc<str>]) -> Vec<Batc
 }
 
 async fn claim(store: &DynamoStore, holder: &str, batches: Vec<BatchId>) -> Vec<Claim> {
-    let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW };
+    let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW, born: UnixMs(0) };
     store.claim(request).await.unwrap().into_iter().map(|(_, claim)| claim).collect()
 }
 
@@ -172,7 +172,7 @@ async fn f47_a_stale_index_does_no_harm() {
     assert_eq!((report.destinations["d"].sent, report.destinations["e"].pending()), (3, 3));
 }
 
-/// What could not be read is told from what is not there.
+/// What could not be read is not taken for missing.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
 async fn s3_4_unprocessed_keys_are_asked_for_again_and_told_from_missing_ones() {
@@ -420,8 +420,9 @@ async fn a_late_mark_does_not_hide_what_is_outstanding_again() {
         let Some(Claim::Granted(record)) = claim else { panic!("{claim:?}") };
         let token = LeaseToken { batch: id, fence: record.fence };
         let verdict = Verdict::Retry { attempt: fixtures::failed(NOW), not_before: NOW };
-        let told: Vec<_> = (0..3).map(|index| MessageVerdict { index, drive: 0, attempt, verdict }).collect();
-        assert_eq!(worker.settle(vec![last(token, told)]).await.unwrap(), [Settled::Released]);
+        let verdicts: Vec<_> =
+            (0..3).map(|index| MessageVerdict { index, drive: 0, attempt, verdict }).collect();
+        assert_eq!(worker.settle(vec![last(token, verdicts)]).await.unwrap(), [Settled::Released]);
         assert_eq!(store.mark_dispatched(&[id]).await.unwrap(), [(id, ItemOutcome::Ok)]);
         assert_eq!(due(worker, 9, &[]).await, [id], "attempt {}", attempt + 1);
         assert_eq!(worker.count_outstanding().await, Ok(1));
@@ -596,6 +597,7 @@ async fn f47_a_failed_condition_loses_nothing_and_sets_nothing_back() {
         batches: vec![id],
         until: UnixMs(LATER.0 * 2),
         now: UnixMs(LATER.0 + 1),
+        born: UnixMs(0),
     };
     let claims = other.claim(request).await.unwrap();
     let Claim::Granted(record) = &claims[0].1 else { panic!("{claims:?}") };

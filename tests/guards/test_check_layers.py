@@ -20,12 +20,6 @@ CLEAN = {
     "actors/src/supervision/mod.rs": "use crate::model::ids;\n",
     "actors/src/flow.rs": "use crate::model::time::UnixMs;\n",
     "actors/src/testing/mod.rs": "use crate::{parser, supervision::Drain};\n",
-    "src/app.rs": "use crate::adapters::{embedded::Store, webhook::HttpWebhook};\n",
-    "src/cli/files.rs": "use crate::adapters::embedded::read;\n",
-    "src/adapters/mod.rs": "pub mod embedded;\npub mod webhook;\n",
-    "src/adapters/embedded/mod.rs": "mod open;\nuse self::open::X;\n",
-    "src/adapters/embedded/open.rs": "use super::X;\nuse crate::adapters::embedded::Y;\n",
-    "src/adapters/webhook.rs": "use crate::config::Z;\n",
 }
 
 BREAKS = [
@@ -43,9 +37,6 @@ BREAKS = [
     ("actors/src/parser.rs", "use crate::testing::T;", "`parser` must not import `testing`"),
     ("actors/src/supervision/mod.rs", "use crate::parser::P;", "`supervision` must not import `parser`"),
     ("actors/src/flow.rs", "use crate::messages::M;", "`flow` must not import `messages`"),
-    ("src/adapters/webhook.rs", "use crate::adapters::embedded::E;", "adapter `webhook` must not import adapter `embedded`"),
-    ("src/adapters/webhook.rs", "use super::embedded::E;", "adapter `webhook` must not import adapter `embedded`"),
-    ("src/cli/files.rs", "use crate::adapters::webhook::W;", "meet here"),
 ]
 
 

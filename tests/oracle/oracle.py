@@ -5,7 +5,7 @@
               [--scan LOGFILE …] [--earlier STATES.json …] [--dump STATES.json]
 
 It shares no code with the product. It derives every id again, from the manifest (what was dropped and
-what each row must come to), reads what receivers logged before they answered, and what the store says,
+how each row must end), reads what receivers logged before they answered, and what the store says,
 and checks the invariants of the design, section 5. Standard output is one JSON summary; violations go
 to standard error, at most `SHOWN_MAX` of each kind. Exit status: 0 all hold, 1 one does not, 2 usage.
 
@@ -21,8 +21,8 @@ The manifest:
     signed          whether every request must have been verified by the receiver; true
     secrets         texts that no scanned file may hold (I10)
     destinations    {name: URL path}; a path belongs to one destination
-    files           [{feed, name, sha256, destinations, state, columns, rows}]; `state` is what the file
-                    must come to, "ingested" by default. `columns` (csv with the default body) or null.
+    files           [{feed, name, sha256, destinations, state, columns, rows}]; `state` is how the file
+                    must end, "ingested" by default. `columns` (csv with the default body) or null.
                     `rows[n - 1]` is row n: [kind, recipient, cells], kind one of ok (sent or dead), sent,
                     dead, rejected, duplicate; recipient and cells only where a message is expected.
 """
@@ -232,7 +232,7 @@ def check_messages(manifest, requests, view, violations):
                 violations.add("I1", f"{destination}: {message} is dead, sent expected")
         else:
             violations.add("I1", f"{destination}: {message} is in state {state} without any receipt")
-    # A 2xx that was not recorded before a kill was never told; every other one outranks a failure.
+    # A 2xx may be lost in a kill before it is recorded; every other one outranks a failure.
     if len(lost_successes) > manifest.allowance():
         violations.add("I7", f"{len(lost_successes)} messages are dead though the receiver answered 2xx, "
                              f"{manifest.allowance()} may be; one is {lost_successes[0]}")

@@ -5,9 +5,9 @@
                 (--postgres PSQL URL SCHEMA | --store postrider.db) [--expired]
 
 It shares no code with the product. From the manifest and the receivers' logs it derives what delivery must have
-recorded of each message; from the receipts as they were handed over, what each message must have come to: the
+recorded of each message; from the receipts as they were handed over, how each message must have ended: the
 greatest receipt by state, time and event, whatever the order in which they came. Then it reads every row, and
-every receipt that has none, and compares. Standard output is one JSON summary, violations go to standard error.
+every receipt without a row, and compares. Standard output is one JSON summary, violations go to standard error.
 Exit status: 0 all hold, 1 one does not, 2 usage.
 
 A receipt: {"event", "message_id" | "provider_id", "status", "at", "response"}; `status` is one of STATUSES, `at` is
@@ -64,7 +64,7 @@ class Expected:
         by_provider = {provider_id(message): message for message in messages}
         self.destination = destination
         self.best = {}
-        self.told = collections.defaultdict(set)
+        self.reported = collections.defaultdict(set)
         self.unknown = set()
         self.events = set()
         for name in receipts:
@@ -82,10 +82,10 @@ class Expected:
                     if message not in self.best or rank > self.best[message][0]:
                         self.best[message] = (rank, receipt)
                     if state != "sent":
-                        self.told[message].add(state)
+                        self.reported[message].add(state)
 
     def conflicts(self):
-        return sum(1 for told in self.told.values() if len(told) == 2)
+        return sum(1 for reported in self.reported.values() if len(reported) == 2)
 
 
 def read_postgres(psql, url, schema):
@@ -97,7 +97,7 @@ def read_postgres(psql, url, schema):
         return csv.reader(io.StringIO(output))
 
     rows = copy(
-        f"SELECT d.name, 'msg_' || replace(m.file::text, '-', '') || '_' || m.\"row\", m.state, m.response, m.told"
+        f"SELECT d.name, 'msg_' || replace(m.file::text, '-', '') || '_' || m.\"row\", m.state, m.response, m.reported"
         f" FROM {schema}.messages m JOIN {schema}.destinations d ON d.id = m.destination"
     )
     events = "SELECT replace(event::text, '-', '') FROM"
@@ -114,7 +114,7 @@ def read_store(path):
     """The same from the embedded store."""
     store = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     rows = store.execute(
-        'SELECT d.name, hex(f.id), m."row", m.state, m.response, m.told FROM messages m'
+        'SELECT d.name, hex(f.id), m."row", m.state, m.response, m.reported FROM messages m'
         " JOIN destinations d ON d.seq = m.destination JOIN ledger_files f ON f.seq = m.file"
     )
     found = [(row[0], f"msg_{row[1].lower()}_{row[2]}", ORDER[row[3]], row[4], row[5] == 3) for row in rows]
@@ -158,8 +158,8 @@ def main():
             continue
         counts[state] += 1
         recorded = "sent" if (destination, message) in sent else "dead"
-        best, told = (None, set()) if destination != expected.destination else (
-            expected.best.get(message), expected.told.get(message, set()))
+        best, reported = (None, set()) if destination != expected.destination else (
+            expected.best.get(message), expected.reported.get(message, set()))
         wanted = recorded
         # An interim receipt brings facts; that a message was sent only the receiver's 2xx says (I2).
         if best and best[0][0] > ORDER.index("sent"):
@@ -170,8 +170,8 @@ def main():
             violations.add("R3", f"{message} to {destination} is {state}, must be {wanted}")
         if best and response != best[1].get("response"):
             violations.add("R4", f"{message} has the response {response!r}, must be {best[1].get('response')!r}")
-        if conflict != (len(told) == 2):
-            violations.add("R5", f"{message}: conflict is {conflict}, receipts told {sorted(told)}")
+        if conflict != (len(reported) == 2):
+            violations.add("R5", f"{message}: conflict is {conflict}, receipts reported {sorted(reported)}")
     for destination, message in manifest.messages:
         if (destination, message) not in seen and destination == expected.destination:
             violations.add("R6", f"{message} to {destination} has no row")

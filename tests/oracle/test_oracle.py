@@ -173,7 +173,7 @@ class Identities(unittest.TestCase):
 
 class Schema(unittest.TestCase):
     def test_the_product_s_schema_has_what_the_oracle_reads(self):
-        directory = pathlib.Path(__file__).resolve().parents[2] / "src/adapters/embedded"
+        directory = pathlib.Path(__file__).resolve().parents[2] / "adapters/sqlite/src"
         steps = [(directory / "schema.sql").read_text()]
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "postrider.db"

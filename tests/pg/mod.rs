@@ -42,7 +42,7 @@ pub struct Postgres {
 
 struct Running {
     child: Child,
-    /// Dropped to tell the keeper that it may go.
+    /// Dropped to release the keeper.
     release: Option<mpsc::Sender<()>>,
     keeper: Option<JoinHandle<()>>,
 }

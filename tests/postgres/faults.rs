@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use postrider::adapters::postgres::PostgresLedger;
 use postrider_actors::{
     model::{state::MessageState, time::UnixMs},
     ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError},
 };
+use postrider_postgres::ledger::PostgresLedger;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 
 use crate::{
@@ -210,7 +210,7 @@ async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-async fn f49_what_an_operator_has_to_mend_is_waited_for() {
+async fn f49_what_an_operator_has_to_fix_is_waited_for() {
     let server = server();
     let ledger = ledger(&server).await;
     ledger.record(vec![record(1, 1)]).await.unwrap();
@@ -221,11 +221,11 @@ async fn f49_what_an_operator_has_to_mend_is_waited_for() {
             "ALTER TABLE postrider.elsewhere RENAME TO messages",
         ),
     ];
-    for (harm, mend) in harms {
+    for (harm, fix) in harms {
         server.execute(harm);
         let refused = ledger.record(vec![record(1, 2)]).await;
         assert!(matches!(refused, Err(StoreError::Retryable(_))), "{harm}: {refused:?}");
-        server.execute(mend);
+        server.execute(fix);
         insist(|| ledger.record(vec![record(1, 2)])).await;
     }
     server.execute_as("postgres", "postgres", "ALTER ROLE daemon NOLOGIN");
@@ -335,7 +335,7 @@ async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
     again.await.unwrap();
     assert_eq!((matched, conflicts), (sum, MESSAGES), "each is applied once");
     let wrong = "SELECT count(*)::text FROM postrider.messages \
-                 WHERE (state, told, attempts, carrier) IS DISTINCT FROM (6, 3, 7, 'carrier 14')";
+                 WHERE (state, reported, attempts, carrier) IS DISTINCT FROM (6, 3, 7, 'carrier 14')";
     assert_eq!(server.value(wrong), "0");
     assert_eq!(deadlocks(&server), "0");
 }
@@ -358,7 +358,7 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
     ledger.record((1..=3).map(|row| record(0, row)).collect()).await.unwrap();
     for number in [0, 1] {
         server.execute(
-            "UPDATE postrider.messages SET state = 3, told = 0, receipt_state = NULL, receipt_event = NULL",
+            "UPDATE postrider.messages SET state = 3, reported = 0, receipt_state = NULL, receipt_event = NULL",
         );
         let receipts = (1..=3).map(|row| receipt(0, row, number, MessageState::Delivered)).collect();
         ledger.take(arrival(receipts)).await.unwrap();
@@ -384,7 +384,7 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
     assert_eq!(stuck(&server), "0");
 }
 
-/// While the rows are locked to be read again, another has one of them in hand.
+/// While the rows are locked to be read again, another has locked one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn f50_a_row_is_read_as_the_other_leaves_it() {

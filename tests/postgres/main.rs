@@ -9,7 +9,6 @@ mod schema;
 use std::{sync::Arc, time::Duration};
 
 use pg::Postgres;
-use postrider::adapters::postgres::{PostgresLedger, PostgresSettings, grants, migrate};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -20,6 +19,7 @@ use postrider_actors::{
     },
     ports::{Arrival, ReceiptLedger as _, StoreError},
 };
+use postrider_postgres::ledger::{PostgresLedger, PostgresSettings, grants, migrate};
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -129,7 +129,7 @@ async fn drain(ledger: &PostgresLedger) {
 /// Everything that a receipt can change, of every message.
 fn standings(server: &Postgres) -> Vec<Vec<Option<String>>> {
     server.rows(
-        "SELECT file::text, row::text, state::text, told::text, receipt_event::text, carrier \
+        "SELECT file::text, row::text, state::text, reported::text, receipt_event::text, carrier \
            FROM postrider.messages ORDER BY file, row",
     )
 }

@@ -9,16 +9,13 @@ use std::{
     time::Duration,
 };
 
-use postrider::{
-    adapters::postgres::{
-        OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants,
-        migrate,
-    },
-    console::receipts::{ReceiptFilter, ReceiptView as _},
-};
+use postrider_actors::ports::console::receipts::{ReceiptFilter, ReceiptView as _};
 use postrider_actors::{
     model::{ids::FileId, record::MessageRecord, state::MessageState, time::UnixMs},
     ports::ReceiptLedger as _,
+};
+use postrider_postgres::ledger::{
+    OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants, migrate,
 };
 
 use crate::{
@@ -302,7 +299,7 @@ async fn the_view_shows_gaps_counts_and_what_is_held() {
     assert_eq!(server.value(words), format!("msg_{}_1 delivered d", "00".repeat(16)));
 }
 
-/// A server that speaks TLS with a certificate for `localhost`; where the certificate is.
+/// A TLS server with a certificate for `localhost`; where the certificate is.
 fn encrypt(server: &Postgres) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -335,7 +332,7 @@ async fn encryption_is_used_or_the_start_refused() {
     let url = format!("postgres://daemon@localhost:{}/{}", server.port(), pg::DATABASE);
     let with = |tls: Tls| PostgresSettings { url: url.clone().into(), tls, ..settings(&server) };
     let system = Tls::Require { ca_file: None };
-    // The server can't: no silent fallback.
+    // The server can't: no fallback to plain text.
     let error = PostgresLedger::open(with(system.clone()), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let directory = encrypt(&server);

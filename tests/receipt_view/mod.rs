@@ -1,6 +1,6 @@
 //! What commands read of receipts that are held, whichever ledger has them.
 
-use postrider::console::receipts::{ReceiptFilter, ReceiptView};
+use postrider_actors::ports::console::receipts::{ReceiptFilter, ReceiptView};
 use postrider_actors::{
     model::{
         receipt::{EventId, Receipt, ReceiptFacts, ReceiptKey, ReceiptReject, RejectedText},

@@ -11,17 +11,17 @@ use std::{
 };
 
 use aws_sdk_sqs::{Client, config::timeout::TimeoutConfig};
-use postrider::adapters::{
-    aws::AwsSettings,
-    sqs::{
-        SqsQueue, SqsSettings,
-        provision::{Expected, Provisioner, QueueNames},
-    },
-};
 use postrider_actors::{
     model::time::UnixMs,
     ports::Clock,
     testing::{FakeClock, MemoryStore},
+};
+use postrider_aws::{
+    AwsSettings,
+    sqs::{
+        SqsQueue, SqsSettings,
+        provision::{Expected, Provisioner, QueueNames},
+    },
 };
 
 use super::cloud::{FaultProxy, Server, sdk_config};

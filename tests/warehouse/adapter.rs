@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use postrider::adapters::warehouse::{CheckError, CompareLimits, compare};
 use postrider_actors::{
     model::{ids::FileId, table::TableRow},
     ports::{Table, TableError},
@@ -11,6 +10,7 @@ use postrider_actors::{
         conformance::{self, TableSubject},
     },
 };
+use postrider_postgres::warehouse::{CheckError, CompareLimits, compare};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
@@ -222,11 +222,8 @@ async fn check_says_what_to_mend_and_a_role_with_those_rights_alone_can_write() 
         let found = problems(table.check().await);
         assert_eq!(found.len(), 3, "{found:?}");
         let rows = [row(&Arc::new(mapping.clone()), &[Some("a"), Some("1"), Some("2023-11-14 22:13:20+00")])];
-        assert!(
-            matches!(table.insert(&rows).await, Err(TableError::Retryable(_))),
-            "an operator can mend it"
-        );
-        // What is told is done, word by word.
+        assert!(matches!(table.insert(&rows).await, Err(TableError::Retryable(_))), "an operator can fix it");
+        // The advice is followed, word by word.
         for problem in found {
             let at = problem.find("CREATE UNIQUE").or(problem.find("GRANT")).expect("it says what to do");
             let statement = problem[at..].split(" (MERGE").next().unwrap().split(" (rows").next().unwrap();
@@ -253,7 +250,7 @@ async fn what_passes_or_can_be_mended_is_retryable_and_the_connection_comes_back
         let table = warehouse.table(&TableSettings { table: "people".into(), mapping: people() }).unwrap();
         let write = async |id: &str| table.insert(&[row(&mapping, &[Some(id), Some("w"), Some("1")])]).await;
         let retryable = |answer: Result<_, TableError>, words: &str| match answer {
-            Err(TableError::Retryable(told)) => assert!(told.contains(words), "{dialect}: {told}"),
+            Err(TableError::Retryable(why)) => assert!(why.contains(words), "{dialect}: {why}"),
             other => panic!("{dialect} {words}: {other:?}"),
         };
         retryable(write("a").await, "people");

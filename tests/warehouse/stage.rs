@@ -13,7 +13,7 @@ use std::{
 
 use actix::{Actor as _, Addr};
 use async_trait::async_trait;
-use postrider::adapters::clock::SystemClock;
+use postrider::clock::SystemClock;
 use postrider_actors::{
     flow::{Bell, Bells, Gate, ProgressBoard, WorkerSetup},
     metrics::StageMetrics,
@@ -50,14 +50,14 @@ fn mapping() -> Mapping {
     Mapping { columns }
 }
 
-/// The store's ledger, and what it was told of messages that did not go well.
-struct Told {
+/// The store's ledger, and the records of dead messages.
+struct RecordingLedger {
     store: Arc<MemoryStore>,
     dead: Mutex<Vec<MessageRecord>>,
 }
 
 #[async_trait]
-impl Ledger for Told {
+impl Ledger for RecordingLedger {
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let records = settlements.iter().flat_map(|settlement| settlement.records.clone());
         let dead = records.filter(|record| record.state == MessageState::Dead);
@@ -105,7 +105,7 @@ const POISON: [(&str, &str, &str); 3] = [
 struct World {
     server: Arc<Postgres>,
     store: Arc<MemoryStore>,
-    told: Arc<Told>,
+    ledger: Arc<RecordingLedger>,
     file: Arc<FileRecord>,
     destinations: Vec<TableDestination>,
 }
@@ -154,8 +154,8 @@ impl World {
             }
         };
         let destinations = names.iter().map(destination).collect();
-        let told = Arc::new(Told { store: store.clone(), dead: Mutex::default() });
-        Self { file: fixtures::file("orders", 1, &names), server, store, told, destinations }
+        let ledger = Arc::new(RecordingLedger { store: store.clone(), dead: Mutex::default() });
+        Self { file: fixtures::file("orders", 1, &names), server, store, ledger, destinations }
     }
 
     /// Accepts `rows` rows in batches of `batch`; `poison` says which are bad, and how.
@@ -212,8 +212,9 @@ impl World {
         let setup = TableDeliverySetup {
             destinations: self.destinations.clone(),
             worker: WorkerSetup {
+                born: postrider_actors::model::time::MonoMs(0),
                 queue: self.store.clone(),
-                ledger: self.told.clone(),
+                ledger: self.ledger.clone(),
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),
@@ -313,7 +314,7 @@ async fn s4_4_twenty_poison_rows_of_twenty_thousand_are_dead_with_the_databases_
             let bad = "WHERE amount < 0 OR length(who) > 30 OR who <> 'o''user'";
             assert_eq!(world.server.value(&format!("SELECT count(*)::text FROM {table} {bad}")), "0");
         }
-        let dead = world.told.dead.lock().unwrap();
+        let dead = world.ledger.dead.lock().unwrap();
         assert_eq!(dead.len(), 40, "{dialect}");
         for record in dead.iter() {
             let code = POISON[poison[&record.id.row]].2;

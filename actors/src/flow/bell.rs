@@ -32,7 +32,7 @@ impl Bell {
 
     /// Waits for a ring, but no longer than `tick`.
     pub async fn wait(&self, tick: Duration) {
-        // Elapsing is no error: the waiter looks into the store either way.
+        // Elapsing is not an error: the waiter looks into the store either way.
         let _ = tokio::time::timeout(tick, self.0.notified()).await;
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{
 
 use tokio::sync::{Notify, Semaphore};
 
-/// A rate limit as the lanes see it: a first-come-first-served semaphore that the throttle feeds at
+/// A rate limit as senders see it: a first-come-first-served semaphore that the throttle feeds at
 /// the destination's rate. (Measured: 3000 waiters on governor itself take 395 polls per permit and
 /// are served unfairly; one feeding task costs 15 times less.)
 #[derive(Clone, Debug)]
@@ -40,9 +40,9 @@ impl Default for Gate {
 }
 
 /// A message that waits. Dropped when its turn has come, or when it gives its place up.
-struct Waiting<'a>(&'a Inside);
+struct GateTicket<'a>(&'a Inside);
 
-impl Drop for Waiting<'_> {
+impl Drop for GateTicket<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, SeqCst);
     }
@@ -56,7 +56,7 @@ impl Gate {
             permit
         } else {
             inside.waiting.fetch_add(1, SeqCst);
-            let waiting = Waiting(inside);
+            let waiting = GateTicket(inside);
             inside.moved.notify_one();
             inside.wanted.notify_one();
             let permit = inside.permits.acquire().await.expect("a gate's semaphore is never closed");
@@ -91,7 +91,7 @@ impl Gate {
     }
 
     /// Messages that wait and have no permit coming. It may miss one that is just passing, never count one
-    /// too many; [`Self::moved`] tells when it has passed.
+    /// too many; [`Self::moved`] returns when it has passed.
     pub fn unserved(&self) -> u64 {
         // In this order: a message that passes leaves the waiting ones first.
         let unspent = self.0.unspent.load(SeqCst);
@@ -129,7 +129,7 @@ mod tests {
     async fn who_waits_and_what_lies_unused_are_known() {
         let gate = Gate::default();
         assert!(timeout(Duration::from_secs(1), gate.wanted()).await.is_err());
-        let lanes: Vec<_> = (0..3)
+        let tasks: Vec<_> = (0..3)
             .map(|_| {
                 let gate = gate.clone();
                 tokio::spawn(async move { gate.pass().await })
@@ -144,11 +144,11 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!((gate.unserved(), gate.passed()), (1, 2));
-        for lane in &lanes {
-            lane.abort();
+        for task in &tasks {
+            task.abort();
         }
-        for lane in lanes {
-            let _ = lane.await; // aborted or through
+        for task in tasks {
+            let _ = task.await; // aborted or through
         }
         assert_eq!(gate.unserved(), 0, "who gave up does not wait");
         gate.feed(2);

@@ -16,9 +16,9 @@ const SIGN: Duration = Duration::from_secs(2);
 /// never come makes the watchdog act.
 const ANSWER_MAX: Duration = Duration::from_mins(7);
 
-/// Does a store operation again and again while what stands in its way may pass: an engine across the
-/// network can be away for longer than any number of restarts lasts, and what is in hand meanwhile is
-/// safest where it is. Every store operation may be repeated; only a refusal ends it.
+/// Repeats a store operation while its failure may pass: an engine across the network can be down for longer than
+/// any number of restarts lasts, and held work is safest where it is. Every store operation may be repeated; only a
+/// refusal ends this.
 pub async fn insist<T, F>(
     what: &'static str,
     clock: &dyn Clock,
@@ -45,8 +45,8 @@ where
     }
 }
 
-/// Waits for one answer. An engine across the network may take longer to say nothing than the watchdog's
-/// patience lasts.
+/// Waits for one answer and reports progress meanwhile: a call across the network may time out later than the
+/// watchdog does.
 async fn awaited<T>(clock: &dyn Clock, progress: &Progress, operation: impl Future<Output = T>) -> T {
     let mut operation = pin!(operation);
     let begun = clock.mono();
@@ -67,9 +67,9 @@ mod tests {
     use crate::{flow::ProgressBoard, model::time::MonoMs};
 
     /// Virtual time.
-    struct Paused(tokio::time::Instant);
+    struct PausedClock(tokio::time::Instant);
 
-    impl Clock for Paused {
+    impl Clock for PausedClock {
         fn wall(&self) -> crate::model::time::UnixMs {
             crate::model::time::UnixMs(0)
         }
@@ -81,7 +81,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_answer_is_no_stuck_actor_and_one_that_never_comes_is() {
-        let clock = Paused(tokio::time::Instant::now());
+        let clock = PausedClock(tokio::time::Instant::now());
         let board = ProgressBoard::default();
         let progress = board.mark("worker", clock.mono());
         let patience = Duration::from_secs(20);
@@ -95,7 +95,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_tried_again_and_a_refusal_is_not() {
-        let clock = Paused(tokio::time::Instant::now());
+        let clock = PausedClock(tokio::time::Instant::now());
         let progress = ProgressBoard::default().mark("worker", clock.mono());
         let mut tries = 0;
         let done = insist("trying", &clock, &progress, || {

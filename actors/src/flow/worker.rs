@@ -5,16 +5,16 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Bell, Bells, Progress, insist, tell_pace};
+use super::{Bell, Bells, Progress, insist, log_rates};
 use crate::{
-    model::{lease::LeaseToken, throughput::Telling},
+    model::{lease::LeaseToken, throughput::ThroughputLog, time::MonoMs},
     ports::{
         Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError,
         Want,
     },
 };
 
-/// The longest a worker sleeps before it looks into the queue again: what other processes change rings no bell.
+/// The longest a worker sleeps before it asks the queue again: changes by other processes ring no bell.
 const TICK: Duration = Duration::from_millis(500);
 
 /// What every worker that pulls leased batches works with.
@@ -33,12 +33,14 @@ pub struct WorkerSetup {
     pub due_again: Bells,
     /// How long a lease holds unless extended.
     pub lease: Duration,
+    /// When the process was born.
+    pub born: MonoMs,
     /// Sign of life.
     pub progress: Progress,
 }
 
 /// What a worker does with the batches that it has leased.
-pub trait Strategy {
+pub trait DeliveryStrategy {
     /// One turn of the loop that leases: gives back what it is done with.
     fn turn(&self) -> impl Future<Output = Result<(), StoreError>>;
 
@@ -54,32 +56,31 @@ pub trait Strategy {
     /// How long it may sleep at most.
     fn sleep(&self) -> Duration;
 
-    /// The leases in hand.
+    /// The held leases.
     fn tokens(&self) -> Vec<LeaseToken>;
 
-    /// Does nothing more under a lease that is lost, or has ended; whether it was in hand.
+    /// Does nothing more under a lease that is lost or has ended; whether it was held.
     fn forget(&self, token: LeaseToken) -> bool;
 
-    /// Whether nothing is in hand.
+    /// Whether it holds nothing.
     fn is_empty(&self) -> bool;
 }
 
-/// One life of a worker: it leases batches and extends their leases, records outcomes and so acknowledges, and gives
-/// back what it can't finish, until it is closed and nothing is in hand. What becomes of the messages is its
-/// [`Strategy`]'s.
+/// One life of a worker: it leases batches and extends their leases, records outcomes and so acknowledges, and returns
+/// what it can't finish, until it is closed and holds nothing. Its [`DeliveryStrategy`] delivers the messages.
 pub struct Worker {
     setup: WorkerSetup,
     /// Names this life.
     holder: Arc<str>,
     closing: watch::Sender<bool>,
-    telling: Mutex<Telling>,
+    throughput: Mutex<ThroughputLog>,
 }
 
 impl Worker {
     /// `holder` names this life of it.
     pub fn new(setup: WorkerSetup, holder: &str) -> Self {
-        let telling = Mutex::new(Telling::new(setup.clock.mono()));
-        Self { setup, holder: holder.into(), closing: watch::Sender::new(false), telling }
+        let throughput = Mutex::new(ThroughputLog::new(setup.clock.mono()));
+        Self { setup, holder: holder.into(), closing: watch::Sender::new(false), throughput }
     }
 
     /// The time.
@@ -121,16 +122,16 @@ impl Worker {
         insist(what, self.clock(), &self.setup.progress, operation).await
     }
 
-    fn telling(&self) -> MutexGuard<'_, Telling> {
+    fn throughput(&self) -> MutexGuard<'_, ThroughputLog> {
         // Changed by infallible steps only.
-        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
+        self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leases what the strategy wants until the worker is closed and has nothing in hand. `predecessor` is the holder
+    /// Leases what the strategy wants until the worker is closed and holds nothing. `predecessor` is the holder
     /// of its leases in its last life.
     pub async fn lease(
         &self,
-        strategy: &impl Strategy,
+        strategy: &impl DeliveryStrategy,
         predecessor: Option<String>,
     ) -> Result<(), StoreError> {
         let setup = &self.setup;
@@ -139,9 +140,9 @@ impl Worker {
         }
         loop {
             setup.progress.turn(setup.clock.mono());
-            let rates = self.telling().due(setup.clock.mono());
+            let rates = self.throughput().due(setup.clock.mono());
             if let Some(rates) = rates {
-                tell_pace(&self.holder, rates);
+                log_rates(&self.holder, rates);
             }
             strategy.turn().await?;
             if self.is_closing() && strategy.is_empty() {
@@ -153,7 +154,9 @@ impl Worker {
             } else {
                 let until = setup.clock.mono().after(setup.lease);
                 let now = setup.clock.wall();
-                let request = LeaseRequest { holder: self.holder.clone(), wants: wants.clone(), until, now };
+                let born = now.before(setup.clock.mono().since(setup.born));
+                let (holder, wanted) = (self.holder.clone(), wants.clone());
+                let request = LeaseRequest { holder, wants: wanted, until, now, born };
                 let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
                 failpoint!("lease.after");
                 for lease in leases {
@@ -174,8 +177,8 @@ impl Worker {
         }
     }
 
-    /// Extends the leases in hand, as long as the worker lives.
-    pub async fn extend(&self, strategy: &impl Strategy) -> Result<(), StoreError> {
+    /// Extends the held leases, as long as the worker lives.
+    pub async fn extend(&self, strategy: &impl DeliveryStrategy) -> Result<(), StoreError> {
         loop {
             tokio::time::sleep(self.setup.lease / 3).await;
             let tokens = strategy.tokens();
@@ -190,13 +193,13 @@ impl Worker {
                 if let ItemOutcome::Permanent(why) = outcome
                     && strategy.forget(token)
                 {
-                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its messages are left to its new holder");
+                    tracing::warn!(batch = %token.batch, why, "the lease is lost; its new holder delivers the rest");
                 }
             }
         }
     }
 
-    /// Records outcomes, hands the answers to `note` in their order, and lets go of the batches whose leases have ended
+    /// Records outcomes, hands the answers to `note` in order, and acknowledges the batches whose leases have ended
     /// with it.
     pub async fn settle(
         &self,
@@ -221,11 +224,11 @@ impl Worker {
                 Settled::Stale => stale.push(settlement.token),
             }
         }
-        self.telling().add(self.clock().mono(), recorded);
+        self.throughput().add(self.clock().mono(), recorded);
         if !ended.is_empty() {
             self.insist("acknowledging", || self.setup.queue.acknowledge(&ended)).await?;
         }
-        // Somebody else has them, or they are settled: whoever gets them next will see.
+        // Another worker has them, or they are settled: their next holder will see.
         self.release(&stale, Release::Unused).await?;
         if is_due_again {
             self.setup.due_again.ring();

@@ -14,6 +14,6 @@ pub struct FileClaimed {
     pub watcher: Recipient<FileClosed>,
     /// The parser's place: held while the file is read.
     pub slot: Slot,
-    /// The file's place among those in hand: held until it is moved to `done/` or `failed/`.
+    /// The file's place among those in progress: held until it is moved to `done/` or `failed/`.
     pub permit: OwnedSemaphorePermit,
 }

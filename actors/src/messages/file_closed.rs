@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use actix::Message;
 
-use crate::reading::FileInHand;
+use crate::reading::FileInProgress;
 
 /// Every row of a file is recorded in the outbox, or the file is given up: it can be moved away. From
 /// the batcher to the feed's file watcher.
@@ -10,5 +10,5 @@ use crate::reading::FileInHand;
 #[rtype(result = "()")]
 pub struct FileClosed {
     /// The file.
-    pub file: Arc<FileInHand>,
+    pub file: Arc<FileInProgress>,
 }

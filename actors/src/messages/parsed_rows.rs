@@ -8,7 +8,7 @@ use crate::{
         file::{Checkpoint, FileState},
         formats::{Position, RowBlock},
     },
-    reading::FileInHand,
+    reading::FileInProgress,
 };
 
 /// A stretch of a file's rows, in order. From a parser to its feed's batcher.
@@ -16,7 +16,7 @@ use crate::{
 #[rtype(result = "()")]
 pub struct ParsedRows {
     /// The file.
-    pub file: Arc<FileInHand>,
+    pub file: Arc<FileInProgress>,
     /// The rows.
     pub block: RowBlock,
     /// Row numbers that were left out as duplicates.

@@ -27,7 +27,7 @@ use crate::{
     ports::{ItemOutcome, Settled},
 };
 
-/// What an attempt may come to, as the label `outcome` says it.
+/// The outcomes of an attempt: values of the label `outcome`.
 const OUTCOMES: [&str; 17] = [
     "sent",
     "gone",
@@ -266,14 +266,14 @@ pub struct FeedMetrics {
 }
 
 impl FeedMetrics {
-    /// Rows came to be in the outbox.
+    /// Rows were appended to the outbox.
     pub fn appended(&self, rows: StoredRows) {
         self.accepted.inc_by(rows.accepted);
         self.rejected.inc_by(rows.rejected);
         self.duplicates.inc_by(rows.duplicates);
     }
 
-    /// A file's first rows came to be in the outbox, so long after it was claimed.
+    /// A file's first rows were appended to the outbox, `after` its claim.
     pub fn started(&self, after: Duration) {
         self.start.observe(after.as_secs_f64());
     }
@@ -357,7 +357,7 @@ struct DestinationHandles {
     leases: Gauge,
 }
 
-/// What the verdicts of one settlement come to.
+/// The verdicts of one settlement, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// How many verdicts.
@@ -446,7 +446,7 @@ impl DestinationMetrics {
         self.0.dead.iter().map(Counter::get).sum()
     }
 
-    /// One worker's part of the gauges: its permits, and what it has in hand.
+    /// One worker's part of the gauges: its permits, and what it holds.
     pub fn worker(&self, permits: usize) -> WorkerGauges {
         let mut share = Share::of(self.0.permits.clone());
         share.set(permits);
@@ -467,7 +467,7 @@ pub struct WorkerGauges {
 }
 
 impl WorkerGauges {
-    /// What the worker has in hand now.
+    /// What the worker holds now.
     pub fn set(&mut self, in_flight: usize, leases: usize) {
         self.in_flight.set(in_flight);
         self.leases.set(leases);

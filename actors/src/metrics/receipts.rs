@@ -86,7 +86,7 @@ impl ReceiptMetrics {
                 to,
                 "receipts_rejoined",
                 [],
-                "Parked receipts whose message came to be known and that the sweeper found",
+                "Parked receipts whose message became known and that the sweeper found",
             ),
             orphaned: Counters::register(
                 to,

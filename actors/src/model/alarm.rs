@@ -1,5 +1,5 @@
-//! Alarms: what a reading must be, for how long, until somebody is told, and that it is over (seed row
-//! S2.8). The four rules are depth, failure rate, latency and dead letters; taking readings is the caller's.
+//! Alarms: how high a reading must be, and for how long, before an alarm is raised, and when it is cleared (seed row
+//! S2.8). The four rules are depth, failure rate, latency and dead letters; the caller takes the readings.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -12,7 +12,7 @@ pub enum AlarmKind {
     Depth,
     /// The share of attempts, or of queue entries, that failed.
     Failures,
-    /// How long the batch that is due for longest has been so.
+    /// Age of the oldest overdue batch.
     Latency,
     /// Messages given up.
     Dead,
@@ -46,10 +46,10 @@ pub struct AlarmRule {
     pub clear_after: Duration,
 }
 
-/// One reading. What could not be read is `None`: it is too high, for nothing says that it is not.
+/// One reading. `None` if it could not be taken: that counts as too high.
 pub type Reading = Option<f64>;
 
-/// What a reading brought about.
+/// What a reading caused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AlarmEvent {
     /// It was too high for long enough.
@@ -59,7 +59,7 @@ pub enum AlarmEvent {
 }
 
 /// One alarm. Between `clear_at` and `threshold` it stays what it is, and both ways take their time, so that
-/// a reading that swings around one value is no flood of events.
+/// a reading that swings around one value does not cause a flood of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
     rule: AlarmRule,

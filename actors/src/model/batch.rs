@@ -223,7 +223,7 @@ impl Rows {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// Whether it has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -259,8 +259,8 @@ impl Rows {
     }
 }
 
-/// The rows of a leased batch's open messages, found by their index in the batch. If they are few, the rest of the
-/// payload is let go (B9).
+/// The rows of a leased batch's open messages, found by their index in the batch. If they are few, they are
+/// copied and the payload is dropped (B9).
 #[derive(Clone, Debug)]
 pub struct OpenRows {
     rows: Rows,

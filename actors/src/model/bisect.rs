@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-/// The state machine: it hands out ranges of rows to write, one after the other, and is told what came of each.
+/// The state machine: it hands out ranges of rows to write, one after the other, and takes the result of each.
 #[derive(Clone, Debug)]
 pub struct Bisection {
     /// What is yet to be written, in reverse.
@@ -26,7 +26,7 @@ struct Piece {
 
 /// What follows from a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Narrowed {
     /// The range is tried again in parts.
     Halved,
     /// It was this row alone: it is never asked for again.
@@ -41,7 +41,7 @@ impl Bisection {
         Self { pending }
     }
 
-    /// The rows to write next; the same until the answer is told. `None` if nothing is left.
+    /// The rows to write next; the same until [`Self::written`] or [`Self::refused`]. `None` if nothing is left.
     pub fn next(&self) -> Option<Range<usize>> {
         self.pending.last().map(|piece| piece.rows.clone())
     }
@@ -60,16 +60,16 @@ impl Bisection {
     }
 
     /// What [`Self::next`] said has been refused.
-    pub fn refused(&mut self) -> Refusal {
+    pub fn refused(&mut self) -> Narrowed {
         match self.pending.last() {
             Some(piece) if piece.rows.len() > 1 => {
                 self.halve();
-                Refusal::Halved
+                Narrowed::Halved
             }
             _ => {
                 let row = self.pending.pop().map_or(0, |piece| piece.rows.start);
                 self.absolve_sibling();
-                Refusal::Row(row)
+                Narrowed::Row(row)
             }
         }
     }
@@ -128,7 +128,7 @@ mod tests {
             if bad.range(rows.clone()).next().is_none() {
                 written.extend(rows);
                 bisection.written();
-            } else if let Refusal::Row(row) = bisection.refused() {
+            } else if let Narrowed::Row(row) = bisection.refused() {
                 found.push(row);
             }
         }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_left_is_known_when_it_stops() {
         let mut bisection = Bisection::new(vec![0..8, 8..12]);
-        assert_eq!(bisection.refused(), Refusal::Halved);
+        assert_eq!(bisection.refused(), Narrowed::Halved);
         bisection.written(); // 0..4; so 4..8 is to blame
         assert_eq!(bisection.next(), Some(4..6));
         assert_eq!(bisection.rest().collect::<Vec<_>>(), [4..6, 6..8, 8..12]);

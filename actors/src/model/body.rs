@@ -35,7 +35,7 @@ pub enum RenderError {
     /// The template failed on this row.
     #[error("{0}")]
     Template(#[from] minijinja::Error),
-    /// The row's JSON object is none.
+    /// The row is not a valid JSON object.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
 }

@@ -1,7 +1,7 @@
 //! How long the queue holds back what is dispatched (S2.3, S2.6): nothing, a fixed time, or a time that grows with
 //! the queue's depth.
 //!
-//! A delay is no rate limit (that is the throttle's): it spreads a burst and leaves what is due already to be
+//! A delay is not a rate limit (that is the throttle's): it spreads a burst and leaves what is due already to be
 //! delivered first.
 
 use std::time::Duration;

@@ -13,7 +13,7 @@ pub struct FileRecord {
     pub id: FileId,
     /// The feed it was dropped into.
     pub feed: String,
-    /// Its name there, as readable text: bytes that are no UTF-8 are replaced.
+    /// Its name there, as readable text: bytes that are not UTF-8 are replaced.
     pub name: String,
     /// Its size as dropped, before decompression.
     pub bytes: u64,
@@ -77,7 +77,7 @@ impl FileState {
         }
     }
 
-    /// The reason without what it quotes from the file: a header that is none holds the first row (I10).
+    /// The reason without what it quotes from the file: where the header is missing, that is the first row (I10).
     pub fn reason_to_log(&self) -> Option<&str> {
         self.reason().map(|reason| reason.split_once(NAMELY).map_or(reason, |(said, _)| said))
     }
@@ -88,7 +88,7 @@ impl FileState {
     }
 }
 
-/// A row that was not accepted, with enough to mend and drop it again.
+/// A row that was not accepted, with enough to fix it and drop it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reject {
     /// Its row number, from 1.

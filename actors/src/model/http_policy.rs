@@ -6,7 +6,7 @@
 //! | 408, 425, 429, 5xx | retryable, honouring `Retry-After` |
 //! | 410 | the destination is gone |
 //! | any other 4xx, 3xx | permanent: nothing is followed, nothing is tried again |
-//! | anything else | retryable: it is no final HTTP status |
+//! | anything else | retryable: it is not a final HTTP status |
 
 use std::time::Duration;
 
@@ -46,15 +46,15 @@ impl RetryAfter {
     }
 }
 
-/// What an answer comes to. `retry_after` counts only for answers that are retried, and no longer than
-/// `longest`: a receiver may slow its messages down but not park them for years.
+/// The outcome of an answer. `retry_after` counts only for answers that are retried, and is cut to `longest`: a
+/// receiver may slow its messages down but not park them for years.
 pub fn outcome(status: u16, retry_after: Option<RetryAfter>, now: UnixMs, longest: Duration) -> Outcome {
     match status {
         200..=299 => Outcome::Sent { status },
         408 | 425 | 429 | 500..=599 => Outcome::Retryable {
             status,
             reason: Reason::Status,
-            retry_after: retry_after.and_then(|wish| wish.delay(now, longest)),
+            retry_after: retry_after.and_then(|retry_after| retry_after.delay(now, longest)),
         },
         410 => Outcome::Gone,
         300..=499 => Outcome::Permanent { status, reason: Reason::Status },
@@ -114,19 +114,19 @@ mod tests {
             (Some(RetryAfter::At(NOW)), None),
             (Some(RetryAfter::At(UnixMs(0))), None),
         ];
-        for (wish, retry_after) in cases {
+        for (header, retry_after) in cases {
             for status in [408, 425, 429, 500, 503] {
                 let expected = Outcome::Retryable { status, reason: Reason::Status, retry_after };
-                assert_eq!(outcome(status, wish, NOW, HOUR), expected, "{wish:?}");
+                assert_eq!(outcome(status, header, NOW, HOUR), expected, "{header:?}");
             }
         }
     }
 
     #[test]
     fn retry_after_means_nothing_to_a_final_answer() {
-        let wish = RetryAfter::parse_seconds("60");
+        let header = RetryAfter::parse_seconds("60");
         for status in [200, 204, 302, 400, 404, 410] {
-            assert_eq!(outcome(status, wish, NOW, HOUR), decide(status));
+            assert_eq!(outcome(status, header, NOW, HOUR), decide(status));
         }
     }
 }

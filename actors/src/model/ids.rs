@@ -65,9 +65,9 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// Text that is no id.
+/// Text that is not an id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{found}` is no {kind} (expected {expected})")]
+#[error("`{found}` is not a {kind} (expected {expected})")]
 pub struct ParseIdError {
     found: String,
     kind: &'static str,

@@ -196,7 +196,7 @@ pub struct StepLimits {
 
 /// Rows of a queue file that are appended together.
 #[derive(PartialEq, Eq)]
-pub struct Step {
+pub struct IntakeStep {
     /// The accepted rows.
     pub cuts: Vec<Cut>,
     /// The rejected ones.
@@ -205,7 +205,7 @@ pub struct Step {
     pub checkpoint: Checkpoint,
 }
 
-impl fmt::Debug for Step {
+impl fmt::Debug for IntakeStep {
     /// Counts, never rows (I10).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Step")
@@ -219,11 +219,16 @@ impl fmt::Debug for Step {
 /// Lays a queue file out in steps, those behind `resume`: usually one. The last one always comes and
 /// reaches to the file's end. Entries that need more than one step have to be parted, unless there is
 /// only one.
-pub fn steps(entries: &[Entry], resume: Checkpoint, batch: BatchLimits, limits: StepLimits) -> Vec<Step> {
+pub fn steps(
+    entries: &[Entry],
+    resume: Checkpoint,
+    batch: BatchLimits,
+    limits: StepLimits,
+) -> Vec<IntakeStep> {
     let mut layout = Layout {
         limits,
         steps: Vec::new(),
-        growing: Step { cuts: Vec::new(), rejects: Vec::new(), checkpoint: resume },
+        growing: IntakeStep { cuts: Vec::new(), rejects: Vec::new(), checkpoint: resume },
         bytes: 0,
         rejects: VecDeque::new(),
         waiting_bytes: 0,
@@ -270,7 +275,7 @@ pub struct QueueFile {
     /// Whose rows it has, in order.
     pub entries: Vec<Entry>,
     /// From the beginning. More than one only if there is one entry.
-    pub steps: Vec<Step>,
+    pub steps: Vec<IntakeStep>,
 }
 
 /// Makes files of entries: one, or as many as it takes for each to fit into one step.
@@ -295,8 +300,8 @@ pub fn files(entries: Vec<Entry>, batch: BatchLimits, limits: StepLimits) -> Vec
 /// Steps in the making.
 struct Layout {
     limits: StepLimits,
-    steps: Vec<Step>,
-    growing: Step,
+    steps: Vec<IntakeStep>,
+    growing: IntakeStep,
     bytes: usize,
     /// Rejected rows behind the checkpoint …
     rejects: VecDeque<Reject>,
@@ -352,12 +357,12 @@ impl Layout {
             return;
         }
         let checkpoint = self.growing.checkpoint;
-        let next = Step { cuts: Vec::new(), rejects: Vec::new(), checkpoint };
+        let next = IntakeStep { cuts: Vec::new(), rejects: Vec::new(), checkpoint };
         self.steps.push(std::mem::replace(&mut self.growing, next));
         self.bytes = 0;
     }
 
-    fn finish(mut self, offset: u64, rows: u64) -> Vec<Step> {
+    fn finish(mut self, offset: u64, rows: u64) -> Vec<IntakeStep> {
         self.add_rejects_before(u64::MAX);
         self.growing.checkpoint.offset = offset;
         self.growing.checkpoint.rows = rows;

@@ -1,4 +1,4 @@
-//! What an attempt came to, and why a message was given up.
+//! The outcome of an attempt, and why a message was given up.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::time::UnixMs;
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Reason {
-    /// The receiver answered with a status that is no success; the status says which.
+    /// The receiver answered with a status other than 2xx; the status says which.
     Status = 1,
     /// No complete answer within the destination's total timeout.
     Timeout = 2,
@@ -23,7 +23,7 @@ pub enum Reason {
     Tls = 5,
     /// The connection broke after the request had begun: whether it arrived is unknown.
     Reset = 6,
-    /// The answer was no HTTP, or broke a limit on heads or bodies.
+    /// The answer was not HTTP, or exceeded a limit on heads or bodies.
     Protocol = 7,
     /// The body could not be rendered from the template.
     Render = 8,
@@ -76,7 +76,7 @@ impl Reason {
     }
 }
 
-/// What one attempt came to, as the webhook port reports it. Whether a `Failed` is retried is the
+/// The outcome of one attempt, as the webhook port reports it. Whether a failed one is retried is the
 /// retry schedule's decision, not the adapter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

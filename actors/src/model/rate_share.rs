@@ -75,10 +75,10 @@ pub struct RateLease {
     pub renewed: u64,
 }
 
-/// All leases of one destination's rate, as they stand in the table.
+/// All leases of one destination's rate, as the table has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLeases {
-    /// Counts changes; 0 if there was none. It never goes back: see [`RateLease::renewed`].
+    /// Counts changes, from 0. It never goes back: see [`RateLease::renewed`].
     pub version: u64,
     /// One per process, at most [`PROCESSES_MAX`].
     pub leases: Vec<RateLease>,
@@ -86,7 +86,7 @@ pub struct RateLeases {
 
 /// What a process asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateWish {
+pub struct RateRequest {
     /// What it could send, in thousandths of a message per second.
     pub wants_milli: u64,
     /// The limit as its configuration has it, in the same unit.
@@ -112,7 +112,7 @@ impl RateLeases {
     pub fn renew(
         &self,
         me: &str,
-        wish: RateWish,
+        request: RateRequest,
         is_live: impl Fn(&RateLease) -> bool,
     ) -> Result<Self, TooManyProcesses> {
         let mut leases: Vec<_> =
@@ -121,18 +121,19 @@ impl RateLeases {
             return Err(TooManyProcesses);
         }
         let processes = leases.len() + 1;
-        let limit = leases.iter().map(|lease| lease.capacity_milli).fold(wish.capacity_milli, std::cmp::min);
+        let limit =
+            leases.iter().map(|lease| lease.capacity_milli).fold(request.capacity_milli, std::cmp::min);
         let capacity = limit - headroom(limit, processes);
         let floor = capacity / FLOOR / processes as u64;
         let others: Vec<_> = leases.iter().map(|lease| lease.wants_milli.clamp(floor, capacity)).collect();
-        let fair = fair_share(capacity, wish.wants_milli.clamp(floor, capacity), others);
+        let fair = fair_share(capacity, request.wants_milli.clamp(floor, capacity), others);
         let covered = leases.iter().fold(0u64, |sum, lease| sum.saturating_add(lease.rate_milli));
         let version = self.version + 1;
         leases.push(RateLease {
             process: me.to_owned(),
             rate_milli: fair.min(capacity.saturating_sub(covered)),
-            wants_milli: wish.wants_milli,
-            capacity_milli: wish.capacity_milli,
+            wants_milli: request.wants_milli,
+            capacity_milli: request.capacity_milli,
             lease_ms: lease(processes).as_millis() as u64,
             renewed: version,
         });
@@ -194,7 +195,7 @@ pub struct Renewal {
 
 /// One process's side of one destination's rate: what it knows of the table and what it may send.
 ///
-/// It is told the outcome of every read and write, and is right whatever is lost, late or repeated:
+/// It is given the outcome of every read and write, and stays correct whatever is lost, late or repeated:
 /// - it sends less from the moment on that it *asks* for less, for the others may see the answer first;
 /// - it sends more only once it *knows* that it was granted;
 /// - a write whose outcome is not known leaves the last grant as it was, up to that grant's end.
@@ -226,7 +227,7 @@ impl RateShare {
     }
 
     /// Whether the table must be read before the next write. Alone, a process knows what it wrote last, and
-    /// compare-and-set tells if it is wrong; among others that version is always outdated.
+    /// compare-and-set fails if it is wrong; with other processes that version is always outdated.
     pub fn must_read(&self, now: MonoMs) -> bool {
         self.known.as_ref().is_none_or(|table| {
             table.leases.iter().any(|lease| lease.process != *self.me && self.is_live(lease, now))
@@ -262,8 +263,8 @@ impl RateShare {
     /// known. If it grants less than what is held, less is held from here on.
     pub fn ask(&mut self, wants_milli: u64, now: MonoMs) -> Result<Option<Renewal>, TooManyProcesses> {
         let Some(known) = &self.known else { return Ok(None) };
-        let wish = RateWish { wants_milli, capacity_milli: self.capacity_milli };
-        let table = known.renew(&self.me, wish, |lease| self.is_live(lease, now))?;
+        let request = RateRequest { wants_milli, capacity_milli: self.capacity_milli };
+        let table = known.renew(&self.me, request, |lease| self.is_live(lease, now))?;
         let granted = table.of(&self.me).expect("a renewed table has the lease it was renewed for");
         let (rate_milli, length) = (granted.rate_milli, Duration::from_millis(granted.lease_ms));
         self.held.rate_milli = self.held.rate_milli.min(rate_milli);
@@ -328,7 +329,7 @@ impl Demand {
     }
 }
 
-/// How long messages have waited at a gate, told by who feeds it.
+/// How long messages have waited at a gate, as reported by the task that feeds it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waits {
     total: Duration,

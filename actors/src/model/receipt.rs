@@ -141,11 +141,11 @@ impl Receipt {
     }
 }
 
-/// Which final states a message was told of by receipts. Stored as its number; a join.
+/// Which final states receipts have reported of a message. Stored as its number; a join.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told(pub u8);
+pub struct ReportedStates(pub u8);
 
-impl Told {
+impl ReportedStates {
     const FAILED: u8 = 1;
     const DELIVERED: u8 = 2;
 
@@ -164,35 +164,35 @@ impl Told {
         Self(self.0 | other.0)
     }
 
-    /// Whether it was told that it arrived and that it did not (S0.4).
+    /// Whether both delivery and failure were reported (S0.4).
     pub fn is_conflict(self) -> bool {
         self.0 == Self::FAILED | Self::DELIVERED
     }
 }
 
-/// What the row of a message says, and what the receipts add that are heard in one step.
+/// The row of a message, and what the receipts of one step add to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ReceiptMerge {
     state_before: MessageState,
-    told_before: Told,
-    /// The message's state with what was heard.
+    reported_before: ReportedStates,
+    /// The message's state with those receipts.
     pub state: MessageState,
-    /// Which final states it was told of, in all.
-    pub told: Told,
+    /// Which final states were reported, in all.
+    pub reported: ReportedStates,
     greatest: Option<Rank>,
-    /// The greatest receipt that was heard, if it is greater than the row's: its facts are to be kept.
+    /// The greatest of those receipts, if it is greater than the row's: its facts are to be kept.
     pub best: Option<Receipt>,
 }
 
-impl Standing {
+impl ReceiptMerge {
     /// Of a row in which a receipt of rank `greatest` was the greatest so far.
-    pub fn new(state: MessageState, told: Told, greatest: Option<Rank>) -> Self {
-        Self { state_before: state, told_before: told, state, told, greatest, best: None }
+    pub fn new(state: MessageState, reported: ReportedStates, greatest: Option<Rank>) -> Self {
+        Self { state_before: state, reported_before: reported, state, reported, greatest, best: None }
     }
 
     /// Joins a receipt of this message with the rest.
     pub fn hear(&mut self, receipt: Receipt) {
-        self.told = self.told.merge(Told::by(receipt.state));
+        self.reported = self.reported.merge(ReportedStates::by(receipt.state));
         // I2: an interim receipt makes no message sent, that is for the receiver's 2xx to say.
         if receipt.state > MessageState::Expired {
             self.state = self.state.merge(receipt.state);
@@ -203,24 +203,24 @@ impl Standing {
         }
     }
 
-    /// The row's state, before anything was heard.
+    /// The row's state before those receipts.
     pub fn state_before(&self) -> MessageState {
         self.state_before
     }
 
-    /// Whether the row is to be written.
+    /// Whether the row must be written.
     pub fn has_news(&self) -> bool {
-        self.best.is_some() || self.told != self.told_before
+        self.best.is_some() || self.reported != self.reported_before
     }
 
-    /// Whether the state is another one now.
+    /// Whether the state has changed.
     pub fn is_changed(&self) -> bool {
         self.state != self.state_before
     }
 
     /// Whether its receipts contradict each other, and did not before.
     pub fn is_new_conflict(&self) -> bool {
-        self.told.is_conflict() && !self.told_before.is_conflict()
+        self.reported.is_conflict() && !self.reported_before.is_conflict()
     }
 }
 
@@ -239,7 +239,7 @@ pub struct ReceiptReject {
     pub text: RejectedText,
 }
 
-/// What is kept of a rejected receipt: for a person, and to be read again once the mapping was mended. It may name
+/// What is kept of a rejected receipt: for a person, and to be read again once the mapping is fixed. It may name
 /// a recipient, so it belongs in no log (I10).
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RejectedText {
@@ -257,7 +257,7 @@ impl RejectedText {
         Self { is_whole: kept.text.as_bytes() == text, ..kept }
     }
 
-    /// Of what is no receipt as it stands: for a person alone.
+    /// Of something that is not a receipt: for a person alone.
     pub fn of_other(text: &[u8]) -> Self {
         let text = &text[..text.len().min(REJECTED_BYTES_MAX)];
         let mut text = String::from_utf8_lossy(text).replace('\0', "\u{fffd}");
@@ -293,21 +293,21 @@ mod tests {
         })
     }
 
-    /// A row that heard the receipts in steps, each of which was written: its state, what it was told, and the
+    /// A row that was given the receipts in steps, each of which was written: its state, what was reported, and the
     /// greatest receipt.
     fn heard(
         state: MessageState,
         steps: impl IntoIterator<Item = Vec<Receipt>>,
-    ) -> (MessageState, Told, Option<Receipt>) {
-        let mut row = (state, Told::default(), None);
+    ) -> (MessageState, ReportedStates, Option<Receipt>) {
+        let mut row = (state, ReportedStates::default(), None);
         for step in steps {
             let rank = row.2.as_ref().map(Receipt::rank);
-            let mut standing = Standing::new(row.0, row.1, rank);
+            let mut standing = ReceiptMerge::new(row.0, row.1, rank);
             for receipt in step {
                 standing.hear(receipt);
             }
             if standing.has_news() {
-                row = (standing.state, standing.told, standing.best.or(row.2));
+                row = (standing.state, standing.reported, standing.best.or(row.2));
             }
         }
         row
@@ -345,14 +345,14 @@ mod tests {
             facts: ReceiptFacts::default(),
         };
         let (delivered, failed) = (of(MessageState::Delivered, 1), of(MessageState::Failed, 9));
-        let mut standing = Standing::new(MessageState::Sent, Told::default(), None);
+        let mut standing = ReceiptMerge::new(MessageState::Sent, ReportedStates::default(), None);
         standing.hear(delivered.clone());
         assert!(standing.is_changed() && !standing.is_new_conflict());
-        let mut later = Standing::new(standing.state, standing.told, Some(delivered.rank()));
+        let mut later = ReceiptMerge::new(standing.state, standing.reported, Some(delivered.rank()));
         later.hear(failed);
         assert_eq!((later.state, &later.best), (MessageState::Delivered, &None));
         assert!(later.has_news() && later.is_new_conflict() && !later.is_changed());
-        let mut again = Standing::new(later.state, later.told, Some(delivered.rank()));
+        let mut again = ReceiptMerge::new(later.state, later.reported, Some(delivered.rank()));
         again.hear(delivered);
         assert!(!again.has_news() && !again.is_new_conflict());
     }
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn i2_an_interim_receipt_brings_facts_and_changes_no_state() {
         for state in [MessageState::Dead, MessageState::Sent, MessageState::Expired] {
-            let mut standing = Standing::new(state, Told::default(), None);
+            let mut standing = ReceiptMerge::new(state, ReportedStates::default(), None);
             standing.hear(Receipt {
                 event: EventId([1; 16]),
                 key: ReceiptKey::Provider("p-1".into()),
@@ -368,7 +368,7 @@ mod tests {
                 at: None,
                 facts: ReceiptFacts::default(),
             });
-            assert_eq!((standing.state, standing.told), (state, Told::default()));
+            assert_eq!((standing.state, standing.reported), (state, ReportedStates::default()));
             assert!(standing.has_news() && standing.best.is_some());
         }
     }

@@ -89,7 +89,7 @@ pub struct BadCursor(String);
 
 /// One page to be fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct PageRequest {
     /// Of this group.
     pub group: String,
     /// From this time on …
@@ -104,7 +104,7 @@ pub struct Look {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Fetch this page.
-    Look(Look),
+    Fetch(PageRequest),
     /// Nothing is due before so long.
     Wait(Duration),
 }
@@ -121,8 +121,8 @@ impl WindowCursor {
     }
 
     /// Adds groups that are new and drops those that are not wanted any more. If it says that anything has
-    /// changed, the cursor has to be stored before a look is made: where a group begins must not move with a
-    /// first look that fails.
+    /// changed, the cursor has to be stored before a page is fetched: where a group begins must not move with a
+    /// first fetch that fails.
     pub fn adopt(&mut self, groups: &[String], rule: &WindowRule, now: UnixMs) -> bool {
         let before = self.groups.len();
         self.groups.retain(|name, _| groups.contains(name));
@@ -144,8 +144,8 @@ impl WindowCursor {
         let rest = self.groups.iter().filter(|(name, _)| name.as_str() <= last);
         let mut wait = rule.step;
         for (name, group) in later.chain(rest).filter(|(name, _)| !passed_over.contains(name)) {
-            match group.look(rule, filter, now) {
-                Ok(look) => return Next::Look(Look { group: name.clone(), ..look }),
+            match group.request(rule, filter, now) {
+                Ok(request) => return Next::Fetch(PageRequest { group: name.clone(), ..request }),
                 Err(due_in) => wait = wait.min(due_in),
             }
         }
@@ -153,29 +153,29 @@ impl WindowCursor {
     }
 
     /// Notes that a page was fetched, and which one is next in its window, if any.
-    pub fn fetched(&mut self, look: &Look, next_token: Option<String>, filter: &str, now: UnixMs) {
-        self.last = Some(look.group.clone());
-        let Some(group) = self.groups.get_mut(&look.group) else { return };
+    pub fn fetched(&mut self, request: &PageRequest, next_token: Option<String>, filter: &str, now: UnixMs) {
+        self.last = Some(request.group.clone());
+        let Some(group) = self.groups.get_mut(&request.group) else { return };
         if let Some(token) = next_token {
             // A token that leads to itself would never end: the window is read again from its beginning.
-            let page = (look.token.as_ref() != Some(&token)).then(|| Page {
+            let page = (request.token.as_ref() != Some(&token)).then(|| Page {
                 token,
                 at: now,
                 filter: filter.to_owned(),
             });
-            group.open = Some(OpenWindow { start: look.start, end: look.end, page });
+            group.open = Some(OpenWindow { start: request.start, end: request.end, page });
         } else {
-            group.until = look.end;
+            group.until = request.end;
             group.open = None;
         }
     }
 
     /// Notes that the service does not know a page's token (any more): its window is read again from its
     /// beginning.
-    pub fn forget_page(&mut self, look: &Look) {
-        self.last = Some(look.group.clone());
-        if let Some(group) = self.groups.get_mut(&look.group) {
-            group.open = Some(OpenWindow { start: look.start, end: look.end, page: None });
+    pub fn forget_page(&mut self, request: &PageRequest) {
+        self.last = Some(request.group.clone());
+        if let Some(group) = self.groups.get_mut(&request.group) {
+            group.open = Some(OpenWindow { start: request.start, end: request.end, page: None });
         }
     }
 
@@ -186,24 +186,24 @@ impl WindowCursor {
 }
 
 impl GroupCursor {
-    /// The page to fetch, without the group's name, or how long there is none.
-    fn look(&self, rule: &WindowRule, filter: &str, now: UnixMs) -> Result<Look, Duration> {
+    /// The page to fetch, without the group's name, or how long until one is due.
+    fn request(&self, rule: &WindowRule, filter: &str, now: UnixMs) -> Result<PageRequest, Duration> {
         if let Some(OpenWindow { start, end, page }) = &self.open {
             let is_good = |page: &&Page| page.filter == filter && now.since(page.at) < TOKEN_AGE_MAX;
             let token = page.as_ref().filter(is_good).map(|page| page.token.clone());
-            return Ok(Look { group: String::new(), start: *start, end: *end, token });
+            return Ok(PageRequest { group: String::new(), start: *start, end: *end, token });
         }
-        let settled = earlier(now, rule.lag);
+        let stable_until = earlier(now, rule.lag);
         let step = rule.step.min(rule.window_max).max(Duration::from_millis(1));
         // Read up to a time that is still to come: the clock was set back. It must not keep what comes now from
         // being read until it has caught up.
-        let until = if self.until > now { earlier(settled, step) } else { self.until };
-        let end = settled.min(until.after(rule.window_max.max(step)));
+        let until = if self.until > now { earlier(stable_until, step) } else { self.until };
+        let end = stable_until.min(until.after(rule.window_max.max(step)));
         let due_in = step.saturating_sub(end.since(until));
         if !due_in.is_zero() {
             return Err(due_in.max(Duration::from_millis(1)));
         }
-        Ok(Look { group: String::new(), start: earlier(until, rule.overlap), end, token: None })
+        Ok(PageRequest { group: String::new(), start: earlier(until, rule.overlap), end, token: None })
     }
 }
 
@@ -245,9 +245,9 @@ mod tests {
         groups.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn look(cursor: &WindowCursor, now: UnixMs) -> Look {
+    fn request(cursor: &WindowCursor, now: UnixMs) -> PageRequest {
         match cursor.next(&rule(), "", &[], now) {
-            Next::Look(look) => look,
+            Next::Fetch(request) => request,
             Next::Wait(wait) => panic!("nothing due for {wait:?}"),
         }
     }
@@ -260,43 +260,43 @@ mod tests {
     #[test]
     fn s0_1_a_window_that_failed_begins_where_it_began_however_late_it_is_read_again() {
         let cursor = cursor(&["g"]);
-        let first = look(&cursor, NOW);
+        let first = request(&cursor, NOW);
         assert_eq!((first.start, first.end), (at(-280), at(-150)));
         for later in [1, 1_000, 1_000_000] {
-            assert_eq!(look(&restarted(&cursor), at(later)), first, "after {later} s");
+            assert_eq!(request(&restarted(&cursor), at(later)), first, "after {later} s");
         }
         // Near the present a window may end later than at its first try, and never begins later.
         let mut cursor = cursor;
-        while let Next::Look(look) = cursor.next(&rule(), "", &[], NOW) {
-            cursor.fetched(&look, None, "", NOW);
+        while let Next::Fetch(request) = cursor.next(&rule(), "", &[], NOW) {
+            cursor.fetched(&request, None, "", NOW);
         }
-        let failed = look(&cursor, at(6));
-        let again = look(&cursor, at(60));
+        let failed = request(&cursor, at(6));
+        let again = request(&cursor, at(60));
         assert_eq!((failed.start, failed.end, again.start, again.end), (at(-40), at(-4), at(-40), at(50)));
     }
 
     #[test]
     fn the_pages_of_a_window_are_read_to_its_end_before_the_cursor_moves() {
         let mut cursor = cursor(&["g"]);
-        let first = look(&cursor, NOW);
+        let first = request(&cursor, NOW);
         cursor.fetched(&first, Some("t1".into()), "", NOW);
-        let second = look(&restarted(&cursor), at(100));
-        assert_eq!(second, Look { token: Some("t1".into()), ..first.clone() });
+        let second = request(&restarted(&cursor), at(100));
+        assert_eq!(second, PageRequest { token: Some("t1".into()), ..first.clone() });
         cursor.fetched(&second, Some("t2".into()), "", at(100));
-        let third = look(&cursor, at(100));
+        let third = request(&cursor, at(100));
         assert_eq!(third.token.as_deref(), Some("t2"));
         cursor.fetched(&third, None, "", at(100));
-        assert_eq!(look(&cursor, at(100)).start, at(-180), "the overlap before the end of the first");
+        assert_eq!(request(&cursor, at(100)).start, at(-180), "the overlap before the end of the first");
         assert_eq!(cursor.behind(at(100)), Duration::from_secs(250));
     }
 
     #[test]
     fn a_page_that_can_t_be_had_any_more_starts_its_window_over() {
         let mut cursor = cursor(&["g"]);
-        let first = look(&cursor, NOW);
+        let first = request(&cursor, NOW);
         cursor.fetched(&first, Some("t1".into()), "a", NOW);
         let token = |cursor: &WindowCursor, filter: &str, now| match cursor.next(&rule(), filter, &[], now) {
-            Next::Look(Look { start, end, token, .. }) => {
+            Next::Fetch(PageRequest { start, end, token, .. }) => {
                 assert_eq!((start, end), (first.start, first.end), "the same window");
                 token
             }
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(token(&cursor, "a", at(3599)).as_deref(), Some("t1"));
         assert_eq!(token(&cursor, "a", at(3600)), None, "too old");
         assert_eq!(token(&cursor, "b", at(1)), None, "another query");
-        let second = Look { token: Some("t1".into()), ..first.clone() };
+        let second = PageRequest { token: Some("t1".into()), ..first.clone() };
         let mut same = cursor.clone();
         same.fetched(&second, Some("t1".into()), "a", at(1));
         assert_eq!(token(&same, "a", at(2)), None, "a token that leads to itself");
@@ -318,14 +318,14 @@ mod tests {
         let mut cursor = cursor(&["a", "b", "c"]);
         let mut order = String::new();
         for _ in 0..6 {
-            let look = look(&restarted(&cursor), NOW);
-            order += &look.group;
-            cursor.fetched(&look, Some(order.clone()), "", NOW);
+            let request = request(&restarted(&cursor), NOW);
+            order += &request.group;
+            cursor.fetched(&request, Some(order.clone()), "", NOW);
         }
         assert_eq!(order, "abcabc");
         let failed = ["a".to_owned(), "b".to_owned()];
-        let Next::Look(look) = cursor.next(&rule(), "", &failed, NOW) else { panic!("c is due") };
-        assert_eq!(look.group, "c");
+        let Next::Fetch(request) = cursor.next(&rule(), "", &failed, NOW) else { panic!("c is due") };
+        assert_eq!(request.group, "c");
         let failed = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
         assert_eq!(cursor.next(&rule(), "", &failed, NOW), Next::Wait(rule().step));
     }
@@ -335,33 +335,36 @@ mod tests {
         let mut cursor = cursor(&["a", "b"]);
         assert!(!cursor.adopt(&names(&["b", "a"]), &rule(), at(50)), "nothing new");
         assert!(cursor.adopt(&names(&["b", "c"]), &rule(), at(50)));
-        assert_eq!(look(&cursor, at(50)).start, at(-280), "b goes on");
-        let b = look(&cursor, at(50));
+        assert_eq!(request(&cursor, at(50)).start, at(-280), "b goes on");
+        let b = request(&cursor, at(50));
         cursor.fetched(&b, None, "", at(50));
-        assert_eq!((look(&cursor, at(50)).group.as_str(), look(&cursor, at(50)).start), ("c", at(50 - 280)));
+        assert_eq!(
+            (request(&cursor, at(50)).group.as_str(), request(&cursor, at(50)).start),
+            ("c", at(50 - 280))
+        );
     }
 
     #[test]
     fn what_is_due_is_waited_for() {
         let mut cursor = cursor(&["g"]);
-        while let Next::Look(look) = cursor.next(&rule(), "", &[], NOW) {
-            cursor.fetched(&look, None, "", NOW);
+        while let Next::Fetch(request) = cursor.next(&rule(), "", &[], NOW) {
+            cursor.fetched(&request, None, "", NOW);
         }
         assert_eq!(cursor.next(&rule(), "", &[], NOW), Next::Wait(Duration::from_secs(5)));
         assert_eq!(cursor.next(&rule(), "", &[], at(3)), Next::Wait(Duration::from_secs(2)));
-        assert_eq!(look(&cursor, at(5)).end, at(-5));
+        assert_eq!(request(&cursor, at(5)).end, at(-5));
     }
 
     #[test]
     fn f9_a_clock_that_was_set_back_does_not_stop_the_reading() {
         let mut cursor = cursor(&["g"]);
-        while let Next::Look(look) = cursor.next(&rule(), "", &[], at(100_000)) {
-            cursor.fetched(&look, None, "", at(100_000));
+        while let Next::Fetch(request) = cursor.next(&rule(), "", &[], at(100_000)) {
+            cursor.fetched(&request, None, "", at(100_000));
         }
-        let back = look(&cursor, NOW);
+        let back = request(&cursor, NOW);
         assert_eq!((back.start, back.end), (at(-45), at(-10)));
         cursor.fetched(&back, None, "", NOW);
-        assert_eq!(look(&cursor, at(5)).end, at(-5), "and goes on from there");
+        assert_eq!(request(&cursor, at(5)).end, at(-5), "and goes on from there");
     }
 
     #[test]
@@ -394,7 +397,7 @@ mod tests {
             for (wait, what) in steps.into_iter().chain(last) {
                 now += wait;
                 let clock = at(now as i64);
-                let Next::Look(look) = stored.next(&rule(), "", &[], clock) else { continue };
+                let Next::Fetch(request) = stored.next(&rule(), "", &[], clock) else { continue };
                 if what == 1 {
                     continue; // the call fails
                 }
@@ -402,10 +405,10 @@ mod tests {
                 let mut found: Vec<_> = (0..events.len())
                     .filter(|&n| events[n].1 <= now)
                     .map(|n| (at(events[n].0 as i64), n))
-                    .filter(|(happened, _)| (look.start..look.end).contains(happened))
+                    .filter(|(happened, _)| (request.start..request.end).contains(happened))
                     .collect();
                 found.sort_unstable();
-                if let Some(token) = &look.token {
+                if let Some(token) = &request.token {
                     let (happened, n) = token.split_once(' ').unwrap();
                     let after = (UnixMs(happened.parse().unwrap()), n.parse().unwrap());
                     found.retain(|event| *event > after);
@@ -413,12 +416,12 @@ mod tests {
                 let rest = found.len() > page;
                 found.truncate(page);
                 let mut next = stored.clone();
-                if what == 2 && look.token.is_some() {
-                    next.forget_page(&look);
+                if what == 2 && request.token.is_some() {
+                    next.forget_page(&request);
                     found.clear();
                 } else {
                     let token = found.last().filter(|_| rest).map(|(at, n)| format!("{} {n}", at.0));
-                    next.fetched(&look, token, "", clock);
+                    next.fetched(&request, token, "", clock);
                 }
                 if what == 3 {
                     continue; // killed before the commit

@@ -1,4 +1,4 @@
-//! What delivery says of each message, for a ledger that keeps a row of each.
+//! Message records: what delivery reports of each message to a ledger of rows.
 
 use std::hash::BuildHasher;
 use std::{collections::HashMap, fmt, sync::Arc};
@@ -13,7 +13,7 @@ use super::{
     time::UnixMs,
 };
 
-/// What delivery says of one message at one destination, for a ledger that keeps a row of each.
+/// What delivery reports of one message at one destination to a ledger of rows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MessageRecord {
     /// The message.
@@ -28,7 +28,7 @@ pub struct MessageRecord {
     pub state: MessageState,
     /// How many attempts it had in this drive.
     pub attempts: u32,
-    /// The last answer's HTTP status, 0 if there was none.
+    /// The last answer's HTTP status, 0 without an answer.
     pub status: u16,
     /// Why the last attempt failed, if it did.
     pub reason: Option<Reason>,
@@ -53,8 +53,8 @@ impl fmt::Debug for MessageRecord {
     }
 }
 
-/// How records of one message compare: the greatest one's attempts, status, reason and time are kept. Attempts begin
-/// anew with a redrive, which is a later acceptance. A provider's id is kept from whichever has one, the least if several
+/// How records of one message compare: attempts, status, reason and time of the greatest are kept. A redrive counts
+/// attempts from 1 again; it is a later acceptance. A provider's id is kept from whichever has one, the least if several
 /// differ; the recipient never differs.
 pub fn record_rank(record: &MessageRecord) -> (MessageState, UnixMs, u32, UnixMs) {
     (record.state, record.accepted_at, record.attempts, record.at)

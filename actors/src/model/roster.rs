@@ -1,8 +1,8 @@
 //! Which message a worker sends next: its leased batches, served by deficit round-robin between
 //! destinations (design §9), within the limits on concurrency and on unrecorded outcomes (I6).
 //!
-//! Lanes (the worker's sending tasks) ask for a message, send it, report the verdict, and ask again. A
-//! destination that is slow fills only its own permits; the others go on.
+//! The worker's senders (its sending tasks) ask for a message, send it, report the verdict, and ask again. A slow
+//! destination fills only its own permits; the others go on.
 //!
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
@@ -32,7 +32,7 @@ const RETRY_HERE: Duration = Duration::from_secs(10);
 /// they are due.
 const RETRIES_HERE_MAX: usize = 4_096;
 
-/// Batches of one destination in hand above which none stays only to be tried again: each holds its open rows in
+/// With more held batches of a destination than this, none is kept only for its retries: each has its open rows in
 /// memory (I8).
 const RETRYING_BATCHES_MAX: usize = 64;
 
@@ -45,7 +45,7 @@ pub struct RosterLimits {
     pub unrecorded: usize,
 }
 
-/// A message that a lane has to send.
+/// A message for a sender to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pick {
     /// Index of the destination.
@@ -229,7 +229,7 @@ impl Roster {
         self.batches.insert(token.batch, batch);
     }
 
-    /// A verdict on a message of a batch in hand that is not to be sent at all: it is condemned, or can't be read.
+    /// A verdict on a message of a held batch that won't be sent at all: it is condemned, or can't be read.
     pub fn conclude(&mut self, token: LeaseToken, verdict: MessageVerdict) {
         if let Some(batch) = self.batches.get_mut(&token.batch) {
             batch.ready.push(verdict);
@@ -237,7 +237,7 @@ impl Roster {
         }
     }
 
-    /// How many batches of a destination are in hand.
+    /// How many batches of a destination are held.
     pub fn held(&self, destination: usize) -> usize {
         self.destinations[destination].held
     }
@@ -253,7 +253,7 @@ impl Roster {
         self.destinations[destination].waiting
     }
 
-    /// The leases in hand.
+    /// The held leases.
     pub fn tokens(&self) -> Vec<LeaseToken> {
         self.batches.values().map(|batch| batch.token).collect()
     }
@@ -407,8 +407,8 @@ impl Roster {
         }
     }
 
-    /// Forgets a batch that is complete, or whose lease is lost. Lanes still sending its messages
-    /// may report them; nothing comes of it.
+    /// Forgets a batch that is complete, or whose lease is lost. Senders that still have its
+    /// messages may report them; such reports are ignored.
     pub fn remove(&mut self, token: LeaseToken) {
         if self.batches.get(&token.batch).is_some_and(|batch| batch.token == token) {
             let batch = self.batches.remove(&token.batch).expect("it was just seen");
@@ -439,7 +439,7 @@ impl Roster {
         self.batches.values().filter(returnable).map(|batch| batch.token).collect()
     }
 
-    /// Whether nothing is in hand.
+    /// Whether it holds no batch and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty() && self.in_flight == 0
     }

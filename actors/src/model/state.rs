@@ -90,20 +90,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn i7_the_order_of_reports_does_not_matter(told in prop::collection::vec(0u8..7, 1..12), seed: u64) {
-            let told: Vec<_> = told.into_iter().filter_map(MessageState::from_byte).collect();
-            let mut permuted = told.clone();
+        fn i7_the_order_of_reports_does_not_matter(states in prop::collection::vec(0u8..7, 1..12), seed: u64) {
+            let states: Vec<_> = states.into_iter().filter_map(MessageState::from_byte).collect();
+            let mut permuted = states.clone();
             let len = permuted.len();
             permuted.rotate_left(seed as usize % len);
             permuted.swap(0, (seed >> 8) as usize % len);
             let merge = |reports: &[MessageState]| {
                 reports.iter().fold(MessageState::Accepted, |state, &report| state.merge(report))
             };
-            let once = merge(&told);
+            let once = merge(&states);
             prop_assert_eq!(once, merge(&permuted));
-            permuted.extend(&told); // told twice
+            permuted.extend(&states); // states twice
             prop_assert_eq!(once, merge(&permuted));
-            prop_assert_eq!(Some(once), told.into_iter().max());
+            prop_assert_eq!(Some(once), states.into_iter().max());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Throughput over the last minute (S4.7): what was done in it, and what that comes to per hour and per day
-//! if it goes on. Never an average over a lifetime, which hides that nothing moves any more.
+//! Throughput over the last minute (S4.7): the count, and the rates per hour and per day at that pace.
+//! Never an average over a lifetime, which hides that nothing moves any more.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct Throughput {
     latest: u64,
 }
 
-/// What the window comes to.
+/// The count of a window, and its length.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     /// Done within the window.
@@ -60,8 +60,8 @@ impl Throughput {
         self.counts[(self.latest % SLOTS) as usize] += count;
     }
 
-    /// What the minute before `now` comes to. In the first second it counts as a whole one, so that a
-    /// start makes no peak.
+    /// The rates over the minute before `now`. The first second counts as a whole one, so that a start makes no
+    /// peak.
     pub fn rates(&mut self, now: MonoMs) -> Rates {
         self.forget(now);
         let begin = (self.latest + 1).saturating_sub(SLOTS).saturating_mul(SLOT_MS).max(self.since.0);
@@ -84,14 +84,14 @@ impl Throughput {
     }
 }
 
-/// A worker's throughput, and when it is to be told.
+/// A worker's throughput, and when to log it.
 #[derive(Clone, Debug)]
-pub struct Telling {
+pub struct ThroughputLog {
     throughput: Throughput,
     due: MonoMs,
 }
 
-impl Telling {
+impl ThroughputLog {
     /// Nothing is done at `now`.
     pub fn new(now: MonoMs) -> Self {
         Self { throughput: Throughput::new(now), due: now.after(WINDOW) }
@@ -102,7 +102,7 @@ impl Telling {
         self.throughput.add(now, count);
     }
 
-    /// What is to be told at `now`: once in a minute, and only if there was something.
+    /// What to log at `now`: once a minute, and only if something was done.
     pub fn due(&mut self, now: MonoMs) -> Option<Rates> {
         if now < self.due {
             return None;
@@ -171,12 +171,12 @@ mod tests {
 
     #[test]
     fn s4_7_it_is_told_once_in_a_minute_and_not_while_nothing_is_done() {
-        let mut telling = Telling::new(MonoMs(0));
-        telling.add(MonoMs(30_000), 600);
-        assert_eq!(telling.due(MonoMs(59_999)), None);
-        let rates = telling.due(MonoMs(60_000)).expect("a minute is over");
+        let mut log = ThroughputLog::new(MonoMs(0));
+        log.add(MonoMs(30_000), 600);
+        assert_eq!(log.due(MonoMs(59_999)), None);
+        let rates = log.due(MonoMs(60_000)).expect("a minute is over");
         assert_eq!(rates.processed, 600);
-        assert_eq!(telling.due(MonoMs(60_001)), None);
-        assert_eq!(telling.due(MonoMs(200_000)), None, "nothing was done");
+        assert_eq!(log.due(MonoMs(60_001)), None);
+        assert_eq!(log.due(MonoMs(200_000)), None, "nothing was done");
     }
 }

@@ -24,7 +24,7 @@ const MS_DIGITS: usize = 12;
 /// Far more than any time takes.
 const BYTES_MAX: usize = 64;
 
-/// Reads a time; decimals beyond milliseconds are dropped. `None` if it is none.
+/// Reads a time; decimals beyond milliseconds are dropped. `None` if it is not a time.
 pub fn read(text: &str) -> Option<UnixMs> {
     if text.len() > BYTES_MAX {
         return None;

@@ -56,7 +56,7 @@ pub enum Fetched {
 #[async_trait]
 pub trait OutboxPages: Send + Sync {
     /// Lists batches that are stored: those that are outstanding, or those that are dispatched, settled or not.
-    /// What changes sides meanwhile may be missed or listed on both. `Permanent` for a cursor that is none.
+    /// What changes sides meanwhile may be missed or listed on both. `Permanent` for an invalid cursor.
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError>;
 
     /// Many batches by id, one answer per id in order.
@@ -71,7 +71,7 @@ pub trait OutboxPages: Send + Sync {
     async fn count_outstanding(&self) -> Result<u64, StoreError>;
 }
 
-/// What a store lets go of in the end.
+/// Archiving: removing what is settled and old.
 #[async_trait]
 pub trait Archive: Send + Sync {
     /// One bounded step of removing payloads that nothing needs any more, by

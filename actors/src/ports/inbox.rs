@@ -71,7 +71,7 @@ pub struct ClaimedFile {
 }
 
 impl ClaimedFile {
-    /// The name as readable text, bytes that are no UTF-8 replaced. Escape it before printing.
+    /// The name as readable text, bytes that are not UTF-8 replaced. Escape it before printing.
     pub fn display_name(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
@@ -128,7 +128,7 @@ pub trait Inbox: Send + Sync {
 
     /// Moves the claimed file to `done/` or `failed/` (by the report's state) and writes
     /// `NAME.report.json` beside it. The report is written before the file is moved, so a crash
-    /// in between is mended by calling it again. A file that vanished is no error.
+    /// in between is repaired by calling it again. A file that vanished is not an error.
     fn finish(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<()>;
 
     /// Replaces the reports of files that are finished, when their last message has settled, and

@@ -34,12 +34,12 @@ impl std::fmt::Debug for IntakeEntry {
 /// before its visibility timeout.
 ///
 /// Operations on many take any number of ack ids and answer one outcome per id, in order. `Permanent`: this
-/// delivery is not ours any more; the entry is gone or will be delivered again. What may be mended from
+/// delivery is not ours any more; the entry is gone or will be delivered again. What may be fixed from
 /// outside while the process runs (a queue that is away, a permission that is missing) is `Retryable`.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Takes up to `limit` entries, and never more than the engine's own maximum, for as long as the
-    /// intake's visibility timeout. If there is none it waits for up to `wait`; empty is no error.
+    /// intake's visibility timeout. Without any it waits for up to `wait`; an empty answer is not an error.
     /// Cancelling it loses no entry: what was on its way comes again after the visibility timeout.
     async fn receive(&self, limit: usize, wait: Duration) -> Result<Vec<IntakeEntry>, StoreError>;
 

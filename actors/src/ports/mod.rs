@@ -8,6 +8,7 @@ mod archive;
 mod calls;
 mod claims;
 mod clock;
+pub mod console;
 mod dispatch;
 mod in_flight;
 mod inbox;
@@ -71,7 +72,7 @@ impl From<Failure> for StoreError {
     }
 }
 
-/// What one item of an operation on many came to.
+/// The outcome of one item of an operation on many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {
     /// Done.

@@ -12,7 +12,7 @@ use crate::model::rate_share::RateLeases;
 #[async_trait]
 pub trait RateTable: Send + Sync {
     /// The leases of `destination` as the last `store` that succeeded left them, whoever's it was (a strongly
-    /// consistent read); empty and of version 0 if there was none.
+    /// consistent read); empty and of version 0 if nothing was stored.
     async fn load(&self, destination: &str) -> Result<RateLeases, StoreError>;
 
     /// Replaces the leases of `destination` if their version is `leases.version - 1`; `false` if it is not.

@@ -27,7 +27,7 @@ pub struct Polled {
 /// has taken.
 #[async_trait]
 pub trait ReceiptSource: Send + Sync {
-    /// Looks for receipts behind `cursor` (`None`: from the beginning); if there are none it waits for up to
+    /// Looks for receipts behind `cursor` (`None`: from the beginning); without any it waits for up to
     /// `wait`. A look that fails is repeated with the same cursor: nothing is passed over (S0.1). Cancelling it
     /// loses nothing but time.
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError>;
@@ -37,6 +37,6 @@ pub trait ReceiptSource: Send + Sync {
         None
     }
 
-    /// Lets go of what `poll` brought, after the commit. Repeating it is harmless.
+    /// Drops what `poll` brought, after the commit. Repeating it is harmless.
     async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError>;
 }

@@ -43,7 +43,7 @@ pub struct Taken {
     pub rejected: u64,
 }
 
-/// What one application came to. Receipts that were taken from the inbox are each in exactly one of
+/// The result of one application. Receipts that were taken from the inbox are each in exactly one of
 /// `matched`, `parked`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -64,7 +64,7 @@ impl Applied {
     }
 }
 
-/// A message's new state, to be told to whoever wants to know.
+/// A message's new state, for the feed of status changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusChange {
     /// Ascends with time, roughly; unique.
@@ -107,7 +107,7 @@ pub trait ReceiptLedger: Send + Sync {
 
     /// Takes up to `receipts` receipts, or the first that together have more than `bytes`, out of the inbox
     /// and applies them, all or nothing: to the messages they are about, or parks them. What another worker
-    /// has in hand is passed over.
+    /// holds is skipped.
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError>;
 
     /// How many receipts wait in the inbox. Unknown is an error, never 0.
@@ -138,7 +138,7 @@ pub trait ReceiptLedger: Send + Sync {
     /// was opened to keep them has any.
     async fn changes(&self, after: Option<u64>, limit: usize) -> Result<Vec<StatusChange>, StoreError>;
 
-    /// Forgets changes that were told.
+    /// Forgets changes that were delivered.
     async fn forget_changes(&self, numbers: &[u64]) -> Result<(), StoreError>;
 
     /// One bounded step of retention: removes up to `limit` of what is older than `before`: rows of messages,
@@ -147,7 +147,7 @@ pub trait ReceiptLedger: Send + Sync {
     async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
 }
 
-/// What a source's rejects came to when they were read again. Each is named by its event.
+/// The results of reading a source's rejects again. Each is named by its event.
 #[derive(Clone, Debug)]
 pub struct Reread {
     /// The source's name.
@@ -164,8 +164,8 @@ pub struct Reread {
     pub at: UnixMs,
 }
 
-/// The rejects of a ledger of rows, for who reads them again once a mapping was mended: a command, beside the daemon
-/// or without it.
+/// The rejects of a ledger of rows, for reading them again once a mapping is fixed: a command does that, with or without a
+/// running daemon.
 #[async_trait]
 pub trait ReceiptRejects: Send + Sync {
     /// Up to `limit` rejects of `source` with an event greater than `after`, in the order of their events.

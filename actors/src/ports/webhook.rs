@@ -15,10 +15,10 @@ pub struct WebhookRequest<'a> {
     pub body: &'a [u8],
 }
 
-/// What an attempt came to, and what the receiver calls the message.
+/// The outcome of an attempt, and the receiver's own id for the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What it came to.
+    /// The outcome.
     pub outcome: Outcome,
     /// The receiver's own id for the message, if it is to be kept and was in the answer.
     pub provider_id: Option<Box<str>>,

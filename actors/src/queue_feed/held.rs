@@ -1,4 +1,4 @@
-//! The deliveries in hand, and until when the queue leaves them to us.
+//! The deliveries that are held, and until when the queue hides them.
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +11,11 @@ use crate::{
     ports::ItemOutcome,
 };
 
-/// When each delivery in hand was received or last extended.
+/// When each held delivery was received or last extended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held(Arc<Mutex<BTreeMap<AckId, MonoMs>>>);
+pub(super) struct HeldEntries(Arc<Mutex<BTreeMap<AckId, MonoMs>>>);
 
-impl Held {
+impl HeldEntries {
     fn map(&self) -> MutexGuard<'_, BTreeMap<AckId, MonoMs>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -25,7 +25,7 @@ impl Held {
         self.map().extend(acks.map(|ack| (ack, now)));
     }
 
-    /// They are not in hand any more.
+    /// They are no longer held.
     pub(super) fn forget(&self, acks: &[AckId]) {
         let mut held = self.map();
         for ack in acks {

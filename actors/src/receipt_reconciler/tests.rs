@@ -227,7 +227,7 @@ async fn a_drain_finishes_the_batch_in_hand_and_is_bounded() {
     for reconciler in pool {
         reconciler.await.unwrap();
     }
-    assert_eq!(world.ledger.waiting().await, Ok(0), "it was in hand");
+    assert_eq!(world.ledger.waiting().await, Ok(0), "the current batch was finished");
 
     let world = World::new();
     world.ledger.inside.set_down(true);

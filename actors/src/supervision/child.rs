@@ -43,7 +43,7 @@ pub enum Exit {
     Lost,
 }
 
-/// A child's end, told to its supervisor.
+/// A child's exit, reported to its supervisor.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct ChildExited {
@@ -78,8 +78,8 @@ impl Fault {
     }
 }
 
-/// Tells the supervisor that a child is gone: by the monitor task, or by being dropped with it when
-/// the arbiter itself is lost.
+/// Reports a child's exit to the supervisor: from the monitor task, or when dropped with that task because the
+/// arbiter itself is lost.
 struct ExitGuard(Option<(Recipient<ChildExited>, ChildId)>);
 
 impl ExitGuard {
@@ -87,7 +87,7 @@ impl ExitGuard {
         clippy::disallowed_methods,
         reason = "one message per life; it must not be lost to a full mailbox"
     )]
-    fn tell(&mut self, exit: Exit) {
+    fn report(&mut self, exit: Exit) {
         if let Some((supervisor, id)) = self.0.take() {
             supervisor.do_send(ChildExited { id, exit });
         }
@@ -96,7 +96,7 @@ impl ExitGuard {
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        self.tell(Exit::Lost);
+        self.report(Exit::Lost);
     }
 }
 
@@ -120,7 +120,7 @@ impl Birth {
     {
         let Self { id, fault, arbiter, supervisor, kill } = self;
         let (sender, receiver) = actix::dev::channel::channel::<A>(mailbox);
-        // Built here, not in the task: it also tells of an arbiter that is dead already.
+        // Built here, not in the task: it also reports an arbiter that is already dead.
         let mut guard = ExitGuard(Some((supervisor, id)));
         arbiter.spawn_fn(move || {
             actix_rt::spawn(async move {
@@ -145,7 +145,7 @@ impl Birth {
                         Exit::Killed
                     }
                 };
-                guard.tell(exit);
+                guard.report(exit);
             });
         });
         Addr::new(sender)

@@ -81,7 +81,7 @@ struct ChildSlot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum SupervisorPhase {
     Running,
     /// A child of a `OneForAll` supervisor exited: the others are being ended; then all start again.
     Regenerating,
@@ -101,7 +101,7 @@ pub struct Supervisor {
     ended: Option<oneshot::Sender<i32>>,
     slots: Vec<ChildSlot>,
     intensity: RestartIntensity,
-    phase: Phase,
+    phase: SupervisorPhase,
     regenerate_after: Duration,
 }
 
@@ -124,7 +124,7 @@ impl Supervisor {
             ended: None,
             slots: Vec::new(),
             intensity,
-            phase: Phase::Running,
+            phase: SupervisorPhase::Running,
             regenerate_after: Duration::ZERO,
         }
     }
@@ -179,7 +179,7 @@ impl Supervisor {
     }
 
     fn start_all(&mut self, context: &mut Context<Self>) {
-        self.phase = Phase::Running;
+        self.phase = SupervisorPhase::Running;
         for index in 0..self.slots.len() {
             self.start_child(index, context);
         }
@@ -191,16 +191,16 @@ impl Supervisor {
     }
 
     fn stop(&mut self, code: i32, context: &mut Context<Self>) {
-        if !matches!(self.phase, Phase::Stopping { .. }) {
+        if !matches!(self.phase, SupervisorPhase::Stopping { .. }) {
             let rank = self.specs.iter().map(|spec| spec.rank).max().unwrap_or(0);
-            self.phase = Phase::Stopping { rank, code };
+            self.phase = SupervisorPhase::Stopping { rank, code };
             self.drain_rank(context);
         }
     }
 
     /// Drains the current rank; when nobody of it is alive, the one below.
     fn drain_rank(&mut self, context: &mut Context<Self>) {
-        while let Phase::Stopping { rank, code } = self.phase {
+        while let SupervisorPhase::Stopping { rank, code } = self.phase {
             let alive: Vec<_> = self.alive_in(rank).collect();
             if !alive.is_empty() {
                 for index in alive {
@@ -222,14 +222,14 @@ impl Supervisor {
                 context.stop();
                 return;
             }
-            self.phase = Phase::Stopping { rank: rank - 1, code };
+            self.phase = SupervisorPhase::Stopping { rank: rank - 1, code };
         }
     }
 
     fn end_rank(&mut self, rank: usize) {
-        if matches!(self.phase, Phase::Stopping { rank: current, .. } if current == rank) {
+        if matches!(self.phase, SupervisorPhase::Stopping { rank: current, .. } if current == rank) {
             for index in self.alive_in(rank).collect::<Vec<_>>() {
-                tracing::warn!(child = %self.slots[index].id, "the child did not drain in time and is ended");
+                tracing::warn!(child = %self.slots[index].id, "the child did not drain in time; stopping it");
                 self.slots[index].kill = None;
             }
         }
@@ -237,14 +237,15 @@ impl Supervisor {
 
     /// A child that blocks its thread can't be ended. The shutdown goes on; the process's exit reaps it.
     fn abandon_rank(&mut self, rank: usize, context: &mut Context<Self>) {
-        if let Phase::Stopping { rank: current, code } = self.phase
+        if let SupervisorPhase::Stopping { rank: current, code } = self.phase
             && current == rank
         {
             for index in self.alive_in(rank).collect::<Vec<_>>() {
-                tracing::error!(child = %self.slots[index].id, "the child's thread is stuck and is abandoned");
+                tracing::error!(child = %self.slots[index].id, "the child's thread is stuck; abandoning it");
                 self.slots[index].alive = false;
             }
-            self.phase = Phase::Stopping { rank, code: if code == 0 { EXIT_SOFTWARE } else { code } };
+            self.phase =
+                SupervisorPhase::Stopping { rank, code: if code == 0 { EXIT_SOFTWARE } else { code } };
             self.drain_rank(context);
         }
     }
@@ -278,13 +279,13 @@ impl Supervisor {
                 match self.strategy {
                     Strategy::OneForOne => {
                         context.run_later(wait, move |this, context| {
-                            if this.phase == Phase::Running && !this.slots[index].alive {
+                            if this.phase == SupervisorPhase::Running && !this.slots[index].alive {
                                 this.start_child(index, context);
                             }
                         });
                     }
                     Strategy::OneForAll => {
-                        self.phase = Phase::Regenerating;
+                        self.phase = SupervisorPhase::Regenerating;
                         self.regenerate_after = wait;
                         for slot in &mut self.slots {
                             slot.kill = None;
@@ -335,18 +336,18 @@ impl Handler<ChildExited> for Supervisor {
         slot.drain = None;
         slot.kill = None;
         match self.phase {
-            Phase::Running => self.child_failed(index, &exited.exit, context),
-            Phase::Regenerating => {}
-            Phase::Stopping { rank, .. } => {
+            SupervisorPhase::Running => self.child_failed(index, &exited.exit, context),
+            SupervisorPhase::Regenerating => {}
+            SupervisorPhase::Stopping { rank, .. } => {
                 if self.alive_in(rank).next().is_none() {
                     self.drain_rank(context);
                 }
                 return;
             }
         }
-        if self.phase == Phase::Regenerating && self.slots.iter().all(|slot| !slot.alive) {
+        if self.phase == SupervisorPhase::Regenerating && self.slots.iter().all(|slot| !slot.alive) {
             context.run_later(self.regenerate_after, |this, context| {
-                if this.phase == Phase::Regenerating {
+                if this.phase == SupervisorPhase::Regenerating {
                     this.start_all(context);
                 }
             });

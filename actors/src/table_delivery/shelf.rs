@@ -22,7 +22,7 @@ pub struct GroupLimits {
 }
 
 #[derive(Debug)]
-struct Waiting<B> {
+struct ShelvedBatch<B> {
     batch: B,
     since: MonoMs,
     rows: usize,
@@ -37,10 +37,10 @@ struct Waiting<B> {
 #[derive(Debug)]
 pub(super) struct Shelf<B> {
     limits: GroupLimits,
-    waiting: VecDeque<Waiting<B>>,
+    waiting: VecDeque<ShelvedBatch<B>>,
     rows: usize,
     /// Groups that are being written.
-    lanes: usize,
+    writing: usize,
     /// Rows of the batch that came last: what the next ones are taken to have.
     usual_rows: usize,
     /// Groups in a row that the table could not take …
@@ -55,15 +55,15 @@ impl<B> Shelf<B> {
             limits,
             waiting: VecDeque::new(),
             rows: 0,
-            lanes: 0,
+            writing: 0,
             usual_rows: limits.rows.max(1),
             failures: 0,
             cold_until: MonoMs(0),
         }
     }
 
-    pub(super) fn lanes(&self) -> usize {
-        self.lanes
+    pub(super) fn writing(&self) -> usize {
+        self.writing
     }
 
     /// Puts a batch behind the others. `is_alike` says whether another one's rows are made the same way.
@@ -79,7 +79,7 @@ impl<B> Shelf<B> {
         let alike = self.waiting.back().is_some_and(|last| is_alike(&last.batch));
         self.rows += rows;
         self.usual_rows = rows.max(1);
-        self.waiting.push_back(Waiting { batch, since: now, rows, bytes, alone, alike });
+        self.waiting.push_back(ShelvedBatch { batch, since: now, rows, bytes, alone, alike });
     }
 
     /// Takes away what `is_gone`.
@@ -88,7 +88,7 @@ impl<B> Shelf<B> {
             if let Some(gone) = self.waiting.remove(at) {
                 self.rows -= gone.rows;
             }
-            // Nothing is known of how its successor compares with what stands before it now.
+            // Whether its successor is like its new predecessor is not known.
             if let Some(next) = self.waiting.get_mut(at) {
                 next.alike = false;
             }
@@ -101,8 +101,8 @@ impl<B> Shelf<B> {
         self.waiting.drain(..).map(|waiting| waiting.batch).collect()
     }
 
-    /// One that probes a table which took nothing lately.
-    fn lanes_max(&self, concurrency: usize) -> usize {
+    /// One, as a probe, while the table takes nothing.
+    fn writing_max(&self, concurrency: usize) -> usize {
         if self.failures > 0 { concurrency.min(1) } else { concurrency }
     }
 
@@ -121,7 +121,7 @@ impl<B> Shelf<B> {
 
     /// Takes the next group if it is full or its time has come, and counts it as being written.
     pub(super) fn cut(&mut self, now: MonoMs, concurrency: usize) -> Option<Vec<B>> {
-        if self.lanes >= self.lanes_max(concurrency) || now < self.cold_until {
+        if self.writing >= self.writing_max(concurrency) || now < self.cold_until {
             return None;
         }
         let first = self.waiting.front()?;
@@ -143,15 +143,15 @@ impl<B> Shelf<B> {
         if !is_full && now.since(first.since) < self.limits.linger {
             return None;
         }
-        self.lanes += 1;
+        self.writing += 1;
         let group: Vec<_> = self.waiting.drain(..count).collect();
         self.rows -= group.iter().map(|waiting| waiting.rows).sum::<usize>();
         Some(group.into_iter().map(|waiting| waiting.batch).collect())
     }
 
-    /// When there may be something to cut though nothing happens; `None` if a lane has to end first.
+    /// When there may be a group to cut without any event; `None` if a running one has to end first.
     pub(super) fn due(&self, concurrency: usize) -> Option<MonoMs> {
-        if self.lanes >= self.lanes_max(concurrency) {
+        if self.writing >= self.writing_max(concurrency) {
             return None;
         }
         self.waiting.front().map(|first| first.since.after(self.limits.linger).max(self.cold_until))
@@ -160,7 +160,7 @@ impl<B> Shelf<B> {
     /// A group has been written, or what of it could not be has been recorded. `took_rows` is `None` if no statement
     /// was made. `jitter`, in `0.0..1.0`, spreads the next attempts of several workers.
     pub(super) fn done(&mut self, now: MonoMs, took_rows: Option<bool>, jitter: f64) {
-        self.lanes -= 1;
+        self.writing -= 1;
         match took_rows {
             None => {}
             Some(true) => self.failures = 0,

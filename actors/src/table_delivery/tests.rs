@@ -30,9 +30,9 @@ const LIMITS: GroupLimits =
     GroupLimits { rows: 1_000, bytes: 1_000_000, linger: Duration::from_millis(200), batches: 64 };
 
 /// Virtual time.
-struct Paused(Instant);
+struct PausedClock(Instant);
 
-impl Clock for Paused {
+impl Clock for PausedClock {
     fn wall(&self) -> UnixMs {
         UnixMs(1_000_000 + self.mono().0)
     }
@@ -42,14 +42,14 @@ impl Clock for Paused {
     }
 }
 
-/// The store's ledger, and what it was told.
-struct Told {
+/// The store's ledger, and what was recorded in it.
+struct RecordingLedger {
     store: Arc<MemoryStore>,
     records: Mutex<Vec<MessageRecord>>,
 }
 
 #[async_trait]
-impl Ledger for Told {
+impl Ledger for RecordingLedger {
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let records = settlements.iter().flat_map(|settlement| settlement.records.clone());
         self.records.lock().unwrap().extend(records);
@@ -95,9 +95,9 @@ fn template() -> String {
 }
 
 struct World {
-    clock: Arc<Paused>,
+    clock: Arc<PausedClock>,
     store: Arc<MemoryStore>,
-    told: Arc<Told>,
+    ledger: Arc<RecordingLedger>,
     tables: [Arc<MemoryTable>; 2],
     setup: TableDeliverySetup,
     file: Arc<FileRecord>,
@@ -106,9 +106,9 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let clock = Arc::new(Paused(Instant::now()));
+        let clock = Arc::new(PausedClock(Instant::now()));
         let store = Arc::new(MemoryStore::new());
-        let told = Arc::new(Told { store: store.clone(), records: Mutex::default() });
+        let ledger = Arc::new(RecordingLedger { store: store.clone(), records: Mutex::default() });
         let tables = [Arc::new(MemoryTable::new()), Arc::new(MemoryTable::new())];
         let destination = |(name, table): (&&str, &Arc<MemoryTable>)| TableDestination {
             name: (*name).into(),
@@ -129,8 +129,9 @@ impl World {
         let setup = TableDeliverySetup {
             destinations: TABLES.iter().zip(&tables).map(destination).collect(),
             worker: WorkerSetup {
+                born: MonoMs(0),
                 queue: store.clone(),
-                ledger: told.clone(),
+                ledger: ledger.clone(),
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),
@@ -141,7 +142,7 @@ impl World {
             alone: Arc::default(),
         };
         let file = fixtures::file("orders", 1, &TABLES);
-        Self { clock, store, told, tables, setup, file, appended: 0 }
+        Self { clock, store, ledger, tables, setup, file, appended: 0 }
     }
 
     fn batch(&self, destination: &str, rows: Range<u64>, change: impl Fn(&mut BatchHeader)) -> NewBatch {
@@ -172,7 +173,8 @@ impl World {
     async fn lose(&self, holder: &str, begins: Option<u32>) {
         let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 1 }];
         let now = self.clock.wall();
-        let request = LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now };
+        let request =
+            LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
         let lease = self.store.lease(request).await.unwrap().pop().expect("nobody has it");
         let settlement = Settlement {
             token: lease.token,
@@ -189,8 +191,8 @@ impl World {
     /// Starts a worker as its actor does.
     fn worker(&self) -> Worker {
         let worker = TableDelivery::new(self.setup.clone(), "node-1/table-0#1", None, Fault::default());
-        let desk = worker.desk.clone();
-        let (lease, extend, group) = (desk.clone(), desk.clone(), desk);
+        let strategy = worker.strategy.clone();
+        let (lease, extend, group) = (strategy.clone(), strategy.clone(), strategy);
         let tasks = vec![
             tokio::spawn(async move { extend.worker.extend(&extend).await.unwrap() }),
             tokio::spawn(async move { group.group_loop().await }),
@@ -222,7 +224,7 @@ impl World {
     }
 
     fn records_of(&self, destination: &str) -> BTreeMap<u64, MessageRecord> {
-        let records = self.told.records.lock().unwrap();
+        let records = self.ledger.records.lock().unwrap();
         let of = records.iter().filter(|record| *record.destination == *destination);
         of.map(|record| (record.id.row, record.clone())).collect()
     }
@@ -237,7 +239,7 @@ struct Worker {
 impl Worker {
     /// As a `Drain` does.
     async fn drained(mut self) {
-        self.actor.as_ref().expect("it lives").desk.close();
+        self.actor.as_ref().expect("it lives").strategy.close();
         let life = tokio::time::timeout(Duration::from_secs(20), &mut self.life).await;
         life.expect("it drains").expect("it does not panic").expect("the store refuses nothing");
     }
@@ -364,7 +366,7 @@ async fn s4_1_every_statement_passes_both_gates_those_of_a_bisection_too() {
             break;
         }
         assert_eq!(world.tables[0].statements().len(), fed, "each waits for its turn, and takes it");
-        assert!(fed < 40, "it comes to an end");
+        assert!(fed < 40, "it ends");
         rate.feed(1);
         fed += 1;
     }
@@ -400,7 +402,7 @@ async fn what_cannot_become_a_row_is_dead_with_the_reason() {
     for (row, expected) in [
         (1, "the mapping can't be read"),
         (4, "the batch has no mapping"),
-        (7, "is no name of a column"),
+        (7, "is not a name of a column"),
         (10, "column `who`: found \"user-10\", expected a whole number"),
     ] {
         let record = &records[&row];
@@ -424,7 +426,7 @@ async fn what_cannot_become_a_row_is_dead_with_the_reason() {
 async fn s4_6_a_batch_whose_lease_was_lost_is_written_again_one_row_at_a_time() {
     let mut world = World::new();
     world.append(5).await;
-    // It had written the rows, but told nobody.
+    // It had written the rows, but not recorded them.
     let mapping = Arc::new(serde_json::from_str::<Mapping>(&template()).unwrap());
     let id = |row| format!("msg_{}_{row}", world.file.id);
     let rows: Vec<_> = (1..=5)
@@ -470,8 +472,8 @@ async fn a_panic_in_a_statement_is_its_rows_failure_and_the_worker_goes_on() {
     let worker = world.worker();
     world.until_settled("primary", Duration::from_mins(1)).await;
     assert_eq!(world.counts("primary").await.sent, 5);
-    let told = world.told.records.lock().unwrap().clone();
-    assert!(told.iter().any(|record| record.reason == Some(Reason::Panic)));
+    let ledger = world.ledger.records.lock().unwrap().clone();
+    assert!(ledger.iter().any(|record| record.reason == Some(Reason::Panic)));
     worker.drained().await;
 }
 
@@ -492,7 +494,8 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
     world.tables[0].slow(Duration::ZERO);
     let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 10 }];
     let now = world.clock.wall();
-    let request = LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now };
+    let request =
+        LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
     let leases = world.store.lease(request).await.unwrap();
     assert!(leases.iter().all(|lease| lease.losses == 0), "{leases:?}");
     let open = || leases.iter().flat_map(|lease| &lease.open);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::model::{
     ids::MessageId,
     outcome::Reason,
-    receipt::{ReceiptFacts, Told},
+    receipt::{ReceiptFacts, ReportedStates},
     state::MessageState,
     time::UnixMs,
 };
@@ -39,8 +39,8 @@ pub struct LedgerRow {
     pub accepted_at: UnixMs,
     /// Of the greatest record.
     pub at: UnixMs,
-    /// Which final states receipts told of.
-    pub told: Told,
+    /// Which final states receipts reported.
+    pub reported: ReportedStates,
     /// The greatest receipt.
     pub receipt: Option<LedgerReceipt>,
 }

@@ -14,7 +14,7 @@ use crate::{
         ids::MessageId,
         receipt::{
             EventId, PROVIDER_ID_BYTES_MAX, REJECTED_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey,
-            ReceiptReject, Standing, Told, WORD_BYTES_MAX,
+            ReceiptMerge, ReceiptReject, ReportedStates, WORD_BYTES_MAX,
         },
         record::{MessageRecord, record_rank},
         state::MessageState,
@@ -45,10 +45,10 @@ type Parked = BTreeMap<(Arc<str>, ReceiptKey), Vec<(UnixMs, Receipt)>>;
 struct State {
     rows: BTreeMap<RowKey, Row>,
     by_provider: BTreeMap<(Arc<str>, Box<str>), Vec<MessageId>>,
-    inbox: VecDeque<Waiting>,
+    inbox: VecDeque<WaitingReceipt>,
     events: HashMap<(Arc<str>, EventId), UnixMs>,
     parked: Parked,
-    orphans: Vec<(UnixMs, Waiting)>,
+    orphans: Vec<(UnixMs, WaitingReceipt)>,
     rejects: BTreeMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
     sources: HashMap<Arc<str>, Source>,
     changes: BTreeMap<u64, StatusChange>,
@@ -64,7 +64,7 @@ struct Source {
 type RowKey = (MessageId, Arc<str>);
 
 /// A receipt and the destination that it is about.
-struct Waiting {
+struct WaitingReceipt {
     destination: Arc<str>,
     receipt: Receipt,
 }
@@ -73,7 +73,7 @@ struct Row {
     /// The greatest of what delivery said, with the least provider's id.
     record: MessageRecord,
     expired: bool,
-    told: Told,
+    reported: ReportedStates,
     best: Option<Receipt>,
 }
 
@@ -97,8 +97,8 @@ impl Row {
         self.record.provider_id = least;
     }
 
-    fn standing(&self) -> Standing {
-        Standing::new(self.state(), self.told, self.best.as_ref().map(Receipt::rank))
+    fn standing(&self) -> ReceiptMerge {
+        ReceiptMerge::new(self.state(), self.reported, self.best.as_ref().map(Receipt::rank))
     }
 }
 
@@ -124,7 +124,12 @@ impl State {
         let key = (record.id, record.destination.clone());
         let (before, after) = match self.rows.entry(key) {
             Entry::Vacant(free) => {
-                free.insert(Row { record: record.clone(), expired: false, told: Told(0), best: None });
+                free.insert(Row {
+                    record: record.clone(),
+                    expired: false,
+                    reported: ReportedStates(0),
+                    best: None,
+                });
                 (None, record.provider_id.clone())
             }
             Entry::Occupied(mut known) => {
@@ -159,7 +164,8 @@ impl State {
 
     /// Puts the orphans of `key` back into the inbox.
     fn unorphan(&mut self, destination: &Arc<str>, key: &ReceiptKey) {
-        let is_of = |waiting: &Waiting| waiting.destination == *destination && waiting.receipt.key == *key;
+        let is_of =
+            |waiting: &WaitingReceipt| waiting.destination == *destination && waiting.receipt.key == *key;
         let found = self.orphans.extract_if(.., |(_, waiting)| is_of(waiting));
         self.inbox.extend(found.map(|(_, waiting)| waiting));
     }
@@ -169,7 +175,7 @@ impl State {
         let Entry::Occupied(mut parked) = self.parked.entry((destination.clone(), key)) else { return 0 };
         let count = parked.get().len().min(limit);
         for (_, receipt) in parked.get_mut().drain(..count) {
-            self.inbox.push_back(Waiting { destination: destination.clone(), receipt });
+            self.inbox.push_back(WaitingReceipt { destination: destination.clone(), receipt });
         }
         if parked.get().is_empty() {
             parked.remove();
@@ -191,7 +197,7 @@ impl State {
             return;
         };
         new.insert(at);
-        self.inbox.push_back(Waiting { destination: destination.clone(), receipt });
+        self.inbox.push_back(WaitingReceipt { destination: destination.clone(), receipt });
         taken.new += 1;
     }
 
@@ -238,7 +244,7 @@ impl MemoryReceipts {
         }
     }
 
-    /// Loses the answers of the next `writes` writes: they are done, and the caller is told `Unknown`.
+    /// Loses the answers of the next `writes` writes: they are done, and the caller gets `Unknown`.
     pub fn lose_answers(&self, writes: u32) {
         self.answers_to_lose.store(writes, Ordering::SeqCst);
     }
@@ -348,10 +354,10 @@ impl ReceiptLedger for MemoryReceipts {
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
         let mut state = self.state()?;
         let mut applied = Applied::default();
-        let mut standings: BTreeMap<RowKey, Standing> = BTreeMap::new();
+        let mut standings: BTreeMap<RowKey, ReceiptMerge> = BTreeMap::new();
         let mut held_bytes = 0;
         while applied.total() < receipts as u64 && held_bytes <= bytes {
-            let Some(Waiting { destination, receipt }) = state.inbox.pop_front() else { break };
+            let Some(WaitingReceipt { destination, receipt }) = state.inbox.pop_front() else { break };
             held_bytes += receipt.held_bytes();
             if let Some(id) = state.resolve(&destination, &receipt.key) {
                 applied.matched += 1;
@@ -368,7 +374,7 @@ impl ReceiptLedger for MemoryReceipts {
             applied.conflicts += u64::from(standing.is_new_conflict());
             let (is_changed, before) = (standing.is_changed(), standing.state_before());
             let row = state.rows.get_mut(&key).expect("it was resolved");
-            row.told = standing.told;
+            row.reported = standing.reported;
             row.best = standing.best.or(row.best.take());
             if is_changed {
                 applied.changed += 1;
@@ -408,7 +414,8 @@ impl ReceiptLedger for MemoryReceipts {
             parked.retain(|(at, receipt)| {
                 let keep = *at >= before || given_up.len() >= limit;
                 if !keep {
-                    let waiting = Waiting { destination: destination.clone(), receipt: receipt.clone() };
+                    let waiting =
+                        WaitingReceipt { destination: destination.clone(), receipt: receipt.clone() };
                     given_up.push((*at, waiting));
                 }
                 keep
@@ -535,7 +542,7 @@ impl RowReader for MemoryReceipts {
             provider_id: record.provider_id,
             accepted_at: record.accepted_at,
             at: record.at,
-            told: row.told,
+            reported: row.reported,
             receipt: row.best.as_ref().map(|best| LedgerReceipt {
                 state: best.state,
                 at: best.at,

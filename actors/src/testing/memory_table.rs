@@ -157,7 +157,7 @@ impl Table for MemoryTable {
             state.panics = state.panics.saturating_sub(1);
             (state.latency, panics)
         };
-        assert!(!panics, "the table was told to panic");
+        assert!(!panics, "the table was set to panic");
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }

@@ -174,7 +174,7 @@ impl Holder {
         &self.limited.gate
     }
 
-    /// Tells the pace what is allowed now.
+    /// Publishes what is allowed now.
     fn publish(&self) {
         self.allowed.send_replace(self.share.allowance(self.clock.mono()));
     }
@@ -270,7 +270,7 @@ impl Holder {
         });
         let released = released.await.unwrap_or_else(|_| Err(no_answer().into()));
         if let Err(error) = released {
-            tracing::info!(gate = %self.limited.name, %error, "the share of the rate can't be given back; it ends by itself");
+            tracing::info!(gate = %self.limited.name, %error, "the share of the rate can't be returned; it expires");
         }
     }
 
@@ -281,7 +281,7 @@ impl Holder {
             Err(error) if !self.in_trouble => {
                 let left = self.share.allowance(self.clock.mono()).until.since(self.clock.mono());
                 tracing::warn!(%gate, %error, left_ms = left.as_millis() as u64,
-                    "the share of the rate can't be renewed; when it has ended, messages wait until it can");
+                    "the share of the rate can't be renewed; once it expires, messages wait for a renewal");
                 self.in_trouble = true;
             }
             Ok(()) if self.in_trouble => {

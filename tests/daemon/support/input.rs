@@ -1,4 +1,4 @@
-//! Files to drop, and what each of their rows must come to.
+//! Files to drop, and how each of their rows must end.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::scripted::sha256_hex;
 
-/// What a row must come to; the oracle's words.
+/// How a row must end; the oracle's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// Sent or dead.
@@ -42,7 +42,7 @@ pub(crate) struct Input {
     pub(crate) bytes: Vec<u8>,
     columns: Option<Vec<String>>,
     pub(crate) rows: Vec<Row>,
-    /// What the file must come to.
+    /// How the file must end.
     state: &'static str,
 }
 
@@ -86,7 +86,7 @@ impl Input {
         Self { name: name.into(), bytes: bytes.into(), columns: None, rows, state: "ingested" }
     }
 
-    /// The same file, expected to come to `state`.
+    /// The same file, expected to end in `state`.
     pub(crate) fn ending(mut self, state: &'static str) -> Self {
         self.state = state;
         self
@@ -98,7 +98,7 @@ impl Input {
         self
     }
 
-    /// The same file with every accepted row coming to `kind`.
+    /// The same file with every accepted row expected to end as `kind`.
     pub(crate) fn all(mut self, kind: Kind) -> Self {
         for row in &mut self.rows {
             row.kind = kind;

@@ -63,7 +63,7 @@ pub(crate) fn wait_until(within: Duration, what: &str, mut check: impl FnMut() -
 /// A number from the environment, for longer runs.
 pub(crate) fn knob(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
-        text.parse().unwrap_or_else(|error| panic!("{name} = `{text}` is no number: {error}"))
+        text.parse().unwrap_or_else(|error| panic!("{name} = `{text}` is not a number: {error}"))
     })
 }
 
@@ -227,7 +227,7 @@ impl World {
         self.set(&format!("{prefix}.path"), inbox.display().to_string())
             .set(&format!("{prefix}.format"), format)
             .set(&format!("{prefix}.rescan"), "500ms")
-            .set(&format!("{prefix}.settle"), "300ms")
+            .set(&format!("{prefix}.stable_after"), "300ms")
             .set(&format!("{prefix}.destinations"), names);
         if format != "text" {
             self.set(&format!("{prefix}.recipient"), "user_id");
@@ -270,8 +270,8 @@ impl World {
         in_flight + self.number("record.max_unrecorded", 2000)
     }
 
-    /// Keeps batches and facts in engines across the network. `environment` is for the daemon, `engine` tells
-    /// the oracle where to read.
+    /// Keeps batches and facts in engines across the network. `environment` is for the daemon, `engine` says where
+    /// the oracle reads.
     pub(crate) fn share(&mut self, environment: Vec<(String, String)>, engine: Vec<String>) -> &mut Self {
         self.environment = environment;
         self.engine = engine;

@@ -32,7 +32,7 @@ impl World {
         let prefix = format!("receipts.sources.{name}");
         self.set(&format!("{prefix}.kind"), "dir")
             .set(&format!("{prefix}.path"), directory.display().to_string())
-            .set(&format!("{prefix}.settle"), "300ms");
+            .set(&format!("{prefix}.stable_after"), "300ms");
         self.map_receipts(name)
     }
 

@@ -1,4 +1,4 @@
-//! A receiver that does what a test tells it to, and logs like `postrider receiver` does. It is small
+//! A receiver that follows a test's script, and logs like `postrider receiver` does. It is small
 //! and slow on purpose: one thread per connection, no HTTP library.
 
 use std::{
@@ -39,7 +39,7 @@ pub(crate) enum Reply {
     Header(u16, &'static str, String),
     /// Breaks the connection with a RST after the whole request has arrived.
     Reset,
-    /// Never answers; lets go when the receiver is dropped.
+    /// Never answers; closes when the receiver is dropped.
     Hang,
 }
 
@@ -154,7 +154,7 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     Ok(Some((path, headers, length)))
 }
 
-/// Logs, then answers: what the sender was told is in the log.
+/// Logs, then answers: every answer is in the log.
 fn answer(
     shared: &Shared,
     mut stream: &TcpStream,

@@ -16,7 +16,7 @@
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
 
 use super::{
-    COLUMNS_MAX, FileError, NUL_IN_ROW, Refusal, Step, check_recipient,
+    COLUMNS_MAX, FileError, NUL_IN_ROW, ParseStep, RowError, check_recipient,
     lines::{Line, line, without_cr},
 };
 use crate::model::{
@@ -42,7 +42,7 @@ pub(super) struct CsvRules {
 }
 
 /// The record at the start of an input.
-enum Record {
+enum CsvRecord {
     /// Sound so far: `bytes` with and `content` bytes without the line ending, so many cells.
     Whole { content: usize, bytes: usize, cells: usize },
     /// More input is needed.
@@ -80,28 +80,28 @@ impl CsvRules {
         self.header.as_deref()
     }
 
-    /// Reads the header, which is no row, and settles the layout.
+    /// Reads the header, which is not a row, and settles the layout.
     pub(super) fn read_header(
         &mut self,
         rest: &[u8],
         end: bool,
         line: u64,
         layout: &mut Option<RowLayout>,
-    ) -> Result<Step, FileError> {
+    ) -> Result<ParseStep, FileError> {
         if let Some(step) = blank(rest, end) {
             return Ok(step);
         }
         let refuse = |problem: String| FileError::Header { line, problem };
         let (content, bytes, cells) = match self.record(rest, end) {
-            Record::Whole { content, bytes, cells } => (content, bytes, cells),
-            Record::Starved => return Ok(Step::Starved),
-            Record::Unsound(Unsound::Open) => {
+            CsvRecord::Whole { content, bytes, cells } => (content, bytes, cells),
+            CsvRecord::Starved => return Ok(ParseStep::Starved),
+            CsvRecord::Unsound(Unsound::Open) => {
                 return Err(refuse("has a quoted name that does not end".into()));
             }
-            Record::Unsound(Unsound::TooLong) => {
+            CsvRecord::Unsound(Unsound::TooLong) => {
                 return Err(refuse(format!("is longer than max_row = {}", self.max)));
             }
-            Record::Unsound(Unsound::TooManyCells) => {
+            CsvRecord::Unsound(Unsound::TooManyCells) => {
                 return Err(refuse(format!("has more than {COLUMNS_MAX} columns")));
             }
         };
@@ -112,7 +112,7 @@ impl CsvRules {
         let mut start = 0;
         for &cell_end in &self.ends[..cells] {
             let name = std::str::from_utf8(&self.cells[start..cell_end])
-                .map_err(|_| refuse(format!("is no UTF-8: column {}", names.len() + 1)))?;
+                .map_err(|_| refuse(format!("is not UTF-8: column {}", names.len() + 1)))?;
             if let Some(first) = names.iter().position(|known| known == name) {
                 return Err(refuse(format!(
                     "has one name for columns {} and {}{NAMELY}{name:?}",
@@ -133,17 +133,17 @@ impl CsvRules {
         self.columns = names.len();
         self.header = Some(rest[..content].to_vec());
         *layout = Some(RowLayout::Columns { names, recipient: self.recipient.unwrap_or(0) });
-        Ok(Step::NoRow(bytes))
+        Ok(ParseStep::NoRow(bytes))
     }
 
     /// Reads one row and lays it out.
-    pub(super) fn row(&mut self, rest: &[u8], end: bool, bytes: &mut Vec<u8>) -> Step {
+    pub(super) fn row(&mut self, rest: &[u8], end: bool, bytes: &mut Vec<u8>) -> ParseStep {
         if let Some(step) = blank(rest, end) {
             return step;
         }
         let reason = match self.record(rest, end) {
-            Record::Starved => return Step::Starved,
-            Record::Whole { content, bytes: consumed, cells } if cells == self.columns => {
+            CsvRecord::Starved => return ParseStep::Starved,
+            CsvRecord::Whole { content, bytes: consumed, cells } if cells == self.columns => {
                 let row = &rest[..content];
                 let lines = memchr::memchr_iter(b'\n', row).count() as u64 + 1;
                 if lines > 1 && !quotes_are_strict(row, self.delimiter) {
@@ -152,29 +152,29 @@ impl CsvRules {
                 }
                 if memchr::memchr(0, row).is_none() {
                     return match self.lay_out(bytes) {
-                        Ok(()) => Step::Row { bytes: consumed, lines },
-                        Err(reason) => Step::Refused { bytes: consumed, lines, raw: content, reason },
+                        Ok(()) => ParseStep::Row { bytes: consumed, lines },
+                        Err(reason) => ParseStep::Refused { bytes: consumed, lines, raw: content, reason },
                     };
                 }
                 NUL_IN_ROW.into()
             }
-            Record::Whole { cells, .. } => self.wrong_count(&cells.to_string()),
-            Record::Unsound(Unsound::TooManyCells) => {
+            CsvRecord::Whole { cells, .. } => self.wrong_count(&cells.to_string()),
+            CsvRecord::Unsound(Unsound::TooManyCells) => {
                 return self.first_line(rest, end, |rules, line| {
                     // Counted only now, and no further than the line that is rejected anyway.
                     let found = rules.count_cells(line).map_or("more".to_owned(), |cells| cells.to_string());
                     rules.wrong_count(&found)
                 });
             }
-            Record::Unsound(Unsound::Open) => "a quoted cell that begins here does not end".into(),
-            Record::Unsound(Unsound::TooLong) => {
+            CsvRecord::Unsound(Unsound::Open) => "a quoted cell that begins here does not end".into(),
+            CsvRecord::Unsound(Unsound::TooLong) => {
                 format!("the row that begins here does not end within max_row = {}", self.max).into()
             }
         };
         self.first_line(rest, end, |_, _| reason)
     }
 
-    fn wrong_count(&self, found: &str) -> Refusal {
+    fn wrong_count(&self, found: &str) -> RowError {
         format!("expected {} cells as in the header, found {found}", self.columns).into()
     }
 
@@ -183,19 +183,19 @@ impl CsvRules {
         &mut self,
         rest: &[u8],
         end: bool,
-        reason: impl FnOnce(&mut Self, &[u8]) -> Refusal,
-    ) -> Step {
+        reason: impl FnOnce(&mut Self, &[u8]) -> RowError,
+    ) -> ParseStep {
         match line(rest, end, self.max) {
             Line::Whole { content, bytes } => {
-                Step::Refused { bytes, lines: 1, raw: content, reason: reason(self, &rest[..content]) }
+                ParseStep::Refused { bytes, lines: 1, raw: content, reason: reason(self, &rest[..content]) }
             }
-            Line::Starved => Step::Starved,
-            Line::Overlong => Step::Overlong,
+            Line::Starved => ParseStep::Starved,
+            Line::Overlong => ParseStep::Overlong,
         }
     }
 
     /// Reads the record at the start of `rest` into `cells` and `ends`.
-    fn record(&mut self, rest: &[u8], end: bool) -> Record {
+    fn record(&mut self, rest: &[u8], end: bool) -> CsvRecord {
         if self.dirty {
             reset(&mut self.reader);
         }
@@ -213,10 +213,10 @@ impl CsvRules {
         if result == ReadRecordResult::InputEmpty {
             if window.len() < rest.len() || window.len() == self.max + 2 {
                 let open = memchr::memchr(b'\n', window).is_some();
-                return Record::Unsound(if open { Unsound::Open } else { Unsound::TooLong });
+                return CsvRecord::Unsound(if open { Unsound::Open } else { Unsound::TooLong });
             }
             if !end {
-                return Record::Starved;
+                return CsvRecord::Starved;
             }
             // The file ends without a line break. With one it ends the record, unless a quote is open.
             let (last, _, _, more) =
@@ -227,8 +227,8 @@ impl CsvRules {
         }
         match result {
             ReadRecordResult::Record => self.dirty = false,
-            ReadRecordResult::OutputEndsFull => return Record::Unsound(Unsound::TooManyCells),
-            ReadRecordResult::InputEmpty => return Record::Unsound(Unsound::Open),
+            ReadRecordResult::OutputEndsFull => return CsvRecord::Unsound(Unsound::TooManyCells),
+            ReadRecordResult::InputEmpty => return CsvRecord::Unsound(Unsound::Open),
             ReadRecordResult::OutputFull | ReadRecordResult::End => {
                 unreachable!("the output has room for the input, which is not empty")
             }
@@ -236,19 +236,19 @@ impl CsvRules {
         let with_cr = &rest[..bytes - usize::from(ended_by_lf)];
         let content = without_cr(with_cr);
         if content > self.max {
-            return Record::Unsound(Unsound::TooLong);
+            return CsvRecord::Unsound(Unsound::TooLong);
         }
         if content < with_cr.len() {
             // A CR before the record's end stands outside of quotes, so it ends the last cell.
             self.ends[cells - 1] -= 1;
         }
         if cells > self.columns {
-            return Record::Unsound(Unsound::TooManyCells);
+            return CsvRecord::Unsound(Unsound::TooManyCells);
         }
-        Record::Whole { content, bytes, cells }
+        CsvRecord::Whole { content, bytes, cells }
     }
 
-    fn lay_out(&self, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
+    fn lay_out(&self, bytes: &mut Vec<u8>) -> Result<(), RowError> {
         let ends = &self.ends[..self.columns];
         let all = ends.last().map_or(0, |&last| last);
         // One check for the whole row; a cell may still begin or end inside a character only if the
@@ -268,7 +268,7 @@ impl CsvRules {
         Ok(())
     }
 
-    fn invalid_cell(&self) -> Refusal {
+    fn invalid_cell(&self) -> RowError {
         let mut start = 0;
         for (column, &end) in self.ends[..self.columns].iter().enumerate() {
             if std::str::from_utf8(&self.cells[start..end]).is_err() {
@@ -307,7 +307,7 @@ impl CsvRules {
 }
 
 /// Whether every quoted cell of a row ends at its closing quote. Where it does not, a quote that was never
-/// closed has probably met the opening quote of a later row, and swallowed what stands between.
+/// closed has probably run into the opening quote of a later row and swallowed the rows between.
 fn quotes_are_strict(row: &[u8], delimiter: u8) -> bool {
     let mut rest = row;
     loop {
@@ -340,13 +340,13 @@ fn reset(reader: &mut Reader) {
     debug_assert_eq!(result, ReadRecordResult::Record);
 }
 
-/// A blank line at the start of `rest`, or the want of input to tell; `None` if a record starts here.
-fn blank(rest: &[u8], end: bool) -> Option<Step> {
+/// A blank line at the start of `rest`, or too little input to decide; `None` if a record starts here.
+fn blank(rest: &[u8], end: bool) -> Option<ParseStep> {
     match rest {
-        [b'\n', ..] => Some(Step::NoRow(1)),
-        [b'\r', b'\n', ..] => Some(Step::NoRow(2)),
-        [b'\r'] if end => Some(Step::NoRow(1)),
-        [b'\r'] => Some(Step::Starved),
+        [b'\n', ..] => Some(ParseStep::NoRow(1)),
+        [b'\r', b'\n', ..] => Some(ParseStep::NoRow(2)),
+        [b'\r'] if end => Some(ParseStep::NoRow(1)),
+        [b'\r'] => Some(ParseStep::Starved),
         _ => None,
     }
 }

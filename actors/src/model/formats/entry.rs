@@ -2,14 +2,14 @@
 //! the rules of `ndjson`, but it may stand on several lines.
 //!
 //! A body that can't be read is one rejected row that holds it; an element of an array that can't be used
-//! is rejected by itself. An empty array is no row.
+//! is rejected by itself. An empty array has no rows.
 
 use std::fmt;
 
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{CUT_MARK, Refusal, check_text, ndjson::NdjsonRules};
+use super::{CUT_MARK, RowError, check_text, ndjson::NdjsonRules};
 
 /// JSON's white space, RFC 8259 §2.
 const WHITE_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
@@ -117,15 +117,15 @@ impl EntryParser {
     /// The rows of one body.
     pub fn parse(&mut self, body: &[u8]) -> EntryRows {
         let mut rows = EntryRows::default();
-        if let Err(Refusal(reason)) = self.read(body, &mut rows) {
-            // Half an array is not taken: who mends the entry and sends it again means all of it.
+        if let Err(RowError(reason)) = self.read(body, &mut rows) {
+            // All or nothing: whoever fixes the entry and sends it again would send every row again.
             rows = EntryRows::default();
             rows.reject(reason, body, self.max_row_bytes);
         }
         rows
     }
 
-    fn read(&mut self, body: &[u8], rows: &mut EntryRows) -> Result<(), Refusal> {
+    fn read(&mut self, body: &[u8], rows: &mut EntryRows) -> Result<(), RowError> {
         let text = check_text(body)?.trim_matches(WHITE_SPACE);
         match text.as_bytes().first() {
             Some(b'{') => {
@@ -137,8 +137,8 @@ impl EntryParser {
                 reader
                     .deserialize_seq(Elements { parser: self, rows })
                     .and_then(|in_limit| reader.end().map(|()| in_limit))
-                    .map_err(|error| Refusal::from(format!("the entry is no valid JSON: {error}")))?
-                    .map_err(Refusal::from)
+                    .map_err(|error| RowError::from(format!("the entry is not valid JSON: {error}")))?
+                    .map_err(RowError::from)
             }
             None => Err("the entry is empty".into()),
             Some(_) => Err("the entry is neither a JSON object nor an array of objects".into()),
@@ -157,14 +157,14 @@ impl EntryParser {
         } else if text.starts_with('{') {
             self.rules.lay_out(text.as_bytes(), &mut rows.bytes)
         } else {
-            Err("the array's element is no JSON object".into())
+            Err("the array's element is not a JSON object".into())
         };
         match taken {
             Ok(_) => {
                 rows.accepted.push((rows.count, rows.bytes.len() as u32));
                 rows.count += 1;
             }
-            Err(Refusal(reason)) => {
+            Err(RowError(reason)) => {
                 rows.bytes.truncate(laid_out);
                 rows.reject(reason, text.as_bytes(), self.max_row_bytes);
             }
@@ -172,7 +172,7 @@ impl EntryParser {
     }
 }
 
-/// Takes an array's elements one at a time. What is no valid JSON is an error; too many elements are an
+/// Takes an array's elements one at a time. What is invalid JSON is an error; too many elements are an
 /// answer.
 struct Elements<'a> {
     parser: &'a mut EntryParser,

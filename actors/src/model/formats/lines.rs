@@ -76,7 +76,7 @@ impl Overlong {
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Starts of files that are no text, and what to do about them.
+/// Starts of files that are not text, and what to do about them.
 const COMPRESSED: [(&[u8], &str, &str); 3] = [
     (b"\x1f\x8b", "gzip", "drop it with a name that ends in `.gz`"),
     (b"\x28\xb5\x2f\xfd", "zstd", "drop it with a name that ends in `.zst`"),

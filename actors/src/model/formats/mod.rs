@@ -43,7 +43,7 @@ pub enum Format {
     Text,
     /// Delimited cells under a header.
     Csv {
-        /// What stands between cells: one ASCII byte.
+        /// The separator between cells: one ASCII byte.
         delimiter: u8,
         /// The name of the column that holds the recipient.
         recipient: String,
@@ -198,15 +198,15 @@ pub struct Position {
 
 /// Why a row is refused, for a person. No cell is quoted: a reason may be logged (I10).
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Refusal(String);
+struct RowError(String);
 
-impl From<&str> for Refusal {
+impl From<&str> for RowError {
     fn from(reason: &str) -> Self {
         Self(reason.to_owned())
     }
 }
 
-impl From<String> for Refusal {
+impl From<String> for RowError {
     fn from(reason: String) -> Self {
         Self(reason)
     }
@@ -236,7 +236,7 @@ pub struct RowParser {
 }
 
 /// What the rules made of the input's beginning.
-enum Step {
+enum ParseStep {
     /// More input is needed.
     Starved,
     /// A blank line or a header of so many bytes.
@@ -244,7 +244,7 @@ enum Step {
     /// A row, laid out in the block, of so many bytes on so many lines.
     Row { bytes: usize, lines: u64 },
     /// A row that is refused.
-    Refused { bytes: usize, lines: u64, raw: usize, reason: Refusal },
+    Refused { bytes: usize, lines: u64, raw: usize, reason: RowError },
     /// The line that begins here is too long: skip it as it streams by.
     Overlong,
 }
@@ -268,7 +268,7 @@ impl RowParser {
         Self::with(rules, max_row_bytes, layout)
     }
 
-    /// Lines of anything, laid out as they are without the white space around them: what is no message and
+    /// Lines of anything, laid out as they are without the white space around them: what is not a message and
     /// has no recipient.
     pub(super) fn lines(max_row_bytes: usize) -> Self {
         Self::with(Rules::Lines, max_row_bytes, Some(RowLayout::Lines))
@@ -362,13 +362,13 @@ impl RowParser {
             // What a row to be skipped lays out is taken back: skipping must judge rows as reading does.
             let laid_out = block.bytes.len();
             match self.step(rest, end, block)? {
-                Step::Starved => break,
-                Step::NoRow(bytes) => {
+                ParseStep::Starved => break,
+                ParseStep::NoRow(bytes) => {
                     self.position.line += memchr::memchr_iter(b'\n', &rest[..bytes]).count() as u64;
                     self.position.offset += bytes as u64;
                     at += bytes;
                 }
-                Step::Row { bytes, lines } => {
+                ParseStep::Row { bytes, lines } => {
                     self.count_row(bytes as u64, lines);
                     at += bytes;
                     if self.position.rows <= self.skip_rows {
@@ -381,14 +381,14 @@ impl RowParser {
                         });
                     }
                 }
-                Step::Refused { bytes, lines, raw, reason } => {
+                ParseStep::Refused { bytes, lines, raw, reason } => {
                     block.bytes.truncate(laid_out);
                     let line = self.position.line;
                     self.count_row(bytes as u64, lines);
                     at += bytes;
                     self.reject(block, line, reason.0, || rest[..raw].to_vec());
                 }
-                Step::Overlong => self.overlong = Some(Overlong::default()),
+                ParseStep::Overlong => self.overlong = Some(Overlong::default()),
             }
         }
         if end && at == input.len() && self.overlong.is_some() {
@@ -397,7 +397,7 @@ impl RowParser {
         Ok(at)
     }
 
-    fn step(&mut self, rest: &[u8], end: bool, block: &mut RowBlock) -> Result<Step, FileError> {
+    fn step(&mut self, rest: &[u8], end: bool, block: &mut RowBlock) -> Result<ParseStep, FileError> {
         if let Rules::Csv(rules) = &mut self.rules {
             return if self.layout.is_some() {
                 Ok(rules.row(rest, end, &mut block.bytes))
@@ -407,8 +407,8 @@ impl RowParser {
         }
         let (content, bytes) = match lines::line(rest, end, self.max_row_bytes) {
             Line::Whole { content, bytes } => (content, bytes),
-            Line::Starved => return Ok(Step::Starved),
-            Line::Overlong => return Ok(Step::Overlong),
+            Line::Starved => return Ok(ParseStep::Starved),
+            Line::Overlong => return Ok(ParseStep::Overlong),
         };
         let line = &rest[..content];
         let taken = match &mut self.rules {
@@ -418,9 +418,9 @@ impl RowParser {
             Rules::Csv(_) => unreachable!("read above"),
         };
         Ok(match taken {
-            Ok(true) => Step::Row { bytes, lines: 1 },
-            Ok(false) => Step::NoRow(bytes),
-            Err(reason) => Step::Refused { bytes, lines: 1, raw: content, reason },
+            Ok(true) => ParseStep::Row { bytes, lines: 1 },
+            Ok(false) => ParseStep::NoRow(bytes),
+            Err(reason) => ParseStep::Refused { bytes, lines: 1, raw: content, reason },
         })
     }
 
@@ -451,7 +451,7 @@ impl RowParser {
 }
 
 /// The rules for a recipient, whatever it was found in.
-fn check_recipient(recipient: &str) -> Result<(), Refusal> {
+fn check_recipient(recipient: &str) -> Result<(), RowError> {
     if recipient.bytes().all(|byte| byte == b' ' || byte == b'\t') {
         return Err("the recipient is empty".into());
     }
@@ -464,7 +464,7 @@ fn check_recipient(recipient: &str) -> Result<(), Refusal> {
 }
 
 /// The rules for a row's bytes, whatever the format.
-fn check_text(row: &[u8]) -> Result<&str, Refusal> {
+fn check_text(row: &[u8]) -> Result<&str, RowError> {
     match std::str::from_utf8(row) {
         Ok(text) if !row.contains(&0) => Ok(text),
         Ok(_) => Err(NUL_IN_ROW.into()),

@@ -5,14 +5,14 @@
 //! `1e400`, is refused, because no receiver could read it. The recipient is a string, taken
 //! unescaped, or an integer, taken digit by digit. A key that occurs twice in one object is refused at
 //! any depth: readers disagree about which one counts. So are values nested deeper than 127 objects
-//! and arrays (`serde_json`'s limit) and escapes that are no Unicode text, like `"\ud800"`.
+//! and arrays (`serde_json`'s limit) and escapes that are not Unicode text, like `"\ud800"`.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Refusal, check_recipient, check_text};
+use super::{RowError, check_recipient, check_text};
 use crate::model::batch::put_cell;
 
 #[derive(Debug)]
@@ -64,13 +64,13 @@ impl NdjsonRules {
     }
 
     /// Lays out a line; `false` if it is blank.
-    pub(super) fn lay_out(&mut self, line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, Refusal> {
+    pub(super) fn lay_out(&mut self, line: &[u8], bytes: &mut Vec<u8>) -> Result<bool, RowError> {
         let text = check_text(line)?.trim_matches([' ', '\t', '\r']);
         if text.is_empty() {
             return Ok(false);
         }
         if !text.starts_with('{') {
-            return Err("the line is no JSON object".into());
+            return Err("the line is not a JSON object".into());
         }
         self.keys.text.clear();
         self.keys.spans.clear();
@@ -81,7 +81,7 @@ impl NdjsonRules {
             .and_then(|()| reader.end())
             .map_err(|error| {
                 // `serde_json` sees each row as line 1, which would mislead.
-                Refusal::from(format!("no valid JSON: {error}").replace(" at line 1 column", " at column"))
+                RowError::from(format!("invalid JSON: {error}").replace(" at line 1 column", " at column"))
             })?;
         let Some(recipient) = recipient else {
             return Err(format!("the object has no key `{}` (the feed's `recipient`)", self.recipient).into());
@@ -93,7 +93,7 @@ impl NdjsonRules {
         Ok(true)
     }
 
-    fn read_recipient<'a>(&self, raw: &'a str) -> Result<Cow<'a, str>, Refusal> {
+    fn read_recipient<'a>(&self, raw: &'a str) -> Result<Cow<'a, str>, RowError> {
         let refuse = |found: &str| {
             Err(format!("key `{}` must be a string or an integer, found {found}", self.recipient).into())
         };
@@ -104,7 +104,7 @@ impl NdjsonRules {
                     Ok(text) => Ok(Cow::Borrowed(text)),
                     Err(_) => serde_json::from_str(raw)
                         .map(Cow::Owned)
-                        .map_err(|_| "the recipient holds an escape that is no Unicode text".into()),
+                        .map_err(|_| "the recipient holds an escape that is not valid Unicode".into()),
                 }
             }
             b'-' | b'0'..=b'9' if raw.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit()) => {

@@ -13,9 +13,9 @@ fn ndjson() -> Format {
     Format::Ndjson { recipient: "id".into() }
 }
 
-/// Everything a file comes to.
+/// Everything that is read from a file.
 #[derive(Debug, PartialEq, Eq)]
-struct Read {
+struct ParsedFile {
     /// Row, recipient and data, as text.
     rows: Vec<(u64, String, String)>,
     offsets: Vec<u64>,
@@ -31,10 +31,10 @@ fn read_in(
     skip: u64,
     rows_max: usize,
     mut chunk: impl FnMut() -> usize,
-) -> Result<Read, FileError> {
+) -> Result<ParsedFile, FileError> {
     let mut parser = RowParser::new(format, max).skip_rows(skip);
     let mut block = RowBlock::new(rows_max);
-    let mut read = Read { rows: vec![], offsets: vec![], rejects: vec![], end: parser.position() };
+    let mut read = ParsedFile { rows: vec![], offsets: vec![], rejects: vec![], end: parser.position() };
     let (mut buffer, mut left) = (Vec::new(), input);
     loop {
         let more = chunk().min(left.len());
@@ -71,7 +71,7 @@ fn read_in(
     }
 }
 
-fn read(format: &Format, input: &[u8]) -> Result<Read, FileError> {
+fn read(format: &Format, input: &[u8]) -> Result<ParsedFile, FileError> {
     read_in(format, input, MAX, 0, 1000, || usize::MAX)
 }
 
@@ -264,7 +264,7 @@ fn a_header_that_can_t_be_used_fails_the_file_and_says_why() {
     assert!(text.starts_with("line 2: no column is named `user_id`"), "{text}");
     assert!(text.contains("`recipient`") && text.contains("name, mail"), "{text}");
     assert!(error(b"user_id,a,a\n").contains("columns 2 and 3"));
-    assert!(error(b"user_id,\xff\n").contains("no UTF-8: column 2"));
+    assert!(error(b"user_id,\xff\n").contains("not UTF-8: column 2"));
     assert!(error(b"user_id,\"a\n1,2\n").contains("does not end"));
     assert!(error("x".repeat(MAX + 1).as_bytes()).contains("max_row = 40"));
     assert!(!error(b"\x1b[2J,b\n").contains('\x1b'), "F27: foreign text is escaped");
@@ -344,7 +344,7 @@ fn f23_what_readers_of_json_disagree_about_is_rejected() {
         ("{\"id\":1,\"a\":[{\"b\":1,\"c\":[{}],\"b\":2}]}", "a key occurs twice"),
         ("{\"id\":1,\"x\":1e400}", "out of range"),
         ("{\"id\":1,\"x\":\"\\ud800\"}", "hex escape"),
-        ("{\"id\":\"\\ud800\"}", "no Unicode text"),
+        ("{\"id\":\"\\ud800\"}", "not valid Unicode"),
         ("{\"id\":1.5}", "found a number with a fraction"),
         ("{\"id\":1e5}", "found a number with a fraction"),
         ("{\"id\":null}", "found null"),
@@ -352,12 +352,12 @@ fn f23_what_readers_of_json_disagree_about_is_rejected() {
         ("{\"id\":[1]}", "found an array"),
         ("{\"id\":{}}", "found an object"),
         ("{\"ID\":1}", "no key `id`"),
-        ("{\"id\":NaN}", "no valid JSON"),
-        ("{\"id\":1,}", "no valid JSON"),
-        ("{\"id\":1} {}", "no valid JSON"),
-        ("{\"id\":1", "no valid JSON"),
-        ("[\"id\"]", "no JSON object"),
-        ("\"id\"", "no JSON object"),
+        ("{\"id\":NaN}", "invalid JSON"),
+        ("{\"id\":1,}", "invalid JSON"),
+        ("{\"id\":1} {}", "invalid JSON"),
+        ("{\"id\":1", "invalid JSON"),
+        ("[\"id\"]", "not a JSON object"),
+        ("\"id\"", "not a JSON object"),
     ] {
         let reason = reason(&ndjson(), line);
         assert!(reason.contains(why), "{line}: {reason}");

@@ -11,7 +11,7 @@ fn entry(id: usize, body: &str, received: u64) -> Entry {
     Entry::read(format!("e{id}"), ack, body.as_bytes(), &mut parser, MonoMs(received))
 }
 
-/// An entry of so many rows of which every `bad`-th is none.
+/// An entry of `rows` rows; every `bad`-th is invalid.
 fn array(id: usize, rows: usize, bad: usize) -> Entry {
     let row = |row: usize| {
         if bad > 0 && row.is_multiple_of(bad) { "0".to_owned() } else { format!("{{\"id\":\"{id}-{row}\"}}") }
@@ -20,7 +20,7 @@ fn array(id: usize, rows: usize, bad: usize) -> Entry {
 }
 
 /// Every row that steps bring: number and what it is. Panics where a step is not what a store accepts.
-fn rows_of(steps: &[Step], mut before: Checkpoint) -> Vec<(u64, Result<Vec<u8>, String>)> {
+fn rows_of(steps: &[IntakeStep], mut before: Checkpoint) -> Vec<(u64, Result<Vec<u8>, String>)> {
     let mut rows = Vec::new();
     for step in steps {
         let mut brought = Vec::new();

@@ -9,7 +9,7 @@
 //! - [`lease`]: who may work on a batch.
 //! - `lanes`: which batches of a destination are leased.
 //! - `evidence`: what is known of messages that were in flight when a process died.
-//! - [`settle`]: what a worker has to say about messages, and what the operator's redrive does.
+//! - [`settle`]: recording a worker's verdicts on messages, and the operator's redrive.
 //! - [`codec`]: how a record and its history are stored.
 
 pub mod codec;

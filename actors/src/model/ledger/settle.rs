@@ -1,4 +1,4 @@
-//! What a worker has to say about messages, and what the operator's redrive does.
+//! Recording a worker's verdicts on messages, and the operator's redrive.
 
 use std::collections::BTreeMap;
 
@@ -27,11 +27,11 @@ pub struct MessageVerdict {
     /// Which attempt of that drive it was, from 1. A message that was given up without one has the number of the one
     /// that was not made.
     pub attempt: u32,
-    /// What that came to.
+    /// Its verdict.
     pub verdict: Verdict,
 }
 
-/// A worker's whole word on one batch.
+/// Everything that a worker reports of one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing<'a> {
     /// The fence it worked under.
@@ -138,7 +138,7 @@ impl Changes {
 
 /// A verdict about a message that the batch does not have.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a batch of {messages} messages has none at index {index}")]
+#[error("index {index} is out of range in a batch of {messages} messages")]
 pub struct Rejected {
     /// The index.
     pub index: u32,
@@ -154,27 +154,27 @@ impl Record {
     /// (B5). The lease ends when nothing is open any more, or when the worker says so.
     pub fn settle(&mut self, standing: Standing<'_>) -> Result<Changes, Rejected> {
         let messages = self.len();
-        let indexes = standing.verdicts.iter().map(|told| told.index).chain(standing.begins);
+        let indexes = standing.verdicts.iter().map(|message| message.index).chain(standing.begins);
         if let Some(index) = indexes.into_iter().find(|&index| index as usize >= messages) {
             return Err(Rejected { index, messages });
         }
         let was_current = self.is_current(standing.fence);
         let mut changes = Changes { was_current, ..Changes::default() };
         let mut progress = false;
-        for told in standing.verdicts {
-            let changed = match told.verdict {
-                Verdict::Sent { at, status } => self.record_sent(told, at, status, &mut changes),
+        for message in standing.verdicts {
+            let changed = match message.verdict {
+                Verdict::Sent { at, status } => self.record_sent(message, at, status, &mut changes),
                 Verdict::Retry { .. } | Verdict::Dead { .. } if !was_current => false,
                 Verdict::Retry { attempt, not_before } => {
-                    self.record_failure(told, attempt, &mut changes, |this, changes| {
-                        this.record_retry(told.index as usize, attempt.at, not_before, changes);
+                    self.record_failure(message, attempt, &mut changes, |this, changes| {
+                        this.record_retry(message.index as usize, attempt.at, not_before, changes);
                     })
                 }
                 Verdict::Dead { attempt, cause } => {
-                    let detail = standing.details.get(&told.index).map(|detail| &**detail);
-                    self.record_failure(told, attempt, &mut changes, |this, changes| {
+                    let detail = standing.details.get(&message.index).map(|detail| &**detail);
+                    self.record_failure(message, attempt, &mut changes, |this, changes| {
                         let death = Death { attempt, cause, detail: None };
-                        this.record_death(told.index as usize, death, detail, changes);
+                        this.record_death(message.index as usize, death, detail, changes);
                     })
                 }
             };
@@ -196,8 +196,14 @@ impl Record {
         Ok(changes)
     }
 
-    fn record_sent(&mut self, told: &MessageVerdict, at: UnixMs, status: u16, changes: &mut Changes) -> bool {
-        let index = told.index as usize;
+    fn record_sent(
+        &mut self,
+        message: &MessageVerdict,
+        at: UnixMs,
+        status: u16,
+        changes: &mut Changes,
+    ) -> bool {
+        let index = message.index as usize;
         let before = self.states.get(index);
         if before >= MessageState::Sent {
             return false;
@@ -209,11 +215,11 @@ impl Record {
         }
         let after_ms = u64::try_from(at.since(self.accepted_at).as_millis()).unwrap_or(u64::MAX);
         self.sent[index] = Some(Sent { status, after_ms });
-        if told.drive == self.drive(index) {
-            self.tries[index] = self.tries[index].max(tries(told.attempt));
+        if message.drive == self.drive(index) {
+            self.tries[index] = self.tries[index].max(tries(message.attempt));
         }
         if before == MessageState::Dead {
-            changes.rose.push(told.index);
+            changes.rose.push(message.index);
         }
         self.amend(index, |exception| {
             exception.not_before = UnixMs(0);
@@ -227,21 +233,21 @@ impl Record {
     /// Records a failed attempt, if it is the one that comes next; whether it is.
     fn record_failure(
         &mut self,
-        told: &MessageVerdict,
+        message: &MessageVerdict,
         attempt: Attempt,
         changes: &mut Changes,
         record: impl FnOnce(&mut Self, &mut Changes),
     ) -> bool {
-        let index = told.index as usize;
+        let index = message.index as usize;
         let is_next = self.states.get(index).is_open()
-            && told.drive == self.drive(index)
-            && told.attempt == u32::from(self.tries[index]) + 1;
+            && message.drive == self.drive(index)
+            && message.attempt == u32::from(self.tries[index]) + 1;
         if !is_next {
             return false;
         }
-        self.tries[index] = tries(told.attempt);
+        self.tries[index] = tries(message.attempt);
         self.amend(index, |exception| (exception.losses, exception.losses_alone) = (0, 0));
-        let (index, drive, attempt_number) = (told.index, told.drive, told.attempt);
+        let (index, drive, attempt_number) = (message.index, message.drive, message.attempt);
         changes.failures.push(Failure { index, drive, attempt_number, attempt });
         record(self, changes);
         true

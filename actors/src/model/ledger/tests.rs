@@ -35,7 +35,7 @@ fn dead(at: u64) -> Verdict {
     Verdict::Dead { attempt: attempt(at), cause: DeathCause::Attempts }
 }
 
-fn told(index: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
+fn on(index: u32, attempt: u32, verdict: Verdict) -> MessageVerdict {
     MessageVerdict { index, drive: 0, attempt, verdict }
 }
 
@@ -47,7 +47,7 @@ fn settle(record: &mut Record, fence: u64, verdicts: &[MessageVerdict]) -> Chang
 /// A record that is leased under fence 1.
 fn leased(count: u32) -> Record {
     let mut record = Record::new(count, ACCEPTED, ACCEPTED);
-    assert_eq!(record.lease("w", Deadline(10), Deadline(0), ACCEPTED), Grant::Granted);
+    assert_eq!(record.lease("w", Deadline(10), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
     record
 }
 
@@ -68,33 +68,40 @@ fn only_an_earlier_start_on_the_same_node_is_gone() {
 fn a_lease_is_for_who_comes_first_and_for_what_is_due() {
     let mut record = Record::new(2, ACCEPTED, ACCEPTED);
     let early = UnixMs(ACCEPTED.0 - 1);
-    assert_eq!(record.lease("a", Deadline(10), Deadline(0), early), Grant::Early { due: ACCEPTED });
+    assert_eq!(
+        record.lease("a", Deadline(10), Deadline(0), early, UnixMs(0)),
+        Grant::Early { due: ACCEPTED }
+    );
     assert_eq!((record.fence, &record.holder), (0, &None));
-    assert_eq!(record.lease("a", Deadline(10), Deadline(0), ACCEPTED), Grant::Granted);
-    assert_eq!(record.lease("b", Deadline(20), Deadline(10), ACCEPTED), Grant::Held { until: Deadline(10) });
+    assert_eq!(record.lease("a", Deadline(10), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
+    assert_eq!(
+        record.lease("b", Deadline(20), Deadline(10), ACCEPTED, UnixMs(0)),
+        Grant::Held { until: Deadline(10) }
+    );
     // Its first answer was lost: the same fence, and no deadline moves back.
-    assert_eq!(record.lease("a", Deadline(5), Deadline(0), ACCEPTED), Grant::Granted);
+    assert_eq!(record.lease("a", Deadline(5), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
     assert_eq!((record.fence, record.losses), (1, 0));
     assert_eq!(record.holder.as_ref().map(|holder| holder.until), Some(Deadline(10)));
     // It has run out: lost, due or not.
-    settle(&mut record, 1, &[told(0, 1, retry(1, u64::MAX)), told(1, 1, sent(1))]);
-    assert_eq!(record.lease("b", Deadline(30), Deadline(11), ACCEPTED), Grant::Granted);
+    settle(&mut record, 1, &[on(0, 1, retry(1, u64::MAX)), on(1, 1, sent(1))]);
+    assert_eq!(record.lease("b", Deadline(30), Deadline(11), ACCEPTED, UnixMs(0)), Grant::Granted);
     assert_eq!((record.fence, record.losses), (2, 1));
     assert!(!record.extend(1, Deadline(99)) && !record.release(1), "the old one is over");
     assert!(record.release(2) && !record.release(2));
     assert_eq!(
-        record.lease("c", Deadline(40), Deadline(31), ACCEPTED),
+        record.lease("c", Deadline(40), Deadline(31), ACCEPTED, UnixMs(0)),
         Grant::Early { due: UnixMs(u64::MAX) }
     );
-    settle(&mut record, 1, &[told(0, 1, sent(9))]);
-    assert_eq!(record.lease("c", Deadline(40), Deadline(31), ACCEPTED), Grant::Settled);
+    settle(&mut record, 1, &[on(0, 1, sent(9))]);
+    assert_eq!(record.lease("c", Deadline(40), Deadline(31), ACCEPTED, UnixMs(0)), Grant::Settled);
 }
 
 #[test]
 fn an_earlier_life_of_the_same_process_has_lost_its_lease_at_once() {
     let mut record = Record::new(1, ACCEPTED, ACCEPTED);
-    record.lease("node-a-7/w#1", Deadline(u64::MAX), Deadline(0), ACCEPTED);
-    let ask = |record: &mut Record, asks: &str| record.lease(asks, Deadline(1), Deadline(0), ACCEPTED);
+    record.lease("node-a-7/w#1", Deadline(u64::MAX), Deadline(0), ACCEPTED, UnixMs(0));
+    let ask =
+        |record: &mut Record, asks: &str| record.lease(asks, Deadline(1), Deadline(0), ACCEPTED, UnixMs(0));
     assert!(matches!(ask(&mut record, "node-a-6/w#1"), Grant::Held { .. }));
     assert!(matches!(ask(&mut record, "node-b-8/w#1"), Grant::Held { .. }));
     assert_eq!(ask(&mut record, "node-a-8/w#1"), Grant::Granted);
@@ -107,7 +114,7 @@ fn b17_a_suspect_that_was_charged_is_marked_again_at_once() {
     let mut record = leased(2);
     record.losses = 2;
     let details = BTreeMap::new();
-    let verdicts = [told(0, 1, sent(1))];
+    let verdicts = [on(0, 1, sent(1))];
     let standing =
         Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: Some(1) };
     record.settle(standing).unwrap();
@@ -121,14 +128,13 @@ fn b17_a_suspect_that_was_charged_is_marked_again_at_once() {
 fn b5_only_the_next_attempt_of_the_current_drive_fails_and_only_under_the_current_fence() {
     let mut record = leased(2);
     let before = record.clone();
-    let others =
-        [told(0, 0, dead(5)), told(0, 2, retry(5, 9)), MessageVerdict { drive: 1, ..told(0, 1, dead(5)) }];
+    let others = [on(0, 0, dead(5)), on(0, 2, retry(5, 9)), MessageVerdict { drive: 1, ..on(0, 1, dead(5)) }];
     let changes = settle(&mut record, 1, &others);
     assert_eq!((&record, changes), (&before, Changes { was_current: true, ..Changes::default() }));
-    let changes = settle(&mut record, 7, &[told(0, 1, dead(5)), told(1, 1, retry(5, 9))]);
+    let changes = settle(&mut record, 7, &[on(0, 1, dead(5)), on(1, 1, retry(5, 9))]);
     assert_eq!((&record, changes), (&before, Changes::default()));
     // Two of them in one word, in their order.
-    let changes = settle(&mut record, 1, &[told(0, 1, retry(5, 6)), told(0, 2, dead(7))]);
+    let changes = settle(&mut record, 1, &[on(0, 1, retry(5, 6)), on(0, 2, dead(7))]);
     let failures: Vec<_> =
         changes.failures.iter().map(|failed| (failed.attempt_number, failed.attempt.at.0)).collect();
     assert_eq!(failures, [(1, 5), (2, 7)]);
@@ -139,28 +145,24 @@ fn b5_only_the_next_attempt_of_the_current_drive_fails_and_only_under_the_curren
 #[test]
 fn i2_a_2xx_is_taken_from_anybody_and_only_once() {
     let mut record = leased(3);
-    settle(&mut record, 1, &[told(0, 1, retry(5, 6)), told(1, 1, dead(5))]);
+    settle(&mut record, 1, &[on(0, 1, retry(5, 6)), on(1, 1, dead(5))]);
     for _ in 0..2 {
         // Under a fence that never was, of an attempt that nobody knows.
-        settle(&mut record, 99, &[told(0, 7, sent(ACCEPTED.0 + 8)), told(1, 1, sent(ACCEPTED.0 + 9))]);
+        settle(&mut record, 99, &[on(0, 7, sent(ACCEPTED.0 + 8)), on(1, 1, sent(ACCEPTED.0 + 9))]);
         assert_eq!(record.fate(0).unwrap().sent, Some((200, UnixMs(ACCEPTED.0 + 8))));
         assert_eq!(record.fate(0).unwrap().tries, 7, "an answer is proof that it was made");
         let raised = record.fate(1).unwrap();
         assert_eq!((raised.state, raised.death, raised.not_before), (MessageState::Sent, None, None));
     }
     assert!(record.exceptions.is_empty(), "nothing is left to say of them");
-    let later = settle(&mut record, 1, &[told(0, 8, dead(9)), told(0, 8, retry(9, 9))]);
+    let later = settle(&mut record, 1, &[on(0, 8, dead(9)), on(0, 8, retry(9, 9))]);
     assert!(later.counts.is_zero() && later.failures.is_empty());
 }
 
 #[test]
 fn a_redrive_touches_the_dead_and_nothing_else() {
     let mut record = leased(4);
-    settle(
-        &mut record,
-        1,
-        &[told(0, 1, dead(5)), told(1, 1, retry(5, 6)), told(2, 1, sent(5)), told(3, 1, dead(5))],
-    );
+    settle(&mut record, 1, &[on(0, 1, dead(5)), on(1, 1, retry(5, 6)), on(2, 1, sent(5)), on(3, 1, dead(5))]);
     let before = record.clone();
     let changes = record.redrive([0, 1, 2, 9], UnixMs(77));
     assert_eq!((changes.rose, changes.counts.dead, changes.counts.retrying), (vec![0], -1, 1));
@@ -172,9 +174,9 @@ fn a_redrive_touches_the_dead_and_nothing_else() {
     assert_eq!((fate.state, fate.drive, fate.tries), (MessageState::Retrying, 1, 0));
     assert_eq!((fate.accepted_at, fate.not_before, fate.death), (UnixMs(77), Some(ACCEPTED), None));
     assert_eq!(record.accepted_at, ACCEPTED, "B1: times of sending are offsets to it");
-    // What is told of the drive before is not of this one.
-    assert!(settle(&mut record, 1, &[told(0, 1, dead(8))]).failures.is_empty());
-    let next = MessageVerdict { drive: 1, ..told(0, 1, retry(8, 9)) };
+    // A verdict on the previous drive does not count for this one.
+    assert!(settle(&mut record, 1, &[on(0, 1, dead(8))]).failures.is_empty());
+    let next = MessageVerdict { drive: 1, ..on(0, 1, retry(8, 9)) };
     assert_eq!(settle(&mut record, 1, &[next]).failures.len(), 1);
     assert_eq!(record.redrive(0..4, UnixMs(78)).rose, [3]);
     assert!(record.redrive(0..4, UnixMs(79)).rose.is_empty());
@@ -185,7 +187,7 @@ fn a_table_s_words_are_kept_in_bounds() {
     let mut record = leased(1_000);
     let long: Box<str> = "ü".repeat(DETAIL_BYTES_MAX).into();
     let details: BTreeMap<u32, Box<str>> = (0..1_000).map(|index| (index, long.clone())).collect();
-    let verdicts: Vec<_> = (0..1_000).map(|index| told(index, 1, dead(5))).collect();
+    let verdicts: Vec<_> = (0..1_000).map(|index| on(index, 1, dead(5))).collect();
     let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: None };
     assert_eq!(record.settle(standing).unwrap().died.len(), 1_000);
     let kept: Vec<_> = (0..1_000).filter_map(|index| record.fate(index)?.death?.detail).collect();
@@ -201,7 +203,7 @@ fn an_index_beyond_the_batch_changes_nothing() {
     let before = record.clone();
     let details = BTreeMap::new();
     for (verdicts, begins) in
-        [(vec![told(0, 1, sent(1)), told(2, 1, sent(1))], None), (vec![told(0, 1, sent(1))], Some(2))]
+        [(vec![on(0, 1, sent(1)), on(2, 1, sent(1))], None), (vec![on(0, 1, sent(1))], Some(2))]
     {
         let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: true, begins };
         assert_eq!(record.settle(standing), Err(Rejected { index: 2, messages: 2 }));
@@ -251,7 +253,7 @@ fn b11_one_kind_alone_takes_all_and_owes_nothing() {
     );
 }
 
-/// One record, what its store keeps beside it, and what was told to it.
+/// One record, what its store keeps beside it, and the verdicts it was given.
 struct World {
     rng: SmallRng,
     seed: u64,
@@ -263,7 +265,7 @@ struct World {
     failures: Vec<Failure>,
     /// The leases that were granted: holder and deadline by fence.
     granted: BTreeMap<u64, (String, u64)>,
-    told_sent: Vec<bool>,
+    reported_sent: Vec<bool>,
     /// What was said, to be said again.
     words: Vec<(u64, Vec<MessageVerdict>)>,
 }
@@ -280,7 +282,7 @@ impl World {
             history: Vec::new(),
             failures: Vec::new(),
             granted: BTreeMap::new(),
-            told_sent: vec![false; count as usize],
+            reported_sent: vec![false; count as usize],
             words: Vec::new(),
             rng,
         }
@@ -306,7 +308,7 @@ impl World {
     fn lease(&mut self) {
         let asks = ["a-1/w", "a-2/w", "b-1/w", "c"][self.rng.random_range(0..4)];
         let (until, before) = (self.now + self.rng.random_range(0..5_000), self.record.clone());
-        let grant = self.record.lease(asks, Deadline(until), Deadline(self.now), UnixMs(self.now));
+        let grant = self.record.lease(asks, Deadline(until), Deadline(self.now), UnixMs(self.now), UnixMs(0));
         let holder = before.holder.as_ref();
         let is_gone = holder
             .is_some_and(|holder| holder.until < Deadline(self.now) || is_earlier_life(&holder.name, asks));
@@ -335,7 +337,7 @@ impl World {
         let fence = self.any_fence();
         let mut verdicts = Vec::new();
         for index in 0..self.record.len() {
-            // From the last one or the next on; some are passed over, some told twice, none out of their order.
+            // From the last one or the next on; some are skipped, some reported twice, none out of order.
             let mut attempt = u32::from(self.record.tries[index]) + self.rng.random_range(0..2);
             while self.rng.random_bool(0.4) {
                 attempt += self.rng.random_range(0..2);
@@ -368,8 +370,8 @@ impl World {
         } else {
             assert_eq!(self.record.holder, before.holder);
         }
-        for told in verdicts.iter().filter(|told| matches!(told.verdict, Verdict::Sent { .. })) {
-            self.told_sent[told.index as usize] = true;
+        for message in verdicts.iter().filter(|message| matches!(message.verdict, Verdict::Sent { .. })) {
+            self.reported_sent[message.index as usize] = true;
         }
         self.apply(&before, &changes);
         // B5, whatever else is said of the lease: the same facts once more change nothing.
@@ -465,7 +467,7 @@ impl World {
         assert_eq!(record.due(), dues.min(), "seed {seed}");
         for index in 0..record.len() {
             let fate = record.fate(index).unwrap();
-            assert_eq!(fate.state == MessageState::Sent, self.told_sent[index], "seed {seed}: I2, I7");
+            assert_eq!(fate.state == MessageState::Sent, self.reported_sent[index], "seed {seed}: I2, I7");
             assert_eq!(fate.sent.is_some(), fate.state == MessageState::Sent);
             assert_eq!(fate.death.is_some(), fate.state == MessageState::Dead, "seed {seed}");
             assert_eq!(fate.not_before.is_some(), fate.state.is_open());
@@ -515,13 +517,13 @@ fn i7_late_2xx_win_in_any_order() {
         for index in 0..4 {
             for attempt in 1..4 {
                 let verdict = [sent(9), retry(9, 9), dead(9)][rng.random_range(0..3)];
-                facts.push((rng.random_range(0..3), told(index, attempt, verdict)));
+                facts.push((rng.random_range(0..3), on(index, attempt, verdict)));
             }
         }
-        let told_sent: Vec<bool> = (0..4u32)
+        let reported_sent: Vec<bool> = (0..4u32)
             .map(|index| {
-                let of = facts.iter().filter(|(_, told)| told.index == index);
-                of.into_iter().any(|(_, told)| matches!(told.verdict, Verdict::Sent { .. }))
+                let of = facts.iter().filter(|(_, message)| message.index == index);
+                of.into_iter().any(|(_, message)| matches!(message.verdict, Verdict::Sent { .. }))
             })
             .collect();
         for _ in 0..10 {
@@ -530,11 +532,11 @@ fn i7_late_2xx_win_in_any_order() {
             for at in (1..permuted.len()).rev() {
                 permuted.swap(at, rng.random_range(0..=at));
             }
-            for (fence, told) in permuted.iter().chain(&facts) {
-                settle(&mut record, *fence, &[*told]);
+            for (fence, message) in permuted.iter().chain(&facts) {
+                settle(&mut record, *fence, &[*message]);
             }
             let is_sent: Vec<_> = (0..4).map(|index| record.fate(index).unwrap().sent.is_some()).collect();
-            assert_eq!(is_sent, told_sent, "seed {seed}");
+            assert_eq!(is_sent, reported_sent, "seed {seed}");
         }
     }
 }
@@ -554,8 +556,8 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
         // Losses that no message is to blame for: never two in a row without a message recorded between them.
         let mut is_chance_due = rng.random_bool(0.5);
         for life in 1.. {
-            assert!(life < 1_000, "seed {seed}: it does not come to rest");
-            match record.lease("w", Deadline(life), Deadline(life), ACCEPTED) {
+            assert!(life < 1_000, "seed {seed}: it never finishes");
+            match record.lease("w", Deadline(life), Deadline(life), ACCEPTED, UnixMs(0)) {
                 Grant::Settled => break,
                 grant => assert_eq!(grant, Grant::Granted),
             }
@@ -577,7 +579,7 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
             let (mut was_lost, mut recorded) = (false, false);
             // Sent, and not recorded yet.
             let mut unrecorded: Vec<u32> = Vec::new();
-            let mut tell = |record: &mut Record, indexes: Vec<u32>, begins: Option<u32>| {
+            let mut report = |record: &mut Record, indexes: Vec<u32>, begins: Option<u32>| {
                 recorded |= !indexes.is_empty();
                 let verdicts: Vec<_> =
                     indexes.into_iter().map(|index| next(record, index, sent(ACCEPTED.0))).collect();
@@ -588,9 +590,9 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
             };
             for &index in &open {
                 if pace == Pace::AloneMarked {
-                    tell(&mut record, std::mem::take(&mut unrecorded), Some(index));
+                    report(&mut record, std::mem::take(&mut unrecorded), Some(index));
                 } else if unrecorded.len() == group {
-                    tell(&mut record, std::mem::take(&mut unrecorded), None);
+                    report(&mut record, std::mem::take(&mut unrecorded), None);
                 }
                 unrecorded.push(index);
                 let is_chance = is_chance_due && rng.random_bool(0.2) && pace != Pace::AloneMarked;
@@ -606,7 +608,7 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
                 }
                 record.lose();
             } else {
-                tell(&mut record, unrecorded, None);
+                report(&mut record, unrecorded, None);
             }
             is_chance_due |= recorded;
         }

@@ -16,14 +16,14 @@ fn lease_of(process: &str, rate_milli: u64, wants_milli: u64) -> RateLease {
     }
 }
 
-fn wish(wants_milli: u64) -> RateWish {
-    RateWish { wants_milli, capacity_milli: 100_000 }
+fn request(wants_milli: u64) -> RateRequest {
+    RateRequest { wants_milli, capacity_milli: 100_000 }
 }
 
 /// Everyone renews once, in turn; the rates after it.
 fn round(table: &mut RateLeases, wants: &[u64]) -> Vec<u64> {
     for (index, &wants) in wants.iter().enumerate() {
-        *table = table.renew(&index.to_string(), wish(wants), |_| true).unwrap();
+        *table = table.renew(&index.to_string(), request(wants), |_| true).unwrap();
     }
     (0..wants.len()).map(|index| table.of(&index.to_string()).unwrap().rate_milli).collect()
 }
@@ -44,7 +44,7 @@ fn a_newcomer_gets_its_share_when_the_others_have_renewed() {
     assert_eq!(round(&mut table, &[100_000]), [99_000]);
     assert_eq!(round(&mut table, &[100_000, 100_000]), [99_000, 0]);
     assert_eq!(round(&mut table, &[100_000, 100_000]), [49_000, 49_000]);
-    let joined = table.renew("2", wish(100_000), |_| true).unwrap();
+    let joined = table.renew("2", request(100_000), |_| true).unwrap();
     assert_eq!(joined.of("2").unwrap().rate_milli, 0, "everything is covered by the others' leases");
     table = joined;
     let thirds = round(&mut table, &[100_000, 100_000, 100_000]);
@@ -66,7 +66,7 @@ fn idle_processes_keep_a_floor_and_leave_the_rest() {
 fn what_is_not_live_falls_away_and_what_is_live_is_kept_free() {
     let leases = vec![lease_of("dead", 60_000, 100_000), lease_of("live", 40_000, 100_000)];
     let table = RateLeases { version: 7, leases };
-    let renewed = table.renew("me", wish(100_000), |lease| lease.process == "live").unwrap();
+    let renewed = table.renew("me", request(100_000), |lease| lease.process == "live").unwrap();
     assert_eq!(renewed.version, 8);
     assert_eq!(renewed.of("dead"), None);
     assert_eq!(renewed.of("live"), table.of("live"));
@@ -79,7 +79,7 @@ fn what_is_not_live_falls_away_and_what_is_live_is_kept_free() {
 #[test]
 fn the_lowest_limit_counts_while_configurations_differ() {
     let ask = |table: &RateLeases, me: &str, capacity_milli| {
-        table.renew(me, RateWish { wants_milli: u64::MAX, capacity_milli }, |_| true).unwrap()
+        table.renew(me, RateRequest { wants_milli: u64::MAX, capacity_milli }, |_| true).unwrap()
     };
     let rate = |table: &RateLeases, me: &str| table.of(me).unwrap().rate_milli;
     let mut table = ask(&RateLeases::default(), "old", 100_000);
@@ -96,9 +96,9 @@ fn the_lowest_limit_counts_while_configurations_differ() {
 fn there_is_a_most_of_processes() {
     let leases = (0..PROCESSES_MAX).map(|index| lease_of(&index.to_string(), 0, 0)).collect();
     let full = RateLeases { version: 1, leases };
-    assert_eq!(full.renew("one more", wish(1), |_| true), Err(TooManyProcesses));
-    assert!(full.renew("0", wish(1), |_| true).is_ok());
-    assert!(full.renew("one more", wish(1), |lease| lease.process != "0").is_ok());
+    assert_eq!(full.renew("one more", request(1), |_| true), Err(TooManyProcesses));
+    assert!(full.renew("0", request(1), |_| true).is_ok());
+    assert!(full.renew("one more", request(1), |lease| lease.process != "0").is_ok());
     assert_eq!((refresh(3), lease(3)), (Duration::from_secs(1), Duration::from_secs(4)));
     assert_eq!(refresh(PROCESSES_MAX), Duration::from_millis(12_800));
 }

@@ -13,7 +13,7 @@ use super::{Around, ReadReceipts, ReceiptFormat};
 /// Why nothing of a body is taken: half an array would hide what is wrong with the rest.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BodyError {
-    /// It is no JSON, or neither an object nor an array.
+    /// It is not JSON, or neither an object nor an array.
     #[error("{0}")]
     Invalid(String),
     /// It holds too many receipts.
@@ -36,7 +36,7 @@ impl ReceiptFormat {
         place: impl Fn(usize) -> String,
     ) -> Result<ReadReceipts, BodyError> {
         let invalid = |why: &str| BodyError::Invalid(why.to_owned());
-        let no_json = |error: serde_json::Error| BodyError::Invalid(format!("no valid JSON: {error}"));
+        let no_json = |error: serde_json::Error| BodyError::Invalid(format!("invalid JSON: {error}"));
         let text = std::str::from_utf8(body)
             .map_err(|error| {
                 BodyError::Invalid(format!("invalid UTF-8 at byte {}", error.valid_up_to() + 1))

@@ -34,9 +34,9 @@ const ROW_MAX: u64 = i64::MAX as u64;
 /// How much of a value is shown.
 const SHOWN_CHARS: usize = 40;
 
-/// What stands in a field.
+/// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found<'a> {
+pub(super) enum FieldValue<'a> {
     Text(Cow<'a, str>),
     /// A JSON number, digit by digit.
     Number(&'a str),
@@ -46,7 +46,7 @@ pub(super) enum Found<'a> {
 }
 
 /// A value per field, at the field's place.
-pub(super) type Fields<'a> = [Option<Found<'a>>; FIELDS];
+pub(super) type Fields<'a> = [Option<FieldValue<'a>>; FIELDS];
 
 /// A value for a person: cut, and unable to write to a terminal (F27).
 pub(super) fn quoted(text: &str) -> String {
@@ -58,7 +58,7 @@ pub(super) fn quoted(text: &str) -> String {
 /// One field, with its name for what there is to say of it.
 struct Field<'a> {
     name: &'a str,
-    found: Option<&'a Found<'a>>,
+    found: Option<&'a FieldValue<'a>>,
 }
 
 impl<'a> Field<'a> {
@@ -66,11 +66,11 @@ impl<'a> Field<'a> {
     fn text(&self) -> Result<Option<&'a str>, String> {
         let text = match self.found {
             None => return Ok(None),
-            Some(Found::Text(text)) => &**text,
-            Some(Found::Number(digits)) => digits,
-            Some(Found::Boolean(true)) => "true",
-            Some(Found::Boolean(false)) => "false",
-            Some(Found::Nested(kind)) => {
+            Some(FieldValue::Text(text)) => &**text,
+            Some(FieldValue::Number(digits)) => digits,
+            Some(FieldValue::Boolean(true)) => "true",
+            Some(FieldValue::Boolean(false)) => "false",
+            Some(FieldValue::Nested(kind)) => {
                 return Err(format!("`{}` is {kind}, expected text or a number", self.name));
             }
         };
@@ -173,7 +173,7 @@ fn price(field: &Field<'_>) -> Result<Option<Price>, String> {
 }
 
 /// A decimal in units of 10⁻⁸, never by way of a binary fraction; what is beyond the eighth decimal is
-/// rounded, half away from zero. `None` if it is none, or too large.
+/// rounded, half away from zero. `None` if it is not a decimal, or too large.
 fn decimal(text: &str) -> Option<i64> {
     const DECIMALS: i32 = 8;
     let (sign, number) = match text.as_bytes().first()? {

@@ -30,8 +30,8 @@ pub const REJECTS_BYTES_MAX: usize = 4 << 20;
 /// The most keys that a field's path may have.
 pub const PATH_KEYS_MAX: usize = 8;
 
-/// Where a field stands: in an object under the key of this name, or, if there is none, under several keys,
-/// one inside the other, with dots between them; in a CSV file in the column of this name.
+/// Where a field is: in an object, the key of this name, or else nested keys joined by dots; in a CSV file, the
+/// column of this name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FieldPath {
     text: String,
@@ -42,7 +42,7 @@ pub struct FieldPath {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MappingError {
     /// A path leads nowhere.
-    #[error("`{0}` is no field: use a key, or up to {PATH_KEYS_MAX} keys with dots between them")]
+    #[error("`{0}` is not a field: use a key, or up to {PATH_KEYS_MAX} keys joined by dots")]
     Path(String),
     /// Nothing would say which message a receipt is about.
     #[error("a receipt must name its message: map `message_id` or `provider_id`")]
@@ -118,7 +118,7 @@ pub struct ReceiptMapping {
     pub sent_at: Option<FieldPath>,
     /// What it cost: decimal, exact to eight decimals.
     pub price: Option<FieldPath>,
-    /// What the provider's words mean. As they are written, upper and lower case told apart.
+    /// What the provider's words mean; matching is case-sensitive.
     pub statuses: BTreeMap<String, StatusMeaning>,
     /// What any other word means.
     pub otherwise: UnknownStatus,
@@ -186,12 +186,12 @@ impl ReadReceipts {
         self.receipts.len() + self.rejects.len() + self.ignored as usize
     }
 
-    /// Whether there was none.
+    /// Whether nothing was read.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether that is enough at once: `receipts_max`, or as much text of rejects as may be in hand.
+    /// Whether this is enough for one read: `receipts_max` items, or the limit on the text of rejects.
     pub fn is_full(&self, receipts_max: usize) -> bool {
         self.len() >= receipts_max || text_bytes(&self.rejects) >= REJECTS_BYTES_MAX
     }
@@ -259,7 +259,7 @@ impl ReceiptFormat {
         self.read_object(reject.text.text.as_bytes(), Around { event: Some(reject.event), at: reject.at })
     }
 
-    /// What becomes of text that is no receipt at all.
+    /// What becomes of text that is not a receipt at all.
     pub fn reject(&self, text: &[u8], place: String, reason: String) -> ReceiptReject {
         self.rejected(text, Around::default(), place, reason, RejectedText::of_other(text))
     }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{
     FieldPath,
-    fields::{FIELDS, Fields, Found},
+    fields::{FIELDS, FieldValue, Fields},
 };
 use crate::model::formats::{Checked, Key, Keys, TWICE};
 
@@ -19,7 +19,7 @@ struct Wanted<'a> {
     keys: &'a [String],
 }
 
-/// What was found so far, as it stands in the text.
+/// What was found so far, as raw text.
 struct Raw<'de> {
     values: [Option<&'de RawValue>; FIELDS],
     /// Found under a key of the whole name, which comes before several keys.
@@ -31,7 +31,7 @@ pub(super) fn find<'a>(text: &'a [u8], paths: &[Option<&FieldPath>; FIELDS]) -> 
     let text = std::str::from_utf8(text)
         .map_err(|error| format!("invalid UTF-8 at byte {} of the receipt", error.valid_up_to() + 1))?;
     if !text.trim_ascii_start().starts_with('{') {
-        return Err("the receipt is no JSON object".into());
+        return Err("the receipt is not a JSON object".into());
     }
     let wanted: Vec<_> =
         (0..FIELDS).filter_map(|place| paths[place].map(|path| Wanted { place, keys: &path.keys })).collect();
@@ -40,7 +40,7 @@ pub(super) fn find<'a>(text: &'a [u8], paths: &[Option<&FieldPath>; FIELDS]) -> 
     let level = Level { wanted: &wanted, paths: Some(paths), raw: &mut raw, keys: &mut keys };
     level.read(text).map_err(|error| {
         // `serde_json` sees each receipt as line 1, which would mislead.
-        format!("no valid JSON: {error}").replace(" at line 1 column", " at column")
+        format!("invalid JSON: {error}").replace(" at line 1 column", " at column")
     })?;
     let mut fields = Fields::default();
     for ((field, raw), path) in fields.iter_mut().zip(raw.values).zip(paths) {
@@ -51,7 +51,7 @@ pub(super) fn find<'a>(text: &'a [u8], paths: &[Option<&FieldPath>; FIELDS]) -> 
     Ok(fields)
 }
 
-fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<Found<'a>>, String> {
+fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<FieldValue<'a>>, String> {
     Ok(Some(match raw.as_bytes()[0] {
         b'"' => {
             // Borrowed if it can be: `Cow` alone would always allocate.
@@ -59,16 +59,16 @@ fn value<'a>(raw: &'a str, path: &FieldPath) -> Result<Option<Found<'a>>, String
                 Ok(text) => Cow::Borrowed(text),
                 Err(_) => serde_json::from_str(raw)
                     .map(Cow::Owned)
-                    .map_err(|_| format!("`{path}` holds an escape that is no Unicode text"))?,
+                    .map_err(|_| format!("`{path}` holds an escape that is not valid Unicode"))?,
             };
-            Found::Text(text)
+            FieldValue::Text(text)
         }
         b'n' => return Ok(None),
-        b't' => Found::Boolean(true),
-        b'f' => Found::Boolean(false),
-        b'{' => Found::Nested("an object"),
-        b'[' => Found::Nested("an array"),
-        _ => Found::Number(raw),
+        b't' => FieldValue::Boolean(true),
+        b'f' => FieldValue::Boolean(false),
+        b'{' => FieldValue::Nested("an object"),
+        b'[' => FieldValue::Nested("an array"),
+        _ => FieldValue::Number(raw),
     }))
 }
 

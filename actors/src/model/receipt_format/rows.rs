@@ -5,7 +5,7 @@ use serde::Serializer as _;
 
 use super::{
     Around, REJECTS_BYTES_MAX, ReadReceipts, ReceiptFormat,
-    fields::{FIELDS, Fields, Found, MESSAGE_ID, PROVIDER_ID, STATUS},
+    fields::{FIELDS, FieldValue, Fields, MESSAGE_ID, PROVIDER_ID, STATUS},
     text_bytes,
 };
 use crate::model::{
@@ -21,7 +21,7 @@ pub enum ReceiptFileFormat {
     Ndjson,
     /// Delimited cells under a header.
     Csv {
-        /// What stands between cells: one ASCII byte other than `"`, NUL and line breaks.
+        /// The separator between cells: one ASCII byte other than `"`, NUL and line breaks.
         delimiter: u8,
     },
 }
@@ -174,7 +174,7 @@ fn cells<'a>(
         for (column, cell) in cells.enumerate() {
             for (field, place) in fields.iter_mut().zip(columns) {
                 if *place == Some(column) {
-                    *field = Some(Found::Text(cell.into()));
+                    *field = Some(FieldValue::Text(cell.into()));
                 }
             }
         }

@@ -126,15 +126,15 @@ fn a_receipt_without_a_time_has_that_of_what_it_stands_in() {
     assert_eq!(at(&own), Some(UnixMs(1_700_000_000_000)));
 }
 
-/// The mapping, mended: it knows one word more.
-fn mended() -> ReceiptFormat {
+/// The mapping, corrected: it knows one word more.
+fn corrected() -> ReceiptFormat {
     let mut mapping = mapping();
     mapping.statuses.insert("LOST".to_owned(), StatusMeaning::Failed);
     ReceiptFormat::new("sms".into(), mapping).unwrap()
 }
 
 #[test]
-fn a_reject_that_is_read_again_is_the_receipt_that_a_mended_mapping_would_have_read() {
+fn a_reject_that_is_read_again_is_the_receipt_that_a_corrected_mapping_would_have_read() {
     let csv = format!(
         "ref;status;delivery.providerResponse;event\n{ID};LOST;\"a \"\"word\"\",\nü\";\n{ID};LOST;;e-1\n{ID};GONE;;\n"
     );
@@ -143,24 +143,24 @@ fn a_reject_that_is_read_again_is_the_receipt_that_a_mended_mapping_would_have_r
     );
     for (kind, text) in KINDS.into_iter().zip([ndjson, csv]) {
         let rejects = read_file(kind, text.as_bytes(), 1000, 9).unwrap().rejects;
-        let mut rows = ReceiptRows::new(mended(), kind, "f".into(), 400);
+        let mut rows = ReceiptRows::new(corrected(), kind, "f".into(), 400);
         let mut expected = ReadReceipts::default();
         rows.read(text.as_bytes(), true, 9, &mut expected).unwrap();
         assert_eq!((rejects.len(), expected.receipts.len()), (3, 2));
         assert!(rejects.iter().all(|reject| reject.text.is_whole), "{rejects:?}");
-        let again: Vec<_> = rejects.iter().map(|reject| mended().read_again(reject)).collect();
+        let again: Vec<_> = rejects.iter().map(|reject| corrected().read_again(reject)).collect();
         let [Ok(Some(one)), Ok(Some(two)), Err(why)] = &again[..] else { panic!("{again:?}") };
         assert_eq!([one, two], [&expected.receipts[0], &expected.receipts[1]]);
         assert!(why.contains("GONE"), "{why}");
-        // Nothing was mended: nothing is read.
+        // An unchanged mapping reads none of them.
         assert!(rejects.iter().all(|reject| format().read_again(reject).as_ref() == Err(&reject.reason)));
     }
     let around = Around { event: Some(EventId::named("sms", "log event")), at: Some(UnixMs(7)) };
     let mut read = ReadReceipts::default();
     let text = format!(r#"{{"ref":"{ID}","status":"LOST"}}"#);
     format().read_into(text.as_bytes(), around, || "group event".to_owned(), &mut read);
-    let again = mended().read_again(&read.rejects[0]).unwrap().unwrap();
-    assert_eq!(Some(again), mended().read_object(text.as_bytes(), around).unwrap());
+    let again = corrected().read_again(&read.rejects[0]).unwrap().unwrap();
+    assert_eq!(Some(again), corrected().read_object(text.as_bytes(), around).unwrap());
 }
 
 #[test]
@@ -237,8 +237,8 @@ fn f52_what_is_wrong_is_said_with_field_finding_and_expectation() {
         ),
         (format!(r#"{{"ref":"{ID}"}}"#), ["`status`", "missing or empty", "the status"]),
         (format!(r#"{{"ref":"{ID}","status":"\u001b[2J{}"}}"#, "x".repeat(99)), ["\\u{1b}[2J", "…", ""]),
-        ("[]".into(), ["no JSON object", "", ""]),
-        ("{".into(), ["no valid JSON", "at column", ""]),
+        ("[]".into(), ["not a JSON object", "", ""]),
+        ("{".into(), ["invalid JSON", "at column", ""]),
     ] {
         let why = refusal(&text);
         assert!(parts.iter().all(|part| why.contains(part)), "{text}: {why}");
@@ -451,7 +451,7 @@ fn a_body_is_one_receipt_or_an_array_of_them() {
         assert!(matches!(body(bad, 9), Err(BodyError::Invalid(_))), "{bad}");
     }
     let read = body("{}", 1).unwrap();
-    assert_eq!(read.rejects.len(), 1, "JSON that is no receipt is rejected");
+    assert_eq!(read.rejects.len(), 1, "JSON that is not a receipt is rejected");
 }
 
 #[test]

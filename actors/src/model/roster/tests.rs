@@ -165,10 +165,16 @@ fn b9_what_is_due_again_soon_is_tried_under_the_same_lease_and_before_the_rest()
     assert_eq!(roster.next_due(), None);
     roster.report(again, SENT, 500, due);
     assert_eq!(pick(&mut roster, due).index, 2);
-    // Both attempts are told, in their order.
-    let told: Vec<_> =
-        roster.take_ready().pop().unwrap().verdicts.iter().map(|told| (told.index, told.attempt)).collect();
-    assert_eq!(told, [(0, 1), (1, 1), (0, 2)]);
+    // Both attempts are reported, in their order.
+    let reported: Vec<_> = roster
+        .take_ready()
+        .pop()
+        .unwrap()
+        .verdicts
+        .iter()
+        .map(|reported| (reported.index, reported.attempt))
+        .collect();
+    assert_eq!(reported, [(0, 1), (1, 1), (0, 2)]);
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn b9_a_retry_goes_before_batches_that_were_leased_since() {
     assert_eq!(other.token, token(1));
     roster.report(other, SENT, 500, NOW);
     assert_eq!(pick(&mut roster, later(1_000)).token, token(0));
-    // So does a batch that comes to be tried again.
+    // So does a batch that comes back for a retry.
     let mut open = fresh([4]);
     open[0].tries = 3;
     roster.add(0, token(2), Pace::Together, open, later(1_000));
@@ -249,7 +255,7 @@ fn i8_batches_that_stay_only_to_be_tried_again_are_bounded() {
         roster.add(0, token(batch), Pace::Together, fresh([0]), NOW);
     }
     assert_eq!(roster.held(0), usize::from(count));
-    // With more in hand than may stay, none does.
+    // With more batches held than may stay, none stays.
     send_all(&mut roster, NOW, |_| failed(later(1_000)));
     let ready = record(&mut roster);
     assert!(ready.len() == usize::from(count) && ready.iter().all(|ready| ready.ends));
@@ -310,19 +316,19 @@ fn what_waits_of_a_lost_or_held_batch_is_not_sent() {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum Action {
     Pick,
     Report(u8),
     Record,
     Wait,
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+fn any_step() -> impl Strategy<Value = Action> {
     prop_oneof![
-        3 => Just(Step::Pick),
-        2 => any::<u8>().prop_map(Step::Report),
-        1 => Just(Step::Record),
-        1 => Just(Step::Wait),
+        3 => Just(Action::Pick),
+        2 => any::<u8>().prop_map(Action::Report),
+        1 => Just(Action::Record),
+        1 => Just(Action::Wait),
     ]
 }
 
@@ -358,12 +364,12 @@ impl Books {
         for ready in self.roster.take_ready() {
             self.roster.recorded(ready.token, ready.verdicts.len());
             let open = self.open.get_mut(&ready.token).unwrap();
-            for told in &ready.verdicts {
-                let tries = open.get_mut(&told.index).expect("it was open");
+            for reported in &ready.verdicts {
+                let tries = open.get_mut(&reported.index).expect("it was open");
                 *tries += 1;
-                assert_eq!(told.attempt, *tries, "in their order");
-                if matches!(told.verdict, Verdict::Sent { .. }) {
-                    open.remove(&told.index);
+                assert_eq!(reported.attempt, *tries, "in their order");
+                if matches!(reported.verdict, Verdict::Sent { .. }) {
+                    open.remove(&reported.index);
                 }
             }
             if ready.ends || open.is_empty() {
@@ -396,14 +402,14 @@ proptest! {
         }
         for step in steps {
             match step {
-                Step::Pick => drop(books.pick()),
-                Step::Report(byte) if !books.flying.is_empty() => {
+                Action::Pick => drop(books.pick()),
+                Action::Report(byte) if !books.flying.is_empty() => {
                     let pick = books.flying.remove(usize::from(byte) % books.flying.len());
                     books.report(pick, byte);
                 }
-                Step::Report(_) => {}
-                Step::Record => books.record(),
-                Step::Wait => books.now.0 += 700,
+                Action::Report(_) => {}
+                Action::Record => books.record(),
+                Action::Wait => books.now.0 += 700,
             }
             prop_assert!(books.flying.len() <= 5);
             prop_assert_eq!(books.roster.in_flight(), books.flying.len());

@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// The longest identifier that Postgres tells apart ("Identifiers and Key Words"); Redshift takes 127.
+/// The longest identifier that Postgres keeps whole ("Identifiers and Key Words"); Redshift takes 127.
 pub const IDENTIFIER_BYTES_MAX: usize = 63;
 
 /// A plain name: `[A-Za-z_][A-Za-z0-9_$]{0,62}`.
@@ -12,7 +12,7 @@ pub struct Identifier(String);
 
 /// A name that can't be used in a statement.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{found:?} is no name of {what}: expected {expected}")]
+#[error("{found:?} is not a name of {what}: expected {expected}")]
 pub struct IdentifierError {
     found: String,
     what: &'static str,
@@ -46,7 +46,7 @@ impl Identifier {
     }
 }
 
-/// As it stands in a statement: quoted.
+/// Quoted, for a statement.
 impl fmt::Display for Identifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0)
@@ -97,7 +97,7 @@ impl TableName {
     }
 }
 
-/// As it stands in a statement: each part quoted.
+/// Each part quoted, for a statement.
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(schema) = &self.schema {

@@ -87,10 +87,10 @@ pub enum MappingError {
     /// The batch is not for a table.
     #[error("the batch has no mapping: its content type is `{0}`, expected `{MAPPING_TYPE}`")]
     NotATable(String),
-    /// Its JSON is none.
+    /// It is not valid JSON.
     #[error("the mapping can't be read: {0}")]
     Json(#[from] serde_json::Error),
-    /// The first column is no key.
+    /// The first column is not a key.
     #[error("the first column is the key: it has to be of type text and filled with the message's id")]
     NoKey,
     /// Too many.

@@ -33,7 +33,7 @@ impl<'a> Fields<'a> {
                 Self::Columns(names.iter().map(String::as_str).zip(cells.clone()).collect())
             }
             MessageData::Object(object) => Self::Object(
-                serde_json::from_str(object).map_err(|error| format!("no JSON object: {error}"))?,
+                serde_json::from_str(object).map_err(|error| format!("not a JSON object: {error}"))?,
             ),
         })
     }
@@ -65,8 +65,9 @@ fn raw(json: &str) -> Result<Option<Raw<'_>>, String> {
     Ok(match json.as_bytes().first() {
         Some(b'n') => None,
         Some(b'"') => {
-            let text: Cow<'_, str> =
-                serde_json::from_str::<Text<'_>>(json).map_err(|error| format!("no JSON string: {error}"))?.0;
+            let text: Cow<'_, str> = serde_json::from_str::<Text<'_>>(json)
+                .map_err(|error| format!("not a JSON string: {error}"))?
+                .0;
             Some(Raw::Text(text))
         }
         _ => Some(Raw::Json(json)),

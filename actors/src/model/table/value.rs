@@ -1,6 +1,6 @@
 //! One value: checked against its column's type and written in the one form that every database reads alike.
 //!
-//! An empty text is no value for any type but text: a delimited file can't say it otherwise (S0.3).
+//! An empty text is not a value for any type but text: a delimited file can't say it otherwise (S0.3).
 
 pub use super::source::Raw;
 use super::{ColumnType, calendar};
@@ -135,7 +135,7 @@ fn decimal(text: &str) -> Option<String> {
 }
 
 fn double(text: &str) -> Option<String> {
-    // `parse` takes words for infinity and for what is no number.
+    // `parse` takes words for infinity and for what is not a number.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     let value = text.parse::<f64>().ok().filter(|value| is_number && value.is_finite())?;
     Some(format!("{value:?}")) // the shortest text that reads back, with an exponent where it is large

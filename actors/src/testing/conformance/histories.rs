@@ -1,5 +1,5 @@
-//! Random histories: a store and the fake are told the same, in any order that can happen, and must
-//! answer alike. What both must keep is checked against what the driver itself has told.
+//! Random histories: a store and the fake get the same calls, in any order that can happen, and must
+//! answer alike. What both must keep is checked against what the driver itself has reported.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -132,6 +132,7 @@ impl World {
             wants: vec![want(destination, messages, batches)],
             until,
             now: self.now,
+            born: UnixMs(0),
         };
         let could = self.store.leasable(destination, self.now);
         let leases = self.subject.lease_all(request).await;
@@ -154,7 +155,7 @@ impl World {
         leases
     }
 
-    /// A worker tells about some messages of a lease that it has or had, whatever became of them since.
+    /// A worker settles some messages of a lease that it has or had, whatever became of them since.
     async fn settle(&mut self) {
         if self.leases.is_empty() {
             return;
@@ -167,7 +168,7 @@ impl World {
                 let verdict = self.any_verdict();
                 let (index, drive) = (open.index, open.drive);
                 verdicts.push(MessageVerdict { index, drive, attempt, verdict });
-                // Some are tried again under the same lease, some are told twice, some out of turn.
+                // Some are tried again under the same lease, some are reported twice, some out of turn.
                 attempt = (attempt + self.rng.random_range(0..3)).saturating_sub(self.rng.random_range(0..2));
             }
         }
@@ -177,15 +178,15 @@ impl World {
             None
         };
         let ends = self.rng.random_bool(0.3);
-        self.tell(&lease, Settlement { ends, begins, ..super::settlement(lease.token, verdicts) }).await;
+        self.settle_as(&lease, Settlement { ends, begins, ..super::settlement(lease.token, verdicts) }).await;
     }
 
-    async fn tell(&mut self, lease: &Lease, settlement: Settlement) -> Settled {
+    async fn settle_as(&mut self, lease: &Lease, settlement: Settlement) -> Settled {
         let rows = crate::model::batch::Rows::decode(lease.payload.clone()).unwrap();
-        for told in &settlement.verdicts {
-            if let Verdict::Sent { .. } = told.verdict {
+        for message in &settlement.verdicts {
+            if let Verdict::Sent { .. } = message.verdict {
                 let header = &lease.header;
-                let key = (header.file, header.destination.clone(), rows.row(told.index as usize));
+                let key = (header.file, header.destination.clone(), rows.row(message.index as usize));
                 self.told_sent.insert(key);
             }
         }
@@ -253,8 +254,8 @@ impl World {
             let Some(report) = report else { continue };
             assert!(report.is_balanced(), "seed {seed}: I1: {report:?}");
             for (name, counts) in &report.destinations {
-                let told = sent.get(&(file.id, name)).copied().unwrap_or(0);
-                assert_eq!(counts.sent, told, "seed {seed}: I2 and I7: {name} of {file:?}");
+                let reported = sent.get(&(file.id, name)).copied().unwrap_or(0);
+                assert_eq!(counts.sent, reported, "seed {seed}: I2 and I7: {name} of {file:?}");
             }
         }
     }
@@ -270,14 +271,14 @@ impl World {
             }
         }
         for round in 0.. {
-            assert!(round < 400, "seed {}: I9: it does not come to rest", self.seed);
+            assert!(round < 400, "seed {}: I9: it never finishes", self.seed);
             self.now.0 += 3_600_000;
             self.subject.queue.rescue(MonoMs(u64::MAX)).await.unwrap();
             self.fake.queue.rescue(MonoMs(u64::MAX)).await.unwrap();
             self.dispatch().await;
             for lease in self.lease().await {
                 let ends = lease.open.iter().map(|open| open.verdict(self.any_end())).collect();
-                let settled = self.tell(&lease, super::settlement(lease.token, ends)).await;
+                let settled = self.settle_as(&lease, super::settlement(lease.token, ends)).await;
                 assert!(
                     matches!(settled, Settled::Complete | Settled::Stale),
                     "seed {}: {settled:?}",

@@ -153,7 +153,7 @@ async fn a_lease_ends_when_the_worker_says_so_or_nothing_is_open(store: Subject)
     let (_, lease) = store.one_lease(2).await;
     assert_eq!(store.settle(&lease, &[(0, retry_at(NOW))]).await, Settled::Open);
     store.assert_idle(NOW).await;
-    // It has nothing to tell, only to give back.
+    // Nothing to record, only leases to return.
     assert_eq!(store.settle_and_end(&lease, &[]).await, Settled::Released);
     let again = store.again("w", NOW).await;
     assert_eq!((tries(&again), again.losses), (vec![(0, 1), (1, 0)], 0));
@@ -188,7 +188,7 @@ async fn a_stale_worker_s_failures_are_dropped_and_its_2xx_stand(store: Subject)
     let verdicts = [(0, dead()), (1, sent()), (2, sent())];
     assert_eq!(store.settle(&new, &verdicts).await, Settled::Open);
     assert_eq!(store.tally(file.id).await, (4, 3, 0, 0));
-    // The last message, told by the stale one: the batch is settled under the new holder's hands.
+    // The last message, reported by the stale holder: the batch is settled while the new one holds it.
     assert_eq!(store.settle(&old, &[(3, sent())]).await, Settled::Stale);
     assert_eq!(store.tally(file.id).await, (4, 4, 0, 0));
     assert_eq!(store.settle(&new, &[(3, dead())]).await, Settled::Complete);
@@ -261,9 +261,9 @@ async fn a_redrive_sends_the_dead_again(store: Subject) {
     let opened: Vec<_> = again.open.iter().map(|open| (open.index, open.drive, open.tries)).collect();
     assert_eq!(opened, [(1, 1, 0), (2, 1, 0), (3, 1, 0)]);
     assert!([1, 2, 3].iter().all(|&index| again.since(index) == LATER) && again.since(0) == NOW);
-    // A failure of the drive before is no failure of this one.
+    // A failure of the drive before is not a failure of this one.
     assert_eq!(store.settle(&lease, &[(3, dead())]).await, Settled::Stale);
-    // A 2xx to the very first request, told only now.
+    // A 2xx to the very first request, reported only now.
     assert_eq!(store.settle(&lease, &[(1, sent())]).await, Settled::Stale);
     assert_eq!(store.tally(file.id).await, (5, 3, 0, 2));
     assert_eq!(store.settle(&again, &[(2, dead()), (3, sent())]).await, Settled::Complete);

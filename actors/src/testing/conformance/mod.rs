@@ -79,8 +79,8 @@ pub struct Subject {
     pub guard: Box<dyn Any>,
 }
 
-/// The ports between a store and another queue that carries for it. Such a queue need not lease in order, may be of
-/// another opinion than the store for a while about what is dispatched, and is told when a lease has ended; all else
+/// The ports between a store and another queue that carries for it. Such a queue need not lease in order, may
+/// disagree with the store for a while about what is dispatched, and is notified when a lease has ended; all else
 /// holds for it too.
 pub struct Carried {
     /// What the store has to send.
@@ -184,7 +184,7 @@ impl Subject {
         now: UnixMs,
     ) -> Vec<Lease> {
         let wants = vec![want(destination, usize::MAX, batches)];
-        self.lease_all(LeaseRequest { holder: holder.into(), wants, until, now }).await
+        self.lease_all(LeaseRequest { holder: holder.into(), wants, until, now, born: UnixMs(0) }).await
     }
 
     /// Asks until there is what is wanted, or patience has ended.
@@ -253,7 +253,7 @@ impl Subject {
         settled
     }
 
-    /// What a worker tells its queue after a settlement.
+    /// What a worker does at its queue after a settlement.
     async fn tell_queue(&self, token: LeaseToken, settled: Settled) {
         match settled {
             Settled::Open => {}

@@ -1,4 +1,4 @@
-//! Random histories: a ledger and the fake are told the same and must come to the same.
+//! Random histories: a ledger and the fake get the same calls and must end up the same.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ struct World {
     rng: SmallRng,
     seed: u64,
     now: UnixMs,
-    /// What all applications came to, of the ledger and of the fake.
+    /// The sums of all applications, by the ledger and by the fake.
     applied: [Applied; 2],
 }
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     model::{
         ids::{FileId, MessageId},
-        receipt::{Price, Receipt, ReceiptFacts, ReceiptKey, Told},
+        receipt::{Price, Receipt, ReceiptFacts, ReceiptKey, ReportedStates},
         record::{MessageRecord, record_rank},
         state::MessageState,
         time::UnixMs,
@@ -31,7 +31,7 @@ pub(super) async fn both_keys_of_a_message_name_one_row(subject: ReceiptSubject)
         Ok(Applied { matched: 4, parked: 0, changed: 2, conflicts: 1 })
     );
     let row = subject.row(1).await;
-    assert_eq!((row.state, row.told), (MessageState::Delivered, Told(3)));
+    assert_eq!((row.state, row.reported), (MessageState::Delivered, ReportedStates(3)));
     assert_eq!(row.receipt.and_then(|receipt| receipt.at), best.at);
     assert_eq!(subject.state(2).await, MessageState::Failed);
     // In one after the other.
@@ -53,7 +53,7 @@ pub(super) async fn an_interim_receipt_changes_nothing_but_the_facts(subject: Re
     // I2: only a 2xx makes a message sent.
     for (row, state) in [(1, MessageState::Sent), (2, MessageState::Dead), (3, MessageState::Retrying)] {
         let row = subject.row(row).await;
-        assert_eq!((row.state, row.told), (state, Told(0)));
+        assert_eq!((row.state, row.reported), (state, ReportedStates(0)));
         assert_eq!(row.receipt.expect("it is kept").facts.carrier.as_deref(), Some("ACME"));
     }
     // A final one replaces all of it, whatever it leaves out (S0.3), and whatever delivery knows (I7).
@@ -80,9 +80,9 @@ pub(super) async fn s0_4_a_conflict_is_counted_once(subject: ReceiptSubject) {
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     subject.take(&[failed(1, 4), delivered(1, 5), failed(2, 6)]).await;
     assert_eq!(subject.drain().await.conflicts, 0, "it is known");
-    assert!(subject.row(1).await.told.is_conflict());
+    assert!(subject.row(1).await.reported.is_conflict());
     assert_eq!(subject.row(1).await.receipt.and_then(|receipt| receipt.at), Some(UnixMs(NOW.0 + 5)));
-    assert_eq!(subject.row(2).await.told, Told::by(MessageState::Failed));
+    assert_eq!(subject.row(2).await.reported, ReportedStates::by(MessageState::Failed));
 }
 
 pub(super) async fn s0_6_a_receipt_waits_for_its_message(subject: ReceiptSubject) {
@@ -160,14 +160,14 @@ pub(super) async fn a_provider_s_id_that_is_used_again_is_the_latest_message_s(s
     }
 }
 
-/// One thing that a ledger is told.
+/// One fact that a ledger is given.
 #[derive(Clone)]
 enum Fact {
     Record(MessageRecord),
     Receipt(&'static str, Receipt),
 }
 
-/// What a message must come to, joined without any rule of the ledger's.
+/// What a message must end as, joined without any rule of the ledger.
 #[derive(Default)]
 struct Expected {
     records: Vec<MessageRecord>,
@@ -177,7 +177,7 @@ struct Expected {
 /// Messages at two destinations, what delivery says of them, and receipts: by either key, conflicting, for
 /// messages that no one ever sent, and for the right message at the wrong destination.
 fn world(rng: &mut SmallRng) -> (Vec<Fact>, BTreeMap<(u64, &'static str), Expected>, u64) {
-    let (mut told, mut expected, mut unknown) = (Vec::new(), BTreeMap::<_, Expected>::new(), 0);
+    let (mut facts, mut expected, mut unknown) = (Vec::new(), BTreeMap::<_, Expected>::new(), 0);
     let mut events = 0;
     let mut any_receipt = |rng: &mut SmallRng, key: ReceiptKey| {
         events += 1;
@@ -201,7 +201,7 @@ fn world(rng: &mut SmallRng) -> (Vec<Fact>, BTreeMap<(u64, &'static str), Expect
             let mut push = |record: MessageRecord| {
                 let record = MessageRecord { destination: destination.into(), ..record };
                 message.records.push(record.clone());
-                told.push(Fact::Record(record));
+                facts.push(Fact::Record(record));
             };
             let attempts = rng.random_range(1..4);
             (1..attempts).for_each(|attempt| push(record(row, MessageState::Retrying, attempt)));
@@ -228,7 +228,7 @@ fn world(rng: &mut SmallRng) -> (Vec<Fact>, BTreeMap<(u64, &'static str), Expect
                     ReceiptKey::Message(id(row))
                 };
                 let receipt = any_receipt(rng, key);
-                told.push(Fact::Receipt(destination, receipt.clone()));
+                facts.push(Fact::Receipt(destination, receipt.clone()));
                 if by_provider && !is_named {
                     unknown += 1;
                 } else {
@@ -243,29 +243,29 @@ fn world(rng: &mut SmallRng) -> (Vec<Fact>, BTreeMap<(u64, &'static str), Expect
         } else {
             ReceiptKey::Message(id(row))
         };
-        told.push(Fact::Receipt(["d", "e", "f"][rng.random_range(0..3)], any_receipt(rng, key)));
+        facts.push(Fact::Receipt(["d", "e", "f"][rng.random_range(0..3)], any_receipt(rng, key)));
         unknown += 1;
     }
-    (told, expected, unknown)
+    (facts, expected, unknown)
 }
 
 pub(super) async fn f51_order_and_repetition_do_not_matter(subject: ReceiptSubject, seed: u64) {
-    let (told, expected, unknown) = world(&mut SmallRng::seed_from_u64(51));
+    let (facts, expected, unknown) = world(&mut SmallRng::seed_from_u64(51));
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut told: Vec<_> = told.iter().chain(&told).chain(&told).cloned().collect();
+    let mut facts: Vec<_> = facts.iter().chain(&facts).chain(&facts).cloned().collect();
     match seed {
         // Every receipt before its message; after it; mixed.
-        0 => told.sort_by_key(|told| matches!(told, Fact::Record(_))),
-        1 => told.sort_by_key(|told| matches!(told, Fact::Receipt(..))),
-        _ => told.shuffle(&mut rng),
+        0 => facts.sort_by_key(|fact| matches!(fact, Fact::Record(_))),
+        1 => facts.sort_by_key(|fact| matches!(fact, Fact::Receipt(..))),
+        _ => facts.shuffle(&mut rng),
     }
-    let mut left = &told[..];
+    let mut left = &facts[..];
     while !left.is_empty() {
         let (now, later) = left.split_at(rng.random_range(1..=left.len().min(40)));
         left = later;
         let (mut records, mut receipts) = (Vec::new(), BTreeMap::<&str, Vec<Receipt>>::new());
-        for told in now {
-            match told.clone() {
+        for fact in now {
+            match fact.clone() {
                 Fact::Record(record) => records.push(record),
                 Fact::Receipt(destination, receipt) => receipts.entry(destination).or_default().push(receipt),
             }
@@ -302,7 +302,10 @@ pub(super) async fn f51_order_and_repetition_do_not_matter(subject: ReceiptSubje
             finals.clone().fold(record.state, MessageState::max),
             "row {number}, seed {seed}"
         );
-        assert_eq!(row.told, finals.fold(Told(0), |told, state| told.merge(Told::by(state))));
+        assert_eq!(
+            row.reported,
+            finals.fold(ReportedStates(0), |states, state| states.merge(ReportedStates::by(state)))
+        );
     }
     let tally = subject.tally().await;
     assert_eq!((tally.rows, tally.parked), (expected.len() as u64, unknown), "seed {seed}");
@@ -345,7 +348,10 @@ pub(super) async fn f50_concurrent_appliers_apply_each_receipt_once(subject: Rec
         sum = add(sum, worker.await.unwrap());
     }
     assert_eq!((sum.matched, sum.parked), (10 * MESSAGES, 100));
-    assert_eq!(sum.conflicts, MESSAGES, "each message was told both, and that is found once");
+    assert_eq!(
+        sum.conflicts, MESSAGES,
+        "both final states were reported of each message; it is counted once"
+    );
     assert!((MESSAGES..=2 * MESSAGES).contains(&sum.changed), "{} changes", sum.changed);
     assert_eq!(subject.ledger.changes(None, 10_000).await.unwrap().len() as u64, sum.changed);
     for row in 1..=MESSAGES {
@@ -393,6 +399,6 @@ pub(super) async fn s0_6_whichever_comes_second_finds_the_other(subject: Receipt
     assert_eq!(subject.tally().await.parked, 0);
     for row in 1..=MESSAGES {
         let found = subject.row(row).await;
-        assert_eq!((found.state, found.told), (MessageState::Delivered, Told(3)), "row {row}");
+        assert_eq!((found.state, found.reported), (MessageState::Delivered, ReportedStates(3)), "row {row}");
     }
 }

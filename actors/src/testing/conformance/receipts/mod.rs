@@ -87,7 +87,7 @@ impl ReceiptSubject {
         self.ledger.take(arrival(receipts)).await.unwrap()
     }
 
-    /// Applies until nothing waits; what all of it came to.
+    /// Applies until nothing waits; the sum of all results.
     async fn drain(&self) -> Applied {
         self.drain_by(1_000, NOW).await
     }

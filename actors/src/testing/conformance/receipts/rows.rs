@@ -5,7 +5,7 @@ use crate::{
     model::{
         ids::{FileId, MessageId},
         outcome::Reason,
-        receipt::{PROVIDER_ID_BYTES_MAX, Told},
+        receipt::{PROVIDER_ID_BYTES_MAX, ReportedStates},
         record::{MessageRecord, record_rank},
         state::MessageState,
         time::UnixMs,
@@ -29,7 +29,7 @@ fn row_of(record: &MessageRecord) -> LedgerRow {
         provider_id: record.provider_id,
         accepted_at: record.accepted_at,
         at: record.at,
-        told: Told(0),
+        reported: ReportedStates(0),
         receipt: None,
     }
 }
@@ -122,7 +122,7 @@ pub(super) async fn records_merge_by_rank_whatever_their_order(subject: ReceiptS
     subject.record(std::slice::from_ref(&more)).await;
     subject.record(&[later]).await;
     assert_eq!(subject.row(50).await, row_of(&more));
-    // A redrive begins anew: what it came to is what is told, however few its attempts.
+    // A redrive starts over: its result counts, however few its attempts.
     let dead = record(51, MessageState::Dead, 40);
     let redriven =
         MessageRecord { accepted_at: UnixMs(NOW.0 + 1), status: 400, ..record(51, MessageState::Dead, 1) };

@@ -80,7 +80,7 @@ pub(super) async fn changes_are_kept_in_order_until_they_are_forgotten(subject: 
     assert_eq!(ledger.changes(None, 10).await, Ok(Vec::new()));
     subject.record(&[named(1, "p-1"), sent(2), sent(3), record(4, MessageState::Retrying, 1)]).await;
     subject.record(&[sent(4)]).await;
-    assert_eq!(ledger.changes(None, 10).await, Ok(Vec::new()), "delivery's own are told by delivery");
+    assert_eq!(ledger.changes(None, 10).await, Ok(Vec::new()), "delivery reports its own");
     subject.take(&[failed(1, 1)]).await;
     subject.drain_by(10, after(1)).await;
     assert_eq!(ledger.expire("d", after(100), 10, after(2)).await, Ok(3));
@@ -151,7 +151,7 @@ pub(super) async fn retention_goes_by_age_in_bounded_steps(subject: ReceiptSubje
     let mut steps = 0;
     while ledger.retire(after(50 * DAY_MS), 7).await.unwrap() > 0 {
         steps += 1;
-        assert!(steps < 1_000, "retention comes to its end");
+        assert!(steps < 1_000, "retention finishes");
     }
     let tally = subject.tally().await;
     assert_eq!((tally.rows, tally.parked, tally.orphans, tally.rejects), (1, 1, 0, 1));

@@ -1,0 +1,365 @@
+//! How one group of batches is written: rows, statements, verdicts, settlement.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
+
+use futures_util::FutureExt as _;
+use rand::RngExt as _;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{TableBatch, TableDestination, TableStrategy};
+use crate::{
+    metrics::Tally,
+    model::{
+        self,
+        bisect::{Bisection, Narrowed},
+        lease::OpenMessage,
+        ledger::MessageVerdict,
+        outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
+        receipt::RESPONSE_BYTES_MAX,
+        record::Said,
+        retry::{Decision, poisoned},
+        suspect::is_condemned,
+        table::{Mapping, TableRow, divide},
+    },
+    ports::{Release, Settled, Settlement, StoreError, TableError},
+};
+
+/// The longest of a table's words that are kept, in bytes.
+const WORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX;
+
+/// What stores record as the status of a row that was written: with them, 0 is what was not sent.
+const WRITTEN: u16 = 200;
+
+/// A group that is being written.
+struct Group<'a> {
+    destination: &'a TableDestination,
+    batches: Vec<GroupBatch>,
+    /// Whether the table took the last statement, or refused a row of it; `None` before the first.
+    took_rows: Option<bool>,
+}
+
+/// One batch of a group.
+struct GroupBatch {
+    batch: Arc<TableBatch>,
+    /// What is not recorded yet.
+    verdicts: Vec<MessageVerdict>,
+    said: HashMap<u32, Said>,
+    failed: bool,
+    /// Its lease has ended.
+    settled: bool,
+}
+
+/// A row and the message it was made of.
+struct WrittenRow {
+    batch: usize,
+    message: OpenMessage,
+}
+
+impl GroupBatch {
+    fn judge(
+        &mut self,
+        destination: &TableDestination,
+        message: OpenMessage,
+        verdict: Verdict,
+        words: Option<&str>,
+    ) {
+        let index = message.index;
+        self.verdicts.push(message.verdict(verdict));
+        // With a dead letter they are kept whatever the ledger.
+        let is_kept = destination.recorded || matches!(verdict, Verdict::Dead { .. });
+        if let Some(words) = words.filter(|_| is_kept) {
+            self.said.insert(index, Said { provider_id: None, detail: Some(cut(words).into()) });
+        }
+    }
+}
+
+/// The beginning of `words`, without what no store takes.
+fn cut(words: &str) -> String {
+    let words = words.replace('\0', "\u{fffd}");
+    words[..words.floor_char_boundary(WORDS_BYTES_MAX)].to_owned()
+}
+
+impl TableStrategy {
+    /// Writes a group and settles it. However that ends, the shelf's place is free again.
+    pub(super) async fn write_group(self: Arc<Self>, index: usize, batches: Vec<Arc<TableBatch>>) {
+        let tokens: Vec<_> = batches.iter().map(|batch| batch.lease.token).collect();
+        let mut group = Group {
+            destination: &self.setup.destinations[index],
+            batches: batches.into_iter().map(GroupBatch::new).collect(),
+            took_rows: None,
+        };
+        let in_flight = &self.setup.in_flight;
+        let slots: Vec<_> = tokens.iter().map(|_| in_flight.enter()).collect();
+        let written = AssertUnwindSafe(self.write(&mut group, &slots)).catch_unwind().await;
+        for slot in slots {
+            in_flight.leave(slot);
+        }
+        let done = if let Ok(done) = written {
+            done
+        } else {
+            tracing::error!(destination = %group.destination.name, batches = tokens.len(),
+                "writing a group panicked; its batches are now suspects");
+            self.release(&tokens, Release::Lost).await
+        };
+        let took_rows = group.took_rows;
+        {
+            let mut state = self.state();
+            state.shelves[index].done(self.worker.clock().mono(), took_rows, rand::rng().random());
+            if let Err(failure) = done {
+                state.failure = Some(failure);
+            }
+        }
+        self.moved.ring();
+        self.worker.wake();
+    }
+
+    async fn write(&self, group: &mut Group<'_>, slots: &[u32]) -> Result<(), StoreError> {
+        if let [only] = &mut group.batches[..] {
+            self.condemn(group.destination, only);
+        }
+        let (rows, written) = self.make_rows(group);
+        let suspect = group.batches.iter().any(|member| member.batch.goes_alone());
+        // A suspect's rows go one by one, each recorded before the next begins: see `model::suspect`.
+        let rows_max = if suspect { 1 } else { group.destination.group.rows.max(1) };
+        let bytes_max = group.destination.table.statement_bytes_max();
+        let sizes: Vec<_> = rows.iter().map(TableRow::statement_bytes).collect();
+        let (statements, too_large) = divide(sizes.iter().copied(), rows_max, bytes_max);
+        for row in too_large {
+            let words =
+                format!("the row takes {} bytes of a statement, which has {bytes_max} at most", sizes[row]);
+            let refused = Outcome::Permanent { status: 0, reason: Reason::Render };
+            self.judge(group, &written[row], refused, &words);
+        }
+        let mut bisection = Bisection::new(statements);
+        while let Some(range) = bisection.next() {
+            if suspect {
+                let begins = written.get(range.start).map(|row| row.message.index);
+                self.settle(group, false, begins).await?;
+            }
+            let Some(permit) = self.enter(group.destination).await else {
+                break; // draining: what is left is given back, open
+            };
+            let is_exclusive = suspect && group.batches[0].batch.is_exclusive(written[range.start].message);
+            let (_others, _nobody);
+            if is_exclusive {
+                _nobody = self.setup.alone.write().await;
+            } else {
+                _others = self.setup.alone.read().await;
+            }
+            // Of several rows in a statement it is not known which one killed the process.
+            let row = if suspect { Some(written[range.start].message.index) } else { None };
+            for (slot, member) in slots.iter().zip(&group.batches) {
+                self.setup.in_flight.begin(*slot, member.batch.lease.token.batch, row);
+            }
+            failpoint!("table.before");
+            let begun = Instant::now();
+            let insert = AssertUnwindSafe(group.destination.table.insert(&rows[range.clone()]));
+            let answer = insert.catch_unwind().await;
+            for slot in slots {
+                self.setup.in_flight.end(*slot);
+            }
+            drop(permit);
+            failpoint!("table.after");
+            group.destination.metrics.attempted(begun.elapsed());
+            let at = self.worker.clock().wall();
+            match answer {
+                Ok(Ok(())) => {
+                    group.took_rows = Some(true);
+                    for row in &written[range] {
+                        let sent = row.message.verdict(Verdict::Sent { at, status: WRITTEN });
+                        group.batches[row.batch].verdicts.push(sent);
+                    }
+                    bisection.written();
+                }
+                Ok(Err(TableError::Refused(words))) => {
+                    group.took_rows = Some(true);
+                    if let Narrowed::Row(row) = bisection.refused() {
+                        let refused = Outcome::Permanent { status: 0, reason: Reason::Refused };
+                        self.judge(group, &written[row], refused, &words);
+                    }
+                }
+                Ok(Err(TableError::Retryable(words))) => {
+                    tracing::warn!(destination = %group.destination.name, words, "the table can't take rows now; they are retried");
+                    self.put_off(group, &written, bisection, Reason::Unavailable, &words);
+                    break;
+                }
+                Err(_) => {
+                    tracing::error!(destination = %group.destination.name, "a statement panicked");
+                    self.put_off(group, &written, bisection, Reason::Panic, "the statement panicked");
+                    break;
+                }
+            }
+        }
+        self.settle(group, true, None).await?;
+        let open: Vec<_> = group
+            .batches
+            .iter()
+            .filter(|member| !member.settled)
+            .map(|member| member.batch.lease.token)
+            .collect();
+        self.release(&open, Release::Unused).await
+    }
+
+    /// What is left of a group is tried again later.
+    fn put_off(
+        &self,
+        group: &mut Group<'_>,
+        written: &[WrittenRow],
+        bisection: Bisection,
+        reason: Reason,
+        words: &str,
+    ) {
+        group.took_rows = Some(false);
+        for row in bisection.rest().flatten() {
+            let failed = Outcome::Retryable { status: 0, reason, retry_after: None };
+            self.judge(group, &written[row], failed, words);
+        }
+    }
+
+    /// Decides on one message by the retry schedule.
+    fn judge(&self, group: &mut Group<'_>, row: &WrittenRow, outcome: Outcome, words: &str) {
+        let member = &mut group.batches[row.batch];
+        let (since, at) = (member.batch.lease.since(row.message.index), self.worker.clock().wall());
+        let retry = &group.destination.retry;
+        match retry.decide(outcome, row.message.tries + 1, since, at, member.batch.jitter) {
+            Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),
+            Decision::Hold => {} // for 410 alone, which no table answers
+        }
+    }
+
+    /// The verdicts that need no statement: on a batch that can't be read, and on messages that have killed the
+    /// process too often.
+    fn condemn(&self, destination: &TableDestination, member: &mut GroupBatch) {
+        let (batch, at) = (member.batch.clone(), self.worker.clock().wall());
+        if let Err(why) = &batch.mapping {
+            let attempt = Attempt { at, status: 0, reason: Reason::Render };
+            let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
+            for message in &batch.open {
+                member.judge(destination, *message, dead, Some(why));
+            }
+            return;
+        }
+        let charged = &batch.lease.charged;
+        for message in &batch.open {
+            if charged.get(&message.index).is_some_and(|&(_, alone)| is_condemned(alone)) {
+                member.judge(destination, *message, poisoned(at), None);
+            }
+        }
+    }
+
+    /// A row of every message that has no verdict yet; those that can't be made are judged.
+    fn make_rows(&self, group: &mut Group<'_>) -> (Vec<TableRow>, Vec<WrittenRow>) {
+        let (mut rows, mut written) = (Vec::new(), Vec::new());
+        let mut shared: Option<Arc<Mapping>> = None;
+        for at in 0..group.batches.len() {
+            let batch = group.batches[at].batch.clone();
+            let Ok(mapping) = &batch.mapping else { continue };
+            // One for the whole group: they are alike.
+            let mapping = shared.get_or_insert_with(|| mapping.clone()).clone();
+            let judged: Vec<_> = group.batches[at].verdicts.iter().map(|message| message.index).collect();
+            for &message in &batch.open {
+                let Some((row, bytes)) = batch.rows.get(message.index) else { continue };
+                if judged.contains(&message.index) {
+                    continue;
+                }
+                let header = &batch.lease.header;
+                let id = header.message_id(row);
+                // A row that makes the mapping panic must not take its neighbours with it.
+                let made = std::panic::catch_unwind(AssertUnwindSafe(|| mapping.row(header, id, bytes)));
+                let written_as = WrittenRow { batch: at, message };
+                match made {
+                    Ok(Ok(row)) => {
+                        rows.push(row);
+                        written.push(written_as);
+                    }
+                    Ok(Err(why)) => {
+                        let refused = Outcome::Permanent { status: 0, reason: Reason::Render };
+                        self.judge(group, &written_as, refused, &why);
+                    }
+                    Err(_) => {
+                        tracing::error!(%id, "making its row panicked");
+                        let failed =
+                            Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None };
+                        self.judge(group, &written_as, failed, "making its row panicked");
+                    }
+                }
+            }
+        }
+        (rows, written)
+    }
+
+    /// Waits for a statement's turn; `None` if the worker closes before it comes. The permit first: the time
+    /// between the rate and the statement is as short as can be, so that the database sees the rate too.
+    async fn enter(&self, destination: &TableDestination) -> Option<OwnedSemaphorePermit> {
+        let gates = &destination.gates;
+        let turn = async {
+            let permit = gates.in_flight.clone().acquire_owned().await;
+            if let Some(rate) = &gates.rate {
+                rate.pass().await;
+            }
+            permit.ok() // never closed
+        };
+        tokio::select! {
+            biased;
+            () = self.worker.closed() => None,
+            permit = turn => permit,
+        }
+    }
+
+    /// Records the group's outcomes, after the commit (S4.3). `ends`: nothing more will be done
+    /// for them here. `begins`: the message of the group's only batch that is written next, by itself (B17).
+    async fn settle(&self, group: &mut Group<'_>, ends: bool, begins: Option<u32>) -> Result<(), StoreError> {
+        let destination = group.destination;
+        let mut settlements = Vec::new();
+        let mut members = Vec::new();
+        let has_to_record = |member: &&mut GroupBatch| {
+            !member.settled && (ends || begins.is_some() || !member.verdicts.is_empty())
+        };
+        for member in group.batches.iter_mut().filter(has_to_record) {
+            let batch = &member.batch;
+            let mut verdicts = std::mem::take(&mut member.verdicts);
+            verdicts.sort_unstable_by_key(|message| message.index);
+            let details = details(&verdicts, &member.said);
+            let mut records = Vec::new();
+            if destination.recorded {
+                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut member.said);
+            }
+            let token = batch.lease.token;
+            settlements.push(Settlement { token, verdicts, details, records, ends, begins });
+            members.push(member);
+        }
+        if settlements.is_empty() {
+            return Ok(());
+        }
+        let now = self.worker.clock().wall();
+        let note = |settled: &[Settled]| {
+            for ((member, settlement), &settled) in members.into_iter().zip(&settlements).zip(settled) {
+                let tally = Tally::of(&settlement.verdicts);
+                member.failed |= !tally.is_clean();
+                let age = now.since(member.batch.lease.accepted_at);
+                destination.metrics.settled(&tally, settled, age, !member.failed);
+                if settled != Settled::Open {
+                    member.settled = true;
+                    self.state().forget(settlement.token);
+                }
+            }
+        };
+        self.worker.settle(&settlements, note).await
+    }
+}
+
+/// What the table itself said of the messages that are dead now: kept with the dead letter, whatever the ledger.
+fn details(verdicts: &[MessageVerdict], said: &HashMap<u32, Said>) -> BTreeMap<u32, Box<str>> {
+    let dead = verdicts.iter().filter(|message| matches!(message.verdict, Verdict::Dead { .. }));
+    dead.filter_map(|message| Some((message.index, said.get(&message.index)?.detail.clone()?))).collect()
+}
+
+impl GroupBatch {
+    fn new(batch: Arc<TableBatch>) -> Self {
+        Self { batch, verdicts: Vec::new(), said: HashMap::new(), failed: false, settled: false }
+    }
+}

@@ -1,0 +1,300 @@
+//! Outbox and ledger in DynamoDB, for several machines that share the work.
+//!
+//! Two tables ([`schema`] has their layout). What a batch carries is written once, into the outbox table; what
+//! becomes of it changes small items of the ledger table, of which each batch has one record for its whole life.
+//! `model::ledger` has every rule about it; here records are read, and written if nobody else has changed them. A
+//! batch's way: [`append`] stores it in one transaction with its file's checkpoint; [`outstanding`] hands it to the
+//! dispatcher, which needs no read for what its own process appended; [`claims`] fence its workers; [`settle`] records
+//! what became of its messages; one that leaves some to be tried again is outstanding again.
+//!
+//! Every write is conditional on what was read before, and all reads that decide something are strongly
+//! consistent. The indexes are not: whoever finds a batch in one must expect that it has moved on.
+
+mod append;
+mod archive;
+mod calls;
+mod claims;
+mod console;
+mod dead;
+mod draft;
+mod files;
+mod fresh;
+mod item;
+mod outstanding;
+mod rates;
+mod record;
+mod reports;
+mod retry;
+pub mod schema;
+mod settle;
+mod state;
+#[cfg(test)]
+mod templates;
+mod view;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::Client;
+use postrider_actors::{
+    model::{
+        file::{Checkpoint, FileReport, FileState, Reject},
+        ids::{BatchId, FileId},
+        ledger::Evidence,
+        rate_share::RateLeases,
+        time::UnixMs,
+    },
+    ports::{
+        Append, AppendLimits, Appended, Archive, Claim, ClaimRequest, Claims, Clock, DispatchSource, EntryId,
+        Fetched, ItemOutcome, LeaseToken, Ledger, Outbox, OutboxEntry, OutboxPages, OutstandingQuery, Page,
+        PageQuery, RateTable, Release, Settled, Settlement, StoreError,
+    },
+};
+
+use crate::ApiObserver;
+
+pub use self::{
+    append::DESTINATIONS_MAX,
+    console::Console,
+    dead::{DeadLetter, DeadPlace, DeadQuery},
+    schema::SCHEMA_VERSION,
+};
+use self::{
+    calls::{Calls, Tables},
+    state::Shared,
+};
+
+/// How the store is used.
+#[derive(Clone, Debug)]
+pub struct DynamoSettings {
+    /// The outbox table's name; the ledger's is this and `-ledger`.
+    pub table: String,
+    /// This process, `NODE-START`: see `model::ledger::is_earlier_life`.
+    pub process: String,
+    /// Shards of a destination in the indexes.
+    pub shards: u32,
+    /// Segments of a scan: what a sweep of an empty index costs.
+    pub scan_concurrency: u16,
+    /// Entries of the index that one page of a sweep looks at, some 200 bytes each: a page ends at 1 MB.
+    pub page_size: u16,
+    /// Between two sweeps of the index.
+    pub sweep_interval: Duration,
+    /// How long another process's batch is outstanding before this one dispatches it.
+    pub sweep_after: Duration,
+    /// Between two looks at files that another process may have settled.
+    pub look_interval: Duration,
+    /// How long taken entries of inbound queues are remembered. SQS keeps a message for 14 days at most.
+    pub entry_retention: Duration,
+    /// What was in flight when this node's last life died (B17).
+    pub evidence: Evidence,
+    /// The destinations that there are: whom to ask for when one of them crowds the index.
+    pub destinations: Vec<Arc<str>>,
+}
+
+impl DynamoSettings {
+    /// The defaults for a table and a process.
+    pub fn new(table: &str, process: &str) -> Self {
+        Self {
+            table: table.to_owned(),
+            process: process.to_owned(),
+            shards: 20,
+            scan_concurrency: 4,
+            page_size: 1_000,
+            sweep_interval: Duration::from_secs(5),
+            sweep_after: Duration::from_secs(10),
+            look_interval: Duration::from_secs(30),
+            entry_retention: Duration::from_hours(15 * 24),
+            evidence: Evidence::unknown(),
+            destinations: Vec::new(),
+        }
+    }
+
+    fn tables(&self) -> Tables {
+        Tables { outbox: self.table.clone(), ledger: format!("{}-ledger", self.table) }
+    }
+}
+
+/// The store. It runs nothing in the background.
+pub struct DynamoStore {
+    pub(in crate::dynamodb) shared: Shared,
+}
+
+impl DynamoStore {
+    /// Opens the store, whose tables must be there and of this version. `observer` is told what calls
+    /// consume.
+    pub async fn open(
+        client: &Client,
+        settings: DynamoSettings,
+        clock: Arc<dyn Clock>,
+        observer: Arc<dyn ApiObserver>,
+    ) -> Result<Self, StoreError> {
+        let calls = Calls::new(client, settings.tables(), observer);
+        schema::check_start(&calls.client, &calls.tables).await?;
+        Ok(Self { shared: Shared::new(calls, settings, clock) })
+    }
+}
+
+/// Makes the tables of `settings.table` or brings them up to date. Refuses a newer version's.
+pub async fn migrate(client: &Client, settings: &DynamoSettings) -> Result<(), StoreError> {
+    let calls = Calls::new(client, settings.tables(), Arc::new(()));
+    schema::migrate(&calls.client, &calls.tables).await
+}
+
+/// What is wrong with the tables of `settings.table`, each as a sentence; empty if they can be used.
+pub async fn check(client: &Client, settings: &DynamoSettings) -> Result<Vec<String>, StoreError> {
+    let calls = Calls::new(client, settings.tables(), Arc::new(()));
+    schema::check(&calls.client, &calls.tables).await
+}
+
+#[async_trait]
+impl Outbox for DynamoStore {
+    fn append_limits(&self) -> AppendLimits {
+        append::LIMITS
+    }
+
+    async fn find_file(&self, id: FileId) -> Result<Option<(FileState, Checkpoint)>, StoreError> {
+        Ok(self.shared.read_file(id).await?.map(|file| (file.state, file.checkpoint)))
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+        self.shared.append(append).await
+    }
+
+    async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
+        self.shared.known_entries(entries).await
+    }
+
+    async fn depth(&self) -> Result<u64, StoreError> {
+        self.shared.depth().await
+    }
+}
+
+#[async_trait]
+impl DispatchSource for DynamoStore {
+    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
+        self.shared.outstanding(query).await
+    }
+
+    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        Ok(self.shared.mark_dispatched(ids).await)
+    }
+
+    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
+        Ok(self.shared.fresh().next_due())
+    }
+}
+
+#[async_trait]
+impl Claims for DynamoStore {
+    async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        self.shared.claim(&request).await
+    }
+
+    async fn extend_claims(
+        &self,
+        tokens: &[LeaseToken],
+        until: UnixMs,
+    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        Ok(self.shared.extend_claims(tokens, until).await)
+    }
+
+    async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        self.shared.release_claims(tokens, how).await
+    }
+}
+
+#[async_trait]
+impl Ledger for DynamoStore {
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
+        self.shared.settle(settlements).await
+    }
+
+    async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.shared.disable(name, reason, at).await
+    }
+
+    async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        self.shared.disabled().await
+    }
+
+    async fn report(&self, file: FileId) -> Result<Option<FileReport>, StoreError> {
+        Ok(self.shared.look_at(file).await?.map(|look| look.report))
+    }
+
+    async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        self.shared.rejects(file, after, limit).await
+    }
+
+    async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.shared.latest_files(limit).await
+    }
+
+    async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.shared.settled_files(feed, limit).await
+    }
+
+    async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
+        self.shared.mark_reported(files).await
+    }
+}
+
+#[async_trait]
+impl OutboxPages for DynamoStore {
+    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        self.shared.page(query).await
+    }
+
+    async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
+        self.shared.get(ids).await
+    }
+
+    async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.shared.delete(ids).await
+    }
+
+    async fn count_outstanding(&self) -> Result<u64, StoreError> {
+        self.shared.count_outstanding().await
+    }
+}
+
+#[async_trait]
+impl Archive for DynamoStore {
+    async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.shared.archive(before, limit).await
+    }
+}
+
+#[async_trait]
+impl RateTable for DynamoStore {
+    async fn load(&self, destination: &str) -> Result<RateLeases, StoreError> {
+        self.shared.load_rates(destination).await
+    }
+
+    async fn store(&self, destination: &str, leases: &RateLeases) -> Result<bool, StoreError> {
+        self.shared.store_rates(destination, leases).await
+    }
+}
+
+impl DynamoStore {
+    /// Lets a destination's messages go again. Whether it was disabled.
+    pub async fn enable_destination(&self, name: &str) -> Result<bool, StoreError> {
+        self.shared.enable(name).await
+    }
+
+    /// Up to `limit` dead letters after `place`, in the order of file, destination and batch. None only if there
+    /// are no more. [`DeadLetter::place`] is where a walk that has seen it goes on.
+    pub async fn dead_letters(
+        &self,
+        query: &DeadQuery,
+        place: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.shared.dead_letters(query, place, limit).await
+    }
+
+    /// Sends up to `limit` dead letters again that match `query`; how many. It only opens them again: delivery
+    /// keeps its rates. If it fails, what was redriven before stays so.
+    pub async fn redrive(&self, query: &DeadQuery, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.shared.redrive(query, limit, now).await
+    }
+}

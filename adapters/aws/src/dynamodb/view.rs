@@ -1,0 +1,378 @@
+//! What an operator's commands read: answers that take more than one read. Snapshots of different moments are put
+//! together; while work goes on, counts of one answer may be a few messages apart.
+
+use std::collections::{BTreeMap, HashMap};
+
+use postrider_actors::{
+    model::{
+        batch::Rows,
+        codec,
+        file::FileReport,
+        ids::{BatchId, FileId, MessageId},
+        ledger,
+    },
+    ports::{Dispatch, Fetched, PageQuery, StoreError},
+};
+
+use super::{
+    draft::Known,
+    item::{BATCH, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
+    record::Stored,
+    schema,
+    state::Shared,
+};
+use postrider_actors::ports::console::{
+    Delivery, DestinationView, Fate, FileSelector, MessageReport, Position, Search,
+};
+
+/// Entries of one page of the outstanding batches.
+const PAGE: usize = 1_000;
+
+/// Between the file's and the batch's key in the position of a search.
+const SEPARATOR: char = '\n';
+
+impl Shared {
+    /// The ids of up to `limit` files in the order in which they were stored, the latest first, and where
+    /// each stands in that order; those with `name`, or all.
+    pub(super) async fn file_ids(&self, name: Option<&str>, limit: usize) -> Result<Vec<FileId>, StoreError> {
+        let mut ids = Vec::new();
+        let mut from = None;
+        loop {
+            let mut call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk")
+                .expression_attribute_values(":pk", text(schema::FILES_PK))
+                .scan_index_forward(false)
+                .consistent_read(true)
+                .set_exclusive_start_key(from);
+            if let Some(name) = name {
+                call = call
+                    .filter_expression("#Name = :Name")
+                    .expression_attribute_names("#Name", NAME)
+                    .expression_attribute_values(":Name", text(name));
+            }
+            let (items, next) = self.calls.query("listing files", call).await?;
+            for item in &items {
+                ids.push(Reading(item).file_id(FILE)?);
+            }
+            from = next;
+            if from.is_none() || ids.len() >= limit {
+                ids.truncate(limit);
+                return Ok(ids);
+            }
+        }
+    }
+
+    /// Up to `limit` files that `selector` names, the latest first.
+    pub(super) async fn files_of(
+        &self,
+        selector: &FileSelector,
+        limit: usize,
+    ) -> Result<Vec<FileReport>, StoreError> {
+        let ids = match selector {
+            FileSelector::Id(id) => vec![*id],
+            FileSelector::Name(name) => self.file_ids(Some(name), limit).await?,
+        };
+        let looks = self.look_at_all(ids).await?;
+        Ok(looks.into_iter().take(limit).map(|look| look.report).collect())
+    }
+
+    /// What there is to say of destinations apart from counts: which are disabled, and what is outstanding.
+    pub(super) async fn destination_views(&self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
+        let mut views: BTreeMap<String, DestinationView> = BTreeMap::new();
+        for (name, disabled) in self.known_destinations().await? {
+            views.entry(name).or_default().disabled = disabled;
+        }
+        let mut cursor = None;
+        loop {
+            let query = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: PAGE, cursor };
+            let page = self.page(query).await?;
+            for entry in page.entries {
+                let view = views.entry(entry.destination.to_string()).or_default();
+                view.outstanding += 1;
+                let due = view.next_due.map_or(entry.not_before, |due| due.min(entry.not_before));
+                view.next_due = Some(due);
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(views);
+            }
+        }
+    }
+
+    /// What became of `id` at each destination of its file.
+    pub(super) async fn message(&self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
+        let Some(file) = self.read_file(id.file).await? else { return Ok(Vec::new()) };
+        if id.row == 0 || id.row > file.checkpoint.rows {
+            return Ok(Vec::new());
+        }
+        let report = |fate| MessageReport { id, file_name: file.record.name.clone(), fate };
+        let mut reports = Vec::new();
+        for destination in &file.record.destinations {
+            if let Some(batch) = self.batch_at(id, destination).await?
+                && let Some(delivery) = self.delivery(id.row, batch).await?
+            {
+                reports.push(report(Fate::Message(delivery)));
+            }
+        }
+        if reports.is_empty() {
+            reports.extend(self.not_accepted(id).await?.map(report));
+        }
+        Ok(reports)
+    }
+
+    /// The batch that begins at the row or before it.
+    async fn batch_at(&self, id: MessageId, destination: &str) -> Result<Option<BatchId>, StoreError> {
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.ledger)
+            .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+            .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
+            .expression_attribute_values(":first", text(schema::batch_of_file_sk(destination, 0)))
+            .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, id.row)))
+            .scan_index_forward(false)
+            .consistent_read(true)
+            .limit(1);
+        let (items, _) = self.calls.query("looking for a batch", call).await?;
+        Ok(items.first().map(|item| Reading(item).batch_id(BATCH)).transpose()?)
+    }
+
+    async fn delivery(&self, row: u64, id: BatchId) -> Result<Option<Delivery>, StoreError> {
+        let mut known = Known::new();
+        self.know(&mut known, [id], false).await?;
+        let Some(Stored { destination, rows, record, .. }) = known.remove(&id).flatten() else {
+            return Ok(None);
+        };
+        let Some((index, fate)) = rows.find(row).and_then(|index| Some((index, record.fate(index)?))) else {
+            return Ok(None);
+        };
+        let mut fetched = self.get(&[id]).await?;
+        let recipient = match fetched.pop() {
+            Some((_, Fetched::Batch(batch))) => {
+                let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+                let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+                Some(cells.recipient.to_owned())
+            }
+            Some((id, Fetched::Unprocessed)) => {
+                return Err(StoreError::Retryable(format!("batch {id} was not read")));
+            }
+            Some((_, Fetched::Missing)) | None => None,
+        };
+        let pk = schema::batch_pk(id);
+        let history = self.calls.partition("reading attempts", &pk, schema::HISTORY_PREFIX).await?;
+        let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
+        let failed = ledger::codec::failures_of(chunks, index as u32).map_err(|_| Damaged(BODY))?;
+        Ok(Some(Delivery {
+            destination: destination.to_string(),
+            recipient,
+            state: fate.state,
+            accepted_at: fate.accepted_at,
+            drive: fate.drive,
+            failed,
+            sent: fate.sent,
+            cause: fate.death.map(|death| death.cause),
+            not_before: fate.not_before,
+        }))
+    }
+
+    /// Whether a row was rejected or left out as a duplicate.
+    async fn not_accepted(&self, id: MessageId) -> Result<Option<Fate>, StoreError> {
+        let rejects = self.rejects(id.file, id.row - 1, 1).await?;
+        if let Some(reject) = rejects.into_iter().find(|reject| reject.row == id.row) {
+            return Ok(Some(Fate::Rejected { line: reject.line, reason: reject.reason }));
+        }
+        let mut from = None;
+        loop {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+                .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
+                .expression_attribute_values(":first", text(schema::duplicates_sk(id.row)))
+                .expression_attribute_values(":last", text(schema::duplicates_sk(u64::MAX)))
+                .consistent_read(true)
+                .limit(4)
+                .set_exclusive_start_key(from);
+            let (items, next) = self.calls.query("reading duplicate rows", call).await?;
+            for item in &items {
+                let rows =
+                    codec::decode_row_numbers(Reading(item).bytes(BODY)?).map_err(|_| Damaged(BODY))?;
+                if rows.binary_search(&id.row).is_ok() {
+                    return Ok(Some(Fate::Duplicate));
+                }
+                // Chunks are in order, and what a crash left behind repeats them: the next begins later.
+                if rows.first().is_some_and(|&first| first > id.row) {
+                    return Ok(None);
+                }
+            }
+            from = next;
+            if from.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Goes on with a search. Every row of a file goes to all its destinations, so the batches of the first
+    /// one hold all there is.
+    pub(super) async fn search(
+        &self,
+        search: &mut Search,
+        recipient: &str,
+        file: Option<FileId>,
+        batches: usize,
+        limit: usize,
+    ) -> Result<bool, StoreError> {
+        let mut left = batches;
+        while left > 0 && search.found.len() < limit {
+            let (after_file, after_batch) = search.position.0.split_once(SEPARATOR).unwrap_or_default();
+            let (after_file, after_batch) = (after_file.to_owned(), after_batch.to_owned());
+            let Some((at, id)) = self.file_at(file, &after_file, !after_batch.is_empty()).await? else {
+                return Ok(false);
+            };
+            let found = self.batches_after(id, &after_batch, left).await?;
+            let is_last = found.len() < left;
+            self.search_batches(search, recipient, &found, limit).await?;
+            left -= found.len();
+            search.batches += found.len() as u64;
+            let batch = found.last().filter(|_| !is_last).map_or("", |(sk, _)| sk.as_str());
+            search.position = Position(format!("{at}{SEPARATOR}{batch}"));
+        }
+        Ok(search.found.len() < limit)
+    }
+
+    /// The file that a search is at: the one that stands at `after` if it is not finished, else the next.
+    /// With its place.
+    async fn file_at(
+        &self,
+        only: Option<FileId>,
+        after: &str,
+        is_within: bool,
+    ) -> Result<Option<(String, FileId)>, StoreError> {
+        if let Some(only) = only {
+            let place = only.to_string();
+            return Ok((after.is_empty() || is_within).then_some((place, only)));
+        }
+        let from = if is_within { after.to_owned() } else { format!("{after}\u{1}") };
+        let call = self
+            .calls
+            .client
+            .query()
+            .table_name(&self.calls.tables.ledger)
+            .key_condition_expression("Pk = :pk AND Sk >= :from")
+            .expression_attribute_values(":pk", text(schema::FILES_PK))
+            .expression_attribute_values(":from", text(from))
+            .consistent_read(true)
+            .limit(1);
+        let (items, _) = self.calls.query("looking for a file", call).await?;
+        let place = |item: &Item| -> Result<_, Damaged> {
+            let reading = Reading(item);
+            Ok((reading.text(SK)?.to_owned(), reading.file_id(FILE)?))
+        };
+        Ok(items.first().map(place).transpose()?)
+    }
+
+    /// Up to `limit` batches of a file for its first destination, after `after`, in the order of rows.
+    async fn batches_after(
+        &self,
+        id: FileId,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, BatchId)>, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(Vec::new()) };
+        let Some(destination) = file.record.destinations.first() else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        let mut from =
+            if after.is_empty() { schema::batch_of_file_sk(destination, 0) } else { format!("{after}\u{1}") };
+        while found.len() < limit {
+            let call = self
+                .calls
+                .client
+                .query()
+                .table_name(&self.calls.tables.ledger)
+                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
+                .expression_attribute_values(":pk", text(schema::file_pk(id)))
+                .expression_attribute_values(":first", text(&from))
+                .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, u64::MAX)))
+                .consistent_read(true)
+                .limit(i32::try_from(limit - found.len()).unwrap_or(i32::MAX));
+            let (items, next) = self.calls.query("listing a file's batches", call).await?;
+            for item in &items {
+                let reading = Reading(item);
+                found.push((reading.text(SK)?.to_owned(), reading.batch_id(BATCH)?));
+            }
+            match (next, found.last()) {
+                (Some(_), Some((last, _))) => from = format!("{last}\u{1}"),
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+
+    async fn search_batches(
+        &self,
+        search: &mut Search,
+        recipient: &str,
+        batches: &[(String, BatchId)],
+        limit: usize,
+    ) -> Result<(), StoreError> {
+        let finder = memchr::memmem::Finder::new(recipient.as_bytes());
+        let ids: Vec<_> = batches.iter().map(|(_, id)| *id).collect();
+        for (id, fetched) in self.get(&ids).await? {
+            let batch = match fetched {
+                Fetched::Batch(batch) => batch,
+                // Archived.
+                Fetched::Missing => continue,
+                Fetched::Unprocessed => {
+                    return Err(StoreError::Retryable(format!("batch {id} was not read")));
+                }
+            };
+            // Most payloads are left without decoding them.
+            if finder.find(&batch.payload).is_none() {
+                continue;
+            }
+            let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+            for index in 0..rows.len() {
+                let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+                if cells.recipient == recipient && search.found.len() < limit {
+                    search.found.push(batch.header.message_id(rows.row(index)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The recipients of rows, each with the batch that holds it, in their order.
+    pub(super) async fn recipients(&self, wanted: &[(BatchId, u64)]) -> Result<Vec<String>, StoreError> {
+        let mut ids: Vec<_> = wanted.iter().map(|(batch, _)| *batch).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut batches = HashMap::new();
+        for (id, fetched) in self.get(&ids).await? {
+            match fetched {
+                Fetched::Batch(batch) => {
+                    let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
+                    batches.insert(id, (batch, rows));
+                }
+                Fetched::Missing => {}
+                Fetched::Unprocessed => {
+                    return Err(StoreError::Retryable(format!("batch {id} was not read")));
+                }
+            }
+        }
+        let recipient = |(id, row): &(BatchId, u64)| {
+            let gone = || StoreError::Permanent(format!("row {row} of batch {id} is gone"));
+            let (batch, rows) = batches.get(id).ok_or_else(gone)?;
+            let index = rows.find(*row).ok_or_else(gone)?;
+            let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
+            Ok(cells.recipient.to_owned())
+        };
+        wanted.iter().map(recipient).collect()
+    }
+}

@@ -1,0 +1,183 @@
+//! The inbound queue of a feed, on SQS.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_sqs::{
+    Client,
+    types::{Message, MessageSystemAttributeName, QueueAttributeName},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use postrider_actors::{
+    model::call::Failure,
+    ports::{AckId, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
+};
+
+use super::calls::{Calls, ENTRIES_MAX, Refusals};
+use crate::{ApiObserver, AwsSettings};
+
+/// Batch calls of one operation under way at once: each takes a round trip and moves ten entries.
+const CALLS_AT_ONCE: usize = 8;
+
+/// Where a feed's entries come from.
+#[derive(Clone, Debug)]
+pub struct SqsIntakeSettings {
+    /// The queue's URL.
+    pub queue_url: String,
+    /// How long an entry is ours, whatever the queue's own visibility timeout is: whole seconds, up to 12 hours.
+    pub visibility: Duration,
+    /// The longest that a poll waits: whole seconds, up to 20.
+    pub wait_max: Duration,
+}
+
+/// An SQS queue, standard or FIFO, that a feed reads.
+pub struct SqsIntake {
+    calls: Calls,
+    settings: SqsIntakeSettings,
+}
+
+impl fmt::Debug for SqsIntake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsIntake").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl SqsIntake {
+    /// Calls nothing yet. `client` was made with `aws`.
+    pub fn new(
+        client: Client,
+        aws: &AwsSettings,
+        settings: SqsIntakeSettings,
+        observer: Arc<dyn ApiObserver>,
+    ) -> Self {
+        let poll_timeouts = aws.timeouts(settings.wait_max);
+        Self { calls: Calls::new(client, observer, poll_timeouts), settings }
+    }
+
+    /// Does something to entries in tens; one outcome per ack id, in order. A call that fails as a whole says
+    /// nothing about the entries of the others.
+    async fn in_tens<'a, F>(&'a self, acks: &'a [AckId], call: impl Fn(Vec<String>) -> F) -> Vec<ItemOutcome>
+    where
+        F: Future<Output = Result<Refusals, Failure>>,
+    {
+        let calls = acks.chunks(ENTRIES_MAX).map(|acks| {
+            let answer = call(acks.iter().map(|ack| ack.0.to_string()).collect());
+            async move {
+                let answer = answer.await;
+                (0..acks.len()).map(|index| outcome(&answer, index)).collect::<Vec<_>>()
+            }
+        });
+        // Collected first: a stream over borrowing closures is no `Send` future otherwise.
+        let calls: Vec<_> = calls.collect();
+        stream::iter(calls).buffered(CALLS_AT_ONCE).concat().await
+    }
+
+    async fn hide(&self, acks: &[AckId], hidden: Duration) -> Vec<ItemOutcome> {
+        self.in_tens(acks, |handles| {
+            let changes: Vec<_> = handles.into_iter().map(|handle| (handle, hidden)).collect();
+            async move { self.calls.hide(&self.settings.queue_url, &changes).await }
+        })
+        .await
+    }
+}
+
+/// What the answer to a batch call says of its entry at `index`.
+fn outcome(answer: &Result<Refusals, Failure>, index: usize) -> ItemOutcome {
+    match answer {
+        Ok(refusals) => match refusals.get(&index.to_string()) {
+            None => ItemOutcome::Ok,
+            Some(refusal) if refusal.sender_fault => ItemOutcome::Permanent(refusal.why.clone()),
+            Some(refusal) => ItemOutcome::Retryable(refusal.why.clone()),
+        },
+        Err(failure) => failure.clone().into(),
+    }
+}
+
+fn entry(message: Message) -> Option<IntakeEntry> {
+    let receives = message.attributes.as_ref().and_then(|attributes| {
+        attributes.get(&MessageSystemAttributeName::ApproximateReceiveCount)?.parse().ok()
+    });
+    let (Some(id), Some(handle)) = (message.message_id, message.receipt_handle) else {
+        // The API reference promises both. It comes again after its visibility timeout.
+        tracing::warn!("SQS delivered a message without an id or a receipt handle; it is left alone");
+        return None;
+    };
+    Some(IntakeEntry {
+        id,
+        ack: AckId(handle.into()),
+        body: Bytes::from(message.body.unwrap_or_default()),
+        receives: receives.unwrap_or(0),
+    })
+}
+
+#[async_trait]
+impl Intake for SqsIntake {
+    async fn receive(&self, limit: usize, wait: Duration) -> Result<Vec<IntakeEntry>, StoreError> {
+        let SqsIntakeSettings { queue_url, visibility, wait_max } = &self.settings;
+        let messages = self.calls.receive(queue_url, limit, wait.min(*wait_max), *visibility).await?;
+        Ok(messages.into_iter().filter_map(entry).collect())
+    }
+
+    fn visibility(&self) -> Duration {
+        self.settings.visibility
+    }
+
+    async fn extend(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError> {
+        Ok(self.hide(acks, self.settings.visibility).await)
+    }
+
+    async fn delete(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError> {
+        let delete =
+            |handles: Vec<String>| async move { self.calls.delete(&self.settings.queue_url, &handles).await };
+        Ok(self.in_tens(acks, delete).await)
+    }
+
+    async fn release(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError> {
+        Ok(self.hide(acks, Duration::ZERO).await)
+    }
+
+    async fn depth(&self) -> Result<QueueDepth, StoreError> {
+        use QueueAttributeName::{
+            ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesDelayed as Delayed,
+            ApproximateNumberOfMessagesNotVisible as InFlight,
+        };
+        let names = [Visible, InFlight, Delayed];
+        let counts = self.calls.attributes(&self.settings.queue_url, &names).await?;
+        let count = |name: &QueueAttributeName| {
+            let count = counts.get(name).and_then(|count| count.parse().ok());
+            count.ok_or_else(|| StoreError::Unknown(format!("SQS did not say {}", name.as_str())))
+        };
+        Ok(QueueDepth {
+            visible: count(&names[0])?,
+            in_flight: count(&names[1])?,
+            delayed: count(&names[2])?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postrider_actors::model::call::FailureKind;
+
+    use crate::sqs::calls::Refusal;
+
+    #[test]
+    fn f48_what_an_answer_says_of_an_entry_is_taken_by_its_id() {
+        let refusal = |sender_fault| Refusal { sender_fault, code: "Code".into(), why: "why".into() };
+        let refusals = [("1".to_owned(), refusal(true)), ("10".to_owned(), refusal(false))];
+        let answer = Ok(refusals.into_iter().collect());
+        let outcomes: Vec<_> = [0, 1, 10].map(|index| outcome(&answer, index)).into();
+        let why = || "why".to_owned();
+        assert_eq!(outcomes, [ItemOutcome::Ok, ItemOutcome::Permanent(why()), ItemOutcome::Retryable(why())]);
+    }
+
+    #[test]
+    fn f48_a_call_without_an_answer_leaves_its_entries_unknown() {
+        let failed = |kind| Err(Failure::new(kind, "timeout"));
+        assert_eq!(outcome(&failed(FailureKind::Unknown), 0), ItemOutcome::Unknown("timeout".into()));
+        assert_eq!(outcome(&failed(FailureKind::Throttled), 0), ItemOutcome::Retryable("timeout".into()));
+        assert_eq!(outcome(&failed(FailureKind::Denied), 0), ItemOutcome::Retryable("timeout".into()));
+    }
+}

@@ -1,0 +1,406 @@
+//! Taking a file: a rename out of the dropper's reach, checked on what was taken.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::atomic::Ordering,
+};
+
+use postrider_actors::{
+    failpoint,
+    model::{stable::NameKind, time::UnixMs},
+    ports::{ClaimError, ClaimedFile, Expected},
+};
+use rustix::{fs::Stat, io::Errno};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DirectoryInbox,
+    dir::{Dir, objection, while_doing},
+    fingerprint, sidecar, sidecar_name,
+};
+
+/// In the feed's directory, for files on their way to another file system.
+const STAGING: &str = ".postrider";
+/// In a claim's directory. No claimed file's name starts with a dot.
+const NOTE: &str = ".claim";
+/// Starts the name of a claim's directory while it is copied.
+const COPY: &str = ".copy-";
+/// Far more than a note takes.
+const NOTE_BYTES_MAX: u64 = 16 * 1024;
+
+/// What a restart must know of a claim. Not synced: a note that a power cut took is made up again.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    /// Bytes, for a name need not be text.
+    name: Vec<u8>,
+    claimed_at: UnixMs,
+    bytes: u64,
+    fingerprint: [u64; 5],
+}
+
+pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result<ClaimedFile, ClaimError> {
+    if NameKind::of(name) != NameKind::File || name.as_bytes().iter().any(|&byte| byte == b'/' || byte == 0) {
+        return Err(ClaimError::Refused("its name is not that of a file of rows".to_owned()));
+    }
+    let feed = inbox.directory()?;
+    let opened = inspect(&feed, name)?.ok_or(ClaimError::Gone)?;
+    let expected = read_sidecar(&feed, name)?;
+    if expected.is_none() && inbox.config.sidecar_required {
+        return Err(ClaimError::Refused("its sidecar, NAME.done, is missing".to_owned()));
+    }
+    let home = take(inbox, &feed, name, &opened, expected.is_some(), now)?;
+    failpoint!("inbox.taken");
+    let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
+    Ok(note(&home, name, now, expected, &taken)?)
+}
+
+/// Looks at `name` without touching anything but a regular file; `None` if it does not exist.
+fn inspect(feed: &Dir, name: &OsStr) -> Result<Option<Stat>, ClaimError> {
+    let refuse = |stat: &Stat| objection(stat).map(|why| ClaimError::Refused(why.to_owned()));
+    let Some(stat) = feed.stat(name)? else { return Ok(None) };
+    // Opening a device may do things, so it is looked at before.
+    if let Some(refused) = refuse(&stat) {
+        return Err(refused);
+    }
+    // It must be readable before it is ours: a file that we can't read stays with its dropper (F28).
+    let file = match feed.read(name) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(ClaimError::Refused("it is a symbolic link".to_owned())),
+        Err(error) => return Err(while_doing(error, "can't read it").into()),
+    };
+    let stat = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+    refuse(&stat).map_or(Ok(Some(stat)), Err)
+}
+
+fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError> {
+    let sidecar = sidecar_name(name);
+    let stat = match feed.stat(&sidecar) {
+        Ok(Some(stat)) => stat,
+        Ok(None) => return Ok(None),
+        // The name leaves no room for the ending.
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(why) = objection(&stat) {
+        return Err(ClaimError::Refused(format!("its sidecar can't be read: {why}")));
+    }
+    let bytes = match feed.read_small(&sidecar, sidecar::SIDECAR_BYTES_MAX) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(ClaimError::Refused(format!(
+                "its sidecar is longer than {} bytes",
+                sidecar::SIDECAR_BYTES_MAX
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    sidecar::parse(name, &bytes).map(Some).map_err(ClaimError::Refused)
+}
+
+/// Moves a file, after its sidecar, into a claim of its own. Returns the claim's directory.
+pub(super) fn take(
+    inbox: &DirectoryInbox,
+    feed: &Dir,
+    name: &OsStr,
+    opened: &Stat,
+    with_sidecar: bool,
+    now: UnixMs,
+) -> Result<Dir, ClaimError> {
+    let (claim, home) = loop {
+        let number = inbox.claims.fetch_add(1, Ordering::Relaxed);
+        // Sorted by name is sorted by time.
+        let claim = format!("{:014}-{number:06}", now.0);
+        match inbox.claimed.make_new_child(&claim, 0o700) {
+            Ok(home) => break (claim, home),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    match move_in(feed, &home, name, with_sidecar) {
+        Ok(()) => {
+            check_taken(&home, name, opened, || put_back(feed, &inbox.claimed, &claim, &home))?;
+            Ok(home)
+        }
+        Err(Errno::XDEV) => {
+            inbox.claimed.remove_dir(&claim)?;
+            let staging = feed.make_child(STAGING, 0o700)?;
+            let on_its_way = staging.make_new_child(&claim, 0o700)?;
+            if let Err(error) = move_in(feed, &on_its_way, name, with_sidecar) {
+                staging.remove_dir(&claim)?;
+                return Err(cant_take(error));
+            }
+            check_taken(&on_its_way, name, opened, || put_back(feed, &staging, &claim, &on_its_way))?;
+            failpoint!("inbox.staged");
+            match adopt(inbox, &staging, &claim) {
+                Ok(()) => Ok(inbox.claimed.child(&claim)?),
+                Err(error) => {
+                    // A full disk, most likely: the file stays with its dropper until there is room.
+                    put_back(feed, &staging, &claim, &on_its_way)?;
+                    Err(error.into())
+                }
+            }
+        }
+        Err(error) => {
+            inbox.claimed.remove_dir(&claim)?;
+            Err(cant_take(error))
+        }
+    }
+}
+
+/// Whoever may write to the feed's directory may have swapped the file between the look and the move. What
+/// was moved can't be swapped any more.
+fn check_taken(
+    home: &Dir,
+    name: &OsStr,
+    opened: &Stat,
+    put_back: impl FnOnce() -> io::Result<()>,
+) -> Result<(), ClaimError> {
+    let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
+    let swapped = (taken.st_dev, taken.st_ino) != (opened.st_dev, opened.st_ino);
+    let why = if swapped { Some("it was replaced while it was taken") } else { objection(&taken) };
+    match why {
+        None => Ok(()),
+        Some(why) => {
+            put_back()?;
+            Err(ClaimError::Refused(why.to_owned()))
+        }
+    }
+}
+
+fn cant_take(error: Errno) -> ClaimError {
+    match error {
+        Errno::NOENT => ClaimError::Gone,
+        error => while_doing(error, "can't move it out of the feed's directory").into(),
+    }
+}
+
+/// The sidecar goes first: a crash in between leaves a sidecar alone, which is put back, and never a file
+/// whose promises are lost.
+fn move_in(feed: &Dir, home: &Dir, name: &OsStr, with_sidecar: bool) -> rustix::io::Result<()> {
+    let sidecar = sidecar_name(name);
+    if with_sidecar {
+        feed.rename(&sidecar, home, &sidecar)?;
+    }
+    feed.rename(name, home, name).inspect_err(|_| {
+        if with_sidecar {
+            // What can't be put back now is put back at the next start.
+            let _ = home.rename_new(&sidecar, feed, &sidecar);
+        }
+    })
+}
+
+/// Copies a staged claim into the state directory, then removes it. Repeatable at every point.
+fn adopt(inbox: &DirectoryInbox, staging: &Dir, claim: &str) -> io::Result<()> {
+    let from = staging.child(claim)?;
+    if inbox.claimed.stat(claim)?.is_none() {
+        let copy_name = format!("{COPY}{claim}");
+        discard(&inbox.claimed, &copy_name)?;
+        let copy = inbox.claimed.make_new_child(&copy_name, 0o700)?;
+        let copied = copy_all(&from, &copy).and_then(|()| {
+            inbox.claimed.rename(&copy_name, &inbox.claimed, claim).map_err(io::Error::from)?;
+            inbox.claimed.sync()
+        });
+        if let Err(error) = copied {
+            discard(&inbox.claimed, &copy_name)?;
+            return Err(error);
+        }
+    }
+    failpoint!("inbox.copied");
+    for name in from.names()? {
+        from.remove(&name)?;
+    }
+    staging.remove_dir(claim)
+}
+
+fn copy_all(from: &Dir, to: &Dir) -> io::Result<()> {
+    for name in from.names()? {
+        copy(from, to, &name, &name)?;
+    }
+    to.sync()
+}
+
+/// Copies a file to another file system and syncs it.
+pub(super) fn copy(from: &Dir, to: &Dir, name: &OsStr, new: &OsStr) -> io::Result<()> {
+    let doing = || format!("can't copy {} to {}", from.at(name), to.at(new));
+    // A crash may have come before the check of what was taken. Nobody else writes to `from`.
+    if let Some(why) = from.stat(name)?.as_ref().and_then(objection) {
+        return Err(while_doing(io::Error::new(io::ErrorKind::InvalidData, why), doing()));
+    }
+    let mut source = from.read(name).map_err(|error| while_doing(error, doing()))?;
+    let mut target = to.create(new, 0o600)?;
+    io::copy(&mut source, &mut target)
+        .and_then(|_| target.sync_all())
+        .map_err(|error| while_doing(error, doing()))
+}
+
+/// Removes a directory of ours with the files in it, if it is there.
+fn discard(parent: &Dir, name: &str) -> io::Result<()> {
+    let dir = match parent.child(name) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for file in dir.names()? {
+        dir.remove(&file)?;
+    }
+    parent.remove_dir(name)
+}
+
+/// Gives a claim's files back to the feed's directory.
+fn put_back(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Result<()> {
+    for name in home.names()? {
+        if name.as_bytes().starts_with(b".") {
+            home.remove(&name)?;
+            continue;
+        }
+        let kept = match home.rename_new(&name, feed, &name) {
+            // Its name is taken again: it is kept where it is in nobody's way.
+            Err(Errno::EXIST) => home.rename(&name, &feed.child("failed")?, format!("{claim}.unread")),
+            done => done,
+        };
+        match kept {
+            // A FIFO or a link is not worth a copy.
+            Err(Errno::XDEV) if home.stat(&name)?.is_some_and(|stat| objection(&stat).is_none()) => {
+                let hidden = format!(".{claim}.tmp");
+                copy(home, feed, &name, OsStr::new(&hidden))?;
+                feed.rename_new(&hidden, feed, &name).map_err(io::Error::from)?;
+                home.remove(&name)?;
+            }
+            Err(Errno::XDEV) => home.remove(&name)?,
+            kept => {
+                kept.map_err(|error| while_doing(error, format_args!("can't put {} back", home.at(&name))))?;
+            }
+        }
+    }
+    parent.remove_dir(claim)
+}
+
+/// Writes down what a restart must know, and makes the claimed file.
+fn note(
+    home: &Dir,
+    name: &OsStr,
+    claimed_at: UnixMs,
+    expected: Option<Expected>,
+    stat: &Stat,
+) -> io::Result<ClaimedFile> {
+    let note = Note {
+        name: name.as_bytes().to_vec(),
+        claimed_at,
+        bytes: stat.st_size as u64,
+        fingerprint: fingerprint(stat),
+    };
+    home.write(NOTE, &serde_json::to_vec(&note)?, false)?;
+    Ok(note.into_file(home, expected))
+}
+
+impl Note {
+    fn into_file(self, home: &Dir, expected: Option<Expected>) -> ClaimedFile {
+        let name = OsStr::from_bytes(&self.name).to_owned();
+        ClaimedFile {
+            path: home.path_of(&name),
+            name,
+            claimed_at: self.claimed_at,
+            bytes: self.bytes,
+            expected,
+            fingerprint: self.fingerprint,
+        }
+    }
+}
+
+/// The claims of an earlier run, after those that a crash interrupted were repaired.
+pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
+    let feed = inbox.directory()?;
+    if feed.stat(STAGING)?.is_some() {
+        let staging = feed.child(STAGING)?;
+        for claim in staging.names()? {
+            // Not UTF-8 is not ours.
+            if let Some(claim) = claim.to_str() {
+                match adopt(inbox, &staging, claim) {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        put_back(&feed, &staging, claim, &staging.child(claim)?)?;
+                    }
+                    done => done?,
+                }
+            }
+        }
+    }
+    let mut files = Vec::new();
+    for claim in inbox.claimed.names()? {
+        let Some(claim) = claim.to_str() else { continue };
+        if claim.starts_with(COPY) {
+            discard(&inbox.claimed, claim)?;
+        } else if let Some(file) = reclaim(inbox, &feed, claim)? {
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+/// What a claim's directory holds; `None` if it was nothing to go on with and was cleared away.
+fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
+    let home = inbox.claimed.child(claim)?;
+    let note: Option<Note> =
+        home.read_small(NOTE, NOTE_BYTES_MAX)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let file = home.names()?.into_iter().find(|name| NameKind::of(name) == NameKind::File);
+    match (note, file) {
+        (Some(mut note), file) => {
+            let name = OsStr::from_bytes(&note.name).to_owned();
+            if let Some(stat) = home.stat(&name)? {
+                // A reboot may number devices anew; the rest stays.
+                note.fingerprint[0] = stat.st_dev;
+            } else if let Some(other) = file {
+                let text = format!("{} holds another file than its {NOTE} says", home.at(other));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            // Without its file the claim stands all the same: the stage finds out that it is lost (F32).
+            let expected = expected_in(&home, &name);
+            Ok(Some(note.into_file(&home, expected)))
+        }
+        (None, Some(name)) => {
+            let stat = home.stat(&name)?.ok_or(io::ErrorKind::NotFound)?;
+            if objection(&stat).is_some() {
+                put_back(feed, &inbox.claimed, claim, &home)?;
+                return Ok(None);
+            }
+            let claimed_at = UnixMs(claim.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
+            let expected = expected_in(&home, &name);
+            self::note(&home, &name, claimed_at, expected, &stat).map(Some)
+        }
+        // A crash between the sidecar and its file, or behind the file's last move.
+        (None, None) => put_back(feed, &inbox.claimed, claim, &home).map(|()| None),
+    }
+}
+
+/// The promises were understood when the file was claimed.
+fn expected_in(home: &Dir, name: &OsString) -> Option<Expected> {
+    let bytes = home.read_small(sidecar_name(name), sidecar::SIDECAR_BYTES_MAX).ok()??;
+    sidecar::parse(name, &bytes).ok()
+}
+
+/// The claim's directory, opened; `None` if it is gone.
+pub(super) fn home(inbox: &DirectoryInbox, path: &Path) -> io::Result<Option<Dir>> {
+    let Some(claim) = path.file_name() else { return Ok(None) };
+    match inbox.claimed.child(claim) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Forgets what a restart would know of a claim: without its file it is only cleared away from here on.
+pub(super) fn forget(home: &Dir) -> io::Result<()> {
+    home.remove(NOTE)
+}
+
+/// Removes a claim's directory and what is left in it.
+pub(super) fn release(inbox: &DirectoryInbox, path: &Path) -> io::Result<()> {
+    match path.file_name().and_then(OsStr::to_str) {
+        Some(claim) => discard(&inbox.claimed, claim),
+        None => Ok(()),
+    }
+}

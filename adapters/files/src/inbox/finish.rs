@@ -1,0 +1,170 @@
+//! Where a file goes when it is read, and the report beside it.
+
+use std::{ffi::OsStr, io};
+
+use postrider_actors::{
+    failpoint,
+    model::{
+        file::{FileReport, FileState},
+        ids::FileId,
+    },
+    ports::ClaimedFile,
+};
+use rustix::io::Errno;
+
+use super::{
+    DirectoryInbox, claim,
+    dir::{Dir, while_doing},
+    home_of, sidecar_name,
+};
+
+/// A file system's limit on names, in bytes.
+const NAME_BYTES_MAX: usize = 255;
+/// What is left of that beside the longest thing that is put around it, a hidden report's name.
+const PLACE_BYTES_MAX: usize = NAME_BYTES_MAX - ".".len() - ".report.json.01234567".len();
+/// A report is some counters per destination.
+const REPORT_BYTES_MAX: u64 = 16 << 20;
+
+/// The name that a file and what belongs to it have in `done/` or `failed/`.
+pub(super) struct FinishedName(String);
+
+impl FinishedName {
+    fn report(&self) -> String {
+        format!("{}.report.json", self.0)
+    }
+
+    /// The name of the export of rejected rows.
+    pub(super) fn rejects(&self) -> String {
+        format!("{}.rejects.csv", self.0)
+    }
+}
+
+/// The directory that a file goes to by its state.
+pub(super) fn target(inbox: &DirectoryInbox, report: &FileReport) -> io::Result<Dir> {
+    let name = match report.state {
+        FileState::Ingesting | FileState::Ingested => "done",
+        FileState::Failed(_) | FileState::SourceLost(_) => "failed",
+    };
+    inbox.directory()?.make_child(name, 0o755)
+}
+
+/// Finds the place of a file, or reserves one by writing its report there. A name that another file has
+/// taken gets the start of the file id behind it. Found by name and id, so a repetition after a crash, or a
+/// day later, finds the same place.
+pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<FinishedName> {
+    let id = report.file.id;
+    let hex = id.to_string();
+    for suffix in [String::new(), format!(".{}", &hex[..8]), format!(".{hex}")] {
+        let mut length = name.len().min(PLACE_BYTES_MAX - suffix.len());
+        while !name.is_char_boundary(length) {
+            length -= 1;
+        }
+        // The suffix keeps long names that differ only behind the cut apart, like equal ones.
+        let place = FinishedName(format!("{}{suffix}", &name[..length]));
+        if let Some(ours) = is_ours(dir, &place, id)? {
+            if ours {
+                return Ok(place);
+            }
+            continue;
+        }
+        let hidden = write_hidden(dir, &place, report, false)?;
+        match dir.rename_new(&hidden, dir, place.report()) {
+            Ok(()) => return Ok(place),
+            // Another file that is finished at the same time was faster.
+            Err(Errno::EXIST) => dir.remove(&hidden)?,
+            Err(error) => return Err(cant_write(dir, &place, error)),
+        }
+    }
+    let text = format!("no free name for {}", dir.at(name));
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+}
+
+/// Whether a place is this file's; `None` if it is free.
+fn is_ours(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Option<bool>> {
+    /// All that is needed of a report.
+    #[derive(serde::Deserialize)]
+    struct ReportHead {
+        id: FileId,
+    }
+    let has_file = dir.stat(&place.0)?.is_some();
+    match dir.read_small(place.report(), REPORT_BYTES_MAX) {
+        Ok(None) => Ok(has_file.then_some(false)),
+        Ok(Some(bytes)) => Ok(Some(match serde_json::from_slice::<ReportHead>(&bytes) {
+            Ok(head) => head.id == id,
+            // A power cut before the report was synced. Without a file there, the place is free.
+            Err(_) => !has_file,
+        })),
+        // Something that is no report has its name.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(false)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a report under a hidden name.
+fn write_hidden(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool) -> io::Result<String> {
+    // Two files may compete for one place.
+    let hidden = format!(".{}.{}", place.report(), &report.file.id.to_string()[..8]);
+    let mut text = serde_json::to_vec_pretty(&report.view()?)?;
+    text.push(b'\n');
+    dir.write(&hidden, &text, sync)?;
+    Ok(hidden)
+}
+
+fn write_report(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool) -> io::Result<()> {
+    let hidden = write_hidden(dir, place, report, sync)?;
+    dir.rename(hidden, dir, place.report()).map_err(|error| cant_write(dir, place, error))
+}
+
+fn cant_write(dir: &Dir, place: &FinishedName, error: Errno) -> io::Error {
+    while_doing(error, format_args!("can't write {}", dir.at(place.report())))
+}
+
+/// Writes the report, then moves the file and its sidecar. Nothing is synced: until its last message has
+/// settled (`rewrite_reports`), everything here can be made again from the store and the claim.
+pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileReport) -> io::Result<()> {
+    let dir = target(inbox, report)?;
+    let place = reserve(&dir, &file.display_name(), report)?;
+    write_report(&dir, &place, report, false)?;
+    failpoint!("inbox.reported");
+    let path = home_of(file)?;
+    let Some(home) = claim::home(inbox, path)? else { return Ok(()) };
+    // Without its note a directory that is empty is one that is finished, not one whose file was lost.
+    claim::forget(&home)?;
+    move_out(&home, &file.name, &dir, &place.0)?;
+    failpoint!("inbox.moved");
+    move_out(&home, &sidecar_name(&file.name), &dir, &format!("{}.done", place.0))?;
+    claim::release(inbox, path)
+}
+
+/// Moves a file, to another file system too; one that vanished is not an error.
+fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
+    match home.rename(name, dir, new) {
+        Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(()),
+        // Linux looks at the file systems before it looks for the name: nothing may be there to be moved.
+        Err(Errno::XDEV) if home.stat(name)?.is_none() => Ok(()),
+        Err(Errno::XDEV) => {
+            let hidden = format!(".{new}.tmp");
+            claim::copy(home, dir, name, OsStr::new(&hidden))?;
+            dir.rename(&hidden, dir, new).map_err(io::Error::from)?;
+            home.remove(name)
+        }
+        Err(error) => {
+            Err(while_doing(error, format_args!("can't move {} to {}", home.at(name), dir.at(new))))
+        }
+    }
+}
+
+/// Replaces the reports of finished files and syncs them. A report that is not there any more is written
+/// anew: it is the proof.
+pub(super) fn rewrite_reports(inbox: &DirectoryInbox, reports: &[FileReport]) -> io::Result<()> {
+    let mut dirs: Vec<Dir> = Vec::new();
+    for report in reports {
+        let dir = target(inbox, report)?;
+        let place = reserve(&dir, &report.file.name, report)?;
+        write_report(&dir, &place, report, true)?;
+        if dirs.iter().all(|known| known.path_of("") != dir.path_of("")) {
+            dirs.push(dir);
+        }
+    }
+    dirs.iter().try_for_each(Dir::sync)
+}

@@ -1,0 +1,55 @@
+//! One look at the directory.
+
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, sync::PoisonError};
+
+use postrider_actors::{
+    model::{stable::NameKind, time::UnixMs},
+    ports::{Candidate, Scan},
+};
+use rustix::fs::FileType;
+
+use super::{
+    DirectoryInbox, changed_nanos,
+    dir::{escaped, objection, while_doing},
+    sidecar_name,
+};
+
+/// Looks at up to `limit` names; a look that was cut short goes on where it stopped.
+pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
+    let directory = inbox.directory()?;
+    // A panic in here leaves no half-done state behind: at worst the walk begins anew.
+    let mut kept = inbox.walk.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut walk = match kept.take() {
+        Some(walk) => walk,
+        None => directory.walk()?,
+    };
+    let mut scan = Scan::default();
+    while let Some(entry) = walk.read() {
+        let entry = entry.map_err(|error| while_doing(error, escaped(&inbox.config.directory)))?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if entry.file_type() == FileType::Directory || NameKind::of(name) != NameKind::File {
+            continue;
+        }
+        // It may be gone by now, or be a directory where the listing does not say so.
+        let Some(stat) = directory.stat(name)? else { continue };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            continue;
+        }
+        match objection(&stat) {
+            Some(why) => scan.refused.push((name.to_owned(), why.to_owned())),
+            None => scan.candidates.push(Candidate {
+                name: name.to_owned(),
+                bytes: stat.st_size as u64,
+                modified: UnixMs(changed_nanos(&stat) / 1_000_000),
+                // A name that leaves no room for the ending has no sidecar.
+                has_sidecar: directory.stat(sidecar_name(name)).is_ok_and(|sidecar| sidecar.is_some()),
+            }),
+        }
+        if scan.candidates.len() + scan.refused.len() >= limit {
+            scan.truncated = true;
+            *kept = Some(walk);
+            break;
+        }
+    }
+    Ok(scan)
+}

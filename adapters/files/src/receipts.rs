@@ -1,0 +1,363 @@
+//! Receipts from files that are dropped into a directory.
+//!
+//! Files are taken as a feed takes them, by the same [`Inbox`]: once they are complete, by a rename out of the
+//! dropper's reach; what is not a regular file is refused. They are read one after the other, a bounded block at
+//! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
+//! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
+//! beside it that says why.
+//!
+//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look goes on
+//! by itself, the only one of its source, and what it found is handed out by a later poll.
+
+mod file;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    ffi::OsString,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use postrider_actors::{
+    failpoint,
+    flow::blocking,
+    model::{
+        file::FileReport,
+        receipt_format::{ReceiptFileFormat, ReceiptFormat},
+        stable::{Sighting, StableFiles, StableRule},
+        time::MonoMs,
+    },
+    ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout, timeout_at},
+};
+
+use file::{FileCursor, OpenFile};
+
+/// Files claimed and not yet read to their end: the others are safe where they are.
+const CLAIMS_MAX: usize = 16;
+
+/// Names looked at in one scan.
+const SCAN_MAX: usize = 10_000;
+
+/// Names remembered that are not complete yet.
+const NAMES_MAX: usize = 20_000;
+
+/// Names whose refusal was logged; beyond that the set starts anew.
+const REFUSALS_MAX: usize = 1_000;
+
+/// How often the directory is asked for changes at most, and at least.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How a directory of receipts is read.
+#[derive(Clone, Debug)]
+pub struct DirReceiptsSettings {
+    /// The destination whose messages its receipts are about; for the reports.
+    pub destination: Arc<str>,
+    /// What the files are made of.
+    pub kind: ReceiptFileFormat,
+    /// The longest line, in bytes.
+    pub line_bytes_max: usize,
+    /// The most receipts of one look; at least 1.
+    pub receipts_max: usize,
+    /// When a file is complete.
+    pub rule: StableRule,
+    /// How often the directory is looked at whatever the watch says.
+    pub rescan: Duration,
+    /// How long a poll waits for a running scan; then it brings nothing.
+    pub look_max: Duration,
+}
+
+/// A directory of receipts.
+pub struct DirReceipts {
+    shared: Arc<Shared>,
+    state: Arc<Mutex<State>>,
+}
+
+struct Shared {
+    inbox: Arc<dyn Inbox>,
+    clock: Arc<dyn Clock>,
+    format: ReceiptFormat,
+    settings: DirReceiptsSettings,
+    /// Nobody polls any more: running work ends.
+    given_up: AtomicBool,
+}
+
+impl Shared {
+    /// Ends what reads on and on: the process, or a reload, does not wait for it.
+    fn check_wanted(&self) -> io::Result<()> {
+        if self.given_up.load(Ordering::Relaxed) {
+            Err(io::Error::other("nobody asks any more"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What a restart finds out again.
+struct State {
+    /// What the next look comes with if all went well. `None`: nobody looked yet.
+    #[expect(
+        clippy::option_option,
+        reason = "nobody looked yet, and a look without a cursor, are two things"
+    )]
+    expected: Option<Option<SourceCursor>>,
+    /// What the last look found, and the cursor that it was made with, until a poll has brought it.
+    found: Option<(Option<SourceCursor>, Polled)>,
+    open: Option<OpenFile>,
+    /// Claimed and not opened, oldest first.
+    claimed: VecDeque<ClaimedFile>,
+    /// Read to their end and not acknowledged.
+    finishing: HashMap<AckId, (ClaimedFile, FileReport)>,
+    stable_files: StableFiles,
+    ready: VecDeque<OsString>,
+    refusals: HashSet<OsString>,
+    /// What the watch reported.
+    complete: Vec<OsString>,
+    scan_at: MonoMs,
+}
+
+impl DirReceipts {
+    /// Reads the files of `inbox` as `format` says. Nothing is looked at yet.
+    pub fn new(
+        inbox: Arc<dyn Inbox>,
+        format: ReceiptFormat,
+        settings: DirReceiptsSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let state = State {
+            expected: None,
+            found: None,
+            open: None,
+            claimed: VecDeque::new(),
+            finishing: HashMap::new(),
+            stable_files: StableFiles::new(settings.rule, NAMES_MAX),
+            ready: VecDeque::new(),
+            refusals: HashSet::new(),
+            complete: Vec::new(),
+            scan_at: MonoMs(0),
+        };
+        Self {
+            shared: Arc::new(Shared { inbox, clock, format, settings, given_up: AtomicBool::new(false) }),
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Works on the state off the actors' threads. Cut off, the work is finished all the same, and no other
+    /// begins before that: it keeps the lock, and who waits for it keeps no thread.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State, &Shared) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (mut state, shared) = (self.state.clone().lock_owned().await, self.shared.clone());
+        blocking(move || work(&mut state, &shared))
+            .await
+            .map_err(|error| StoreError::Retryable(error.to_string()))
+    }
+}
+
+impl Drop for DirReceipts {
+    fn drop(&mut self) {
+        self.shared.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl ReceiptSource for DirReceipts {
+    async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError> {
+        let begun = Instant::now();
+        loop {
+            let asked = cursor.cloned();
+            let look = self.work(move |state, shared| {
+                state.look(shared, asked)?;
+                Ok(state.pause(shared))
+            });
+            // Too long: it goes on, and a later poll has what it finds.
+            let Ok(pause) = timeout_at(begun + wait.max(self.shared.settings.look_max), look).await else {
+                return Ok(Polled::default());
+            };
+            let pause = pause?;
+            // Nothing cuts this poll off between here and its answer.
+            if let Some((_, polled)) = self.state.lock().await.found.take() {
+                return Ok(polled);
+            }
+            let left = wait.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(Polled::default());
+            }
+            match timeout(pause.min(left), self.shared.inbox.changed()).await {
+                Ok(Ok(change)) => self.state.lock().await.heard(change.complete, change.rescan),
+                Ok(Err(error)) => {
+                    tracing::debug!(source = %self.shared.format.source(), %error, "the directory can't be watched; it is still scanned");
+                    tokio::time::sleep(pause.min(left)).await;
+                }
+                Err(_) => {} // it is looked at again
+            }
+        }
+    }
+
+    async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError> {
+        let acks = acks.to_vec();
+        self.work(move |state, shared| {
+            for ack in &acks {
+                let Some((file, report)) = state.finishing.get(ack) else { continue };
+                failpoint!("receipts.before_finish");
+                shared.inbox.finish(file, report)?;
+                state.finishing.remove(ack);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl State {
+    /// Finds the next block of receipts, if there is a file to read.
+    fn look(&mut self, shared: &Shared, cursor: Option<SourceCursor>) -> io::Result<()> {
+        if self.found.as_ref().is_some_and(|(asked, _)| *asked == cursor) {
+            return Ok(()); // by a look that was cut off
+        }
+        self.found = None;
+        // Not expected again before this look has ended well: after an error or a panic everything is found anew.
+        if self.expected.take().as_ref() != Some(&cursor) {
+            // The first look, or what the last one brought was not taken.
+            self.open = None;
+            self.finishing.clear();
+            self.claimed = shared.inbox.claimed()?.into();
+        }
+        self.claim(shared);
+        let polled = self.read(shared, cursor.as_ref())?;
+        self.expected = Some(polled.as_ref().map_or_else(|| cursor.clone(), |polled| polled.cursor.clone()));
+        self.found = polled.map(|polled| (cursor, polled));
+        Ok(())
+    }
+
+    /// The next block of receipts; `None` if there is no file to read.
+    fn read(&mut self, shared: &Shared, cursor: Option<&SourceCursor>) -> io::Result<Option<Polled>> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => match self.claimed.pop_front() {
+                Some(file) => {
+                    let position = cursor.and_then(FileCursor::read);
+                    OpenFile::open(file, position, shared)?
+                }
+                None => return Ok(None),
+            },
+        };
+        let (read, end) = open.read(shared)?;
+        let mut polled = Polled {
+            receipts: read.receipts,
+            rejects: read.rejects,
+            ignored: read.ignored,
+            cursor: Some(open.position().cursor()),
+            acks: Vec::new(),
+        };
+        match end {
+            None => self.open = Some(open),
+            Some(state) => {
+                if let Some(reason) = state.reason_to_log() {
+                    tracing::warn!(source = %shared.format.source(), file = ?open.name(), reason, "a file of receipts can't be used");
+                }
+                let (ack, file, report) = open.into_finished(state, shared);
+                self.finishing.insert(ack.clone(), (file, report));
+                polled.acks.push(ack);
+            }
+        }
+        Ok(Some(polled))
+    }
+
+    fn heard(&mut self, complete: Vec<OsString>, rescan: bool) {
+        self.complete.extend(complete);
+        if rescan || self.complete.len() > SCAN_MAX {
+            self.complete.clear();
+            self.scan_at = MonoMs(0);
+        }
+    }
+
+    /// How long nothing new is expected unless the watch reports it.
+    fn pause(&self, shared: &Shared) -> Duration {
+        let due = self.stable_files.next_due().map_or(self.scan_at, |due| due.min(self.scan_at));
+        due.since(shared.clock.mono()).clamp(PAUSE_MIN, PAUSE_MAX)
+    }
+
+    /// Claims complete files, up to the limit on claims.
+    fn claim(&mut self, shared: &Shared) {
+        let now = shared.clock.mono();
+        let complete = std::mem::take(&mut self.complete);
+        let ready = self.stable_files.observe_change(now, complete.iter().map(OsString::as_os_str));
+        self.enqueue(ready);
+        let is_due = now >= self.scan_at || self.stable_files.next_due().is_some_and(|due| now >= due);
+        if is_due
+            && self.ready.len() < SCAN_MAX
+            && let Err(error) = self.scan(shared, now)
+        {
+            // What is claimed is read all the same.
+            tracing::warn!(source = %shared.format.source(), %error, "the directory can't be scanned");
+            self.scan_at = now.after(shared.settings.rescan.max(PAUSE_MAX));
+        }
+        while self.claimed.len() < CLAIMS_MAX
+            && let Some(name) = self.ready.pop_front()
+        {
+            match shared.inbox.claim(&name, shared.clock.wall()) {
+                Ok(file) => {
+                    self.stable_files.forget(&name);
+                    self.claimed.push_back(file);
+                    failpoint!("receipts.claimed");
+                }
+                Err(ClaimError::Gone) => self.stable_files.forget(&name),
+                Err(ClaimError::Refused(why)) => {
+                    self.stable_files.hold(&name, now);
+                    self.refuse(shared, name, &why);
+                }
+                Err(ClaimError::Io(error)) => {
+                    if self.stable_files.hold(&name, now) {
+                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be claimed; retrying when it changes, and every minute");
+                    }
+                }
+            }
+        }
+    }
+
+    fn scan(&mut self, shared: &Shared, now: MonoMs) -> io::Result<()> {
+        let scan = shared.inbox.scan(SCAN_MAX)?;
+        let sightings = scan.candidates.iter().map(|candidate| Sighting {
+            name: &candidate.name,
+            bytes: candidate.bytes,
+            modified: candidate.modified,
+            has_sidecar: candidate.has_sidecar,
+        });
+        let ready = self.stable_files.observe_scan(now, shared.clock.wall(), sightings, scan.truncated);
+        self.enqueue(ready);
+        for (name, why) in scan.refused {
+            self.refuse(shared, name, &why);
+        }
+        self.scan_at = if scan.truncated { now } else { now.after(shared.settings.rescan) };
+        Ok(())
+    }
+
+    fn enqueue(&mut self, names: Vec<OsString>) {
+        let known: HashSet<_> = self.ready.iter().cloned().collect();
+        self.ready.extend(names.into_iter().filter(|name| !known.contains(name)));
+    }
+
+    fn refuse(&mut self, shared: &Shared, name: OsString, why: &str) {
+        if self.refusals.len() >= REFUSALS_MAX {
+            self.refusals.clear();
+        }
+        if !self.refusals.contains(&name) {
+            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file was refused and stays in place");
+            self.refusals.insert(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! Postrider over HTTP.
+
+pub mod receipts;
+pub mod signature;
+pub mod webhook;

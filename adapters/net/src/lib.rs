@@ -1,0 +1,4 @@
+//! What Postrider's servers and clients share.
+
+pub mod listener;
+pub mod tls;

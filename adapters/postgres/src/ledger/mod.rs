@@ -1,0 +1,256 @@
+//! The ledger of rows in Postgres: a row per message and destination, and the receipts that are joined with them.
+//!
+//! A receipt's way: [`take`] puts it into the inbox, unless its event is known; [`apply`] takes a batch out, looks up
+//! the rows of its messages, joins them with the receipts and writes each of them once; what has no message is
+//! parked. [`record`] writes what delivery says, a thousand rows in a statement, and sends parked
+//! receipts of these messages back into the inbox. [`sweep`] does what only time asks for.
+//!
+//! Messages are partitioned by the day on which their file was first recorded. All writers lock rows in the same
+//! order: the latest partition first, in it by file, row and destination (F50). Nothing is held between
+//! transactions, and each is a bounded step.
+
+mod apply;
+mod connect;
+mod error;
+mod look_up;
+mod names;
+mod record;
+mod reread;
+mod schema;
+mod settings;
+mod sweep;
+mod take;
+mod values;
+mod view;
+mod waiting;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use postrider_actors::{
+    flow::{Call, Service},
+    model::{
+        receipt::{EventId, ReceiptReject},
+        record::MessageRecord,
+        time::UnixMs,
+    },
+    ports::{
+        Applied, Arrival, CallObserver, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange,
+        StoreError, Taken,
+    },
+};
+
+pub use schema::{Migrated, SCHEMA_VERSION, SchemaInfo, check, grants, migrate};
+pub use settings::{PostgresSettings, Timeouts};
+
+use crate::BadSettings;
+pub use crate::Tls;
+pub use view::PostgresView;
+
+use connect::Connections;
+use error::Failure;
+use names::Names;
+use settings::Purpose;
+
+/// Why the ledger can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A setting says something impossible.
+    #[error("{0}")]
+    Settings(String),
+    /// Nobody answers, or not to this role.
+    #[error("can't reach Postgres: {0}; check `url`, `tls` and the server")]
+    Unreachable(String),
+    /// The database says no.
+    #[error("{0}")]
+    Refused(String),
+    /// The server lacks what the schema needs.
+    #[error("the server is Postgres {found}, {} or newer is needed", 14)]
+    Server {
+        /// Its major version.
+        found: i32,
+    },
+    /// There is no schema of ours.
+    #[error("schema {schema:?} has no tables of Postrider; run `postrider migrate`")]
+    Missing {
+        /// Its name.
+        schema: String,
+    },
+    /// A newer program made it (F16).
+    #[error(
+        "schema {schema:?} has version {found}, this program knows up to {SCHEMA_VERSION}: it was made by a newer \
+         Postrider; run that version"
+    )]
+    Newer {
+        /// Its name.
+        schema: String,
+        /// Its version.
+        found: i32,
+    },
+    /// An older program made it.
+    #[error(
+        "schema {schema:?} has version {found}, this program needs {SCHEMA_VERSION}; run `postrider migrate`"
+    )]
+    Older {
+        /// Its name.
+        schema: String,
+        /// Its version.
+        found: i32,
+    },
+    /// The role may not do what the daemon does.
+    #[error(
+        "the role of `url` may not use schema {schema:?} as the daemon must: it lacks {missing}; run \
+         config/postgres/role.sql as the schema's owner"
+    )]
+    Privileges {
+        /// The schema's name.
+        schema: String,
+        /// What it may not do.
+        missing: String,
+    },
+}
+
+impl From<BadSettings> for OpenError {
+    fn from(BadSettings(problem): BadSettings) -> Self {
+        Self::Settings(problem)
+    }
+}
+
+impl Shared {
+    /// Bounds what the server's own timeouts can't: a server that has stopped, a network that is gone.
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        connect::within(self.timeouts, work).await
+    }
+}
+
+/// The ledger of rows. Clones share their connections.
+#[derive(Clone)]
+pub struct PostgresLedger {
+    service: Service,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    connections: Connections,
+    timeouts: Timeouts,
+    keep_changes: bool,
+    names: Names,
+    files: record::FilePartitions,
+    rejoining: sweep::Rejoining,
+}
+
+impl fmt::Debug for PostgresLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresLedger").finish_non_exhaustive()
+    }
+}
+
+impl PostgresLedger {
+    /// Connects, and refuses a schema that is not this program's.
+    pub async fn open(
+        settings: PostgresSettings,
+        observer: Arc<dyn CallObserver>,
+    ) -> Result<Self, OpenError> {
+        let client = connect::connect_once(&settings).await?;
+        let look = schema::check_version(&client, &settings.schema);
+        let limit = settings.timeouts.statement;
+        tokio::time::timeout(limit, look)
+            .await
+            .map_err(|_| OpenError::Unreachable(format!("it does not answer within {limit:?}")))??;
+        let connections = Connections::new(&settings, Purpose::Work)?;
+        Ok(Self {
+            service: Service::new("postgres", "Postgres, the ledger of rows", observer),
+            shared: Arc::new(Shared {
+                connections,
+                timeouts: settings.timeouts,
+                keep_changes: settings.keep_changes,
+                names: Names::default(),
+                files: record::FilePartitions::default(),
+                rejoining: sweep::Rejoining::default(),
+            }),
+        })
+    }
+    /// One operation of the ledger: a few bounded transactions, which end by their own timeouts.
+    fn step<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> impl Future<Output = Result<T, StoreError>> {
+        let work = async { work.await.map_err(|Failure(failure)| failure) };
+        let call = self.service.call(Call::of(operation), work);
+        async { Ok(call.await?) }
+    }
+}
+
+#[async_trait]
+impl ReceiptLedger for PostgresLedger {
+    async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
+        self.step("record", self.shared.record(&records)).await
+    }
+
+    async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
+        self.step("take", self.shared.take(&arrival)).await
+    }
+
+    async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
+        self.step("cursor", self.shared.cursor(source)).await
+    }
+
+    async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
+        self.step("apply", self.shared.apply(receipts, bytes, at)).await
+    }
+
+    async fn waiting(&self) -> Result<u64, StoreError> {
+        self.step("waiting", self.shared.depth("receipt_inbox")).await
+    }
+
+    async fn parked(&self) -> Result<u64, StoreError> {
+        self.step("parked", self.shared.depth("receipt_parked WHERE NOT orphan")).await
+    }
+
+    async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
+        self.step("rejoin", self.shared.rejoin(limit)).await
+    }
+
+    async fn orphan(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.step("orphan", self.shared.orphan(before, limit)).await
+    }
+
+    async fn expire(
+        &self,
+        destination: &str,
+        before: UnixMs,
+        limit: usize,
+        at: UnixMs,
+    ) -> Result<usize, StoreError> {
+        self.step("expire", self.shared.expire(destination, before, limit, at)).await
+    }
+
+    async fn changes(&self, after: Option<u64>, limit: usize) -> Result<Vec<StatusChange>, StoreError> {
+        self.step("changes", self.shared.changes(after, limit)).await
+    }
+
+    async fn forget_changes(&self, numbers: &[u64]) -> Result<(), StoreError> {
+        self.step("forget_changes", self.shared.forget_changes(numbers)).await
+    }
+
+    async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.step("retire", self.shared.retire(before, limit)).await
+    }
+}
+
+#[async_trait]
+impl ReceiptRejects for PostgresLedger {
+    async fn rejects(
+        &self,
+        source: &str,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<ReceiptReject>, StoreError> {
+        self.step("rejects", self.shared.rejects(source, after, limit)).await
+    }
+
+    async fn settle_rejects(&self, reread: Reread) -> Result<Taken, StoreError> {
+        self.step("settle_rejects", self.shared.settle_rejects(&reread)).await
+    }
+}

@@ -1,0 +1,51 @@
+//! How much there is to do, for metrics and alarms.
+
+use postrider_actors::model::time::UnixMs;
+use rusqlite::Connection;
+
+use super::tx::{TxError, int, uint};
+
+/// Batches that are not settled, by what they wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// They are not due yet.
+    pub outstanding: u64,
+    /// They are due and wait for a worker.
+    pub queued: u64,
+    /// A worker has them.
+    pub leased: u64,
+    /// When the oldest due batch became due, or the next one will; `None` without batches.
+    pub oldest_due: Option<UnixMs>,
+}
+
+/// How many are not due yet at a time, and how many are.
+pub(crate) const COUNT_WAITING: &str = "SELECT coalesce(sum(due > ?1), 0), coalesce(sum(due <= ?1), 0)
+     FROM batches INDEXED BY batches_waiting WHERE due IS NOT NULL AND holder IS NULL";
+
+/// Counts them. The time it takes grows with their number: each is an entry of an index.
+pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxError> {
+    let (outstanding, queued) = connection
+        .prepare_cached(COUNT_WAITING)?
+        .query_row([int(now.0)], |row| Ok((uint(row.get(0)?), uint(row.get(1)?))))?;
+    let leased: i64 = connection
+        .prepare_cached("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?
+        .query_row([], |row| row.get(0))?;
+    // Each minimum is the first entry of a lane in the index; leased batches are few.
+    let oldest_due: Option<i64> = connection
+        .prepare_cached(
+            "SELECT min(due) FROM (
+                 SELECT (SELECT min(due) FROM batches INDEXED BY batches_waiting
+                         WHERE destination = d.seq AND retry = lane.retry AND due IS NOT NULL AND holder IS NULL)
+                     AS due
+                 FROM destinations d, (SELECT 0 AS retry UNION ALL SELECT 1) lane
+                 UNION ALL
+                 SELECT min(due) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL)",
+        )?
+        .query_row([], |row| row.get(0))?;
+    Ok(Backlog {
+        outstanding,
+        queued,
+        leased: uint(leased),
+        oldest_due: oldest_due.map(|due| UnixMs(uint(due))),
+    })
+}

@@ -1,0 +1,225 @@
+//! The queue: leasing what is due, and giving it back. These writes need no sync of their own. They must
+//! outlive the process (or a batch that kills it would never be a suspect), which the WAL in the page
+//! cache does; a power cut undoes them together with the worker they were about.
+
+use std::cell::Cell;
+
+use bytes::Bytes;
+use postrider_actors::{
+    model::{
+        ids::BatchId,
+        ledger::{Deadline, Evidence, Grant},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, Want},
+};
+use rusqlite::{Connection, OptionalExtension, Rows, params};
+
+use super::{
+    stored::{Stored, select_stored},
+    tx::{Tx, TxError, int},
+};
+
+/// Payload that one call leases, in bytes: what the writer copies before others have their turn. One batch is leased
+/// whatever its size.
+const LEASE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+macro_rules! select_due {
+    ($retry:literal) => {
+        select_stored!(
+            "INDEXED BY batches_waiting LEFT JOIN results r ON r.batch = b.seq
+             WHERE b.destination = ?1 AND b.retry = ",
+            $retry,
+            " AND b.due <= ?2 AND b.holder IS NULL ORDER BY b.due, b.seq"
+        )
+    };
+}
+
+/// What is due of a destination and is to be tried again, the oldest first …
+pub(crate) const RETRIES_DUE: &str = select_due!("1");
+/// … and what was never tried.
+pub(crate) const FRESH_DUE: &str = select_due!("0");
+
+/// What is due of one lane of one destination, with how many messages of each batch are, in the order in which it is
+/// leased. An error ends it and is left in `failed`.
+struct Lane<'a> {
+    rows: Rows<'a>,
+    now: UnixMs,
+    failed: &'a Cell<Option<TxError>>,
+}
+
+impl Lane<'_> {
+    fn advance(&mut self) -> Result<Option<(Stored, usize)>, TxError> {
+        let Some(row) = self.rows.next()? else { return Ok(None) };
+        let stored = Stored::read(row)?;
+        let due = stored.record.open().filter(|&index| stored.record.due_of(index) <= self.now).count();
+        Ok(Some((stored, due)))
+    }
+}
+
+impl Iterator for Lane<'_> {
+    type Item = (Stored, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            None
+        })
+    }
+}
+
+/// `Queue::lease`.
+pub(crate) fn lease(tx: &mut Tx<'_>, request: &LeaseRequest) -> Result<Vec<Lease>, TxError> {
+    let mut leases = Vec::new();
+    let mut bytes = 0;
+    for want in &request.wants {
+        if bytes >= LEASE_BYTES_MAX {
+            break;
+        }
+        let enabled: Option<i64> = tx
+            .connection
+            .prepare_cached("SELECT seq FROM destinations WHERE name = ?1 AND disabled_at IS NULL")?
+            .query_row([&*want.destination], |row| row.get(0))
+            .optional()?;
+        if let Some(destination) = enabled {
+            lease_some(tx, request, want, destination, &mut leases, &mut bytes)?;
+        }
+    }
+    Ok(leases)
+}
+
+fn lease_some(
+    tx: &mut Tx<'_>,
+    request: &LeaseRequest,
+    want: &Want,
+    destination: i64,
+    leases: &mut Vec<Lease>,
+    bytes: &mut usize,
+) -> Result<(), TxError> {
+    let connection = tx.connection;
+    let chosen = {
+        let failed = Cell::new(None);
+        let mut retries = connection.prepare_cached(RETRIES_DUE)?;
+        let mut fresh = connection.prepare_cached(FRESH_DUE)?;
+        let place = [destination, int(request.now.0)];
+        let now = request.now;
+        let retries = Lane { rows: retries.query(place)?, now, failed: &failed };
+        let fresh = Lane { rows: fresh.query(place)?, now, failed: &failed };
+        let chosen = tx.caches.lane_share(destination).choose(retries, fresh, want.messages, want.batches);
+        if let Some(error) = failed.take() {
+            return Err(error);
+        }
+        chosen
+    };
+    // Rows are changed when they are not walked over any more.
+    for mut stored in chosen {
+        if *bytes >= LEASE_BYTES_MAX {
+            break;
+        }
+        let until = Deadline(request.until.0);
+        let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
+        debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
+        let payload = payload(connection, &stored)?;
+        *bytes += payload.len();
+        let header = tx.caches.header(connection, stored.header)?;
+        leases.push(Lease::of(stored.id, header, payload, &stored.record));
+        if stored.record.has_suspects() {
+            stored.store(connection)?;
+        } else {
+            stored.store_columns(connection)?;
+        }
+    }
+    Ok(())
+}
+
+fn payload(connection: &Connection, stored: &Stored) -> Result<Bytes, TxError> {
+    let body = connection
+        .prepare_cached("SELECT body FROM payloads WHERE seq = ?1")?
+        .query_row([stored.payload], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))
+        .optional()?;
+    body.ok_or_else(|| TxError::Refused(format!("the payload of batch {} is missing", stored.id)))
+}
+
+/// Moves deadlines of leases that are current. By the columns alone, for it changes nothing else.
+pub(crate) fn extend(
+    tx: &Tx<'_>,
+    tokens: &[LeaseToken],
+    until: MonoMs,
+) -> Result<Vec<(BatchId, ItemOutcome)>, TxError> {
+    let mut update = tx.connection.prepare_cached(
+        "UPDATE batches SET lease_until_mono = ?3 WHERE id = ?1 AND holder IS NOT NULL AND fence = ?2",
+    )?;
+    let mut outcomes = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        let held = update.execute(params![token.batch.0, int(token.fence), int(until.0)])? == 1;
+        let outcome = if held {
+            ItemOutcome::Ok
+        } else {
+            ItemOutcome::Permanent("the lease is not held any more".into())
+        };
+        outcomes.push((token.batch, outcome));
+    }
+    Ok(outcomes)
+}
+
+/// Gives leases back.
+pub(crate) fn release(tx: &Tx<'_>, tokens: &[LeaseToken], how: Release) -> Result<(), TxError> {
+    for token in tokens {
+        let Some(mut stored) = Stored::by_id(tx.connection, token.batch)? else { continue };
+        if !stored.record.is_current(token.fence) {
+            continue;
+        }
+        match how {
+            Release::Unused => {
+                stored.record.release(token.fence);
+            }
+            Release::Lost => stored.record.lose(),
+        }
+        stored.store(tx.connection)?;
+    }
+    Ok(())
+}
+
+/// Marks lost the leases of a holder who is gone.
+pub(crate) fn release_holder(tx: &Tx<'_>, holder: &str) -> Result<usize, TxError> {
+    lose(tx.connection, &held(tx.connection, |name, _| name == holder)?, &Evidence::unknown())
+}
+
+/// Marks lost the leases that nobody extended.
+pub(crate) fn rescue(tx: &Tx<'_>, now: MonoMs) -> Result<usize, TxError> {
+    lose(tx.connection, &held(tx.connection, |_, until| until < int(now.0))?, &Evidence::unknown())
+}
+
+/// Marks lost every lease of an earlier process; a graceful shutdown has left none.
+pub(crate) fn lose_all(connection: &Connection, evidence: &Evidence) -> Result<usize, TxError> {
+    let transaction = connection.unchecked_transaction()?;
+    let lost = lose(connection, &held(connection, |_, _| true)?, evidence)?;
+    transaction.commit()?;
+    Ok(lost)
+}
+
+/// The numbers of the batches that are leased, by holder and deadline. They are few: an index has only them.
+fn held(connection: &Connection, which: impl Fn(&str, i64) -> bool) -> Result<Vec<i64>, TxError> {
+    let mut select = connection.prepare_cached(
+        "SELECT seq, holder, coalesce(lease_until_mono, 0) FROM batches INDEXED BY batches_leased
+         WHERE holder IS NOT NULL",
+    )?;
+    let mut rows = select.query([])?;
+    let mut held = Vec::new();
+    while let Some(row) = rows.next()? {
+        let holder = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
+        if which(holder, row.get(2)?) {
+            held.push(row.get(0)?);
+        }
+    }
+    Ok(held)
+}
+
+fn lose(connection: &Connection, batches: &[i64], evidence: &Evidence) -> Result<usize, TxError> {
+    for &seq in batches {
+        let mut stored = Stored::by_seq(connection, seq)?;
+        stored.record.lose_by(evidence, stored.id);
+        stored.store(connection)?;
+    }
+    Ok(batches.len())
+}

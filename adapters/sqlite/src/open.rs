@@ -1,0 +1,291 @@
+//! Opening the database: pragmas, schema versions, and refusing what is not ours or not whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
+
+/// The database's name in the state directory.
+pub const DATABASE: &str = "postrider.db";
+
+/// `Ptrd`: what `file(1)` and we know the database by.
+const APPLICATION_ID: i32 = 0x5074_7264;
+
+/// 3.51.3 fixed a rare loss of committed frames when a WAL is reset under two connections.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// Not decided by speed: `benches/store.rs` found no difference between 4, 8 and 16 KiB. Larger pages need fewer
+/// of them for a payload, smaller ones less log for a commit of little; this is the middle.
+const PAGE_BYTES: u32 = 8192;
+
+/// Steps from one schema version to the next; `user_version` counts those applied. Never edit one that
+/// was released: append.
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+
+/// The schema version that this program reads and writes.
+pub const SCHEMA_VERSION: i32 = 1;
+
+/// Another process may be writing: the CLI beside the daemon, or the other way round. Its transactions
+/// are bounded, so this is far beyond what waiting takes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It does not exist yet.
+    #[error(
+        "there is no store at {}; is state.dir right, and has `postrider run` been started once?", .0.display()
+    )]
+    Missing(PathBuf),
+    /// It is not one of our databases.
+    #[error(
+        "{} is not a Postrider database (application id {found:#x}, expected {APPLICATION_ID:#x}); it was left \
+         untouched: give Postrider a state.dir of its own", path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Its application id.
+        found: i32,
+    },
+    /// It is damaged. Never repaired or recreated unasked (F15).
+    #[error(
+        "{} is damaged: {detail}. It was left untouched. Stop Postrider, copy {DATABASE}* away, restore a \
+         backup or try `sqlite3 {DATABASE} .recover`; starting without it would send every file again",
+        path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// A newer program wrote it (F16).
+    #[error(
+        "{} has schema version {found}, this program knows up to {SCHEMA_VERSION}: it was written by a newer \
+         Postrider; run that version", path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i32,
+    },
+    /// An older program wrote it, and this caller may not migrate it.
+    #[error(
+        "{} has schema version {found}, this program reads {SCHEMA_VERSION}; run `postrider migrate` (the \
+         daemon does so when it starts)", path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i32,
+    },
+    /// The linked SQLite is too old to be trusted.
+    #[error(
+        "SQLite {found} is linked, {SQLITE_VERSION_MIN} or newer is needed; build Postrider with its bundled SQLite"
+    )]
+    Library {
+        /// `sqlite3_libversion_number()`.
+        found: i32,
+    },
+    /// The disk, the permissions or SQLite said no.
+    #[error("can't open {}: {detail}; check that this user may read and write it and its directory", path.display())]
+    Unavailable {
+        /// The file.
+        path: PathBuf,
+        /// What was said.
+        detail: String,
+    },
+}
+
+impl OpenError {
+    fn from_sqlite(path: &Path, error: &rusqlite::Error) -> Self {
+        let (path, detail) = (path.to_owned(), error.to_string());
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt { path, detail },
+            _ => Self::Unavailable { path, detail },
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The daemon's writer: makes and migrates the database.
+    Own,
+    /// A command beside it: writes, but neither makes nor migrates.
+    Write,
+    /// Reads only.
+    Read,
+}
+
+/// Opens the database in `state_dir`.
+pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenError> {
+    let library = rusqlite::version_number();
+    if library < SQLITE_VERSION_MIN {
+        return Err(OpenError::Library { found: library });
+    }
+    let path = state_dir.join(DATABASE);
+    let is_new = match fs::metadata(&path) {
+        Ok(metadata) => metadata.len() == 0,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(OpenError::Unavailable { path, detail: error.to_string() }),
+    };
+    if is_new {
+        if access != Access::Own {
+            return Err(OpenError::Missing(path));
+        }
+        refuse_orphaned_wal(&path)?;
+    }
+    check_wal_header(&path)?;
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | match access {
+            Access::Own => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+            Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+            Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+        };
+    let sql = |error: rusqlite::Error| OpenError::from_sqlite(&path, &error);
+    let mut connection = Connection::open_with_flags(&path, flags).map_err(sql)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
+    connection.set_prepared_statement_cache_capacity(96);
+    if is_new {
+        connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
+    } else {
+        let found: i32 =
+            connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sql)?;
+        let version: i32 =
+            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
+        // A crash between creating the file and the first migration leaves an empty database: ours to fill.
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+        if found != APPLICATION_ID && (tables > 0 || version > 0) {
+            return Err(OpenError::Foreign { path, found });
+        }
+        if version > SCHEMA_VERSION {
+            return Err(OpenError::Newer { path, found: version });
+        }
+        if version < SCHEMA_VERSION && access != Access::Own {
+            return Err(OpenError::Older { path, found: version });
+        }
+    }
+    configure(&connection, access).map_err(sql)?;
+    if access == Access::Own {
+        migrate(&mut connection).map_err(sql)?;
+        if is_new {
+            // The database's name itself must survive a power cut, as must everything in it.
+            File::open(state_dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(|error| OpenError::Unavailable { path: path.clone(), detail: error.to_string() })?;
+        }
+    }
+    Ok(connection)
+}
+
+fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
+    // The bundled SQLite plans a cached SELECT anew whenever other values are bound to it (STAT4): a sixth of
+    // the writer's time, for the same plan. It also keeps the partial indexes in use whatever is bound.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    // KiB. Small, so that memory is the same for a short file as for a long one (I8).
+    let cache_kib = if access == Access::Own { 2048 } else { 512 };
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // The WAL is checkpointed by the writer's own hand: SQLite hides errors of automatic checkpoints, and
+    // an fsync that failed once must never be repeated as if nothing had happened.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    if access == Access::Read {
+        return connection.pragma_update(None, "query_only", true);
+    }
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
+    // FULL: with NORMAL, 500 of 500 acknowledged commits were lost at a power cut (design §7).
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+    connection.pragma_update(None, "cell_size_check", true)
+}
+
+/// Brings the schema up to date, each step in a transaction of its own.
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    loop {
+        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let Some(step) = usize::try_from(version).ok().and_then(|version| MIGRATIONS.get(version)) else {
+            return Ok(());
+        };
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", version + 1)?;
+        transaction.commit()?;
+    }
+}
+
+/// The schema version of the store in `state_dir`.
+pub fn schema_version(state_dir: &Path) -> Result<i32, OpenError> {
+    let path = state_dir.join(DATABASE);
+    if !path.exists() {
+        return Err(OpenError::Missing(path));
+    }
+    check_wal_header(&path)?;
+    let sql = |error: rusqlite::Error| OpenError::from_sqlite(&path, &error);
+    let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sql)?;
+    connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)
+}
+
+fn wal_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// A log without its database: somebody removed the database. SQLite would delete the log, and with it
+/// commits that were acknowledged.
+fn refuse_orphaned_wal(path: &Path) -> Result<(), OpenError> {
+    let wal = wal_path(path);
+    match fs::metadata(&wal) {
+        Ok(metadata) if metadata.len() > 0 => Err(OpenError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("it is missing or empty, while its log {} is there", wal.display()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// SQLite takes a log with a damaged header for an empty one and would silently forget every commit in
+/// it (F15). A header of zeros is what a power cut leaves of a log that was never synced: empty indeed.
+fn check_wal_header(path: &Path) -> Result<(), OpenError> {
+    let wal = wal_path(path);
+    let mut header = [0u8; 32];
+    match File::open(&wal).and_then(|mut file| file.read_exact(&mut header)) {
+        Ok(()) => {}
+        // Not there, or too short to hold anything.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+            return Ok(());
+        }
+        Err(error) => return Err(OpenError::Unavailable { path: wal, detail: error.to_string() }),
+    }
+    if header == [0; 32] || wal_header_is_whole(&header) {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt { path: wal, detail: "the header of the write-ahead log is wrong".into() })
+}
+
+/// <https://www.sqlite.org/fileformat2.html#wal_file_format>: magic, format, and a checksum over the
+/// first 24 bytes in the byte order that the magic's last bit says.
+fn wal_header_is_whole(header: &[u8; 32]) -> bool {
+    let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
+    let magic = u32::from_be_bytes(word(0));
+    if magic & !1 != 0x377f_0682 || u32::from_be_bytes(word(4)) != 3_007_000 {
+        return false;
+    }
+    let read = if magic & 1 == 1 { u32::from_be_bytes } else { u32::from_le_bytes };
+    let (mut s0, mut s1) = (0u32, 0u32);
+    for at in (0..24).step_by(8) {
+        s0 = s0.wrapping_add(read(word(at))).wrapping_add(s1);
+        s1 = s1.wrapping_add(read(word(at + 4))).wrapping_add(s0);
+    }
+    u32::from_be_bytes(word(24)) == s0 && u32::from_be_bytes(word(28)) == s1
+}

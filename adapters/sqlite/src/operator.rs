@@ -1,0 +1,94 @@
+//! What an operator's commands write, beside the daemon or without it: transactions of their own, each
+//! bounded, so that the daemon's writer never waits long.
+
+use std::path::Path;
+
+use postrider_actors::{model::time::UnixMs, ports::StoreError};
+use rusqlite::Connection;
+
+use postrider_actors::ports::console::{DeadFilter, Operate};
+
+use super::{
+    open::{self, Access, OpenError},
+    redrive::{self, REDRIVE_STEP, RedriveCursor},
+    tx::{Caches, Tx, TxError},
+};
+
+/// An operator's connection. The store must be there already.
+pub struct Operator {
+    connection: Connection,
+    caches: Caches,
+}
+
+impl Operator {
+    /// Opens the store in `state_dir`; neither makes nor migrates it.
+    pub fn open(state_dir: &Path) -> Result<Self, OpenError> {
+        Ok(Self { connection: open::open(state_dir, Access::Write)?, caches: Caches::default() })
+    }
+
+    /// Reads, outside of any transaction.
+    pub(crate) fn read<T>(
+        &self,
+        run: impl FnOnce(&Connection) -> Result<T, TxError>,
+    ) -> Result<T, StoreError> {
+        run(&self.connection).map_err(|error| error.to_store_error())
+    }
+
+    /// One transaction; rolled back if it fails.
+    pub(crate) fn transact<T>(
+        &mut self,
+        run: impl FnOnce(&mut Tx<'_>) -> Result<T, TxError>,
+    ) -> Result<T, StoreError> {
+        let connection = &self.connection;
+        let caches = &mut self.caches;
+        let transact = || {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            let mut tx = Tx::new(connection, caches);
+            let done = run(&mut tx)?;
+            tx.flush()?;
+            connection.execute_batch("COMMIT")?;
+            Ok::<_, TxError>(done)
+        };
+        transact().map_err(|error| {
+            if !connection.is_autocommit() {
+                // The first error says why; the transaction ends with the connection at the latest.
+                let _ = connection.execute_batch("ROLLBACK");
+            }
+            // What was interned in it is gone with it.
+            self.caches = Caches::default();
+            error.to_store_error()
+        })
+    }
+}
+
+impl Operate for Operator {
+    fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let mut redriven = 0;
+        let mut place = RedriveCursor::default();
+        while redriven < limit {
+            let most = REDRIVE_STEP.min(limit - redriven);
+            let step = self.transact(|tx| redrive::redrive(tx, filter, place, most, now))?;
+            redriven += step.redriven;
+            place = step.looked_until;
+            if step.looked_at < most {
+                break;
+            }
+        }
+        Ok(redriven)
+    }
+
+    fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
+        self.transact(|tx| {
+            let changed = tx.connection.execute(
+                "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
+                 WHERE name = ?1 AND disabled_at IS NOT NULL",
+                [name],
+            )?;
+            Ok(changed == 1)
+        })
+    }
+
+    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+        self.transact(|tx| super::append::disable(tx, name, reason, at))
+    }
+}

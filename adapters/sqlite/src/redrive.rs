@@ -1,0 +1,184 @@
+//! Dead letters: finding them and sending them again.
+
+use postrider_actors::model::{
+    ids::{BatchId, FileId},
+    outcome::{Attempt, DeathCause, Reason},
+    time::UnixMs,
+};
+use rusqlite::{Connection, types::Value};
+
+use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position};
+
+use super::{
+    stored::Stored,
+    tx::{Tx, TxError, int, uint},
+};
+
+/// Dead letters per transaction: what the daemon's writer may have to wait for.
+pub(crate) const REDRIVE_STEP: usize = 2_000;
+
+/// Where in the order of dead letters (file, destination, row) a walk stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RedriveCursor(i64, i64, i64);
+
+impl RedriveCursor {
+    /// As an opaque position.
+    fn position(self) -> Position {
+        Position(format!("{}.{}.{}", self.0, self.1, self.2))
+    }
+
+    /// Reads back what [`RedriveCursor::position`] made.
+    pub(crate) fn read(position: &Position) -> Result<Self, TxError> {
+        if position.0.is_empty() {
+            return Ok(Self::default());
+        }
+        let numbers: Vec<i64> = position.0.split('.').map_while(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [file, destination, row] => Ok(Self(file, destination, row)),
+            _ => Err(TxError::Refused(format!("{:?} is not a position among dead letters", position.0))),
+        }
+    }
+}
+
+/// What of `dead d` a filter lets through beyond a place: the condition, and its values.
+///
+/// Only the place and the last file bound the walk over the index (`+` keeps the rest out of that): whatever the filter,
+/// a step goes on where the last one ended, and does not sort.
+fn condition(
+    connection: &Connection,
+    filter: &DeadFilter,
+    mut place: RedriveCursor,
+) -> Result<(String, Vec<Value>), TxError> {
+    let mut sql = String::from("(d.file, d.destination, d.row) > (?, ?, ?)");
+    let mut more: Vec<Value> = Vec::new();
+    let mut and = |condition: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            sql.push_str(" AND ");
+            sql.push_str(condition);
+            more.push(value);
+        }
+    };
+    if let Some(selector) = &filter.file {
+        let (column, value) = match selector {
+            FileSelector::Id(id) => ("id", Value::Blob(id.0.to_vec())),
+            FileSelector::Name(name) => ("name", Value::Text(name.clone())),
+        };
+        // None of them: numbers begin with 1.
+        let (first, last): (i64, i64) = connection
+            .prepare_cached(&format!(
+                "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM files WHERE {column} = ?"
+            ))?
+            .query_row([&value], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        place = place.max(RedriveCursor(first, 0, 0));
+        and("d.file <= ?", Some(Value::Integer(last)));
+        and(&format!("+d.file IN (SELECT seq FROM files WHERE {column} = ?)"), Some(value));
+    }
+    let destination = filter.destination.clone().map(Value::Text);
+    and("+d.destination = (SELECT seq FROM destinations WHERE name = ?)", destination);
+    and("d.reason = ?", filter.reason.map(|reason| Value::Integer(reason as i64)));
+    and("d.cause = ?", filter.cause.map(|cause| Value::Integer(cause as i64)));
+    and("d.at < ?", filter.before.map(|at| Value::Integer(int(at.0))));
+    and("d.at >= ?", filter.since.map(|at| Value::Integer(int(at.0))));
+    let mut values: Vec<Value> = vec![place.0.into(), place.1.into(), place.2.into()];
+    values.append(&mut more);
+    Ok((sql, values))
+}
+
+/// Up to `limit` dead letters after `place`, in the order of file, destination and row.
+pub(crate) fn select(
+    connection: &Connection,
+    filter: &DeadFilter,
+    place: RedriveCursor,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, TxError> {
+    let (condition, mut values) = condition(connection, filter, place)?;
+    values.push(Value::Integer(int(limit as u64)));
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT d.file, d.destination, d.row, f.id, f.name, n.name, d.attempts, d.at, d.status, d.reason,
+             d.cause, b.id, d.detail
+         FROM dead d JOIN files f ON f.seq = d.file JOIN destinations n ON n.seq = d.destination
+             JOIN batches b ON b.seq = d.batch
+         WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
+    ))?;
+    let mut rows = select.query(rusqlite::params_from_iter(values))?;
+    let mut letters = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (reason, cause): (u8, u8) = (row.get(9)?, row.get(10)?);
+        letters.push(DeadLetter {
+            position: RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?).position(),
+            file: FileId(row.get(3)?),
+            file_name: row.get(4)?,
+            destination: row.get(5)?,
+            row: uint(row.get(2)?),
+            attempts: row.get(6)?,
+            last: Attempt {
+                at: UnixMs(uint(row.get(7)?)),
+                status: row.get(8)?,
+                reason: Reason::from_byte(reason).ok_or_else(|| newer("reason", reason))?,
+            },
+            cause: DeathCause::from_byte(cause).ok_or_else(|| newer("cause", cause))?,
+            detail: row.get(12)?,
+            batch: BatchId(row.get(11)?),
+        });
+    }
+    Ok(letters)
+}
+
+fn newer(what: &str, byte: u8) -> TxError {
+    TxError::Refused(format!("{what} {byte} of a dead letter was written by a newer version"))
+}
+
+/// One step of a redrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RedriveStep {
+    /// How many dead letters it looked at.
+    pub(crate) looked_at: usize,
+    /// How many of them are to be sent again.
+    pub(crate) redriven: usize,
+    /// Where the last of them stands.
+    pub(crate) looked_until: RedriveCursor,
+}
+
+/// Sends up to `limit` dead letters after `place` again: same ids, same bodies, a new round of delivery in the same
+/// batches. Each batch costs one write, however many of its messages are dead.
+pub(crate) fn redrive(
+    tx: &mut Tx<'_>,
+    filter: &DeadFilter,
+    place: RedriveCursor,
+    limit: usize,
+    now: UnixMs,
+) -> Result<RedriveStep, TxError> {
+    let (condition, mut values) = condition(tx.connection, filter, place)?;
+    values.push(Value::Integer(int(limit as u64)));
+    let found: Vec<(RedriveCursor, i64)> = tx
+        .connection
+        .prepare_cached(&format!(
+            "SELECT d.file, d.destination, d.row, d.batch FROM dead d
+             WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
+        ))?
+        .query_map(rusqlite::params_from_iter(values), |row| {
+            Ok((RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
+        })?
+        .collect::<Result<_, _>>()?;
+    let looked_until = found.last().map_or(place, |(place, _)| *place);
+    let mut step = RedriveStep { looked_at: found.len(), redriven: 0, looked_until };
+    // The rows of a batch are neighbours.
+    for group in found.chunk_by(|(_, left), (_, right)| left == right) {
+        let mut stored = Stored::by_seq(tx.connection, group[0].1)?;
+        let rows = stored.rows()?;
+        let mut indexes = Vec::with_capacity(group.len());
+        for (RedriveCursor(_, _, row), _) in group {
+            let index = rows.find(uint(*row)).ok_or_else(|| {
+                TxError::Refused(format!(
+                    "dead letters can't be redriven: batch {} has no row {row}",
+                    stored.id
+                ))
+            })?;
+            indexes.push(index as u32);
+        }
+        let changes = stored.record.redrive(indexes, now);
+        step.redriven += changes.rose.len();
+        stored.store_changes(tx, &changes)?;
+    }
+    Ok(step)
+}

@@ -1,0 +1,353 @@
+//! What is the embedded store's own; what every store must do is in `tests/conformance_store.rs`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    sync::{Arc, Mutex},
+};
+
+use postrider_actors::{
+    model::{
+        batch::PayloadWriter,
+        file::FileState,
+        lease::OpenMessage,
+        outcome::{DeathCause, Verdict},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{LeaseRequest, Ledger, Outbox, Queue, Settled, Settlement, Want},
+    testing::fixtures,
+};
+use rusqlite::Connection;
+
+use super::*;
+use postrider_actors::ports::console::{DeadFilter, Operate as _};
+
+const NOW: UnixMs = UnixMs(1_000_000);
+
+fn open(dir: &Path) -> EmbeddedStore {
+    EmbeddedStore::open(dir, Arc::new(|error| panic!("fatal: {error}"))).unwrap()
+}
+
+async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
+    lease_at(store, NOW).await
+}
+
+async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
+    let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 10 }];
+    store
+        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) })
+        .await
+        .unwrap()
+}
+
+/// The first attempts of messages, by index.
+fn settlement(lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settlement {
+    let open = |index| lease.open.iter().find(|open| open.index == index).expect("the message is open");
+    Settlement {
+        token: lease.token,
+        verdicts: verdicts.iter().map(|&(index, verdict)| open(index).verdict(verdict)).collect(),
+        details: BTreeMap::new(),
+        records: Vec::new(),
+        ends: false,
+        begins: None,
+    }
+}
+
+fn dead() -> Verdict {
+    Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent }
+}
+
+fn count(dir: &Path, sql: &str) -> i64 {
+    Connection::open(dir.join(DATABASE)).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_batch_goes_its_way_and_everything_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = fixtures::file("f", 1, &["d"]);
+    let later = UnixMs(NOW.0 + 5_000);
+    {
+        let store = open(dir.path());
+        let mut step = fixtures::step_without(&file, 1..=10, &[3], &[4], NOW);
+        step.state = FileState::Ingested;
+        store.append(step).await.unwrap();
+        assert_eq!(store.depth().await.unwrap(), 8);
+        let leases = lease(&store).await;
+        let verdicts = [
+            (0, Verdict::Sent { at: NOW, status: 200 }),
+            (1, dead()),
+            (2, Verdict::Retry { attempt: fixtures::failed(NOW), not_before: later }),
+        ];
+        let settled = store.settle(vec![settlement(&leases[0], &verdicts)]).await.unwrap();
+        assert_eq!(settled, [Settled::Open]);
+    }
+    let store = open(dir.path());
+    assert_eq!(store.losses(), 1, "the lease that was held when the process ended");
+    assert_eq!(store.depth().await.unwrap(), 6);
+    let report = store.report(file.id).await.unwrap().unwrap();
+    let counts = report.destinations["d"];
+    assert_eq!((counts.accepted, counts.sent, counts.dead, counts.retrying), (8, 1, 1, 1));
+    assert!(report.is_balanced() && !report.is_settled());
+    let leases = lease(&store).await;
+    let [lease] = &leases[..] else { panic!("{leases:?}") };
+    assert_eq!((lease.token.fence, lease.losses, lease.count), (2, 1, 8));
+    let open = |index, tries, not_before| OpenMessage { not_before, index, drive: 0, tries };
+    assert_eq!(lease.open[..2], [open(2, 1, later), open(3, 0, NOW)]);
+    assert_eq!(lease.open.len(), 6);
+}
+
+#[tokio::test]
+async fn a_settled_batch_is_in_no_index_of_what_is_to_be_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=2, NOW)).await.unwrap();
+    // How many entries an index has: a query that only it can answer counts them.
+    let entries = || {
+        ["waiting WHERE due IS NOT NULL AND holder IS NULL", "leased WHERE holder IS NOT NULL"].map(|index| {
+            count(dir.path(), &format!("SELECT count(*) FROM batches INDEXED BY batches_{index}"))
+        })
+    };
+    assert_eq!(entries(), [1, 0]);
+    let leases = lease(&store).await;
+    assert_eq!(entries(), [0, 1]);
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    let settled = store.settle(vec![settlement(&leases[0], &[(0, sent), (1, sent)])]).await;
+    assert_eq!(settled, Ok(vec![Settled::Complete]));
+    assert_eq!(entries(), [0, 0]);
+}
+
+#[test]
+fn what_is_asked_all_the_time_sorts_nothing_and_counts_in_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let connection = open::open(dir.path(), Access::Read).unwrap();
+    let plan = |sql: &str| -> String {
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let parameters = explain.parameter_count();
+        let steps =
+            explain.query_map(rusqlite::params_from_iter((0..parameters).map(|_| 1)), |row| row.get(3));
+        steps.unwrap().collect::<Result<Vec<String>, _>>().unwrap().join("; ")
+    };
+    for sql in [leases::RETRIES_DUE, leases::FRESH_DUE] {
+        let plan = plan(sql);
+        assert!(plan.contains("destination=? AND retry=? AND holder=? AND due<?"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
+    let plan = plan(backlog::COUNT_WAITING);
+    assert!(plan.contains("COVERING INDEX batches_waiting"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_lease_call_copies_so_much_and_one_batch_whatever_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let file = fixtures::file("f", 1, &["d"]);
+    for row in 1..=4 {
+        let mut step = fixtures::step(&file, row..=row, NOW);
+        let mut payload = PayloadWriter::default();
+        let mebibytes = if row == 1 { 9 } else { 5 };
+        payload.push(row, &vec![b'x'; mebibytes * 1024 * 1024]);
+        step.batches[0].payload = payload.finish();
+        store.append(step).await.unwrap();
+    }
+    for batches in [1, 2, 1, 0] {
+        assert_eq!(lease(&store).await.len(), batches);
+    }
+}
+
+#[tokio::test]
+async fn a_redrive_leaves_a_lease_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    // Rows 1, 3 and 4: what is redriven is found by its row.
+    store
+        .append(fixtures::step_without(&fixtures::file("f", 1, &["d"]), 1..=4, &[2], &[], NOW))
+        .await
+        .unwrap();
+    let held = lease(&store).await.pop().unwrap();
+    store.settle(vec![settlement(&held, &[(1, dead()), (2, dead())])]).await.unwrap();
+    let later = UnixMs(NOW.0 + 100);
+    let mut operator = Operator::open(dir.path()).unwrap();
+    assert_eq!(operator.redrive(&DeadFilter::default(), 1, later), Ok(1));
+    // B6: the holder goes on under its fence, and what it says of the message now is of an old drive.
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    let settlements = vec![settlement(&held, &[(0, sent), (1, dead())])];
+    assert_eq!(store.settle(settlements).await, Ok(vec![Settled::Open]));
+    assert_eq!((store.depth().await, count(dir.path(), "SELECT row FROM dead")), (Ok(1), 4));
+    store.release(&[held.token], Release::Unused).await.unwrap();
+    assert!(lease(&store).await.is_empty());
+    let again = lease_at(&store, later).await.pop().unwrap();
+    assert_eq!(again.open, [OpenMessage { not_before: later, index: 1, drive: 1, tries: 0 }]);
+    assert_eq!(again.since(1), later);
+}
+
+#[tokio::test]
+async fn an_archived_payload_is_gone_and_its_number_is_not_given_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (before, after) = (NOW, UnixMs(NOW.0 + 1));
+    let sent = Verdict::Sent { at: NOW, status: 200 };
+    for content in 1..=2 {
+        store.append(fixtures::step(&fixtures::file("f", content, &["d"]), 1..=2, NOW)).await.unwrap();
+        let held = lease(&store).await.pop().unwrap();
+        assert_eq!(store.archive(after, 9).await, Ok(0), "it is not settled");
+        store.settle(vec![settlement(&held, &[(0, sent), (1, dead())])]).await.unwrap();
+        assert_eq!(store.archive(after, 9).await, Ok(0), "a redrive would need it");
+        let mut operator = Operator::open(dir.path()).unwrap();
+        assert_eq!(operator.redrive(&DeadFilter::default(), 9, NOW), Ok(1));
+        let held = lease(&store).await.pop().unwrap();
+        store.settle(vec![settlement(&held, &[(1, sent)])]).await.unwrap();
+        assert_eq!(store.archive(before, 9).await, Ok(0), "it is too young");
+        assert_eq!(count(dir.path(), "SELECT seq FROM payloads"), i64::from(content));
+        assert_eq!(store.archive(after, 9).await, Ok(1));
+        assert_eq!(count(dir.path(), "SELECT count(*) FROM payloads"), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_clean_end_leaves_an_empty_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW)).await.unwrap();
+    assert!(dir.path().join("postrider.db-wal").metadata().unwrap().len() > 0);
+    drop(store);
+    assert!(!dir.path().join("postrider.db-wal").exists());
+}
+
+#[tokio::test]
+async fn batches_of_the_same_rows_share_one_payload() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["a", "b", "c"]), 1..=10, NOW)).await.unwrap();
+    drop(store);
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    let counts: (i64, i64) = connection
+        .query_row("SELECT (SELECT count(*) FROM batches), (SELECT count(*) FROM payloads)", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(counts, (3, 1));
+}
+
+#[tokio::test]
+async fn one_refused_write_does_not_take_its_group_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let good: Vec<_> = (1..20).map(|content| fixtures::file("f", content, &["d"])).collect();
+    let mut bad = fixtures::step(&fixtures::file("f", 0, &["d"]), 1..=3, NOW);
+    bad.checkpoint.rows = 4;
+    let appends = good.iter().map(|file| store.append(fixtures::step(file, 1..=3, NOW)));
+    let (done, refused) = tokio::join!(futures_util::future::join_all(appends), store.append(bad));
+    assert!(done.into_iter().all(|done| done.is_ok()));
+    assert!(matches!(refused, Err(StoreError::Permanent(_))), "{refused:?}");
+    assert_eq!(store.depth().await.unwrap(), 19 * 3);
+}
+
+#[test]
+fn f15_a_corrupt_database_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let path = dir.path().join(DATABASE);
+    let mut database = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    database.write_all(b"not a database at all").unwrap();
+    let before = fs::read(&path).unwrap();
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("restore a backup"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn f15_a_log_with_a_damaged_header_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW)).await.unwrap();
+    for name in ["postrider.db", "postrider.db-wal"] {
+        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    drop(store);
+    // As it was when the power went: recovered.
+    let whole = copy.path().join("whole");
+    fs::create_dir(&whole).unwrap();
+    for name in ["postrider.db", "postrider.db-wal"] {
+        fs::copy(copy.path().join(name), whole.join(name)).unwrap();
+    }
+    assert_eq!(open(&whole).depth().await.unwrap(), 10);
+
+    let wal = copy.path().join("postrider.db-wal");
+    let mut log = fs::OpenOptions::new().read(true).write(true).open(&wal).unwrap();
+    let mut byte = [0];
+    log.seek(SeekFrom::Start(17)).unwrap();
+    log.read_exact(&mut byte).unwrap();
+    log.seek(SeekFrom::Start(17)).unwrap();
+    log.write_all(&[byte[0] ^ 1]).unwrap();
+    let error = EmbeddedStore::open(copy.path(), exit_on_fatal()).err().unwrap();
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+
+    fs::remove_file(copy.path().join(DATABASE)).unwrap();
+    let error = EmbeddedStore::open(copy.path(), exit_on_fatal()).err().unwrap();
+    assert!(error.to_string().contains("missing or empty"), "{error}");
+    assert!(wal.exists());
+}
+
+#[test]
+fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let path = dir.path().join(DATABASE);
+    let set = |pragma: &str, value: i32| {
+        Connection::open(&path).unwrap().pragma_update(None, pragma, value).unwrap();
+    };
+    set("user_version", SCHEMA_VERSION + 1);
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    assert!(matches!(error, OpenError::Newer { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
+    set("user_version", SCHEMA_VERSION);
+    set("application_id", 7);
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    assert!(matches!(error, OpenError::Foreign { found: 7, .. }), "{error}");
+}
+
+#[test]
+fn a_reader_makes_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = open::open(dir.path(), Access::Read).err().unwrap();
+    assert!(matches!(error, OpenError::Missing(_)), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn damage_met_at_work_is_fatal_and_nothing_is_acknowledged_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let path = dir.path().join(DATABASE);
+    // Everything but the header and the schema: found only when it is used.
+    let len = fs::metadata(&path).unwrap().len();
+    let mut database = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let root: u64 = connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'files'", [], |row| row.get::<_, i64>(0))
+        .unwrap() as u64;
+    let page: u64 =
+        connection.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0)).unwrap() as u64;
+    drop(connection);
+    assert!(root * page <= len);
+    database.seek(SeekFrom::Start((root - 1) * page)).unwrap();
+    database.write_all(&vec![0xA5; page as usize]).unwrap();
+    drop(database);
+
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let store = EmbeddedStore::open(
+        dir.path(),
+        Arc::new(move |error: &str| log.lock().unwrap().push(error.to_owned())),
+    )
+    .unwrap();
+    let step = fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW);
+    assert!(matches!(store.append(step.clone()).await, Err(StoreError::Unknown(_))));
+    assert!(store.append(step).await.is_err());
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].contains("malformed"), "{seen:?}");
+}

@@ -1,0 +1,322 @@
+//! What every write shares: its transaction, the caches of interned names, and the counters that are
+//! changed once per transaction however many messages it settles.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use postrider_actors::{
+    model::{
+        batch::{BatchHeader, NewBatch, PayloadError},
+        file::FileState,
+        ledger::{CountChange, LaneShare},
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+
+use postrider_actors::model::codec;
+
+/// Why an operation inside a transaction failed; the transaction is rolled back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TxError {
+    /// SQLite said no.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The request breaks a rule; repeating it won't help.
+    #[error("{0}")]
+    Refused(String),
+    /// What is stored can't be read.
+    #[error(transparent)]
+    Damaged(#[from] codec::Damaged),
+    /// A stored payload can't be read.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// A stored header can't be read.
+    #[error("a stored batch header is damaged: {0}")]
+    Header(#[from] serde_json::Error),
+}
+
+impl TxError {
+    /// Whether the disk or the database can't be trusted any more, so that the process must end.
+    pub(crate) fn is_fatal(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+
+    /// The error for the caller of a port.
+    pub(crate) fn to_store_error(&self) -> StoreError {
+        let text = self.to_string();
+        let Self::Sqlite(error) = self else { return StoreError::Permanent(text) };
+        match error.sqlite_error_code() {
+            Some(
+                ErrorCode::DiskFull
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::OutOfMemory
+                | ErrorCode::CannotOpen
+                | ErrorCode::OperationInterrupted,
+            ) => StoreError::Retryable(text),
+            _ => StoreError::Permanent(text),
+        }
+    }
+}
+
+/// A whole number as SQLite has it. Nothing that is counted here comes near the end.
+pub(crate) fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Reads back what [`int`] stored.
+pub(crate) fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+pub(crate) fn file_state_byte(state: &FileState) -> i64 {
+    match state {
+        FileState::Ingesting => 0,
+        FileState::Ingested => 1,
+        FileState::Failed(_) => 2,
+        FileState::SourceLost(_) => 3,
+    }
+}
+
+pub(crate) fn file_state(byte: i64, reason: Option<String>) -> Result<FileState, TxError> {
+    Ok(match byte {
+        0 => FileState::Ingesting,
+        1 => FileState::Ingested,
+        2 => FileState::Failed(reason.unwrap_or_default()),
+        3 => FileState::SourceLost(reason.unwrap_or_default()),
+        _ => return Err(TxError::Refused(format!("file state {byte} was written by a newer version"))),
+    })
+}
+
+/// Entries per cache; a full one is emptied. Enough for every file in flight.
+const CACHE_ENTRIES_MAX: usize = 512;
+
+/// What a connection remembers and can do without: names and headers that were met lately, by the numbers they are
+/// stored as, and how its leases were shared.
+#[derive(Default)]
+pub(crate) struct Caches {
+    destinations: HashMap<String, i64>,
+    destination_names: HashMap<i64, Arc<str>>,
+    header_numbers: HashMap<Arc<BatchHeader>, i64>,
+    headers: HashMap<i64, Arc<BatchHeader>>,
+    lane_shares: HashMap<i64, LaneShare>,
+}
+
+impl Caches {
+    /// The name that destination `seq` was interned for.
+    pub(crate) fn destination_name(
+        &mut self,
+        connection: &Connection,
+        seq: i64,
+    ) -> Result<Arc<str>, TxError> {
+        if let Some(name) = self.destination_names.get(&seq) {
+            return Ok(name.clone());
+        }
+        let name: String = connection
+            .prepare_cached("SELECT name FROM destinations WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?;
+        let name: Arc<str> = name.into();
+        bounded(&mut self.destination_names).insert(seq, name.clone());
+        Ok(name)
+    }
+
+    /// The header that was interned as `seq`.
+    pub(crate) fn header(&mut self, connection: &Connection, seq: i64) -> Result<Arc<BatchHeader>, TxError> {
+        if let Some(header) = self.headers.get(&seq) {
+            return Ok(header.clone());
+        }
+        let json: String = connection
+            .prepare_cached("SELECT json FROM headers WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?;
+        let header: Arc<BatchHeader> = Arc::new(serde_json::from_str(&json)?);
+        bounded(&mut self.headers).insert(seq, header.clone());
+        Ok(header)
+    }
+
+    /// How a destination's leases were shared between retries and first attempts.
+    pub(crate) fn lane_share(&mut self, destination: i64) -> &mut LaneShare {
+        if !self.lane_shares.contains_key(&destination) {
+            bounded(&mut self.lane_shares);
+        }
+        self.lane_shares.entry(destination).or_default()
+    }
+}
+
+fn bounded<K, V>(cache: &mut HashMap<K, V>) -> &mut HashMap<K, V> {
+    if cache.len() >= CACHE_ENTRIES_MAX {
+        cache.clear();
+    }
+    cache
+}
+
+/// A write transaction at work.
+pub(crate) struct Tx<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) caches: &'a mut Caches,
+    counts: BTreeMap<(i64, i64), CountChange>,
+    /// Files whose settledness may have changed, and when the last fact about them came.
+    files: BTreeMap<i64, UnixMs>,
+}
+
+impl<'a> Tx<'a> {
+    /// For a transaction that was just begun on `connection`.
+    pub(crate) fn new(connection: &'a Connection, caches: &'a mut Caches) -> Self {
+        Self { connection, caches, counts: BTreeMap::new(), files: BTreeMap::new() }
+    }
+
+    /// The counts of `file` at `destination`, to be changed by what the caller adds.
+    pub(crate) fn count(&mut self, file: i64, destination: i64) -> &mut CountChange {
+        self.counts.entry((file, destination)).or_default()
+    }
+
+    /// Says that `file` changed at `at`.
+    pub(crate) fn touch(&mut self, file: i64, at: UnixMs) {
+        let last = self.files.entry(file).or_insert(at);
+        *last = (*last).max(at);
+    }
+
+    /// Writes the counters. Called once, before the commit.
+    pub(crate) fn flush(&mut self) -> Result<(), TxError> {
+        let mut depth = 0;
+        for ((file, destination), change) in std::mem::take(&mut self.counts) {
+            if change.is_zero() {
+                continue;
+            }
+            depth += change.depth();
+            let CountChange { accepted, sent, dead, retrying } = change;
+            let changed = self
+                .connection
+                .prepare_cached(
+                    "UPDATE file_destinations SET accepted = accepted + ?3, sent = sent + ?4, dead = dead + ?5,
+                         retrying = retrying + ?6 WHERE file = ?1 AND destination = ?2",
+                )?
+                .execute([file, destination, accepted, sent, dead, retrying])?;
+            if changed != 1 {
+                return Err(TxError::Refused(format!(
+                    "file {file} was not accepted for destination {destination}, yet has a batch for it"
+                )));
+            }
+        }
+        if depth != 0 {
+            self.connection
+                .prepare_cached("UPDATE counters SET depth = depth + ?1 WHERE one = 1")?
+                .execute([depth])?;
+        }
+        for (file, at) in std::mem::take(&mut self.files) {
+            self.settle_file(file, at)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps `settled_at` true, and has a report that is out of date written again.
+    fn settle_file(&self, file: i64, at: UnixMs) -> Result<(), TxError> {
+        let (settled, settled_at, reported): (bool, Option<i64>, bool) = self
+            .connection
+            .prepare_cached(
+                "SELECT state <> 0 AND NOT EXISTS (SELECT 1 FROM file_destinations
+                     WHERE file = ?1 AND sent + dead < accepted), settled_at, reported
+                 FROM files WHERE seq = ?1",
+            )?
+            .query_row([file], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let now_settled_at = settled.then(|| settled_at.unwrap_or(int(at.0)));
+        if now_settled_at != settled_at || reported {
+            self.connection
+                .prepare_cached("UPDATE files SET settled_at = ?2, reported = 0 WHERE seq = ?1")?
+                .execute(params![file, now_settled_at])?;
+        }
+        Ok(())
+    }
+
+    /// The number of a destination's name, which is interned.
+    pub(crate) fn destination(&mut self, name: &str) -> Result<i64, TxError> {
+        if let Some(&seq) = self.caches.destinations.get(name) {
+            return Ok(seq);
+        }
+        let found = self
+            .connection
+            .prepare_cached("SELECT seq FROM destinations WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let seq = match found {
+            Some(seq) => seq,
+            None => self
+                .connection
+                .prepare_cached("INSERT INTO destinations (name) VALUES (?1)")?
+                .insert([name])?,
+        };
+        bounded(&mut self.caches.destinations).insert(name.to_owned(), seq);
+        Ok(seq)
+    }
+
+    /// The number of a header, which is interned.
+    fn header_number(
+        &mut self,
+        header: &Arc<BatchHeader>,
+        file: i64,
+        destination: i64,
+    ) -> Result<i64, TxError> {
+        if let Some(&seq) = self.caches.header_numbers.get(header) {
+            return Ok(seq);
+        }
+        let json = serde_json::to_string(&**header)?;
+        let found = self
+            .connection
+            .prepare_cached("SELECT seq FROM headers WHERE file = ?1 AND destination = ?2 AND json = ?3")?
+            .query_row(params![file, destination, json], |row| row.get(0))
+            .optional()?;
+        let seq = match found {
+            Some(seq) => seq,
+            None => self
+                .connection
+                .prepare_cached("INSERT INTO headers (file, destination, json) VALUES (?1, ?2, ?3)")?
+                .insert(params![file, destination, json])?,
+        };
+        bounded(&mut self.caches.header_numbers).insert(header.clone(), seq);
+        Ok(seq)
+    }
+
+    /// Stores a payload and returns its number.
+    pub(crate) fn insert_payload(&self, payload: &[u8]) -> Result<i64, TxError> {
+        Ok(self.connection.prepare_cached("INSERT INTO payloads (body) VALUES (?1)")?.insert([payload])?)
+    }
+
+    /// Stores a batch, whose id must be new.
+    pub(crate) fn insert_batch(
+        &mut self,
+        batch: &NewBatch,
+        file: i64,
+        destination: i64,
+        payload: i64,
+        gaps: Option<&[u8]>,
+    ) -> Result<(), TxError> {
+        let header = self.header_number(&batch.header, file, destination)?;
+        // Of a new record: due when the batch may be delivered, no retry, held by nobody.
+        self.connection
+            .prepare_cached(
+                "INSERT INTO batches (id, file, destination, header, payload, first_row, count, gaps, accepted_at,
+                     not_before, due)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10)",
+            )?
+            .execute(params![
+                batch.id.0,
+                file,
+                destination,
+                header,
+                payload,
+                int(batch.first_row),
+                batch.count,
+                gaps,
+                int(batch.accepted_at.0),
+                int(batch.not_before.0),
+            ])?;
+        Ok(())
+    }
+}
