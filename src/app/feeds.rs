@@ -11,36 +11,25 @@ use postrider_actors::{
     file_watcher::{self, FileWatcher, FileWatcherSetup},
     flow::Bells,
     messages::{FileClaimed, ParsedRows},
-    model::{
-        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, stable::StableRule,
-        table::MAPPING_TYPE,
-    },
+    model::{builder::BatchLimits, table::MAPPING_TYPE},
     parser::{self, Parser, ParserSetup},
     ports::{Inbox, Intake},
     queue_feed::{self, QueueFeed, QueueFeedSettings, QueueFeedSetup},
-    reading::{Duplicates, FeedDestination, FeedSettings, Readers},
+    reading::{FeedDestination, FeedSettings, Readers},
     supervision::{Birth, ChildSpec},
 };
+use postrider_settings::Keys as _;
 use tokio::sync::Semaphore;
 
 use super::{Machine, reign::mark};
-use crate::config::{self, BATCH_BYTES, Config, Resolved, STATUS_FEED, Target};
+use crate::config::{self, FeedQueue, Resolved, STATUS_FEED, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
 
-/// The longest that a row waits for others to fill its batch. Files fill batches as fast as they are read: only their
-/// last one waits.
-const BATCH_LINGER: Duration = Duration::from_millis(50);
-
 /// Long polls of an inbound queue that are open at the same time, and how long each waits: the most that SQS allows.
 const QUEUE_POLLERS: usize = 2;
 const QUEUE_WAIT: Duration = Duration::from_secs(20);
-
-/// Open messages at which intake goes on: a gap that is wide enough for it not to flap.
-fn low_watermark(config: &Config) -> u64 {
-    config.outbox.high_watermark / 4 * 3
-}
 
 /// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
 /// most that SQS carries, could have half a million.
@@ -116,9 +105,7 @@ pub(super) fn feed_specs(
     };
     let watcher = {
         let name: Arc<str> = feed.name.as_str().into();
-        let rule =
-            StableRule { stable_after: directory.stable_after, sidecar_required: directory.require_done };
-        let rescan = directory.rescan;
+        let directory = directory.settings.clone();
         move |birth: Birth| {
             let setup = FileWatcherSetup {
                 feed: name.clone(),
@@ -126,8 +113,7 @@ pub(super) fn feed_specs(
                 ledger: stores.ledger.clone(),
                 clock: clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
-                rule,
-                rescan,
+                directory: directory.clone(),
                 progress: mark(&birth),
             };
             let fault = birth.fault.clone();
@@ -159,18 +145,11 @@ pub(super) fn queue_feed_settings(
         max_row_bytes: feed.max_row,
         max_entry_rows: ENTRY_ROWS_MAX,
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
-        accumulate: AccumulatorLimits {
-            rows: queue.max_rows,
-            bytes: queue.max_size,
-            // Entries without rows must not pile up either.
-            entries: queue.max_rows,
-            linger: queue.linger,
-        },
+        batch: BatchLimits::new(&config.batch, feed.max_row),
+        queue: queue.settings.clone(),
         pollers: QUEUE_POLLERS,
         wait: QUEUE_WAIT,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
+        backlog: config.outbox.clone(),
     }
 }
 
@@ -210,25 +189,16 @@ pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> Qu
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,
         destinations: feed_destinations(resolved, &[destination.to_owned()]),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: BATCH_BYTES },
-        accumulate: AccumulatorLimits {
-            rows: config.batch.max_messages as usize,
-            bytes: BATCH_BYTES,
-            entries: config.batch.max_messages as usize,
-            linger: STATUS_LINGER,
-        },
+        batch: BatchLimits::new(&config.batch, STATUS_BYTES_MAX),
+        queue: FeedQueue { max_rows: config.batch.max_messages as usize, ..FeedQueue::declared() },
         pollers: 1,
         wait: STATUS_WAIT,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
+        backlog: config.outbox.clone(),
     }
 }
 
 /// A change is a handful of ids and words.
 const STATUS_BYTES_MAX: usize = 4 << 10;
-
-/// The longest that a change waits for others.
-const STATUS_LINGER: Duration = Duration::from_millis(500);
 
 /// How long a look for changes waits for one.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
@@ -257,24 +227,11 @@ fn feed_settings(
     let config = &resolved.config;
     FeedSettings {
         name: feed.name.as_str().into(),
-        format: format(&directory.format),
-        max_row_bytes: feed.max_row,
-        duplicates: match directory.duplicates {
-            config::Duplicates::Keep => Duplicates::Keep,
-            config::Duplicates::First => Duplicates::First,
-        },
+        settings: feed.settings.clone(),
+        directory: directory.settings.clone(),
+        format: directory.format.clone(),
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
-        linger: BATCH_LINGER,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
-    }
-}
-
-pub(super) fn format(format: &config::FeedFormat) -> Format {
-    match format.clone() {
-        config::FeedFormat::Text => Format::Text,
-        config::FeedFormat::Csv { delimiter, recipient } => Format::Csv { delimiter, recipient },
-        config::FeedFormat::Ndjson { recipient } => Format::Ndjson { recipient },
+        batch: BatchLimits::new(&config.batch, feed.max_row),
+        backlog: config.outbox.clone(),
     }
 }

@@ -11,7 +11,6 @@ use postrider_actors::{
         backoff::Backoff,
         delay::{DelayPolicy, DepthStep},
         restart::RestartPolicy,
-        retry::RetrySchedule,
         roster::RosterLimits,
     },
     ports::{Inbox, Intake, Table, Webhook},
@@ -26,7 +25,7 @@ use tokio::sync::oneshot;
 
 use super::{
     LOOK, LOOKS_PER_LOG_REPORT, Machine, PATIENCE, StartError,
-    feeds::{feed_specs, format, queue_feed_settings, queue_feed_specs, status_feed_settings},
+    feeds::{feed_specs, queue_feed_settings, queue_feed_specs, status_feed_settings},
     receipts::{ReceiptParts, receipt_specs},
     signals::{Signals, Told},
     status::StatusReporter,
@@ -40,7 +39,7 @@ use crate::{
     config::{self, Config, DelayMode, Resolved},
 };
 use postrider_files::{
-    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    inbox::{DirectoryInbox, InboxConfig},
     status_changes::StatusChangeIntake,
 };
 use postrider_http::webhook::{HttpWebhook, WebhookSettings};
@@ -63,15 +62,10 @@ impl Parts {
         for (feed, directory) in directories(config) {
             let inbox = DirectoryInbox::new(InboxConfig {
                 feed: feed.name.clone(),
-                directory: directory.path.clone(),
+                settings: directory.settings.clone(),
                 state_dir: config.state.dir.clone(),
-                format: format(&directory.format),
-                max_row_bytes: feed.max_row,
-                sidecar_required: directory.require_done,
-                caps: UnpackCaps {
-                    ratio_max: directory.decompress_max_ratio.into(),
-                    bytes_max: directory.decompress_max,
-                },
+                format: directory.format.clone(),
+                max_row: feed.max_row,
             })
             .map_err(|error| StartError::Feed {
                 feed: feed.name.clone(),
@@ -457,7 +451,7 @@ fn delivery_specs(
             webhook,
             concurrency: settings.concurrency,
             gate: gate(&destination.name, destination.rate()),
-            retry: schedule(&destination.retry),
+            retry: destination.retry.clone(),
             paused: destination.paused,
             recorded: config.is_recorded(&destination.name),
             metrics: machine.metrics.stages.destination(&destination.name),
@@ -585,16 +579,6 @@ fn delay_policy(config: &Config) -> DelayPolicy {
             hysteresis_percent: DELAY_HYSTERESIS_PERCENT,
             read_every: DEPTH_READ_EVERY,
         },
-    }
-}
-
-/// A destination's schedule for its stage.
-pub(super) fn schedule(retry: &config::Retry) -> RetrySchedule {
-    RetrySchedule {
-        max_attempts: retry.max_attempts,
-        max_age: retry.max_age,
-        base: retry.base,
-        cap: retry.cap,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     Machine,
-    reign::{holders, schedule, share, worker},
+    reign::{holders, share, worker},
 };
 use crate::config::{self, Config};
 
@@ -62,7 +62,7 @@ pub(super) fn table_spec(
                         batches: GROUP_BATCHES_MAX,
                     },
                     concurrency: share(statements, worker + index, workers).max(1),
-                    retry: schedule(&destination.retry),
+                    retry: destination.retry.clone(),
                     paused: destination.paused,
                     recorded: config.is_recorded(&destination.name),
                     metrics: machine.metrics.stages.destination(&destination.name),

@@ -29,11 +29,12 @@ use postrider_actors::{
     model::{
         file::FileReport,
         receipt_format::{ReceiptFileFormat, ReceiptFormat},
-        stable::{Sighting, StableFiles, StableRule},
+        stable::{Sighting, StableFiles},
         time::MonoMs,
     },
     ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
 };
+use postrider_settings::Directory;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout, timeout_at},
@@ -68,10 +69,8 @@ pub struct DirReceiptsSettings {
     pub line_bytes_max: usize,
     /// The most receipts of one look; at least 1.
     pub receipts_max: usize,
-    /// When a file is complete.
-    pub rule: StableRule,
-    /// How often the directory is looked at whatever the watch says.
-    pub rescan: Duration,
+    /// When a file is complete, and how often the directory is looked at.
+    pub directory: Directory,
     /// How long a poll waits for a running scan; then it brings nothing.
     pub look_max: Duration,
 }
@@ -139,7 +138,7 @@ impl DirReceipts {
             open: None,
             claimed: VecDeque::new(),
             finishing: HashMap::new(),
-            stable_files: StableFiles::new(settings.rule, NAMES_MAX),
+            stable_files: StableFiles::new(&settings.directory, NAMES_MAX),
             ready: VecDeque::new(),
             refusals: HashSet::new(),
             complete: Vec::new(),
@@ -301,7 +300,7 @@ impl State {
         {
             // What is claimed is read all the same.
             tracing::warn!(source = %shared.format.source(), %error, "the directory can't be scanned");
-            self.scan_at = now.after(shared.settings.rescan.max(PAUSE_MAX));
+            self.scan_at = now.after(shared.settings.directory.rescan.max(PAUSE_MAX));
         }
         while self.claimed.len() < CLAIMS_MAX
             && let Some(name) = self.ready.pop_front()
@@ -339,7 +338,7 @@ impl State {
         for (name, why) in scan.refused {
             self.refuse(shared, name, &why);
         }
-        self.scan_at = if scan.truncated { now } else { now.after(shared.settings.rescan) };
+        self.scan_at = if scan.truncated { now } else { now.after(shared.settings.directory.rescan) };
         Ok(())
     }
 

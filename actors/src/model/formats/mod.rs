@@ -25,6 +25,7 @@ use super::{batch::RowLayout, file::Reject};
 pub(super) use csv::listed;
 use lines::{Line, Overlong};
 pub(super) use ndjson::{Checked, Key, Keys, TWICE};
+pub use postrider_settings::Format;
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
 pub const COLUMNS_MAX: usize = 1024;
@@ -35,58 +36,6 @@ pub const CUT_BYTES: usize = 256;
 /// Ends the raw text of a row that was cut. A NUL is accepted by no format, so that half a row
 /// can't be dropped again and taken for a whole one.
 pub const CUT_MARK: u8 = 0;
-
-/// What a feed's files are made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One id per line.
-    Text,
-    /// Delimited cells under a header.
-    Csv {
-        /// The separator between cells: one ASCII byte.
-        delimiter: u8,
-        /// The name of the column that holds the recipient.
-        recipient: String,
-    },
-    /// One JSON object per line.
-    Ndjson {
-        /// The top-level key that holds the recipient.
-        recipient: String,
-    },
-}
-
-/// A format that can't work.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum FormatError {
-    /// The delimiter would be mistaken for something else.
-    #[error(
-        "delimiter {found:?} can't separate cells: use one ASCII character other than `\"`, NUL and line breaks"
-    )]
-    Delimiter {
-        /// What was configured.
-        found: char,
-    },
-    /// A recipient must be found somewhere.
-    #[error("the recipient's column or key has no name")]
-    NoRecipient,
-}
-
-impl Format {
-    /// Refuses what can't work. The config calls it, so that [`RowParser::new`] needs no error.
-    pub fn check(&self) -> Result<(), FormatError> {
-        if let Self::Csv { delimiter, .. } = self
-            && (!delimiter.is_ascii() || b"\"\0\r\n".contains(delimiter))
-        {
-            return Err(FormatError::Delimiter { found: char::from(*delimiter) });
-        }
-        match self {
-            Self::Csv { recipient, .. } | Self::Ndjson { recipient } if recipient.is_empty() => {
-                Err(FormatError::NoRecipient)
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// Why a file as a whole is unusable. Rows read before stay valid.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -253,7 +202,6 @@ impl RowParser {
     /// A parser at the start of a file. Rows longer than `max_row_bytes`, line ending not counted, are
     /// rejected. The format has passed [`Format::check`].
     pub fn new(format: &Format, max_row_bytes: usize) -> Self {
-        debug_assert_eq!(format.check(), Ok(()), "the config checks formats");
         let (rules, layout) = match format {
             Format::Text => (Rules::Text, Some(RowLayout::Lines)),
             Format::Csv { delimiter, recipient } => {
