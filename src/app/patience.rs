@@ -5,7 +5,7 @@ use std::time::Duration;
 use postrider_actors::{flow::back_off, model::backoff::Backoff};
 use tokio::time::Instant;
 
-use super::StartError;
+use super::error::StartError;
 
 /// How long an engine that does not answer is waited for at the start: the machine, or the network, may have
 /// just come up. Ten starts take longer than the interval in which `config/postrider.service` counts ten, so

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use postrider_actors::ports::{CallObserver, StoreError, Table};
+use postrider_actors::ports::{CallObserver, StoreError};
 
-use super::{StartError, patience::patiently, tables::table_destinations};
+use super::{error::StartError, patience::patiently, tables::OpenTable};
 use crate::{
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
     findings::{Finding, Verdict},
@@ -153,14 +153,14 @@ fn unobserved() -> Arc<dyn CallObserver> {
 }
 
 /// A table of the configuration: its destination's name, and the table itself.
-type NamedTable = (String, Arc<WarehouseTable>);
+type OpenedTable<'a> = (&'a config::Destination, &'a config::Table, Arc<WarehouseTable>);
 
 /// The tables of the configuration, in the order of its destinations. Connects to nothing.
-fn open_tables(
-    config: &Config,
+fn open_tables<'a>(
+    config: &'a Config,
     addresses: &Addresses,
     observer: &Arc<dyn CallObserver>,
-) -> Result<Vec<NamedTable>, StartError> {
+) -> Result<Vec<OpenedTable<'a>>, StartError> {
     let mut warehouses = BTreeMap::new();
     for warehouse in &config.warehouses {
         let refused = |BadSettings(problem)| StartError::Engine {
@@ -183,16 +183,18 @@ fn open_tables(
         };
         warehouses.insert(&warehouse.name, Warehouse::new(settings, observer.clone()).map_err(refused)?);
     }
-    let open = |(destination, table): (&config::Destination, &config::Table)| {
+    let tables =
+        config.destinations.iter().filter_map(|destination| Some((destination, destination.table()?)));
+    let open = |(destination, table): (&'a config::Destination, &'a config::Table)| {
         let settings = TableSettings { table: table.table.plain(), mapping: table.mapping.clone() };
         let refused = |error: BadSettings| StartError::Destination {
             name: destination.name.clone(),
             problems: error.to_string(),
         };
         let opened = warehouses[&table.warehouse].table(&settings).map_err(refused)?;
-        Ok((destination.name.clone(), opened))
+        Ok((destination, table, opened))
     };
-    table_destinations(config).map(open).collect()
+    tables.map(open).collect()
 }
 
 /// The tables of the configuration, looked up in their catalogues: what can't take its rows is refused (F57). A
@@ -200,20 +202,22 @@ fn open_tables(
 pub(super) async fn tables(
     resolved: &Resolved,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<Arc<dyn Table>>, StartError> {
+) -> Result<Vec<OpenTable>, StartError> {
     let observer: Arc<dyn CallObserver> = metrics.clone();
-    let mut tables: Vec<Arc<dyn Table>> = Vec::new();
-    for (name, table) in open_tables(&resolved.config, &resolved.addresses, &observer)? {
+    let mut tables = Vec::new();
+    for (destination, settings, table) in open_tables(&resolved.config, &resolved.addresses, &observer)? {
         match look(&table).await {
             Ok(()) => {}
             Err(error @ CheckError::Unfit(_)) => {
-                return Err(StartError::Destination { name, problems: error.to_string() });
+                let (name, problems) = (destination.name.clone(), error.to_string());
+                return Err(StartError::Destination { name, problems });
             }
             Err(CheckError::Unreachable(why)) => {
-                tracing::warn!(destination = name, why, "the table can't be checked now; its rows wait");
+                let destination = &destination.name;
+                tracing::warn!(destination, why, "the table can't be checked now; its rows wait");
             }
         }
-        tables.push(table);
+        tables.push(OpenTable { destination: destination.clone(), settings: settings.clone(), table });
     }
     Ok(tables)
 }
@@ -230,8 +234,8 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
         Err(error) => return vec![Finding::new("warehouses", Verdict::Wrong, error.to_string())],
     };
     let mut findings = Vec::new();
-    for (name, table) in tables {
-        let engine = format!("table of {name}");
+    for (destination, _, table) in tables {
+        let engine = format!("table of {}", destination.name);
         findings.push(match look(&table).await {
             Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns are there"),
             Err(CheckError::Unreachable(why)) => Finding::new(engine, Verdict::Unreachable, why),
@@ -247,8 +251,9 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     for warehouse in &mut config.warehouses {
         warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
     }
+    let tables = open_tables(&config, &config.addresses()?, &unobserved())?;
     let tables: BTreeMap<_, _> =
-        open_tables(&config, &config.addresses()?, &unobserved())?.into_iter().collect();
+        tables.into_iter().map(|(destination, _, table)| (destination.name.clone(), table)).collect();
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
