@@ -166,8 +166,8 @@ struct World {
 impl World {
     async fn new(rows: u64) -> Self {
         let server = Postgres::start_durable();
-        let mut settings = PostgresSettings::new(server.url().into());
-        settings.pool = 1;
+        let mut settings = PostgresSettings::new(server.url().into(), pg::keys());
+        settings.keys.connections = 1;
         settings.timeouts.statement = Duration::from_mins(10);
         migrate(&settings).await.expect("an empty database can be migrated");
         let ledger = PostgresLedger::open(settings, Arc::new(())).await.expect("it was migrated");

@@ -111,8 +111,8 @@ struct World {
 impl World {
     async fn new() -> Self {
         let server = Postgres::start_durable();
-        let mut settings = PostgresSettings::new(server.url().into());
-        settings.pool = 1;
+        let mut settings = PostgresSettings::new(server.url().into(), pg::keys());
+        settings.keys.connections = 1;
         migrate(&settings).await.expect("an empty database can be migrated");
         let ledger = PostgresLedger::open(settings, Arc::new(())).await.expect("it was migrated");
         let (client, connection) =

@@ -82,10 +82,10 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 async fn database(server: &Postgres) -> (PostgresSettings, String) {
     let database = format!("d{}", DATABASES.fetch_add(1, Ordering::SeqCst));
     server.execute_as("postgres", "postgres", &format!("CREATE DATABASE {database} OWNER {OWNER}"));
-    let owner = PostgresSettings::new(server.url_of(OWNER, &database).into());
+    let owner = PostgresSettings::new(server.url_of(OWNER, &database).into(), pg::keys());
     postgres::migrate(&owner).await.unwrap();
     server.execute_as(OWNER, &database, &postgres::grants("postrider", "daemon").unwrap());
-    (PostgresSettings::new(server.url_of("daemon", &database).into()), database)
+    (PostgresSettings::new(server.url_of("daemon", &database).into(), pg::keys()), database)
 }
 
 /// An empty ledger.

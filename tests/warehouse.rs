@@ -15,16 +15,19 @@ use std::sync::Arc;
 
 use pg::Postgres;
 use postrider_actors::model::table::{Column, ColumnSource, ColumnType, Mapping};
-use postrider_postgres::warehouse::{Dialect, TableSettings, Warehouse, WarehouseSettings, WarehouseTable};
+use postrider_postgres::warehouse::{TableSettings, Warehouse, WarehouseSettings, WarehouseTable};
+use postrider_settings::{Keys, Tls, WarehouseDialect as Dialect};
 
 const DIALECTS: [Dialect; 2] = [Dialect::Postgres, Dialect::Redshift];
 
-fn settings(server: &Postgres, dialect: Dialect) -> WarehouseSettings {
-    WarehouseSettings::new(server.url().into(), dialect)
+fn settings(url: String, dialect: Dialect) -> WarehouseSettings {
+    let keys = postrider_settings::Warehouse { dialect, tls: Tls::Disable, ..Keys::declared() };
+    WarehouseSettings::new(url.into(), keys)
 }
 
 fn table(server: &Postgres, dialect: Dialect, table: &str, mapping: &Mapping) -> Arc<WarehouseTable> {
-    let warehouse = Warehouse::new(settings(server, dialect), Arc::new(())).expect("the settings are fine");
+    let warehouse =
+        Warehouse::new(settings(server.url(), dialect), Arc::new(())).expect("the settings are fine");
     warehouse
         .table(&TableSettings { table: table.into(), mapping: mapping.clone() })
         .expect("the names are fine")

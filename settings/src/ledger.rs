@@ -1,6 +1,6 @@
 //! The ledger of rows, receipts, and warehouses.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     address::{optional_path, optional_text},
@@ -36,6 +36,15 @@ pub enum WarehouseDialect {
     Postgres,
     /// Amazon Redshift.
     Redshift,
+}
+
+impl fmt::Display for WarehouseDialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "postgres",
+            Self::Redshift => "redshift",
+        })
+    }
 }
 
 const TLS: &[(&str, Tls)] = &[("require", Tls::Require), ("disable", Tls::Disable)];

@@ -1,37 +1,27 @@
 //! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use postrider_actors::ports::{CallObserver, StoreError};
 
 use super::{error::StartError, patience::patiently, tables::OpenTable};
 use crate::{
-    config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
+    config::{self, Addresses, Config, LedgerKind, Resolved},
     findings::{Finding, Verdict},
     telemetry::metrics::Metrics,
 };
 use postrider_postgres::{
-    BadSettings, Tls,
-    ledger::{
-        self as postgres, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Timeouts,
-    },
+    BadSettings,
+    ledger::{self as postgres, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION},
     warehouse::{
-        self, CheckError, CompareLimits, CompareReport, Dialect, TableSettings, Warehouse, WarehouseSettings,
+        self, CheckError, CompareLimits, CompareReport, TableSettings, Warehouse, WarehouseSettings,
         WarehouseTable,
     },
 };
 
 /// What the ledger is called in findings.
 const LEDGER: &str = "ledger";
-
-/// Until a connection is open or one of the pool is free, for one statement of the daemon, and of that for a lock. Each
-/// statement joins some thousand keys with an index: one that takes longer won't finish, and is done again.
-const TIMEOUTS: Timeouts = Timeouts {
-    connect: Duration::from_secs(5),
-    statement: Duration::from_secs(30),
-    lock: Duration::from_secs(10),
-};
 
 /// How long a statement of a command that reads whole tables may take: the operator waits for it and can end it.
 const COMMAND_STATEMENT: Duration = Duration::from_mins(10);
@@ -44,16 +34,8 @@ fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> 
     if config.ledger.kind != LedgerKind::Postgres {
         return None;
     }
-    let postgres = &config.postgres;
-    Some(PostgresSettings {
-        url: addresses.ledger.clone()?,
-        pool: postgres.connections,
-        tls: tls(postgres.tls, postgres.ca_file.as_ref()),
-        schema: postgres.schema.clone(),
-        timeouts: TIMEOUTS,
-        partition_days: postgres.partition_days,
-        keep_changes: config.receipts.events_to.is_some(),
-    })
+    let settings = PostgresSettings::new(addresses.ledger.clone()?, config.postgres.clone());
+    Some(PostgresSettings { keep_changes: config.receipts.events_to.is_some(), ..settings })
 }
 
 /// Opens the ledger for the daemon.
@@ -117,12 +99,15 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
                 LEDGER,
                 Verdict::Fine,
                 match migrated.from {
-                    0 => format!("schema {} made, version {}", settings.schema, migrated.to),
+                    0 => format!("schema {} made, version {}", settings.keys.schema, migrated.to),
                     from if from == migrated.to => {
-                        format!("schema {} is up to date, version {from}", settings.schema)
+                        format!("schema {} is up to date, version {from}", settings.keys.schema)
                     }
                     from => {
-                        format!("schema {} brought from version {from} to {}", settings.schema, migrated.to)
+                        format!(
+                            "schema {} brought from version {from} to {}",
+                            settings.keys.schema, migrated.to
+                        )
                     }
                 },
             ));
@@ -131,7 +116,7 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
         let how = if checked.encrypted { "encrypted" } else { "not encrypted" };
         let detail = format!(
             "schema {}, version {SCHEMA_VERSION}, on {} as {}, {how}",
-            settings.schema, checked.server, checked.role
+            settings.keys.schema, checked.server, checked.role
         );
         Ok::<_, OpenError>(if checked.warnings.is_empty() {
             Finding::new(LEDGER, Verdict::Fine, detail)
@@ -168,19 +153,8 @@ fn open_tables<'a>(
             problem,
             may_pass: false,
         };
-        let settings = WarehouseSettings {
-            connections: warehouse.statements,
-            tls: tls(warehouse.tls, warehouse.ca_file.as_ref()),
-            connect_timeout: TIMEOUTS.connect,
-            statement_timeout: warehouse.statement_timeout,
-            ..WarehouseSettings::new(
-                addresses.warehouses[&warehouse.name].clone(),
-                match warehouse.dialect {
-                    WarehouseDialect::Postgres => Dialect::Postgres,
-                    WarehouseDialect::Redshift => Dialect::Redshift,
-                },
-            )
-        };
+        let url = addresses.warehouses[&warehouse.name].clone();
+        let settings = WarehouseSettings::new(url, warehouse.settings.clone());
         warehouses.insert(&warehouse.name, Warehouse::new(settings, observer.clone()).map_err(refused)?);
     }
     let tables =
@@ -267,11 +241,4 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
         other @ warehouse::OpenError::Refused(_) => anyhow::Error::from(other),
     });
     compared.context("a table can't be counted")
-}
-
-fn tls(tls: config::Tls, ca_file: Option<&PathBuf>) -> Tls {
-    match tls {
-        config::Tls::Disable => Tls::Disable,
-        config::Tls::Require => Tls::Require { ca_file: ca_file.cloned() },
-    }
 }

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use postrider_settings::{Keys, Tls};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};
@@ -27,6 +28,11 @@ pub const POSTGRES: &str = "POSTRIDER_POSTGRES";
 pub const OWNER: &str = "postrider";
 /// That database.
 pub const DATABASE: &str = "postrider";
+
+/// `[ledger.postgres]` for a server on the loopback.
+pub fn keys() -> postrider_settings::Postgres {
+    postrider_settings::Postgres { tls: Tls::Disable, ..Keys::declared() }
+}
 
 /// How long it may take to answer; it needs less than a second on a quiet machine.
 const UP: Duration = Duration::from_mins(1);

@@ -168,7 +168,7 @@ async fn f49_a_backend_that_ends_in_its_commit_leaves_it_unknown_and_repeating_i
 async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds() {
     let server = server();
     let ledger = ledger_with(&server, |settings| {
-        settings.pool = 1;
+        settings.keys.connections = 1;
         settings.timeouts.connect = Duration::from_millis(400);
     })
     .await;

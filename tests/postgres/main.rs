@@ -32,7 +32,7 @@ fn server() -> Arc<Postgres> {
 
 /// Short timeouts: faults are to show within seconds.
 fn settings(server: &Postgres) -> PostgresSettings {
-    let mut settings = PostgresSettings::new(server.url_of("daemon", pg::DATABASE).into());
+    let mut settings = PostgresSettings::new(server.url_of("daemon", pg::DATABASE).into(), pg::keys());
     settings.timeouts.connect = Duration::from_secs(2);
     settings.timeouts.statement = Duration::from_secs(10);
     settings.timeouts.lock = Duration::from_secs(1);
@@ -40,8 +40,8 @@ fn settings(server: &Postgres) -> PostgresSettings {
 }
 
 async fn install(server: &Postgres) {
-    let mut owner = PostgresSettings::new(server.url().into());
-    owner.partition_days = 1;
+    let mut owner = PostgresSettings::new(server.url().into(), pg::keys());
+    owner.keys.partition_days = 1;
     migrate(&owner).await.unwrap();
     server.execute(&grants("postrider", "daemon").unwrap());
 }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use postrider_actors::{
     ports::ReceiptLedger as _,
 };
 use postrider_postgres::ledger::{
-    OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, Tls, check, grants, migrate,
+    OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION, check, grants, migrate,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
         matches!(error, OpenError::Missing { .. }) && error.to_string().contains("postrider migrate"),
         "{error}"
     );
-    let owner = PostgresSettings::new(server.url().into());
+    let owner = PostgresSettings::new(server.url().into(), pg::keys());
     let (one, two) = tokio::join!(migrate(&owner), migrate(&owner));
     let mut from = [one.unwrap(), two.unwrap()].map(|migrated| migrated.from);
     from.sort_unstable();
@@ -78,7 +78,7 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn the_file_of_grants_is_enough_and_gives_no_right_to_make_or_drop_tables() {
     let server = server();
-    let ledger_before = PostgresSettings::new(server.url().into());
+    let ledger_before = PostgresSettings::new(server.url().into(), pg::keys());
     migrate(&ledger_before).await.unwrap();
     server.execute_as("postgres", "postgres", "CREATE ROLE postrider_daemon LOGIN");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/postgres/role.sql");
@@ -231,8 +231,8 @@ async fn partitions_of_another_width_fit_between_their_neighbours() {
     let server = server();
     let ledger = ledger(&server).await;
     ledger.record(vec![record(0, 1), record(3, 1)]).await.unwrap();
-    let mut owner = PostgresSettings::new(server.url().into());
-    owner.partition_days = 30;
+    let mut owner = PostgresSettings::new(server.url().into(), pg::keys());
+    owner.keys.partition_days = 30;
     migrate(&owner).await.unwrap();
     let more: Vec<_> = (0..60).map(|file| record(file, 2)).collect();
     ledger.record(more).await.unwrap();
@@ -330,24 +330,27 @@ async fn encryption_is_used_or_the_start_refused() {
     let server = server();
     install(&server).await;
     let url = format!("postgres://daemon@localhost:{}/{}", server.port(), pg::DATABASE);
-    let with = |tls: Tls| PostgresSettings { url: url.clone().into(), tls, ..settings(&server) };
-    let system = Tls::Require { ca_file: None };
+    let with = |ca_file: Option<PathBuf>| {
+        let keys =
+            postrider_settings::Postgres { tls: postrider_settings::Tls::Require, ca_file, ..pg::keys() };
+        PostgresSettings { url: url.clone().into(), keys, ..settings(&server) }
+    };
     // The server can't: no fallback to plain text.
-    let error = PostgresLedger::open(with(system.clone()), Arc::new(())).await.unwrap_err();
+    let error = PostgresLedger::open(with(None), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let directory = encrypt(&server);
-    let ours = Tls::Require { ca_file: Some(directory.path().join("ca.pem")) };
+    let ours = Some(directory.path().join("ca.pem"));
     assert!(check(&with(ours.clone())).await.unwrap().encrypted);
     let ledger = PostgresLedger::open(with(ours.clone()), Arc::new(())).await.unwrap();
     ledger.record(vec![record(1, 1)]).await.unwrap();
     // A certificate that nobody vouches for, and one for another host.
-    let error = PostgresLedger::open(with(system), Arc::new(())).await.unwrap_err();
+    let error = PostgresLedger::open(with(None), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let mut elsewhere = with(ours);
     elsewhere.url = server.url_of("daemon", pg::DATABASE).into();
     let error = PostgresLedger::open(elsewhere, Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
-    let missing = with(Tls::Require { ca_file: Some("/nowhere/ca.pem".into()) });
+    let missing = with(Some("/nowhere/ca.pem".into()));
     assert!(
         PostgresLedger::open(missing, Arc::new(()))
             .await

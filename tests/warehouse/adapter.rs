@@ -158,7 +158,7 @@ async fn s0_3_every_type_is_stored_as_itself_and_too_long_texts_are_refused_not_
 async fn f57_hostile_names_are_refused_before_anything_is_sent() {
     let server = Postgres::start();
     server.execute("CREATE TABLE victim (id text PRIMARY KEY)");
-    let warehouse = Warehouse::new(settings(&server, Dialect::Redshift), Arc::new(())).unwrap();
+    let warehouse = Warehouse::new(settings(server.url(), Dialect::Redshift), Arc::new(())).unwrap();
     let hostile = "id\"; DROP TABLE victim; --";
     for name in [hostile, "public.people; DROP TABLE victim", "a.b.c", ""] {
         let settings = TableSettings { table: name.into(), mapping: people() };
@@ -198,7 +198,7 @@ async fn check_says_what_to_mend_and_a_role_with_those_rights_alone_can_write() 
         server.execute(&format!("GRANT USAGE ON SCHEMA sales TO {role}"));
         server.execute("REVOKE TEMP ON DATABASE postrider FROM PUBLIC");
         let url = server.url_of(role, "postrider");
-        let warehouse = Warehouse::new(WarehouseSettings::new(url.into(), dialect), Arc::new(())).unwrap();
+        let warehouse = Warehouse::new(settings(url, dialect), Arc::new(())).unwrap();
         let settings = TableSettings { table: "sales.orders".into(), mapping: mapping.clone() };
         let table = warehouse.table(&settings).unwrap();
         let found = problems(table.check().await);
@@ -242,9 +242,9 @@ async fn what_passes_or_can_be_mended_is_retryable_and_the_connection_comes_back
     for dialect in DIALECTS {
         let server = Postgres::start();
         let mapping = Arc::new(people());
-        let mut settings = settings(&server, dialect);
-        settings.connections = 1;
-        settings.statement_timeout = Duration::from_millis(1_500);
+        let mut settings = settings(server.url(), dialect);
+        settings.keys.statements = 1;
+        settings.keys.statement_timeout = Duration::from_millis(1_500);
         settings.connect_timeout = Duration::from_secs(2);
         let warehouse = Warehouse::new(settings, Arc::new(())).unwrap();
         let table = warehouse.table(&TableSettings { table: "people".into(), mapping: people() }).unwrap();
@@ -346,7 +346,7 @@ async fn s4_5_compare_counts_both_by_key_range() {
 
 #[tokio::test]
 async fn i10_debug_shows_no_password() {
-    let settings = WarehouseSettings::new("postgres://u:hunter2@h/d".to_owned().into(), Dialect::Postgres);
+    let settings = settings("postgres://u:hunter2@h/d".to_owned(), Dialect::Postgres);
     let warehouse = Warehouse::new(settings.clone(), Arc::new(())).unwrap();
     assert!(!format!("{settings:?} {warehouse:?}").contains("hunter2"));
 }

@@ -124,8 +124,8 @@ impl World {
         server.execute_as("postgres", "postgres", "SELECT pg_reload_conf()");
         let store = Arc::new(MemoryStore::new());
         let names = ["one", "two"];
-        let mut settings = settings(&server, dialect);
-        settings.connections = 8;
+        let mut settings = settings(server.url(), dialect);
+        settings.keys.statements = 8;
         let warehouse = Warehouse::new(settings, Arc::new(())).unwrap();
         let destination = |name: &&str| {
             server.execute(&format!("CREATE TABLE {name} {TABLE}"));

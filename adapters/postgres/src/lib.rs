@@ -4,4 +4,4 @@ pub mod ledger;
 mod pg;
 pub mod warehouse;
 
-pub use pg::{BadSettings, Tls};
+pub use pg::BadSettings;

@@ -1,11 +1,12 @@
 //! What the ledger and the tables share: the URL, TLS, connections of a pool, and words for errors.
 
-use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, time::Duration};
+use std::{error::Error as _, fmt, path::Path, str::FromStr as _, time::Duration};
 
 use deadpool_postgres::{
     HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, TimeoutType,
 };
 use postrider_actors::model::call::{Failure, FailureKind};
+use postrider_settings::Tls;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
     NoTls,
@@ -13,18 +14,8 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Whether a connection is encrypted. There is no "if the server can": that is none (a man in the middle answers
-/// that it can't).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// Never: for the same machine, or a network that is trusted.
-    Disable,
-    /// Always, with a certificate for the URL's host.
-    Require {
-        /// Certificates in PEM that are trusted beside the system's.
-        ca_file: Option<PathBuf>,
-    },
-}
+/// Until a connection is open, or one of the pool is free.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settings that can't be used. It says which and why, and repeats nothing of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +33,7 @@ impl std::error::Error for BadSettings {}
 /// minute; whatever was sent has to be acknowledged within `answer`.
 pub(crate) fn config(
     url: &SecretString,
-    tls: &Tls,
+    tls: Tls,
     connect: Duration,
     answer: Duration,
 ) -> Result<Config, BadSettings> {
@@ -63,7 +54,7 @@ pub(crate) fn config(
             return Err(bad("`url` says sslmode=require and `tls` says no; say it in `tls` alone"));
         }
         (Tls::Disable, _) => config.ssl_mode(SslMode::Disable),
-        (Tls::Require { .. }, _) => config.ssl_mode(SslMode::Require),
+        (Tls::Require, _) => config.ssl_mode(SslMode::Require),
     };
     config
         .application_name("postrider")
@@ -77,11 +68,11 @@ pub(crate) fn config(
 }
 
 /// What a pool opens its connections with. It asks nothing of a connection that comes back.
-pub(crate) fn manager(config: Config, tls: &Tls) -> Result<Manager, BadSettings> {
+pub(crate) fn manager(config: Config, tls: Tls, ca_file: Option<&Path>) -> Result<Manager, BadSettings> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     Ok(match tls {
         Tls::Disable => Manager::from_config(config, NoTls, recycling),
-        Tls::Require { ca_file } => Manager::from_config(config, connector(ca_file.as_deref())?, recycling),
+        Tls::Require => Manager::from_config(config, connector(ca_file)?, recycling),
     })
 }
 
@@ -210,7 +201,7 @@ pub(crate) fn words(error: &tokio_postgres::Error) -> String {
 mod tests {
     use super::*;
 
-    fn of(url: &str, tls: &Tls) -> Result<Config, BadSettings> {
+    fn of(url: &str, tls: Tls) -> Result<Config, BadSettings> {
         config(&url.to_owned().into(), tls, Duration::from_secs(5), Duration::from_secs(30))
     }
 
@@ -246,7 +237,7 @@ mod tests {
             "postgres://u:hunter2@",
         ] {
             // Some of them are URLs after all, of another host.
-            let Err(error) = of(url, &Tls::Disable) else { continue };
+            let Err(error) = of(url, Tls::Disable) else { continue };
             assert!(!format!("{error} {error:?}").contains("hunter"), "{error}");
             errors += 1;
         }
@@ -255,14 +246,13 @@ mod tests {
 
     #[test]
     fn encryption_is_required_or_not_wanted_and_nothing_between() {
-        let require = Tls::Require { ca_file: None };
         for query in ["", "?sslmode=prefer", "?sslmode=disable"] {
             let url = format!("postgres://u@h/d{query}");
-            assert_eq!(of(&url, &require).unwrap().get_ssl_mode(), SslMode::Require);
-            assert_eq!(of(&url, &Tls::Disable).unwrap().get_ssl_mode(), SslMode::Disable);
+            assert_eq!(of(&url, Tls::Require).unwrap().get_ssl_mode(), SslMode::Require);
+            assert_eq!(of(&url, Tls::Disable).unwrap().get_ssl_mode(), SslMode::Disable);
         }
-        assert!(of("postgres://u@h/d?sslmode=require", &Tls::Disable).is_err());
-        let error = of("postgres://u:hunter2@h/d?sslmode=verify-full", &require).unwrap_err().to_string();
+        assert!(of("postgres://u@h/d?sslmode=require", Tls::Disable).is_err());
+        let error = of("postgres://u:hunter2@h/d?sslmode=verify-full", Tls::Require).unwrap_err().to_string();
         assert!(error.contains("leave it out") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use deadpool_postgres::{Hook, HookError, Pool, Runtime, Transaction};
 use postrider_actors::model::call::FailureKind;
+use postrider_settings::Tls;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
@@ -10,7 +11,7 @@ use super::{
     error::{self, Failure},
     settings::{PostgresSettings, Purpose, Schema, Timeouts, config},
 };
-use crate::pg::{self, Held, Tls};
+use crate::pg::{self, Held};
 
 /// Connections, as many as the settings allow, opened when they are needed.
 #[derive(Clone)]
@@ -21,12 +22,12 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(settings: &PostgresSettings, purpose: Purpose) -> Result<Self, OpenError> {
-        let schema = Schema::parse(&settings.schema)?;
+        let schema = Schema::parse(&settings.keys.schema)?;
         let config = config(settings, &schema, purpose)?;
-        let manager = pg::manager(config, &settings.tls)?;
+        let manager = pg::manager(config, settings.keys.tls, settings.keys.ca_file.as_deref())?;
         let timeouts = settings.timeouts;
         let pool = Pool::builder(manager)
-            .max_size(settings.pool.max(1))
+            .max_size(settings.keys.connections.max(1))
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(timeouts.connect))
             .create_timeout(Some(timeouts.connect))
@@ -88,19 +89,19 @@ pub(super) async fn commit(timeouts: Timeouts, transaction: Transaction<'_>) -> 
 
 /// One connection outside of any pool. The task that drives it ends with the client.
 pub(super) async fn connect_once(settings: &PostgresSettings) -> Result<Client, OpenError> {
-    let schema = Schema::parse(&settings.schema)?;
+    let schema = Schema::parse(&settings.keys.schema)?;
     let config = config(settings, &schema, Purpose::Look)?;
     let unreachable = |error: tokio_postgres::Error| OpenError::Unreachable(error::words(&error));
     let limit = settings.timeouts.connect * 2;
     let connecting = async {
-        match &settings.tls {
+        match settings.keys.tls {
             Tls::Disable => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
                 tokio::spawn(async move { drop(connection.await) });
                 Ok(client)
             }
-            Tls::Require { ca_file } => {
-                let tls = pg::connector(ca_file.as_deref())?;
+            Tls::Require => {
+                let tls = pg::connector(settings.keys.ca_file.as_deref())?;
                 let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
                 tokio::spawn(async move { drop(connection.await) });
                 Ok(client)

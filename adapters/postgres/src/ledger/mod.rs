@@ -44,7 +44,6 @@ pub use schema::{Migrated, SCHEMA_VERSION, SchemaInfo, check, grants, migrate};
 pub use settings::{PostgresSettings, Timeouts};
 
 use crate::BadSettings;
-pub use crate::Tls;
 pub use view::PostgresView;
 
 use connect::Connections;
@@ -152,7 +151,7 @@ impl PostgresLedger {
         observer: Arc<dyn CallObserver>,
     ) -> Result<Self, OpenError> {
         let client = connect::connect_once(&settings).await?;
-        let look = schema::check_version(&client, &settings.schema);
+        let look = schema::check_version(&client, &settings.keys.schema);
         let limit = settings.timeouts.statement;
         tokio::time::timeout(limit, look)
             .await

@@ -49,15 +49,9 @@ pub struct SchemaInfo {
 /// Makes or updates the schema, as its owner. Several at once wait for each other; a schema that is up to date is
 /// left as it is, but for the width of new partitions.
 pub async fn migrate(settings: &PostgresSettings) -> Result<Migrated, OpenError> {
-    let schema = Schema::parse(&settings.schema)?;
-    if !(1..=366).contains(&settings.partition_days) {
-        return Err(OpenError::Settings(format!(
-            "`partition_days` is {} (expected 1 to 366)",
-            settings.partition_days
-        )));
-    }
+    let schema = Schema::parse(&settings.keys.schema)?;
     let mut client = connect::connect_once(settings).await?;
-    let work = migrate_with(&mut client, &schema, settings.partition_days);
+    let work = migrate_with(&mut client, &schema, settings.keys.partition_days);
     match timeout(MIGRATION_TIMEOUT, work).await {
         Ok(Ok(migrated)) => Ok(migrated),
         Ok(Err(Problem::Open(error))) => Err(error),
@@ -206,7 +200,7 @@ fn missing_grants(schema: &str, missing: String) -> OpenError {
 pub async fn check(settings: &PostgresSettings) -> Result<SchemaInfo, OpenError> {
     let client = connect::connect_once(settings).await?;
     let limit = settings.timeouts.statement;
-    timeout(limit, check_with(&client, &settings.schema))
+    timeout(limit, check_with(&client, &settings.keys.schema))
         .await
         .unwrap_or_else(|_| Err(OpenError::Unreachable(format!("it does not answer within {limit:?}"))))
 }

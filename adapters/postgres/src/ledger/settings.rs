@@ -5,44 +5,30 @@ use std::{
     time::Duration,
 };
 
+use postrider_settings::Postgres;
 use secrecy::SecretString;
 use tokio_postgres::config::{Config, TargetSessionAttrs};
 
 use super::OpenError;
-use crate::pg::{self, Tls};
+use crate::pg::{self, CONNECT_TIMEOUT};
 
 /// How the ledger's database is reached, and what is kept there.
 #[derive(Clone, Debug)]
 pub struct PostgresSettings {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`; several hosts are tried in order until one takes writes.
     pub url: SecretString,
-    /// The most connections that are open at once.
-    pub pool: usize,
-    /// Whether the connection is encrypted. There is no "if the server can": a man in the middle answers
-    /// that it can't.
-    pub tls: Tls,
-    /// The schema that all tables are in: `[a-z_][a-z0-9_]*`, at most 63 bytes, not `pg_…`.
-    pub schema: String,
+    /// `[ledger.postgres]`
+    pub keys: Postgres,
     /// How long things may take.
     pub timeouts: Timeouts,
-    /// How many days a new partition takes. It counts when `migrate` runs.
-    pub partition_days: u32,
     /// Whether state changes are kept for delivery.
     pub keep_changes: bool,
 }
 
 impl PostgresSettings {
-    /// The defaults for a URL, without TLS.
-    pub fn new(url: SecretString) -> Self {
-        Self {
-            url,
-            pool: 8,
-            tls: Tls::Disable,
-            schema: "postrider".to_owned(),
-            timeouts: Timeouts::default(),
-            partition_days: 7,
-            keep_changes: false,
-        }
+    /// With these keys.
+    pub fn new(url: SecretString, keys: Postgres) -> Self {
+        Self { url, keys, timeouts: Timeouts::default(), keep_changes: false }
     }
 }
 
@@ -51,7 +37,8 @@ impl PostgresSettings {
 pub struct Timeouts {
     /// To open a connection, and to wait for a free one.
     pub connect: Duration,
-    /// One statement.
+    /// One statement. Each of the daemon's joins some thousand keys with an index: one that takes longer won't finish,
+    /// and is done again.
     pub statement: Duration,
     /// One lock that a statement waits for.
     pub lock: Duration,
@@ -59,11 +46,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            statement: Duration::from_secs(30),
-            lock: Duration::from_secs(5),
-        }
+        Self { connect: CONNECT_TIMEOUT, statement: Duration::from_secs(30), lock: Duration::from_secs(10) }
     }
 }
 
@@ -114,7 +97,7 @@ pub(super) fn config(
     purpose: Purpose,
 ) -> Result<Config, OpenError> {
     let Timeouts { connect, statement, lock } = settings.timeouts;
-    let mut config = pg::config(&settings.url, &settings.tls, connect, statement + connect)?;
+    let mut config = pg::config(&settings.url, settings.keys.tls, connect, statement + connect)?;
     let mut options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
     // Writing to a String can't fail.
     let _ = write!(
@@ -138,6 +121,7 @@ pub(super) fn config(
 
 #[cfg(test)]
 mod tests {
+    use postrider_settings::{Keys as _, Tls};
     use tokio_postgres::config::SslMode;
 
     use super::*;
@@ -167,7 +151,7 @@ mod tests {
             "hunter2",
             "user=u password=hunter2",
         ] {
-            let settings = PostgresSettings::new(url.to_owned().into());
+            let settings = PostgresSettings::new(url.to_owned().into(), Postgres::declared());
             let config = config(&settings, &schema, Purpose::Work);
             if let Err(error) = &config {
                 errors += 1;
@@ -182,13 +166,12 @@ mod tests {
     fn encryption_is_required_or_not_wanted_and_nothing_between() {
         let schema = Schema::parse("postrider").unwrap();
         let mode = |query: &str, tls: Tls| {
-            let mut settings = PostgresSettings::new(format!("postgres://u@h/d{query}").into());
-            settings.tls = tls;
+            let keys = Postgres { tls, ..Postgres::declared() };
+            let settings = PostgresSettings::new(format!("postgres://u@h/d{query}").into(), keys);
             config(&settings, &schema, Purpose::Work).map(|config| config.get_ssl_mode())
         };
-        let require = Tls::Require { ca_file: None };
         for query in ["", "?sslmode=prefer", "?sslmode=disable"] {
-            assert_eq!(mode(query, require.clone()).unwrap(), SslMode::Require);
+            assert_eq!(mode(query, Tls::Require).unwrap(), SslMode::Require);
             assert_eq!(mode(query, Tls::Disable).unwrap(), SslMode::Disable);
         }
         assert!(matches!(mode("?sslmode=require", Tls::Disable), Err(OpenError::Settings(_))));

@@ -93,7 +93,7 @@ impl PostgresView {
         let connections = Connections::new(settings, Purpose::Look)?;
         let held = connections.hold().await.map_err(|error| OpenError::Unreachable(error.0.to_string()))?;
         let limit = settings.timeouts.statement;
-        tokio::time::timeout(limit, schema::check_version(held.client(), &settings.schema))
+        tokio::time::timeout(limit, schema::check_version(held.client(), &settings.keys.schema))
             .await
             .map_err(|_| OpenError::Unreachable(format!("it does not answer within {limit:?}")))??;
         held.keep();

@@ -40,11 +40,12 @@ impl fmt::Debug for Connections {
 
 impl Connections {
     pub(super) fn new(settings: &WarehouseSettings) -> Result<Self, BadSettings> {
-        let (connect, statement) = (settings.connect_timeout, settings.statement_timeout);
-        let mut config = pg::config(&settings.url, &settings.tls, connect, statement + connect)?;
+        let (connect, keys) = (settings.connect_timeout, &settings.keys);
+        let statement = keys.statement_timeout;
+        let mut config = pg::config(&settings.url, keys.tls, connect, statement + connect)?;
         // Settings are made by statements: Redshift refuses startup options.
         let mut prepare = format!("SET statement_timeout TO {}", statement.as_millis().max(1));
-        if settings.dialect == Dialect::Postgres {
+        if keys.dialect == Dialect::Postgres {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
             // What is reported as committed has to be on the disk, whatever the role's default is; times are read as
             // UTC.
@@ -53,8 +54,8 @@ impl Connections {
                  WHERE current_setting('synchronous_commit') = 'off'",
             );
         }
-        let pool = Pool::builder(pg::manager(config, &settings.tls)?)
-            .max_size(settings.connections.max(1))
+        let pool = Pool::builder(pg::manager(config, keys.tls, keys.ca_file.as_deref())?)
+            .max_size(keys.statements.max(1))
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(connect))
             .create_timeout(Some(connect * 2))

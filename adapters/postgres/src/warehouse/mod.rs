@@ -28,6 +28,7 @@ use postrider_actors::{
     },
     ports::{CallObserver, Table, TableError},
 };
+use postrider_settings::{self as settings, WarehouseDialect as Dialect};
 use secrecy::SecretString;
 
 use self::connection::Connections;
@@ -36,67 +37,27 @@ pub use self::{
     compare::{CompareLimits, CompareReport, FileDifference, RangeDifference, compare},
     connection::OpenError,
 };
-pub use crate::{BadSettings, Tls};
+pub use crate::BadSettings;
+use crate::pg::CONNECT_TIMEOUT;
 
-/// The longest statement that Redshift takes ("Quotas and limits": 16 MB).
-pub const STATEMENT_BYTES_MAX: usize = 16_000_000;
-
-/// How a database is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// Postgres 12 or later.
-    Postgres,
-    /// Redshift. (Everything that is said to it is understood by Postgres 15 too.)
-    Redshift,
-}
-
-impl Dialect {
-    /// The word for it in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Redshift => "redshift",
-        }
-    }
-}
-
-impl fmt::Display for Dialect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+/// The most bytes of a statement that Postrider makes: half of what Redshift takes ("Quotas and limits": 16 MB).
+pub const STATEMENT_BYTES_MAX: usize = 8_000_000;
 
 /// One warehouse: a database that any number of tables are in.
 #[derive(Clone, Debug)]
 pub struct WarehouseSettings {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. `Debug` does not show it.
     pub url: SecretString,
-    /// How it is spoken to.
-    pub dialect: Dialect,
-    /// Connections that may be open at once: no fewer than statements in flight, or they wait for each other.
-    pub connections: usize,
-    /// Whether they are encrypted.
-    pub tls: Tls,
+    /// `[warehouses.NAME]`. As many connections are open as statements may be in flight.
+    pub keys: settings::Warehouse,
     /// To open a connection, and to wait for a free one.
     pub connect_timeout: Duration,
-    /// One statement; the server ends it then.
-    pub statement_timeout: Duration,
-    /// The most bytes of a statement, at most [`STATEMENT_BYTES_MAX`].
-    pub statement_bytes_max: usize,
 }
 
 impl WarehouseSettings {
-    /// The defaults for a URL, without TLS.
-    pub fn new(url: SecretString, dialect: Dialect) -> Self {
-        Self {
-            url,
-            dialect,
-            connections: 4,
-            tls: Tls::Disable,
-            connect_timeout: Duration::from_secs(5),
-            statement_timeout: Duration::from_mins(1),
-            statement_bytes_max: 8_000_000,
-        }
+    /// With these keys.
+    pub fn new(url: SecretString, keys: settings::Warehouse) -> Self {
+        Self { url, keys, connect_timeout: CONNECT_TIMEOUT }
     }
 }
 
@@ -132,12 +93,6 @@ impl Warehouse {
         settings: WarehouseSettings,
         observer: Arc<dyn CallObserver>,
     ) -> Result<Arc<Self>, BadSettings> {
-        if !(1..=STATEMENT_BYTES_MAX).contains(&settings.statement_bytes_max) {
-            return Err(BadSettings(format!(
-                "`statement_bytes_max` is {}: expected 1 to {STATEMENT_BYTES_MAX}",
-                settings.statement_bytes_max
-            )));
-        }
         let connections = Connections::new(&settings)?;
         Ok(Arc::new(Self { settings, connections, observer }))
     }
@@ -185,7 +140,7 @@ impl WarehouseTable {
     }
 
     fn dialect(&self) -> Dialect {
-        self.warehouse.settings.dialect
+        self.warehouse.settings.keys.dialect
     }
 
     fn statement_for(&self, mapping: &Arc<Mapping>) -> Option<Arc<String>> {
@@ -203,7 +158,7 @@ impl Table for WarehouseTable {
     fn statement_bytes_max(&self) -> usize {
         // What a statement says beside its rows: names of columns, several times over.
         let names: usize = self.mapping.columns.iter().map(|column| column.name.len() + 40).sum();
-        self.warehouse.settings.statement_bytes_max.saturating_sub(4 * names + 1_000)
+        STATEMENT_BYTES_MAX.saturating_sub(4 * names + 1_000)
     }
 
     async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError> {
