@@ -42,7 +42,7 @@ impl Tables {
         let open = super::postgres::tables(resolved, &machine.metrics).await?;
         // The configuration was refused if it names any.
         #[cfg(not(feature = "postgres"))]
-        let (open, _) = (Vec::new(), machine);
+        let open = Vec::new();
         Ok(Self { workers: if open.is_empty() { 0 } else { resolved.config.pools.tables }, open })
     }
 

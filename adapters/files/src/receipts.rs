@@ -10,6 +10,7 @@
 //! by itself, the only one of its source, and what it found is handed out by a later poll.
 
 mod file;
+mod shared;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -28,8 +29,8 @@ use postrider_actors::{
     flow::blocking,
     model::{
         file::FileReport,
-        receipt_format::{ReceiptFileFormat, ReceiptFormat},
-        stable::{Sighting, StableFiles, StableRule},
+        receipt_format::ReceiptFormat,
+        stable::{Sighting, StableFiles},
         time::MonoMs,
     },
     ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
@@ -40,6 +41,9 @@ use tokio::{
 };
 
 use file::{FileCursor, OpenFile};
+use shared::Shared;
+
+pub use shared::DirReceiptsSettings;
 
 /// Files claimed and not yet read to their end: the others are safe where they are.
 const CLAIMS_MAX: usize = 16;
@@ -57,49 +61,10 @@ const REFUSALS_MAX: usize = 1_000;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How a directory of receipts is read.
-#[derive(Clone, Debug)]
-pub struct DirReceiptsSettings {
-    /// The destination whose messages its receipts are about; for the reports.
-    pub destination: Arc<str>,
-    /// What the files are made of.
-    pub kind: ReceiptFileFormat,
-    /// The longest line, in bytes.
-    pub line_bytes_max: usize,
-    /// The most receipts of one look; at least 1.
-    pub receipts_max: usize,
-    /// When a file is complete.
-    pub rule: StableRule,
-    /// How often the directory is looked at whatever the watch says.
-    pub rescan: Duration,
-    /// How long a poll waits for a running scan; then it brings nothing.
-    pub look_max: Duration,
-}
-
 /// A directory of receipts.
 pub struct DirReceipts {
     shared: Arc<Shared>,
     state: Arc<Mutex<State>>,
-}
-
-struct Shared {
-    inbox: Arc<dyn Inbox>,
-    clock: Arc<dyn Clock>,
-    format: ReceiptFormat,
-    settings: DirReceiptsSettings,
-    /// Nobody polls any more: running work ends.
-    given_up: AtomicBool,
-}
-
-impl Shared {
-    /// Ends what reads on and on: the process, or a reload, does not wait for it.
-    fn check_wanted(&self) -> io::Result<()> {
-        if self.given_up.load(Ordering::Relaxed) {
-            Err(io::Error::other("nobody asks any more"))
-        } else {
-            Ok(())
-        }
-    }
 }
 
 /// What a restart finds out again.

@@ -1,21 +1,7 @@
 //! Who may work on a batch: leases with a fence and a deadline, never counters (S1.4).
 
-use super::record::Record;
+use super::record::{Deadline, Holder, Record};
 use crate::model::{suspect::EXACT_LOSSES, time::UnixMs};
-
-/// Milliseconds by the clock that a store's leases go by: the monotonic one within a process, the wall among
-/// several machines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Deadline(pub u64);
-
-/// Who has a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// One name per worker and generation, unique among all processes that share the store.
-    pub name: String,
-    /// Until then, unless extended.
-    pub until: Deadline,
-}
 
 /// The answer to who asks for a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

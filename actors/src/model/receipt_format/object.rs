@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 use super::{
     FieldPath,
-    fields::{FIELDS, FieldValue, Fields},
+    fields::{FieldValue, Fields},
+    mapping::FIELDS,
 };
 use crate::model::formats::{Checked, Key, Keys, TWICE};
 

@@ -5,7 +5,8 @@ use serde::Serializer as _;
 
 use super::{
     Around, REJECTS_BYTES_MAX, ReadReceipts, ReceiptFormat,
-    fields::{FIELDS, FieldValue, Fields, MESSAGE_ID, PROVIDER_ID, STATUS},
+    fields::{FieldValue, Fields, MESSAGE_ID, PROVIDER_ID, STATUS},
+    mapping::FIELDS,
     text_bytes,
 };
 use crate::model::{

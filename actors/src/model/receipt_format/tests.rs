@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::state::MessageState;
 use crate::model::{
     file::FileState,
     ids::{FileId, MessageId},

@@ -16,7 +16,7 @@ use postrider_actors::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::Shared;
+use super::shared::Shared;
 
 /// How much is read at once, beside the longest line.
 const READ_BYTES: usize = 64 << 10;

@@ -8,7 +8,8 @@ use postrider_actors::{
     model::{
         formats::Format,
         receipt::{Receipt, ReceiptKey},
-        receipt_format::{FieldPath, ReceiptMapping, StatusMeaning, UnknownStatus},
+        receipt_format::{FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
+        stable::StableRule,
         time::UnixMs,
     },
     ports::{Arrival, ReceiptLedger},
