@@ -22,7 +22,6 @@ use postrider_actors::{
         batch::{MessageData, Rows},
         builder::BatchLimits,
         file::{FileReport, FileState},
-        intake::AccumulatorLimits,
         time::{MonoMs, UnixMs},
     },
     ports::{Clock as _, Intake, ItemOutcome, LeaseRequest, Ledger as _, Queue as _, Release, Want},
@@ -34,6 +33,7 @@ use postrider_aws::{
     AwsSettings,
     sqs::{SqsIntake, SqsIntakeSettings},
 };
+use postrider_settings::{FeedQueue, Keys as _};
 use postrider_sqlite::EmbeddedStore;
 
 const QUEUE: &str = "inbound";
@@ -107,11 +107,10 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         max_entry_rows: 10_000,
         destinations: vec![destination],
         batch: BatchLimits { max_messages: 50, max_bytes: 100_000 },
-        accumulate: AccumulatorLimits { rows: 200, bytes: 1_000_000, entries: 100, linger },
+        queue: FeedQueue { max_rows: 200, max_size: 1_000_000, linger, ..FeedQueue::declared() },
         pollers: 3,
         wait: Duration::from_secs(20),
-        high_watermark: 1_000_000,
-        low_watermark: 900_000,
+        backlog: postrider_settings::Outbox::declared(),
     };
     let setup = QueueFeedSetup {
         feed: Arc::new(settings),

@@ -27,6 +27,10 @@ use crate::{
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
+/// The longest that a row waits for others to fill its batch. Files fill batches as fast as they are read: only their
+/// last one waits.
+const LINGER: Duration = Duration::from_millis(50);
+
 /// Rejected rows that may wait for an accepted one before a checkpoint is forced.
 const WAITING_REJECTS_MAX: usize = 1000;
 
@@ -174,7 +178,7 @@ impl Batcher {
     fn flush_lingering(&mut self, context: &mut Context<Self>) {
         let now = self.setup.clock.mono();
         self.setup.progress.turn(now);
-        let linger = self.setup.feed.linger;
+        let linger = LINGER;
         let mut flushed = Vec::new();
         for (&id, file) in &mut self.files {
             if !file.builder.is_empty() && now.since(file.fed) >= linger {
@@ -324,7 +328,7 @@ impl Actor for Batcher {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        let tick = self.setup.feed.linger.clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let tick = LINGER.clamp(Duration::from_millis(5), Duration::from_secs(1));
         context.run_interval(tick, Self::flush_lingering);
     }
 }

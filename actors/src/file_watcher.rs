@@ -14,13 +14,15 @@ use std::{
 };
 
 use actix::prelude::*;
+use postrider_settings::Directory;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    flow::{Bell, Progress, Slot, Slots, blocking},
+    flow::{Bell, Progress, Slot, Slots, back_off, blocking},
     messages::{FileClaimed, FileClosed},
     model::{
-        stable::{Sighting, StableFiles, StableRule},
+        backoff::Backoff,
+        stable::{Sighting, StableFiles},
         time::MonoMs,
     },
     ports::{ClaimError, ClaimedFile, Clock, Inbox, Ledger, StoreError},
@@ -44,8 +46,8 @@ const REFUSALS_MAX: usize = 1_000;
 /// Rejected rows exported in one go.
 const REJECTS_MAX: usize = 1_000;
 
-/// The longest wait before a failed move is tried again.
-const FINISH_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Between tries of moving a finished file away.
+const FINISH_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// The longest the watcher sleeps.
 const TICK: Duration = Duration::from_secs(1);
@@ -63,10 +65,8 @@ pub struct FileWatcherSetup {
     pub clock: Arc<dyn Clock>,
     /// The feed's parsers.
     pub parsers: Vec<Recipient<FileClaimed>>,
-    /// When a file is complete.
-    pub rule: StableRule,
-    /// How often the directory is looked at whatever the watch says.
-    pub rescan: Duration,
+    /// `[feeds.NAME]`: when a file is complete, and how often the directory is looked at.
+    pub directory: Directory,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -114,7 +114,7 @@ impl Actor for FileWatcher {
         let watch = WatchLoop {
             feed: self.setup.feed.clone(),
             inbox: self.setup.inbox.clone(),
-            rescan: self.setup.rescan,
+            rescan: self.setup.directory.rescan,
             changes: self.changes.clone(),
             bell: self.bell.clone(),
         };
@@ -122,7 +122,7 @@ impl Actor for FileWatcher {
         let claims = ClaimLoop {
             slots: Slots::new(self.setup.parsers.len(), self.bell.clone()),
             files: Arc::new(Semaphore::new(FILES_IN_PROGRESS_MAX)),
-            stable_files: StableFiles::new(self.setup.rule, NAMES_MAX),
+            stable_files: StableFiles::new(&self.setup.directory, NAMES_MAX),
             ready: VecDeque::new(),
             queued: HashSet::new(),
             refusals: HashSet::new(),
@@ -301,11 +301,11 @@ impl ClaimLoop {
                 for (name, why) in scan.refused {
                     self.refuse(name, &why);
                 }
-                self.scan_at = if scan.truncated { now } else { now.after(self.setup.rescan) };
+                self.scan_at = if scan.truncated { now } else { now.after(self.setup.directory.rescan) };
             }
             Err(error) => {
                 tracing::warn!(feed = %self.setup.feed, %error, "the directory can't be scanned");
-                self.scan_at = now.after(self.setup.rescan);
+                self.scan_at = now.after(self.setup.directory.rescan);
             }
         }
     }
@@ -361,7 +361,7 @@ impl FileWatcherSetup {
     /// Moves a closed file away. Tried until it works or the watcher drains: then the file stays
     /// among the claimed ones and is moved at the next start.
     async fn finish(&self, file: &FileInProgress, draining: &AtomicBool) -> Result<(), WatchError> {
-        let mut wait = Duration::from_millis(250);
+        let mut failures: u32 = 0;
         loop {
             match self.try_finish(file).await {
                 Ok(()) => return Ok(()),
@@ -374,8 +374,8 @@ impl FileWatcherSetup {
             if draining.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(FINISH_WAIT_MAX);
+            failures = failures.saturating_add(1);
+            back_off(FINISH_BACKOFF, failures).await;
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use postrider_settings::Duplicates;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
@@ -26,7 +27,7 @@ use crate::{
         ids::{FileId, hex},
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
-    reading::{Duplicates, FeedSettings, FileInProgress, Readers},
+    reading::{FeedSettings, FileInProgress, Readers},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
@@ -246,12 +247,12 @@ impl Pass {
             }
         }
         // To know what was seen before the checkpoint, those rows have to be parsed in full.
-        let skip = if self.setup.feed.duplicates == Duplicates::Keep { resume.rows } else { 0 };
+        let skip = if self.setup.feed.directory.duplicates == Duplicates::Keep { resume.rows } else { 0 };
         let mut stream = match self.open(file, skip).await {
             Ok(stream) => stream,
             Err(state) => return self.close(file, START, state).await,
         };
-        let mut seen = match self.setup.feed.duplicates {
+        let mut seen = match self.setup.feed.directory.duplicates {
             Duplicates::Keep => None,
             Duplicates::First => {
                 let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
@@ -334,13 +335,13 @@ impl Pass {
         let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
         let source = blocking(move || inbox.open_rows(&claimed)).await.map_err(|error| unreadable(&error))?;
         let feed = &self.setup.feed;
-        Ok(RowStream::new(source, RowParser::new(&feed.format, feed.max_row_bytes).skip_rows(skip_rows)))
+        Ok(RowStream::new(source, RowParser::new(&feed.format, feed.settings.max_row).skip_rows(skip_rows)))
     }
 
     /// Blocks on their way to the outbox are not counted in its depth yet: together they stay below the
     /// high watermark, so that it is never exceeded twofold.
     fn block_rows(&self) -> usize {
-        (self.setup.feed.high_watermark / 8).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX) as usize
+        (self.setup.feed.backlog.high_watermark / 8).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX) as usize
     }
 
     async fn insist<T, F>(&self, what: &'static str, operation: impl FnMut() -> F) -> Result<T, StoreError>
@@ -359,11 +360,11 @@ impl Pass {
     /// own buffer.
     async fn wait_for_room(&self) -> Result<(), PassError> {
         let feed = &self.setup.feed;
-        if self.depth().await? < feed.high_watermark {
+        if self.depth().await? < feed.backlog.high_watermark {
             return Ok(());
         }
-        tracing::info!(feed = %feed.name, high_watermark = feed.high_watermark, "reading paused: the backlog is high");
-        while !self.is_draining() && self.depth().await? > feed.low_watermark {
+        tracing::info!(feed = %feed.name, high_watermark = feed.backlog.high_watermark, "reading paused: the backlog is high");
+        while !self.is_draining() && self.depth().await? > feed.backlog.low_watermark() {
             self.turn();
             tokio::time::sleep(WATERMARK_TICK).await;
         }

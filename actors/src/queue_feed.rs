@@ -11,6 +11,7 @@ mod held;
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
+use postrider_settings::FeedQueue;
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::{JoinError, JoinSet},
@@ -26,8 +27,7 @@ use crate::{
         formats::entry::EntryParser,
         ids::{FileId, hex},
         intake::{
-            Accumulator, AccumulatorLimits, AckId, Entry, IntakeStep, QueueFile, StepLimits, content_digest,
-            files, steps,
+            Accumulator, AckId, Entry, IntakeStep, QueueFile, StepLimits, content_digest, files, steps,
         },
         time::MonoMs,
     },
@@ -73,16 +73,14 @@ pub struct QueueFeedSettings {
     pub destinations: Vec<FeedDestination>,
     /// The limits of a batch.
     pub batch: BatchLimits,
-    /// When enough is accumulated. The outbox may allow fewer entries.
-    pub accumulate: AccumulatorLimits,
+    /// `[feeds.NAME]`, what a queue has: when enough is accumulated.
+    pub queue: FeedQueue,
     /// Polls at once; at least 1.
     pub pollers: usize,
     /// How long a poll waits for an entry.
     pub wait: Duration,
-    /// Polling pauses when so many messages have no final state yet …
-    pub high_watermark: u64,
-    /// … and goes on when there are no more than this.
-    pub low_watermark: u64,
+    /// `[outbox]`: when polling pauses.
+    pub backlog: postrider_settings::Outbox,
 }
 
 /// What a queue feed works with.
@@ -186,11 +184,8 @@ impl FeedState {
         }
         drop(sender);
         let mut deletions = JoinSet::new();
-        let limits = AccumulatorLimits {
-            entries: feed.accumulate.entries.min(self.setup.outbox.append_limits().entries),
-            ..feed.accumulate
-        };
-        let mut accumulator = Accumulator::new(limits);
+        let entries_max = self.setup.outbox.append_limits().entries;
+        let mut accumulator = Accumulator::new(feed.queue.clone(), entries_max);
         let mut is_polling = true;
         let mut draining = self.draining.clone();
         loop {
@@ -299,8 +294,11 @@ impl FeedState {
                     depth = depth => depth?,
                     () = self.drained_for(Duration::ZERO) => return Ok(()),
                 };
-                let limit =
-                    if gate.is_open { setup.feed.high_watermark } else { setup.feed.low_watermark + 1 };
+                let limit = if gate.is_open {
+                    setup.feed.backlog.high_watermark
+                } else {
+                    setup.feed.backlog.low_watermark() + 1
+                };
                 let is_open = depth < limit;
                 if is_open != gate.is_open {
                     tracing::info!(feed = %setup.feed.name, depth, is_open, "the backlog stops or allows polling");

@@ -4,10 +4,10 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
 };
 
 use actix::Recipient;
+use postrider_settings::{Directory, Feed, Outbox};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::{
@@ -21,15 +21,6 @@ use crate::{
     },
     ports::ClaimedFile,
 };
-
-/// What a feed does with a recipient that its file had before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duplicates {
-    /// Every row is a message.
-    Keep,
-    /// The first row is a message, later ones are counted and left out.
-    First,
-}
 
 /// Where a feed's messages go, with the parts of the destination that a batch carries along (I4).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,27 +47,23 @@ impl FeedDestination {
     }
 }
 
-/// A feed's settings, as its stages need them.
+/// What the stages of a feed are given about it.
 #[derive(Clone, Debug)]
 pub struct FeedSettings {
     /// Its name.
     pub name: Arc<str>,
+    /// `[feeds.NAME]`, what all feeds have in common.
+    pub settings: Feed,
+    /// `[feeds.NAME]`, what a directory has.
+    pub directory: Directory,
     /// How its files are written.
     pub format: Format,
-    /// The longest row, in bytes.
-    pub max_row_bytes: usize,
-    /// What happens to a recipient that comes again.
-    pub duplicates: Duplicates,
     /// Where every accepted row goes.
     pub destinations: Vec<FeedDestination>,
     /// The limits of a batch.
     pub batch: BatchLimits,
-    /// The longest a batch waits to fill.
-    pub linger: Duration,
-    /// Reading pauses when so many messages have no final state yet …
-    pub high_watermark: u64,
-    /// … and goes on when there are no more than this.
-    pub low_watermark: u64,
+    /// `[outbox]`: when reading pauses.
+    pub backlog: Outbox,
 }
 
 /// A claimed file whose identity is known. Dropping the last reference frees its places.

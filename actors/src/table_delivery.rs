@@ -22,6 +22,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use postrider_settings::Retry;
 use rand::RngExt as _;
 use tokio::sync::{RwLock, Semaphore};
 
@@ -34,7 +35,6 @@ use crate::{
         batch::OpenRows,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::is_exclusive,
-        retry::RetrySchedule,
         suspect::Pace,
         table::Mapping,
         time::UnixMs,
@@ -69,7 +69,7 @@ pub struct TableDestination {
     /// Groups that this worker writes at the same time.
     pub concurrency: usize,
     /// When its messages are tried again.
-    pub retry: RetrySchedule,
+    pub retry: Retry,
     /// Whether config holds its messages.
     pub paused: bool,
     /// Whether the ledger keeps a row of each of its messages.

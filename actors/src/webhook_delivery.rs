@@ -17,6 +17,7 @@ use std::{
 
 use actix::prelude::*;
 use futures_util::FutureExt as _;
+use postrider_settings::Retry;
 use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
@@ -31,7 +32,7 @@ use crate::{
         ledger::{MessageVerdict, is_exclusive},
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
         record::Said,
-        retry::{Decision, RetrySchedule, poisoned},
+        retry::{Decision, decide, poisoned},
         roster::{Pick, Ready, Report, Roster, RosterLimits},
         suspect::{Pace, is_condemned},
         time::UnixMs,
@@ -61,7 +62,7 @@ pub struct DeliveryDestination {
     /// Its rate limit, if it has one.
     pub gate: Option<Gate>,
     /// When its messages are tried again.
-    pub retry: RetrySchedule,
+    pub retry: Retry,
     /// Whether config holds its messages.
     pub paused: bool,
     /// Whether the ledger keeps a row of each of its messages.
@@ -441,7 +442,7 @@ impl WebhookStrategy {
         };
         let since = batch.lease.since(pick.index);
         let retry = &self.setup.destinations[pick.destination].retry;
-        match retry.decide(outcome, pick.attempt, since, self.worker.clock().wall(), batch.jitter) {
+        match decide(retry, outcome, pick.attempt, since, self.worker.clock().wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();

@@ -273,6 +273,13 @@ pub struct Alarms {
     pub dead: DeadAlarm,
 }
 
+impl Outbox {
+    /// Open messages at which intake goes on: a gap that is wide enough for it not to flap.
+    pub fn low_watermark(&self) -> u64 {
+        self.high_watermark / 4 * 3
+    }
+}
+
 impl Dynamodb {
     /// The ledger's table.
     pub fn ledger_table(&self) -> String {

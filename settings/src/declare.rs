@@ -23,7 +23,8 @@ use std::{
 };
 
 use crate::{
-    reader::Section,
+    layers,
+    reader::{Reader, Section},
     value::{parse_duration, parse_size},
 };
 
@@ -92,6 +93,13 @@ pub trait Keys: Sized {
         let read = Self::read(&mut section);
         section.finish();
         read
+    }
+
+    /// As it is where nobody wrote anything: every key at its default, those without one at what stands in for them.
+    fn declared() -> Self {
+        let page = Page::default().table::<Self>("declared").finish();
+        let (tree, _) = layers(&page, "", []).expect("defaults are declared as TOML: a test reads them all");
+        Self::read(&mut Section::root(&Reader::default(), tree).section("declared"))
     }
 }
 
@@ -433,7 +441,6 @@ impl<T> Debug for KeyReader<T> {
 #[expect(unreachable_pub, reason = "declared tables are public wherever they are")]
 mod tests {
     use super::*;
-    use crate::{Reader, layers};
 
     crate::settings! {
         /// What `postrider test` prints.
@@ -488,7 +495,8 @@ word = \"one\"
     #[test]
     fn its_page_reads_back_as_its_defaults() {
         let expected = Sample { count: 3, wait: None, room: 64 << 10, on: true, word: 1, name: None };
-        assert_eq!(read(""), (expected, Vec::new()));
+        assert_eq!(read(""), (expected.clone(), Vec::new()));
+        assert_eq!(Sample::declared(), expected);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum FormatWord {
 
 /// What a feed's files look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FeedFormat {
+pub enum Format {
     /// One id per line.
     Text,
     /// Delimited, with a header.
@@ -181,7 +181,7 @@ fn destinations(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
 
 impl Feed {
     /// The format of a directory's files. What does not go together with it is noted.
-    pub fn file_format(&self, section: &Section<'_>, delimiter: u8) -> FeedFormat {
+    pub fn file_format(&self, section: &Section<'_>, delimiter: u8) -> Format {
         let reader = section.reader();
         // `[feeds."*"]` may hold it for other feeds.
         let is_own = |key: &str| section.need == Need::Required && reader.is_own(&section.key(key));
@@ -195,14 +195,14 @@ impl Feed {
             self.recipient.clone().unwrap_or_default()
         };
         match self.format {
-            Some(FormatWord::Csv) => FeedFormat::Csv { delimiter, recipient: recipient() },
-            Some(FormatWord::Ndjson) => FeedFormat::Ndjson { recipient: recipient() },
+            Some(FormatWord::Csv) => Format::Csv { delimiter, recipient: recipient() },
+            Some(FormatWord::Ndjson) => Format::Ndjson { recipient: recipient() },
             Some(FormatWord::Text) => {
                 if is_own("recipient") {
                     let advice = "with format = \"text\" the line is the recipient: remove it";
                     reader.note(&section.key("recipient"), None, advice);
                 }
-                FeedFormat::Text
+                Format::Text
             }
             Some(FormatWord::Json) => {
                 if section.need == Need::Required {
@@ -210,9 +210,9 @@ impl Feed {
                                   \"ndjson\"";
                     reader.note(&section.key("format"), Some("\"json\"".into()), advice);
                 }
-                FeedFormat::Text
+                Format::Text
             }
-            None => FeedFormat::Text,
+            None => Format::Text,
         }
     }
 

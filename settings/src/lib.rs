@@ -38,7 +38,7 @@ pub use declare::{
     choice, duration, flag, given, integer, size, typed, unset,
 };
 pub use destinations::{Destination, Rate, Retry, secrets};
-pub use feeds::{Directory, Duplicates, Feed, FeedFormat, FeedKind, FeedQueue, FormatWord, delimiter};
+pub use feeds::{Directory, Duplicates, Feed, FeedKind, FeedQueue, Format, FormatWord, delimiter};
 pub use ledger::{Ledger, LedgerKind, Postgres, Receipts, Tls, Warehouse, WarehouseDialect, secret};
 pub use problem::{ConfigError, Origin, Problem, Problems};
 pub use reader::{Need, Reader, Section};

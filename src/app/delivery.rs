@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use postrider_actors::{
     flow::{Bell, Bells, Gate},
-    model::{retry::RetrySchedule, roster::RosterLimits},
+    model::roster::RosterLimits,
     ports::Webhook,
     supervision::ChildSpec,
     throttle::{self, LimitedGate},
@@ -91,7 +91,7 @@ impl Webhooks {
                 webhook,
                 concurrency,
                 gate: gate(&destination.name, destination.rate()),
-                retry: schedule(&destination.retry),
+                retry: destination.retry.clone(),
                 paused: destination.paused,
                 recorded: config.is_recorded(&destination.name),
                 metrics: machine.metrics.stages.destination(&destination.name),
@@ -155,14 +155,4 @@ fn client(
 /// so that destinations with a single permit don't all hang on one worker.
 pub(super) fn share(total: usize, worker: usize, workers: usize) -> usize {
     total / workers + usize::from(worker % workers < total % workers)
-}
-
-/// A destination's schedule for its stage.
-pub(super) fn schedule(retry: &config::Retry) -> RetrySchedule {
-    RetrySchedule {
-        max_attempts: retry.max_attempts,
-        max_age: retry.max_age,
-        base: retry.base,
-        cap: retry.cap,
-    }
 }

@@ -11,43 +11,35 @@ use postrider_actors::{
     file_watcher::{FileWatcher, FileWatcherSetup},
     flow::Bells,
     messages::{FileClaimed, ParsedRows},
-    model::{
-        builder::BatchLimits, formats::Format, intake::AccumulatorLimits, stable::StableRule,
-        table::MAPPING_TYPE,
-    },
+    model::{builder::BatchLimits, table::MAPPING_TYPE},
     parser::{Parser, ParserSetup},
     ports::{Inbox, Intake},
     queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
-    reading::{Duplicates, FeedDestination, FeedSettings, Readers},
+    reading::{FeedDestination, FeedSettings, Readers},
     supervision::ChildSpec,
 };
 use postrider_files::{
-    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    inbox::{DirectoryInbox, InboxConfig},
     status_changes::StatusChangeIntake,
 };
+use postrider_settings::Keys as _;
 use tokio::sync::Semaphore;
 
 use super::{error::StartError, machine::Machine};
-use crate::config::{self, BATCH_BYTES, Config, Resolved, STATUS_FEED, Target};
+use crate::config::{self, FeedQueue, Resolved, STATUS_FEED, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
 const BLOCKS_PER_FEED: usize = 4;
 
-/// The longest that a row waits for others to fill its batch. Files fill batches as fast as they are read: only their
-/// last one waits.
-const BATCH_LINGER: Duration = Duration::from_millis(50);
-
 /// Long polls of an inbound queue that are open at the same time, and how long each waits: the most that SQS allows.
+#[cfg(feature = "aws")]
 const QUEUE_POLLERS: usize = 2;
+#[cfg(feature = "aws")]
 const QUEUE_WAIT: Duration = Duration::from_secs(20);
-
-/// Open messages at which intake goes on: a gap that is wide enough for it not to flap.
-fn low_watermark(config: &Config) -> u64 {
-    config.outbox.high_watermark / 4 * 3
-}
 
 /// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
 /// most that SQS carries, could have half a million.
+#[cfg(feature = "aws")]
 const ENTRY_ROWS_MAX: usize = 10_000;
 
 /// The feeds of a configuration.
@@ -61,8 +53,6 @@ pub(super) struct Feeds {
 struct DirectoryFeed {
     settings: Arc<FeedSettings>,
     inbox: Arc<dyn Inbox>,
-    rule: StableRule,
-    rescan: Duration,
     parsers: usize,
 }
 
@@ -128,33 +118,23 @@ impl DirectoryFeed {
         let config = &resolved.config;
         let inbox = DirectoryInbox::new(InboxConfig {
             feed: feed.name.clone(),
-            directory: directory.path.clone(),
+            settings: directory.settings.clone(),
             state_dir: config.state.dir.clone(),
-            format: format(&directory.format),
-            max_row_bytes: feed.max_row,
-            sidecar_required: directory.require_done,
-            caps: UnpackCaps {
-                ratio_max: directory.decompress_max_ratio.into(),
-                bytes_max: directory.decompress_max,
-            },
+            format: directory.format.clone(),
+            max_row: feed.max_row,
         });
         let failed =
             |error| StartError::Feed { feed: feed.name.clone(), path: directory.path.clone(), error };
         Ok(Self {
             settings: Arc::new(feed_settings(resolved, feed, directory)),
             inbox: Arc::new(inbox.map_err(failed)?),
-            rule: StableRule {
-                stable_after: directory.stable_after,
-                sidecar_required: directory.require_done,
-            },
-            rescan: directory.rescan,
             parsers: config.pools.parsers,
         })
     }
 
     /// Batcher, parsers and watcher, which are born in this order, as one generation.
     fn specs(self, machine: &Arc<Machine>, appended: &Bells) -> Vec<ChildSpec> {
-        let Self { settings, inbox, rule, rescan, parsers } = self;
+        let Self { settings, inbox, parsers } = self;
         let wiring: Arc<Mutex<Wiring>> = Arc::default();
         let lock = |wiring: &Arc<Mutex<Wiring>>| {
             let wiring = wiring.clone();
@@ -218,8 +198,7 @@ impl DirectoryFeed {
                 ledger: machine.stores.ledger.clone(),
                 clock: machine.clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
-                rule,
-                rescan,
+                directory: settings.directory.clone(),
                 progress: machine.mark(id),
             })
         };
@@ -262,18 +241,11 @@ fn queue_feed_settings(
         max_row_bytes: feed.max_row,
         max_entry_rows: ENTRY_ROWS_MAX,
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
-        accumulate: AccumulatorLimits {
-            rows: queue.max_rows,
-            bytes: queue.max_size,
-            // Entries without rows must not pile up either.
-            entries: queue.max_rows,
-            linger: queue.linger,
-        },
+        batch: BatchLimits::new(&config.batch, feed.max_row),
+        queue: queue.settings.clone(),
         pollers: QUEUE_POLLERS,
         wait: QUEUE_WAIT,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
+        backlog: config.outbox.clone(),
     }
 }
 
@@ -287,25 +259,16 @@ fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSett
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,
         destinations: feed_destinations(resolved, &[destination.to_owned()]),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: BATCH_BYTES },
-        accumulate: AccumulatorLimits {
-            rows: config.batch.max_messages as usize,
-            bytes: BATCH_BYTES,
-            entries: config.batch.max_messages as usize,
-            linger: STATUS_LINGER,
-        },
+        batch: BatchLimits::new(&config.batch, STATUS_BYTES_MAX),
+        queue: FeedQueue { max_rows: config.batch.max_messages as usize, ..FeedQueue::declared() },
         pollers: 1,
         wait: STATUS_WAIT,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
+        backlog: config.outbox.clone(),
     }
 }
 
 /// A change is a handful of ids and words.
 const STATUS_BYTES_MAX: usize = 4 << 10;
-
-/// The longest that a change waits for others.
-const STATUS_LINGER: Duration = Duration::from_millis(500);
 
 /// How long a look for changes waits for one.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
@@ -334,24 +297,11 @@ fn feed_settings(
     let config = &resolved.config;
     FeedSettings {
         name: feed.name.as_str().into(),
-        format: format(&directory.format),
-        max_row_bytes: feed.max_row,
-        duplicates: match directory.duplicates {
-            config::Duplicates::Keep => Duplicates::Keep,
-            config::Duplicates::First => Duplicates::First,
-        },
+        settings: feed.settings.clone(),
+        directory: directory.settings.clone(),
+        format: directory.format.clone(),
         destinations: feed_destinations(resolved, &feed.destinations),
-        batch: BatchLimits { max_messages: config.batch.max_messages, max_bytes: feed.batch_bytes() },
-        linger: BATCH_LINGER,
-        high_watermark: config.outbox.high_watermark,
-        low_watermark: low_watermark(config),
-    }
-}
-
-fn format(format: &config::FeedFormat) -> Format {
-    match format.clone() {
-        config::FeedFormat::Text => Format::Text,
-        config::FeedFormat::Csv { delimiter, recipient } => Format::Csv { delimiter, recipient },
-        config::FeedFormat::Ndjson { recipient } => Format::Ndjson { recipient },
+        batch: BatchLimits::new(&config.batch, feed.max_row),
+        backlog: config.outbox.clone(),
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use postrider_actors::{
     flow::Bell,
-    model::{formats::Format, receipt_format::ReceiptFormat, stable::StableRule},
+    model::{formats::Format, receipt_format::ReceiptFormat},
     ports::{Inbox, ReceiptLedger, ReceiptSource},
     receipt_collector::{ReceiptCollector, ReceiptCollectorSetup},
     receipt_reconciler::{ReceiptReconciler, ReceiptReconcilerSetup},
@@ -13,13 +13,14 @@ use postrider_actors::{
 };
 
 use super::{error::StartError, machine::Machine};
-use crate::config::{self, Config, HttpAuth, Resolved, SourceKind};
+use crate::config::{self, Config, Directory, HttpAuth, Resolved, SourceKind};
 use postrider_files::{
-    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    inbox::{DirectoryInbox, InboxConfig},
     receipts::{DirReceipts, DirReceiptsSettings},
 };
 use postrider_http::receipts::{Credentials, HttpReceipts, HttpSource, Sink};
 use postrider_net::listener::{Listener, Serving};
+use postrider_settings::Keys as _;
 
 /// A source that is asked for receipts.
 pub(super) struct PulledSource {
@@ -125,9 +126,6 @@ const LOOK_RECEIPTS_MAX: usize = 5_000;
 /// file system: less than what a collector takes for a failure.
 const LOOK_MAX: Duration = Duration::from_secs(30);
 
-/// How often a directory is looked at, for what the kernel's watch missed.
-const RESCAN: Duration = Duration::from_secs(10);
-
 /// Bytes of one receipt in a file: what a request with a thousand of them may have on average, many times over.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
@@ -139,19 +137,18 @@ fn inbox(
     let inbox = DirectoryInbox::new(InboxConfig {
         // No feed can have this name, so that nobody else's claimed files are taken for its own.
         feed: format!("receipts.{}", source.name),
-        directory: directory.path.clone(),
+        settings: as_of_a_feed(directory),
         state_dir: config.state.dir.clone(),
         format: Format::Text,
-        max_row_bytes: LINE_BYTES_MAX,
-        sidecar_required: false,
-        caps: UnpackCaps { ratio_max: UNPACK_RATIO_MAX, bytes_max: UNPACK_BYTES_MAX },
+        max_row: LINE_BYTES_MAX,
     })?;
     Ok(Arc::new(inbox))
 }
 
-/// As feeds have it by default.
-const UNPACK_RATIO_MAX: u64 = 200;
-const UNPACK_BYTES_MAX: u64 = 64 << 30;
+/// The keys of a feed's directory: what a source has none of, it has as feeds do by default.
+fn as_of_a_feed(directory: &config::DirectorySource) -> Directory {
+    Directory { path: directory.path.clone(), stable_after: directory.stable_after, ..Directory::declared() }
+}
 
 fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySource) -> DirReceiptsSettings {
     DirReceiptsSettings {
@@ -159,8 +156,7 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
         kind: source.format,
         line_bytes_max: LINE_BYTES_MAX,
         receipts_max: LOOK_RECEIPTS_MAX,
-        rule: StableRule { stable_after: directory.stable_after, sidecar_required: false },
-        rescan: RESCAN,
+        directory: as_of_a_feed(directory),
         look_max: LOOK_MAX,
     }
 }

@@ -11,11 +11,7 @@ use postrider_actors::{
 };
 use tokio::sync::Semaphore;
 
-use super::{
-    delivery::{schedule, share},
-    error::StartError,
-    machine::Machine,
-};
+use super::{delivery::share, error::StartError, machine::Machine};
 use crate::config::{self, Config, Resolved};
 
 /// The tables of a configuration.
@@ -42,7 +38,7 @@ impl Tables {
         let open = super::postgres::tables(resolved, &machine.metrics).await?;
         // The configuration was refused if it names any.
         #[cfg(not(feature = "postgres"))]
-        let open = Vec::new();
+        let (open, _) = (Vec::new(), machine);
         Ok(Self { workers: if open.is_empty() { 0 } else { resolved.config.pools.tables }, open })
     }
 
@@ -74,7 +70,7 @@ impl Tables {
                 batches: GROUP_BATCHES_MAX,
             },
             concurrency: config.warehouse(&settings.warehouse).map_or(1, |warehouse| warehouse.statements),
-            retry: schedule(&destination.retry),
+            retry: destination.retry.clone(),
             paused: destination.paused,
             recorded: config.is_recorded(&destination.name),
             metrics: machine.metrics.stages.destination(&destination.name),

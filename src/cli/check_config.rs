@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::{
     app::engines,
     config::{
-        self, Config, ConfigError, Duplicates, Feed, FeedFormat, FeedSource, LedgerKind, Origin, Problem,
+        self, Config, ConfigError, Duplicates, Feed, FeedSource, Format, LedgerKind, Origin, Problem,
         Problems, ReceiptSource, SourceKind, Target, TemplateSource,
     },
 };
@@ -242,9 +242,9 @@ fn place(feed: &Feed) -> String {
 
 fn format_word(feed: &Feed) -> &'static str {
     match feed.directory().map(|directory| &directory.format) {
-        Some(FeedFormat::Text) => "text",
-        Some(FeedFormat::Csv { .. }) => "csv",
-        Some(FeedFormat::Ndjson { .. }) => "ndjson",
+        Some(Format::Text) => "text",
+        Some(Format::Csv { .. }) => "csv",
+        Some(Format::Ndjson { .. }) => "ndjson",
         None => "json",
     }
 }
@@ -253,8 +253,8 @@ fn recipient(feed: &Feed) -> Option<&str> {
     match &feed.source {
         FeedSource::Queue(queue) => Some(&queue.recipient),
         FeedSource::Directory(directory) => match &directory.format {
-            FeedFormat::Text => None,
-            FeedFormat::Csv { recipient, .. } | FeedFormat::Ndjson { recipient } => Some(recipient),
+            Format::Text => None,
+            Format::Csv { recipient, .. } | Format::Ndjson { recipient } => Some(recipient),
         },
     }
 }

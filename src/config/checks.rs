@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use postrider_actors::model::builder::batch_bytes;
 use postrider_settings::{Reader, join, show_duration, show_size, shown_text};
 
 use super::{
@@ -126,7 +127,7 @@ fn check_engines(reader: &Reader, config: &Config) {
     });
     let others = template.max().unwrap_or(0) + DYNAMODB_ITEM_BYTES_REST;
     for feed in &config.feeds {
-        let rows = feed.batch_bytes();
+        let rows = batch_bytes(feed.max_row);
         if rows + others > DYNAMODB_ITEM_BYTES_MAX {
             let advice = format!(
                 "an item of DynamoDB holds {DYNAMODB_ITEM_BYTES_MAX} bytes; the rows of a batch may take {rows} of \

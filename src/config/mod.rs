@@ -33,7 +33,7 @@ pub use destination::{
 pub use document::default_toml;
 pub use postrider_settings::{
     Alarms, Aws, Batch, ConfigError, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm, Directory,
-    Duplicates, Dynamodb, FailuresAlarm, FeedFormat, FeedKind, FeedQueue, LatencyAlarm, Lease, Ledger,
+    Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm, Lease, Ledger,
     LedgerKind, Log, LogFormat, LogLevel, Ops, Origin, Outbox, Pools, Postgres, Problem, Problems, Profile,
     QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs, State, Tls, Warehouse,
     WarehouseDialect,
@@ -154,7 +154,7 @@ pub struct DirectoryFeed {
     /// Its keys.
     pub settings: Directory,
     /// What its files look like.
-    pub format: FeedFormat,
+    pub format: Format,
 }
 
 impl Deref for DirectoryFeed {
@@ -182,16 +182,7 @@ impl Deref for QueueFeed {
     }
 }
 
-/// Bytes of payload per batch. Every leased batch is held whole, so it bounds memory; statements of a warehouse and
-/// entries of SQS hold several batches, so larger ones gain little.
-pub const BATCH_BYTES: usize = 64 << 10;
-
 impl Feed {
-    /// Bytes of payload per batch of this feed: a row always fits into one.
-    pub fn batch_bytes(&self) -> usize {
-        BATCH_BYTES.max(self.settings.max_row)
-    }
-
     /// The watched directory, if it is one.
     pub fn directory(&self) -> Option<&DirectoryFeed> {
         match &self.source {
@@ -325,7 +316,7 @@ fn depth_alarm(alarms: &mut Section<'_>, outbox: &Outbox) -> DepthAlarm {
     let mut alarm = DepthAlarm::read_table(alarms, "depth");
     if !alarms.reader().is_set("alarms.depth.max_messages") {
         // Above the watermark it could never be.
-        alarm.max_messages = alarm.max_messages.min(outbox.high_watermark / 4 * 3);
+        alarm.max_messages = alarm.max_messages.min(outbox.low_watermark());
     }
     alarm
 }

@@ -213,7 +213,7 @@ fn the_minimal_example_reads_as_written() {
     let feed = config.feed("alerts").unwrap();
     let directory = feed.directory().unwrap();
     assert_eq!(directory.path, Path::new("/srv/postrider/alerts"));
-    assert_eq!(directory.format, FeedFormat::Csv { delimiter: b',', recipient: "user_id".into() });
+    assert_eq!(directory.format, Format::Csv { delimiter: b',', recipient: "user_id".into() });
     assert_eq!(feed.destinations, ["support"]);
     assert_eq!(directory.stable_after, Duration::from_secs(2));
     assert_eq!(config.profile, Profile::Embedded);
@@ -509,8 +509,8 @@ fn own_keys_lie_over_shared_ones() {
     assert_eq!(a.template, TemplateSource::File("/t".into()));
     assert_eq!(a.headers.iter().map(|header| header.name.as_str()).collect::<Vec<_>>(), ["x-a", "x-b"]);
     let format = |feed: &str| config.feed(feed).unwrap().directory().unwrap().format.clone();
-    assert_eq!(format("t"), FeedFormat::Text);
-    assert_eq!(format("c"), FeedFormat::Csv { delimiter: b';', recipient: "id".into() });
+    assert_eq!(format("t"), Format::Text);
+    assert_eq!(format("c"), Format::Csv { delimiter: b';', recipient: "id".into() });
 }
 
 #[test]

@@ -24,7 +24,6 @@ use postrider_actors::{
         ids::{BatchId, FileId},
         outcome::Reason,
         record::MessageRecord,
-        retry::RetrySchedule,
         state::MessageState,
         table::MAPPING_TYPE,
         time::UnixMs,
@@ -35,6 +34,7 @@ use postrider_actors::{
     testing::{MemoryStore, fixtures},
     throttle::{LimitedGate, Throttle, ThrottleSetup},
 };
+use postrider_settings::{Keys as _, Retry};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::*;
@@ -142,11 +142,12 @@ impl World {
                     batches: 64,
                 },
                 concurrency,
-                retry: RetrySchedule {
+                retry: Retry {
                     max_attempts: 50,
                     max_age: Duration::from_hours(1),
                     base: Duration::from_millis(200),
                     cap: Duration::from_secs(2),
+                    ..Retry::declared()
                 },
                 paused: false,
                 recorded: true,

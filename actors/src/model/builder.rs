@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use postrider_settings::Batch;
 
 use super::{
     batch::{BatchHeader, NewBatch, PayloadWriter},
@@ -11,6 +12,15 @@ use super::{
     time::UnixMs,
 };
 
+/// Bytes of payload per batch. Every leased batch is held whole, so it bounds memory; statements of a warehouse and
+/// entries of SQS hold several batches, so larger ones gain little.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Bytes of payload per batch of a feed with rows of up to `max_row` bytes: a row always fits into one.
+pub fn batch_bytes(max_row: usize) -> usize {
+    BATCH_BYTES.max(max_row)
+}
+
 /// The limits of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -18,6 +28,13 @@ pub struct BatchLimits {
     pub max_messages: u32,
     /// At most so many payload bytes, unless a single row is longer.
     pub max_bytes: usize,
+}
+
+impl BatchLimits {
+    /// Of a feed with rows of up to `max_row` bytes.
+    pub fn new(batch: &Batch, max_row: usize) -> Self {
+        Self { max_messages: batch.max_messages, max_bytes: batch_bytes(max_row) }
+    }
 }
 
 /// A full batch of rows.

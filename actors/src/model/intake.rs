@@ -12,9 +12,9 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::Arc,
-    time::Duration,
 };
 
+use postrider_settings::FeedQueue;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -86,23 +86,13 @@ impl Entry {
     }
 }
 
-/// When enough is accumulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccumulatorLimits {
-    /// At most so many rows in a file, unless one entry brings more.
-    pub rows: usize,
-    /// At most so many bytes of memory for the entries of a file, unless one entry is larger.
-    pub bytes: usize,
-    /// At most so many entries in a file.
-    pub entries: usize,
-    /// The longest an entry waits for others.
-    pub linger: Duration,
-}
-
 /// Entries that wait for others.
 #[derive(Debug)]
 pub struct Accumulator {
-    limits: AccumulatorLimits,
+    /// Rows of a file, and bytes of memory for its entries, unless one entry has more; how long an entry waits.
+    limits: FeedQueue,
+    /// At most so many entries in a file.
+    entries_max: usize,
     /// In the order in which they came.
     waiting: VecDeque<Entry>,
     /// The latest delivery of each.
@@ -113,8 +103,12 @@ pub struct Accumulator {
 
 impl Accumulator {
     /// Nothing waits.
-    pub fn new(limits: AccumulatorLimits) -> Self {
-        Self { limits, waiting: VecDeque::new(), acks: HashMap::new(), rows: 0, bytes: 0 }
+    ///
+    /// Entries without rows must not pile up either, so a file has no more of them than rows may be in it, nor than
+    /// `entries_max`.
+    pub fn new(limits: FeedQueue, entries_max: usize) -> Self {
+        let entries_max = entries_max.min(limits.max_rows).max(1);
+        Self { limits, entries_max, waiting: VecDeque::new(), acks: HashMap::new(), rows: 0, bytes: 0 }
     }
 
     /// Adds an entry. If it waits already it was delivered twice: the later delivery's ack id counts, and
@@ -137,8 +131,10 @@ impl Accumulator {
 
     /// Whether waiting longer would bring nothing: a limit is reached.
     pub fn is_full(&self) -> bool {
-        let AccumulatorLimits { rows, bytes, entries, .. } = self.limits;
-        !self.is_empty() && (self.rows >= rows || self.bytes >= bytes || self.waiting.len() >= entries)
+        let FeedQueue { max_rows, max_size, .. } = self.limits;
+        let is_full =
+            self.rows >= max_rows || self.bytes >= max_size || self.waiting.len() >= self.entries_max;
+        !self.is_empty() && is_full
     }
 
     /// When the oldest entry has waited for the linger; `None` if nothing waits.
@@ -158,9 +154,9 @@ impl Accumulator {
         while let Some(entry) = self.waiting.front() {
             rows += entry.rows.len();
             bytes += entry.held_bytes();
-            let fits = rows <= self.limits.rows
-                && bytes <= self.limits.bytes
-                && taken.len() < self.limits.entries.max(1);
+            let fits = rows <= self.limits.max_rows
+                && bytes <= self.limits.max_size
+                && taken.len() < self.entries_max;
             if !fits && !taken.is_empty() {
                 break;
             }

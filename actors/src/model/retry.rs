@@ -2,25 +2,13 @@
 
 use std::time::Duration;
 
+use postrider_settings::Retry;
+
 use super::{
     backoff::Backoff,
     outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
     time::UnixMs,
 };
-
-/// A destination's retry schedule: full-jitter exponential backoff (AWS Architecture Blog,
-/// "Exponential Backoff And Jitter"), bounded by attempts and by age.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetrySchedule {
-    /// Attempts per message and drive, the first included; at least 1.
-    pub max_attempts: u32,
-    /// No attempt is made later than this after the message was accepted.
-    pub max_age: Duration,
-    /// The upper bound of the first backoff.
-    pub base: Duration,
-    /// The upper bound of every backoff.
-    pub cap: Duration,
-}
 
 /// What follows from an attempt's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,41 +19,40 @@ pub enum Decision {
     Hold,
 }
 
-impl RetrySchedule {
-    /// Between attempts.
-    pub fn backoff(&self) -> Backoff {
-        Backoff::new(self.base, self.cap)
-    }
+/// How long a destination's messages wait between attempts.
+pub fn backoff(retry: &Retry) -> Backoff {
+    Backoff::new(retry.base, retry.cap)
+}
 
-    /// Decides on the outcome of a message's `attempts`-th attempt (from 1), which ended at `at`.
-    /// A `Retry-After` is honoured where it is longer than the backoff.
-    pub fn decide(
-        &self,
-        outcome: Outcome,
-        attempts: u32,
-        accepted_at: UnixMs,
-        at: UnixMs,
-        jitter: f64,
-    ) -> Decision {
-        let dead = |status, reason, cause| {
-            Decision::Record(Verdict::Dead { attempt: Attempt { at, status, reason }, cause })
-        };
-        match outcome {
-            Outcome::Sent { status } => Decision::Record(Verdict::Sent { at, status }),
-            Outcome::Gone => Decision::Hold,
-            Outcome::Permanent { status, reason } => dead(status, reason, DeathCause::Permanent),
-            Outcome::Retryable { status, reason, retry_after } => {
-                if attempts >= self.max_attempts {
-                    return dead(status, reason, DeathCause::Attempts);
-                }
-                let wait = self.backoff().wait(attempts, jitter).max(retry_after.unwrap_or_default());
-                if at.after(wait).since(accepted_at) > self.max_age {
-                    return dead(status, reason, DeathCause::Age);
-                }
-                // Rounding makes no message too old.
-                let not_before = together(at, wait).min(accepted_at.after(self.max_age));
-                Decision::Record(Verdict::Retry { attempt: Attempt { at, status, reason }, not_before })
+/// Decides on the outcome of a message's `attempts`-th attempt (from 1), which ended at `at`: it is tried again by
+/// full-jitter exponential backoff, bounded by attempts and by age. A `Retry-After` is honoured where it is longer than
+/// the backoff.
+pub fn decide(
+    retry: &Retry,
+    outcome: Outcome,
+    attempts: u32,
+    accepted_at: UnixMs,
+    at: UnixMs,
+    jitter: f64,
+) -> Decision {
+    let dead = |status, reason, cause| {
+        Decision::Record(Verdict::Dead { attempt: Attempt { at, status, reason }, cause })
+    };
+    match outcome {
+        Outcome::Sent { status } => Decision::Record(Verdict::Sent { at, status }),
+        Outcome::Gone => Decision::Hold,
+        Outcome::Permanent { status, reason } => dead(status, reason, DeathCause::Permanent),
+        Outcome::Retryable { status, reason, retry_after } => {
+            if attempts >= retry.max_attempts {
+                return dead(status, reason, DeathCause::Attempts);
             }
+            let wait = backoff(retry).wait(attempts, jitter).max(retry_after.unwrap_or_default());
+            if at.after(wait).since(accepted_at) > retry.max_age {
+                return dead(status, reason, DeathCause::Age);
+            }
+            // Rounding makes no message too old.
+            let not_before = together(at, wait).min(accepted_at.after(retry.max_age));
+            Decision::Record(Verdict::Retry { attempt: Attempt { at, status, reason }, not_before })
         }
     }
 }
@@ -89,11 +76,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SCHEDULE: RetrySchedule = RetrySchedule {
+    const SCHEDULE: Retry = Retry {
         max_attempts: 3,
         max_age: Duration::from_mins(1),
         base: Duration::from_secs(1),
         cap: Duration::from_secs(10),
+        max_retry_after: Duration::from_hours(1),
     };
 
     fn retryable(retry_after: Option<u64>) -> Outcome {
@@ -106,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_last_attempt_is_the_last() {
-        let decide = |attempts| SCHEDULE.decide(retryable(None), attempts, UnixMs(0), UnixMs(10), 0.5);
+        let decide = |attempts| decide(&SCHEDULE, retryable(None), attempts, UnixMs(0), UnixMs(10), 0.5);
         assert!(matches!(decide(1), Decision::Record(Verdict::Retry { not_before: UnixMs(512), .. })));
         assert!(matches!(decide(2), Decision::Record(Verdict::Retry { not_before: UnixMs(1024), .. })));
         assert!(matches!(decide(3), Decision::Record(Verdict::Dead { cause: DeathCause::Attempts, .. })));
@@ -114,17 +102,17 @@ mod tests {
 
     #[test]
     fn a_retry_that_would_come_too_late_is_none() {
-        let decide = |at| SCHEDULE.decide(retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
+        let decide = |at| decide(&SCHEDULE, retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
         assert!(matches!(decide(40_000), Decision::Record(Verdict::Retry { .. })));
         assert!(matches!(decide(40_001), Decision::Record(Verdict::Dead { cause: DeathCause::Age, .. })));
     }
 
     #[test]
     fn gone_records_nothing_and_permanent_is_dead_at_once() {
-        assert_eq!(SCHEDULE.decide(Outcome::Gone, 1, UnixMs(0), UnixMs(1), 0.0), Decision::Hold);
+        assert_eq!(decide(&SCHEDULE, Outcome::Gone, 1, UnixMs(0), UnixMs(1), 0.0), Decision::Hold);
         let permanent = Outcome::Permanent { status: 400, reason: Reason::Status };
         assert!(matches!(
-            SCHEDULE.decide(permanent, 1, UnixMs(0), UnixMs(1), 0.0),
+            decide(&SCHEDULE, permanent, 1, UnixMs(0), UnixMs(1), 0.0),
             Decision::Record(Verdict::Dead { cause: DeathCause::Permanent, .. })
         ));
     }
@@ -134,8 +122,8 @@ mod tests {
         fn waits_stay_between_retry_after_and_the_cap(
             attempts in 1u32..100, jitter in 0.0f64..1.0, retry_after in prop::option::of(0u64..50), at in 0u64..9_000,
         ) {
-            let schedule = RetrySchedule { max_attempts: 1000, ..SCHEDULE };
-            let decision = schedule.decide(retryable(retry_after), attempts, UnixMs(0), UnixMs(at), jitter);
+            let schedule = Retry { max_attempts: 1000, ..SCHEDULE };
+            let decision = decide(&schedule, retryable(retry_after), attempts, UnixMs(0), UnixMs(at), jitter);
             let Decision::Record(Verdict::Retry { not_before, .. }) = decision else {
                 panic!("{decision:?}")
             };

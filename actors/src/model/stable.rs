@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use postrider_settings::Directory;
+
 use super::time::{MonoMs, UnixMs};
 
 /// How long a file that could not be taken is held before it is offered again unchanged: the obstacle (a
@@ -41,15 +43,6 @@ impl<'a> NameKind<'a> {
         }
         bytes.strip_suffix(b".done").map_or(Self::File, |file| Self::Sidecar(OsStr::from_bytes(file)))
     }
-}
-
-/// When a file may be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StableRule {
-    /// How long a file must be unchanged if the watch reported nothing of it.
-    pub stable_after: Duration,
-    /// Whether only files with a sidecar are taken.
-    pub sidecar_required: bool,
 }
 
 /// A file as a scan saw it.
@@ -84,7 +77,8 @@ struct KnownFile {
 /// Decides which files are complete. Driven by the file watcher; knows no clock and no directory.
 #[derive(Debug)]
 pub struct StableFiles {
-    rule: StableRule,
+    stable_after: Duration,
+    require_done: bool,
     names_max: usize,
     names: HashMap<OsString, KnownFile>,
     /// Counts the scans of the whole directory; one that is cut short is continued by the next.
@@ -93,8 +87,9 @@ pub struct StableFiles {
 
 impl StableFiles {
     /// Remembers nothing yet, and `names_max` names at most.
-    pub fn new(rule: StableRule, names_max: usize) -> Self {
-        Self { rule, names_max, names: HashMap::new(), pass: 0 }
+    pub fn new(directory: &Directory, names_max: usize) -> Self {
+        let &Directory { stable_after, require_done, .. } = directory;
+        Self { stable_after, require_done, names_max, names: HashMap::new(), pass: 0 }
     }
 
     /// Takes note of names that the watch reports as complete, and returns those that may be taken now.
@@ -110,7 +105,7 @@ impl StableFiles {
             let name = match NameKind::of(name) {
                 // A sidecar is written last, so its file is complete.
                 NameKind::Sidecar(file) if NameKind::of(file) == NameKind::File => file,
-                NameKind::File if !self.rule.sidecar_required => name,
+                NameKind::File if !self.require_done => name,
                 _ => continue,
             };
             let pass = self.pass;
@@ -138,7 +133,7 @@ impl StableFiles {
         sightings: impl IntoIterator<Item = Sighting<'a>>,
         truncated: bool,
     ) -> Vec<OsString> {
-        let rule = self.rule;
+        let (stable_after, require_done) = (self.stable_after, self.require_done);
         let pass = self.pass;
         let mut ready = Vec::new();
         for sighting in sightings {
@@ -148,7 +143,7 @@ impl StableFiles {
             // A time in the future proves nothing. A file's own time proves nothing of its sidecar, which may
             // be half written: two scans must see it unchanged.
             let left_alone = sighting.modified <= wall
-                && wall.since(sighting.modified) >= rule.stable_after
+                && wall.since(sighting.modified) >= stable_after
                 && !sighting.has_sidecar;
             let is_ready = match self.remember(sighting.name, now) {
                 Some(known) => {
@@ -162,14 +157,14 @@ impl StableFiles {
                         known.held_until = None;
                     }
                     let rests = known.held_until.is_some_and(|until| now < until);
-                    let is_stable = now.since(known.unchanged_since) >= rule.stable_after;
+                    let is_stable = now.since(known.unchanged_since) >= stable_after;
                     let is_ready = !rests && (known.complete || left_alone || is_stable);
                     known.offered |= is_ready;
                     is_ready
                 }
                 None => left_alone,
             };
-            if is_ready && (sighting.has_sidecar || !rule.sidecar_required) {
+            if is_ready && (sighting.has_sidecar || !require_done) {
                 ready.push((sighting.modified, sighting.name.to_owned()));
             }
         }
@@ -198,12 +193,12 @@ impl StableFiles {
     /// When a scan may find a name ready that was not offered yet; `None` if only a change can. Names that
     /// were offered need no scan, however long the caller takes to claim them.
     pub fn next_due(&self) -> Option<MonoMs> {
-        let sidecar_required = self.rule.sidecar_required;
+        let require_done = self.require_done;
         let due = |known: &KnownFile| match (known.held_until, known.seen) {
             (Some(until), _) if !known.offered => Some(until),
-            (None, Some((_, _, false))) if sidecar_required => None,
+            (None, Some((_, _, false))) if require_done => None,
             _ if known.offered => None,
-            _ => Some(known.unchanged_since.after(self.rule.stable_after)),
+            _ => Some(known.unchanged_since.after(self.stable_after)),
         };
         self.names.values().filter_map(due).min()
     }
@@ -238,6 +233,7 @@ impl StableFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postrider_settings::Keys as _;
     use proptest::prelude::*;
 
     const STABLE_AFTER: u64 = 2000;
@@ -245,8 +241,9 @@ mod tests {
     const EPOCH: u64 = 1_000_000;
 
     fn stable_files(sidecar_required: bool) -> StableFiles {
+        let stable_after = Duration::from_millis(STABLE_AFTER);
         StableFiles::new(
-            StableRule { stable_after: Duration::from_millis(STABLE_AFTER), sidecar_required },
+            &Directory { stable_after, require_done: sidecar_required, ..Directory::declared() },
             8,
         )
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Mutex as SyncMutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use postrider_settings::Keys as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
@@ -152,16 +153,15 @@ impl World {
                 max_entry_rows: 1000,
                 destinations: vec![destination("north"), destination("south")],
                 batch: BatchLimits { max_messages: 4, max_bytes: 10_000 },
-                accumulate: AccumulatorLimits {
-                    rows: 100,
-                    bytes: 1_000_000,
-                    entries: 50,
+                queue: FeedQueue {
+                    max_rows: 100,
+                    max_size: 1_000_000,
                     linger: Duration::from_secs(1),
+                    ..FeedQueue::declared()
                 },
                 pollers: 3,
                 wait: Duration::from_secs(20),
-                high_watermark: 1_000_000,
-                low_watermark: 900_000,
+                backlog: postrider_settings::Outbox::declared(),
             },
         }
     }
@@ -257,12 +257,13 @@ async fn s4_2_the_linger_is_kept_while_every_poll_still_waits() {
 #[tokio::test(start_paused = true)]
 async fn s4_2_entries_are_accumulated_across_polls_until_there_are_enough() {
     let mut world = World::new(2);
-    world.settings.accumulate.linger = Duration::from_hours(1);
+    world.settings.queue.max_rows = 50;
+    world.settings.queue.linger = Duration::from_hours(1);
     let running = world.start();
     for id in 0..100 {
         tokio::time::sleep(Duration::from_millis(10)).await;
         world.intake.put(&id.to_string(), object(id));
-        assert!(id >= 50 || world.outbox.appends().is_empty(), "not before there are 50 entries");
+        assert!(id >= 50 || world.outbox.appends().is_empty(), "not before there are 50 rows");
     }
     world.until("deleted", Duration::from_secs(1), |world| world.intake.is_empty()).await;
     assert_eq!(world.outbox.appends().iter().map(|(_, entries)| *entries).collect::<Vec<_>>(), [50, 50]);
@@ -292,7 +293,7 @@ async fn s4_3_entries_stay_ours_and_undeleted_for_as_long_as_the_outbox_is_away(
 #[tokio::test(start_paused = true)]
 async fn polling_pauses_above_the_watermark_and_while_the_backlog_is_unknown() {
     let mut world = World::new(4);
-    (world.settings.high_watermark, world.settings.low_watermark) = (100, 50);
+    world.settings.backlog.high_watermark = 100;
     world.settings.wait = Duration::from_millis(100);
     for closed in [Err(()), Ok(100)] {
         world.outbox.change(|weather| weather.depth = Some(closed));
@@ -303,10 +304,10 @@ async fn polling_pauses_above_the_watermark_and_while_the_backlog_is_unknown() {
     }
     let running = world.start();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    world.outbox.change(|weather| weather.depth = Some(Ok(51)));
+    world.outbox.change(|weather| weather.depth = Some(Ok(76)));
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(world.intake.calls().receive, 0, "still above the low watermark");
-    world.outbox.change(|weather| weather.depth = Some(Ok(50)));
+    world.outbox.change(|weather| weather.depth = Some(Ok(75)));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let open = world.intake.calls().receive;
     assert!(open > 0);
@@ -321,7 +322,7 @@ async fn polling_pauses_above_the_watermark_and_while_the_backlog_is_unknown() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_appends_and_deletes_what_was_accumulated() {
     let mut world = World::new(5);
-    world.settings.accumulate.linger = Duration::from_hours(1);
+    world.settings.queue.linger = Duration::from_hours(1);
     world.intake.put("a", object(1));
     let running = world.start();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -334,7 +335,7 @@ async fn a_drain_appends_and_deletes_what_was_accumulated() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_gives_back_what_cannot_be_appended() {
     let mut world = World::new(6);
-    world.settings.accumulate.linger = Duration::from_hours(1);
+    world.settings.queue.linger = Duration::from_hours(1);
     world.intake.put("a", object(1));
     let running = world.start();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -417,8 +418,8 @@ async fn f48_every_entrys_rows_are_taken_once_whatever_goes_wrong() {
     for seed in seeds.map_or(0..40, |seed| seed..seed + 1) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut world = World::new(seed);
-        world.settings.accumulate.linger = Duration::from_millis(random.random_range(0..500));
-        world.settings.accumulate.rows = random.random_range(1..60);
+        world.settings.queue.linger = Duration::from_millis(random.random_range(0..500));
+        world.settings.queue.max_rows = random.random_range(1..60);
         world.settings.max_entry_rows = 40;
         let limits = AppendLimits {
             batches: random.random_range(2..12),

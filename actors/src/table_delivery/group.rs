@@ -21,7 +21,7 @@ use crate::{
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
         receipt::RESPONSE_BYTES_MAX,
         record::Said,
-        retry::{Decision, poisoned},
+        retry::{Decision, decide, poisoned},
         suspect::is_condemned,
         table::{Mapping, TableRow, divide},
     },
@@ -225,7 +225,7 @@ impl TableStrategy {
         let member = &mut group.batches[row.batch];
         let (since, at) = (member.batch.lease.since(row.message.index), self.worker.clock().wall());
         let retry = &group.destination.retry;
-        match retry.decide(outcome, row.message.tries + 1, since, at, member.batch.jitter) {
+        match decide(retry, outcome, row.message.tries + 1, since, at, member.batch.jitter) {
             Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),
             Decision::Hold => {} // for 410 alone, which no table answers
         }

@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use async_trait::async_trait;
+use postrider_settings::Keys as _;
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
@@ -116,11 +117,12 @@ impl World {
             gates: StatementGates { in_flight: Arc::new(Semaphore::new(4)), rate: None },
             group: LIMITS,
             concurrency: 2,
-            retry: RetrySchedule {
+            retry: Retry {
                 max_attempts: 20,
                 max_age: Duration::from_hours(1),
                 base: Duration::from_secs(1),
                 cap: Duration::from_secs(30),
+                ..Retry::declared()
             },
             paused: false,
             recorded: true,

@@ -104,7 +104,7 @@ impl DirReceipts {
             open: None,
             claimed: VecDeque::new(),
             finishing: HashMap::new(),
-            stable_files: StableFiles::new(settings.rule, NAMES_MAX),
+            stable_files: StableFiles::new(&settings.directory, NAMES_MAX),
             ready: VecDeque::new(),
             refusals: HashSet::new(),
             complete: Vec::new(),
@@ -266,7 +266,7 @@ impl State {
         {
             // What is claimed is read all the same.
             tracing::warn!(source = %shared.format.source(), %error, "the directory can't be scanned");
-            self.scan_at = now.after(shared.settings.rescan.max(PAUSE_MAX));
+            self.scan_at = now.after(shared.settings.directory.rescan.max(PAUSE_MAX));
         }
         while self.claimed.len() < CLAIMS_MAX
             && let Some(name) = self.ready.pop_front()
@@ -304,7 +304,7 @@ impl State {
         for (name, why) in scan.refused {
             self.refuse(shared, name, &why);
         }
-        self.scan_at = if scan.truncated { now } else { now.after(shared.settings.rescan) };
+        self.scan_at = if scan.truncated { now } else { now.after(shared.settings.directory.rescan) };
         Ok(())
     }
 

@@ -28,61 +28,10 @@ pub use file_error::FileError;
 pub use lines::{CUT_BYTES, CUT_MARK};
 use lines::{Line, Overlong};
 pub(super) use ndjson::{Checked, Key, Keys, TWICE};
+pub use postrider_settings::Format;
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
 pub const COLUMNS_MAX: usize = 1024;
-
-/// What a feed's files are made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One id per line.
-    Text,
-    /// Delimited cells under a header.
-    Csv {
-        /// The separator between cells: one ASCII byte.
-        delimiter: u8,
-        /// The name of the column that holds the recipient.
-        recipient: String,
-    },
-    /// One JSON object per line.
-    Ndjson {
-        /// The top-level key that holds the recipient.
-        recipient: String,
-    },
-}
-
-/// A format that can't work.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum FormatError {
-    /// The delimiter would be mistaken for something else.
-    #[error(
-        "delimiter {found:?} can't separate cells: use one ASCII character other than `\"`, NUL and line breaks"
-    )]
-    Delimiter {
-        /// What was configured.
-        found: char,
-    },
-    /// A recipient must be found somewhere.
-    #[error("the recipient's column or key has no name")]
-    NoRecipient,
-}
-
-impl Format {
-    /// Refuses what can't work. The config calls it, so that [`RowParser::new`] needs no error.
-    pub fn check(&self) -> Result<(), FormatError> {
-        if let Self::Csv { delimiter, .. } = self
-            && (!delimiter.is_ascii() || b"\"\0\r\n".contains(delimiter))
-        {
-            return Err(FormatError::Delimiter { found: char::from(*delimiter) });
-        }
-        match self {
-            Self::Csv { recipient, .. } | Self::Ndjson { recipient } if recipient.is_empty() => {
-                Err(FormatError::NoRecipient)
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// One accepted row of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +164,6 @@ impl RowParser {
     /// A parser at the start of a file. Rows longer than `max_row_bytes`, line ending not counted, are
     /// rejected. The format has passed [`Format::check`].
     pub fn new(format: &Format, max_row_bytes: usize) -> Self {
-        debug_assert_eq!(format.check(), Ok(()), "the config checks formats");
         let (rules, layout) = match format {
             Format::Text => (Rules::Text, Some(RowLayout::Lines)),
             Format::Csv { delimiter, recipient } => {

@@ -1,7 +1,14 @@
+use std::time::Duration;
+
+use postrider_settings::Keys as _;
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::batch::Rows;
+
+fn limits(max_rows: usize, max_size: usize, linger: Duration) -> FeedQueue {
+    FeedQueue { max_rows, max_size, linger, ..FeedQueue::declared() }
+}
 
 const BATCH: BatchLimits = BatchLimits { max_messages: 3, max_bytes: 200 };
 
@@ -64,8 +71,7 @@ fn identity_depends_on_ids_bodies_and_their_order() {
 
 #[test]
 fn an_entry_that_comes_twice_waits_once_and_is_acknowledged_by_its_latest_delivery() {
-    let limits = AccumulatorLimits { rows: 9, bytes: 9_999, entries: 9, linger: Duration::from_secs(1) };
-    let mut accumulator = Accumulator::new(limits);
+    let mut accumulator = Accumulator::new(limits(9, 9_999, Duration::from_secs(1)), 9);
     assert_eq!(accumulator.push(entry(1, "{\"id\":1}", 0)), None);
     let again = entry(1, "{\"id\":1}", 500);
     let (first, latest) = (AckId("1#0".into()), again.ack.clone());
@@ -78,8 +84,7 @@ fn an_entry_that_comes_twice_waits_once_and_is_acknowledged_by_its_latest_delive
 
 #[test]
 fn one_oversize_entry_is_taken_alone_and_blocks_nobody() {
-    let limits = AccumulatorLimits { rows: 5, bytes: usize::MAX, entries: 9, linger: Duration::from_secs(1) };
-    let mut accumulator = Accumulator::new(limits);
+    let mut accumulator = Accumulator::new(limits(5, usize::MAX, Duration::from_secs(1)), 9);
     for entry in [array(1, 2, 0), array(2, 50, 0), array(3, 2, 0)] {
         accumulator.push(entry);
     }
@@ -125,8 +130,7 @@ proptest! {
         sizes in prop::collection::vec((0usize..8, 0u64..50), 1..60), rows in 1usize..20, bytes in 1usize..3000,
         entries in 1usize..12, linger in 0u64..100,
     ) {
-        let limits = AccumulatorLimits { rows, bytes, entries, linger: Duration::from_millis(linger) };
-        let mut accumulator = Accumulator::new(limits);
+        let mut accumulator = Accumulator::new(limits(rows, bytes, Duration::from_millis(linger)), entries);
         let mut now = 0;
         let mut order = Vec::new();
         let mut check = |taken: Vec<Entry>, now: u64, linger_kept: bool| {

@@ -48,7 +48,7 @@ pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result
     let feed = inbox.directory()?;
     let opened = inspect(&feed, name)?.ok_or(ClaimError::Gone)?;
     let expected = read_sidecar(&feed, name)?;
-    if expected.is_none() && inbox.config.sidecar_required {
+    if expected.is_none() && inbox.config.settings.require_done {
         return Err(ClaimError::Refused("its sidecar, NAME.done, is missing".to_owned()));
     }
     let home = take(inbox, &feed, name, &opened, expected.is_some(), now)?;

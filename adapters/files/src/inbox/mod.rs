@@ -43,28 +43,24 @@ use postrider_actors::{
     },
     ports::{ClaimError, ClaimedFile, Inbox, InboxChange, RejectSink, Scan, Seen},
 };
+use postrider_settings::Directory;
 use rustix::fs::{Mode, OFlags, Stat};
 
 use dir::{Dir, escaped, while_doing};
-pub use rows::UnpackCaps;
 
 /// What a [`DirectoryInbox`] is made from.
 #[derive(Clone, Debug)]
 pub struct InboxConfig {
     /// The feed's name; a directory is named after it.
     pub feed: String,
-    /// The watched directory, `feeds.NAME.path`.
-    pub directory: PathBuf,
+    /// `[feeds.NAME]`, what a directory has.
+    pub settings: Directory,
     /// `state.dir`.
     pub state_dir: PathBuf,
     /// What the files are made of.
     pub format: Format,
     /// `feeds.NAME.max_row`.
-    pub max_row_bytes: usize,
-    /// `feeds.NAME.require_done`: files without a sidecar are not claimed.
-    pub sidecar_required: bool,
-    /// `feeds.NAME.decompress_max_ratio` and `decompress_max`.
-    pub caps: UnpackCaps,
+    pub max_row: usize,
 }
 
 /// One feed's directory and its claimed files.
@@ -88,7 +84,7 @@ impl DirectoryInbox {
             let text = format!("feed {:?} can't have a directory of its name", config.feed);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let directory = Dir::open(&config.directory)?;
+        let directory = Dir::open(&config.settings.path)?;
         for name in ["done", "failed"] {
             directory.make_child(name, 0o755)?;
         }
@@ -96,7 +92,7 @@ impl DirectoryInbox {
         let claimed =
             Dir::open(&config.state_dir)?.make_child("claimed", 0o700)?.make_child(&config.feed, 0o700)?;
         Ok(Self {
-            watch: watch::DirWatch::new(&config.directory),
+            watch: watch::DirWatch::new(&config.settings.path),
             walk: Mutex::new(None),
             claims: AtomicU64::new(0),
             claimed,
@@ -106,7 +102,7 @@ impl DirectoryInbox {
 
     /// Opened anew each time: the directory may have been replaced.
     fn directory(&self) -> io::Result<Dir> {
-        Dir::open(&self.config.directory)
+        Dir::open(&self.config.settings.path)
     }
 
     /// The header line of a CSV file, unchanged; `None` for other formats, and for a file that has none
@@ -120,7 +116,7 @@ impl DirectoryInbox {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut parser = RowParser::new(&self.config.format, self.config.max_row_bytes);
+        let mut parser = RowParser::new(&self.config.format, self.config.max_row);
         let mut block = RowBlock::new(1);
         let mut buffer = vec![0; parser.input_bytes_min()];
         let (mut filled, mut end) = (0, false);
@@ -169,7 +165,7 @@ impl Inbox for DirectoryInbox {
         if file.name.as_bytes().ends_with(b".rejects.csv") {
             return rejects::unpack(raw);
         }
-        rows::unpack(&file.name, raw, self.config.caps)
+        rows::unpack(&file.name, raw, &self.config.settings)
     }
 
     fn seen(&self, file: &ClaimedFile) -> io::Result<Box<dyn Seen>> {

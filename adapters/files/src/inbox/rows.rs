@@ -10,14 +10,7 @@ use std::{
     },
 };
 
-/// How much a compressed file may unpack to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnpackCaps {
-    /// `decompress_max_ratio`: how many times the bytes that were read.
-    pub ratio_max: u64,
-    /// `decompress_max`: altogether.
-    pub bytes_max: u64,
-}
+use postrider_settings::Directory;
 
 /// Below this, no ratio is suspicious: a short list of equal lines packs very well.
 const RATIO_FROM_BYTES: u64 = 1 << 20;
@@ -26,11 +19,11 @@ const RATIO_FROM_BYTES: u64 = 1 << 20;
 /// `zstd -19` keeps to. Memory is bounded by it (I8).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// The bytes of a file by the ending of its name, unpacked.
+/// The bytes of a file by the ending of its name, unpacked as far as the directory's keys allow.
 pub(super) fn unpack(
     name: &OsStr,
     file: impl Read + Send + 'static,
-    caps: UnpackCaps,
+    directory: &Directory,
 ) -> io::Result<Box<dyn Read + Send>> {
     let name = name.as_bytes();
     if !name.ends_with(b".gz") && !name.ends_with(b".zst") {
@@ -46,7 +39,8 @@ pub(super) fn unpack(
         decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
         ("zstd", Box::new(decoder))
     };
-    Ok(Box::new(Capped { kind, unpacked, written: 0, read, broken, caps }))
+    let (ratio_max, bytes_max) = (directory.decompress_max_ratio.into(), directory.decompress_max);
+    Ok(Box::new(Capped { kind, unpacked, written: 0, read, broken, ratio_max, bytes_max }))
 }
 
 /// Counts what is read of the packed file and notes whether reading it failed.
@@ -77,14 +71,15 @@ struct Capped {
     written: u64,
     read: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
-    caps: UnpackCaps,
+    ratio_max: u64,
+    bytes_max: u64,
 }
 
 impl Read for Capped {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = self.unpacked.read(buffer).map_err(|error| self.explain(error))?;
         self.written += bytes as u64;
-        let UnpackCaps { ratio_max, bytes_max } = self.caps;
+        let Self { ratio_max, bytes_max, .. } = *self;
         let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidData, text));
         if self.written > bytes_max {
             return invalid(format!("it unpacks to more than decompress_max = {bytes_max}"));
@@ -123,9 +118,14 @@ impl Capped {
 mod tests {
     use std::io::Write;
 
+    use postrider_settings::Keys as _;
+
     use super::*;
 
-    const CAPS: UnpackCaps = UnpackCaps { ratio_max: 200, bytes_max: 1 << 30 };
+    /// By default, but for what is given.
+    fn capped(ratio_max: u32, decompress_max: u64) -> Directory {
+        Directory { decompress_max_ratio: ratio_max, decompress_max, ..Directory::declared() }
+    }
 
     fn gz(bytes: &[u8]) -> Vec<u8> {
         let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -137,7 +137,7 @@ mod tests {
         zstd::encode_all(bytes, 3).unwrap()
     }
 
-    fn read(name: &str, bytes: Vec<u8>, caps: UnpackCaps) -> io::Result<Vec<u8>> {
+    fn read(name: &str, bytes: Vec<u8>, caps: &Directory) -> io::Result<Vec<u8>> {
         let mut rows = Vec::new();
         unpack(OsStr::new(name), io::Cursor::new(bytes), caps)?.read_to_end(&mut rows)?;
         Ok(rows)
@@ -145,26 +145,39 @@ mod tests {
 
     #[test]
     fn several_members_and_frames_are_one_file() {
-        assert_eq!(read("a.gz", [gz(b"1\n"), gz(b"2\n")].concat(), CAPS).unwrap(), b"1\n2\n");
-        assert_eq!(read("a.zst", [zst(b"1\n"), zst(b"2\n")].concat(), CAPS).unwrap(), b"1\n2\n");
-        assert_eq!(read("a.txt", gz(b"1\n"), CAPS).unwrap(), gz(b"1\n"), "the name decides");
+        assert_eq!(
+            read("a.gz", [gz(b"1\n"), gz(b"2\n")].concat(), &Directory::declared()).unwrap(),
+            b"1\n2\n"
+        );
+        assert_eq!(
+            read("a.zst", [zst(b"1\n"), zst(b"2\n")].concat(), &Directory::declared()).unwrap(),
+            b"1\n2\n"
+        );
+        assert_eq!(
+            read("a.txt", gz(b"1\n"), &Directory::declared()).unwrap(),
+            gz(b"1\n"),
+            "the name decides"
+        );
     }
 
     #[test]
     fn f30_caps_on_ratio_and_size_are_named() {
         let zeros = vec![0; 64 << 20];
-        let small = UnpackCaps { ratio_max: 1_000_000, bytes_max: (64 << 20) - 1 };
+        let (caps, small) = (Directory::declared(), capped(1_000_000, (64 << 20) - 1));
         for (name, packed) in [("a.gz", gz(&zeros)), ("a.zst", zst(&zeros))] {
-            let error = read(name, packed.clone(), CAPS).unwrap_err();
+            let error = read(name, packed.clone(), &caps).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(error.to_string().contains("decompress_max_ratio = 200"), "{error}");
-            let error = read(name, packed.clone(), small).unwrap_err();
+            let error = read(name, packed.clone(), &small).unwrap_err();
             assert!(error.to_string().contains("decompress_max = 67108863"), "{error}");
-            let enough = UnpackCaps { bytes_max: 64 << 20, ..small };
-            assert_eq!(read(name, packed, enough).unwrap().len(), zeros.len(), "at the limit");
+            assert_eq!(
+                read(name, packed, &capped(1_000_000, 64 << 20)).unwrap().len(),
+                zeros.len(),
+                "at the limit"
+            );
         }
         let short = vec![b'a'; 1 << 20];
-        assert_eq!(read("a.zst", zst(&short), UnpackCaps { ratio_max: 2, ..CAPS }).unwrap(), short);
+        assert_eq!(read("a.zst", zst(&short), &capped(2, 1 << 30)).unwrap(), short);
     }
 
     #[test]
@@ -173,7 +186,7 @@ mod tests {
         let mut writer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         writer.window_log(24).unwrap();
         writer.write_all(&noise).unwrap();
-        let error = read("a.zst", writer.finish().unwrap(), CAPS).unwrap_err();
+        let error = read("a.zst", writer.finish().unwrap(), &Directory::declared()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(error.to_string().contains("8 MiB"), "{error}");
     }
@@ -190,12 +203,14 @@ mod tests {
     fn damage_is_invalid_data_and_a_failing_disk_is_not() {
         for (name, packed) in [("a.gz", gz(b"12345678\n")), ("a.zst", zst(b"12345678\n"))] {
             for damaged in [&packed[..packed.len() - 3], b"no archive", &[&packed[..], b"garbage"].concat()] {
-                let error = read(name, damaged.to_vec(), CAPS).unwrap_err();
+                let error = read(name, damaged.to_vec(), &Directory::declared()).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{name}: {error}");
             }
             let whole = io::Cursor::new(packed[..6].to_vec()).chain(Failing);
-            let error =
-                unpack(OsStr::new(name), whole, CAPS).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+            let error = unpack(OsStr::new(name), whole, &Directory::declared())
+                .unwrap()
+                .read_to_end(&mut Vec::new())
+                .unwrap_err();
             assert_ne!(error.kind(), io::ErrorKind::InvalidData, "{name}: {error}");
         }
     }

@@ -25,7 +25,7 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
     };
     let mut scan = Scan::default();
     while let Some(entry) = walk.read() {
-        let entry = entry.map_err(|error| while_doing(error, escaped(&inbox.config.directory)))?;
+        let entry = entry.map_err(|error| while_doing(error, escaped(&inbox.config.settings.path)))?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if entry.file_type() == FileType::Directory || NameKind::of(name) != NameKind::File {
             continue;

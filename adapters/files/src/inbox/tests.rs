@@ -12,6 +12,7 @@ use postrider_actors::model::{
     file::{FileRecord, FileState, Reject},
     ids::FileId,
 };
+use postrider_settings::Keys as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -27,12 +28,10 @@ const NOW: UnixMs = UnixMs(1_700_000_000_000);
 fn config(feed: &TempDir, state: &TempDir) -> InboxConfig {
     InboxConfig {
         feed: "alerts".into(),
-        directory: feed.path().to_owned(),
+        settings: Directory { path: feed.path().to_owned(), ..Directory::declared() },
         state_dir: state.path().to_owned(),
         format: Format::Csv { delimiter: b',', recipient: "id".into() },
-        max_row_bytes: 65536,
-        sidecar_required: false,
-        caps: UnpackCaps { ratio_max: 200, bytes_max: 1 << 30 },
+        max_row: 65536,
     }
 }
 
@@ -351,7 +350,8 @@ fn a_sidecar_that_is_not_understood_refuses_the_file() {
     assert_eq!(world.names("."), ["a", "a.done", "done", "failed"]);
 
     let state = tempfile::tempdir().unwrap();
-    let strict = InboxConfig { sidecar_required: true, ..config(&world.feed, &state) };
+    let mut strict = config(&world.feed, &state);
+    strict.settings.require_done = true;
     let strict = DirectoryInbox::new(strict).unwrap();
     fs::remove_file(world.path("a.done")).unwrap();
     assert!(
@@ -471,7 +471,8 @@ fn f29_a_scan_that_is_cut_short_goes_on() {
 fn a_directory_that_is_not_there_or_can_t_be_ours_is_an_error_that_names_it() {
     let world = World::new();
     let state = tempfile::tempdir().unwrap();
-    let missing = InboxConfig { directory: world.path("missing"), ..config(&world.feed, &state) };
+    let mut missing = config(&world.feed, &state);
+    missing.settings.path = world.path("missing");
     let error = DirectoryInbox::new(missing).err().unwrap();
     assert!(error.to_string().contains("missing"), "{error}");
     let other = tempfile::tempdir().unwrap();

@@ -10,12 +10,10 @@ use std::{
 };
 
 use postrider_actors::{
-    model::{
-        receipt_format::{ReceiptFileFormat, ReceiptFormat},
-        stable::StableRule,
-    },
+    model::receipt_format::{ReceiptFileFormat, ReceiptFormat},
     ports::{Clock, Inbox},
 };
+use postrider_settings::Directory;
 
 /// How a directory of receipts is read.
 #[derive(Clone, Debug)]
@@ -28,10 +26,8 @@ pub struct DirReceiptsSettings {
     pub line_bytes_max: usize,
     /// The most receipts of one look; at least 1.
     pub receipts_max: usize,
-    /// When a file is complete.
-    pub rule: StableRule,
-    /// How often the directory is looked at whatever the watch says.
-    pub rescan: Duration,
+    /// When a file is complete, and how often the directory is looked at.
+    pub directory: Directory,
     /// How long a poll waits for a running scan; then it brings nothing.
     pub look_max: Duration,
 }

@@ -9,16 +9,16 @@ use postrider_actors::{
         formats::Format,
         receipt::{Receipt, ReceiptKey},
         receipt_format::{FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
-        stable::StableRule,
         time::UnixMs,
     },
     ports::{Arrival, ReceiptLedger},
     testing::{FakeClock, MemoryReceipts},
 };
+use postrider_settings::{Directory, Keys as _};
 use tempfile::TempDir;
 
 use super::*;
-use crate::inbox::{DirectoryInbox, InboxConfig, UnpackCaps};
+use crate::inbox::{DirectoryInbox, InboxConfig};
 
 fn format() -> ReceiptFormat {
     let path = |text: &str| FieldPath::parse(text).unwrap();
@@ -58,6 +58,16 @@ impl World {
         }
     }
 
+    fn directory(&self) -> Directory {
+        Directory {
+            path: self.dropped.path().to_owned(),
+            stable_after: Duration::ZERO,
+            rescan: Duration::ZERO,
+            require_done: self.sidecar_required,
+            ..Directory::declared()
+        }
+    }
+
     fn inbox(&self) -> DirectoryInbox {
         let format_of_rows = match self.kind {
             ReceiptFileFormat::Ndjson => Format::Ndjson { recipient: "status".into() },
@@ -65,12 +75,10 @@ impl World {
         };
         let inbox = DirectoryInbox::new(InboxConfig {
             feed: "sms".into(),
-            directory: self.dropped.path().to_owned(),
+            settings: self.directory(),
             state_dir: self.state.path().to_owned(),
             format: format_of_rows,
-            max_row_bytes: 1_000,
-            sidecar_required: self.sidecar_required,
-            caps: UnpackCaps { ratio_max: 200, bytes_max: 1 << 30 },
+            max_row: 1_000,
         });
         inbox.unwrap()
     }
@@ -86,8 +94,7 @@ impl World {
             kind: self.kind,
             line_bytes_max: 1_000,
             receipts_max: 10,
-            rule: StableRule { stable_after: Duration::ZERO, sidecar_required: self.sidecar_required },
-            rescan: Duration::ZERO,
+            directory: self.directory(),
             look_max,
         };
         DirReceipts::new(inbox, format(), settings, Arc::new(FakeClock::at(UnixMs(1_700_000_000_000))))
