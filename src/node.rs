@@ -226,7 +226,7 @@ mod tests {
         let copied = start_on(copy.path(), b"n").unwrap();
         assert_eq!(copied.replaced, Some("it is a copy"));
         assert_ne!(copied.process.node, elsewhere.process.node);
-        // The original goes on.
+        // The original continues.
         assert_eq!(start_on(dir.path(), b"n").unwrap().process.node, elsewhere.process.node);
     }
 

@@ -41,7 +41,7 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
-/// Names whose refusal was logged; beyond that the set starts anew.
+/// Names whose refusal was logged; beyond that the set is cleared.
 const REFUSALS_MAX: usize = 1_000;
 
 /// Rejected rows exported in one go.
@@ -218,7 +218,7 @@ struct ClaimLoop {
     draining: Arc<AtomicBool>,
 }
 
-/// Why a feed can't go on watching: it is restarted.
+/// Why a feed can't continue watching: it is restarted.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
     #[error("the claimed files can't be listed: {0}")]

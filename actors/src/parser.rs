@@ -127,7 +127,7 @@ impl Handler<Drain> for Parser {
     }
 }
 
-/// Why a pass could not go on. The feed is restarted and resumes at the checkpoint.
+/// Why a pass could not continue. The feed is restarted and resumes at the checkpoint.
 #[derive(Debug, thiserror::Error)]
 enum PassError {
     #[error(transparent)]

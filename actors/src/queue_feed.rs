@@ -50,7 +50,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a backlog that was read counts: pollers ask one after the other, the store is asked once.
 const DEPTH_FRESH: Duration = Duration::from_millis(100);
 
-/// How long a poll may go on when a drain begins: what it brings would be invisible for a while otherwise.
+/// How long a poll may continue when a drain begins: what it brings would be invisible for a while otherwise.
 const LAST_POLL: Duration = Duration::from_secs(1);
 
 /// How long an append may take while draining, before its entries are given back.

@@ -2,7 +2,7 @@
 //!
 //! What a look at the source brings is taken together with the source's cursor, and acknowledged after that.
 //! A crash in between brings the same receipts again, and the inbox knows them. A look that fails is repeated
-//! with the cursor it had: no window is ever passed over because its turn went by (S0.1).
+//! with the cursor it had: no window is ever skipped because its turn went by (S0.1).
 
 use std::{sync::Arc, time::Duration};
 

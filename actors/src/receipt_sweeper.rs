@@ -251,7 +251,7 @@ mod tests {
     };
 
     const START: u64 = 1_700_000_000_000;
-    /// Stands for one: every tick is gone through.
+    /// One: every tick is run.
     const HOUR: Duration = Duration::from_mins(2);
 
     /// tokio's paused clock.

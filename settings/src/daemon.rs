@@ -117,7 +117,7 @@ crate::settings! {
 
     /// Where accepted batches are kept, and with them what became of each message.
     Outbox {
-        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake goes on
+        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake continues
         /// at three quarters of it. It bounds the store's size, not memory.
         high_watermark: u64 = integer(2_000_000, 1..=1_000_000_000, "messages");
         /// How long a settled batch is kept after its dispatch; "0s" = for ever. Then its rows are removed:
@@ -332,7 +332,7 @@ fn word(section: &mut Section<'_>, key: &'static str, advice: &str) -> Option<St
     Some(text)
 }
 
-/// Steps of `queue.delay.steps`: a table that a person can still overlook.
+/// Steps of `queue.delay.steps`: few enough to read at a glance.
 const STEPS_MAX: usize = 16;
 
 /// The longest delay of an entry (Amazon SQS API reference, `SendMessage`).

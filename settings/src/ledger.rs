@@ -82,9 +82,9 @@ crate::settings! {
         timeout: Duration = duration("3d", "1s"..="365d");
         /// How long a receipt waits for a message that is not known yet; then it is an orphan.
         park: Duration = duration("1d", "1s"..="365d");
-        /// The destination that hears of each change of a message's state: a JSON object with `message_id`,
-        /// `destination`, `provider_id`, `before`, `state` and `at`, delivered like any other message. Nobody, unless
-        /// you set it.
+        /// The destination that gets each change of a message's state: a JSON object with `message_id`,
+        /// `destination`, `provider_id`, `before`, `state` and `at`, delivered like any other message. None by
+        /// default.
         events_to: Option<String> = unset("\"status\"", optional_text);
         /// Where sources of kind "http" listen, "ADDRESS:PORT"; "" = nowhere. Put a proxy with TLS before it.
         listen: Option<SocketAddr> = given("\"\"", listen);

@@ -37,7 +37,7 @@ const BATCH_LINGER: Duration = Duration::from_millis(50);
 const QUEUE_POLLERS: usize = 2;
 const QUEUE_WAIT: Duration = Duration::from_secs(20);
 
-/// Open messages at which intake goes on: a gap that is wide enough for it not to flap.
+/// Open messages at which intake continues: a gap that is wide enough for it not to flap.
 fn low_watermark(config: &Config) -> u64 {
     config.outbox.high_watermark / 4 * 3
 }
@@ -205,7 +205,7 @@ pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> Qu
     let config = &resolved.config;
     QueueFeedSettings {
         name: STATUS_FEED.into(),
-        // An id and not a person: who is meant, the receiver of changes knows by the message.
+        // An id, not a recipient: the receiver of changes knows the recipient by the message.
         recipient: "message_id".into(),
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,

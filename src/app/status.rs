@@ -44,7 +44,7 @@ impl StatusReporter {
         }
     }
 
-    /// The line, if it is news. A store that can't be read has news of its own.
+    /// The line, if it has changed. A store that can't be read has a line of its own.
     pub(super) async fn line(&mut self) -> Option<String> {
         let look = self.clock.mono();
         if look < self.look_again {

@@ -78,13 +78,13 @@ enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
         /// The format
-        #[arg(long, value_enum, default_value_t = Format::Csv)]
-        format: Format,
+        #[arg(long, value_enum, default_value_t = ExportFormat::Csv)]
+        format: ExportFormat,
     },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum ExportFormat {
     /// With a header
     Csv,
     /// One JSON object per line
@@ -241,7 +241,7 @@ fn export(
     view: &mut dyn View,
     filter: &DeadFilter,
     limit: usize,
-    format: Format,
+    format: ExportFormat,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let header = [
@@ -257,7 +257,7 @@ fn export(
         "cause",
         "detail",
     ];
-    if matches!(format, Format::Csv) {
+    if matches!(format, ExportFormat::Csv) {
         write_csv(out, header)?;
     }
     let mut position = Position::default();
@@ -270,7 +270,7 @@ fn export(
         let recipients = view.recipients(&letters)?;
         for (letter, recipient) in letters.iter().zip(&recipients) {
             match format {
-                Format::Csv => write_csv(
+                ExportFormat::Csv => write_csv(
                     out,
                     [
                         &id(letter).to_string(),
@@ -286,7 +286,7 @@ fn export(
                         letter.detail.as_deref().unwrap_or_default(),
                     ],
                 )?,
-                Format::Ndjson => {
+                ExportFormat::Ndjson => {
                     serde_json::to_writer(&mut *out, &json_of(letter, Some(recipient)))?;
                     out.write_all(b"\n")?;
                 }

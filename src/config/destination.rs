@@ -115,7 +115,7 @@ settings! {
         content_type: String = given("\"application/json\"", content_type);
         /// Certificates in PEM that are trusted beside the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
-        /// Where in a 2xx answer, which is JSON then, the receiver's own id for the message stands: a JSON pointer (RFC
+        /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it.
         provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
     }
@@ -268,7 +268,7 @@ fn retry(section: &mut Section<'_>) -> Retry {
     let mut retry = Retry::read_table(section, "retry");
     let key = format!("{}.max_retry_after", section.key("retry"));
     if !section.reader().is_set(&key) {
-        // Whoever shortens the whole is not asked to shorten its part.
+        // Shortening the total timeout does not require shortening its part.
         retry.max_retry_after = retry.max_retry_after.min(retry.max_age);
     }
     retry

@@ -21,7 +21,7 @@ const HEAD: &str = "\
 #   POSTRIDER__DESTINATIONS__SUPPORT__TIMEOUT=30s
 #   POSTRIDER__FEEDS__ALERTS__DESTINATIONS=support,audit
 #
-# In names of feeds, destinations and headers `_` stands for `-` as well. The environment wins over
+# In names of feeds, destinations and headers `_` also matches `-`. The environment wins over
 # your file, your file over this one. `postrider check-config -c FILE` says what is wrong, all at once.
 #
 # A time is written with its unit (\"250ms\", \"5s\", \"30m\", \"14d\"), and so is a size (\"512B\", \"64KiB\", \"1MiB\").

@@ -65,7 +65,7 @@ settings! {
     DirectorySource {
         /// kind = "dir": the directory; an absolute path. Finished files go to `done` and `failed` in it.
         path: PathBuf = unset("\"/srv/postrider/receipts\"", required_path);
-        /// How long size and mtime must stand still before a file is claimed.
+        /// How long size and mtime must be unchanged before a file is claimed.
         stable_after: Duration = duration("2s", "0s"..="1h");
     }
 

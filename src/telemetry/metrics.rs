@@ -309,7 +309,7 @@ mod tests {
     use crate::telemetry::Metered;
 
     /// A metric as the table documents it: type, labels, unit.
-    type Row = (String, BTreeSet<String>, String);
+    type DocumentedMetric = (String, BTreeSet<String>, String);
 
     /// Metrics in which every family has a series.
     fn touched() -> Metrics {
@@ -336,9 +336,9 @@ mod tests {
     }
 
     /// Every exported family, under the name that a query uses.
-    fn exported() -> BTreeMap<String, Row> {
+    fn exported() -> BTreeMap<String, DocumentedMetric> {
         let text = touched().render();
-        let mut families: BTreeMap<String, Row> = BTreeMap::new();
+        let mut families: BTreeMap<String, DocumentedMetric> = BTreeMap::new();
         let mut units = BTreeMap::new();
         for line in text.lines() {
             if let Some(unit) = line.strip_prefix("# UNIT ") {
@@ -355,7 +355,7 @@ mod tests {
                 family.unwrap().1.1.extend(names.filter(|name| name != "le"));
             }
         }
-        let full = |(name, mut row): (String, Row)| {
+        let full = |(name, mut row): (String, DocumentedMetric)| {
             row.2 = units.remove(&name).unwrap_or_default();
             let suffix = match row.0.as_str() {
                 "counter" => "_total",
@@ -368,7 +368,7 @@ mod tests {
     }
 
     /// The table's rows: | `NAME` | type | labels | unit | meaning |
-    fn documented() -> BTreeMap<String, Row> {
+    fn documented() -> BTreeMap<String, DocumentedMetric> {
         let text = include_str!("../../docs/operations.md");
         let rows = text.lines().filter(|line| line.starts_with("| `postrider_"));
         rows.map(|line| {

@@ -95,7 +95,7 @@ pub struct StageMetrics {
 }
 
 impl Default for StageMetrics {
-    /// Metrics that nobody exports, for tests.
+    /// Metrics that are not exported, for tests.
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
@@ -120,7 +120,12 @@ impl StageMetrics {
                 ["outcome"],
                 "Batches that were offered to the queue",
             ),
-            leases_lost: Counters::register(to, "leases_lost", [], "Leases that nobody extended in time"),
+            leases_lost: Counters::register(
+                to,
+                "leases_lost",
+                [],
+                "Leases that expired because they were not extended in time",
+            ),
             attempts: Counters::register(
                 to,
                 "attempts",

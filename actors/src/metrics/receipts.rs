@@ -29,7 +29,7 @@ pub struct ReceiptMetrics {
 }
 
 impl Default for ReceiptMetrics {
-    /// Metrics that nobody exports, for tests.
+    /// Metrics that are not exported, for tests.
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
@@ -253,12 +253,12 @@ impl SweeperMetrics {
         self.expired.of([destination]).inc_by(messages as u64);
     }
 
-    /// How many receipts wait; `None` if nobody knows.
+    /// How many receipts wait; `None` if unknown.
     pub fn waiting(&self, receipts: Option<u64>) {
         self.waiting.set([], receipts);
     }
 
-    /// How many are parked; `None` if nobody knows.
+    /// How many are parked; `None` if unknown.
     pub fn parked(&self, receipts: Option<u64>) {
         self.parked.set([], receipts);
     }

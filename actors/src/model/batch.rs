@@ -179,7 +179,7 @@ impl PayloadWriter {
     }
 }
 
-/// Where each row of a payload stands in it.
+/// The place of each row in a payload.
 #[derive(Clone)]
 pub struct Rows {
     payload: Bytes,

@@ -239,7 +239,7 @@ pub struct ReceiptReject {
     pub text: RejectedText,
 }
 
-/// What is kept of a rejected receipt: for a person, and to be read again once the mapping is fixed. It may name
+/// What is kept of a rejected receipt: for the operator, and to be read again once the mapping is fixed. It may name
 /// a recipient, so it belongs in no log (I10).
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RejectedText {
@@ -257,7 +257,7 @@ impl RejectedText {
         Self { is_whole: kept.text.as_bytes() == text, ..kept }
     }
 
-    /// Of something that is not a receipt: for a person alone.
+    /// Of something that is not a receipt: for the operator alone.
     pub fn of_other(text: &[u8]) -> Self {
         let text = &text[..text.len().min(REJECTED_BYTES_MAX)];
         let mut text = String::from_utf8_lossy(text).replace('\0', "\u{fffd}");

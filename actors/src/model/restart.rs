@@ -9,7 +9,7 @@ use super::time::MonoMs;
 pub struct RestartPolicy {
     /// More restarts than this within `period` escalate to the parent.
     pub max_restarts: u32,
-    /// The window that restarts are counted in. A child that lived this long starts anew at `base`.
+    /// The window that restarts are counted in. A child that lived this long starts over at `base`.
     pub period: Duration,
     /// The upper bound of the first backoff.
     pub base: Duration,

@@ -44,7 +44,7 @@ impl Settlement {
 /// How a settlement was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Recorded; messages of the batch are still open and the lease goes on.
+    /// Recorded; messages of the batch are still open and the lease continues.
     Open,
     /// Recorded, and the lease has ended as the worker said; messages are left, to be tried when they are due.
     Released,

@@ -28,7 +28,7 @@ pub struct Polled {
 #[async_trait]
 pub trait ReceiptSource: Send + Sync {
     /// Looks for receipts behind `cursor` (`None`: from the beginning); without any it waits for up to
-    /// `wait`. A look that fails is repeated with the same cursor: nothing is passed over (S0.1). Cancelling it
+    /// `wait`. A poll that fails is repeated with the same cursor: nothing is skipped (S0.1). Cancelling it
     /// loses nothing but time.
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError>;
 

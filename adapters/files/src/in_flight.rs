@@ -34,7 +34,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"Ptrdfly1");
 const SLOTS: usize = 65_536;
 
 const HEADER_WORDS: usize = 8;
-/// Where the header's words stand.
+/// The indexes of the header's words.
 const BOOT: usize = 1;
 const RAN_OUT: usize = 3;
 const USED: usize = 4;

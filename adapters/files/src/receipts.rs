@@ -6,7 +6,7 @@
 //! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
 //!
-//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look goes on
+//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look continues
 //! by itself, the only one of its source, and what it found is handed out by a later poll.
 
 mod file;
@@ -50,7 +50,7 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
-/// Names whose refusal was logged; beyond that the set starts anew.
+/// Names whose refusal was logged; beyond that the set is cleared.
 const REFUSALS_MAX: usize = 1_000;
 
 /// How often the directory is asked for changes at most, and at least.
@@ -180,7 +180,7 @@ impl ReceiptSource for DirReceipts {
                 state.look(shared, asked)?;
                 Ok(state.pause(shared))
             });
-            // Too long: it goes on, and a later poll has what it finds.
+            // Too long: it continues, and a later poll has what it finds.
             let Ok(pause) = timeout_at(begun + wait.max(self.shared.settings.look_max), look).await else {
                 return Ok(Polled::default());
             };
@@ -194,7 +194,7 @@ impl ReceiptSource for DirReceipts {
                 return Ok(Polled::default());
             }
             match timeout(pause.min(left), self.shared.inbox.changed()).await {
-                Ok(Ok(change)) => self.state.lock().await.heard(change.complete, change.rescan),
+                Ok(Ok(change)) => self.state.lock().await.note(change.complete, change.rescan),
                 Ok(Err(error)) => {
                     tracing::debug!(source = %self.shared.format.source(), %error, "the directory can't be watched; it is still scanned");
                     tokio::time::sleep(pause.min(left)).await;
@@ -226,7 +226,7 @@ impl State {
             return Ok(()); // by a look that was cut off
         }
         self.found = None;
-        // Not expected again before this look has ended well: after an error or a panic everything is found anew.
+        // Not due again before this scan has succeeded: after an error or a panic everything is found again.
         if self.expected.take().as_ref() != Some(&cursor) {
             // The first look, or what the last one brought was not taken.
             self.open = None;
@@ -274,7 +274,7 @@ impl State {
         Ok(Some(polled))
     }
 
-    fn heard(&mut self, complete: Vec<OsString>, rescan: bool) {
+    fn note(&mut self, complete: Vec<OsString>, rescan: bool) {
         self.complete.extend(complete);
         if rescan || self.complete.len() > SCAN_MAX {
             self.complete.clear();

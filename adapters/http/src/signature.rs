@@ -81,7 +81,7 @@ impl SigningKey {
     }
 
     /// Whether one of the signatures in a `webhook-signature` header is this key's, compared in
-    /// constant time. Versions other than `v1` are passed over.
+    /// constant time. Versions other than `v1` are skipped.
     pub fn verifies(&self, id: &[u8], timestamp: &[u8], body: &[u8], header: &str) -> bool {
         let mac = self.mac(id, timestamp, body);
         header

@@ -237,7 +237,7 @@ impl Thread {
         match done {
             Ok(_) => Ok(()),
             Err(error) if error.is_fatal() => Err(self.fatal(&error)),
-            // A full disk: the log goes on, and the next round tries again.
+            // A full disk: the log continues, and the next round tries again.
             Err(error) => {
                 tracing::warn!(%error, "the store's log could not be moved into the database; retrying");
                 thread::sleep(Duration::from_millis(10));

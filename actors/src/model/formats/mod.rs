@@ -24,7 +24,7 @@ mod text;
 use super::{batch::RowLayout, file::Reject};
 pub(super) use csv::listed;
 use lines::{Line, Overlong};
-pub(super) use ndjson::{Checked, Key, Keys, TWICE};
+pub(super) use ndjson::{Checked, KeySeed, OpenKeys, TWICE};
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
 pub const COLUMNS_MAX: usize = 1024;
@@ -117,7 +117,7 @@ pub enum FileError {
         line: u64,
         /// The configured name.
         wanted: String,
-        /// How many columns were found, and which, for a person.
+        /// How many columns were found, and which, for the operator.
         found: String,
     },
 }
@@ -185,7 +185,7 @@ impl RowBlock {
     }
 }
 
-/// How far a parser has come.
+/// How far a parser has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The byte after the last row, blank line or header that was consumed, in the decompressed stream.
@@ -196,7 +196,7 @@ pub struct Position {
     pub line: u64,
 }
 
-/// Why a row is refused, for a person. No cell is quoted: a reason may be logged (I10).
+/// Why a row is refused, for the operator. No cell is quoted: a reason may be logged (I10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RowError(String);
 

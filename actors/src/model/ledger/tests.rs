@@ -367,7 +367,7 @@ impl World {
             self.reported_sent[message.index as usize] = true;
         }
         self.apply(&before, &changes);
-        // B5, whatever else is said of the lease: the same facts once more change nothing.
+        // B5, whatever else is reported of the lease: repeating the same facts changes nothing.
         let once = self.record.clone();
         let again = Standing { fence, verdicts, details: &details, ends: false, begins: None };
         let changes = self.record.settle(again).unwrap();

@@ -37,7 +37,7 @@ pub enum ReceiptFileError {
     NoColumn {
         /// What was looked for.
         wanted: String,
-        /// How many columns were found, and which, for a person.
+        /// How many columns were found, and which, for the operator.
         found: String,
     },
 }

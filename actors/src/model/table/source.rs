@@ -19,13 +19,13 @@ pub enum Raw<'a> {
 }
 
 /// What can be asked for by name.
-pub(super) enum Fields<'a> {
+pub(super) enum RowFields<'a> {
     None,
     Columns(HashMap<&'a str, &'a str>),
     Object(HashMap<String, &'a RawValue>),
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RowFields<'a> {
     pub(super) fn of(data: &MessageData<'a>) -> Result<Self, String> {
         Ok(match data {
             MessageData::None => Self::None,

@@ -341,7 +341,7 @@ pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
     Ok(files)
 }
 
-/// What a claim's directory holds; `None` if it was nothing to go on with and was cleared away.
+/// What a claim's directory holds; `None` if it was nothing to continue with and was cleared away.
 fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
     let home = inbox.claimed.child(claim)?;
     let note: Option<Note> =
@@ -351,13 +351,13 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
         (Some(mut note), file) => {
             let name = OsStr::from_bytes(&note.name).to_owned();
             if let Some(stat) = home.stat(&name)? {
-                // A reboot may number devices anew; the rest stays.
+                // A reboot may renumber devices; the rest stays.
                 note.fingerprint[0] = stat.st_dev;
             } else if let Some(other) = file {
                 let text = format!("{} holds another file than its {NOTE} says", home.at(other));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
-            // Without its file the claim stands all the same: the stage finds out that it is lost (F32).
+            // Without its file the claim still counts: the stage finds out that it is lost (F32).
             let expected = expected_in(&home, &name);
             Ok(Some(note.into_file(&home, expected)))
         }

@@ -104,7 +104,7 @@ impl DirectoryInbox {
         })
     }
 
-    /// Opened anew each time: the directory may have been replaced.
+    /// Opened each time: the directory may have been replaced.
     fn directory(&self) -> io::Result<Dir> {
         Dir::open(&self.config.directory)
     }
@@ -207,7 +207,7 @@ fn open_claimed(file: &ClaimedFile) -> io::Result<std::fs::File> {
 
 /// The claim's directory.
 fn home_of(file: &ClaimedFile) -> io::Result<&Path> {
-    let none = || io::Error::new(io::ErrorKind::InvalidInput, "a claimed file stands in no directory");
+    let none = || io::Error::new(io::ErrorKind::InvalidInput, "a claimed file has no directory");
     file.path.parent().ok_or_else(none)
 }
 

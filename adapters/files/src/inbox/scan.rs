@@ -17,7 +17,7 @@ use super::{
 /// Looks at up to `limit` names; a look that was cut short goes on where it stopped.
 pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
     let directory = inbox.directory()?;
-    // A panic in here leaves no half-done state behind: at worst the walk begins anew.
+    // A panic in here leaves no half-done state behind: at worst the walk starts over.
     let mut kept = inbox.walk.lock().unwrap_or_else(PoisonError::into_inner);
     let mut walk = match kept.take() {
         Some(walk) => walk,
@@ -30,7 +30,7 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
         if entry.file_type() == FileType::Directory || NameKind::of(name) != NameKind::File {
             continue;
         }
-        // It may be gone by now, or be a directory where the listing does not say so.
+        // It may be gone by now, or be a directory that the listing does not mark as one.
         let Some(stat) = directory.stat(name)? else { continue };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             continue;

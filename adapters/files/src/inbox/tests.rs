@@ -464,7 +464,7 @@ fn f29_a_scan_that_is_cut_short_goes_on() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), 25, "nothing is left out, nothing starves");
-    assert_eq!(world.inbox.scan(100).unwrap().candidates.len(), 25, "then it begins anew");
+    assert_eq!(world.inbox.scan(100).unwrap().candidates.len(), 25, "then it starts over");
 }
 
 #[test]

@@ -184,7 +184,7 @@ async fn f49_a_ledger_that_is_away_loses_no_change() {
     assert!(world.intake.delete(&acks(&entries)).await.is_err());
     world.ledger.set_down(false);
     world.ledger.lose_answers(1);
-    let _ = world.intake.delete(&acks(&entries)).await; // done, and not heard of
+    let _ = world.intake.delete(&acks(&entries)).await; // done, but the answer is lost
     assert_eq!(world.left().await, 0);
     assert_eq!(world.intake.delete(&acks(&entries)).await.unwrap().len(), 5);
     world.clock.advance(VISIBILITY * 2);

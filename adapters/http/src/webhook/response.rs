@@ -136,7 +136,7 @@ fn parse_retry_after(value: &[u8]) -> Option<RetryAfter> {
     })
 }
 
-/// Where a body stands after some bytes.
+/// The state of a body after some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyStep {
     /// There is more to come.

@@ -124,21 +124,21 @@ impl Shared {
             }
         }
         applied.parked = unknown.len() as u64;
-        let mut news = Vec::new();
+        let mut changed = Vec::new();
         for (place, row) in &rows {
             applied.changed += u64::from(row.standing.is_changed());
             applied.conflicts += u64::from(row.standing.is_new_conflict());
             if row.standing.has_news() {
-                news.push((place, row));
+                changed.push((place, row));
             }
         }
-        for partition in news.chunk_by(|a, b| a.0.0 == b.0.0) {
+        for partition in changed.chunk_by(|a, b| a.0.0 == b.0.0) {
             if !write(transaction, partition, at).await? {
                 return Ok(None);
             }
         }
         if self.keep_changes {
-            keep_changes(transaction, &news, at).await?;
+            keep_changes(transaction, &changed, at).await?;
         }
         waiting::park(transaction, &unknown, at).await?;
         Ok(Some(applied))
