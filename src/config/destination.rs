@@ -96,9 +96,9 @@ settings! {
     WebhookKeys {
         /// Where requests go: http:// or https://, without user name and password.
         url: WebhookUrl = unset("\"https://hooks.example.com/alerts\"", url);
-        /// What requests are signed with (Standard Webhooks), up to 8: all of them, so that a secret can be rotated.
-        /// Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's LoadCredential=),
-        /// never the secret itself. `[]` sends without a signature.
+        /// What requests are signed with (Standard Webhooks), up to 8: with all of them, so that a secret can be
+        /// rotated. Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's
+        /// LoadCredential=), never the secret itself. `[]` sends without a signature.
         secrets: Vec<SecretSource> = unset("[\"credential:support\"]", signing_secrets);
         /// Requests in flight. 32 to 64 were fastest in measurements; more only cost.
         concurrency: usize = integer(64, 1..=65_536, "requests in flight");
@@ -113,7 +113,7 @@ settings! {
         template_file: Option<PathBuf> = unset("\"/etc/postrider/alerts.json.j2\"", optional_path);
         /// The body's media type.
         content_type: String = given("\"application/json\"", content_type);
-        /// Certificates in PEM that are trusted beside the system's; an absolute path.
+        /// PEM file of certificates to trust in addition to the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
         /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it.
@@ -124,11 +124,11 @@ settings! {
     TableKeys {
         /// kind = "table": the warehouse that the table is in.
         warehouse: String = unset("\"main\"", warehouse_name);
-        /// The table, or SCHEMA.TABLE. It must be there.
+        /// The table, or SCHEMA.TABLE. It must exist.
         table: TableName = unset("\"analytics.events\"", table_name);
         /// The column for the message's id; it must be unique, so that no row is written twice.
         key_column: String = given("\"message_id\"", key_column);
-        /// Rows of one statement at most. Batches that wait already travel together.
+        /// Rows per statement at most. Waiting batches share a statement.
         max_rows: usize = integer(5_000, 1..=100_000, "rows");
         /// The longest that a batch waits for others to fill a statement.
         linger: Duration = duration("500ms", "0s"..="1m");
