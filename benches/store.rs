@@ -82,7 +82,8 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
     let mut open = BATCHES_PER_ROUND;
     while open > 0 {
         let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 4 }];
-        let request = LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at };
+        let request =
+            LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at, born: UnixMs(0) };
         let leases = store.lease(request).await.expect("lease");
         open -= leases.len() as u64;
         // At most 500 outcomes per call, as the daemon groups them, spread over `settles` batches.

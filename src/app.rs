@@ -35,6 +35,7 @@ use std::{
 use actix_rt::System;
 use postrider_actors::{
     flow::ProgressBoard,
+    model::time::MonoMs,
     ports::{Clock, InFlight},
 };
 use tokio::{
@@ -169,6 +170,8 @@ struct Machine {
     alone: Arc<RwLock<()>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
+    /// When the process was born.
+    born: MonoMs,
     board: ProgressBoard,
     health: Health,
     systemd: Notifier,
@@ -227,6 +230,7 @@ pub fn run(
         in_flight: Arc::new(in_flight),
         alone: Arc::default(),
         metrics,
+        born: clock.mono(),
         clock,
         board,
         health,

@@ -216,7 +216,8 @@ fn the_embedded_store() {
     let queue = store.clone();
     let grant: Grant = Box::new(move |runtime, batch, now| {
         let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: usize::MAX }];
-        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
         let leases = runtime.block_on(queue.lease(request)).unwrap();
         let (wanted, others): (Vec<_>, Vec<_>) =
             leases.iter().map(|lease| lease.token).partition(|token| token.batch == batch);
@@ -290,6 +291,7 @@ mod dynamodb {
                 batches: vec![batch],
                 until: UnixMs(u64::MAX / 2_000),
                 now,
+                born: UnixMs(0),
             };
             let granted = runtime.block_on(claims.claim(request)).unwrap();
             let [(_, Claim::Granted(record))] = &granted[..] else { panic!("not granted: {granted:?}") };

@@ -143,7 +143,10 @@ async fn messages(store: &EmbeddedStore) -> BTreeMap<String, usize> {
     loop {
         let wants = vec![Want { destination: "shop".into(), messages: 1_000, batches: 1_000 }];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
-        let leases = store.lease(LeaseRequest { holder: "look".into(), wants, until, now }).await.unwrap();
+        let leases = store
+            .lease(LeaseRequest { holder: "look".into(), wants, until, now, born: UnixMs(0) })
+            .await
+            .unwrap();
         if leases.is_empty() {
             break;
         }

@@ -116,7 +116,8 @@ impl World {
     async fn lease(&self, process: usize, destination: &str, limit: usize) -> Vec<Lease> {
         let until = SystemClock.mono().after(LEASE);
         let wants = vec![Want { destination: destination.into(), messages: usize::MAX, batches: limit }];
-        let request = LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall() };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall(), born: UnixMs(0) };
         self.processes[process].lease(request).await.unwrap()
     }
 

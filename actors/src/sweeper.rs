@@ -219,7 +219,8 @@ mod tests {
         let id = step().batches[0].id;
         store.append(step()).await.unwrap();
         let wants = vec![Want { destination: "d".into(), messages: 9, batches: 1 }];
-        let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW };
+        let request =
+            LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW, born: UnixMs(0) };
         let lease = store.lease(request).await.unwrap().pop().unwrap();
         let sent = Verdict::Sent { at: NOW, status: 200 };
         let settlement = Settlement {

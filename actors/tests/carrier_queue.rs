@@ -68,7 +68,7 @@ impl World {
     async fn lease(&self, queue: &CarrierQueue, limit: usize) -> Vec<Lease> {
         let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: limit }];
         let (until, now) = (self.until(), self.clock.wall());
-        queue.lease(LeaseRequest { holder: "w#1".into(), wants, until, now }).await.unwrap()
+        queue.lease(LeaseRequest { holder: "w#1".into(), wants, until, now, born: UnixMs(0) }).await.unwrap()
     }
 
     /// Sends what is due of it; what `fails` is to be tried again in two seconds.

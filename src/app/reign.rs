@@ -518,7 +518,9 @@ pub(super) fn worker(
 ) -> impl Fn(&Birth, &Bell) -> WorkerSetup + Send + Sync + Clone + use<> {
     let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
     let (due_again, lease) = (due_again.clone(), config.lease.duration);
+    let born = machine.born;
     move |birth, queued| WorkerSetup {
+        born,
         queue: stores.queue.clone(),
         ledger: stores.ledger.clone(),
         clock: clock.clone(),

@@ -65,7 +65,7 @@ impl Stores {
             return stores.recording(resolved, metrics).await;
         }
         debug_assert!(config.profile == Profile::Embedded, "the other profile was opened, or refused");
-        let store = open_embedded(state_dir, evidence, clock.wall())?;
+        let store = open_embedded(state_dir, evidence)?;
         Self::embedded(&store, metrics).recording(resolved, metrics).await
     }
 
@@ -166,12 +166,8 @@ impl Stores {
 }
 
 /// Opens the embedded store and says what an earlier run left.
-fn open_embedded(
-    state_dir: &Path,
-    evidence: &Evidence,
-    now: UnixMs,
-) -> Result<Arc<EmbeddedStore>, StartError> {
-    let store = EmbeddedStore::open_after(state_dir, evidence, now, exit_on_fatal())?;
+fn open_embedded(state_dir: &Path, evidence: &Evidence) -> Result<Arc<EmbeddedStore>, StartError> {
+    let store = EmbeddedStore::open_after(state_dir, evidence, exit_on_fatal())?;
     match (store.losses(), evidence.len()) {
         (0, _) => {}
         (batches, Some(messages)) => tracing::warn!(

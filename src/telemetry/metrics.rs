@@ -174,20 +174,20 @@ impl ApiCalls {
                 to,
                 "api_calls",
                 ["service", "operation", "outcome"],
-                "Calls of remote services",
+                "Calls to remote services",
             ),
             duration: Timings::register(
                 to,
                 "api_call_duration",
                 ["service", "operation"],
-                "Duration of calls of remote services",
+                "Duration of calls to remote services",
                 call_buckets,
             ),
             items: Counters::register(
                 to,
                 "api_items",
                 ["service", "operation"],
-                "Items that calls of remote services carried",
+                "Items carried by calls to remote services",
             ),
         }
     }
@@ -263,12 +263,7 @@ impl BacklogMetrics {
                 [],
                 "Batches that the queue has not accepted",
             ),
-            oldest: Gauges::register_seconds(
-                to,
-                "oldest_due",
-                [],
-                "How long the batch that is due for longest has been so",
-            ),
+            oldest: Gauges::register_seconds(to, "oldest_due", [], "Age of the oldest overdue batch"),
             queue: Gauges::register(to, "queue_batches", ["state"], "Batches that the queue holds"),
         }
     }

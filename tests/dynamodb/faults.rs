@@ -53,7 +53,7 @@ async fn due(store: &DynamoStore, limit: usize, except: &[Arc<str>]) -> Vec<Batc
 }
 
 async fn claim(store: &DynamoStore, holder: &str, batches: Vec<BatchId>) -> Vec<Claim> {
-    let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW };
+    let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW, born: UnixMs(0) };
     store.claim(request).await.unwrap().into_iter().map(|(_, claim)| claim).collect()
 }
 
@@ -597,6 +597,7 @@ async fn f47_a_failed_condition_loses_nothing_and_sets_nothing_back() {
         batches: vec![id],
         until: UnixMs(LATER.0 * 2),
         now: UnixMs(LATER.0 + 1),
+        born: UnixMs(0),
     };
     let claims = other.claim(request).await.unwrap();
     let Claim::Granted(record) = &claims[0].1 else { panic!("{claims:?}") };

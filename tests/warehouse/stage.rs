@@ -212,6 +212,7 @@ impl World {
         let setup = TableDeliverySetup {
             destinations: self.destinations.clone(),
             worker: WorkerSetup {
+                born: postrider_actors::model::time::MonoMs(0),
                 queue: self.store.clone(),
                 ledger: self.ledger.clone(),
                 clock: clock.clone(),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{Bell, Bells, Progress, insist, log_rates};
 use crate::{
-    model::{lease::LeaseToken, throughput::ThroughputLog},
+    model::{lease::LeaseToken, throughput::ThroughputLog, time::MonoMs},
     ports::{
         Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError,
         Want,
@@ -33,6 +33,8 @@ pub struct WorkerSetup {
     pub due_again: Bells,
     /// How long a lease holds unless extended.
     pub lease: Duration,
+    /// When the process was born.
+    pub born: MonoMs,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -152,7 +154,9 @@ impl Worker {
             } else {
                 let until = setup.clock.mono().after(setup.lease);
                 let now = setup.clock.wall();
-                let request = LeaseRequest { holder: self.holder.clone(), wants: wants.clone(), until, now };
+                let born = now.before(setup.clock.mono().since(setup.born));
+                let (holder, wanted) = (self.holder.clone(), wants.clone());
+                let request = LeaseRequest { holder, wants: wanted, until, now, born };
                 let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
                 failpoint!("lease.after");
                 for lease in leases {

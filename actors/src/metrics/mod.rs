@@ -118,7 +118,7 @@ impl StageMetrics {
                 to,
                 "queue_entries",
                 ["outcome"],
-                "Batches that were offered to the queue",
+                "Batches offered to the queue",
             ),
             leases_lost: Counters::register(
                 to,
@@ -136,11 +136,11 @@ impl StageMetrics {
                 to,
                 "attempt_duration",
                 ["destination"],
-                "From the begin of an attempt to its outcome",
+                "From the start of an attempt to its outcome",
                 call_buckets,
             ),
             sent: Counters::register(to, "messages_sent", ["destination"], "Messages recorded as sent"),
-            retries: Counters::register(to, "retries", ["destination"], "Messages that will be tried again"),
+            retries: Counters::register(to, "retries", ["destination"], "Messages to be retried"),
             dead: Counters::register(to, "messages_dead", ["destination", "cause"], "Messages given up"),
             batches: Counters::register(
                 to,

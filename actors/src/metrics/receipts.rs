@@ -49,7 +49,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_poll_failures",
                 ["source"],
-                "Looks at a source that failed and were repeated",
+                "Polls of a source that failed and were repeated",
             ),
             requests: Counters::register(
                 to,
@@ -67,7 +67,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_conflicts",
                 [],
-                "Messages that receipts say have failed and have arrived",
+                "Messages that receipts report as both failed and delivered",
             ),
             changed: Counters::register(
                 to,
@@ -79,26 +79,26 @@ impl ReceiptMetrics {
                 to,
                 "receipt_apply_duration",
                 [],
-                "How long it took to apply a batch of receipts",
+                "Time to apply a batch of receipts",
                 call_buckets,
             ),
             rejoined: Counters::register(
                 to,
                 "receipts_rejoined",
                 [],
-                "Parked receipts whose message became known and that the sweeper found",
+                "Parked receipts whose message became known, found by the sweeper",
             ),
             orphaned: Counters::register(
                 to,
                 "receipts_orphaned",
                 [],
-                "Parked receipts that were given up for want of their message",
+                "Parked receipts that were given up because their message never came",
             ),
             expired: Counters::register(
                 to,
                 "messages_expired",
                 ["destination"],
-                "Messages without a final receipt in time",
+                "Messages that expired without a final receipt",
             ),
             waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
             parked: Gauges::register(to, "receipts_parked", [], "Receipts that wait for their message"),
@@ -106,7 +106,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_source_behind",
                 ["source"],
-                "How far behind the clock a source is read that is read by time",
+                "How far behind the clock a time-based source is read",
             ),
         }
     }

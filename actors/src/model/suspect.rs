@@ -77,7 +77,8 @@ mod tests {
         let mut requests = vec![0u32; len as usize];
         let mut condemned = Vec::new();
         for life in 0..1_000u64 {
-            let granted = record.lease("w", Deadline(life), Deadline(life), UnixMs(life));
+            let granted =
+                record.lease("w", Deadline(life), Deadline(life), UnixMs(life * 1_000_000), UnixMs(0));
             if granted == Grant::Settled {
                 return (requests, condemned);
             }
@@ -157,9 +158,9 @@ mod tests {
     #[test]
     fn what_was_in_flight_is_charged_and_nothing_else() {
         let mut record = Record::new(5, UnixMs(0), UnixMs(0));
-        record.lease("w", Deadline(1), Deadline(0), UnixMs(0));
+        record.lease("w", Deadline(1), Deadline(0), UnixMs(0), UnixMs(0));
         record.charge(&[1, 3], false);
-        record.lease("w", Deadline(1), Deadline(0), UnixMs(0));
+        record.lease("w", Deadline(1), Deadline(0), UnixMs(0), UnixMs(0));
         record.charge(&[3, 9], true); // 9 is not a message of it
         assert_eq!(record.losses, 0, "the others go at full pace");
         let charges: Vec<_> =
@@ -170,7 +171,7 @@ mod tests {
     #[test]
     fn a_message_that_was_begun_under_a_lease_given_back_is_not_charged_for_the_next() {
         let mut record = Record::new(2, UnixMs(0), UnixMs(0));
-        let lease = |record: &mut Record| record.lease("w", Deadline(1), Deadline(0), UnixMs(0));
+        let lease = |record: &mut Record| record.lease("w", Deadline(1), Deadline(0), UnixMs(0), UnixMs(0));
         lease(&mut record);
         let details = BTreeMap::new();
         let begins = Some(1);

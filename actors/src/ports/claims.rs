@@ -17,6 +17,8 @@ pub struct ClaimRequest {
     pub until: UnixMs,
     /// When the claims begin.
     pub now: UnixMs,
+    /// When this process was born: see [`Record::lease`].
+    pub born: UnixMs,
 }
 
 /// The answer for one batch.

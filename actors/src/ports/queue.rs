@@ -31,6 +31,8 @@ pub struct LeaseRequest {
     pub until: MonoMs,
     /// What is due by then is leased.
     pub now: UnixMs,
+    /// When this process was born, by the same clock: see [`Record::lease`](crate::model::ledger::Record::lease).
+    pub born: UnixMs,
 }
 
 /// How a lease ends before its batch is settled.

@@ -196,7 +196,7 @@ impl World {
         let want = |name: &str| Want { destination: name.into(), messages: usize::MAX, batches: usize::MAX };
         let wants = vec![want("north"), want("south")];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
-        let request = LeaseRequest { holder: "test".into(), wants, until, now };
+        let request = LeaseRequest { holder: "test".into(), wants, until, now, born: UnixMs(0) };
         let mut messages = BTreeMap::new();
         for lease in self.store.lease(request).await.unwrap() {
             let rows = Rows::decode(lease.payload).unwrap();

@@ -129,6 +129,7 @@ impl World {
         let setup = TableDeliverySetup {
             destinations: TABLES.iter().zip(&tables).map(destination).collect(),
             worker: WorkerSetup {
+                born: MonoMs(0),
                 queue: store.clone(),
                 ledger: ledger.clone(),
                 clock: clock.clone(),
@@ -172,7 +173,8 @@ impl World {
     async fn lose(&self, holder: &str, begins: Option<u32>) {
         let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 1 }];
         let now = self.clock.wall();
-        let request = LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now };
+        let request =
+            LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
         let lease = self.store.lease(request).await.unwrap().pop().expect("nobody has it");
         let settlement = Settlement {
             token: lease.token,
@@ -492,7 +494,8 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
     world.tables[0].slow(Duration::ZERO);
     let wants = vec![Want { destination: "primary".into(), messages: usize::MAX, batches: 10 }];
     let now = world.clock.wall();
-    let request = LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now };
+    let request =
+        LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
     let leases = world.store.lease(request).await.unwrap();
     assert!(leases.iter().all(|lease| lease.losses == 0), "{leases:?}");
     let open = || leases.iter().flat_map(|lease| &lease.open);

@@ -148,6 +148,7 @@ impl CarrierQueue {
             batches: chosen.iter().map(|delivery| delivery.batch.id).collect(),
             until: self.wall(request.until),
             now: request.now,
+            born: request.born,
         };
         let claims = match self.claims.claim(claim).await {
             Ok(claims) => claims,

@@ -117,13 +117,17 @@ fn lease_some(
             break;
         }
         let until = Deadline(request.until.0);
-        let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now);
+        let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
         debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
         let payload = payload(connection, &stored)?;
         *bytes += payload.len();
         let header = tx.caches.header(connection, stored.header)?;
         leases.push(Lease::of(stored.id, header, payload, &stored.record));
-        stored.store_columns(connection)?;
+        if stored.record.has_suspects() {
+            stored.store(connection)?;
+        } else {
+            stored.store_columns(connection)?;
+        }
     }
     Ok(())
 }
@@ -178,18 +182,18 @@ pub(crate) fn release(tx: &Tx<'_>, tokens: &[LeaseToken], how: Release) -> Resul
 
 /// Marks lost the leases of a holder who is gone.
 pub(crate) fn release_holder(tx: &Tx<'_>, holder: &str) -> Result<usize, TxError> {
-    lose(tx.connection, &held(tx.connection, |name, _| name == holder)?, &Evidence::unknown(), UnixMs(0))
+    lose(tx.connection, &held(tx.connection, |name, _| name == holder)?, &Evidence::unknown())
 }
 
 /// Marks lost the leases that nobody extended.
 pub(crate) fn rescue(tx: &Tx<'_>, now: MonoMs) -> Result<usize, TxError> {
-    lose(tx.connection, &held(tx.connection, |_, until| until < int(now.0))?, &Evidence::unknown(), UnixMs(0))
+    lose(tx.connection, &held(tx.connection, |_, until| until < int(now.0))?, &Evidence::unknown())
 }
 
 /// Marks lost every lease of an earlier process; a graceful shutdown has left none.
-pub(crate) fn lose_all(connection: &Connection, evidence: &Evidence, now: UnixMs) -> Result<usize, TxError> {
+pub(crate) fn lose_all(connection: &Connection, evidence: &Evidence) -> Result<usize, TxError> {
     let transaction = connection.unchecked_transaction()?;
-    let lost = lose(connection, &held(connection, |_, _| true)?, evidence, now)?;
+    let lost = lose(connection, &held(connection, |_, _| true)?, evidence)?;
     transaction.commit()?;
     Ok(lost)
 }
@@ -211,15 +215,10 @@ fn held(connection: &Connection, which: impl Fn(&str, i64) -> bool) -> Result<Ve
     Ok(held)
 }
 
-fn lose(
-    connection: &Connection,
-    batches: &[i64],
-    evidence: &Evidence,
-    now: UnixMs,
-) -> Result<usize, TxError> {
+fn lose(connection: &Connection, batches: &[i64], evidence: &Evidence) -> Result<usize, TxError> {
     for &seq in batches {
         let mut stored = Stored::by_seq(connection, seq)?;
-        stored.record.lose_by(evidence, stored.id, now);
+        stored.record.lose_by(evidence, stored.id);
         stored.store(connection)?;
     }
     Ok(batches.len())

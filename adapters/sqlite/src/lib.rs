@@ -81,20 +81,14 @@ impl EmbeddedStore {
     /// Opens the store in `state_dir` for the daemon, which must hold the [`InstanceLock`]: makes and
     /// migrates it as needed, and marks lost what an earlier process had leased. Blocks.
     pub fn open(state_dir: &Path, on_fatal: OnFatal) -> Result<Self, OpenError> {
-        Self::open_after(state_dir, &Evidence::unknown(), UnixMs(0), on_fatal)
+        Self::open_after(state_dir, &Evidence::unknown(), on_fatal)
     }
 
-    /// The same, where it may be known what the earlier process had in flight when it died (B17); `now` by the wall.
-    pub fn open_after(
-        state_dir: &Path,
-        evidence: &Evidence,
-        now: UnixMs,
-        on_fatal: OnFatal,
-    ) -> Result<Self, OpenError> {
+    /// The same, where it may be known what the earlier process had in flight when it died (B17).
+    pub fn open_after(state_dir: &Path, evidence: &Evidence, on_fatal: OnFatal) -> Result<Self, OpenError> {
         let connection = open::open(state_dir, Access::Own)?;
         let failed = |detail: String| OpenError::Unavailable { path: state_dir.join(DATABASE), detail };
-        let losses =
-            leases::lose_all(&connection, evidence, now).map_err(|error| failed(error.to_string()))?;
+        let losses = leases::lose_all(&connection, evidence).map_err(|error| failed(error.to_string()))?;
         check_depth(&connection).map_err(|error| failed(error.to_string()))?;
         let read = open::open(state_dir, Access::Read)?;
         let (writer, writing) =

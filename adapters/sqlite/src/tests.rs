@@ -35,7 +35,10 @@ async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
 
 async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
     let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 10 }];
-    store.lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now }).await.unwrap()
+    store
+        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) })
+        .await
+        .unwrap()
 }
 
 /// The first attempts of messages, by index.

@@ -22,7 +22,7 @@ const NOW: UnixMs = UnixMs(1_000_000);
 
 async fn lease(store: &EmbeddedStore, destination: &str, now: UnixMs) -> Lease {
     let wants = vec![Want { destination: destination.into(), messages: 1, batches: 1 }];
-    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now };
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) };
     store.lease(request).await.unwrap().pop().expect("a batch is due")
 }
 

@@ -1,11 +1,13 @@
-//! What is known of the messages that were in flight when a process died (B17): who is charged with it, and who is not.
+//! What is known of the messages that were in flight when a process died (B17): who is charged with it, who is not,
+//! and when one that is charged is begun again.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use super::record::Record;
 use crate::model::{ids::BatchId, time::UnixMs};
 
-/// A suspect is not begun before its new process has lived this long: it must not keep the others from being sent.
+/// A suspect is not begun before the process that has its batch has lived this long: it must not keep the others from
+/// being sent, nor be charged for one kill after another.
 /// Where crashes are made on purpose, one after the other, nobody waits half a minute for each.
 const SUSPECTS_WAIT: Duration = Duration::from_secs(if cfg!(feature = "failpoints") { 5 } else { 30 });
 
@@ -54,8 +56,8 @@ impl Evidence {
 
 impl Record {
     /// Ends whatever lease there is, whose holder died with its process. Where it is known what was in flight, only
-    /// those messages are charged, and wait for a while; the batch's others are no suspects.
-    pub fn lose_by(&mut self, evidence: &Evidence, batch: BatchId, now: UnixMs) {
+    /// those messages are charged; the batch's others are no suspects.
+    pub fn lose_by(&mut self, evidence: &Evidence, batch: BatchId) {
         let Evidence(Some(by_batch)) = evidence else { return self.lose() };
         let in_flight = by_batch.get(&batch).map(Vec::as_slice).unwrap_or_default();
         let Some(in_flight) = in_flight.iter().copied().collect::<Option<Vec<_>>>() else {
@@ -63,12 +65,19 @@ impl Record {
         };
         if self.holder.is_some() {
             self.charge(&in_flight, evidence.len() == Some(1));
-            for index in in_flight {
-                self.amend(index as usize, |exception| {
-                    let more = SUSPECTS_STEP * u32::from(exception.losses.saturating_sub(1));
-                    exception.not_before = exception.not_before.max(now.after(SUSPECTS_WAIT + more));
-                });
-            }
+        }
+    }
+
+    /// Whether a message of it was in flight when a process died, and is not recorded since.
+    pub fn has_suspects(&self) -> bool {
+        self.exceptions.values().any(|exception| exception.losses > 0)
+    }
+
+    /// Holds the suspects back for the beginning of the life of the process that was born at `born`.
+    pub(super) fn hold_suspects(&mut self, born: UnixMs) {
+        for exception in self.exceptions.values_mut().filter(|exception| exception.losses > 0) {
+            let more = SUSPECTS_STEP * u32::from(exception.losses - 1);
+            exception.not_before = exception.not_before.max(born.after(SUSPECTS_WAIT + more));
         }
     }
 }
@@ -82,7 +91,7 @@ mod tests {
 
     fn leased() -> Record {
         let mut record = Record::new(4, UnixMs(0), UnixMs(0));
-        record.lease("w", Deadline(9), Deadline(0), UnixMs(0));
+        record.lease("w", Deadline(9), Deadline(0), UnixMs(0), UnixMs(0));
         record
     }
 
@@ -94,20 +103,37 @@ mod tests {
     fn only_what_was_in_flight_is_charged_and_waits() {
         let mut record = leased();
         let evidence = Evidence::of([(BATCH, Some(2)), (BATCH, Some(0)), (BatchId([2; 16]), Some(1))]);
-        record.lose_by(&evidence, BATCH, UnixMs(1_000));
+        record.lose_by(&evidence, BATCH);
         assert_eq!(charges(&record), [(0, 1, 0), (2, 1, 0)]);
-        assert_eq!((record.due_of(2), record.due_of(1)), (UnixMs(1_000).after(SUSPECTS_WAIT), UnixMs(0)));
         assert_eq!((record.losses, &record.holder), (0, &None));
         // One that was in flight again, this time by itself.
-        record.lease("w", Deadline(9), Deadline(0), UnixMs(40_000));
-        record.lose_by(&Evidence::of([(BATCH, Some(2))]), BATCH, UnixMs(50_000));
+        record.lease("w", Deadline(9), Deadline(0), UnixMs(40_000), UnixMs(0));
+        record.lose_by(&Evidence::of([(BATCH, Some(2))]), BATCH);
         assert_eq!(charges(&record), [(0, 1, 0), (2, 2, 1)]);
-        assert_eq!(
-            record.due_of(2),
-            UnixMs(50_000).after(SUSPECTS_WAIT + SUSPECTS_STEP),
-            "the least charged first"
-        );
         assert!(is_exclusive(3) && !is_exclusive(2));
+    }
+
+    #[test]
+    fn suspects_wait_for_a_process_that_lives_and_the_least_charged_begin_first() {
+        let mut record = leased();
+        record.lose_by(&Evidence::of([(BATCH, Some(2)), (BATCH, Some(0))]), BATCH);
+        let born = UnixMs(1_000_000);
+        record.lease("w", Deadline(9), Deadline(0), born, born);
+        assert_eq!((record.due_of(2), record.due_of(1)), (born.after(SUSPECTS_WAIT), UnixMs(0)));
+        // It was killed before they were begun: the next process makes them wait as long again.
+        record.lose_by(&Evidence::of([]), BATCH);
+        let born = UnixMs(2_000_000);
+        record.lease("w", Deadline(9), Deadline(0), born, born);
+        assert_eq!(record.due_of(2), born.after(SUSPECTS_WAIT));
+        record.lose_by(&Evidence::of([(BATCH, Some(2))]), BATCH);
+        record.lease("w", Deadline(9), Deadline(0), born, born);
+        let begins = [record.due_of(0), record.due_of(2)];
+        assert_eq!(begins, [born.after(SUSPECTS_WAIT), born.after(SUSPECTS_WAIT + SUSPECTS_STEP)]);
+        // A process that has lived for long begins them at once.
+        record.release(record.fence);
+        let later = born.after(SUSPECTS_WAIT * 10);
+        record.lease("w", Deadline(9), Deadline(0), later, born);
+        assert!(record.due_of(2) < later);
     }
 
     #[test]
@@ -115,18 +141,18 @@ mod tests {
         let whole = Evidence::of([(BATCH, None), (BATCH, Some(1))]);
         for evidence in [Evidence::unknown(), whole] {
             let mut record = leased();
-            record.lose_by(&evidence, BATCH, UnixMs(1_000));
+            record.lose_by(&evidence, BATCH);
             assert_eq!((record.losses, charges(&record)), (1, vec![]));
         }
         let mut free = Record::new(4, UnixMs(0), UnixMs(0));
-        free.lose_by(&Evidence::of([(BATCH, Some(1))]), BATCH, UnixMs(1_000));
+        free.lose_by(&Evidence::of([(BATCH, Some(1))]), BATCH);
         assert_eq!(free, Record::new(4, UnixMs(0), UnixMs(0)), "it was not leased");
     }
 
     #[test]
     fn nothing_in_flight_charges_nothing() {
         let mut record = leased();
-        record.lose_by(&Evidence::of([]), BATCH, UnixMs(1_000));
+        record.lose_by(&Evidence::of([]), BATCH);
         assert_eq!((record.losses, charges(&record), record.due()), (0, vec![], Some(UnixMs(0))));
     }
 }

@@ -62,12 +62,13 @@ impl Record {
     }
 
     /// Gives the batch to `asks` until `until`, if it may have it. `now` is the store's clock for deadlines, `wall`
-    /// the one for due times.
+    /// the one for due times, by which the process of `asks` was born at `born`: while it is young, messages wait that
+    /// were in flight when another died (B17).
     ///
     /// A lease whose deadline has passed, or whose holder is an earlier life of the same process, is lost: the batch
     /// is granted again and the loss is counted, whether a message of it is due or not. What a holder has already is
     /// granted to it again under the same fence and charges nothing, for its first answer was lost.
-    pub fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs) -> Grant {
+    pub fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
         let Some(due) = self.due() else { return Grant::Settled };
         match &mut self.holder {
             Some(holder) if holder.until < now || is_earlier_life(&holder.name, asks) => self.lose(),
@@ -79,6 +80,7 @@ impl Record {
             None if due > wall => return Grant::Early { due },
             None => {}
         }
+        self.hold_suspects(born);
         self.fence += 1;
         self.holder = Some(Holder { name: asks.to_owned(), until });
         Grant::Granted

@@ -47,7 +47,7 @@ fn settle(record: &mut Record, fence: u64, verdicts: &[MessageVerdict]) -> Chang
 /// A record that is leased under fence 1.
 fn leased(count: u32) -> Record {
     let mut record = Record::new(count, ACCEPTED, ACCEPTED);
-    assert_eq!(record.lease("w", Deadline(10), Deadline(0), ACCEPTED), Grant::Granted);
+    assert_eq!(record.lease("w", Deadline(10), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
     record
 }
 
@@ -68,33 +68,40 @@ fn only_an_earlier_start_on_the_same_node_is_gone() {
 fn a_lease_is_for_who_comes_first_and_for_what_is_due() {
     let mut record = Record::new(2, ACCEPTED, ACCEPTED);
     let early = UnixMs(ACCEPTED.0 - 1);
-    assert_eq!(record.lease("a", Deadline(10), Deadline(0), early), Grant::Early { due: ACCEPTED });
+    assert_eq!(
+        record.lease("a", Deadline(10), Deadline(0), early, UnixMs(0)),
+        Grant::Early { due: ACCEPTED }
+    );
     assert_eq!((record.fence, &record.holder), (0, &None));
-    assert_eq!(record.lease("a", Deadline(10), Deadline(0), ACCEPTED), Grant::Granted);
-    assert_eq!(record.lease("b", Deadline(20), Deadline(10), ACCEPTED), Grant::Held { until: Deadline(10) });
+    assert_eq!(record.lease("a", Deadline(10), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
+    assert_eq!(
+        record.lease("b", Deadline(20), Deadline(10), ACCEPTED, UnixMs(0)),
+        Grant::Held { until: Deadline(10) }
+    );
     // Its first answer was lost: the same fence, and no deadline moves back.
-    assert_eq!(record.lease("a", Deadline(5), Deadline(0), ACCEPTED), Grant::Granted);
+    assert_eq!(record.lease("a", Deadline(5), Deadline(0), ACCEPTED, UnixMs(0)), Grant::Granted);
     assert_eq!((record.fence, record.losses), (1, 0));
     assert_eq!(record.holder.as_ref().map(|holder| holder.until), Some(Deadline(10)));
     // It has run out: lost, due or not.
     settle(&mut record, 1, &[on(0, 1, retry(1, u64::MAX)), on(1, 1, sent(1))]);
-    assert_eq!(record.lease("b", Deadline(30), Deadline(11), ACCEPTED), Grant::Granted);
+    assert_eq!(record.lease("b", Deadline(30), Deadline(11), ACCEPTED, UnixMs(0)), Grant::Granted);
     assert_eq!((record.fence, record.losses), (2, 1));
     assert!(!record.extend(1, Deadline(99)) && !record.release(1), "the old one is over");
     assert!(record.release(2) && !record.release(2));
     assert_eq!(
-        record.lease("c", Deadline(40), Deadline(31), ACCEPTED),
+        record.lease("c", Deadline(40), Deadline(31), ACCEPTED, UnixMs(0)),
         Grant::Early { due: UnixMs(u64::MAX) }
     );
     settle(&mut record, 1, &[on(0, 1, sent(9))]);
-    assert_eq!(record.lease("c", Deadline(40), Deadline(31), ACCEPTED), Grant::Settled);
+    assert_eq!(record.lease("c", Deadline(40), Deadline(31), ACCEPTED, UnixMs(0)), Grant::Settled);
 }
 
 #[test]
 fn an_earlier_life_of_the_same_process_has_lost_its_lease_at_once() {
     let mut record = Record::new(1, ACCEPTED, ACCEPTED);
-    record.lease("node-a-7/w#1", Deadline(u64::MAX), Deadline(0), ACCEPTED);
-    let ask = |record: &mut Record, asks: &str| record.lease(asks, Deadline(1), Deadline(0), ACCEPTED);
+    record.lease("node-a-7/w#1", Deadline(u64::MAX), Deadline(0), ACCEPTED, UnixMs(0));
+    let ask =
+        |record: &mut Record, asks: &str| record.lease(asks, Deadline(1), Deadline(0), ACCEPTED, UnixMs(0));
     assert!(matches!(ask(&mut record, "node-a-6/w#1"), Grant::Held { .. }));
     assert!(matches!(ask(&mut record, "node-b-8/w#1"), Grant::Held { .. }));
     assert_eq!(ask(&mut record, "node-a-8/w#1"), Grant::Granted);
@@ -301,7 +308,7 @@ impl World {
     fn lease(&mut self) {
         let asks = ["a-1/w", "a-2/w", "b-1/w", "c"][self.rng.random_range(0..4)];
         let (until, before) = (self.now + self.rng.random_range(0..5_000), self.record.clone());
-        let grant = self.record.lease(asks, Deadline(until), Deadline(self.now), UnixMs(self.now));
+        let grant = self.record.lease(asks, Deadline(until), Deadline(self.now), UnixMs(self.now), UnixMs(0));
         let holder = before.holder.as_ref();
         let is_gone = holder
             .is_some_and(|holder| holder.until < Deadline(self.now) || is_earlier_life(&holder.name, asks));
@@ -549,8 +556,8 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
         // Losses that no message is to blame for: never two in a row without a message recorded between them.
         let mut is_chance_due = rng.random_bool(0.5);
         for life in 1.. {
-            assert!(life < 1_000, "seed {seed}: it never finishes");
-            match record.lease("w", Deadline(life), Deadline(life), ACCEPTED) {
+            assert!(life < 1_000, "seed {seed}: it does not come to rest");
+            match record.lease("w", Deadline(life), Deadline(life), ACCEPTED, UnixMs(0)) {
                 Grant::Settled => break,
                 grant => assert_eq!(grant, Grant::Granted),
             }

@@ -281,7 +281,13 @@ async fn only_what_is_done_is_deleted(store: Subject) {
     // The step again, and the queue's entry again: no way back for it.
     store.outbox.append(step.clone()).await.unwrap();
     assert_eq!(store.outbox.depth().await, Ok(3));
-    let request = ClaimRequest { holder: "node-1/w#1".into(), batches: vec![id], until: LATER, now: NOW };
+    let request = ClaimRequest {
+        holder: "node-1/w#1".into(),
+        batches: vec![id],
+        until: LATER,
+        now: NOW,
+        born: UnixMs(0),
+    };
     let claims = &store.carried.as_ref().expect("it is carried for").claims;
     let claim = claims.claim(request).await.unwrap().pop().unwrap().1;
     assert!(matches!(claim, Claim::Settled | Claim::Missing), "{claim:?}");

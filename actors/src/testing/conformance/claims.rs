@@ -51,7 +51,8 @@ async fn stored(store: &Subject, rows: u64) -> BatchId {
 
 async fn claim_all(store: &Subject, holder: &str, batches: Vec<BatchId>, now: UnixMs) -> Vec<Claim> {
     let until = UnixMs(now.0 + 1_000);
-    let request = ClaimRequest { holder: holder.into(), batches: batches.clone(), until, now };
+    let request =
+        ClaimRequest { holder: holder.into(), batches: batches.clone(), until, now, born: UnixMs(0) };
     let (ids, claims): (Vec<_>, Vec<_>) = claims_of(store).claim(request).await.unwrap().into_iter().unzip();
     assert_eq!(ids, batches, "one answer per id in order");
     claims

@@ -132,6 +132,7 @@ impl World {
             wants: vec![want(destination, messages, batches)],
             until,
             now: self.now,
+            born: UnixMs(0),
         };
         let could = self.store.leasable(destination, self.now);
         let leases = self.subject.lease_all(request).await;

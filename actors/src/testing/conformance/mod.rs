@@ -184,7 +184,7 @@ impl Subject {
         now: UnixMs,
     ) -> Vec<Lease> {
         let wants = vec![want(destination, usize::MAX, batches)];
-        self.lease_all(LeaseRequest { holder: holder.into(), wants, until, now }).await
+        self.lease_all(LeaseRequest { holder: holder.into(), wants, until, now, born: UnixMs(0) }).await
     }
 
     /// Asks until there is what is wanted, or patience has ended.

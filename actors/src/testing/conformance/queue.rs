@@ -51,7 +51,7 @@ async fn what_is_stored_is_leased_and_nothing_twice(store: Subject) {
 async fn never_more_than_asked_for_and_each_destination_for_itself(store: Subject) {
     four_batches(&store).await;
     let wants = vec![want("d", 99, 1), want("e", 99, 5), want("unheard-of", 99, 5), want("d", 99, 0)];
-    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW };
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW, born: UnixMs(0) };
     let leases = store.lease_all(request).await;
     let of = |name: &str| leases.iter().filter(|lease| lease.header.destination == name).count();
     assert_eq!((of("d"), of("e"), leases.len()), (1, 2, 3));
@@ -64,7 +64,7 @@ async fn it_is_enough_once_so_many_messages_are_due(store: Subject) {
     }
     store.dispatch(NOW).await;
     let wants = vec![want("d", 15, 9)];
-    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW };
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: NOW, born: UnixMs(0) };
     let leases = store.lease_all(request).await;
     let due: usize = leases.iter().map(|lease| lease.due_count(NOW)).sum();
     assert_eq!(due, 20, "two of ten");
@@ -135,7 +135,7 @@ async fn lease_once(store: &Subject, messages: usize, batches: usize) -> Vec<Lea
     let wants = vec![want("d", messages, batches)];
     store
         .queue
-        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: LATER })
+        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now: LATER, born: UnixMs(0) })
         .await
         .unwrap()
 }

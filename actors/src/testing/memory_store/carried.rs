@@ -109,7 +109,7 @@ impl State {
             return Claim::Unavailable(format!("destination {destination} is disabled"));
         }
         let (until, now) = (Deadline(request.until.0), Deadline(request.now.0));
-        match batch.lease(&request.holder, until, now, request.now) {
+        match batch.lease(&request.holder, until, now, request.now, request.born) {
             Grant::Granted => Claim::Granted(Box::new(batch.record.clone())),
             Grant::Held { until } => Claim::Held { until: UnixMs(until.0) },
             Grant::Early { due } => Claim::Early { due },

@@ -76,8 +76,8 @@ impl Stored {
     }
 
     /// Gives it to `asks`, if it may have it.
-    fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs) -> Grant {
-        let grant = self.record.lease(asks, until, now, wall);
+    fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
+        let grant = self.record.lease(asks, until, now, wall, born);
         match grant {
             Grant::Granted => self.dispatched = true,
             // The entry that brought it is spent.
@@ -153,7 +153,8 @@ impl MemoryStore {
         for id in ids {
             let Some(&at) = state.ids.get(id) else { continue };
             let batch = &mut state.batches[at];
-            if !batch.is_held() && batch.lease(holder, Deadline(until.0), Deadline(0), now) == Grant::Granted
+            if !batch.is_held()
+                && batch.lease(holder, Deadline(until.0), Deadline(0), now, UnixMs(0)) == Grant::Granted
             {
                 leases.push(batch.to_lease());
             }

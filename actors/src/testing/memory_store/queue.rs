@@ -86,7 +86,8 @@ impl Queue for MemoryStore {
             }
             for at in state.choose(want, request.now) {
                 let batch = &mut state.batches[at];
-                let grant = batch.lease(&request.holder, Deadline(request.until.0), Deadline(0), request.now);
+                let until = Deadline(request.until.0);
+                let grant = batch.lease(&request.holder, until, Deadline(0), request.now, request.born);
                 debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
                 leases.push(batch.to_lease());
             }

@@ -76,7 +76,7 @@ impl Shared {
         for _ in 0..ROUNDS {
             let mut next = seen.record.clone();
             self.lose_by_evidence(id, &mut next, request);
-            let grant = next.lease(&request.holder, until, now, request.now);
+            let grant = next.lease(&request.holder, until, now, request.now, request.born);
             let mark = match grant {
                 Grant::Granted => Mark::Dispatched { at: self.stamp() },
                 _ if !is_current => {
@@ -126,7 +126,7 @@ impl Shared {
     fn lose_by_evidence(&self, id: BatchId, record: &mut Record, request: &ClaimRequest) {
         let holder = record.holder.as_ref().map(|holder| holder.name.as_str());
         if holder.is_some_and(|holder| is_earlier_life(holder, &request.holder)) {
-            record.lose_by(&self.settings.evidence, id, request.now);
+            record.lose_by(&self.settings.evidence, id);
         }
     }
 

@@ -287,7 +287,7 @@ mod tests {
             assert!(!item.contains_key(BODY), "nothing is recorded yet");
 
             let mut claimed = before.clone();
-            claimed.record.lease("node-1/w", Deadline(NOW.0 + 60_000), Deadline(NOW.0), NOW);
+            claimed.record.lease("node-1/w", Deadline(NOW.0 + 60_000), Deadline(NOW.0), NOW, UnixMs(0));
             apply(
                 &mut item,
                 &before.change("ledger", &claimed.record, Mark::Dispatched { at: 18 }, "node-1"),
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_settlement_writes_no_deadline() {
         let mut before = stored(1..=3);
-        before.record.lease("w", Deadline(9), Deadline(1), NOW);
+        before.record.lease("w", Deadline(9), Deadline(1), NOW, UnixMs(0));
         let mut after = before.record.clone();
         after.begun = Some(2);
         let change = before.change("ledger", &after, Mark::None, "node-1");
@@ -333,7 +333,7 @@ mod tests {
         let before = stored((1..=u64::from(MESSAGES_MAX)).map(|row| row * 1_000_000));
         let mut item = put_item(&before.insert("ledger", "d#07".into(), "node-1", 17).unwrap());
         let mut after = before.clone();
-        after.record.lease(&"w".repeat(200), Deadline(NOW.0), Deadline(1), NOW);
+        after.record.lease(&"w".repeat(200), Deadline(NOW.0), Deadline(1), NOW, UnixMs(0));
         let failures = all_dead(&mut after.record);
         apply(&mut item, &before.change("ledger", &after.record, Mark::None, "node-1"));
         assert_eq!(Stored::read(&item).unwrap().record, after.record);

@@ -102,6 +102,7 @@ impl Desk {
             batches: taken.iter().map(|received| received.entry.batch.id).collect(),
             until: self.wall(request.until),
             now: request.now,
+            born: request.born,
         };
         let claims: HashMap<_, _> = match self.claims.claim(claim).await {
             Ok(claims) => claims.into_iter().collect(),
