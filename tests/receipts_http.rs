@@ -542,7 +542,7 @@ async fn slow_senders_lose_their_place() {
 }
 
 #[tokio::test]
-async fn f55_slow_strangers_hold_no_genuine_sender_up() {
+async fn f55_slow_forgers_hold_no_genuine_sender_up() {
     let ledger = Arc::new(MemoryReceipts::new());
     let world = World::start(ledger.clone());
     let mut forgers = Vec::new();

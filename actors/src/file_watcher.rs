@@ -319,7 +319,7 @@ impl ClaimLoop {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file was refused and stays in place");
+            tracing::warn!(feed = %self.setup.feed, name = %name.display(), why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }
@@ -343,7 +343,7 @@ impl ClaimLoop {
                 }
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
-                        tracing::warn!(feed = %self.setup.feed, name = ?name, %error,
+                        tracing::warn!(feed = %self.setup.feed, name = %name.display(), %error,
                             "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
@@ -399,7 +399,7 @@ impl FileWatcherSetup {
         let (name, state) = (report.file.name.clone(), report.state.clone());
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
-        tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(),
+        tracing::info!(feed = %self.feed, file = %id, name, state = state.as_str(),
             reason = state.reason_to_log(), "file closed");
         Ok(())
     }

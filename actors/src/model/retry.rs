@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_that_would_come_too_late_is_none() {
+    fn a_retry_that_would_come_too_late_is_not_made() {
         let decide = |at| SCHEDULE.decide(retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
         assert!(matches!(decide(40_000), Decision::Record(Verdict::Retry { .. })));
         assert!(matches!(decide(40_001), Decision::Record(Verdict::Dead { cause: DeathCause::Age, .. })));

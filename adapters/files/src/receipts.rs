@@ -264,7 +264,7 @@ impl State {
             None => self.open = Some(open),
             Some(state) => {
                 if let Some(reason) = state.reason_to_log() {
-                    tracing::warn!(source = %shared.format.source(), file = ?open.name(), reason, "a file of receipts can't be used");
+                    tracing::warn!(source = %shared.format.source(), file = %open.name(), reason, "a file of receipts can't be used");
                 }
                 let (ack, file, report) = open.into_finished(state, shared);
                 self.finishing.insert(ack.clone(), (file, report));
@@ -319,7 +319,7 @@ impl State {
                 }
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
-                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be claimed; retrying when it changes, and every minute");
+                        tracing::warn!(source = %shared.format.source(), file = %name.display(), %error, "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -353,7 +353,7 @@ impl State {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file was refused and stays in place");
+            tracing::warn!(source = %shared.format.source(), file = %name.display(), why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }

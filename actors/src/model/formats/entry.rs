@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_one_row_as_it_stands() {
+    fn an_object_is_one_row_unchanged() {
         let body = "\n{\"id\": 7,\n \"n\": 1.00}\r\n";
         let row = Ok(("7".to_owned(), "{\"id\": 7,\n \"n\": 1.00}".to_owned()));
         assert_eq!(parse(&mut parser(), body), [row]);

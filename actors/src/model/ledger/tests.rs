@@ -499,7 +499,7 @@ fn round_trip(record: &Record) -> Record {
 }
 
 #[test]
-fn whatever_is_told_in_whatever_order_the_rules_hold() {
+fn the_rules_hold_for_any_reports_in_any_order() {
     for seed in 0..400 {
         let mut world = World::new(seed);
         for _ in 0..200 {

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn s4_5_ranges_that_differ_are_told_even_if_their_counts_do_not() {
+    fn s4_5_ranges_that_differ_are_found_even_if_their_counts_do_not() {
         let limits = CompareLimits { range_rows: 100, ranges: 2, ..CompareLimits::default() };
         let ours = counts(&[(0, 100, "5050"), (1, 100, "15050"), (2, 3, "606"), (4, 1, "401")]);
         let theirs = counts(&[(0, 100, "5050"), (1, 99, "14900"), (2, 3, "607"), (9, 1, "901")]);
