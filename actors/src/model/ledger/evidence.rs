@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::record::Record;
-use crate::model::{ids::BatchId, time::UnixMs};
+use super::record::{Exception, Record};
+use crate::model::{ids::BatchId, suspect::is_condemned, time::UnixMs};
 
 /// A suspect is not begun before the process that has its batch has lived this long: it must not keep the others from
 /// being sent, nor be charged for one kill after another.
@@ -73,9 +73,12 @@ impl Record {
         self.exceptions.values().any(|exception| exception.losses > 0)
     }
 
-    /// Holds the suspects back for the beginning of the life of the process that was born at `born`.
+    /// Holds the suspects back for the beginning of the life of the process that was born at `born`; not those that are
+    /// condemned, for they are not sent.
     pub(super) fn hold_suspects(&mut self, born: UnixMs) {
-        for exception in self.exceptions.values_mut().filter(|exception| exception.losses > 0) {
+        let waits =
+            |exception: &&mut Exception| exception.losses > 0 && !is_condemned(exception.losses_alone);
+        for exception in self.exceptions.values_mut().filter(waits) {
             let more = SUSPECTS_STEP * u32::from(exception.losses - 1);
             exception.not_before = exception.not_before.max(born.after(SUSPECTS_WAIT + more));
         }

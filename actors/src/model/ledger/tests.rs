@@ -556,7 +556,7 @@ fn b17_the_innocent_are_not_condemned_while_progress_is_made() {
         // Losses that no message is to blame for: never two in a row without a message recorded between them.
         let mut is_chance_due = rng.random_bool(0.5);
         for life in 1.. {
-            assert!(life < 1_000, "seed {seed}: it does not come to rest");
+            assert!(life < 1_000, "seed {seed}: it never finishes");
             match record.lease("w", Deadline(life), Deadline(life), ACCEPTED, UnixMs(0)) {
                 Grant::Settled => break,
                 grant => assert_eq!(grant, Grant::Granted),
