@@ -98,7 +98,7 @@ impl World {
         Self { address, serving, clock, taken, metrics: registry }
     }
 
-    /// Whether receipts were announced since the last look.
+    /// Whether receipts were announced since the last check.
     async fn was_rung(&self) -> bool {
         let begun = Instant::now();
         self.taken.wait(Duration::from_millis(50)).await;

@@ -230,7 +230,7 @@ const STATUS_BYTES_MAX: usize = 4 << 10;
 /// The longest that a change waits for others.
 const STATUS_LINGER: Duration = Duration::from_millis(500);
 
-/// How long a look for changes waits for one.
+/// How long a poll for changes waits for one.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 
 /// A feed's destinations, with what their batches carry along.

@@ -1,4 +1,4 @@
-//! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
+//! Settings of the adapters for Postgres' protocol, derived from the configuration, and checking them.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ const TIMEOUTS: Timeouts = Timeouts {
 /// How long a statement of a command that reads whole tables may take: the operator waits for it and can end it.
 const COMMAND_STATEMENT: Duration = Duration::from_mins(10);
 
-/// How long a look at a table may take.
+/// How long checking a table may take.
 const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// `[ledger.postgres]` for the adapter; `None` if the ledger is another.

@@ -1,4 +1,4 @@
-//! What the daemon says about itself while it works.
+//! The daemon's status line.
 
 use std::sync::Arc;
 

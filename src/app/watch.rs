@@ -1,4 +1,4 @@
-//! Reads the backlog at every look of the daemon at itself, exports it, and watches the alarms.
+//! The daemon's self-check: reads the backlog, exports it, and watches the alarms.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -525,7 +525,7 @@ fn s0_1_the_receipts_of_a_send_are_read_from_cloudwatch_within_the_rate() {
     let id = |row: usize| provider_id(&MessageId { file, row: row as u64 }.to_string());
     let ids: Vec<_> = (1..=rows).map(id).collect();
     put_events(logs.endpoint(), group, &ids);
-    // A window that fails is read again itself: the first looks are refused.
+    // A window that fails is read again itself: the first polls are refused.
     proxy.inject(Rule::on("FilterLogEvents", Fault::unavailable()).next(2));
     world.start_ready();
     world.drop_file(input);

@@ -3,7 +3,7 @@
 //!
 //! Label values are names from the configuration and words of this code, so their number is bounded;
 //! nothing of a message, a file or an answer is ever one (I10). The table in `docs/operations.md` says what
-//! each metric means; a test in the binary holds it against what is registered.
+//! each metric means; a test in the binary compares it with what is registered.
 
 mod families;
 mod receipts;

@@ -180,7 +180,7 @@ impl SourceMetrics {
         self.behind.set([&self.name], behind.map(|behind| behind.as_secs()));
     }
 
-    /// A look at the source has failed.
+    /// A poll of the source has failed.
     pub fn poll_failed(&self) {
         self.poll_failures.inc();
     }

@@ -118,7 +118,7 @@ impl Alarm {
 const SAMPLES_MAX: usize = 3601;
 
 /// How much something that only grows has grown within a sliding window. It keeps a bounded number of samples:
-/// looks that come faster than the window allows for replace the latest one.
+/// readings that come faster than the window allows for replace the latest one.
 #[derive(Clone, Debug)]
 pub struct Growth<const N: usize> {
     window: Duration,
@@ -136,7 +136,7 @@ impl<const N: usize> Growth<N> {
         self.window = window;
     }
 
-    /// Takes the totals at `now`; how much each has grown within the window, or since the first look if that
+    /// Takes the totals at `now`; how much each has grown within the window, or since the first reading if that
     /// is later. A total that has shrunk was reset, and counts from 0.
     pub fn look(&mut self, now: MonoMs, totals: [u64; N]) -> [u64; N] {
         let step = self.window / (SAMPLES_MAX as u32 - 1);

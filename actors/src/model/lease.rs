@@ -1,4 +1,4 @@
-//! A batch in the hands of a worker.
+//! A batch that a worker has leased.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -1,9 +1,9 @@
-//! Which part of a log is looked at next for receipts: pure rules over a cursor that is stored as text.
+//! Which part of a log is read next for receipts: pure rules over a cursor that is stored as text.
 //!
 //! A log group's time is read window by window. The cursor says up to when each group is completely read, and
-//! within a window which page comes next; it moves only with what was taken, in one transaction. So a look that
-//! fails is made again at the very same place, however much later: a window that is computed from the time of
-//! the retry would pass over what lies between (S0.1). Each window reaches back over the end of the one before
+//! within a window which page comes next; it moves only with what was taken, in one transaction. So a read
+//! that fails is repeated at the same place, however much later: a window computed from the time of the retry
+//! would skip what lies between (S0.1). Each window reaches back over the end of the one before
 //! by an overlap, for events that arrive late; what is seen again is known by its event.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -28,7 +28,7 @@ pub struct WindowRule {
     pub window_max: Duration,
     /// The shortest window beyond its overlap that is worth its calls.
     pub step: Duration,
-    /// Where a group begins that was never read: so far before the first look at it.
+    /// Where a group begins that was never read: so long before its first poll.
     pub lookback: Duration,
 }
 

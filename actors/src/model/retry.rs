@@ -1,4 +1,4 @@
-//! When a failed attempt is made again, and when a message is given up (design §10).
+//! When a failed attempt is retried, and when a message is given up (design §10).
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What an operator's commands ask of a store, with or without a running daemon.
 //!
-//! Blocking: a command does one thing after the other. Every call is bounded by its arguments, and a walk
-//! over much is made of many calls, so that a slow reader holds nothing up. An engine's adapter
+//! Blocking: a command does one thing after the other. Every call is bounded by its arguments, and a long
+//! walk takes many calls, so that a slow reader blocks nothing. An engine's adapter
 //! implements the two traits; `app::console` chooses by the configuration.
 
 pub mod receipts;

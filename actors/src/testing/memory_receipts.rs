@@ -14,7 +14,7 @@ use crate::{
         ids::MessageId,
         receipt::{
             EventId, PROVIDER_ID_BYTES_MAX, REJECTED_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey,
-            ReceiptMerge, ReceiptReject, ReportedStates, WORD_BYTES_MAX,
+            ReceiptReject, ReceiptStanding, ReportedStates, WORD_BYTES_MAX,
         },
         record::{MessageRecord, record_rank},
         state::MessageState,
@@ -97,8 +97,8 @@ impl LedgerEntry {
         self.record.provider_id = least;
     }
 
-    fn standing(&self) -> ReceiptMerge {
-        ReceiptMerge::new(self.state(), self.reported, self.best.as_ref().map(Receipt::rank))
+    fn standing(&self) -> ReceiptStanding {
+        ReceiptStanding::new(self.state(), self.reported, self.best.as_ref().map(Receipt::rank))
     }
 }
 
@@ -354,7 +354,7 @@ impl ReceiptLedger for MemoryReceipts {
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
         let mut state = self.state()?;
         let mut applied = Applied::default();
-        let mut standings: BTreeMap<RowKey, ReceiptMerge> = BTreeMap::new();
+        let mut standings: BTreeMap<RowKey, ReceiptStanding> = BTreeMap::new();
         let mut held_bytes = 0;
         while applied.total() < receipts as u64 && held_bytes <= bytes {
             let Some(WaitingReceipt { destination, receipt }) = state.inbox.pop_front() else { break };

@@ -2,11 +2,11 @@
 //!
 //! Files are taken as a feed takes them, by the same [`Inbox`]: once they are complete, by a rename out of the
 //! dropper's reach; what is not a regular file is refused. They are read one after the other, a bounded block at
-//! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
-//! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
+//! a time. The cursor says which claim is being read and how many of its rows were taken, so that after a crash
+//! reading resumes behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
 //!
-//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look continues
+//! Hashing, copying or reading a file of gigabytes may take longer than a poll waits. Such a scan continues
 //! by itself, the only one of its source, and what it found is handed out by a later poll.
 
 mod file;
@@ -66,7 +66,7 @@ pub struct DirReceiptsSettings {
     pub kind: ReceiptFileFormat,
     /// The longest line, in bytes.
     pub line_bytes_max: usize,
-    /// The most receipts of one look; at least 1.
+    /// The most receipts of one scan; at least 1.
     pub receipts_max: usize,
     /// When a file is complete.
     pub rule: StableRule,
@@ -104,13 +104,10 @@ impl Shared {
 
 /// What a restart finds out again.
 struct State {
-    /// What the next look comes with if all went well. `None`: nobody looked yet.
-    #[expect(
-        clippy::option_option,
-        reason = "nobody looked yet, and a look without a cursor, are two things"
-    )]
+    /// The cursor that the next scan is expected to start from. `None`: no scan yet.
+    #[expect(clippy::option_option, reason = "no scan yet, and a scan without a cursor, are two things")]
     expected: Option<Option<SourceCursor>>,
-    /// What the last look found, and the cursor that it was made with, until a poll has brought it.
+    /// What the last scan found, and the cursor that it started from, until a poll has brought it.
     found: Option<(Option<SourceCursor>, Polled)>,
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.
@@ -223,12 +220,12 @@ impl State {
     /// Finds the next block of receipts, if there is a file to read.
     fn look(&mut self, shared: &Shared, cursor: Option<SourceCursor>) -> io::Result<()> {
         if self.found.as_ref().is_some_and(|(asked, _)| *asked == cursor) {
-            return Ok(()); // by a look that was cut off
+            return Ok(()); // by a scan that was cut off
         }
         self.found = None;
         // Not due again before this scan has succeeded: after an error or a panic everything is found again.
         if self.expected.take().as_ref() != Some(&cursor) {
-            // The first look, or what the last one brought was not taken.
+            // The first scan, or what the last one brought was not taken.
             self.open = None;
             self.finishing.clear();
             self.claimed = shared.inbox.claimed()?.into();

@@ -1,6 +1,6 @@
-//! Letting go of what is done.
+//! Archiving settled batches.
 //!
-//! An archived batch keeps its row and what was recorded of it, for I1 and `postrider messages`; its payload goes.
+//! An archived batch keeps its row and its record, for I1 and `postrider messages`; its payload is removed.
 
 use super::{
     stored::{Stored, select_stored},

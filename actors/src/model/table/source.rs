@@ -1,4 +1,4 @@
-//! The fields of a message, as the values of columns find them.
+//! Access to the fields of a message, for the values of columns.
 
 use std::{borrow::Cow, collections::HashMap};
 

@@ -1,4 +1,4 @@
-//! Taking a file: a rename out of the dropper's reach, checked on what was taken.
+//! Claiming a file: renaming it out of the drop directory, and checking what was claimed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -152,7 +152,7 @@ pub(super) fn take(
     }
 }
 
-/// Whoever may write to the feed's directory may have swapped the file between the look and the move. What
+/// Whoever may write to the feed's directory may have swapped the file between the check and the move. What
 /// was moved can't be swapped any more.
 fn check_taken(
     home: &Dir,

@@ -1,4 +1,4 @@
-//! One look at the directory.
+//! One scan of the directory.
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, sync::PoisonError};
 
@@ -14,7 +14,7 @@ use super::{
     sidecar_name,
 };
 
-/// Looks at up to `limit` names; a look that was cut short goes on where it stopped.
+/// Looks at up to `limit` names; a scan that was cut short continues where it stopped.
 pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
     let directory = inbox.directory()?;
     // A panic in here leaves no half-done state behind: at worst the walk starts over.

@@ -1,4 +1,4 @@
-//! One claimed file, on its way.
+//! One claimed file that is being read.
 
 use std::{
     collections::BTreeMap,

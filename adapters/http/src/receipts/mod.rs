@@ -1,9 +1,9 @@
 //! Receipts that a provider hands in: a listener of its own, with one path for each source.
 //!
-//! The way of one request: its head is looked at (path, method, length, credentials) before anything is spent
+//! The path of one request: its head is checked (path, method, length, credentials) before anything is spent
 //! on its body; the body is read within bounds of size and time, and its signature verified; each receipt in it
-//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that hears
-//! anything else sends the request again, and what the inbox has already is known there by its event.
+//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that gets
+//! anything else sends the request again, and the inbox recognises what it has by its event.
 
 mod bounds;
 mod credentials;

@@ -1,8 +1,8 @@
 //! Receipts out of the inbox, into the rows of their messages.
 //!
 //! Rows are read without a lock, and written where they lie if they still say what was read: that saves two of three
-//! looks into an index, and the record of a lock. Where another has written in between, all is undone, and done once
-//! more with the rows locked before they are read.
+//! index lookups, and the record of a lock. If another transaction has written in between, all is rolled back and
+//! repeated with the rows locked before they are read.
 
 use std::cmp::Reverse;
 

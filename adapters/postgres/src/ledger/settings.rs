@@ -1,4 +1,4 @@
-//! How the database is reached.
+//! Connection settings.
 
 use std::{
     fmt::{self, Write as _},

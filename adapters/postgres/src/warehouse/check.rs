@@ -1,4 +1,4 @@
-//! Whether a table is what its settings say, by the database's catalogue: before the first row, not by it.
+//! Checks a table against its settings by the database's catalogue, before the first row is written.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

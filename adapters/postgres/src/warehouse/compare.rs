@@ -1,8 +1,8 @@
 //! Counting two tables by key range: whether a secondary has what its primary has (S4.5).
 //!
 //! Keys are `msg_<file>_<row>`. Each table is read for its counts by file, once for every so many files; where two
-//! differ, the files' rows are counted by ranges. A sum of the row numbers goes along, so that two tables that miss different rows of a range
-//! are not taken for equal. What is on its way at that moment is a difference too: compare again later.
+//! differ, the files' rows are counted by ranges. The row numbers are summed too, so that two tables that miss different rows of a
+//! range are not taken for equal. Rows in flight at that moment are differences too: compare again later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,8 +1,8 @@
 //! The Redshift dialect: literals in a staging table, merged into the table, one transaction.
 //!
 //! Everything goes as one message of the simple protocol: one answer to wait for. Redshift's MERGE wants both
-//! branches ("MERGE", Amazon Redshift Database Developer Guide), so a row that is there gets its own key once
-//! more. It would insert a key twice that is twice in the staging table: doubles are left out before.
+//! branches ("MERGE", Amazon Redshift Database Developer Guide), so an existing row gets its own key again.
+//! A key that is twice in the staging table would be inserted twice: duplicates are removed first.
 
 use std::{
     collections::HashSet,

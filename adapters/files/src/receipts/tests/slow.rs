@@ -140,7 +140,7 @@ fn a_file_that_takes_longer_than_anybody_waits_is_gone_through_once_and_taken() 
             assert!(timeout(wait, source.poll(None, wait)).await.is_err());
         }
         assert_a_thread_is_free().await;
-        assert_eq!(inbox.counts(), [1, 1, 0], "one look, however often it is asked for");
+        assert_eq!(inbox.counts(), [1, 1, 0], "one scan, however often it is polled");
         inbox.hang(false);
         let first = loop {
             let polled = source.poll(None, wait).await.unwrap();
