@@ -200,7 +200,7 @@ crate::settings! {
         /// Requests in flight. Each may hold a connection: mind LimitNOFILE.
         concurrency: usize = integer(512, 1..=65_536, "requests in flight");
         /// Messages per second; 0 = no limit.
-        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no limit");
         /// Messages that may be sent at once when `rate_per_s` is set.
         burst: u32 = integer(500, 1..=10_000_000, "messages");
     }

@@ -28,7 +28,7 @@ crate::settings! {
     /// What all destinations have in common.
     Destination {
         /// Messages per second; 0 = no limit. Tables have the limits of their warehouse instead.
-        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no limit");
         /// Messages that may be sent at once when `rate_per_s` is set.
         burst: u32 = integer(50, 1..=10_000_000, "messages");
         /// Hold this destination's messages: they are accepted and wait.
@@ -67,7 +67,7 @@ pub fn secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource
     let reader = section.reader();
     let items = section.list(key, false).unwrap_or_default();
     if items.len() > SECRETS_MAX {
-        let advice = format!("keep to {SECRETS_MAX} secrets");
+        let advice = format!("at most {SECRETS_MAX} secrets");
         reader.note(&section.key(key), Some(items.len().to_string()), advice);
     }
     items

@@ -104,7 +104,7 @@ crate::settings! {
         /// Statements in flight at once; also the most connections.
         statements: usize = integer(4, 1..=100, "statements in flight");
         /// Statements per second; 0 = no limit.
-        statements_per_s: Option<u32> = integer(20, 0..=10_000, "statements per second, 0 = no bound").or_none();
+        statements_per_s: Option<u32> = integer(20, 0..=10_000, "statements per second, 0 = no limit").or_none();
         /// How long one statement may take; less than half of `lease.duration`.
         statement_timeout: Duration = duration("25s", "100ms"..="1h");
     }

@@ -113,12 +113,12 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
                 LEDGER,
                 Verdict::Fine,
                 match migrated.from {
-                    0 => format!("schema {} made, version {}", settings.schema, migrated.to),
+                    0 => format!("schema {} created, version {}", settings.schema, migrated.to),
                     from if from == migrated.to => {
                         format!("schema {} is up to date, version {from}", settings.schema)
                     }
                     from => {
-                        format!("schema {} brought from version {from} to {}", settings.schema, migrated.to)
+                        format!("schema {} updated from version {from} to {}", settings.schema, migrated.to)
                     }
                 },
             ));
@@ -216,7 +216,7 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
     for (name, table) in tables {
         let engine = format!("table of {name}");
         findings.push(match look(&table).await {
-            Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns are there"),
+            Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns exist"),
             Err(CheckError::Unreachable(why)) => Finding::new(engine, Verdict::Unreachable, why),
             Err(error @ CheckError::Unfit(_)) => Finding::new(engine, Verdict::Wrong, error.to_string()),
         });
@@ -234,7 +234,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
-            format!("{name:?} is not a destination of kind = \"table\"; there are: {}", known.join(", "))
+            format!("{name:?} is not a destination of kind = \"table\"; known: {}", known.join(", "))
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);

@@ -133,7 +133,7 @@ const LOOK_RECEIPTS_MAX: usize = 5_000;
 /// file system: less than what a collector takes for a failure.
 const LOOK_MAX: Duration = Duration::from_secs(30);
 
-/// How often a directory is looked at, for what the kernel's watch missed.
+/// How often a directory is scanned, for what the kernel's watch missed.
 const RESCAN: Duration = Duration::from_secs(10);
 
 /// Bytes of one receipt in a file: what a request with a thousand of them may have on average, many times over.

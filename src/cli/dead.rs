@@ -166,7 +166,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         Command::Redrive { which, limit, all, json } => {
             ensure!(
                 *all || limit.is_some() || !which.is_everything(),
-                "this would redrive every dead letter; name some with a filter or --limit, or say --all"
+                "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
             let redriven = console::operate(&config)?.redrive(&which.filter(now), limit, now)?;

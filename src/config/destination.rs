@@ -339,7 +339,7 @@ fn table(section: &mut Section<'_>) -> Table {
         reader.note(&columns_key, None, format!("say what the table's columns hold: {COLUMN}"));
     }
     if columns.len() > COLUMNS_MAX {
-        let advice = format!("keep to {COLUMNS_MAX} columns");
+        let advice = format!("at most {COLUMNS_MAX} columns");
         reader.note(&columns_key, Some(columns.len().to_string()), advice);
     }
     Table { settings, mapping: Mapping { columns } }
@@ -435,7 +435,7 @@ fn template(section: &Section<'_>, settings: &WebhookKeys) -> TemplateSource {
     let (key, file_key) = (section.key("template"), section.key("template_file"));
     if let Some(source) = &settings.template {
         if source.len() > TEMPLATE_BYTES_MAX {
-            let advice = format!("keep to {TEMPLATE_BYTES_MAX} bytes");
+            let advice = format!("at most {TEMPLATE_BYTES_MAX} bytes");
             reader.note(&key, Some(format!("{} bytes", source.len())), advice);
         } else if let Err(error) = BodyTemplate::compile(Some(source), &settings.content_type) {
             reader.note(&key, None, format!("it is not a valid template: {error}"));
@@ -462,7 +462,7 @@ fn headers(section: &mut Section<'_>) -> Vec<Header> {
     let key = section.key("headers");
     let items = section.private_texts("headers");
     if items.len() > HEADERS_MAX {
-        reader.note(&key, Some(items.len().to_string()), format!("keep to {HEADERS_MAX} headers"));
+        reader.note(&key, Some(items.len().to_string()), format!("at most {HEADERS_MAX} headers"));
     }
     let mut headers: Vec<Header> = Vec::new();
     for (path, name, text) in items {
@@ -484,7 +484,7 @@ fn headers(section: &mut Section<'_>) -> Vec<Header> {
         if let Some(problem) = refusal.first() {
             reader.note(&path, None, format!("{}; {}", problem.found, problem.allowed));
         } else if headers.iter().any(|header| header.name == name) {
-            reader.note(&path, None, "it is there twice, in another case: remove one");
+            reader.note(&path, None, "it is set twice, in different case: remove one");
         } else if matches!(value, HeaderValue::Literal(_)) && SECRET_HEADERS.contains(&name.as_str()) {
             reader.note(&path, None, SOURCES);
         } else {

@@ -50,7 +50,7 @@ pub enum Settled {
     Released,
     /// Recorded, and with it the whole batch: the lease has ended.
     Complete,
-    /// The lease was not current. What was sent is recorded, for a 2xx is a fact whoever reports it
+    /// The lease was not current. What was sent is recorded, because a 2xx is a fact whoever reports it
     /// (I7); failures were left to the current holder.
     Stale,
 }

@@ -99,7 +99,7 @@ where
 }
 
 impl Serving {
-    /// Takes no more connections, and lets those that there are finish what they are at, for no longer than
+    /// Takes no more connections, and lets the open ones finish their requests, for no longer than
     /// `timeout`. Whether all of them have ended.
     pub async fn stop(self, timeout: Duration) -> bool {
         self.accepting.abort();

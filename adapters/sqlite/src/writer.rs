@@ -34,7 +34,7 @@ pub(crate) enum Durability {
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Ends the process with exit code 74 (input/output error): recovery from the log is the only way to know
-/// what is on the disk. A failed fsync must not be repeated, for the kernel has dropped what it failed on.
+/// what is on the disk. A failed fsync must not be repeated: the kernel has dropped what it failed on.
 pub fn exit_on_fatal() -> OnFatal {
     Arc::new(|error| {
         tracing::error!(

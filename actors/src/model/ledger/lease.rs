@@ -67,7 +67,7 @@ impl Record {
     ///
     /// A lease whose deadline has passed, or whose holder is an earlier life of the same process, is lost: the batch
     /// is granted again and the loss is counted, whether a message of it is due or not. What a holder has already is
-    /// granted to it again under the same fence and charges nothing, for its first answer was lost.
+    /// granted to it again under the same fence and charges nothing, because its first answer was lost.
     pub fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
         let Some(due) = self.due() else { return Grant::Settled };
         match &mut self.holder {
@@ -111,7 +111,7 @@ impl Record {
 
     /// Ends whatever lease there is as lost: its holder is gone with messages unrecorded, and nothing says which were
     /// in flight. Only a message that was begun by itself is charged; then the next lease continues marking each, however
-    /// much was recorded under this one, for the suspect is still there (I5).
+    /// much was recorded under this one, because the suspect is still there (I5).
     pub fn lose(&mut self) {
         if self.holder.take().is_none() {
             return;

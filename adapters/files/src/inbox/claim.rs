@@ -34,7 +34,7 @@ const NOTE_BYTES_MAX: u64 = 16 * 1024;
 /// What a restart must know of a claim. Not synced: a note that a power cut took is made up again.
 #[derive(Serialize, Deserialize)]
 struct Note {
-    /// Bytes, for a name need not be text.
+    /// Bytes: a name need not be text.
     name: Vec<u8>,
     claimed_at: UnixMs,
     bytes: u64,

@@ -11,7 +11,7 @@
 //!
 //! Claims are renames without a sync: what the dropper did not sync was never promised to last, and a
 //! claim that a power cut undoes is made again, with the same ids. Only a copy to another file system
-//! is synced, for the original is removed after it.
+//! is synced, because the original is removed after it.
 
 mod claim;
 mod dir;

@@ -45,7 +45,7 @@ DELETE FROM receipt_inbox WHERE ctid = ANY (ARRAY(SELECT tid FROM summed WHERE b
 );
 
 /// Writes rows of one partition, those that still are as they were read: a row's version is known by its place and by
-/// the transaction that made it, for a place may be used again. The order of the arrays is the order in which it waits
+/// the transaction that made it, because a place may be reused. The order of the arrays is the order in which it waits
 /// for others (F50).
 const WRITE: &str = "
 UPDATE messages m SET
