@@ -28,7 +28,7 @@ use postrider_actors::{
     ports::{Clock as _, Intake, ItemOutcome, LeaseRequest, Ledger as _, Queue as _, Release, Want},
     queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::FeedDestination,
-    supervision::{Drain, Fault as ActorFault},
+    supervision::{ChildId, Drain, Fault as ActorFault, Stage as _},
 };
 use postrider_aws::{
     AwsSettings,
@@ -123,7 +123,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         metrics: StageMetrics::default().feed("orders"),
         progress: ProgressBoard::default().mark("queue_feed", clock.mono()),
     };
-    QueueFeed::new(setup, ActorFault::default()).start()
+    QueueFeed::new(setup, &ChildId::first("queue_feed"), ActorFault::default()).start()
 }
 
 async fn drained(feed: Addr<QueueFeed>) {

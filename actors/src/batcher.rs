@@ -24,12 +24,8 @@ use crate::{
     },
     ports::{Append, AppendLimits, Appended, Clock, Outbox, StoreError},
     reading::{FeedSettings, FileInProgress},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Parsers hold a permit for every block on its way here, so the mailbox never holds more than
-/// those; the capacity only has to be no smaller.
-pub const MAILBOX: usize = 64;
 
 /// Rejected rows that may wait for an accepted one before a checkpoint is forced.
 const WAITING_REJECTS_MAX: usize = 1000;
@@ -103,11 +99,6 @@ struct FileProgress {
 }
 
 impl Batcher {
-    /// A batcher without files.
-    pub fn new(setup: BatcherSetup, fault: Fault) -> Self {
-        Self { setup, fault, files: HashMap::new(), draining: false }
-    }
-
     fn append(&mut self, id: FileId, context: &mut Context<Self>) {
         let Some(progress) = self.files.get_mut(&id).filter(|file| !file.appending) else { return };
         let Some(draft) = progress.drafts.pop_front() else { return };
@@ -313,6 +304,19 @@ impl AppendDraft {
     fn has_room(&self, batches: usize, bytes: usize, limits: &AppendLimits) -> bool {
         self.batches.is_empty()
             || (self.batches.len() + batches <= limits.batches && self.bytes + bytes <= limits.bytes)
+    }
+}
+
+impl Stage for Batcher {
+    const NAME: &'static str = "batcher";
+    /// Parsers hold a permit for every block on its way here, so the mailbox never holds more than
+    /// those; the capacity only has to be no smaller.
+    const MAILBOX: usize = 64;
+
+    type Setup = BatcherSetup;
+
+    fn new(setup: BatcherSetup, _: &ChildId, fault: Fault) -> Self {
+        Self { setup, fault, files: HashMap::new(), draining: false }
     }
 }
 

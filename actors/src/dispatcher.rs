@@ -20,11 +20,8 @@ use crate::{
     ports::{
         Clock, DispatchSource, DispatchTarget, ItemOutcome, Ledger, OutboxEntry, OutstandingQuery, StoreError,
     },
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// Batches moved in one go.
 const GROUP_MAX: usize = 256;
@@ -69,9 +66,12 @@ pub struct Dispatcher {
     fault: Fault,
 }
 
-impl Dispatcher {
-    /// A dispatcher that has moved nothing yet.
-    pub fn new(setup: DispatcherSetup, fault: Fault) -> Self {
+impl Stage for Dispatcher {
+    const NAME: &'static str = "dispatcher";
+
+    type Setup = DispatcherSetup;
+
+    fn new(setup: DispatcherSetup, _: &ChildId, fault: Fault) -> Self {
         Self { setup, fault }
     }
 }

@@ -25,15 +25,12 @@ use crate::{
     },
     ports::{ClaimError, ClaimedFile, Clock, Inbox, Ledger, StoreError},
     reading::FileInProgress,
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
 
 /// Files in progress of one feed: claimed and not yet moved away. Small files spend most of their time
 /// waiting for a sync that they share, so there are more of them than parsers.
 pub const FILES_IN_PROGRESS_MAX: usize = 64;
-
-/// Every file in progress may be reported closed at once.
-pub const MAILBOX: usize = FILES_IN_PROGRESS_MAX + 4;
 
 /// Names looked at in one scan.
 const SCAN_MAX: usize = 10_000;
@@ -92,14 +89,21 @@ struct WatchedChanges {
 }
 
 impl FileWatcher {
-    /// A watcher that has looked at nothing yet.
-    pub fn new(setup: FileWatcherSetup, fault: Fault) -> Self {
-        let bell = Bell::default();
-        Self { setup, fault, bell, changes: Arc::default(), finishing: 0, draining: Arc::default() }
-    }
-
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Stage for FileWatcher {
+    const NAME: &'static str = "file_watcher";
+    /// Every file in progress may be reported closed at once.
+    const MAILBOX: usize = FILES_IN_PROGRESS_MAX + 4;
+
+    type Setup = FileWatcherSetup;
+
+    fn new(setup: FileWatcherSetup, _: &ChildId, fault: Fault) -> Self {
+        let bell = Bell::default();
+        Self { setup, fault, bell, changes: Arc::default(), finishing: 0, draining: Arc::default() }
     }
 }
 

@@ -27,11 +27,8 @@ use crate::{
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
     reading::{Duplicates, FeedSettings, FileInProgress, Readers},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// One file at a time comes in, with its slot; more is a restart's leftover.
-pub const MAILBOX: usize = 4;
 
 /// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
 /// that a drain waits for milliseconds.
@@ -80,9 +77,14 @@ pub struct Parser {
     reading: usize,
 }
 
-impl Parser {
-    /// A parser that reads nothing yet.
-    pub fn new(setup: ParserSetup, fault: Fault) -> Self {
+impl Stage for Parser {
+    const NAME: &'static str = "parser";
+    /// One file at a time comes in, with its slot; more is a restart's leftover.
+    const MAILBOX: usize = 4;
+
+    type Setup = ParserSetup;
+
+    fn new(setup: ParserSetup, _: &ChildId, fault: Fault) -> Self {
         Self { setup, fault, draining: Arc::default(), reading: 0 }
     }
 }

@@ -34,12 +34,9 @@ use crate::{
     },
     ports::{Append, Appended, Clock, EntryId, Intake, IntakeEntry, ItemOutcome, Ledger, Outbox, StoreError},
     reading::FeedDestination,
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
 use held::HeldEntries;
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// Entries asked for at once: what SQS gives at most.
 const RECEIVE_MAX: usize = 10;
@@ -123,9 +120,12 @@ pub struct QueueFeed {
     drain: watch::Sender<bool>,
 }
 
-impl QueueFeed {
-    /// A feed that has taken nothing yet.
-    pub fn new(setup: QueueFeedSetup, fault: Fault) -> Self {
+impl Stage for QueueFeed {
+    const NAME: &'static str = "queue_feed";
+
+    type Setup = QueueFeedSetup;
+
+    fn new(setup: QueueFeedSetup, _: &ChildId, fault: Fault) -> Self {
         Self { setup, fault, drain: watch::Sender::new(false) }
     }
 }

@@ -14,11 +14,8 @@ use crate::{
     flow::{Bell, Progress, insist, rest},
     metrics::SourceMetrics,
     ports::{Arrival, Clock, Polled, ReceiptLedger, ReceiptSource, SourceCursor, StoreError},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// How often a collector that waits gives a sign of life and looks whether there is room.
 const TICK: Duration = Duration::from_millis(500);
@@ -74,9 +71,12 @@ pub struct ReceiptCollector {
     drain: watch::Sender<bool>,
 }
 
-impl ReceiptCollector {
-    /// A collector that has read nothing yet.
-    pub fn new(setup: ReceiptCollectorSetup, fault: Fault) -> Self {
+impl Stage for ReceiptCollector {
+    const NAME: &'static str = "receipt_collector";
+
+    type Setup = ReceiptCollectorSetup;
+
+    fn new(setup: ReceiptCollectorSetup, _: &ChildId, fault: Fault) -> Self {
         Self { setup, fault, drain: watch::Sender::new(false) }
     }
 }

@@ -11,11 +11,8 @@ use crate::{
     flow::{Bell, Progress, insist, rest},
     metrics::ReconcilerMetrics,
     ports::{Applied, Clock, ReceiptLedger, StoreError},
-    supervision::Drain,
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// The longest a reconciler waits for a ring; receipts also come by other processes, which ring no bell.
 const TICK: Duration = Duration::from_millis(500);
@@ -54,9 +51,12 @@ pub struct ReceiptReconciler {
     drain: watch::Sender<bool>,
 }
 
-impl ReceiptReconciler {
-    /// A reconciler that has applied nothing yet.
-    pub fn new(setup: ReceiptReconcilerSetup) -> Self {
+impl Stage for ReceiptReconciler {
+    const NAME: &'static str = "receipt_reconciler";
+
+    type Setup = ReceiptReconcilerSetup;
+
+    fn new(setup: ReceiptReconcilerSetup, _: &ChildId, _: Fault) -> Self {
         Self { setup, drain: watch::Sender::new(false) }
     }
 }

@@ -13,11 +13,8 @@ use crate::{
     metrics::SweeperMetrics,
     model::time::{MonoMs, UnixMs},
     ports::{Clock, ReceiptLedger, StoreError},
-    supervision::Drain,
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// The longest the sweeper sleeps.
 const TICK: Duration = Duration::from_millis(500);
@@ -79,9 +76,12 @@ pub struct ReceiptSweeper {
     setup: ReceiptSweeperSetup,
 }
 
-impl ReceiptSweeper {
-    /// A sweeper that has swept nothing yet.
-    pub fn new(setup: ReceiptSweeperSetup) -> Self {
+impl Stage for ReceiptSweeper {
+    const NAME: &'static str = "receipt_sweeper";
+
+    type Setup = ReceiptSweeperSetup;
+
+    fn new(setup: ReceiptSweeperSetup, _: &ChildId, _: Fault) -> Self {
         Self { setup }
     }
 }

@@ -9,11 +9,8 @@ use crate::{
     flow::{Bell, Progress, blocking, insist},
     model::time::{MonoMs, UnixMs},
     ports::{Archive, Clock, Inbox, Ledger, Queue, StoreError},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// How often it sweeps.
 const TICK: Duration = Duration::from_millis(500);
@@ -65,9 +62,12 @@ pub struct Sweeper {
     fault: Fault,
 }
 
-impl Sweeper {
-    /// A sweeper that has swept nothing yet.
-    pub fn new(setup: SweeperSetup, fault: Fault) -> Self {
+impl Stage for Sweeper {
+    const NAME: &'static str = "sweeper";
+
+    type Setup = SweeperSetup;
+
+    fn new(setup: SweeperSetup, _: &ChildId, fault: Fault) -> Self {
         Self { setup, fault }
     }
 }

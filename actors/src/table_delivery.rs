@@ -40,11 +40,8 @@ use crate::{
         time::UnixMs,
     },
     ports::{InFlight, Release, StoreError, Table, Want},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in: batches are pulled.
-pub const MAILBOX: usize = 4;
 
 /// How often at least to check whether a group is ready.
 const TICK: Duration = Duration::from_millis(500);
@@ -102,16 +99,20 @@ pub struct TableDelivery {
     fault: Fault,
 }
 
-impl TableDelivery {
-    /// A worker without batches. `holder` names this life of it, `predecessor` the one before.
-    pub fn new(setup: TableDeliverySetup, holder: &str, predecessor: Option<String>, fault: Fault) -> Self {
+impl Stage for TableDelivery {
+    const NAME: &'static str = "table_delivery";
+
+    type Setup = TableDeliverySetup;
+
+    fn new(setup: TableDeliverySetup, id: &ChildId, fault: Fault) -> Self {
+        let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
         let state = TableState {
             shelves: setup.destinations.iter().map(|destination| Shelf::new(destination.group)).collect(),
             held: HashMap::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
             failure: None,
         };
-        let worker = Worker::new(setup.worker.clone(), holder);
+        let worker = Worker::new(setup.worker.clone(), &holder);
         let strategy = TableStrategy { worker, setup, state: Mutex::new(state), moved: Bell::default() };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }

@@ -17,11 +17,8 @@ use tokio::sync::watch;
 use crate::{
     flow::{Gate, Progress},
     ports::{Clock, RateTable},
-    supervision::Drain,
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in.
-pub const MAILBOX: usize = 4;
 
 /// The name of the gate over all destinations: none that a destination can have.
 pub const ALL: &str = "*";
@@ -76,10 +73,13 @@ pub struct Throttle {
     holders: usize,
 }
 
-impl Throttle {
-    /// A throttle in its `generation`-th life.
-    pub fn new(setup: ThrottleSetup, generation: u64) -> Self {
-        Self { setup, generation, closing: watch::Sender::new(false), holders: 0 }
+impl Stage for Throttle {
+    const NAME: &'static str = "throttle";
+
+    type Setup = ThrottleSetup;
+
+    fn new(setup: ThrottleSetup, id: &ChildId, _: Fault) -> Self {
+        Self { setup, generation: id.generation, closing: watch::Sender::new(false), holders: 0 }
     }
 }
 

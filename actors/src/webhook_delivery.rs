@@ -37,11 +37,8 @@ use crate::{
         time::UnixMs,
     },
     ports::{InFlight, Release, Settled, Settlement, StoreError, Want, Webhook, WebhookRequest},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage},
 };
-
-/// Only control messages come in: batches are pulled.
-pub const MAILBOX: usize = 4;
 
 /// Messages that wait in a worker for each that may be in flight, so that a lease is worth its transaction …
 const AHEAD_PER_PERMIT: usize = 4;
@@ -102,9 +99,13 @@ pub struct WebhookDelivery {
     fault: Fault,
 }
 
-impl WebhookDelivery {
-    /// A worker without batches. `holder` names this life of it, `predecessor` the one before.
-    pub fn new(setup: DeliverySetup, holder: &str, predecessor: Option<String>, fault: Fault) -> Self {
+impl Stage for WebhookDelivery {
+    const NAME: &'static str = "webhook_delivery";
+
+    type Setup = DeliverySetup;
+
+    fn new(setup: DeliverySetup, id: &ChildId, fault: Fault) -> Self {
+        let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
         let shares: Vec<_> = setup.destinations.iter().map(|destination| destination.concurrency).collect();
         let state = WebhookState {
             roster: Roster::new(setup.limits, &shares),
@@ -112,7 +113,7 @@ impl WebhookDelivery {
             held: vec![false; shares.len()],
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
         };
-        let worker = Worker::new(setup.worker.clone(), holder);
+        let worker = Worker::new(setup.worker.clone(), &holder);
         let strategy = WebhookStrategy { worker, setup, state: Mutex::new(state), flush: Bell::default() };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }

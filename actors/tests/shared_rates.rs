@@ -10,7 +10,7 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{Clock, RateTable as _},
-    supervision::Drain,
+    supervision::{ChildId, Drain, Fault, Stage as _},
     testing::MemoryRateTable,
     throttle::{LimitedGate, RateShares, Throttle, ThrottleSetup},
 };
@@ -78,7 +78,11 @@ impl World {
         let context = Context::new();
         let throttle = context.address();
         // As the supervisor does it, so that the life can be cut off.
-        let life = actix_rt::spawn(context.into_future(Throttle::new(setup, 1)));
+        let life = actix_rt::spawn(context.into_future(Throttle::new(
+            setup,
+            &ChildId::first("throttle"),
+            Fault::default(),
+        )));
         Process { throttle, life, gate, senders: Vec::new() }
     }
 

@@ -7,23 +7,27 @@ use std::{
 
 use actix::Recipient;
 use postrider_actors::{
-    batcher::{self, Batcher, BatcherSetup},
-    file_watcher::{self, FileWatcher, FileWatcherSetup},
+    batcher::{Batcher, BatcherSetup},
+    file_watcher::{FileWatcher, FileWatcherSetup},
     flow::Bells,
     messages::{FileClaimed, ParsedRows},
     model::{
         builder::BatchLimits, formats::Format, intake::AccumulatorLimits, stable::StableRule,
         table::MAPPING_TYPE,
     },
-    parser::{self, Parser, ParserSetup},
+    parser::{Parser, ParserSetup},
     ports::{Inbox, Intake},
-    queue_feed::{self, QueueFeed, QueueFeedSettings, QueueFeedSetup},
+    queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::{Duplicates, FeedDestination, FeedSettings, Readers},
-    supervision::{Birth, ChildSpec},
+    supervision::ChildSpec,
+};
+use postrider_files::{
+    inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
+    status_changes::StatusChangeIntake,
 };
 use tokio::sync::Semaphore;
 
-use super::{Machine, reign::mark};
+use super::{error::StartError, machine::Machine};
 use crate::config::{self, BATCH_BYTES, Config, Resolved, STATUS_FEED, Target};
 
 /// Blocks of rows between a feed's parsers and the outbox: one is parsed while others wait for a sync.
@@ -46,6 +50,66 @@ fn low_watermark(config: &Config) -> u64 {
 /// most that SQS carries, could have half a million.
 const ENTRY_ROWS_MAX: usize = 10_000;
 
+/// The feeds of a configuration.
+#[derive(Default)]
+pub(super) struct Feeds {
+    directories: Vec<DirectoryFeed>,
+    queues: Vec<(Arc<QueueFeedSettings>, Arc<dyn Intake>)>,
+}
+
+/// A feed that watches a directory.
+struct DirectoryFeed {
+    settings: Arc<FeedSettings>,
+    inbox: Arc<dyn Inbox>,
+    rule: StableRule,
+    rescan: Duration,
+    parsers: usize,
+}
+
+impl Feeds {
+    /// Opens directories and queues.
+    pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let mut feeds = Self::default();
+        for feed in &config.feeds {
+            if let Some(directory) = feed.directory() {
+                feeds.directories.push(DirectoryFeed::open(resolved, feed, directory)?);
+            }
+        }
+        #[cfg(feature = "aws")]
+        for (feed, queue, intake) in super::remote::open_intakes(machine, config).await? {
+            feeds.queues.push((Arc::new(queue_feed_settings(resolved, feed, queue)), intake));
+        }
+        if let (Some(destination), Some(ledger)) = (&config.receipts.events_to, &machine.stores.rows) {
+            let intake = StatusChangeIntake::new(ledger.clone(), machine.clock.clone());
+            feeds.queues.push((Arc::new(status_feed_settings(resolved, destination)), Arc::new(intake)));
+        }
+        Ok(feeds)
+    }
+
+    /// The directories that files are claimed from, by feed.
+    pub(super) fn inboxes(&self) -> Vec<(Arc<str>, Arc<dyn Inbox>)> {
+        self.directories.iter().map(|feed| (feed.settings.name.clone(), feed.inbox.clone())).collect()
+    }
+
+    /// The names of the feeds that come from a queue.
+    pub(super) fn queue_feeds(&self) -> Vec<Arc<str>> {
+        self.queues.iter().map(|(settings, _)| settings.name.clone()).collect()
+    }
+
+    /// The stages of each feed, by its name. `appended` is rung when batches are in the outbox.
+    pub(super) fn specs(self, machine: &Arc<Machine>, appended: &Bells) -> Vec<(Arc<str>, Vec<ChildSpec>)> {
+        let of_directories = self
+            .directories
+            .into_iter()
+            .map(|feed| (feed.settings.name.clone(), feed.specs(machine, appended)));
+        let of_queues = self.queues.into_iter().map(|(settings, intake)| {
+            (settings.name.clone(), vec![queue_feed(machine, settings, intake, appended)])
+        });
+        of_directories.chain(of_queues).collect()
+    }
+}
+
 /// What one generation of a feed hands from the batcher up to the watcher, as they are born in turn.
 #[derive(Default)]
 struct Wiring {
@@ -55,99 +119,138 @@ struct Wiring {
     blocks: Option<Arc<Semaphore>>,
 }
 
-pub(super) fn feed_specs(
-    machine: &Machine,
-    resolved: &Resolved,
-    feed: &config::Feed,
-    directory: &config::DirectoryFeed,
-    inbox: Arc<dyn Inbox>,
-    appended: &Bells,
-) -> Vec<ChildSpec> {
-    let config = &resolved.config;
-    let settings = Arc::new(feed_settings(resolved, feed, directory));
-    let wiring: Arc<Mutex<Wiring>> = Arc::default();
-    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
+impl DirectoryFeed {
+    fn open(
+        resolved: &Resolved,
+        feed: &config::Feed,
+        directory: &config::DirectoryFeed,
+    ) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let inbox = DirectoryInbox::new(InboxConfig {
+            feed: feed.name.clone(),
+            directory: directory.path.clone(),
+            state_dir: config.state.dir.clone(),
+            format: format(&directory.format),
+            max_row_bytes: feed.max_row,
+            sidecar_required: directory.require_done,
+            caps: UnpackCaps {
+                ratio_max: directory.decompress_max_ratio.into(),
+                bytes_max: directory.decompress_max,
+            },
+        });
+        let failed =
+            |error| StartError::Feed { feed: feed.name.clone(), path: directory.path.clone(), error };
+        Ok(Self {
+            settings: Arc::new(feed_settings(resolved, feed, directory)),
+            inbox: Arc::new(inbox.map_err(failed)?),
+            rule: StableRule {
+                stable_after: directory.stable_after,
+                sidecar_required: directory.require_done,
+            },
+            rescan: directory.rescan,
+            parsers: config.pools.parsers,
+        })
+    }
 
-    let batcher = {
-        let (wiring, settings, stores) = (wiring.clone(), settings.clone(), stores.clone());
-        let (clock, mark, appended) = (clock.clone(), mark.clone(), appended.clone());
-        let metrics = machine.metrics.stages.feed(&feed.name);
-        move |birth: Birth| {
-            let setup = BatcherSetup {
-                feed: settings.clone(),
-                outbox: stores.outbox.clone(),
-                clock: clock.clone(),
-                appended: appended.clone(),
-                metrics: metrics.clone(),
-                progress: mark(&birth),
-            };
-            let fault = birth.fault.clone();
-            let address = birth.start(batcher::MAILBOX, move |_| Batcher::new(setup, fault));
-            // The first of a new generation: nothing of the old one is left.
-            *wiring.lock().unwrap_or_else(PoisonError::into_inner) = Wiring {
-                batcher: Some(address.clone().recipient()),
-                blocks: Some(Arc::new(Semaphore::new(BLOCKS_PER_FEED))),
-                ..Wiring::default()
-            };
-            address.recipient()
-        }
-    };
-    let parser = {
-        let (wiring, settings, stores) = (wiring.clone(), settings, stores.clone());
-        let (clock, mark, inbox) = (clock.clone(), mark.clone(), inbox.clone());
-        move |birth: Birth| {
-            let mut wiring = wiring.lock().unwrap_or_else(PoisonError::into_inner);
-            let setup = ParserSetup {
-                feed: settings.clone(),
+    /// Batcher, parsers and watcher, which are born in this order, as one generation.
+    fn specs(self, machine: &Arc<Machine>, appended: &Bells) -> Vec<ChildSpec> {
+        let Self { settings, inbox, rule, rescan, parsers } = self;
+        let wiring: Arc<Mutex<Wiring>> = Arc::default();
+        let lock = |wiring: &Arc<Mutex<Wiring>>| {
+            let wiring = wiring.clone();
+            move |change: &mut dyn FnMut(&mut Wiring)| {
+                change(&mut wiring.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        };
+        let metrics = machine.metrics.stages.feed(&settings.name);
+        let batcher = {
+            let (machine, settings, appended) = (machine.clone(), settings.clone(), appended.clone());
+            let wire = lock(&wiring);
+            ChildSpec::wired::<Batcher>(
+                0,
+                move |id| BatcherSetup {
+                    feed: settings.clone(),
+                    outbox: machine.stores.outbox.clone(),
+                    clock: machine.clock.clone(),
+                    appended: appended.clone(),
+                    metrics: metrics.clone(),
+                    progress: machine.mark(id),
+                },
+                // The first of a new generation: nothing of the old one is left.
+                move |address| {
+                    wire(&mut |wiring| {
+                        *wiring = Wiring {
+                            batcher: Some(address.clone().recipient()),
+                            blocks: Some(Arc::new(Semaphore::new(BLOCKS_PER_FEED))),
+                            ..Wiring::default()
+                        };
+                    });
+                },
+            )
+        };
+        let parser = {
+            let (machine, settings, inbox) = (machine.clone(), settings.clone(), inbox.clone());
+            let (of_batcher, wire) = (wiring.clone(), lock(&wiring));
+            ChildSpec::wired::<Parser>(
+                1,
+                move |id| {
+                    let wiring = of_batcher.lock().unwrap_or_else(PoisonError::into_inner);
+                    ParserSetup {
+                        feed: settings.clone(),
+                        inbox: inbox.clone(),
+                        outbox: machine.stores.outbox.clone(),
+                        ledger: machine.stores.ledger.clone(),
+                        clock: machine.clock.clone(),
+                        batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
+                        blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
+                        readers: wiring.readers.clone(),
+                        progress: machine.mark(id),
+                    }
+                },
+                move |address| wire(&mut |wiring| wiring.parsers.push(address.clone().recipient())),
+            )
+        };
+        let watcher = {
+            let machine = machine.clone();
+            ChildSpec::stage::<FileWatcher>(2, move |id| FileWatcherSetup {
+                feed: settings.name.clone(),
                 inbox: inbox.clone(),
-                outbox: stores.outbox.clone(),
-                ledger: stores.ledger.clone(),
-                clock: clock.clone(),
-                batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
-                blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
-                readers: wiring.readers.clone(),
-                progress: mark(&birth),
-            };
-            let fault = birth.fault.clone();
-            let address = birth.start(parser::MAILBOX, move |_| Parser::new(setup, fault));
-            wiring.parsers.push(address.clone().recipient());
-            address.recipient()
-        }
-    };
-    let watcher = {
-        let name: Arc<str> = feed.name.as_str().into();
-        let rule =
-            StableRule { stable_after: directory.stable_after, sidecar_required: directory.require_done };
-        let rescan = directory.rescan;
-        move |birth: Birth| {
-            let setup = FileWatcherSetup {
-                feed: name.clone(),
-                inbox: inbox.clone(),
-                ledger: stores.ledger.clone(),
-                clock: clock.clone(),
+                ledger: machine.stores.ledger.clone(),
+                clock: machine.clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
                 rule,
                 rescan,
-                progress: mark(&birth),
-            };
-            let fault = birth.fault.clone();
-            birth.start(file_watcher::MAILBOX, move |_| FileWatcher::new(setup, fault)).recipient()
-        }
-    };
-    vec![
-        ChildSpec { name: "batcher", of: None, count: 1, factory: Arc::new(batcher), rank: 0 },
-        ChildSpec {
-            name: "parser",
-            of: None,
-            count: config.pools.parsers,
-            factory: Arc::new(parser),
-            rank: 1,
-        },
-        ChildSpec { name: "file_watcher", of: None, count: 1, factory: Arc::new(watcher), rank: 2 },
-    ]
+                progress: machine.mark(id),
+            })
+        };
+        vec![batcher, parser.times(parsers), watcher]
+    }
 }
 
-pub(super) fn queue_feed_settings(
+/// The one stage of a feed that reads a queue.
+fn queue_feed(
+    machine: &Arc<Machine>,
+    feed: Arc<QueueFeedSettings>,
+    intake: Arc<dyn Intake>,
+    appended: &Bells,
+) -> ChildSpec {
+    let (machine, appended) = (machine.clone(), appended.clone());
+    let metrics = machine.metrics.stages.feed(&feed.name);
+    ChildSpec::stage::<QueueFeed>(0, move |id| QueueFeedSetup {
+        feed: feed.clone(),
+        intake: intake.clone(),
+        outbox: machine.stores.outbox.clone(),
+        ledger: machine.stores.ledger.clone(),
+        clock: machine.clock.clone(),
+        appended: appended.clone(),
+        metrics: metrics.clone(),
+        progress: machine.mark(id),
+    })
+}
+
+/// A feed that reads a queue, for its stage.
+#[cfg(feature = "aws")]
+fn queue_feed_settings(
     resolved: &Resolved,
     feed: &config::Feed,
     queue: &config::QueueFeed,
@@ -174,34 +277,8 @@ pub(super) fn queue_feed_settings(
     }
 }
 
-/// The one stage of a feed that reads a queue.
-pub(super) fn queue_feed_specs(
-    machine: &Machine,
-    feed: Arc<QueueFeedSettings>,
-    intake: Arc<dyn Intake>,
-    appended: &Bells,
-) -> Vec<ChildSpec> {
-    let (stores, clock, mark) = (machine.stores.clone(), machine.clock.clone(), mark(machine));
-    let (appended, metrics) = (appended.clone(), machine.metrics.stages.feed(&feed.name));
-    let factory = move |birth: Birth| {
-        let setup = QueueFeedSetup {
-            feed: feed.clone(),
-            intake: intake.clone(),
-            outbox: stores.outbox.clone(),
-            ledger: stores.ledger.clone(),
-            clock: clock.clone(),
-            appended: appended.clone(),
-            metrics: metrics.clone(),
-            progress: mark(&birth),
-        };
-        let fault = birth.fault.clone();
-        birth.start(queue_feed::MAILBOX, move |_| QueueFeed::new(setup, fault)).recipient()
-    };
-    vec![ChildSpec { name: "queue_feed", of: None, count: 1, factory: Arc::new(factory), rank: 0 }]
-}
-
 /// The feed that reports changes of state to `destination`.
-pub(super) fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSettings {
+fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSettings {
     let config = &resolved.config;
     QueueFeedSettings {
         name: STATUS_FEED.into(),
@@ -271,7 +348,7 @@ fn feed_settings(
     }
 }
 
-pub(super) fn format(format: &config::FeedFormat) -> Format {
+fn format(format: &config::FeedFormat) -> Format {
     match format.clone() {
         config::FeedFormat::Text => Format::Text,
         config::FeedFormat::Csv { delimiter, recipient } => Format::Csv { delimiter, recipient },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::StartError;
+use super::error::StartError;
 
 /// How long an engine that does not answer is waited for at the start: the machine, or the network, may have
 /// just come up. Ten starts take longer than the interval in which `config/postrider.service` counts ten, so

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use postrider_actors::ports::{StoreError, Table};
+use postrider_actors::ports::StoreError;
 
-use super::{StartError, patience::patiently, tables::table_destinations};
+use super::{error::StartError, patience::patiently, tables::OpenTable};
 use crate::{
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
     findings::{Finding, Verdict},
@@ -144,10 +144,10 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
 }
 
 /// A table of the configuration: its destination's name, and the table itself.
-type NamedTable = (String, Arc<WarehouseTable>);
+type OpenedTable<'a> = (&'a config::Destination, &'a config::Table, Arc<WarehouseTable>);
 
 /// The tables of the configuration, in the order of its destinations. Connects to nothing.
-fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>, StartError> {
+fn open_tables<'a>(config: &'a Config, addresses: &Addresses) -> Result<Vec<OpenedTable<'a>>, StartError> {
     let mut warehouses = BTreeMap::new();
     for warehouse in &config.warehouses {
         let refused = |BadSettings(problem)| StartError::Engine {
@@ -170,33 +170,37 @@ fn open_tables(config: &Config, addresses: &Addresses) -> Result<Vec<NamedTable>
         };
         warehouses.insert(&warehouse.name, Warehouse::new(settings).map_err(refused)?);
     }
-    let open = |(destination, table): (&config::Destination, &config::Table)| {
+    let tables =
+        config.destinations.iter().filter_map(|destination| Some((destination, destination.table()?)));
+    let open = |(destination, table): (&'a config::Destination, &'a config::Table)| {
         let settings = TableSettings { table: table.table.plain(), mapping: table.mapping.clone() };
         let refused = |error: BadSettings| StartError::Destination {
             name: destination.name.clone(),
             problems: error.to_string(),
         };
         let opened = warehouses[&table.warehouse].table(&settings).map_err(refused)?;
-        Ok((destination.name.clone(), opened))
+        Ok((destination, table, opened))
     };
-    table_destinations(config).map(open).collect()
+    tables.map(open).collect()
 }
 
 /// The tables of the configuration, looked up in their catalogues: what can't take its rows is refused (F57). A
 /// warehouse that does not answer is no reason not to start: its rows wait.
-pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<Arc<dyn Table>>, StartError> {
-    let mut tables: Vec<Arc<dyn Table>> = Vec::new();
-    for (name, table) in open_tables(&resolved.config, &resolved.addresses)? {
+pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<OpenTable>, StartError> {
+    let mut tables = Vec::new();
+    for (destination, settings, table) in open_tables(&resolved.config, &resolved.addresses)? {
         match look(&table).await {
             Ok(()) => {}
             Err(error @ CheckError::Unfit(_)) => {
-                return Err(StartError::Destination { name, problems: error.to_string() });
+                let (name, problems) = (destination.name.clone(), error.to_string());
+                return Err(StartError::Destination { name, problems });
             }
             Err(CheckError::Unreachable(why)) => {
-                tracing::warn!(destination = name, why, "the table can't be checked now; its rows wait");
+                let destination = &destination.name;
+                tracing::warn!(destination, why, "the table can't be checked now; its rows wait");
             }
         }
-        tables.push(table);
+        tables.push(OpenTable { destination: destination.clone(), settings: settings.clone(), table });
     }
     Ok(tables)
 }
@@ -213,8 +217,8 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
         Err(error) => return vec![Finding::new("warehouses", Verdict::Wrong, error.to_string())],
     };
     let mut findings = Vec::new();
-    for (name, table) in tables {
-        let engine = format!("table of {name}");
+    for (destination, _, table) in tables {
+        let engine = format!("table of {}", destination.name);
         findings.push(match look(&table).await {
             Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns exist"),
             Err(CheckError::Unreachable(why)) => Finding::new(engine, Verdict::Unreachable, why),
@@ -230,7 +234,9 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     for warehouse in &mut config.warehouses {
         warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
     }
-    let tables: BTreeMap<_, _> = open_tables(&config, &config.addresses()?)?.into_iter().collect();
+    let tables = open_tables(&config, &config.addresses()?)?;
+    let tables: BTreeMap<_, _> =
+        tables.into_iter().map(|(destination, _, table)| (destination.name.clone(), table)).collect();
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();

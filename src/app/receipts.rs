@@ -6,13 +6,13 @@ use postrider_actors::{
     flow::Bell,
     model::{formats::Format, receipt_format::ReceiptFormat, stable::StableRule},
     ports::{Inbox, ReceiptLedger, ReceiptSource},
-    receipt_collector::{self, ReceiptCollector, ReceiptCollectorSetup},
-    receipt_reconciler::{self, ReceiptReconciler, ReceiptReconcilerSetup},
-    receipt_sweeper::{self, Expiring, ReceiptSweeper, ReceiptSweeperSetup},
-    supervision::{Birth, ChildSpec},
+    receipt_collector::{ReceiptCollector, ReceiptCollectorSetup},
+    receipt_reconciler::{ReceiptReconciler, ReceiptReconcilerSetup},
+    receipt_sweeper::{Expiring, ReceiptSweeper, ReceiptSweeperSetup},
+    supervision::ChildSpec,
 };
 
-use super::{Machine, StartError, reign::mark};
+use super::{error::StartError, machine::Machine};
 use crate::config::{self, Config, HttpAuth, Resolved, SourceKind};
 use postrider_files::{
     inbox::{DirectoryInbox, InboxConfig, UnpackCaps},
@@ -31,18 +31,17 @@ pub(super) struct PulledSource {
 
 /// Everything about receipts that may fail to be built.
 #[derive(Default)]
-pub(super) struct ReceiptParts {
+pub(super) struct Receipts {
     pulled: Vec<PulledSource>,
     listener: Option<Listener>,
     pushed: Vec<HttpSource>,
-    inbox_max: u64,
 }
 
-impl ReceiptParts {
+impl Receipts {
     /// Makes the sources of a configuration.
     pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
-        let mut parts = Self { inbox_max: INBOX_MAX, ..Self::default() };
+        let mut parts = Self::default();
         for source in &config.receipt_sources {
             let refused = |problem: String| StartError::Source { source_name: source.name.clone(), problem };
             let (name, destination) =
@@ -91,7 +90,7 @@ impl ReceiptParts {
         let pushed = std::mem::take(&mut self.pushed);
         let address = listener.address();
         let sink =
-            Sink { ledger, inbox_max: self.inbox_max, taken: arrived.clone(), clock: machine.clock.clone() };
+            Sink { ledger, inbox_max: INBOX_MAX, taken: arrived.clone(), clock: machine.clock.clone() };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
                 tracing::info!(%address, "listening for receipts");
@@ -103,13 +102,6 @@ impl ReceiptParts {
                 None
             }
         }
-    }
-}
-
-impl ReceiptParts {
-    /// The sources that actors ask.
-    pub(super) fn into_pulled(self) -> Vec<PulledSource> {
-        self.pulled
     }
 }
 
@@ -173,113 +165,87 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
     }
 }
 
-/// The actors that work on receipts; none if no row is kept.
-pub(super) fn receipt_specs(
-    machine: &Machine,
-    config: &Config,
-    pulled: Vec<PulledSource>,
-    arrived: &Bell,
-) -> Vec<ChildSpec> {
-    let Some(ledger) = machine.stores.rows.clone() else { return Vec::new() };
-    if !config.has_rows() {
-        return Vec::new();
+impl Receipts {
+    /// The actors that work on receipts; none if no row is kept.
+    pub(super) fn specs(self, machine: &Arc<Machine>, config: &Config, arrived: &Bell) -> Vec<ChildSpec> {
+        let Some(ledger) = machine.stores.rows.clone().filter(|_| config.has_rows()) else {
+            return Vec::new();
+        };
+        let mut specs =
+            vec![reconciler(machine, config, &ledger, arrived), sweeper(machine, config, &ledger, arrived)];
+        specs.extend(self.pulled.into_iter().map(|source| collector(machine, source, &ledger, arrived)));
+        specs
     }
-    let mut specs = vec![
-        reconciler_spec(machine, config, &ledger, arrived),
-        sweeper_spec(machine, config, &ledger, arrived),
-    ];
-    let inbox_max = INBOX_MAX;
-    specs.extend(
-        pulled.into_iter().map(|source| collector_spec(machine, source, &ledger, inbox_max, arrived)),
-    );
-    specs
 }
 
-fn collector_spec(
-    machine: &Machine,
+fn collector(
+    machine: &Arc<Machine>,
     source: PulledSource,
     ledger: &Arc<dyn ReceiptLedger>,
-    inbox_max: u64,
     arrived: &Bell,
 ) -> ChildSpec {
-    let (clock, mark, ledger, arrived) =
-        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
     let metrics = machine.metrics.receipts.source(&source.name);
-    let of = Some(source.name.clone());
-    let factory = move |birth: Birth| {
-        let setup = ReceiptCollectorSetup {
-            source: source.name.clone(),
-            destination: source.destination.clone(),
-            from: source.from.clone(),
-            ledger: ledger.clone(),
-            wait: source.wait,
-            inbox_max,
-            clock: clock.clone(),
-            arrived: arrived.clone(),
-            metrics: metrics.clone(),
-            progress: mark(&birth),
-        };
-        let fault = birth.fault.clone();
-        birth.start(receipt_collector::MAILBOX, move |_| ReceiptCollector::new(setup, fault)).recipient()
-    };
-    ChildSpec { name: "receipt_collector", of, count: 1, factory: Arc::new(factory), rank: 1 }
+    let name = source.name.clone();
+    let spec = ChildSpec::stage::<ReceiptCollector>(1, move |id| ReceiptCollectorSetup {
+        source: source.name.clone(),
+        destination: source.destination.clone(),
+        from: source.from.clone(),
+        ledger: ledger.clone(),
+        wait: source.wait,
+        inbox_max: INBOX_MAX,
+        clock: machine.clock.clone(),
+        arrived: arrived.clone(),
+        metrics: metrics.clone(),
+        progress: machine.mark(id),
+    });
+    spec.of(name)
 }
 
-fn reconciler_spec(
-    machine: &Machine,
+fn reconciler(
+    machine: &Arc<Machine>,
     config: &Config,
     ledger: &Arc<dyn ReceiptLedger>,
     arrived: &Bell,
 ) -> ChildSpec {
-    let (clock, mark, ledger, arrived) =
-        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
     let metrics = machine.metrics.receipts.reconciler();
-    let factory = move |birth: Birth| {
-        let setup = ReceiptReconcilerSetup {
-            ledger: ledger.clone(),
-            receipts_max: APPLY_RECEIPTS_MAX,
-            bytes_max: APPLY_BYTES_MAX,
-            linger: APPLY_LINGER,
-            clock: clock.clone(),
-            arrived: arrived.clone(),
-            metrics: metrics.clone(),
-            progress: mark(&birth),
-        };
-        birth.start(receipt_reconciler::MAILBOX, move |_| ReceiptReconciler::new(setup)).recipient()
-    };
-    let count = config.receipts.reconcilers;
-    ChildSpec { name: "receipt_reconciler", of: None, count, factory: Arc::new(factory), rank: 0 }
+    let spec = ChildSpec::stage::<ReceiptReconciler>(0, move |id| ReceiptReconcilerSetup {
+        ledger: ledger.clone(),
+        receipts_max: APPLY_RECEIPTS_MAX,
+        bytes_max: APPLY_BYTES_MAX,
+        linger: APPLY_LINGER,
+        clock: machine.clock.clone(),
+        arrived: arrived.clone(),
+        metrics: metrics.clone(),
+        progress: machine.mark(id),
+    });
+    spec.times(config.receipts.reconcilers)
 }
 
-fn sweeper_spec(
-    machine: &Machine,
+fn sweeper(
+    machine: &Arc<Machine>,
     config: &Config,
     ledger: &Arc<dyn ReceiptLedger>,
     arrived: &Bell,
 ) -> ChildSpec {
-    let (clock, mark, ledger, arrived) =
-        (machine.clock.clone(), mark(machine), ledger.clone(), arrived.clone());
+    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
     let metrics = machine.metrics.receipts.sweeper();
+    let after = config.receipts.timeout;
     let expecting: BTreeSet<&str> =
         config.receipt_sources.iter().map(|source| source.destination.as_str()).collect();
-    let after = config.receipts.timeout;
-    let expiring: Vec<_> = expecting
-        .into_iter()
-        .map(|destination| Expiring { destination: destination.into(), after })
-        .collect();
+    let expiring =
+        expecting.into_iter().map(|destination| Expiring { destination: destination.into(), after });
+    let expiring: Vec<_> = expiring.collect();
     let (orphan_after, retention) = (config.receipts.park, config.ledger.retention.unwrap_or_default());
-    let factory = move |birth: Birth| {
-        let setup = ReceiptSweeperSetup {
-            ledger: ledger.clone(),
-            expiring: expiring.clone(),
-            orphan_after,
-            retention,
-            clock: clock.clone(),
-            arrived: arrived.clone(),
-            metrics: metrics.clone(),
-            progress: mark(&birth),
-        };
-        birth.start(receipt_sweeper::MAILBOX, move |_| ReceiptSweeper::new(setup)).recipient()
-    };
-    ChildSpec { name: "receipt_sweeper", of: None, count: 1, factory: Arc::new(factory), rank: 0 }
+    ChildSpec::stage::<ReceiptSweeper>(0, move |id| ReceiptSweeperSetup {
+        ledger: ledger.clone(),
+        expiring: expiring.clone(),
+        orphan_after,
+        retention,
+        clock: machine.clock.clone(),
+        arrived: arrived.clone(),
+        metrics: metrics.clone(),
+        progress: machine.mark(id),
+    })
 }

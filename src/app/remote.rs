@@ -9,11 +9,11 @@ use postrider_actors::{
 };
 
 use super::{
-    Machine, StartError,
     aws::{LOOK_TIMEOUT, MAKE, MAX_RECEIVES, dynamo_settings, settings, url_of, within},
+    error::StartError,
+    machine::Machine,
     patience::patiently,
     stores::Stores,
-    tables::table_workers,
 };
 use crate::{
     config::{CloudwatchSource, Config, Feed, Profile, QueueAddress, QueueFeed, ReceiptSource, SqsSource},
@@ -95,7 +95,7 @@ pub(super) async fn open_stores(
         pollers: POLLERS,
         wait: POLL_WAIT,
         visibility: config.lease.duration,
-        shelf: (SHELF_PER_WORKER * (config.pools.deliveries + table_workers(config))).max(SHELF_MIN),
+        shelf: (SHELF_PER_WORKER * (config.pools.deliveries + config.pools.tables)).max(SHELF_MIN),
         lanes: LANES,
         max_receives: MAX_RECEIVES,
         aws: settings.clone(),
@@ -165,12 +165,11 @@ impl ApiObserver for ApiMetrics {
 /// Opens the queues of feeds.
 pub(super) async fn open_intakes<'a>(
     machine: &Machine,
-    config: &Config,
-    feeds: impl Iterator<Item = (&'a Feed, &'a QueueFeed)>,
-) -> Result<Vec<((&'a Feed, &'a QueueFeed), Arc<dyn Intake>)>, StartError> {
-    let mut feeds = feeds.peekable();
+    config: &'a Config,
+) -> Result<Vec<(&'a Feed, &'a QueueFeed, Arc<dyn Intake>)>, StartError> {
+    let feeds: Vec<_> = config.feeds.iter().filter_map(|feed| Some((feed, feed.queue()?))).collect();
     let mut opened = Vec::new();
-    if feeds.peek().is_none() {
+    if feeds.is_empty() {
         return Ok(opened); // no need to look for credentials
     }
     let settings = settings(&config.aws);
@@ -187,7 +186,7 @@ pub(super) async fn open_intakes<'a>(
             wait_max: POLL_WAIT,
         };
         let intake = SqsIntake::new(client.clone(), &settings, intake_settings, observer.clone());
-        opened.push(((feed, queue), Arc::new(intake) as Arc<dyn Intake>));
+        opened.push((feed, queue, Arc::new(intake) as Arc<dyn Intake>));
     }
     Ok(opened)
 }

@@ -1,13 +1,13 @@
-//! What the operator tells the process.
+//! What the operator asks of the process by signals.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal's meaning.
+/// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// SIGTERM or SIGINT: stop in order; told again: stop at once.
+pub(super) enum Asked {
+    /// SIGTERM or SIGINT: stop in order; asked again, at once.
     Stop,
     /// SIGHUP: read the configuration anew.
     Reload,
@@ -31,11 +31,11 @@ impl Signals {
     }
 
     /// Waits for the next one. Cancelling it loses none.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
         }
     }
 }

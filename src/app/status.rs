@@ -7,7 +7,7 @@ use postrider_actors::{
     ports::Clock,
 };
 
-use super::{Machine, Stores, watch::READ_TIMEOUT};
+use super::{machine::Machine, stores::Stores, watch::READ_TIMEOUT};
 use crate::{
     config::Config,
     systemd::{Progress, status_line},

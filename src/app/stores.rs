@@ -11,7 +11,7 @@ use postrider_actors::{
     throttle::RateShares,
 };
 
-use super::{StartError, recorded::Recorded};
+use super::{error::StartError, recorded::Recorded};
 use crate::{
     config::{LedgerKind, Profile, Resolved},
     telemetry::{Metered, metrics::Metrics},

@@ -5,91 +5,99 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 use postrider_actors::{
     flow::{Bell, Bells, Gate},
     ports::Table,
-    supervision::{Birth, ChildSpec},
-    table_delivery::{
-        self, GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination,
-    },
+    supervision::ChildSpec,
+    table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     throttle::LimitedGate,
 };
 use tokio::sync::Semaphore;
 
 use super::{
-    Machine,
-    reign::{holders, schedule, share, worker},
+    delivery::{schedule, share},
+    error::StartError,
+    machine::Machine,
 };
-use crate::config::{self, Config};
+use crate::config::{self, Config, Resolved};
 
-/// The destinations that are tables, in the order of the configuration.
-pub(super) fn table_destinations(
-    config: &Config,
-) -> impl Iterator<Item = (&config::Destination, &config::Table)> {
-    config.destinations.iter().filter_map(|destination| Some((destination, destination.table()?)))
+/// The tables of a configuration.
+#[derive(Default)]
+pub(super) struct Tables {
+    open: Vec<OpenTable>,
+    workers: usize,
 }
 
-/// How many workers write into tables: none where there is no table.
-pub(super) fn table_workers(config: &Config) -> usize {
-    if table_destinations(config).next().is_some() { config.pools.tables } else { 0 }
+/// A destination that is a table.
+pub(super) struct OpenTable {
+    /// The destination …
+    pub(super) destination: config::Destination,
+    /// … as a table …
+    pub(super) settings: config::Table,
+    /// … and the adapter for it.
+    pub(super) table: Arc<dyn Table>,
 }
 
-/// The workers, and the gates that a throttle feeds for them. `tables` are in the order of
-/// [`table_destinations`], `queued` has a bell per worker.
-pub(super) fn table_spec(
-    machine: &Machine,
-    config: &Config,
-    tables: &[Arc<dyn Table>],
-    due_again: &Bells,
-    queued: Vec<Bell>,
-) -> (Option<ChildSpec>, Vec<LimitedGate>) {
-    let workers = queued.len();
-    if workers == 0 {
-        return (None, Vec::new());
+impl Tables {
+    /// Looks the tables up in their catalogues; what can't take its rows is refused.
+    pub(super) async fn build(resolved: &Resolved) -> Result<Self, StartError> {
+        #[cfg(feature = "postgres")]
+        let open = super::postgres::tables(resolved).await?;
+        // The configuration was refused if it names any.
+        #[cfg(not(feature = "postgres"))]
+        let open = Vec::new();
+        Ok(Self { workers: if open.is_empty() { 0 } else { resolved.config.pools.tables }, open })
     }
-    let (gates, limited) = statement_gates(machine, config);
-    let shares: Vec<Vec<_>> = (0..workers)
-        .map(|worker| {
-            let of_each = |(index, ((destination, settings), table)): (usize, (_, Arc<dyn Table>))| {
-                let (destination, settings): (&config::Destination, &config::Table) = (destination, settings);
-                let warehouse = config.warehouse(&settings.warehouse);
-                let statements = warehouse.map_or(1, |warehouse| warehouse.statements);
-                TableDestination {
-                    name: destination.name.as_str().into(),
-                    table,
-                    gates: gates[&settings.warehouse].clone(),
-                    group: GroupLimits {
-                        rows: settings.max_rows,
-                        bytes: GROUP_BYTES_MAX,
-                        linger: settings.linger,
-                        batches: GROUP_BATCHES_MAX,
-                    },
-                    concurrency: share(statements, worker + index, workers).max(1),
-                    retry: schedule(&destination.retry),
-                    paused: destination.paused,
-                    recorded: config.is_recorded(&destination.name),
-                    metrics: machine.metrics.stages.destination(&destination.name),
-                }
-            };
-            table_destinations(config).zip(tables.iter().cloned()).enumerate().map(of_each).collect()
-        })
-        .collect();
-    let worker = worker(machine, config, due_again);
-    let (in_flight, alone) = (machine.in_flight.clone(), machine.alone.clone());
-    let factory = move |birth: Birth| {
-        let slot = birth.id.slot;
-        let setup = TableDeliverySetup {
-            destinations: shares[slot].clone(),
-            worker: worker(&birth, &queued[slot]),
-            in_flight: in_flight.clone(),
-            alone: alone.clone(),
+
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// The workers, which `queued` wakes, and the gates that the throttle feeds for them.
+    pub(super) fn spec(
+        self,
+        machine: &Arc<Machine>,
+        config: &Config,
+        due_again: &Bells,
+        queued: &[Bell],
+    ) -> (Option<ChildSpec>, Vec<LimitedGate>) {
+        if self.workers == 0 {
+            return (None, Vec::new());
+        }
+        let (gates, limited) = statement_gates(machine, config);
+        let destination = |OpenTable { destination, settings, table }: OpenTable| TableDestination {
+            name: destination.name.as_str().into(),
+            table,
+            gates: gates[&settings.warehouse].clone(),
+            group: GroupLimits {
+                rows: settings.max_rows,
+                bytes: GROUP_BYTES_MAX,
+                linger: settings.linger,
+                batches: GROUP_BATCHES_MAX,
+            },
+            concurrency: config.warehouse(&settings.warehouse).map_or(1, |warehouse| warehouse.statements),
+            retry: schedule(&destination.retry),
+            paused: destination.paused,
+            recorded: config.is_recorded(&destination.name),
+            metrics: machine.metrics.stages.destination(&destination.name),
         };
-        let (holder, predecessor) = holders(&birth);
-        let fault = birth.fault.clone();
-        birth
-            .start(table_delivery::MAILBOX, move |_| TableDelivery::new(setup, &holder, predecessor, fault))
-            .recipient()
-    };
-    let spec =
-        ChildSpec { name: "table_delivery", of: None, count: workers, factory: Arc::new(factory), rank: 1 };
-    (Some(spec), limited)
+        let destinations: Vec<_> = self.open.into_iter().map(destination).collect();
+        let lease = config.lease.duration;
+        let (machine, due_again, queued) = (machine.clone(), due_again.clone(), queued.to_vec());
+        let workers = queued.len();
+        let spec = ChildSpec::stage::<TableDelivery>(1, move |id| {
+            let worker = id.slot;
+            let share_of_each = |(index, destination): (usize, &TableDestination)| TableDestination {
+                concurrency: share(destination.concurrency, worker + index, workers).max(1),
+                ..destination.clone()
+            };
+            TableDeliverySetup {
+                destinations: destinations.iter().enumerate().map(share_of_each).collect(),
+                worker: machine.worker(id, &queued[worker], &due_again, lease),
+                in_flight: machine.in_flight.clone(),
+                alone: machine.alone.clone(),
+            }
+        });
+        (Some(spec.times(workers)), limited)
+    }
 }
 
 /// Payload bytes that wait for one statement: a few times what a batch has by default.

@@ -11,7 +11,7 @@ use postrider_actors::{
     ports::Clock,
 };
 
-use super::{Machine, Stores};
+use super::{machine::Machine, stores::Stores};
 use crate::{
     config::{Alarms, Config},
     telemetry::metrics::{Metrics, QueueDepth},
@@ -20,6 +20,9 @@ use postrider_sqlite::Backlog;
 
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How old an actor's sign of life may be before the watchdog is left unfed and probes are told.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.
 const READ_PAUSE_FACTOR: u32 = 100;

@@ -4,7 +4,8 @@ use std::{fmt::Write as _, io, io::Write as _, path::Path, process::ExitCode};
 
 use serde_json::{Value, json};
 
-use super::{Exit, findings, print, print_json};
+use super::{findings, print, print_json};
+use crate::exit::Exit;
 use crate::{
     app::engines,
     config::{

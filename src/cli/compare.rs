@@ -26,7 +26,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
 
 #[cfg(feature = "postgres")]
 fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
-    use super::{Exit, print, print_json};
+    use super::{print, print_json};
+    use crate::exit::Exit;
 
     let report = crate::app::compare(config, &args.primary, &args.secondary)?;
     if args.json {
@@ -39,8 +40,8 @@ fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
 
 #[cfg(not(feature = "postgres"))]
 fn compare(_: &Args, _: &Config) -> anyhow::Result<ExitCode> {
-    use super::{Exit, ExitContext as _};
     use crate::built_in::{Engine, Engines};
+    use crate::exit::Exit;
 
     // A configuration with tables was refused already, so there is nothing to compare.
     let advice = Engines::BUILT_IN.missing(&[Engine::Warehouse]).unwrap_or_default();

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
-use super::{Cli, Exit, print};
+use super::{Cli, print};
+use crate::exit::Exit;
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]

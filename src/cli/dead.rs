@@ -17,9 +17,10 @@ use postrider_actors::model::{
 use serde_json::{Value, json};
 
 use super::{
-    Exit, print, print_json,
+    print, print_json,
     table::{number, table, text, time},
 };
+use crate::exit::Exit;
 use crate::{app::console, config};
 use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position, View};
 

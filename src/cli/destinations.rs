@@ -12,9 +12,10 @@ use postrider_actors::model::time::UnixMs;
 use serde_json::json;
 
 use super::{
-    Exit, print, print_json,
+    print, print_json,
     table::{number, table, text, time},
 };
+use crate::exit::Exit;
 use crate::{
     app::console,
     config::{self, Config},

@@ -6,9 +6,10 @@ use anyhow::bail;
 use postrider_actors::model::file::FileReport;
 
 use super::{
-    Exit, print, print_json,
+    print, print_json,
     table::{number, table, text},
 };
+use crate::exit::Exit;
 use crate::{app::console, config};
 use postrider_actors::ports::console::FileSelector;
 

@@ -9,7 +9,8 @@ use postrider_actors::model::{
 };
 use serde_json::{Value, json};
 
-use super::{Exit, print, print_json, table::time};
+use super::{print, print_json, table::time};
+use crate::exit::Exit;
 use crate::{
     app::console,
     config::{self, Config},

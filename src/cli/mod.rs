@@ -1,7 +1,7 @@
 //! The command line: one file per command, and what they have in common.
 //!
 //! A command returns `anyhow::Result<ExitCode>`. An error becomes an exit code in one place,
-//! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`].
+//! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`](crate::exit::ExitContext::exit).
 
 pub mod check_config;
 pub mod compare;
@@ -9,7 +9,6 @@ pub mod completions;
 pub mod dead;
 pub mod demo;
 pub mod destinations;
-mod exit;
 pub mod files;
 mod findings;
 pub mod messages;
@@ -28,9 +27,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-pub use exit::{Exit, ExitContext};
-
-use crate::{built_in::VERSION, telemetry::escape};
+use crate::{built_in::VERSION, exit::Exit, telemetry::escape};
 
 /// Delivers a file of user ids as signed webhook requests, and proves what happened to each
 ///

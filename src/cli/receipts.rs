@@ -15,9 +15,10 @@ use postrider_actors::{
 use serde_json::{Value, json};
 
 use super::{
-    Exit, print, print_json,
+    print, print_json,
     table::{number, table, text, time},
 };
+use crate::exit::Exit;
 use crate::{
     app::console::{self, RowLedger},
     config::{self, Config},

@@ -10,8 +10,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::{
     app,
-    cli::ExitContext as _,
     config::{self, LogFormat, Resolved},
+    exit::ExitContext as _,
     systemd::Notifier,
     telemetry::{self, Telemetry},
 };

@@ -279,6 +279,22 @@ fn f12_a_second_sigterm_exits_at_once() {
 }
 
 #[test]
+fn f12_a_sigterm_during_a_reload_drains_and_repeats_nothing() {
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "2000"]);
+    world.drop_file(Input::csv("reloaded.csv", 50)).start();
+    world.wait_requests(1);
+    world.daemon().signal(Signal::HUP);
+    world.daemon().wait_log("draining");
+    world.daemon().signal(Signal::TERM);
+    assert_eq!(world.wait_exit(Duration::from_secs(20)).code(), Some(0), "the first SIGTERM is the first");
+    world.receive(&[]);
+    world.start().wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests_after_2xx"], 0);
+}
+
+#[test]
 fn f12_a_bad_config_is_not_taken_up() {
     let mut world = World::new("csv");
     world.receive(&[]);

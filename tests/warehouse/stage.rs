@@ -30,7 +30,7 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{Clock as _, Ledger, Outbox as _, Settled, Settlement, StoreError},
-    supervision::{Drain, Fault},
+    supervision::{ChildId, Drain, Fault, Stage as _},
     table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     testing::{MemoryStore, fixtures},
     throttle::{LimitedGate, Throttle, ThrottleSetup},
@@ -226,8 +226,8 @@ impl World {
         };
         (0..count)
             .map(|worker| {
-                let holder = format!("node-1/table-{worker}#1");
-                TableDelivery::new(setup.clone(), &holder, None, Fault::default()).start()
+                let id = ChildId { slot: worker, ..ChildId::first("node-1/table") };
+                TableDelivery::new(setup.clone(), &id, Fault::default()).start()
             })
             .collect()
     }
@@ -382,7 +382,7 @@ async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
                 samples
             })
         };
-        let throttle = Throttle::new(throttle, 1).start();
+        let throttle = Throttle::new(throttle, &ChildId::first("throttle"), Fault::default()).start();
         let workers = world.workers(2);
         world.settled(Duration::from_mins(3)).await;
         stop.store(true, Ordering::SeqCst);

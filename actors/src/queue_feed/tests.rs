@@ -483,7 +483,7 @@ async fn f48_every_entrys_rows_are_taken_once_whatever_goes_wrong() {
 async fn the_actor_ends_when_it_is_drained() {
     let world = World::new(10);
     let fault = Fault::default();
-    let address = QueueFeed::new(world.setup(), fault).start();
+    let address = QueueFeed::new(world.setup(), &ChildId::first("queue_feed"), fault).start();
     world.intake.put("a", object(1));
     address.send(Drain).await.unwrap();
     world.until("ended", Duration::from_secs(5), |_| !address.connected()).await;

@@ -22,6 +22,18 @@ pub struct ChildId {
     pub generation: u64,
 }
 
+impl ChildId {
+    /// The first life of the only child of this name.
+    pub fn first(path: &str) -> Self {
+        Self { path: path.into(), slot: 0, generation: 1 }
+    }
+
+    /// The life before this one, if there was one.
+    pub fn predecessor(&self) -> Option<Self> {
+        (self.generation > 1).then(|| Self { generation: self.generation - 1, ..self.clone() })
+    }
+}
+
 impl fmt::Display for ChildId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]#{}", self.path, self.slot, self.generation)
@@ -98,6 +110,21 @@ impl Drop for ExitGuard {
     fn drop(&mut self) {
         self.report(Exit::Lost);
     }
+}
+
+/// An actor that a tree is made of: it is built from its setup, and drained before it ends.
+pub trait Stage: Actor<Context = Context<Self>> + Handler<Drain> {
+    /// Its name within its supervisor.
+    const NAME: &'static str;
+
+    /// Messages that its mailbox has room for. Most stages are sent control messages alone.
+    const MAILBOX: usize = 4;
+
+    /// Everything it is given.
+    type Setup: Send + 'static;
+
+    /// One life of it, which `id` names; `fault` ends it with an error.
+    fn new(setup: Self::Setup, id: &ChildId, fault: Fault) -> Self;
 }
 
 /// Everything a factory needs to bring a child to life.

@@ -14,7 +14,7 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 
-pub use child::{Birth, ChildExited, ChildId, Drain, Exit, Fault};
+pub use child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage};
 pub use supervisor::{ChildSpec, Factory, Shutdown, Strategy, Supervisor, SupervisorSettings};
 
 /// The exit code after an escalation: `EX_SOFTWARE` of sysexits.h.

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     EXIT_SOFTWARE,
-    child::{Birth, ChildExited, ChildId, Drain, Exit, Fault},
+    child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage},
 };
 use crate::{
     metrics::StageMetrics,
@@ -44,6 +44,44 @@ pub struct ChildSpec {
     pub factory: Factory,
     /// Children of one rank start together and drain together; lower ranks are downstream.
     pub rank: usize,
+}
+
+impl ChildSpec {
+    /// One child of `rank`, each life of which is given what `setup` makes.
+    pub fn stage<S: Stage>(
+        rank: usize,
+        setup: impl Fn(&ChildId) -> S::Setup + Send + Sync + 'static,
+    ) -> Self {
+        Self::wired::<S>(rank, setup, |_| ())
+    }
+
+    /// The same, where others need its address: `born` is given that of each life.
+    pub fn wired<S: Stage>(
+        rank: usize,
+        setup: impl Fn(&ChildId) -> S::Setup + Send + Sync + 'static,
+        born: impl Fn(&Addr<S>) + Send + Sync + 'static,
+    ) -> Self {
+        let factory = move |birth: Birth| {
+            let (id, fault) = (birth.id.clone(), birth.fault.clone());
+            let setup = setup(&id);
+            let address = birth.start(S::MAILBOX, move |_| S::new(setup, &id, fault));
+            born(&address);
+            address.recipient()
+        };
+        Self { name: S::NAME, of: None, count: 1, factory: Arc::new(factory), rank }
+    }
+
+    /// So many of it.
+    #[must_use]
+    pub fn times(self, count: usize) -> Self {
+        Self { count, ..self }
+    }
+
+    /// With a second name, where there are several of one kind.
+    #[must_use]
+    pub fn of(self, of: Arc<str>) -> Self {
+        Self { of: Some(of), ..self }
+    }
 }
 
 /// What all supervisors of a tree share.

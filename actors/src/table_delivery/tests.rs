@@ -190,7 +190,7 @@ impl World {
 
     /// Starts a worker as its actor does.
     fn worker(&self) -> Worker {
-        let worker = TableDelivery::new(self.setup.clone(), "node-1/table-0#1", None, Fault::default());
+        let worker = TableDelivery::new(self.setup.clone(), &ChildId::first("table"), Fault::default());
         let strategy = worker.strategy.clone();
         let (lease, extend, group) = (strategy.clone(), strategy.clone(), strategy);
         let tasks = vec![
@@ -506,7 +506,7 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
 async fn the_actor_ends_when_it_is_drained() {
     let mut world = World::new();
     world.append(5).await;
-    let address = TableDelivery::new(world.setup.clone(), "node-1/table-0#1", None, Fault::default()).start();
+    let address = TableDelivery::new(world.setup.clone(), &ChildId::first("table"), Fault::default()).start();
     world.until_settled("primary", Duration::from_secs(10)).await;
     address.send(Drain).await.unwrap();
     let until = Instant::now() + Duration::from_secs(5);

@@ -1,0 +1,168 @@
+//! The workers that send messages to webhooks.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use postrider_actors::{
+    flow::{Bell, Bells, Gate},
+    model::{retry::RetrySchedule, roster::RosterLimits},
+    ports::Webhook,
+    supervision::ChildSpec,
+    throttle::{self, LimitedGate},
+    webhook_delivery::{DeliveryDestination, DeliverySetup, WebhookDelivery},
+};
+use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use secrecy::ExposeSecret as _;
+
+use super::{error::StartError, machine::Machine};
+use crate::config::{self, Config, Destination, Resolved};
+
+/// Outcomes that are recorded in one group at most, and the longest that one waits for its group: each group costs a
+/// sync.
+const RECORD_GROUP: usize = 500;
+const RECORD_LINGER: Duration = Duration::from_millis(50);
+
+/// Until a connection to a webhook is open; a part of its timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Bytes of an answer's body that are read before its connection is given up (design §10); the status counts all the
+/// same.
+const RESPONSE_BYTES_MAX: u64 = 64 << 10;
+
+/// The webhooks of a configuration.
+pub(super) struct Webhooks {
+    open: Vec<OpenWebhook>,
+    workers: usize,
+}
+
+struct OpenWebhook {
+    destination: Destination,
+    concurrency: usize,
+    webhook: Arc<dyn Webhook>,
+}
+
+impl Webhooks {
+    /// Makes the clients. Connects to nothing.
+    pub(super) fn build(resolved: &Resolved) -> Result<Self, StartError> {
+        let config = &resolved.config;
+        let webhooks = config.destinations.iter().filter_map(|destination| {
+            let webhook = destination.webhook()?;
+            Some((destination, webhook))
+        });
+        let open = webhooks.map(|(destination, webhook)| {
+            let client = client(resolved, destination, webhook)?;
+            Ok(OpenWebhook {
+                destination: destination.clone(),
+                concurrency: webhook.concurrency,
+                webhook: Arc::new(client),
+            })
+        });
+        Ok(Self { open: open.collect::<Result<_, StartError>>()?, workers: config.pools.deliveries })
+    }
+
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// The workers, which `queued` wakes, and the gates that the throttle feeds for them.
+    pub(super) fn spec(
+        self,
+        machine: &Arc<Machine>,
+        config: &Config,
+        due_again: &Bells,
+        queued: &[Bell],
+    ) -> (ChildSpec, Vec<LimitedGate>) {
+        let mut gates = Vec::new();
+        let mut gate = |name: &str, rate: Option<config::Rate>| {
+            let rate = rate?;
+            let (rate_per_s, burst) = (NonZeroU32::new(rate.per_s)?, NonZeroU32::new(rate.burst)?);
+            let granted = machine.metrics.stages.gate(name, rate.per_s);
+            let limited =
+                LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst, granted };
+            gates.push(limited.clone());
+            Some(limited.gate)
+        };
+        let all = gate(throttle::ALL, config.delivery.rate());
+        let destinations: Vec<_> = self
+            .open
+            .into_iter()
+            .map(|OpenWebhook { destination, concurrency, webhook }| DeliveryDestination {
+                name: destination.name.as_str().into(),
+                webhook,
+                concurrency,
+                gate: gate(&destination.name, destination.rate()),
+                retry: schedule(&destination.retry),
+                paused: destination.paused,
+                recorded: config.is_recorded(&destination.name),
+                metrics: machine.metrics.stages.destination(&destination.name),
+            })
+            .collect();
+        let (delivery, record, lease) =
+            (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
+        let record_group = RECORD_GROUP.min(record);
+        let (machine, due_again, queued) = (machine.clone(), due_again.clone(), queued.to_vec());
+        let workers = queued.len();
+        let spec = ChildSpec::stage::<WebhookDelivery>(1, move |id| {
+            let worker = id.slot;
+            let share_of_each = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
+                concurrency: share(destination.concurrency, worker + index, workers),
+                ..destination.clone()
+            };
+            DeliverySetup {
+                destinations: destinations.iter().enumerate().map(share_of_each).collect(),
+                worker: machine.worker(id, &queued[worker], &due_again, lease),
+                limits: RosterLimits {
+                    concurrency: share(delivery, worker, workers).max(1),
+                    unrecorded: share(record, worker, workers).max(1),
+                },
+                in_flight: machine.in_flight.clone(),
+                alone: machine.alone.clone(),
+                record_group,
+                record_linger: RECORD_LINGER,
+                gate: all.clone(),
+            }
+        });
+        (spec.times(workers), gates)
+    }
+}
+
+fn client(
+    resolved: &Resolved,
+    destination: &Destination,
+    webhook: &config::Webhook,
+) -> Result<HttpWebhook, StartError> {
+    let materials = &resolved.materials[&destination.name];
+    let headers = materials.headers.iter();
+    HttpWebhook::new(WebhookSettings {
+        url: (*webhook.url).clone(),
+        headers: headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect(),
+        secrets: materials.secrets.clone(),
+        concurrency: webhook.concurrency,
+        timeout: webhook.timeout,
+        connect_timeout: CONNECT_TIMEOUT.min(webhook.timeout),
+        response_bytes_max: RESPONSE_BYTES_MAX,
+        retry_after_max: destination.retry.max_retry_after,
+        provider_id: webhook.provider_id.clone(),
+        ca_file: webhook.ca_file.clone(),
+    })
+    .map_err(|problems| StartError::Destination {
+        name: destination.name.clone(),
+        problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    })
+}
+
+/// A worker's share of `total` permits: what is left over goes to the first ones. Rotated by the caller,
+/// so that destinations with a single permit don't all hang on one worker.
+pub(super) fn share(total: usize, worker: usize, workers: usize) -> usize {
+    total / workers + usize::from(worker % workers < total % workers)
+}
+
+/// A destination's schedule for its stage.
+pub(super) fn schedule(retry: &config::Retry) -> RetrySchedule {
+    RetrySchedule {
+        max_attempts: retry.max_attempts,
+        max_age: retry.max_age,
+        base: retry.base,
+        cap: retry.cap,
+    }
+}
