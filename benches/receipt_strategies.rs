@@ -21,6 +21,7 @@ use std::{
     env,
     fmt::Write as _,
     iter,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -169,7 +170,7 @@ impl World {
         settings.pool = 1;
         settings.timeouts.statement = Duration::from_mins(10);
         migrate(&settings).await.expect("an empty database can be migrated");
-        let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
+        let ledger = PostgresLedger::open(settings, Arc::new(())).await.expect("it was migrated");
         let free = connect(&server, "").await;
         let settings = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
                         SET plan_cache_mode = force_custom_plan;";

@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     env,
     pin::pin,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -113,7 +114,7 @@ impl World {
         let mut settings = PostgresSettings::new(server.url().into());
         settings.pool = 1;
         migrate(&settings).await.expect("an empty database can be migrated");
-        let ledger = PostgresLedger::open(settings).await.expect("it was migrated");
+        let ledger = PostgresLedger::open(settings, Arc::new(())).await.expect("it was migrated");
         let (client, connection) =
             tokio_postgres::connect(&server.url(), NoTls).await.expect("the server answers");
         tokio::spawn(connection);

@@ -76,7 +76,9 @@ impl Exit {
                 MigrateError::Open(error) => error.into(),
             });
         }
-        if let Some(StoreError::Retryable(_) | StoreError::Unknown(_)) = cause.downcast_ref::<StoreError>() {
+        if let Some(StoreError::Retryable(_) | StoreError::Denied(_) | StoreError::Unknown(_)) =
+            cause.downcast_ref::<StoreError>()
+        {
             return Some(Self::TryLater);
         }
         let error = cause.downcast_ref::<io::Error>()?;

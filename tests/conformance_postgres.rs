@@ -95,8 +95,8 @@ async fn subject(server: Arc<Postgres>) -> ReceiptSubject {
     let view = PostgresView::open(&settings).await.unwrap();
     ReceiptSubject {
         // Connections of its own, as a command has.
-        rejects: Arc::new(PostgresLedger::open(settings.clone()).await.unwrap()),
-        ledger: Arc::new(PostgresLedger::open(settings).await.unwrap()),
+        rejects: Arc::new(PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap()),
+        ledger: Arc::new(PostgresLedger::open(settings, Arc::new(())).await.unwrap()),
         rows: Arc::new(Rows { server: server.clone(), database, view }),
         guard: Box::new(server),
     }
@@ -129,7 +129,7 @@ async fn histories_are_the_fake_s() {
 async fn what_commands_list_of_receipts() {
     let server = server();
     let (settings, _) = database(&server).await;
-    let ledger = PostgresLedger::open(settings.clone()).await.unwrap();
+    let ledger = PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap();
     let view = PostgresView::open(&settings).await.unwrap();
     receipt_view::what_is_held_is_listed_by_source_and_destination(&ledger, &view).await;
 }

@@ -11,6 +11,7 @@ use aws_sdk_cloudwatchlogs::{Client, config::timeout::TimeoutConfig, types::Inpu
 use postrider::clock::SystemClock;
 use postrider_actors::{
     model::{
+        call::{CallOutcome, FailureKind},
         ids::{FileId, MessageId},
         receipt_format::{FieldPath, ReceiptFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
         receipt_window::WindowRule,
@@ -22,7 +23,7 @@ use postrider_actors::{
     testing::{FakeClock, MemoryReceipts, RowReader as _},
 };
 use postrider_aws::{
-    ApiObserver, AwsSettings, CallOutcome,
+    ApiObserver, AwsSettings,
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     logs_client,
 };
@@ -85,7 +86,7 @@ impl ApiObserver for Throttled {
         _: usize,
     ) {
         assert_eq!((service, operation), ("logs", OPERATION));
-        let throttled = u64::from(outcome == CallOutcome::Throttled);
+        let throttled = u64::from(outcome == CallOutcome::Failed(FailureKind::Throttled));
         self.0.fetch_add(throttled, std::sync::atomic::Ordering::SeqCst);
     }
 }

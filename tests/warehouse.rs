@@ -24,7 +24,7 @@ fn settings(server: &Postgres, dialect: Dialect) -> WarehouseSettings {
 }
 
 fn table(server: &Postgres, dialect: Dialect, table: &str, mapping: &Mapping) -> Arc<WarehouseTable> {
-    let warehouse = Warehouse::new(settings(server, dialect)).expect("the settings are fine");
+    let warehouse = Warehouse::new(settings(server, dialect), Arc::new(())).expect("the settings are fine");
     warehouse
         .table(&TableSettings { table: table.into(), mapping: mapping.clone() })
         .expect("the names are fine")

@@ -11,14 +11,13 @@ mod held;
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use rand::RngExt as _;
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::{JoinError, JoinSet},
 };
 
 use crate::{
-    flow::{Bells, Progress, blocking, insist},
+    flow::{Bells, Progress, blocking, delete_entries, insist},
     metrics::{FeedMetrics, StoredRows},
     model::{
         batch::RowLayout,
@@ -32,7 +31,7 @@ use crate::{
         },
         time::MonoMs,
     },
-    ports::{Append, Appended, Clock, EntryId, Intake, IntakeEntry, ItemOutcome, Ledger, Outbox, StoreError},
+    ports::{Append, Appended, Clock, EntryId, Intake, IntakeEntry, Ledger, Outbox, StoreError},
     reading::FeedDestination,
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -58,12 +57,6 @@ const EMPTY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Concurrent deletions at most; appends wait for one to end.
 const DELETIONS_MAX: usize = 8;
-
-/// How often a deletion is tried. An entry that is left comes again, is known and is deleted then.
-const DELETE_TRIES: u32 = 4;
-
-/// The longest first wait between those tries; doubled with each.
-const DELETE_WAIT: Duration = Duration::from_millis(100);
 
 /// A queue feed's settings.
 #[derive(Clone, Debug)]
@@ -503,35 +496,8 @@ impl FeedState {
 
     /// Deletes entries, a few times over; those that can't be deleted come again and are known then.
     async fn delete(self, acks: Vec<AckId>) {
-        let mut left = acks.clone();
-        let mut bound = DELETE_WAIT;
-        let mut why = String::new();
-        for attempt in 0..DELETE_TRIES {
-            if attempt > 0 {
-                let wait = bound.mul_f64(rand::rng().random());
-                tokio::time::sleep(wait).await;
-                bound *= 2;
-            }
-            match self.setup.intake.delete(&left).await {
-                Ok(outcomes) => {
-                    let failed = left.into_iter().zip(outcomes).filter_map(|(ack, outcome)| match outcome {
-                        // `Permanent`: not ours any more; whoever gets it next finds it known.
-                        ItemOutcome::Ok | ItemOutcome::Permanent(_) => None,
-                        ItemOutcome::Retryable(error) | ItemOutcome::Unknown(error) => {
-                            why = error;
-                            Some(ack)
-                        }
-                    });
-                    left = failed.collect();
-                }
-                Err(error) => why = error.to_string(),
-            }
-            if left.is_empty() {
-                break;
-            }
-        }
-        if !left.is_empty() {
-            tracing::warn!(feed = %self.setup.feed.name, entries = left.len(), error = %why,
+        if let Err((entries, error)) = delete_entries(&*self.setup.intake, &acks).await {
+            tracing::warn!(feed = %self.setup.feed.name, entries, error,
                 "entries are stored but can't be deleted; they are deleted when they come again");
         }
         self.held.forget(&acks);

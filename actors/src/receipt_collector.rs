@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::{
     flow::{Bell, Progress, insist, rest},
     metrics::SourceMetrics,
+    model::backoff::Backoff,
     ports::{Arrival, Clock, Polled, ReceiptLedger, ReceiptSource, SourceCursor, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -26,11 +27,8 @@ const ANSWER_MAX: Duration = Duration::from_mins(2);
 /// How long the current receipts may take when a drain begins. What is cut off comes again.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The longest first wait after a poll that failed; doubled with each …
-const BACKOFF: Duration = Duration::from_millis(250);
-
-/// … up to this.
-const BACKOFF_CAP: Duration = Duration::from_secs(30);
+/// After a poll that failed.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
 
 /// A source that answers at once that it has nothing must not be asked in a busy loop.
 const EMPTY_PAUSE: Duration = Duration::from_millis(20);
@@ -126,7 +124,7 @@ impl ReceiptCollectorSetup {
         let Self { ledger, clock, progress, .. } = self;
         let cursor = || ledger.cursor(&self.source);
         let mut cursor = insist("reading a source's cursor", &**clock, progress, cursor).await?;
-        let (mut bound, mut unchecked) = (BACKOFF, ROOM_CHECK);
+        let (mut failures, mut unchecked) = (0_u32, ROOM_CHECK);
         while !*draining.borrow() {
             failpoint!("panic.receipt_collector");
             progress.turn(clock.mono());
@@ -137,17 +135,22 @@ impl ReceiptCollectorSetup {
             }
             match self.step(&mut cursor).await {
                 Ok(0) => {
-                    bound = BACKOFF;
+                    failures = 0;
                     rest(&*self.clock, &self.progress, EMPTY_PAUSE).await;
                 }
                 Ok(taken) => {
-                    bound = BACKOFF;
+                    failures = 0;
                     unchecked += taken;
                 }
                 Err(error) => {
                     self.metrics.poll_failed();
-                    let wait = bound.mul_f64(rand::rng().random());
+                    failures = failures.saturating_add(1);
+                    let wait = BACKOFF.wait(failures, rand::rng().random());
                     match &error {
+                        // The adapter has said what is missing.
+                        StoreError::Denied(_) => {
+                            tracing::debug!(source = %self.source, %error, "receipts can't be fetched: it waits for an operator");
+                        }
                         StoreError::Permanent(_) => {
                             tracing::error!(source = %self.source, %error, "receipts can't be fetched; retrying until it succeeds");
                         }
@@ -156,7 +159,6 @@ impl ReceiptCollectorSetup {
                         }
                     }
                     rest(&*self.clock, &self.progress, wait).await;
-                    bound = (bound * 2).min(BACKOFF_CAP);
                 }
             }
         }

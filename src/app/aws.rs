@@ -189,19 +189,15 @@ pub(super) async fn within<T>(
     }
 }
 
-/// A refusal has to be fixed; what was not answered, or throttled, may be tried again.
+/// What is denied or wrong has to be fixed; what was not answered, or can't be done now, may be tried again.
 fn failed(engine: &str, error: &StoreError) -> Finding {
-    let text = error.to_string();
-    let is_denied = ["AccessDenied", "not authorized", "(403)"].iter().any(|word| text.contains(word));
     let (verdict, advice) = match error {
         StoreError::Unknown(_) => (Verdict::Unreachable, "is the address right, and the way open?"),
-        StoreError::Retryable(_) if text.to_ascii_lowercase().contains("thrott") => {
-            (Verdict::Unreachable, "try again")
-        }
-        _ if is_denied => (Verdict::Wrong, SEE),
-        _ => (Verdict::Wrong, "see docs/aws.md"),
+        StoreError::Retryable(_) => (Verdict::Unreachable, "try again"),
+        StoreError::Denied(_) => (Verdict::Wrong, SEE),
+        StoreError::Permanent(_) => (Verdict::Wrong, "see docs/aws.md"),
     };
-    Finding::new(engine, verdict, format!("{text}; {advice}"))
+    Finding::new(engine, verdict, format!("{error}; {advice}"))
 }
 
 async fn try_tables(

@@ -8,6 +8,7 @@ use postrider_actors::{
     dispatcher::{Dispatcher, DispatcherSetup},
     flow::{Bell, Bells},
     model::{
+        backoff::Backoff,
         delay::{DelayPolicy, DepthStep},
         restart::RestartPolicy,
     },
@@ -45,8 +46,7 @@ const ARBITERS: usize = 2;
 const RESTARTS: RestartPolicy = RestartPolicy {
     max_restarts: 5,
     period: Duration::from_mins(1),
-    base: Duration::from_millis(100),
-    cap: Duration::from_secs(5),
+    backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
 };
 
 /// How far the depth must fall below a step before its delay ends, so that it does not flap, and how often it is read:
@@ -77,7 +77,7 @@ impl Parts {
         Ok(Self {
             feeds: Feeds::build(machine, resolved).await?,
             webhooks: Webhooks::build(resolved)?,
-            tables: Tables::build(resolved).await?,
+            tables: Tables::build(machine, resolved).await?,
             receipts: Receipts::build(machine, resolved).await?,
         })
     }

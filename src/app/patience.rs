@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use postrider_actors::{flow::back_off, model::backoff::Backoff};
+use tokio::time::Instant;
 
 use super::error::StartError;
 
@@ -12,16 +13,18 @@ use super::error::StartError;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two attempts.
-const PAUSE: Duration = Duration::from_secs(2);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(4));
 
 /// Repeats what may pass, for a while.
 pub(super) async fn patiently<T>(open: impl AsyncFn() -> Result<T, StartError>) -> Result<T, StartError> {
     let until = Instant::now() + PATIENCE;
+    let mut failures = 0;
     loop {
         match open().await {
             Err(StartError::Engine { engine, problem, may_pass: true }) if Instant::now() < until => {
                 tracing::warn!(engine, problem, "not there yet: waiting for it");
-                sleep(PAUSE).await;
+                failures += 1;
+                back_off(BACKOFF, failures).await;
             }
             done => return done,
         }
@@ -55,7 +58,7 @@ mod tests {
         let started = Instant::now();
         assert!(matches!(open(u32::MAX, true).await, Err(StartError::Engine { may_pass: true, .. })));
         let waited = started.elapsed();
-        assert!(waited >= PATIENCE && waited < PATIENCE + 2 * PAUSE, "{waited:?}");
+        assert!(waited >= PATIENCE && waited < PATIENCE + BACKOFF.cap, "{waited:?}");
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use postrider_actors::ports::StoreError;
+use postrider_actors::ports::{CallObserver, StoreError};
 
 use super::{error::StartError, patience::patiently, tables::OpenTable};
 use crate::{
     config::{self, Addresses, Config, LedgerKind, Resolved, WarehouseDialect},
     findings::{Finding, Verdict},
+    telemetry::metrics::Metrics,
 };
 use postrider_postgres::{
     BadSettings, Tls,
@@ -56,11 +57,14 @@ fn settings(config: &Config, addresses: &Addresses) -> Option<PostgresSettings> 
 }
 
 /// Opens the ledger for the daemon.
-pub(super) async fn open_ledger(resolved: &Resolved) -> Result<PostgresLedger, StartError> {
+pub(super) async fn open_ledger(
+    resolved: &Resolved,
+    metrics: &Arc<Metrics>,
+) -> Result<PostgresLedger, StartError> {
     let settings = settings(&resolved.config, &resolved.addresses)
         .expect("the caller looked at ledger.kind, and the address was resolved");
     patiently(async || {
-        PostgresLedger::open(settings.clone()).await.map_err(|error| StartError::Engine {
+        PostgresLedger::open(settings.clone(), metrics.clone()).await.map_err(|error| StartError::Engine {
             engine: LEDGER.to_owned(),
             may_pass: matches!(error, OpenError::Unreachable(_)),
             problem: error.to_string(),
@@ -87,7 +91,7 @@ pub(super) async fn view(config: &Config) -> anyhow::Result<PostgresView> {
 
 /// Opens the ledger for commands that change it.
 pub(super) async fn operate(config: &Config) -> anyhow::Result<PostgresLedger> {
-    PostgresLedger::open(command_settings(config)?).await.map_err(not_open)
+    PostgresLedger::open(command_settings(config)?, Arc::new(())).await.map_err(not_open)
 }
 
 fn command_settings(config: &Config) -> anyhow::Result<PostgresSettings> {
@@ -143,11 +147,20 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
     }))
 }
 
+/// For commands: nobody reads their metrics.
+fn unobserved() -> Arc<dyn CallObserver> {
+    Arc::new(())
+}
+
 /// A table of the configuration: its destination's name, and the table itself.
 type OpenedTable<'a> = (&'a config::Destination, &'a config::Table, Arc<WarehouseTable>);
 
 /// The tables of the configuration, in the order of its destinations. Connects to nothing.
-fn open_tables<'a>(config: &'a Config, addresses: &Addresses) -> Result<Vec<OpenedTable<'a>>, StartError> {
+fn open_tables<'a>(
+    config: &'a Config,
+    addresses: &Addresses,
+    observer: &Arc<dyn CallObserver>,
+) -> Result<Vec<OpenedTable<'a>>, StartError> {
     let mut warehouses = BTreeMap::new();
     for warehouse in &config.warehouses {
         let refused = |BadSettings(problem)| StartError::Engine {
@@ -168,7 +181,7 @@ fn open_tables<'a>(config: &'a Config, addresses: &Addresses) -> Result<Vec<Open
                 },
             )
         };
-        warehouses.insert(&warehouse.name, Warehouse::new(settings).map_err(refused)?);
+        warehouses.insert(&warehouse.name, Warehouse::new(settings, observer.clone()).map_err(refused)?);
     }
     let tables =
         config.destinations.iter().filter_map(|destination| Some((destination, destination.table()?)));
@@ -186,9 +199,13 @@ fn open_tables<'a>(config: &'a Config, addresses: &Addresses) -> Result<Vec<Open
 
 /// The tables of the configuration, looked up in their catalogues: what can't take its rows is refused (F57). A
 /// warehouse that does not answer is no reason not to start: its rows wait.
-pub(super) async fn tables(resolved: &Resolved) -> Result<Vec<OpenTable>, StartError> {
+pub(super) async fn tables(
+    resolved: &Resolved,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<OpenTable>, StartError> {
+    let observer: Arc<dyn CallObserver> = metrics.clone();
     let mut tables = Vec::new();
-    for (destination, settings, table) in open_tables(&resolved.config, &resolved.addresses)? {
+    for (destination, settings, table) in open_tables(&resolved.config, &resolved.addresses, &observer)? {
         match look(&table).await {
             Ok(()) => {}
             Err(error @ CheckError::Unfit(_)) => {
@@ -212,7 +229,7 @@ async fn look(table: &WarehouseTable) -> Result<(), CheckError> {
 
 /// Tries the table of each destination.
 async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
-    let tables = match open_tables(config, addresses) {
+    let tables = match open_tables(config, addresses, &unobserved()) {
         Ok(tables) => tables,
         Err(error) => return vec![Finding::new("warehouses", Verdict::Wrong, error.to_string())],
     };
@@ -234,7 +251,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     for warehouse in &mut config.warehouses {
         warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
     }
-    let tables = open_tables(&config, &config.addresses()?)?;
+    let tables = open_tables(&config, &config.addresses()?, &unobserved())?;
     let tables: BTreeMap<_, _> =
         tables.into_iter().map(|(destination, _, table)| (destination.name.clone(), table)).collect();
     let table = |name: &str| {

@@ -19,10 +19,10 @@ use crate::{
     config::{CloudwatchSource, Config, Feed, Profile, QueueAddress, QueueFeed, ReceiptSource, SqsSource},
     findings::{Finding, Verdict},
     node::{self, NodeError, Started},
-    telemetry::metrics::{self, Metrics},
+    telemetry::metrics::Metrics,
 };
 use postrider_aws::{
-    self as aws, ApiObserver, CallOutcome,
+    self as aws,
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     dynamodb::{DynamoSettings, DynamoStore},
     receipt_queue::{QueueReceipts, QueueReceiptsLimits},
@@ -77,7 +77,7 @@ pub(super) async fn open_stores(
     };
     let settings = settings(&config.aws);
     let sdk = aws::sdk_config(&settings).await;
-    let observer = Arc::new(ApiMetrics(metrics.clone()));
+    let observer = metrics.clone();
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, observer.clone());
     let queue_url = patiently(async || {
         url_of(&provisioner, &engine_of(config), &config.sqs.name, MAKE).await.map_err(refused)
@@ -135,33 +135,6 @@ fn refused(finding: Finding) -> StartError {
     StartError::Engine { engine: finding.engine, problem: finding.detail, may_pass }
 }
 
-/// What the adapters tell about their calls, as metrics.
-struct ApiMetrics(Arc<Metrics>);
-
-impl ApiObserver for ApiMetrics {
-    fn call(
-        &self,
-        service: &'static str,
-        operation: &'static str,
-        outcome: CallOutcome,
-        latency: Duration,
-        items: usize,
-    ) {
-        let outcome = match outcome {
-            CallOutcome::Ok => metrics::CallOutcome::Ok,
-            CallOutcome::Partial => metrics::CallOutcome::Partial,
-            CallOutcome::Throttled => metrics::CallOutcome::Throttled,
-            CallOutcome::Refused => metrics::CallOutcome::Error,
-            CallOutcome::Unknown => metrics::CallOutcome::Unknown,
-        };
-        self.0.api.record(service, operation, outcome, latency, items as u64);
-    }
-
-    fn capacity(&self, table: &str, index: Option<&str>, units: f64) {
-        self.0.capacity.add(table, index, units);
-    }
-}
-
 /// Opens the queues of feeds.
 pub(super) async fn open_intakes<'a>(
     machine: &Machine,
@@ -174,7 +147,7 @@ pub(super) async fn open_intakes<'a>(
     }
     let settings = settings(&config.aws);
     let sdk = aws::sdk_config(&settings).await;
-    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let observer = machine.metrics.clone();
     let client = aws::sqs_client(&sdk, &settings);
     let provisioner = Provisioner::new(client.clone(), &settings, observer.clone());
     for (feed, queue) in feeds {
@@ -205,7 +178,7 @@ pub(super) async fn receipts_from_queue(
 ) -> Result<(Arc<dyn postrider_actors::ports::ReceiptSource>, Duration), StartError> {
     let settings = settings(&config.aws);
     let sdk = aws::sdk_config(&settings).await;
-    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let observer = machine.metrics.clone();
     let client = aws::sqs_client(&sdk, &settings);
     let provisioner = Provisioner::new(client.clone(), &settings, observer.clone());
     let engine = format!("receipts {}: queue {}", source.name, sqs.queue.name());
@@ -241,7 +214,7 @@ pub(super) async fn receipts_from_logs(
         ..CloudWatchSettings::new(source.log_groups.clone())
     };
     let rate = CallRate::per_second(NonZeroU32::new(source.calls_per_s).unwrap_or(NonZeroU32::MIN));
-    let observer = Arc::new(ApiMetrics(machine.metrics.clone()));
+    let observer = machine.metrics.clone();
     let client = aws::logs_client(&sdk, &settings);
     let receipts = CloudWatchReceipts::new(client, logs, format, rate, machine.clock.clone(), observer);
     Ok((Arc::new(receipts), source.poll.min(LOOK_WAIT_MAX)))

@@ -70,12 +70,12 @@ impl Stores {
     }
 
     /// The same with a row of each message, if the configuration asks for it.
-    async fn recording(self, resolved: &Resolved, metrics: &Metrics) -> Result<Self, StartError> {
+    async fn recording(self, resolved: &Resolved, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
         let config = &resolved.config;
         let rows: Arc<dyn ReceiptLedger> = match (config.ledger.kind, &self.embedded) {
             #[cfg(feature = "postgres")]
             (LedgerKind::Postgres, _) => {
-                let ledger = Arc::new(super::postgres::open_ledger(resolved).await?);
+                let ledger = Arc::new(super::postgres::open_ledger(resolved, metrics).await?);
                 Arc::new(Metered::new(ledger, metrics))
             }
             #[cfg(not(feature = "postgres"))]

@@ -37,12 +37,12 @@ pub(super) struct OpenTable {
 
 impl Tables {
     /// Looks the tables up in their catalogues; what can't take its rows is refused.
-    pub(super) async fn build(resolved: &Resolved) -> Result<Self, StartError> {
+    pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
         #[cfg(feature = "postgres")]
-        let open = super::postgres::tables(resolved).await?;
+        let open = super::postgres::tables(resolved, &machine.metrics).await?;
         // The configuration was refused if it names any.
         #[cfg(not(feature = "postgres"))]
-        let open = Vec::new();
+        let (open, _) = (Vec::new(), machine);
         Ok(Self { workers: if open.is_empty() { 0 } else { resolved.config.pools.tables }, open })
     }
 

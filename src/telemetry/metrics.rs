@@ -7,8 +7,8 @@ use std::{borrow::Cow, sync::atomic::AtomicU64, time::Duration};
 
 use postrider_actors::{
     metrics::{Counters, Gauges, Labels, ReceiptMetrics, StageMetrics, Timings, call_buckets},
-    model::alarm::AlarmKind,
-    ports::StoreError,
+    model::{alarm::AlarmKind, call::CallOutcome},
+    ports::{CallObserver, StoreError},
 };
 use prometheus_client::{
     encoding::text::encode,
@@ -87,6 +87,7 @@ impl Metrics {
         StoreCall {
             ok: outcome("ok"),
             retryable: outcome("retryable"),
+            denied: outcome("denied"),
             permanent: outcome("permanent"),
             unknown: outcome("unknown"),
             duration: self.store_call_duration.of([port, operation]),
@@ -99,6 +100,7 @@ impl Metrics {
 pub(super) struct StoreCall {
     ok: Counter,
     retryable: Counter,
+    denied: Counter,
     permanent: Counter,
     unknown: Counter,
     duration: Histogram,
@@ -116,6 +118,7 @@ impl StoreCall {
         match &result {
             Ok(_) => &self.ok,
             Err(StoreError::Retryable(_)) => &self.retryable,
+            Err(StoreError::Denied(_)) => &self.denied,
             Err(StoreError::Permanent(_)) => &self.permanent,
             Err(StoreError::Unknown(_)) => &self.unknown,
         }
@@ -124,39 +127,12 @@ impl StoreCall {
     }
 }
 
-/// The outcome of a call to a remote service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallOutcome {
-    /// Every item was taken.
-    Ok,
-    /// Some items were not: failed entries, unprocessed items.
-    Partial,
-    /// The service asks for fewer calls.
-    Throttled,
-    /// The service refused, or answered with an error of its own.
-    Error,
-    /// No answer: it may or may not have happened.
-    Unknown,
-}
-
-impl CallOutcome {
-    /// As the label `outcome` says it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Partial => "partial",
-            Self::Throttled => "throttled",
-            Self::Error => "error",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 /// Calls of remote services, each request to the wire counted, the SDK's own repetitions as far as it says.
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use postrider::telemetry::metrics::{CallOutcome, Metrics};
+/// # use postrider::telemetry::metrics::Metrics;
+/// # use postrider_actors::model::call::CallOutcome;
 /// let api = Metrics::default().api.clone();
 /// api.record("sqs", "SendMessageBatch", CallOutcome::Partial, Duration::from_millis(12), 10);
 /// ```
@@ -207,6 +183,23 @@ impl ApiCalls {
         self.calls.of([service, operation, outcome.as_str()]).inc();
         self.duration.of([service, operation]).observe(took.as_secs_f64());
         self.items.of([service, operation]).inc_by(items);
+    }
+}
+
+impl CallObserver for Metrics {
+    fn call(
+        &self,
+        service: &'static str,
+        operation: &'static str,
+        outcome: CallOutcome,
+        latency: Duration,
+        items: usize,
+    ) {
+        self.api.record(service, operation, outcome, latency, items as u64);
+    }
+
+    fn capacity(&self, table: &str, index: Option<&str>, units: f64) {
+        self.capacity.add(table, index, units);
     }
 }
 

@@ -453,7 +453,7 @@ async fn f51_the_order_of_receipts_does_not_matter() {
             ledger.clone()
         } else {
             // One that does not remember where files were.
-            PostgresLedger::open(settings(&server)).await.unwrap()
+            PostgresLedger::open(settings(&server), Arc::new(())).await.unwrap()
         };
         let mut rng = SmallRng::seed_from_u64(seed);
         let records: Vec<_> = (0..3).flat_map(|file| (0..100).map(move |row| record(file, row))).collect();

@@ -54,7 +54,7 @@ async fn ledger_with(server: &Postgres, change: impl FnOnce(&mut PostgresSetting
     install(server).await;
     let mut settings = settings(server);
     change(&mut settings);
-    PostgresLedger::open(settings).await.unwrap()
+    PostgresLedger::open(settings, Arc::new(())).await.unwrap()
 }
 
 /// File `n` was accepted on day `n`.

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ use crate::{
 async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
     let server = server();
     let settings = settings(&server);
-    let error = PostgresLedger::open(settings.clone()).await.unwrap_err();
+    let error = PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap_err();
     assert!(
         matches!(error, OpenError::Missing { .. }) && error.to_string().contains("postrider migrate"),
         "{error}"
@@ -39,13 +40,13 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
     from.sort_unstable();
     assert_eq!(from, [0, SCHEMA_VERSION]);
 
-    let error = PostgresLedger::open(settings.clone()).await.unwrap_err();
+    let error = PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap_err();
     assert!(
         matches!(error, OpenError::Privileges { .. }) && error.to_string().contains("role.sql"),
         "{error}"
     );
     server.execute(&grants("postrider", "daemon").unwrap());
-    PostgresLedger::open(settings.clone()).await.unwrap();
+    PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap();
     let checked = check(&settings).await.unwrap();
     assert_eq!((checked.role.as_str(), checked.encrypted), ("daemon", false));
     assert!(checked.warnings.iter().all(|warning| warning.contains("fsync")), "{:?}", checked.warnings);
@@ -65,11 +66,11 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
     }
 
     server.execute("UPDATE postrider.meta SET version = 99");
-    let error = PostgresLedger::open(settings.clone()).await.unwrap_err();
+    let error = PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
     assert!(matches!(migrate(&owner).await, Err(OpenError::Newer { .. })));
     server.execute("UPDATE postrider.meta SET version = 0");
-    let error = PostgresLedger::open(settings).await.unwrap_err();
+    let error = PostgresLedger::open(settings, Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Older { found: 0, .. }), "{error}");
 }
 
@@ -86,7 +87,7 @@ async fn the_file_of_grants_is_enough_and_gives_no_right_to_make_or_drop_tables(
     settings.url = server.url_of("postrider_daemon", pg::DATABASE).into();
     settings.keep_changes = true;
     assert!(check(&settings).await.is_ok());
-    let ledger = PostgresLedger::open(settings.clone()).await.unwrap();
+    let ledger = PostgresLedger::open(settings.clone(), Arc::new(())).await.unwrap();
     ledger.record(vec![record(1, 1), record(2, 1), record(3, 1)]).await.unwrap();
     ledger
         .take(arrival(vec![receipt(1, 1, 0, MessageState::Failed), receipt(1, 9, 0, MessageState::Failed)]))
@@ -194,7 +195,7 @@ async fn retention_goes_by_what_was_recorded_last() {
 async fn a_file_that_another_machine_has_forgotten_is_found_again() {
     let server = server();
     let ledger = ledger(&server).await;
-    let other = PostgresLedger::open(settings(&server)).await.unwrap();
+    let other = PostgresLedger::open(settings(&server), Arc::new(())).await.unwrap();
     ledger.record(vec![record(0, 1)]).await.unwrap();
     let later = UnixMs(NOW.0 + 9 * DAY_MS);
     let reader = open_transaction(&server, "SELECT count(*) FROM postrider.messages").await;
@@ -332,20 +333,26 @@ async fn encryption_is_used_or_the_start_refused() {
     let with = |tls: Tls| PostgresSettings { url: url.clone().into(), tls, ..settings(&server) };
     let system = Tls::Require { ca_file: None };
     // The server can't: no fallback to plain text.
-    let error = PostgresLedger::open(with(system.clone())).await.unwrap_err();
+    let error = PostgresLedger::open(with(system.clone()), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let directory = encrypt(&server);
     let ours = Tls::Require { ca_file: Some(directory.path().join("ca.pem")) };
     assert!(check(&with(ours.clone())).await.unwrap().encrypted);
-    let ledger = PostgresLedger::open(with(ours.clone())).await.unwrap();
+    let ledger = PostgresLedger::open(with(ours.clone()), Arc::new(())).await.unwrap();
     ledger.record(vec![record(1, 1)]).await.unwrap();
     // A certificate that nobody vouches for, and one for another host.
-    let error = PostgresLedger::open(with(system)).await.unwrap_err();
+    let error = PostgresLedger::open(with(system), Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let mut elsewhere = with(ours);
     elsewhere.url = server.url_of("daemon", pg::DATABASE).into();
-    let error = PostgresLedger::open(elsewhere).await.unwrap_err();
+    let error = PostgresLedger::open(elsewhere, Arc::new(())).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error}");
     let missing = with(Tls::Require { ca_file: Some("/nowhere/ca.pem".into()) });
-    assert!(PostgresLedger::open(missing).await.unwrap_err().to_string().contains("/nowhere/ca.pem"));
+    assert!(
+        PostgresLedger::open(missing, Arc::new(()))
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("/nowhere/ca.pem")
+    );
 }

@@ -1,6 +1,6 @@
 //! The adapter by itself.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postrider_actors::{
     model::{ids::FileId, table::TableRow},
@@ -158,7 +158,7 @@ async fn s0_3_every_type_is_stored_as_itself_and_too_long_texts_are_refused_not_
 async fn f57_hostile_names_are_refused_before_anything_is_sent() {
     let server = Postgres::start();
     server.execute("CREATE TABLE victim (id text PRIMARY KEY)");
-    let warehouse = Warehouse::new(settings(&server, Dialect::Redshift)).unwrap();
+    let warehouse = Warehouse::new(settings(&server, Dialect::Redshift), Arc::new(())).unwrap();
     let hostile = "id\"; DROP TABLE victim; --";
     for name in [hostile, "public.people; DROP TABLE victim", "a.b.c", ""] {
         let settings = TableSettings { table: name.into(), mapping: people() };
@@ -198,7 +198,7 @@ async fn check_says_what_to_fix_and_a_role_with_those_rights_alone_can_write() {
         server.execute(&format!("GRANT USAGE ON SCHEMA sales TO {role}"));
         server.execute("REVOKE TEMP ON DATABASE postrider FROM PUBLIC");
         let url = server.url_of(role, "postrider");
-        let warehouse = Warehouse::new(WarehouseSettings::new(url.into(), dialect)).unwrap();
+        let warehouse = Warehouse::new(WarehouseSettings::new(url.into(), dialect), Arc::new(())).unwrap();
         let settings = TableSettings { table: "sales.orders".into(), mapping: mapping.clone() };
         let table = warehouse.table(&settings).unwrap();
         let found = problems(table.check().await);
@@ -246,7 +246,7 @@ async fn what_passes_or_can_be_fixed_is_retryable_and_the_connection_comes_back(
         settings.connections = 1;
         settings.statement_timeout = Duration::from_millis(1_500);
         settings.connect_timeout = Duration::from_secs(2);
-        let warehouse = Warehouse::new(settings).unwrap();
+        let warehouse = Warehouse::new(settings, Arc::new(())).unwrap();
         let table = warehouse.table(&TableSettings { table: "people".into(), mapping: people() }).unwrap();
         let write = async |id: &str| table.insert(&[row(&mapping, &[Some(id), Some("w"), Some("1")])]).await;
         let retryable = |answer: Result<_, TableError>, words: &str| match answer {
@@ -347,6 +347,6 @@ async fn s4_5_compare_counts_both_by_key_range() {
 #[tokio::test]
 async fn i10_debug_shows_no_password() {
     let settings = WarehouseSettings::new("postgres://u:hunter2@h/d".to_owned().into(), Dialect::Postgres);
-    let warehouse = Warehouse::new(settings.clone()).unwrap();
+    let warehouse = Warehouse::new(settings.clone(), Arc::new(())).unwrap();
     assert!(!format!("{settings:?} {warehouse:?}").contains("hunter2"));
 }

@@ -126,7 +126,7 @@ impl World {
         let names = ["one", "two"];
         let mut settings = settings(&server, dialect);
         settings.connections = 8;
-        let warehouse = Warehouse::new(settings).unwrap();
+        let warehouse = Warehouse::new(settings, Arc::new(())).unwrap();
         let destination = |name: &&str| {
             server.execute(&format!("CREATE TABLE {name} {TABLE}"));
             TableDestination {

@@ -1,15 +1,13 @@
 use std::{future::Future, pin::pin, time::Duration};
 
-use rand::RngExt as _;
+use super::{Progress, back_off};
+use crate::{
+    model::backoff::Backoff,
+    ports::{Clock, StoreError},
+};
 
-use super::Progress;
-use crate::ports::{Clock, StoreError};
-
-/// The longest first wait; doubled with each.
-const BASE: Duration = Duration::from_millis(100);
-
-/// The longest wait: a store that is back is noticed soon, one that is down is not stormed.
-const CAP: Duration = Duration::from_secs(10);
+/// A store that is back is noticed soon, one that is down is not stormed.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 
 /// How often an actor that waits for an answer gives a sign of life …
 const SIGN: Duration = Duration::from_secs(2);
@@ -21,8 +19,6 @@ const ANSWER_MAX: Duration = Duration::from_mins(7);
 /// Repeats a store operation while its failure may pass: an engine across the network can be down for longer than
 /// any number of restarts lasts, and held work is safest where it is. Every store operation may be repeated; only a
 /// refusal ends this.
-///
-/// Waits are drawn at random below a bound that doubles (full jitter).
 pub async fn insist<T, F>(
     what: &'static str,
     clock: &dyn Clock,
@@ -32,17 +28,19 @@ pub async fn insist<T, F>(
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let mut bound = BASE;
+    let mut failures: u32 = 0;
     loop {
-        let error = match awaited(clock, progress, operation()).await {
-            Err(error @ (StoreError::Retryable(_) | StoreError::Unknown(_))) => error,
+        match awaited(clock, progress, operation()).await {
+            // The adapter has said what is missing, and says when it is there: no line per try.
+            Err(error @ StoreError::Denied(_)) => tracing::debug!(%error, "{what}: waits for an operator"),
+            Err(error @ (StoreError::Retryable(_) | StoreError::Unknown(_))) => {
+                tracing::warn!(%error, "{what}: tried again until it succeeds");
+            }
             done => return done,
-        };
+        }
         progress.turn(clock.mono());
-        tracing::warn!(%error, "{what} failed; retrying until it succeeds");
-        let wait = bound.mul_f64(rand::rng().random());
-        tokio::time::sleep(wait).await;
-        bound = (bound * 2).min(CAP);
+        failures = failures.saturating_add(1);
+        back_off(BACKOFF, failures).await;
         progress.turn(clock.mono());
     }
 }
@@ -104,7 +102,8 @@ mod tests {
             tries += 1;
             let answer = match tries {
                 1..=5 => Err(StoreError::Unknown("no answer".into())),
-                6..=10 => Err(StoreError::Retryable("throttled".into())),
+                6..=8 => Err(StoreError::Retryable("throttled".into())),
+                9..=10 => Err(StoreError::Denied("no permission".into())),
                 _ => Ok(tries),
             };
             std::future::ready(answer)

@@ -1,8 +1,10 @@
-//! What bounds and wakes the stages: bells, gates, slots and progress marks. They outlive the actors that
+//! What bounds and wakes the stages: bells, gates, slots and progress marks; and how remote services are called. They outlive the actors that
 //! use them, so that a restarted actor finds them as they were.
 
 mod bell;
 mod blocking;
+mod call;
+mod delete;
 mod gate;
 mod insist;
 mod pace;
@@ -13,6 +15,8 @@ mod worker;
 
 pub use bell::{Bell, Bells};
 pub use blocking::blocking;
+pub use call::{Call, Service, again, back_off};
+pub use delete::delete_entries;
 pub use gate::Gate;
 pub use insist::insist;
 pub use pace::log_rates;

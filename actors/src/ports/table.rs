@@ -1,6 +1,9 @@
 use async_trait::async_trait;
 
-use crate::model::table::TableRow;
+use crate::model::{
+    call::{Failure, FailureKind},
+    table::TableRow,
+};
 
 /// Why a statement wrote nothing.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -14,6 +17,15 @@ pub enum TableError {
     /// constraint. The database's own words.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<Failure> for TableError {
+    fn from(Failure { kind, why, .. }: Failure) -> Self {
+        match kind {
+            FailureKind::Invalid => Self::Refused(why),
+            _ => Self::Retryable(why),
+        }
+    }
 }
 
 /// One table of a warehouse.

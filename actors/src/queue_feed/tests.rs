@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Mutex as SyncMutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rand::{SeedableRng as _, rngs::StdRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::{

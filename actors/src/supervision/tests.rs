@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::{
     model::{
+        backoff::Backoff,
         restart::RestartPolicy,
         time::{MonoMs, UnixMs},
     },
@@ -90,8 +91,7 @@ impl Tree {
         let restarts = RestartPolicy {
             max_restarts,
             period: Duration::from_mins(1),
-            base: Duration::from_millis(10),
-            cap: Duration::from_millis(100),
+            backoff: Backoff::new(Duration::from_millis(10), Duration::from_millis(100)),
         };
         let settings = SupervisorSettings {
             restarts,

@@ -3,13 +3,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::model::time::MonoMs;
+use crate::model::{backoff::Backoff, time::MonoMs};
 
-/// Until a table that could not take rows is tried again, at first …
-const COOL_BASE: Duration = Duration::from_millis(250);
-
-/// … and at most.
-const COOL_CAP: Duration = Duration::from_secs(15);
+/// Until a table that could not take rows is tried again.
+const COOL: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
 
 /// How batches of one table are put together (S4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,8 +165,8 @@ impl<B> Shelf<B> {
             None => {}
             Some(true) => self.failures = 0,
             Some(false) => {
-                let bound = COOL_BASE.saturating_mul(1 << self.failures.min(16)).min(COOL_CAP);
                 self.failures = self.failures.saturating_add(1);
+                let bound = COOL.bound(self.failures);
                 self.cold_until = now.after(bound.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0));
             }
         }

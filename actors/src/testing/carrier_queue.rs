@@ -93,11 +93,7 @@ impl CarrierQueue {
         match self.carrier.send(&delayed, self.clock.mono()) {
             Ok(outcomes) => ids.zip(outcomes).collect(),
             Err(error) => {
-                let outcome = match error {
-                    StoreError::Retryable(why) => ItemOutcome::Retryable(why),
-                    StoreError::Permanent(why) => ItemOutcome::Permanent(why),
-                    StoreError::Unknown(why) => ItemOutcome::Unknown(why),
-                };
+                let outcome = ItemOutcome::from(error);
                 ids.map(|id| (id, outcome.clone())).collect()
             }
         }

@@ -10,13 +10,15 @@
 use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use aws_sdk_cloudwatchlogs::{Client, types::FilteredLogEvent};
+use aws_sdk_cloudwatchlogs::{Client, error::ProvideErrorMetadata as _, types::FilteredLogEvent};
 use governor::{
     DefaultDirectRateLimiter, Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
 };
 use postrider_actors::{
+    flow::{Call, Service},
     model::{
+        call::{CallOutcome, Failure, FailureKind},
         receipt::EventId,
         receipt_format::{Around, ReadReceipts, ReceiptFormat},
         receipt_window::{Next, PageRequest, WindowCursor, WindowRule},
@@ -26,7 +28,7 @@ use postrider_actors::{
 };
 use tokio::time::Instant;
 
-use crate::{ApiObserver, CallOutcome, Failure};
+use crate::{ApiObserver, failure};
 
 /// The most events of one page (`limit` of `FilterLogEvents`); an answer has 1 MiB at most besides.
 pub const PAGE_EVENTS_MAX: u32 = 10_000;
@@ -35,13 +37,12 @@ const POLL_RECEIPTS: usize = 1_000;
 /// A poll makes so many calls at most: pages may be empty, and what is read should be stored now and then.
 const POLL_CALLS_MAX: usize = 10;
 
-const SERVICE: &str = "logs";
 const OPERATION: &str = "FilterLogEvents";
 
 /// Reads at most one event: whether a group is there and may be read.
 pub async fn look(client: &Client, group: &str) -> Result<(), StoreError> {
     let call = client.filter_log_events().log_group_name(group).limit(1).send().await;
-    call.map(drop).map_err(|error| Failure::of(&error).into())
+    call.map(drop).map_err(|error| failure(&error).into())
 }
 
 /// What is read, and how.
@@ -97,7 +98,7 @@ pub struct CloudWatchReceipts {
     format: ReceiptFormat,
     rate: CallRate,
     clock: Arc<dyn Clock>,
-    observer: Arc<dyn ApiObserver>,
+    service: Service,
 }
 
 impl fmt::Debug for CloudWatchReceipts {
@@ -125,34 +126,44 @@ impl CloudWatchReceipts {
         clock: Arc<dyn Clock>,
         observer: Arc<dyn ApiObserver>,
     ) -> Self {
-        Self { client, settings, format, rate, clock, observer }
+        let service = Service::new("logs", format!("CloudWatch Logs, source {}", format.source()), observer);
+        Self { client, settings, format, rate, clock, service }
     }
 
     fn filter(&self) -> &str {
         self.settings.filter_pattern.as_deref().unwrap_or_default()
     }
 
-    async fn fetch(&self, request: &PageRequest) -> Result<PageOfEvents, Failure> {
+    /// `None`: the service refuses the page's token, which may have expired or belong to another query.
+    async fn fetch(&self, page: &PageRequest) -> Result<Option<PageOfEvents>, Failure> {
         self.rate.turn().await;
         let call = self
             .client
             .filter_log_events()
-            .log_group_name(&request.group)
+            .log_group_name(&page.group)
             .set_filter_pattern(self.settings.filter_pattern.clone())
-            .start_time(signed(request.start))
+            .start_time(signed(page.start))
             // The service counts the end in.
-            .end_time(signed(request.end) - 1)
+            .end_time(signed(page.end) - 1)
             .limit(self.settings.page_events.clamp(1, PAGE_EVENTS_MAX).cast_signed())
-            .set_next_token(request.token.clone());
-        let begun = Instant::now();
-        let answer = call.send().await.map_err(|error| Failure::of(&error));
-        let (outcome, items) = match &answer {
-            Ok(page) => (CallOutcome::Ok, page.events().len()),
-            Err(failure) => (failure.outcome, 0),
+            .set_next_token(page.token.clone());
+        let request = async {
+            match call.send().await {
+                Ok(answer) => Ok(Some(PageOfEvents {
+                    next_token: answer.next_token,
+                    events: answer.events.unwrap_or_default(),
+                })),
+                Err(error) if page.token.is_some() && error.code() == Some("InvalidParameterException") => {
+                    Ok(None)
+                }
+                Err(error) => Err(failure(&error)),
+            }
         };
-        self.observer.call(SERVICE, OPERATION, outcome, begun.elapsed(), items);
-        let page = answer?;
-        Ok(PageOfEvents { next_token: page.next_token, events: page.events.unwrap_or_default() })
+        let judge = |page: &Option<PageOfEvents>| match page {
+            Some(page) => (CallOutcome::Ok, page.events.len()),
+            None => (CallOutcome::Conflict, 0),
+        };
+        self.service.judged(Call::of(OPERATION), request, judge).await
     }
 
     fn read(&self, group: &str, events: &[FilteredLogEvent], read: &mut ReadReceipts) {
@@ -167,11 +178,6 @@ impl CloudWatchReceipts {
             self.format.read_into(text, around, place, read);
         }
     }
-}
-
-/// Whether the service refused a page's token: it may have expired, or belong to another query.
-fn is_token_refused(request: &PageRequest, failure: &Failure) -> bool {
-    request.token.is_some() && failure.code.as_deref() == Some("InvalidParameterException")
 }
 
 fn signed(at: UnixMs) -> i64 {
@@ -215,12 +221,12 @@ impl ReceiptSource for CloudWatchReceipts {
             };
             calls += 1;
             match self.fetch(&request).await {
-                Ok(page) => {
+                Ok(Some(page)) => {
                     self.read(&request.group, &page.events, &mut read);
                     at.fetched(&request, page.next_token, filter, self.clock.wall());
                     has_moved = true;
                 }
-                Err(refused) if is_token_refused(&request, &refused) => {
+                Ok(None) => {
                     tracing::info!(group = %request.group, "a page of log events has expired; reading its window again");
                     at.forget_page(&request);
                     has_moved = true;
@@ -229,11 +235,11 @@ impl ReceiptSource for CloudWatchReceipts {
                     tracing::warn!(
                         source = %self.format.source(),
                         group = %request.group,
-                        "log events can't be read; retrying the same window: {}",
-                        other.why
+                        why = other.why,
+                        "log events can't be read; retrying the same window"
                     );
                     // What concerns one group does not keep the others from their turn; what concerns all does.
-                    let is_general = other.outcome != CallOutcome::Refused;
+                    let is_general = !matches!(other.kind, FailureKind::Denied | FailureKind::Refused);
                     failed.push(request.group);
                     failure.get_or_insert(other);
                     if is_general {

@@ -23,7 +23,8 @@ use aws_smithy_http_client::{
     Builder as HttpClientBuilder,
     tls::{Provider, rustls_provider::CryptoMode},
 };
-use postrider_actors::ports::StoreError;
+use postrider_actors::model::call::{Failure, FailureKind};
+pub use postrider_actors::ports::CallObserver as ApiObserver;
 use rand::RngExt as _;
 
 /// How AWS is reached.
@@ -44,7 +45,7 @@ pub struct AwsSettings {
     /// Until a request is answered. A long poll takes its waiting time in addition.
     pub attempt_timeout: Duration,
     /// Tries inside the SDK, the first included; at least 1. The adapters have retries of their own, which
-    /// know what may be repeated; one more try here only mends a connection that was closed while it was idle.
+    /// know what may be repeated; one more try here only replaces a connection that was closed while it was idle.
     pub max_attempts: u32,
 }
 
@@ -149,84 +150,91 @@ pub fn logs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_cloudw
     aws_sdk_cloudwatchlogs::Client::from_conf(builder.build())
 }
 
-/// How a call to a service ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CallOutcome {
-    /// Answered; every item was taken.
-    Ok,
-    /// Answered; some items were not taken.
-    Partial,
-    /// The service asks for fewer calls.
-    Throttled,
-    /// The service refused.
-    Refused,
-    /// No answer that could be read: it may have happened.
-    Unknown,
-}
-
-impl CallOutcome {
-    /// The word for logs and metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Partial => "partial",
-            Self::Throttled => "throttled",
-            Self::Refused => "refused",
-            Self::Unknown => "unknown",
+/// Classifies the SDK's error of any operation of any service.
+pub fn failure<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> Failure {
+    match error {
+        // It was never sent.
+        SdkError::ConstructionFailure(_) => Failure::new(FailureKind::Invalid, causes(error)),
+        SdkError::DispatchFailure(dispatch) if dispatch.is_user() => {
+            Failure::new(FailureKind::Invalid, causes(error))
         }
+        SdkError::ServiceError(answer) => {
+            let status = answer.raw().status().as_u16();
+            let code = answer.err().code();
+            let why = match (code, answer.err().message()) {
+                (Some(code), Some(message)) => format!("{code} ({status}): {message}"),
+                (Some(code), None) => format!("{code} ({status})"),
+                (None, message) => format!("status {status}: {}", message.unwrap_or("no reason given")),
+            };
+            let kind = kind_of(code.unwrap_or_default(), status);
+            Failure { kind, code: code.map(ToOwned::to_owned), why }
+        }
+        // No connection, a broken one, no answer in time, or no credentials: what was sent may have arrived.
+        error => Failure::new(FailureKind::Unknown, causes(error)),
     }
 }
 
-/// Why a call failed, in words that hold no payload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind of failure it is.
-    pub outcome: CallOutcome,
-    /// The service's own word for it, if it answered.
-    pub code: Option<String>,
-    /// For people: what happened.
-    pub why: String,
-}
-
-impl Failure {
-    /// Reads the SDK's error of any operation.
-    pub fn of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -> Self {
-        let unknown = |why: String| Self { outcome: CallOutcome::Unknown, code: None, why };
-        match error {
-            // It was never sent.
-            SdkError::ConstructionFailure(_) => {
-                Self { outcome: CallOutcome::Refused, code: None, why: causes(error) }
-            }
-            SdkError::ServiceError(answer) => {
-                let status = answer.raw().status().as_u16();
-                let code = answer.err().code();
-                let outcome = match code {
-                    Some(code) if is_throttling(code) => CallOutcome::Throttled,
-                    _ if status == 429 => CallOutcome::Throttled,
-                    // It may have happened before it failed.
-                    _ if status >= 500 => CallOutcome::Unknown,
-                    _ => CallOutcome::Refused,
-                };
-                let why = match (code, answer.err().message()) {
-                    (Some(code), Some(message)) => format!("{code} ({status}): {message}"),
-                    (Some(code), None) => format!("{code} ({status})"),
-                    (None, message) => format!("status {status}: {}", message.unwrap_or("no reason given")),
-                };
-                Self { outcome, code: code.map(ToOwned::to_owned), why }
-            }
-            error => unknown(causes(error)),
-        }
-    }
-}
-
-impl From<Failure> for StoreError {
-    /// A refusal is `Retryable` too: permissions, queues and tables are mended from outside, and the daemon
-    /// goes on when they are.
-    fn from(failure: Failure) -> Self {
-        match failure.outcome {
-            CallOutcome::Unknown => Self::Unknown(failure.why),
-            _ => Self::Retryable(failure.why),
-        }
+/// What an error code of SQS, DynamoDB or CloudWatch Logs means, and if it is none of these what the status means
+/// ("Common errors" of the API references; "Error handling with DynamoDB" in its developer guide; the SDK's own list in
+/// `aws_runtime::retries::classifiers`).
+pub fn kind_of(code: &str, status: u16) -> FailureKind {
+    // SQS writes some of them as `AWS.SimpleQueueService.…`.
+    match code.rsplit(['.', '#']).next().unwrap_or(code) {
+        "Throttling"
+        | "ThrottlingException"
+        | "ThrottlingError"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "TooManyRequestsException"
+        | "ProvisionedThroughputExceededException"
+        | "ProvisionedThroughputExceeded"
+        | "RequestLimitExceeded"
+        | "LimitExceededException"
+        | "BandwidthLimitExceeded"
+        | "OverLimit"
+        | "SlowDown"
+        | "KmsThrottled" => FailureKind::Throttled,
+        "ServiceUnavailable"
+        | "ServiceUnavailableException"
+        | "TransactionConflictException"
+        | "TransactionConflict"
+        | "TransactionInProgressException"
+        | "TransactionInProgress"
+        | "ReplicatedWriteConflictException"
+        // Credentials are renewed by the SDK's chain.
+        | "ExpiredTokenException"
+        | "ExpiredToken" => FailureKind::Unavailable,
+        "InternalServerError" | "InternalServerErrorException" | "InternalFailure" => FailureKind::Unknown,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "AuthorizationError"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "KmsAccessDenied"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "SignatureDoesNotMatch"
+        | "UnrecognizedClientException" => FailureKind::Denied,
+        "BatchRequestTooLong"
+        | "IdempotentParameterMismatchException"
+        | "ItemCollectionSizeLimitExceeded"
+        | "ItemCollectionSizeLimitExceededException"
+        | "SerializationException"
+        | "ValidationError"
+        | "ValidationException" => FailureKind::Invalid,
+        _ => match status {
+            429 => FailureKind::Throttled,
+            401 | 403 => FailureKind::Denied,
+            // It may have happened before it failed.
+            500.. => FailureKind::Unknown,
+            // Queues and tables are made from outside, and the daemon goes on when they are.
+            _ => FailureKind::Refused,
+        },
     }
 }
 
@@ -243,28 +251,6 @@ fn causes(error: &dyn Error) -> String {
     text
 }
 
-/// The words for "fewer calls" of SQS, DynamoDB and CloudWatch Logs ("Common errors" of the API references; the SDK's
-/// own list in `aws_runtime::retries::classifiers`).
-fn is_throttling(code: &str) -> bool {
-    matches!(
-        code,
-        "Throttling"
-            | "ThrottlingException"
-            | "ThrottledException"
-            | "RequestThrottled"
-            | "RequestThrottledException"
-            | "TooManyRequestsException"
-            | "ProvisionedThroughputExceededException"
-            | "RequestLimitExceeded"
-            | "LimitExceededException"
-            | "BandwidthLimitExceeded"
-            | "OverLimit"
-            | "SlowDown"
-            | "KmsThrottled"
-            | "AWS.SimpleQueueService.KmsThrottled"
-    )
-}
-
 /// Whether the SDK's chain finds credentials; the error is its own words without their causes, which may hold parts of
 /// files or answers (I10).
 pub async fn find_credentials(sdk: &SdkConfig) -> Result<(), String> {
@@ -277,29 +263,6 @@ pub fn full_jitter(bound: Duration) -> Duration {
     bound.mul_f64(rand::rng().random())
 }
 
-/// Watches calls to services (S2.7): for metrics. It must not block.
-pub trait ApiObserver: Send + Sync {
-    /// A call has ended. `items`: how many entries, messages or rows it carried either way.
-    fn call(
-        &self,
-        service: &'static str,
-        operation: &'static str,
-        outcome: CallOutcome,
-        latency: Duration,
-        items: usize,
-    );
-
-    /// Items of an answered call that were not taken, and why, in the service's own word.
-    fn rejected(&self, _service: &'static str, _operation: &'static str, _why: &str, _items: usize) {}
-
-    /// Capacity that a call consumed; `index` is `None` for the table itself.
-    fn capacity(&self, _table: &str, _index: Option<&str>, _units: f64) {}
-}
-
-impl ApiObserver for () {
-    fn call(&self, _: &'static str, _: &'static str, _: CallOutcome, _: Duration, _: usize) {}
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +273,63 @@ mod tests {
         let timeouts = settings.timeouts(Duration::from_secs(20));
         assert_eq!(timeouts.operation_attempt_timeout(), Some(Duration::from_secs(30)));
         assert_eq!(timeouts.operation_timeout(), Some(Duration::from_secs(93)));
+    }
+
+    /// An error of an operation as the SDK makes it of an answer.
+    fn answered(status: u16, code: &str) -> SdkError<aws_sdk_sqs::operation::send_message::SendMessageError> {
+        use aws_sdk_sqs::{error::ErrorMetadata, operation::send_message::SendMessageError};
+        use aws_smithy_types::body::SdkBody;
+        let meta = ErrorMetadata::builder().code(code).message("said the service").build();
+        let status = status.try_into().expect("a status");
+        let raw = aws_sdk_sqs::config::http::HttpResponse::new(status, SdkBody::empty());
+        SdkError::service_error(SendMessageError::generic(meta), raw)
+    }
+
+    #[test]
+    fn what_the_services_answer_is_classified_by_code_and_then_by_status() {
+        use FailureKind::{Denied, Invalid, Refused, Throttled, Unavailable, Unknown};
+        for (status, code, kind) in [
+            (400, "ThrottlingException", Throttled),
+            (400, "ProvisionedThroughputExceededException", Throttled),
+            (403, "RequestThrottled", Throttled),
+            (400, "AWS.SimpleQueueService.KmsThrottled", Throttled),
+            (429, "", Throttled),
+            (400, "TransactionConflictException", Unavailable),
+            (400, "ExpiredTokenException", Unavailable),
+            (503, "ServiceUnavailable", Unavailable),
+            (500, "InternalServerError", Unknown),
+            (400, "InternalServerError", Unknown),
+            (502, "", Unknown),
+            (503, "", Unknown),
+            (400, "AccessDeniedException", Denied),
+            (403, "AccessDenied", Denied),
+            (400, "UnrecognizedClientException", Denied),
+            (403, "SomethingNew", Denied),
+            (400, "ValidationException", Invalid),
+            (400, "SerializationException", Invalid),
+            (400, "AWS.SimpleQueueService.NonExistentQueue", Refused),
+            (400, "ResourceNotFoundException", Refused),
+            (413, "", Refused),
+        ] {
+            let failure = failure(&answered(status, code));
+            assert_eq!(failure.kind, kind, "{status} {code}");
+            assert!(failure.why.contains("said the service"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_answered_may_have_happened_and_what_was_not_sent_has_not() {
+        type Error = SdkError<aws_sdk_sqs::operation::send_message::SendMessageError>;
+        use aws_sdk_sqs::error::ConnectorError;
+        let kind = |error: Error| failure(&error).kind;
+        assert_eq!(kind(Error::timeout_error("late")), FailureKind::Unknown);
+        assert_eq!(kind(Error::dispatch_failure(ConnectorError::io("gone".into()))), FailureKind::Unknown);
+        assert_eq!(
+            kind(Error::dispatch_failure(ConnectorError::timeout("late".into()))),
+            FailureKind::Unknown
+        );
+        assert_eq!(kind(Error::dispatch_failure(ConnectorError::user("no".into()))), FailureKind::Invalid);
+        assert_eq!(kind(Error::construction_failure("no")), FailureKind::Invalid);
     }
 
     #[test]

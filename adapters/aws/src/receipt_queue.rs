@@ -10,11 +10,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use postrider_actors::{
-    flow::blocking,
+    flow::{blocking, delete_entries},
     model::receipt_format::{ReadReceipts, ReceiptFormat, notification},
-    ports::{AckId, Intake, IntakeEntry, ItemOutcome, Polled, ReceiptSource, SourceCursor, StoreError},
+    ports::{AckId, Intake, IntakeEntry, Polled, ReceiptSource, SourceCursor, StoreError},
 };
-use rand::RngExt as _;
 
 /// Entries asked for at once: what SQS gives at most.
 const RECEIVE_MAX: usize = 10;
@@ -27,12 +26,6 @@ const BODIES_BYTES_MAX: usize = 8 << 20;
 
 /// How long entries are gathered at most: they are invisible to others and wait for their commit.
 const GATHER_MAX: Duration = Duration::from_secs(2);
-
-/// How often a deletion is tried. An entry that is left comes again, is known and is deleted then.
-const DELETE_TRIES: u32 = 4;
-
-/// The longest first wait between those tries; doubled with each.
-const DELETE_WAIT: Duration = Duration::from_millis(100);
 
 /// Limits of one poll and of one entry.
 #[derive(Clone, Copy, Debug)]
@@ -127,29 +120,9 @@ impl ReceiptSource for QueueReceipts {
     }
 
     async fn acknowledge(&self, acks: &[AckId]) -> Result<(), StoreError> {
-        let mut left = acks.to_vec();
-        let mut bound = DELETE_WAIT;
-        for attempt in 1..=DELETE_TRIES {
-            let outcomes = match self.intake.delete(&left).await {
-                Ok(outcomes) => outcomes,
-                Err(error) => left.iter().map(|_| ItemOutcome::Unknown(error.to_string())).collect(),
-            };
-            let again = |(ack, outcome): (AckId, ItemOutcome)| match outcome {
-                // Permanent: it is in other hands by now.
-                ItemOutcome::Ok | ItemOutcome::Permanent(_) => None,
-                ItemOutcome::Retryable(_) | ItemOutcome::Unknown(_) => Some(ack),
-            };
-            left = left.into_iter().zip(outcomes).filter_map(again).collect();
-            if left.is_empty() {
-                return Ok(());
-            }
-            if attempt < DELETE_TRIES {
-                let wait = bound.mul_f64(rand::rng().random());
-                tokio::time::sleep(wait).await;
-                bound *= 2;
-            }
+        if let Err((entries, why)) = delete_entries(&*self.intake, acks).await {
+            tracing::warn!(source = %self.format.source(), entries, why, "entries can't be deleted: they come again and are known");
         }
-        tracing::warn!(source = %self.format.source(), entries = left.len(), "entries can't be deleted; their repeats will be recognised");
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::{error::Error as _, fmt, path::Path, path::PathBuf, str::FromStr as _, 
 use deadpool_postgres::{
     HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, TimeoutType,
 };
+use postrider_actors::model::call::{Failure, FailureKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
     NoTls,
@@ -130,16 +131,68 @@ pub(crate) fn no_connection(
     wait: Duration,
     create: Duration,
     error: &PoolError,
-) -> String {
+) -> Failure {
+    let unavailable = |why: String| Failure::new(FailureKind::Unavailable, why);
     match error {
-        PoolError::Timeout(TimeoutType::Wait) => {
-            format!("all {} connections to {whom} are in use for {wait:?}", pool.status().max_size)
-        }
-        PoolError::Timeout(_) => format!("{whom} does not answer within {create:?}"),
+        PoolError::Timeout(TimeoutType::Wait) => unavailable(format!(
+            "all {} connections to {whom} are in use for {wait:?}",
+            pool.status().max_size
+        )),
+        PoolError::Timeout(_) => unavailable(format!("{whom} does not answer within {create:?}")),
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-            format!("can't connect to {whom}: {}", words(error))
+            let failure = failure(error).about(format_args!("can't connect to {whom}"));
+            // Without an answer of the server, it is the way there.
+            let kind = if failure.code.is_some() { failure.kind } else { FailureKind::Unavailable };
+            Failure { kind, ..failure }
         }
-        other => format!("can't connect to {whom}: {other}"),
+        other => unavailable(format!("can't connect to {whom}: {other}")),
+    }
+}
+
+/// Classifies an error by its SQLSTATE (Postgres' manual, appendix A). What was not committed did not happen; of a
+/// COMMIT itself, see [`commit_failure`]. What nobody foresaw passes, or an operator fixes it: a worker that fails of
+/// it would send its messages again.
+pub(crate) fn failure(error: &tokio_postgres::Error) -> Failure {
+    let why = words(error);
+    let Some(refused) = error.as_db_error() else {
+        // A value that the driver could not read or write is ours.
+        let is_about_a_value =
+            !error.is_closed() && error.source().is_some_and(|source| !source.is::<std::io::Error>());
+        let kind = if is_about_a_value { FailureKind::Invalid } else { FailureKind::Unavailable };
+        return Failure::new(kind, why);
+    };
+    let code = refused.code().code();
+    Failure { kind: kind_of(code), code: Some(code.to_owned()), why }
+}
+
+/// The same of a COMMIT, or of a statement that is a transaction of its own: whether it happened is known only if the
+/// server said that it did not.
+pub(crate) fn commit_failure(error: &tokio_postgres::Error) -> Failure {
+    let failure = failure(error);
+    match failure.code.as_deref() {
+        // 57P01 and its like come when the session is ended, maybe just after the commit.
+        Some(code) if !code.starts_with("57P") && !code.starts_with("08") => failure,
+        _ => Failure { kind: FailureKind::Unknown, ..failure },
+    }
+}
+
+/// What an SQLSTATE means.
+pub(crate) fn kind_of(code: &str) -> FailureKind {
+    match code {
+        // No grant. (28: no entry by this password.)
+        "42501" => FailureKind::Denied,
+        // Of the program's limits, "an index row is too large" is a value's; WITH CHECK OPTION; what a trigger raises.
+        "54000" | "44000" | "P0001" => FailureKind::Invalid,
+        _ => match code.get(..2).unwrap_or_default() {
+            "28" => FailureKind::Denied,
+            // Values; constraints.
+            "22" | "23" => FailureKind::Invalid,
+            // No such table or column, wrong type; no such schema or database; a cursor or savepoint that isn't there.
+            "42" | "0A" => FailureKind::Refused,
+            class if class.starts_with('3') => FailureKind::Refused,
+            // Rolled back, resources, intervention, connection, and whatever nobody foresaw.
+            _ => FailureKind::Unavailable,
+        },
     }
 }
 
@@ -159,6 +212,27 @@ mod tests {
 
     fn of(url: &str, tls: &Tls) -> Result<Config, BadSettings> {
         config(&url.to_owned().into(), tls, Duration::from_secs(5), Duration::from_secs(30))
+    }
+
+    #[test]
+    fn values_are_invalid_grants_and_tables_are_an_operators_and_all_else_passes() {
+        for code in [
+            "22001", "22003", "22008", "22P02", "22021", "23502", "23505", "23514", "44000", "54000", "P0001",
+        ] {
+            assert_eq!(kind_of(code), FailureKind::Invalid, "{code}");
+        }
+        for code in ["42501", "28P01", "28000"] {
+            assert_eq!(kind_of(code), FailureKind::Denied, "{code}");
+        }
+        for code in ["42P01", "42703", "42804", "3F000", "3D000", "0A000"] {
+            assert_eq!(kind_of(code), FailureKind::Refused, "{code}");
+        }
+        for code in [
+            "40001", "40P01", "53300", "53100", "55P03", "57014", "57P01", "57P03", "08006", "25006",
+            "58030", "XX000", "54001", "", "?",
+        ] {
+            assert_eq!(kind_of(code), FailureKind::Unavailable, "{code}");
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use aws_sdk_dynamodb::{
     config::{http::HttpResponse, retry::RetryConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::{
-        query::builders::QueryFluentBuilder, scan::ScanOutput, scan::builders::ScanFluentBuilder,
-        transact_write_items::TransactWriteItemsError, update_item::UpdateItemError,
-        update_item::builders::UpdateItemFluentBuilder,
+        batch_execute_statement::BatchExecuteStatementOutput, query::builders::QueryFluentBuilder,
+        scan::ScanOutput, scan::builders::ScanFluentBuilder, transact_write_items::TransactWriteItemsError,
+        update_item::UpdateItemError, update_item::builders::UpdateItemFluentBuilder,
     },
     types::{
         AttributeValue, BatchStatementErrorCodeEnum, BatchStatementRequest, ConsumedCapacity, Delete,
@@ -19,17 +19,20 @@ use aws_sdk_dynamodb::{
     },
 };
 use futures_util::{StreamExt as _, stream};
-use postrider_actors::ports::{ItemOutcome, StoreError};
-use tokio::time::Instant;
+use postrider_actors::{
+    flow::{Call, Service, again},
+    model::{
+        backoff::Tries,
+        call::{CallOutcome, Failure, FailureKind},
+    },
+    ports::{ItemOutcome, StoreError},
+};
 
 use super::{
     item::{Item, PK, SK, text},
-    retry::{Class, Failure, Tries, class, class_of_code, insist},
+    retry::{BUDGET, described},
 };
-use crate::{ApiObserver, CallOutcome};
-
-/// What the observer knows the service by.
-const SERVICE: &str = "dynamodb";
+use crate::{ApiObserver, kind_of};
 
 /// Items in one `BatchGetItem` (API reference).
 pub(super) const GETS_MAX: usize = 100;
@@ -58,7 +61,7 @@ pub(super) struct Tables {
 pub(super) struct Calls {
     pub(super) client: Client,
     pub(super) tables: Tables,
-    pub(super) observer: Arc<dyn ApiObserver>,
+    service: Service,
 }
 
 /// What a transaction came to.
@@ -90,8 +93,12 @@ pub(super) fn ledger_key(pk: &str, sk: &str) -> Item {
     super::item::item([(PK, text(pk)), (SK, text(sk))])
 }
 
+fn unbuilt(error: &aws_sdk_dynamodb::error::BuildError) -> Failure {
+    Failure::new(FailureKind::Invalid, format!("a call to DynamoDB can't be built: {error}"))
+}
+
 fn build_error(error: &aws_sdk_dynamodb::error::BuildError) -> StoreError {
-    StoreError::Permanent(format!("a call to DynamoDB can't be built: {error}"))
+    unbuilt(error).into()
 }
 
 /// An unconditional or conditional put as part of a transaction.
@@ -149,7 +156,8 @@ impl Calls {
         // The store repeats calls itself: a retry that it does not know of would hide that an answer is
         // unknown.
         let config = client.config().to_builder().retry_config(RetryConfig::disabled()).build();
-        Self { client: Client::from_conf(config), tables, observer }
+        let service = Service::new("dynamodb", "DynamoDB", observer);
+        Self { client: Client::from_conf(config), tables, service }
     }
 
     /// Reports what a call consumed: the table's own part, and each index's.
@@ -160,39 +168,60 @@ impl Calls {
             for (index, part) in capacity.global_secondary_indexes().into_iter().flatten() {
                 let units = part.capacity_units().unwrap_or_default();
                 indexes += units;
-                self.observer.capacity(table, Some(index), units);
+                self.service.observer().capacity(table, Some(index), units);
             }
             let own = capacity.capacity_units().unwrap_or_default() - indexes;
             if own > 0.0 {
-                self.observer.capacity(table, None, own);
+                self.service.observer().capacity(table, None, own);
             }
         }
     }
 
-    /// Makes a call until it is answered or its tries are used up; `items` is what it carries.
-    async fn insist<T, E, F>(
+    /// Makes a call until it is answered or its tries are used up; `items` is what it carries. `Ok(Err(_))`: the service
+    /// answered that a condition does not hold.
+    async fn ask<T, E, F>(
         &self,
         operation: &'static str,
         items: usize,
         what: &str,
         mut call: impl FnMut() -> F,
-    ) -> Result<T, Failure<E>>
+        judge: impl Fn(&T) -> CallOutcome,
+    ) -> Result<Result<T, E>, Failure>
     where
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        insist(what, || {
-            let begun = Instant::now();
+        let request = || {
             let call = call();
             async move {
-                let answer = call.await;
-                let outcome =
-                    answer.as_ref().map_or_else(|error| class(error).outcome(), |_| CallOutcome::Ok);
-                self.observer.call(SERVICE, operation, outcome, begun.elapsed(), items);
-                answer
+                match call.await {
+                    Ok(answer) => Ok(Ok(answer)),
+                    Err(SdkError::ServiceError(context)) if is_condition(context.err()) => {
+                        Ok(Err(context.into_err()))
+                    }
+                    Err(error) => Err(described(what, &error)),
+                }
             }
-        })
-        .await
+        };
+        let judge = |answer: &Result<T, E>| (answer.as_ref().map_or(CallOutcome::Conflict, &judge), 0);
+        let call = Call::of(operation).with(items);
+        self.service.repeated(call, &mut BUDGET.into(), request, judge).await
+    }
+
+    /// The same for a call without a condition.
+    async fn insist<T, E, F>(
+        &self,
+        operation: &'static str,
+        items: usize,
+        what: &str,
+        call: impl FnMut() -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let answer = self.ask(operation, items, what, call, |_| CallOutcome::Ok).await?;
+        answer.map_err(|error| refused(what, &error))
     }
 
     /// One item of the ledger table, strongly consistent.
@@ -246,7 +275,7 @@ impl Calls {
                 .projection_expression(placeholders.join(", "));
         }
         let mut wanted = Some(wanted.build().map_err(|error| build_error(&error))?);
-        let mut tries = Tries::default();
+        let mut tries = Tries::new(BUDGET);
         let mut items = Vec::new();
         while let Some(request) = wanted.take() {
             let asked = request.keys().len();
@@ -259,10 +288,8 @@ impl Calls {
             let output = match self.insist("BatchGetItem", asked, what, || call.clone().send()).await {
                 Ok(output) => output,
                 // What was found already is worth telling; the rest is asked for again by the caller.
-                Err(Failure::Store(StoreError::Retryable(why) | StoreError::Unknown(why)))
-                    if !items.is_empty() =>
-                {
-                    tracing::debug!(what, why, keys = asked, "keys are left unprocessed");
+                Err(failure) if failure.kind != FailureKind::Invalid && !items.is_empty() => {
+                    tracing::debug!(what, %failure, keys = asked, "keys are left unprocessed");
                     return Ok(in_order(keys, &items, &keys_left));
                 }
                 Err(failure) => return Err(failure.into()),
@@ -271,11 +298,14 @@ impl Calls {
             items.extend(output.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default());
             let left = output.unprocessed_keys.and_then(|mut tables| tables.remove(table));
             let Some(left) = left.filter(|left| !left.keys().is_empty()) else { break };
-            let why = || format!("{what}: {} keys are unprocessed", left.keys().len());
+            let busy = || {
+                let why = format!("{what}: {} keys are unprocessed", left.keys().len());
+                Failure::new(FailureKind::Throttled, why)
+            };
             if left.keys().len() < asked {
-                tries = Tries::default(); // it gets on: the tries are for standing still
+                tries.progressed();
             }
-            if tries.failed(Class::NotNow, why).await.is_err() {
+            if again(&mut tries, busy()).await.is_err() {
                 let unprocessed: Vec<_> = left.keys().to_vec();
                 return Ok(in_order(keys, &items, &unprocessed));
             }
@@ -356,18 +386,18 @@ impl Calls {
             .set_transact_items(Some(actions))
             .client_request_token(token)
             .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        let mut tries = Tries::default();
+        let mut tries = Tries::new(BUDGET);
         loop {
-            let error = match self.insist("TransactWriteItems", count, what, || call.clone().send()).await {
+            let send = || call.clone().send();
+            let error = match self.ask("TransactWriteItems", count, what, send, |_| CallOutcome::Ok).await? {
                 Ok(output) => {
                     self.consumed(output.consumed_capacity());
                     return Ok(Transacted::Done);
                 }
-                Err(Failure::Condition(error)) => error,
-                Err(Failure::Store(error)) => return Err(error),
+                Err(error) => error,
             };
             let TransactWriteItemsError::TransactionCanceledException(cancelled) = &error else {
-                return Err(StoreError::Permanent(format!("DynamoDB {what}: {error}")));
+                return Err(refused(what, &error).into());
             };
             let codes: Vec<_> = cancelled
                 .cancellation_reasons()
@@ -379,11 +409,12 @@ impl Calls {
             if !refused.is_empty() {
                 return Ok(Transacted::Refused(refused));
             }
-            let class =
-                codes.iter().filter(|code| **code != "None").map(|code| class_of_code(code, 400)).next();
+            let kind = codes.iter().find(|code| **code != "None").map(|code| kind_of(code, 400));
             let why =
-                || format!("DynamoDB {what}: {}", error.message().unwrap_or("the transaction was cancelled"));
-            tries.failed(class.unwrap_or(Class::NotNow), why).await?;
+                format!("DynamoDB {what}: {}", error.message().unwrap_or("the transaction was cancelled"));
+            let failure = Failure::new(kind.unwrap_or(FailureKind::Unavailable), why);
+            self.service.say("TransactWriteItems", &failure);
+            again(&mut tries, failure).await?;
         }
     }
 
@@ -402,7 +433,7 @@ impl Calls {
 
     async fn execute_some(&self, what: &str, statements: &[(String, Vec<AttributeValue>)]) -> Vec<Stated> {
         let mut answers: Vec<Option<Stated>> = statements.iter().map(|_| None).collect();
-        let mut tries = Tries::default();
+        let mut tries = Tries::new(BUDGET);
         loop {
             let open: Vec<_> = (0..answers.len()).filter(|&index| answers[index].is_none()).collect();
             if open.is_empty() {
@@ -423,17 +454,16 @@ impl Calls {
                         .batch_execute_statement()
                         .set_statements(Some(requests))
                         .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-                    self.insist("BatchExecuteStatement", open.len(), what, || call.clone().send())
-                        .await
-                        .map_err(StoreError::from)
+                    let send = || call.clone().send();
+                    self.ask("BatchExecuteStatement", open.len(), what, send, answered).await
                 }
-                Err(error) => Err(build_error(&error)),
+                Err(error) => Err(unbuilt(&error)),
             };
-            let output = match output {
+            let output = match output.and_then(|answer| answer.map_err(|error| refused(what, &error))) {
                 Ok(output) => output,
-                Err(error) => {
+                Err(failure) => {
                     for index in open {
-                        answers[index] = Some(Stated::Failed(outcome(error.clone())));
+                        answers[index] = Some(Stated::Failed(failure.clone().into()));
                     }
                     continue;
                 }
@@ -457,22 +487,26 @@ impl Calls {
                 let code = error.code().map_or("an unnamed error", BatchStatementErrorCodeEnum::as_str);
                 let why =
                     format!("DynamoDB {what}: {code}: {}", error.message().unwrap_or("no further words"));
-                match class_of_code(code, 400) {
-                    Class::Refused => answers[index] = Some(Stated::Failed(ItemOutcome::Retryable(why))),
-                    Class::Permanent | Class::Condition => {
-                        answers[index] = Some(Stated::Failed(ItemOutcome::Permanent(why)));
+                let failure = Failure::new(kind_of(code, 400), why);
+                match failure.kind {
+                    FailureKind::Throttled | FailureKind::Unavailable | FailureKind::Unknown => {
+                        worst = Some(failure);
                     }
-                    class => worst = Some((class, why)),
+                    FailureKind::Denied | FailureKind::Refused | FailureKind::Invalid => {
+                        self.service.say("BatchExecuteStatement", &failure);
+                        answers[index] = Some(Stated::Failed(failure.into()));
+                    }
                 }
             }
             if answers.iter().all(Option::is_some) {
                 continue;
             }
-            let (class, why) = worst
-                .unwrap_or_else(|| (Class::Unknown, format!("DynamoDB {what}: a statement has no answer")));
-            if let Err(error) = tries.failed(class, || why).await {
+            let failure = worst.unwrap_or_else(|| {
+                Failure::new(FailureKind::Unknown, format!("DynamoDB {what}: a statement has no answer"))
+            });
+            if let Err(failure) = again(&mut tries, failure).await {
                 for answer in answers.iter_mut().filter(|answer| answer.is_none()) {
-                    *answer = Some(Stated::Failed(outcome(error.clone())));
+                    *answer = Some(Stated::Failed(failure.clone().into()));
                 }
             }
         }
@@ -488,7 +522,7 @@ impl Calls {
                 let put = put.map_err(|error| build_error(&error))?;
                 left.push(WriteRequest::builder().put_request(put).build());
             }
-            let mut tries = Tries::default();
+            let mut tries = Tries::new(BUDGET);
             loop {
                 let asked = left.len();
                 let call = self
@@ -504,11 +538,10 @@ impl Calls {
                     break;
                 }
                 if left.len() < asked {
-                    tries = Tries::default();
+                    tries.progressed();
                 }
-                tries
-                    .failed(Class::NotNow, || format!("{what}: {} items are unprocessed", left.len()))
-                    .await?;
+                let why = format!("{what}: {} items are unprocessed", left.len());
+                again(&mut tries, Failure::new(FailureKind::Throttled, why)).await?;
             }
         }
         Ok(())
@@ -537,15 +570,15 @@ impl Calls {
         for (name, value) in change.values {
             call = call.expression_attribute_values(format!(":{name}"), value);
         }
-        match self.insist("UpdateItem", 1, what, || call.clone().send()).await {
+        match self.ask("UpdateItem", 1, what, || call.clone().send(), |_| CallOutcome::Ok).await? {
             Ok(output) => {
                 self.consumed(output.consumed_capacity());
                 Ok(Ok(output.attributes.unwrap_or_default()))
             }
-            Err(Failure::Condition(UpdateItemError::ConditionalCheckFailedException(refused))) => {
+            Err(UpdateItemError::ConditionalCheckFailedException(refused)) => {
                 Ok(Err(refused.item.filter(|item| !item.is_empty())))
             }
-            Err(failure) => Err(failure.into()),
+            Err(error) => Err(refused(what, &error).into()),
         }
     }
 
@@ -565,11 +598,25 @@ impl Calls {
 
 /// An operation's error as the outcome of one of its items.
 pub(super) fn outcome(error: StoreError) -> ItemOutcome {
-    match error {
-        StoreError::Retryable(why) => ItemOutcome::Retryable(why),
-        StoreError::Permanent(why) => ItemOutcome::Permanent(why),
-        StoreError::Unknown(why) => ItemOutcome::Unknown(why),
-    }
+    error.into()
+}
+
+fn is_condition(error: &impl ProvideErrorMetadata) -> bool {
+    matches!(error.code(), Some("ConditionalCheckFailedException" | "TransactionCanceledException"))
+}
+
+/// A condition that does not hold, of a call that has none.
+fn refused(what: &str, error: &impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Invalid, format!("DynamoDB {what}: {error}"))
+}
+
+/// How an answer to statements counts: those whose condition does not hold are as they should be.
+fn answered(output: &BatchExecuteStatementOutput) -> CallOutcome {
+    let failed = output.responses().iter().filter_map(|response| response.error());
+    let is_partial = failed
+        .into_iter()
+        .any(|error| error.code() != Some(&BatchStatementErrorCodeEnum::ConditionalCheckFailed));
+    if is_partial { CallOutcome::Partial } else { CallOutcome::Ok }
 }
 
 /// A get may not name a key twice.

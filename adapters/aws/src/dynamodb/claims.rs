@@ -43,7 +43,7 @@ impl Shared {
         if let Err(error) = self.know(&mut known, request.batches.iter().copied(), true).await {
             return match error {
                 StoreError::Permanent(_) => Err(error),
-                StoreError::Retryable(why) | StoreError::Unknown(why) => {
+                StoreError::Retryable(why) | StoreError::Denied(why) | StoreError::Unknown(why) => {
                     let claim = |id: &BatchId| (*id, Claim::Unavailable(why.clone()));
                     Ok(request.batches.iter().map(claim).collect())
                 }

@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use aws_sdk_sqs::{
     Client,
     error::{BuildError, ProvideErrorMetadata, SdkError},
+    operation::receive_message::ReceiveMessageOutput,
     types::{
         BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
         ChangeMessageVisibilityBatchResultEntry, DeleteMessageBatchRequestEntry,
@@ -14,9 +15,12 @@ use aws_sdk_sqs::{
     },
 };
 use aws_smithy_types::timeout::TimeoutConfig;
-use tokio::time::Instant;
+use postrider_actors::{
+    flow::{Call, Service},
+    model::call::{CallOutcome, Failure, FailureKind},
+};
 
-use crate::{ApiObserver, CallOutcome, Failure};
+use crate::{ApiObserver, failure};
 
 /// Entries per batch call ("Amazon SQS message quotas").
 pub(crate) const ENTRIES_MAX: usize = 10;
@@ -28,18 +32,16 @@ pub(crate) const VISIBILITY_MAX: Duration = Duration::from_secs(43_200 - 20);
 /// The longest delay of a message ("Amazon SQS message quotas").
 pub(crate) const DELAY_MAX: Duration = Duration::from_mins(15);
 
-const SERVICE: &str = "sqs";
-
 /// The message attribute that says why an entry is a dead letter.
 pub(crate) const REASON_ATTRIBUTE: &str = "postrider-reason";
 
-/// The client and who watches it.
+/// The client, and the service that it calls.
 #[derive(Clone)]
 pub(crate) struct Calls {
     pub(crate) client: Client,
-    pub(crate) observer: Arc<dyn ApiObserver>,
+    pub(crate) service: Service,
     /// For long polls: the others have the client's own.
-    pub(crate) poll_timeouts: TimeoutConfig,
+    poll_timeouts: TimeoutConfig,
 }
 
 /// A message to send.
@@ -110,6 +112,10 @@ pub(crate) fn whole_seconds(time: Duration) -> i32 {
 }
 
 impl Calls {
+    pub(crate) fn new(client: Client, observer: Arc<dyn ApiObserver>, poll_timeouts: TimeoutConfig) -> Self {
+        Self { client, service: Service::new("sqs", "SQS", observer), poll_timeouts }
+    }
+
     /// `SendMessageBatch`, of up to ten.
     pub(crate) async fn send(&self, queue: &str, messages: &[Outgoing]) -> Result<Refusals, Failure> {
         let entries = messages
@@ -147,7 +153,9 @@ impl Calls {
             .message_system_attribute_names(Attribute::MessageGroupId)
             .customize()
             .config_override(timeouts);
-        let answer = self.watch("ReceiveMessage", 0, request.send(), |_| 0).await?;
+        let answer = async { request.send().await.map_err(|error| failure(&error)) };
+        let judge = |answer: &ReceiveMessageOutput| (CallOutcome::Ok, answer.messages().len());
+        let answer = self.service.judged(Call::of("ReceiveMessage"), answer, judge).await?;
         Ok(answer.messages.unwrap_or_default())
     }
 
@@ -211,23 +219,18 @@ impl Calls {
         Ok(answer.attributes.unwrap_or_default())
     }
 
-    /// Makes a call; says how long it took and what it came to.
-    pub(crate) async fn watch<T, E: ProvideErrorMetadata + std::error::Error + 'static>(
+    /// Makes a call; `refused` counts what of it was not taken.
+    pub(crate) fn watch<T, E: ProvideErrorMetadata + std::error::Error + 'static>(
         &self,
         operation: &'static str,
         items: usize,
         call: impl Future<Output = Result<T, SdkError<E>>>,
         refused: impl Fn(&T) -> usize,
-    ) -> Result<T, Failure> {
-        let begun = Instant::now();
-        let answer = call.await.map_err(|error| Failure::of(&error));
-        let outcome = match &answer {
-            Ok(answer) if refused(answer) > 0 => CallOutcome::Partial,
-            Ok(_) => CallOutcome::Ok,
-            Err(failure) => failure.outcome,
-        };
-        self.observer.call(SERVICE, operation, outcome, begun.elapsed(), items);
-        answer
+    ) -> impl Future<Output = Result<T, Failure>> {
+        let answer = async { call.await.map_err(|error| failure(&error)) };
+        let judge =
+            move |answer: &T| (if refused(answer) > 0 { CallOutcome::Partial } else { CallOutcome::Ok }, 0);
+        self.service.judged(Call::of(operation).with(items), answer, judge)
     }
 
     /// An entry that the answer does not speak of counts as refused: nothing is taken on trust.
@@ -242,7 +245,7 @@ impl Calls {
         for id in ids.filter(|id| !taken.contains(id)) {
             let refusal =
                 failed.iter().find(|entry| entry.id() == id).map_or_else(Refusal::unanswered, Refusal::of);
-            self.observer.rejected(SERVICE, operation, &refusal.code, 1);
+            self.service.rejected(operation, &refusal.code, 1);
             refusals.insert(id.to_owned(), refusal);
         }
         refusals
@@ -254,7 +257,7 @@ fn refused(failed: &[BatchResultErrorEntry]) -> usize {
 }
 
 fn unbuilt(error: &BuildError) -> Failure {
-    Failure { outcome: CallOutcome::Refused, code: None, why: error.to_string() }
+    Failure::new(FailureKind::Invalid, error.to_string())
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl Desk {
         for letter in dead {
             let DeadLetter { receipt, body, group, reason } = letter;
             tracing::error!(message = receipt.message, reason, "an entry of the queue can't be delivered");
-            self.calls.observer.rejected("sqs", "ReceiveMessage", "dead_letter", 1);
+            self.calls.service.rejected("ReceiveMessage", "dead_letter", 1);
             let Some(queue) = &self.settings.dead_letter_url else {
                 hide.push((receipt, MOVE_WAIT));
                 continue;

@@ -9,10 +9,13 @@ use aws_sdk_sqs::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use postrider_actors::ports::{AckId, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError};
+use postrider_actors::{
+    model::call::Failure,
+    ports::{AckId, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
+};
 
 use super::calls::{Calls, ENTRIES_MAX, Refusals};
-use crate::{ApiObserver, AwsSettings, CallOutcome, Failure};
+use crate::{ApiObserver, AwsSettings};
 
 /// Batch calls of one operation under way at once: each takes a round trip and moves ten entries.
 const CALLS_AT_ONCE: usize = 8;
@@ -49,7 +52,7 @@ impl SqsIntake {
         observer: Arc<dyn ApiObserver>,
     ) -> Self {
         let poll_timeouts = aws.timeouts(settings.wait_max);
-        Self { calls: Calls { client, observer, poll_timeouts }, settings }
+        Self { calls: Calls::new(client, observer, poll_timeouts), settings }
     }
 
     /// Does something to entries in tens; one outcome per ack id, in order. A call that fails as a whole says
@@ -87,8 +90,7 @@ fn outcome(answer: &Result<Refusals, Failure>, index: usize) -> ItemOutcome {
             Some(refusal) if refusal.sender_fault => ItemOutcome::Permanent(refusal.why.clone()),
             Some(refusal) => ItemOutcome::Retryable(refusal.why.clone()),
         },
-        Err(failure) if failure.outcome == CallOutcome::Unknown => ItemOutcome::Unknown(failure.why.clone()),
-        Err(failure) => ItemOutcome::Retryable(failure.why.clone()),
+        Err(failure) => failure.clone().into(),
     }
 }
 
@@ -157,6 +159,8 @@ impl Intake for SqsIntake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postrider_actors::model::call::FailureKind;
+
     use crate::sqs::calls::Refusal;
 
     #[test]
@@ -171,8 +175,9 @@ mod tests {
 
     #[test]
     fn f48_a_call_without_an_answer_leaves_its_entries_unknown() {
-        let failed = |outcome| Err(Failure { outcome, code: None, why: "timeout".into() });
-        assert_eq!(outcome(&failed(CallOutcome::Unknown), 0), ItemOutcome::Unknown("timeout".into()));
-        assert_eq!(outcome(&failed(CallOutcome::Throttled), 0), ItemOutcome::Retryable("timeout".into()));
+        let failed = |kind| Err(Failure::new(kind, "timeout"));
+        assert_eq!(outcome(&failed(FailureKind::Unknown), 0), ItemOutcome::Unknown("timeout".into()));
+        assert_eq!(outcome(&failed(FailureKind::Throttled), 0), ItemOutcome::Retryable("timeout".into()));
+        assert_eq!(outcome(&failed(FailureKind::Denied), 0), ItemOutcome::Retryable("timeout".into()));
     }
 }

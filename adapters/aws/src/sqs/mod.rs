@@ -233,7 +233,7 @@ impl SqsQueue {
         clock: Arc<dyn Clock>,
         observer: Arc<dyn ApiObserver>,
     ) -> Self {
-        let calls = Calls { client, observer, poll_timeouts: settings.aws.timeouts(settings.wait) };
+        let calls = Calls::new(client, observer, settings.aws.timeouts(settings.wait));
         let (deletes, deleting) = Deletes::new(calls.clone(), &settings.queue_url, settings.delete_linger);
         let limits = StockLimits {
             shelf_max: settings.shelf.max(1),

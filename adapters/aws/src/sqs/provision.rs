@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use aws_sdk_sqs::{Client, types::QueueAttributeName};
+use aws_sdk_sqs::{Client, error::ProvideErrorMetadata as _, types::QueueAttributeName};
 use postrider_actors::ports::StoreError;
 use serde::Deserialize;
 use serde_json::json;
@@ -146,11 +146,8 @@ enum Count {
 
 /// Reads what matters of a queue.
 pub(super) async fn attributes(calls: &Calls, queue_url: &str) -> Result<Found, StoreError> {
-    let found = calls.attributes(queue_url, &[QueueAttributeName::All]).await.map_err(|failure| {
-        let mut failure = failure;
-        failure.why = format!("queue {queue_url}: {}", failure.why);
-        failure
-    })?;
+    let found = calls.attributes(queue_url, &[QueueAttributeName::All]).await;
+    let found = found.map_err(|failure| failure.about(format_args!("queue {queue_url}")))?;
     Ok(read(&found))
 }
 
@@ -195,20 +192,20 @@ pub struct Provisioner(Calls);
 impl Provisioner {
     /// With this client.
     pub fn new(client: Client, aws: &AwsSettings, observer: Arc<dyn ApiObserver>) -> Self {
-        Self(Calls { client, observer, poll_timeouts: aws.timeouts(Duration::ZERO) })
+        Self(Calls::new(client, observer, aws.timeouts(Duration::ZERO)))
     }
 
     /// The URL of the queue `name`; `None` if there is none, or none that we may see.
     pub async fn find(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let request = self.0.client.get_queue_url().queue_name(name).send();
-        match self.0.watch("GetQueueUrl", 0, request, |_| 0).await {
-            Ok(answer) => Ok(answer.queue_url),
-            Err(failure) if failure.code.as_deref().is_some_and(is_unknown_queue) => Ok(None),
-            Err(mut failure) => {
-                failure.why = format!("queue {name}: {}", failure.why);
-                Err(failure.into())
+        let request = async {
+            match self.0.client.get_queue_url().queue_name(name).send().await {
+                Ok(answer) => Ok(answer.queue_url),
+                Err(error) if error.code().is_some_and(is_unknown_queue) => Ok(None),
+                Err(error) => Err(error),
             }
-        }
+        };
+        let found = self.0.watch("GetQueueUrl", 0, request, |_| 0).await;
+        Ok(found.map_err(|failure| failure.about(format_args!("queue {name}")))?)
     }
 
     /// Reads a queue and says what is not as expected.
@@ -272,10 +269,8 @@ impl Provisioner {
             let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": expected.max_receives });
             request = request.attributes(Name::RedrivePolicy, policy.to_string());
         }
-        let answer = self.0.watch("CreateQueue", 0, request.send(), |_| 0).await.map_err(|mut failure| {
-            failure.why = format!("queue {name}: {}", failure.why);
-            failure
-        })?;
+        let answer = self.0.watch("CreateQueue", 0, request.send(), |_| 0).await;
+        let answer = answer.map_err(|failure| failure.about(format_args!("queue {name}")))?;
         answer.queue_url.ok_or_else(|| StoreError::Unknown(format!("queue {name} was created without a URL")))
     }
 }

@@ -4,7 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
-    model::{batch::NewBatch, ids::BatchId, shard::shard, time::UnixMs},
+    model::{
+        batch::NewBatch,
+        call::{Failure, FailureKind},
+        ids::BatchId,
+        shard::shard,
+        time::UnixMs,
+    },
     ports::{ItemOutcome, OutboxEntry},
 };
 use tokio::time::Instant;
@@ -15,7 +21,7 @@ use super::{
     envelope,
     packing::pack,
 };
-use crate::{CallOutcome, Failure, full_jitter};
+use crate::full_jitter;
 
 /// The bound of the first wait between two rounds; doubled with each.
 const WAIT_BASE: Duration = Duration::from_millis(100);
@@ -57,7 +63,7 @@ impl Pending<'_> {
                 }
             }
             Ok(Some(refusal)) => ItemOutcome::Retryable(refusal.why),
-            Err(Failure { outcome: CallOutcome::Unknown, why, .. }) => ItemOutcome::Unknown(why),
+            Err(Failure { kind: FailureKind::Unknown, why, .. }) => ItemOutcome::Unknown(why),
             Err(Failure { code: Some(code), why, .. }) if is_about_size(&code) => {
                 // Something in the call was too large, by the queue's own limit.
                 if !self.alone {

@@ -9,10 +9,11 @@ use std::cmp::Reverse;
 use deadpool_postgres::Transaction;
 use postrider_actors::{
     model::{
+        call::FailureKind,
         receipt::{Receipt, ReceiptFacts},
         time::UnixMs,
     },
-    ports::{Applied, StoreError},
+    ports::Applied,
 };
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -89,7 +90,7 @@ impl Shared {
                 "another process wrote a row of the batch meanwhile; applying it again"
             );
         }
-        Err(Failure(StoreError::Retryable("rows of messages changed while they were locked".to_owned())))
+        Err(Failure::new(FailureKind::Unavailable, "rows of messages changed while they were locked"))
     }
 
     /// `None` if another has written one of the rows in between: nothing of this may stay.

@@ -1,7 +1,7 @@
 //! Connections: the pool, and what bounds transactions.
 
 use deadpool_postgres::{Hook, HookError, Pool, Runtime, Transaction};
-use postrider_actors::ports::StoreError;
+use postrider_actors::model::call::FailureKind;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
@@ -45,20 +45,19 @@ impl Connections {
         Ok(Self { pool, timeouts })
     }
 
-    pub(super) async fn hold(&self) -> Result<Held, StoreError> {
+    pub(super) async fn hold(&self) -> Result<Held, Failure> {
         let connect = self.timeouts.connect;
-        Held::of(&self.pool).await.map_err(|error| {
-            StoreError::Retryable(pg::no_connection("Postgres", &self.pool, connect, connect, &error))
-        })
+        Held::of(&self.pool)
+            .await
+            .map_err(|error| Failure(pg::no_connection("Postgres", &self.pool, connect, connect, &error)))
     }
 }
 
 pub(super) async fn begin(timeouts: Timeouts, held: &mut Held) -> Result<Transaction<'_>, Failure> {
     let limit = timeouts.statement;
-    match timeout(limit, held.client_mut().transaction()).await {
-        Ok(begun) => Ok(begun?),
-        Err(_) => Err(Failure(StoreError::Retryable(format!("Postgres does not answer within {limit:?}")))),
-    }
+    let late =
+        |_| Failure::new(FailureKind::Unavailable, format!("Postgres does not answer within {limit:?}"));
+    Ok(timeout(limit, held.client_mut().transaction()).await.map_err(late)??)
 }
 
 /// Bounds what the server's own timeouts can't: a server that has stopped, a network that is gone.
@@ -69,7 +68,9 @@ pub(super) async fn within<T>(
     // Each statement ends by the server's clock; a step has few that take long.
     let limit = timeouts.statement * 2 + timeouts.connect;
     timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Failure(StoreError::Retryable(format!("Postgres did not finish a step within {limit:?}"))))
+        // It may have hung in a statement that commits by itself.
+        let why = format!("Postgres did not finish a step within {limit:?}");
+        Err(Failure::new(FailureKind::Unknown, why))
     })
 }
 
@@ -77,18 +78,12 @@ pub(super) async fn commit(timeouts: Timeouts, transaction: Transaction<'_>) -> 
     postrider_actors::failpoint!("postgres_before_commit");
     match timeout(timeouts.statement, transaction.commit()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Failure(error::classify_commit(&error))),
-        Err(_) => Err(Failure(StoreError::Unknown(format!(
-            "Postgres did not answer a COMMIT within {:?}",
-            timeouts.statement
-        )))),
+        Ok(Err(error)) => Err(Failure::of_commit(error)),
+        Err(_) => {
+            let why = format!("Postgres did not answer a COMMIT within {:?}", timeouts.statement);
+            Err(Failure::new(FailureKind::Unknown, why))
+        }
     }
-}
-
-/// The error of a statement that is a transaction of its own: it may have been committed when the connection went.
-#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
-pub(super) fn unanswered(error: tokio_postgres::Error) -> Failure {
-    Failure(error::classify_commit(&error))
 }
 
 /// One connection outside of any pool. The task that drives it ends with the client.

@@ -28,14 +28,15 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use postrider_actors::{
+    flow::{Call, Service},
     model::{
         receipt::{EventId, ReceiptReject},
         record::MessageRecord,
         time::UnixMs,
     },
     ports::{
-        Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, StoreError,
-        Taken,
+        Applied, Arrival, CallObserver, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange,
+        StoreError, Taken,
     },
 };
 
@@ -125,6 +126,7 @@ impl Shared {
 /// The ledger of rows. Clones share their connections.
 #[derive(Clone)]
 pub struct PostgresLedger {
+    service: Service,
     shared: Arc<Shared>,
 }
 
@@ -145,7 +147,10 @@ impl fmt::Debug for PostgresLedger {
 
 impl PostgresLedger {
     /// Connects, and refuses a schema that is not this program's.
-    pub async fn open(settings: PostgresSettings) -> Result<Self, OpenError> {
+    pub async fn open(
+        settings: PostgresSettings,
+        observer: Arc<dyn CallObserver>,
+    ) -> Result<Self, OpenError> {
         let client = connect::connect_once(&settings).await?;
         let look = schema::check_version(&client, &settings.schema);
         let limit = settings.timeouts.statement;
@@ -154,6 +159,7 @@ impl PostgresLedger {
             .map_err(|_| OpenError::Unreachable(format!("it does not answer within {limit:?}")))??;
         let connections = Connections::new(&settings, Purpose::Work)?;
         Ok(Self {
+            service: Service::new("postgres", "Postgres, the ledger of rows", observer),
             shared: Arc::new(Shared {
                 connections,
                 timeouts: settings.timeouts,
@@ -164,40 +170,50 @@ impl PostgresLedger {
             }),
         })
     }
+    /// One operation of the ledger: a few bounded transactions, which end by their own timeouts.
+    fn step<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> impl Future<Output = Result<T, StoreError>> {
+        let work = async { work.await.map_err(|Failure(failure)| failure) };
+        let call = self.service.call(Call::of(operation), work);
+        async { Ok(call.await?) }
+    }
 }
 
 #[async_trait]
 impl ReceiptLedger for PostgresLedger {
     async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
-        Ok(self.shared.record(&records).await?)
+        self.step("record", self.shared.record(&records)).await
     }
 
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
-        Ok(self.shared.take(&arrival).await?)
+        self.step("take", self.shared.take(&arrival)).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
-        Ok(self.shared.cursor(source).await?)
+        self.step("cursor", self.shared.cursor(source)).await
     }
 
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
-        Ok(self.shared.apply(receipts, bytes, at).await?)
+        self.step("apply", self.shared.apply(receipts, bytes, at)).await
     }
 
     async fn waiting(&self) -> Result<u64, StoreError> {
-        Ok(self.shared.depth("receipt_inbox").await?)
+        self.step("waiting", self.shared.depth("receipt_inbox")).await
     }
 
     async fn parked(&self) -> Result<u64, StoreError> {
-        Ok(self.shared.depth("receipt_parked WHERE NOT orphan").await?)
+        self.step("parked", self.shared.depth("receipt_parked WHERE NOT orphan")).await
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {
-        Ok(self.shared.rejoin(limit).await?)
+        self.step("rejoin", self.shared.rejoin(limit)).await
     }
 
     async fn orphan(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        Ok(self.shared.orphan(before, limit).await?)
+        self.step("orphan", self.shared.orphan(before, limit)).await
     }
 
     async fn expire(
@@ -207,19 +223,19 @@ impl ReceiptLedger for PostgresLedger {
         limit: usize,
         at: UnixMs,
     ) -> Result<usize, StoreError> {
-        Ok(self.shared.expire(destination, before, limit, at).await?)
+        self.step("expire", self.shared.expire(destination, before, limit, at)).await
     }
 
     async fn changes(&self, after: Option<u64>, limit: usize) -> Result<Vec<StatusChange>, StoreError> {
-        Ok(self.shared.changes(after, limit).await?)
+        self.step("changes", self.shared.changes(after, limit)).await
     }
 
     async fn forget_changes(&self, numbers: &[u64]) -> Result<(), StoreError> {
-        Ok(self.shared.forget_changes(numbers).await?)
+        self.step("forget_changes", self.shared.forget_changes(numbers)).await
     }
 
     async fn retire(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        Ok(self.shared.retire(before, limit).await?)
+        self.step("retire", self.shared.retire(before, limit)).await
     }
 }
 
@@ -231,10 +247,10 @@ impl ReceiptRejects for PostgresLedger {
         after: Option<EventId>,
         limit: usize,
     ) -> Result<Vec<ReceiptReject>, StoreError> {
-        Ok(self.shared.rejects(source, after, limit).await?)
+        self.step("rejects", self.shared.rejects(source, after, limit)).await
     }
 
     async fn settle_rejects(&self, reread: Reread) -> Result<Taken, StoreError> {
-        Ok(self.shared.settle_rejects(&reread).await?)
+        self.step("settle_rejects", self.shared.settle_rejects(&reread)).await
     }
 }

@@ -8,13 +8,11 @@ use std::{
 };
 
 use deadpool_postgres::Transaction;
-use postrider_actors::{
-    model::{
-        ids::FileId,
-        record::{MessageRecord, record_rank},
-        time::UnixMs,
-    },
-    ports::StoreError,
+use postrider_actors::model::{
+    call::FailureKind,
+    ids::FileId,
+    record::{MessageRecord, record_rank},
+    time::UnixMs,
 };
 use tokio_postgres::types::ToSql;
 
@@ -119,7 +117,7 @@ impl Shared {
         let merged: Vec<_> = merged.into_iter().collect();
         for step in merged.chunks(TRANSACTION_ROWS) {
             let done = self.record_step(step).await;
-            if let Err(Failure(StoreError::Retryable(_))) = done {
+            if done.is_err() {
                 self.files.forget();
             }
             done?;
@@ -198,7 +196,7 @@ impl Shared {
 }
 
 fn retired() -> Failure {
-    Failure(StoreError::Retryable("a file was retired while it was recorded".to_owned()))
+    Failure::new(FailureKind::Unavailable, "a file was retired while it was recorded")
 }
 
 /// Keeps retention away from the rows' files and their partitions until the transaction ends: the files must be where

@@ -5,16 +5,17 @@ use std::sync::Mutex;
 
 use postrider_actors::{
     model::{
+        call::FailureKind,
         ids::{FileId, MessageId},
         time::UnixMs,
     },
-    ports::{StatusChange, StoreError},
+    ports::StatusChange,
 };
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Shared, connect,
+    Shared,
     error::Failure,
     values::{self, Day, unix},
     waiting::{return_sql, state},
@@ -207,8 +208,8 @@ impl Shared {
                 Ok(forgotten + usize::try_from(about).unwrap_or(0))
             }
             // Somebody reads the table just now, most likely: the next step tries again.
-            Err(Failure(StoreError::Retryable(why))) => {
-                tracing::info!(why, "an old partition could not be dropped; retrying later");
+            Err(Failure(busy)) if busy.kind == FailureKind::Unavailable => {
+                tracing::info!(why = busy.why, "an old partition could not be dropped; retrying later");
                 Ok(forgotten)
             }
             Err(error) => Err(error),
@@ -221,7 +222,7 @@ impl Shared {
         let written = self
             .within(async {
                 let statement = held.client().prepare_cached(sql).await?;
-                held.client().execute(&statement, parameters).await.map_err(connect::unanswered)
+                held.client().execute(&statement, parameters).await.map_err(Failure::of_commit)
             })
             .await?;
         held.keep();
@@ -233,7 +234,7 @@ impl Shared {
         let rows = self
             .within(async {
                 let statement = held.client().prepare_cached(sql).await?;
-                held.client().query(&statement, parameters).await.map_err(connect::unanswered)
+                held.client().query(&statement, parameters).await.map_err(Failure::of_commit)
             })
             .await?;
         held.keep();

@@ -91,7 +91,7 @@ impl PostgresView {
     /// Connects, and refuses a schema that is not this program's.
     pub async fn open(settings: &PostgresSettings) -> Result<Self, OpenError> {
         let connections = Connections::new(settings, Purpose::Look)?;
-        let held = connections.hold().await.map_err(|error| OpenError::Unreachable(error.to_string()))?;
+        let held = connections.hold().await.map_err(|error| OpenError::Unreachable(error.0.to_string()))?;
         let limit = settings.timeouts.statement;
         tokio::time::timeout(limit, schema::check_version(held.client(), &settings.schema))
             .await

@@ -4,14 +4,12 @@
 use std::time::SystemTime;
 
 use deadpool_postgres::Transaction;
-use postrider_actors::{
-    model::{
-        ids::{FileId, MessageId},
-        receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
-        state::MessageState,
-        time::UnixMs,
-    },
-    ports::StoreError,
+use postrider_actors::model::{
+    call::FailureKind,
+    ids::{FileId, MessageId},
+    receipt::{EventId, Price, Receipt, ReceiptFacts, ReceiptKey},
+    state::MessageState,
+    time::UnixMs,
 };
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -110,9 +108,8 @@ impl WaitingReceipt {
 /// A state's number in a row.
 pub(super) fn state(number: i16) -> Result<MessageState, Failure> {
     u8::try_from(number).ok().and_then(MessageState::from_byte).ok_or_else(|| {
-        Failure(StoreError::Permanent(format!(
-            "a row has state {number}, which no version of Postrider wrote"
-        )))
+        let why = format!("a row has state {number}, which no version of Postrider wrote");
+        Failure::new(FailureKind::Invalid, why)
     })
 }
 

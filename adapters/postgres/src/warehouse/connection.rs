@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use deadpool_postgres::{Hook, HookError, Pool, Runtime};
+use postrider_actors::model::call::{Failure, FailureKind};
 use tokio_postgres::{SimpleQueryMessage, config::TargetSessionAttrs};
 
 use super::{
@@ -67,17 +68,10 @@ impl Connections {
         Ok(Self { pool, connect, statement })
     }
 
-    pub(super) async fn hold(&self) -> Result<Held, OpenError> {
+    pub(super) async fn hold(&self) -> Result<Held, Failure> {
         let connect = self.connect;
-        Held::of(&self.pool).await.map_err(|error| {
-            OpenError::Unreachable(pg::no_connection(
-                "the warehouse",
-                &self.pool,
-                connect,
-                connect * 2,
-                &error,
-            ))
-        })
+        let held = Held::of(&self.pool).await;
+        held.map_err(|error| pg::no_connection("the warehouse", &self.pool, connect, connect * 2, &error))
     }
 
     /// Bounds what the server's own timeout can't: a server that has stopped, a network that is gone. `None` if it
@@ -87,15 +81,17 @@ impl Connections {
     }
 
     /// For when [`Self::within`] has given up.
-    pub(super) fn no_answer(&self) -> String {
-        format!("the warehouse did not answer within {:?}", self.statement + self.connect)
+    pub(super) fn no_answer(&self) -> Failure {
+        let why = format!("the warehouse did not answer within {:?}", self.statement + self.connect);
+        Failure::new(FailureKind::Unknown, why)
     }
 
     /// Asks, and gives the connection back. Rows of texts: the simple protocol's.
     pub(super) async fn ask(&self, query: &str) -> Result<Vec<Vec<Option<String>>>, OpenError> {
-        let held = self.hold().await?;
+        let unreachable = |failure: Failure| OpenError::Unreachable(failure.why);
+        let held = self.hold().await.map_err(unreachable)?;
         match self.within(held.client().simple_query(query)).await {
-            None => Err(OpenError::Unreachable(self.no_answer())),
+            None => Err(unreachable(self.no_answer())),
             Some(Err(error)) => {
                 let refused = error.as_db_error().is_some();
                 let why = words(&error);

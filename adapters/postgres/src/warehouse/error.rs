@@ -1,36 +1,11 @@
-//! What a warehouse's errors come to, by SQLSTATE (Postgres' manual, appendix A).
+//! What a warehouse's errors say of rows and of sessions.
 
-use postrider_actors::ports::TableError;
+use postrider_actors::model::call::{Failure, FailureKind};
 use tokio_postgres::Error;
 
-use crate::pg::words;
+use crate::pg::commit_failure;
 
-/// What an error says of the rows that a statement had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// One of them is refused whenever it comes.
-    Rows,
-    /// It may pass by itself.
-    Passing,
-    /// It passes when an operator has mended something, and the rows wait until then.
-    Mendable,
-}
-
-fn class(code: &str) -> Class {
-    match code {
-        // Limits of the program, of which "an index row is too large" is a value's; WITH CHECK OPTION; what a
-        // trigger raises.
-        "54000" | "44000" | "P0001" => Class::Rows,
-        // Values; constraints.
-        _ if code.starts_with("22") || code.starts_with("23") => Class::Rows,
-        // No such table or column, wrong type, no grant; no such schema or database; no entry.
-        _ if code.starts_with("42") || code.starts_with('3') || code.starts_with("28") => Class::Mendable,
-        // Rolled back, resources, intervention, connection, and whatever nobody foresaw.
-        _ => Class::Passing,
-    }
-}
-
-/// Redshift tells of its compute nodes' errors as `XX000`, an internal error, with a number of its own in the detail. Those
+/// Redshift reports its compute nodes' errors as `XX000`, an internal error, with a number of its own in the detail. Those
 /// that blame a value, as far as they are known: too long for its column (8001, amazon-redshift-utils issue 716) and out of
 /// its number's range (1058, issue 114).
 fn blames_a_value_on_redshift(code: &str, detail: Option<&str>) -> bool {
@@ -41,26 +16,20 @@ fn blames_a_value_on_redshift(code: &str, detail: Option<&str>) -> bool {
     code == "XX000" && matches!(number, Some(8001 | 1058))
 }
 
-/// An error of a statement with rows. It is logged here where an operator has to do something about it.
-pub(super) fn of_rows(table: &impl std::fmt::Display, error: &Error) -> TableError {
-    let Some(refused) = error.as_db_error() else {
-        return TableError::Retryable(words(error));
-    };
-    let code = refused.code().code();
-    match if blames_a_value_on_redshift(code, refused.detail()) { Class::Rows } else { class(code) } {
-        Class::Rows => {
-            // With the details, which quote the row: they are kept with the message and never logged.
-            let detail = refused.detail().map_or_else(String::new, |detail| format!(": {detail}"));
-            TableError::Refused(format!("{}{detail}", words(error)))
-        }
-        Class::Passing => TableError::Retryable(words(error)),
-        Class::Mendable => {
-            let why = words(error);
-            tracing::error!(table = %table, why, "the warehouse refuses to work with the table: mend it there or in \
-                the configuration; the rows wait until their retries end");
-            TableError::Retryable(why)
-        }
+/// An error of a statement with rows, which is a transaction of its own. Why rows are invalid quotes them: it is kept
+/// with their messages and never logged (I10).
+pub(super) fn of_rows(error: &Error) -> Failure {
+    let mut failure = commit_failure(error);
+    let Some(refused) = error.as_db_error() else { return failure };
+    if blames_a_value_on_redshift(refused.code().code(), refused.detail()) {
+        failure.kind = FailureKind::Invalid;
     }
+    if failure.kind == FailureKind::Invalid
+        && let Some(detail) = refused.detail()
+    {
+        failure.why = format!("{}: {detail}", failure.why);
+    }
+    failure
 }
 
 /// Whether a session is as it was after this error: the server has answered and goes on.
@@ -90,22 +59,6 @@ mod tests {
             ("57014", Some(detail("8001")), false),
         ] {
             assert_eq!(blames_a_value_on_redshift(code, detail.as_deref()), blames, "{code} {detail:?}");
-        }
-    }
-
-    #[test]
-    fn rows_are_blamed_for_values_and_constraints_alone() {
-        for code in ["22001", "22003", "22008", "22P02", "22021", "23502", "23505", "23514", "54000", "P0001"]
-        {
-            assert_eq!(class(code), Class::Rows, "{code}");
-        }
-        for code in ["42P01", "42703", "42501", "42804", "3F000", "3D000", "28P01"] {
-            assert_eq!(class(code), Class::Mendable, "{code}");
-        }
-        for code in [
-            "40001", "40P01", "53300", "53100", "55P03", "57014", "57P01", "08006", "25006", "XX000", "54001",
-        ] {
-            assert_eq!(class(code), Class::Passing, "{code}");
         }
     }
 }

@@ -21,8 +21,12 @@ use std::{
 
 use async_trait::async_trait;
 use postrider_actors::{
-    model::table::{Mapping, TableName, TableRow},
-    ports::{Table, TableError},
+    flow::{Call, Service},
+    model::{
+        call::FailureKind,
+        table::{Mapping, TableName, TableRow},
+    },
+    ports::{CallObserver, Table, TableError},
 };
 use secrecy::SecretString;
 
@@ -107,15 +111,27 @@ pub struct TableSettings {
 }
 
 /// A warehouse and its connections, which are opened when they are needed.
-#[derive(Debug)]
 pub struct Warehouse {
     settings: WarehouseSettings,
     connections: Connections,
+    observer: Arc<dyn CallObserver>,
+}
+
+impl fmt::Debug for Warehouse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Warehouse")
+            .field("settings", &self.settings)
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Warehouse {
     /// Connects to nothing yet.
-    pub fn new(settings: WarehouseSettings) -> Result<Arc<Self>, BadSettings> {
+    pub fn new(
+        settings: WarehouseSettings,
+        observer: Arc<dyn CallObserver>,
+    ) -> Result<Arc<Self>, BadSettings> {
         if !(1..=STATEMENT_BYTES_MAX).contains(&settings.statement_bytes_max) {
             return Err(BadSettings(format!(
                 "`statement_bytes_max` is {}: expected 1 to {STATEMENT_BYTES_MAX}",
@@ -123,7 +139,7 @@ impl Warehouse {
             )));
         }
         let connections = Connections::new(&settings)?;
-        Ok(Arc::new(Self { settings, connections }))
+        Ok(Arc::new(Self { settings, connections, observer }))
     }
 
     /// A table of it. Hostile and impossible names are refused here (F57); whether it is there,
@@ -132,7 +148,9 @@ impl Warehouse {
         let name =
             TableName::parse(&settings.table).map_err(|error| BadSettings(format!("`table`: {error}")))?;
         settings.mapping.validate().map_err(|error| BadSettings(format!("`columns`: {error}")))?;
+        let service = Service::new("warehouse", format!("table {name}"), self.observer.clone());
         Ok(Arc::new(WarehouseTable {
+            service,
             warehouse: self.clone(),
             name,
             mapping: Arc::new(settings.mapping.clone()),
@@ -146,6 +164,7 @@ type MadeFor<T> = Option<(Arc<Mapping>, Arc<T>)>;
 
 /// A table of a warehouse.
 pub struct WarehouseTable {
+    service: Service,
     warehouse: Arc<Warehouse>,
     name: TableName,
     mapping: Arc<Mapping>,
@@ -199,13 +218,16 @@ impl Table for WarehouseTable {
         if !rows.iter().all(alike) || first.mapping.validate().is_err() {
             return Err(TableError::Refused("rows of a statement that are not made alike".to_owned()));
         }
-        let written = match self.dialect() {
-            Dialect::Postgres => self.insert_arrays(rows).await,
-            Dialect::Redshift => self.insert_merged(rows).await,
+        let insert = async {
+            match self.dialect() {
+                Dialect::Postgres => self.insert_arrays(rows).await,
+                Dialect::Redshift => self.insert_merged(rows).await,
+            }
         };
-        if let Err(TableError::Retryable(_)) = &written {
+        let written = self.service.call(Call::of("insert").with(rows.len()), insert).await;
+        if written.as_ref().is_err_and(|failure| failure.kind != FailureKind::Invalid) {
             self.remember(None);
         }
-        written
+        Ok(written?)
     }
 }

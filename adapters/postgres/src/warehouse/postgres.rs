@@ -2,9 +2,9 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use postrider_actors::{
-    model::table::{Identifier, Mapping, TableRow},
-    ports::TableError,
+use postrider_actors::model::{
+    call::{Failure, FailureKind},
+    table::{Identifier, Mapping, TableRow},
 };
 use tokio_postgres::types::{ToSql, Type};
 
@@ -12,10 +12,10 @@ use super::{WarehouseTable, connection::keep_after, error::of_rows};
 use crate::pg::Held;
 
 impl WarehouseTable {
-    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<(), TableError> {
+    pub(super) async fn insert_arrays(&self, rows: &[TableRow]) -> Result<(), Failure> {
         let mapping = &rows[0].mapping;
         let connections = self.connections();
-        let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
+        let held = connections.hold().await?;
         let work = async {
             let statement = match self.statement_for(mapping) {
                 Some(statement) => statement,
@@ -32,22 +32,22 @@ impl WarehouseTable {
             held.client().execute(&prepared, &parameters).await.map_err(Failed::Driver)
         };
         match connections.within(work).await {
-            None => Err(TableError::Retryable(connections.no_answer())),
+            None => Err(connections.no_answer()),
             Some(Ok(_)) => {
                 held.keep();
                 Ok(())
             }
             Some(Err(Failed::Unready(why))) => {
                 held.keep();
-                Err(TableError::Retryable(why))
+                Err(Failure::new(FailureKind::Refused, why))
             }
             Some(Err(Failed::Driver(error))) => {
-                let table_error = of_rows(&self.name, &error);
+                let failure = of_rows(&error);
                 // A prepared statement that the table has outgrown must not come back.
-                if matches!(table_error, TableError::Refused(_)) {
+                if failure.kind == FailureKind::Invalid {
                     keep_after(held, &error);
                 }
-                Err(table_error)
+                Err(failure)
             }
         }
     }
@@ -63,16 +63,15 @@ impl WarehouseTable {
         let types: std::collections::HashMap<String, String> =
             found.map_err(Failed::Driver)?.iter().map(|row| (row.get(0), row.get(1))).collect();
         if types.is_empty() {
-            let why = format!("the table {} does not exist", self.name);
-            tracing::error!(why, "create it or name another; the rows wait until their retries end");
-            return Err(Failed::Unready(why));
+            return Err(Failed::Unready(format!("the table {} does not exist", self.name)));
         }
         let (mut names, mut values, mut arrays) = (String::new(), String::new(), String::new());
         for (at, column) in mapping.columns.iter().enumerate() {
             let Some(kind) = types.get(&column.name) else {
-                let why = format!("the table {} has no column {:?}", self.name, column.name);
-                tracing::error!(why, "add it or fill another; the rows wait until their retries end");
-                return Err(Failed::Unready(why));
+                return Err(Failed::Unready(format!(
+                    "the table {} has no column {:?}",
+                    self.name, column.name
+                )));
             };
             let comma = if at == 0 { "" } else { ", " };
             let name = quoted(&column.name)?;

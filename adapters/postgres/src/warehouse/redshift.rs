@@ -9,9 +9,9 @@ use std::{
     fmt::{self, Write as _},
 };
 
-use postrider_actors::{
-    model::table::{Identifier, Mapping, TableName, TableRow},
-    ports::TableError,
+use postrider_actors::model::{
+    call::Failure,
+    table::{Identifier, Mapping, TableName, TableRow},
 };
 
 use super::{
@@ -22,15 +22,15 @@ use super::{
 };
 
 impl WarehouseTable {
-    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<(), TableError> {
+    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<(), Failure> {
         let connections = self.connections();
-        let held = connections.hold().await.map_err(|error| TableError::Retryable(error.to_string()))?;
+        let held = connections.hold().await?;
         let work = async {
             let backslash = backslash(&held).await?;
             held.client().batch_execute(&statement(&self.name, rows, backslash)).await
         };
         match connections.within(work).await {
-            None => Err(TableError::Retryable(connections.no_answer())),
+            None => Err(connections.no_answer()),
             Some(Ok(())) => {
                 held.keep();
                 Ok(())
@@ -41,7 +41,7 @@ impl WarehouseTable {
                 if let Some(Ok(())) = ended {
                     keep_after(held, &error);
                 }
-                Err(of_rows(&self.name, &error))
+                Err(of_rows(&error))
             }
         }
     }
