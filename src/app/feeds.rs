@@ -254,7 +254,7 @@ fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSett
     let config = &resolved.config;
     QueueFeedSettings {
         name: STATUS_FEED.into(),
-        // An id and not a person: who is meant, the receiver of changes knows by the message.
+        // An id, not a recipient: the receiver of changes knows the recipient by the message.
         recipient: "message_id".into(),
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,
@@ -270,7 +270,7 @@ fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSett
 /// A change is a handful of ids and words.
 const STATUS_BYTES_MAX: usize = 4 << 10;
 
-/// How long a look for changes waits for one.
+/// How long a poll for changes waits for one.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 
 /// A feed's destinations, with what their batches carry along.

@@ -1,8 +1,8 @@
-//! The whole job with nothing installed and nothing configured: a directory, a receiver, a daemon, a
+//! The whole pipeline with nothing installed and nothing configured: a directory, a receiver, a daemon, a
 //! file, and at the end the proof that every row of it is accounted for.
 //!
 //! Receiver and daemon are processes of this same program, started as an operator would start them,
-//! and everything the demo knows of them it asks as an operator would: `postrider files --json` and the
+//! and the demo asks them everything as an operator would: `postrider files --json` and the
 //! receiver's `/stats`.
 
 mod children;

@@ -29,7 +29,7 @@ pub enum FileError {
         line: u64,
         /// The configured name.
         wanted: String,
-        /// How many columns were found, and which, for a person.
+        /// How many columns were found, and which, for the operator.
         found: String,
     },
 }

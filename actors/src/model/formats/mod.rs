@@ -27,7 +27,7 @@ pub(super) use csv::listed;
 pub use file_error::FileError;
 pub use lines::{CUT_BYTES, CUT_MARK};
 use lines::{Line, Overlong};
-pub(super) use ndjson::{Checked, Key, Keys, TWICE};
+pub(super) use ndjson::{Checked, KeySeed, OpenKeys, TWICE};
 pub use postrider_settings::Format;
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
@@ -96,7 +96,7 @@ impl RowBlock {
     }
 }
 
-/// How far a parser has come.
+/// How far a parser has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The byte after the last row, blank line or header that was consumed, in the decompressed stream.
@@ -107,7 +107,7 @@ pub struct Position {
     pub line: u64,
 }
 
-/// Why a row is refused, for a person. No cell is quoted: a reason may be logged (I10).
+/// Why a row is refused, for the operator. No cell is quoted: a reason may be logged (I10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RowError(String);
 

@@ -52,8 +52,8 @@ impl Record {
     /// were in flight when another died (B17).
     ///
     /// A lease whose deadline has passed, or whose holder is an earlier life of the same process, is lost: the batch
-    /// is granted anew and the loss is counted, whether a message of it is due or not. What a holder has already is
-    /// granted to it again under the same fence and charges nothing, for its first answer was lost.
+    /// is granted again and the loss is counted, whether a message of it is due or not. What a holder has already is
+    /// granted to it again under the same fence and charges nothing, because its first answer was lost.
     pub fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
         let Some(due) = self.due() else { return Grant::Settled };
         match &mut self.holder {
@@ -84,7 +84,7 @@ impl Record {
         }
     }
 
-    /// Ends the lease with `fence` in good order, which charges nothing; whether it was held. A message that was marked
+    /// Returns the lease with `fence`, which charges nothing; whether it was held. A message that was marked
     /// as begun is begun no more: the next lease's loss must not charge it.
     pub fn release(&mut self, fence: u64) -> bool {
         let held = self.is_current(fence);
@@ -96,8 +96,8 @@ impl Record {
     }
 
     /// Ends whatever lease there is as lost: its holder is gone with messages unrecorded, and nothing says which were
-    /// in flight. Only a message that was begun by itself is charged; then the next lease goes on marking each, however
-    /// much was recorded under this one, for the suspect is still there (I5).
+    /// in flight. Only a message that was begun by itself is charged; then the next lease continues marking each, however
+    /// much was recorded under this one, because the suspect is still there (I5).
     pub fn lose(&mut self) {
         if self.holder.take().is_none() {
             return;

@@ -151,7 +151,7 @@ pub struct Record {
     pub exceptions: BTreeMap<u32, Exception>,
 }
 
-/// How one message stands.
+/// The state of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
     /// Its state.

@@ -46,7 +46,7 @@ pub(super) enum FieldValue<'a> {
 /// A value per field, at the field's place.
 pub(super) type Fields<'a> = [Option<FieldValue<'a>>; FIELDS];
 
-/// A value for a person: cut, and unable to write to a terminal (F27).
+/// A value for the operator: cut, and escaped for the terminal (F27).
 pub(super) fn quoted(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
     let cut = if text.chars().nth(SHOWN_CHARS).is_some() { "…" } else { "" };

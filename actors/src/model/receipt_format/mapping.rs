@@ -68,7 +68,7 @@ pub enum StatusMeaning {
 /// What becomes of a receipt whose status is not in the mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownStatus {
-    /// It is rejected, so that a person hears of it.
+    /// It is rejected, so that the operator sees it.
     #[default]
     Reject,
     /// It is an interim report.

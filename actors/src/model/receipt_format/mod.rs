@@ -2,7 +2,7 @@
 //!
 //! Every receipt is judged by itself (F52): what is wrong with one is said with the field, what was found
 //! and what is expected, and the others are taken. A field that is missing, empty or `null` is `None`
-//! (S0.3). Ids are taken as they stand; what does not fit is refused, for half an id names another message.
+//! (S0.3). Ids are taken unchanged; one that does not fit is refused, because half an id names another message.
 //! Words and responses are only kept for people: they are cut to their bounds.
 
 mod body;
@@ -60,7 +60,7 @@ fn text_bytes(rejects: &[ReceiptReject]) -> usize {
     rejects.iter().map(|reject| reject.text.text.len()).sum()
 }
 
-/// What is known of a receipt by what it stands in, a log's event for one. What the receipt says itself comes first.
+/// What the surroundings of a receipt say of it, such as a log's event. What the receipt says itself comes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Around {
     /// Its identity.

@@ -38,7 +38,7 @@ pub enum ReceiptFileError {
     NoColumn {
         /// What was looked for.
         wanted: String,
-        /// How many columns were found, and which, for a person.
+        /// How many columns were found, and which, for the operator.
         found: String,
     },
 }

@@ -1,4 +1,4 @@
-//! One claimed file, on its way.
+//! One claimed file that is being read.
 
 use std::{
     collections::BTreeMap,
@@ -93,7 +93,7 @@ impl OpenFile {
         Ok(Self { file, sha256, position, unusable, reader, rows, buffer, filled: 0, is_end: false })
     }
 
-    /// Its name, for a person.
+    /// Its name, for the operator.
     pub(super) fn name(&self) -> String {
         self.file.display_name()
     }

@@ -24,7 +24,7 @@ pub struct DirReceiptsSettings {
     pub kind: ReceiptFileFormat,
     /// The longest line, in bytes.
     pub line_bytes_max: usize,
-    /// The most receipts of one look; at least 1.
+    /// The most receipts of one scan; at least 1.
     pub receipts_max: usize,
     /// When a file is complete, and how often the directory is looked at.
     pub directory: Directory,

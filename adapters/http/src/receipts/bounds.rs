@@ -75,7 +75,7 @@ impl Bodies {
                 RequestError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
             })?;
             let Some(frame) = frame else { return Ok(BoundedBody { bytes, _share: share }) };
-            // The sender is gone or broke the framing; it may not hear this.
+            // The sender is gone or broke the framing; it may not get this.
             let frame =
                 frame.map_err(|_| RequestError::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
             let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer

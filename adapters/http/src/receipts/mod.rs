@@ -1,9 +1,9 @@
 //! Receipts that a provider hands in: a listener of its own, with one path for each source.
 //!
-//! The way of one request: its head is looked at (path, method, length, credentials) before anything is spent
+//! The path of one request: its head is checked (path, method, length, credentials) before anything is spent
 //! on its body; the body is read within bounds of size and time, and its signature verified; each receipt in it
-//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that hears
-//! anything else sends the request again, and what the inbox has already is known there by its event.
+//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that gets
+//! anything else sends the request again, and the inbox recognises what it has by its event.
 
 mod bounds;
 mod credentials;
@@ -193,7 +193,7 @@ struct RejectedItem {
 
 /// How the receipts of a body are divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum BodyShape {
     /// One JSON object or array.
     Json,
     /// One JSON object per line.
@@ -271,8 +271,8 @@ impl ReceiptEndpoint {
             }
         };
         let read = match shape {
-            Shape::Json => source.format.read_body(&body.bytes, RECEIPTS_MAX, place),
-            Shape::Lines => read_lines(&source.format, &body.bytes, place),
+            BodyShape::Json => source.format.read_body(&body.bytes, RECEIPTS_MAX, place),
+            BodyShape::Lines => read_lines(&source.format, &body.bytes, place),
         };
         drop(body);
         let read = read.map_err(|error| {
@@ -340,7 +340,7 @@ async fn discard(body: &mut Incoming) {
 }
 
 /// Which shape a body has, by its type; without one it is JSON.
-fn shape(headers: &HeaderMap) -> Result<Shape, RequestError> {
+fn shape(headers: &HeaderMap) -> Result<BodyShape, RequestError> {
     let unsupported = |why: &str| RequestError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
     if headers
         .get(CONTENT_ENCODING)
@@ -353,17 +353,17 @@ fn shape(headers: &HeaderMap) -> Result<Shape, RequestError> {
         return if headers.contains_key(CONTENT_TYPE) {
             Err(unsupported("one Content-Type, please"))
         } else {
-            Ok(Shape::Json)
+            Ok(BodyShape::Json)
         };
     };
     let media_type = media_type.to_str().unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match &*media_type {
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => {
-            Ok(Shape::Lines)
+            Ok(BodyShape::Lines)
         }
         json if json == "application/json" || json.starts_with("application/") && json.ends_with("+json") => {
-            Ok(Shape::Json)
+            Ok(BodyShape::Json)
         }
         _ => Err(unsupported("expected application/json, or application/x-ndjson with one receipt per line")),
     }
