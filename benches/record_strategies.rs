@@ -261,7 +261,7 @@ impl World {
     }
 }
 
-/// Files in a random order: the rows of a turn stand together, those of the next anywhere.
+/// Files in a random order: the rows of a turn are adjacent, those of the next are anywhere.
 fn file(turn: usize) -> FileId {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&(turn as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());

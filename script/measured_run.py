@@ -117,7 +117,7 @@ class Run:
         return time.time()
 
     def report(self, name):
-        """The file's report, once it stands in done/."""
+        """The file's report, once it is in done/."""
         path = self.inbox / "done" / f"{name}.report.json"
         failed = self.inbox / "failed" / f"{name}.report.json"
         if failed.exists():
@@ -170,6 +170,6 @@ class Emulators:
 
 
 def describe(values, unit, digits=0):
-    """Median and range, for a person."""
+    """Median and range, human-readable."""
     return (f"{statistics.median(values):,.{digits}f} {unit} "
             f"(of {len(values)}: {min(values):,.{digits}f} to {max(values):,.{digits}f})")

@@ -8,7 +8,7 @@ use postrider_actors::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-/// The machine's clocks: `CLOCK_REALTIME`, and `CLOCK_MONOTONIC`, which goes on while the process is
+/// The machine's clocks: `CLOCK_REALTIME`, and `CLOCK_MONOTONIC`, which continues while the process is
 /// stopped (SIGSTOP) and does not count the time that the machine is suspended.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;

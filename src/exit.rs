@@ -18,7 +18,7 @@ pub enum Exit {
     Done = 0,
     /// Failed, or the answer is no.
     Failed = 1,
-    /// The command line is wrong; clap says so itself.
+    /// The command line is wrong; clap reports it.
     Usage = 2,
     /// The store is damaged (`EX_DATAERR`).
     Data = 65,

@@ -1,4 +1,4 @@
-//! Who this process is among several that share an outbox.
+//! The identity of this process among several that share an outbox.
 //!
 //! The state directory holds a node id, made at the first start, and counts the starts. `PROCESS`, which
 //! begins the names of holders of claims and of rate leases, is `<node>-<start>`: unique per start, and
@@ -8,7 +8,7 @@
 //! That knowledge must not be wrong: two machines with the same node id would take each other for an
 //! earlier life, and take each other's batches. So the id is bound to where it was made, to the machine
 //! and to the file's own inode. A copy of the state directory (an image, a restored backup) begins
-//! as a new node; claims of the old one then end by their time, which costs a lease and nothing else.
+//! as a new node; claims of the old one then expire, which costs one lease and nothing else.
 
 use std::{
     fmt,
@@ -226,7 +226,7 @@ mod tests {
         let copied = start_on(copy.path(), b"n").unwrap();
         assert_eq!(copied.replaced, Some("it is a copy"));
         assert_ne!(copied.process.node, elsewhere.process.node);
-        // The original goes on.
+        // The original continues.
         assert_eq!(start_on(dir.path(), b"n").unwrap().process.node, elsewhere.process.node);
     }
 

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_hears_only_of_progress() {
+    fn the_watchdog_is_fed_only_after_progress() {
         let manager = Manager::new(Some(Duration::from_secs(20)));
         assert_eq!(manager.notifier.watchdog_interval(), Some(Duration::from_secs(10)));
         assert!(!manager.notifier.beat(false).unwrap());

@@ -106,7 +106,7 @@ fn what_differs_is_said_and_left_alone() {
 
 #[test]
 #[ignore = "needs ministack: set POSTRIDER_MINISTACK"]
-fn what_does_not_answer_is_told_from_what_is_wrong() {
+fn an_unreachable_engine_is_not_reported_as_wrong() {
     let sqs = Server::sqs();
     assert_eq!(World::new(sqs.endpoint(), "http://127.0.0.1:9", "").run(&["migrate"], true).0, 75);
     let world = World::new(sqs.endpoint(), "http://127.0.0.1:9", "");

@@ -98,7 +98,7 @@ impl World {
         Self { address, serving, clock, taken, metrics: registry }
     }
 
-    /// Whether receipts were announced since the last look.
+    /// Whether receipts were announced since the last check.
     async fn was_rung(&self) -> bool {
         let begun = Instant::now();
         self.taken.wait(Duration::from_millis(50)).await;
@@ -542,7 +542,7 @@ async fn slow_senders_lose_their_place() {
 }
 
 #[tokio::test]
-async fn f55_slow_strangers_hold_no_genuine_sender_up() {
+async fn f55_slow_forgers_hold_no_genuine_sender_up() {
     let ledger = Arc::new(MemoryReceipts::new());
     let world = World::start(ledger.clone());
     let mut forgers = Vec::new();

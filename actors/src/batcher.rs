@@ -61,7 +61,7 @@ pub struct Batcher {
 
 /// What the next append will hold.
 #[derive(Default)]
-struct Draft {
+struct AppendDraft {
     batches: Vec<NewBatch>,
     rejects: Vec<Reject>,
     duplicates: Vec<u64>,
@@ -72,7 +72,7 @@ struct Draft {
     permits: Vec<OwnedSemaphorePermit>,
 }
 
-impl Draft {
+impl AppendDraft {
     fn rows(&self) -> StoredRows {
         // Each row is there once per destination.
         let first = self.batches.first().map(|batch| &batch.header.destination);
@@ -96,7 +96,7 @@ struct FileProgress {
     read: Position,
     fed: MonoMs,
     /// What is to be appended, one step each; the last one still grows.
-    drafts: VecDeque<Draft>,
+    drafts: VecDeque<AppendDraft>,
     appending: bool,
     /// Whether something was appended.
     started: bool,
@@ -143,7 +143,7 @@ impl Batcher {
                 }
                 metrics.closed(&state);
             }
-            drop(permits); // the parser may go on: these rows are in the outbox
+            drop(permits); // the parser may continue: these rows are in the outbox
             if closed && result.is_ok() {
                 // A watcher that is gone finds the file among the claimed ones when it is back.
                 let _ = file.watcher.send(FileClosed { file: file.clone() }).await;
@@ -257,7 +257,7 @@ impl FileProgress {
         if let Some(draft) = self.drafts.back()
             && !draft.has_room(copies, copies * cut.payload.len(), &setup.outbox.append_limits())
         {
-            self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
+            self.drafts.push_back(AppendDraft { checkpoint: self.checkpoint, ..AppendDraft::default() });
         }
         let headers = self.file.headers().iter();
         let mut batches: Vec<_> = headers.map(|header| cut.batch(header.clone(), accepted_at)).collect();
@@ -267,9 +267,9 @@ impl FileProgress {
         self.advance(cut.offset, cut.last_row);
     }
 
-    fn last_draft(&mut self) -> &mut Draft {
+    fn last_draft(&mut self) -> &mut AppendDraft {
         if self.drafts.is_empty() {
-            self.drafts.push_back(Draft { checkpoint: self.checkpoint, ..Draft::default() });
+            self.drafts.push_back(AppendDraft { checkpoint: self.checkpoint, ..AppendDraft::default() });
         }
         self.drafts.back_mut().expect("one was pushed")
     }
@@ -303,7 +303,7 @@ impl FileProgress {
     }
 }
 
-impl Draft {
+impl AppendDraft {
     /// Whether so many more batches and bytes may travel with it. The first ones always may.
     fn has_room(&self, batches: usize, bytes: usize, limits: &AppendLimits) -> bool {
         self.batches.is_empty()

@@ -40,7 +40,7 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
-/// Names whose refusal was logged; beyond that the set starts anew.
+/// Names whose refusal was logged; beyond that the set is cleared.
 const REFUSALS_MAX: usize = 1_000;
 
 /// Rejected rows exported in one go.
@@ -222,7 +222,7 @@ struct ClaimLoop {
     draining: Arc<AtomicBool>,
 }
 
-/// Why a feed can't go on watching: it is restarted.
+/// Why a feed can't continue watching: it is restarted.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
     #[error("the claimed files can't be listed: {0}")]
@@ -323,7 +323,7 @@ impl ClaimLoop {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(feed = %self.setup.feed, name = ?name, why, "a file was refused and stays in place");
+            tracing::warn!(feed = %self.setup.feed, name = %name.display(), why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }
@@ -347,7 +347,7 @@ impl ClaimLoop {
                 }
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
-                        tracing::warn!(feed = %self.setup.feed, name = ?name, %error,
+                        tracing::warn!(feed = %self.setup.feed, name = %name.display(), %error,
                             "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
@@ -403,7 +403,7 @@ impl FileWatcherSetup {
         let (name, state) = (report.file.name.clone(), report.state.clone());
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
-        tracing::info!(feed = %self.feed, file = %id, name = ?name, state = state.as_str(),
+        tracing::info!(feed = %self.feed, file = %id, name, state = state.as_str(),
             reason = state.reason_to_log(), "file closed");
         Ok(())
     }

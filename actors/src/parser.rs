@@ -130,7 +130,7 @@ impl Handler<Drain> for Parser {
     }
 }
 
-/// Why a pass could not go on. The feed is restarted and resumes at the checkpoint.
+/// Why a pass could not continue. The feed is restarted and resumes at the checkpoint.
 #[derive(Debug, thiserror::Error)]
 enum PassError {
     #[error(transparent)]
@@ -274,7 +274,7 @@ impl Pass {
                 let before = stream.parser.position();
                 let mut closed = stream.next_block(&mut block).unwrap_or_else(Some);
                 let mut read = stream.parser.position();
-                // What was read before this look is what was claimed; of the rest nothing is known (F17, F32).
+                // What was read before this check is what was claimed; of the rest nothing is known (F17, F32).
                 if let Some(state) = changed(&*inbox, &claimed) {
                     block.clear();
                     read = before;

@@ -1,7 +1,7 @@
 //! Queue feed: takes the entries of an inbound queue, accumulates them across polls, appends their rows to
 //! the outbox and deletes the entries after the commit.
 //!
-//! Several pollers wait at the queue at once. One loop owns what they bring: it looks at the linger's
+//! Several pollers wait at the queue at once. One loop owns what they bring: it checks the linger's
 //! deadline by a timer of its own, never only after a poll (S4.2). An entry is deleted once the outbox has
 //! its rows (S4.3). One that comes again after that, because its deletion failed or a crash came between,
 //! is recognised by the outbox, which has stored its id with its rows, and then deleted.
@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a backlog that was read counts: pollers ask one after the other, the store is asked once.
 const DEPTH_FRESH: Duration = Duration::from_millis(100);
 
-/// How long a poll may go on when a drain begins: what it brings would be invisible for a while otherwise.
+/// How long a poll may continue when a drain begins: what it brings would be invisible for a while otherwise.
 const LAST_POLL: Duration = Duration::from_secs(1);
 
 /// How long an append may take while draining, before its entries are given back.

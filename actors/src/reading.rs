@@ -70,7 +70,7 @@ pub struct FeedSettings {
 pub struct FileInProgress {
     /// Its record.
     pub record: Arc<FileRecord>,
-    /// Where it stands.
+    /// Its state.
     pub claimed: ClaimedFile,
     /// Who moves it away when it is closed.
     pub watcher: Recipient<FileClosed>,

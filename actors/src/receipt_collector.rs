@@ -1,8 +1,8 @@
 //! Receipt collector: reads one source of receipts into the ledger's inbox.
 //!
-//! What a look at the source brings is taken together with the source's cursor, and acknowledged after that.
-//! A crash in between brings the same receipts again, and the inbox knows them. A look that fails is repeated
-//! with the cursor it had: no window is ever passed over because its turn went by (S0.1).
+//! What a poll of the source brings is taken together with the source's cursor, and acknowledged after that.
+//! A crash in between brings the same receipts again, and the inbox knows them. A poll that fails is repeated
+//! with the cursor it had: no window is ever skipped because its turn went by (S0.1).
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
 /// How often a collector that waits gives a sign of life and looks whether there is room.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How long a look may take beyond its wait, before it counts as failed.
+/// How long a poll may take beyond its wait, before it counts as failed.
 const ANSWER_MAX: Duration = Duration::from_mins(2);
 
 /// How long the current receipts may take when a drain begins. What is cut off comes again.
 const LAST: Duration = Duration::from_secs(1);
 
-/// After a look that failed.
+/// After a poll that failed.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
 
 /// A source that answers at once that it has nothing must not be asked in a busy loop.
@@ -47,7 +47,7 @@ pub struct ReceiptCollectorSetup {
     pub from: Arc<dyn ReceiptSource>,
     /// Where they go.
     pub ledger: Arc<dyn ReceiptLedger>,
-    /// How long a look at the source waits for receipts.
+    /// How long a poll of the source waits for receipts.
     pub wait: Duration,
     /// Reading pauses while the inbox holds more receipts than this: a source is its own buffer. It is looked
     /// at every few thousand receipts, so that many more may be there, per source.
@@ -205,7 +205,7 @@ impl ReceiptCollectorSetup {
         Ok(brought + ignored + acks.len() as u64)
     }
 
-    /// Looks once. A look that never ends counts as failed.
+    /// Polls once. A poll that never ends counts as failed.
     async fn poll(&self, cursor: Option<&SourceCursor>) -> Result<Polled, StoreError> {
         let mut poll = self.from.poll(cursor, self.wait);
         let deadline = tokio::time::Instant::now() + self.wait + ANSWER_MAX;
@@ -322,7 +322,7 @@ mod tests {
         world.until_acknowledged(&[2, 4, 5]).await;
         assert_eq!(world.ledger.waiting().await, Ok(5));
         let polls = world.source.polls();
-        // The look that waited at 4 brought the fifth, so the failures came at 5 and go on there.
+        // The poll that waited at 4 brought the fifth, so the failures came at 5 and continue there.
         assert_eq!(polls[..3], [None, Some(2), Some(4)]);
         tokio::time::sleep(Duration::from_mins(2)).await;
         assert_eq!(world.metrics.failures(), 5);
@@ -409,7 +409,7 @@ mod tests {
         world.source.fail(u32::MAX);
         world.source.put(receipts(4..9));
         tokio::time::sleep(Duration::from_mins(2)).await;
-        // The look that waited at 4 brought two more.
+        // The poll that waited at 4 brought two more.
         assert_eq!(world.metrics.shown_behind(), Some(3), "a second for each that is not read");
         world.drain.send_replace(true);
         collector.await.unwrap().unwrap();

@@ -2,7 +2,7 @@
 //! without a running daemon.
 //!
 //! Rejects are read in steps, each settled as a whole. What fits now goes into the inbox, where reconcilers find it
-//! like any other receipt. Whatever is cut off or fails may be repeated: what was taken is known.
+//! like any other receipt. Whatever is cut off or fails may be repeated: what was taken is recognised.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! Receipt sweeper: what time does to receipts and to the messages that wait for them. Parked receipts find
-//! their message or become orphans (S0.6), messages without a receipt expire (S0.5), and what is old goes.
+//! Receipt sweeper: timed work on receipts and on the messages that wait for them. Parked receipts find
+//! their message or become orphans (S0.6), messages without a receipt expire (S0.5), and old rows are removed.
 //!
-//! Every job is done in bounded steps with a pause after each, so that nothing waits behind them for long: a
-//! store with millions of old rows is worked off slowly, beside the deliveries.
+//! Every job is done in bounded steps with a pause after each, so that nothing waits behind them for long:
+//! millions of old rows are removed slowly, beside the deliveries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const STEP_MAX: usize = 1_000;
 /// The pause after a step that found as much as it may take: there is more.
 const STEP_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often a job looks that has nothing to do. What it waits for takes hours.
+/// How often an idle job checks for work. What it waits for takes hours.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How often parked receipts are looked at. It is the second of two ways for them to find their message, for
@@ -251,7 +251,7 @@ mod tests {
     };
 
     const START: u64 = 1_700_000_000_000;
-    /// Stands for one: every tick is gone through.
+    /// One: every tick is run.
     const HOUR: Duration = Duration::from_mins(2);
 
     /// tokio's paused clock.

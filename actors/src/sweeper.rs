@@ -109,7 +109,7 @@ impl SweeperSetup {
                 return error;
             }
             if self.clock.mono() >= archive_from
-                && let Err(error) = self.let_go().await
+                && let Err(error) = self.archive_old().await
             {
                 tracing::warn!(%error, "archiving failed; retrying in a minute");
                 archive_from = self.clock.mono().after(ARCHIVE_PAUSE);
@@ -133,7 +133,7 @@ impl SweeperSetup {
     }
 
     /// One bounded step of archiving.
-    async fn let_go(&self) -> Result<(), StoreError> {
+    async fn archive_old(&self) -> Result<(), StoreError> {
         let Some((archive, retention)) = &self.archive else { return Ok(()) };
         let now = self.clock.wall();
         let ago = |age: Duration| UnixMs(now.0.saturating_sub(UnixMs(0).after(age).0));
@@ -234,7 +234,7 @@ mod tests {
         store.settle(vec![settlement]).await.unwrap();
         let setup = setup(&store, &clock, retention);
         clock.advance(age);
-        setup.let_go().await.unwrap();
+        setup.archive_old().await.unwrap();
         let fetched = store.get(&[id]).await.unwrap().pop().unwrap().1;
         let known = store.known_entries(&step().entries).await.unwrap();
         (fetched != Fetched::Missing, !known.is_empty())

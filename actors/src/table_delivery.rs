@@ -43,10 +43,10 @@ use crate::{
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
-/// The longest that nobody looks whether a group is ready.
+/// How often at least to check whether a group is ready.
 const TICK: Duration = Duration::from_millis(500);
 
-/// What every statement to a warehouse waits for, whoever makes it (S4.1).
+/// What every statement to a warehouse waits for, whichever worker makes it (S4.1).
 #[derive(Clone, Debug)]
 pub struct StatementGates {
     /// One permit per statement in flight; shared by all workers and tables of the warehouse.
@@ -197,7 +197,7 @@ struct TableState {
     held: HashMap<LeaseToken, usize>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
-    /// Why a group could not go on.
+    /// Why a group could not continue.
     failure: Option<StoreError>,
 }
 
@@ -302,7 +302,7 @@ impl DeliveryStrategy for Arc<TableStrategy> {
         self.state().held.keys().copied().collect()
     }
 
-    /// A group that has it goes on: its rows are harmless.
+    /// A group that has it continues: its rows are harmless.
     fn forget(&self, token: LeaseToken) -> bool {
         self.state().forget(token)
     }

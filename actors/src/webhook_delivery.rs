@@ -3,7 +3,7 @@
 //! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
 //! and so acknowledges, one extends leases. Messages are sent by *senders*: tasks on the shared
 //! runtime that ask the roster for the next message until it has none. A panic in one attempt is caught by its
-//! sender and becomes that message's outcome; the worker and the other senders go on.
+//! sender and becomes that message's outcome; the worker and the other senders continue.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,4 +1,4 @@
-//! The fake keeps the contracts that it stands in for, with its own queue and with one that only carries.
+//! The fake keeps the contracts of the stores it replaces, with its own queue and with one that only carries.
 
 use std::sync::Arc;
 

@@ -112,7 +112,7 @@ fn is_queue_name(name: &str) -> bool {
         && stem.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// A queue by its name or its address; an empty name stands in for what is missing or wrong.
+/// A queue by its name or its address; an empty name replaces what is missing or wrong.
 pub fn queue(section: &mut Section<'_>, key: &'static str) -> QueueAddress {
     let nothing = QueueAddress::Name(String::new());
     let text = section.text(key);

@@ -84,7 +84,7 @@ crate::settings! {
 
     /// What is logged, and how.
     Log {
-        /// How a line looks. "auto" is "journald" where stderr is the journal, else "text".
+        /// Format of log lines. "auto" is "journald" where stderr is the journal, else "text".
         format: LogFormat = choice(LogFormat::WORDS);
         /// The lowest level that is logged. `POSTRIDER_LOG` overrides it by module, for example
         /// `POSTRIDER_LOG=info,postrider_actors::dispatcher=debug`.
@@ -97,28 +97,28 @@ crate::settings! {
         ]);
     }
 
-    /// How many of each worker. A reload changes them.
+    /// Numbers of workers. A reload changes them.
     Pools {
         /// Parsers per feed: files of one feed that are read at the same time. 1 keeps their order.
         parsers: usize = integer(2, 1..=64, "parsers per feed");
-        /// Delivery workers. Each leases batches of its own; all share the bounds of `[delivery]`.
+        /// Delivery workers. Each leases batches of its own; all share the limits of `[delivery]`.
         deliveries: usize = integer(2, 1..=64, "delivery workers");
-        /// Workers that write into warehouses' tables; none run where there is no table. The bounds on statements
-        /// are those of `[warehouses.NAME]`, however many there are.
+        /// Workers that write into warehouses' tables; none run without a table. The limits on statements are those
+        /// of `[warehouses.NAME]`, however many there are.
         tables: usize = integer(2, 1..=64, "workers");
     }
 
     /// A batch is one row in the store, one lease, one acknowledgement.
     Batch {
-        /// Messages per batch: more make each one cheaper, fewer lose less time to a crash. 1 is one row per message.
-        /// No more, because what becomes of a batch is one record, which is written again with every group of outcomes.
+        /// Messages per batch: larger batches cost less per message, smaller ones lose less time to a crash. At most
+        /// 1000, because each group of outcomes rewrites the whole record of its batch.
         max_messages: u32 = integer(500, 1..=1_000, "messages");
     }
 
-    /// Where accepted batches are kept, and with them what became of each message.
+    /// Where accepted batches are kept, with the state of each message.
     Outbox {
-        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake goes on
-        /// at three quarters of it. It bounds the store's size, not memory.
+        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake resumes
+        /// at three quarters of this. It limits the store's size, not memory.
         high_watermark: u64 = integer(2_000_000, 1..=1_000_000_000, "messages");
         /// How long a settled batch is kept after its dispatch; "0s" = for ever. Then its rows are removed:
         /// `postrider messages` no longer finds them and the file's report stays. Rows of dead letters are kept until
@@ -126,20 +126,20 @@ crate::settings! {
         retention: Option<Duration> = duration("0s", "0s"..="3650d").or_none();
     }
 
-    /// The tables of `profile = "aws"`. Make them with `postrider migrate` or from config/aws.
+    /// The tables of `profile = "aws"`. Create them with `postrider migrate` or from config/aws.
     Dynamodb {
         /// The table of the outbox; that of the ledger is TABLE-ledger.
         table: String = given("\"postrider\"", table_name);
         /// Shards that one destination's outstanding batches are spread over in the indexes, so that none is a hot
         /// partition. All machines must use the same; don't change it while batches are outstanding.
         shards: u32 = integer(20, 1..=1_000, "shards");
-        /// Segments of the parallel scan for outstanding batches: what a look at an empty outbox costs.
+        /// Segments of the parallel scan for outstanding batches: also the cost of scanning an empty outbox.
         scan_concurrency: u16 = integer(4, 1..=64, "segments");
     }
 
-    /// The queue of `profile = "aws"`. Make it with `postrider migrate` or from config/aws. How long a received entry
-    /// stays hidden from others is `lease.duration`; the queue for entries that nobody can read is NAME-dead, or
-    /// NAME-dead.fifo.
+    /// The queue of `profile = "aws"`. Create it with `postrider migrate` or from config/aws. How long a received
+    /// entry stays hidden from others is `lease.duration`; the dead-letter queue for unreadable entries is NAME-dead,
+    /// or NAME-dead.fifo.
     Sqs {
         /// The queue's name, or its address (https://…/NAME) for a queue of another account. One that ends in .fifo is
         /// a FIFO queue: batches of one file for one destination then come in order, and slower.
@@ -168,9 +168,9 @@ crate::settings! {
     /// How AWS is reached. Credentials come only from where the SDK looks for them: `AWS_ACCESS_KEY_ID` and the like, a
     /// profile, the role of the instance or task. `postrider check-config --connect` tries everything.
     Aws {
-        /// The region. Unless you set it, from `AWS_REGION`, the profile or the instance.
+        /// The region. Default: from `AWS_REGION`, the profile or the instance.
         region: Option<String> = unset("\"eu-central-1\"", region);
-        /// The profile in ~/.aws/config. Unless you set it, from `AWS_PROFILE`.
+        /// The profile in ~/.aws/config. Default: from `AWS_PROFILE`.
         profile: Option<String> = unset("\"postrider\"", aws_profile);
         /// Another address for SQS: an emulator or a VPC endpoint. `AWS_ENDPOINT_URL_SQS` works too.
         sqs_endpoint_url: Option<Url> = unset("\"http://127.0.0.1:4566\"", web_address);
@@ -180,28 +180,28 @@ crate::settings! {
         logs_endpoint_url: Option<Url> = unset("\"http://127.0.0.1:5000\"", web_address);
     }
 
-    /// How long a worker may keep a batch without a sign of life.
+    /// How long a worker may keep a batch without renewing its lease.
     Lease {
         /// How long a worker may go without renewing its leases before others get its batches; more than twice every
-        /// timeout.
-        /// Workers extend their leases as they go; this is what a crash costs in time. SQS allows no more than "12h".
+        /// timeout. Workers renew leases as they go; after a crash, batches wait this long. SQS allows no more than
+        /// "12h".
         duration: Duration = duration("60s", "1s"..="12h");
     }
 
     /// How far delivery may run ahead of what is recorded.
     Record {
-        /// Outcomes that are made but not recorded, above which no request is begun. After a crash at most these and
-        /// the requests in flight are made again.
+        /// Unrecorded outcomes above which no new request starts. After a crash at most these and the requests in
+        /// flight are repeated.
         max_unrecorded: usize = integer(2_000, 1..=1_000_000, "outcomes");
     }
 
-    /// Bounds over all destinations together.
+    /// Limits over all destinations together.
     Delivery {
         /// Requests in flight. Each may hold a connection: mind LimitNOFILE.
         concurrency: usize = integer(512, 1..=65_536, "requests in flight");
-        /// Messages per second; 0 = no bound.
-        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
-        /// Messages that may go at once when `rate_per_s` is set.
+        /// Messages per second; 0 = no limit.
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no limit");
+        /// Messages that may be sent at once when `rate_per_s` is set.
         burst: u32 = integer(500, 1..=10_000_000, "messages");
     }
 
@@ -221,40 +221,40 @@ crate::settings! {
         /// reload.
         listen: Option<SocketAddr> = given("\"\"", listen);
         /// Names, up to 16, that requests may call it by beside `listen` itself and localhost, such as the name that
-        /// Prometheus is given; without port. Others are refused, so that no web page can read it through a name of
-        /// its own.
+        /// Prometheus is given; without port. Requests for other names are refused, so that no web page can read it
+        /// through a name of its own (DNS rebinding).
         allowed_hosts: Vec<String> = given("[]", hosts);
     }
 
-    /// The backlog. The usual 1000 suits a queue that should be empty; here a file of a million rows is a normal day.
-    /// What is not: a backlog close to `outbox.high_watermark`, where intake pauses.
+    /// The backlog. 1000, a common bound elsewhere, suits a queue that should be empty; here a file of a million rows
+    /// is normal, and a backlog close to `outbox.high_watermark`, where intake pauses.
     DepthAlarm {
         /// Open messages above which it is raised, after 60 s. Not more than three quarters of `outbox.high_watermark`
         /// unless you set it. If they can't be counted, it is raised too.
         max_messages: u64 = integer(1_500_000, 0..=1_000_000_000, "messages");
     }
 
-    /// What fails: of a destination's attempts, or of the batches offered to the queue; the worst of them counts, once
-    /// there were 20.
+    /// Failures among a destination's attempts, or among the batches sent to the queue; the worst of them counts, if
+    /// there were at least 20.
     FailuresAlarm {
         /// Per cent above which it is raised; 100 is never.
         max_percent: u32 = integer(5, 0..=100, "per cent");
-        /// How far back it looks.
+        /// The window that is counted.
         window: Duration = duration("5m", "1s"..="1h");
     }
 
-    /// Age of the oldest overdue batch, waiting or in work; a retry counts from its own time.
+    /// Age of the oldest overdue batch, waiting or being sent; a retry counts from its own due time.
     LatencyAlarm {
-        /// The age above which it is raised. A file that takes longer than this to send raises it: set it to what your
-        /// largest file may take. If it can't be read, it is raised too.
+        /// The age above which it is raised. A file that takes longer to send raises it: set it to the time that your
+        /// largest file may take. If the age can't be read, it is raised too.
         max: Duration = duration("5m", "0s"..="30d");
     }
 
-    /// Messages given up. It clears when none was for `window`.
+    /// Messages given up. It clears after a `window` without any.
     DeadAlarm {
         /// Messages given up within `window`, above which it is raised.
         max_messages: u64 = integer(0, 0..=1_000_000_000, "messages");
-        /// How far back it looks.
+        /// The window that is counted.
         window: Duration = duration("5m", "1s"..="1h");
     }
 }
@@ -339,7 +339,7 @@ fn word(section: &mut Section<'_>, key: &'static str, advice: &str) -> Option<St
     Some(text)
 }
 
-/// Steps of `queue.delay.steps`: a table that a person can still overlook.
+/// Steps of `queue.delay.steps`: few enough to read at a glance.
 const STEPS_MAX: usize = 16;
 
 /// The longest delay of an entry (Amazon SQS API reference, `SendMessage`).

@@ -33,7 +33,7 @@ pub trait Spec {
     /// What adapters and stages are given.
     type Value;
 
-    /// Reads the key. What is wrong is noted, and something within the range stands in for it.
+    /// Reads the key. What is wrong is noted, and a value within the range is used instead.
     fn read(&self, section: &mut Section<'_>, key: &'static str) -> Self::Value;
 
     /// Its value in `config/default.toml`, and a sentence about what is allowed.
@@ -169,7 +169,7 @@ pub fn integer<T: TryFrom<u64>>(default: u64, range: RangeInclusive<u64>, what: 
 }
 
 impl<T: TryFrom<u64>> Integer<T> {
-    /// 0 stands for `None`.
+    /// 0 means `None`.
     pub fn or_none(self) -> OrNone<Self> {
         OrNone(self)
     }
@@ -208,7 +208,7 @@ pub fn duration(default: &'static str, range: RangeInclusive<&'static str>) -> T
 }
 
 impl Time {
-    /// 0 stands for `None`.
+    /// 0 means `None`.
     pub fn or_none(self) -> OrNone<Self> {
         OrNone(self)
     }
@@ -255,7 +255,7 @@ impl<T: TryFrom<u64>> Spec for Size<T> {
     }
 }
 
-/// A number of which 0 stands for `None`.
+/// A number; 0 means `None`.
 #[derive(Clone, Debug)]
 pub struct OrNone<S>(S);
 
@@ -301,7 +301,7 @@ pub struct Choice<T: 'static> {
     words: &'static [(&'static str, T)],
 }
 
-/// One of some words, each with what it stands for; the first is the default.
+/// One of some words, each with its meaning; the first is the default.
 pub fn choice<T>(words: &'static [(&'static str, T)]) -> Choice<T> {
     Choice { words }
 }

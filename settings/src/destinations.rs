@@ -27,19 +27,19 @@ impl Rate {
 crate::settings! {
     /// What all destinations have in common.
     Destination {
-        /// Messages per second; 0 = no bound. Tables have the bounds of their warehouse instead.
-        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no bound");
-        /// Messages that may go at once when `rate_per_s` is set.
+        /// Messages per second; 0 = no limit. Tables have the limits of their warehouse instead.
+        rate_per_s: u32 = integer(0, 0..=10_000_000, "messages per second, 0 = no limit");
+        /// Messages that may be sent at once when `rate_per_s` is set.
         burst: u32 = integer(50, 1..=10_000_000, "messages");
-        /// Hold this destination's messages back; they are accepted and wait.
+        /// Hold this destination's messages: they are accepted and wait.
         paused: bool = flag(false);
     }
 
-    /// When a failed attempt is made again.
+    /// When a failed attempt is retried.
     Retry {
-        /// Attempts, the first included. Waits are drawn at random below their bound, so with these settings a message
-        /// is tried for 14 hours on average and 28 at most: long enough for a night. No more, because a batch's record
-        /// has one byte per message to count them; for a longer time raise `cap`.
+        /// Attempts, the first included. Waits are drawn at random below their bound, so with these settings a
+        /// message is tried for 14 hours on average and 28 at most: long enough for a night. At most 250, because a
+        /// batch's record counts them in one byte per message; for a longer time raise `cap`.
         max_attempts: u32 = integer(40, 1..=250, "attempts, the first included");
         /// The age at which a message is given up.
         max_age: Duration = duration("3d", "1s"..="30d");
@@ -67,7 +67,7 @@ pub fn secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource
     let reader = section.reader();
     let items = section.list(key, false).unwrap_or_default();
     if items.len() > SECRETS_MAX {
-        let advice = format!("keep to {SECRETS_MAX} secrets");
+        let advice = format!("at most {SECRETS_MAX} secrets");
         reader.note(&section.key(key), Some(items.len().to_string()), advice);
     }
     items

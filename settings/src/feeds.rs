@@ -87,14 +87,14 @@ crate::settings! {
         /// A file is claimed when it is renamed into the directory or closed after writing, or when its size and mtime
         /// have not changed for this long.
         stable_after: Duration = duration("2s", "0s"..="1h");
-        /// How often the directory is looked at, for what the kernel's watch missed (network file systems report
+        /// How often the directory is scanned, for what the kernel's watch missed (network file systems report
         /// nothing).
         rescan: Duration = duration("10s", "100ms"..="1h");
-        /// Whether a file is claimed only once NAME.done lies beside it. Its sha256 and row count are checked either
-        /// way, if it is there and holds them.
+        /// Whether a file is claimed only once NAME.done is beside it. If NAME.done exists and holds a sha256 or a
+        /// row count, they are checked either way.
         require_done: bool = flag(false);
-        /// Decompressed bytes per compressed byte above which a file is refused as a bomb. Logs and ids compress 5 to
-        /// 20 times.
+        /// Decompressed bytes per compressed byte above which a file is refused as a decompression bomb. Logs and ids
+        /// compress 5 to 20 times.
         decompress_max_ratio: u32 = integer(200, 1..=100_000, "bytes per byte");
         /// The decompressed size above which a compressed file is refused.
         decompress_max: u64 = size("64GiB", "1B"..="1024TiB");
@@ -110,7 +110,7 @@ crate::settings! {
         max_rows: usize = integer(500, 1..=10_000, "messages");
         /// The size of the entries of one step. At least `max_row`. It bounds memory.
         max_size: usize = size("256KiB", "1KiB"..="16MiB");
-        /// The longest that an entry waits for others, whatever the polls do.
+        /// The longest that an entry waits for others, however long a poll takes.
         linger: Duration = duration("500ms", "0s"..="1m");
         /// How long a received entry is hidden from other machines. After a crash it comes again.
         visibility: Duration = duration("2m", "30s"..="12h");

@@ -50,77 +50,76 @@ impl fmt::Display for WarehouseDialect {
 const TLS: &[(&str, Tls)] = &[("require", Tls::Require), ("disable", Tls::Disable)];
 
 crate::settings! {
-    /// Where a row of each message is kept: its state, attempts, the destination's own id for it, and what receipts
-    /// said. The counts and dead letters of `postrider files` and `dead` stay with the outbox.
+    /// Where a row of each message is kept: its state, attempts, the destination's own id for it, and its receipts.
+    /// The counts and dead letters of `postrider files` and `dead` stay with the outbox.
     Ledger {
         /// "embedded" keeps rows in the store of `state.dir`, and only of messages whose destination has a source of
         /// receipts; "postgres" keeps a row of every message.
         kind: LedgerKind = choice(&[("embedded", LedgerKind::Embedded), ("postgres", LedgerKind::Postgres)]);
-        /// How long rows, orphans and rejects are kept; "0s" = for ever. Rows go by file, Postgres' by partition, after
-        /// the last that was recorded. At least the longest `max_age` and the longer of `receipts.timeout` and
-        /// `receipts.park` together, so that no message is forgotten that is still on its way.
+        /// How long rows, orphans and rejects are kept; "0s" = for ever. Rows go by file, Postgres' by partition,
+        /// after the last that was recorded. At least the longest `max_age` and the longer of `receipts.timeout` and
+        /// `receipts.park` together, so that no message is forgotten while it is in flight.
         retention: Option<Duration> = duration("0s", "0s"..="3650d").or_none();
     }
 
     /// Used where `ledger.kind` = "postgres". Make the schema with `postrider migrate`; docs/postgres.md has the role
     /// that the daemon needs.
     Postgres {
-        /// Where the address is kept, for it holds a password: "env:NAME", "file:/PATH" or "credential:NAME". The
+        /// Where the address is kept, as it holds a password: "env:NAME", "file:/PATH" or "credential:NAME". The
         /// address is `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
         url: SecretSource = unset("\"credential:ledger\"", secret);
         /// The schema: 1 to 48 characters out of a-z, 0-9 and _.
         schema: String = given("\"postrider\"", schema);
-        /// Connections that are open at the same time. Each delivery worker and table worker that records uses one at a
-        /// time, and so do each reconciler, each source, the sweeper, and up to 16 requests with receipts.
+        /// Open connections at most. Each delivery worker and table worker that records uses one at a time, and so do
+        /// each reconciler, each source, the sweeper, and up to 16 requests with receipts.
         connections: usize = integer(8, 1..=100, "connections");
-        /// "require" verifies the server's certificate; "disable" is for the loopback and sockets.
+        /// "require" verifies the server's certificate; "disable" is for loopback and Unix sockets.
         tls: Tls = choice(TLS);
-        /// Certificates in PEM that are trusted beside the system's; an absolute path.
+        /// PEM file of certificates to trust in addition to the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/postgres-ca.pem\"", optional_path);
         /// Days of one partition. Retention drops whole partitions; a receipt by the provider's id looks into each of
-        /// them, so keep them few: not more than about 50 within `retention`.
+        /// them, so keep them few: at most about 50 within `retention`.
         partition_days: u32 = integer(7, 1..=366, "days");
     }
 
-    /// What later reports say about messages.
+    /// Later reports on messages (delivery receipts).
     Receipts {
         /// Workers that apply receipts to messages.
         reconcilers: usize = integer(2, 1..=64, "reconcilers");
-        /// The time after which a message that was sent and has had no final receipt is `expired`. A late receipt
-        /// undoes it.
+        /// With no final receipt after this time a sent message becomes `expired`. A late receipt still updates it.
         timeout: Duration = duration("3d", "1s"..="365d");
-        /// How long a receipt waits for a message that is not known yet; then it is an orphan.
+        /// How long a receipt waits for a message that is not known yet; then it becomes an orphan.
         park: Duration = duration("1d", "1s"..="365d");
-        /// The destination that hears of each change of a message's state: a JSON object with `message_id`,
-        /// `destination`, `provider_id`, `before`, `state` and `at`, delivered like any other message. Nobody, unless
-        /// you set it.
+        /// The destination that gets each change of a message's state: a JSON object with `message_id`,
+        /// `destination`, `provider_id`, `before`, `state` and `at`, delivered like any other message. None by
+        /// default.
         events_to: Option<String> = unset("\"status\"", optional_text);
-        /// Where sources of kind "http" listen, "ADDRESS:PORT"; "" = nowhere. Put a proxy with TLS before it.
+        /// Where sources of kind "http" listen, "ADDRESS:PORT"; "" = nowhere. Put a TLS proxy in front of it.
         listen: Option<SocketAddr> = given("\"\"", listen);
     }
 
-    /// Databases that destinations of kind = "table" are in. The bounds on statements hold for all tables of one
-    /// warehouse together.
+    /// Databases for destinations of kind = "table". The limits on statements apply to all tables of one warehouse
+    /// together.
     Warehouse {
-        /// Where the address is kept, for it holds a password: "env:NAME", "file:/PATH" or "credential:NAME".
+        /// Where the address is kept, as it holds a password: "env:NAME", "file:/PATH" or "credential:NAME".
         url: SecretSource = unset("\"credential:warehouse\"", secret);
         /// What it understands.
         dialect: WarehouseDialect =
             choice(&[("postgres", WarehouseDialect::Postgres), ("redshift", WarehouseDialect::Redshift)]);
         /// How the connection is secured.
         tls: Tls = choice(TLS);
-        /// Certificates in PEM that are trusted beside the system's; an absolute path.
+        /// PEM file of certificates to trust in addition to the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/warehouse-ca.pem\"", optional_path);
-        /// Statements that are in flight at the same time; as many connections are open at most.
+        /// Statements in flight at once; also the most connections.
         statements: usize = integer(4, 1..=100, "statements in flight");
-        /// Statements per second; 0 = no bound.
-        statements_per_s: Option<u32> = integer(20, 0..=10_000, "statements per second, 0 = no bound").or_none();
+        /// Statements per second; 0 = no limit.
+        statements_per_s: Option<u32> = integer(20, 0..=10_000, "statements per second, 0 = no limit").or_none();
         /// How long one statement may take; less than half of `lease.duration`.
         statement_timeout: Duration = duration("25s", "100ms"..="1h");
     }
 }
 
-/// Where a secret is kept. It must be there.
+/// Where a secret is kept. It must exist.
 pub fn secret(section: &mut Section<'_>, key: &'static str) -> SecretSource {
     let text = section.private_text(key);
     let path = section.key(key);

@@ -1,4 +1,4 @@
-//! Reads typed settings out of the tree. A wrong one is noted and reading goes on, so that every
+//! Reads typed settings out of the tree. A wrong one is noted and reading continues, so that every
 //! problem is known at once; what nobody read is an unknown key.
 
 use std::{

@@ -178,7 +178,7 @@ pub(crate) fn merge(base: &mut Table, over: Table) -> Vec<Problem> {
 /// Lays the environment's `POSTRIDER__…` variables over the tree.
 ///
 /// The rest of a name is the key's path, its parts joined by two underscores. Case does not matter,
-/// and `_` stands for `-` too: `POSTRIDER__DESTINATIONS__SUPPORT_EU__RATE_PER_S` finds
+/// and `_` also matches `-`: `POSTRIDER__DESTINATIONS__SUPPORT_EU__RATE_PER_S` finds
 /// `destinations.support-eu.rate_per_s`. A name that is in no file is added in lower case.
 pub(crate) fn overlay(
     root: &mut Table,

@@ -1,4 +1,4 @@
-//! The store that an operator's commands work on, by the configuration's choice.
+//! The store that an operator's commands work on, as the configuration chooses.
 
 use std::sync::Arc;
 

@@ -37,8 +37,7 @@ fn embedded_store(config: &Config) -> Finding {
     match embedded::schema_version(&config.state.dir) {
         Ok(SCHEMA_VERSION) => finding(Verdict::Fine, format!("schema version {SCHEMA_VERSION}")),
         Ok(older) if older < SCHEMA_VERSION => {
-            let detail =
-                format!("schema version {older}; the daemon, or `postrider migrate`, brings it up to date");
+            let detail = format!("schema version {older}; the daemon, or `postrider migrate`, updates it");
             finding(Verdict::Costly, detail)
         }
         Ok(newer) => {

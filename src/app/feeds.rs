@@ -32,11 +32,14 @@ use crate::config::{self, FeedQueue, Resolved, STATUS_FEED, Target};
 const BLOCKS_PER_FEED: usize = 4;
 
 /// Long polls of an inbound queue that are open at the same time, and how long each waits: the most that SQS allows.
+#[cfg(feature = "aws")]
 const QUEUE_POLLERS: usize = 2;
+#[cfg(feature = "aws")]
 const QUEUE_WAIT: Duration = Duration::from_secs(20);
 
 /// Rows that one entry of an inbound queue may have. Each takes memory of its own, and an entry of 1 MiB, the
 /// most that SQS carries, could have half a million.
+#[cfg(feature = "aws")]
 const ENTRY_ROWS_MAX: usize = 10_000;
 
 /// The feeds of a configuration.
@@ -251,7 +254,7 @@ fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSett
     let config = &resolved.config;
     QueueFeedSettings {
         name: STATUS_FEED.into(),
-        // An id and not a person: who is meant, the receiver of changes knows by the message.
+        // An id, not a recipient: the receiver of changes knows the recipient by the message.
         recipient: "message_id".into(),
         max_row_bytes: STATUS_BYTES_MAX,
         max_entry_rows: 1,
@@ -267,7 +270,7 @@ fn status_feed_settings(resolved: &Resolved, destination: &str) -> QueueFeedSett
 /// A change is a handful of ids and words.
 const STATUS_BYTES_MAX: usize = 4 << 10;
 
-/// How long a look for changes waits for one.
+/// How long a poll for changes waits for one.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 
 /// A feed's destinations, with what their batches carry along.

@@ -1,4 +1,4 @@
-//! Adapter settings for databases with Postgres' protocol, derived from the configuration, and trying them.
+//! Settings of the adapters for Postgres' protocol, derived from the configuration, and checking them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ const LEDGER: &str = "ledger";
 /// How long a statement of a command that reads whole tables may take: the operator waits for it and can end it.
 const COMMAND_STATEMENT: Duration = Duration::from_mins(10);
 
-/// How long a look at a table may take.
+/// How long checking a table may take.
 const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// `[ledger.postgres]` for the adapter; `None` if the ledger is another.
@@ -99,13 +99,13 @@ async fn try_ledger(config: &Config, addresses: &Addresses, may_make: bool) -> O
                 LEDGER,
                 Verdict::Fine,
                 match migrated.from {
-                    0 => format!("schema {} made, version {}", settings.keys.schema, migrated.to),
+                    0 => format!("schema {} created, version {}", settings.keys.schema, migrated.to),
                     from if from == migrated.to => {
                         format!("schema {} is up to date, version {from}", settings.keys.schema)
                     }
                     from => {
                         format!(
-                            "schema {} brought from version {from} to {}",
+                            "schema {} updated from version {from} to {}",
                             settings.keys.schema, migrated.to
                         )
                     }
@@ -211,7 +211,7 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
     for (destination, _, table) in tables {
         let engine = format!("table of {}", destination.name);
         findings.push(match look(&table).await {
-            Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns are there"),
+            Ok(()) => Finding::new(engine, Verdict::Fine, "it and its columns exist"),
             Err(CheckError::Unreachable(why)) => Finding::new(engine, Verdict::Unreachable, why),
             Err(error @ CheckError::Unfit(_)) => Finding::new(engine, Verdict::Wrong, error.to_string()),
         });
@@ -231,7 +231,7 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
     let table = |name: &str| {
         tables.get(name).with_context(|| {
             let known: Vec<_> = tables.keys().map(String::as_str).collect();
-            format!("{name:?} is not a destination of kind = \"table\"; there are: {}", known.join(", "))
+            format!("{name:?} is not a destination of kind = \"table\"; known: {}", known.join(", "))
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);

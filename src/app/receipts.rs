@@ -116,10 +116,10 @@ const APPLY_RECEIPTS_MAX: usize = 1_000;
 const APPLY_BYTES_MAX: usize = 1 << 20;
 const APPLY_LINGER: Duration = Duration::from_millis(200);
 
-/// How long a look at a source waits for receipts.
+/// How long a poll of a source waits for receipts.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Receipts of one look at a directory.
+/// Receipts of one poll of a directory.
 const LOOK_RECEIPTS_MAX: usize = 5_000;
 
 /// How long a poll waits for one. A file of gigabytes takes longer to be hashed, or to be copied from another

@@ -1,4 +1,4 @@
-//! What the daemon says about itself while it works.
+//! The daemon's status line.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl StatusReporter {
         }
     }
 
-    /// The line, if it is news. A store that can't be read has news of its own.
+    /// The line, if it has changed. A store that can't be read has a line of its own.
     pub(super) async fn line(&mut self) -> Option<String> {
         let look = self.clock.mono();
         if look < self.look_again {

@@ -1,4 +1,4 @@
-//! Where batches and what became of them are kept, by the configuration's choice.
+//! The stores of batches and their records that the configuration chooses.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
 };
 use postrider_sqlite::{Backlog, EmbeddedStore, exit_on_fatal};
 
-/// Between two looks at a backlog that is counted across the network.
+/// Time between two reads of a backlog that is counted across the network.
 const SHARED_LOOK: Duration = Duration::from_secs(15);
 
 /// The stores of one process. They stay open as long as it lives.
@@ -64,6 +64,8 @@ impl Stores {
         if let Some(stores) = super::remote::open_stores(config, state_dir, evidence, clock, metrics).await? {
             return stores.recording(resolved, metrics).await;
         }
+        #[cfg(not(feature = "aws"))]
+        let _ = clock; // leases of the embedded store go by its callers' time
         debug_assert!(config.profile == Profile::Embedded, "the other profile was opened, or refused");
         let store = open_embedded(state_dir, evidence)?;
         Self::embedded(&store, metrics).recording(resolved, metrics).await
@@ -133,7 +135,7 @@ impl Stores {
         }
     }
 
-    /// How long to leave between two looks at them for metrics and status: what lies across the network
+    /// How long to wait between two reads of them for metrics and status: what lies across the network
     /// costs a call each.
     pub(super) fn look_pause(&self) -> Duration {
         if self.carried.is_some() { SHARED_LOOK } else { Duration::ZERO }

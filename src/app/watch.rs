@@ -1,4 +1,4 @@
-//! Reads the backlog at every look of the daemon at itself, exports it, and watches the alarms.
+//! The daemon's self-check: reads the backlog, exports it, and watches the alarms.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use postrider_sqlite::Backlog;
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How old an actor's sign of life may be before the watchdog is left unfed and probes are told.
+/// How old an actor's sign of life may be before the watchdog is no longer fed and probes fail.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.

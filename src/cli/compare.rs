@@ -41,7 +41,7 @@ fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
 #[cfg(not(feature = "postgres"))]
 fn compare(_: &Args, _: &Config) -> anyhow::Result<ExitCode> {
     use crate::built_in::{Engine, Engines};
-    use crate::exit::Exit;
+    use crate::exit::{Exit, ExitContext as _};
 
     // A configuration with tables was refused already, so there is nothing to compare.
     let advice = Engines::BUILT_IN.missing(&[Engine::Warehouse]).unwrap_or_default();

@@ -79,13 +79,13 @@ enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
         /// The format
-        #[arg(long, value_enum, default_value_t = Format::Csv)]
-        format: Format,
+        #[arg(long, value_enum, default_value_t = ExportFormat::Csv)]
+        format: ExportFormat,
     },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum ExportFormat {
     /// With a header
     Csv,
     /// One JSON object per line
@@ -167,7 +167,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         Command::Redrive { which, limit, all, json } => {
             ensure!(
                 *all || limit.is_some() || !which.is_everything(),
-                "this would redrive every dead letter; name some with a filter or --limit, or say --all"
+                "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
             let redriven = console::operate(&config)?.redrive(&which.filter(now), limit, now)?;
@@ -242,7 +242,7 @@ fn export(
     view: &mut dyn View,
     filter: &DeadFilter,
     limit: usize,
-    format: Format,
+    format: ExportFormat,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let header = [
@@ -258,7 +258,7 @@ fn export(
         "cause",
         "detail",
     ];
-    if matches!(format, Format::Csv) {
+    if matches!(format, ExportFormat::Csv) {
         write_csv(out, header)?;
     }
     let mut position = Position::default();
@@ -271,7 +271,7 @@ fn export(
         let recipients = view.recipients(&letters)?;
         for (letter, recipient) in letters.iter().zip(&recipients) {
             match format {
-                Format::Csv => write_csv(
+                ExportFormat::Csv => write_csv(
                     out,
                     [
                         &id(letter).to_string(),
@@ -287,7 +287,7 @@ fn export(
                         letter.detail.as_deref().unwrap_or_default(),
                     ],
                 )?,
-                Format::Ndjson => {
+                ExportFormat::Ndjson => {
                     serde_json::to_writer(&mut *out, &json_of(letter, Some(recipient)))?;
                     out.write_all(b"\n")?;
                 }

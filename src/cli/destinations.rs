@@ -80,7 +80,7 @@ fn ensure_known(config: &Config, name: &str) -> anyhow::Result<()> {
     let configured = config.destinations.iter().any(|destination| destination.name == name);
     ensure!(
         configured || console::view(config)?.destinations()?.contains_key(name),
-        "no destination is called {name:?}; `postrider destinations list` shows those there are"
+        "no destination is called {name:?}; `postrider destinations list` lists them"
     );
     Ok(())
 }

@@ -90,7 +90,7 @@ impl Versions {
         } else if before == after {
             format!("schema version {after} is up to date\n")
         } else {
-            format!("schema version {before} became {after}\n")
+            format!("schema updated from version {before} to {after}\n")
         }
     }
 }

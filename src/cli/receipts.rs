@@ -173,7 +173,7 @@ fn reread(config: &Config, source: Option<&str>, limit: u64, as_json: bool) -> a
     let sources: Vec<_> = config.receipt_sources.iter().filter(|source| is_wanted(&source.name)).collect();
     if let (Some(name), []) = (source, &sources[..]) {
         let known: Vec<_> = config.receipt_sources.iter().map(|source| source.name.as_str()).collect();
-        bail!("no source has the name {name:?}; there are: {}", known.join(", "));
+        bail!("no source has the name {name:?}; known: {}", known.join(", "));
     }
     let rejects = console::rejects(config)?.context(NO_RECEIPTS)?;
     let mut counts = RereadCounts::default();

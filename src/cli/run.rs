@@ -1,4 +1,4 @@
-//! Everything before the daemon itself: configuration, logs, and what the configuration names.
+//! `postrider run`: everything before the daemon itself: configuration, logs, secrets and templates.
 
 use std::{
     path::{Path, PathBuf},

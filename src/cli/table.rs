@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn every_time_can_be_told() {
+    fn every_time_can_be_shown() {
         assert_eq!(time(UnixMs(0)), "1970-01-01T00:00:00.000Z");
         assert_eq!(time(UnixMs(u64::MAX)), "9999-12-31T23:59:59.999Z");
     }

@@ -96,9 +96,9 @@ settings! {
     WebhookKeys {
         /// Where requests go: http:// or https://, without user name and password.
         url: WebhookUrl = unset("\"https://hooks.example.com/alerts\"", url);
-        /// What requests are signed with (Standard Webhooks), up to 8: all of them, so that a secret can be rotated.
-        /// Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's LoadCredential=),
-        /// never the secret itself. `[]` sends without a signature.
+        /// What requests are signed with (Standard Webhooks), up to 8: with all of them, so that a secret can be
+        /// rotated. Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's
+        /// LoadCredential=), never the secret itself. `[]` sends without a signature.
         secrets: Vec<SecretSource> = unset("[\"credential:support\"]", signing_secrets);
         /// Requests in flight. 32 to 64 were fastest in measurements; more only cost.
         concurrency: usize = integer(64, 1..=65_536, "requests in flight");
@@ -113,9 +113,9 @@ settings! {
         template_file: Option<PathBuf> = unset("\"/etc/postrider/alerts.json.j2\"", optional_path);
         /// The body's media type.
         content_type: String = given("\"application/json\"", content_type);
-        /// Certificates in PEM that are trusted beside the system's; an absolute path.
+        /// PEM file of certificates to trust in addition to the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
-        /// Where in a 2xx answer, which is JSON then, the receiver's own id for the message stands: a JSON pointer (RFC
+        /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it.
         provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
     }
@@ -124,11 +124,11 @@ settings! {
     TableKeys {
         /// kind = "table": the warehouse that the table is in.
         warehouse: String = unset("\"main\"", warehouse_name);
-        /// The table, or SCHEMA.TABLE. It must be there.
+        /// The table, or SCHEMA.TABLE. It must exist.
         table: TableName = unset("\"analytics.events\"", table_name);
         /// The column for the message's id; it must be unique, so that no row is written twice.
         key_column: String = given("\"message_id\"", key_column);
-        /// Rows of one statement at most. Batches that wait already travel together.
+        /// Rows per statement at most. Waiting batches share a statement.
         max_rows: usize = integer(5_000, 1..=100_000, "rows");
         /// The longest that a batch waits for others to fill a statement.
         linger: Duration = duration("500ms", "0s"..="1m");
@@ -268,7 +268,7 @@ fn retry(section: &mut Section<'_>) -> Retry {
     let mut retry = Retry::read_table(section, "retry");
     let key = format!("{}.max_retry_after", section.key("retry"));
     if !section.reader().is_set(&key) {
-        // Whoever shortens the whole is not asked to shorten its part.
+        // Shortening the total timeout does not require shortening its part.
         retry.max_retry_after = retry.max_retry_after.min(retry.max_age);
     }
     retry
@@ -339,7 +339,7 @@ fn table(section: &mut Section<'_>) -> Table {
         reader.note(&columns_key, None, format!("say what the table's columns hold: {COLUMN}"));
     }
     if columns.len() > COLUMNS_MAX {
-        let advice = format!("keep to {COLUMNS_MAX} columns");
+        let advice = format!("at most {COLUMNS_MAX} columns");
         reader.note(&columns_key, Some(columns.len().to_string()), advice);
     }
     Table { settings, mapping: Mapping { columns } }
@@ -435,7 +435,7 @@ fn template(section: &Section<'_>, settings: &WebhookKeys) -> TemplateSource {
     let (key, file_key) = (section.key("template"), section.key("template_file"));
     if let Some(source) = &settings.template {
         if source.len() > TEMPLATE_BYTES_MAX {
-            let advice = format!("keep to {TEMPLATE_BYTES_MAX} bytes");
+            let advice = format!("at most {TEMPLATE_BYTES_MAX} bytes");
             reader.note(&key, Some(format!("{} bytes", source.len())), advice);
         } else if let Err(error) = BodyTemplate::compile(Some(source), &settings.content_type) {
             reader.note(&key, None, format!("it is not a valid template: {error}"));
@@ -462,7 +462,7 @@ fn headers(section: &mut Section<'_>) -> Vec<Header> {
     let key = section.key("headers");
     let items = section.private_texts("headers");
     if items.len() > HEADERS_MAX {
-        reader.note(&key, Some(items.len().to_string()), format!("keep to {HEADERS_MAX} headers"));
+        reader.note(&key, Some(items.len().to_string()), format!("at most {HEADERS_MAX} headers"));
     }
     let mut headers: Vec<Header> = Vec::new();
     for (path, name, text) in items {
@@ -484,7 +484,7 @@ fn headers(section: &mut Section<'_>) -> Vec<Header> {
         if let Some(problem) = refusal.first() {
             reader.note(&path, None, format!("{}; {}", problem.found, problem.allowed));
         } else if headers.iter().any(|header| header.name == name) {
-            reader.note(&path, None, "it is there twice, in another case: remove one");
+            reader.note(&path, None, "it is set twice, in different case: remove one");
         } else if matches!(value, HeaderValue::Literal(_)) && SECRET_HEADERS.contains(&name.as_str()) {
             reader.note(&path, None, SOURCES);
         } else {

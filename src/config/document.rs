@@ -21,7 +21,7 @@ const HEAD: &str = "\
 #   POSTRIDER__DESTINATIONS__SUPPORT__TIMEOUT=30s
 #   POSTRIDER__FEEDS__ALERTS__DESTINATIONS=support,audit
 #
-# In names of feeds, destinations and headers `_` stands for `-` as well. The environment wins over
+# In names of feeds, destinations and headers `_` also matches `-`. The environment wins over
 # your file, your file over this one. `postrider check-config -c FILE` says what is wrong, all at once.
 #
 # A time is written with its unit (\"250ms\", \"5s\", \"30m\", \"14d\"), and so is a size (\"512B\", \"64KiB\", \"1MiB\").
@@ -49,9 +49,9 @@ pub fn default_toml() -> String {
         .table::<Ops>("ops")
         .verbatim("\n")
         .comment(&[
-            "What is watched, every second. What is raised and cleared is a line in the log and the metric",
-            "postrider_alarm_active; config/alerts.yml has the same rules for Prometheus. An alarm clears at or below",
-            "80 per cent of its bound, after 60 s; the one on dead letters when its window has passed.",
+            "Alarms, checked every second. Raising and clearing is logged and shown by the metric postrider_alarm_active;",
+            "config/alerts.yml has the same rules for Prometheus. An alarm clears at or below 80 per cent of its",
+            "threshold, after 60 s; the one on dead letters when its window has passed.",
         ])
         .table::<DepthAlarm>("alarms.depth")
         .table::<FailuresAlarm>("alarms.failures")
@@ -118,7 +118,7 @@ fn destinations(page: &mut Page) {
         &[
             "kind = \"table\": what its columns hold, COLUMN = \"SOURCE TYPE required\". SOURCE is recipient, feed or",
             "data.NAME (keys joined by dots); TYPE is text (if left out), integer, numeric, double, boolean, timestamp,",
-            "date or json; with required a message without it is dead. Messages keep the columns they were accepted",
+            "date or json; with required, a message without it is dead. Messages keep the columns they were accepted",
             "with. For example: user_id = \"recipient\", amount = \"data.amount numeric required\".",
         ],
     )

@@ -259,7 +259,7 @@ fn parse_for(
     postrider_settings::finish(reader, file, problems).map(|()| config)
 }
 
-/// Reads the tree; what is wrong is noted and stands as a value within its range.
+/// Reads the tree; what is wrong is noted and replaced by a value within its range.
 fn read(mut tree: Section<'_>, file: &Path) -> Config {
     let root = &mut tree;
     let profile = Root::read(root).profile;
@@ -337,7 +337,7 @@ fn feed(section: &mut Section<'_>, name: &str) -> Feed {
     let mut queue = FeedQueue::read(section);
     section.need = need;
     if !section.reader().is_set(&section.key("max_size")) {
-        // Whoever allows longer rows is not asked to make room for one too.
+        // Allowing longer rows does not require making room for one too.
         queue.max_size = queue.max_size.max(settings.max_row);
     }
     let source = if is_queue {

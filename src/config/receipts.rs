@@ -57,7 +57,7 @@ settings! {
         format: FormatWord = choice(&[("ndjson", FormatWord::Ndjson), ("csv", FormatWord::Csv)]);
         /// One ASCII character between the cells of a csv: "," or ";" or "\t" or "|".
         delimiter: u8 = given("\",\"", delimiter);
-        /// What any status means that is not in `[receipts.sources.NAME.statuses]`.
+        /// The meaning of any status that is not in `[receipts.sources.NAME.statuses]`.
         other_statuses: UnknownStatus = choice(&[("reject", UnknownStatus::Reject), ("sent", UnknownStatus::Sent)]);
     }
 
@@ -65,13 +65,13 @@ settings! {
     DirectorySource {
         /// kind = "dir": the directory; an absolute path. Finished files go to `done` and `failed` in it.
         path: PathBuf = unset("\"/srv/postrider/receipts\"", required_path);
-        /// How long size and mtime must stand still before a file is claimed.
+        /// How long size and mtime must be unchanged before a file is claimed.
         stable_after: Duration = duration("2s", "0s"..="1h");
     }
 
     /// Requests to `/receipts/NAME`.
     HttpSource {
-        /// kind = "http": Standard Webhooks' signature, or a bearer token. Who sends receipts proves who it is.
+        /// kind = "http": Standard Webhooks' signature, or a bearer token. How senders of receipts authenticate.
         auth: HttpAuth = choice(&[("signature", HttpAuth::Signature), ("bearer", HttpAuth::Bearer)]);
         /// Where signing secrets or tokens are kept, up to 8, any of which is enough: "env:NAME", "file:/PATH",
         /// "credential:NAME".
@@ -94,11 +94,11 @@ settings! {
         /// Calls per second to all of its log groups together. Those of several sources add up. AWS allows 5 to 25 per
         /// account and region.
         calls_per_s: u32 = integer(2, 1..=1_000, "calls per second");
-        /// How often it looks.
+        /// How often it polls.
         poll: Duration = duration("60s", "1s"..="1h");
-        /// How far each look goes back behind the one before it: events come late.
+        /// How far each poll overlaps the one before it, because events come late.
         overlap: Duration = duration("5m", "0s"..="1d");
-        /// How far the very first look goes back.
+        /// How far back the very first poll starts.
         start: Duration = duration("1h", "0s"..="30d");
     }
 
@@ -109,9 +109,10 @@ settings! {
         message_id: Option<FieldPath> = given("\"\"", field);
         /// The provider's id, as `destinations.NAME.provider_id` found it in the answer.
         provider_id: Option<FieldPath> = given("\"\"", field);
-        /// The receipt's own id, by which one that is sent again is known. Without it the same text is the same receipt.
+        /// The receipt's own id, by which repeats are recognised. Without it, receipts with the same text are
+        /// repeats.
         event_id: Option<FieldPath> = given("\"\"", field);
-        /// The provider's word for what became of the message.
+        /// The provider's word for the message's status.
         status: Option<FieldPath> = given("\"\"", field);
         /// When that was: RFC 3339, or Unix seconds or milliseconds.
         at: Option<FieldPath> = given("\"\"", field);

@@ -47,7 +47,7 @@ pub struct Addresses {
     pub warehouses: BTreeMap<String, SecretString>,
 }
 
-/// What a destination needs that does not stand in the configuration. Compare two with
+/// What a destination needs that is not in the configuration itself. Compare two with
 /// [`Materials::is_same`] to see whether a reload changes anything.
 #[derive(Clone)]
 pub struct Materials {

@@ -589,7 +589,7 @@ fn a_file_that_is_too_large_or_missing_is_refused() {
 }
 
 proptest! {
-    /// Whatever stands at whatever key, reading ends with a configuration or with problems.
+    /// Whatever the value of whatever key, reading ends with a configuration or with problems.
     #[test]
     fn anything_is_read_or_refused_without_a_panic(
         section in "(pools|batch|feeds|destinations|feeds\\.a|destinations\\.support|destinations\\.\"\\*\"|x)",

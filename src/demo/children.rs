@@ -231,7 +231,7 @@ impl Daemon {
         Ok(kib * 1024)
     }
 
-    /// Stops it in good order.
+    /// Stops it in order.
     pub(super) fn stop(self) -> anyhow::Result<()> {
         self.process.borrow_mut().stop()?;
         fs::remove_file(&self.socket).context("can't remove the notify socket")

@@ -1,8 +1,8 @@
-//! The whole job with nothing installed and nothing configured: a directory, a receiver, a daemon, a
+//! The whole pipeline with nothing installed and nothing configured: a directory, a receiver, a daemon, a
 //! file, and at the end the proof that every row of it is accounted for.
 //!
 //! Receiver and daemon are processes of this same program, started as an operator would start them,
-//! and everything the demo knows of them it asks as an operator would: `postrider files --json` and the
+//! and the demo asks them everything as an operator would: `postrider files --json` and the
 //! receiver's `/stats`.
 
 mod children;
@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -32,7 +32,7 @@ pub use self::summary::Summary;
 use self::{
     children::{Daemon, ReceiverProcess},
     summary::{Facts, PolledFile},
-    world::World,
+    world::{World, now_ms},
 };
 
 /// What to demonstrate.
@@ -159,8 +159,4 @@ fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
         flag.store(true, Relaxed);
     })?;
     Ok(interrupted)
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

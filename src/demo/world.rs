@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process, thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, ensure};
@@ -15,8 +15,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postrider_actors::model::file::FileReport;
 use serde_json::json;
 use tokio::time::Instant;
-
-use super::now_ms;
 
 const FILE: &str = "users.csv";
 
@@ -185,6 +183,11 @@ fn write_rows(to: &mut impl io::Write, expected: Expected) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

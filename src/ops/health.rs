@@ -6,7 +6,7 @@ use std::{
 
 use postrider_actors::{flow::ProgressBoard, ports::Clock};
 
-/// Where the daemon stands in its life.
+/// The phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Not everything is up.
@@ -36,27 +36,27 @@ impl Phase {
 pub struct Health {
     board: ProgressBoard,
     clock: Arc<dyn Clock>,
-    patience: Duration,
+    stuck_after: Duration,
     phase: Arc<Mutex<Phase>>,
 }
 
 impl Health {
-    /// A daemon that starts. An actor that gives no sign of life for longer than `patience` is stuck.
-    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>, patience: Duration) -> Self {
-        Self { board, clock, patience, phase: Arc::new(Mutex::new(Phase::Starting)) }
+    /// A daemon that starts. An actor that gives no sign of life for longer than `stuck_after` is stuck.
+    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>, stuck_after: Duration) -> Self {
+        Self { board, clock, stuck_after, phase: Arc::new(Mutex::new(Phase::Starting)) }
     }
 
     /// The actors that are stuck.
     pub fn stuck(&self) -> Vec<String> {
-        self.board.stuck(self.clock.mono(), self.patience)
+        self.board.stuck(self.clock.mono(), self.stuck_after)
     }
 
-    /// Where the daemon stands.
+    /// The daemon's phase.
     pub fn phase(&self) -> Phase {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The daemon stands elsewhere now.
+    /// Sets the daemon's phase.
     pub fn enter(&self, phase: Phase) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
     }

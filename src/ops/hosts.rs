@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_strangers() {
+    fn other_hosts_are_refused() {
         for host in [
             "evil.example",
             "127.0.0.1.evil.example",

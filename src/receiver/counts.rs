@@ -26,7 +26,7 @@ pub struct Counts {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct RequestCounters {
     accepted: AtomicU64,
     failed: AtomicU64,
     unverified: AtomicU64,
@@ -36,7 +36,7 @@ pub(super) struct Counters {
     last_at: AtomicU64,
 }
 
-impl Counters {
+impl RequestCounters {
     pub(super) fn count(&self, answer: Reply, bytes: usize, at: u64) {
         let counter = match answer {
             Reply::Accepted(_) => &self.accepted,

@@ -84,7 +84,7 @@ struct State {
     latency: Duration,
     answer_ids: bool,
     log: Option<RequestLog>,
-    counts: counts::Counters,
+    counts: counts::RequestCounters,
     /// Why the log can't be written any more. A receiver that can't log proves nothing: it stops.
     log_error: OnceLock<io::Error>,
     log_failed: Notify,
@@ -104,7 +104,7 @@ impl Receiver {
             latency: settings.latency,
             answer_ids: settings.answer_ids,
             log,
-            counts: counts::Counters::default(),
+            counts: counts::RequestCounters::default(),
             log_error: OnceLock::new(),
             log_failed: Notify::new(),
         };
@@ -188,7 +188,7 @@ impl State {
         let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return empty(StatusCode::PAYLOAD_TOO_LARGE),
-            // The sender is gone; nobody hears this.
+            // The sender is gone; this goes nowhere.
             Err(_) => return empty(StatusCode::BAD_REQUEST),
         };
         let at = now_ms();

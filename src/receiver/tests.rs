@@ -116,7 +116,7 @@ async fn failures_carry_the_status_and_retry_after_that_were_asked_for() {
 }
 
 #[tokio::test]
-async fn a_request_is_logged_before_it_is_answered_and_finished_when_told_to_stop() {
+async fn a_request_is_logged_before_it_is_answered_and_finished_at_a_stop() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let world = World::start(|settings| {

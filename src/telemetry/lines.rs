@@ -92,7 +92,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        // More than `info` is asked for by somebody who looks for something.
+        // More than `info` is set by an operator who is looking for something.
         if *metadata.level() <= Level::INFO {
             let place = LogSite(metadata.callsite());
             let admission = {

@@ -150,20 +150,20 @@ impl ApiCalls {
                 to,
                 "api_calls",
                 ["service", "operation", "outcome"],
-                "Calls of remote services",
+                "Calls to remote services",
             ),
             duration: Timings::register(
                 to,
                 "api_call_duration",
                 ["service", "operation"],
-                "Duration of calls of remote services",
+                "Duration of calls to remote services",
                 call_buckets,
             ),
             items: Counters::register(
                 to,
                 "api_items",
                 ["service", "operation"],
-                "Items that calls of remote services carried",
+                "Items carried by calls to remote services",
             ),
         }
     }
@@ -256,12 +256,7 @@ impl BacklogMetrics {
                 [],
                 "Batches that the queue has not accepted",
             ),
-            oldest: Gauges::register_seconds(
-                to,
-                "oldest_due",
-                [],
-                "How long the batch that is due for longest has been so",
-            ),
+            oldest: Gauges::register_seconds(to, "oldest_due", [], "Age of the oldest overdue batch"),
             queue: Gauges::register(to, "queue_batches", ["state"], "Batches that the queue holds"),
         }
     }
@@ -302,7 +297,7 @@ mod tests {
     use crate::telemetry::Metered;
 
     /// A metric as the table documents it: type, labels, unit.
-    type Row = (String, BTreeSet<String>, String);
+    type DocumentedMetric = (String, BTreeSet<String>, String);
 
     /// Metrics in which every family has a series.
     fn touched() -> Metrics {
@@ -329,9 +324,9 @@ mod tests {
     }
 
     /// Every exported family, under the name that a query uses.
-    fn exported() -> BTreeMap<String, Row> {
+    fn exported() -> BTreeMap<String, DocumentedMetric> {
         let text = touched().render();
-        let mut families: BTreeMap<String, Row> = BTreeMap::new();
+        let mut families: BTreeMap<String, DocumentedMetric> = BTreeMap::new();
         let mut units = BTreeMap::new();
         for line in text.lines() {
             if let Some(unit) = line.strip_prefix("# UNIT ") {
@@ -348,7 +343,7 @@ mod tests {
                 family.unwrap().1.1.extend(names.filter(|name| name != "le"));
             }
         }
-        let full = |(name, mut row): (String, Row)| {
+        let full = |(name, mut row): (String, DocumentedMetric)| {
             row.2 = units.remove(&name).unwrap_or_default();
             let suffix = match row.0.as_str() {
                 "counter" => "_total",
@@ -361,7 +356,7 @@ mod tests {
     }
 
     /// The table's rows: | `NAME` | type | labels | unit | meaning |
-    fn documented() -> BTreeMap<String, Row> {
+    fn documented() -> BTreeMap<String, DocumentedMetric> {
         let text = include_str!("../../docs/operations.md");
         let rows = text.lines().filter(|line| line.starts_with("| `postrider_"));
         rows.map(|line| {

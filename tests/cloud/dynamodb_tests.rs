@@ -154,7 +154,7 @@ async fn a_share_of_the_writes_stays_unprocessed() {
     all.extend(left.iter().cloned());
     all.sort();
     assert_eq!(all, ids);
-    // A caller that goes on gets there.
+    // A caller that continues gets there.
     let mut calls = 1;
     while left.len() > 1 {
         left = table.write(&as_strs(&left)).await;

@@ -342,7 +342,7 @@ impl Plan {
         drawn
     }
 
-    /// Says whether a drawn fault has happened; if not, its rule may fire once more.
+    /// Says whether a drawn fault has happened; if not, its rule may fire again.
     pub(super) fn settle(&mut self, drawn: &Drawn, operation: &str, happened: bool) {
         if happened {
             *self.injected.entry(operation.to_owned()).or_default() += 1;

@@ -126,7 +126,7 @@ impl FaultProxy {
         lock(&self.shared.arrivals).get(operation).cloned().unwrap_or_default()
     }
 
-    /// Begins to count anew and returns what was counted until now; no call falls in between.
+    /// Resets the counts and returns them; no call falls in between.
     pub fn reset_counts(&self) -> Counts {
         std::mem::take(&mut *lock(&self.shared.counts))
     }

@@ -62,7 +62,7 @@ fn metric(address: SocketAddr, series: &str) -> Option<f64> {
 }
 
 #[test]
-fn s2_7_metrics_tell_what_was_done() {
+fn s2_7_metrics_show_what_was_done() {
     let mut world = World::new("csv");
     world.script(|request| match request.earlier {
         0 if request.id.ends_with("_7") => Reply::Status(503),
@@ -116,7 +116,7 @@ fn s2_7_metrics_tell_what_was_done() {
 }
 
 #[test]
-fn probes_hear_of_the_daemon_s_phases() {
+fn probes_follow_the_daemon_s_phases() {
     let mut world = World::new("csv");
     world.script(|_| Reply::Hang).set("shutdown.timeout", "3s");
     let address = serve(&mut world);
@@ -167,7 +167,7 @@ fn a_port_in_use_is_a_start_error() {
 }
 
 #[test]
-fn f56_a_wrong_host_is_told_nothing() {
+fn f56_a_wrong_host_gets_nothing() {
     let mut world = World::new("csv");
     world.receive(&[]).set("ops.allowed_hosts", vec!["metrics.internal"]);
     let address = serve(&mut world);

@@ -50,7 +50,7 @@ fn escalates(failpoint: &str) {
     assert!(status.code().is_some(), "an exit, not a signal: {status}");
     world.fail("").start().wait_settled(LIVENESS);
     world.stop();
-    // Five restarts, and the failure that was one too many; no level above grants them anew.
+    // Five restarts, and the failure that was one too many; no level above grants more.
     world.kills = 6;
     world.prove();
 }

@@ -181,7 +181,7 @@ fn a_send_and_its_receipts(world: &mut World, engine: &[&str], rows: usize) {
 }
 
 #[test]
-fn s0_receipts_in_any_order_come_to_what_the_oracle_says() {
+fn s0_receipts_in_any_order_end_as_the_oracle_says() {
     let mut world = World::new("csv");
     let store = world.store().display().to_string();
     a_send_and_its_receipts(&mut world, &["--store", &store], knob("POSTRIDER_ROWS", 10_000) as usize);
@@ -189,7 +189,7 @@ fn s0_receipts_in_any_order_come_to_what_the_oracle_says() {
 
 #[test]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-fn s0_receipts_in_any_order_come_to_what_the_oracle_says_in_postgres() {
+fn s0_receipts_in_any_order_end_as_the_oracle_says_in_postgres() {
     let postgres = Postgres::start();
     let mut world = World::new("csv");
     world.keep_rows_in(&postgres);
@@ -274,7 +274,7 @@ fn s0_5_a_message_without_a_receipt_expires_and_a_late_receipt_undoes_it() {
 
 /// The provider has new words. Their receipts are kept, and read again by a mapping that knows one of them, while the
 /// daemon still has the old one.
-fn a_mended_mapping_reads_what_was_rejected(world: &mut World) {
+fn a_fixed_mapping_reads_what_was_rejected(world: &mut World) {
     const RECIPIENT: &str = "+41790000000";
     let rows = 600;
     world.receive(&[]).add_receipts(SOURCE);
@@ -335,17 +335,17 @@ fn a_mended_mapping_reads_what_was_rejected(world: &mut World) {
 }
 
 #[test]
-fn rejected_receipts_are_read_again_once_the_mapping_is_mended() {
-    a_mended_mapping_reads_what_was_rejected(&mut World::new("csv"));
+fn rejected_receipts_are_read_again_once_the_mapping_is_fixed() {
+    a_fixed_mapping_reads_what_was_rejected(&mut World::new("csv"));
 }
 
 #[test]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-fn rejected_receipts_are_read_again_once_the_mapping_is_mended_in_postgres() {
+fn rejected_receipts_are_read_again_once_the_mapping_is_fixed_in_postgres() {
     let postgres = Postgres::start();
     let mut world = World::new("csv");
     world.keep_rows_in(&postgres);
-    a_mended_mapping_reads_what_was_rejected(&mut world);
+    a_fixed_mapping_reads_what_was_rejected(&mut world);
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn i10_a_first_row_without_a_header_is_quoted_in_reports_and_never_in_the_log() 
 }
 
 #[test]
-fn each_change_of_a_state_is_told_to_a_webhook_once() {
+fn each_change_of_a_state_is_sent_to_a_webhook_once() {
     let rows = 300;
     let mut world = World::new("csv");
     world.receive(&["--log-bodies"]);
@@ -525,7 +525,7 @@ fn s0_1_the_receipts_of_a_send_are_read_from_cloudwatch_within_the_rate() {
     let id = |row: usize| provider_id(&MessageId { file, row: row as u64 }.to_string());
     let ids: Vec<_> = (1..=rows).map(id).collect();
     put_events(logs.endpoint(), group, &ids);
-    // A window that fails is read again itself: the first looks are refused.
+    // A window that fails is read again itself: the first polls are refused.
     proxy.inject(Rule::on("FilterLogEvents", Fault::unavailable()).next(2));
     world.start_ready();
     world.drop_file(input);

@@ -58,7 +58,7 @@ class View:
             last = sum(1 for drive, _ in own if drive == max(drive for drive, _ in own))
             fits = {
                 ACCEPTED: made == 0 and not own,
-                # A redrive begins to count anew.
+                # A redrive starts the count over.
                 RETRYING: made in (0, last),
                 DEAD: made == last,
             }

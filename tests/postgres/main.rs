@@ -104,7 +104,7 @@ fn arrival(receipts: Vec<Receipt>) -> Arrival {
     }
 }
 
-/// Repeats what may be repeated; what is refused for good fails the test.
+/// Repeats what may be repeated; what is refused permanently fails the test.
 async fn insist<T, F>(work: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,

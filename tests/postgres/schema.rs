@@ -192,7 +192,7 @@ async fn retention_goes_by_what_was_recorded_last() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-async fn a_file_that_another_machine_has_forgotten_is_found_anew() {
+async fn a_file_that_another_machine_has_forgotten_is_found_again() {
     let server = server();
     let ledger = ledger(&server).await;
     let other = PostgresLedger::open(settings(&server), Arc::new(())).await.unwrap();

@@ -188,7 +188,7 @@ fn problems(checked: Result<(), CheckError>) -> Vec<String> {
 
 #[tokio::test]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-async fn check_says_what_to_mend_and_a_role_with_those_rights_alone_can_write() {
+async fn check_says_what_to_fix_and_a_role_with_those_rights_alone_can_write() {
     let server = Postgres::start();
     let columns = vec![key(), field("n", ColumnType::Integer), field("t", ColumnType::Timestamp)];
     let mapping = Mapping { columns };
@@ -238,7 +238,7 @@ async fn check_says_what_to_mend_and_a_role_with_those_rights_alone_can_write() 
 
 #[tokio::test]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
-async fn what_passes_or_can_be_mended_is_retryable_and_the_connection_comes_back() {
+async fn what_passes_or_can_be_fixed_is_retryable_and_the_connection_comes_back() {
     for dialect in DIALECTS {
         let server = Postgres::start();
         let mapping = Arc::new(people());

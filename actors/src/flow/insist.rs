@@ -84,13 +84,13 @@ mod tests {
         let clock = PausedClock(tokio::time::Instant::now());
         let board = ProgressBoard::default();
         let progress = board.mark("worker", clock.mono());
-        let patience = Duration::from_secs(20);
+        let stuck_after = Duration::from_secs(20);
         let never = insist("waiting", &clock, &progress, std::future::pending::<Result<(), StoreError>>);
         assert!(tokio::time::timeout(Duration::from_mins(4), never).await.is_err());
-        assert!(board.stuck(clock.mono(), patience).is_empty(), "it may still come");
+        assert!(board.stuck(clock.mono(), stuck_after).is_empty(), "it may still come");
         let never = insist("waiting", &clock, &progress, std::future::pending::<Result<(), StoreError>>);
         assert!(tokio::time::timeout(Duration::from_mins(8), never).await.is_err());
-        assert_eq!(board.stuck(clock.mono(), patience), ["worker"]);
+        assert_eq!(board.stuck(clock.mono(), stuck_after), ["worker"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,13 +40,13 @@ impl ProgressBoard {
         Progress(mark)
     }
 
-    /// The actors that have not come round for longer than `patience`.
-    pub fn stuck(&self, now: MonoMs, patience: Duration) -> Vec<String> {
+    /// The actors that have not come round for longer than `stuck_after`.
+    pub fn stuck(&self, now: MonoMs, stuck_after: Duration) -> Vec<String> {
         let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         marks
             .iter()
             .filter_map(Weak::upgrade)
-            .filter(|mark| now.since(MonoMs(mark.turned.load(Ordering::Relaxed))) > patience)
+            .filter(|mark| now.since(MonoMs(mark.turned.load(Ordering::Relaxed))) > stuck_after)
             .map(|mark| mark.actor.clone())
             .collect()
     }
@@ -59,14 +59,14 @@ mod tests {
     #[test]
     fn an_actor_is_stuck_until_it_turns_or_is_gone() {
         let board = ProgressBoard::default();
-        let patience = Duration::from_millis(100);
+        let stuck_after = Duration::from_millis(100);
         let parser = board.mark("parser", MonoMs(0));
         let batcher = board.mark("batcher", MonoMs(0));
-        assert!(board.stuck(MonoMs(100), patience).is_empty());
-        assert_eq!(board.stuck(MonoMs(101), patience), ["parser", "batcher"]);
+        assert!(board.stuck(MonoMs(100), stuck_after).is_empty());
+        assert_eq!(board.stuck(MonoMs(101), stuck_after), ["parser", "batcher"]);
         parser.turn(MonoMs(50));
-        assert_eq!(board.stuck(MonoMs(101), patience), ["batcher"]);
+        assert_eq!(board.stuck(MonoMs(101), stuck_after), ["batcher"]);
         drop(batcher);
-        assert!(board.stuck(MonoMs(101), patience).is_empty());
+        assert!(board.stuck(MonoMs(101), stuck_after).is_empty());
     }
 }

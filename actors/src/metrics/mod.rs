@@ -3,7 +3,7 @@
 //!
 //! Label values are names from the configuration and words of this code, so their number is bounded;
 //! nothing of a message, a file or an answer is ever one (I10). The table in `docs/operations.md` says what
-//! each metric means; a test in the binary holds it against what is registered.
+//! each metric means; a test in the binary compares it with what is registered.
 
 mod families;
 mod receipts;
@@ -95,7 +95,7 @@ pub struct StageMetrics {
 }
 
 impl Default for StageMetrics {
-    /// Metrics that nobody exports, for tests.
+    /// Metrics that are not exported, for tests.
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
@@ -118,9 +118,14 @@ impl StageMetrics {
                 to,
                 "queue_entries",
                 ["outcome"],
-                "Batches that were offered to the queue",
+                "Batches offered to the queue",
             ),
-            leases_lost: Counters::register(to, "leases_lost", [], "Leases that nobody extended in time"),
+            leases_lost: Counters::register(
+                to,
+                "leases_lost",
+                [],
+                "Leases that expired because they were not extended in time",
+            ),
             attempts: Counters::register(
                 to,
                 "attempts",
@@ -131,11 +136,11 @@ impl StageMetrics {
                 to,
                 "attempt_duration",
                 ["destination"],
-                "From the begin of an attempt to its outcome",
+                "From the start of an attempt to its outcome",
                 call_buckets,
             ),
             sent: Counters::register(to, "messages_sent", ["destination"], "Messages recorded as sent"),
-            retries: Counters::register(to, "retries", ["destination"], "Messages that will be tried again"),
+            retries: Counters::register(to, "retries", ["destination"], "Messages to be retried"),
             dead: Counters::register(to, "messages_dead", ["destination", "cause"], "Messages given up"),
             batches: Counters::register(
                 to,

@@ -29,7 +29,7 @@ pub struct ReceiptMetrics {
 }
 
 impl Default for ReceiptMetrics {
-    /// Metrics that nobody exports, for tests.
+    /// Metrics that are not exported, for tests.
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
@@ -49,7 +49,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_poll_failures",
                 ["source"],
-                "Looks at a source that failed and were repeated",
+                "Polls of a source that failed and were repeated",
             ),
             requests: Counters::register(
                 to,
@@ -67,7 +67,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_conflicts",
                 [],
-                "Messages that receipts say have failed and have arrived",
+                "Messages that receipts report as both failed and delivered",
             ),
             changed: Counters::register(
                 to,
@@ -79,26 +79,26 @@ impl ReceiptMetrics {
                 to,
                 "receipt_apply_duration",
                 [],
-                "How long it took to apply a batch of receipts",
+                "Time to apply a batch of receipts",
                 call_buckets,
             ),
             rejoined: Counters::register(
                 to,
                 "receipts_rejoined",
                 [],
-                "Parked receipts whose message became known and that the sweeper found",
+                "Parked receipts whose message became known, found by the sweeper",
             ),
             orphaned: Counters::register(
                 to,
                 "receipts_orphaned",
                 [],
-                "Parked receipts that were given up for want of their message",
+                "Parked receipts that were given up because their message never came",
             ),
             expired: Counters::register(
                 to,
                 "messages_expired",
                 ["destination"],
-                "Messages without a final receipt in time",
+                "Messages that expired without a final receipt",
             ),
             waiting: Gauges::register(to, "receipts_waiting", [], "Receipts in the inbox"),
             parked: Gauges::register(to, "receipts_parked", [], "Receipts that wait for their message"),
@@ -106,7 +106,7 @@ impl ReceiptMetrics {
                 to,
                 "receipt_source_behind",
                 ["source"],
-                "How far behind the clock a source is read that is read by time",
+                "How far behind the clock a time-based source is read",
             ),
         }
     }
@@ -180,7 +180,7 @@ impl SourceMetrics {
         self.behind.set([&self.name], behind.map(|behind| behind.as_secs()));
     }
 
-    /// A look at the source has failed.
+    /// A poll of the source has failed.
     pub fn poll_failed(&self) {
         self.poll_failures.inc();
     }
@@ -253,12 +253,12 @@ impl SweeperMetrics {
         self.expired.of([destination]).inc_by(messages as u64);
     }
 
-    /// How many receipts wait; `None` if nobody knows.
+    /// How many receipts wait; `None` if unknown.
     pub fn waiting(&self, receipts: Option<u64>) {
         self.waiting.set([], receipts);
     }
 
-    /// How many are parked; `None` if nobody knows.
+    /// How many are parked; `None` if unknown.
     pub fn parked(&self, receipts: Option<u64>) {
         self.parked.set([], receipts);
     }

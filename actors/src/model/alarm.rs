@@ -118,7 +118,7 @@ impl Alarm {
 const SAMPLES_MAX: usize = 3601;
 
 /// How much something that only grows has grown within a sliding window. It keeps a bounded number of samples:
-/// looks that come faster than the window allows for replace the latest one.
+/// readings that come faster than the window allows for replace the latest one.
 #[derive(Clone, Debug)]
 pub struct Growth<const N: usize> {
     window: Duration,
@@ -136,11 +136,11 @@ impl<const N: usize> Growth<N> {
         self.window = window;
     }
 
-    /// Takes the totals at `now`; how much each has grown within the window, or since the first look if that
-    /// is later. A total that has shrunk was begun anew, and counts from nothing.
+    /// Takes the totals at `now`; how much each has grown within the window, or since the first reading if that
+    /// is later. A total that has shrunk was reset, and counts from 0.
     pub fn look(&mut self, now: MonoMs, totals: [u64; N]) -> [u64; N] {
         let step = self.window / (SAMPLES_MAX as u32 - 1);
-        // Samples stand at least a step apart, but for the latest one.
+        // Samples are at least a step apart, except the latest one.
         if let Some(before) = self.samples.len().checked_sub(2)
             && self.samples[before + 1].0.since(self.samples[before].0) < step
         {
@@ -223,7 +223,7 @@ mod tests {
         let mut alarm = Alarm::new(rule());
         let events = run(&mut alarm, std::iter::repeat_n(None, 100));
         assert_eq!(events, [(10, AlarmEvent::Raised(None))]);
-        // Known and low, with a gap in which it is not known: the time begins anew.
+        // Known and low, with a gap in which it is not known: the time starts over.
         let readings = seconds(0.0, 19).chain([None]).chain(seconds(0.0, 21));
         assert_eq!(run(&mut alarm, readings), [(40, AlarmEvent::Cleared(0.0))]);
     }

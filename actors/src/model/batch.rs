@@ -7,7 +7,7 @@
 //! row      varint(row - previous row) varint(byte length) bytes      repeated; "previous" starts at 0
 //! bytes    Lines:   the recipient
 //!          Columns: varint(length) cell, for each column of the header
-//!          Objects: varint(length) recipient, then the JSON object as it stood in the file
+//!          Objects: varint(length) recipient, then the JSON object as it was in the file
 //! ```
 //!
 //! Varints are LEB128. The encoding is stored: a change is a new version, and old ones stay readable.
@@ -179,7 +179,7 @@ impl PayloadWriter {
     }
 }
 
-/// Where each row of a payload stands in it.
+/// The place of each row in a payload.
 #[derive(Clone)]
 pub struct Rows {
     payload: Bytes,

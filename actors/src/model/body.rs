@@ -89,7 +89,7 @@ fn is_json(content_type: &str) -> bool {
     essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
 }
 
-/// `{"id":…,"feed":…,"recipient":…,"data":{…}}`. Cells are strings, a JSON object stands as it was.
+/// `{"id":…,"feed":…,"recipient":…,"data":{…}}`. Cells are strings; a JSON object is kept unchanged.
 fn default_body(
     header: &BatchHeader,
     id: MessageId,

@@ -92,7 +92,7 @@ impl DelayPolicy {
     }
 }
 
-/// The policy at work: on which step it stands.
+/// The state of the policy: its current step.
 #[derive(Clone, Debug)]
 pub struct Delay {
     policy: DelayPolicy,

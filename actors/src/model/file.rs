@@ -41,10 +41,10 @@ pub struct Checkpoint {
     pub duplicates: u64,
 }
 
-/// Stands in a reason before what it quotes from the file: that is for reports, not for the log (I10).
+/// Separates a reason from what it quotes from the file: the quote is for reports, not for the log (I10).
 pub(in crate::model) const NAMELY: &str = ", namely: ";
 
-/// Where a file stands.
+/// The state of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
 pub enum FileState {
@@ -95,7 +95,7 @@ pub struct Reject {
     pub row: u64,
     /// The line it starts on, from 1; a CSV header is line 1.
     pub line: u64,
-    /// What is wrong with it, for a person.
+    /// What is wrong with it, for the operator.
     pub reason: String,
     /// The row as it stood in the file, cut to the format's `max_row_bytes`.
     pub raw: Vec<u8>,
@@ -127,7 +127,7 @@ pub struct FileReport {
     /// The file.
     #[serde(flatten)]
     pub file: FileRecord,
-    /// Where it stands, and why.
+    /// Its state, and why.
     #[serde(flatten)]
     pub state: FileState,
     /// When the last row was read, if it was.
@@ -165,7 +165,7 @@ impl FileReport {
         Ok(view)
     }
 
-    /// Whether no row will change its state any more unless a person acts.
+    /// Whether no row will change its state any more unless an operator acts.
     pub fn is_settled(&self) -> bool {
         self.state.is_closed()
             && self.destinations.values().all(|counts| counts.retrying + counts.pending() == 0)

@@ -1,4 +1,4 @@
-//! A batch in the hands of a worker.
+//! A batch that a worker has leased.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Proof of a lease. The fence grows with every lease of a batch, so that a holder who was thought
-/// dead can be told from the one who has it now.
+/// dead is not taken for the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseToken {
     /// The batch.

@@ -196,7 +196,7 @@ pub struct Renewal {
 /// One process's side of one destination's rate: what it knows of the table and what it may send.
 ///
 /// It is given the outcome of every read and write, and stays correct whatever is lost, late or repeated:
-/// - it sends less from the moment on that it *asks* for less, for the others may see the answer first;
+/// - it sends less from the moment on that it *asks* for less, because the others may see the answer first;
 /// - it sends more only once it *knows* that it was granted;
 /// - a write whose outcome is not known leaves the last grant as it was, up to that grant's end.
 #[derive(Debug)]

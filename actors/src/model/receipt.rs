@@ -172,7 +172,7 @@ impl ReportedStates {
 
 /// The row of a message, and what the receipts of one step add to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReceiptMerge {
+pub struct ReceiptStanding {
     state_before: MessageState,
     reported_before: ReportedStates,
     /// The message's state with those receipts.
@@ -184,7 +184,7 @@ pub struct ReceiptMerge {
     pub best: Option<Receipt>,
 }
 
-impl ReceiptMerge {
+impl ReceiptStanding {
     /// Of a row in which a receipt of rank `greatest` was the greatest so far.
     pub fn new(state: MessageState, reported: ReportedStates, greatest: Option<Rank>) -> Self {
         Self { state_before: state, reported_before: reported, state, reported, greatest, best: None }
@@ -239,7 +239,7 @@ pub struct ReceiptReject {
     pub text: RejectedText,
 }
 
-/// What is kept of a rejected receipt: for a person, and to be read again once the mapping is fixed. It may name
+/// What is kept of a rejected receipt: for the operator, and to be read again once the mapping is fixed. It may name
 /// a recipient, so it belongs in no log (I10).
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RejectedText {
@@ -257,7 +257,7 @@ impl RejectedText {
         Self { is_whole: kept.text.as_bytes() == text, ..kept }
     }
 
-    /// Of something that is not a receipt: for a person alone.
+    /// Of something that is not a receipt: for the operator alone.
     pub fn of_other(text: &[u8]) -> Self {
         let text = &text[..text.len().min(REJECTED_BYTES_MAX)];
         let mut text = String::from_utf8_lossy(text).replace('\0', "\u{fffd}");
@@ -302,7 +302,7 @@ mod tests {
         let mut row = (state, ReportedStates::default(), None);
         for step in steps {
             let rank = row.2.as_ref().map(Receipt::rank);
-            let mut standing = ReceiptMerge::new(row.0, row.1, rank);
+            let mut standing = ReceiptStanding::new(row.0, row.1, rank);
             for receipt in step {
                 standing.hear(receipt);
             }
@@ -345,14 +345,14 @@ mod tests {
             facts: ReceiptFacts::default(),
         };
         let (delivered, failed) = (of(MessageState::Delivered, 1), of(MessageState::Failed, 9));
-        let mut standing = ReceiptMerge::new(MessageState::Sent, ReportedStates::default(), None);
+        let mut standing = ReceiptStanding::new(MessageState::Sent, ReportedStates::default(), None);
         standing.hear(delivered.clone());
         assert!(standing.is_changed() && !standing.is_new_conflict());
-        let mut later = ReceiptMerge::new(standing.state, standing.reported, Some(delivered.rank()));
+        let mut later = ReceiptStanding::new(standing.state, standing.reported, Some(delivered.rank()));
         later.hear(failed);
         assert_eq!((later.state, &later.best), (MessageState::Delivered, &None));
         assert!(later.has_news() && later.is_new_conflict() && !later.is_changed());
-        let mut again = ReceiptMerge::new(later.state, later.reported, Some(delivered.rank()));
+        let mut again = ReceiptStanding::new(later.state, later.reported, Some(delivered.rank()));
         again.hear(delivered);
         assert!(!again.has_news() && !again.is_new_conflict());
     }
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn i2_an_interim_receipt_brings_facts_and_changes_no_state() {
         for state in [MessageState::Dead, MessageState::Sent, MessageState::Expired] {
-            let mut standing = ReceiptMerge::new(state, ReportedStates::default(), None);
+            let mut standing = ReceiptStanding::new(state, ReportedStates::default(), None);
             standing.hear(Receipt {
                 event: EventId([1; 16]),
                 key: ReceiptKey::Provider("p-1".into()),

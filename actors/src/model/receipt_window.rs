@@ -1,9 +1,9 @@
-//! Which part of a log is looked at next for receipts: pure rules over a cursor that is stored as text.
+//! Which part of a log is read next for receipts: pure rules over a cursor that is stored as text.
 //!
-//! A log group's time is read window by window. The cursor says up to when each group is read for good, and
-//! within a window which page comes next; it moves only with what was taken, in one transaction. So a look that
-//! fails is made again at the very same place, however much later: a window that is computed from the time of
-//! the retry would pass over what lies between (S0.1). Each window reaches back over the end of the one before
+//! A log group's time is read window by window. The cursor says up to when each group is completely read, and
+//! within a window which page comes next; it moves only with what was taken, in one transaction. So a read
+//! that fails is repeated at the same place, however much later: a window computed from the time of the retry
+//! would skip what lies between (S0.1). Each window reaches back over the end of the one before
 //! by an overlap, for events that arrive late; what is seen again is known by its event.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -28,7 +28,7 @@ pub struct WindowRule {
     pub window_max: Duration,
     /// The shortest window beyond its overlap that is worth its calls.
     pub step: Duration,
-    /// Where a group begins that was never read: so far before the first look at it.
+    /// Where a group begins that was never read: so long before its first poll.
     pub lookback: Duration,
 }
 
@@ -70,11 +70,11 @@ struct OpenWindow {
     end: UnixMs,
     /// Where its next page is; `None`: at its beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    page: Option<Page>,
+    page: Option<PageToken>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Page {
+struct PageToken {
     token: String,
     /// When the token was handed out.
     at: UnixMs,
@@ -158,7 +158,7 @@ impl WindowCursor {
         let Some(group) = self.groups.get_mut(&request.group) else { return };
         if let Some(token) = next_token {
             // A token that leads to itself would never end: the window is read again from its beginning.
-            let page = (request.token.as_ref() != Some(&token)).then(|| Page {
+            let page = (request.token.as_ref() != Some(&token)).then(|| PageToken {
                 token,
                 at: now,
                 filter: filter.to_owned(),
@@ -189,7 +189,7 @@ impl GroupCursor {
     /// The page to fetch, without the group's name, or how long until one is due.
     fn request(&self, rule: &WindowRule, filter: &str, now: UnixMs) -> Result<PageRequest, Duration> {
         if let Some(OpenWindow { start, end, page }) = &self.open {
-            let is_good = |page: &&Page| page.filter == filter && now.since(page.at) < TOKEN_AGE_MAX;
+            let is_good = |page: &&PageToken| page.filter == filter && now.since(page.at) < TOKEN_AGE_MAX;
             let token = page.as_ref().filter(is_good).map(|page| page.token.clone());
             return Ok(PageRequest { group: String::new(), start: *start, end: *end, token });
         }

@@ -9,7 +9,7 @@ use super::{backoff::Backoff, time::MonoMs};
 pub struct RestartPolicy {
     /// More restarts than this within `period` escalate to the parent.
     pub max_restarts: u32,
-    /// The window that restarts are counted in. A child that lived this long starts anew at the backoff's base.
+    /// The window that restarts are counted in. A child that lived this long starts over at the backoff's base.
     pub period: Duration,
     /// Before each of them.
     pub backoff: Backoff,

@@ -1,4 +1,4 @@
-//! When a failed attempt is made again, and when a message is given up (design §10).
+//! When a failed attempt is retried, and when a message is given up (design §10).
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_that_would_come_too_late_is_none() {
+    fn a_retry_that_would_come_too_late_is_not_made() {
         let decide = |at| decide(&SCHEDULE, retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
         assert!(matches!(decide(40_000), Decision::Record(Verdict::Retry { .. })));
         assert!(matches!(decide(40_001), Decision::Record(Verdict::Dead { cause: DeathCause::Age, .. })));

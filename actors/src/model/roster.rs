@@ -2,7 +2,7 @@
 //! destinations (design §9), within the limits on concurrency and on unrecorded outcomes (I6).
 //!
 //! The worker's senders (its sending tasks) ask for a message, send it, report the verdict, and ask again. A slow
-//! destination fills only its own permits; the others go on.
+//! destination fills only its own permits; the others continue.
 //!
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
@@ -143,7 +143,7 @@ struct Later {
 }
 
 #[derive(Debug, Default)]
-struct Destination {
+struct DestinationQueue {
     concurrency: usize,
     in_flight: usize,
     /// Batches with open messages: those with retries, then the others in the order in which they were leased.
@@ -160,7 +160,7 @@ struct Destination {
 #[derive(Debug)]
 pub struct Roster {
     limits: RosterLimits,
-    destinations: Vec<Destination>,
+    destinations: Vec<DestinationQueue>,
     batches: HashMap<BatchId, Batch>,
     turn: usize,
     in_flight: usize,
@@ -170,8 +170,9 @@ pub struct Roster {
 impl Roster {
     /// A roster for destinations with these limits on messages in flight.
     pub fn new(limits: RosterLimits, concurrency: &[usize]) -> Self {
-        let destinations =
-            concurrency.iter().map(|&concurrency| Destination { concurrency, ..Destination::default() });
+        let destinations = concurrency
+            .iter()
+            .map(|&concurrency| DestinationQueue { concurrency, ..DestinationQueue::default() });
         Self {
             limits,
             destinations: destinations.collect(),
@@ -265,7 +266,7 @@ impl Roster {
 
     /// When the next message that waits to be tried again is due; `None` if none waits.
     pub fn next_due(&self) -> Option<UnixMs> {
-        let due = |slot: &Destination| slot.later.peek().map(|Reverse(later)| later.message.not_before);
+        let due = |slot: &DestinationQueue| slot.later.peek().map(|Reverse(later)| later.message.not_before);
         self.destinations.iter().filter_map(due).min()
     }
 
@@ -326,7 +327,7 @@ impl Roster {
         let slot = &mut self.destinations[destination];
         let mut at = 0;
         while let Some(id) = slot.queue.get(at).copied() {
-            // A batch may stand here twice: once for its retries, once in the order of leases.
+            // A batch may be here twice: once for its retries, once in the order of leases.
             let Some(batch) = self.batches.get_mut(&id).filter(|batch| !batch.open.is_empty()) else {
                 slot.queue.remove(at);
                 continue;
@@ -452,7 +453,7 @@ impl Batch {
     }
 }
 
-impl Destination {
+impl DestinationQueue {
     /// Keeps a message of `batch` that is due soon, if there is room.
     fn keep_for_later(&mut self, batch: &mut Batch, message: OpenMessage, now: UnixMs) {
         let is_soon = message.not_before.since(now) <= RETRY_HERE;

@@ -125,7 +125,7 @@ impl StableFiles {
 
     /// Takes note of what a scan saw and returns the names that may be taken now, least recently changed
     /// first. `wall` is the clock that file times are taken from. `truncated` says that the scan did
-    /// not see the whole directory; the next one goes on.
+    /// not see the whole directory; the next one continues.
     pub fn observe_scan<'a>(
         &mut self,
         now: MonoMs,
@@ -283,7 +283,7 @@ mod tests {
         let mut files = stable_files(false);
         assert_eq!(change(&mut files, 0, "a"), ["a"]);
         assert_eq!(files.next_due(), None, "nothing is waited for");
-        // Not claimed yet: a scan offers it again, and does not wait for it to stand still.
+        // Not claimed yet: a scan offers it again, and does not wait for it to be stable.
         assert_eq!(scan(&mut files, 10, &[seen("a", 1, 5)]), ["a"]);
         files.forget(OsStr::new("a"));
         assert!(files.is_empty());
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(files.next_due(), None, "only a change can help");
         assert_eq!(change(&mut files, 90_001, "a.done"), ["a"]);
 
-        // Found by a scan: the sidecar may be half written, so it must be seen to stand.
+        // Found by a scan: the sidecar may be half written, so it must be seen unchanged.
         let both = [Sighting { has_sidecar: true, ..seen("b", 1, 0) }];
         assert!(scan(&mut files, 100_000, &both).is_empty());
         assert_eq!(scan(&mut files, 100_000 + STABLE_AFTER, &both), ["b"]);

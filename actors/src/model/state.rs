@@ -1,4 +1,4 @@
-//! Where a message stands. States are totally ordered and recording is `max` (design §6, I7).
+//! The state of a message. States are totally ordered and recording is `max` (design §6, I7).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! How a batch is delivered after its lease was lost, and when a message is condemned (design §8, B17).
 //!
 //! A lost lease means that a worker or the process died while messages were in flight, perhaps because of one of them.
-//! Where it is known which those were, only they are charged, and the others go on at full pace. Where it is not
+//! Where it is known which those were, only they are charged, and the others continue at full pace. Where it is not
 //! (another machine, a power cut), the batch's open messages go one at a time: first quickly, with outcomes recorded in
 //! groups; after a second loss without progress each is marked as begun, in the commit that records its predecessor,
 //! before it is sent. From then on a further loss charges exactly the one that was in flight.

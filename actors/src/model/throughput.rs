@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn s4_7_it_is_told_once_in_a_minute_and_not_while_nothing_is_done() {
+    fn s4_7_it_is_logged_once_a_minute_and_not_while_nothing_is_done() {
         let mut log = ThroughputLog::new(MonoMs(0));
         log.add(MonoMs(30_000), 600);
         assert_eq!(log.due(MonoMs(59_999)), None);

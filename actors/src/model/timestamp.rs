@@ -12,7 +12,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::time::UnixMs;
 
-/// What [`read`] takes, for a person.
+/// What [`read`] takes, for the operator.
 pub const EXPECTED: &str = "RFC 3339, or Unix seconds or milliseconds";
 
 /// The last millisecond of the year 9999.

@@ -14,7 +14,7 @@ pub enum Dispatch {
     Dispatched,
 }
 
-/// Where a listing goes on. Opaque and self-contained: any process can go on from it, at any time.
+/// Where a listing continues. Opaque and self-contained: any process can continue from it, at any time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(pub String);
 

@@ -1,7 +1,7 @@
 //! What an operator's commands ask of a store, with or without a running daemon.
 //!
-//! Blocking: a command does one thing after the other. Every call is bounded by its arguments, and a walk
-//! over much is made of many calls, so that a slow reader holds nothing up. An engine's adapter
+//! Blocking: a command does one thing after the other. Every call is bounded by its arguments, and a long
+//! walk takes many calls, so that a slow reader blocks nothing. An engine's adapter
 //! implements the two traits; `app::console` chooses by the configuration.
 
 pub mod receipts;
@@ -50,7 +50,7 @@ pub trait View {
     /// the file is not known or its row was not read (yet).
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError>;
 
-    /// Goes on with a search for `recipient` through up to `batches` more batches, `limit` messages at
+    /// Continues a search for `recipient` through up to `batches` more batches, `limit` messages at
     /// most in all. Whether there is more to look at. It reads every payload it passes.
     fn search(
         &mut self,
@@ -95,7 +95,7 @@ impl From<&str> for FileSelector {
     }
 }
 
-/// How many files there are, by where they stand.
+/// How many files there are, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileTotals {
     /// Being read.
@@ -106,7 +106,7 @@ pub struct FileTotals {
     pub settled: u64,
 }
 
-/// How a destination stands.
+/// The state of a destination.
 #[derive(Clone, Debug, Default)]
 pub struct DestinationView {
     /// Since when it is disabled, and why.
@@ -143,7 +143,7 @@ pub struct DeadFilter {
 /// A message that was given up.
 #[derive(Clone)]
 pub struct DeadLetter {
-    /// Where a walk that has seen it goes on.
+    /// Where a walk that has seen it continues.
     pub position: Position,
     /// The file its row came from.
     pub file: FileId,
@@ -205,14 +205,14 @@ pub enum Fate {
     Message(Delivery),
 }
 
-/// How a message's delivery to one destination stands.
+/// The state of a message's delivery to one destination.
 #[derive(Clone)]
 pub struct Delivery {
     /// Where it goes.
     pub destination: String,
     /// Who gets it; `None` once its payload was archived.
     pub recipient: Option<String>,
-    /// Where it stands: `accepted`, `retrying`, `dead`, `sent`…
+    /// Its state: `accepted`, `retrying`, `dead`, `sent`…
     pub state: MessageState,
     /// When its row was accepted, or last redriven.
     pub accepted_at: UnixMs,
@@ -231,7 +231,7 @@ pub struct Delivery {
 /// A walk over what was accepted, in search of a recipient.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Where it goes on.
+    /// Where it continues.
     pub position: Position,
     /// Batches looked at so far.
     pub batches: u64,

@@ -11,7 +11,7 @@ use crate::model::{
     time::UnixMs,
 };
 
-/// A regular file that stands in the feed's directory.
+/// A regular file in the feed's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its name in the directory.
@@ -20,7 +20,7 @@ pub struct Candidate {
     pub bytes: u64,
     /// When it last changed.
     pub modified: UnixMs,
-    /// Whether its `NAME.done` sidecar stands beside it.
+    /// Whether it has a `NAME.done` sidecar.
     pub has_sidecar: bool,
 }
 
@@ -53,12 +53,12 @@ pub struct Expected {
     pub rows: Option<u64>,
 }
 
-/// A file that is ours: it stands in the state directory, where nobody drops anything.
+/// A claimed file: it is in the state directory, where nobody drops anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedFile {
     /// Its name when it was dropped.
     pub name: OsString,
-    /// Where it stands now.
+    /// Where it is now.
     pub path: PathBuf,
     /// When it was claimed.
     pub claimed_at: UnixMs,

@@ -46,10 +46,10 @@ pub trait Intake: Send + Sync {
     /// How long an entry that was received or extended stays ours.
     fn visibility(&self) -> Duration;
 
-    /// Starts the visibility timeout of entries anew. The holder does it, before half of it is over.
+    /// Restarts the visibility timeout of entries. The holder does this before half of it is over.
     async fn extend(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError>;
 
-    /// Removes entries for good: only after the commit of what they brought. `Ok` for what is gone already.
+    /// Deletes entries: only after the commit of what they brought. `Ok` for what is gone already.
     async fn delete(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError>;
 
     /// Gives entries back, to be delivered again at once.

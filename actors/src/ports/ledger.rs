@@ -44,13 +44,13 @@ impl Settlement {
 /// How a settlement was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Recorded; messages of the batch are still open and the lease goes on.
+    /// Recorded; messages of the batch are still open and the lease continues.
     Open,
     /// Recorded, and the lease has ended as the worker said; messages are left, to be tried when they are due.
     Released,
     /// Recorded, and with it the whole batch: the lease has ended.
     Complete,
-    /// The lease was not current. What was sent is recorded, for a 2xx is a fact whoever reports it
+    /// The lease was not current. What was sent is recorded, because a 2xx is a fact whoever reports it
     /// (I7); failures were left to the current holder.
     Stale,
 }

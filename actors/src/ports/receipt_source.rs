@@ -8,7 +8,7 @@ use crate::model::{
     time::UnixMs,
 };
 
-/// What a look at a source brought.
+/// What a poll of a source brought.
 #[derive(Clone, Debug, Default)]
 pub struct Polled {
     /// The receipts, at most a few thousand.
@@ -27,8 +27,8 @@ pub struct Polled {
 /// has taken.
 #[async_trait]
 pub trait ReceiptSource: Send + Sync {
-    /// Looks for receipts behind `cursor` (`None`: from the beginning); without any it waits for up to
-    /// `wait`. A look that fails is repeated with the same cursor: nothing is passed over (S0.1). Cancelling it
+    /// Polls for receipts behind `cursor` (`None`: from the beginning); without any it waits for up to
+    /// `wait`. A poll that fails is repeated with the same cursor: nothing is skipped (S0.1). Cancelling it
     /// loses nothing but time.
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError>;
 

@@ -77,7 +77,7 @@ pub struct StatusChange {
     pub provider_id: Option<String>,
     /// Where it stood.
     pub before: MessageState,
-    /// Where it stands.
+    /// Its state.
     pub state: MessageState,
     /// When that was recorded.
     pub at: UnixMs,

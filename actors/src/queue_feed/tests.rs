@@ -39,7 +39,7 @@ struct Weather {
     limits: AppendLimits,
     /// Everything fails.
     is_away: bool,
-    /// An append takes effect, but nobody hears of it.
+    /// An append takes effect, but its answer is lost.
     lost_answers: f64,
     /// The backlog, whatever is stored.
     depth: Option<Result<u64, ()>>,

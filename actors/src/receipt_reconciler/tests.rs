@@ -218,7 +218,7 @@ async fn f49_what_the_ledger_refuses_or_does_not_answer_stays_and_is_applied_lat
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_finishes_the_batch_in_hand_and_is_bounded() {
+async fn a_drain_finishes_the_current_batch_and_is_bounded() {
     let world = World::new();
     world.take(0..100).await;
     let pool = world.start(1);

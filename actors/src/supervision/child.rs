@@ -1,4 +1,4 @@
-//! How one child lives and how its end is noticed.
+//! The life of one child, and how its exit is detected.
 
 use std::{
     any::Any,

@@ -1,6 +1,6 @@
 //! Supervision (design §8).
 //!
-//! `actix::Supervisor` restarts an actor that stops, but a panic kills it for good, and its mailbox is
+//! `actix::Supervisor` restarts an actor that stops, but a panic kills it permanently, and its mailbox is
 //! dropped while the process lives on. Here a supervisor owns factories, not addresses. Each child's
 //! actor runs in a task of its own under `catch_unwind`; the task's end, however it comes, reaches the
 //! supervisor as [`ChildExited`], which rebuilds the child after a backoff, or fails towards its own

@@ -273,7 +273,7 @@ impl Supervisor {
         }
     }
 
-    /// A child that blocks its thread can't be ended. The shutdown goes on; the process's exit reaps it.
+    /// A child that blocks its thread can't be ended. The shutdown continues; the process's exit reaps it.
     fn abandon_rank(&mut self, rank: usize, context: &mut Context<Self>) {
         if let SupervisorPhase::Stopping { rank: current, code } = self.phase
             && current == rank

@@ -14,7 +14,7 @@ use crate::{
         ids::MessageId,
         receipt::{
             EventId, PROVIDER_ID_BYTES_MAX, REJECTED_BYTES_MAX, RESPONSE_BYTES_MAX, Receipt, ReceiptKey,
-            ReceiptMerge, ReceiptReject, ReportedStates, WORD_BYTES_MAX,
+            ReceiptReject, ReceiptStanding, ReportedStates, WORD_BYTES_MAX,
         },
         record::{MessageRecord, record_rank},
         state::MessageState,
@@ -43,7 +43,7 @@ type Parked = BTreeMap<(Arc<str>, ReceiptKey), Vec<(UnixMs, Receipt)>>;
 
 #[derive(Default)]
 struct State {
-    rows: BTreeMap<RowKey, Row>,
+    rows: BTreeMap<RowKey, LedgerEntry>,
     by_provider: BTreeMap<(Arc<str>, Box<str>), Vec<MessageId>>,
     inbox: VecDeque<WaitingReceipt>,
     events: HashMap<(Arc<str>, EventId), UnixMs>,
@@ -69,7 +69,7 @@ struct WaitingReceipt {
     receipt: Receipt,
 }
 
-struct Row {
+struct LedgerEntry {
     /// The greatest of what delivery said, with the least provider's id.
     record: MessageRecord,
     expired: bool,
@@ -77,7 +77,7 @@ struct Row {
     best: Option<Receipt>,
 }
 
-impl Row {
+impl LedgerEntry {
     fn state(&self) -> MessageState {
         let expired = if self.expired { MessageState::Expired } else { MessageState::Accepted };
         // I2: an interim receipt makes no message sent.
@@ -97,8 +97,8 @@ impl Row {
         self.record.provider_id = least;
     }
 
-    fn standing(&self) -> ReceiptMerge {
-        ReceiptMerge::new(self.state(), self.reported, self.best.as_ref().map(Receipt::rank))
+    fn standing(&self) -> ReceiptStanding {
+        ReceiptStanding::new(self.state(), self.reported, self.best.as_ref().map(Receipt::rank))
     }
 }
 
@@ -124,7 +124,7 @@ impl State {
         let key = (record.id, record.destination.clone());
         let (before, after) = match self.rows.entry(key) {
             Entry::Vacant(free) => {
-                free.insert(Row {
+                free.insert(LedgerEntry {
                     record: record.clone(),
                     expired: false,
                     reported: ReportedStates(0),
@@ -354,7 +354,7 @@ impl ReceiptLedger for MemoryReceipts {
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError> {
         let mut state = self.state()?;
         let mut applied = Applied::default();
-        let mut standings: BTreeMap<RowKey, ReceiptMerge> = BTreeMap::new();
+        let mut standings: BTreeMap<RowKey, ReceiptStanding> = BTreeMap::new();
         let mut held_bytes = 0;
         while applied.total() < receipts as u64 && held_bytes <= bytes {
             let Some(WaitingReceipt { destination, receipt }) = state.inbox.pop_front() else { break };
@@ -435,7 +435,7 @@ impl ReceiptLedger for MemoryReceipts {
         at: UnixMs,
     ) -> Result<usize, StoreError> {
         let mut state = self.state()?;
-        let due = |(key, row): &(&RowKey, &Row)| {
+        let due = |(key, row): &(&RowKey, &LedgerEntry)| {
             &*key.1 == destination && row.state() == MessageState::Sent && row.record.at < before
         };
         let keys: Vec<_> = state.rows.iter().filter(due).take(limit).map(|(key, _)| key.clone()).collect();

@@ -132,9 +132,9 @@ impl MemoryTable {
 }
 
 /// Takes its place back however the statement ends.
-struct InFlight<'a>(&'a AtomicUsize);
+struct RunningStatement<'a>(&'a AtomicUsize);
 
-impl Drop for InFlight<'_> {
+impl Drop for RunningStatement<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -149,7 +149,7 @@ impl Table for MemoryTable {
     async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError> {
         let at = Instant::now();
         let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        let _in_flight = InFlight(&self.in_flight);
+        let _in_flight = RunningStatement(&self.in_flight);
         let (latency, panics) = {
             let mut state = self.state();
             state.in_flight_max = state.in_flight_max.max(in_flight);

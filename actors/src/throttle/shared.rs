@@ -1,6 +1,6 @@
 //! A gate that is fed at this process's share of a rate.
 //!
-//! Two loops per gate: one holds the lease (`Holder`), one feeds the gate at what the lease allows at the
+//! Two loops per gate: one holds the lease (`LeaseRenewal`), one feeds the gate at what the lease allows at the
 //! moment (`pace`). What is allowed and when is decided by `model::rate_share`, how evenly by `model::bucket`.
 
 use std::{cell::Cell, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
@@ -52,7 +52,7 @@ pub(super) async fn run(
     let waits = Rc::new(Cell::new(Waits::default()));
     let pace = pace(limited.clone(), clock.clone(), allowed.subscribe(), waits.clone());
     let capacity_milli = u64::from(limited.rate_per_s.get()) * 1000;
-    let holder = Holder {
+    let holder = LeaseRenewal {
         share: RateShare::new(shares.process.clone(), capacity_milli),
         demand: Demand::unknown(capacity_milli),
         capacity_milli,
@@ -127,7 +127,7 @@ async fn pace(
 }
 
 /// Holds the lease.
-struct Holder {
+struct LeaseRenewal {
     share: RateShare,
     demand: Demand,
     capacity_milli: u64,
@@ -158,7 +158,7 @@ enum NotRenewed {
     Conflicts,
 }
 
-impl Holder {
+impl LeaseRenewal {
     async fn hold(mut self, mut closing: watch::Receiver<bool>) {
         tokio::select! {
             biased;

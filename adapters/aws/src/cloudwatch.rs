@@ -1,8 +1,8 @@
 //! Receipts from the events of CloudWatch Logs, as Amazon SNS writes them for its SMS and push deliveries: one
 //! JSON object per event, over one or several log groups.
 //!
-//! Which part of which group is looked at next is [`receipt_window`]'s to say; one look is one page of
-//! `FilterLogEvents`. All calls of a source go at one rate; those of several sources add up. The service's quota
+//! [`receipt_window`] decides which part of which group is read next; one poll is one page of
+//! `FilterLogEvents`. All calls of a source share one rate; those of several sources add up. The service's quota
 //! is per account and region ("CloudWatch Logs service quotas": 5 to 25 per second), and others use it too.
 //!
 //! [`receipt_window`]: postrider_actors::model::receipt_window

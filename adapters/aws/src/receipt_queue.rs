@@ -3,7 +3,7 @@
 //!
 //! A queue gives a few entries at a time, and the inbox takes hundreds in one commit. So when entries come,
 //! more are fetched, several receives at once, until there are enough or no more. They are deleted after the
-//! commit (S4.3); what comes again is known. The queue keeps the place, so there is no cursor.
+//! commit (S4.3); repeats are recognised. The queue keeps the position, so there is no cursor.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ const BODIES_BYTES_MAX: usize = 8 << 20;
 /// How long entries are gathered at most: they are invisible to others and wait for their commit.
 const GATHER_MAX: Duration = Duration::from_secs(2);
 
-/// What may be in one look and in one entry.
+/// Limits of one poll and of one entry.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueReceiptsLimits {
     /// No more entries are fetched when there are so many; every entry is at least one receipt.

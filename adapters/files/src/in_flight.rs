@@ -1,7 +1,7 @@
 //! What this process has in flight, in a memory-mapped file (port `InFlight`, B17).
 //!
 //! Noting a message costs three stores into memory and no system call. They are in the page cache at once, so they
-//! survive the process however it ends; they need not survive the machine: a file of an earlier boot says nothing.
+//! survive the process however it ends; they need not survive the machine: a file of an earlier boot is ignored.
 //!
 //! ```text
 //! header  magic, boot id (two words), whether it ran out of slots, slots ever used     64 bytes
@@ -34,7 +34,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"Ptrdfly1");
 const SLOTS: usize = 65_536;
 
 const HEADER_WORDS: usize = 8;
-/// Where the header's words stand.
+/// The indexes of the header's words.
 const BOOT: usize = 1;
 const RAN_OUT: usize = 3;
 const USED: usize = 4;

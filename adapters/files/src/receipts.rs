@@ -2,14 +2,15 @@
 //!
 //! Files are taken as a feed takes them, by the same [`Inbox`]: once they are complete, by a rename out of the
 //! dropper's reach; what is not a regular file is refused. They are read one after the other, a bounded block at
-//! a time. The cursor says which claim is being read and how many of its rows were taken, so that a crash goes
-//! on behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
+//! a time. The cursor says which claim is being read and how many of its rows were taken, so that after a crash
+//! reading resumes behind them. A file that is read goes to `done/`, one that can't be used to `failed/`, with a report
 //! beside it that says why.
 //!
-//! A file of gigabytes may be hashed, copied or gone through for longer than anybody waits. Such a look goes on
+//! Hashing, copying or reading a file of gigabytes may take longer than a poll waits. Such a scan continues
 //! by itself, the only one of its source, and what it found is handed out by a later poll.
 
 mod file;
+mod shared;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -28,19 +29,21 @@ use postrider_actors::{
     flow::blocking,
     model::{
         file::FileReport,
-        receipt_format::{ReceiptFileFormat, ReceiptFormat},
+        receipt_format::ReceiptFormat,
         stable::{Sighting, StableFiles},
         time::MonoMs,
     },
     ports::{AckId, ClaimError, ClaimedFile, Clock, Inbox, Polled, ReceiptSource, SourceCursor, StoreError},
 };
-use postrider_settings::Directory;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout, timeout_at},
 };
 
 use file::{FileCursor, OpenFile};
+use shared::Shared;
+
+pub use shared::DirReceiptsSettings;
 
 /// Files claimed and not yet read to their end: the others are safe where they are.
 const CLAIMS_MAX: usize = 16;
@@ -51,29 +54,12 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
-/// Names whose refusal was logged; beyond that the set starts anew.
+/// Names whose refusal was logged; beyond that the set is cleared.
 const REFUSALS_MAX: usize = 1_000;
 
 /// How often the directory is asked for changes at most, and at least.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// How a directory of receipts is read.
-#[derive(Clone, Debug)]
-pub struct DirReceiptsSettings {
-    /// The destination whose messages its receipts are about; for the reports.
-    pub destination: Arc<str>,
-    /// What the files are made of.
-    pub kind: ReceiptFileFormat,
-    /// The longest line, in bytes.
-    pub line_bytes_max: usize,
-    /// The most receipts of one look; at least 1.
-    pub receipts_max: usize,
-    /// When a file is complete, and how often the directory is looked at.
-    pub directory: Directory,
-    /// How long a poll waits for a running scan; then it brings nothing.
-    pub look_max: Duration,
-}
 
 /// A directory of receipts.
 pub struct DirReceipts {
@@ -81,35 +67,12 @@ pub struct DirReceipts {
     state: Arc<Mutex<State>>,
 }
 
-struct Shared {
-    inbox: Arc<dyn Inbox>,
-    clock: Arc<dyn Clock>,
-    format: ReceiptFormat,
-    settings: DirReceiptsSettings,
-    /// Nobody polls any more: running work ends.
-    given_up: AtomicBool,
-}
-
-impl Shared {
-    /// Ends what reads on and on: the process, or a reload, does not wait for it.
-    fn check_wanted(&self) -> io::Result<()> {
-        if self.given_up.load(Ordering::Relaxed) {
-            Err(io::Error::other("nobody asks any more"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
 /// What a restart finds out again.
 struct State {
-    /// What the next look comes with if all went well. `None`: nobody looked yet.
-    #[expect(
-        clippy::option_option,
-        reason = "nobody looked yet, and a look without a cursor, are two things"
-    )]
+    /// The cursor that the next scan is expected to start from. `None`: no scan yet.
+    #[expect(clippy::option_option, reason = "no scan yet, and a scan without a cursor, are two things")]
     expected: Option<Option<SourceCursor>>,
-    /// What the last look found, and the cursor that it was made with, until a poll has brought it.
+    /// What the last scan found, and the cursor that it started from, until a poll has brought it.
     found: Option<(Option<SourceCursor>, Polled)>,
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.
@@ -179,7 +142,7 @@ impl ReceiptSource for DirReceipts {
                 state.look(shared, asked)?;
                 Ok(state.pause(shared))
             });
-            // Too long: it goes on, and a later poll has what it finds.
+            // Too long: it continues, and a later poll has what it finds.
             let Ok(pause) = timeout_at(begun + wait.max(self.shared.settings.look_max), look).await else {
                 return Ok(Polled::default());
             };
@@ -193,7 +156,7 @@ impl ReceiptSource for DirReceipts {
                 return Ok(Polled::default());
             }
             match timeout(pause.min(left), self.shared.inbox.changed()).await {
-                Ok(Ok(change)) => self.state.lock().await.heard(change.complete, change.rescan),
+                Ok(Ok(change)) => self.state.lock().await.note(change.complete, change.rescan),
                 Ok(Err(error)) => {
                     tracing::debug!(source = %self.shared.format.source(), %error, "the directory can't be watched; it is still scanned");
                     tokio::time::sleep(pause.min(left)).await;
@@ -222,12 +185,12 @@ impl State {
     /// Finds the next block of receipts, if there is a file to read.
     fn look(&mut self, shared: &Shared, cursor: Option<SourceCursor>) -> io::Result<()> {
         if self.found.as_ref().is_some_and(|(asked, _)| *asked == cursor) {
-            return Ok(()); // by a look that was cut off
+            return Ok(()); // by a scan that was cut off
         }
         self.found = None;
-        // Not expected again before this look has ended well: after an error or a panic everything is found anew.
+        // Not due again before this scan has succeeded: after an error or a panic everything is found again.
         if self.expected.take().as_ref() != Some(&cursor) {
-            // The first look, or what the last one brought was not taken.
+            // The first scan, or what the last one brought was not taken.
             self.open = None;
             self.finishing.clear();
             self.claimed = shared.inbox.claimed()?.into();
@@ -263,7 +226,7 @@ impl State {
             None => self.open = Some(open),
             Some(state) => {
                 if let Some(reason) = state.reason_to_log() {
-                    tracing::warn!(source = %shared.format.source(), file = ?open.name(), reason, "a file of receipts can't be used");
+                    tracing::warn!(source = %shared.format.source(), file = %open.name(), reason, "a file of receipts can't be used");
                 }
                 let (ack, file, report) = open.into_finished(state, shared);
                 self.finishing.insert(ack.clone(), (file, report));
@@ -273,7 +236,7 @@ impl State {
         Ok(Some(polled))
     }
 
-    fn heard(&mut self, complete: Vec<OsString>, rescan: bool) {
+    fn note(&mut self, complete: Vec<OsString>, rescan: bool) {
         self.complete.extend(complete);
         if rescan || self.complete.len() > SCAN_MAX {
             self.complete.clear();
@@ -318,7 +281,7 @@ impl State {
                 }
                 Err(ClaimError::Io(error)) => {
                     if self.stable_files.hold(&name, now) {
-                        tracing::warn!(source = %shared.format.source(), file = ?name, %error, "a file can't be claimed; retrying when it changes, and every minute");
+                        tracing::warn!(source = %shared.format.source(), file = %name.display(), %error, "a file can't be claimed; retrying when it changes, and every minute");
                     }
                 }
             }
@@ -352,7 +315,7 @@ impl State {
             self.refusals.clear();
         }
         if !self.refusals.contains(&name) {
-            tracing::warn!(source = %shared.format.source(), file = ?name, why, "a file was refused and stays in place");
+            tracing::warn!(source = %shared.format.source(), file = %name.display(), why, "a file was refused and stays in place");
             self.refusals.insert(name);
         }
     }

@@ -151,7 +151,7 @@ impl State {
     }
 }
 
-/// By the number, and by the time as well: in a ledger that was set up anew the numbers begin anew, and the
+/// By the number, and by the time as well: in a new ledger the numbers start over, and the
 /// feed remembers for days which entries it has taken.
 fn entry_id(change: &StatusChange) -> String {
     format!("{}-{}", change.number, change.at.0)

@@ -81,7 +81,7 @@ impl SigningKey {
     }
 
     /// Whether one of the signatures in a `webhook-signature` header is this key's, compared in
-    /// constant time. Versions other than `v1` are passed over.
+    /// constant time. Versions other than `v1` are skipped.
     pub fn verifies(&self, id: &[u8], timestamp: &[u8], body: &[u8], header: &str) -> bool {
         let mac = self.mac(id, timestamp, body);
         header
@@ -205,7 +205,7 @@ mod tests {
 
     /// RFC 4231, test case 2: a raw secret's bytes are the key.
     #[test]
-    fn a_secret_without_the_prefix_is_used_as_it_stands() {
+    fn a_secret_without_the_prefix_is_used_unchanged() {
         use base64::Engine as _;
         let mac = key("Jefe").0.clone().chain_update(b"what do ya want for nothing?").finalize();
         assert_eq!(STANDARD.encode(mac.into_bytes()), "W9zBRr9gdU5qBCQmCJV1x1oAPwidJzmDnexYuWTsOEM=");

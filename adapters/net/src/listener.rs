@@ -99,13 +99,13 @@ where
 }
 
 impl Serving {
-    /// Takes no more connections, and lets those that there are finish what they are at, for no longer than
-    /// `patience`. Whether all of them have ended.
-    pub async fn stop(self, patience: Duration) -> bool {
+    /// Takes no more connections, and lets the open ones finish their requests, for no longer than
+    /// `timeout`. Whether all of them have ended.
+    pub async fn stop(self, timeout: Duration) -> bool {
         self.accepting.abort();
         self.stopping.send_replace(true);
         // All permits are back when the last connection has ended.
-        tokio::time::timeout(patience, self.permits.acquire_many(self.connections_max)).await.is_ok()
+        tokio::time::timeout(timeout, self.permits.acquire_many(self.connections_max)).await.is_ok()
     }
 }
 

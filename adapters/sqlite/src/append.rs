@@ -47,7 +47,7 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<Appended, TxErr
     if advances {
         if stored.state == FileState::Ingested {
             return Err(TxError::Refused(format!(
-                "file {} is ingested with {} rows; it can't go on to row {}",
+                "file {} is ingested with {} rows; it can't continue to row {}",
                 append.file.id, before.rows, after.rows
             )));
         }
@@ -203,7 +203,7 @@ pub(crate) fn mark_reported(
     Ok(())
 }
 
-/// Holds a destination's messages. The first reason stands.
+/// Holds a destination's messages. The first reason is kept.
 pub(crate) fn disable(tx: &mut Tx<'_>, name: &str, reason: &str, at: UnixMs) -> Result<(), TxError> {
     let destination = tx.destination(name)?;
     tx.connection

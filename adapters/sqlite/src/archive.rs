@@ -1,6 +1,6 @@
-//! Letting go of what is done.
+//! Archiving settled batches.
 //!
-//! An archived batch keeps its row and what was recorded of it, for I1 and `postrider messages`; its payload goes.
+//! An archived batch keeps its row and its record, for I1 and `postrider messages`; its payload is removed.
 
 use super::{
     stored::{Stored, select_stored},
@@ -11,7 +11,7 @@ use postrider_actors::model::time::UnixMs;
 /// Batches that one step of archiving looks at: what the writer is kept from its other work for.
 const LOOK_BATCHES_MAX: usize = 1_024;
 
-/// Where in the order of payloads, and of the batches that share one, a walk stands. Numbers are never given twice.
+/// The position of a walk in the order of payloads, and of the batches that share one. Numbers are never given twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeptPlace {
     pub(crate) payload: i64,
@@ -23,7 +23,7 @@ pub(crate) struct KeptPlace {
 pub(crate) struct ArchiveStep {
     /// How many it archived.
     pub(crate) archived: usize,
-    /// How far it looked; the beginning if the next step is to begin anew.
+    /// How far it looked; the beginning if the next step starts over.
     pub(crate) looked_until: KeptPlace,
 }
 

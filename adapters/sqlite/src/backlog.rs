@@ -1,4 +1,4 @@
-//! How much there is to do, for metrics and alarms.
+//! The size of the backlog, for metrics and alarms.
 
 use postrider_actors::model::time::UnixMs;
 use rusqlite::Connection;

@@ -140,7 +140,7 @@ fn payload(connection: &Connection, stored: &Stored) -> Result<Bytes, TxError> {
     body.ok_or_else(|| TxError::Refused(format!("the payload of batch {} is missing", stored.id)))
 }
 
-/// Moves deadlines of leases that are current. By the columns alone, for it changes nothing else.
+/// Moves deadlines of leases that are current. Only in the columns: it changes nothing else.
 pub(crate) fn extend(
     tx: &Tx<'_>,
     tokens: &[LeaseToken],

@@ -1,7 +1,7 @@
 //! The embedded store: outbox, queue and ledger as one row per batch in one SQLite file.
 //!
 //! One writer thread groups commits ([`writer`]); reads have a thread and a connection of their own
-//! ([`reader`]). The schema is `schema.sql`. A batch's way: `append` inserts it, due at once or later; [`leases`] give it
+//! ([`reader`]). The schema is `schema.sql`. A batch's path: `append` inserts it, due at once or later; [`leases`] give it
 //! to workers when it is due; [`settle`] records what became of its messages. What is still open is due again in the
 //! same row. The rules are `model::ledger`'s; [`stored`] is between them and the row.
 

@@ -43,7 +43,7 @@ pub(crate) fn report(
     Ok(reports)
 }
 
-/// How the message at `index` of a batch stands.
+/// The state of the message at `index` of a batch.
 fn delivery(
     connection: &Connection,
     caches: &mut Caches,

@@ -188,7 +188,7 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
 }
 
 fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
-    // The bundled SQLite plans a cached SELECT anew whenever other values are bound to it (STAT4): a sixth of
+    // The bundled SQLite replans a cached SELECT whenever other values are bound to it (STAT4): a sixth of
     // the writer's time, for the same plan. It also keeps the partial indexes in use whatever is bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     // KiB. Small, so that memory is the same for a short file as for a long one (I8).

@@ -1,4 +1,4 @@
-//! What an operator's commands write, beside the daemon or without it: transactions of their own, each
+//! What an operator's commands write, with or without a running daemon: transactions of their own, each
 //! bounded, so that the daemon's writer never waits long.
 
 use std::path::Path;

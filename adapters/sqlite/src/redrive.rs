@@ -17,7 +17,7 @@ use super::{
 /// Dead letters per transaction: what the daemon's writer may have to wait for.
 pub(crate) const REDRIVE_STEP: usize = 2_000;
 
-/// Where in the order of dead letters (file, destination, row) a walk stands.
+/// The position of a walk in the order of dead letters (file, destination, row).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RedriveCursor(i64, i64, i64);
 
@@ -135,7 +135,7 @@ pub(crate) struct RedriveStep {
     pub(crate) looked_at: usize,
     /// How many of them are to be sent again.
     pub(crate) redriven: usize,
-    /// Where the last of them stands.
+    /// The position of the last of them.
     pub(crate) looked_until: RedriveCursor,
 }
 

@@ -1,4 +1,4 @@
-//! What there is to say of files.
+//! Reports on files.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! A batch's record between its row and the rules: everything that reads or changes one does it here.
 //!
-//! What batches are found by stands in columns and is written when it changes; the rest of the record is its body, in
+//! What batches are found by is in columns and written when it changes; the rest of the record is its body, in
 //! `results`. Failed attempts go to `attempts`, and `dead` lists what a record says is dead, for filters.
 
 use postrider_actors::model::{

@@ -170,7 +170,7 @@ async fn a_redrive_leaves_a_lease_as_it_is() {
     let later = UnixMs(NOW.0 + 100);
     let mut operator = Operator::open(dir.path()).unwrap();
     assert_eq!(operator.redrive(&DeadFilter::default(), 1, later), Ok(1));
-    // B6: the holder goes on under its fence, and what it says of the message now is of an old drive.
+    // B6: the holder continues under its fence, and what it says of the message now is of an old drive.
     let sent = Verdict::Sent { at: NOW, status: 200 };
     let settlements = vec![settlement(&held, &[(0, sent), (1, dead())])];
     assert_eq!(store.settle(settlements).await, Ok(vec![Settled::Open]));

@@ -192,7 +192,7 @@ async fn dead_letters_are_filtered_by_everything_at_once() {
 }
 
 #[tokio::test]
-async fn what_became_of_an_archived_message_is_told_without_its_recipient() {
+async fn an_archived_message_is_shown_without_its_recipient() {
     let dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
     let file = fixtures::file("f", 1, &["d", "e"]);

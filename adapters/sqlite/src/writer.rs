@@ -34,7 +34,7 @@ pub(crate) enum Durability {
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Ends the process with exit code 74 (input/output error): recovery from the log is the only way to know
-/// what is on the disk. A failed fsync must not be repeated, for the kernel has dropped what it failed on.
+/// what is on the disk. A failed fsync must not be repeated: the kernel has dropped what it failed on.
 pub fn exit_on_fatal() -> OnFatal {
     Arc::new(|error| {
         tracing::error!(
@@ -237,7 +237,7 @@ impl Thread {
         match done {
             Ok(_) => Ok(()),
             Err(error) if error.is_fatal() => Err(self.fatal(&error)),
-            // A full disk: the log goes on, and the next round tries again.
+            // A full disk: the log continues, and the next round tries again.
             Err(error) => {
                 tracing::warn!(%error, "the store's log could not be moved into the database; retrying");
                 thread::sleep(Duration::from_millis(10));

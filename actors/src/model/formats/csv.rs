@@ -2,13 +2,13 @@
 //!
 //! A cell in double quotes may hold the delimiter, line breaks and doubled quotes. Cells are taken
 //! verbatim, white space included. A quote inside an unquoted cell is a character like any other, and
-//! text after a closing quote is appended to the cell, as most readers do, as long as the row stands on
+//! text after a closing quote is appended to the cell, as most readers do, as long as the row is on
 //! one line.
 //!
 //! A row is judged as a whole. If its structure is sound (the header's number of cells, every quote
-//! closed, nothing after a closing quote if it stands on several lines, no NUL, at most `max_row_bytes`), it is one row, accepted or rejected, on however many
-//! lines it stands. If not, where it ends is anybody's guess: one stray quote could swallow the rest of
-//! the file. So only its first line is rejected, and reading goes on at the next (F22).
+//! closed, nothing after a closing quote if it spans several lines, no NUL, at most `max_row_bytes`), it is one row, accepted or rejected, on however many
+//! lines. If not, where it ends is anybody's guess: one stray quote could swallow the rest of
+//! the file. So only its first line is rejected, and reading continues at the next (F22).
 //!
 //! The work per line is bounded by `max_row_bytes`: a row is never read further, and reading it stops at
 //! the first surplus cell.
@@ -239,7 +239,7 @@ impl CsvRules {
             return CsvRecord::Unsound(Unsound::TooLong);
         }
         if content < with_cr.len() {
-            // A CR before the record's end stands outside of quotes, so it ends the last cell.
+            // A CR before the record's end is outside of quotes, so it ends the last cell.
             self.ends[cells - 1] -= 1;
         }
         if cells > self.columns {
@@ -351,7 +351,7 @@ fn blank(rest: &[u8], end: bool) -> Option<ParseStep> {
     }
 }
 
-/// How many columns there are, and their names for a person: enough of them to see what is wrong.
+/// How many columns there are, and their names for the operator: enough of them to see what is wrong.
 pub(in crate::model) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 20;
     // Escaped and cut: the header is foreign text (F27).

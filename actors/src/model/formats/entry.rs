@@ -1,5 +1,5 @@
 //! The body of an inbound queue's entry: one JSON object, or an array of objects. Each object is a row, by
-//! the rules of `ndjson`, but it may stand on several lines.
+//! the rules of `ndjson`, but it may span several lines.
 //!
 //! A body that can't be read is one rejected row that holds it; an element of an array that can't be used
 //! is rejected by itself. An empty array has no rows.
@@ -30,7 +30,7 @@ pub struct EntryRows {
 pub struct RejectedRow {
     /// Its place in the entry, from 0.
     pub index: u32,
-    /// What is wrong with it, for a person.
+    /// What is wrong with it, for the operator.
     pub reason: String,
     /// Its text, cut to `max_row_bytes` and then ended by [`CUT_MARK`].
     pub raw: Vec<u8>,
@@ -135,7 +135,7 @@ impl EntryParser {
             Some(b'[') => {
                 let mut reader = serde_json::Deserializer::from_str(text);
                 reader
-                    .deserialize_seq(Elements { parser: self, rows })
+                    .deserialize_seq(EntryElements { parser: self, rows })
                     .and_then(|in_limit| reader.end().map(|()| in_limit))
                     .map_err(|error| RowError::from(format!("the entry is not valid JSON: {error}")))?
                     .map_err(RowError::from)
@@ -174,12 +174,12 @@ impl EntryParser {
 
 /// Takes an array's elements one at a time. What is invalid JSON is an error; too many elements are an
 /// answer.
-struct Elements<'a> {
+struct EntryElements<'a> {
     parser: &'a mut EntryParser,
     rows: &'a mut EntryRows,
 }
 
-impl<'de> Visitor<'de> for Elements<'_> {
+impl<'de> Visitor<'de> for EntryElements<'_> {
     type Value = Result<(), String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_one_row_as_it_stands() {
+    fn an_object_is_one_row_unchanged() {
         let body = "\n{\"id\": 7,\n \"n\": 1.00}\r\n";
         let row = Ok(("7".to_owned(), "{\"id\": 7,\n \"n\": 1.00}".to_owned()));
         assert_eq!(parse(&mut parser(), body), [row]);

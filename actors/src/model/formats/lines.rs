@@ -1,6 +1,13 @@
 //! Lines: where they end, and how one that is too long streams by.
 
-use super::{CUT_BYTES, CUT_MARK, FileError};
+use super::file_error::FileError;
+
+/// How much of an over-long line is kept in its [`Reject`].
+pub const CUT_BYTES: usize = 256;
+
+/// Ends the raw text of a row that was cut. A NUL is accepted by no format, so that half a row
+/// can't be dropped again and taken for a whole one.
+pub const CUT_MARK: u8 = 0;
 
 /// The line at the start of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

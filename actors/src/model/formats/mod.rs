@@ -17,59 +17,21 @@
 
 mod csv;
 pub mod entry;
+mod file_error;
 mod lines;
 mod ndjson;
 mod text;
 
 use super::{batch::RowLayout, file::Reject};
 pub(super) use csv::listed;
+pub use file_error::FileError;
+pub use lines::{CUT_BYTES, CUT_MARK};
 use lines::{Line, Overlong};
-pub(super) use ndjson::{Checked, Key, Keys, TWICE};
+pub(super) use ndjson::{Checked, KeySeed, OpenKeys, TWICE};
 pub use postrider_settings::Format;
 
 /// The most columns that a CSV header may have. Every batch carries the header's names.
 pub const COLUMNS_MAX: usize = 1024;
-
-/// How much of an over-long line is kept in its [`Reject`].
-pub const CUT_BYTES: usize = 256;
-
-/// Ends the raw text of a row that was cut. A NUL is accepted by no format, so that half a row
-/// can't be dropped again and taken for a whole one.
-pub const CUT_MARK: u8 = 0;
-
-/// Why a file as a whole is unusable. Rows read before stay valid.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum FileError {
-    /// It starts with a UTF-16 or UTF-32 byte order mark.
-    #[error("line 1: the file is UTF-16, only UTF-8 is read: convert it, e.g. `iconv -f UTF-16 -t UTF-8`")]
-    Utf16,
-    /// It starts like a compressed file.
-    #[error("line 1: the file looks like {kind} data: {advice}")]
-    Compressed {
-        /// What it looks like.
-        kind: &'static str,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// The header is no readable text.
-    #[error("line {line}: the CSV header {problem}")]
-    Header {
-        /// Where it starts.
-        line: u64,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The header does not name the recipient's column.
-    #[error("line {line}: no column is named `{wanted}` (the feed's `recipient`); the header has {found}")]
-    NoRecipientColumn {
-        /// Where the header starts.
-        line: u64,
-        /// The configured name.
-        wanted: String,
-        /// How many columns were found, and which, for a person.
-        found: String,
-    },
-}
 
 /// One accepted row of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +96,7 @@ impl RowBlock {
     }
 }
 
-/// How far a parser has come.
+/// How far a parser has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The byte after the last row, blank line or header that was consumed, in the decompressed stream.
@@ -145,7 +107,7 @@ pub struct Position {
     pub line: u64,
 }
 
-/// Why a row is refused, for a person. No cell is quoted: a reason may be logged (I10).
+/// Why a row is refused, for the operator. No cell is quoted: a reason may be logged (I10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RowError(String);
 

@@ -18,17 +18,17 @@ use crate::model::batch::put_cell;
 #[derive(Debug)]
 pub(super) struct NdjsonRules {
     recipient: String,
-    keys: Keys,
+    keys: OpenKeys,
 }
 
 /// The keys of the objects that are open, unescaped.
 #[derive(Debug, Default)]
-pub(in crate::model) struct Keys {
+pub(in crate::model) struct OpenKeys {
     text: String,
     spans: Vec<Range<usize>>,
 }
 
-impl Keys {
+impl OpenKeys {
     /// How many keys are open: where the next object's keys begin.
     pub(in crate::model) fn mark(&self) -> usize {
         self.spans.len()
@@ -60,7 +60,7 @@ impl Keys {
 
 impl NdjsonRules {
     pub(super) fn new(recipient: String) -> Self {
-        Self { recipient, keys: Keys::default() }
+        Self { recipient, keys: OpenKeys::default() }
     }
 
     /// Lays out a line; `false` if it is blank.
@@ -123,7 +123,7 @@ impl NdjsonRules {
 struct TopLevel<'a, 'de> {
     wanted: &'a str,
     found: &'a mut Option<&'de RawValue>,
-    keys: &'a mut Keys,
+    keys: &'a mut OpenKeys,
 }
 
 impl<'de> DeserializeSeed<'de> for TopLevel<'_, 'de> {
@@ -142,7 +142,7 @@ impl<'de> Visitor<'de> for TopLevel<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Key(self.keys))?.is_some() {
+        while map.next_key_seed(KeySeed(self.keys))?.is_some() {
             if self.keys.last() == self.wanted {
                 // Kept as text, so that an integer of any length keeps its digits.
                 *self.found = Some(map.next_value()?);
@@ -158,9 +158,9 @@ impl<'de> Visitor<'de> for TopLevel<'_, 'de> {
 pub(in crate::model) const TWICE: &str = "a key occurs twice in one object";
 
 /// Reads a key.
-pub(in crate::model) struct Key<'a>(pub(in crate::model) &'a mut Keys);
+pub(in crate::model) struct KeySeed<'a>(pub(in crate::model) &'a mut OpenKeys);
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -168,7 +168,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     }
 }
 
-impl Visitor<'_> for Key<'_> {
+impl Visitor<'_> for KeySeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,7 +182,7 @@ impl Visitor<'_> for Key<'_> {
 }
 
 /// Reads any value for its form alone.
-pub(in crate::model) struct Checked<'a>(pub(in crate::model) &'a mut Keys);
+pub(in crate::model) struct Checked<'a>(pub(in crate::model) &'a mut OpenKeys);
 
 impl<'de> DeserializeSeed<'de> for Checked<'_> {
     type Value = ();
@@ -230,7 +230,7 @@ impl<'de> Visitor<'de> for Checked<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mark = self.0.mark();
-        while map.next_key_seed(Key(self.0))?.is_some() {
+        while map.next_key_seed(KeySeed(self.0))?.is_some() {
             map.next_value_seed(Checked(self.0))?;
         }
         if self.0.close(mark) { Ok(()) } else { Err(A::Error::custom(TWICE)) }

@@ -19,8 +19,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    lease::Holder,
-    record::{Death, Exception, Record, RowNumbers, Sent},
+    record::{Death, Exception, Holder, Record, RowNumbers, Sent},
     settle::Failure,
 };
 use crate::model::{

@@ -74,7 +74,7 @@ impl Record {
     }
 
     /// Holds the suspects back for the beginning of the life of the process that was born at `born`; not those that are
-    /// condemned, for they are not sent.
+    /// condemned, because they are not sent.
     pub(super) fn hold_suspects(&mut self, born: UnixMs) {
         let waits =
             |exception: &&mut Exception| exception.losses > 0 && !is_condemned(exception.losses_alone);

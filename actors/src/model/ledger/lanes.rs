@@ -1,5 +1,4 @@
-//! Which batches of a destination are leased: those that are to be tried again before others, but never with all the
-//! room there is (B11).
+//! Which batches of a destination are leased: retries first, but never in all of the room that a worker has (B11).
 
 /// Of so many messages that are leased where both kinds wait, one was never tried: a destination that fails for a while
 /// must not keep new messages waiting for as long as it is tried again.

@@ -1,21 +1,7 @@
 //! Who may work on a batch: leases with a fence and a deadline, never counters (S1.4).
 
-use super::record::Record;
+use super::record::{Deadline, Holder, Record};
 use crate::model::{suspect::EXACT_LOSSES, time::UnixMs};
-
-/// Milliseconds by the clock that a store's leases go by: the monotonic one within a process, the wall among
-/// several machines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Deadline(pub u64);
-
-/// Who has a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// One name per worker and generation, unique among all processes that share the store.
-    pub name: String,
-    /// Until then, unless extended.
-    pub until: Deadline,
-}
 
 /// The answer to who asks for a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +52,8 @@ impl Record {
     /// were in flight when another died (B17).
     ///
     /// A lease whose deadline has passed, or whose holder is an earlier life of the same process, is lost: the batch
-    /// is granted anew and the loss is counted, whether a message of it is due or not. What a holder has already is
-    /// granted to it again under the same fence and charges nothing, for its first answer was lost.
+    /// is granted again and the loss is counted, whether a message of it is due or not. What a holder has already is
+    /// granted to it again under the same fence and charges nothing, because its first answer was lost.
     pub fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
         let Some(due) = self.due() else { return Grant::Settled };
         match &mut self.holder {
@@ -98,7 +84,7 @@ impl Record {
         }
     }
 
-    /// Ends the lease with `fence` in good order, which charges nothing; whether it was held. A message that was marked
+    /// Returns the lease with `fence`, which charges nothing; whether it was held. A message that was marked
     /// as begun is begun no more: the next lease's loss must not charge it.
     pub fn release(&mut self, fence: u64) -> bool {
         let held = self.is_current(fence);
@@ -110,8 +96,8 @@ impl Record {
     }
 
     /// Ends whatever lease there is as lost: its holder is gone with messages unrecorded, and nothing says which were
-    /// in flight. Only a message that was begun by itself is charged; then the next lease goes on marking each, however
-    /// much was recorded under this one, for the suspect is still there (I5).
+    /// in flight. Only a message that was begun by itself is charged; then the next lease continues marking each, however
+    /// much was recorded under this one, because the suspect is still there (I5).
     pub fn lose(&mut self) {
         if self.holder.take().is_none() {
             return;

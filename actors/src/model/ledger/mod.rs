@@ -23,6 +23,6 @@ mod tests;
 
 pub use evidence::{Evidence, is_exclusive};
 pub use lanes::{FRESH_ONE_IN, LaneShare};
-pub use lease::{Deadline, Grant, Holder, is_earlier_life};
-pub use record::{Death, Exception, Fate, Record, RowNumbers, Sent};
+pub use lease::{Grant, is_earlier_life};
+pub use record::{Deadline, Death, Exception, Fate, Holder, Record, RowNumbers, Sent};
 pub use settle::{Changes, CountChange, DETAIL_BYTES_MAX, Failure, MessageVerdict, Rejected, Standing};

@@ -2,13 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use super::lease::Holder;
 use crate::model::{
     batch::StateVector,
     outcome::{Attempt, DeathCause},
     state::MessageState,
     time::UnixMs,
 };
+
+/// Milliseconds by the clock that a store's leases go by: the monotonic one within a process, the wall among
+/// several machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Deadline(pub u64);
+
+/// Who has a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// One name per worker and generation, unique among all processes that share the store.
+    pub name: String,
+    /// Until then, unless extended.
+    pub until: Deadline,
+}
 
 /// The row numbers of a batch's messages, in order (B1). Most batches have no gaps and cost two numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +151,7 @@ pub struct Record {
     pub exceptions: BTreeMap<u32, Exception>,
 }
 
-/// How one message stands.
+/// The state of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
     /// Its state.

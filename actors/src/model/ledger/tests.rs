@@ -374,7 +374,7 @@ impl World {
             self.reported_sent[message.index as usize] = true;
         }
         self.apply(&before, &changes);
-        // B5, whatever else is said of the lease: the same facts once more change nothing.
+        // B5, whatever else is reported of the lease: repeating the same facts changes nothing.
         let once = self.record.clone();
         let again = Standing { fence, verdicts, details: &details, ends: false, begins: None };
         let changes = self.record.settle(again).unwrap();
@@ -499,7 +499,7 @@ fn round_trip(record: &Record) -> Record {
 }
 
 #[test]
-fn whatever_is_told_in_whatever_order_the_rules_hold() {
+fn the_rules_hold_for_any_reports_in_any_order() {
     for seed in 0..400 {
         let mut world = World::new(seed);
         for _ in 0..200 {

@@ -104,7 +104,7 @@ fn there_is_a_most_of_processes() {
 }
 
 #[test]
-fn a_lease_has_ended_when_its_mark_stands_still() {
+fn a_lease_has_ended_when_its_mark_stops_moving() {
     let mut share = RateShare::new("me".into(), 100_000);
     assert!(share.must_read(MonoMs(0)));
     assert_eq!(share.ask(1, MonoMs(0)), Ok(None), "nothing is asked for blindly");

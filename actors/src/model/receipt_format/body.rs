@@ -51,7 +51,7 @@ impl ReceiptFormat {
             }
             Some(b'[') => {
                 let mut reader = serde_json::Deserializer::from_str(text);
-                let elements = Elements { format: self, receipts_max, place: &place, read: &mut read };
+                let elements = ReceiptElements { format: self, receipts_max, place: &place, read: &mut read };
                 let found = reader
                     .deserialize_seq(elements)
                     .and_then(|found| reader.end().map(|()| found))
@@ -68,14 +68,14 @@ impl ReceiptFormat {
 }
 
 /// Takes an array's elements one at a time; the answer is how many there were.
-struct Elements<'a, P> {
+struct ReceiptElements<'a, P> {
     format: &'a ReceiptFormat,
     receipts_max: usize,
     place: &'a P,
     read: &'a mut ReadReceipts,
 }
 
-impl<'de, P: Fn(usize) -> String> Visitor<'de> for Elements<'_, P> {
+impl<'de, P: Fn(usize) -> String> Visitor<'de> for ReceiptElements<'_, P> {
     type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

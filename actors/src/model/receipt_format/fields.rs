@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use super::ReceiptMapping;
+use super::mapping::{FIELDS, ReceiptMapping, StatusMeaning, UnknownStatus};
 use crate::model::{
     ids::MessageId,
     receipt::{
         EventId, PROVIDER_ID_BYTES_MAX, Price, RESPONSE_BYTES_MAX, Receipt, ReceiptFacts, ReceiptKey,
         WORD_BYTES_MAX,
     },
+    state::MessageState,
     time::UnixMs,
     timestamp,
 };
@@ -22,9 +23,6 @@ pub(super) const CARRIER: usize = 5;
 pub(super) const RESPONSE: usize = 6;
 pub(super) const SENT_AT: usize = 7;
 pub(super) const PRICE: usize = 8;
-/// How many fields a receipt has.
-pub(super) const FIELDS: usize = 9;
-
 /// The longest receipt id: only its digest is kept.
 const EVENT_ID_BYTES_MAX: usize = 1000;
 
@@ -48,7 +46,7 @@ pub(super) enum FieldValue<'a> {
 /// A value per field, at the field's place.
 pub(super) type Fields<'a> = [Option<FieldValue<'a>>; FIELDS];
 
-/// A value for a person: cut, and unable to write to a terminal (F27).
+/// A value for the operator: cut, and escaped for the terminal (F27).
 pub(super) fn quoted(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
     let cut = if text.chars().nth(SHOWN_CHARS).is_some() { "…" } else { "" };
@@ -119,6 +117,24 @@ impl<'a> Field<'a> {
     }
 }
 
+/// The state that a word means; `None` for one that is of no interest.
+fn state_of(mapping: &ReceiptMapping, word: &str) -> Result<Option<MessageState>, String> {
+    Ok(Some(match mapping.statuses.get(word) {
+        Some(StatusMeaning::Sent) => MessageState::Sent,
+        Some(StatusMeaning::Failed) => MessageState::Failed,
+        Some(StatusMeaning::Delivered) => MessageState::Delivered,
+        Some(StatusMeaning::Ignored) => return Ok(None),
+        None if mapping.otherwise == UnknownStatus::Sent => MessageState::Sent,
+        None => {
+            let found = quoted(word);
+            return Err(format!(
+                "`{}` is {found}, which the source's `statuses` do not have",
+                mapping.status
+            ));
+        }
+    }))
+}
+
 /// Reads a receipt; `None` if its status is of no interest. `identity` makes the event's id.
 pub(super) fn receipt(
     fields: &Fields<'_>,
@@ -133,7 +149,7 @@ pub(super) fn receipt(
     let Some(word) = field(STATUS).text()? else {
         return Err(format!("`{}` is missing or empty, expected the status", mapping.status));
     };
-    let Some(state) = mapping.state(word.trim_ascii())? else { return Ok(None) };
+    let Some(state) = state_of(mapping, word.trim_ascii())? else { return Ok(None) };
     Ok(Some(Receipt {
         key: key(&field(MESSAGE_ID), &field(PROVIDER_ID))?,
         state,

@@ -2,172 +2,31 @@
 //!
 //! Every receipt is judged by itself (F52): what is wrong with one is said with the field, what was found
 //! and what is expected, and the others are taken. A field that is missing, empty or `null` is `None`
-//! (S0.3). Ids are taken as they stand; what does not fit is refused, for half an id names another message.
+//! (S0.3). Ids are taken unchanged; one that does not fit is refused, because half an id names another message.
 //! Words and responses are only kept for people: they are cut to their bounds.
 
 mod body;
 mod fields;
+mod mapping;
 mod object;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::sync::Arc;
 
 pub use body::{BodyError, notification};
+pub use mapping::{FieldPath, MappingError, PATH_KEYS_MAX, ReceiptMapping, StatusMeaning, UnknownStatus};
 pub use rows::{ReceiptFileError, ReceiptFileFormat, ReceiptRows};
 
 use super::{
     receipt::{EventId, Receipt, ReceiptReject, RejectedText},
-    state::MessageState,
     time::UnixMs,
 };
-use fields::{FIELDS, Fields};
+use fields::Fields;
 
 /// A read ends when the texts of its rejects have so many bytes: they are kept until they are stored (I8).
 pub const REJECTS_BYTES_MAX: usize = 4 << 20;
-
-/// The most keys that a field's path may have.
-pub const PATH_KEYS_MAX: usize = 8;
-
-/// Where a field is: in an object, the key of this name, or else nested keys joined by dots; in a CSV file, the
-/// column of this name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FieldPath {
-    text: String,
-    keys: Vec<String>,
-}
-
-/// A mapping that can't work.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum MappingError {
-    /// A path leads nowhere.
-    #[error("`{0}` is not a field: use a key, or up to {PATH_KEYS_MAX} keys joined by dots")]
-    Path(String),
-    /// Nothing would say which message a receipt is about.
-    #[error("a receipt must name its message: map `message_id` or `provider_id`")]
-    NoId,
-    /// A message could never have a final receipt.
-    #[error("no status means `delivered` or `failed`: a receipt could say nothing")]
-    NoFinalStatus,
-}
-
-impl FieldPath {
-    /// Reads `key` or `key.key`.
-    pub fn parse(text: &str) -> Result<Self, MappingError> {
-        let keys: Vec<_> = text.split('.').map(str::to_owned).collect();
-        if keys.len() > PATH_KEYS_MAX || keys.iter().any(String::is_empty) || text.contains('\0') {
-            return Err(MappingError::Path(text.chars().take(80).collect()));
-        }
-        Ok(Self { text: text.to_owned(), keys })
-    }
-
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
-impl fmt::Display for FieldPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// What a provider's word for a status means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusMeaning {
-    /// It is on its way: nothing changes but the facts.
-    Sent,
-    /// It did not arrive and will not.
-    Failed,
-    /// It arrived.
-    Delivered,
-    /// The receipt is of no interest.
-    Ignored,
-}
-
-/// What becomes of a receipt whose status is not in the mapping.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UnknownStatus {
-    /// It is rejected, so that a person hears of it.
-    #[default]
-    Reject,
-    /// It is an interim report.
-    Sent,
-}
-
-/// Which field of a receipt says what.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReceiptMapping {
-    /// Our id, `msg_<file>_<row>`. It counts if both are there.
-    pub message_id: Option<FieldPath>,
-    /// The id that the destination answered with.
-    pub provider_id: Option<FieldPath>,
-    /// The receipt's own id. Without one the same text is the same receipt.
-    pub event_id: Option<FieldPath>,
-    /// The provider's word for the state.
-    pub status: FieldPath,
-    /// When it happened.
-    pub time: Option<FieldPath>,
-    /// Who carried the message.
-    pub carrier: Option<FieldPath>,
-    /// What was answered on its way.
-    pub response: Option<FieldPath>,
-    /// When it was sent.
-    pub sent_at: Option<FieldPath>,
-    /// What it cost: decimal, exact to eight decimals.
-    pub price: Option<FieldPath>,
-    /// What the provider's words mean; matching is case-sensitive.
-    pub statuses: BTreeMap<String, StatusMeaning>,
-    /// What any other word means.
-    pub otherwise: UnknownStatus,
-}
-
-impl ReceiptMapping {
-    /// Refuses what can't work.
-    pub fn check(&self) -> Result<(), MappingError> {
-        if self.message_id.is_none() && self.provider_id.is_none() {
-            return Err(MappingError::NoId);
-        }
-        let is_final =
-            |meaning: &StatusMeaning| matches!(meaning, StatusMeaning::Delivered | StatusMeaning::Failed);
-        if self.statuses.values().any(is_final) { Ok(()) } else { Err(MappingError::NoFinalStatus) }
-    }
-
-    /// In the order of [`fields`]' places.
-    fn paths(&self) -> [Option<&FieldPath>; FIELDS] {
-        [
-            self.message_id.as_ref(),
-            self.provider_id.as_ref(),
-            self.event_id.as_ref(),
-            Some(&self.status),
-            self.time.as_ref(),
-            self.carrier.as_ref(),
-            self.response.as_ref(),
-            self.sent_at.as_ref(),
-            self.price.as_ref(),
-        ]
-    }
-
-    /// The state that a word means; `None` for one that is of no interest.
-    fn state(&self, word: &str) -> Result<Option<MessageState>, String> {
-        Ok(Some(match self.statuses.get(word) {
-            Some(StatusMeaning::Sent) => MessageState::Sent,
-            Some(StatusMeaning::Failed) => MessageState::Failed,
-            Some(StatusMeaning::Delivered) => MessageState::Delivered,
-            Some(StatusMeaning::Ignored) => return Ok(None),
-            None if self.otherwise == UnknownStatus::Sent => MessageState::Sent,
-            None => {
-                let found = fields::quoted(word);
-                return Err(format!(
-                    "`{}` is {found}, which the source's `statuses` do not have",
-                    self.status
-                ));
-            }
-        }))
-    }
-}
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -201,7 +60,7 @@ fn text_bytes(rejects: &[ReceiptReject]) -> usize {
     rejects.iter().map(|reject| reject.text.text.len()).sum()
 }
 
-/// What is known of a receipt by what it stands in, a log's event for one. What the receipt says itself comes first.
+/// What the surroundings of a receipt say of it, such as a log's event. What the receipt says itself comes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Around {
     /// Its identity.

@@ -8,9 +8,10 @@ use serde_json::value::RawValue;
 
 use super::{
     FieldPath,
-    fields::{FIELDS, FieldValue, Fields},
+    fields::{FieldValue, Fields},
+    mapping::FIELDS,
 };
-use crate::model::formats::{Checked, Key, Keys, TWICE};
+use crate::model::formats::{Checked, KeySeed, OpenKeys, TWICE};
 
 /// A field that is looked for behind some keys.
 #[derive(Clone, Copy)]
@@ -36,7 +37,7 @@ pub(super) fn find<'a>(text: &'a [u8], paths: &[Option<&FieldPath>; FIELDS]) -> 
     let wanted: Vec<_> =
         (0..FIELDS).filter_map(|place| paths[place].map(|path| Wanted { place, keys: &path.keys })).collect();
     let mut raw = Raw { values: [None; FIELDS], whole: [false; FIELDS] };
-    let mut keys = Keys::default();
+    let mut keys = OpenKeys::default();
     let level = Level { wanted: &wanted, paths: Some(paths), raw: &mut raw, keys: &mut keys };
     level.read(text).map_err(|error| {
         // `serde_json` sees each receipt as line 1, which would mislead.
@@ -78,7 +79,7 @@ struct Level<'a, 'b, 'de> {
     /// At the top level, where a key may be a field's whole name.
     paths: Option<&'b [Option<&'a FieldPath>; FIELDS]>,
     raw: &'b mut Raw<'de>,
-    keys: &'b mut Keys,
+    keys: &'b mut OpenKeys,
 }
 
 impl<'de> Level<'_, '_, 'de> {
@@ -107,7 +108,7 @@ impl<'de> Visitor<'de> for Level<'_, '_, 'de> {
         let Self { wanted, paths, raw, keys } = self;
         let mark = keys.mark();
         let mut inside = Vec::new();
-        while map.next_key_seed(Key(&mut *keys))?.is_some() {
+        while map.next_key_seed(KeySeed(&mut *keys))?.is_some() {
             let key = keys.last();
             let is_whole = |wanted: &Wanted<'_>| {
                 wanted.keys.len() > 1

@@ -5,7 +5,8 @@ use serde::Serializer as _;
 
 use super::{
     Around, REJECTS_BYTES_MAX, ReadReceipts, ReceiptFormat,
-    fields::{FIELDS, FieldValue, Fields, MESSAGE_ID, PROVIDER_ID, STATUS},
+    fields::{FieldValue, Fields, MESSAGE_ID, PROVIDER_ID, STATUS},
+    mapping::FIELDS,
     text_bytes,
 };
 use crate::model::{
@@ -37,7 +38,7 @@ pub enum ReceiptFileError {
     NoColumn {
         /// What was looked for.
         wanted: String,
-        /// How many columns were found, and which, for a person.
+        /// How many columns were found, and which, for the operator.
         found: String,
     },
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::state::MessageState;
 use crate::model::{
     file::FileState,
     ids::{FileId, MessageId},
@@ -118,7 +119,7 @@ fn identity_comes_from_the_receipt_then_from_around_it_then_from_its_text() {
 }
 
 #[test]
-fn a_receipt_without_a_time_has_that_of_what_it_stands_in() {
+fn a_receipt_without_a_time_has_that_of_its_surroundings() {
     let around = Around { event: None, at: Some(UnixMs(5)) };
     let at = |text: &str| format().read_object(text.as_bytes(), around).unwrap().unwrap().at;
     assert_eq!(at(&format!(r#"{{"ref":"{ID}","status":"QUEUED"}}"#)), Some(UnixMs(5)));

@@ -1,5 +1,5 @@
 //! Names of tables and columns. They come from the configuration and go into statements, where no parameter can
-//! stand for them (F57): whatever is not a plain name is refused at the start, and what is, is quoted always.
+//! replace them (F57): whatever is not a plain name is refused at the start, and plain names are always quoted.
 
 use std::{fmt, str::FromStr};
 

@@ -149,7 +149,7 @@ impl Mapping {
         bytes: &[u8],
     ) -> Result<TableRow, String> {
         let parts = header.layout.read(bytes).map_err(|error| error.to_string())?;
-        let fields = source::Fields::of(&parts.data)?;
+        let fields = source::RowFields::of(&parts.data)?;
         let value = |column: &Column| {
             let raw = match &column.source {
                 ColumnSource::Id => Some(source::Raw::Text(id.to_string().into())),

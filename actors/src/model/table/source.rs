@@ -1,4 +1,4 @@
-//! The fields of a message, as the values of columns find them.
+//! Access to the fields of a message, for the values of columns.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -19,13 +19,13 @@ pub enum Raw<'a> {
 }
 
 /// What can be asked for by name.
-pub(super) enum Fields<'a> {
+pub(super) enum RowFields<'a> {
     None,
     Columns(HashMap<&'a str, &'a str>),
     Object(HashMap<String, &'a RawValue>),
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RowFields<'a> {
     pub(super) fn of(data: &MessageData<'a>) -> Result<Self, String> {
         Ok(match data {
             MessageData::None => Self::None,

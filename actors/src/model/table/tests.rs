@@ -178,7 +178,7 @@ fn f57_a_mapping_with_a_hostile_name_or_without_a_key_is_refused() {
 }
 
 #[test]
-fn statements_are_divided_by_rows_and_bytes_and_a_giant_row_stands_alone() {
+fn statements_are_divided_by_rows_and_bytes_and_a_giant_row_is_alone() {
     assert_eq!(divide([1; 7], 3, 100), (vec![0..3, 3..6, 6..7], vec![]));
     assert_eq!(divide([40, 40, 40, 101, 100, 1], 10, 100), (vec![0..2, 2..3, 4..5, 5..6], vec![3]));
     assert_eq!(divide([], 3, 100), (vec![], vec![]));

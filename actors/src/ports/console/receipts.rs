@@ -1,4 +1,4 @@
-//! What an operator's commands ask of a ledger of rows: where each message stands, and how its receipts do.
+//! What an operator's commands ask of a ledger of rows: the state of each message, and its receipts.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ pub trait ReceiptView: Send + Sync {
     /// The message at each of its destinations, by their names. Empty if nothing was recorded of it.
     async fn message(&self, id: MessageId) -> Result<Vec<MessageRow>, StoreError>;
 
-    /// How many messages stand where, by destination and state: of a file, or of all, which reads them all.
+    /// How many messages there are by destination and state: of a file, or of all files, which reads every row.
     async fn counts(&self, file: Option<FileId>) -> Result<Vec<StateCount>, StoreError>;
 
     /// Up to `limit` messages that were sent to `destination` before `before` and have had no final receipt,
@@ -80,7 +80,7 @@ pub struct MessageRow {
     pub feed: Arc<str>,
     /// Who gets it.
     pub recipient: String,
-    /// Where it stands: the maximum of what delivery, receipts and the clock said.
+    /// Its state: the maximum of what delivery, receipts and the clock said.
     pub state: MessageState,
     /// What delivery said: `Retrying`, `Dead` or `Sent`.
     pub recorded: MessageState,
@@ -130,12 +130,12 @@ pub struct AppliedReceipt {
     pub facts: ReceiptFacts,
 }
 
-/// How many messages stand at one place.
+/// The number of messages in one state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StateCount {
     /// Where they went.
     pub destination: Arc<str>,
-    /// Where they stand.
+    /// Their state.
     pub state: MessageState,
     /// How many.
     pub messages: u64,
@@ -155,13 +155,13 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Where a walk that has seen it goes on.
+    /// Where a walk that has seen it continues.
     pub fn place(&self) -> GapPlace {
         GapPlace { sent_at: self.sent_at, id: self.id }
     }
 }
 
-/// Where a walk over gaps stands: they are ordered by time, then by id.
+/// The position of a walk over gaps: they are ordered by time, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GapPlace {
     /// When the last one was sent.
@@ -208,7 +208,7 @@ impl fmt::Debug for RejectedReceipt {
     }
 }
 
-/// How a source stands.
+/// The state of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRow {
     /// Its name.

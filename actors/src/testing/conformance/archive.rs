@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// The contract of what is removed in the end; with a queue that only carries, also that of [`OutboxPages`].
+/// The contract of archiving; with a queue that only carries, also that of [`OutboxPages`].
 pub async fn archive<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     what_a_redrive_needs_is_kept(make().await).await;
     what_is_to_be_tried_again_is_kept(make().await).await;
@@ -185,7 +185,7 @@ async fn a_listing_goes_on_after_what_it_has_listed_is_gone(store: Subject) {
     let second = pages(&store).page(query).await.unwrap();
     assert_eq!(second.next, None);
     let seen: BTreeSet<_> = first.entries.iter().chain(&second.entries).map(|entry| entry.id).collect();
-    assert!(seen.is_superset(&ids(&store, Dispatch::Dispatched, None, 9).await), "nothing is passed over");
+    assert!(seen.is_superset(&ids(&store, Dispatch::Dispatched, None, 9).await), "nothing is skipped");
     assert!(seen.is_subset(&all) && seen.len() == first.entries.len() + second.entries.len());
 }
 

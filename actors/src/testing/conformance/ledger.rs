@@ -97,7 +97,7 @@ async fn b5_an_attempt_that_is_not_the_next_one_is_not_recorded(store: Subject) 
     let wrong = vec![nth(0, 0, dead()), nth(0, 2, dead()), MessageVerdict { drive: 1, ..nth(0, 1, dead()) }];
     assert_eq!(store.settle_as(settlement(lease.token, wrong)).await, Settled::Open);
     assert_eq!(store.tally(file.id).await, (2, 0, 0, 0));
-    // The first word on an attempt stands.
+    // The first verdict on an attempt counts.
     assert_eq!(store.settle(&lease, &[(0, retry_at(NOW)), (0, dead())]).await, Settled::Open);
     assert_eq!(store.settle(&lease, &[(1, dead()), (1, retry())]).await, Settled::Open);
     assert_eq!(store.tally(file.id).await, (2, 0, 1, 1));

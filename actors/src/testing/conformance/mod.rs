@@ -63,7 +63,7 @@ pub struct Subject {
     pub queue: Arc<dyn Queue>,
     /// The ledger of both.
     pub ledger: Arc<dyn Ledger>,
-    /// What is removed in the end.
+    /// Archiving.
     pub archive: Arc<dyn Archive>,
     /// What is between store and queue, if these are two.
     pub carried: Option<Carried>,
@@ -236,7 +236,7 @@ impl Subject {
         assert_eq!(self.lease_at("nobody", "d", 9, now).await, []);
     }
 
-    /// Settles next attempts of messages of `lease`; the worker goes on.
+    /// Settles next attempts of messages of `lease`; the worker continues.
     async fn settle(&self, lease: &Lease, verdicts: &[(u32, Verdict)]) -> Settled {
         self.settle_as(told(lease, verdicts)).await
     }

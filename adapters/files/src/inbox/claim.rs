@@ -1,4 +1,4 @@
-//! Taking a file: a rename out of the dropper's reach, checked on what was taken.
+//! Claiming a file: renaming it out of the drop directory, and checking what was claimed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,7 +34,7 @@ const NOTE_BYTES_MAX: u64 = 16 * 1024;
 /// What a restart must know of a claim. Not synced: a note that a power cut took is made up again.
 #[derive(Serialize, Deserialize)]
 struct Note {
-    /// Bytes, for a name need not be text.
+    /// Bytes: a name need not be text.
     name: Vec<u8>,
     claimed_at: UnixMs,
     bytes: u64,
@@ -152,7 +152,7 @@ pub(super) fn take(
     }
 }
 
-/// Whoever may write to the feed's directory may have swapped the file between the look and the move. What
+/// Whoever may write to the feed's directory may have swapped the file between the check and the move. What
 /// was moved can't be swapped any more.
 fn check_taken(
     home: &Dir,
@@ -341,7 +341,7 @@ pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
     Ok(files)
 }
 
-/// What a claim's directory holds; `None` if it was nothing to go on with and was cleared away.
+/// What a claim's directory holds; `None` if it was nothing to continue with and was cleared away.
 fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
     let home = inbox.claimed.child(claim)?;
     let note: Option<Note> =
@@ -351,13 +351,13 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
         (Some(mut note), file) => {
             let name = OsStr::from_bytes(&note.name).to_owned();
             if let Some(stat) = home.stat(&name)? {
-                // A reboot may number devices anew; the rest stays.
+                // A reboot may renumber devices; the rest stays.
                 note.fingerprint[0] = stat.st_dev;
             } else if let Some(other) = file {
                 let text = format!("{} holds another file than its {NOTE} says", home.at(other));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
-            // Without its file the claim stands all the same: the stage finds out that it is lost (F32).
+            // Without its file the claim still counts: the stage finds out that it is lost (F32).
             let expected = expected_in(&home, &name);
             Ok(Some(note.into_file(&home, expected)))
         }

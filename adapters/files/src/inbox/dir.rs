@@ -67,12 +67,12 @@ impl Dir {
         self.child(name)
     }
 
-    /// Where `name` stands.
+    /// The path of `name`.
     pub(super) fn path_of(&self, name: impl AsRef<OsStr>) -> PathBuf {
         self.path.join(name.as_ref())
     }
 
-    /// Where `name` stands, for messages.
+    /// The path of `name`, for messages.
     pub(super) fn at(&self, name: impl AsRef<OsStr>) -> String {
         escaped(&self.path_of(name))
     }

@@ -1,4 +1,4 @@
-//! Where a file goes when it is read, and the report beside it.
+//! Moving a file away once it is read, and the report beside it.
 
 use std::{ffi::OsStr, io};
 

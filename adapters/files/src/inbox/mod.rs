@@ -11,7 +11,7 @@
 //!
 //! Claims are renames without a sync: what the dropper did not sync was never promised to last, and a
 //! claim that a power cut undoes is made again, with the same ids. Only a copy to another file system
-//! is synced, for the original is removed after it.
+//! is synced, because the original is removed after it.
 
 mod claim;
 mod dir;
@@ -100,7 +100,7 @@ impl DirectoryInbox {
         })
     }
 
-    /// Opened anew each time: the directory may have been replaced.
+    /// Opened each time: the directory may have been replaced.
     fn directory(&self) -> io::Result<Dir> {
         Dir::open(&self.config.settings.path)
     }
@@ -203,7 +203,7 @@ fn open_claimed(file: &ClaimedFile) -> io::Result<std::fs::File> {
 
 /// The claim's directory.
 fn home_of(file: &ClaimedFile) -> io::Result<&Path> {
-    let none = || io::Error::new(io::ErrorKind::InvalidInput, "a claimed file stands in no directory");
+    let none = || io::Error::new(io::ErrorKind::InvalidInput, "a claimed file has no directory");
     file.path.parent().ok_or_else(none)
 }
 

@@ -31,7 +31,7 @@ pub(super) fn unpack(
     }
     let read = Arc::new(AtomicU64::new(0));
     let broken = Arc::new(AtomicBool::new(false));
-    let packed = Counted { inner: file, read: read.clone(), broken: broken.clone() };
+    let packed = CountingReader { inner: file, read: read.clone(), broken: broken.clone() };
     let (kind, unpacked): (_, Box<dyn Read + Send>) = if name.ends_with(b".gz") {
         ("gzip", Box::new(flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 16, packed))))
     } else {
@@ -44,13 +44,13 @@ pub(super) fn unpack(
 }
 
 /// Counts what is read of the packed file and notes whether reading it failed.
-struct Counted<R> {
+struct CountingReader<R> {
     inner: R,
     read: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.inner.read(buffer) {
             Ok(bytes) => {

@@ -1,4 +1,4 @@
-//! One look at the directory.
+//! One scan of the directory.
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, sync::PoisonError};
 
@@ -14,10 +14,10 @@ use super::{
     sidecar_name,
 };
 
-/// Looks at up to `limit` names; a look that was cut short goes on where it stopped.
+/// Looks at up to `limit` names; a scan that was cut short continues where it stopped.
 pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
     let directory = inbox.directory()?;
-    // A panic in here leaves no half-done state behind: at worst the walk begins anew.
+    // A panic in here leaves no half-done state behind: at worst the walk starts over.
     let mut kept = inbox.walk.lock().unwrap_or_else(PoisonError::into_inner);
     let mut walk = match kept.take() {
         Some(walk) => walk,
@@ -30,7 +30,7 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
         if entry.file_type() == FileType::Directory || NameKind::of(name) != NameKind::File {
             continue;
         }
-        // It may be gone by now, or be a directory where the listing does not say so.
+        // It may be gone by now, or be a directory that the listing does not mark as one.
         let Some(stat) = directory.stat(name)? else { continue };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             continue;

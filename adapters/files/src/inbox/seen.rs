@@ -1,4 +1,4 @@
-//! The recipients that one pass over a file has met, on disk: their number knows no bound (I8).
+//! The recipients that one pass over a file has met, on disk: their number is unbounded (I8).
 
 use std::{io, path::Path};
 

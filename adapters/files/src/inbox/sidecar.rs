@@ -1,4 +1,4 @@
-//! `NAME.done`: says that a file is complete and, if it likes, what the file holds.
+//! `NAME.done`: marks a file as complete; optionally says what the file holds.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

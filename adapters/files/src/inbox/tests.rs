@@ -330,7 +330,7 @@ fn f28_a_file_that_can_t_be_read_stays_with_its_dropper() {
 }
 
 #[test]
-fn f28_mending_permissions_counts_as_a_change() {
+fn f28_fixed_permissions_count_as_a_change() {
     let world = World::new();
     world.drop_file("a", "id\n");
     let before = world.inbox.scan(10).unwrap().candidates[0].clone();
@@ -360,7 +360,7 @@ fn a_sidecar_that_is_not_understood_refuses_the_file() {
 }
 
 #[test]
-fn what_a_crash_leaves_of_a_claim_is_mended() {
+fn what_a_crash_leaves_of_a_claim_is_repaired() {
     let mut world = World::new();
     let claimed = world.state.path().join("claimed/alerts");
     // Killed between the directory and the sidecar, the sidecar and the file, the file and the note, and in
@@ -464,7 +464,7 @@ fn f29_a_scan_that_is_cut_short_goes_on() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), 25, "nothing is left out, nothing starves");
-    assert_eq!(world.inbox.scan(100).unwrap().candidates.len(), 25, "then it begins anew");
+    assert_eq!(world.inbox.scan(100).unwrap().candidates.len(), 25, "then it starts over");
 }
 
 #[test]
@@ -521,7 +521,7 @@ fn a_file_without_a_sidecar_is_finished_on_another_file_system() {
 }
 
 #[test]
-fn what_a_crash_leaves_of_a_copy_is_mended() {
+fn what_a_crash_leaves_of_a_copy_is_repaired() {
     let Some(state) = other_file_system() else { return };
     let mut world = World::across(state);
     let staging = world.path(".postrider");
@@ -581,7 +581,7 @@ async fn next(inbox: &DirectoryInbox) -> io::Result<InboxChange> {
 }
 
 #[tokio::test]
-async fn complete_files_are_told_of_and_a_new_watch_asks_for_a_scan() {
+async fn complete_files_are_reported_and_a_new_watch_asks_for_a_scan() {
     let world = World::new();
     assert_eq!(next(&world.inbox).await.unwrap(), InboxChange { complete: vec![], rescan: true });
     world.drop_file(".hidden", "");

@@ -50,7 +50,7 @@ impl DirWatch {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR
-            // A file that was unlinked while it was written is nothing to hear of.
+            // A file that was unlinked while it was written is ignored.
             | WatchMask::EXCL_UNLINK;
         let set_up = || {
             let inotify = Inotify::init()?;

@@ -1,4 +1,4 @@
-//! One claimed file, on its way.
+//! One claimed file that is being read.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use postrider_actors::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::Shared;
+use super::shared::Shared;
 
 /// How much is read at once, beside the longest line.
 const READ_BYTES: usize = 64 << 10;
@@ -93,7 +93,7 @@ impl OpenFile {
         Ok(Self { file, sha256, position, unusable, reader, rows, buffer, filled: 0, is_end: false })
     }
 
-    /// Its name, for a person.
+    /// Its name, for the operator.
     pub(super) fn name(&self) -> String {
         self.file.display_name()
     }

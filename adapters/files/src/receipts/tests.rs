@@ -8,13 +8,13 @@ use postrider_actors::{
     model::{
         formats::Format,
         receipt::{Receipt, ReceiptKey},
-        receipt_format::{FieldPath, ReceiptMapping, StatusMeaning, UnknownStatus},
+        receipt_format::{FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
         time::UnixMs,
     },
     ports::{Arrival, ReceiptLedger},
     testing::{FakeClock, MemoryReceipts},
 };
-use postrider_settings::Keys as _;
+use postrider_settings::{Directory, Keys as _};
 use tempfile::TempDir;
 
 use super::*;

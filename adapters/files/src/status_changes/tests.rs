@@ -87,7 +87,7 @@ fn ids(entries: &[IntakeEntry]) -> Vec<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_says_what_stood_and_what_stands() {
+async fn a_change_has_the_state_before_and_after() {
     let world = World::new(2).await;
     let entries = world.receive(10).await;
     let body = |entry: &IntakeEntry| serde_json::from_slice::<serde_json::Value>(&entry.body).unwrap();
@@ -135,7 +135,7 @@ async fn several_pollers_get_every_change_once_and_deleting_forgets_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_in_hand_is_not_handed_out_until_it_is_given_back_or_its_time_is_over() {
+async fn what_is_handed_out_stays_hidden_until_it_is_returned_or_times_out() {
     let world = World::new(3).await;
     let first = world.receive(10).await;
     assert_eq!(first.len(), 3);
@@ -184,7 +184,7 @@ async fn f49_a_ledger_that_is_away_loses_no_change() {
     assert!(world.intake.delete(&acks(&entries)).await.is_err());
     world.ledger.set_down(false);
     world.ledger.lose_answers(1);
-    let _ = world.intake.delete(&acks(&entries)).await; // done, and not heard of
+    let _ = world.intake.delete(&acks(&entries)).await; // done, but the answer is lost
     assert_eq!(world.left().await, 0);
     assert_eq!(world.intake.delete(&acks(&entries)).await.unwrap().len(), 5);
     world.clock.advance(VISIBILITY * 2);

@@ -17,7 +17,17 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{BODY_BYTES_MAX, BODY_TIMEOUT, RequestError, TAKE_TIMEOUT, too_long};
+use super::error::RequestError;
+
+/// A longer body is answered 413.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// How long a body may take to arrive: whoever sends a byte now and then loses the place.
+const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request waits for its turn or for memory, and how long the ledger may then take. Senders commonly give
+/// up after 15 to 30 seconds.
+pub(super) const TAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The first bytes of a body, which every connection may have in memory …
 const BODY_BYTES_FIRST: usize = 64 << 10;
@@ -30,6 +40,13 @@ const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 /// Nobody knows how many wait: more than any bound.
 const UNKNOWN: u64 = u64::MAX;
+
+pub(super) fn too_long() -> RequestError {
+    RequestError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is longer than {BODY_BYTES_MAX} bytes"),
+    )
+}
 
 /// Bodies in memory.
 pub(super) struct Bodies(Semaphore);
@@ -58,7 +75,7 @@ impl Bodies {
                 RequestError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
             })?;
             let Some(frame) = frame else { return Ok(BoundedBody { bytes, _share: share }) };
-            // The sender is gone or broke the framing; it may not hear this.
+            // The sender is gone or broke the framing; it may not get this.
             let frame =
                 frame.map_err(|_| RequestError::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
             let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer

@@ -1,4 +1,4 @@
-//! Who may hand receipts in.
+//! Authentication of requests with receipts.
 
 use std::fmt;
 

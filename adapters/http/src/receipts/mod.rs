@@ -1,12 +1,13 @@
 //! Receipts that a provider hands in: a listener of its own, with one path for each source.
 //!
-//! The way of one request: its head is looked at (path, method, length, credentials) before anything is spent
+//! The path of one request: its head is checked (path, method, length, credentials) before anything is spent
 //! on its body; the body is read within bounds of size and time, and its signature verified; each receipt in it
-//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that hears
-//! anything else sends the request again, and what the inbox has already is known there by its event.
+//! is judged by itself; all of them are durable in the inbox before the 2xx goes out. A sender that gets
+//! anything else sends the request again, and the inbox recognises what it has by its event.
 
 mod bounds;
 mod credentials;
+mod error;
 
 use std::{
     cell::RefCell,
@@ -25,8 +26,8 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     header::{
-        ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER,
-        TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+        ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
+        WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
     },
     http::request,
     server::conn::http1,
@@ -42,15 +43,15 @@ use postrider_actors::{
 use serde::Serialize;
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 
+pub use self::bounds::BODY_BYTES_MAX;
 pub use self::credentials::{Credentials, CredentialsError};
 use self::{
-    bounds::{Bodies, Room},
+    bounds::{Bodies, Room, TAKE_TIMEOUT, too_long},
     credentials::NotAllowed,
+    error::RequestError,
 };
 use postrider_net::listener::{Listener, Serving, Stopped};
 
-/// A longer body is answered 413.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// More receipts in one request are answered 413: it is what the ledger takes in one statement.
 pub const RECEIPTS_MAX: usize = 1000;
 
@@ -61,14 +62,9 @@ const CONNECTIONS_MAX: u32 = 128;
 const TURNS_MAX: usize = 16;
 /// How long a request's head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may take to arrive: whoever sends a byte now and then loses the place.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much of a refused request's body is read, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a request waits for its turn or for memory, and how long the ledger may then take. Senders commonly give
-/// up after 15 to 30 seconds.
-const TAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection takes no more requests after this long …
 const CONNECTION_AGE_MAX: Duration = Duration::from_mins(5);
 /// … and is closed in the middle of one after this much longer.
@@ -76,9 +72,6 @@ const CONNECTION_GRACE: Duration = Duration::from_mins(1);
 /// Bytes of a request's head, and headers in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
-/// Answered with 503, in seconds.
-const RETRY_AFTER_S: &str = "10";
-
 /// What comes before a source's name.
 const PATH: &str = "/receipts/";
 
@@ -179,36 +172,6 @@ async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, endpo
     let _ = timeout(CONNECTION_GRACE, connection).await;
 }
 
-/// Why a request is answered with anything but 200.
-#[derive(Debug)]
-struct RequestError {
-    status: StatusCode,
-    /// For the sender and for the log: nothing of the body, and no secret.
-    why: String,
-    header: Option<(hyper::header::HeaderName, HeaderValue)>,
-}
-
-impl RequestError {
-    fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into(), header: None }
-    }
-
-    fn with(mut self, name: hyper::header::HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
-        self
-    }
-
-    /// The store can't take anything now.
-    fn later() -> Self {
-        Self::again("receipts can't be stored now; send them again")
-    }
-
-    fn again(why: &str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, why)
-            .with(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S))
-    }
-}
-
 /// What became of a request's receipts.
 #[derive(Debug, Default, Serialize)]
 struct ReceiptReport {
@@ -230,7 +193,7 @@ struct RejectedItem {
 
 /// How the receipts of a body are divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum BodyShape {
     /// One JSON object or array.
     Json,
     /// One JSON object per line.
@@ -308,8 +271,8 @@ impl ReceiptEndpoint {
             }
         };
         let read = match shape {
-            Shape::Json => source.format.read_body(&body.bytes, RECEIPTS_MAX, place),
-            Shape::Lines => read_lines(&source.format, &body.bytes, place),
+            BodyShape::Json => source.format.read_body(&body.bytes, RECEIPTS_MAX, place),
+            BodyShape::Lines => read_lines(&source.format, &body.bytes, place),
         };
         drop(body);
         let read = read.map_err(|error| {
@@ -377,7 +340,7 @@ async fn discard(body: &mut Incoming) {
 }
 
 /// Which shape a body has, by its type; without one it is JSON.
-fn shape(headers: &HeaderMap) -> Result<Shape, RequestError> {
+fn shape(headers: &HeaderMap) -> Result<BodyShape, RequestError> {
     let unsupported = |why: &str| RequestError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
     if headers
         .get(CONTENT_ENCODING)
@@ -390,17 +353,17 @@ fn shape(headers: &HeaderMap) -> Result<Shape, RequestError> {
         return if headers.contains_key(CONTENT_TYPE) {
             Err(unsupported("one Content-Type, please"))
         } else {
-            Ok(Shape::Json)
+            Ok(BodyShape::Json)
         };
     };
     let media_type = media_type.to_str().unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match &*media_type {
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => {
-            Ok(Shape::Lines)
+            Ok(BodyShape::Lines)
         }
         json if json == "application/json" || json.starts_with("application/") && json.ends_with("+json") => {
-            Ok(Shape::Json)
+            Ok(BodyShape::Json)
         }
         _ => Err(unsupported("expected application/json, or application/x-ndjson with one receipt per line")),
     }
@@ -422,13 +385,6 @@ fn read_lines(
         format.read_into(line, Around::default(), || place(item), &mut read);
     }
     Ok(read)
-}
-
-fn too_long() -> RequestError {
-    RequestError::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("the body is longer than {BODY_BYTES_MAX} bytes"),
-    )
 }
 
 fn refused(refusal: RequestError) -> Response<Full<Bytes>> {

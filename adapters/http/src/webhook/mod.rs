@@ -1,7 +1,7 @@
 //! The webhook port over HTTP/1.1: a writer and reader of our own on tokio, because the client decides
 //! the end-to-end rate (`docs/decisions/0006-http-client.md`).
 //!
-//! The way of one attempt: take an idle [`connection`] or [`connect`]; write the [`request`] from the
+//! The path of one attempt: take an idle [`connection`] or [`connect`]; write the [`request`] from the
 //! destination's template, signed by [`crate::signature`]; read the [`response`]; put the connection back.
 //! Nothing runs between attempts but the reaper of [`idle`] connections, and no task owns a connection:
 //! an attempt that is cancelled closes its own and disturbs no other.

@@ -13,7 +13,7 @@ pub(super) struct RequestTemplate {
     keys: Vec<SigningKey>,
 }
 
-/// The content type can't stand in a header. It is stored with the batch, so it is checked at each use.
+/// The content type is not a valid header value. It is stored with the batch, so it is checked at each use.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadContentType;
 

@@ -1,5 +1,5 @@
-//! Reads answers (RFC 9112), without IO: bytes go in, what they mean comes out. A body's content is of no
-//! interest but for a provider's id; else it is counted and dropped, so that the connection can be used again.
+//! Reads answers (RFC 9112), without IO: bytes go in, what they mean comes out. A body's content matters
+//! only for a provider's id; otherwise it is counted and dropped, so that the connection can be used again.
 
 use std::time::Duration;
 
@@ -136,7 +136,7 @@ fn parse_retry_after(value: &[u8]) -> Option<RetryAfter> {
     })
 }
 
-/// Where a body stands after some bytes.
+/// The state of a body after some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyStep {
     /// There is more to come.

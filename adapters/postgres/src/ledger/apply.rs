@@ -1,8 +1,8 @@
 //! Receipts out of the inbox, into the rows of their messages.
 //!
 //! Rows are read without a lock, and written where they lie if they still say what was read: that saves two of three
-//! looks into an index, and the record of a lock. Where another has written in between, all is undone, and done once
-//! more with the rows locked before they are read.
+//! index lookups, and the record of a lock. If another transaction has written in between, all is rolled back and
+//! repeated with the rows locked before they are read.
 
 use std::cmp::Reverse;
 
@@ -46,7 +46,7 @@ DELETE FROM receipt_inbox WHERE ctid = ANY (ARRAY(SELECT tid FROM summed WHERE b
 );
 
 /// Writes rows of one partition, those that still are as they were read: a row's version is known by its place and by
-/// the transaction that made it, for a place may be used again. The order of the arrays is the order in which it waits
+/// the transaction that made it, because a place may be reused. The order of the arrays is the order in which it waits
 /// for others (F50).
 const WRITE: &str = "
 UPDATE messages m SET
@@ -125,21 +125,21 @@ impl Shared {
             }
         }
         applied.parked = unknown.len() as u64;
-        let mut news = Vec::new();
+        let mut changed = Vec::new();
         for (place, row) in &rows {
             applied.changed += u64::from(row.standing.is_changed());
             applied.conflicts += u64::from(row.standing.is_new_conflict());
             if row.standing.has_news() {
-                news.push((place, row));
+                changed.push((place, row));
             }
         }
-        for partition in news.chunk_by(|a, b| a.0.0 == b.0.0) {
+        for partition in changed.chunk_by(|a, b| a.0.0 == b.0.0) {
             if !write(transaction, partition, at).await? {
                 return Ok(None);
             }
         }
         if self.keep_changes {
-            keep_changes(transaction, &news, at).await?;
+            keep_changes(transaction, &changed, at).await?;
         }
         waiting::park(transaction, &unknown, at).await?;
         Ok(Some(applied))

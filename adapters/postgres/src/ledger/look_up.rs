@@ -1,4 +1,4 @@
-//! The rows that receipts are about, by what they call them.
+//! Finding the rows that receipts are about, by the ids that they name.
 
 use std::{
     cmp::Reverse,
@@ -9,7 +9,7 @@ use std::{
 use deadpool_postgres::Transaction;
 use postrider_actors::model::{
     ids::FileId,
-    receipt::{EventId, ReceiptKey, ReceiptMerge, ReportedStates},
+    receipt::{EventId, ReceiptKey, ReceiptStanding, ReportedStates},
     time::UnixMs,
 };
 use tokio_postgres::Row;
@@ -38,7 +38,7 @@ pub(super) struct SeenRow {
     pub(super) tid: Tid,
     pub(super) xmin: Xid,
     pub(super) provider_id: Option<String>,
-    pub(super) standing: ReceiptMerge,
+    pub(super) standing: ReceiptStanding,
 }
 
 /// What a [`SeenRow`] is read from.
@@ -64,7 +64,7 @@ impl SeenRow {
             tid: row.get(first),
             xmin: row.get(first + 1),
             provider_id: row.get(first + 2),
-            standing: ReceiptMerge::new(state(row.get(first + 3))?, reported, greatest),
+            standing: ReceiptStanding::new(state(row.get(first + 3))?, reported, greatest),
         })
     }
 }

@@ -1,9 +1,9 @@
 //! The ledger of rows in Postgres: a row per message and destination, and the receipts that are joined with them.
 //!
-//! A receipt's way: [`take`] puts it into the inbox, unless its event is known; [`apply`] takes a batch out, looks up
+//! A receipt's path: [`take`] puts it into the inbox, unless its event is known; [`apply`] takes a batch out, looks up
 //! the rows of its messages, joins them with the receipts and writes each of them once; what has no message is
-//! parked. [`record`] writes what delivery says, a thousand rows in a statement, and sends parked
-//! receipts of these messages back into the inbox. [`sweep`] does what only time asks for.
+//! parked. [`record`] writes delivery's records, a thousand rows per statement, and sends parked
+//! receipts of these messages back into the inbox. [`sweep`] does the timed work.
 //!
 //! Messages are partitioned by the day on which their file was first recorded. All writers lock rows in the same
 //! order: the latest partition first, in it by file, row and destination (F50). Nothing is held between

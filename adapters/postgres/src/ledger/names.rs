@@ -1,4 +1,4 @@
-//! The numbers that stand for destinations and sources in rows. A name's number never changes.
+//! The numbers of destinations and sources in rows. A name's number never changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

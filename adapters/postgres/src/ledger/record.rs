@@ -1,4 +1,4 @@
-//! What delivery says, into the rows of messages.
+//! Writing delivery's records into the rows of messages.
 
 use std::{
     borrow::Cow,

@@ -1,4 +1,4 @@
-//! The schema: its versions, how it is made, and whether it is one that this program knows.
+//! The schema: its versions, its creation, and whether this program knows it.
 
 use std::time::Duration;
 

@@ -160,7 +160,7 @@ CREATE TABLE status_changes (
 );
 
 -- Makes the partition that takes a day, unless there is one; its first day. ATTACH lets readers and writers of other
--- partitions go on, CREATE TABLE … PARTITION OF would stop them. It runs as the owner: the daemon's role may not
+-- partitions continue, CREATE TABLE … PARTITION OF would stop them. It runs as the owner: the daemon's role may not
 -- make tables.
 CREATE FUNCTION make_partition(wanted date) RETURNS date
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$

@@ -1,4 +1,4 @@
-//! How the database is reached.
+//! Connection settings.
 
 use std::{
     fmt::{self, Write as _},
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_of_a_url_is_told() {
+    fn no_part_of_a_url_is_shown() {
         let schema = Schema::parse("postrider").unwrap();
         let mut errors = 0;
         for url in [

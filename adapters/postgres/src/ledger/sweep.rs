@@ -49,7 +49,7 @@ UPDATE receipt_parked SET orphan = true
  WHERE number = ANY (ARRAY(SELECT number FROM receipt_parked WHERE NOT orphan AND since < $1
                             ORDER BY since, number LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
-/// By the index of what was not looked at. A row that something else is done with at the moment is passed over, and met
+/// By the index of what was not looked at. A row that another transaction has locked is skipped, and met
 /// again the next time.
 const EXPIRE: &str = "
 WITH looked_at AS (

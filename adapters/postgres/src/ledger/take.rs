@@ -1,4 +1,4 @@
-//! Receipts into the inbox, or among the rejects.
+//! Taking receipts into the inbox, or among the rejects.
 
 use std::{collections::HashSet, time::SystemTime};
 

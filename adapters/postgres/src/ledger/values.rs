@@ -1,4 +1,4 @@
-//! How our values stand in the database.
+//! How our values are stored in the database.
 
 use std::{
     borrow::Cow,

@@ -1,4 +1,4 @@
-//! Whether a table is what its settings say, by the database's catalogue: before the first row, not by it.
+//! Checks a table against its settings by the database's catalogue, before the first row is written.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -35,7 +35,7 @@ struct CatalogueColumn {
 }
 
 impl WarehouseTable {
-    /// Looks the table up: that it and its columns are there and take what they are filled with, that no
+    /// Looks the table up: that it and its columns exist and take what they are filled with, that no
     /// other column is needed, that the key is unique (Postgres) and the role may write.
     pub async fn check(&self) -> Result<(), CheckError> {
         let found = match self.dialect() {
@@ -43,7 +43,7 @@ impl WarehouseTable {
             Dialect::Redshift => self.columns_of_redshift().await?,
         };
         if found.is_empty() {
-            let why = format!("there is no table {} that the role may see: make it, or grant it", self.name);
+            let why = format!("no table {} is visible to the role: create it, or grant access", self.name);
             return Err(CheckError::Unfit(vec![why]));
         }
         let mut problems = self.unfit_columns(&found);

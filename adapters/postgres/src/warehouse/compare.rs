@@ -1,8 +1,8 @@
 //! Counting two tables by key range: whether a secondary has what its primary has (S4.5).
 //!
 //! Keys are `msg_<file>_<row>`. Each table is read for its counts by file, once for every so many files; where two
-//! differ, the files' rows are counted by ranges. A sum of the row numbers goes along, so that two tables that miss different rows of a range
-//! are not taken for equal. What is on its way at that moment is a difference too: compare again later.
+//! differ, the files' rows are counted by ranges. The row numbers are summed too, so that two tables that miss different rows of a
+//! range are not taken for equal. Rows in flight at that moment are differences too: compare again later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn s4_5_ranges_that_differ_are_told_even_if_their_counts_do_not() {
+    fn s4_5_ranges_that_differ_are_found_even_if_their_counts_do_not() {
         let limits = CompareLimits { range_rows: 100, ranges: 2, ..CompareLimits::default() };
         let ours = counts(&[(0, 100, "5050"), (1, 100, "15050"), (2, 3, "606"), (4, 1, "401")]);
         let theirs = counts(&[(0, 100, "5050"), (1, 99, "14900"), (2, 3, "607"), (9, 1, "901")]);

@@ -1,6 +1,6 @@
 //! Values as literals of a statement, where no parameter can be sent.
 
-/// What a backslash between quotes is. It is asked of the server on every connection, for an error here is an
+/// What a backslash between quotes means. Every connection asks the server, because an error here is an
 /// injection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backslash {

@@ -1,8 +1,8 @@
 //! The Redshift dialect: literals in a staging table, merged into the table, one transaction.
 //!
 //! Everything goes as one message of the simple protocol: one answer to wait for. Redshift's MERGE wants both
-//! branches ("MERGE", Amazon Redshift Database Developer Guide), so a row that is there gets its own key once
-//! more. It would insert a key twice that is twice in the staging table: doubles are left out before.
+//! branches ("MERGE", Amazon Redshift Database Developer Guide), so an existing row gets its own key again.
+//! A key that is twice in the staging table would be inserted twice: duplicates are removed first.
 
 use std::{
     collections::HashSet,
@@ -48,9 +48,9 @@ impl WarehouseTable {
 }
 
 /// Names between commas, each after `prefix`.
-struct Names<'a>(&'a Mapping, &'a str);
+struct ColumnNames<'a>(&'a Mapping, &'a str);
 
-impl fmt::Display for Names<'_> {
+impl fmt::Display for ColumnNames<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, column) in self.0.columns.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
@@ -76,7 +76,7 @@ fn statement(table: &TableName, rows: &[TableRow], backslash: Backslash) -> Stri
     // A temporary table hides one of the same name.
     let stage =
         if table.name.as_str() == "postrider_stage" { "postrider_staging" } else { "postrider_stage" };
-    let names = Names(mapping, "");
+    let names = ColumnNames(mapping, "");
     let bytes: usize = rows.iter().map(TableRow::statement_bytes).sum();
     let mut statement = String::with_capacity(bytes + 2_000);
     // Made of a query and not LIKE the table: it takes the types and their lengths, and no constraint on columns that
@@ -104,7 +104,7 @@ fn statement(table: &TableName, rows: &[TableRow], backslash: Backslash) -> Stri
          WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({values}); \
          DROP TABLE {stage}; COMMIT",
         target = table.name,
-        values = Names(mapping, &format!("{stage}.")),
+        values = ColumnNames(mapping, &format!("{stage}.")),
     );
     statement
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::{
     model::{
-        receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptMerge, ReportedStates},
+        receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptStanding, ReportedStates},
         time::UnixMs,
     },
     ports::Applied,
@@ -25,7 +25,7 @@ struct InboxReceipt {
 type MessageKey = (i64, i64, i64);
 
 /// From columns `state, reported, receipt_state, receipt_at, receipt_event`, which begin at `first`.
-fn read_standing(row: &Row<'_>, first: usize) -> Result<ReceiptMerge, TxError> {
+fn read_standing(row: &Row<'_>, first: usize) -> Result<ReceiptStanding, TxError> {
     let greatest = match row.get::<_, Option<u8>>(first + 2)? {
         Some(byte) => Some((
             state(byte)?,
@@ -34,7 +34,7 @@ fn read_standing(row: &Row<'_>, first: usize) -> Result<ReceiptMerge, TxError> {
         )),
         None => None,
     };
-    Ok(ReceiptMerge::new(state(row.get(first)?)?, ReportedStates(row.get(first + 1)?), greatest))
+    Ok(ReceiptStanding::new(state(row.get(first)?)?, ReportedStates(row.get(first + 1)?), greatest))
 }
 
 /// `ReceiptLedger::apply`.
@@ -51,7 +51,7 @@ pub(super) fn apply(
     waiting.sort_unstable_by(|a, b| (a.destination, &a.receipt.key).cmp(&(b.destination, &b.receipt.key)));
 
     let mut applied = Applied::default();
-    let mut standings: BTreeMap<MessageKey, ReceiptMerge> = BTreeMap::new();
+    let mut standings: BTreeMap<MessageKey, ReceiptStanding> = BTreeMap::new();
     let mut find = Find::prepare(tx)?;
     let mut park =
         tx.connection.prepare_cached("UPDATE receipts SET phase = 1, since = ?2 WHERE seq = ?1")?;
@@ -124,8 +124,8 @@ impl<'a> Find<'a> {
         tx: &Tx<'_>,
         destination: i64,
         key: &ReceiptKey,
-        standings: &'s mut BTreeMap<MessageKey, ReceiptMerge>,
-    ) -> Result<Option<&'s mut ReceiptMerge>, TxError> {
+        standings: &'s mut BTreeMap<MessageKey, ReceiptStanding>,
+    ) -> Result<Option<&'s mut ReceiptStanding>, TxError> {
         let place = match key {
             ReceiptKey::Message(id) => {
                 let file = match self.files.get(&id.file.0) {
@@ -158,7 +158,7 @@ impl<'a> Find<'a> {
 /// Writes what is new, and counts it.
 fn store(
     tx: &mut Tx<'_>,
-    standings: &BTreeMap<MessageKey, ReceiptMerge>,
+    standings: &BTreeMap<MessageKey, ReceiptStanding>,
     at: UnixMs,
     keep_changes: bool,
     applied: &mut Applied,
@@ -174,7 +174,7 @@ fn store(
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
     for (&(file, row, destination), standing) in standings {
-        let ReceiptMerge { state, reported, best, .. } = standing;
+        let ReceiptStanding { state, reported, best, .. } = standing;
         applied.conflicts += u64::from(standing.is_new_conflict());
         if let Some(Receipt { event, state: receipt_state, at: receipt_at, facts, .. }) = best {
             update.execute(params![

@@ -1,4 +1,4 @@
-//! What delivery says: a row per message and destination.
+//! Delivery's records: a row per message and destination.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Rejects that a command reads again, beside the daemon or without it.
+//! Rejects that a command reads again, with or without a running daemon.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! What sources bring: into the inbox, or among the rejects, once.
+//! Taking what sources bring into the inbox, or among the rejects, once.
 
 use std::sync::Arc;
 

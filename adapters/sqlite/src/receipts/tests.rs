@@ -149,7 +149,7 @@ async fn what_has_no_receipt_is_listed_by_age() {
 }
 
 #[tokio::test]
-async fn what_is_held_and_who_brought_it_is_told() {
+async fn what_is_held_is_listed_by_source() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let later = UnixMs(NOW.0 + 1_000);

@@ -202,7 +202,7 @@ fn gaps(
         after.map_or((0, [0; 16], -1), |place| (int(place.sent_at.0), place.id.file.0, int(place.id.row)));
     let mut gaps = Vec::new();
     for state_byte in WITHOUT_RECEIPT {
-        // Times before that of `after` are passed over by the index, the rest of the place decides within one.
+        // Times before that of `after` are skipped by the index; the rest of the place decides within one.
         let mut select = connection.prepare_cached(&format!(
             "SELECT f.id, m.row, m.state, m.provider_id, m.recorded_at
              FROM messages m INDEXED BY messages_without_receipt JOIN ledger_files f ON f.seq = m.file
@@ -250,7 +250,7 @@ fn gap_ages(
     Ok(ages)
 }
 
-/// Phase and order of receipts that are held. The phase stands in the query, or their indexes are not used.
+/// Phase and order of receipts that are held. The phase is a literal in the query, or their indexes are not used.
 type HeldPhase = (&'static str, &'static str);
 const PARKED: HeldPhase = ("r.phase = 1", "r.since, r.seq");
 const ORPHANS: HeldPhase = ("r.phase = 2", "r.since DESC, r.seq DESC");

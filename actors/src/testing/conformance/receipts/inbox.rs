@@ -57,7 +57,7 @@ pub(super) async fn it_is_noted_when_receipts_came_and_when_the_cursor_moved(sub
     };
     assert_eq!(times().await, None);
     bring(1, &[], Vec::new(), Some("1")).await;
-    assert_eq!(times().await, Some((None, Some(at(1)))), "a look that found nothing");
+    assert_eq!(times().await, Some((None, Some(at(1)))), "a poll that found nothing");
     bring(2, &[delivered(1, 1)], Vec::new(), None).await;
     assert_eq!(times().await, Some((Some(at(2)), Some(at(1)))));
     bring(3, &[], vec![reject(5)], Some("2")).await;

@@ -100,7 +100,7 @@ impl ReceiptSubject {
             if self.waiting().await == 0 {
                 return sum;
             }
-            assert!(applied.total() > 0, "one worker alone is passed over by nothing");
+            assert!(applied.total() > 0, "one worker alone skips nothing");
         }
     }
 

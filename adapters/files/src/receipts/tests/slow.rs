@@ -18,8 +18,8 @@ const LOOK_MAX: Duration = Duration::from_millis(50);
 /// An inbox whose disk hangs until the test releases it.
 struct Slow {
     inbox: DirectoryInbox,
-    stands: StdMutex<bool>,
-    goes_on: Condvar,
+    is_hung: StdMutex<bool>,
+    released: Condvar,
     /// Files never end.
     endless: AtomicBool,
     panics: AtomicBool,
@@ -33,8 +33,8 @@ impl Slow {
     fn over(inbox: DirectoryInbox) -> Arc<Self> {
         Arc::new(Self {
             inbox,
-            stands: StdMutex::new(true),
-            goes_on: Condvar::new(),
+            is_hung: StdMutex::new(true),
+            released: Condvar::new(),
             endless: AtomicBool::new(false),
             panics: AtomicBool::new(false),
             listed: AtomicUsize::new(0),
@@ -43,13 +43,13 @@ impl Slow {
         })
     }
 
-    fn stand(&self, stands: bool) {
-        *self.stands.lock().unwrap() = stands;
-        self.goes_on.notify_all();
+    fn hang(&self, is_hung: bool) {
+        *self.is_hung.lock().unwrap() = is_hung;
+        self.released.notify_all();
     }
 
     fn wait(&self) {
-        drop(self.goes_on.wait_while(self.stands.lock().unwrap(), |stands| *stands).unwrap());
+        drop(self.released.wait_while(self.is_hung.lock().unwrap(), |is_hung| *is_hung).unwrap());
     }
 
     /// Listed, hashed, finished.
@@ -140,8 +140,8 @@ fn a_file_that_takes_longer_than_anybody_waits_is_gone_through_once_and_taken() 
             assert!(timeout(wait, source.poll(None, wait)).await.is_err());
         }
         assert_a_thread_is_free().await;
-        assert_eq!(inbox.counts(), [1, 1, 0], "one look, however often it is asked for");
-        inbox.stand(false);
+        assert_eq!(inbox.counts(), [1, 1, 0], "one scan, however often it is polled");
+        inbox.hang(false);
         let first = loop {
             let polled = source.poll(None, wait).await.unwrap();
             if polled.cursor.is_some() {
@@ -153,12 +153,12 @@ fn a_file_that_takes_longer_than_anybody_waits_is_gone_through_once_and_taken() 
         assert_eq!((second.receipts.len(), second.acks.len()), (5, 1));
 
         // Its move to another file system takes as long.
-        inbox.stand(true);
+        inbox.hang(true);
         for _ in 0..3 {
             assert!(timeout(wait, source.acknowledge(&second.acks)).await.is_err());
         }
         assert_a_thread_is_free().await;
-        inbox.stand(false);
+        inbox.hang(false);
         source.acknowledge(&second.acks).await.unwrap();
         assert_eq!(inbox.counts(), [1, 1, 1]);
         assert!(world.names("done").contains("a"));
@@ -172,7 +172,7 @@ fn what_nobody_waits_for_any_more_ends() {
         world.put("a", lines(0..15));
         let inbox = Slow::over(world.inbox());
         inbox.endless.store(true, Ordering::SeqCst);
-        inbox.stand(false);
+        inbox.hang(false);
         let source = world.source_over(inbox.clone(), LOOK_MAX);
         while inbox.counts()[1] == 0 {
             assert!(source.poll(None, LOOK_MAX).await.unwrap().receipts.is_empty());
@@ -192,7 +192,7 @@ async fn a_look_that_panics_leaves_no_file_out() {
     let world = World::new(ReceiptFileFormat::Ndjson);
     world.put("a", lines(0..5));
     let inbox = Slow::over(world.inbox());
-    inbox.stand(false);
+    inbox.hang(false);
     inbox.panics.store(true, Ordering::SeqCst);
     let source = Arc::new(world.source_over(inbox, Duration::from_secs(30)));
     let wait = Duration::from_secs(10);

@@ -77,7 +77,7 @@ async fn a_connection_that_was_closed_while_idle_is_not_used_and_nothing_is_sent
     for _ in 0..20 {
         assert_eq!(send(&webhook).await, SENT);
         was_closed.recv().await.unwrap();
-        // Lets the runtime hear of it.
+        // Lets the runtime notice it.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(requests.load(SeqCst), 20);

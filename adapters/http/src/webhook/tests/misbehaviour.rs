@@ -258,7 +258,7 @@ async fn an_answer_counts_though_the_request_was_not_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn unreachable_receivers_are_told_apart() {
+async fn unreachable_receivers_have_distinct_reasons() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let refused = HttpWebhook::new(settings(&format!("http://{closed}/"))).unwrap();
     assert_eq!(send(&refused).await, retryable(Reason::Connect));

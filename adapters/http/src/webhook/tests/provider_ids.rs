@@ -53,7 +53,7 @@ async fn it_is_found_in_a_body_of_any_framing() {
         (200, chunked.to_vec(), false, true),
         (200, vec![chunked.concat()], false, true),
         (200, vec![closed], true, false),
-        // Bytes that nobody asked for: the answer stands, the connection does not.
+        // Bytes that nobody asked for: the answer counts, the connection is closed.
         (202, vec![format!("{length}{BODY}HTTP/1.1 500 x\r\n\r\n")], false, false),
     ] {
         let server = answering(pieces.clone(), close).await;
