@@ -30,7 +30,8 @@ use postrider_actors::{
     },
     ports::{Webhook as _, WebhookRequest},
 };
-use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use postrider_http::webhook::{HttpWebhook, WebhookKeys, WebhookSettings};
+use postrider_settings::{Keys as _, Retry};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
@@ -98,18 +99,10 @@ fn main() -> anyhow::Result<()> {
 
 /// Requests per second, and CPU time of this process per request in µs.
 async fn measure_client(url: &str, args: &Args) -> anyhow::Result<(f64, f64)> {
-    let webhook = HttpWebhook::new(WebhookSettings {
-        url: url.parse()?,
-        headers: Vec::new(),
-        secrets: vec![SECRET.to_owned().into()],
-        concurrency: args.connections,
-        timeout: Duration::from_secs(10),
-        connect_timeout: Duration::from_secs(5),
-        response_bytes_max: 65536,
-        retry_after_max: Duration::from_hours(1),
-        provider_id: None,
-        ca_file: None,
-    });
+    let url = url.parse::<url::Url>()?.into();
+    let keys = WebhookKeys { url, concurrency: args.connections, ..WebhookKeys::declared() };
+    let settings = WebhookSettings::new(keys, vec![SECRET.to_owned().into()], &Retry::declared());
+    let webhook = HttpWebhook::new(settings);
     let webhook = Arc::new(webhook.map_err(|problems| anyhow::anyhow!("{problems:?}"))?);
     let rows = Arc::new(AtomicU64::new(0));
     let cpu_before = cpu_seconds();

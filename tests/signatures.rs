@@ -17,7 +17,8 @@ use postrider_actors::{
     },
     ports::{Webhook as _, WebhookRequest},
 };
-use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use postrider_http::webhook::{HttpWebhook, WebhookKeys, WebhookSettings};
+use postrider_settings::{Keys as _, Retry};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -37,19 +38,10 @@ struct Received {
 /// Sends `body`, signed with every secret, `age` ago, and returns what arrived.
 async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let webhook = HttpWebhook::new(WebhookSettings {
-        url: format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap(),
-        headers: Vec::new(),
-        secrets: secrets.iter().map(|secret| (*secret).to_owned().into()).collect(),
-        concurrency: 1,
-        timeout: Duration::from_secs(10),
-        connect_timeout: Duration::from_secs(10),
-        response_bytes_max: 1024,
-        retry_after_max: Duration::ZERO,
-        provider_id: None,
-        ca_file: None,
-    })
-    .unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap()).parse::<url::Url>().unwrap().into();
+    let keys = WebhookKeys { url, ..WebhookKeys::declared() };
+    let secrets = secrets.iter().map(|secret| (*secret).to_owned().into()).collect();
+    let webhook = HttpWebhook::new(WebhookSettings::new(keys, secrets, &Retry::declared())).unwrap();
     let receive = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = Vec::new();

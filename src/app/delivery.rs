@@ -21,13 +21,6 @@ use crate::config::{self, Config, Destination, Resolved};
 const RECORD_GROUP: usize = 500;
 const RECORD_LINGER: Duration = Duration::from_millis(50);
 
-/// Until a connection to a webhook is open; a part of its timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Bytes of an answer's body that are read before its connection is given up (design §10); the status counts all the
-/// same.
-const RESPONSE_BYTES_MAX: u64 = 64 << 10;
-
 /// The webhooks of a configuration.
 pub(super) struct Webhooks {
     open: Vec<OpenWebhook>,
@@ -133,19 +126,10 @@ fn client(
 ) -> Result<HttpWebhook, StartError> {
     let materials = &resolved.materials[&destination.name];
     let headers = materials.headers.iter();
-    HttpWebhook::new(WebhookSettings {
-        url: (*webhook.url).clone(),
-        headers: headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect(),
-        secrets: materials.secrets.clone(),
-        concurrency: webhook.concurrency,
-        timeout: webhook.timeout,
-        connect_timeout: CONNECT_TIMEOUT.min(webhook.timeout),
-        response_bytes_max: RESPONSE_BYTES_MAX,
-        retry_after_max: destination.retry.max_retry_after,
-        provider_id: webhook.provider_id.clone(),
-        ca_file: webhook.ca_file.clone(),
-    })
-    .map_err(|problems| StartError::Destination {
+    let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+    let keys = webhook.settings.clone();
+    let settings = WebhookSettings::new(keys, materials.secrets.clone(), &destination.retry);
+    HttpWebhook::new(WebhookSettings { headers, ..settings }).map_err(|problems| StartError::Destination {
         name: destination.name.clone(),
         problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })

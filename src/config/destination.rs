@@ -7,13 +7,12 @@ use postrider_actors::model::{
     table::{COLUMNS_MAX, Column, ColumnSource, ColumnType, Identifier, Mapping, TableName},
 };
 use postrider_settings::{
-    Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, duration, given, integer, optional_path,
-    optional_text, refuse_keys, secrets, settings, shown_text, unset,
+    Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, duration, given, integer, refuse_keys,
+    settings, shown_text, unset,
 };
-use url::Url;
 
 use super::needed_if;
-use postrider_http::webhook::{self, BadPointer, JsonPointer};
+use postrider_http::webhook::{self, WebhookKeys};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
 pub(super) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
@@ -92,34 +91,6 @@ settings! {
             choice(&[("webhook", DestinationKind::Webhook), ("table", DestinationKind::Table)]);
     }
 
-    /// The keys of kind = "webhook".
-    WebhookKeys {
-        /// Where requests go: http:// or https://, without user name and password.
-        url: WebhookUrl = unset("\"https://hooks.example.com/alerts\"", url);
-        /// What requests are signed with (Standard Webhooks), up to 8: with all of them, so that a secret can be
-        /// rotated. Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's
-        /// LoadCredential=), never the secret itself. `[]` sends without a signature.
-        secrets: Vec<SecretSource> = unset("[\"credential:support\"]", signing_secrets);
-        /// Requests in flight. 32 to 64 were fastest in measurements; more only cost.
-        concurrency: usize = integer(64, 1..=65_536, "requests in flight");
-        /// How long one attempt may take as a whole: name lookup, connection, request and answer.
-        timeout: Duration = duration("10s", "10ms"..="10m");
-        /// The body in the syntax of Jinja (minijinja), at most 64KiB. It sees id, feed, recipient, row and data (the
-        /// columns). If `content_type` is JSON, what it prints is JSON with its quotes: write
-        /// `{"to": {{ recipient }}}`. Without a template the body is
-        /// `{"id":…,"feed":…,"recipient":…,"data":{…}}`.
-        template: Option<String> = unset("'{\"to\": {{ recipient }}, \"name\": {{ data.name }}}'", optional_text);
-        /// The same from a file; an absolute path. Messages keep the template they were accepted with.
-        template_file: Option<PathBuf> = unset("\"/etc/postrider/alerts.json.j2\"", optional_path);
-        /// The body's media type.
-        content_type: String = given("\"application/json\"", content_type);
-        /// PEM file of certificates to trust in addition to the system's; an absolute path.
-        ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
-        /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
-        /// 6901). It is kept in the ledger, and receipts may name it.
-        provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
-    }
-
     /// The keys of kind = "table".
     TableKeys {
         /// kind = "table": the warehouse that the table is in.
@@ -168,24 +139,6 @@ impl Deref for Webhook {
 
     fn deref(&self) -> &WebhookKeys {
         &self.settings
-    }
-}
-
-/// A webhook's address. Some providers put a secret into the path, so `Debug` stops at the host.
-#[derive(Clone, PartialEq, Eq)]
-pub struct WebhookUrl(pub(crate) Url);
-
-impl Deref for WebhookUrl {
-    type Target = Url;
-
-    fn deref(&self) -> &Url {
-        &self.0
-    }
-}
-
-impl fmt::Debug for WebhookUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/…", self.0.origin().ascii_serialization())
     }
 }
 
@@ -280,13 +233,6 @@ fn webhook(section: &mut Section<'_>) -> Webhook {
     Webhook { template, headers: headers(section), settings }
 }
 
-fn provider_id(section: &mut Section<'_>, key: &'static str) -> Option<JsonPointer> {
-    let pointer = section.text(key).filter(|text| !text.is_empty())?.parse();
-    pointer
-        .map_err(|error: BadPointer| section.reader().note(&section.key(key), None, error.to_string()))
-        .ok()
-}
-
 fn warehouse_name(section: &mut Section<'_>, key: &'static str) -> String {
     let name = section.text(key).unwrap_or_default();
     section.require(key, "name one of [warehouses]");
@@ -378,58 +324,6 @@ fn column(name: String, text: &str) -> Option<Column> {
     words.next().is_none().then_some(Column { name, source, kind, required })
 }
 
-fn url(section: &mut Section<'_>, key: &'static str) -> WebhookUrl {
-    const ADVICE: &str = "write an http:// or https:// address";
-    // Part of an address may be a secret: it is not shown.
-    let text = section.private_text(key);
-    section.require(key, ADVICE);
-    let (reader, key) = (section.reader(), section.key(key));
-    let fallback =
-        || WebhookUrl(Url::parse("http://invalid.invalid/").expect("the fallback is a valid address"));
-    let Some(text) = text else {
-        return fallback();
-    };
-    let url = match Url::parse(&text) {
-        Ok(url) => url,
-        Err(error) => {
-            reader.note(&key, None, format!("it is not a valid address ({error}); {ADVICE}"));
-            return fallback();
-        }
-    };
-    if !matches!(url.scheme(), "http" | "https") {
-        reader.note(&key, Some(shown_text(url.scheme())), ADVICE);
-    } else if !url.username().is_empty() || url.password().is_some() {
-        let advice = "it holds a user name or password: put an `authorization` into [headers], from a file \
-                      or credential";
-        reader.note(&key, None, advice);
-    } else if url.fragment().is_some() {
-        reader.note(&key, None, "a fragment (#…) is never sent: remove it");
-    } else if text.len() > 2048 {
-        reader.note(&key, Some(format!("{} bytes", text.len())), "keep to 2048 bytes");
-    } else if url.port() == Some(0) {
-        reader.note(&key, Some("port 0".into()), "write a port from 1 to 65535");
-    }
-    WebhookUrl(url)
-}
-
-fn signing_secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource> {
-    let advice = "write where the signing secrets are kept, such as [\"credential:NAME\"], or [] to send \
-                  without a signature";
-    let secrets = secrets(section, key);
-    section.require(key, advice);
-    secrets
-}
-
-fn content_type(section: &mut Section<'_>, key: &'static str) -> String {
-    let is_type = |text: &str| {
-        let essence = text.split(';').next().unwrap_or("").trim();
-        essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub))
-            && webhook::validate(ANY_URL, &[], text).is_empty()
-            && text.len() <= 256
-    };
-    section.checked_text(key, is_type, "write a media type such as \"application/json\"")
-}
-
 fn template(section: &Section<'_>, settings: &WebhookKeys) -> TemplateSource {
     let reader = section.reader();
     let (key, file_key) = (section.key("template"), section.key("template_file"));
@@ -492,10 +386,4 @@ fn headers(section: &mut Section<'_>) -> Vec<Header> {
         }
     }
     headers
-}
-
-/// A token of RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

@@ -6,8 +6,10 @@ use postrider_settings::{
     Root, Shutdown, Sqs, State, Warehouse,
 };
 
+use postrider_http::webhook::WebhookKeys;
+
 use super::{
-    destination::{KindKeys, TableKeys, WebhookKeys},
+    destination::{KindKeys, TableKeys},
     receipts::{CloudwatchSource, DirectorySource, Fields, HttpSource, SourceKeys, SqsSource},
 };
 

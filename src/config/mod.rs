@@ -28,7 +28,6 @@ use crate::built_in::Engines;
 
 pub use destination::{
     Destination, DestinationKind, Header, HeaderValue, Table, TableKeys, Target, TemplateSource, Webhook,
-    WebhookKeys, WebhookUrl,
 };
 pub use document::default_toml;
 pub use postrider_settings::{

@@ -10,7 +10,8 @@ use postrider_actors::{
 };
 
 use super::*;
-use postrider_http::webhook::{HttpWebhook, WebhookSettings};
+use postrider_http::webhook::{HttpWebhook, WebhookKeys, WebhookSettings};
+use postrider_settings::{Keys as _, Retry};
 
 struct World {
     address: SocketAddr,
@@ -42,19 +43,10 @@ impl World {
     }
 
     fn webhook(&self, secret: &str) -> HttpWebhook {
-        HttpWebhook::new(WebhookSettings {
-            url: format!("http://{}/hook?a=b", self.address).parse().unwrap(),
-            headers: Vec::new(),
-            secrets: vec![secret.to_owned().into()],
-            concurrency: 4,
-            timeout: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(5),
-            response_bytes_max: 65536,
-            retry_after_max: Duration::from_hours(1),
-            provider_id: None,
-            ca_file: None,
-        })
-        .unwrap()
+        let url = format!("http://{}/hook?a=b", self.address).parse::<url::Url>().unwrap().into();
+        let keys = WebhookKeys { url, ..WebhookKeys::declared() };
+        let secrets = vec![secret.to_owned().into()];
+        HttpWebhook::new(WebhookSettings::new(keys, secrets, &Retry::declared())).unwrap()
     }
 
     async fn stop(self) -> anyhow::Result<Counts> {

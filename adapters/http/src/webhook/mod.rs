@@ -9,6 +9,7 @@
 mod connect;
 mod connection;
 mod idle;
+mod keys;
 mod provider_id;
 mod request;
 mod response;
@@ -42,6 +43,7 @@ use self::{
     request::RequestTemplate,
 };
 pub use self::{
+    keys::{WebhookKeys, WebhookUrl},
     provider_id::{BadPointer, JsonPointer},
     settings::{Problem, WebhookSettings, validate},
 };
@@ -50,6 +52,10 @@ use crate::signature::SigningKey;
 /// The longest a connection stays idle: Node, Apache and uvicorn close theirs after 5 s, and a request
 /// that meets the close on its way costs an attempt. Under load none stays idle that long.
 const IDLE_MAX: Duration = Duration::from_secs(4);
+
+/// Bytes of an answer's body that are read before its connection is given up (design §10); the status counts all the
+/// same.
+const RESPONSE_BYTES_MAX: u64 = 64 << 10;
 
 /// One destination's receiver.
 pub struct HttpWebhook {
@@ -76,7 +82,7 @@ impl HttpWebhook {
             vec![Problem { key, found, allowed: allowed.to_owned() }]
         };
         // The content type travels with each batch; any valid one does here.
-        let mut problems = validate(settings.url.as_str(), &settings.headers, "application/json");
+        let mut problems = validate(settings.keys.url.as_str(), &settings.headers, "application/json");
         for (index, secret) in settings.secrets.iter().enumerate() {
             if let Err(error) = SigningKey::new(secret) {
                 problems.extend(problem(format!("secrets[{index}]"), format!("it {error}"), "replace it"));
@@ -87,24 +93,25 @@ impl HttpWebhook {
         }
         let template = RequestTemplate::new(&settings)
             .map_err(|error| problem("secrets".into(), error.to_string(), "replace it"))?;
-        let tls = match settings.url.scheme() {
+        let tls = match settings.keys.url.scheme() {
             "https" => Some(
-                tls::connector(settings.ca_file.as_deref())
+                tls::connector(settings.keys.ca_file.as_deref())
                     .map_err(|error| problem("ca_file".into(), error, "expected PEM certificates"))?,
             ),
             _ => None,
         };
-        let connector = Connector::new(&settings.url, tls, settings.connect_timeout).map_err(|error| {
-            problem("url".into(), error, "expected http://host/path or https://host/path")
-        })?;
-        let idle = IdleConnections::new(settings.concurrency);
+        let connector =
+            Connector::new(&settings.keys.url, tls, settings.connect_timeout).map_err(|error| {
+                problem("url".into(), error, "expected http://host/path or https://host/path")
+            })?;
+        let idle = IdleConnections::new(settings.keys.concurrency);
         Ok(Self { settings, template, connector, idle, ids_missing: AtomicU64::new(0) })
     }
 
     /// Makes one attempt: one request, unless a kept connection turns out to be closed before a byte of
     /// it was sent. Then, and only then, it goes out on a new one (I5: still at most one request).
     async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Response, Reason> {
-        let deadline = Instant::now() + self.settings.timeout;
+        let deadline = Instant::now() + self.settings.keys.timeout;
         if let Some(kept) = self.idle.take() {
             match self.exchange(kept, request, deadline).await {
                 Err(no_answer) if no_answer.nothing_sent => {}
@@ -123,8 +130,8 @@ impl HttpWebhook {
         deadline: Instant,
     ) -> Result<Response, connection::NoAnswer> {
         self.template.write(request, &mut connection.output).map_err(|_| Reason::Render)?;
-        let keep_body = self.settings.provider_id.is_some();
-        let answer = connection.exchange(deadline, self.settings.response_bytes_max, keep_body).await?;
+        let keep_body = self.settings.keys.provider_id.is_some();
+        let answer = connection.exchange(deadline, RESPONSE_BYTES_MAX, keep_body).await?;
         if answer.reusable {
             self.idle.put(connection, Instant::now() + idle_max(&answer.head, IDLE_MAX));
         }
@@ -141,7 +148,7 @@ impl HttpWebhook {
             Err(why) => {
                 let missing = self.ids_missing.fetch_add(1, Relaxed) + 1;
                 tracing::warn!(
-                    origin = %self.settings.url.origin().ascii_serialization(),
+                    origin = %self.settings.keys.url.origin().ascii_serialization(),
                     provider_id = %pointer,
                     missing,
                     "a 2xx answer holds no provider id: {}",
@@ -164,7 +171,7 @@ impl Webhook for HttpWebhook {
                     request.at,
                     self.settings.retry_after_max,
                 );
-                let provider_id = match (outcome, &self.settings.provider_id) {
+                let provider_id = match (outcome, &self.settings.keys.provider_id) {
                     (Outcome::Sent { .. }, Some(pointer)) => self.provider_id(pointer, body.as_deref()),
                     _ => None,
                 };

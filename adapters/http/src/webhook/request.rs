@@ -22,7 +22,7 @@ const ID_BYTES: usize = 4 + 32 + 1 + 20;
 
 impl RequestTemplate {
     pub(super) fn new(settings: &WebhookSettings) -> Result<Self, SecretError> {
-        let url = &settings.url;
+        let url = &settings.keys.url;
         let mut head = format!(
             "POST {}{}{} HTTP/1.1\r\nhost: {}\r\nuser-agent: postrider/{}\r\n",
             url.path(),
@@ -90,25 +90,20 @@ fn write_id(id: MessageId, to: &mut [u8; ID_BYTES]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use postrider_actors::model::{ids::FileId, time::UnixMs};
+    use postrider_settings::{Keys as _, Retry};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::webhook::WebhookKeys;
 
     fn settings(url: &str, secrets: &[&str]) -> WebhookSettings {
+        let url = url.parse::<url::Url>().unwrap().into();
+        let keys = WebhookKeys { url, ..WebhookKeys::declared() };
+        let secrets = secrets.iter().map(|secret| (*secret).to_owned().into()).collect();
         WebhookSettings {
-            url: url.parse().unwrap(),
             headers: vec![("x-tenant".into(), "7".into())],
-            secrets: secrets.iter().map(|secret| (*secret).to_owned().into()).collect(),
-            concurrency: 1,
-            timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(1),
-            response_bytes_max: 65536,
-            retry_after_max: Duration::from_secs(1),
-            provider_id: None,
-            ca_file: None,
+            ..WebhookSettings::new(keys, secrets, &Retry::declared())
         }
     }
 

@@ -1,46 +1,54 @@
 //! What a destination's webhook needs to know, and what is refused before anything is sent.
 
-use std::{collections::HashSet, fmt, path::PathBuf, time::Duration};
+use std::{collections::HashSet, fmt, time::Duration};
 
+use postrider_settings::Retry;
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::provider_id::JsonPointer;
+use super::keys::WebhookKeys;
 
-/// One destination's webhook, all keys resolved.
+/// Until a connection is open: name lookup, TCP and TLS; a part of the attempt's timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One destination's webhook, with what its keys only name.
 #[derive(Clone)]
 pub struct WebhookSettings {
-    /// `http` or `https`, without credentials and fragment.
-    pub url: Url,
+    /// `[destinations.NAME]`, what a webhook has. As many connections are kept idle at most as requests may be in
+    /// flight.
+    pub keys: WebhookKeys,
     /// Sent with every request; see [`validate`] for what they may be.
     pub headers: Vec<(String, String)>,
     /// One signature each; none means that requests are not signed.
     pub secrets: Vec<SecretString>,
-    /// As many connections are kept idle at most.
-    pub concurrency: usize,
-    /// For one attempt as a whole: name lookup, connection, TLS, request and answer.
-    pub timeout: Duration,
-    /// For opening a connection: name lookup, TCP and TLS.
+    /// For opening a connection.
     pub connect_timeout: Duration,
-    /// As much of an answer's body is read; its content is not used but for `provider_id`.
-    pub response_bytes_max: u64,
     /// `Retry-After` counts no longer than this.
     pub retry_after_max: Duration,
-    /// Where in the body of a 2xx answer, which is JSON, the receiver's own id for the message is.
-    pub provider_id: Option<JsonPointer>,
-    /// PEM certificates that are trusted beside the system's.
-    pub ca_file: Option<PathBuf>,
+}
+
+impl WebhookSettings {
+    /// Without headers.
+    pub fn new(keys: WebhookKeys, secrets: Vec<SecretString>, retry: &Retry) -> Self {
+        Self {
+            headers: Vec::new(),
+            secrets,
+            connect_timeout: CONNECT_TIMEOUT.min(keys.timeout),
+            retry_after_max: retry.max_retry_after,
+            keys,
+        }
+    }
 }
 
 impl fmt::Debug for WebhookSettings {
     /// The origin and no more: path, headers and secrets may all grant access (I10).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebhookSettings")
-            .field("origin", &self.url.origin().ascii_serialization())
+            .field("origin", &self.keys.url.origin().ascii_serialization())
             .field("headers", &self.headers.len())
             .field("secrets", &self.secrets.len())
-            .field("concurrency", &self.concurrency)
-            .field("timeout", &self.timeout)
+            .field("concurrency", &self.keys.concurrency)
+            .field("timeout", &self.keys.timeout)
             .finish_non_exhaustive()
     }
 }
@@ -169,7 +177,7 @@ pub(super) fn value_problem(value: &[u8]) -> Option<String> {
         .then(|| "the value begins or ends with a blank".into())
 }
 
-fn is_token(name: &str) -> bool {
+pub(super) fn is_token(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
@@ -188,6 +196,8 @@ pub(super) fn authority(url: &Url) -> Option<(Host<String>, u16)> {
 
 #[cfg(test)]
 mod tests {
+    use postrider_settings::Keys as _;
+
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -250,17 +260,12 @@ mod tests {
 
     #[test]
     fn debug_shows_the_origin_and_nothing_that_grants_access() {
+        let url = Url::parse("https://hooks.example.com/services/T0KEN?k=T0KEN").unwrap();
+        let keys = WebhookKeys { url: url.into(), ..WebhookKeys::declared() };
+        let secrets = vec!["T0KEN".to_owned().into()];
         let settings = WebhookSettings {
-            url: Url::parse("https://hooks.example.com/services/T0KEN?k=T0KEN").unwrap(),
             headers: headers(&[("authorization", "Bearer T0KEN")]),
-            secrets: vec!["T0KEN".to_owned().into()],
-            concurrency: 1,
-            timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(1),
-            response_bytes_max: 1,
-            retry_after_max: Duration::ZERO,
-            provider_id: None,
-            ca_file: None,
+            ..WebhookSettings::new(keys, secrets, &Retry::declared())
         };
         let shown = format!("{settings:?}");
         assert!(shown.contains("hooks.example.com") && !shown.contains("T0KEN"), "{shown}");

@@ -31,7 +31,7 @@ async fn saying(answer: &'static [u8]) -> Server {
 
 /// One attempt with a short timeout; it must not take much longer.
 async fn attempt(server: &Server) -> Outcome {
-    let webhook = HttpWebhook::new(WebhookSettings { timeout: SOON, ..server.settings() }).unwrap();
+    let webhook = server.webhook_with(|keys| keys.timeout = SOON);
     let started = Instant::now();
     let outcome = send(&webhook).await;
     assert!(started.elapsed() < SOON * 4, "{:?}", started.elapsed());
@@ -63,7 +63,7 @@ async fn f35_a_peer_that_never_reads_runs_into_the_timeout() {
         drop(stream);
     })
     .await;
-    let webhook = HttpWebhook::new(WebhookSettings { timeout: SOON, ..server.settings() }).unwrap();
+    let webhook = server.webhook_with(|keys| keys.timeout = SOON);
     let outcome = send_body(&webhook, &vec![b'x'; 16 << 20]).await;
     assert_eq!(outcome, retryable(Reason::Timeout));
 }

@@ -23,6 +23,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use postrider_settings::{Keys as _, Retry};
+
 use super::*;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -69,24 +71,20 @@ impl Server {
         HttpWebhook::new(self.settings()).unwrap()
     }
 
+    fn webhook_with(&self, change: impl FnOnce(&mut WebhookKeys)) -> HttpWebhook {
+        let mut settings = self.settings();
+        change(&mut settings.keys);
+        HttpWebhook::new(settings).unwrap()
+    }
+
     fn settings(&self) -> WebhookSettings {
         settings(&format!("http://{}/hook", self.address))
     }
 }
 
 fn settings(url: &str) -> WebhookSettings {
-    WebhookSettings {
-        url: url.parse().unwrap(),
-        headers: Vec::new(),
-        secrets: vec!["s".to_owned().into()],
-        concurrency: 8,
-        timeout: Duration::from_secs(10),
-        connect_timeout: Duration::from_secs(5),
-        response_bytes_max: 64 * 1024,
-        retry_after_max: Duration::from_hours(1),
-        provider_id: None,
-        ca_file: None,
-    }
+    let keys = WebhookKeys { url: url.parse::<url::Url>().unwrap().into(), ..WebhookKeys::declared() };
+    WebhookSettings::new(keys, vec!["s".to_owned().into()], &Retry::declared())
 }
 
 /// One whole request, head and body; `None` at the end of the stream.

@@ -5,7 +5,7 @@ use super::*;
 fn webhook(server: &Server, pointer: &str) -> HttpWebhook {
     let provider_id = Some(pointer.parse().unwrap());
     let timeout = Duration::from_millis(300);
-    HttpWebhook::new(WebhookSettings { timeout, provider_id, ..server.settings() }).unwrap()
+    server.webhook_with(|keys| (keys.timeout, keys.provider_id) = (timeout, provider_id))
 }
 
 /// The outcome, the id, and whether the connection was kept.

@@ -73,11 +73,8 @@ impl Authority {
 
     /// A client that trusts this authority.
     fn webhook(&self, host: &str, server: &Server) -> HttpWebhook {
-        let settings = WebhookSettings {
-            ca_file: Some(self.file.path().to_owned()),
-            connect_timeout: Duration::from_secs(2),
-            ..settings(&format!("https://{host}:{}/hook", server.address.port()))
-        };
+        let mut settings = settings(&format!("https://{host}:{}/hook", server.address.port()));
+        settings.keys.ca_file = Some(self.file.path().to_owned());
         HttpWebhook::new(settings).unwrap()
     }
 }
