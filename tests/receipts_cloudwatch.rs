@@ -14,7 +14,6 @@ use postrider_actors::{
         call::{CallOutcome, FailureKind},
         ids::{FileId, MessageId},
         receipt_format::{FieldPath, ReceiptFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
-        receipt_window::WindowRule,
         record::MessageRecord,
         state::MessageState,
         time::UnixMs,
@@ -27,6 +26,7 @@ use postrider_aws::{
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     logs_client,
 };
+use postrider_settings::{CloudwatchSource, Keys as _};
 use serde_json::json;
 
 use cloud::{Fault, FaultProxy, Rule, Server, sdk_config};
@@ -120,16 +120,18 @@ impl World {
                 .await
                 .expect("and streams");
         }
+        let keys = CloudwatchSource {
+            log_groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            overlap: Duration::from_mins(1),
+            poll: Duration::from_secs(1),
+            start: Duration::from_mins(30),
+            ..CloudwatchSource::declared()
+        };
         let settings = CloudWatchSettings {
             page_events: 1_000,
-            rule: WindowRule {
-                overlap: Duration::from_mins(1),
-                lag: Duration::from_secs(5),
-                window_max: Duration::from_mins(10),
-                step: Duration::from_secs(1),
-                lookback: Duration::from_mins(30),
-            },
-            ..CloudWatchSettings::new(groups.iter().map(|group| (*group).to_owned()).collect())
+            lag: Duration::from_secs(5),
+            window_max: Duration::from_mins(10),
+            ..CloudWatchSettings::new(keys)
         };
         let rate = CallRate::per_second(NonZeroU32::new(calls_per_s).unwrap());
         let clock = Arc::new(FakeClock::at(SystemClock.wall()));
@@ -350,7 +352,7 @@ async fn a_refused_token_starts_the_window_over() {
 #[ignore = "needs moto (POSTRIDER_MOTO): script/test installs it"]
 async fn f52_bad_events_and_missing_groups_keep_no_others_back() {
     let mut world = World::start(&["a", "c"], 1_000).await;
-    world.settings.groups.push("b-is-not-there".to_owned());
+    world.settings.keys.log_groups.push("b-is-not-there".to_owned());
     let at = world.before(Duration::from_mins(5));
     let bad = [
         "START RequestId: 1",

@@ -19,6 +19,7 @@ mod feeds;
 mod ledger;
 mod problem;
 mod reader;
+mod receipts;
 mod secret;
 mod tree;
 mod value;
@@ -42,6 +43,7 @@ pub use feeds::{Directory, Duplicates, Feed, FeedKind, FeedQueue, Format, Format
 pub use ledger::{Ledger, LedgerKind, Postgres, Receipts, Tls, Warehouse, WarehouseDialect, secret};
 pub use problem::{ConfigError, Origin, Problem, Problems};
 pub use reader::{Need, Reader, Section};
+pub use receipts::CloudwatchSource;
 pub use secret::{SOURCES, SecretSource};
 pub use tree::{ENVIRONMENT_PREFIX, Table as Tree, join, shown_text};
 pub use value::{parse_duration, parse_size, show_duration, show_size};

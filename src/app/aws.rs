@@ -52,15 +52,7 @@ pub(super) fn is_needed(config: &Config) -> bool {
 
 /// `[aws]` for the adapters.
 pub(super) fn settings(aws: &Aws) -> AwsSettings {
-    let text = |url: &Option<url::Url>| url.as_ref().map(ToString::to_string);
-    AwsSettings {
-        region: aws.region.clone(),
-        profile: aws.profile.clone(),
-        sqs_endpoint_url: text(&aws.sqs_endpoint_url),
-        dynamodb_endpoint_url: text(&aws.dynamodb_endpoint_url),
-        logs_endpoint_url: text(&aws.logs_endpoint_url),
-        ..AwsSettings::default()
-    }
+    AwsSettings::new(aws.clone())
 }
 
 /// `[outbox.dynamodb]` for the adapter, as `process` (`NODE-START`) uses it.

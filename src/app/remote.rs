@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    model::{ledger::Evidence, receipt_format::ReceiptFormat, receipt_window::WindowRule},
+    model::{ledger::Evidence, receipt_format::ReceiptFormat},
     ports::{Clock, Intake},
     throttle::RateShares,
 };
@@ -41,12 +41,6 @@ const LANES: u32 = 32;
 
 /// How long received receipts are hidden from other machines: they are in the inbox within seconds.
 const RECEIPTS_VISIBILITY: Duration = Duration::from_mins(2);
-
-/// Events younger than this are left for the next look: CloudWatch Logs does not show all of them yet.
-const LOGS_LAG: Duration = Duration::from_secs(10);
-
-/// The longest stretch of time that one look at log groups covers, beside its overlap.
-const LOGS_WINDOW: Duration = Duration::from_hours(1);
 
 /// Received batches that wait for a worker, per destination, for each worker: two that it may ask for next, and as many
 /// again on their way. A worker that asks for more gets more.
@@ -202,17 +196,7 @@ pub(super) async fn receipts_from_logs(
 ) -> Result<(Arc<dyn postrider_actors::ports::ReceiptSource>, Duration), StartError> {
     let settings = settings(&config.aws);
     let sdk = aws::sdk_config(&settings).await;
-    let logs = CloudWatchSettings {
-        filter_pattern: source.filter.clone(),
-        rule: WindowRule {
-            overlap: source.overlap,
-            lag: LOGS_LAG,
-            window_max: LOGS_WINDOW,
-            step: source.poll,
-            lookback: source.start,
-        },
-        ..CloudWatchSettings::new(source.log_groups.clone())
-    };
+    let logs = CloudWatchSettings::new(source.clone());
     let rate = CallRate::per_second(NonZeroU32::new(source.calls_per_s).unwrap_or(NonZeroU32::MIN));
     let observer = machine.metrics.clone();
     let client = aws::logs_client(&sdk, &settings);

@@ -1,16 +1,16 @@
 //! `config/default.toml`, made from the declarations.
 
 use postrider_settings::{
-    Aws, Batch, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb, FailuresAlarm, FeedQueue,
-    Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools, Postgres, Receipts, Record, Retry,
-    Root, Shutdown, Sqs, State, Warehouse,
+    Aws, Batch, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb, FailuresAlarm,
+    FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools, Postgres, Receipts,
+    Record, Retry, Root, Shutdown, Sqs, State, Warehouse,
 };
 
 use postrider_http::webhook::WebhookKeys;
 
 use super::{
     destination::{KindKeys, TableKeys},
-    receipts::{CloudwatchSource, DirectorySource, Fields, HttpSource, SourceKeys, SqsSource},
+    receipts::{DirectorySource, Fields, HttpSource, SourceKeys, SqsSource},
 };
 
 const HEAD: &str = "\

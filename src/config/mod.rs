@@ -31,15 +31,13 @@ pub use destination::{
 };
 pub use document::default_toml;
 pub use postrider_settings::{
-    Alarms, Aws, Batch, ConfigError, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm, Directory,
-    Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm, Lease, Ledger,
+    Alarms, Aws, Batch, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm,
+    Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm, Lease, Ledger,
     LedgerKind, Log, LogFormat, LogLevel, Ops, Origin, Outbox, Pools, Postgres, Problem, Problems, Profile,
     QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs, State, Tls, Warehouse,
     WarehouseDialect,
 };
-pub use receipts::{
-    CloudwatchSource, DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource,
-};
+pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};
 
 /// The feed that status changes come from, for `receipts.events_to`.

@@ -6,14 +6,11 @@ use postrider_actors::model::receipt_format::{
     FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus,
 };
 use postrider_settings::{
-    Keys as _, Need, QueueAddress, SecretSource, Section, choice, delimiter, duration, given, integer, queue,
-    required_path, secrets, settings, shown_text, unset,
+    CloudwatchSource, Keys as _, Need, QueueAddress, SecretSource, Section, choice, delimiter, duration,
+    given, queue, required_path, secrets, settings, shown_text, unset,
 };
 
 use super::needed_if;
-
-/// Log groups of one source: each is asked by itself.
-const GROUPS_MAX: usize = 32;
 
 /// What a source is, as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,23 +80,6 @@ settings! {
         /// kind = "sqs": the queue's name, or its address (https://…/NAME) for a queue of another account; its entries
         /// are objects, arrays of them, or SNS notifications of them.
         queue: QueueAddress = unset("\"receipts\"", queue);
-    }
-
-    /// Log groups.
-    CloudwatchSource {
-        /// kind = "cloudwatch": log groups, 1 to 32.
-        log_groups: Vec<String> = unset("[\"sns/eu-central-1/123456789012/DirectPublishToPhoneNumber\"]", log_groups);
-        /// The filter pattern of CloudWatch Logs; "" = every event.
-        filter: Option<String> = given("\"\"", filter);
-        /// Calls per second to all of its log groups together. Those of several sources add up. AWS allows 5 to 25 per
-        /// account and region.
-        calls_per_s: u32 = integer(2, 1..=1_000, "calls per second");
-        /// How often it polls.
-        poll: Duration = duration("60s", "1s"..="1h");
-        /// How far each poll overlaps the one before it, because events come late.
-        overlap: Duration = duration("5m", "0s"..="1d");
-        /// How far back the very first poll starts.
-        start: Duration = duration("1h", "0s"..="30d");
     }
 
     /// Where each field is in a receipt: a column, a top-level key, or keys joined by dots
@@ -221,10 +201,6 @@ fn destination(section: &mut Section<'_>, key: &'static str) -> String {
     destination
 }
 
-fn filter(section: &mut Section<'_>, key: &'static str) -> Option<String> {
-    section.text(key).filter(|filter| !filter.is_empty())
-}
-
 fn sender_secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource> {
     let secrets = secrets(section, key);
     if section.need == Need::Required && secrets.is_empty() {
@@ -233,30 +209,6 @@ fn sender_secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSou
         section.reader().note(&section.key(key), None, advice);
     }
     secrets
-}
-
-fn log_groups(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
-    let reader = section.reader();
-    let items = section.list(key, true).unwrap_or_default();
-    if section.need == Need::Required && (items.is_empty() || items.len() > GROUPS_MAX) {
-        let advice = format!("name 1 to {GROUPS_MAX} log groups");
-        reader.note(&section.key(key), Some(items.len().to_string()), advice);
-    }
-    // Amazon CloudWatch Logs API reference, `LogGroup`: the pattern of logGroupName.
-    let is_name = |name: &str| {
-        (1..=512).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_/#".contains(&byte))
-    };
-    let mut groups = Vec::new();
-    for (path, name) in items.into_iter().take(GROUPS_MAX) {
-        if is_name(&name) {
-            groups.push(name);
-        } else {
-            let advice = "write a log group's name: 1 to 512 characters out of A-Z, a-z, 0-9, . - _ / #";
-            reader.note(&path, Some(shown_text(&name)), advice);
-        }
-    }
-    groups
 }
 
 fn field(section: &mut Section<'_>, key: &'static str) -> Option<FieldPath> {

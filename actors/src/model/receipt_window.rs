@@ -32,18 +32,6 @@ pub struct WindowRule {
     pub lookback: Duration,
 }
 
-impl Default for WindowRule {
-    fn default() -> Self {
-        Self {
-            overlap: Duration::from_mins(5),
-            lag: Duration::from_secs(30),
-            window_max: Duration::from_hours(1),
-            step: Duration::from_mins(1),
-            lookback: Duration::from_hours(72),
-        }
-    }
-}
-
 /// How far all groups of a source are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowCursor {

@@ -26,6 +26,7 @@ use postrider_actors::{
     },
     ports::{AckId, Clock, Polled, ReceiptSource, SourceCursor, StoreError},
 };
+use postrider_settings::CloudwatchSource;
 use tokio::time::Instant;
 
 use crate::{ApiObserver, failure};
@@ -48,20 +49,26 @@ pub async fn look(client: &Client, group: &str) -> Result<(), StoreError> {
 /// What is read, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloudWatchSettings {
-    /// Names of log groups.
-    pub groups: Vec<String>,
-    /// Only events that match it ("Filter pattern syntax"); `None`: all.
-    pub filter_pattern: Option<String>,
+    /// `[receipts.sources.NAME]`, what log groups have.
+    pub keys: CloudwatchSource,
     /// Events per page, from 1 to [`PAGE_EVENTS_MAX`].
     pub page_events: u32,
-    /// How time is divided.
-    pub rule: WindowRule,
+    /// Events younger than this are left for the next look: the service does not show all of them yet.
+    pub lag: Duration,
+    /// The longest stretch of time that one look covers, beside its overlap.
+    pub window_max: Duration,
 }
 
 impl CloudWatchSettings {
-    /// By default, for these groups.
-    pub fn new(groups: Vec<String>) -> Self {
-        Self { groups, filter_pattern: None, page_events: 2_500, rule: WindowRule::default() }
+    /// With these keys.
+    pub fn new(keys: CloudwatchSource) -> Self {
+        Self { keys, page_events: 2_500, lag: Duration::from_secs(10), window_max: Duration::from_hours(1) }
+    }
+
+    /// How time is divided.
+    fn rule(&self) -> WindowRule {
+        let CloudwatchSource { overlap, poll, start, .. } = self.keys;
+        WindowRule { overlap, lag: self.lag, window_max: self.window_max, step: poll, lookback: start }
     }
 }
 
@@ -131,7 +138,7 @@ impl CloudWatchReceipts {
     }
 
     fn filter(&self) -> &str {
-        self.settings.filter_pattern.as_deref().unwrap_or_default()
+        self.settings.keys.filter.as_deref().unwrap_or_default()
     }
 
     /// `None`: the service refuses the page's token, which may have expired or belong to another query.
@@ -141,7 +148,7 @@ impl CloudWatchReceipts {
             .client
             .filter_log_events()
             .log_group_name(&page.group)
-            .set_filter_pattern(self.settings.filter_pattern.clone())
+            .set_filter_pattern(self.settings.keys.filter.clone())
             .start_time(signed(page.start))
             // The service counts the end in.
             .end_time(signed(page.end) - 1)
@@ -187,7 +194,7 @@ fn signed(at: UnixMs) -> i64 {
 #[async_trait]
 impl ReceiptSource for CloudWatchReceipts {
     async fn poll(&self, cursor: Option<&SourceCursor>, wait: Duration) -> Result<Polled, StoreError> {
-        let (rule, filter) = (&self.settings.rule, self.filter());
+        let (rule, filter) = (&self.settings.rule(), self.filter());
         let mut at = match cursor {
             Some(cursor) => WindowCursor::parse(&cursor.0).map_err(|error| {
                 let source = self.format.source();
@@ -198,7 +205,7 @@ impl ReceiptSource for CloudWatchReceipts {
             None => WindowCursor::default(),
         };
         let stored = |at: &WindowCursor| Some(SourceCursor(at.to_text()));
-        if at.adopt(&self.settings.groups, rule, self.clock.wall()) {
+        if at.adopt(&self.settings.keys.log_groups, rule, self.clock.wall()) {
             return Ok(Polled { cursor: stored(&at), ..Polled::default() });
         }
 

@@ -8,7 +8,7 @@ pub mod dynamodb;
 pub mod receipt_queue;
 pub mod sqs;
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, time::Duration};
 
 pub use aws_config::SdkConfig;
 use aws_config::{
@@ -25,21 +25,14 @@ use aws_smithy_http_client::{
 };
 use postrider_actors::model::call::{Failure, FailureKind};
 pub use postrider_actors::ports::CallObserver as ApiObserver;
+use postrider_settings::{Aws, Keys as _};
 use rand::RngExt as _;
 
 /// How AWS is reached.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AwsSettings {
-    /// The region; `None`: as the SDK finds it (`AWS_REGION`, the profile, the instance).
-    pub region: Option<String>,
-    /// The profile of the shared files; `None`: `AWS_PROFILE` or the default one.
-    pub profile: Option<String>,
-    /// Where SQS is; `None`: at AWS, or where `AWS_ENDPOINT_URL_SQS` says.
-    pub sqs_endpoint_url: Option<String>,
-    /// Where DynamoDB is; `None`: at AWS, or where `AWS_ENDPOINT_URL_DYNAMODB` says.
-    pub dynamodb_endpoint_url: Option<String>,
-    /// Where CloudWatch Logs is; `None`: at AWS, or where `AWS_ENDPOINT_URL_CLOUDWATCH_LOGS` says.
-    pub logs_endpoint_url: Option<String>,
+    /// `[aws]`
+    pub keys: Aws,
     /// Until a connection stands.
     pub connect_timeout: Duration,
     /// Until a request is answered. A long poll takes its waiting time in addition.
@@ -50,40 +43,23 @@ pub struct AwsSettings {
 }
 
 impl Default for AwsSettings {
+    /// As the SDK finds everything.
     fn default() -> Self {
+        Self::new(Aws::declared())
+    }
+}
+
+impl AwsSettings {
+    /// With these keys.
+    pub fn new(keys: Aws) -> Self {
         Self {
-            region: None,
-            profile: None,
-            sqs_endpoint_url: None,
-            dynamodb_endpoint_url: None,
-            logs_endpoint_url: None,
+            keys,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(10),
             max_attempts: 2,
         }
     }
-}
 
-impl fmt::Debug for AwsSettings {
-    /// Without what an endpoint's URL may hold before its host (I10).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bare = |url: &Option<String>| {
-            url.as_deref().map(|url| url.rsplit_once('@').map_or(url, |(_, host)| host).to_owned())
-        };
-        f.debug_struct("AwsSettings")
-            .field("region", &self.region)
-            .field("profile", &self.profile)
-            .field("sqs_endpoint_url", &bare(&self.sqs_endpoint_url))
-            .field("dynamodb_endpoint_url", &bare(&self.dynamodb_endpoint_url))
-            .field("logs_endpoint_url", &bare(&self.logs_endpoint_url))
-            .field("connect_timeout", &self.connect_timeout)
-            .field("attempt_timeout", &self.attempt_timeout)
-            .field("max_attempts", &self.max_attempts)
-            .finish()
-    }
-}
-
-impl AwsSettings {
     /// The bounds on one call; `waiting` is how long the service is asked to hold the answer back.
     pub fn timeouts(&self, waiting: Duration) -> TimeoutConfig {
         let attempt = self.attempt_timeout + waiting;
@@ -112,10 +88,10 @@ pub async fn sdk_config(settings: &AwsSettings) -> SdkConfig {
         .timeout_config(settings.timeouts(Duration::ZERO))
         // It watches streamed bodies; ours are read whole within the attempt's timeout.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
-    if let Some(region) = &settings.region {
+    if let Some(region) = &settings.keys.region {
         loader = loader.region(Region::new(region.clone()));
     }
-    if let Some(profile) = &settings.profile {
+    if let Some(profile) = &settings.keys.profile {
         loader = loader.profile_name(profile);
     }
     loader.load().await
@@ -124,8 +100,8 @@ pub async fn sdk_config(settings: &AwsSettings) -> SdkConfig {
 /// A client of SQS.
 pub fn sqs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_sqs::Client {
     let mut builder = aws_sdk_sqs::config::Builder::from(config);
-    if let Some(url) = &settings.sqs_endpoint_url {
-        builder = builder.endpoint_url(url);
+    if let Some(url) = &settings.keys.sqs_endpoint_url {
+        builder = builder.endpoint_url(url.as_str());
     }
     aws_sdk_sqs::Client::from_conf(builder.build())
 }
@@ -133,8 +109,8 @@ pub fn sqs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_sqs::Cl
 /// A client of DynamoDB.
 pub fn dynamodb_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_dynamodb::Client {
     let mut builder = aws_sdk_dynamodb::config::Builder::from(config);
-    if let Some(url) = &settings.dynamodb_endpoint_url {
-        builder = builder.endpoint_url(url);
+    if let Some(url) = &settings.keys.dynamodb_endpoint_url {
+        builder = builder.endpoint_url(url.as_str());
     }
     aws_sdk_dynamodb::Client::from_conf(builder.build())
 }
@@ -144,8 +120,8 @@ pub fn dynamodb_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_dy
 pub fn logs_client(config: &SdkConfig, settings: &AwsSettings) -> aws_sdk_cloudwatchlogs::Client {
     let mut builder =
         aws_sdk_cloudwatchlogs::config::Builder::from(config).retry_config(RetryConfig::disabled());
-    if let Some(url) = &settings.logs_endpoint_url {
-        builder = builder.endpoint_url(url);
+    if let Some(url) = &settings.keys.logs_endpoint_url {
+        builder = builder.endpoint_url(url.as_str());
     }
     aws_sdk_cloudwatchlogs::Client::from_conf(builder.build())
 }
@@ -330,13 +306,5 @@ mod tests {
         );
         assert_eq!(kind(Error::dispatch_failure(ConnectorError::user("no".into()))), FailureKind::Invalid);
         assert_eq!(kind(Error::construction_failure("no")), FailureKind::Invalid);
-    }
-
-    #[test]
-    fn i10_debug_shows_no_credentials_of_an_endpoint() {
-        let url = Some("http://someone:secret@localhost:4566/".to_owned());
-        let settings = AwsSettings { sqs_endpoint_url: url, ..AwsSettings::default() };
-        let printed = format!("{settings:?}");
-        assert!(!printed.contains("secret") && printed.contains("localhost:4566"), "{printed}");
     }
 }
