@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use aws_sdk_dynamodb::Client;
 use postrider_actors::{
-    model::time::UnixMs,
+    model::time::{MonoMs, UnixMs},
     ports::{Clock, RateTable},
     testing::{
         FakeClock,
@@ -35,12 +35,39 @@ fn client(endpoint: &str) -> Client {
 fn settings() -> DynamoSettings {
     static TABLES: AtomicU64 = AtomicU64::new(0);
     let table = format!("outbox-{}", TABLES.fetch_add(1, Ordering::Relaxed));
-    DynamoSettings { sweep_after: Duration::ZERO, ..DynamoSettings::new(&table, "node-7") }
+    let now = Duration::ZERO;
+    DynamoSettings {
+        grace: now,
+        take_over_after: now,
+        clock_margin: now,
+        store_time: false,
+        ..DynamoSettings::new(&table, "node-7")
+    }
 }
 
-async fn open(client: &Client, settings: &DynamoSettings) -> Arc<DynamoStore> {
+/// The clock of the queue that carries for a store, which is made after the store.
+#[derive(Clone, Default)]
+struct LateClock(Arc<OnceLock<Arc<FakeClock>>>);
+
+impl LateClock {
+    fn clock(&self) -> Arc<FakeClock> {
+        self.0.get_or_init(|| Arc::new(FakeClock::at(UnixMs(1_700_000_000_000)))).clone()
+    }
+}
+
+impl Clock for LateClock {
+    fn wall(&self) -> UnixMs {
+        self.clock().wall()
+    }
+
+    fn mono(&self) -> MonoMs {
+        self.clock().mono()
+    }
+}
+
+async fn open(client: &Client, settings: &DynamoSettings, clock: LateClock) -> Arc<DynamoStore> {
     migrate(client, settings).await.unwrap();
-    let clock: Arc<dyn Clock> = Arc::new(FakeClock::at(UnixMs(1_700_000_000_000)));
+    let clock: Arc<dyn Clock> = Arc::new(clock);
     Arc::new(DynamoStore::open(client, settings.clone(), clock, Arc::new(())).await.unwrap())
 }
 
@@ -50,18 +77,19 @@ async fn make(server: &Server) -> Subject {
 
 /// The store with a queue in memory that carries its batches; `seed` decides how that doubles and reorders.
 async fn make_on(endpoint: &str, seed: u64) -> Subject {
-    // Its clock stands still: every look is a sweep, but nothing ever becomes old enough for one to find it that the
-    // store should have remembered.
+    // Every look is a sweep.
     let settings = DynamoSettings { sweep_interval: Duration::ZERO, ..settings() };
-    let store = open(&client(endpoint), &settings).await;
-    let (queue, clock) = conformance::carrier(store.clone(), seed);
+    let late = LateClock::default();
+    let store = open(&client(endpoint), &settings, late.clone()).await;
+    let (carry, clock) = conformance::shared_queue_in_memory(store.clone(), store.clone(), seed);
+    assert!(late.0.set(clock.clone()).is_ok(), "nothing has asked for the time yet");
     let (redriving, enabling) = (store.clone(), store.clone());
     Subject {
         outbox: store.clone(),
-        queue: queue.clone(),
+        queue: carry.queue.clone(),
         ledger: store.clone(),
         archive: store.clone(),
-        carried: Some(Carried { source: store.clone(), target: queue, claims: store.clone(), pages: store }),
+        carried: Some(Carried { claims: store.clone(), pages: store.clone(), carry }),
         clock: Some(clock),
         patience: Patience::default(),
         redrive: Box::new(move |now| {
@@ -127,7 +155,10 @@ async fn entries() {
 async fn rates() {
     let server = Server::dynamodb();
     let client = client(server.endpoint());
-    conformance::rates(|| async { open(&client, &settings()).await as Arc<dyn RateTable> }).await;
+    conformance::rates(|| async {
+        open(&client, &settings(), LateClock::default()).await as Arc<dyn RateTable>
+    })
+    .await;
 }
 
 /// `POSTRIDER_SEED=n` plays one history again, `POSTRIDER_SEEDS=n` plays more.

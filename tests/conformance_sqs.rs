@@ -1,5 +1,5 @@
-//! The SQS queue keeps the contract of `Queue` over an emulator, with the in-memory store for outbox, ledger and
-//! claims.
+//! The transport on SQS keeps its contract over an emulator, and the queue that processes share by it keeps that of
+//! `Queue`, with the in-memory store for outbox, ledger and claims.
 #![cfg(feature = "aws")]
 
 #[path = "cloud/mod.rs"]
@@ -7,34 +7,31 @@ mod cloud;
 #[path = "sqs/mod.rs"]
 mod sqs;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use postrider_actors::{
-    ports::DispatchTarget as _,
+    ports::Transport,
     testing::{
         MemoryStore,
         conformance::{self, Carried, Patience, Subject},
     },
 };
-use sqs::{Queues, clock, settings};
+use sqs::Queues;
 
-/// An entry that was received while nobody wanted it is hidden for some seconds.
-const PATIENCE: Patience = Patience { arrival: Duration::from_secs(5) };
-
-async fn make(queues: &Queues, suffix: &str) -> Subject {
+async fn make(queues: &Queues, fifo: bool) -> Subject {
     let store = Arc::new(MemoryStore::new());
-    let (url, dead) = queues.create(suffix).await;
-    let clock = clock();
-    let queue = queues.open(&settings(&url, &dead), &store, clock.clone());
+    let names = queues.create(fifo, &["d", "e"]).await;
+    let (carry, clock) = conformance::shared_queue(queues.transport(&names), store.clone(), store.clone());
+    let queue = carry.queue.clone();
     let (redriven, enabled) = (store.clone(), store.clone());
     Subject {
         outbox: store.clone(),
-        queue: queue.clone(),
+        queue,
         ledger: store.clone(),
         archive: store.clone(),
-        carried: Some(Carried { source: store.clone(), target: queue, claims: store.clone(), pages: store }),
+        carried: Some(Carried { claims: store.clone(), pages: store, carry }),
         clock: Some(clock),
-        patience: PATIENCE,
+        patience: Patience::default(),
         redrive: Box::new(move |now| {
             let store = redriven.clone();
             Box::pin(async move { store.redrive(now) })
@@ -46,23 +43,37 @@ async fn make(queues: &Queues, suffix: &str) -> Subject {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
+async fn transport() {
+    let queues = &Queues::start();
+    for fifo in [false, true] {
+        conformance::transport(|| async move {
+            let names = ["one", "other"];
+            let transport = queues.transport(&queues.create(fifo, &names).await);
+            (transport as Arc<dyn Transport>, names.map(str::to_owned))
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
 async fn queue() {
     let queues = Queues::start();
-    conformance::queue(|| make(&queues, "")).await;
+    conformance::queue(|| make(&queues, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
 async fn fifo_queue() {
     let queues = Queues::start();
-    conformance::queue(|| make(&queues, ".fifo")).await;
+    conformance::queue(|| make(&queues, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
 async fn ledger() {
     let queues = Queues::start();
-    conformance::ledger(|| make(&queues, "")).await;
+    conformance::ledger(|| make(&queues, false)).await;
 }
 
 /// `POSTRIDER_SEED=n` plays one history again.
@@ -73,18 +84,18 @@ async fn histories() {
     let number = std::env::var("POSTRIDER_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = number.map_or(0..1, |seed| seed..seed + 1);
     for seed in seeds {
-        conformance::history(make(&queues, "").await, seed).await;
+        conformance::history(make(&queues, false).await, seed).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
-async fn depth_counts_what_is_visible_in_flight_and_delayed() {
+async fn an_unknown_depth_is_not_zero_and_a_missing_queue_is_named() {
     let queues = Queues::start();
-    let (url, dead) = queues.create("").await;
-    let queue = queues.open(&settings(&url, &dead), &Arc::new(MemoryStore::new()), clock());
-    let depth = queue.queue_depth().await.unwrap();
-    assert_eq!(depth.total(), 0);
+    let transport = queues.transport(&queues.create(false, &["d"]).await);
+    assert_eq!(transport.depth("d").await.unwrap().total(), 0);
+    let missing = transport.depth("e").await.unwrap_err().to_string();
+    assert!(missing.contains("q0-e") && missing.contains("postrider migrate"), "{missing}");
     queues.server.kill();
-    assert!(queue.queue_depth().await.is_err(), "unknown is not 0");
+    assert!(transport.depth("d").await.is_err(), "unknown is not 0");
 }

@@ -9,11 +9,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-#[allow(dead_code, unreachable_pub, reason = "shared; this binary needs part of it")]
-#[path = "cloud/emulators.rs"]
-mod emulators;
+#[path = "cloud/mod.rs"]
+mod cloud;
 
-use emulators::Server;
+use cloud::Server;
 
 struct World {
     dir: TempDir,
@@ -24,7 +23,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().display();
         let config = format!(
-            "profile = \"aws\"\nstate.dir = \"{root}/state\"\n{more}\n[queue]\nsqs.name = \"pr\"\n[aws]\nregion = \"us-east-1\"\nsqs_endpoint_url = \"{sqs}\"\n\
+            "profile = \"aws\"\nstate.dir = \"{root}/state\"\n{more}\n[queue]\nsqs.prefix = \"pr\"\n[aws]\nregion = \"us-east-1\"\nsqs_endpoint_url = \"{sqs}\"\n\
              dynamodb_endpoint_url = \"{dynamodb}\"\n[feeds.f]\npath = \"{root}/in\"\nformat = \"text\"\n\
              destinations = [\"d\"]\n[destinations.d]\nurl = \"http://127.0.0.1:9/\"\nsecrets = []\n"
         );
@@ -67,9 +66,12 @@ fn what_is_missing_is_named_made_and_then_fine() {
     let (code, report) = world.run(&["check-config", "--connect"], true);
     assert_eq!((code, &report["ok"]), (78, &Value::Bool(false)));
     let wrong = with(&report["connect"], "wrong");
-    for part in
-        ["table postrider is missing", "table postrider-ledger is missing", "queue pr: ", "queue pr-dead: "]
-    {
+    for part in [
+        "table postrider is missing",
+        "table postrider-ledger is missing",
+        "queue pr-dead-letters: ",
+        "queue pr-d: ",
+    ] {
         assert!(
             wrong.iter().any(|line| line.contains(part) && line.contains("migrate")),
             "{part}: {wrong:#?}"
@@ -81,7 +83,9 @@ fn what_is_missing_is_named_made_and_then_fine() {
     let (code, report) = world.run(&["migrate"], true);
     assert_eq!(code, 0, "{report}");
     let made = with(&report["shared"], "ok");
-    assert!(made.contains(&"queue pr: made".to_owned()), "{made:#?}");
+    for queue in ["pr-d", "pr-dead-letters"] {
+        assert!(made.contains(&format!("queue {queue}: made")), "{made:#?}");
+    }
     let (code, report) = world.run(&["migrate"], true);
     assert_eq!(code, 0, "{report}");
     assert!(!with(&report["shared"], "ok").iter().any(|line| line.ends_with("made")), "it is harmless again");
@@ -95,13 +99,15 @@ fn what_is_missing_is_named_made_and_then_fine() {
 #[ignore = "needs ministack and dynoxide: set POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE"]
 fn what_differs_is_said_and_left_alone() {
     let (sqs, dynamodb) = (Server::sqs(), Server::dynamodb());
-    assert_eq!(World::new(sqs.endpoint(), dynamodb.endpoint(), "").run(&["migrate"], true).0, 0);
-    let other = World::new(sqs.endpoint(), dynamodb.endpoint(), "lease.duration = \"90s\"");
-    let (code, report) = other.run(&["migrate"], true);
+    let world = World::new(sqs.endpoint(), dynamodb.endpoint(), "");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = aws_sdk_sqs::Client::new(&cloud::sdk_config(sqs.endpoint()));
+    runtime.block_on(client.create_queue().queue_name("pr-d").send()).expect("ministack makes queues");
+    let (code, report) = world.run(&["migrate"], true);
     let notes = with(&report["shared"], "note");
-    assert_eq!((code, notes.len()), (0, 1), "{report}");
-    assert!(notes[0].contains("VisibilityTimeout"), "{notes:?}");
-    assert_eq!(with(&other.run(&["check-config", "--connect"], true).1["connect"], "note"), notes);
+    assert_eq!((code, notes.len()), (0, 2), "{report}");
+    assert!(notes[0].contains("MessageRetentionPeriod") && notes[1].contains("RedrivePolicy"), "{notes:?}");
+    assert_eq!(with(&world.run(&["check-config", "--connect"], true).1["connect"], "note"), notes);
 }
 
 #[test]

@@ -276,7 +276,6 @@ mod dynamodb {
         let store = runtime.block_on(async {
             let client = client(server.endpoint());
             let settings = DynamoSettings {
-                sweep_after: std::time::Duration::ZERO,
                 sweep_interval: std::time::Duration::ZERO,
                 ..DynamoSettings::new("console", "n-1")
             };
@@ -294,8 +293,8 @@ mod dynamodb {
                 born: UnixMs(0),
             };
             let granted = runtime.block_on(claims.claim(request)).unwrap();
-            let [(_, Claim::Granted(record))] = &granted[..] else { panic!("not granted: {granted:?}") };
-            LeaseToken { batch, fence: record.fence }
+            let [(_, Claim::Granted(lease))] = &granted[..] else { panic!("not granted: {granted:?}") };
+            lease.token
         });
         let daemon = Daemon { runtime, outbox: store.clone(), ledger: store, grant };
         story(&daemon, &mut console(server.endpoint()), &mut console(server.endpoint()));

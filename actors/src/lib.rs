@@ -26,7 +26,7 @@ pub mod reading;
 pub mod supervision;
 
 pub mod batcher;
-pub mod dispatcher;
+pub mod coordinator;
 pub mod file_watcher;
 pub mod parser;
 pub mod queue_feed;

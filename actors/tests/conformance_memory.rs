@@ -1,11 +1,11 @@
-//! The fake keeps the contracts of the stores it replaces, with its own queue and with one that only carries.
+//! The fake keeps the contracts that it stands in for, with its own queue and with one that several processes could share.
 
 use std::sync::Arc;
 
 use postrider_actors::{
-    ports::RateTable,
+    ports::{RateTable, Transport},
     testing::{
-        MemoryRateTable, MemoryTable,
+        MemoryRateTable, MemoryTable, MemoryTransport, TransportFaults,
         conformance::{self, ReceiptSubject, Subject, TableSubject},
     },
 };
@@ -30,9 +30,21 @@ async fn queue() {
 }
 
 #[tokio::test]
-async fn a_queue_that_only_carries() {
+async fn a_queue_that_is_shared() {
     for seed in 0..100 {
         conformance::queue(|| async move { Subject::in_memory_carried(seed) }).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn transport() {
+    for keeps_order in [false, true] {
+        let names = || ["one".to_owned(), "other".to_owned()];
+        let make = || async move {
+            let transport = MemoryTransport::new(1, TransportFaults::default(), keeps_order);
+            (Arc::new(transport) as Arc<dyn Transport>, names())
+        };
+        conformance::transport(make).await;
     }
 }
 

@@ -1,4 +1,4 @@
-# Postrider's queue, its dead-letter queue, the two tables of its DynamoDB outbox, and the policies of the
+# Postrider's queues, one per destination, their dead-letter queue, the two tables of its DynamoDB outbox, and the policies of the
 # roles that use them. The same as what `postrider migrate` makes; see docs/aws.md.
 
 terraform {
@@ -11,10 +11,15 @@ terraform {
   }
 }
 
-variable "queue_name" {
-  description = "queue.sqs.name, without .fifo. The dead-letter queue is NAME-dead."
+variable "queue_prefix" {
+  description = "queue.sqs.prefix. Each destination's queue is PREFIX-DESTINATION, the dead-letter queue PREFIX-dead-letters."
   type        = string
   default     = "postrider"
+}
+
+variable "destinations" {
+  description = "The names of the destinations: each has a queue."
+  type        = set(string)
 }
 
 variable "fifo" {
@@ -29,12 +34,6 @@ variable "table_name" {
   default     = "postrider"
 }
 
-variable "lease_seconds" {
-  description = "lease.duration in seconds."
-  type        = number
-  default     = 60
-}
-
 variable "inbound_queue_arn" {
   description = "The ARN of the queue of a feed with kind = \"sqs\", or null."
   type        = string
@@ -43,45 +42,39 @@ variable "inbound_queue_arn" {
 
 locals {
   suffix = var.fifo ? ".fifo" : ""
+  # The dead-letter queue's ARN, with any name behind the prefix.
+  queues = replace(aws_sqs_queue.dead.arn, "dead-letters${local.suffix}", "*")
 }
 
 resource "aws_sqs_queue" "dead" {
-  name       = "${var.queue_name}-dead${local.suffix}"
+  name       = "${var.queue_prefix}-dead-letters${local.suffix}"
   fifo_queue = var.fifo
   # The longest there is: somebody has to look first.
   message_retention_seconds = 1209600
   sqs_managed_sse_enabled   = true
-
-  lifecycle {
-    prevent_destroy = true
-  }
+  redrive_allow_policy      = jsonencode({ redrivePermission = "allowAll" })
 }
 
+# Hints alone: what a queue loses, or a queue that is made anew, is sent again.
 resource "aws_sqs_queue" "queue" {
-  name                       = "${var.queue_name}${local.suffix}"
-  fifo_queue                 = var.fifo
-  visibility_timeout_seconds = var.lease_seconds
-  message_retention_seconds  = 1209600
-  max_message_size           = 1048576
-  receive_wait_time_seconds  = 20
-  sqs_managed_sse_enabled    = true
+  for_each                  = var.destinations
+  name                      = "${var.queue_prefix}-${each.key}${local.suffix}"
+  fifo_queue                = var.fifo
+  message_retention_seconds = 1209600
+  sqs_managed_sse_enabled   = true
   redrive_policy = jsonencode({
     deadLetterTargetArn = aws_sqs_queue.dead.arn
     maxReceiveCount     = 1000
   })
-
-  lifecycle {
-    prevent_destroy = true
-  }
 }
 
 resource "aws_dynamodb_table" "outbox" {
   name         = var.table_name
   billing_mode = "PAY_PER_REQUEST"
-  hash_key     = "MessageId"
+  hash_key     = "Digest"
 
   attribute {
-    name = "MessageId"
+    name = "Digest"
     type = "S"
   }
 
@@ -113,15 +106,19 @@ resource "aws_dynamodb_table" "ledger" {
     type = "S"
   }
   attribute {
-    name = "MessageId"
-    type = "S"
-  }
-  attribute {
     name = "TopicShard"
     type = "S"
   }
   attribute {
+    name = "Shard"
+    type = "N"
+  }
+  attribute {
     name = "OutstandingCreatedTime"
+    type = "N"
+  }
+  attribute {
+    name = "LookAt"
     type = "N"
   }
   attribute {
@@ -134,28 +131,28 @@ resource "aws_dynamodb_table" "ledger" {
     hash_key           = "TopicShard"
     range_key          = "OutstandingCreatedTime"
     projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "Owner"]
+    non_key_attributes = ["Topic", "Count", "Due"]
   }
   global_secondary_index {
     name               = "OutstandingAllTopics"
-    hash_key           = "OutstandingCreatedTime"
-    range_key          = "MessageId"
+    hash_key           = "Shard"
+    range_key          = "LookAt"
     projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "Owner"]
+    non_key_attributes = ["Topic", "Count", "Due", "Open", "Owner", "OutstandingCreatedTime"]
   }
   global_secondary_index {
     name               = "Delivered"
     hash_key           = "TopicShard"
     range_key          = "DeliveryTime"
     projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "AcceptedAt"]
+    non_key_attributes = ["Topic", "Count", "Due"]
   }
   global_secondary_index {
     name               = "DeliveredAllTopics"
-    hash_key           = "DeliveryTime"
-    range_key          = "MessageId"
+    hash_key           = "Shard"
+    range_key          = "DeliveryTime"
     projection_type    = "INCLUDE"
-    non_key_attributes = ["Topic", "Count", "Due", "FirstRow", "File", "AcceptedAt"]
+    non_key_attributes = ["Topic", "Count", "Due", "AcceptedAt", "Digest", "KeptUntil"]
   }
 
   ttl {
@@ -174,7 +171,7 @@ resource "aws_dynamodb_table" "ledger" {
 # `postrider run`. Attach it to the role of the instances or tasks.
 data "aws_iam_policy_document" "daemon" {
   statement {
-    sid = "Queue"
+    sid = "Queues"
     actions = [
       "sqs:ChangeMessageVisibility",
       "sqs:DeleteMessage",
@@ -183,16 +180,7 @@ data "aws_iam_policy_document" "daemon" {
       "sqs:ReceiveMessage",
       "sqs:SendMessage",
     ]
-    resources = [aws_sqs_queue.queue.arn]
-  }
-  statement {
-    sid = "DeadLetterQueue"
-    actions = [
-      "sqs:GetQueueAttributes",
-      "sqs:GetQueueUrl",
-      "sqs:SendMessage",
-    ]
-    resources = [aws_sqs_queue.dead.arn]
+    resources = [local.queues]
   }
   statement {
     sid = "Tables"
@@ -203,18 +191,16 @@ data "aws_iam_policy_document" "daemon" {
       "dynamodb:DescribeTable",
       "dynamodb:DescribeTimeToLive",
       "dynamodb:GetItem",
-      "dynamodb:PartiQLDelete",
       "dynamodb:PartiQLUpdate",
       "dynamodb:PutItem",
       "dynamodb:Query",
-      "dynamodb:Scan",
       "dynamodb:UpdateItem",
     ]
     resources = [aws_dynamodb_table.outbox.arn, aws_dynamodb_table.ledger.arn]
   }
   statement {
     sid       = "Indexes"
-    actions   = ["dynamodb:Query", "dynamodb:Scan"]
+    actions   = ["dynamodb:Query"]
     resources = ["${aws_dynamodb_table.ledger.arn}/index/*"]
   }
   dynamic "statement" {
@@ -235,7 +221,7 @@ data "aws_iam_policy_document" "daemon" {
 
 resource "aws_iam_policy" "daemon" {
   name_prefix = "postrider-daemon-"
-  description = "What the Postrider daemon does with its queue and its tables."
+  description = "What the Postrider daemon does with its queues and its tables."
   policy      = data.aws_iam_policy_document.daemon.json
 }
 
@@ -245,7 +231,7 @@ data "aws_iam_policy_document" "read" {
   statement {
     sid       = "Queues"
     actions   = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"]
-    resources = [aws_sqs_queue.queue.arn, aws_sqs_queue.dead.arn]
+    resources = [local.queues]
   }
   statement {
     sid = "Tables"
@@ -255,7 +241,6 @@ data "aws_iam_policy_document" "read" {
       "dynamodb:DescribeTimeToLive",
       "dynamodb:GetItem",
       "dynamodb:Query",
-      "dynamodb:Scan",
     ]
     resources = [
       aws_dynamodb_table.outbox.arn,
@@ -271,14 +256,9 @@ resource "aws_iam_policy" "read" {
   policy      = data.aws_iam_policy_document.read.json
 }
 
-output "queue_url" {
-  description = "For queue.sqs.name"
-  value       = aws_sqs_queue.queue.url
-}
-
-output "dead_letter_queue_url" {
-  description = "Where what nobody can read goes"
-  value       = aws_sqs_queue.dead.url
+output "queue_prefix" {
+  description = "For queue.sqs.prefix"
+  value       = var.queue_prefix
 }
 
 output "outbox_table" {

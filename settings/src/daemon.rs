@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::{
-    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, QueueAddress, queue, required_path, web_address},
-    declare::{choice, duration, given, integer, size, unset},
+    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, required_path, web_address},
+    declare::{choice, duration, flag, given, integer, unset},
     destinations::Rate,
     reader::Section,
     tree::shown_text,
@@ -87,7 +87,7 @@ crate::settings! {
         /// Format of log lines. "auto" is "journald" where stderr is the journal, else "text".
         format: LogFormat = choice(LogFormat::WORDS);
         /// The lowest level that is logged. `POSTRIDER_LOG` overrides it by module, for example
-        /// `POSTRIDER_LOG=info,postrider_actors::dispatcher=debug`.
+        /// `POSTRIDER_LOG=info,postrider_actors::coordinator=debug`.
         level: LogLevel = choice(&[
             ("info", LogLevel::Info),
             ("error", LogLevel::Error),
@@ -137,20 +137,18 @@ crate::settings! {
         scan_concurrency: u16 = integer(4, 1..=64, "segments");
     }
 
-    /// The queue of `profile = "aws"`. Create it with `postrider migrate` or from config/aws. How long a received
-    /// entry stays hidden from others is `lease.duration`; the dead-letter queue for unreadable entries is NAME-dead,
-    /// or NAME-dead.fifo.
+    /// The queues of `profile = "aws"`, one per destination: PREFIX-DESTINATION. Create them with `postrider migrate` or
+    /// from config/aws, for a new destination too. The queue for entries that nobody can read is PREFIX-dead-letters.
     Sqs {
-        /// The queue's name, or its address (https://…/NAME) for a queue of another account. One that ends in .fifo is
-        /// a FIFO queue: batches of one file for one destination then come in order, and slower.
-        name: QueueAddress = unset("\"postrider\"", queue);
-        /// The size of one entry and of one call, attributes included. AWS allows "1MiB"; some emulators and older
-        /// queues allow "256KiB". A larger batch travels by its id and is read from the outbox.
-        max_size: usize = size("1MiB", "1KiB"..="1MiB");
+        /// What their names begin with. A name has at most 80 characters.
+        prefix: String = given("\"postrider\"", queue_prefix);
+        /// Whether they are FIFO queues, whose names end in .fifo: batches of one file for one destination then come in
+        /// order, and slower.
+        fifo: bool = flag(false);
     }
 
-    /// Throttles what is put on the queue of `profile = "aws"`, for receivers that need it beside a rate. Not on a FIFO
-    /// queue, which has no delay per entry. No delay is ever shortened by it.
+    /// Throttles what is put on the queues of `profile = "aws"`, for receivers that need it beside a rate. Not on FIFO
+    /// queues, which have no delay per entry. No delay is ever shortened by it.
     Delay {
         /// Whether entries are delayed, and by what.
         mode: DelayMode = choice(&[
@@ -160,8 +158,8 @@ crate::settings! {
         ]);
         /// The delay of each entry with "fixed". SQS allows no more.
         fixed: Duration = duration("30s", "0s"..="15m");
-        /// With "by_depth": pairs of entries in the queue above which new ones are delayed, and for how long, at most
-        /// "15m". From the environment: `500:30s,1000:60s`.
+        /// With "by_depth": pairs of messages of a destination that are due, above which entries are delayed, and for
+        /// how long, at most "15m". From the environment: `500:30s,1000:60s`.
         steps: Vec<(u64, Duration)> = given("[[500, \"30s\"], [1000, \"60s\"]]", steps);
     }
 
@@ -288,27 +286,33 @@ impl Dynamodb {
 }
 
 impl Sqs {
-    /// The name of the queue for what can't be read.
-    pub fn dead_letter_name(&self) -> String {
-        match self.name.name().strip_suffix(FIFO_SUFFIX) {
-            Some(stem) => format!("{stem}{DEAD_SUFFIX}{FIFO_SUFFIX}"),
-            None => format!("{}{DEAD_SUFFIX}", self.name.name()),
-        }
+    /// The name of the queue of a destination.
+    pub fn queue_name(&self, destination: &str) -> String {
+        format!("{}-{destination}{}", self.prefix, if self.fifo { FIFO_SUFFIX } else { "" })
     }
 
-    /// Whether the dead-letter queue can be called after this one.
-    pub fn has_room_for_dead_letters(&self) -> bool {
-        self.dead_letter_name().len() <= QUEUE_NAME_MAX
+    /// Whether SQS allows a queue of that name.
+    pub fn has_room_for(&self, destination: &str) -> bool {
+        self.queue_name(destination).len() <= QUEUE_NAME_MAX
     }
 }
 
-const DEAD_SUFFIX: &str = "-dead";
+/// The destination that can't be: its queue is for what nobody can read.
+pub const DEAD_LETTERS: &str = "dead-letters";
 
 impl Delivery {
     /// The bound on messages per second, if there is one.
     pub fn rate(&self) -> Option<Rate> {
         Rate::new(self.rate_per_s, self.burst)
     }
+}
+
+fn queue_prefix(section: &mut Section<'_>, key: &'static str) -> String {
+    let is_prefix = |text: &str| {
+        (1..QUEUE_NAME_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    section.checked_text(key, is_prefix, "write 1 to 79 characters out of A-Z, a-z, 0-9, - and _")
 }
 
 fn table_name(section: &mut Section<'_>, key: &'static str) -> String {

@@ -7,13 +7,13 @@ use postrider_actors::ports::{Dispatch, OutboxPages as _, PageQuery, StoreError}
 
 use crate::{
     clock::SystemClock,
-    config::{Aws, Config, Profile, QueueAddress, SourceKind, Sqs},
+    config::{Aws, Config, Profile, QueueAddress, SourceKind},
     findings::{Finding, Verdict},
 };
 use postrider_aws::{
     self as aws, AwsSettings, SdkConfig, cloudwatch,
     dynamodb::{self, Console, DynamoSettings, DynamoStore},
-    sqs::provision::{Difference, Expected, Provisioner, QueueNames},
+    sqs::provision::{Difference, MAKE, Provisioner, QueueNames},
 };
 
 /// Credentials may come from the instance or from a login: several calls, each with its own timeout.
@@ -28,17 +28,12 @@ const OPERATOR: &str = "operator-1";
 /// How often the outbox's index is looked at. What this process appended itself needs no look; what others left does,
 /// and 5 s are short beside the lease that its batches wait for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// How long another process's batch is left to it: longer than the clocks of the machines are apart.
-const SWEEP_AFTER: Duration = Duration::from_secs(10);
-/// Deliveries of an entry until SQS itself gives it up. The most that SQS allows: a held destination's entries are
-/// received again and again, and poison is found by lost leases.
-pub(super) const MAX_RECEIVES: u32 = 1_000;
-
+/// What batches carry outlives a month in which no daemon runs …
+const PAYLOAD_LIFE_MIN: Duration = Duration::from_hours(60 * 24);
+/// … and a service that keeps everything has it for so long.
+const PAYLOAD_LIFE_MAX: Duration = Duration::from_hours(3_650 * 24);
 /// Where a reader finds what a role needs.
 const SEE: &str = "see \"Permissions\" in docs/aws.md";
-
-/// How Postrider's own queues come to be.
-pub(super) const MAKE: &str = "make it with `postrider migrate` or from config/aws";
 
 /// Whether the configuration names anything at AWS.
 pub(super) fn is_needed(config: &Config) -> bool {
@@ -61,10 +56,15 @@ pub(super) fn dynamo_settings(config: &Config, process: &str) -> DynamoSettings 
         shards: config.dynamodb.shards,
         scan_concurrency: config.dynamodb.scan_concurrency,
         sweep_interval: SWEEP_INTERVAL,
-        sweep_after: SWEEP_AFTER,
-        destinations: config.destinations.iter().map(|known| known.name.as_str().into()).collect(),
+        payload_life: payload_life(config.outbox.retention),
         ..DynamoSettings::new(&config.dynamodb.table, process)
     }
+}
+
+/// How long what a batch carries is kept by itself: while a daemon runs, it is kept for as long as it is needed.
+fn payload_life(retention: Option<Duration>) -> Duration {
+    let retention = retention.filter(|retention| !retention.is_zero());
+    retention.map_or(PAYLOAD_LIFE_MAX, |retention| (retention * 2).clamp(PAYLOAD_LIFE_MIN, PAYLOAD_LIFE_MAX))
 }
 
 /// The store in DynamoDB for an operator's commands.
@@ -83,14 +83,9 @@ pub(super) fn console(config: &Config) -> anyhow::Result<Console> {
     Ok(Console::new(runtime, store))
 }
 
-/// What `[queue.sqs]` has to be like.
-pub(super) fn expected(config: &Config) -> Expected {
-    Expected {
-        fifo: config.sqs.name.is_fifo(),
-        visibility: config.lease.duration,
-        max_bytes: config.sqs.max_size,
-        max_receives: MAX_RECEIVES,
-    }
+/// What Postrider's own queues are called.
+pub(super) fn queue_names(config: &Config) -> QueueNames {
+    QueueNames { prefix: config.sqs.prefix.clone(), fifo: config.sqs.fifo }
 }
 
 /// Tries what the configuration names at AWS; with `may_make`, makes what is missing of Postrider's own
@@ -132,7 +127,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
     }
     let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, Arc::new(()));
     if config.profile == Profile::Aws {
-        findings.extend(try_queue(&provisioner, config, may_make).await);
+        findings.extend(try_queues(&provisioner, config, may_make).await);
     }
     for feed in &config.feeds {
         if let Some(queue) = feed.queue() {
@@ -230,36 +225,71 @@ async fn try_tables(
     }]
 }
 
-async fn try_queue(provisioner: &Provisioner, config: &Config, may_make: bool) -> Vec<Finding> {
-    let (Sqs { name: queue, .. }, dead_letters) = (&config.sqs, config.sqs.dead_letter_name());
-    let engine = format!("queue {}", queue.name());
-    let dead_engine = format!("queue {dead_letters}");
-    let expected = expected(config);
-    let names = QueueNames { queue: queue.name().to_owned(), dead_letters };
-    // A queue that is named by its address may be another account's: that one is only looked at.
-    if may_make && matches!(queue, QueueAddress::Name(_)) {
-        return match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.provision(&names, &expected))).await {
-            Ok(provisioned) => {
-                let made = provisioned.created.iter();
-                let made = made.map(|name| Finding::new(format!("queue {name}"), Verdict::Fine, "made"));
-                made.chain(differences(&engine, &provisioned.differences)).collect()
+/// Looks at the queue of each destination and at that of the dead letters; with `may_make`, makes what is missing.
+async fn try_queues(provisioner: &Provisioner, config: &Config, may_make: bool) -> Vec<Finding> {
+    let names = queue_names(config);
+    let dead_letters = names.dead_letters();
+    let engine = format!("queue {dead_letters}");
+    let mut findings = Vec::new();
+    let mut arn = None;
+    match queue_at(provisioner, &engine, &dead_letters, None, may_make).await {
+        Ok((url, made)) => {
+            findings.extend(made);
+            match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.read(&url))).await {
+                Ok(found) => {
+                    findings.push(Finding::new(&engine, Verdict::Fine, "it is there"));
+                    arn = found.arn;
+                }
+                Err(finding) => findings.push(finding),
             }
-            Err(finding) => vec![finding],
-        };
+        }
+        Err(finding) => findings.push(finding),
     }
-    let mut findings = match url_of(provisioner, &engine, queue, MAKE).await {
-        Ok(url) => match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.check(&url, &expected))).await {
-            Ok(found) => differences(&engine, &found),
-            Err(finding) => vec![finding],
-        },
-        Err(finding) => vec![finding],
-    };
-    let dead_letters = QueueAddress::Name(names.dead_letters);
-    findings.push(match url_of(provisioner, &dead_engine, &dead_letters, MAKE).await {
-        Ok(_) => Finding::new(&dead_engine, Verdict::Fine, "it is there"),
-        Err(finding) => finding,
-    });
+    if may_make && arn.is_none() {
+        // Made now, the others would have no dead-letter queue for good.
+        return findings;
+    }
+    for destination in &config.destinations {
+        let name = names.queue(&destination.name);
+        let engine = format!("queue {name}");
+        findings.extend(try_queue(provisioner, &engine, &name, arn.as_deref(), names.fifo, may_make).await);
+    }
     findings
+}
+
+async fn try_queue(
+    provisioner: &Provisioner,
+    engine: &str,
+    name: &str,
+    dead_letters: Option<&str>,
+    fifo: bool,
+    may_make: bool,
+) -> Vec<Finding> {
+    let (url, mut findings) = match queue_at(provisioner, engine, name, dead_letters, may_make).await {
+        Ok(found) => found,
+        Err(finding) => return vec![finding],
+    };
+    match within(LOOK_TIMEOUT, engine, Box::pin(provisioner.read(&url))).await {
+        Ok(found) => findings.extend(differences(engine, &found.differences(fifo))),
+        Err(finding) => findings.push(finding),
+    }
+    findings
+}
+
+/// The URL of one of Postrider's own queues, made if it may be; what to say of that.
+async fn queue_at(
+    provisioner: &Provisioner,
+    engine: &str,
+    name: &str,
+    dead_letters: Option<&str>,
+    may_make: bool,
+) -> Result<(String, Vec<Finding>), Finding> {
+    if may_make && within(LOOK_TIMEOUT, engine, Box::pin(provisioner.find(name))).await?.is_none() {
+        let made = within(LOOK_TIMEOUT, engine, Box::pin(provisioner.make(name, dead_letters))).await?;
+        return Ok((made, vec![Finding::new(engine, Verdict::Fine, "made")]));
+    }
+    let url = url_of(provisioner, engine, &QueueAddress::Name(name.to_owned()), MAKE).await?;
+    Ok((url, Vec::new()))
 }
 
 /// Where a queue is, or a finding that says that there is none.
@@ -293,13 +323,11 @@ fn differences(engine: &str, differences: &[Difference]) -> Vec<Finding> {
 
 /// A queue that others own: it must be there and readable, how it is set up is their matter.
 async fn try_inbound(provisioner: &Provisioner, engine: String, queue: &QueueAddress) -> Finding {
-    let anything =
-        Expected { fifo: queue.is_fifo(), visibility: Duration::ZERO, max_bytes: 0, max_receives: 1 };
     let url = match url_of(provisioner, &engine, queue, "its owner makes it, not Postrider").await {
         Ok(url) => url,
         Err(finding) => return finding,
     };
-    match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.check(&url, &anything))).await {
+    match within(LOOK_TIMEOUT, &engine, Box::pin(provisioner.read(&url))).await {
         Ok(_) => Finding::new(engine, Verdict::Fine, "it is there"),
         Err(finding) => finding,
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
 use postrider_actors::{
-    dispatcher::{Dispatcher, DispatcherSetup},
+    coordinator::{CarrySetup, Coordinator},
     flow::{Bell, Bells},
     model::{
         backoff::Backoff,
@@ -32,7 +32,7 @@ use super::{
     watch::{PATIENCE, Watch},
 };
 use crate::{
-    config::{Config, DelayMode, Resolved},
+    config::{Config, DelayMode, Destination, Resolved},
     exit::Exit,
 };
 
@@ -258,12 +258,10 @@ struct Wakes {
     appended: Bells,
     /// … or have become due again by the end of a lease.
     due_again: Bells,
-    /// Those for the dispatcher.
-    to_dispatch: Bell,
 }
 
 impl Wakes {
-    /// Workers lease what is due, unless a queue carries it to them: then the dispatcher has to send it first.
+    /// Workers lease what is due, unless several machines share it: then the coordinator sends hints of it first.
     fn new(machine: &Machine, workers: usize) -> Self {
         let workers: Vec<_> = (0..workers).map(|_| Bell::default()).collect();
         let all = Bells::from(workers.clone());
@@ -271,14 +269,13 @@ impl Wakes {
             let all = all.clone();
             move || all.ring()
         }));
-        let to_dispatch = Bell::default();
-        let (appended, due_again) = if machine.stores.carried.is_some() {
-            let bells = Bells::from(vec![to_dispatch.clone()]);
+        let (appended, due_again) = if let Some(carried) = &machine.stores.carried {
+            let bells = Bells::from(vec![carried.queue.bell()]);
             (bells.clone(), bells)
         } else {
             (all, Bells::default())
         };
-        Self { workers, appended, due_again, to_dispatch }
+        Self { workers, appended, due_again }
     }
 }
 
@@ -311,7 +308,7 @@ fn tree(
     };
     let mut delivery = vec![throttle, webhook_delivery];
     delivery.extend(table_delivery);
-    delivery.extend(dispatcher(machine, config, &wakes));
+    delivery.extend(coordinator(machine, config));
     let feed = |(name, specs): (Arc<str>, Vec<ChildSpec>)| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
             specs.clone()
@@ -351,24 +348,22 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds, wakes: &Wakes
     })
 }
 
-/// Sends due batches to the queue that carries them, if one does.
-fn dispatcher(machine: &Arc<Machine>, config: &Config, wakes: &Wakes) -> Option<ChildSpec> {
-    let Carried { source, target, .. } = machine.stores.carried.clone()?;
+/// Keeps the queue going that several machines share, if they do.
+fn coordinator(machine: &Arc<Machine>, config: &Config) -> Option<ChildSpec> {
+    let Carried { queue, .. } = machine.stores.carried.clone()?;
     let machine = machine.clone();
+    let named = |destination: &Destination| Arc::<str>::from(destination.name.as_str());
+    let destinations: Vec<_> = config.destinations.iter().map(named).collect();
     let paused = config.destinations.iter().filter(|destination| destination.paused);
-    let paused: Vec<Arc<str>> = paused.map(|destination| destination.name.as_str().into()).collect();
+    let paused: Vec<_> = paused.map(named).collect();
     let delay = delay_policy(config);
     let metrics = machine.metrics.stages.queue();
-    let (appended, queued) = (wakes.to_dispatch.clone(), wakes.workers.clone());
-    Some(ChildSpec::stage::<Dispatcher>(2, move |id| DispatcherSetup {
-        source: source.clone(),
-        target: target.clone(),
+    Some(ChildSpec::stage::<Coordinator>(2, move |id| CarrySetup {
+        queue: queue.clone(),
         ledger: machine.stores.ledger.clone(),
+        destinations: destinations.clone(),
         paused: paused.clone(),
         delay: delay.clone(),
-        clock: machine.clock.clone(),
-        appended: appended.clone(),
-        queued: queued.clone(),
         metrics: metrics.clone(),
         progress: machine.mark(id),
     }))

@@ -9,14 +9,13 @@ use postrider_actors::{
 };
 
 use super::{
-    aws::{LOOK_TIMEOUT, MAKE, MAX_RECEIVES, dynamo_settings, settings, url_of, within},
+    aws::{LOOK_TIMEOUT, dynamo_settings, queue_names, settings, url_of, within},
     error::StartError,
     machine::Machine,
-    patience::patiently,
     stores::Stores,
 };
 use crate::{
-    config::{CloudwatchSource, Config, Feed, Profile, QueueAddress, QueueFeed, ReceiptSource, SqsSource},
+    config::{CloudwatchSource, Config, Feed, Profile, QueueFeed, ReceiptSource, SqsSource},
     findings::{Finding, Verdict},
     node::{self, NodeError, Started},
     telemetry::metrics::Metrics,
@@ -26,28 +25,14 @@ use postrider_aws::{
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     dynamodb::{DynamoSettings, DynamoStore},
     receipt_queue::{QueueReceipts, QueueReceiptsLimits},
-    sqs::{SqsIntake, SqsIntakeSettings, SqsQueue as Queue, SqsSettings, provision::Provisioner},
+    sqs::{SqsIntake, SqsIntakeSettings, SqsSettings, SqsTransport, provision::Provisioner},
 };
-
-/// Long polls of the queue that are open at the same time while workers want batches: one waits while the other's
-/// entries are unpacked.
-const POLLERS: usize = 2;
 
 /// How long a poll waits for entries: the most that SQS allows. Less costs more calls and brings nothing sooner.
 pub(super) const POLL_WAIT: Duration = Duration::from_secs(20);
 
-/// Message groups per destination on a FIFO queue: as many files of one destination may be delivered at once.
-const LANES: u32 = 32;
-
 /// How long received receipts are hidden from other machines: they are in the inbox within seconds.
 const RECEIPTS_VISIBILITY: Duration = Duration::from_mins(2);
-
-/// Received batches that wait for a worker, per destination, for each worker: two that it may ask for next, and as many
-/// again on their way. A worker that asks for more gets more.
-const SHELF_PER_WORKER: usize = 4;
-
-/// … and at least: one receive brings ten.
-const SHELF_MIN: usize = 10;
 
 /// Opens the stores of several machines, if the configuration names them.
 pub(super) async fn open_stores(
@@ -72,56 +57,19 @@ pub(super) async fn open_stores(
     let settings = settings(&config.aws);
     let sdk = aws::sdk_config(&settings).await;
     let observer = metrics.clone();
-    let provisioner = Provisioner::new(aws::sqs_client(&sdk, &settings), &settings, observer.clone());
-    let queue_url = patiently(async || {
-        url_of(&provisioner, &engine_of(config), &config.sqs.name, MAKE).await.map_err(refused)
-    })
-    .await?;
-    let dead_letters = QueueAddress::Name(config.sqs.dead_letter_name());
-    let dead_letter_url =
-        url_of(&provisioner, "dead-letter queue", &dead_letters, MAKE).await.map_err(refused)?;
-    let client = aws::sqs_client(&sdk, &settings);
-    let queue_settings = SqsSettings {
-        queue_url,
-        dead_letter_url: Some(dead_letter_url),
-        process: process.clone(),
-        max_bytes: config.sqs.max_size,
-        pollers: POLLERS,
-        wait: POLL_WAIT,
-        visibility: config.lease.duration,
-        shelf: (SHELF_PER_WORKER * (config.pools.deliveries + config.pools.tables)).max(SHELF_MIN),
-        lanes: LANES,
-        max_receives: MAX_RECEIVES,
-        aws: settings.clone(),
-        ..SqsSettings::default()
-    };
     let tables = aws::dynamodb_client(&sdk, &settings);
     let store_settings = DynamoSettings { evidence: evidence.clone(), ..dynamo_settings(config, &process) };
     let open = DynamoStore::open(&tables, store_settings, clock.clone(), observer.clone());
     let engine = format!("table {}", config.dynamodb.table);
     let store = Arc::new(within(LOOK_TIMEOUT, &engine, Box::pin(open)).await.map_err(refused)?);
-    let (claims, pages) = (store.clone(), store.clone());
-    let queue = Arc::new(Queue::new(client, queue_settings, claims, pages, clock.clone(), observer));
-    Box::pin(check(&queue, config)).await?;
+    // Whether the queues are there is found out destination by destination: a missing one stops only its own.
+    let transport = SqsTransport::new(
+        aws::sqs_client(&sdk, &settings),
+        SqsSettings::new(queue_names(config), settings),
+        observer,
+    );
     let shares = RateShares { table: store.clone(), process };
-    Ok(Some(Stores::shared(&store, queue, shares, metrics)))
-}
-
-fn engine_of(config: &Config) -> String {
-    format!("queue {}", config.sqs.name.name())
-}
-
-/// A queue that is not as it has to be would lose or hold back what is put on it.
-async fn check(queue: &Queue, config: &Config) -> Result<(), StartError> {
-    let engine = engine_of(config);
-    let differences = within(LOOK_TIMEOUT, &engine, Box::pin(queue.check())).await.map_err(refused)?;
-    for difference in differences {
-        if difference.must_be_fixed {
-            return Err(StartError::Engine { engine, problem: difference.to_string(), may_pass: false });
-        }
-        tracing::warn!(queue = config.sqs.name.name(), "{difference}");
-    }
-    Ok(())
+    Ok(Some(Stores::shared(&store, Arc::new(transport), shares, clock, metrics)))
 }
 
 fn refused(finding: Finding) -> StartError {

@@ -3,13 +3,16 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use postrider_actors::{
+    coordinator::SharedQueue,
     model::{ledger::Evidence, time::UnixMs},
     ports::{
-        Archive, Clock, DispatchSource, DispatchTarget, Ledger, Outbox, OutboxPages, Queue, ReceiptLedger,
+        Archive, Claims, Clock, DestinationDepth, Ledger, Outbox, Queue, QueueDepth, ReceiptLedger,
         StoreError,
     },
     throttle::RateShares,
 };
+#[cfg(feature = "aws")]
+use postrider_actors::{flow::Bell, ports::Transport};
 
 use super::{error::StartError, recorded::Recorded};
 use crate::{
@@ -35,19 +38,28 @@ pub(super) struct Stores {
     embedded: Option<Arc<EmbeddedStore>>,
 }
 
-/// A store whose batches a queue carries to the workers of several machines.
+/// A store that several machines share, and the queue between them.
 #[derive(Clone)]
 pub(super) struct Carried {
-    /// Says which batches are to be sent …
-    pub(super) source: Arc<dyn DispatchSource>,
-    /// … and where to.
-    pub(super) target: Arc<dyn DispatchTarget>,
-    /// The outbox as a whole.
-    pub(super) pages: Arc<dyn OutboxPages>,
+    /// What is due, and who has what.
+    pub(super) claims: Arc<dyn Claims>,
+    /// The queue, which a coordinator keeps going.
+    pub(super) queue: Arc<SharedQueue>,
     /// How rates are shared with the other processes.
     pub(super) shares: RateShares,
-    #[cfg(feature = "aws")]
-    pub(super) sqs: Arc<postrider_aws::sqs::SqsQueue>,
+}
+
+/// What there is to do, as each profile counts it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ToDo {
+    /// Batches, in the embedded store.
+    pub(super) batches: Option<Backlog>,
+    /// Messages of each destination, in a store that several machines share (B21).
+    pub(super) messages: Vec<DestinationDepth>,
+    /// Entries of each destination's queue, as they were counted last: a diagnostic.
+    pub(super) entries: Vec<(Arc<str>, QueueDepth)>,
+    /// When the batch that is due for longest became due, or the next will.
+    pub(super) oldest_due: Option<UnixMs>,
 }
 
 impl Stores {
@@ -106,31 +118,30 @@ impl Stores {
         }
     }
 
-    /// A store and the queue that carries its batches.
+    /// A store that several machines share, and what carries hints between them.
     #[cfg(feature = "aws")]
     pub(super) fn shared<S>(
         store: &Arc<S>,
-        queue: Arc<postrider_aws::sqs::SqsQueue>,
+        transport: Arc<dyn Transport>,
         shares: RateShares,
+        clock: &Arc<dyn Clock>,
         metrics: &Metrics,
     ) -> Self
     where
-        S: Outbox + Ledger + Archive + DispatchSource + OutboxPages + 'static,
+        S: Outbox + Ledger + Archive + Claims + 'static,
     {
-        let target = Arc::new(Metered::new(queue.clone(), metrics));
+        let claims: Arc<dyn Claims> = Arc::new(Metered::new(store.clone(), metrics));
+        let transport = Arc::new(Metered::new(transport, metrics));
+        let process = shares.process.clone();
+        let queue =
+            Arc::new(SharedQueue::new(transport, claims.clone(), clock.clone(), process, Bell::default()));
         Self {
             outbox: Arc::new(Metered::new(store.clone(), metrics)),
-            queue: target.clone(),
+            queue: Arc::new(Metered::new(queue.clone(), metrics)),
             ledger: Arc::new(Metered::new(store.clone(), metrics)),
             archive: store.clone(),
             rows: None,
-            carried: Some(Carried {
-                source: Arc::new(Metered::new(store.clone(), metrics)),
-                target,
-                pages: store.clone(),
-                shares,
-                sqs: queue,
-            }),
+            carried: Some(Carried { claims, queue, shares }),
             embedded: None,
         }
     }
@@ -141,28 +152,22 @@ impl Stores {
         if self.carried.is_some() { SHARED_LOOK } else { Duration::ZERO }
     }
 
-    /// How many batches are not settled at `now`.
-    pub(super) async fn backlog(&self, now: UnixMs) -> Result<Backlog, StoreError> {
-        let Some(Carried { source, target, pages, .. }) = &self.carried else {
+    /// What there is to do at `now`.
+    pub(super) async fn to_do(&self, now: UnixMs) -> Result<ToDo, StoreError> {
+        let Some(Carried { claims, queue, .. }) = &self.carried else {
             let store = self.embedded.as_ref().expect("stores are the embedded one, or carried");
-            return store.backlog(now).await;
+            let batches = store.backlog(now).await?;
+            let oldest_due = batches.oldest_due;
+            return Ok(ToDo { batches: Some(batches), oldest_due, ..ToDo::default() });
         };
-        let (outstanding, depth, due) =
-            tokio::join!(pages.count_outstanding(), target.queue_depth(), source.next_due());
-        let depth = depth?;
-        Ok(Backlog {
-            outstanding: outstanding?,
-            queued: depth.visible + depth.delayed,
-            leased: depth.in_flight,
-            oldest_due: due?,
-        })
+        let (messages, oldest_due) = tokio::join!(claims.depths(now), claims.next_due());
+        Ok(ToDo { batches: None, messages: messages?, entries: queue.depths(), oldest_due: oldest_due? })
     }
 
     /// Finishes what runs in the background: acknowledgements that wait for others.
     pub(super) async fn close(&self) {
-        #[cfg(feature = "aws")]
-        if let Some(Carried { sqs, .. }) = &self.carried {
-            sqs.close().await;
+        if let Some(Carried { queue, .. }) = &self.carried {
+            queue.close().await;
         }
     }
 }

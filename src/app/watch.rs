@@ -11,12 +11,14 @@ use postrider_actors::{
     ports::Clock,
 };
 
-use super::{machine::Machine, stores::Stores};
+use super::{
+    machine::Machine,
+    stores::{Stores, ToDo},
+};
 use crate::{
     config::{Alarms, Config},
-    telemetry::metrics::{Metrics, QueueDepth},
+    telemetry::metrics::Metrics,
 };
-use postrider_sqlite::Backlog;
 
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
@@ -39,7 +41,7 @@ pub(super) struct Watch {
     destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
     queue: (QueueMetrics, Growth<2>),
     dead: Growth<1>,
-    backlog: Option<Backlog>,
+    to_do: Option<ToDo>,
     read_again: MonoMs,
 }
 
@@ -55,7 +57,7 @@ impl Watch {
             destinations: BTreeMap::new(),
             queue: (machine.metrics.stages.queue(), Growth::new(Duration::ZERO)),
             dead: Growth::new(Duration::ZERO),
-            backlog: None,
+            to_do: None,
             read_again: MonoMs(0),
         };
         watch.configure(config);
@@ -88,7 +90,7 @@ impl Watch {
         let open = tokio::time::timeout(READ_TIMEOUT, self.stores.outbox.depth()).await;
         let open = open.ok().and_then(Result::ok);
         self.read_backlog().await;
-        let age = self.backlog.map(|backlog| self.oldest(backlog));
+        let age = self.to_do.as_ref().map(|to_do| self.oldest(to_do));
         self.export(open, age);
         let now = self.clock.mono();
         let (percent, where_) = self.failures(now);
@@ -113,29 +115,28 @@ impl Watch {
         if begun < self.read_again {
             return;
         }
-        let read = tokio::time::timeout(READ_TIMEOUT, self.stores.backlog(self.clock.wall())).await;
-        self.backlog = read.ok().and_then(Result::ok);
+        let read = tokio::time::timeout(READ_TIMEOUT, self.stores.to_do(self.clock.wall())).await;
+        self.to_do = read.ok().and_then(Result::ok);
         let now = self.clock.mono();
         self.read_again = now.after((now.since(begun) * READ_PAUSE_FACTOR).max(self.stores.look_pause()));
     }
 
     /// How long the oldest batch has been due; zero if none is.
-    fn oldest(&self, backlog: Backlog) -> Duration {
+    fn oldest(&self, to_do: &ToDo) -> Duration {
         let now = self.clock.wall();
-        backlog.oldest_due.map_or(Duration::ZERO, |due: UnixMs| now.since(due))
+        to_do.oldest_due.map_or(Duration::ZERO, |due: UnixMs| now.since(due))
     }
 
     fn export(&self, open: Option<u64>, age: Option<Duration>) {
         let backlog = &self.metrics.backlog;
         backlog.open(open);
         backlog.oldest(age);
-        backlog.outstanding(self.backlog.map(|backlog| backlog.outstanding));
-        backlog.queue(QueueDepth {
-            visible: self.backlog.map(|backlog| backlog.queued),
-            in_flight: self.backlog.map(|backlog| backlog.leased),
-            // What is not due waits in the outbox.
-            delayed: self.backlog.map(|_| 0),
-        });
+        let batches = self.to_do.as_ref().and_then(|to_do| to_do.batches);
+        backlog.outstanding(batches.map(|batches| batches.outstanding));
+        backlog.queue(batches.map(|batches| (batches.queued, batches.leased)));
+        let to_do = self.to_do.as_ref();
+        backlog.messages(to_do.map(|to_do| &to_do.messages[..]).unwrap_or_default());
+        backlog.entries(to_do.map(|to_do| &to_do.entries[..]).unwrap_or_default());
     }
 
     /// The worst failure rate, and whose it is: a small destination that fails must not be outvoted.

@@ -88,7 +88,7 @@ Examples:
 Environment:
   POSTRIDER_CONFIG      the configuration file, if -c is not given
   POSTRIDER__TABLE__KEY overrides a key of it: POSTRIDER__POOLS__PARSERS=4
-  POSTRIDER_LOG         what is logged, by module: info,postrider_actors::dispatcher=debug
+  POSTRIDER_LOG         what is logged, by module: info,postrider_actors::coordinator=debug
   NO_COLOR              no colours
 
 Exit codes:

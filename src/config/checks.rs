@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use postrider_actors::model::builder::batch_bytes;
-use postrider_settings::{Reader, join, show_duration, show_size, shown_text};
+use postrider_settings::{DEAD_LETTERS, Reader, join, show_duration, show_size, shown_text};
 
 use super::{
     Config, DelayMode, Destination, DirectoryFeed, Feed, LedgerKind, Profile, QueueFeed, Retry, STATUS_FEED,
@@ -93,10 +93,10 @@ fn check_delay(reader: &Reader, config: &Config) {
     if config.profile == Profile::Embedded {
         let advice = "only profile = \"aws\" delays entries: set it, or limit rate_per_s of the destination";
         reader.conflict("queue.delay.mode", "profile", &word, advice);
-    } else if config.sqs.name.is_fifo() {
-        let advice = "a FIFO queue has no delay per entry (Amazon SQS API reference, SendMessage): use a \
-                      standard queue, or limit rate_per_s of the destination";
-        reader.conflict("queue.delay.mode", "queue.sqs.name", &word, advice);
+    } else if config.sqs.fifo {
+        let advice = "a FIFO queue has no delay per entry (Amazon SQS API reference, SendMessage): use \
+                      standard queues, or limit rate_per_s of the destination";
+        reader.conflict("queue.delay.mode", "queue.sqs.fifo", &word, advice);
     }
 }
 
@@ -110,13 +110,23 @@ fn check_engines(reader: &Reader, config: &Config) {
     if config.profile == Profile::Embedded {
         return;
     }
-    if !config.sqs.has_room_for_dead_letters() {
+    for destination in &config.destinations {
+        let name = &destination.name;
+        if name == DEAD_LETTERS {
+            let advice =
+                "its queue would be that of the entries that nobody can read: call it something else";
+            reader.conflict(&join("destinations", name), "queue.sqs.prefix", &shown_text(name), advice);
+        }
+    }
+    let names = config.destinations.iter().map(|destination| destination.name.as_str());
+    let longest = names.chain([DEAD_LETTERS]).max_by_key(|name| name.len()).unwrap_or(DEAD_LETTERS);
+    if !config.sqs.has_room_for(longest) {
+        let queue = config.sqs.queue_name(longest);
         let advice = format!(
-            "the queue for what can't be read would be called {:?}, which is longer than the 80 characters that SQS \
-             allows: shorten the name",
-            config.sqs.dead_letter_name()
+            "a queue would be called {queue:?}, which is longer than the 80 characters that SQS allows: shorten the \
+             prefix or the destination's name"
         );
-        reader.conflict("queue.sqs.name", "queue.sqs.name", &shown_text(config.sqs.name.name()), advice);
+        reader.conflict("queue.sqs.prefix", "queue.sqs.prefix", &shown_text(&config.sqs.prefix), advice);
     }
     // What changes of a batch is in its record, which has room for the worst; only its payload depends on settings.
     let webhooks = config.destinations.iter().filter_map(Destination::webhook);
@@ -156,9 +166,10 @@ fn check_queue(reader: &Reader, config: &Config, feed: &Feed, queue: &QueueFeed)
     }
     if config.profile == Profile::Aws {
         let name = queue.queue.name();
-        if [config.sqs.name.name(), &config.sqs.dead_letter_name()].contains(&name) {
-            let advice = "that queue carries Postrider's own batches ([queue.sqs]): give the feed its own";
-            reader.conflict(&key_of(feed, "queue"), "queue.sqs.name", &shown_text(name), advice);
+        let names = config.destinations.iter().map(|destination| destination.name.as_str());
+        if names.chain([DEAD_LETTERS]).any(|own| config.sqs.queue_name(own) == name) {
+            let advice = "that queue is one of Postrider's own ([queue.sqs]): give the feed its own";
+            reader.conflict(&key_of(feed, "queue"), "queue.sqs.prefix", &shown_text(name), advice);
         }
     }
 }

@@ -11,10 +11,10 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, AppendLimits, Appended, Applied, Arrival, DispatchSource, DispatchTarget, EntryId,
-        ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxEntry, OutstandingQuery, Queue,
-        QueueDepth, ReceiptLedger, Release, Settled, Settlement, SourceCursor, StatusChange, StoreError,
-        Taken,
+        Append, AppendLimits, Appended, Applied, Arrival, Claim, ClaimRequest, Claims, DestinationDepth,
+        DueBatch, DueQuery, EntryId, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
+        Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled, Settlement, SourceCursor,
+        StatusChange, StoreError, Taken, Transport, TransportLimits,
     },
 };
 
@@ -40,8 +40,10 @@ macro_rules! calls {
 }
 
 calls! {
-    "outbox" { find_file, append, known_entries, outstanding, mark_dispatched, next_due, depth }
-    "queue" { send, lease, extend, release, release_holder, rescue, acknowledge, queue_depth }
+    "outbox" { find_file, append, known_entries, depth }
+    "claims" { due, next_due, depths, claim, extend_claims, release_claims }
+    "queue" { lease, extend, release, release_holder, rescue, acknowledge }
+    "transport" { send, receive, hide, delete, queue_depth }
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
@@ -81,32 +83,75 @@ impl<S: Outbox + ?Sized> Outbox for Metered<S> {
 }
 
 #[async_trait]
-impl<S: DispatchSource + ?Sized> DispatchSource for Metered<S> {
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
-        self.calls.outstanding.count(self.inner.outstanding(query)).await
-    }
-
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        self.calls.mark_dispatched.count(self.inner.mark_dispatched(ids)).await
+impl<S: Claims + ?Sized> Claims for Metered<S> {
+    async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
+        self.calls.due.count(self.inner.due(query)).await
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
         self.calls.next_due.count(self.inner.next_due()).await
     }
+
+    async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError> {
+        self.calls.depths.count(self.inner.depths(now)).await
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        self.calls.claim.count(self.inner.claim(request)).await
+    }
+
+    async fn extend_claims(
+        &self,
+        tokens: &[LeaseToken],
+        until: UnixMs,
+    ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+        self.calls.extend_claims.count(self.inner.extend_claims(tokens, until)).await
+    }
+
+    async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
+        self.calls.release_claims.count(self.inner.release_claims(tokens, how)).await
+    }
 }
 
 #[async_trait]
-impl<S: DispatchTarget + ?Sized> DispatchTarget for Metered<S> {
-    fn reach(&self) -> Duration {
-        self.inner.reach()
+impl<S: Transport + ?Sized> Transport for Metered<S> {
+    fn limits(&self) -> TransportLimits {
+        self.inner.limits()
     }
 
-    async fn send(&self, entries: &[OutboxEntry]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        self.calls.send.count(self.inner.send(entries)).await
+    async fn send(
+        &self,
+        destination: &str,
+        entries: &[Outgoing],
+        delay: Duration,
+    ) -> Result<Vec<ItemOutcome>, StoreError> {
+        self.calls.send.count(self.inner.send(destination, entries, delay)).await
     }
 
-    async fn queue_depth(&self) -> Result<QueueDepth, StoreError> {
-        self.calls.queue_depth.count(self.inner.queue_depth()).await
+    async fn receive(
+        &self,
+        destination: &str,
+        max: usize,
+        wait: Duration,
+        hidden: Duration,
+    ) -> Result<Vec<Received>, StoreError> {
+        self.calls.receive.count(self.inner.receive(destination, max, wait, hidden)).await
+    }
+
+    async fn hide(
+        &self,
+        destination: &str,
+        changes: &[(Handle, Duration)],
+    ) -> Result<Vec<ItemOutcome>, StoreError> {
+        self.calls.hide.count(self.inner.hide(destination, changes)).await
+    }
+
+    async fn delete(&self, destination: &str, handles: &[Handle]) -> Result<Vec<ItemOutcome>, StoreError> {
+        self.calls.delete.count(self.inner.delete(destination, handles)).await
+    }
+
+    async fn depth(&self, destination: &str) -> Result<QueueDepth, StoreError> {
+        self.calls.queue_depth.count(self.inner.depth(destination)).await
     }
 }
 

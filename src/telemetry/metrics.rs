@@ -3,12 +3,16 @@
 //! The stages' families are in [`postrider_actors::metrics`]. Here are those of the process, of the stores'
 //! ports and of remote services. The table in `docs/operations.md` is held against [`Metrics::render`].
 
-use std::{borrow::Cow, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use postrider_actors::{
     metrics::{Counters, Gauges, Labels, ReceiptMetrics, StageMetrics, Timings, call_buckets},
     model::{alarm::AlarmKind, call::CallOutcome},
-    ports::{CallObserver, StoreError},
+    ports::{CallObserver, DestinationDepth, QueueDepth, StoreError},
 };
 use prometheus_client::{
     encoding::text::encode,
@@ -226,17 +230,6 @@ impl ConsumedCapacity {
     }
 }
 
-/// How many batches the queue holds, as far as it says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueDepth {
-    /// They may be leased now.
-    pub visible: Option<u64>,
-    /// They are leased.
-    pub in_flight: Option<u64>,
-    /// They may be leased later.
-    pub delayed: Option<u64>,
-}
-
 /// How much there is to do. What could not be read is absent, never 0.
 #[derive(Clone, Debug)]
 pub struct BacklogMetrics {
@@ -244,6 +237,8 @@ pub struct BacklogMetrics {
     outstanding: Gauges<0>,
     oldest: Gauges<0>,
     queue: Gauges<1>,
+    messages: Gauges<2>,
+    entries: Gauges<2>,
 }
 
 impl BacklogMetrics {
@@ -254,10 +249,27 @@ impl BacklogMetrics {
                 to,
                 "outbox_batches",
                 [],
-                "Batches that the queue has not accepted",
+                "Batches that are not due yet (embedded profile)",
             ),
             oldest: Gauges::register_seconds(to, "oldest_due", [], "Age of the oldest overdue batch"),
-            queue: Gauges::register(to, "queue_batches", ["state"], "Batches that the queue holds"),
+            queue: Gauges::register(
+                to,
+                "queue_batches",
+                ["state"],
+                "Batches that are due, or that a worker has (embedded profile)",
+            ),
+            messages: Gauges::register(
+                to,
+                "destination_messages",
+                ["destination", "state"],
+                "Open messages of a destination by state of their batch (aws profile)",
+            ),
+            entries: Gauges::register(
+                to,
+                "queue_depth",
+                ["destination", "state"],
+                "Entries of a destination's queue, as read last (aws profile)",
+            ),
         }
     }
 
@@ -266,7 +278,7 @@ impl BacklogMetrics {
         self.open.set([], messages);
     }
 
-    /// Batches that the queue has not accepted.
+    /// Batches that are not due yet.
     pub fn outstanding(&self, batches: Option<u64>) {
         self.outstanding.set([], batches);
     }
@@ -276,20 +288,35 @@ impl BacklogMetrics {
         self.oldest.set([], age.map(|age| age.as_secs()));
     }
 
-    /// What the queue holds.
-    pub fn queue(&self, depth: QueueDepth) {
-        self.queue.set(["visible"], depth.visible);
-        self.queue.set(["in_flight"], depth.in_flight);
-        self.queue.set(["delayed"], depth.delayed);
+    /// Batches that are due, and those that a worker has.
+    pub fn queue(&self, batches: Option<(u64, u64)>) {
+        self.queue.set(["visible"], batches.map(|(due, _)| due));
+        self.queue.set(["in_flight"], batches.map(|(_, leased)| leased));
+    }
+
+    /// Where the open messages of each destination stand (B21).
+    pub fn messages(&self, depths: &[DestinationDepth]) {
+        for depth in depths {
+            let name = &*depth.destination;
+            self.messages.set([name, "due"], Some(depth.due));
+            self.messages.set([name, "waiting"], Some(depth.waiting));
+            self.messages.set([name, "leased"], Some(depth.leased));
+        }
+    }
+
+    /// What is in each destination's queue.
+    pub fn entries(&self, depths: &[(Arc<str>, QueueDepth)]) {
+        for (name, depth) in depths {
+            self.entries.set([name, "visible"], Some(depth.visible));
+            self.entries.set([name, "in_flight"], Some(depth.in_flight));
+            self.entries.set([name, "delayed"], Some(depth.delayed));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        sync::Arc,
-    };
+    use std::collections::{BTreeMap, BTreeSet};
 
     use postrider_actors::testing::MemoryStore;
 
@@ -310,7 +337,10 @@ mod tests {
         metrics.backlog.open(Some(1));
         metrics.backlog.outstanding(Some(1));
         metrics.backlog.oldest(Some(Duration::from_secs(1)));
-        metrics.backlog.queue(QueueDepth { visible: Some(1), in_flight: Some(1), delayed: Some(1) });
+        metrics.backlog.queue(Some((1, 1)));
+        let destination: Arc<str> = "d".into();
+        metrics.backlog.entries(&[(destination.clone(), QueueDepth::default())]);
+        metrics.backlog.messages(&[DestinationDepth { destination, due: 1, waiting: 1, leased: 1 }]);
         metrics.store_call("outbox", "append");
         let receipts = &metrics.receipts;
         receipts.source("s").answered(200);

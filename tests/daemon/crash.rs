@@ -185,9 +185,14 @@ crash_points! {
     f02_crash_before_the_log_is_moved: World::new, 10_000, "store-checkpoint", [0];
 }
 
-/// Points of the queue feed and of the dispatcher; `several` crashes and panics at them, for they need a queue.
-const QUEUE_POINTS: &[&str] =
-    &["intake.append.before", "intake.append.after", "panic.queue_feed", "dispatch.sent", "panic.dispatcher"];
+/// Points of the queue feed and of the coordinator; `several` crashes and panics at them, for they need a queue.
+const QUEUE_POINTS: &[&str] = &[
+    "intake.append.before",
+    "intake.append.after",
+    "panic.queue_feed",
+    "dispatch.sent",
+    "panic.coordinator",
+];
 
 /// The names in `failpoint!("…")` below a directory of sources.
 fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {

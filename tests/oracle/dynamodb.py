@@ -2,6 +2,7 @@
 emulators, which check no signature. The layout is documented in the product's `schema` module."""
 
 import base64
+import hashlib
 import json
 import urllib.request
 
@@ -105,15 +106,28 @@ def read_batch(identity, item, chunks, view):
 
 
 def check_outbox(endpoint, table, batches, view):
-    """Every batch that is not archived is in the ledger, with the rows that it carries, and on one side of
-    dispatching."""
+    """What every batch carries is in the outbox, by the digest of its content, for as long as the batch says at least;
+    and every batch is on one side of dispatching, or archived."""
+    payloads = {}
     for item in scan(endpoint, table):
-        identity, record = item["MessageId"], batches.get(item["MessageId"])
-        if record is None:
-            view.problems.append(f"batch {identity} is in the outbox, but not in the ledger")
+        payloads[item["Digest"]] = item
+        content = item["Header"].encode()
+        digest = hashlib.sha256(len(content).to_bytes(8, "little") + content + item["Payload"]).hexdigest()[:32]
+        if item["Digest"] != digest:
+            view.problems.append(f"payload {item['Digest']} has the digest {digest}")
+        if json.loads(item["Header"])["destination"]:
+            view.problems.append(f"payload {digest} names a destination")
+    for identity, record in batches.items():
+        if "TopicShard" not in record:
             continue
-        rows = payload_rows(item["Payload"])
-        if len(rows) != record["Count"] or rows[0] != record["FirstRow"]:
-            view.problems.append(f"batch {identity}: outbox and ledger disagree about its rows")
         if ("OutstandingCreatedTime" in record) == ("DeliveryTime" in record):
             view.problems.append(f"batch {identity} is neither outstanding nor dispatched, or both")
+        payload = payloads.get(record["Digest"])
+        if payload is None:
+            view.problems.append(f"batch {identity} has no payload")
+            continue
+        rows = payload_rows(payload["Payload"])
+        if len(rows) != record["Count"] or rows[0] != record["FirstRow"]:
+            view.problems.append(f"batch {identity}: outbox and ledger disagree about its rows")
+        if payload["ExpiresAt"] < record["KeptUntil"]:
+            view.problems.append(f"the payload of batch {identity} expires before the batch says so")

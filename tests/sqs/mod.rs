@@ -11,23 +11,15 @@ use std::{
 };
 
 use aws_sdk_sqs::{Client, config::timeout::TimeoutConfig};
-use postrider_actors::{
-    model::time::UnixMs,
-    ports::Clock,
-    testing::{FakeClock, MemoryStore},
-};
 use postrider_aws::{
     AwsSettings,
     sqs::{
-        SqsQueue, SqsSettings,
-        provision::{Expected, Provisioner, QueueNames},
+        SqsSettings, SqsTransport,
+        provision::{Provisioner, QueueNames},
     },
 };
 
 use super::cloud::{FaultProxy, Server, sdk_config};
-
-/// When all tests happen, by the fake clock.
-pub const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
 /// How long the client waits for an answer, so that a hang is soon over.
 const ATTEMPT: Duration = Duration::from_millis(1_500);
@@ -52,62 +44,37 @@ impl Queues {
         Self { client: Client::new(&config), direct, server, proxy, made: AtomicU32::new(0) }
     }
 
-    /// A queue and its dead-letter queue, as `postrider migrate` makes them; their URLs.
-    pub async fn create(&self, suffix: &str) -> (String, String) {
+    /// The queues of an installation of its own with these destinations, as `postrider migrate` makes them.
+    pub async fn create(&self, fifo: bool, destinations: &[&str]) -> QueueNames {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let names = QueueNames {
-            queue: format!("q-{number}{suffix}"),
-            dead_letters: format!("q-{number}-dead{suffix}"),
-        };
-        let made = Provisioner::new(self.client.clone(), &aws(), Arc::new(()))
-            .provision(&names, &expected(suffix))
-            .await
-            .expect("ministack makes queues");
-        assert_eq!(made.created, [names.dead_letters, names.queue]);
-        assert_eq!(made.differences, []);
+        let names = QueueNames { prefix: format!("q{number}"), fifo };
+        let provisioner = Provisioner::new(self.direct.clone(), &aws(), Arc::new(()));
+        let dead = provisioner.make(&names.dead_letters(), None).await.expect("ministack makes queues");
+        let arn = provisioner.read(&dead).await.expect("it is there").arn.expect("it has an ARN");
+        for destination in destinations {
+            let url =
+                provisioner.make(&names.queue(destination), Some(&arn)).await.expect("it makes this one");
+            let found = provisioner.read(&url).await.expect("it is there");
+            assert_eq!(found.differences(fifo), []);
+        }
         self.proxy.reset_counts();
-        (made.queue_url, made.dead_letter_url)
+        names
     }
 
-    /// A process at the queue.
-    pub fn open(
-        &self,
-        settings: &SqsSettings,
-        store: &Arc<MemoryStore>,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<SqsQueue> {
-        let (client, settings) = (self.client.clone(), settings.clone());
-        Arc::new(SqsQueue::new(client, settings, store.clone(), store.clone(), clock, Arc::new(())))
+    /// What a process carries hints by.
+    pub fn transport(&self, names: &QueueNames) -> Arc<SqsTransport> {
+        let settings =
+            SqsSettings { wait_max: Duration::from_secs(1), ..SqsSettings::new(names.clone(), aws()) };
+        Arc::new(SqsTransport::new(self.client.clone(), settings, Arc::new(())))
     }
-}
 
-pub fn expected(suffix: &str) -> Expected {
-    Expected {
-        fifo: suffix == ".fifo",
-        visibility: Duration::from_mins(1),
-        max_bytes: 1_048_576,
-        max_receives: 1_000,
+    /// Where a queue is.
+    pub async fn url(&self, name: &str) -> String {
+        let found = self.direct.get_queue_url().queue_name(name).send().await.expect("it is there");
+        found.queue_url.expect("it has a URL")
     }
 }
 
 pub fn aws() -> AwsSettings {
     AwsSettings { attempt_timeout: ATTEMPT, max_attempts: 1, ..AwsSettings::default() }
-}
-
-/// As by default, but with short waits.
-pub fn settings(url: &str, dead: &str) -> SqsSettings {
-    SqsSettings {
-        queue_url: url.into(),
-        dead_letter_url: Some(dead.into()),
-        process: "node-1".into(),
-        wait: Duration::from_secs(1),
-        delete_linger: Duration::from_millis(50),
-        send_budget: Duration::from_secs(5),
-        aws: aws(),
-        ..SqsSettings::default()
-    }
-}
-
-pub fn clock() -> Arc<FakeClock> {
-    Arc::new(FakeClock::at(NOW))
 }

@@ -201,7 +201,7 @@ impl StageMetrics {
         }
     }
 
-    /// The dispatcher's handles.
+    /// The coordinator's handles.
     pub fn queue(&self) -> QueueMetrics {
         let entries = |outcome| self.queue_entries.of([outcome]);
         QueueMetrics {
@@ -295,7 +295,7 @@ impl FeedMetrics {
     }
 }
 
-/// What a dispatcher counts.
+/// What a coordinator counts.
 #[derive(Clone, Debug)]
 pub struct QueueMetrics {
     ok: Counter,

@@ -1,12 +1,12 @@
-//! How long the queue holds back what is dispatched (S2.3, S2.6): nothing, a fixed time, or a time that grows with
-//! the queue's depth.
+//! How long the queue holds back what is sent to it (S2.3, S2.6): nothing, a fixed time, or a time that grows with the
+//! messages of its destination that are due.
 //!
 //! A delay is not a rate limit (that is the throttle's): it spreads a burst and leaves what is due already to be
 //! delivered first.
 
 use std::time::Duration;
 
-use super::time::{MonoMs, UnixMs};
+use super::time::MonoMs;
 
 /// The longest delay: what SQS holds back by itself (`DelaySeconds`, "Amazon SQS message quotas").
 pub const DELAY_MAX: Duration = Duration::from_mins(15);
@@ -20,7 +20,7 @@ const STALE_READINGS: u32 = 3;
 /// One step of [`DelayPolicy::ByDepth`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DepthStep {
-    /// Taken when the queue holds more entries than this: visible, in flight and delayed together.
+    /// Taken when more messages than this are due.
     pub above: u64,
     /// The delay from then on.
     pub delay: Duration,
@@ -34,7 +34,7 @@ pub enum DelayPolicy {
     None,
     /// Always as long.
     Fixed(Duration),
-    /// By the queue's depth.
+    /// By how many messages are due: the depth.
     ByDepth {
         /// Ascending in both. See [`DelayPolicy::check`].
         steps: Vec<DepthStep>,
@@ -47,7 +47,7 @@ pub enum DelayPolicy {
 }
 
 impl DelayPolicy {
-    /// The seed's table: more than 500 entries 30 s, more than 1000 entries 60 s.
+    /// The seed's table: above 500 30 s, above 1000 60 s.
     pub fn seed_table() -> Self {
         let step = |above, seconds| DepthStep { above, delay: Duration::from_secs(seconds) };
         Self::ByDepth {
@@ -144,15 +144,6 @@ impl Delay {
         let level = if is_known { self.level } else { steps.len() };
         level.checked_sub(1).and_then(|index| steps.get(index)).map_or(Duration::ZERO, |step| step.delay)
     }
-
-    /// When something may be delivered that is due at `not_before` and is dispatched at `wall`: never earlier
-    /// than it was.
-    pub fn hold_back(&self, not_before: UnixMs, wall: UnixMs, now: MonoMs) -> UnixMs {
-        match self.now(now) {
-            Duration::ZERO => not_before,
-            delay => not_before.max(wall.after(delay)),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -218,15 +209,6 @@ mod tests {
         assert!(delay.wants_depth(MonoMs(5_000)));
         assert!(!Delay::new(DelayPolicy::None).wants_depth(MonoMs(0)));
         assert!(!Delay::new(DelayPolicy::Fixed(Duration::from_secs(1))).wants_depth(MonoMs(0)));
-    }
-
-    #[test]
-    fn s2_3_a_delay_never_makes_anything_earlier() {
-        let hold =
-            |policy, not_before| Delay::new(policy).hold_back(UnixMs(not_before), UnixMs(1_000), MonoMs(0)).0;
-        assert_eq!(hold(DelayPolicy::None, 10), 10);
-        assert_eq!(hold(DelayPolicy::Fixed(Duration::from_secs(30)), 10), 31_000);
-        assert_eq!(hold(DelayPolicy::Fixed(Duration::from_secs(30)), 99_000), 99_000);
     }
 
     #[test]

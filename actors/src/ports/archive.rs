@@ -2,16 +2,29 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ItemOutcome, OutboxEntry, StoreError};
+use super::{ItemOutcome, StoreError};
 use crate::model::{batch::NewBatch, ids::BatchId, time::UnixMs};
 
 /// Which side of dispatching a batch is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dispatch {
-    /// The queue has not accepted it yet.
+    /// It waits, due or not: a message of it is open, and nobody has claimed it.
     Outstanding,
-    /// The queue has accepted it.
+    /// A worker has it, or it is settled.
     Dispatched,
+}
+
+/// A stored batch, as it is listed.
+#[derive(Clone, Debug)]
+pub struct OutboxEntry {
+    /// The batch.
+    pub id: BatchId,
+    /// Where it goes.
+    pub destination: Arc<str>,
+    /// How many messages.
+    pub count: u32,
+    /// When it may be delivered.
+    pub not_before: UnixMs,
 }
 
 /// Where a listing continues. Opaque and self-contained: any process can continue from it, at any time.
@@ -34,8 +47,8 @@ pub struct PageQuery {
 /// A page of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The entries, without their batches. Of one partition key (a file, at one destination) first attempts
-    /// come in order of row, within a page and across pages; nothing else is ordered (S3.10).
+    /// The entries. Of one partition key (a file, at one destination) first attempts that wait come in order of row,
+    /// within a page and across pages; nothing else is ordered (S3.10).
     pub entries: Vec<OutboxEntry>,
     /// Where the next one begins; `None` if this was the last. Never a cursor to nothing.
     pub next: Option<Cursor>,

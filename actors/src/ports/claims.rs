@@ -2,10 +2,39 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ItemOutcome, LeaseToken, Release, StoreError};
-use crate::model::{ids::BatchId, ledger::Record, time::UnixMs};
+use super::{ItemOutcome, Lease, LeaseToken, Release, StoreError};
+pub use crate::model::hint::{DueBatch, Origin};
+use crate::model::{ids::BatchId, time::UnixMs};
 
-/// Who wants which batches, which a queue has handed to it.
+/// Which due batches are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct DueQuery<'a> {
+    /// Who asks: `NODE-START`, as in [`ClaimRequest::holder`].
+    pub process: &'a str,
+    /// Due by then.
+    pub due_by: UnixMs,
+    /// Of which destinations, and up to how many of each. None of any other: nothing of theirs can be sent now, and it
+    /// must not stand in the way.
+    pub wants: &'a [(Arc<str>, usize)],
+    /// To be looked at anew: hints of these were sent and are gone from the queue, so that others have claimed them, or
+    /// the hints are lost.
+    pub confirm: &'a [BatchId],
+}
+
+/// How many messages of a destination are open, by where they stand (B21).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationDepth {
+    /// The destination.
+    pub destination: Arc<str>,
+    /// In batches that are due and that nobody has claimed.
+    pub due: u64,
+    /// In batches that are not due yet.
+    pub waiting: u64,
+    /// In batches that a worker has; what it has recorded meanwhile may still be counted.
+    pub leased: u64,
+}
+
+/// Who claims which batches.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
     /// One name per worker and generation, unique among all processes: `PROCESS/worker#generation`, where
@@ -24,33 +53,47 @@ pub struct ClaimRequest {
 /// The answer for one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// It is the holder's now: the record as it stands, with the fence that proves it.
-    Granted(Box<Record>),
-    /// Another holder has it: the queue delivered it twice.
+    /// It is the holder's now, with what it carries.
+    Granted(Box<Lease>),
+    /// Another holder has it.
     Held {
         /// Until then, unless extended.
         until: UnixMs,
     },
-    /// Nothing of it is due before then: the queue delivered it too early, or an old entry for it. It is outstanding
-    /// again, and the entry may be deleted.
+    /// Nothing of it is due before then.
     Early {
         /// When its first message may be tried.
         due: UnixMs,
     },
-    /// Nothing is left to do for it: acknowledge it.
+    /// Nothing is left to do for it.
     Settled,
     /// No such batch is stored (any more).
     Missing,
-    /// Not now; ask again later: the store is busy, or the batch's destination is disabled (410).
+    /// Not now; ask again later: the store is busy, what the batch carries can't be read, or its destination is
+    /// disabled (410). Nothing is claimed.
     Unavailable(String),
 }
 
-/// Exclusive claims on stored batches, for a queue that only carries them: it delivers at least once, to
-/// anybody, and fences nobody. The store that holds outbox and ledger keeps them.
+/// A store whose batches several processes share: which are due, and who has which. Whatever carries hints between the
+/// processes is only a messenger: a claim alone makes a lease exclusive.
+///
+/// A batch is due from the time when its first open message is until somebody claims it, and again from the end of a
+/// claim that leaves messages open: given back, settled, or run out. Sending a hint of it changes nothing (B20).
 #[async_trait]
 pub trait Claims: Send + Sync {
-    /// Claims batches by [`Record::lease`], one answer per id in order, whether they are marked as dispatched or not: a
-    /// queue may deliver before its acceptance is recorded, and a batch that was claimed is dispatched.
+    /// Batches that are due, of each destination the oldest due first. An implementation may leave out, for a bounded
+    /// time, what another process appended or left and will send a hint of itself; and it may list for a while what
+    /// another process has claimed.
+    async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError>;
+
+    /// When the earliest batch becomes due, or did, as far as this process knows; `None` if it knows of none.
+    async fn next_due(&self) -> Result<Option<UnixMs>, StoreError>;
+
+    /// How many messages each destination has at `now`, of those that have any. Unknown is an error, never 0.
+    async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError>;
+
+    /// Claims batches by [`Record::lease`](crate::model::ledger::Record::lease), one answer per id in order. A batch
+    /// whose content can't be read is given back by the store itself and is `Unavailable`.
     async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError>;
 
     /// Moves deadlines. `Permanent` for a claim that is not held any more. One that has run out but was not

@@ -9,7 +9,6 @@ mod calls;
 mod claims;
 mod clock;
 pub mod console;
-mod dispatch;
 mod in_flight;
 mod inbox;
 mod intake;
@@ -20,13 +19,13 @@ mod rates;
 mod receipt_source;
 mod receipts;
 mod table;
+mod transport;
 mod webhook;
 
-pub use archive::{Archive, Cursor, Dispatch, Fetched, OutboxPages, Page, PageQuery};
+pub use archive::{Archive, Cursor, Dispatch, Fetched, OutboxEntry, OutboxPages, Page, PageQuery};
 pub use calls::CallObserver;
-pub use claims::{Claim, ClaimRequest, Claims};
+pub use claims::{Claim, ClaimRequest, Claims, DestinationDepth, DueBatch, DueQuery, Origin};
 pub use clock::Clock;
-pub use dispatch::{DispatchSource, DispatchTarget, OutboxEntry, OutstandingQuery, QueueDepth};
 pub use in_flight::InFlight;
 pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen};
 pub use intake::{AckId, Intake, IntakeEntry};
@@ -39,6 +38,7 @@ pub use receipts::{
     Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, Taken,
 };
 pub use table::{Table, TableError};
+pub use transport::{Handle, Hint, Outgoing, QueueDepth, Received, Transport, TransportLimits};
 pub use webhook::{Answer, Webhook, WebhookRequest};
 
 use crate::model::call::{Failure, FailureKind};

@@ -1,7 +1,5 @@
 //! Fakes and conformance suites.
 
-mod carrier;
-mod carrier_queue;
 mod clock;
 pub mod conformance;
 pub mod fixtures;
@@ -12,9 +10,8 @@ mod memory_receipts;
 mod memory_source;
 mod memory_store;
 mod memory_table;
+mod memory_transport;
 
-pub use carrier::{Carrier, CarrierFaults, Delivery, Receipt};
-pub use carrier_queue::CarrierQueue;
 pub use clock::FakeClock;
 pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
@@ -23,3 +20,4 @@ pub use memory_receipts::MemoryReceipts;
 pub use memory_source::MemorySource;
 pub use memory_store::MemoryStore;
 pub use memory_table::{MemoryStatement, MemoryTable};
+pub use memory_transport::{MemoryTransport, TransportFaults};

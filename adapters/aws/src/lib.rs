@@ -26,7 +26,6 @@ use aws_smithy_http_client::{
 use postrider_actors::model::call::{Failure, FailureKind};
 pub use postrider_actors::ports::CallObserver as ApiObserver;
 use postrider_settings::{Aws, Keys as _};
-use rand::RngExt as _;
 
 /// How AWS is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,11 +231,6 @@ fn causes(error: &dyn Error) -> String {
 pub async fn find_credentials(sdk: &SdkConfig) -> Result<(), String> {
     let provider = sdk.credentials_provider().ok_or("the SDK has no provider of credentials")?;
     provider.provide_credentials().await.map(drop).map_err(|error| error.to_string())
-}
-
-/// A wait below `bound`, drawn at random ("full jitter"; AWS Architecture Blog, "Exponential Backoff And Jitter").
-pub fn full_jitter(bound: Duration) -> Duration {
-    bound.mul_f64(rand::rng().random())
 }
 
 #[cfg(test)]

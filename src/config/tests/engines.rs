@@ -4,7 +4,7 @@ use postrider_actors::model::delay::{DelayPolicy, DepthStep};
 
 use super::*;
 
-const AWS: &str = "profile = \"aws\"\nqueue.sqs.name = \"pr\"\n";
+const AWS: &str = "profile = \"aws\"\nqueue.sqs.prefix = \"pr\"\n";
 const QUEUE_FEED: &str =
     "[feeds.q]\nkind = \"sqs\"\nqueue = \"in\"\nrecipient = \"id\"\ndestinations = [\"support\"]\n";
 
@@ -17,9 +17,7 @@ fn around(before: &str, after: &str) -> Result<Config, Problems> {
 fn the_shared_engines_read_as_written() {
     let config = around(AWS, QUEUE_FEED).unwrap();
     assert_eq!(config.profile, Profile::Aws);
-    assert_eq!(config.sqs.name, QueueAddress::Name("pr".into()));
-    assert_eq!((&config.sqs.dead_letter_name()[..], config.sqs.name.is_fifo()), ("pr-dead", false));
-    assert_eq!(config.sqs.max_size, 1 << 20);
+    assert_eq!((&config.sqs.queue_name("support")[..], config.sqs.fifo), ("pr-support", false));
     assert_eq!(config.delay.mode, DelayMode::None);
     let dynamodb = &config.dynamodb;
     assert_eq!((&dynamodb.table[..], &dynamodb.ledger_table()[..]), ("postrider", "postrider-ledger"));
@@ -34,12 +32,18 @@ fn the_shared_engines_read_as_written() {
 }
 
 #[test]
-fn a_queue_is_known_by_its_name_or_its_address() {
-    let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/pr.fifo";
-    let config = around(&format!("profile = \"aws\"\nqueue.sqs.name = \"{url}\""), "").unwrap();
-    let queue = &config.sqs.name;
-    assert_eq!((queue.name(), queue.is_fifo(), queue.to_string()), ("pr.fifo", true, url.to_owned()));
-    assert_eq!(config.sqs.dead_letter_name(), "pr-dead.fifo");
+fn b24_there_is_a_queue_for_each_destination() {
+    let config = around("profile = \"aws\"\nqueue.sqs.fifo = true", "").unwrap();
+    assert_eq!(config.sqs.queue_name("support"), "postrider-support.fifo");
+    assert!(config.sqs.has_room_for("support") && !config.sqs.has_room_for(&"x".repeat(66)));
+}
+
+#[test]
+fn a_feed_s_queue_is_known_by_its_name_or_its_address() {
+    let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/in.fifo";
+    let config = around("", &QUEUE_FEED.replace("\"in\"", &format!("\"{url}\""))).unwrap();
+    let queue = &config.feed("q").unwrap().queue().unwrap().queue;
+    assert_eq!((queue.name(), queue.is_fifo(), queue.to_string()), ("in.fifo", true, url.to_owned()));
 }
 
 /// S2.3 and S2.6; the seed: over 1000 entries 60 s, over 500 entries 30 s.
@@ -63,25 +67,19 @@ fn delays_read_as_written_and_the_seed_s_table_is_the_default() {
 
 #[test]
 fn each_mistake_with_engines_is_named_with_what_to_do() {
-    let long = "x".repeat(76);
+    let long = "x".repeat(68);
     let cases: &[(String, &[&str])] = &[
         ("profile = \"kafka\"".into(), &["profile", "\"embedded\", \"aws\""]),
         ("outbox.kind = \"dynamodb\"".into(), &["outbox.kind", "unknown key"]),
-        ("profile = \"aws\"".into(), &["queue.sqs.name", "it is missing", "or its address"]),
-        ("profile = \"aws\"\nqueue.sqs.name = \"a b\"".into(), &["queue.sqs.name", "1 to 80"]),
-        (
-            "profile = \"aws\"\nqueue.sqs.name = \"https://user:s3cr3t@h/q\"".into(),
-            &["queue.sqs.name", "no user name"],
-        ),
-        (
-            "profile = \"aws\"\nqueue.sqs.name = \"https://h/\"".into(),
-            &["queue.sqs.name", "ends in its name"],
-        ),
-        // The queue's name is short enough, that of its dead-letter queue is not.
-        (format!("profile = \"aws\"\nqueue.sqs.name = \"{long}\""), &["queue.sqs.name", "80 characters"]),
+        ("profile = \"aws\"\nqueue.sqs.prefix = \"a b\"".into(), &["queue.sqs.prefix", "1 to 79"]),
+        // Short enough for every destination, too long for the dead letters.
+        (format!("profile = \"aws\"\nqueue.sqs.prefix = \"{long}\""), &["queue.sqs.prefix", "80 characters"]),
+        (QUEUE_FEED.replace("\"in\"", "\"https://user:s3cr3t@h/q\""), &["feeds.q.queue", "no user name"]),
+        (QUEUE_FEED.replace("\"in\"", "\"https://h/\""), &["feeds.q.queue", "ends in its name"]),
+        (QUEUE_FEED.replace("\"in\"", "\"a b\""), &["feeds.q.queue", "1 to 80"]),
         ("queue.delay.mode = \"fixed\"".into(), &["queue.delay.mode", "profile = \"aws\""]),
         (
-            "profile = \"aws\"\nqueue = { sqs.name = \"a.fifo\", delay.mode = \"by_depth\" }".into(),
+            "profile = \"aws\"\nqueue = { sqs.fifo = true, delay.mode = \"by_depth\" }".into(),
             &["queue.delay.mode", "FIFO", "SendMessage"],
         ),
         ("queue.delay.steps = [[10, \"16m\"]]".into(), &["queue.delay.steps", "at most 15m"]),
@@ -116,7 +114,10 @@ fn each_mistake_with_engines_is_named_with_what_to_do() {
             format!("{QUEUE_FEED}{}", QUEUE_FEED.replace("feeds.q", "feeds.r")),
             &["feeds.r.queue", "the feed q takes its entries too"],
         ),
-        (AWS.to_owned() + &QUEUE_FEED.replace("\"in\"", "\"pr-dead\""), &["feeds.q.queue", "[queue.sqs]"]),
+        (
+            AWS.to_owned() + &QUEUE_FEED.replace("\"in\"", "\"pr-dead-letters\""),
+            &["feeds.q.queue", "[queue.sqs]"],
+        ),
         ("[feeds.alerts]\nkind = \"file\"".into(), &["feeds.alerts.kind", "\"directory\", \"sqs\""]),
         ("[feeds.alerts]\nvisibility = \"3m\"".into(), &["feeds.alerts.visibility", "only kind = \"sqs\""]),
         ("[feeds.alerts]\nformat = \"json\"".into(), &["feeds.alerts.format", "\"ndjson\""]),

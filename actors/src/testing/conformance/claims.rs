@@ -2,12 +2,11 @@ use std::future::Future;
 
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, sent, settlement};
 use crate::{
-    model::{
-        ids::BatchId,
-        ledger::{MessageVerdict, Record},
-        time::UnixMs,
+    model::{ids::BatchId, ledger::MessageVerdict, time::UnixMs},
+    ports::{
+        Claim, ClaimRequest, Claims, DestinationDepth, DueQuery, ItemOutcome, Lease, LeaseToken, Origin,
+        Release, Settled, Settlement,
     },
-    ports::{Claim, ClaimRequest, Claims, ItemOutcome, LeaseToken, Release, Settled, Settlement},
 };
 
 /// The contract of claims, of a store that another queue carries for.
@@ -19,10 +18,11 @@ pub async fn claims<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     an_earlier_life_has_lost_its_claims_at_once(make().await).await;
     a_repeated_claim_charges_nothing(make().await).await;
     settled_and_missing_batches_are_told_apart(make().await).await;
-    what_is_not_due_is_early_and_outstanding(make().await).await;
-    a_claim_brings_what_is_recorded(make().await).await;
-    a_claimed_batch_is_not_outstanding(make().await).await;
-    what_a_claim_leaves_open_is_outstanding_again(make().await).await;
+    what_is_not_due_is_early_and_stays_due(make().await).await;
+    a_claim_brings_what_is_recorded_and_what_it_carries(make().await).await;
+    a_claimed_batch_is_not_due_until_its_claim_ends(make().await).await;
+    what_is_due_is_listed_for_each_destination_oldest_first(make().await).await;
+    depths_count_messages_by_where_they_stand(make().await).await;
     a_disabled_destination_is_not_claimed(make().await).await;
     a_stale_claim_settles_no_failure(make().await).await;
 }
@@ -36,16 +36,15 @@ fn claims_of(store: &Subject) -> &dyn Claims {
 }
 
 async fn next_due(store: &Subject) -> Option<UnixMs> {
-    store.carried.as_ref().expect("it has claims").source.next_due().await.unwrap()
+    store.carried.as_ref().expect("it has claims").claims.next_due().await.unwrap()
 }
 
-/// Stores and dispatches one batch of `rows` for `d`.
+/// Stores one batch of `rows` for `d`.
 async fn stored(store: &Subject, rows: u64) -> BatchId {
     let file = fixtures::file("feed", 1, &["d"]);
     let step = fixtures::step(&file, 1..=rows, NOW);
     let id = step.batches[0].id;
     store.outbox.append(step).await.unwrap();
-    store.dispatch(NOW).await;
     id
 }
 
@@ -64,13 +63,13 @@ async fn claim(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> Cl
 
 /// The token and the losses of a claim that must be granted.
 async fn granted(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> (LeaseToken, u8) {
-    let record = granted_record(store, holder, batch, now).await;
-    (LeaseToken { batch, fence: record.fence }, record.losses)
+    let lease = granted_lease(store, holder, batch, now).await;
+    (lease.token, lease.losses)
 }
 
-async fn granted_record(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> Record {
+async fn granted_lease(store: &Subject, holder: &str, batch: BatchId, now: UnixMs) -> Lease {
     match claim(store, holder, batch, now).await {
-        Claim::Granted(record) => *record,
+        Claim::Granted(lease) => *lease,
         other => panic!("{holder} is not granted what it claims: {other:?}"),
     }
 }
@@ -163,7 +162,6 @@ async fn settled_and_missing_batches_are_told_apart(store: Subject) {
     let step = fixtures::step(&file, 1..=2, NOW);
     let ids: Vec<_> = step.batches.iter().map(|batch| batch.id).collect();
     store.outbox.append(step).await.unwrap();
-    store.dispatch(NOW).await;
     let (token, _) = granted(&store, ME, ids[0], NOW).await;
     let verdicts = vec![nth(0, 1, sent()), nth(1, 1, dead())];
     assert_eq!(settle(&store, token, verdicts).await, Settled::Complete);
@@ -179,8 +177,7 @@ async fn settled_and_missing_batches_are_told_apart(store: Subject) {
     assert!(claim_all(&store, ME, vec![], NOW).await.is_empty());
 }
 
-/// Its entry is spent: who claimed it deletes it.
-async fn what_is_not_due_is_early_and_outstanding(store: Subject) {
+async fn what_is_not_due_is_early_and_stays_due(store: Subject) {
     let id = stored(&store, 2).await;
     assert_eq!(claim(&store, ME, id, UnixMs(NOW.0 - 1)).await, Claim::Early { due: NOW });
     assert_eq!(next_due(&store).await, Some(NOW));
@@ -191,62 +188,45 @@ async fn what_is_not_due_is_early_and_outstanding(store: Subject) {
         assert_eq!(claim(&store, OTHER, id, now).await, Claim::Early { due: LATER });
         assert_eq!(next_due(&store).await, Some(LATER));
     }
-    // Dispatched ahead of time, and delivered ahead of time.
-    store.dispatch(LATER).await;
-    assert_eq!(next_due(&store).await, None);
-    assert_eq!(claim(&store, OTHER, id, UnixMs(LATER.0 - 1)).await, Claim::Early { due: LATER });
-    assert_eq!(next_due(&store).await, Some(LATER), "it would be forgotten");
     let (again, losses) = granted(&store, OTHER, id, LATER).await;
     assert_eq!(losses, 0);
     assert!(again.fence > token.fence);
 }
 
-async fn a_claim_brings_what_is_recorded(store: Subject) {
-    let id = stored(&store, 4).await;
-    let first = granted_record(&store, ME, id, NOW).await;
-    assert_eq!((first.len(), first.open_count(), first.accepted_at, first.due()), (4, 4, NOW, Some(NOW)));
-    let token = LeaseToken { batch: id, fence: first.fence };
+async fn a_claim_brings_what_is_recorded_and_what_it_carries(store: Subject) {
+    let file = fixtures::file("feed", 1, &["d"]);
+    let step = fixtures::step(&file, 1..=4, NOW);
+    let batch = step.batches[0].clone();
+    store.outbox.append(step).await.unwrap();
+    let first = granted_lease(&store, ME, batch.id, NOW).await;
+    assert_eq!((first.count, first.open.len(), first.accepted_at), (4, 4, NOW));
+    assert_eq!((&first.header, &first.payload), (&batch.header, &batch.payload));
     let verdicts = vec![nth(1, 1, sent()), nth(2, 1, dead()), nth(3, 1, retry())];
-    assert_eq!(settle(&store, token, verdicts).await, Settled::Open);
-    claims_of(&store).release_claims(&[token], Release::Lost).await.unwrap();
-    let record = granted_record(&store, OTHER, id, NOW).await;
-    assert_eq!((record.losses, record.len()), (1, 4));
-    assert_eq!(record.open().map(|index| (index, record.tries[index])).collect::<Vec<_>>(), [(0, 0), (3, 1)]);
-    assert_eq!((record.due_of(0), record.due_of(3)), (NOW, LATER));
-    assert_eq!(record.holder.map(|holder| holder.name).as_deref(), Some(OTHER));
+    assert_eq!(settle(&store, first.token, verdicts).await, Settled::Open);
+    claims_of(&store).release_claims(&[first.token], Release::Lost).await.unwrap();
+    let again = granted_lease(&store, OTHER, batch.id, NOW).await;
+    assert_eq!((again.losses, again.count), (1, 4));
+    let open: Vec<_> = again.open.iter().map(|open| (open.index, open.tries, open.not_before)).collect();
+    assert_eq!(open, [(0, 0, NOW), (3, 1, LATER)]);
+    assert_eq!((&again.header, &again.payload), (&batch.header, &batch.payload), "I4");
 }
 
-/// A queue may deliver before its acceptance is recorded.
-async fn a_claimed_batch_is_not_outstanding(store: Subject) {
+async fn a_claimed_batch_is_not_due_until_its_claim_ends(store: Subject) {
     let file = fixtures::file("feed", 1, &["d"]);
     let step = fixtures::step(&file, 1..=3, NOW);
     let id = step.batches[0].id;
     store.outbox.append(step).await.unwrap();
-    let (token, _) = granted(&store, ME, id, NOW).await;
-    assert_eq!(next_due(&store).await, None);
-    let source = &store.carried.as_ref().expect("it has claims").source;
-    assert_eq!(source.mark_dispatched(&[id]).await, Ok(vec![(id, ItemOutcome::Ok)]));
-    assert!(
-        matches!(claim(&store, OTHER, id, NOW).await, Claim::Held { .. }),
-        "marking it takes no claim away"
-    );
-    // What is sent again meanwhile takes nothing either.
-    claims_of(&store).release_claims(&[token], Release::Unused).await.unwrap();
-    granted(&store, OTHER, id, NOW).await;
-}
-
-async fn what_a_claim_leaves_open_is_outstanding_again(store: Subject) {
-    let id = stored(&store, 3).await;
     let carried = store.carried.as_ref().expect("it has claims");
-    assert_eq!(next_due(&store).await, None);
+    assert_eq!(next_due(&store).await, Some(NOW));
+    assert_eq!(carried.due(NOW, 9).await.len(), 1);
+    assert_eq!(carried.due(NOW, 9).await.len(), 1, "asking changes nothing");
     let (token, _) = granted(&store, ME, id, NOW).await;
+    assert!(carried.due(NOW, 9).await.is_empty());
     claims_of(&store).release_claims(&[token], Release::Unused).await.unwrap();
-    assert_eq!(next_due(&store).await, Some(NOW), "given back");
-    store.dispatch(NOW).await;
+    assert_eq!(carried.due(NOW, 9).await.len(), 1, "given back");
     let (token, _) = granted(&store, ME, id, NOW).await;
     claims_of(&store).release_claims(&[token], Release::Lost).await.unwrap();
-    assert_eq!(next_due(&store).await, Some(NOW), "lost");
-    store.dispatch(NOW).await;
+    assert_eq!(carried.due(NOW, 9).await.len(), 1, "lost");
     let (token, _) = granted(&store, ME, id, NOW).await;
     let ends = Settlement {
         ends: true,
@@ -254,15 +234,68 @@ async fn what_a_claim_leaves_open_is_outstanding_again(store: Subject) {
     };
     assert_eq!(store.ledger.settle(vec![ends]).await, Ok(vec![Settled::Released]));
     assert_eq!(next_due(&store).await, Some(LATER), "to be tried again");
-    let entry = carried.outstanding(LATER, 9).await.pop().unwrap();
-    assert_eq!((entry.id, entry.not_before), (id, LATER));
-    store.dispatch(LATER).await;
+    assert!(carried.due(UnixMs(LATER.0 - 1), 9).await.is_empty());
+    let batch = carried.due(LATER, 9).await.pop().unwrap();
+    assert_eq!((batch.id, batch.due, &*batch.destination), (id, LATER, "d"));
     let (token, _) = granted(&store, ME, id, LATER).await;
     assert_eq!(settle(&store, token, vec![nth(0, 2, sent())]).await, Settled::Complete);
     assert_eq!(next_due(&store).await, None);
     let then = UnixMs(LATER.0 + 7);
     assert_eq!((store.redrive)(then).await, 1);
     assert_eq!(next_due(&store).await, Some(then), "redriven");
+}
+
+async fn what_is_due_is_listed_for_each_destination_oldest_first(store: Subject) {
+    let file = fixtures::file("feed", 1, &["d", "e"]);
+    for (first, due) in [(1, 300), (11, 100), (21, 200), (31, 100)] {
+        store.outbox.append(fixtures::step(&file, first..=first + 9, UnixMs(due))).await.unwrap();
+    }
+    let carried = store.carried.as_ref().expect("it has claims");
+    let dues = async |now, limit| {
+        let due = carried.due(UnixMs(now), limit).await;
+        assert!(due.iter().all(|batch| batch.origin == Origin::Fresh && batch.open == 10));
+        let of = |name: &str| -> Vec<u64> {
+            due.iter().filter(|batch| &*batch.destination == name).map(|batch| batch.due.0).collect()
+        };
+        assert_eq!(of("d"), of("e"));
+        of("d")
+    };
+    assert_eq!(next_due(&store).await, Some(UnixMs(100)));
+    assert_eq!(dues(99, 10).await, [0; 0]);
+    assert_eq!(dues(200, 10).await, [100, 100, 200]);
+    assert_eq!(dues(999, 2).await, [100, 100]);
+    // Nothing that was not asked for, however old.
+    let wants = [("e".into(), 1)];
+    let query = DueQuery { process: super::PROCESS, due_by: UnixMs(999), wants: &wants, confirm: &[] };
+    let due = claims_of(&store).due(query).await.unwrap();
+    assert_eq!(due.iter().map(|batch| &*batch.destination).collect::<Vec<_>>(), ["e"]);
+    let query = DueQuery { process: super::PROCESS, due_by: UnixMs(999), wants: &[], confirm: &[] };
+    assert_eq!(claims_of(&store).due(query).await, Ok(Vec::new()));
+    let lanes: std::collections::BTreeSet<_> =
+        carried.due(UnixMs(999), 9).await.iter().map(|batch| batch.lane).collect();
+    assert_eq!(lanes.len(), 1, "one file");
+}
+
+/// B21.
+async fn depths_count_messages_by_where_they_stand(store: Subject) {
+    assert_eq!(claims_of(&store).depths(NOW).await, Ok(Vec::new()));
+    let file = fixtures::file("feed", 1, &["d"]);
+    for (first, due) in [(1, NOW), (11, NOW), (21, LATER)] {
+        store.outbox.append(fixtures::step(&file, first..=first + 9, due)).await.unwrap();
+    }
+    let carried = store.carried.as_ref().expect("it has claims");
+    let id = carried.due(NOW, 1).await[0].id;
+    let depth = |due, waiting, leased| DestinationDepth { destination: "d".into(), due, waiting, leased };
+    assert_eq!(claims_of(&store).depths(NOW).await, Ok(vec![depth(20, 10, 0)]));
+    let (token, _) = granted(&store, ME, id, NOW).await;
+    settle(&store, token, vec![nth(0, 1, sent())]).await;
+    for (now, waiting) in [(NOW, 10), (LATER, 0)] {
+        let depths = claims_of(&store).depths(now).await.unwrap();
+        // What was recorded under a claim may be counted until it ends.
+        let leased = depths[0].leased;
+        assert!(leased == 9 || leased == 10, "{depths:?}");
+        assert_eq!(depths, [depth(20 - waiting, waiting, leased)]);
+    }
 }
 
 async fn a_disabled_destination_is_not_claimed(store: Subject) {

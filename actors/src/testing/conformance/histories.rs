@@ -105,19 +105,9 @@ impl World {
         }
     }
 
-    /// The subject sends; the fake has its own queue and nothing to send.
+    /// The subject's coordinator takes a turn; the fake has its own queue and nothing to send.
     async fn dispatch(&mut self) {
-        self.subject.set_time(self.now);
-        let limit = self.rng.random_range(1..5);
-        // A crash in between, now and then: it is sent again and must not be doubled.
-        let is_marked = self.rng.random_bool(0.8);
-        let Some(carried) = &self.subject.carried else { return };
-        let entries = carried.outstanding(self.now, limit).await;
-        carried.send(&entries).await;
-        if is_marked {
-            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-            carried.source.mark_dispatched(&ids).await.unwrap();
-        }
+        self.subject.dispatch(self.now).await;
     }
 
     /// Which batches are leased is the subject's choice; the fake leases the same, if the choice is a good one.

@@ -11,6 +11,7 @@ mod queue;
 mod rates;
 mod receipts;
 mod tables;
+mod transport;
 
 use std::{any::Any, collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -24,10 +25,15 @@ pub use queue::queue;
 pub use rates::rates;
 pub use receipts::{ReceiptSubject, receipt_history, receipts};
 pub use tables::{TableSubject, columns, tables};
+pub use transport::transport;
 
-use super::{Carrier, CarrierFaults, CarrierQueue, FakeClock, fixtures, memory_store::MemoryStore};
+use super::{FakeClock, MemoryTransport, TransportFaults, fixtures, memory_store::MemoryStore};
 use crate::{
+    coordinator::{CarrySetup, SharedQueue},
+    flow::{Bell, ProgressBoard},
+    metrics::StageMetrics,
     model::{
+        delay::DelayPolicy,
         file::{DestinationCounts, FileRecord},
         ids::FileId,
         ledger::MessageVerdict,
@@ -35,9 +41,8 @@ use crate::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Archive, Claims, DispatchSource, DispatchTarget, ItemOutcome, Lease, LeaseRequest, LeaseToken,
-        Ledger, Outbox, OutboxEntry, OutboxPages, OutstandingQuery, Queue, Release, Settled, Settlement,
-        Want,
+        Archive, Claims, Clock as _, DueBatch, DueQuery, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
+        OutboxPages, Queue, Release, Settled, Settlement, Transport, Want,
     },
 };
 
@@ -79,36 +84,52 @@ pub struct Subject {
     pub guard: Box<dyn Any>,
 }
 
-/// The ports between a store and another queue that carries for it. Such a queue need not lease in order, may
-/// disagree with the store for a while about what is dispatched, and is notified when a lease has ended; all else
-/// holds for it too.
+/// What is between a store and the queue that several processes share. Such a queue need not lease in order, and is told
+/// when a lease has ended; all else holds for it too.
 pub struct Carried {
-    /// What the store has to send.
-    pub source: Arc<dyn DispatchSource>,
-    /// The queue, as it is sent to.
-    pub target: Arc<dyn DispatchTarget>,
     /// The claims on the store's batches.
     pub claims: Arc<dyn Claims>,
     /// The outbox as a whole.
     pub pages: Arc<dyn OutboxPages>,
+    /// What keeps the queue going: the suites do it step by step.
+    pub carry: CarrySetup,
 }
 
-/// A queue in memory that only carries, doubles and reorders, over a store's claims; `seed` decides how. With it the
-/// clock that it goes by.
-pub fn carrier(claims: Arc<dyn Claims>, seed: u64) -> (Arc<CarrierQueue>, Arc<FakeClock>) {
-    let faults = CarrierFaults {
-        duplicate: 0.2,
-        reorder: true,
-        refuse: 0.1,
-        unanswered: 0.1,
-        // What is hidden so comes when time passes, which it does not in most cases.
-        unanswered_receive: 0.0,
-    };
+/// The queue of one process, `node-1`, for destinations `d` and `e`, over a transport and a store's claims; what keeps it
+/// going, and the clock that both go by.
+pub fn shared_queue(
+    transport: Arc<dyn Transport>,
+    claims: Arc<dyn Claims>,
+    ledger: Arc<dyn Ledger>,
+) -> (CarrySetup, Arc<FakeClock>) {
     let clock = Arc::new(FakeClock::at(NOW));
-    let carrier = Arc::new(Carrier::new(seed, faults));
-    let queue = CarrierQueue::new(carrier, claims, clock.clone(), "node-1", Duration::ZERO);
-    (Arc::new(queue), clock)
+    let queue = SharedQueue::new(transport, claims, clock.clone(), PROCESS.into(), Bell::default());
+    let carry = CarrySetup {
+        queue: Arc::new(queue),
+        ledger,
+        destinations: vec!["d".into(), "e".into()],
+        paused: Vec::new(),
+        delay: DelayPolicy::None,
+        metrics: StageMetrics::default().queue(),
+        progress: ProgressBoard::default().mark("coordinator", clock.mono()),
+    };
+    (carry, clock)
 }
+
+/// The same over a transport in memory that doubles and reorders; `seed` decides how.
+pub fn shared_queue_in_memory(
+    claims: Arc<dyn Claims>,
+    ledger: Arc<dyn Ledger>,
+    seed: u64,
+) -> (CarrySetup, Arc<FakeClock>) {
+    let faults = TransportFaults { duplicate: 0.2, reorder: true, ..TransportFaults::default() };
+    // Every fourth keeps order, which excludes disorder.
+    let transport = MemoryTransport::new(seed, faults, seed % 4 == 3);
+    shared_queue(Arc::new(transport), claims, ledger)
+}
+
+/// Who asks, in all suites.
+const PROCESS: &str = "node-1";
 
 impl Subject {
     /// The fake.
@@ -116,16 +137,12 @@ impl Subject {
         Self::of(&Arc::new(MemoryStore::new()))
     }
 
-    /// The fake with a queue that only carries, see [`carrier`].
+    /// The fake with a queue that several processes could share, see [`shared_queue_in_memory`].
     pub fn in_memory_carried(seed: u64) -> Self {
         let store = Arc::new(MemoryStore::new());
-        let (queue, clock) = carrier(store.clone(), seed);
-        let carried = Carried {
-            source: store.clone(),
-            target: queue.clone(),
-            claims: store.clone(),
-            pages: store.clone(),
-        };
+        let (carry, clock) = shared_queue_in_memory(store.clone(), store.clone(), seed);
+        let queue = carry.queue.clone();
+        let carried = Carried { claims: store.clone(), pages: store.clone(), carry };
         Self { queue, carried: Some(carried), clock: Some(clock), ..Self::of(&store) }
     }
 
@@ -154,15 +171,12 @@ impl Subject {
         }
     }
 
-    /// Sends what is outstanding and due at `now` until the queue has accepted it all, as the dispatcher does. There is
-    /// nothing to do where the store is its own queue.
+    /// Sends hints of what is due at `now`, as the coordinator does. There is nothing to do where workers lease from the
+    /// store itself.
     async fn dispatch(&self, now: UnixMs) {
         self.set_time(now);
         if let Some(carried) = &self.carried {
-            let entries = carried.outstanding(now, 1_000).await;
-            carried.send(&entries).await;
-            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-            carried.source.mark_dispatched(&ids).await.unwrap();
+            carried.carry.turn().await.unwrap();
         }
     }
 
@@ -192,6 +206,7 @@ impl Subject {
         self.set_time(request.now);
         let started = tokio::time::Instant::now();
         let mut leases = Vec::new();
+        let mut empty_turns = 0;
         loop {
             let some = self.queue.lease(request.clone()).await.unwrap();
             for lease in &some {
@@ -204,12 +219,18 @@ impl Subject {
                 want.batches -= 1;
                 want.messages = want.messages.saturating_sub(due);
             }
+            empty_turns = if some.is_empty() { empty_turns + 1 } else { 0 };
             leases.extend(some);
             let is_enough = |want: &Want| want.batches == 0 || want.messages == 0;
-            if request.wants.iter().all(is_enough) || started.elapsed() >= self.patience.arrival {
+            let is_over = empty_turns >= EMPTY_TURNS && started.elapsed() >= self.patience.arrival;
+            let Some(carried) = self.carried.as_ref().filter(|_| !is_over) else { return leases };
+            if request.wants.iter().all(is_enough) {
                 return leases;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            carried.carry.turn().await.unwrap();
+            if !self.patience.arrival.is_zero() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 
@@ -274,35 +295,17 @@ impl Subject {
 }
 
 impl Carried {
-    /// What is outstanding and due at `now`.
-    async fn outstanding(&self, now: UnixMs, limit: usize) -> Vec<OutboxEntry> {
-        let query = OutstandingQuery { due_by: now, limit, except: &[] };
-        self.source.outstanding(query).await.unwrap()
-    }
-
-    /// Sends until the queue has accepted everything.
-    async fn send(&self, entries: &[OutboxEntry]) {
-        let mut left = entries.to_vec();
-        for _ in 0..1_000 {
-            let outcomes = self.target.send(&left).await.unwrap();
-            let ids: Vec<_> = left.iter().map(|entry| entry.id).collect();
-            assert_eq!(
-                ids,
-                outcomes.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
-                "one answer per id in order"
-            );
-            for (_, outcome) in &outcomes {
-                assert!(!matches!(outcome, ItemOutcome::Permanent(_)), "{outcome:?}");
-            }
-            let mut outcomes = outcomes.into_iter();
-            left.retain(|_| outcomes.next().is_some_and(|(_, outcome)| outcome != ItemOutcome::Ok));
-            if left.is_empty() {
-                return;
-            }
-        }
-        panic!("the queue does not accept {} batches", left.len());
+    /// Up to `limit` batches of each destination that are due at `now`.
+    async fn due(&self, now: UnixMs, limit: usize) -> Vec<DueBatch> {
+        let wants = [("d".into(), limit), ("e".into(), limit)];
+        let query = DueQuery { process: PROCESS, due_by: now, wants: &wants, confirm: &[] };
+        self.claims.due(query).await.unwrap()
     }
 }
+
+/// Turns in a row that bring nothing, after which nothing is taken to come: one sends, the next receives, and what was
+/// doubled may come in between.
+const EMPTY_TURNS: u32 = 4;
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 const LATER: UnixMs = UnixMs(NOW.0 + 60_000);

@@ -1,22 +1,18 @@
 use std::future::Future;
 
-use super::{LATER, NOW, Subject, fixtures, sent, settlement};
+use super::{LATER, NOW, Subject, fixtures, sent};
 use crate::{
-    model::{file::FileState, ids::BatchId, time::UnixMs},
-    ports::{ItemOutcome, LeaseToken, OutboxEntry, OutstandingQuery, Release, StoreError},
+    model::{file::FileState, time::UnixMs},
+    ports::StoreError,
 };
 
-/// The outbox's contract; with a queue that only carries, also that of [`DispatchSource`](crate::ports::DispatchSource).
+/// The outbox's contract.
 pub async fn outbox<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     an_unknown_file_is_not_found_and_an_empty_store_is_empty(make().await).await;
     a_step_is_stored_with_its_checkpoint(make().await).await;
     a_repeated_step_changes_nothing(make().await).await;
     a_step_that_does_not_add_up_is_refused_whole(make().await).await;
     an_ingested_file_is_final_and_a_failed_one_reopens(make().await).await;
-    outstanding_is_what_is_due_oldest_first(make().await).await;
-    batches_come_back_as_they_went_in(make().await).await;
-    dispatching_is_idempotent_and_knows_its_batches(make().await).await;
-    a_batch_that_was_claimed_since_it_was_listed_is_not_marked(make().await).await;
 }
 
 async fn an_unknown_file_is_not_found_and_an_empty_store_is_empty(store: Subject) {
@@ -25,8 +21,8 @@ async fn an_unknown_file_is_not_found_and_an_empty_store_is_empty(store: Subject
     assert_eq!(store.outbox.depth().await, Ok(0));
     store.assert_idle(NOW).await;
     if let Some(carried) = &store.carried {
-        assert_eq!(carried.source.next_due().await, Ok(None));
-        assert!(carried.outstanding(UnixMs(u64::MAX), 10).await.is_empty());
+        assert_eq!(carried.claims.next_due().await, Ok(None));
+        assert!(carried.due(UnixMs(u64::MAX), 10).await.is_empty());
     }
 }
 
@@ -119,73 +115,4 @@ async fn an_ingested_file_is_final_and_a_failed_one_reopens(store: Subject) {
     assert_eq!(store.ledger.report(file.id).await.unwrap().unwrap(), ingested);
     let more = store.outbox.append(fixtures::step(&file, 13..=14, NOW)).await;
     assert!(matches!(more, Err(StoreError::Permanent(_))), "{more:?}");
-}
-
-async fn outstanding_is_what_is_due_oldest_first(store: Subject) {
-    let Some(carried) = &store.carried else { return };
-    let file = fixtures::file("feed", 1, &["d"]);
-    for (first, due) in [(1, 300), (11, 100), (21, 200), (31, 100)] {
-        store.outbox.append(fixtures::step(&file, first..=first + 9, UnixMs(due))).await.unwrap();
-    }
-    let due =
-        |entries: Vec<OutboxEntry>| -> Vec<u64> { entries.iter().map(|entry| entry.not_before.0).collect() };
-    assert_eq!(carried.source.next_due().await, Ok(Some(UnixMs(100))));
-    assert_eq!(due(carried.outstanding(UnixMs(99), 10).await), [0; 0]);
-    assert_eq!(due(carried.outstanding(UnixMs(200), 10).await), [100, 100, 200]);
-    assert_eq!(due(carried.outstanding(UnixMs(999), 2).await), [100, 100]);
-    let query = OutstandingQuery { due_by: UnixMs(999), limit: 10, except: &["e".into(), "d".into()] };
-    assert!(carried.source.outstanding(query).await.unwrap().is_empty());
-    store.dispatch(UnixMs(200)).await;
-    assert_eq!(carried.source.next_due().await, Ok(Some(UnixMs(300))));
-    assert_eq!(store.outbox.depth().await, Ok(40), "dispatched is not delivered");
-}
-
-async fn batches_come_back_as_they_went_in(store: Subject) {
-    let Some(carried) = &store.carried else { return };
-    let file = fixtures::file("feed", 1, &["d", "e"]);
-    let step = fixtures::step(&file, 1..=10, NOW);
-    store.outbox.append(step.clone()).await.unwrap();
-    let entries = carried.outstanding(NOW, 10).await;
-    assert_eq!(entries.len(), 2);
-    for entry in entries {
-        let batch = step.batches.iter().find(|batch| batch.id == entry.id).expect("it was appended");
-        assert_eq!(entry.batch.as_ref(), Some(batch));
-        assert_eq!((entry.count, &*entry.destination), (10, batch.header.destination.as_str()));
-    }
-}
-
-async fn dispatching_is_idempotent_and_knows_its_batches(store: Subject) {
-    let Some(carried) = &store.carried else { return };
-    let file = fixtures::file("feed", 1, &["d"]);
-    store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
-    let known = carried.outstanding(NOW, 10).await[0].id;
-    let unknown = BatchId([9; 16]);
-    for _ in 0..2 {
-        let outcomes = carried.source.mark_dispatched(&[known, unknown]).await.unwrap();
-        assert_eq!(outcomes[0], (known, ItemOutcome::Ok));
-        assert!(matches!(&outcomes[1], (id, ItemOutcome::Permanent(_)) if *id == unknown), "{outcomes:?}");
-    }
-    assert_eq!(carried.source.next_due().await, Ok(None));
-}
-
-/// A worker may be faster than the dispatcher: what the queue had accepted is spent by then, and the batch would be
-/// forgotten.
-async fn a_batch_that_was_claimed_since_it_was_listed_is_not_marked(store: Subject) {
-    let Some(carried) = &store.carried else { return };
-    let file = fixtures::file("feed", 1, &["d"]);
-    store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
-    let entries = carried.outstanding(NOW, 10).await;
-    carried.send(&entries).await;
-    let lease = store.lease("w", "d", 1).await.pop().unwrap();
-    store.queue.release(&[lease.token], Release::Unused).await.unwrap();
-    let marked = carried.source.mark_dispatched(&[entries[0].id]).await;
-    assert_eq!(marked, Ok(vec![(entries[0].id, ItemOutcome::Ok)]));
-    assert_eq!(carried.source.next_due().await, Ok(Some(NOW)));
-    let again = store.again("w", NOW).await;
-    assert!(again.token.fence > lease.token.fence);
-    // Late facts about a lease that is over do not hide it either.
-    let LeaseToken { batch, .. } = lease.token;
-    store.settle_as(settlement(lease.token, Vec::new())).await;
-    store.queue.release(&[again.token], Release::Lost).await.unwrap();
-    assert_eq!(carried.outstanding(NOW, 10).await[0].id, batch);
 }

@@ -3,7 +3,7 @@ use std::future::Future;
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries, want};
 use crate::{
     model::time::{MonoMs, UnixMs},
-    ports::{ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
+    ports::{Claim, ClaimRequest, ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
 };
 
 /// The queue's contract.
@@ -22,13 +22,15 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     a_gone_holder_loses_its_leases_and_no_other_s(make().await).await;
     every_lease_has_a_fence_of_its_own(make().await).await;
     a_disabled_destination_is_held(make().await).await;
-    sending_twice_is_sending_once(make().await).await;
+    what_the_store_has_given_away_is_not_leased_by_an_old_entry(make().await).await;
 }
 
+/// Two batches for each of `d` and `e`, of a file each: a queue that keeps order brings no other batch of a file while
+/// one of it is leased.
 async fn four_batches(store: &Subject) {
-    let file = fixtures::file("feed", 1, &["d", "e"]);
-    for first in [1, 11] {
-        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
+    for content in 1..=2 {
+        let file = fixtures::file("feed", content, &["d", "e"]);
+        store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
     }
     store.dispatch(NOW).await;
 }
@@ -58,9 +60,9 @@ async fn never_more_than_asked_for_and_each_destination_for_itself(store: Subjec
 }
 
 async fn it_is_enough_once_so_many_messages_are_due(store: Subject) {
-    let file = fixtures::file("feed", 1, &["d"]);
-    for first in [1, 11, 21, 31] {
-        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
+    for content in 1..=4 {
+        let file = fixtures::file("feed", content, &["d"]);
+        store.outbox.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
     }
     store.dispatch(NOW).await;
     let wants = vec![want("d", 15, 9)];
@@ -79,7 +81,7 @@ async fn nothing_is_leased_before_it_is_due(store: Subject) {
         store.assert_idle(now).await;
     }
     if let Some(carried) = &store.carried {
-        assert_eq!(carried.source.next_due().await, Ok(Some(LATER)));
+        assert_eq!(carried.claims.next_due().await, Ok(Some(LATER)));
     }
     let again = store.again("w", LATER).await;
     assert_eq!((again.token.batch, again.accepted_at, again.count), (lease.token.batch, NOW, 3));
@@ -285,30 +287,32 @@ async fn a_disabled_destination_is_held(store: Subject) {
     assert_eq!(store.lease("w", "d", 9).await.len(), 2);
 }
 
-async fn sending_twice_is_sending_once(store: Subject) {
+/// B18: an entry is a hint, and one that is out of date brings nothing.
+async fn what_the_store_has_given_away_is_not_leased_by_an_old_entry(store: Subject) {
     let Some(carried) = &store.carried else { return };
-    let file = fixtures::file("feed", 1, &["d"]);
-    for first in [1, 11] {
-        store.outbox.append(fixtures::step(&file, first..=first + 9, NOW)).await.unwrap();
-    }
-    store.set_time(NOW);
-    let entries = carried.outstanding(NOW, 9).await;
-    for _ in 0..2 {
-        carried.send(&entries).await;
-    }
-    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    carried.source.mark_dispatched(&ids).await.unwrap();
-    let leases = store.lease("w", "d", 9).await;
-    assert_eq!(leases.len(), 2);
-    carried.send(&entries).await;
-    assert!(store.lease("w", "d", 9).await.is_empty(), "a leased batch is not leased a second time");
-    // An old entry of a batch that is due again later brings nothing.
-    for lease in &leases {
-        let verdicts: Vec<_> = (0..10).map(|index| (index, retry())).collect();
-        assert_eq!(store.settle_and_end(lease, &verdicts).await, Settled::Released);
-    }
-    carried.send(&entries).await;
-    assert!(store.lease("w", "d", 9).await.is_empty());
-    store.dispatch(LATER).await;
-    assert_eq!(store.lease_at("w", "d", 9, LATER).await.len(), 2);
+    four_batches(&store).await;
+    let ids: Vec<_> = carried.due(NOW, 9).await.into_iter().map(|batch| batch.id).collect();
+    assert_eq!(ids.len(), 4);
+    let other = ClaimRequest {
+        holder: "node-2/w#1".into(),
+        batches: ids.clone(),
+        until: UnixMs(NOW.0 + 1_000),
+        now: NOW,
+        born: UnixMs(0),
+    };
+    let claims = carried.claims.claim(other).await.unwrap();
+    let leases: Vec<_> = claims
+        .into_iter()
+        .map(|(_, claim)| match claim {
+            Claim::Granted(lease) => *lease,
+            refused => panic!("{refused:?}"),
+        })
+        .collect();
+    store.assert_idle(NOW).await;
+    // Given back, they come again.
+    let tokens: Vec<_> = leases.iter().map(|lease| lease.token).collect();
+    carried.claims.release_claims(&tokens, Release::Unused).await.unwrap();
+    store.dispatch(NOW).await;
+    assert_eq!(store.lease("w", "d", 9).await.len(), 2);
+    assert_eq!(store.lease("w", "e", 9).await.len(), 2);
 }

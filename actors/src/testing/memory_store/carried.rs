@@ -1,4 +1,4 @@
-//! What a queue that only carries needs of the store: what to send, and claims.
+//! What a queue between several processes needs of the store: what is due, and claims.
 
 use async_trait::async_trait;
 
@@ -6,18 +6,23 @@ use super::{MemoryStore, State, Stored, refused};
 use crate::{
     model::{
         ids::BatchId,
-        ledger::{Deadline, Grant},
+        ledger::{Deadline, Grant, is_earlier_life},
+        shard::shard,
         time::UnixMs,
     },
     ports::{
-        Claim, ClaimRequest, Claims, Cursor, Dispatch, DispatchSource, Fetched, ItemOutcome, LeaseToken,
-        OutboxEntry, OutboxPages, OutstandingQuery, Page, PageQuery, Release, StoreError,
+        Claim, ClaimRequest, Claims, Cursor, DestinationDepth, Dispatch, DueBatch, DueQuery, Fetched,
+        ItemOutcome, LeaseToken, Origin, OutboxEntry, OutboxPages, Page, PageQuery, Release, StoreError,
     },
 };
 
+/// Lanes of a destination.
+const LANES: u32 = 1_024;
+
 impl Stored {
+    /// Nobody has claimed it, and a message of it is open.
     fn is_outstanding(&self) -> bool {
-        self.is_open() && !self.is_held() && !self.dispatched
+        self.is_open() && !self.is_held()
     }
 
     /// When its first open message may be delivered.
@@ -25,62 +30,76 @@ impl Stored {
         self.record.due().unwrap_or(self.record.not_before)
     }
 
-    fn entry(&self, with_batch: bool) -> OutboxEntry {
+    fn entry(&self) -> OutboxEntry {
         OutboxEntry {
             id: self.batch.id,
             destination: self.batch.header.destination.as_str().into(),
             count: self.batch.count,
             not_before: self.due(),
-            batch: with_batch.then(|| self.batch.clone()),
+        }
+    }
+
+    /// How it is due for `process` at `now`, if it is.
+    fn origin(&self, process: &str, now: UnixMs) -> Option<Origin> {
+        match &self.record.holder {
+            _ if !self.is_open() => None,
+            None => (self.due() <= now).then_some(Origin::Fresh),
+            // Whatever of it is due.
+            Some(holder) if is_earlier_life(&holder.name, &format!("{process}/")) => Some(Origin::Mine),
+            Some(holder) => (holder.until < Deadline(now.0)).then_some(Origin::Found),
         }
     }
 }
 
 #[async_trait]
-impl DispatchSource for MemoryStore {
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
-        let OutstandingQuery { due_by, limit, except } = query;
-        let mut state = self.state();
-        let is_asked = |batch: &&mut Stored| {
-            let destination = &batch.batch.header.destination;
-            batch.is_outstanding()
-                && batch.due() <= due_by
-                && except.iter().all(|name| **name != **destination)
-        };
-        let mut due: Vec<_> = state.batches.iter_mut().filter(is_asked).collect();
-        due.sort_by_key(|batch| batch.due()); // stable: then by age
-        let mut entries = Vec::new();
-        for batch in due.into_iter().take(limit) {
-            batch.listed = batch.record.fence;
-            entries.push(batch.entry(true));
+impl Claims for MemoryStore {
+    async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
+        let state = self.state();
+        let mut listed = Vec::new();
+        for (destination, limit) in query.wants {
+            let of_it = state.batches.iter().filter(|batch| batch.batch.header.destination == **destination);
+            let due = of_it.filter_map(|batch| Some((batch, batch.origin(query.process, query.due_by)?)));
+            let mut due: Vec<_> = due.collect();
+            due.sort_by_key(|(batch, _)| batch.due()); // stable: then by age
+            listed.extend(due.into_iter().take(*limit).map(|(batch, origin)| DueBatch {
+                id: batch.batch.id,
+                destination: destination.clone(),
+                lane: shard(Some(&batch.batch.header.file.to_string()), LANES, 0),
+                open: batch.record.open_count(),
+                due: batch.due(),
+                origin,
+            }));
         }
-        Ok(entries)
-    }
-
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let mut state = self.state();
-        let mut mark = |id: &BatchId| {
-            let Some(&at) = state.ids.get(id) else {
-                return ItemOutcome::Permanent(format!("no batch {id} is stored"));
-            };
-            let batch = &mut state.batches[at];
-            // Claimed and put back since, it is to be sent again: what was accepted then is spent.
-            if batch.listed == batch.record.fence {
-                batch.dispatched = true;
-            }
-            ItemOutcome::Ok
-        };
-        Ok(ids.iter().map(|id| (*id, mark(id))).collect())
+        Ok(listed)
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
         let state = self.state();
         Ok(state.batches.iter().filter(|batch| batch.is_outstanding()).map(Stored::due).min())
     }
-}
 
-#[async_trait]
-impl Claims for MemoryStore {
+    async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError> {
+        let state = self.state();
+        let mut depths: Vec<DestinationDepth> = Vec::new();
+        for batch in state.batches.iter().filter(|batch| batch.is_open()) {
+            let name = batch.batch.header.destination.as_str();
+            let at = depths.iter().position(|depth| *depth.destination == *name).unwrap_or_else(|| {
+                depths.push(DestinationDepth { destination: name.into(), due: 0, waiting: 0, leased: 0 });
+                depths.len() - 1
+            });
+            let open = u64::from(batch.record.open_count());
+            let depth = &mut depths[at];
+            if batch.is_held() {
+                depth.leased += open;
+            } else if batch.due() <= now {
+                depth.due += open;
+            } else {
+                depth.waiting += open;
+            }
+        }
+        Ok(depths)
+    }
+
     async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
         let mut state = self.state();
         Ok(request.batches.iter().map(|&id| (id, state.claim(&request, id))).collect())
@@ -109,8 +128,8 @@ impl State {
             return Claim::Unavailable(format!("destination {destination} is disabled"));
         }
         let (until, now) = (Deadline(request.until.0), Deadline(request.now.0));
-        match batch.lease(&request.holder, until, now, request.now, request.born) {
-            Grant::Granted => Claim::Granted(Box::new(batch.record.clone())),
+        match batch.record.lease(&request.holder, until, now, request.now, request.born) {
+            Grant::Granted => Claim::Granted(Box::new(batch.to_lease())),
             Grant::Held { until } => Claim::Held { until: UnixMs(until.0) },
             Grant::Early { due } => Claim::Early { due },
             Grant::Settled => Claim::Settled,
@@ -137,7 +156,7 @@ impl OutboxPages for MemoryStore {
         };
         let mut listed = state.batches.iter().enumerate().skip(from).filter(|(_, batch)| is_listed(batch));
         let page = listed.by_ref().take(query.limit.max(1));
-        let entries = page.map(|(_, batch)| batch.entry(false)).collect();
+        let entries = page.map(|(_, batch)| batch.entry()).collect();
         let next = listed.next().map(|(number, _)| Cursor(number.to_string()));
         Ok(Page { entries, next })
     }

@@ -33,12 +33,7 @@ impl State {
             changed.push((at, changes));
         }
         for (at, record) in records {
-            let batch = &mut self.batches[at];
-            let was_held = batch.is_held();
-            batch.record = record;
-            if was_held {
-                batch.put_back();
-            }
+            self.batches[at].record = record;
         }
         for (at, changes) in changed {
             if !changes.failures.is_empty() {

@@ -59,10 +59,6 @@ struct Stored {
     record: Record,
     /// One chunk per settlement that brought failures.
     history: Vec<Vec<u8>>,
-    /// A queue that carries has it, or somebody has claimed it.
-    dispatched: bool,
-    /// The fence under which it was last listed as outstanding.
-    listed: u64,
     archived: bool,
 }
 
@@ -73,25 +69,6 @@ impl Stored {
 
     fn is_held(&self) -> bool {
         self.record.holder.is_some()
-    }
-
-    /// Gives it to `asks`, if it may have it.
-    fn lease(&mut self, asks: &str, until: Deadline, now: Deadline, wall: UnixMs, born: UnixMs) -> Grant {
-        let grant = self.record.lease(asks, until, now, wall, born);
-        match grant {
-            Grant::Granted => self.dispatched = true,
-            // The entry that brought it is spent.
-            Grant::Early { .. } => self.dispatched = false,
-            Grant::Held { .. } | Grant::Settled => {}
-        }
-        grant
-    }
-
-    /// To be called when a claim has ended, or a message is open again.
-    fn put_back(&mut self) {
-        if !self.is_held() {
-            self.dispatched = false;
-        }
     }
 
     /// What a worker is given of it.
@@ -124,6 +101,13 @@ impl MemoryStore {
         self.state().disabled.remove(name);
     }
 
+    /// How many messages of a destination are open.
+    pub fn open_at(&self, destination: &str) -> u64 {
+        let state = self.state();
+        let of_it = state.batches.iter().filter(|batch| batch.batch.header.destination == destination);
+        of_it.map(|batch| u64::from(batch.record.open_count())).sum()
+    }
+
     /// How many batches are leased.
     pub fn leased(&self) -> usize {
         self.state().batches.iter().filter(|batch| batch.is_held()).count()
@@ -154,7 +138,8 @@ impl MemoryStore {
             let Some(&at) = state.ids.get(id) else { continue };
             let batch = &mut state.batches[at];
             if !batch.is_held()
-                && batch.lease(holder, Deadline(until.0), Deadline(0), now, UnixMs(0)) == Grant::Granted
+                && batch.record.lease(holder, Deadline(until.0), Deadline(0), now, UnixMs(0))
+                    == Grant::Granted
             {
                 leases.push(batch.to_lease());
             }
@@ -251,8 +236,6 @@ impl State {
             batch,
             rows,
             history: Vec::new(),
-            dispatched: false,
-            listed: 0,
             archived: false,
         });
     }
@@ -314,7 +297,6 @@ impl State {
         for batch in &mut self.batches {
             let changes = batch.record.redrive(0..batch.record.len() as u32, now);
             if !changes.rose.is_empty() {
-                batch.put_back();
                 redriven += changes.rose.len();
                 files.push(batch.batch.header.file);
             }

@@ -41,7 +41,6 @@ impl State {
         for batch in &mut self.batches {
             if batch.record.holder.as_ref().is_some_and(|holder| is_lost(&holder.name, holder.until)) {
                 batch.record.lose();
-                batch.put_back();
                 lost += 1;
             }
         }
@@ -69,7 +68,6 @@ impl State {
                     }
                     Release::Lost => batch.record.lose(),
                 }
-                batch.put_back();
             }
         }
     }
@@ -87,7 +85,8 @@ impl Queue for MemoryStore {
             for at in state.choose(want, request.now) {
                 let batch = &mut state.batches[at];
                 let until = Deadline(request.until.0);
-                let grant = batch.lease(&request.holder, until, Deadline(0), request.now, request.born);
+                let grant =
+                    batch.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
                 debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
                 leases.push(batch.to_lease());
             }

@@ -1,45 +1,41 @@
 //! `Outbox::append`: rows and checkpoint in one transaction.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use postrider_actors::{
     model::{
         batch::NewBatch,
         file::{FileState, Reject},
         ids::FileId,
+        time::UnixMs,
     },
     ports::{Append, AppendLimits, Appended, EntryId, StoreError},
 };
 
 use super::{
     calls::{ACTIONS_MAX, Got, Transacted, ledger_key, put},
-    files::StoredFile,
-    item::{BATCH, BODY, COUNT, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, number, size, text, write_batch},
+    files::{StoredFile, json},
+    item::{BATCHES, BODY, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, number, text},
+    payload::NewPayload,
     record::Stored,
     schema,
     state::Shared,
 };
 use postrider_actors::model::codec;
 
-/// Actions that a step takes beside its batches and entries: the file, its place among files and among open
-/// ones, and the depth.
-const FIXED_ACTIONS: usize = 4;
+/// Actions that a step takes beside its batches' records and its entries: the file, its place among files and among
+/// open ones, where its batches are, and the depth.
+const FIXED_ACTIONS: usize = 5;
 
-/// Actions per batch: the batch, its record, its place in its file.
-const BATCH_ACTIONS: usize = 3;
+/// What one step may hold. The actions of a transaction are divided between batches and entries; payloads are stored
+/// ahead of it, in calls of up to 16 MB.
+pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 40, bytes: 4_000_000, entries: 36 };
 
-/// What one step may hold. The actions of a transaction are divided between batches and entries; the bytes
-/// leave room for what surrounds the payloads. Batches in tens fill the queue's calls of ten.
-pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 20, bytes: 2_500_000, entries: 36 };
-
-const _: () = assert!(LIMITS.batches * BATCH_ACTIONS + LIMITS.entries + FIXED_ACTIONS <= ACTIONS_MAX);
+const _: () = assert!(LIMITS.batches + LIMITS.entries + FIXED_ACTIONS <= ACTIONS_MAX);
 
 /// Destinations that one feed may have: each row becomes a batch for every one of them in the same
 /// transaction.
 pub const DESTINATIONS_MAX: usize = LIMITS.batches;
-
-/// The most that an item may take, less what our count of it may be short of.
-const ITEM_BYTES_MAX: usize = 400_000;
 
 /// Bytes per stored chunk of rejected rows.
 const REJECT_CHUNK_BYTES: usize = 128 * 1024;
@@ -63,14 +59,16 @@ impl Shared {
     pub(super) async fn append(&self, append: Append) -> Result<Appended, StoreError> {
         let id = append.file.id;
         let _turn = self.appending[usize::from(id.0[0]) % self.appending.len()].lock().await;
-        let mut known = match self.cached_file(id) {
-            Some(file) => Some(file),
-            None => self.read_file(id).await?,
-        };
+        // Whoever goes on with a file has looked it up; what is not known here is taken to be new, and read if it is not.
+        let mut known = self.cached_file(id);
+        let mut is_current = false;
         for _ in 0..ROUNDS {
-            match self.append_to(&append, known.as_ref()).await {
+            match self.append_to(&append, known.as_ref(), is_current).await {
                 Ok(Some(appended)) => return Ok(appended),
-                Ok(None) => known = self.read_file(id).await?,
+                Ok(None) => {
+                    known = self.read_file(id).await?;
+                    is_current = true;
+                }
                 Err(error) => {
                     self.cache_file(id, None);
                     return Err(error);
@@ -80,11 +78,12 @@ impl Shared {
         Err(StoreError::Retryable(format!("file {id} is being changed by somebody else")))
     }
 
-    /// Stores a step behind `stored`; `None` if that is not how the file stands.
+    /// Stores a step behind `stored`; `None` if that is not how the file stands. `is_current` if it was just read.
     async fn append_to(
         &self,
         append: &Append,
         stored: Option<&StoredFile>,
+        is_current: bool,
     ) -> Result<Option<Appended>, StoreError> {
         let id = append.file.id;
         let before = stored.map(|file| file.checkpoint).unwrap_or_default();
@@ -113,7 +112,10 @@ impl Shared {
                     before.rows, after.rows
                 )));
             }
-            append.check_balance(&before).map_err(StoreError::Permanent)?;
+            if let Err(why) = append.check_balance(&before) {
+                // Perhaps the file is not as it was taken to be.
+                return if is_current { Err(StoreError::Permanent(why)) } else { Ok(None) };
+            }
             self.register(&append.file.destinations).await?;
             self.put_rejects(append).await?;
             file.checkpoint = after;
@@ -125,9 +127,8 @@ impl Shared {
         let slot = self.slot().await;
         let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
         let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
-        let records: Vec<Stored> = batches.iter().map(Stored::of).collect::<Result<_, _>>()?;
-        let created: Vec<_> = batches.iter().map(|_| self.stamp()).collect();
-        let new: Vec<_> = batches.iter().zip(&records).zip(created.iter().copied()).collect();
+        let records = self.records_of(batches).await?;
+        let new: Vec<_> = records.iter().map(|record| (record, self.stamp())).collect();
         let (mut actions, about) = self.actions(append, &file, stored.is_none(), advances, &new)?;
         if messages > 0 {
             actions.push(self.change_depth(&slot.name(), messages)?);
@@ -150,9 +151,8 @@ impl Shared {
                 )));
             }
             Err(error) => {
-                // It may be stored all the same, and its batches are not known here then.
+                // It may be stored all the same; a sweep finds its batches then.
                 self.depth_unknown();
-                self.fresh().note_dropped();
                 return Err(error);
             }
         }
@@ -162,11 +162,9 @@ impl Shared {
         self.depth_changed(messages);
         self.touched(&file.record.feed, id);
         self.cache_file(id, Some(file));
-        let mut fresh = self.fresh();
-        for (batch, created) in batches.iter().zip(created) {
-            fresh.insert(batch.clone(), created);
+        for (record, stamp) in &new {
+            self.waits(record, record.record.not_before, *stamp);
         }
-        drop(fresh);
         for record in records {
             self.cache_record(record);
         }
@@ -180,7 +178,7 @@ impl Shared {
         file: &StoredFile,
         is_new: bool,
         advances: bool,
-        new: &[((&NewBatch, &Stored), u64)],
+        new: &[(&Stored, u64)],
     ) -> Result<(Vec<aws_sdk_dynamodb::types::TransactWriteItem>, Vec<About>), StoreError> {
         let id = append.file.id;
         let table = &self.calls.tables.ledger;
@@ -195,10 +193,13 @@ impl Shared {
                 actions.push(put(table, taken, Some("attribute_not_exists(Pk)"))?);
                 about.push(About::Entry);
             }
-            for &((batch, record), created) in new {
-                actions.extend(self.batch_actions(batch, record, created)?);
-                actions.push(put(table, place_in_file(batch), None)?);
-                about.extend([About::Batch, About::Batch, About::Else]);
+            for &(record, stamp) in new {
+                let stamp = self.stamp_of(&record.record, stamp);
+                actions.push(record.insert(table, self.settings.shards(), stamp)?);
+                about.push(About::Batch);
+            }
+            if !new.is_empty() {
+                actions.push(put(table, step_of_file(append)?, None)?);
             }
         }
         if is_new {
@@ -222,27 +223,18 @@ impl Shared {
         Ok((actions, about))
     }
 
-    /// The actions that store a batch and its record.
-    fn batch_actions(
-        &self,
-        batch: &NewBatch,
-        record: &Stored,
-        created: u64,
-    ) -> Result<[aws_sdk_dynamodb::types::TransactWriteItem; 2], StoreError> {
-        let stored = write_batch(batch)?;
-        let bytes = size(&stored);
-        if bytes > ITEM_BYTES_MAX {
-            return Err(StoreError::Permanent(format!(
-                "batch {} takes {bytes} bytes, an item of DynamoDB takes {ITEM_BYTES_MAX}: lower max_row of \
-                 its feed, or shorten the template",
-                batch.id
-            )));
+    /// Stores what new batches carry; their records.
+    async fn records_of(&self, batches: &[NewBatch]) -> Result<Vec<Stored>, StoreError> {
+        let new = batches.iter().map(NewPayload::of).collect::<Result<Vec<_>, _>>()?;
+        let ids: Vec<_> = new.iter().map(|payload| payload.id).collect();
+        // A batch that is refused must not have its payload stored before.
+        let records = batches.iter().zip(&ids).map(|(batch, id)| Stored::of(batch, *id, UnixMs(0)));
+        let mut records = records.collect::<Result<Vec<_>, _>>()?;
+        let kept = self.put_payloads(new).await?;
+        for record in &mut records {
+            record.kept_until = kept[&record.payload];
         }
-        let shard = schema::topic_shard(&record.destination, record.file, self.settings.shards);
-        Ok([
-            put(&self.calls.tables.outbox, stored, Some("attribute_not_exists(MessageId)"))?,
-            record.insert(&self.calls.tables.ledger, shard, &self.settings.process, created)?,
-        ])
+        Ok(records)
     }
 
     /// Writes rejects and duplicates ahead of the transaction: they may be more than it takes. What a crash
@@ -264,7 +256,7 @@ impl Shared {
             let last = *rows.last().expect("a chunk has a row");
             put(schema::duplicates_sk(last), codec::encode_row_numbers(rows));
         }
-        self.calls.put_all("storing rejected rows", items).await
+        self.calls.put_all("storing rejected rows", &self.calls.tables.ledger, items).await
     }
 
     pub(super) async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
@@ -293,13 +285,15 @@ impl Shared {
     }
 }
 
-fn place_in_file(batch: &NewBatch) -> Item {
-    let header = &batch.header;
-    let sk = schema::batch_of_file_sk(&header.destination, batch.first_row);
-    let mut place = ledger_key(&schema::file_pk(header.file), &sk);
-    place.insert(BATCH.to_owned(), text(batch.id.to_string()));
-    place.insert(COUNT.to_owned(), number(batch.count));
-    place
+/// Where the batches of a step are found by their rows: the first rows of each destination's.
+fn step_of_file(append: &Append) -> Result<Item, StoreError> {
+    let mut batches: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for batch in &append.batches {
+        batches.entry(&batch.header.destination).or_default().push(batch.first_row);
+    }
+    let mut step = ledger_key(&schema::file_pk(append.file.id), &schema::step_sk(append.checkpoint.rows));
+    step.insert(BATCHES.to_owned(), text(json(&batches)?));
+    Ok(step)
 }
 
 /// Rejected rows in chunks that fit an item each.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::types::Select;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
@@ -12,12 +11,14 @@ use postrider_actors::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    calls::{Got, Stated, Tables},
-    draft::Known,
+    calls::Stated,
+    change::Change,
     item::{
-        ACCEPTED_AT, COUNT, DELIVERY_TIME, DUE, Damaged, Item, MESSAGE_ID, OUTSTANDING_CREATED_TIME, PK,
-        Reading, SK, TOPIC, TOPIC_SHARD, item, number, read_batch, text,
+        COUNT, DELIVERY_TIME, DIGEST, DUE, Damaged, Item, OUTSTANDING_CREATED_TIME, PK, Reading, SK, TOPIC,
+        TOPIC_SHARD, item, number, text,
     },
+    payload::PayloadId,
+    record::{Known, Stored, kept_until},
     schema,
     state::Shared,
 };
@@ -34,6 +35,7 @@ const ARCHIVE_PAGES_MAX: usize = 20;
 /// Where the archiver goes on.
 #[derive(Default)]
 pub(super) struct Progress {
+    shard: u32,
     from: Option<Item>,
 }
 
@@ -114,10 +116,10 @@ impl Shared {
             return Ok(Page { entries: Vec::new(), next: query.cursor });
         }
         // The seed's lesson: five destinations of twenty shards are a hundred calls for nothing. If all there
-        // is fits into the page, a scan brings it with a few.
+        // is fits into the page, a few queries bring it.
         if query.cursor.is_none()
             && destination.is_none()
-            && let Some(all) = self.scan_all(&place, query.limit).await?
+            && let Some(all) = self.list_all(&place, query.limit).await?
         {
             return Ok(Page { entries: all, next: None });
         }
@@ -128,45 +130,32 @@ impl Shared {
         self.page_of(&place.walk(&topics), query.limit).await
     }
 
-    /// Everything on one side, by time, if it is no more than `limit`.
-    async fn scan_all(&self, place: &Place, limit: usize) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
-        let segments = self.segments();
-        let pages: Vec<_> =
-            (0..segments).map(|segment| self.scan_segment(place, segment, segments, limit)).collect();
-        let pages: Vec<_> = stream::iter(pages).buffered(segments.into()).collect().await;
+    /// Everything on one side, by time, if it is no more than `limit`: one query per shard.
+    async fn list_all(&self, place: &Place, limit: usize) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
+        let pages = (0..self.settings.all_shards()).map(|shard| {
+            let call = if place.dispatched {
+                let more = i32::try_from(limit + 1).unwrap_or(i32::MAX);
+                self.all_of_shard(schema::DELIVERED_ALL_TOPICS, shard).limit(more)
+            } else {
+                // It holds what somebody has claimed, too.
+                self.all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
+                    .filter_expression("attribute_exists(#Created)")
+                    .expression_attribute_names("#Created", OUTSTANDING_CREATED_TIME)
+            };
+            self.calls.query("listing batches", call)
+        });
+        let pages = stream::iter(pages.collect::<Vec<_>>()).buffered(self.settings.all_shards() as usize);
+        let pages: Vec<_> = pages.collect().await;
         let mut all = Vec::new();
         for page in pages {
-            let (entries, is_whole) = page?;
-            all.extend(entries);
-            if !is_whole || all.len() > limit {
+            let (items, next) = page?;
+            all.extend(entries(&items, place.time_attribute())?);
+            if next.is_some() || all.len() > limit {
                 return Ok(None);
             }
         }
         all.sort_by_key(|(time, entry)| (*time, entry.id));
         Ok(Some(all.into_iter().map(|(_, entry)| entry).collect()))
-    }
-
-    async fn scan_segment(
-        &self,
-        place: &Place,
-        segment: u16,
-        segments: u16,
-        limit: usize,
-    ) -> Result<(Vec<Timed>, bool), StoreError> {
-        let index =
-            if place.dispatched { schema::DELIVERED_ALL_TOPICS } else { schema::OUTSTANDING_ALL_TOPICS };
-        let call = self
-            .calls
-            .client
-            .scan()
-            .table_name(&self.calls.tables.ledger)
-            .index_name(index)
-            .segment(segment.into())
-            .total_segments(segments.into())
-            .limit(i32::try_from(limit + 1).unwrap_or(i32::MAX));
-        let output = self.calls.scan("listing batches", call).await?;
-        let entries = entries(output.items(), place.time_attribute())?;
-        Ok((entries, output.last_evaluated_key.is_none()))
     }
 
     /// Fills a page from the shards of a walk, in their order.
@@ -227,57 +216,39 @@ impl Shared {
     }
 
     pub(super) async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
-        let keys: Vec<_> = ids.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
-        let found = self.calls.get_many("reading batches", &self.calls.tables.outbox, &keys, None).await?;
-        let mut fetched = Vec::with_capacity(ids.len());
-        for (&id, got) in ids.iter().zip(found) {
-            let answer = match got {
-                Got::Item(item) => Fetched::Batch(read_batch(item)?),
-                Got::Missing => Fetched::Missing,
-                Got::Unprocessed => Fetched::Unprocessed,
-            };
-            fetched.push((id, answer));
-        }
-        Ok(fetched)
+        let mut known = Known::new();
+        let unread = self.look_up(&mut known, ids.iter().copied(), true).await?;
+        let stored: Vec<_> = known.values().flatten().collect();
+        let mut fetched = self.payloads_of(&stored).await?;
+        fetched.extend(unread.into_iter().map(|id| (id, Fetched::Unprocessed)));
+        // Each may be asked for twice; a batch without a record has none.
+        Ok(ids.iter().map(|id| (*id, fetched.get(id).cloned().unwrap_or(Fetched::Missing))).collect())
     }
 
-    /// Deletes payloads that nothing needs, and takes their batches out of the indexes after that: what is left out by
-    /// a crash in between is listed still, and deleted again.
+    /// Takes batches that need nothing any more out of the indexes. What they carried is left to expire: others may
+    /// share it.
     pub(super) async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
         let mut known = Known::new();
         self.know(&mut known, ids.iter().copied(), false).await?;
         let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
         let mut going = Vec::new();
         for (id, stored) in known {
-            match stored.and_then(|stored| stored.record.why_kept()) {
+            match stored.as_ref().and_then(|stored| stored.record.why_kept()) {
                 Some(why) => {
                     outcomes.insert(id, ItemOutcome::Permanent(format!("batch {id} is kept: {why}")));
                 }
                 None => going.push(id),
             }
         }
-        let Tables { outbox, ledger } = &self.calls.tables;
-        let statement = format!("DELETE FROM \"{outbox}\" WHERE {MESSAGE_ID}=?");
-        let deletes = going.iter().map(|id| (statement.clone(), vec![text(id.to_string())])).collect();
-        let deleted = self.calls.execute("deleting batches", deletes).await;
-        let mut gone = Vec::with_capacity(going.len());
-        for (id, answer) in going.into_iter().zip(deleted) {
-            match answer {
-                // Refused: it is gone already.
-                Stated::Done | Stated::Refused => gone.push(id),
-                Stated::Failed(outcome) => {
-                    outcomes.insert(id, outcome);
-                }
-            }
-        }
-        let statement = format!(
-            "UPDATE \"{ledger}\" REMOVE {TOPIC_SHARD} REMOVE {DELIVERY_TIME} WHERE {PK}=? AND {SK}=?"
-        );
-        let key = |id: &BatchId| vec![text(schema::batch_pk(*id)), text(schema::BATCH_SK)];
-        let updates = gone.iter().map(|id| (statement.clone(), key(id))).collect();
-        let updated = self.calls.execute("taking deleted batches out of the index", updates).await;
-        for (id, answer) in gone.into_iter().zip(updated) {
+        let ledger = &self.calls.tables.ledger;
+        let archive = |id: &BatchId| {
+            Change::of(ledger, Stored::key(*id)).remove(TOPIC_SHARD).remove(DELIVERY_TIME).statement()
+        };
+        let archived = self.calls.execute("archiving batches", going.iter().map(archive).collect()).await;
+        for (id, answer) in going.into_iter().zip(archived) {
+            self.forget_record(id);
             let outcome = match answer {
+                // Refused: there is none.
                 Stated::Done | Stated::Refused => ItemOutcome::Ok,
                 Stated::Failed(outcome) => outcome,
             };
@@ -286,63 +257,41 @@ impl Shared {
         Ok(ids.iter().map(|id| (*id, outcomes[id].clone())).collect())
     }
 
-    pub(super) async fn count_outstanding(&self) -> Result<u64, StoreError> {
-        let segments = self.segments();
-        let counts = (0..segments).map(|segment| self.count_segment(segment, segments));
-        let counts: Vec<_> =
-            stream::iter(counts.collect::<Vec<_>>()).buffered(segments.into()).collect().await;
-        counts.into_iter().sum()
-    }
-
-    async fn count_segment(&self, segment: u16, segments: u16) -> Result<u64, StoreError> {
-        let mut count = 0;
-        let mut from = None;
-        loop {
-            let call = self
-                .calls
-                .client
-                .scan()
-                .table_name(&self.calls.tables.ledger)
-                .index_name(schema::OUTSTANDING_ALL_TOPICS)
-                .select(Select::Count)
-                .segment(segment.into())
-                .total_segments(segments.into())
-                .set_exclusive_start_key(from);
-            let output = self.calls.scan("counting outstanding batches", call).await?;
-            count += u64::try_from(output.count).unwrap_or(0);
-            from = output.last_evaluated_key;
-            if from.is_none() {
-                return Ok(count);
-            }
-        }
-    }
-
     pub(super) async fn archive(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        if limit == 0 {
-            return Ok(0);
-        }
         let mut progress = self.archive.lock().await;
         let mut removed = 0;
         for _ in 0..ARCHIVE_PAGES_MAX {
+            if removed >= limit {
+                break;
+            }
+            // What was delivered before then was accepted before; what is needed yet is passed over.
             let call = self
-                .calls
-                .client
-                .scan()
-                .table_name(&self.calls.tables.ledger)
-                .index_name(schema::DELIVERED_ALL_TOPICS)
-                .filter_expression("#AcceptedAt < :before")
-                .expression_attribute_names("#AcceptedAt", ACCEPTED_AT)
-                .expression_attribute_values(":before", number(before.0))
+                .all_of_shard(schema::DELIVERED_ALL_TOPICS, progress.shard)
+                .key_condition_expression("#Shard = :shard AND #DeliveryTime < :before")
+                .expression_attribute_names("#DeliveryTime", DELIVERY_TIME)
+                .expression_attribute_values(":before", number(before.0.saturating_mul(1_000)))
                 .limit(i32::try_from(limit - removed).unwrap_or(i32::MAX).clamp(1, 1_000))
                 .set_exclusive_start_key(progress.from.take());
-            let output = self.calls.scan("looking for old batches", call).await?;
-            let ids: Result<Vec<BatchId>, _> =
-                output.items().iter().map(|item| Reading(item).batch_of_key()).collect();
-            let outcomes = self.delete(&ids?).await?;
+            let (items, next) = self.calls.query("looking for old batches", call).await?;
+            let found: Vec<(BatchId, PayloadId, UnixMs)> = items
+                .iter()
+                .map(|item| {
+                    let reading = Reading(item);
+                    Ok((reading.batch_of_key()?, reading.text(DIGEST)?.parse()?, kept_until(item)?))
+                })
+                .collect::<Result<_, Damaged>>()?;
+            let ids: Vec<_> = found.iter().map(|(id, ..)| *id).collect();
+            let outcomes = self.delete(&ids).await?;
             removed += outcomes.iter().filter(|(_, outcome)| *outcome == ItemOutcome::Ok).count();
-            progress.from = output.last_evaluated_key;
-            if progress.from.is_none() || removed >= limit {
-                break;
+            let is_kept = |(_, (_, outcome)): &(_, &(_, ItemOutcome))| *outcome != ItemOutcome::Ok;
+            let kept = found.into_iter().zip(&outcomes).filter(is_kept).map(|(found, _)| found);
+            self.keep_payloads(kept).await?;
+            progress.from = next;
+            if progress.from.is_none() {
+                progress.shard = (progress.shard + 1) % self.settings.all_shards();
+                if progress.shard == 0 {
+                    break;
+                }
             }
         }
         Ok(removed)
@@ -358,7 +307,6 @@ fn entries(items: &[Item], time: &'static str) -> Result<Vec<Timed>, Damaged> {
             destination: reading.text(TOPIC)?.into(),
             count: reading.number(COUNT)?,
             not_before: reading.time(DUE)?,
-            batch: None,
         };
         Ok((reading.number(time)?, entry))
     };

@@ -9,13 +9,12 @@ use aws_sdk_dynamodb::{
     error::{ProvideErrorMetadata, SdkError},
     operation::{
         batch_execute_statement::BatchExecuteStatementOutput, query::builders::QueryFluentBuilder,
-        scan::ScanOutput, scan::builders::ScanFluentBuilder, transact_write_items::TransactWriteItemsError,
-        update_item::UpdateItemError, update_item::builders::UpdateItemFluentBuilder,
+        transact_write_items::TransactWriteItemsError, update_item::UpdateItemError,
     },
     types::{
-        AttributeValue, BatchStatementErrorCodeEnum, BatchStatementRequest, ConsumedCapacity, Delete,
-        KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity, ReturnValue,
-        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update, WriteRequest,
+        BatchStatementErrorCodeEnum, BatchStatementRequest, ConsumedCapacity, Delete, KeysAndAttributes, Put,
+        PutRequest, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure,
+        TransactWriteItem, WriteRequest,
     },
 };
 use futures_util::{StreamExt as _, stream};
@@ -29,6 +28,7 @@ use postrider_actors::{
 };
 
 use super::{
+    change::{Change, Statement},
     item::{Item, PK, SK, text},
     retry::{BUDGET, described},
 };
@@ -97,7 +97,7 @@ fn unbuilt(error: &aws_sdk_dynamodb::error::BuildError) -> Failure {
     Failure::new(FailureKind::Invalid, format!("a call to DynamoDB can't be built: {error}"))
 }
 
-fn build_error(error: &aws_sdk_dynamodb::error::BuildError) -> StoreError {
+pub(super) fn build_error(error: &aws_sdk_dynamodb::error::BuildError) -> StoreError {
     unbuilt(error).into()
 }
 
@@ -120,35 +120,6 @@ pub(super) fn delete(table: &str, key: Item) -> Result<TransactWriteItem, StoreE
         .build()
         .map_err(|error| build_error(&error))?;
     Ok(TransactWriteItem::builder().delete(delete).build())
-}
-
-/// An update as part of a transaction. Every name in `values` is bound as `:name`, every attribute in
-/// `names` as `#name`: many attribute names are reserved words.
-pub(super) struct Change<'a> {
-    pub(super) table: &'a str,
-    pub(super) key: Item,
-    pub(super) update: String,
-    pub(super) condition: Option<&'a str>,
-    pub(super) names: Vec<&'static str>,
-    pub(super) values: Vec<(&'static str, AttributeValue)>,
-}
-
-impl Change<'_> {
-    pub(super) fn action(self) -> Result<TransactWriteItem, StoreError> {
-        let mut update = Update::builder()
-            .table_name(self.table)
-            .set_key(Some(self.key))
-            .update_expression(self.update)
-            .set_condition_expression(self.condition.map(str::to_owned));
-        for name in self.names {
-            update = update.expression_attribute_names(format!("#{name}"), name);
-        }
-        for (name, value) in self.values {
-            update = update.expression_attribute_values(format!(":{name}"), value);
-        }
-        let update = update.build().map_err(|error| build_error(&error))?;
-        Ok(TransactWriteItem::builder().update(update).build())
-    }
 }
 
 impl Calls {
@@ -326,6 +297,18 @@ impl Calls {
         Ok((output.items.unwrap_or_default(), output.last_evaluated_key))
     }
 
+    /// One page of a query that only counts.
+    pub(super) async fn count(
+        &self,
+        what: &str,
+        call: QueryFluentBuilder,
+    ) -> Result<(u64, Option<Item>), StoreError> {
+        let call = call.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
+        let output = self.insist("Query", 1, what, || call.clone().send()).await?;
+        self.consumed(output.consumed_capacity());
+        Ok((u64::try_from(output.count).unwrap_or(0), output.last_evaluated_key))
+    }
+
     /// Every item of a partition of the ledger table whose range key begins with `prefix`, strongly
     /// consistent. For partitions that are known to be small.
     pub(super) async fn partition(
@@ -361,14 +344,6 @@ impl Calls {
             }
             from = next;
         }
-    }
-
-    /// One page of a scan.
-    pub(super) async fn scan(&self, what: &str, call: ScanFluentBuilder) -> Result<ScanOutput, StoreError> {
-        let call = call.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        let output = self.insist("Scan", 1, what, || call.clone().send()).await?;
-        self.consumed(output.consumed_capacity());
-        Ok(output)
     }
 
     /// Writes all of `actions` or none. At most [`ACTIONS_MAX`], on different items.
@@ -420,18 +395,14 @@ impl Calls {
 
     /// Executes statements on different items, one answer each in order: failed ones are repeated by
     /// themselves.
-    pub(super) async fn execute(
-        &self,
-        what: &str,
-        statements: Vec<(String, Vec<AttributeValue>)>,
-    ) -> Vec<Stated> {
+    pub(super) async fn execute(&self, what: &str, statements: Vec<Statement>) -> Vec<Stated> {
         let chunks: Vec<_> =
             statements.chunks(STATEMENTS_MAX).map(|chunk| self.execute_some(what, chunk)).collect();
         let answers: Vec<_> = stream::iter(chunks).buffered(PARALLEL_CALLS).collect().await;
         answers.into_iter().flatten().collect()
     }
 
-    async fn execute_some(&self, what: &str, statements: &[(String, Vec<AttributeValue>)]) -> Vec<Stated> {
+    async fn execute_some(&self, what: &str, statements: &[Statement]) -> Vec<Stated> {
         let mut answers: Vec<Option<Stated>> = statements.iter().map(|_| None).collect();
         let mut tries = Tries::new(BUDGET);
         loop {
@@ -512,9 +483,8 @@ impl Calls {
         }
     }
 
-    /// Puts items of the ledger table without conditions.
-    pub(super) async fn put_all(&self, what: &str, items: Vec<Item>) -> Result<(), StoreError> {
-        let table = &self.tables.ledger;
+    /// Puts items of a table without conditions.
+    pub(super) async fn put_all(&self, what: &str, table: &str, items: Vec<Item>) -> Result<(), StoreError> {
         for items in items.chunks(STATEMENTS_MAX) {
             let mut left: Vec<_> = Vec::with_capacity(items.len());
             for item in items {
@@ -554,22 +524,11 @@ impl Calls {
         what: &str,
         change: Change<'_>,
     ) -> Result<Result<Item, Option<Item>>, StoreError> {
-        let mut call: UpdateItemFluentBuilder = self
-            .client
-            .update_item()
-            .table_name(change.table)
-            .set_key(Some(change.key))
-            .update_expression(change.update)
-            .set_condition_expression(change.condition.map(str::to_owned))
+        let call = change
+            .call(self.client.update_item())
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        for name in change.names {
-            call = call.expression_attribute_names(format!("#{name}"), name);
-        }
-        for (name, value) in change.values {
-            call = call.expression_attribute_values(format!(":{name}"), value);
-        }
         match self.ask("UpdateItem", 1, what, || call.clone().send(), |_| CallOutcome::Ok).await? {
             Ok(output) => {
                 self.consumed(output.consumed_capacity());
@@ -594,11 +553,6 @@ impl Calls {
         self.consumed(output.consumed_capacity());
         Ok(())
     }
-}
-
-/// An operation's error as the outcome of one of its items.
-pub(super) fn outcome(error: StoreError) -> ItemOutcome {
-    error.into()
 }
 
 fn is_condition(error: &impl ProvideErrorMetadata) -> bool {

@@ -1,125 +1,211 @@
-//! `Claims`: one conditional update per batch, which brings back what the worker needs and no payload.
+//! `Claims`: all batches of a request in one call, each under a condition of its own.
 //!
-//! `Record::lease` decides over a record that was seen before, or is read; the update holds only if it is still so.
-//! Nobody is refused for what a record was like a while ago.
+//! `Record::lease` decides over records that were seen before, or are read; a change holds only if its record is still
+//! as it was seen. Nobody is refused for what a record was like a while ago.
 
-use futures_util::{StreamExt as _, stream};
+use std::collections::{BTreeSet, HashMap};
+
 use postrider_actors::{
     model::{
         ids::BatchId,
         ledger::{Deadline, Grant, Record, is_earlier_life},
         time::UnixMs,
     },
-    ports::{Claim, ClaimRequest, ItemOutcome, LeaseToken, Release, StoreError},
+    ports::{Claim, ClaimRequest, Fetched, ItemOutcome, Lease, LeaseToken, Origin, Release, StoreError},
 };
 
 use super::{
-    calls::{Change, PARALLEL_CALLS, Stated},
-    draft::Known,
-    item::{DUE, FENCE, HOLDER, OUTSTANDING_CREATED_TIME, PK, Reading, SK, UNTIL, number, text, time},
-    record::{Mark, Stored, Waiting},
-    schema,
+    calls::Stated,
+    change::{Change, When},
+    item::{FENCE, HOLDER, UNTIL, number, time},
+    record::{Known, Side, Stored},
     state::Shared,
+    waiting::Waiting,
 };
 
-/// How often a claim is tried again when another change came first.
-const ROUNDS: usize = 4;
+/// How often changes are worked out anew when others came first.
+const ROUNDS: usize = 10;
 
-/// The same for a release, which nobody else does.
-const RELEASE_ROUNDS: usize = 10;
+/// A change that was written, with the record as it stands then.
+struct Written {
+    stored: Stored,
+    side: Side,
+    stamp: u64,
+}
 
-/// A record that was stored when it was written or read.
-enum Written {
-    Done(Stored),
-    /// The record is another one by now, and outstanding or not.
-    MovedOn(Stored, Option<Waiting>),
-    Gone,
+/// What a rule says to a change of one record.
+enum Decision<T> {
+    /// This is the record then, unless it has changed meanwhile.
+    Change(Record),
+    /// This is the answer if the record is as it is stored now.
+    Answer(T),
 }
 
 impl Shared {
-    pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
-        let disabled = self.disabled_set().await?;
-        let mut known = Known::new();
-        if let Err(error) = self.know(&mut known, request.batches.iter().copied(), true).await {
-            return match error {
-                StoreError::Permanent(_) => Err(error),
-                StoreError::Retryable(why) | StoreError::Denied(why) | StoreError::Unknown(why) => {
-                    let claim = |id: &BatchId| (*id, Claim::Unavailable(why.clone()));
-                    Ok(request.batches.iter().map(claim).collect())
-                }
-            };
-        }
-        let claims = request.batches.iter().map(|&id| {
-            let (disabled, seen) = (disabled.clone(), known.remove(&id).flatten());
-            async move {
-                let Some(seen) = seen else { return Ok((id, Claim::Missing)) };
-                if disabled.contains(&seen.destination) {
-                    let why = format!("destination {} is disabled", seen.destination);
-                    return Ok((id, Claim::Unavailable(why)));
-                }
-                match self.claim_one(request, seen).await {
-                    Ok(claim) => Ok((id, claim)),
-                    Err(StoreError::Permanent(why)) => Err(StoreError::Permanent(why)),
-                    Err(error) => Ok((id, Claim::Unavailable(error.to_string()))),
+    /// Changes records as `decide` says, over what was seen of them before; the answers to those that are not changed.
+    /// Those that keep being changed by others are in neither.
+    async fn change_records<T>(
+        &self,
+        what: &str,
+        ids: impl IntoIterator<Item = BatchId>,
+        mut decide: impl FnMut(&Stored) -> Decision<T>,
+    ) -> Result<(Vec<Written>, HashMap<BatchId, Result<T, ItemOutcome>>), StoreError> {
+        let mut open: BTreeSet<BatchId> = ids.into_iter().collect();
+        let (mut written, mut answers) = (Vec::new(), HashMap::new());
+        for round in 0..ROUNDS {
+            // What was cached may be out of date: an answer counts if the record was read.
+            let is_cached = |id: &BatchId| round == 0 && self.cached_record(*id).is_some();
+            let cached: BTreeSet<BatchId> = open.iter().copied().filter(is_cached).collect();
+            let mut known = Known::new();
+            self.look_up(&mut known, open.iter().copied(), round == 0).await?;
+            let mut changes: Vec<(BatchId, Stored, Side, u64)> = Vec::new();
+            let mut statements = Vec::new();
+            for &id in &open {
+                let Some(Some(stored)) = known.get(&id) else { continue };
+                match decide(stored) {
+                    Decision::Change(next) => {
+                        let stamp = self.stamp();
+                        let mut change = self.change(stored, &next, stamp);
+                        if let Some(holder) = &stored.record.holder
+                            && stored.record.fence != next.fence
+                        {
+                            // It may have been extended since.
+                            change = change.when(When::Is(UNTIL, number(holder.until.0)));
+                        }
+                        statements.push(change.statement());
+                        changes.push((id, stored.changed_to(next.clone()), stored.side(&next), stamp));
+                    }
+                    Decision::Answer(answer) if !cached.contains(&id) => {
+                        answers.insert(id, Ok(answer));
+                    }
+                    Decision::Answer(_) => {}
                 }
             }
-        });
-        let claims: Vec<_> =
-            stream::iter(claims.collect::<Vec<_>>()).buffered(PARALLEL_CALLS).collect().await;
-        claims.into_iter().collect()
+            open.retain(|id| !answers.contains_key(id) && known.get(id).is_none_or(Option::is_some));
+            let stated = self.calls.execute(what, statements).await;
+            for ((id, stored, side, stamp), stated) in changes.into_iter().zip(stated) {
+                match stated {
+                    Stated::Done => {
+                        self.cache_record(stored.clone());
+                        written.push(Written { stored, side, stamp });
+                    }
+                    // Others came first; or an earlier try that was not answered.
+                    Stated::Refused => {
+                        self.forget_record(id);
+                        continue;
+                    }
+                    Stated::Failed(outcome) => {
+                        self.forget_record(id);
+                        answers.insert(id, Err(outcome));
+                    }
+                }
+                open.remove(&id);
+            }
+            if open.is_empty() {
+                break;
+            }
+            if round > 0 {
+                super::retry::back_off(round as u32).await;
+            }
+        }
+        let moving = |id| (id, Err(ItemOutcome::Retryable(format!("batch {id} is being changed by others"))));
+        answers.extend(open.into_iter().map(moving));
+        Ok((written, answers))
     }
 
-    async fn claim_one(&self, request: &ClaimRequest, mut seen: Stored) -> Result<Claim, StoreError> {
-        let id = seen.id;
-        let (until, now) = (Deadline(request.until.0), Deadline(request.now.0));
-        let mut is_current = false;
-        for _ in 0..ROUNDS {
-            let mut next = seen.record.clone();
-            self.lose_by_evidence(id, &mut next, request);
-            let grant = next.lease(&request.holder, until, now, request.now, request.born);
-            let mark = match grant {
-                Grant::Granted => Mark::Dispatched { at: self.stamp() },
-                _ if !is_current => {
-                    // Perhaps it was only so when it was cached.
-                    let mut known = Known::new();
-                    self.know(&mut known, [id], false).await?;
-                    let Some(found) = known.remove(&id).flatten() else { return Ok(Claim::Missing) };
-                    is_current = true;
-                    seen = found;
+    pub(super) fn change(&self, stored: &Stored, next: &Record, at: u64) -> Change<'_> {
+        stored.change(&self.calls.tables.ledger, next, self.stamp_of(next, at))
+    }
+
+    pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        let disabled = self.disabled_set().await?;
+        // Deadlines go by the store's time (B23), which is that of all machines.
+        let (until, now) = (self.time.at(request.until), self.time.at(request.now));
+        let decide = |stored: &Stored| {
+            if disabled.contains(&stored.destination) {
+                let why = format!("destination {} is disabled", stored.destination);
+                return Decision::Answer(Claim::Unavailable(why));
+            }
+            let mut next = stored.record.clone();
+            self.lose_by_evidence(stored.id, &mut next, request);
+            // What has only just run out may be extended yet.
+            let ran_out = Deadline(now.0.saturating_sub(self.settings.clock_margin.as_millis() as u64));
+            match next.lease(&request.holder, Deadline(until.0), ran_out, request.now, request.born) {
+                Grant::Granted => Decision::Change(next),
+                Grant::Held { until } => {
+                    Decision::Answer(Claim::Held { until: self.time.wall(UnixMs(until.0)) })
+                }
+                Grant::Early { due } => Decision::Answer(Claim::Early { due }),
+                Grant::Settled => Decision::Answer(Claim::Settled),
+            }
+        };
+        let ids = request.batches.iter().copied();
+        let changed = self.change_records("claiming batches", ids, decide).await;
+        let (written, refused) = match changed {
+            Ok(changed) => changed,
+            Err(StoreError::Permanent(why)) => return Err(StoreError::Permanent(why)),
+            Err(StoreError::Retryable(why) | StoreError::Denied(why) | StoreError::Unknown(why)) => {
+                let claim = |id: &BatchId| (*id, Claim::Unavailable(why.clone()));
+                return Ok(request.batches.iter().map(claim).collect());
+            }
+        };
+        let mut answers: HashMap<BatchId, Claim> = HashMap::new();
+        for (id, refused) in refused {
+            let claim = match refused {
+                Ok(claim) => claim,
+                Err(
+                    ItemOutcome::Retryable(why) | ItemOutcome::Unknown(why) | ItemOutcome::Permanent(why),
+                ) => Claim::Unavailable(why),
+                Err(ItemOutcome::Ok) => unreachable!("what failed has a reason"),
+            };
+            match &claim {
+                // What somebody else has is listed again when his claim runs out.
+                Claim::Held { .. } | Claim::Settled => self.waiting().remove(id),
+                Claim::Early { due } => self.waits_until(id, *due),
+                _ => {}
+            }
+            answers.insert(id, claim);
+        }
+        answers.extend(self.leases_of(written).await?);
+        Ok(request
+            .batches
+            .iter()
+            .map(|id| (*id, answers.get(id).cloned().unwrap_or(Claim::Missing)))
+            .collect())
+    }
+
+    /// What was claimed, with what it carries. What can't be read is given back.
+    async fn leases_of(&self, written: Vec<Written>) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        for Written { stored, stamp, .. } in &written {
+            // The answer may be late: what was left to be tried again since waits.
+            self.waiting().remove_until(stored.id, *stamp);
+        }
+        let claimed: Vec<_> = written.iter().map(|written| &written.stored).collect();
+        let fetched = self.payloads_of(&claimed).await;
+        let mut claims = Vec::with_capacity(claimed.len());
+        let mut back = Vec::new();
+        for stored in claimed {
+            let why = match fetched.as_ref().map(|fetched| fetched.get(&stored.id)) {
+                Ok(Some(Fetched::Batch(batch))) => {
+                    let lease =
+                        Lease::of(stored.id, batch.header.clone(), batch.payload.clone(), &stored.record);
+                    claims.push((stored.id, Claim::Granted(Box::new(lease))));
                     continue;
                 }
-                Grant::Held { until } => return Ok(Claim::Held { until: UnixMs(until.0) }),
-                Grant::Settled => return Ok(Claim::Settled),
-                // The queue may forget its entry: the batch comes again when it is due.
-                Grant::Early { due } => Mark::Outstanding(Waiting { created: self.stamp(), due }),
+                Ok(Some(Fetched::Missing)) => {
+                    tracing::error!(batch = %stored.id, "its rows are gone from the outbox table; it can't be sent");
+                    "its rows are gone".to_owned()
+                }
+                Ok(Some(Fetched::Unprocessed) | None) => "its rows were not read".to_owned(),
+                Err(error) => error.to_string(),
             };
-            let mut change = self.change(&seen, &next, mark);
-            if let Some(holder) = &seen.record.holder {
-                // It may have been extended since.
-                change.condition = Some("#Version = :Version AND #Until = :seen");
-                change.names.push(UNTIL);
-                change.values.push(("seen", number(holder.until.0)));
-            }
-            match self.write("claiming a batch", change).await? {
-                Written::Done(stored) => {
-                    if let (Grant::Early { due }, Mark::Outstanding(waiting)) = (grant, mark) {
-                        self.waits(&stored, waiting);
-                        return Ok(Claim::Early { due });
-                    }
-                    if let Mark::Dispatched { at } = mark {
-                        // The answer may be late: what was left to be tried again since is not dispatched.
-                        self.fresh().remove_before(id, at);
-                    }
-                    return Ok(Claim::Granted(Box::new(stored.record)));
-                }
-                Written::MovedOn(stored, _) => {
-                    seen = stored;
-                    is_current = true;
-                }
-                Written::Gone => return Ok(Claim::Missing),
-            }
+            back.push(LeaseToken { batch: stored.id, fence: stored.record.fence });
+            claims.push((stored.id, Claim::Unavailable(why)));
         }
-        Ok(Claim::Unavailable(format!("batch {id} is being changed by somebody else")))
+        if !back.is_empty() {
+            self.release_claims(&back, Release::Unused).await?;
+        }
+        Ok(claims)
     }
 
     /// A claim of this node's last life: what was in flight when it died may be known.
@@ -130,45 +216,12 @@ impl Shared {
         }
     }
 
-    fn change<'a>(&'a self, stored: &Stored, next: &Record, mark: Mark) -> Change<'a> {
-        stored.change(&self.calls.tables.ledger, next, mark, &self.settings.process)
-    }
-
-    /// Writes one record's change, and remembers how it stands then.
-    async fn write(&self, what: &str, change: Change<'_>) -> Result<Written, StoreError> {
-        let updated = self.calls.update(what, change).await.inspect_err(|_| {
-            // It may have happened, and left something outstanding.
-            self.fresh().note_dropped();
-        })?;
-        Ok(match updated {
-            Ok(item) => {
-                let stored = Stored::read(&item)?;
-                self.cache_record(stored.clone());
-                Written::Done(stored)
-            }
-            Err(Some(item)) => {
-                let stored = Stored::read(&item)?;
-                self.cache_record(stored.clone());
-                let reading = Reading(&item);
-                let waiting = match reading.maybe_number(OUTSTANDING_CREATED_TIME)? {
-                    Some(created) => Some(Waiting { created, due: reading.time(DUE)? }),
-                    None => None,
-                };
-                Written::MovedOn(stored, waiting)
-            }
-            Err(None) => Written::Gone,
-        })
-    }
-
     pub(super) async fn extend_claims(
         &self,
         tokens: &[LeaseToken],
         until: UnixMs,
     ) -> Vec<(BatchId, ItemOutcome)> {
-        let table = &self.calls.tables.ledger;
-        let statement = format!(
-            "UPDATE \"{table}\" SET {UNTIL}=? WHERE {PK}=? AND {SK}=? AND {FENCE}=? AND {HOLDER} IS NOT MISSING"
-        );
+        let until = self.time.at(until);
         let mut distinct: Vec<LeaseToken> = Vec::with_capacity(tokens.len());
         for token in tokens {
             // Two statements of one call may not be about one item: of two tokens the later one counts.
@@ -178,15 +231,15 @@ impl Shared {
                 None => distinct.push(*token),
             }
         }
-        let statements = distinct
-            .iter()
-            .map(|token| {
-                let key = [text(schema::batch_pk(token.batch)), text(schema::BATCH_SK)];
-                let parameters = [time(until)].into_iter().chain(key).chain([number(token.fence)]);
-                (statement.clone(), parameters.collect())
-            })
-            .collect();
-        let answers = self.calls.execute("extending claims", statements).await;
+        let extend = |token: &LeaseToken| {
+            // No index holds the deadline (B20), and no version counts it.
+            Change::of(&self.calls.tables.ledger, Stored::key(token.batch))
+                .set(UNTIL, time(until))
+                .when(When::Is(FENCE, number(token.fence)))
+                .when(When::Exists(HOLDER))
+                .statement()
+        };
+        let answers = self.calls.execute("extending claims", distinct.iter().map(extend).collect()).await;
         let answers: Vec<_> = distinct.into_iter().zip(answers.into_iter().map(extended)).collect();
         let not_held = || ItemOutcome::Permanent("the claim is not held any more".into());
         tokens
@@ -198,63 +251,66 @@ impl Shared {
             .collect()
     }
 
+    /// Gives claims back; batches of which messages are left wait again, due when the first of them is.
     pub(super) async fn release_claims(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
-        let releases: Vec<_> = tokens.iter().map(|token| self.release_one(*token, how)).collect();
-        let released: Vec<_> = stream::iter(releases).buffered(PARALLEL_CALLS).collect().await;
-        released.into_iter().collect()
-    }
-
-    /// Gives a claim back; a batch of which messages are left is outstanding again, due when the first of them is.
-    async fn release_one(&self, token: LeaseToken, how: Release) -> Result<(), StoreError> {
-        let mut known = Known::new();
-        self.know(&mut known, [token.batch], true).await?;
-        let mut seen = known.remove(&token.batch).flatten();
-        let mut is_current = false;
-        let mut found = None;
-        for _ in 0..RELEASE_ROUNDS {
-            let Some(stored) = seen else { return Ok(()) };
-            if !stored.record.is_current(token.fence) {
-                if is_current || stored.record.fence > token.fence {
-                    // A token that is not current is ignored; or a try that was not answered has done it.
-                    match found {
-                        Some(waiting) => self.waits(&stored, waiting),
-                        // Or an earlier call, and then nobody has remembered it.
-                        None => self.fresh().note_dropped(),
-                    }
-                    return Ok(());
-                }
-                let mut known = Known::new();
-                self.know(&mut known, [token.batch], false).await?;
-                seen = known.remove(&token.batch).flatten();
-                is_current = true;
-                continue;
+        let mut fences: HashMap<BatchId, u64> = HashMap::new();
+        for token in tokens {
+            let fence = fences.entry(token.batch).or_default();
+            *fence = token.fence.max(*fence);
+        }
+        let decide = |stored: &Stored| {
+            if !stored.record.is_current(fences[&stored.id]) {
+                // It is ignored; or a try that was not answered has done it.
+                return Decision::Answer(stored.clone());
             }
             let mut next = stored.record.clone();
             match how {
                 Release::Unused => {
-                    next.release(token.fence);
+                    next.release(fences[&stored.id]);
                 }
                 Release::Lost => next.lose(),
             }
-            let waiting = next.due().map(|due| Waiting { created: self.stamp(), due });
-            let mark = waiting.map_or(Mark::None, Mark::Outstanding);
-            let change = self.change(&stored, &next, mark);
-            match self.write("releasing a claim", change).await? {
-                Written::Done(stored) => {
-                    if let Some(waiting) = waiting {
-                        self.waits(&stored, waiting);
-                    }
-                    return Ok(());
-                }
-                Written::MovedOn(stored, outstanding) => {
-                    seen = Some(stored);
-                    is_current = true;
-                    found = outstanding;
-                }
-                Written::Gone => return Ok(()),
+            Decision::Change(next)
+        };
+        let ids: Vec<_> = fences.keys().copied().collect();
+        let (written, answers) = self.change_records("releasing claims", ids, decide).await?;
+        for Written { stored, side, stamp } in &written {
+            if let Side::Waits(due) = side {
+                self.waits(stored, *due, *stamp);
             }
         }
-        Err(StoreError::Retryable(format!("batch {} is being changed by somebody else", token.batch)))
+        let mut failed = None;
+        for (_, answer) in answers {
+            match answer {
+                Ok(stored) => {
+                    if let (Some(due), None) = (stored.record.due(), &stored.record.holder) {
+                        self.waits(&stored, due, self.stamp());
+                    }
+                }
+                Err(ItemOutcome::Unknown(why)) => failed = Some(StoreError::Unknown(why)),
+                Err(ItemOutcome::Permanent(why)) => failed = Some(StoreError::Permanent(why)),
+                Err(ItemOutcome::Retryable(why)) => {
+                    failed = failed.or(Some(StoreError::Retryable(why)));
+                }
+                Err(ItemOutcome::Ok) => {}
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Takes note that nobody has a batch now: this process sends a hint of it when it is due.
+    pub(super) fn waits(&self, stored: &Stored, due: UnixMs, stamp: u64) {
+        // No earlier than others: what was written a moment ago says so.
+        let look_at = due.max(self.store_now()).after(self.settings.grace);
+        self.waiting().insert(Waiting::of(stored, due, stamp, look_at, Origin::Fresh));
+    }
+
+    /// A batch that waits is not due before then.
+    fn waits_until(&self, id: BatchId, due: UnixMs) {
+        if let Some(stored) = self.cached_record(id) {
+            let look_at = due.max(self.store_now()).after(self.settings.grace);
+            self.waiting().insert(Waiting::of(&stored, due, self.stamp(), look_at, Origin::Found));
+        }
     }
 }
 

@@ -12,10 +12,9 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::Got,
-    draft::{Draft, Known},
-    item::{Damaged, MESSAGE_ID, Reading, SK, item, text},
-    record::Stored,
+    draft::Draft,
+    item::{Damaged, Reading, SK, text},
+    record::{Known, Stored},
     schema,
     settle::fits,
     state::Shared,
@@ -263,21 +262,20 @@ impl Shared {
         Ok(done)
     }
 
-    /// Those batches whose rows are still stored; the others can't be sent again.
+    /// Those batches whose rows are still stored, and kept for as long as they may be needed now; the others can't be
+    /// sent again.
     async fn with_payloads(&self, ids: &[BatchId]) -> Result<Vec<BatchId>, StoreError> {
-        let keys: Vec<_> = ids.iter().map(|id| item([(MESSAGE_ID, text(id.to_string()))])).collect();
-        let table = &self.calls.tables.outbox;
-        let found = self.calls.get_many("looking for rows", table, &keys, Some(&[MESSAGE_ID])).await?;
+        let mut known = Known::new();
+        self.know(&mut known, ids.iter().copied(), true).await?;
+        let found: Vec<_> = known.values().flatten().collect();
+        self.keep_payloads(found.iter().map(|stored| (stored.id, stored.payload, stored.kept_until))).await?;
+        let there = self.stored_payloads(found.iter().map(|stored| stored.payload)).await?;
         let mut stored = Vec::with_capacity(ids.len());
-        for (&id, got) in ids.iter().zip(found) {
-            match got {
-                Got::Item(_) => stored.push(id),
-                Got::Missing => {
-                    tracing::error!(batch = %id, "dead letters can't be redriven: their rows are gone");
-                }
-                Got::Unprocessed => {
-                    return Err(StoreError::Retryable(format!("batch {id} was not looked for")));
-                }
+        for &id in ids {
+            if known[&id].as_ref().is_some_and(|stored| there.contains(&stored.payload)) {
+                stored.push(id);
+            } else {
+                tracing::error!(batch = %id, "dead letters can't be redriven: their rows are gone");
             }
         }
         Ok(stored)
@@ -292,7 +290,9 @@ impl Shared {
             if let Some(file) = self.read_file(id).await?
                 && file.reported.is_some()
             {
-                self.calls.put_all("opening a file again", vec![file.open_item()]).await?;
+                self.calls
+                    .put_all("opening a file again", &self.calls.tables.ledger, vec![file.open_item()])
+                    .await?;
             }
         }
         Ok(())

@@ -1,10 +1,7 @@
 //! What a transaction will change, put together before it is written. `model::ledger` decides what becomes of each
 //! record; here its answers are collected: two settlements of one batch see each other (B7).
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use postrider_actors::{
     model::{
@@ -15,10 +12,7 @@ use postrider_actors::{
     ports::{Settled, Settlement, StoreError},
 };
 
-use super::record::Stored;
-
-/// A batch as it was read; `None` if there is no such batch.
-pub(super) type Known = HashMap<BatchId, Option<Stored>>;
+use super::record::{Known, Stored};
 
 /// A record before and after.
 #[derive(Clone, Debug)]
@@ -27,24 +21,12 @@ pub(super) struct Changed {
     pub(super) after: Record,
     /// Failed attempts that are new.
     pub(super) failures: Vec<Failure>,
-    /// Its claim has ended, or messages of it were opened again.
-    may_wait: bool,
 }
 
 impl Changed {
-    /// When it is due, if nobody has it and messages are left: it is outstanding again.
-    pub(super) fn waits(&self) -> Option<UnixMs> {
-        self.after.due().filter(|_| self.may_wait && self.after.holder.is_none())
-    }
-
     /// Whether it is to be listed among batches with dead messages, or taken off the list.
     pub(super) fn changes_list(&self) -> bool {
         self.before.record.has_dead() != self.after.has_dead()
-    }
-
-    /// Whether its last message was settled.
-    pub(super) fn is_done(&self) -> bool {
-        self.after.is_settled() && !self.before.record.is_settled()
     }
 }
 
@@ -96,12 +78,10 @@ impl Draft {
             tracing::warn!(batch = %id, "settled a batch that the store does not know");
             return Ok(Settled::Stale);
         };
-        let was_held = changed.after.holder.is_some();
         let changes = changed
             .after
             .settle(settlement.standing())
             .map_err(|rejected| StoreError::Permanent(format!("batch {id}: {rejected}")))?;
-        changed.may_wait |= was_held && changed.after.holder.is_none();
         let settled = Settled::of(&changes, &changed.after);
         self.take(id, changes);
         Ok(settled)
@@ -112,7 +92,6 @@ impl Draft {
         let Some(changed) = self.changed(known, id) else { return 0 };
         let changes = changed.after.redrive(indexes.iter().copied(), at);
         let opened = changes.rose.len();
-        changed.may_wait |= opened > 0;
         self.take(id, changes);
         opened
     }
@@ -123,7 +102,6 @@ impl Draft {
             before: before.clone(),
             after: before.record.clone(),
             failures: Vec::new(),
-            may_wait: false,
         }))
     }
 

@@ -11,7 +11,8 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{Change, ledger_key, put},
+    calls::{ledger_key, put},
+    change::{Change, When},
     item::{
         CLOSED_AT, DUPLICATES, Damaged, FEED, Item, OFFSET, OWNER, RECORD, REJECTED, REPORTED, ROWS_READ,
         Reading, STAMP, STATE, VERSION, item, number, text, time,
@@ -93,22 +94,15 @@ impl StoredFile {
     /// The action that stores its next step, if nobody else has stored one. The stored version is one
     /// higher then. A report that was written is out of date.
     pub(super) fn replace(&self, table: &str) -> Result<TransactWriteItem, StoreError> {
-        let mut update = String::from("SET #Version = :next");
-        let (mut names, mut values) = (vec![VERSION], vec![("Version", number(self.version))]);
-        values.push(("next", number(self.version + 1)));
-        for (name, value) in self.step()? {
-            update.push_str(&set(name));
-            names.push(name);
-            values.push((name, value));
-        }
-        update.push_str(" REMOVE #Reported");
-        names.push(REPORTED);
+        let mut change = Change::of(table, Self::key(self.record.id))
+            .when(When::Is(VERSION, number(self.version)))
+            .set(VERSION, number(self.version + 1))
+            .remove(REPORTED);
+        change.set.extend(self.step()?);
         if self.closed_at.is_none() {
-            update.push_str(", #ClosedAt");
-            names.push(CLOSED_AT);
+            change.remove.push(CLOSED_AT);
         }
-        let key = Self::key(self.record.id);
-        Change { table, key, update, condition: Some("#Version = :Version"), names, values }.action()
+        change.action()
     }
 
     /// The item that says that its report is yet to be written.
@@ -118,14 +112,9 @@ impl StoredFile {
     }
 }
 
-/// One assignment of an update expression.
-pub(super) fn set(name: &str) -> String {
-    format!(", #{name} = :{name}")
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value)
-        .map_err(|error| StoreError::Permanent(format!("a file's record can't be written: {error}")))
+        .map_err(|error| StoreError::Permanent(format!("what is stored of a file can't be written: {error}")))
 }
 
 impl Shared {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use postrider_actors::{
     model::{
-        batch::{BatchHeader, NewBatch, PayloadError},
+        batch::PayloadError,
         ids::{BatchId, FileId},
         time::UnixMs,
     },
@@ -30,9 +30,8 @@ attributes! {
     FIRST_ROW = "FirstRow";
     NOT_BEFORE = "NotBefore";
     TOPIC = "Topic";
-    // The seed's name for a batch's id.
-    MESSAGE_ID = "MessageId";
-    // The outbox table.
+    // The outbox table, and of a batch which payload it has.
+    DIGEST = "Digest";
     HEADER = "Header";
     PAYLOAD = "Payload";
     // The ledger table.
@@ -46,11 +45,15 @@ attributes! {
     DELIVERY_TIME = "DeliveryTime";
     OWNER = "Owner";
     DUE = "Due";
+    SHARD = "Shard";
+    LOOK_AT = "LookAt";
+    OPEN = "Open";
     ROWS = "Rows";
     FENCE = "Fence";
     HOLDER = "Holder";
     UNTIL = "Until";
-    BATCH = "Batch";
+    KEPT_UNTIL = "KeptUntil";
+    BATCHES = "Batches";
     // … of a file.
     RECORD = "Record";
     OFFSET = "Offset";
@@ -149,10 +152,6 @@ impl<'a> Reading<'a> {
         self.maybe_bytes(name)?.ok_or(Damaged(name))
     }
 
-    pub(super) fn batch_id(&self, name: &'static str) -> Result<BatchId, Damaged> {
-        self.text(name)?.parse().map_err(|_| Damaged(name))
-    }
-
     /// The batch whose partition of the ledger table the item is in: indexes bring the table's key along.
     pub(super) fn batch_of_key(&self) -> Result<BatchId, Damaged> {
         let id = self.text(PK)?.strip_prefix(super::schema::BATCH_PREFIX);
@@ -162,42 +161,6 @@ impl<'a> Reading<'a> {
     pub(super) fn file_id(&self, name: &'static str) -> Result<FileId, Damaged> {
         self.text(name)?.parse().map_err(|_| Damaged(name))
     }
-}
-
-/// A batch in the outbox table.
-pub(super) fn write_batch(batch: &NewBatch) -> Result<Item, StoreError> {
-    let header = serde_json::to_string(&*batch.header)
-        .map_err(|error| StoreError::Permanent(format!("the header of batch {}: {error}", batch.id)))?;
-    Ok(item([
-        (MESSAGE_ID, text(batch.id.to_string())),
-        (FILE, text(batch.header.file.to_string())),
-        (TOPIC, text(&batch.header.destination)),
-        (HEADER, text(header)),
-        (FIRST_ROW, number(batch.first_row)),
-        (COUNT, number(batch.count)),
-        (ACCEPTED_AT, time(batch.accepted_at)),
-        (NOT_BEFORE, time(batch.not_before)),
-        (PAYLOAD, blob(&batch.payload[..])),
-    ]))
-}
-
-/// Reads a batch of the outbox table. Takes its payload out of the item.
-pub(super) fn read_batch(mut item: Item) -> Result<NewBatch, Damaged> {
-    let payload = match item.remove(PAYLOAD) {
-        Some(AttributeValue::B(bytes)) => bytes.into_inner().into(),
-        _ => return Err(Damaged(PAYLOAD)),
-    };
-    let reading = Reading(&item);
-    let header: BatchHeader = serde_json::from_str(reading.text(HEADER)?).map_err(|_| Damaged(HEADER))?;
-    Ok(NewBatch {
-        id: reading.batch_id(MESSAGE_ID)?,
-        header: header.into(),
-        first_row: reading.number(FIRST_ROW)?,
-        count: reading.number(COUNT)?,
-        accepted_at: reading.time(ACCEPTED_AT)?,
-        not_before: reading.time(NOT_BEFORE)?,
-        payload,
-    })
 }
 
 /// Roughly what an item takes of DynamoDB's limits: names and values, numbers by their digits
@@ -211,20 +174,5 @@ fn value_size(value: &AttributeValue) -> usize {
         AttributeValue::S(text) | AttributeValue::N(text) => text.len() + 1,
         AttributeValue::B(bytes) => bytes.as_ref().len(),
         _ => 8,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use postrider_actors::testing::fixtures;
-
-    use super::*;
-
-    #[test]
-    fn a_batch_reads_back() {
-        let file = fixtures::file("feed", 1, &["d"]);
-        let batch = fixtures::batch(&file, "d", 3..=9, UnixMs(5));
-        assert_eq!(read_batch(write_batch(&batch).unwrap()).unwrap(), batch);
-        assert_eq!(read_batch(Item::new()), Err(Damaged(PAYLOAD)));
     }
 }

@@ -1,11 +1,11 @@
 //! Outbox and ledger in DynamoDB, for several machines that share the work.
 //!
-//! Two tables ([`schema`] has their layout). What a batch carries is written once, into the outbox table; what
-//! becomes of it changes small items of the ledger table, of which each batch has one record for its whole life.
+//! Two tables ([`schema`] has their layout). What a batch carries is written once, into the outbox table ([`payload`]);
+//! what becomes of it changes small items of the ledger table, of which each batch has one record for its whole life.
 //! `model::ledger` has every rule about it; here records are read, and written if nobody else has changed them. A
-//! batch's way: [`append`] stores it in one transaction with its file's checkpoint; [`outstanding`] hands it to the
-//! dispatcher, which needs no read for what its own process appended; [`claims`] fence its workers; [`settle`] records
-//! what became of its messages; one that leaves some to be tried again is outstanding again.
+//! batch's way: [`append`] stores it in one transaction with its file's checkpoint; [`due`] says that it is due, without
+//! a read where its own process asks; [`claims`] fence its workers; [`settle`] records what became of its messages; one
+//! that leaves some to be tried again waits until they are due.
 //!
 //! Every write is conditional on what was read before, and all reads that decide something are strongly
 //! consistent. The indexes are not: whoever finds a batch in one must expect that it has moved on.
@@ -13,14 +13,15 @@
 mod append;
 mod archive;
 mod calls;
+mod change;
 mod claims;
 mod console;
 mod dead;
 mod draft;
+mod due;
 mod files;
-mod fresh;
 mod item;
-mod outstanding;
+mod payload;
 mod rates;
 mod record;
 mod reports;
@@ -28,9 +29,11 @@ mod retry;
 pub mod schema;
 mod settle;
 mod state;
+mod store_time;
 #[cfg(test)]
 mod templates;
 mod view;
+mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,8 +48,8 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{
-        Append, AppendLimits, Appended, Archive, Claim, ClaimRequest, Claims, Clock, DispatchSource, EntryId,
-        Fetched, ItemOutcome, LeaseToken, Ledger, Outbox, OutboxEntry, OutboxPages, OutstandingQuery, Page,
+        Append, AppendLimits, Appended, Archive, Claim, ClaimRequest, Claims, Clock, DestinationDepth,
+        DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox, OutboxPages, Page,
         PageQuery, RateTable, Release, Settled, Settlement, StoreError,
     },
 };
@@ -61,7 +64,9 @@ pub use self::{
 };
 use self::{
     calls::{Calls, Tables},
+    schema::Shards,
     state::Shared,
+    store_time::{Learns, StoreTime},
 };
 
 /// How the store is used.
@@ -73,22 +78,29 @@ pub struct DynamoSettings {
     pub process: String,
     /// Shards of a destination in the indexes.
     pub shards: u32,
-    /// Segments of a scan: what a sweep of an empty index costs.
+    /// Shards of the indexes over all destinations, each read by a query of its own: what a sweep of an empty index costs.
     pub scan_concurrency: u16,
-    /// Entries of the index that one page of a sweep looks at, some 200 bytes each: a page ends at 1 MB.
+    /// Entries of each shard that one sweep looks at, some 300 bytes each: a page ends at 1 MB.
     pub page_size: u16,
     /// Between two sweeps of the index.
     pub sweep_interval: Duration,
-    /// How long another process's batch is outstanding before this one dispatches it.
-    pub sweep_after: Duration,
+    /// How long after it is due a batch is looked at: its own process has sent a hint of it by then.
+    pub grace: Duration,
+    /// How much longer what another process looks after is left to it: its sweeps keep it meanwhile, if it is there.
+    pub take_over_after: Duration,
+    /// Whether deadlines go by the service's clock, as its answers tell it (B23); not where the clock is a test's.
+    pub store_time: bool,
+    /// How much longer than it says a claim is taken to be held by others: their clocks, and their calls, are not exact.
+    pub clock_margin: Duration,
     /// Between two looks at files that another process may have settled.
     pub look_interval: Duration,
+    /// How long what a batch carries is kept after it was put, or found to be needed; at least as long as no machine of
+    /// several may be running.
+    pub payload_life: Duration,
     /// How long taken entries of inbound queues are remembered. SQS keeps a message for 14 days at most.
     pub entry_retention: Duration,
     /// What was in flight when this node's last life died (B17).
     pub evidence: Evidence,
-    /// The destinations that there are: whom to ask for when one of them crowds the index.
-    pub destinations: Vec<Arc<str>>,
 }
 
 impl DynamoSettings {
@@ -101,12 +113,23 @@ impl DynamoSettings {
             scan_concurrency: 4,
             page_size: 1_000,
             sweep_interval: Duration::from_secs(5),
-            sweep_after: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
+            take_over_after: Duration::from_secs(10),
+            store_time: true,
+            clock_margin: Duration::from_secs(5),
             look_interval: Duration::from_secs(30),
+            payload_life: Duration::from_hours(60 * 24),
             entry_retention: Duration::from_hours(15 * 24),
             evidence: Evidence::unknown(),
-            destinations: Vec::new(),
         }
+    }
+
+    fn all_shards(&self) -> u32 {
+        self.scan_concurrency.max(1).into()
+    }
+
+    fn shards(&self) -> Shards {
+        Shards { of_destination: self.shards, of_all: self.all_shards() }
     }
 
     fn tables(&self) -> Tables {
@@ -120,6 +143,11 @@ pub struct DynamoStore {
 }
 
 impl DynamoStore {
+    /// The process that it was opened as, `NODE-START`.
+    pub fn process(&self) -> &str {
+        &self.shared.settings.process
+    }
+
     /// Opens the store, whose tables must be there and of this version. `observer` is told what calls
     /// consume.
     pub async fn open(
@@ -128,9 +156,13 @@ impl DynamoStore {
         clock: Arc<dyn Clock>,
         observer: Arc<dyn ApiObserver>,
     ) -> Result<Self, StoreError> {
-        let calls = Calls::new(client, settings.tables(), observer);
+        let time = Arc::new(StoreTime::default());
+        let learns = Learns { time: time.clone(), clock: clock.clone() };
+        let config = client.config().to_builder();
+        let config = if settings.store_time { config.interceptor(learns) } else { config };
+        let calls = Calls::new(&Client::from_conf(config.build()), settings.tables(), observer);
         schema::check_start(&calls.client, &calls.tables).await?;
-        Ok(Self { shared: Shared::new(calls, settings, clock) })
+        Ok(Self { shared: Shared::new(calls, settings, clock, time) })
     }
 }
 
@@ -170,22 +202,19 @@ impl Outbox for DynamoStore {
 }
 
 #[async_trait]
-impl DispatchSource for DynamoStore {
-    async fn outstanding(&self, query: OutstandingQuery<'_>) -> Result<Vec<OutboxEntry>, StoreError> {
-        self.shared.outstanding(query).await
-    }
-
-    async fn mark_dispatched(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        Ok(self.shared.mark_dispatched(ids).await)
+impl Claims for DynamoStore {
+    async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
+        self.shared.due(query).await
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
-        Ok(self.shared.fresh().next_due())
+        Ok(self.shared.waiting().next_due())
     }
-}
 
-#[async_trait]
-impl Claims for DynamoStore {
+    async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError> {
+        self.shared.depths(now).await
+    }
+
     async fn claim(&self, request: ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
         self.shared.claim(&request).await
     }

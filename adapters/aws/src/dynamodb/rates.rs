@@ -3,8 +3,9 @@
 use postrider_actors::{model::rate_share::RateLeases, ports::StoreError};
 
 use super::{
-    calls::{Change, ledger_key},
-    item::{BODY, Damaged, Item, Reading, VERSION, number, text},
+    calls::ledger_key,
+    change::{Change, When},
+    item::{BODY, Damaged, Item, PK, Reading, VERSION, number, text},
     schema,
     state::Shared,
 };
@@ -30,21 +31,11 @@ impl Shared {
         let Some(before) = leases.version.checked_sub(1) else { return Ok(false) };
         let body = serde_json::to_string(leases)
             .map_err(|error| StoreError::Permanent(format!("a shared rate can't be written: {error}")))?;
-        let mut values = vec![("Version", number(leases.version)), ("Body", text(&*body))];
-        let condition = if before == 0 {
-            "attribute_not_exists(Pk)"
-        } else {
-            values.push(("before", number(before)));
-            "#Version = :before"
-        };
-        let change = Change {
-            table: &self.calls.tables.ledger,
-            key: key(destination),
-            update: "SET #Version = :Version, #Body = :Body".into(),
-            condition: Some(condition),
-            names: vec![VERSION, BODY],
-            values,
-        };
+        let when = if before == 0 { When::Missing(PK) } else { When::Is(VERSION, number(before)) };
+        let change = Change::of(&self.calls.tables.ledger, key(destination))
+            .set(VERSION, number(leases.version))
+            .set(BODY, text(&*body))
+            .when(when);
         let Err(refused) = self.calls.update("storing a shared rate", change).await? else { return Ok(true) };
         // Done by a try that was not answered?
         let is_ours = |item: &Item| Reading(item).text(BODY) == Ok(&*body);

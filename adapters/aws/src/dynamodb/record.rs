@@ -1,7 +1,7 @@
 //! What is stored of a batch beside its payload: one small item of the ledger table for its whole life. Whatever
 //! follows for it is decided by `model::ledger`; here it is read, and written if nobody else has changed it since.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem};
 use postrider_actors::{
@@ -18,13 +18,16 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{Change, ledger_key, put},
+    calls::{Got, ledger_key, put},
+    change::{Change, When},
     item::{
-        ACCEPTED_AT, BODY, COUNT, DELIVERY_TIME, DUE, Damaged, FENCE, FILE, FIRST_ROW, HOLDER, Item,
-        MESSAGE_ID, NOT_BEFORE, OUTSTANDING_CREATED_TIME, OWNER, ROWS, Reading, TOPIC, TOPIC_SHARD, UNTIL,
-        VERSION, blob, item, number, text, time,
+        ACCEPTED_AT, BODY, COUNT, DELIVERY_TIME, DIGEST, DUE, Damaged, FENCE, FILE, FIRST_ROW, HOLDER, Item,
+        KEPT_UNTIL, LOOK_AT, NOT_BEFORE, OPEN, OUTSTANDING_CREATED_TIME, OWNER, ROWS, Reading, SHARD, TOPIC,
+        TOPIC_SHARD, UNTIL, VERSION, blob, item, number, text, time,
     },
-    schema,
+    payload::PayloadId,
+    schema::{self, Shards},
+    state::Shared,
 };
 
 /// A batch and its record.
@@ -34,42 +37,52 @@ pub(super) struct Stored {
     pub(super) file: FileId,
     pub(super) destination: Arc<str>,
     pub(super) rows: RowNumbers,
+    /// What it carries …
+    pub(super) payload: PayloadId,
+    /// … and until when that is kept, at least.
+    pub(super) kept_until: UnixMs,
+    /// Nothing needs what it carried any more.
+    pub(super) is_archived: bool,
     pub(super) record: Record,
     /// Counts every change but that of the deadline.
     pub(super) version: u64,
 }
 
-/// What a change says of dispatching.
+/// Where a change puts a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    /// Nothing.
-    None,
-    /// Whoever claims a batch has it from the queue: it is dispatched, at the latest now.
-    Dispatched {
-        /// A stamp.
-        at: u64,
-    },
-    /// It is to be dispatched again.
-    Outstanding(Waiting),
+pub(super) enum Side {
+    /// It stays where it is.
+    Same,
+    /// Nobody has it; it is due then.
+    Waits(UnixMs),
+    /// Somebody has it.
+    Claimed,
+    /// Nothing is left to do for it.
+    Done,
 }
 
-/// A batch that is to be dispatched again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Waiting {
-    /// Since when: a stamp.
-    pub(super) created: u64,
-    /// When it is due.
-    pub(super) due: UnixMs,
+/// What is written with a change of side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp<'a> {
+    /// When, unique: see [`Shared::stamp`].
+    pub(super) at: u64,
+    /// When another process looks at what has been due since `due`.
+    pub(super) look_at: UnixMs,
+    /// Which process sends hints of it.
+    pub(super) owner: &'a str,
 }
 
 impl Stored {
     /// Of a batch that is new.
-    pub(super) fn of(batch: &NewBatch) -> Result<Self, StoreError> {
+    pub(super) fn of(batch: &NewBatch, payload: PayloadId, kept_until: UnixMs) -> Result<Self, StoreError> {
         Ok(Self {
             id: batch.id,
             file: batch.header.file,
             destination: batch.header.destination.as_str().into(),
             rows: batch.row_numbers().map_err(StoreError::Permanent)?,
+            payload,
+            kept_until: UnixMs(kept_until.0 / 1000 * 1000),
+            is_archived: false,
             record: Record::new(batch.count, batch.accepted_at, batch.not_before),
             version: 0,
         })
@@ -98,18 +111,20 @@ impl Stored {
             file: reading.file_id(FILE)?,
             destination: reading.text(TOPIC)?.into(),
             rows: rows.map_err(|_| Damaged(ROWS))?,
+            payload: reading.text(DIGEST)?.parse()?,
+            kept_until: kept_until(item)?,
+            is_archived: !item.contains_key(TOPIC_SHARD),
             record: codec::decode(head, reading.maybe_bytes(BODY)?).map_err(|_| Damaged(BODY))?,
             version: reading.number(VERSION)?,
         })
     }
 
-    /// The action that stores it, outstanding since `created`, if nothing of it is stored yet.
+    /// The action that stores it, if nothing of it is stored yet.
     pub(super) fn insert(
         &self,
         table: &str,
-        shard: String,
-        owner: &str,
-        created: u64,
+        shards: Shards,
+        stamp: Stamp<'_>,
     ) -> Result<TransactWriteItem, StoreError> {
         let mut written = Self::key(self.id);
         written.extend(item([
@@ -121,13 +136,14 @@ impl Stored {
             (COUNT, number(self.rows.len() as u64)),
             (ACCEPTED_AT, time(self.record.accepted_at)),
             (NOT_BEFORE, time(self.record.not_before)),
-            (MESSAGE_ID, text(self.id.to_string())),
-            (TOPIC_SHARD, text(shard)),
-            (OUTSTANDING_CREATED_TIME, number(created)),
-            (DUE, time(self.record.not_before)),
-            (OWNER, text(owner)),
+            (DIGEST, text(self.payload.to_string())),
+            (KEPT_UNTIL, number(self.kept_until.0 / 1000)),
+            (TOPIC_SHARD, text(schema::topic_shard(&self.destination, self.file, shards.of_destination))),
+            (SHARD, number(schema::batch_shard(self.id, shards.of_all))),
         ]));
         written.extend(codec::encode_rows(&self.rows).map(|rows| (ROWS.to_owned(), blob(rows))));
+        written
+            .extend(waiting(&self.record, stamp).into_iter().map(|(name, value)| (name.to_owned(), value)));
         put(table, written, Some("attribute_not_exists(Pk)"))
     }
 
@@ -136,64 +152,63 @@ impl Stored {
         Self { record, version: self.version + 1, ..self.clone() }
     }
 
+    /// Where a change to `next` puts the batch. The claim takes it from one side to the other (S3.5); sending a hint of
+    /// it changes nothing (B20).
+    pub(super) fn side(&self, next: &Record) -> Side {
+        let before = &self.record;
+        match (next.due(), &next.holder) {
+            (None, _) if before.is_settled() => Side::Same,
+            (None, _) => Side::Done,
+            (Some(due), None) if before.holder.is_some() || before.due() != Some(due) => Side::Waits(due),
+            (Some(_), Some(_)) if before.holder.is_none() || before.fence != next.fence => Side::Claimed,
+            (Some(_), _) => Side::Same,
+        }
+    }
+
     /// The change from this record to `next`, if nobody else has changed it since it was read; the stored version is
     /// one higher then. Only what differs is written.
-    pub(super) fn change<'a>(&self, table: &'a str, next: &Record, mark: Mark, owner: &str) -> Change<'a> {
-        let mut change = Change {
-            table,
-            key: Self::key(self.id),
-            update: String::new(),
-            condition: Some("#Version = :Version"),
-            names: vec![VERSION],
-            values: vec![("Version", number(self.version)), ("next", number(self.version + 1))],
-        };
-        let mut set = vec!["#Version = :next"];
-        let mut remove = Vec::new();
-        let mut values: Vec<(&'static str, &'static str, AttributeValue)> = Vec::new();
+    pub(super) fn change<'a>(&self, table: &'a str, next: &Record, stamp: Stamp<'_>) -> Change<'a> {
+        let mut change = Change::of(table, Self::key(self.id))
+            .when(When::Is(VERSION, number(self.version)))
+            .set(VERSION, number(self.version + 1));
         if next.fence != self.record.fence {
-            values.push((FENCE, "#Fence = :Fence", number(next.fence)));
+            change.set.push((FENCE, number(next.fence)));
         }
         // The holder may have extended its lease meanwhile: a deadline is only written with a new claim.
         if next.holder != self.record.holder {
             match &next.holder {
                 Some(Holder { name, until }) => {
-                    values.push((HOLDER, "#Holder = :Holder", text(name)));
-                    values.push((UNTIL, "#Until = :Until", number(until.0)));
+                    change.set.extend([(HOLDER, text(name)), (UNTIL, number(until.0))]);
                 }
-                None => remove.extend([(HOLDER, "#Holder"), (UNTIL, "#Until")]),
+                None => change.remove.extend([HOLDER, UNTIL]),
             }
         }
         let body = codec::encode(next);
         if body != codec::encode(&self.record) {
-            values.push((BODY, "#Body = :Body", blob(body)));
+            change.set.push((BODY, blob(body)));
         }
-        match mark {
-            Mark::None => {}
-            Mark::Dispatched { at } => {
-                // Marked before, it costs no change of an index.
-                let set = "#DeliveryTime = if_not_exists(#DeliveryTime, :DeliveryTime)";
-                values.push((DELIVERY_TIME, set, number(at)));
-                remove.push((OUTSTANDING_CREATED_TIME, "#OutstandingCreatedTime"));
+        let was_outstanding = !self.record.is_settled() && self.record.holder.is_none();
+        match self.side(next) {
+            Side::Same => {}
+            Side::Waits(_) => {
+                change.set.extend(waiting(next, stamp));
+                if !was_outstanding {
+                    change.remove.push(DELIVERY_TIME);
+                }
             }
-            Mark::Outstanding(Waiting { created, due }) => {
-                let set = "#OutstandingCreatedTime = :OutstandingCreatedTime";
-                values.push((OUTSTANDING_CREATED_TIME, set, number(created)));
-                values.push((DUE, "#Due = :Due", time(due)));
-                values.push((OWNER, "#Owner = :Owner", text(owner)));
-                remove.push((DELIVERY_TIME, "#DeliveryTime"));
+            side => {
+                // A claim that takes over a lost one finds the batch on this side.
+                if was_outstanding {
+                    change.set.push((DELIVERY_TIME, number(stamp.at)));
+                    change.remove.push(OUTSTANDING_CREATED_TIME);
+                }
+                if side == Side::Done {
+                    change.remove.push(LOOK_AT);
+                } else {
+                    // Who has it looks after it: if it starts anew, it finds what it had at once.
+                    change.set.push((OWNER, text(stamp.owner)));
+                }
             }
-        }
-        for (name, assignment, value) in values {
-            change.names.push(name);
-            change.values.push((name, value));
-            set.push(assignment);
-        }
-        change.update = format!("SET {}", set.join(", "));
-        if !remove.is_empty() {
-            let (names, removed): (Vec<_>, Vec<_>) = remove.into_iter().unzip();
-            change.names.extend(names);
-            change.update.push_str(" REMOVE ");
-            change.update.push_str(&removed.join(", "));
         }
         change
     }
@@ -213,6 +228,83 @@ impl Stored {
     }
 }
 
+/// What is written of a batch that begins to wait.
+fn waiting(record: &Record, stamp: Stamp<'_>) -> [(&'static str, AttributeValue); 5] {
+    [
+        (OUTSTANDING_CREATED_TIME, number(stamp.at)),
+        (DUE, time(record.due().unwrap_or(record.not_before))),
+        (LOOK_AT, time(stamp.look_at)),
+        (OWNER, text(stamp.owner)),
+        (OPEN, number(record.open_count())),
+    ]
+}
+
+/// Until when what a batch carries is kept, at least.
+pub(super) fn kept_until(item: &Item) -> Result<UnixMs, Damaged> {
+    Ok(UnixMs(Reading(item).number::<u64>(KEPT_UNTIL)? * 1000))
+}
+
+/// Records as they are stored; `None` where there is no such batch.
+pub(super) type Known = HashMap<BatchId, Option<Stored>>;
+
+impl Shared {
+    /// Records as they are stored now; with `cached`, those that are remembered as they were seen. What could not be
+    /// read is left out, and answered apart.
+    pub(super) async fn look_up(
+        &self,
+        known: &mut Known,
+        ids: impl IntoIterator<Item = BatchId>,
+        cached: bool,
+    ) -> Result<Vec<BatchId>, StoreError> {
+        let mut missing = Vec::new();
+        for id in ids {
+            if known.contains_key(&id) || missing.contains(&id) {
+                continue;
+            }
+            match self.cached_record(id).filter(|_| cached) {
+                Some(record) => {
+                    known.insert(id, Some(record));
+                }
+                None => missing.push(id),
+            }
+        }
+        let mut unread = Vec::new();
+        if missing.is_empty() {
+            return Ok(unread);
+        }
+        let keys: Vec<_> = missing.iter().map(|id| Stored::key(*id)).collect();
+        let found = self.calls.get_many("reading records", &self.calls.tables.ledger, &keys, None).await?;
+        for (id, got) in missing.into_iter().zip(found) {
+            let record = match got {
+                Got::Item(item) => Some(Stored::read(&item)?),
+                Got::Missing => None,
+                Got::Unprocessed => {
+                    unread.push(id);
+                    continue;
+                }
+            };
+            if let Some(record) = &record {
+                self.cache_record(record.clone());
+            }
+            known.insert(id, record);
+        }
+        Ok(unread)
+    }
+
+    /// The same where all are needed.
+    pub(super) async fn know(
+        &self,
+        known: &mut Known,
+        ids: impl IntoIterator<Item = BatchId>,
+        cached: bool,
+    ) -> Result<(), StoreError> {
+        if self.look_up(known, ids, cached).await?.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::Retryable("reading records: some were not read".into()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -226,7 +318,10 @@ mod tests {
     };
 
     use super::{
-        super::item::{SK, size},
+        super::{
+            item::{SK, size},
+            payload::NewPayload,
+        },
         *,
     };
 
@@ -240,7 +335,8 @@ mod tests {
 
     fn stored(rows: impl IntoIterator<Item = u64>) -> Stored {
         let file = fixtures::file("feed", 1, &["d"]);
-        Stored::of(&fixtures::batch(&file, "d", rows, NOW)).unwrap()
+        let batch = fixtures::batch(&file, "d", rows, NOW);
+        Stored::of(&batch, NewPayload::of(&batch).unwrap().id, UnixMs(NOW.0 + 999)).unwrap()
     }
 
     /// The item that an action puts.
@@ -250,14 +346,11 @@ mod tests {
 
     /// What a change makes of an item.
     fn apply(item: &mut Item, change: &Change<'_>) {
-        for (name, value) in &change.values {
+        for (name, value) in &change.set {
             item.insert((*name).to_owned(), value.clone());
         }
-        let next = item.remove("next").expect("every change has it");
-        item.insert(VERSION.to_owned(), next);
-        let removed = change.update.split_once(" REMOVE ").map_or("", |(_, removed)| removed);
-        for name in removed.split(", ") {
-            item.remove(name.trim_start_matches('#'));
+        for name in &change.remove {
+            item.remove(*name);
         }
     }
 
@@ -277,65 +370,105 @@ mod tests {
         record.settle(standing).unwrap().failures
     }
 
+    const SHARDS: Shards = Shards { of_destination: 20, of_all: 4 };
+
+    fn stamp(at: u64, owner: &str) -> Stamp<'_> {
+        Stamp { at, look_at: UnixMs(NOW.0 + 10), owner }
+    }
+
     #[test]
     fn a_record_reads_back_with_every_change() {
         for rows in [vec![3, 4, 5], vec![3, 5, 9]] {
             let before = stored(rows);
-            let shard = "d#07".to_owned();
-            let mut item = put_item(&before.insert("ledger", shard, "node-1", 17).unwrap());
+            let mut item = put_item(&before.insert("ledger", SHARDS, stamp(17, "node-1")).unwrap());
             assert_eq!(Stored::read(&item).unwrap(), before);
             assert!(!item.contains_key(BODY), "nothing is recorded yet");
+            assert_eq!((&item[LOOK_AT], &item[OPEN]), (&time(UnixMs(NOW.0 + 10)), &number(3)));
 
             let mut claimed = before.clone();
-            claimed.record.lease("node-1/w", Deadline(NOW.0 + 60_000), Deadline(NOW.0), NOW, UnixMs(0));
-            apply(
-                &mut item,
-                &before.change("ledger", &claimed.record, Mark::Dispatched { at: 18 }, "node-1"),
-            );
+            claimed.record.lease("node-2/w", Deadline(NOW.0 + 60_000), Deadline(NOW.0), NOW, UnixMs(0));
+            let later = Stamp { look_at: UnixMs(u64::MAX), ..stamp(18, "node-2") };
+            apply(&mut item, &before.change("ledger", &claimed.record, later));
             claimed.version = 1;
-            assert_eq!(Stored::read(&item).unwrap(), claimed);
+            assert_eq!(
+                (Stored::read(&item).unwrap(), before.side(&claimed.record)),
+                (claimed.clone(), Side::Claimed)
+            );
             assert!(!item.contains_key(OUTSTANDING_CREATED_TIME) && item.contains_key(DELIVERY_TIME));
+            assert_eq!(item[LOOK_AT], time(UnixMs(NOW.0 + 10)), "a claim leaves it alone (B20)");
+            assert_eq!(item[OWNER], text("node-2"));
             assert!(!item.contains_key(BODY), "a claim records nothing");
 
             let mut dead = claimed.clone();
             all_dead(&mut dead.record);
-            apply(&mut item, &claimed.change("ledger", &dead.record, Mark::None, "node-1"));
+            apply(&mut item, &claimed.change("ledger", &dead.record, stamp(19, "node-2")));
             dead.version = 2;
-            assert_eq!(Stored::read(&item).unwrap(), dead);
+            assert_eq!(
+                (Stored::read(&item).unwrap(), claimed.side(&dead.record)),
+                (dead.clone(), Side::Done)
+            );
+            assert!(!item.contains_key(LOOK_AT) && item[DELIVERY_TIME] == number(18));
 
             let mut redriven = dead.clone();
             redriven.record.redrive([1], NOW);
-            let mark = Mark::Outstanding(Waiting { created: 19, due: NOW });
-            apply(&mut item, &dead.change("ledger", &redriven.record, mark, "node-2"));
+            apply(&mut item, &dead.change("ledger", &redriven.record, stamp(20, "node-3")));
             redriven.version = 3;
             assert_eq!(Stored::read(&item).unwrap(), redriven);
+            assert_eq!(dead.side(&redriven.record), Side::Waits(NOW));
             assert!(item.contains_key(OUTSTANDING_CREATED_TIME) && !item.contains_key(DELIVERY_TIME));
-            assert_eq!(item[OWNER], text("node-2"));
+            assert_eq!((&item[OWNER], &item[OPEN]), (&text("node-3"), &number(1)));
         }
         assert!(Stored::read(&Item::new()).is_err());
     }
 
     /// A deadline that was moved meanwhile is not moved back by who records something.
     #[test]
-    fn a_settlement_writes_no_deadline() {
+    fn a_settlement_writes_no_deadline_and_no_index() {
         let mut before = stored(1..=3);
         before.record.lease("w", Deadline(9), Deadline(1), NOW, UnixMs(0));
         let mut after = before.record.clone();
         after.begun = Some(2);
-        let change = before.change("ledger", &after, Mark::None, "node-1");
-        assert_eq!(change.update, "SET #Version = :next, #Body = :Body");
-        assert_eq!(change.condition, Some("#Version = :Version"));
+        let change = before.change("ledger", &after, stamp(1, "node-1"));
+        let set: Vec<_> = change.set.iter().map(|(name, _)| *name).collect();
+        assert_eq!((set, change.remove.is_empty()), (vec![VERSION, BODY], true));
+        assert_eq!(change.when, [When::Is(VERSION, number(0))]);
+    }
+
+    /// Sent by a worker whose lease is over: the batch waits as it did, or is done without a claim.
+    #[test]
+    fn a_late_fact_takes_a_batch_that_waits_to_where_it_belongs() {
+        let before = stored(1..=2);
+        let sent = |index| MessageVerdict {
+            index,
+            drive: 0,
+            attempt: 1,
+            verdict: Verdict::Sent { at: NOW, status: 200 },
+        };
+        let settle = |record: &mut Record, verdicts: &[MessageVerdict]| {
+            let details = BTreeMap::new();
+            let standing = Standing { fence: 9, verdicts, details: &details, ends: true, begins: None };
+            record.settle(standing).unwrap();
+        };
+        let mut item = put_item(&before.insert("ledger", SHARDS, stamp(17, "node-1")).unwrap());
+        let mut half = before.clone();
+        settle(&mut half.record, &[sent(0)]);
+        assert_eq!(before.side(&half.record), Side::Same);
+        let mut all = half.clone();
+        settle(&mut all.record, &[sent(1)]);
+        apply(&mut item, &half.change("ledger", &all.record, stamp(18, "node-1")));
+        assert!(!item.contains_key(OUTSTANDING_CREATED_TIME) && !item.contains_key(LOOK_AT));
+        assert_eq!(item[DELIVERY_TIME], number(18));
     }
 
     /// B3: a record is written for every group, and an item has a limit.
     #[test]
     fn the_worst_record_fits_into_an_item() {
         let before = stored((1..=u64::from(MESSAGES_MAX)).map(|row| row * 1_000_000));
-        let mut item = put_item(&before.insert("ledger", "d#07".into(), "node-1", 17).unwrap());
+        let mut item = put_item(&before.insert("ledger", SHARDS, stamp(17, "node-1")).unwrap());
         let mut after = before.clone();
         after.record.lease(&"w".repeat(200), Deadline(NOW.0), Deadline(1), NOW, UnixMs(0));
         let failures = all_dead(&mut after.record);
-        apply(&mut item, &before.change("ledger", &after.record, Mark::None, "node-1"));
+        apply(&mut item, &before.change("ledger", &after.record, stamp(18, "node-1")));
         assert_eq!(Stored::read(&item).unwrap().record, after.record);
         let details = after.record.exceptions.values().filter_map(|one| one.death.as_ref()?.detail.as_ref());
         assert!(details.map(|detail| detail.len()).sum::<usize>() > 60_000, "it holds all the words it may");

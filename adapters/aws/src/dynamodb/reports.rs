@@ -16,9 +16,12 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{Change, PARALLEL_CALLS},
+    calls::PARALLEL_CALLS,
+    change::{Change, When},
     files::StoredFile,
-    item::{BODY, CHANGES, DEAD, Damaged, FILE, Item, LAST_AT, REPORTED, RETRYING, Reading, SENT, SK, text},
+    item::{
+        BODY, CHANGES, DEAD, Damaged, FILE, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK, text,
+    },
     schema,
     state::{Shared, lock},
 };
@@ -205,7 +208,9 @@ impl Shared {
         let is_reported = look.stored.reported.as_ref() == Some(&look.mark);
         if !is_reported && look.stored.reported.is_some() {
             // Its report is out of date, and its owner may look for it no more.
-            self.calls.put_all("opening a file again", vec![look.stored.open_item()]).await?;
+            self.calls
+                .put_all("opening a file again", &self.calls.tables.ledger, vec![look.stored.open_item()])
+                .await?;
         }
         if is_reported || look.stored.owner != self.node || look.report.settled_at.is_none() {
             lock(&self.reporting).unreported.remove(&id);
@@ -263,14 +268,9 @@ impl Shared {
                 _ => return Ok(()),
             },
         };
-        let change = Change {
-            table: &self.calls.tables.ledger,
-            key: StoredFile::key(id),
-            update: "SET #Reported = :Reported".into(),
-            condition: Some("attribute_exists(Pk)"),
-            names: vec![REPORTED],
-            values: vec![("Reported", text(mark))],
-        };
+        let change = Change::of(&self.calls.tables.ledger, StoredFile::key(id))
+            .set(REPORTED, text(mark))
+            .when(When::Exists(PK));
         if let Ok(item) = self.calls.update("marking a report", change).await? {
             let file = StoredFile::read(&item)?;
             let open = file.open_item();

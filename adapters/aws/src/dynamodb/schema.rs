@@ -2,16 +2,15 @@
 //!
 //! # Layout, version 1
 //!
-//! **The outbox table** `NAME`: what each batch carries, keyed by `MessageId` (the batch id; the seed's word). It is
-//! written once, when the batch is accepted, and never changed: a write costs by an item's size, and these are large.
+//! **The outbox table** `NAME`: what batches carry, each content once (B4). It is written ahead of the batches that need
+//! it and never changed but for its expiry: a write costs by an item's size, and these are large.
 //!
 //! | attribute | | |
 //! |---|---|---|
-//! | `MessageId` | S | the batch id, hash key |
-//! | `File`, `Topic`, `FirstRow`, `Count`, `AcceptedAt`, `NotBefore` | | of `NewBatch`, `Topic` is the destination; times in milliseconds |
-//! | `Header` | S | `BatchHeader` as JSON |
+//! | `Digest` | S | hash key: the first 128 bits of SHA-256 of `length of Header (u64, little-endian) Header Payload`, in hex |
+//! | `Header` | S | `BatchHeader` as JSON, its destination empty: batches of several destinations share it |
 //! | `Payload` | B | as `model::batch` encodes it |
-//! | `ExpiresAt` | N | seconds; the table's TTL. Nothing sets it yet |
+//! | `ExpiresAt` | N | seconds; the table's TTL. Moved on while a batch needs it |
 //!
 //! **The ledger table** `NAME-ledger`, keyed by `Pk` and `Sk`: all that changes, and all that is about more than
 //! one batch. `ROW` is 16 hex digits, `NODE` a process's name without its start number.
@@ -20,7 +19,7 @@
 //! |---|---|---|
 //! | `batch#ID` | `batch` | a batch's record, see below |
 //! | | `history#FENCE#DRIVE#ATTEMPT#INDEX` | failed attempts that were recorded together, named by the first of them: `Body`. Never rewritten (B3) |
-//! | `file#ID` | `batch#DESTINATION#ROW` | the batch that begins at this row: `Batch`, `Count` |
+//! | `file#ID` | `step#ROW` | the batches of a step, which ends with this row: `Batches`, JSON: the first rows of each destination's |
 //! | | `file` | the file: `Record` (JSON), checkpoint, `State`, `ClosedAt`, `Owner`, `Reported` |
 //! | | `file#DESTINATION#NODE` | what that node counted: `Sent`, `Dead`, `Retrying`, `Changes`, `LastAt`; to be summed. What was accepted follows from the checkpoint |
 //! | | `rejects#ROW`, `duplicates#ROW` | chunks by their last row: `Body` |
@@ -38,21 +37,23 @@
 //!
 //! | attribute | | |
 //! |---|---|---|
-//! | `Version` | N | counts every change but those of `Until` and of the marks of dispatching |
+//! | `Version` | N | counts every change but those of `Until`, `LookAt` and `KeptUntil` |
 //! | `Fence`, `Holder`, `Until` | | the claim; `Until` by the wall clock |
 //! | `File`, `Topic`, `FirstRow`, `Count`, `Rows`, `AcceptedAt`, `NotBefore` | | what never changes; `Rows` only if there are gaps between the rows |
-//! | `MessageId` | S | the batch id, as the indexes have it |
-//! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9); while its payload is stored |
-//! | `OutstandingCreatedTime` | N | microseconds; while it is outstanding. Each time it becomes so it is another one, so that an old mark of its dispatch is known |
-//! | `DeliveryTime` | N | microseconds; while it is dispatched |
-//! | `Due` | N | milliseconds; when it was due as it became outstanding |
-//! | `Owner` | S | the process that made it outstanding, `NODE-START`, which dispatches it |
+//! | `Digest`, `KeptUntil` | | what it carries, and until when that is kept at least, in seconds |
+//! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9); until it is archived |
+//! | `Shard` | N | `model::shard` of the batch id, of `scan_concurrency` |
+//! | `OutstandingCreatedTime` | N | microseconds; while nobody has it and messages are left |
+//! | `DeliveryTime` | N | microseconds; since it was claimed, until it is outstanding again |
+//! | `Due`, `Open` | | when it was due as it became outstanding, in milliseconds, and how many messages were open |
+//! | `LookAt` | N | milliseconds by the store's time; when it is to be looked at, until it is done (B20) |
+//! | `Owner` | S | the process, `NODE-START`, that looks after it: that made it outstanding, or has claimed or taken it over |
 //!
-//! The indexes are on the ledger table, for records are small: to mark a batch as dispatched, or as outstanding again,
-//! never writes its payload. They are sparse: `Outstanding` (`TopicShard`, `OutstandingCreatedTime`),
-//! `OutstandingAllTopics` (`OutstandingCreatedTime`, `MessageId`), `Delivered` (`TopicShard`, `DeliveryTime`),
-//! `DeliveredAllTopics` (`DeliveryTime`, `MessageId`). Times are unique within a process and only grow, so that
-//! batches of one file, which are in one shard, come in their order.
+//! The indexes are on the ledger table, for records are small. They are sparse: `Outstanding` (`TopicShard`,
+//! `OutstandingCreatedTime`), `OutstandingAllTopics` (`Shard`, `LookAt`), `Delivered` (`TopicShard`, `DeliveryTime`),
+//! `DeliveredAllTopics` (`Shard`, `DeliveryTime`). Times of creation and delivery are unique within a process and only
+//! grow, so that batches of one file, which are in one shard, come in their order. A claim takes a batch from
+//! `Outstanding` to `Delivered` and leaves `LookAt` alone; an extension changes no index.
 
 use std::time::Duration;
 
@@ -77,8 +78,8 @@ use postrider_actors::{
 use super::{
     calls::{Tables, ledger_key},
     item::{
-        ACCEPTED_AT, COUNT, DELIVERY_TIME, DUE, EXPIRES_AT, FILE, FIRST_ROW, MESSAGE_ID,
-        OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SK, TOPIC, TOPIC_SHARD, VERSION, number,
+        ACCEPTED_AT, COUNT, DELIVERY_TIME, DIGEST, DUE, EXPIRES_AT, KEPT_UNTIL, LOOK_AT, OPEN,
+        OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SHARD, SK, TOPIC, TOPIC_SHARD, VERSION, number,
     },
     record::Stored,
     retry::insist,
@@ -95,6 +96,7 @@ pub(super) const DELIVERED_ALL_TOPICS: &str = "DeliveredAllTopics";
 pub(super) const BATCH_PREFIX: &str = "batch#";
 pub(super) const BATCH_SK: &str = "batch";
 pub(super) const HISTORY_PREFIX: &str = "history#";
+pub(super) const STEP_PREFIX: &str = "step#";
 pub(super) const FILE_SK: &str = "file";
 pub(super) const FILES_PK: &str = "files";
 pub(super) const DEAD_PK: &str = "dead";
@@ -120,8 +122,8 @@ pub(super) fn file_pk(id: FileId) -> String {
     format!("file#{id}")
 }
 
-pub(super) fn batch_of_file_sk(destination: &str, first_row: u64) -> String {
-    format!("batch#{destination}#{first_row:016x}")
+pub(super) fn step_sk(last_row: u64) -> String {
+    format!("{STEP_PREFIX}{last_row:016x}")
 }
 
 pub(super) fn counts_sk(destination: &str, node: &str) -> String {
@@ -166,6 +168,20 @@ pub(super) fn topic_shard_key(destination: &str, shard: u32) -> String {
     format!("{destination}#{shard:02}")
 }
 
+/// How many shards batches are spread over in the indexes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shards {
+    /// In those of one destination's batches.
+    pub(super) of_destination: u32,
+    /// In those of all.
+    pub(super) of_all: u32,
+}
+
+/// The shard of a batch in the indexes over all destinations.
+pub(super) fn batch_shard(id: BatchId, shards: u32) -> u32 {
+    shard(Some(&id.to_string()), shards, 0)
+}
+
 /// An index as it has to be.
 pub(super) struct IndexSpec {
     pub(super) name: &'static str,
@@ -176,27 +192,30 @@ pub(super) struct IndexSpec {
 
 pub(super) fn indexes() -> [IndexSpec; 4] {
     use ScalarAttributeType::{N, S};
-    let outstanding: &[_] = &[TOPIC, COUNT, DUE, FIRST_ROW, FILE, OWNER];
-    let delivered: &[_] = &[TOPIC, COUNT, DUE, FIRST_ROW, FILE, ACCEPTED_AT];
     [
         IndexSpec {
             name: OUTSTANDING,
             hash: (TOPIC_SHARD, S),
             range: (OUTSTANDING_CREATED_TIME, N),
-            include: outstanding,
+            include: &[TOPIC, COUNT, DUE],
         },
         IndexSpec {
             name: OUTSTANDING_ALL_TOPICS,
-            hash: (OUTSTANDING_CREATED_TIME, N),
-            range: (MESSAGE_ID, S),
-            include: outstanding,
+            hash: (SHARD, N),
+            range: (LOOK_AT, N),
+            include: &[TOPIC, COUNT, DUE, OPEN, OWNER, OUTSTANDING_CREATED_TIME],
         },
-        IndexSpec { name: DELIVERED, hash: (TOPIC_SHARD, S), range: (DELIVERY_TIME, N), include: delivered },
+        IndexSpec {
+            name: DELIVERED,
+            hash: (TOPIC_SHARD, S),
+            range: (DELIVERY_TIME, N),
+            include: &[TOPIC, COUNT, DUE],
+        },
         IndexSpec {
             name: DELIVERED_ALL_TOPICS,
-            hash: (DELIVERY_TIME, N),
-            range: (MESSAGE_ID, S),
-            include: delivered,
+            hash: (SHARD, N),
+            range: (DELIVERY_TIME, N),
+            include: &[TOPIC, COUNT, DUE, ACCEPTED_AT, DIGEST, KEPT_UNTIL],
         },
     ]
 }
@@ -275,7 +294,7 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
             wrong.push(format!("table {table} is {status}, not ACTIVE"));
         }
         let expected: &[_] = if table == &tables.outbox {
-            &[(MESSAGE_ID, KeyType::Hash)]
+            &[(DIGEST, KeyType::Hash)]
         } else {
             &[(PK, KeyType::Hash), (SK, KeyType::Range)]
         };
@@ -387,8 +406,8 @@ async fn create_outbox(client: &Client, table: &str) -> Result<(), StoreError> {
     let call = client
         .create_table()
         .table_name(table)
-        .key_schema(key(MESSAGE_ID, KeyType::Hash)?)
-        .attribute_definitions(attribute(MESSAGE_ID, ScalarAttributeType::S)?)
+        .key_schema(key(DIGEST, KeyType::Hash)?)
+        .attribute_definitions(attribute(DIGEST, ScalarAttributeType::S)?)
         .billing_mode(BillingMode::PayPerRequest);
     create(call).await
 }
@@ -404,9 +423,10 @@ async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
     for (name, kind) in [
         (PK, S),
         (SK, S),
-        (MESSAGE_ID, S),
         (TOPIC_SHARD, S),
+        (SHARD, N),
         (OUTSTANDING_CREATED_TIME, N),
+        (LOOK_AT, N),
         (DELIVERY_TIME, N),
     ] {
         call = call.attribute_definitions(attribute(name, kind)?);

@@ -24,10 +24,11 @@ use postrider_actors::{
 use tokio::sync::oneshot;
 
 use super::{
-    calls::{ACTIONS_MAX, Change, Got, TRANSACTION_BYTES_MAX, Transacted, delete, ledger_key, put},
-    draft::{Changed, Counted, Draft, Known},
+    calls::{ACTIONS_MAX, TRANSACTION_BYTES_MAX, Transacted, delete, ledger_key, put},
+    change::Change,
+    draft::{Changed, Counted, Draft},
     item::{CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
-    record::{Mark, Stored, Waiting},
+    record::{Known, Side, Stored},
     schema,
     state::{LastTimes, Shared, lock},
 };
@@ -63,56 +64,16 @@ enum Written {
 impl Shared {
     pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let (answer, mut answered) = oneshot::channel();
-        lock(&self.waiting).push(Call { settlements, answer });
+        lock(&self.settling).push(Call { settlements, answer });
         let mut lane = self.lane.lock().await;
         // Whoever had the lane before may have taken it along.
         if let Ok(answer) = answered.try_recv() {
             return answer;
         }
-        let group = std::mem::take(&mut *lock(&self.waiting));
+        let group = std::mem::take(&mut *lock(&self.settling));
         lane.run(self, group).await;
         drop(lane);
         answered.await.unwrap_or_else(|_| Err(StoreError::Unknown("the recording was interrupted".into())))
-    }
-
-    /// Records as they are stored now, the cached ones as they were seen.
-    pub(super) async fn know(
-        &self,
-        known: &mut Known,
-        ids: impl IntoIterator<Item = BatchId>,
-        cached: bool,
-    ) -> Result<(), StoreError> {
-        let mut missing = Vec::new();
-        for id in ids {
-            if known.contains_key(&id) || missing.contains(&id) {
-                continue;
-            }
-            match self.cached_record(id).filter(|_| cached) {
-                Some(record) => {
-                    known.insert(id, Some(record));
-                }
-                None => missing.push(id),
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<_> = missing.iter().map(|id| Stored::key(*id)).collect();
-        let found = self.calls.get_many("reading records", &self.calls.tables.ledger, &keys, None).await?;
-        for (id, got) in missing.into_iter().zip(found) {
-            let record = match got {
-                Got::Item(item) => Some(Stored::read(&item)?),
-                Got::Missing => None,
-                Got::Unprocessed => {
-                    return Err(StoreError::Retryable("reading records: some were not read".into()));
-                }
-            };
-            if let Some(record) = &record {
-                self.cache_record(record.clone());
-            }
-            known.insert(id, record);
-        }
-        Ok(())
     }
 }
 
@@ -178,11 +139,8 @@ impl Lane {
         if draft.is_empty() {
             return Ok(Written::Done);
         }
-        let waiting = draft.changed.iter();
-        let waiting = waiting.filter_map(|(id, changed)| Some((*id, changed.waits()?)));
-        let waiting: BTreeMap<BatchId, Waiting> =
-            waiting.map(|(id, due)| (id, Waiting { created: shared.stamp(), due })).collect();
-        let actions = self.actions(shared, draft, &waiting)?;
+        let stamps: BTreeMap<BatchId, u64> = draft.changed.keys().map(|id| (*id, shared.stamp())).collect();
+        let actions = self.actions(shared, draft, &stamps)?;
         match shared.calls.transact("recording outcomes", actions).await {
             Ok(Transacted::Done) => {}
             Ok(Transacted::Refused(_)) => {
@@ -192,16 +150,15 @@ impl Lane {
                 return Ok(Written::MovedOn);
             }
             Err(error) => {
-                // It may have happened.
+                // It may have happened; what waits then, a sweep finds.
                 for id in draft.changed.keys() {
                     shared.forget_record(*id);
                 }
                 shared.depth_unknown();
-                shared.fresh().note_dropped();
                 return Err(error);
             }
         }
-        self.written(shared, draft, &waiting);
+        self.written(shared, draft, &stamps);
         Ok(Written::Done)
     }
 
@@ -209,19 +166,13 @@ impl Lane {
         &self,
         shared: &Shared,
         draft: &Draft,
-        waiting: &BTreeMap<BatchId, Waiting>,
+        stamps: &BTreeMap<BatchId, u64>,
     ) -> Result<Vec<TransactWriteItem>, StoreError> {
         let table = &shared.calls.tables.ledger;
         let mut actions = Vec::with_capacity(draft.actions());
         for (id, changed) in &draft.changed {
             let Changed { before, after, failures, .. } = changed;
-            let mark = match waiting.get(id) {
-                Some(waiting) => Mark::Outstanding(*waiting),
-                // A 2xx of a stale worker may have settled what was yet to be dispatched.
-                None if changed.is_done() => Mark::Dispatched { at: shared.stamp() },
-                None => Mark::None,
-            };
-            actions.push(before.change(table, after, mark, &shared.settings.process).action()?);
+            actions.push(shared.change(before, after, stamps[id]).action()?);
             if !failures.is_empty() {
                 actions.push(before.keep_history(table, failures)?);
             }
@@ -245,42 +196,27 @@ impl Lane {
         of: &(FileId, Arc<str>),
         counted: &Counted,
     ) -> Result<TransactWriteItem, StoreError> {
-        let mut names = vec![SENT, DEAD, RETRYING, CHANGES];
-        let mut values = vec![
-            ("Sent", number(counted.change.sent)),
-            ("Dead", number(counted.change.dead)),
-            ("Retrying", number(counted.change.retrying)),
-            ("one", number(1)),
-        ];
-        let mut update = String::from("ADD #Sent :Sent, #Dead :Dead, #Retrying :Retrying, #Changes :one");
-        if let Some(at) =
-            counted.last_at.max(self.times.get(of).copied()).filter(|_| counted.last_at.is_some())
-        {
-            update.push_str(" SET #LastAt = :LastAt");
-            names.push(LAST_AT);
-            values.push(("LastAt", time(at)));
+        let key = ledger_key(&schema::file_pk(of.0), &schema::counts_sk(&of.1, &shared.node));
+        let mut change = Change::of(&shared.calls.tables.ledger, key)
+            .add(SENT, number(counted.change.sent))
+            .add(DEAD, number(counted.change.dead))
+            .add(RETRYING, number(counted.change.retrying))
+            .add(CHANGES, number(1));
+        if counted.last_at.is_some() {
+            let last_at = counted.last_at.max(self.times.get(of).copied());
+            change.set.extend(last_at.map(|at| (LAST_AT, time(at))));
         }
-        Change {
-            table: &shared.calls.tables.ledger,
-            key: ledger_key(&schema::file_pk(of.0), &schema::counts_sk(&of.1, &shared.node)),
-            update,
-            condition: None,
-            names,
-            values,
-        }
-        .action()
+        change.action()
     }
 
     /// Takes note of what a transaction has done.
-    fn written(&mut self, shared: &Shared, draft: &Draft, waiting: &BTreeMap<BatchId, Waiting>) {
+    fn written(&mut self, shared: &Shared, draft: &Draft, stamps: &BTreeMap<BatchId, u64>) {
         for (id, changed) in &draft.changed {
             let stored = changed.before.changed_to(changed.after.clone());
-            match waiting.get(id) {
-                Some(waiting) => shared.waits(&stored, *waiting),
-                None if changed.is_done() => {
-                    shared.fresh().remove(*id);
-                }
-                None => {}
+            match changed.before.side(&changed.after) {
+                Side::Waits(due) => shared.waits(&stored, due, stamps[id]),
+                Side::Done => shared.waiting().remove(*id),
+                Side::Same | Side::Claimed => {}
             }
             // Most batches are done with once they are settled.
             if stored.record.is_settled() {

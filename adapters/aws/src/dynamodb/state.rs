@@ -13,22 +13,25 @@ use std::{
 use postrider_actors::{
     model::{
         ids::{BatchId, FileId},
+        ledger::Record,
         time::{MonoMs, UnixMs},
     },
-    ports::{Clock, StoreError},
+    ports::{Clock, DestinationDepth, StoreError},
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     DynamoSettings,
-    calls::{Calls, Change, ledger_key},
-    draft::Known,
+    calls::{Calls, ledger_key},
+    change::{Change, When},
+    due::Sweep,
     files::StoredFile,
-    fresh::Fresh,
     item::{DISABLED_AT, MESSAGES, REASON, Reading, SK, TOPIC, number, text},
-    outstanding::Sweep,
+    record::{Known, Stamp},
     schema,
     settle::{Call, Lane},
+    store_time::StoreTime,
+    waiting::WaitingList,
 };
 
 /// Append transactions in flight at once. Each changes a depth counter of its own, or they would refuse each
@@ -46,13 +49,16 @@ pub(super) struct Shared {
     pub(super) calls: Calls,
     pub(super) settings: DynamoSettings,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) time: Arc<StoreTime>,
     pub(super) node: String,
     last_stamp: AtomicU64,
-    fresh: Mutex<Fresh>,
+    waiting: Mutex<WaitingList>,
+    pub(super) depths: Mutex<Option<(MonoMs, Vec<DestinationDepth>)>>,
     pub(super) sweep: tokio::sync::Mutex<Sweep>,
     pub(super) archive: tokio::sync::Mutex<super::archive::Progress>,
     files: Mutex<Cache<FileId, StoredFile>>,
     records: Mutex<Known>,
+    pub(super) payloads: Mutex<super::payload::Remembered>,
     disabled: Mutex<Option<(MonoMs, Names)>>,
     /// Destinations that this process has made known.
     registered: Mutex<BTreeSet<String>>,
@@ -61,7 +67,7 @@ pub(super) struct Shared {
     free_slots: Mutex<Vec<u32>>,
     /// Appends of one file go one after the other, in the order in which they came.
     pub(super) appending: Vec<tokio::sync::Mutex<()>>,
-    pub(super) waiting: Mutex<Vec<Call>>,
+    pub(super) settling: Mutex<Vec<Call>>,
     pub(super) lane: tokio::sync::Mutex<Lane>,
     pub(super) reporting: Mutex<super::reports::Reporting>,
 }
@@ -123,26 +129,34 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(super) fn new(calls: Calls, settings: DynamoSettings, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(
+        calls: Calls,
+        settings: DynamoSettings,
+        clock: Arc<dyn Clock>,
+        time: Arc<StoreTime>,
+    ) -> Self {
         let node = settings.process.rsplit_once('-').map_or(&*settings.process, |(node, _)| node).to_owned();
         Self {
             calls,
             settings,
             clock,
+            time,
             node,
             last_stamp: AtomicU64::new(0),
-            fresh: Mutex::default(),
+            waiting: Mutex::default(),
+            depths: Mutex::default(),
             sweep: tokio::sync::Mutex::default(),
             archive: tokio::sync::Mutex::default(),
             files: Mutex::new(Cache(HashMap::new())),
             records: Mutex::default(),
+            payloads: Mutex::default(),
             disabled: Mutex::default(),
             registered: Mutex::default(),
             depth: Mutex::default(),
             slots: Semaphore::new(SLOTS as usize),
             free_slots: Mutex::new((0..SLOTS).collect()),
             appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),
-            waiting: Mutex::default(),
+            settling: Mutex::default(),
             lane: tokio::sync::Mutex::default(),
             reporting: Mutex::default(),
         }
@@ -156,8 +170,19 @@ impl Shared {
         now.max(last.expect("there is always a next one") + 1)
     }
 
-    pub(super) fn fresh(&self) -> MutexGuard<'_, Fresh> {
-        lock(&self.fresh)
+    pub(super) fn waiting(&self) -> MutexGuard<'_, WaitingList> {
+        lock(&self.waiting)
+    }
+
+    /// What is written with a change to `record`, at a stamp.
+    pub(super) fn stamp_of(&self, record: &Record, at: u64) -> Stamp<'_> {
+        let due = record.due().unwrap_or_default().max(self.store_now());
+        Stamp { at, look_at: due.after(self.settings.grace), owner: &self.settings.process }
+    }
+
+    /// What the store's clock shows now.
+    pub(super) fn store_now(&self) -> UnixMs {
+        self.time.at(self.clock.wall())
     }
 
     pub(super) fn cached_file(&self, id: FileId) -> Option<StoredFile> {
@@ -211,15 +236,8 @@ impl Shared {
         slot: &str,
         messages: i64,
     ) -> Result<aws_sdk_dynamodb::types::TransactWriteItem, StoreError> {
-        Change {
-            table: &self.calls.tables.ledger,
-            key: ledger_key(schema::DEPTH_PK, &format!("{}#{slot}", self.node)),
-            update: "ADD #Messages :Messages".into(),
-            condition: None,
-            names: vec![MESSAGES],
-            values: vec![("Messages", number(messages))],
-        }
-        .action()
+        let key = ledger_key(schema::DEPTH_PK, &format!("{}#{slot}", self.node));
+        Change::of(&self.calls.tables.ledger, key).add(MESSAGES, number(messages)).action()
     }
 
     /// Takes note that the depth was changed.
@@ -281,14 +299,8 @@ impl Shared {
             if lock(&self.registered).contains(&**name) {
                 continue;
             }
-            let change = Change {
-                table: &self.calls.tables.ledger,
-                key: ledger_key(schema::DESTINATIONS_PK, name),
-                update: "SET #Topic = :Topic".into(),
-                condition: None,
-                names: vec![TOPIC],
-                values: vec![("Topic", text(&**name))],
-            };
+            let key = ledger_key(schema::DESTINATIONS_PK, name);
+            let change = Change::of(&self.calls.tables.ledger, key).set(TOPIC, text(&**name));
             self.calls.update("noting a destination", change).await?.ok();
             let mut registered = lock(&self.registered);
             if registered.len() < CACHED_MAX {
@@ -318,29 +330,23 @@ impl Shared {
     }
 
     pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        let change = Change {
-            table: &self.calls.tables.ledger,
-            key: ledger_key(schema::DESTINATIONS_PK, name),
-            update: "SET #DisabledAt = :DisabledAt, #Reason = :Reason".into(),
+        let key = ledger_key(schema::DESTINATIONS_PK, name);
+        let change = Change::of(&self.calls.tables.ledger, key)
+            .set(DISABLED_AT, number(at.0))
+            .set(REASON, text(reason))
             // The first reason stands.
-            condition: Some("attribute_not_exists(#DisabledAt)"),
-            names: vec![DISABLED_AT, REASON],
-            values: vec![("DisabledAt", number(at.0)), ("Reason", text(reason))],
-        };
+            .when(When::Missing(DISABLED_AT));
         self.calls.update("disabling a destination", change).await?.ok();
         *lock(&self.disabled) = None;
         Ok(())
     }
 
     pub(super) async fn enable(&self, name: &str) -> Result<bool, StoreError> {
-        let change = Change {
-            table: &self.calls.tables.ledger,
-            key: ledger_key(schema::DESTINATIONS_PK, name),
-            update: "REMOVE #DisabledAt, #Reason".into(),
-            condition: Some("attribute_exists(#DisabledAt)"),
-            names: vec![DISABLED_AT, REASON],
-            values: Vec::new(),
-        };
+        let key = ledger_key(schema::DESTINATIONS_PK, name);
+        let change = Change::of(&self.calls.tables.ledger, key)
+            .remove(DISABLED_AT)
+            .remove(REASON)
+            .when(When::Exists(DISABLED_AT));
         let was_disabled = self.calls.update("enabling a destination", change).await?.is_ok();
         *lock(&self.disabled) = None;
         Ok(was_disabled)

@@ -15,9 +15,8 @@ use postrider_actors::{
 };
 
 use super::{
-    draft::Known,
-    item::{BATCH, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
-    record::Stored,
+    item::{BATCHES, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
+    record::{Known, Stored},
     schema,
     state::Shared,
 };
@@ -28,7 +27,28 @@ use postrider_actors::ports::console::{
 /// Entries of one page of the outstanding batches.
 const PAGE: usize = 1_000;
 
-/// Between the file's and the batch's key in the position of a search.
+/// Steps of a file that are looked at together, some 200 bytes each.
+const STEPS: usize = 100;
+
+/// A step of a file: where its batches are found.
+struct Step {
+    last_row: u64,
+    /// The first rows of each destination's batches.
+    firsts: BTreeMap<String, Vec<u64>>,
+}
+
+impl Step {
+    fn read(item: &Item) -> Result<Self, Damaged> {
+        let reading = Reading(item);
+        let row = reading.text(SK)?.strip_prefix(schema::STEP_PREFIX).ok_or(Damaged(SK))?;
+        Ok(Self {
+            last_row: u64::from_str_radix(row, 16).map_err(|_| Damaged(SK))?,
+            firsts: serde_json::from_str(reading.text(BATCHES)?).map_err(|_| Damaged(BATCHES))?,
+        })
+    }
+}
+
+/// Between the file's place and the row in the position of a search.
 const SEPARATOR: char = '\n';
 
 impl Shared {
@@ -111,10 +131,14 @@ impl Shared {
         }
         let report = |fate| MessageReport { id, file_name: file.record.name.clone(), fate };
         let mut reports = Vec::new();
+        let step = self.steps(id.file, id.row, 1).await?.pop();
         for destination in &file.record.destinations {
-            if let Some(batch) = self.batch_at(id, destination).await?
-                && let Some(delivery) = self.delivery(id.row, batch).await?
-            {
+            // The batch that begins at the row or before it.
+            let firsts = step.as_ref().and_then(|step| step.firsts.get(destination));
+            let firsts = firsts.map_or(&[][..], Vec::as_slice);
+            let Some(&first) = firsts.iter().rfind(|&&first| first <= id.row) else { continue };
+            let batch = BatchId::derive(id.file, destination, first);
+            if let Some(delivery) = self.delivery(id.row, batch).await? {
                 reports.push(report(Fate::Message(delivery)));
             }
         }
@@ -124,22 +148,21 @@ impl Shared {
         Ok(reports)
     }
 
-    /// The batch that begins at the row or before it.
-    async fn batch_at(&self, id: MessageId, destination: &str) -> Result<Option<BatchId>, StoreError> {
+    /// Up to `limit` steps of a file from the one with `row` on: where their batches begin.
+    async fn steps(&self, id: FileId, row: u64, limit: usize) -> Result<Vec<Step>, StoreError> {
         let call = self
             .calls
             .client
             .query()
             .table_name(&self.calls.tables.ledger)
             .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
-            .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
-            .expression_attribute_values(":first", text(schema::batch_of_file_sk(destination, 0)))
-            .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, id.row)))
-            .scan_index_forward(false)
+            .expression_attribute_values(":pk", text(schema::file_pk(id)))
+            .expression_attribute_values(":first", text(schema::step_sk(row)))
+            .expression_attribute_values(":last", text(schema::step_sk(u64::MAX)))
             .consistent_read(true)
-            .limit(1);
-        let (items, _) = self.calls.query("looking for a batch", call).await?;
-        Ok(items.first().map(|item| Reading(item).batch_id(BATCH)).transpose()?)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
+        let (items, _) = self.calls.query("looking for a file's batches", call).await?;
+        Ok(items.iter().map(Step::read).collect::<Result<_, _>>()?)
     }
 
     async fn delivery(&self, row: u64, id: BatchId) -> Result<Option<Delivery>, StoreError> {
@@ -231,18 +254,19 @@ impl Shared {
     ) -> Result<bool, StoreError> {
         let mut left = batches;
         while left > 0 && search.found.len() < limit {
-            let (after_file, after_batch) = search.position.0.split_once(SEPARATOR).unwrap_or_default();
-            let (after_file, after_batch) = (after_file.to_owned(), after_batch.to_owned());
-            let Some((at, id)) = self.file_at(file, &after_file, !after_batch.is_empty()).await? else {
+            let (after_file, row) = search.position.0.split_once(SEPARATOR).unwrap_or_default();
+            let (after_file, row) = (after_file.to_owned(), row.parse::<u64>().ok());
+            let Some((at, id)) = self.file_at(file, &after_file, row.is_some()).await? else {
                 return Ok(false);
             };
-            let found = self.batches_after(id, &after_batch, left).await?;
+            let found = self.batches_from(id, row.unwrap_or(0), left).await?;
+            let ids: Vec<_> = found.values().copied().collect();
+            self.search_batches(search, recipient, &ids, limit).await?;
             let is_last = found.len() < left;
-            self.search_batches(search, recipient, &found, limit).await?;
-            left -= found.len();
+            left = left.saturating_sub(found.len());
             search.batches += found.len() as u64;
-            let batch = found.last().filter(|_| !is_last).map_or("", |(sk, _)| sk.as_str());
-            search.position = Position(format!("{at}{SEPARATOR}{batch}"));
+            let next = found.last_key_value().filter(|_| !is_last).map(|(first, _)| (first + 1).to_string());
+            search.position = Position(format!("{at}{SEPARATOR}{}", next.unwrap_or_default()));
         }
         Ok(search.found.len() < limit)
     }
@@ -278,37 +302,25 @@ impl Shared {
         Ok(items.first().map(place).transpose()?)
     }
 
-    /// Up to `limit` batches of a file for its first destination, after `after`, in the order of rows.
-    async fn batches_after(
+    /// At least `limit` batches of a file for its first destination, by their first rows, from `row` on; fewer if there
+    /// are no more.
+    async fn batches_from(
         &self,
         id: FileId,
-        after: &str,
+        row: u64,
         limit: usize,
-    ) -> Result<Vec<(String, BatchId)>, StoreError> {
-        let Some(file) = self.read_file(id).await? else { return Ok(Vec::new()) };
-        let Some(destination) = file.record.destinations.first() else { return Ok(Vec::new()) };
-        let mut found = Vec::new();
-        let mut from =
-            if after.is_empty() { schema::batch_of_file_sk(destination, 0) } else { format!("{after}\u{1}") };
+    ) -> Result<BTreeMap<u64, BatchId>, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(BTreeMap::new()) };
+        let Some(destination) = file.record.destinations.first() else { return Ok(BTreeMap::new()) };
+        let mut found: BTreeMap<u64, BatchId> = BTreeMap::new();
+        let mut from = row;
         while found.len() < limit {
-            let call = self
-                .calls
-                .client
-                .query()
-                .table_name(&self.calls.tables.ledger)
-                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
-                .expression_attribute_values(":pk", text(schema::file_pk(id)))
-                .expression_attribute_values(":first", text(&from))
-                .expression_attribute_values(":last", text(schema::batch_of_file_sk(destination, u64::MAX)))
-                .consistent_read(true)
-                .limit(i32::try_from(limit - found.len()).unwrap_or(i32::MAX));
-            let (items, next) = self.calls.query("listing a file's batches", call).await?;
-            for item in &items {
-                let reading = Reading(item);
-                found.push((reading.text(SK)?.to_owned(), reading.batch_id(BATCH)?));
-            }
-            match (next, found.last()) {
-                (Some(_), Some((last, _))) => from = format!("{last}\u{1}"),
+            let steps = self.steps(id, from, STEPS).await?;
+            let firsts = steps.iter().filter_map(|step| step.firsts.get(destination)).flatten();
+            let firsts = firsts.filter(|first| **first >= row);
+            found.extend(firsts.map(|&first| (first, BatchId::derive(id, destination, first))));
+            match steps.last() {
+                Some(last) if steps.len() == STEPS => from = last.last_row + 1,
                 _ => break,
             }
         }
@@ -319,12 +331,11 @@ impl Shared {
         &self,
         search: &mut Search,
         recipient: &str,
-        batches: &[(String, BatchId)],
+        batches: &[BatchId],
         limit: usize,
     ) -> Result<(), StoreError> {
         let finder = memchr::memmem::Finder::new(recipient.as_bytes());
-        let ids: Vec<_> = batches.iter().map(|(_, id)| *id).collect();
-        for (id, fetched) in self.get(&ids).await? {
+        for (id, fetched) in self.get(batches).await? {
             let batch = match fetched {
                 Fetched::Batch(batch) => batch,
                 // Archived.

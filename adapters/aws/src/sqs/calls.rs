@@ -18,8 +18,10 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use postrider_actors::{
     flow::{Call, Service},
     model::call::{CallOutcome, Failure, FailureKind},
+    ports::{ItemOutcome, QueueDepth},
 };
 
+use super::provision::is_unknown_queue;
 use crate::{ApiObserver, failure};
 
 /// Entries per batch call ("Amazon SQS message quotas").
@@ -46,7 +48,7 @@ pub(crate) struct Calls {
 
 /// A message to send.
 #[derive(Clone)]
-pub(crate) struct Outgoing {
+pub(crate) struct Sending {
     /// Unique within a call: letters, digits, `-` and `_`, at most 80.
     pub(crate) id: String,
     pub(crate) body: Arc<str>,
@@ -57,15 +59,7 @@ pub(crate) struct Outgoing {
     pub(crate) reason: Option<String>,
 }
 
-impl Outgoing {
-    /// What counts towards the limits: body, and names, types and values of attributes ("Amazon SQS message
-    /// quotas").
-    pub(crate) fn bytes(&self) -> usize {
-        let reason =
-            self.reason.as_ref().map_or(0, |why| REASON_ATTRIBUTE.len() + "String".len() + why.len());
-        self.body.len() + reason
-    }
-
+impl Sending {
     fn entry(&self) -> Result<SendMessageBatchRequestEntry, BuildError> {
         let mut entry = SendMessageBatchRequestEntry::builder().id(&self.id).message_body(&*self.body);
         match &self.fifo {
@@ -106,6 +100,15 @@ impl Refusal {
 /// Entries that were not taken, by id. Whatever is not in it was.
 pub(crate) type Refusals = HashMap<String, Refusal>;
 
+/// What an answer says of one entry.
+pub(crate) fn outcome(refusal: Option<&Refusal>) -> ItemOutcome {
+    match refusal {
+        None => ItemOutcome::Ok,
+        Some(refusal) if refusal.sender_fault => ItemOutcome::Permanent(refusal.why.clone()),
+        Some(refusal) => ItemOutcome::Retryable(refusal.why.clone()),
+    }
+}
+
 /// SQS counts in whole seconds; nothing may come before its time.
 pub(crate) fn whole_seconds(time: Duration) -> i32 {
     i32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(i32::MAX)
@@ -117,10 +120,10 @@ impl Calls {
     }
 
     /// `SendMessageBatch`, of up to ten.
-    pub(crate) async fn send(&self, queue: &str, messages: &[Outgoing]) -> Result<Refusals, Failure> {
+    pub(crate) async fn send(&self, queue: &str, messages: &[Sending]) -> Result<Refusals, Failure> {
         let entries = messages
             .iter()
-            .map(Outgoing::entry)
+            .map(Sending::entry)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| unbuilt(&error))?;
         let request = self.client.send_message_batch().queue_url(queue).set_entries(Some(entries));
@@ -219,6 +222,41 @@ impl Calls {
         Ok(answer.attributes.unwrap_or_default())
     }
 
+    /// How many messages a queue holds.
+    pub(crate) async fn depth(&self, queue: &str) -> Result<QueueDepth, Failure> {
+        use QueueAttributeName as Name;
+        let names = [
+            Name::ApproximateNumberOfMessages,
+            Name::ApproximateNumberOfMessagesNotVisible,
+            Name::ApproximateNumberOfMessagesDelayed,
+        ];
+        let counts = self.attributes(queue, &names).await?;
+        let count = |name: &Name| {
+            let count = counts.get(name).and_then(|count| count.parse().ok());
+            count.ok_or_else(|| {
+                Failure::new(FailureKind::Unknown, format!("SQS did not say {}", name.as_str()))
+            })
+        };
+        Ok(QueueDepth {
+            visible: count(&names[0])?,
+            in_flight: count(&names[1])?,
+            delayed: count(&names[2])?,
+        })
+    }
+
+    /// The URL of the queue `name`; `None` if there is none, or none that we may see.
+    pub(crate) async fn url(&self, name: &str) -> Result<Option<String>, Failure> {
+        let request = async {
+            match self.client.get_queue_url().queue_name(name).send().await {
+                Ok(answer) => Ok(answer.queue_url),
+                Err(error) if error.code().is_some_and(is_unknown_queue) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let found = self.watch("GetQueueUrl", 0, request, |_| 0).await;
+        found.map_err(|failure| failure.about(format_args!("GetQueueUrl: queue {name}")))
+    }
+
     /// Makes a call; `refused` counts what of it was not taken.
     pub(crate) fn watch<T, E: ProvideErrorMetadata + std::error::Error + 'static>(
         &self,
@@ -269,14 +307,5 @@ mod tests {
         for (ms, seconds) in [(0, 0), (1, 1), (1_000, 1), (1_001, 2), (899_999, 900)] {
             assert_eq!(whole_seconds(Duration::from_millis(ms)), seconds);
         }
-    }
-
-    #[test]
-    fn an_attribute_counts_with_name_type_and_value() {
-        let plain =
-            Outgoing { id: "1".into(), body: "body".into(), delay: Duration::ZERO, fifo: None, reason: None };
-        assert_eq!(plain.bytes(), 4);
-        let dead = Outgoing { reason: Some("why".into()), ..plain };
-        assert_eq!(dead.bytes(), 4 + 16 + 6 + 3);
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use aws_sdk_sqs::{
     Client,
-    types::{Message, MessageSystemAttributeName, QueueAttributeName},
+    types::{Message, MessageSystemAttributeName},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -14,7 +14,7 @@ use postrider_actors::{
     ports::{AckId, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
 };
 
-use super::calls::{Calls, ENTRIES_MAX, Refusals};
+use super::calls::{self, Calls, ENTRIES_MAX, Refusals};
 use crate::{ApiObserver, AwsSettings};
 
 /// Batch calls of one operation under way at once: each takes a round trip and moves ten entries.
@@ -85,11 +85,7 @@ impl SqsIntake {
 /// What the answer to a batch call says of its entry at `index`.
 fn outcome(answer: &Result<Refusals, Failure>, index: usize) -> ItemOutcome {
     match answer {
-        Ok(refusals) => match refusals.get(&index.to_string()) {
-            None => ItemOutcome::Ok,
-            Some(refusal) if refusal.sender_fault => ItemOutcome::Permanent(refusal.why.clone()),
-            Some(refusal) => ItemOutcome::Retryable(refusal.why.clone()),
-        },
+        Ok(refusals) => calls::outcome(refusals.get(&index.to_string())),
         Err(failure) => failure.clone().into(),
     }
 }
@@ -138,21 +134,7 @@ impl Intake for SqsIntake {
     }
 
     async fn depth(&self) -> Result<QueueDepth, StoreError> {
-        use QueueAttributeName::{
-            ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesDelayed as Delayed,
-            ApproximateNumberOfMessagesNotVisible as InFlight,
-        };
-        let names = [Visible, InFlight, Delayed];
-        let counts = self.calls.attributes(&self.settings.queue_url, &names).await?;
-        let count = |name: &QueueAttributeName| {
-            let count = counts.get(name).and_then(|count| count.parse().ok());
-            count.ok_or_else(|| StoreError::Unknown(format!("SQS did not say {}", name.as_str())))
-        };
-        Ok(QueueDepth {
-            visible: count(&names[0])?,
-            in_flight: count(&names[1])?,
-            delayed: count(&names[2])?,
-        })
+        Ok(self.calls.depth(&self.settings.queue_url).await?)
     }
 }
 

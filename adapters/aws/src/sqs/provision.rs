@@ -3,41 +3,44 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use aws_sdk_sqs::{Client, error::ProvideErrorMetadata as _, types::QueueAttributeName};
+use aws_sdk_sqs::{Client, types::QueueAttributeName};
 use postrider_actors::ports::StoreError;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::calls::{Calls, whole_seconds};
+use super::calls::Calls;
 use crate::{ApiObserver, AwsSettings};
 
 /// How long SQS keeps an entry that nobody deletes: the longest there is ("Amazon SQS message quotas").
 const RETENTION: Duration = Duration::from_hours(14 * 24);
 
-/// Receives below which the redrive policy would take entries away that nothing is wrong with: those of a slow
-/// or paused destination are received and given back many times.
-const RECEIVES_MIN: u32 = 100;
+/// Receives after which SQS takes an entry away to the dead-letter queue: the most that it allows. The batch of such an
+/// entry goes out again by another.
+const MAX_RECEIVES: u32 = 1_000;
 
-/// The queues of one installation.
-#[derive(Clone, Debug)]
+/// How Postrider's own queues come to be.
+pub const MAKE: &str = "make it with `postrider migrate` or from config/aws";
+
+/// What the queues of one installation are called (B24).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueNames {
-    /// The queue's name; it ends in `.fifo` for a FIFO queue.
-    pub queue: String,
-    /// Its dead-letter queue, of the same kind ("Using dead-letter queues in Amazon SQS").
-    pub dead_letters: String,
+    /// What all their names begin with.
+    pub prefix: String,
+    /// Whether they are FIFO queues: their names end so, and no others do (`CreateQueue` in the API reference).
+    pub fifo: bool,
 }
 
-/// What a queue is to be like.
-#[derive(Clone, Debug)]
-pub struct Expected {
-    /// Whether it is a FIFO queue.
-    pub fifo: bool,
-    /// The visibility timeout: the duration of a lease.
-    pub visibility: Duration,
-    /// Bytes per message.
-    pub max_bytes: usize,
-    /// Receives after which the redrive policy takes an entry away.
-    pub max_receives: u32,
+impl QueueNames {
+    /// The queue of a destination.
+    pub fn queue(&self, destination: &str) -> String {
+        format!("{}-{destination}{}", self.prefix, if self.fifo { ".fifo" } else { "" })
+    }
+
+    /// The queue for what can't be read, shared by all of them and of the same kind ("Using dead-letter queues in Amazon
+    /// SQS").
+    pub fn dead_letters(&self) -> String {
+        self.queue("dead-letters")
+    }
 }
 
 /// What a queue is like, as far as it matters here.
@@ -47,10 +50,6 @@ pub struct Found {
     pub arn: Option<String>,
     /// Whether it is a FIFO queue.
     pub fifo: bool,
-    /// Bytes per message.
-    pub maximum_message_bytes: Option<usize>,
-    /// Its visibility timeout.
-    pub visibility: Option<Duration>,
     /// For how long it keeps entries.
     pub retention: Option<Duration>,
     /// The ARN of its dead-letter queue, and the receives that are allowed.
@@ -76,52 +75,36 @@ impl fmt::Display for Difference {
 
 impl Found {
     /// What is not as expected.
-    pub fn differences(&self, expected: &Expected) -> Vec<Difference> {
+    pub fn differences(&self, fifo: bool) -> Vec<Difference> {
         let mut differences = Vec::new();
         let mut differ = |attribute, must_be_fixed, what: String| {
             differences.push(Difference { attribute, what, must_be_fixed });
         };
-        if self.fifo != expected.fifo {
+        if self.fifo != fifo {
             let kind = |fifo| if fifo { "a FIFO queue" } else { "a standard queue" };
-            let (found, wanted) = (kind(self.fifo), kind(expected.fifo));
+            let (found, wanted) = (kind(self.fifo), kind(fifo));
             differ("FifoQueue", true, format!("it is {found}, its name says {wanted}"));
-        }
-        if let Some(bytes) = self.maximum_message_bytes.filter(|bytes| *bytes < expected.max_bytes) {
-            let wanted = expected.max_bytes;
-            let what = format!("{bytes} instead of {wanted}: larger batches are loaded from the outbox");
-            differ("MaximumMessageSize", false, what);
-        }
-        if self.visibility.is_some_and(|found| found != expected.visibility) {
-            let (found, wanted) = (self.visibility.unwrap_or_default(), expected.visibility);
-            let what = format!("{found:?} instead of {wanted:?}: Postrider sets its own at each receive");
-            differ("VisibilityTimeout", false, what);
         }
         if let Some(retention) = self.retention.filter(|retention| *retention < RETENTION) {
             let what = format!(
-                "{} s instead of {} s: what is held for longer (a paused or disabled destination) would be lost from \
-                 the queue; set it to 14 days",
+                "{} s instead of {} s: entries that wait for longer are sent again",
                 retention.as_secs(),
                 RETENTION.as_secs()
             );
-            differ("MessageRetentionPeriod", true, what);
+            differ("MessageRetentionPeriod", false, what);
         }
         match &self.redrive {
             None => {
                 let what =
-                    "there is none: entries that can't be read stay in the queue; name a dead-letter queue";
-                differ("RedrivePolicy", true, what.into());
+                    "there is none: an entry that nobody can work on is received for as long as it is kept";
+                differ("RedrivePolicy", false, what.into());
             }
-            Some((_, receives)) if *receives < RECEIVES_MIN.min(expected.max_receives) => {
+            Some((_, receives)) if *receives < MAX_RECEIVES => {
                 let what = format!(
-                    "maxReceiveCount is {receives}: entries of slow or paused destinations, which are received \
-                     often, would become dead letters; set it to {}",
-                    expected.max_receives
+                    "maxReceiveCount is {receives} instead of {MAX_RECEIVES}: entries that are given back so often \
+                     become dead letters, and are sent again"
                 );
-                differ("RedrivePolicy", true, what);
-            }
-            Some((_, receives)) if *receives != expected.max_receives => {
-                let what = format!("maxReceiveCount is {receives} instead of {}", expected.max_receives);
-                differ("RedrivePolicy", *receives < expected.max_receives, what);
+                differ("RedrivePolicy", false, what);
             }
             Some(_) => {}
         }
@@ -147,7 +130,8 @@ enum Count {
 /// Reads what matters of a queue.
 pub(super) async fn attributes(calls: &Calls, queue_url: &str) -> Result<Found, StoreError> {
     let found = calls.attributes(queue_url, &[QueueAttributeName::All]).await;
-    let found = found.map_err(|failure| failure.about(format_args!("queue {queue_url}")))?;
+    let found =
+        found.map_err(|failure| failure.about(format_args!("GetQueueAttributes: queue {queue_url}")))?;
     Ok(read(&found))
 }
 
@@ -165,25 +149,9 @@ fn read(found: &HashMap<QueueAttributeName, String>) -> Found {
     Found {
         arn: found.get(&Name::QueueArn).cloned(),
         fifo: found.get(&Name::FifoQueue).is_some_and(|value| value == "true"),
-        maximum_message_bytes: number(&Name::MaximumMessageSize)
-            .and_then(|bytes| usize::try_from(bytes).ok()),
-        visibility: number(&Name::VisibilityTimeout).map(Duration::from_secs),
         retention: number(&Name::MessageRetentionPeriod).map(Duration::from_secs),
         redrive,
     }
-}
-
-/// The queues as they stand now.
-#[derive(Clone, Debug)]
-pub struct Provisioned {
-    /// The queue's URL.
-    pub queue_url: String,
-    /// The dead-letter queue's URL.
-    pub dead_letter_url: String,
-    /// Which of them were created just now.
-    pub created: Vec<String>,
-    /// What is not as expected with the queue.
-    pub differences: Vec<Difference>,
 }
 
 /// Makes and checks queues.
@@ -197,80 +165,32 @@ impl Provisioner {
 
     /// The URL of the queue `name`; `None` if there is none, or none that we may see.
     pub async fn find(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let request = async {
-            match self.0.client.get_queue_url().queue_name(name).send().await {
-                Ok(answer) => Ok(answer.queue_url),
-                Err(error) if error.code().is_some_and(is_unknown_queue) => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        let found = self.0.watch("GetQueueUrl", 0, request, |_| 0).await;
-        Ok(found.map_err(|failure| failure.about(format_args!("queue {name}")))?)
+        Ok(self.0.url(name).await?)
     }
 
-    /// Reads a queue and says what is not as expected.
-    pub async fn check(&self, queue_url: &str, expected: &Expected) -> Result<Vec<Difference>, StoreError> {
-        Ok(attributes(&self.0, queue_url).await?.differences(expected))
+    /// Reads a queue that is there.
+    pub async fn read(&self, queue_url: &str) -> Result<Found, StoreError> {
+        attributes(&self.0, queue_url).await
     }
 
-    /// Creates what is missing: the dead-letter queue, and the queue with a redrive policy to it. What is there is
-    /// left as it is and checked.
-    pub async fn provision(
-        &self,
-        names: &QueueNames,
-        expected: &Expected,
-    ) -> Result<Provisioned, StoreError> {
-        for name in [&names.queue, &names.dead_letters] {
-            if is_fifo(name) != expected.fifo {
-                let why = format!("queue name {name:?}: names of FIFO queues end in .fifo, and no others do");
-                return Err(StoreError::Permanent(why));
-            }
-        }
-        let mut created = Vec::new();
-        let dead_letter_url = if let Some(url) = self.find(&names.dead_letters).await? {
-            url
-        } else {
-            created.push(names.dead_letters.clone());
-            self.create(&names.dead_letters, expected, None).await?
-        };
-        let queue_url = if let Some(url) = self.find(&names.queue).await? {
-            url
-        } else {
-            let dead_letters = attributes(&self.0, &dead_letter_url).await?;
-            let arn = dead_letters.arn.ok_or_else(|| {
-                StoreError::Retryable(format!("queue {dead_letter_url} did not say its ARN"))
-            })?;
-            created.push(names.queue.clone());
-            self.create(&names.queue, expected, Some(&arn)).await?
-        };
-        let differences = self.check(&queue_url, expected).await?;
-        Ok(Provisioned { queue_url, dead_letter_url, created, differences })
-    }
-
-    async fn create(
-        &self,
-        name: &str,
-        expected: &Expected,
-        dead_letters: Option<&str>,
-    ) -> Result<String, StoreError> {
+    /// Makes a queue that is not there: with `dead_letters`, an ARN, one whose entries go there in the end; without, one
+    /// that takes those of any queue of this account and region.
+    pub async fn make(&self, name: &str, dead_letters: Option<&str>) -> Result<String, StoreError> {
         use QueueAttributeName as Name;
-        let mut request = self
-            .0
-            .client
-            .create_queue()
-            .queue_name(name)
-            .attributes(Name::VisibilityTimeout, whole_seconds(expected.visibility).to_string())
-            .attributes(Name::MessageRetentionPeriod, RETENTION.as_secs().to_string())
-            .attributes(Name::MaximumMessageSize, expected.max_bytes.to_string());
-        if expected.fifo {
+        let mut request = self.0.client.create_queue().queue_name(name);
+        request = request.attributes(Name::MessageRetentionPeriod, RETENTION.as_secs().to_string());
+        if is_fifo(name) {
             request = request.attributes(Name::FifoQueue, "true");
         }
-        if let Some(arn) = dead_letters {
-            let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": expected.max_receives });
-            request = request.attributes(Name::RedrivePolicy, policy.to_string());
-        }
+        request = if let Some(arn) = dead_letters {
+            let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": MAX_RECEIVES });
+            request.attributes(Name::RedrivePolicy, policy.to_string())
+        } else {
+            request
+                .attributes(Name::RedriveAllowPolicy, json!({ "redrivePermission": "allowAll" }).to_string())
+        };
         let answer = self.0.watch("CreateQueue", 0, request.send(), |_| 0).await;
-        let answer = answer.map_err(|failure| failure.about(format_args!("queue {name}")))?;
+        let answer = answer.map_err(|failure| failure.about(format_args!("CreateQueue: queue {name}")))?;
         answer.queue_url.ok_or_else(|| StoreError::Unknown(format!("queue {name} was created without a URL")))
     }
 }
@@ -281,7 +201,7 @@ pub fn is_fifo(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, end)| end == "fifo")
 }
 
-fn is_unknown_queue(code: &str) -> bool {
+pub(super) fn is_unknown_queue(code: &str) -> bool {
     code.ends_with("QueueDoesNotExist") || code.ends_with("NonExistentQueue")
 }
 
@@ -289,20 +209,9 @@ fn is_unknown_queue(code: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn expected() -> Expected {
-        Expected {
-            fifo: false,
-            visibility: Duration::from_mins(1),
-            max_bytes: 1_048_576,
-            max_receives: 1_000,
-        }
-    }
-
     fn fitting() -> HashMap<QueueAttributeName, String> {
         use QueueAttributeName as Name;
         HashMap::from([
-            (Name::VisibilityTimeout, "60".to_owned()),
-            (Name::MaximumMessageSize, "1048576".to_owned()),
             (Name::MessageRetentionPeriod, "1209600".to_owned()),
             (Name::RedrivePolicy, r#"{"deadLetterTargetArn":"arn:x","maxReceiveCount":"1000"}"#.to_owned()),
         ])
@@ -311,25 +220,13 @@ mod tests {
     #[test]
     fn a_queue_that_fits_has_no_differences_and_each_that_does_not_says_what_follows() {
         use QueueAttributeName as Name;
-        assert_eq!(read(&fitting()).differences(&expected()), []);
+        assert_eq!(read(&fitting()).differences(false), []);
+        let few = r#"{"deadLetterTargetArn":"a","maxReceiveCount":3}"#;
         let cases = [
             (Name::FifoQueue, Some("true"), "FifoQueue", true),
-            (Name::MaximumMessageSize, Some("262144"), "MaximumMessageSize", false),
-            (Name::VisibilityTimeout, Some("30"), "VisibilityTimeout", false),
-            (Name::MessageRetentionPeriod, Some("345600"), "MessageRetentionPeriod", true),
-            (Name::RedrivePolicy, None, "RedrivePolicy", true),
-            (
-                Name::RedrivePolicy,
-                Some(r#"{"deadLetterTargetArn":"a","maxReceiveCount":3}"#),
-                "RedrivePolicy",
-                true,
-            ),
-            (
-                Name::RedrivePolicy,
-                Some(r#"{"deadLetterTargetArn":"a","maxReceiveCount":2000}"#),
-                "RedrivePolicy",
-                false,
-            ),
+            (Name::MessageRetentionPeriod, Some("345600"), "MessageRetentionPeriod", false),
+            (Name::RedrivePolicy, None, "RedrivePolicy", false),
+            (Name::RedrivePolicy, Some(few), "RedrivePolicy", false),
         ];
         for (name, value, attribute, must_be_fixed) in cases {
             let mut found = fitting();
@@ -337,9 +234,20 @@ mod tests {
                 Some(value) => found.insert(name, value.to_owned()),
                 None => found.remove(&name),
             };
-            let differences = read(&found).differences(&expected());
+            let differences = read(&found).differences(false);
             assert_eq!(differences.len(), 1, "{differences:?}");
             assert_eq!((differences[0].attribute, differences[0].must_be_fixed), (attribute, must_be_fixed));
         }
+    }
+
+    #[test]
+    fn b24_a_queue_is_called_after_its_destination() {
+        let names = |fifo| QueueNames { prefix: "pr".into(), fifo };
+        assert_eq!(
+            (&names(false).queue("d")[..], &names(false).dead_letters()[..]),
+            ("pr-d", "pr-dead-letters")
+        );
+        assert_eq!(names(true).queue("d"), "pr-d.fifo");
+        assert!(is_fifo(&names(true).dead_letters()) && !is_fifo(&names(false).queue("d")));
     }
 }

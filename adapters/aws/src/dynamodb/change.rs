@@ -1,0 +1,227 @@
+//! The change of one item, put together once and written as an action of a transaction, as a call of its own, or as a
+//! statement among others.
+
+use std::collections::{BTreeMap, HashMap};
+
+use aws_sdk_dynamodb::{
+    operation::update_item::builders::UpdateItemFluentBuilder,
+    types::{AttributeValue, TransactWriteItem, Update},
+};
+use postrider_actors::ports::StoreError;
+
+use super::{
+    calls::build_error,
+    item::{Item, PK, SK},
+};
+
+/// What must hold of the item as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum When {
+    Is(&'static str, AttributeValue),
+    Exists(&'static str),
+    Missing(&'static str),
+}
+
+/// A change. It happens if all of `when` holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Change<'a> {
+    pub(super) table: &'a str,
+    pub(super) key: Item,
+    pub(super) set: Vec<(&'static str, AttributeValue)>,
+    pub(super) add: Vec<(&'static str, AttributeValue)>,
+    pub(super) remove: Vec<&'static str>,
+    pub(super) when: Vec<When>,
+}
+
+/// A `PartiQL` statement with its parameters.
+pub(super) type Statement = (String, Vec<AttributeValue>);
+
+/// The expressions of a change, its names and values bound: many attribute names are reserved words.
+struct Expressions {
+    update: String,
+    condition: Option<String>,
+    names: HashMap<String, String>,
+    values: HashMap<String, AttributeValue>,
+}
+
+impl Expressions {
+    fn name(&mut self, name: &str) -> String {
+        let bound = format!("#{name}");
+        self.names.insert(bound.clone(), name.to_owned());
+        bound
+    }
+
+    fn value(&mut self, value: &AttributeValue) -> String {
+        let bound = format!(":v{}", self.values.len());
+        self.values.insert(bound.clone(), value.clone());
+        bound
+    }
+}
+
+impl<'a> Change<'a> {
+    /// Of the item with this key, which nothing happens to yet.
+    pub(super) fn of(table: &'a str, key: Item) -> Self {
+        Self { table, key, set: Vec::new(), add: Vec::new(), remove: Vec::new(), when: Vec::new() }
+    }
+
+    pub(super) fn set(mut self, name: &'static str, value: AttributeValue) -> Self {
+        self.set.push((name, value));
+        self
+    }
+
+    pub(super) fn add(mut self, name: &'static str, value: AttributeValue) -> Self {
+        self.add.push((name, value));
+        self
+    }
+
+    pub(super) fn remove(mut self, name: &'static str) -> Self {
+        self.remove.push(name);
+        self
+    }
+
+    pub(super) fn when(mut self, when: When) -> Self {
+        self.when.push(when);
+        self
+    }
+
+    fn expressions(&self) -> Expressions {
+        let mut bound = Expressions {
+            update: String::new(),
+            condition: None,
+            names: HashMap::new(),
+            values: HashMap::new(),
+        };
+        let mut clauses = Vec::new();
+        let mut clause = |word: &str, parts: Vec<String>| {
+            if !parts.is_empty() {
+                clauses.push(format!("{word} {}", parts.join(", ")));
+            }
+        };
+        let assigned =
+            |bound: &mut Expressions, sign: &str, values: &[(&'static str, AttributeValue)]| -> Vec<String> {
+                let part = |(name, value): &(&'static str, AttributeValue)| {
+                    format!("{}{sign}{}", bound.name(name), bound.value(value))
+                };
+                values.iter().map(part).collect()
+            };
+        clause("SET", assigned(&mut bound, " = ", &self.set));
+        clause("ADD", assigned(&mut bound, " ", &self.add));
+        clause("REMOVE", self.remove.iter().map(|name| bound.name(name)).collect());
+        bound.update = clauses.join(" ");
+        let conditions: Vec<_> = self
+            .when
+            .iter()
+            .map(|when| match when {
+                When::Is(name, value) => format!("{} = {}", bound.name(name), bound.value(value)),
+                When::Exists(name) => format!("attribute_exists({})", bound.name(name)),
+                When::Missing(name) => format!("attribute_not_exists({})", bound.name(name)),
+            })
+            .collect();
+        bound.condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
+        bound
+    }
+
+    /// As part of a transaction.
+    pub(super) fn action(self) -> Result<TransactWriteItem, StoreError> {
+        let Expressions { update, condition, names, values } = self.expressions();
+        let update = Update::builder()
+            .table_name(self.table)
+            .set_key(Some(self.key))
+            .update_expression(update)
+            .set_condition_expression(condition)
+            .set_expression_attribute_names(Some(names))
+            .set_expression_attribute_values((!values.is_empty()).then_some(values))
+            .build()
+            .map_err(|error| build_error(&error))?;
+        Ok(TransactWriteItem::builder().update(update).build())
+    }
+
+    /// As a call of its own.
+    pub(super) fn call(self, call: UpdateItemFluentBuilder) -> UpdateItemFluentBuilder {
+        let Expressions { update, condition, names, values } = self.expressions();
+        call.table_name(self.table)
+            .set_key(Some(self.key))
+            .update_expression(update)
+            .set_condition_expression(condition)
+            .set_expression_attribute_names(Some(names))
+            .set_expression_attribute_values((!values.is_empty()).then_some(values))
+    }
+
+    /// As one of the statements of a call: it changes an item that is there, and adds nothing up. The key is that of the
+    /// ledger table, or has one attribute.
+    pub(super) fn statement(self) -> Statement {
+        debug_assert!(self.add.is_empty(), "PartiQL has no ADD");
+        let mut words = vec![format!("UPDATE \"{}\"", self.table)];
+        let mut parameters = Vec::with_capacity(self.set.len() + self.when.len() + 2);
+        for (name, value) in self.set {
+            words.push(format!("SET \"{name}\"=?"));
+            parameters.push(value);
+        }
+        words.extend(self.remove.iter().map(|name| format!("REMOVE \"{name}\"")));
+        let mut conditions = Vec::with_capacity(self.when.len() + 2);
+        // Sorted by name, so that a statement has one text.
+        let key: BTreeMap<_, _> = self.key.into_iter().collect();
+        debug_assert!(key.len() == 1 || key.keys().eq([PK, SK]), "a key of one of the two tables");
+        for (name, value) in key {
+            conditions.push(format!("\"{name}\"=?"));
+            parameters.push(value);
+        }
+        for when in self.when {
+            conditions.push(match when {
+                When::Is(name, value) => {
+                    parameters.push(value);
+                    format!("\"{name}\"=?")
+                }
+                When::Exists(name) => format!("\"{name}\" IS NOT MISSING"),
+                When::Missing(name) => format!("\"{name}\" IS MISSING"),
+            });
+        }
+        (format!("{} WHERE {}", words.join(" "), conditions.join(" AND ")), parameters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            calls::ledger_key,
+            item::{number, text},
+        },
+        *,
+    };
+
+    fn change() -> Change<'static> {
+        Change::of("ledger", ledger_key("a", "b"))
+            .set("Version", number(2))
+            .set("Holder", text("w"))
+            .remove("Due")
+            .when(When::Is("Version", number(1)))
+            .when(When::Missing("Until"))
+    }
+
+    #[test]
+    fn a_change_says_the_same_as_an_action_and_as_a_statement() {
+        let action = change().action().unwrap();
+        let update = action.update().unwrap();
+        assert_eq!(update.update_expression(), "SET #Version = :v0, #Holder = :v1 REMOVE #Due");
+        assert_eq!(update.condition_expression(), Some("#Version = :v2 AND attribute_not_exists(#Until)"));
+        assert_eq!(update.expression_attribute_names().unwrap()["#Due"], "Due");
+        assert_eq!(update.expression_attribute_values().unwrap()[":v2"], number(1));
+        let (text, parameters) = change().statement();
+        assert_eq!(
+            text,
+            "UPDATE \"ledger\" SET \"Version\"=? SET \"Holder\"=? REMOVE \"Due\" WHERE \"Pk\"=? AND \"Sk\"=? AND \
+             \"Version\"=? AND \"Until\" IS MISSING"
+        );
+        assert_eq!(parameters.len(), 5);
+        assert_eq!(parameters[4], number(1));
+    }
+
+    #[test]
+    fn what_only_adds_up_binds_no_condition() {
+        let counted = Change::of("ledger", ledger_key("a", "b")).add("Sent", number(3));
+        let action = counted.action().unwrap();
+        let update = action.update().unwrap();
+        assert_eq!((update.update_expression(), update.condition_expression()), ("ADD #Sent :v0", None));
+    }
+}

@@ -1,0 +1,227 @@
+//! What a process knows to wait for delivery without asking: what it has appended or left to be tried again, and what
+//! its sweeps have found. Bounded; what does not fit is found by a sweep when there is room.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use postrider_actors::{
+    model::{
+        ids::{BatchId, FileId},
+        time::UnixMs,
+    },
+    ports::{DueBatch, DueQuery, Origin},
+};
+
+use super::{payload::PayloadId, record::Stored};
+
+/// Entries that are remembered, some 200 bytes each.
+const ENTRIES_MAX: usize = 20_000;
+
+/// … and of one destination: one that is down must not take the room of the others.
+const DESTINATION_MAX: usize = 5_000;
+
+/// A batch that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) batch: DueBatch,
+    /// Since when it does: a stamp, another one each time.
+    pub(super) created: u64,
+    /// When it is to be looked at, by the store's time: this process has others look later then.
+    pub(super) look_at: UnixMs,
+    /// What it carries, and until when that is kept.
+    pub(super) payload: (PayloadId, UnixMs),
+}
+
+impl Waiting {
+    /// Of a record that nobody has.
+    pub(super) fn of(stored: &Stored, due: UnixMs, created: u64, look_at: UnixMs, origin: Origin) -> Self {
+        let (id, destination) = (stored.id, stored.destination.clone());
+        let (lane, open) = (lane_of(stored.file), stored.record.open_count());
+        let batch = DueBatch { id, destination, lane, open, due, origin };
+        Self { batch, created, look_at, payload: (stored.payload, stored.kept_until) }
+    }
+}
+
+/// Batches of one file go one behind the other, where the queue keeps an order.
+fn lane_of(file: FileId) -> u32 {
+    let [a, b, c, d, ..] = file.0;
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// In a destination: the oldest due first, then in the order in which they began to wait.
+type Place = (UnixMs, u64, BatchId);
+
+/// All that waits, as far as it is known.
+#[derive(Default)]
+pub(super) struct WaitingList {
+    entries: HashMap<BatchId, Waiting>,
+    places: HashMap<Arc<str>, BTreeSet<Place>>,
+    times: BTreeSet<(UnixMs, BatchId)>,
+    looks: BTreeSet<(UnixMs, BatchId)>,
+}
+
+impl WaitingList {
+    /// Takes in a batch; what was known of it since before then is out of date.
+    pub(super) fn insert(&mut self, waiting: Waiting) {
+        let DueBatch { id, due, ref destination, .. } = waiting.batch;
+        if self.created(id).is_some_and(|known| known >= waiting.created) {
+            return;
+        }
+        self.remove(id);
+        let places = self.places.entry(destination.clone()).or_default();
+        if self.entries.len() < ENTRIES_MAX && places.len() < DESTINATION_MAX {
+            places.insert((due, waiting.created, id));
+            self.times.insert((due, id));
+            self.looks.insert((waiting.look_at, id));
+            self.entries.insert(id, waiting);
+        }
+    }
+
+    /// Forgets a batch: somebody has it, or it is done.
+    pub(super) fn remove(&mut self, id: BatchId) {
+        let Some(Waiting { batch, created, look_at, .. }) = self.entries.remove(&id) else { return };
+        self.times.remove(&(batch.due, id));
+        self.looks.remove(&(look_at, id));
+        if let Some(places) = self.places.get_mut(&batch.destination) {
+            places.remove(&(batch.due, created, id));
+            if places.is_empty() {
+                self.places.remove(&batch.destination);
+            }
+        }
+    }
+
+    /// Forgets a batch as it was known since `created` or before.
+    pub(super) fn remove_until(&mut self, id: BatchId, created: u64) {
+        if self.created(id).is_some_and(|known| known <= created) {
+            self.remove(id);
+        }
+    }
+
+    pub(super) fn created(&self, id: BatchId) -> Option<u64> {
+        self.entries.get(&id).map(|waiting| waiting.created)
+    }
+
+    /// Up to `limit` batches that others would look at by `now`.
+    pub(super) fn to_be_kept(&self, now: UnixMs, limit: usize) -> Vec<Waiting> {
+        let looks = self.looks.iter().take_while(|(at, _)| *at <= now).take(limit);
+        looks.map(|(_, id)| self.entries[id].clone()).collect()
+    }
+
+    /// Others look at a batch later, which is known since `created`.
+    pub(super) fn kept(&mut self, id: BatchId, created: u64, look_at: UnixMs) {
+        let Some(waiting) = self.entries.get_mut(&id).filter(|known| known.created == created) else {
+            return;
+        };
+        self.looks.remove(&(waiting.look_at, id));
+        waiting.look_at = look_at;
+        self.looks.insert((look_at, id));
+    }
+
+    /// What is asked for, of each destination the oldest due first.
+    pub(super) fn due(&self, query: &DueQuery<'_>) -> Vec<DueBatch> {
+        let mut due = Vec::new();
+        for (destination, limit) in query.wants {
+            let places = self.places.get(destination).into_iter().flatten();
+            let places = places.take_while(|(at, ..)| *at <= query.due_by).take(*limit);
+            due.extend(places.map(|(.., id)| self.entries[id].batch.clone()));
+        }
+        due
+    }
+
+    pub(super) fn next_due(&self) -> Option<UnixMs> {
+        self.times.first().map(|(due, _)| *due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(number: u16, destination: &str, due: u64, created: u64) -> Waiting {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&number.to_be_bytes());
+        let batch = DueBatch {
+            id: BatchId(id),
+            destination: destination.into(),
+            lane: 0,
+            open: 1,
+            due: UnixMs(due),
+            origin: Origin::Fresh,
+        };
+        let payload = ("0".repeat(32).parse().unwrap(), UnixMs(0));
+        Waiting { batch, created, look_at: UnixMs(due + 5), payload }
+    }
+
+    fn due(list: &WaitingList, due_by: u64, wants: &[(&str, usize)]) -> Vec<u64> {
+        let wants: Vec<_> = wants.iter().map(|(name, limit)| (Arc::from(*name), *limit)).collect();
+        let query = DueQuery { process: "node-1", due_by: UnixMs(due_by), wants: &wants, confirm: &[] };
+        list.due(&query).into_iter().map(|batch| batch.due.0).collect()
+    }
+
+    #[test]
+    fn of_each_destination_the_oldest_due_comes_first_and_nothing_of_the_others() {
+        let mut list = WaitingList::default();
+        for (number, destination, at) in [(1, "d", 30), (2, "d", 10), (3, "e", 20), (4, "d", 11), (5, "f", 1)]
+        {
+            list.insert(waiting(number, destination, at, u64::from(number)));
+        }
+        assert_eq!(due(&list, 20, &[("d", 9), ("e", 9)]), [10, 11, 20]);
+        assert_eq!(due(&list, 99, &[("d", 2), ("g", 9)]), [10, 11]);
+        assert_eq!(list.next_due(), Some(UnixMs(1)));
+        list.remove(waiting(5, "f", 1, 5).batch.id);
+        list.remove(waiting(2, "d", 10, 2).batch.id);
+        assert_eq!((list.next_due(), due(&list, 99, &[("d", 9)])), (Some(UnixMs(11)), vec![11, 30]));
+    }
+
+    /// Another process has redriven what is known here as due in an hour, and is gone.
+    #[test]
+    fn i9_what_began_to_wait_later_counts() {
+        let mut list = WaitingList::default();
+        list.insert(waiting(1, "d", 3_600, 7));
+        list.insert(waiting(1, "d", 99, 6));
+        assert_eq!(list.next_due(), Some(UnixMs(3_600)), "it was read before");
+        list.insert(waiting(1, "d", 10, 8));
+        assert_eq!((list.next_due(), due(&list, 99, &[("d", 9)])), (Some(UnixMs(10)), vec![10]));
+        let id = waiting(1, "d", 0, 0).batch.id;
+        list.remove_until(id, 7);
+        assert_eq!(list.created(id), Some(8), "a late answer tells of the time before");
+        list.remove_until(id, 8);
+        assert_eq!((list.created(id), list.next_due(), list.places.len()), (None, None, 0));
+    }
+
+    #[test]
+    fn what_others_would_look_at_is_kept() {
+        let mut list = WaitingList::default();
+        for number in 1..=3 {
+            list.insert(waiting(number, "d", 10 * u64::from(number), 1));
+        }
+        let keep = |list: &WaitingList, now| -> Vec<u64> {
+            list.to_be_kept(UnixMs(now), 2).into_iter().map(|waiting| waiting.batch.due.0).collect()
+        };
+        assert_eq!((keep(&list, 14), keep(&list, 99)), (vec![], vec![10, 20]));
+        let first = waiting(1, "d", 10, 1).batch.id;
+        list.kept(first, 2, UnixMs(200));
+        assert_eq!(keep(&list, 99), [10, 20], "that was another time");
+        list.kept(first, 1, UnixMs(200));
+        assert_eq!(keep(&list, 99), [20, 30]);
+        list.remove(first);
+        assert_eq!((keep(&list, 999), list.looks.len()), (vec![20, 30], 2));
+    }
+
+    #[test]
+    fn i8_one_destination_does_not_take_the_room_of_the_others() {
+        let mut list = WaitingList::default();
+        for number in 0..=DESTINATION_MAX as u16 {
+            list.insert(waiting(number, "d", 1, 1));
+        }
+        list.insert(waiting(u16::MAX, "e", 1, 1));
+        assert_eq!(due(&list, 9, &[("d", usize::MAX)]).len(), DESTINATION_MAX);
+        assert_eq!(due(&list, 9, &[("e", 9)]).len(), 1);
+        for number in DESTINATION_MAX as u16 + 1..50_000 {
+            list.insert(waiting(number, &format!("d{}", number % 50), 1, 1));
+        }
+        assert_eq!(list.entries.len(), ENTRIES_MAX);
+    }
+}
