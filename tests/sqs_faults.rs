@@ -21,9 +21,7 @@ use postrider_actors::{
     coordinator::{CarrySetup, SharedQueue},
     flow::{Bell, ProgressBoard},
     metrics::StageMetrics,
-    model::{
-        batch::Rows, delay::DelayPolicy, ids::FileId, ledger::MessageVerdict, outcome::Verdict, time::UnixMs,
-    },
+    model::{batch::Rows, ids::FileId, ledger::MessageVerdict, outcome::Verdict, time::UnixMs},
     ports::{
         Clock as _, Hint, Lease, LeaseRequest, Ledger as _, Outbox as _, Outgoing, Queue as _, Release,
         Settled, Settlement, Transport as _, Want,
@@ -31,6 +29,7 @@ use postrider_actors::{
     testing::{MemoryStore, fixtures},
 };
 use postrider_aws::sqs::{SqsTransport, provision::QueueNames};
+use postrider_settings::{Delay, Keys as _};
 use sqs::Queues;
 use tokio::{
     task::JoinHandle,
@@ -103,7 +102,7 @@ impl World {
             ledger: store,
             destinations: vec!["d".into(), "e".into()],
             paused: Vec::new(),
-            delay: DelayPolicy::None,
+            delay: Delay::declared(),
             metrics: StageMetrics::default().queue(),
             progress: ProgressBoard::default().mark("coordinator", clock.mono()),
         };

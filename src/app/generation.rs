@@ -7,11 +7,7 @@ use actix_rt::Arbiter;
 use postrider_actors::{
     coordinator::{CarrySetup, Coordinator},
     flow::{Bell, Bells},
-    model::{
-        backoff::Backoff,
-        delay::{DelayPolicy, DepthStep},
-        restart::RestartPolicy,
-    },
+    model::{backoff::Backoff, restart::RestartPolicy},
     supervision::{ChildSpec, Shutdown, Strategy, Supervisor, SupervisorSettings},
     sweeper::{Sweeper, SweeperSetup},
     throttle::{Throttle, ThrottleSetup},
@@ -32,7 +28,7 @@ use super::{
     watch::{PATIENCE, Watch},
 };
 use crate::{
-    config::{Config, DelayMode, Destination, Resolved},
+    config::{Config, Destination, Resolved},
     exit::Exit,
 };
 
@@ -48,11 +44,6 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     period: Duration::from_mins(1),
     backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
 };
-
-/// How far the depth must fall below a step before its delay ends, so that it does not flap, and how often it is read:
-/// one call per reading.
-const DELAY_HYSTERESIS_PERCENT: u32 = 10;
-const DEPTH_READ_EVERY: Duration = Duration::from_secs(5);
 
 /// How long requests with receipts may take to finish when the daemon drains.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
@@ -356,7 +347,7 @@ fn coordinator(machine: &Arc<Machine>, config: &Config) -> Option<ChildSpec> {
     let destinations: Vec<_> = config.destinations.iter().map(named).collect();
     let paused = config.destinations.iter().filter(|destination| destination.paused);
     let paused: Vec<_> = paused.map(named).collect();
-    let delay = delay_policy(config);
+    let delay = config.delay.clone();
     let metrics = machine.metrics.stages.queue();
     Some(ChildSpec::stage::<Coordinator>(2, move |id| CarrySetup {
         queue: queue.clone(),
@@ -367,20 +358,6 @@ fn coordinator(machine: &Arc<Machine>, config: &Config) -> Option<ChildSpec> {
         metrics: metrics.clone(),
         progress: machine.mark(id),
     }))
-}
-
-/// How the queue holds back what is dispatched (S2.3, S2.6).
-fn delay_policy(config: &Config) -> DelayPolicy {
-    let delay = &config.delay;
-    match delay.mode {
-        DelayMode::None => DelayPolicy::None,
-        DelayMode::Fixed => DelayPolicy::Fixed(delay.fixed),
-        DelayMode::ByDepth => DelayPolicy::ByDepth {
-            steps: delay.steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect(),
-            hysteresis_percent: DELAY_HYSTERESIS_PERCENT,
-            read_every: DEPTH_READ_EVERY,
-        },
-    }
 }
 
 #[cfg(test)]

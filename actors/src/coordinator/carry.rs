@@ -10,17 +10,14 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, join_all, select},
 };
+use postrider_settings::{Delay, DelayMode};
 use rand::RngExt as _;
 
 use super::{Line, SharedQueue};
 use crate::{
     flow::{Progress, insist},
     metrics::QueueMetrics,
-    model::{
-        channel::Call,
-        delay::{Delay, DelayPolicy},
-        time::MonoMs,
-    },
+    model::{channel::Call, delay::CurrentDelay, time::MonoMs},
     ports::{DueBatch, DueQuery, Handle, ItemOutcome, Ledger, Outgoing, StoreError},
 };
 
@@ -54,7 +51,7 @@ pub struct CarrySetup {
     /// Those whose messages config holds.
     pub paused: Vec<Arc<str>>,
     /// How long entries are held back.
-    pub delay: DelayPolicy,
+    pub delay: Delay,
     /// What is counted.
     pub metrics: QueueMetrics,
     /// Sign of life.
@@ -66,7 +63,7 @@ pub struct CarrySetup {
 pub(super) struct Feed {
     held: HashSet<Arc<str>>,
     held_at: Option<MonoMs>,
-    delays: BTreeMap<Arc<str>, Delay>,
+    delays: BTreeMap<Arc<str>, CurrentDelay>,
 }
 
 impl CarrySetup {
@@ -186,13 +183,14 @@ impl CarrySetup {
 
     /// Reads the depths that the delay goes by, if it goes by any (B21).
     async fn read_depths(&self, feed: &mut Feed) -> Result<(), StoreError> {
-        if self.delay == DelayPolicy::None {
+        if self.delay.mode == DelayMode::None {
             return Ok(());
         }
         let mono = self.queue.clock.mono();
         let mut wanted = false;
         for name in &self.destinations {
-            let delay = feed.delays.entry(name.clone()).or_insert_with(|| Delay::new(self.delay.clone()));
+            let delay =
+                feed.delays.entry(name.clone()).or_insert_with(|| CurrentDelay::new(self.delay.clone()));
             wanted |= delay.wants_depth(mono);
         }
         if !wanted {

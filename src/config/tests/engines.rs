@@ -1,7 +1,5 @@
 //! Queue, outbox, AWS and feeds from a queue.
 
-use postrider_actors::model::delay::{DelayPolicy, DepthStep};
-
 use super::*;
 
 const AWS: &str = "profile = \"aws\"\nqueue.sqs.prefix = \"pr\"\n";
@@ -51,10 +49,8 @@ fn a_feed_s_queue_is_known_by_its_name_or_its_address() {
 fn delays_read_as_written_and_the_seed_s_table_is_the_default() {
     let config = around(&format!("{AWS}queue.delay.mode = \"by_depth\""), "").unwrap();
     assert_eq!(config.delay.mode, DelayMode::ByDepth);
-    let steps =
-        config.delay.steps.iter().map(|&(above, delay)| DepthStep { above, delay }).collect::<Vec<_>>();
-    let DelayPolicy::ByDepth { steps: seed, .. } = DelayPolicy::seed_table() else { panic!("by depth") };
-    assert_eq!(steps, seed);
+    let step = |above, seconds| (above, Duration::from_secs(seconds));
+    assert_eq!(config.delay.steps, [step(500, 30), step(1_000, 60)]);
     let config = around(&format!("{AWS}queue.delay = {{ mode = \"fixed\", fixed = \"0s\" }}"), "").unwrap();
     assert_eq!((config.delay.mode, config.delay.fixed), (DelayMode::Fixed, Duration::ZERO));
     let config = with_environment(

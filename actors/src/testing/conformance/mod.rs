@@ -27,13 +27,14 @@ pub use receipts::{ReceiptSubject, receipt_history, receipts};
 pub use tables::{TableSubject, columns, tables};
 pub use transport::transport;
 
+use postrider_settings::{Delay, Keys as _};
+
 use super::{FakeClock, MemoryTransport, TransportFaults, fixtures, memory_store::MemoryStore};
 use crate::{
     coordinator::{CarrySetup, SharedQueue},
     flow::{Bell, ProgressBoard},
     metrics::StageMetrics,
     model::{
-        delay::DelayPolicy,
         file::{DestinationCounts, FileRecord},
         ids::FileId,
         ledger::MessageVerdict,
@@ -109,7 +110,7 @@ pub fn shared_queue(
         ledger,
         destinations: vec!["d".into(), "e".into()],
         paused: Vec::new(),
-        delay: DelayPolicy::None,
+        delay: Delay::declared(),
         metrics: StageMetrics::default().queue(),
         progress: ProgressBoard::default().mark("coordinator", clock.mono()),
     };
