@@ -7,8 +7,8 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
 use super::{
-    OpenError,
     error::{self, Failure},
+    open_error::OpenError,
     settings::{PostgresSettings, Purpose, Schema, Timeouts, config},
 };
 use crate::pg::{self, Held};

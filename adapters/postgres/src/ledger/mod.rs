@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod look_up;
 mod names;
+mod open_error;
 mod record;
 mod reread;
 mod schema;
@@ -40,80 +41,16 @@ use postrider_actors::{
     },
 };
 
-pub use schema::{Migrated, SCHEMA_VERSION, SchemaInfo, check, grants, migrate};
+pub use open_error::{OpenError, SCHEMA_VERSION};
+pub use schema::{Migrated, SchemaInfo, check, grants, migrate};
 pub use settings::{PostgresSettings, Timeouts};
 
-use crate::BadSettings;
 pub use view::PostgresView;
 
 use connect::Connections;
 use error::Failure;
 use names::Names;
 use settings::Purpose;
-
-/// Why the ledger can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A setting says something impossible.
-    #[error("{0}")]
-    Settings(String),
-    /// Nobody answers, or not to this role.
-    #[error("can't reach Postgres: {0}; check `url`, `tls` and the server")]
-    Unreachable(String),
-    /// The database says no.
-    #[error("{0}")]
-    Refused(String),
-    /// The server lacks what the schema needs.
-    #[error("the server is Postgres {found}, {} or newer is needed", 14)]
-    Server {
-        /// Its major version.
-        found: i32,
-    },
-    /// There is no schema of ours.
-    #[error("schema {schema:?} has no tables of Postrider; run `postrider migrate`")]
-    Missing {
-        /// Its name.
-        schema: String,
-    },
-    /// A newer program made it (F16).
-    #[error(
-        "schema {schema:?} has version {found}, this program knows up to {SCHEMA_VERSION}: it was made by a newer \
-         Postrider; run that version"
-    )]
-    Newer {
-        /// Its name.
-        schema: String,
-        /// Its version.
-        found: i32,
-    },
-    /// An older program made it.
-    #[error(
-        "schema {schema:?} has version {found}, this program needs {SCHEMA_VERSION}; run `postrider migrate`"
-    )]
-    Older {
-        /// Its name.
-        schema: String,
-        /// Its version.
-        found: i32,
-    },
-    /// The role may not do what the daemon does.
-    #[error(
-        "the role of `url` may not use schema {schema:?} as the daemon must: it lacks {missing}; run \
-         config/postgres/role.sql as the schema's owner"
-    )]
-    Privileges {
-        /// The schema's name.
-        schema: String,
-        /// What it may not do.
-        missing: String,
-    },
-}
-
-impl From<BadSettings> for OpenError {
-    fn from(BadSettings(problem): BadSettings) -> Self {
-        Self::Settings(problem)
-    }
-}
 
 impl Shared {
     /// Bounds what the server's own timeouts can't: a server that has stopped, a network that is gone.

@@ -5,7 +5,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use super::{Shared, error::Failure};
+use super::{
+    connect::{Connections, within},
+    error::Failure,
+    settings::Timeouts,
+};
 
 /// Destinations come from the configuration, and so do their names' number.
 #[derive(Default)]
@@ -32,18 +36,18 @@ impl Names {
         known.by_id.insert(id, name.clone());
         name
     }
-}
 
-impl Shared {
     /// The numbers of destinations; those that have none get one.
     pub(super) async fn destination_ids<'a>(
         &self,
+        connections: &Connections,
+        timeouts: Timeouts,
         wanted: impl IntoIterator<Item = &'a str>,
     ) -> Result<BTreeMap<&'a str, i32>, Failure> {
         let wanted: BTreeSet<&str> = wanted.into_iter().collect();
         let (mut ids, mut unknown) = (BTreeMap::new(), Vec::new());
         {
-            let known = self.names.known();
+            let known = self.known();
             for name in wanted {
                 match known.by_name.get(name) {
                     Some(&id) => drop(ids.insert(name, id)),
@@ -54,8 +58,8 @@ impl Shared {
         if unknown.is_empty() {
             return Ok(ids);
         }
-        let held = self.connections.hold().await?;
-        self.within(async {
+        let held = connections.hold().await?;
+        within(timeouts, async {
             let client = held.client();
             // In the names' order (I: everybody's order), and only what is missing: a conflict costs a number.
             let insert = "INSERT INTO destinations (name) SELECT name FROM unnest($1::text[]) name \
@@ -66,7 +70,7 @@ impl Shared {
                 client.query("SELECT name, id FROM destinations WHERE name = ANY($1)", &[&unknown]).await?;
             for row in found {
                 let (name, id): (&str, i32) = (row.get(0), row.get(1));
-                self.names.learn(name, id);
+                self.learn(name, id);
                 if let Some(name) = unknown.iter().find(|unknown| **unknown == name) {
                     ids.insert(*name, id);
                 }
@@ -79,23 +83,28 @@ impl Shared {
     }
 
     /// A destination's number, if it has one.
-    pub(super) async fn destination_id(&self, name: &str) -> Result<Option<i32>, Failure> {
-        if let Some(&id) = self.names.known().by_name.get(name) {
+    pub(super) async fn destination_id(
+        &self,
+        connections: &Connections,
+        timeouts: Timeouts,
+        name: &str,
+    ) -> Result<Option<i32>, Failure> {
+        if let Some(&id) = self.known().by_name.get(name) {
             return Ok(Some(id));
         }
-        let held = self.connections.hold().await?;
+        let held = connections.hold().await?;
         let query = "SELECT id FROM destinations WHERE name = $1";
-        let found = self.within(async { Ok(held.client().query_opt(query, &[&name]).await?) }).await?;
+        let found = within(timeouts, async { Ok(held.client().query_opt(query, &[&name]).await?) }).await?;
         held.keep();
         Ok(found.map(|row| {
             let id = row.get(0);
-            self.names.learn(name, id);
+            self.learn(name, id);
             id
         }))
     }
 
     /// A name that a row brought along.
     pub(super) fn destination_name(&self, id: i32, name: &str) -> Arc<str> {
-        self.names.learn(name, id)
+        self.learn(name, id)
     }
 }

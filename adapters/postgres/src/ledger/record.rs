@@ -100,7 +100,14 @@ impl Shared {
             return Ok(());
         }
         let days = self.days(records).await?;
-        let ids = self.destination_ids(records.iter().map(|record| &*record.destination)).await?;
+        let ids = self
+            .names
+            .destination_ids(
+                &self.connections,
+                self.timeouts,
+                records.iter().map(|record| &*record.destination),
+            )
+            .await?;
         let mut merged: BTreeMap<LockOrder, Cow<'_, MessageRecord>> = BTreeMap::new();
         for record in records {
             let place = (

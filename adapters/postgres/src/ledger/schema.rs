@@ -5,13 +5,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Error};
 
+use super::open_error::{OpenError, SCHEMA_VERSION};
 use super::{
-    OpenError, connect, error,
+    connect, error,
     settings::{PostgresSettings, Schema},
 };
-
-/// The schema version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 1;
 
 /// Steps from one version to the next. Never edit one that was released: append.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema_1.sql")];

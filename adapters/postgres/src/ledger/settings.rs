@@ -9,7 +9,7 @@ use postrider_settings::Postgres;
 use secrecy::SecretString;
 use tokio_postgres::config::{Config, TargetSessionAttrs};
 
-use super::OpenError;
+use super::open_error::OpenError;
 use crate::pg::{self, CONNECT_TIMEOUT};
 
 /// How the ledger's database is reached, and what is kept there.

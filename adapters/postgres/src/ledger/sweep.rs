@@ -117,7 +117,11 @@ impl Shared {
         limit: usize,
         at: UnixMs,
     ) -> Result<usize, Failure> {
-        let Some(destination) = self.destination_id(destination).await? else { return Ok(0) };
+        let Some(destination) =
+            self.names.destination_id(&self.connections, self.timeouts, destination).await?
+        else {
+            return Ok(0);
+        };
         let (before, at) = (values::time(before), values::time(at));
         let mut expired = 0;
         for _ in 0..SWEEPS_MAX {
@@ -151,7 +155,7 @@ impl Shared {
                     file: FileId(row.get::<_, Uuid>(1).into_bytes()),
                     row: row.get::<_, i64>(2).cast_unsigned(),
                 },
-                destination: self.destination_name(row.get(3), row.get(4)),
+                destination: self.names.destination_name(row.get(3), row.get(4)),
                 provider_id: row.get(5),
                 before: state(row.get(6))?,
                 state: state(row.get(7))?,

@@ -119,7 +119,8 @@ impl Shared {
 
     /// The numbers of a source and of its destination; they get some if they have none.
     pub(super) async fn source_id(&self, name: &str, destination: &str) -> Result<(i32, i32), Failure> {
-        let destination = self.destination_ids([destination]).await?[destination];
+        let destination =
+            self.names.destination_ids(&self.connections, self.timeouts, [destination]).await?[destination];
         let held = self.connections.hold().await?;
         let id = self
             .within(async {

@@ -4,12 +4,13 @@ use std::{fmt, time::Duration};
 
 use deadpool_postgres::{Hook, HookError, Pool, Runtime};
 use postrider_actors::model::call::{Failure, FailureKind};
+use postrider_settings::WarehouseDialect as Dialect;
 use tokio_postgres::{SimpleQueryMessage, config::TargetSessionAttrs};
 
 use super::{
-    Dialect, WarehouseSettings,
     error::leaves_session,
     quote::{Backslash, PROBE},
+    settings::WarehouseSettings,
 };
 use crate::pg::{self, BadSettings, Held, words};
 

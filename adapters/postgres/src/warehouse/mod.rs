@@ -12,11 +12,11 @@ mod error;
 mod postgres;
 mod quote;
 mod redshift;
+mod settings;
 
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -28,38 +28,16 @@ use postrider_actors::{
     },
     ports::{CallObserver, Table, TableError},
 };
-use postrider_settings::{self as settings, WarehouseDialect as Dialect};
-use secrecy::SecretString;
+use postrider_settings::WarehouseDialect as Dialect;
 
 use self::connection::Connections;
 pub use self::{
     check::CheckError,
     compare::{CompareLimits, CompareReport, FileDifference, RangeDifference, compare},
     connection::OpenError,
+    settings::{STATEMENT_BYTES_MAX, WarehouseSettings},
 };
 pub use crate::BadSettings;
-use crate::pg::CONNECT_TIMEOUT;
-
-/// The most bytes of a statement that Postrider makes: half of what Redshift takes ("Quotas and limits": 16 MB).
-pub const STATEMENT_BYTES_MAX: usize = 8_000_000;
-
-/// One warehouse: a database that any number of tables are in.
-#[derive(Clone, Debug)]
-pub struct WarehouseSettings {
-    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. `Debug` does not show it.
-    pub url: SecretString,
-    /// `[warehouses.NAME]`. As many connections are open as statements may be in flight.
-    pub keys: settings::Warehouse,
-    /// To open a connection, and to wait for a free one.
-    pub connect_timeout: Duration,
-}
-
-impl WarehouseSettings {
-    /// With these keys.
-    pub fn new(url: SecretString, keys: settings::Warehouse) -> Self {
-        Self { url, keys, connect_timeout: CONNECT_TIMEOUT }
-    }
-}
 
 /// One table of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
