@@ -224,7 +224,7 @@ async fn f49_what_an_operator_has_to_fix_is_waited_for() {
     for (harm, fix) in harms {
         server.execute(harm);
         let refused = ledger.record(vec![record(1, 2)]).await;
-        assert!(matches!(refused, Err(StoreError::Retryable(_))), "{harm}: {refused:?}");
+        assert!(matches!(refused, Err(StoreError::Denied(_))), "{harm}: {refused:?}");
         server.execute(fix);
         insist(|| ledger.record(vec![record(1, 2)])).await;
     }
@@ -235,7 +235,7 @@ async fn f49_what_an_operator_has_to_fix_is_waited_for() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'daemon'",
     );
     let refused = insist_until(|| ledger.record(vec![record(1, 3)]), |error| error.contains("28000")).await;
-    assert!(matches!(refused, StoreError::Retryable(_)), "{refused:?}");
+    assert!(matches!(refused, StoreError::Denied(_)), "{refused:?}");
     server.execute_as("postgres", "postgres", "ALTER ROLE daemon LOGIN");
     insist(|| ledger.record(vec![record(1, 3)])).await;
 }
