@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{
     provider_id::{BadPointer, JsonPointer},
-    settings::{is_token, validate},
+    syntax::{is_token, validate},
 };
 
 settings! {

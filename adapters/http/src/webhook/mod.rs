@@ -15,6 +15,7 @@ mod request;
 mod response;
 mod settings;
 mod stream;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -45,7 +46,8 @@ use self::{
 pub use self::{
     keys::{WebhookKeys, WebhookUrl},
     provider_id::{BadPointer, JsonPointer},
-    settings::{Problem, WebhookSettings, validate},
+    settings::WebhookSettings,
+    syntax::{Problem, validate},
 };
 use crate::signature::SigningKey;
 

@@ -3,7 +3,10 @@
 
 use postrider_actors::{model::ids::MessageId, ports::WebhookRequest};
 
-use super::settings::{WebhookSettings, host_header, value_problem};
+use super::{
+    settings::{WebhookSettings, host_header},
+    syntax::value_problem,
+};
 use crate::signature::{SecretError, SigningKey};
 
 /// A destination's requests: everything but the message.
