@@ -187,23 +187,21 @@ impl SharedQueue {
         left: &mut Left,
         leases: &mut Vec<Lease>,
     ) -> Result<(), StoreError> {
-        let (mut granted, mut due, mut step) = (0usize, 0usize, 1);
         let mut unanswered = Vec::new();
         let mut result = Ok(());
         while left.is_left() && result.is_ok() {
-            // Entries don't say how much they bring. The first grants do; until then few are claimed at once.
-            let enough = if due == 0 { usize::MAX } else { left.messages.div_ceil(due.div_ceil(granted)) };
-            let limit = step.min(enough).min(left.leases);
-            let taken = line.channel().take(limit, &request.holder, self.now());
+            let taken = {
+                let mut channel = line.channel();
+                let limit = channel.leases_for(left.messages).min(left.leases);
+                channel.take(limit, &request.holder, self.now())
+            };
             if taken.is_empty() {
                 break;
             }
-            step *= 2;
             let mut some = Vec::new();
             result = self.claim(line, taken, request, &mut some, &mut unanswered).await;
             for lease in some {
                 let messages = lease.due_count(request.now);
-                (granted, due) = (granted + 1, due + messages);
                 left.leases -= 1;
                 left.messages = left.messages.saturating_sub(messages);
                 line.channel().brought(messages);

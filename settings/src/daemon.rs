@@ -133,8 +133,8 @@ crate::settings! {
         /// Shards that one destination's outstanding batches are spread over in the indexes, so that none is a hot
         /// partition. All machines must use the same; don't change it while batches are outstanding.
         shards: u32 = integer(20, 1..=1_000, "shards");
-        /// Segments of the parallel scan for outstanding batches: also the cost of scanning an empty outbox.
-        scan_concurrency: u16 = integer(4, 1..=64, "segments");
+        /// Shards of the indexes over all destinations: calls that a look at an empty outbox costs.
+        scan_concurrency: u16 = integer(4, 1..=64, "shards");
     }
 
     /// The queues of `profile = "aws"`, one per destination: PREFIX-DESTINATION. Create them with `postrider migrate` or

@@ -26,8 +26,10 @@ const MAKE_TIMEOUT: Duration = Duration::from_mins(15);
 const OPERATOR: &str = "operator-1";
 
 /// How often the outbox's index is looked at. What this process appended itself needs no look; what others left does,
-/// and 5 s are short beside the lease that its batches wait for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// and 15 s are short beside the lease that its batches wait for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+/// How long outcomes of few messages wait for those of other workers, so that one transaction records them all.
+const SETTLE_LINGER: Duration = Duration::from_secs(1);
 /// What batches carry outlives a month in which no daemon runs …
 const PAYLOAD_LIFE_MIN: Duration = Duration::from_hours(60 * 24);
 /// … and a service that keeps everything has it for so long.
@@ -57,6 +59,7 @@ pub(super) fn dynamo_settings(config: &Config, process: &str) -> DynamoSettings 
         scan_concurrency: config.dynamodb.scan_concurrency,
         sweep_interval: SWEEP_INTERVAL,
         payload_life: payload_life(config.outbox.retention),
+        settle_linger: SETTLE_LINGER,
         ..DynamoSettings::new(&config.dynamodb.table, process)
     }
 }

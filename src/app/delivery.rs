@@ -14,12 +14,15 @@ use postrider_http::webhook::{HttpWebhook, WebhookSettings};
 use secrecy::ExposeSecret as _;
 
 use super::{error::StartError, machine::Machine};
-use crate::config::{self, Config, Destination, Resolved};
+use crate::config::{self, Config, Destination, Profile, Resolved};
 
 /// Outcomes that are recorded in one group at most, and the longest that one waits for its group: each group costs a
 /// sync.
 const RECORD_GROUP: usize = 500;
 const RECORD_LINGER: Duration = Duration::from_millis(50);
+/// The same where a group is a transaction across the network, for all workers together. What a crash repeats is bounded by `record.max_unrecorded`
+/// (I6), however long it lingers.
+const RECORD_LINGER_SHARED: Duration = Duration::from_secs(1);
 
 /// The webhooks of a configuration.
 pub(super) struct Webhooks {
@@ -93,6 +96,10 @@ impl Webhooks {
         let (delivery, record, lease) =
             (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
         let record_group = RECORD_GROUP.min(record);
+        let record_linger = match config.profile {
+            Profile::Embedded => RECORD_LINGER,
+            Profile::Aws => RECORD_LINGER_SHARED,
+        };
         let (machine, due_again, queued) = (machine.clone(), due_again.clone(), queued.to_vec());
         let workers = queued.len();
         let spec = ChildSpec::stage::<WebhookDelivery>(1, move |id| {
@@ -111,7 +118,7 @@ impl Webhooks {
                 in_flight: machine.in_flight.clone(),
                 alone: machine.alone.clone(),
                 record_group,
-                record_linger: RECORD_LINGER,
+                record_linger,
                 gate: all.clone(),
             }
         });

@@ -146,6 +146,11 @@ impl Stores {
         }
     }
 
+    /// Whether several machines share them.
+    pub(super) fn is_shared(&self) -> bool {
+        self.carried.is_some()
+    }
+
     /// How long to wait between two reads of them for metrics and status: what lies across the network
     /// costs a call each.
     pub(super) fn look_pause(&self) -> Duration {

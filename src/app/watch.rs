@@ -8,7 +8,7 @@ use postrider_actors::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
         time::{MonoMs, UnixMs},
     },
-    ports::Clock,
+    ports::{Clock, DestinationDepth},
 };
 
 use super::{
@@ -134,9 +134,20 @@ impl Watch {
         let batches = self.to_do.as_ref().and_then(|to_do| to_do.batches);
         backlog.outstanding(batches.map(|batches| batches.outstanding));
         backlog.queue(batches.map(|batches| (batches.queued, batches.leased)));
-        let to_do = self.to_do.as_ref();
-        backlog.messages(to_do.map(|to_do| &to_do.messages[..]).unwrap_or_default());
-        backlog.entries(to_do.map(|to_do| &to_do.entries[..]).unwrap_or_default());
+        if !self.stores.is_shared() {
+            return;
+        }
+        for name in self.destinations.keys() {
+            let depth = self.to_do.as_ref().map(|to_do| {
+                let known = to_do.messages.iter().find(|depth| *depth.destination == **name);
+                // What has no open message is not listed.
+                let none =
+                    || DestinationDepth { destination: name.as_str().into(), due: 0, waiting: 0, leased: 0 };
+                known.cloned().unwrap_or_else(none)
+            });
+            backlog.messages(name, depth.as_ref());
+        }
+        backlog.entries(self.to_do.as_ref().map(|to_do| &to_do.entries[..]).unwrap_or_default());
     }
 
     /// The worst failure rate, and whose it is: a small destination that fails must not be outvoted.

@@ -294,14 +294,11 @@ impl BacklogMetrics {
         self.queue.set(["in_flight"], batches.map(|(_, leased)| leased));
     }
 
-    /// Where the open messages of each destination stand (B21).
-    pub fn messages(&self, depths: &[DestinationDepth]) {
-        for depth in depths {
-            let name = &*depth.destination;
-            self.messages.set([name, "due"], Some(depth.due));
-            self.messages.set([name, "waiting"], Some(depth.waiting));
-            self.messages.set([name, "leased"], Some(depth.leased));
-        }
+    /// Where the open messages of a destination stand (B21).
+    pub fn messages(&self, destination: &str, depth: Option<&DestinationDepth>) {
+        self.messages.set([destination, "due"], depth.map(|depth| depth.due));
+        self.messages.set([destination, "waiting"], depth.map(|depth| depth.waiting));
+        self.messages.set([destination, "leased"], depth.map(|depth| depth.leased));
     }
 
     /// What is in each destination's queue.
@@ -340,7 +337,8 @@ mod tests {
         metrics.backlog.queue(Some((1, 1)));
         let destination: Arc<str> = "d".into();
         metrics.backlog.entries(&[(destination.clone(), QueueDepth::default())]);
-        metrics.backlog.messages(&[DestinationDepth { destination, due: 1, waiting: 1, leased: 1 }]);
+        let depth = DestinationDepth { destination, due: 1, waiting: 1, leased: 1 };
+        metrics.backlog.messages("d", Some(&depth));
         metrics.store_call("outbox", "append");
         let receipts = &metrics.receipts;
         receipts.source("s").answered(200);

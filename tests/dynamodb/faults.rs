@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -11,6 +11,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use postrider_actors::ports::console::{DeadFilter, FileSelector, Position, View as _};
 use postrider_actors::{
     model::{
+        batch::{NewBatch, PayloadWriter},
+        call::CallOutcome,
         file::FileState,
         ids::BatchId,
         ledger::{Evidence, MessageVerdict},
@@ -18,9 +20,9 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{
-        Append, Appended, Archive as _, Claim, ClaimRequest, Claims as _, Dispatch, DueQuery, Fetched,
-        LeaseToken, Ledger as _, Outbox as _, OutboxPages as _, PageQuery, Release, Settled, Settlement,
-        StoreError,
+        Append, Appended, Archive as _, CallObserver, Claim, ClaimRequest, Claims as _, Dispatch, DueQuery,
+        Fetched, LeaseToken, Ledger as _, Outbox as _, OutboxPages as _, PageQuery, Release, Settled,
+        Settlement, StoreError,
     },
     testing::{FakeClock, conformance, fixtures},
 };
@@ -624,7 +626,7 @@ async fn f47_a_failed_condition_loses_nothing_and_sets_nothing_back() {
     let counts = one.report(file.id).await.unwrap().unwrap().destinations["d"];
     assert_eq!((counts.accepted, counts.sent, counts.dead, counts.retrying), (6, 3, 0, 0));
     for store in [one, other] {
-        clock.advance(Duration::from_secs(2));
+        clock.advance(Duration::from_secs(16));
         assert_eq!(store.depth().await, Ok(3));
     }
 }
@@ -706,4 +708,64 @@ async fn a_payload_is_written_once_and_kept_while_it_is_needed() {
     assert_eq!((kept.len(), expires(&kept)), (1, NOW.0 / 1000 + 16 * 86_400));
     assert_eq!(store.archive(UnixMs(u64::MAX), 9).await, Ok(0), "it is needed");
     assert!(matches!(store.get(&[id]).await.unwrap()[0].1, Fetched::Batch(_)));
+}
+
+/// What calls consume, by table and index.
+#[derive(Default)]
+struct Units(Mutex<BTreeMap<String, f64>>);
+
+impl CallObserver for Units {
+    fn call(&self, _: &'static str, _: &'static str, _: CallOutcome, _: Duration, _: usize) {}
+
+    fn capacity(&self, table: &str, index: Option<&str>, units: f64) {
+        let name = format!("{table} {}", index.unwrap_or("itself"));
+        *self.0.lock().unwrap().entry(name).or_default() += units;
+    }
+}
+
+/// The units of docs/aws.md: rows of 200 bytes in batches of 500, each claimed once and recorded in two groups.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn units_per_million_messages() {
+    const BATCHES: u64 = 40;
+    let server = Server::dynamodb();
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let units = Arc::new(Units::default());
+    let client = client(server.endpoint());
+    let store = DynamoStore::open(&client, settings.clone(), clock(), units.clone()).await.unwrap();
+    let file = fixtures::file("feed", 1, &["d"]);
+    let mut step = fixtures::step(&file, 1..=BATCHES * 500, NOW);
+    let rows_of = |batch: u64| batch * 500 + 1..=batch * 500 + 500;
+    step.batches = (0..BATCHES)
+        .map(|nth| {
+            let mut payload = PayloadWriter::default();
+            for row in rows_of(nth) {
+                payload.push(row, format!("{row:0200}").as_bytes());
+            }
+            NewBatch { payload: payload.finish(), ..fixtures::batch(&file, "d", rows_of(nth), NOW) }
+        })
+        .collect();
+    let ids: Vec<_> = step.batches.iter().map(|batch| batch.id).collect();
+    store.append(step).await.unwrap();
+    let claims = claim(&store, "node-7/w#1", ids).await;
+    let tokens = claims.into_iter().map(|claim| match claim {
+        Claim::Granted(lease) => lease.token,
+        other => panic!("{other:?}"),
+    });
+    let tokens: Vec<_> = tokens.collect();
+    for half in [0..250, 250..500] {
+        let verdicts: Vec<_> = half.map(|index| first(index, sent())).collect();
+        let settlements = tokens.iter().map(|token| settlement(*token, verdicts.clone())).collect();
+        store.settle(settlements).await.unwrap();
+    }
+    let units = units.0.lock().unwrap();
+    let per_million = 1e6 / (BATCHES * 500) as f64;
+    for (name, units) in &*units {
+        println!("per 1,000,000 messages: {name}: {:.0} units", units * per_million);
+    }
+    let sum: f64 = units.values().sum::<f64>() * per_million;
+    println!("per 1,000,000 messages: {sum:.0} units");
+    // Each row's bytes once, and not as part of a transaction; then a few small items per batch.
+    assert!((200_000.0..260_000.0).contains(&sum), "{sum} units: {units:?}");
 }

@@ -265,7 +265,12 @@ impl Channel {
     /// How many leases workers here want and have not got.
     pub fn wanted(&self, now: MonoMs) -> usize {
         let fresh = self.asks.values().filter(|ask| now.since(ask.at) < ASKED_FOR);
-        fresh.map(|ask| ask.messages.div_ceil(self.messages).min(ask.leases)).sum()
+        fresh.map(|ask| self.leases_for(ask.messages).min(ask.leases)).sum()
+    }
+
+    /// How many leases bring so many messages, as far as is known: an entry does not say what it brings.
+    pub fn leases_for(&self, messages: usize) -> usize {
+        messages.div_ceil(self.messages)
     }
 
     /// A lease brought so many messages.

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use crate::model::{
-    batch::NewBatch,
+    batch::{NewBatch, PayloadWriter, Rows},
     file::{Checkpoint, FileRecord, FileState, Reject},
     ids::{BatchId, FileId},
     time::UnixMs,
@@ -128,6 +128,38 @@ impl Append {
     }
 }
 
+impl Append {
+    /// The same step without what is behind row `rows`, which another process has stored meanwhile: two machines may be
+    /// given the same file, and cut it differently. What is wrong with a batch, if it can't be read.
+    pub fn after(mut self, rows: u64) -> Result<Self, String> {
+        let cut = |batch: NewBatch| -> Result<Option<NewBatch>, String> {
+            if batch.first_row > rows {
+                return Ok(Some(batch));
+            }
+            let content = Rows::decode(batch.payload.clone())
+                .map_err(|error| format!("batch {}: {error}", batch.id))?;
+            let mut left = PayloadWriter::with_capacity(batch.payload.len());
+            let mut first_row = None;
+            for index in (0..content.len()).filter(|&index| content.row(index) > rows) {
+                first_row = first_row.or(Some(content.row(index)));
+                left.push(content.row(index), content.bytes(index));
+            }
+            Ok(first_row.map(|first_row| NewBatch {
+                id: BatchId::derive(batch.header.file, &batch.header.destination, first_row),
+                first_row,
+                count: left.count(),
+                payload: left.finish(),
+                ..batch
+            }))
+        };
+        let batches: Result<Vec<_>, String> = self.batches.into_iter().map(cut).collect();
+        self.batches = batches?.into_iter().flatten().collect();
+        self.rejects.retain(|reject| reject.row > rows);
+        self.duplicates.retain(|&row| row > rows);
+        Ok(self)
+    }
+}
+
 /// Where batches are kept, and the files they come from. The only point of durability on the way in: what `append` returned `Ok` for survives a power cut.
 #[async_trait]
 pub trait Outbox: Send + Sync {
@@ -141,7 +173,8 @@ pub trait Outbox: Send + Sync {
 
     /// Stores one step of a file, all or nothing. Batches are inserted if absent. Returns after the
     /// sync. Appends of one file take effect in the order in which they were called. Appending to a
-    /// `Failed` or `SourceLost` file reopens it: the same bytes were dropped again.
+    /// `Failed` or `SourceLost` file reopens it: the same bytes were dropped again. A store that several machines share
+    /// takes of a step what another machine, which reads the same file, has not stored yet: [`Append::after`].
     async fn append(&self, append: Append) -> Result<Appended, StoreError>;
 
     /// Which of these entries were taken before.
@@ -149,4 +182,27 @@ pub trait Outbox: Send + Sync {
 
     /// How many messages have no final state yet. Unknown is an error, never 0.
     async fn depth(&self) -> Result<u64, StoreError>;
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::fixtures;
+
+    #[test]
+    fn what_another_machine_has_stored_is_cut_off() {
+        let file = fixtures::file("feed", 1, &["d", "e"]);
+        let step = fixtures::step_without(&file, 1..=10, &[2, 6], &[7], UnixMs(5));
+        assert_eq!(step.clone().after(0).unwrap().batches, step.batches);
+        let rest = step.clone().after(5).unwrap();
+        let expected = fixtures::batch(&file, "d", 8..=10, UnixMs(5));
+        assert_eq!((rest.batches.len(), &rest.batches[0]), (2, &expected));
+        assert_eq!(
+            (rest.rejects.len(), &rest.duplicates[..], rest.checkpoint),
+            (1, &[7][..], step.checkpoint)
+        );
+        let before = Checkpoint { offset: 0, rows: 5, rejected: 1, duplicates: 0 };
+        assert_eq!(rest.check_balance(&before), Ok(()));
+        assert!(step.after(10).unwrap().batches.is_empty());
+    }
 }

@@ -29,13 +29,14 @@ const FIXED_ACTIONS: usize = 5;
 
 /// What one step may hold. The actions of a transaction are divided between batches and entries; payloads are stored
 /// ahead of it, in calls of up to 16 MB.
-pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 40, bytes: 4_000_000, entries: 36 };
+pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 40, bytes: 4_000_000, entries: 30 };
 
-const _: () = assert!(LIMITS.batches + LIMITS.entries + FIXED_ACTIONS <= ACTIONS_MAX);
+// A process makes each destination known once.
+const _: () = assert!(LIMITS.batches + LIMITS.entries + FIXED_ACTIONS + DESTINATIONS_MAX <= ACTIONS_MAX);
 
 /// Destinations that one feed may have: each row becomes a batch for every one of them in the same
 /// transaction.
-pub const DESTINATIONS_MAX: usize = LIMITS.batches;
+pub const DESTINATIONS_MAX: usize = 20;
 
 /// Bytes per stored chunk of rejected rows.
 const REJECT_CHUNK_BYTES: usize = 128 * 1024;
@@ -56,18 +57,29 @@ enum About {
 }
 
 impl Shared {
-    pub(super) async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+    pub(super) async fn append(&self, mut append: Append) -> Result<Appended, StoreError> {
         let id = append.file.id;
         let _turn = self.appending[usize::from(id.0[0]) % self.appending.len()].lock().await;
         // Whoever goes on with a file has looked it up; what is not known here is taken to be new, and read if it is not.
         let mut known = self.cached_file(id);
         let mut is_current = false;
+        // Once another machine was ahead, this one's steps begin and end where no other's do.
+        if let Some(file) = known.as_ref().filter(|_| self.is_moved(id, false)) {
+            append = append.after(file.checkpoint.rows).map_err(StoreError::Permanent)?;
+        }
         for _ in 0..ROUNDS {
             match self.append_to(&append, known.as_ref(), is_current).await {
                 Ok(Some(appended)) => return Ok(appended),
                 Ok(None) => {
+                    let before = known.map(|file| file.checkpoint).unwrap_or_default();
                     known = self.read_file(id).await?;
                     is_current = true;
+                    // Another machine reads the same file and is ahead: this one goes on from there.
+                    let now = known.as_ref().map(|file| file.checkpoint).unwrap_or_default();
+                    if now.rows > before.rows {
+                        self.is_moved(id, true);
+                        append = append.after(now.rows).map_err(StoreError::Permanent)?;
+                    }
                 }
                 Err(error) => {
                     self.cache_file(id, None);
@@ -116,7 +128,6 @@ impl Shared {
                 // Perhaps the file is not as it was taken to be.
                 return if is_current { Err(StoreError::Permanent(why)) } else { Ok(None) };
             }
-            self.register(&append.file.destinations).await?;
             self.put_rejects(append).await?;
             file.checkpoint = after;
         }
@@ -132,6 +143,7 @@ impl Shared {
         let (mut actions, about) = self.actions(append, &file, stored.is_none(), advances, &new)?;
         if messages > 0 {
             actions.push(self.change_depth(&slot.name(), messages)?);
+            actions.extend(self.register(&append.file.destinations)?);
         }
         match self.calls.transact("storing a step", actions).await {
             Ok(Transacted::Done) => {}
@@ -160,6 +172,9 @@ impl Shared {
         file.version = stored.map_or(0, |stored| stored.version + 1);
         file.reported = None;
         self.depth_changed(messages);
+        if messages > 0 {
+            self.registered(&append.file.destinations);
+        }
         self.touched(&file.record.feed, id);
         self.cache_file(id, Some(file));
         for (record, stamp) in &new {

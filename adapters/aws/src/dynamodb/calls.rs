@@ -297,18 +297,6 @@ impl Calls {
         Ok((output.items.unwrap_or_default(), output.last_evaluated_key))
     }
 
-    /// One page of a query that only counts.
-    pub(super) async fn count(
-        &self,
-        what: &str,
-        call: QueryFluentBuilder,
-    ) -> Result<(u64, Option<Item>), StoreError> {
-        let call = call.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        let output = self.insist("Query", 1, what, || call.clone().send()).await?;
-        self.consumed(output.consumed_capacity());
-        Ok((u64::try_from(output.count).unwrap_or(0), output.last_evaluated_key))
-    }
-
     /// Every item of a partition of the ledger table whose range key begins with `prefix`, strongly
     /// consistent. For partitions that are known to be small.
     pub(super) async fn partition(
@@ -539,19 +527,6 @@ impl Calls {
             }
             Err(error) => Err(refused(what, &error).into()),
         }
-    }
-
-    /// Deletes one item of the ledger table, if it is there.
-    pub(super) async fn remove(&self, what: &str, key: Item) -> Result<(), StoreError> {
-        let call = self
-            .client
-            .delete_item()
-            .table_name(&self.tables.ledger)
-            .set_key(Some(key))
-            .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        let output = self.insist("DeleteItem", 1, what, || call.clone().send()).await?;
-        self.consumed(output.consumed_capacity());
-        Ok(())
     }
 }
 

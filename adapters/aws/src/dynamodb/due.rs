@@ -11,7 +11,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use aws_sdk_dynamodb::{operation::query::builders::QueryFluentBuilder, types::Select};
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
     model::{
@@ -41,16 +41,28 @@ const KEPT_FOR: Duration = Duration::from_mins(2);
 /// Batches that one sweep keeps: 40 calls.
 const KEPT_MAX: usize = 1_000;
 
+/// Entries of the index, over all shards, that a sweep reads whole: some 100 KB, 13 read units.
+const WHOLE_MAX: usize = 400;
+
 /// Pages of each shard that the first sweep of a process reads, in search of what its last life left.
 const FIRST_PAGES_MAX: usize = 8;
 
 /// How long a count of all that waits stands, for each page that it took.
-const DEPTHS_AGE_PER_PAGE: Duration = Duration::from_secs(2);
+const COUNT_AGE_PER_PAGE: Duration = Duration::from_secs(2);
 
 /// Where the sweeps stand.
 #[derive(Default)]
 pub(super) struct Sweep {
     last: Option<MonoMs>,
+    /// Too much stood in the index at the last sweep to be read whole.
+    is_large: bool,
+}
+
+/// What waits and is worked on, counted from the whole index.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    depths: Vec<DestinationDepth>,
+    outstanding: u64,
 }
 
 /// An entry of the index.
@@ -117,7 +129,8 @@ impl Shared {
                 self.look_at_found(found, process).await?;
             }
             self.keep_what_waits().await?;
-            let found = self.to_be_looked_at(process).await?;
+            let (found, is_large) = self.to_be_looked_at(process, sweep.is_large).await?;
+            sweep.is_large = is_large;
             self.look_at_found(found, process).await
         };
         let swept = swept.await;
@@ -127,32 +140,46 @@ impl Shared {
         swept
     }
 
-    /// Reads every shard, a page of each.
-    async fn to_be_looked_at(&self, process: &str) -> Result<Vec<Swept>, StoreError> {
+    /// Reads every shard, a page of each; whether that is much. As long as it is little it reads all there is, which counts
+    /// what waits without a further call.
+    async fn to_be_looked_at(&self, process: &str, is_large: bool) -> Result<(Vec<Swept>, bool), StoreError> {
         let now = self.store_now();
         let pages = (0..self.settings.all_shards()).map(|shard| async move {
             let call = self
                 .all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
-                .key_condition_expression("#Shard = :shard AND #LookAt <= :now")
-                .expression_attribute_names("#LookAt", LOOK_AT)
-                .expression_attribute_values(":now", time(now))
                 .limit(self.settings.page_size.max(1).into());
-            Ok::<_, StoreError>(self.calls.query("sweeping the outbox", call).await?.0)
+            let call = if is_large {
+                call.key_condition_expression("#Shard = :shard AND #LookAt <= :now")
+                    .expression_attribute_names("#LookAt", LOOK_AT)
+                    .expression_attribute_values(":now", time(now))
+            } else {
+                call
+            };
+            self.calls.query("sweeping the outbox", call).await
         });
         let pages = stream::iter(pages.collect::<Vec<_>>()).buffered(self.settings.all_shards() as usize);
-        let pages: Vec<Result<Vec<Item>, StoreError>> = pages.collect().await;
-        let mut found = Vec::new();
+        let pages: Vec<_> = pages.collect().await;
+        let (mut found, mut is_whole) = (Vec::new(), !is_large);
         for page in pages {
-            let is_left_to_others = |swept: &Swept| {
-                swept.owner != self.settings.process
-                    && !is_earlier(&swept.owner, process)
-                    && swept.look_at.after(self.settings.take_over_after) > now
-            };
-            found.extend(read(&page?).into_iter().filter(|swept| !is_left_to_others(swept)));
+            let (items, next) = page?;
+            is_whole &= next.is_none();
+            found.extend(read(&items));
         }
+        if is_whole {
+            let until = self.clock.mono().after(self.settings.sweep_interval * 2);
+            *lock(&self.counted) = Some((until, count(&found, self.clock.wall())));
+        }
+        let is_large = if is_large { found.len() > WHOLE_MAX } else { !is_whole || found.len() > WHOLE_MAX };
+        let is_left_to_others = |swept: &Swept| {
+            swept.owner != self.settings.process
+                && !is_earlier(&swept.owner, process)
+                && swept.look_at.after(self.settings.take_over_after) > now
+        };
         let waiting = self.waiting();
-        found.retain(|swept| waiting.created(swept.id).is_none());
-        Ok(found)
+        found.retain(|swept| {
+            swept.look_at <= now && !is_left_to_others(swept) && waiting.created(swept.id).is_none()
+        });
+        Ok((found, is_large))
     }
 
     /// What an earlier life of this process left is taken up at once, however long others would leave it.
@@ -263,69 +290,50 @@ impl Shared {
         Ok(())
     }
 
-    /// Every destination's messages by where they stand, from all that is in the index. It costs what the backlog costs
-    /// to read, so the answer stands for longer the more there is.
+    /// Every destination's messages by where they stand.
     pub(super) async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError> {
+        Ok(self.counted(now).await?.depths)
+    }
+
+    pub(super) async fn count_outstanding(&self) -> Result<u64, StoreError> {
+        Ok(self.counted(self.clock.wall()).await?.outstanding)
+    }
+
+    /// All that stands in the index, as a sweep has counted it, or read now. It costs what there is to read, so the answer
+    /// stands for longer the more that is.
+    async fn counted(&self, now: UnixMs) -> Result<Counted, StoreError> {
         let asked = self.clock.mono();
-        if let Some((until, known)) = &*lock(&self.depths)
+        if let Some((until, known)) = &*lock(&self.counted)
             && asked < *until
         {
             return Ok(known.clone());
         }
-        let shards = (0..self.settings.all_shards()).map(|shard| self.depths_of_shard(shard, now));
+        let shards = (0..self.settings.all_shards()).map(|shard| self.whole_shard(shard));
         let shards = stream::iter(shards.collect::<Vec<_>>()).buffered(self.settings.all_shards() as usize);
         let shards: Vec<_> = shards.collect().await;
-        let (mut depths, mut pages) = (BTreeMap::<Arc<str>, DestinationDepth>::new(), 0);
+        let (mut entries, mut pages) = (Vec::new(), 1);
         for shard in shards {
             let (found, read) = shard?;
+            entries.extend(found);
             pages = pages.max(read);
-            for depth in found {
-                let sum = depths.entry(depth.destination.clone()).or_insert_with(|| DestinationDepth {
-                    due: 0,
-                    waiting: 0,
-                    leased: 0,
-                    ..depth.clone()
-                });
-                sum.due += depth.due;
-                sum.waiting += depth.waiting;
-                sum.leased += depth.leased;
-            }
         }
-        let depths: Vec<_> = depths.into_values().collect();
+        let counted = count(&entries, now);
         // One page is looked at anew each time.
-        let stands = DEPTHS_AGE_PER_PAGE * (pages - 1).min(1_000);
-        *lock(&self.depths) = Some((asked.after(stands), depths.clone()));
-        Ok(depths)
+        let stands = COUNT_AGE_PER_PAGE * (pages - 1).min(1_000);
+        *lock(&self.counted) = Some((asked.after(stands), counted.clone()));
+        Ok(counted)
     }
 
-    async fn depths_of_shard(
-        &self,
-        shard: u32,
-        now: UnixMs,
-    ) -> Result<(Vec<DestinationDepth>, u32), StoreError> {
-        let mut depths: BTreeMap<Arc<str>, DestinationDepth> = BTreeMap::new();
-        let (mut from, mut pages) = (None, 0);
+    async fn whole_shard(&self, shard: u32) -> Result<(Vec<Swept>, u32), StoreError> {
+        let (mut entries, mut from, mut pages) = (Vec::new(), None, 0);
         loop {
             let call = self.all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard).set_exclusive_start_key(from);
             let (items, next) = self.calls.query("counting what waits", call).await?;
             pages += 1;
-            for swept in read(&items) {
-                let destination = swept.destination;
-                let depth = depths.entry(destination.clone()).or_insert_with(|| DestinationDepth {
-                    destination,
-                    due: 0,
-                    waiting: 0,
-                    leased: 0,
-                });
-                *match (swept.is_outstanding, swept.due <= now) {
-                    (false, _) => &mut depth.leased,
-                    (true, true) => &mut depth.due,
-                    (true, false) => &mut depth.waiting,
-                } += swept.open;
-            }
+            entries.extend(read(&items));
             from = next;
             if from.is_none() {
-                return Ok((depths.into_values().collect(), pages));
+                return Ok((entries, pages));
             }
         }
     }
@@ -341,32 +349,28 @@ impl Shared {
             .expression_attribute_names("#Shard", SHARD)
             .expression_attribute_values(":shard", number(shard))
     }
+}
 
-    pub(super) async fn count_outstanding(&self) -> Result<u64, StoreError> {
-        let counts = (0..self.settings.all_shards()).map(|shard| self.count_shard(shard));
-        let counts = stream::iter(counts.collect::<Vec<_>>()).buffered(self.settings.all_shards() as usize);
-        let counts: Vec<_> = counts.collect().await;
-        counts.into_iter().sum()
+/// Counts entries of the index by destination and side.
+fn count(entries: &[Swept], now: UnixMs) -> Counted {
+    let mut depths: BTreeMap<Arc<str>, DestinationDepth> = BTreeMap::new();
+    let mut outstanding = 0;
+    for swept in entries {
+        let destination = swept.destination.clone();
+        let depth = depths.entry(destination.clone()).or_insert_with(|| DestinationDepth {
+            destination,
+            due: 0,
+            waiting: 0,
+            leased: 0,
+        });
+        *match (swept.is_outstanding, swept.due <= now) {
+            (false, _) => &mut depth.leased,
+            (true, true) => &mut depth.due,
+            (true, false) => &mut depth.waiting,
+        } += swept.open;
+        outstanding += u64::from(swept.is_outstanding);
     }
-
-    async fn count_shard(&self, shard: u32) -> Result<u64, StoreError> {
-        let mut count = 0;
-        let mut from = None;
-        loop {
-            let call = self
-                .all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
-                .filter_expression("attribute_exists(#Created)")
-                .expression_attribute_names("#Created", OUTSTANDING_CREATED_TIME)
-                .select(Select::Count)
-                .set_exclusive_start_key(from);
-            let (found, next) = self.calls.count("counting outstanding batches", call).await?;
-            count += found;
-            from = next;
-            if from.is_none() {
-                return Ok(count);
-            }
-        }
-    }
+    Counted { depths: depths.into_values().collect(), outstanding }
 }
 
 /// Whether a name is that of an earlier life of `process`, or of a worker of one.

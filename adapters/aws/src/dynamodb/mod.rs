@@ -97,6 +97,8 @@ pub struct DynamoSettings {
     /// How long what a batch carries is kept after it was put, or found to be needed; at least as long as no machine of
     /// several may be running.
     pub payload_life: Duration,
+    /// How long settlements wait for others after a transaction has begun, if they are few.
+    pub settle_linger: Duration,
     /// How long taken entries of inbound queues are remembered. SQS keeps a message for 14 days at most.
     pub entry_retention: Duration,
     /// What was in flight when this node's last life died (B17).
@@ -114,11 +116,12 @@ impl DynamoSettings {
             page_size: 1_000,
             sweep_interval: Duration::from_secs(5),
             grace: Duration::from_secs(5),
-            take_over_after: Duration::from_secs(10),
+            take_over_after: Duration::from_secs(20),
             store_time: true,
             clock_margin: Duration::from_secs(5),
             look_interval: Duration::from_secs(30),
             payload_life: Duration::from_hours(60 * 24),
+            settle_linger: Duration::ZERO,
             entry_retention: Duration::from_hours(15 * 24),
             evidence: Evidence::unknown(),
         }
@@ -152,7 +155,7 @@ impl DynamoStore {
     /// consume.
     pub async fn open(
         client: &Client,
-        settings: DynamoSettings,
+        mut settings: DynamoSettings,
         clock: Arc<dyn Clock>,
         observer: Arc<dyn ApiObserver>,
     ) -> Result<Self, StoreError> {
@@ -161,7 +164,15 @@ impl DynamoStore {
         let config = client.config().to_builder();
         let config = if settings.store_time { config.interceptor(learns) } else { config };
         let calls = Calls::new(&Client::from_conf(config.build()), settings.tables(), observer);
-        schema::check_start(&calls.client, &calls.tables).await?;
+        let shards = schema::check_start(&calls.client, &calls.tables).await?;
+        if settings.scan_concurrency > shards {
+            let spread = schema::spread_over(&calls.tables, settings.scan_concurrency);
+            if let Err(error) = calls.update("noting the shards of the indexes", spread).await {
+                // A command that may only read spreads nothing.
+                tracing::warn!(%error, "machines with a smaller scan_concurrency don't know of this one's");
+            }
+        }
+        settings.scan_concurrency = settings.scan_concurrency.max(shards);
         Ok(Self { shared: Shared::new(calls, settings, clock, time) })
     }
 }

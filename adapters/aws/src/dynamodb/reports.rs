@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
     model::{
-        file::{DestinationCounts, FileReport, Reject},
+        file::{Checkpoint, DestinationCounts, FileReport, Reject},
         ids::FileId,
         time::{MonoMs, UnixMs},
     },
@@ -30,6 +31,9 @@ use postrider_actors::model::codec;
 /// Open files of one feed that one look goes through; the next one goes on.
 const LOOK_MAX: u16 = 500;
 
+/// Between two looks at a file that this process settles messages of, and others may.
+const LOOK_PAUSE: Duration = Duration::from_secs(15);
+
 /// Files whose marks are remembered, and touched files: beyond that a full look finds them.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -50,11 +54,27 @@ pub(super) struct Reporting {
     marks: HashMap<FileId, String>,
     /// Settled files that were handed out and are not marked as reported yet.
     unreported: BTreeMap<FileId, Arc<str>>,
+    /// What this process has settled of files.
+    here: HashMap<FileId, SettledHere>,
     /// When each feed's open files were looked through, and where the next look goes on.
     looks: HashMap<Arc<str>, (MonoMs, Option<Item>)>,
 }
 
+/// What this process knows of a file without a look.
+#[derive(Default)]
+struct SettledHere {
+    settled: i64,
+    looked_at: Option<MonoMs>,
+}
+
 impl Reporting {
+    fn settled_here(&mut self, file: FileId, settled: i64) {
+        if self.here.len() >= REMEMBERED_MAX {
+            self.here.clear();
+        }
+        self.here.entry(file).or_default().settled += settled;
+    }
+
     pub(super) fn touch(&mut self, feed: Arc<str>, file: FileId) {
         self.insert(file, Some(feed));
     }
@@ -68,10 +88,25 @@ impl Reporting {
 }
 
 impl Shared {
-    /// Takes note that a file's counts have changed.
-    pub(super) fn touched_file(&self, file: FileId) {
-        let feed = self.cached_file(file).map(|known| Arc::from(known.record.feed.as_str()));
-        lock(&self.reporting).insert(file, feed);
+    /// Takes note that so many more messages of a file were settled here.
+    pub(super) fn touched_file(&self, file: FileId, settled: i64) {
+        let known = self.cached_file(file);
+        let feed = known.as_ref().map(|known| Arc::from(known.record.feed.as_str()));
+        let mut reporting = lock(&self.reporting);
+        reporting.insert(file, feed);
+        reporting.settled_here(file, settled);
+    }
+
+    /// Whether a file that was touched is worth a look: this process alone may have settled it, or others may have
+    /// meanwhile.
+    fn is_worth_a_look(&self, reporting: &Reporting, id: FileId) -> bool {
+        let Some(here) = reporting.here.get(&id) else { return true };
+        let is_all = self.cached_file(id).is_none_or(|known| {
+            let Checkpoint { rows, rejected, duplicates, .. } = known.checkpoint;
+            let accepted = (rows - rejected - duplicates) * known.record.destinations.len() as u64;
+            known.state.is_closed() && here.settled >= accepted.cast_signed()
+        });
+        is_all || here.looked_at.is_none_or(|at| self.clock.mono().since(at) >= LOOK_PAUSE)
     }
 
     /// A file and its counts, in one read. They are read one after the other, so they may be of different
@@ -167,6 +202,7 @@ impl Shared {
             let is_of =
                 |(_, known): &(&FileId, &Option<Arc<str>>)| known.as_ref().is_none_or(|of| *of == feed);
             let touched = reporting.touched.iter().filter(is_of).map(|(id, _)| *id);
+            let touched = touched.filter(|id| self.is_worth_a_look(&reporting, *id));
             let unreported = reporting.unreported.iter().filter(|(_, of)| **of == feed).map(|(id, _)| *id);
             touched.chain(unreported).take(LOOK_MAX.into()).collect()
         };
@@ -174,7 +210,14 @@ impl Shared {
         let mut settled = Vec::new();
         for id in ids {
             // Taken off before it is looked at: a change that comes now is looked at again.
-            lock(&self.reporting).touched.remove(&id);
+            {
+                let now = self.clock.mono();
+                let mut reporting = lock(&self.reporting);
+                reporting.touched.remove(&id);
+                if let Some(here) = reporting.here.get_mut(&id) {
+                    here.looked_at = Some(now);
+                }
+            }
             let look = match self.look_at(id).await {
                 Ok(Some(look)) => look,
                 Ok(None) => continue,
@@ -268,16 +311,22 @@ impl Shared {
                 _ => return Ok(()),
             },
         };
-        let change = Change::of(&self.calls.tables.ledger, StoredFile::key(id))
-            .set(REPORTED, text(mark))
-            .when(When::Exists(PK));
-        if let Ok(item) = self.calls.update("marking a report", change).await? {
-            let file = StoredFile::read(&item)?;
-            let open = file.open_item();
-            self.cache_file(id, Some(file));
-            self.calls.remove("closing a file", open).await?;
+        let file = match self.cached_file(id) {
+            Some(file) => Some(file),
+            None => self.read_file(id).await?,
+        };
+        if let Some(file) = file {
+            let table = &self.calls.tables.ledger;
+            let change = Change::of(table, StoredFile::key(id))
+                .set(REPORTED, text(&*mark))
+                .when(When::Exists(PK))
+                .action()?;
+            let actions = vec![change, super::calls::delete(table, file.open_item())?];
+            self.calls.transact("marking a report", actions).await?;
+            self.cache_file(id, Some(StoredFile { reported: Some(mark), ..file }));
         }
         let mut reporting = lock(&self.reporting);
+        reporting.here.remove(&id);
         reporting.unreported.remove(&id);
         reporting.marks.remove(&id);
         Ok(())

@@ -30,7 +30,7 @@
 //! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages: `Messages`; to be summed |
 //! | `entry#FEED#ID` | `entry` | an entry of an inbound queue that was taken; expires |
 //! | `rate#DESTINATION` | `rate` | the leases of a shared rate |
-//! | `schema` | `version` | `Version` |
+//! | `schema` | `version` | `Version`; `Shard`, the most shards that batches were spread over |
 //!
 //! **A batch's record** is one item for its whole life. `model::ledger::codec` encodes its `Body`, which is absent while
 //! nothing is recorded; beside it stands only what has to be found or conditioned on:
@@ -77,6 +77,7 @@ use postrider_actors::{
 
 use super::{
     calls::{Tables, ledger_key},
+    change::{Change, When},
     item::{
         ACCEPTED_AT, COUNT, DELIVERY_TIME, DIGEST, DUE, EXPIRES_AT, KEPT_UNTIL, LOOK_AT, OPEN,
         OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SHARD, SK, TOPIC, TOPIC_SHARD, VERSION, number,
@@ -275,7 +276,7 @@ pub(super) async fn migrate(client: &Client, tables: &Tables) -> Result<(), Stor
             insist("writing the schema version", || put.clone().send()).await?;
             Ok(())
         }
-        Some(version) => check_version(version, tables),
+        Some((version, _)) => check_version(version, tables),
     }
 }
 
@@ -313,7 +314,7 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
             None => {
                 wrong.push(format!("table {} has no schema version; run `postrider migrate`", tables.ledger));
             }
-            Some(version) => {
+            Some((version, _)) => {
                 wrong.extend(check_version(version, tables).err().map(|error| error.to_string()));
             }
         }
@@ -321,10 +322,11 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
     Ok(wrong)
 }
 
-/// Refuses tables that can't be used: cheap enough for every start.
-pub(super) async fn check_start(client: &Client, tables: &Tables) -> Result<(), StoreError> {
+/// Refuses tables that can't be used: cheap enough for every start. Returns the shards of the indexes over all
+/// destinations that batches were ever spread over.
+pub(super) async fn check_start(client: &Client, tables: &Tables) -> Result<u16, StoreError> {
     match version(client, tables).await? {
-        Some(version) => check_version(version, tables),
+        Some((version, shards)) => check_version(version, tables).map(|()| shards),
         None => Err(StoreError::Permanent(format!(
             "table {} has no schema version; run `postrider migrate`",
             tables.ledger
@@ -520,7 +522,15 @@ async fn enable_ttl(client: &Client, table: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn version(client: &Client, tables: &Tables) -> Result<Option<u32>, StoreError> {
+/// Takes note that batches are spread over so many shards: whoever has fewer in its configuration reads them all the
+/// same.
+pub(super) fn spread_over(tables: &Tables, shards: u16) -> Change<'_> {
+    Change::of(&tables.ledger, ledger_key("schema", "version"))
+        .set(SHARD, number(shards))
+        .when(When::Exists(PK))
+}
+
+async fn version(client: &Client, tables: &Tables) -> Result<Option<(u32, u16)>, StoreError> {
     let call = client
         .get_item()
         .table_name(&tables.ledger)
@@ -528,5 +538,6 @@ async fn version(client: &Client, tables: &Tables) -> Result<Option<u32>, StoreE
         .consistent_read(true);
     let output = insist("reading the schema version", || call.clone().send()).await?;
     let Some(item) = output.item else { return Ok(None) };
-    Ok(Some(Reading(&item).number(VERSION)?))
+    let reading = Reading(&item);
+    Ok(Some((reading.number(VERSION)?, reading.maybe_number(SHARD)?.unwrap_or(0))))
 }

@@ -9,7 +9,7 @@
 //! the records are read again and it is worked out anew.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use aws_sdk_dynamodb::types::TransactWriteItem;
 use postrider_actors::{
     model::{
         ids::{BatchId, FileId},
-        time::UnixMs,
+        time::{MonoMs, UnixMs},
     },
     ports::{Settled, Settlement, StoreError},
 };
@@ -36,6 +36,9 @@ use super::{
 /// The lane's own depth counter.
 const DEPTH_SLOT: &str = "s";
 
+/// Outcomes that are worth a transaction of their own.
+const GROUP_MIN: usize = 200;
+
 /// How often a transaction is worked out anew when records have moved on.
 const ROUNDS: usize = 10;
 
@@ -52,6 +55,8 @@ pub(super) struct Call {
 #[derive(Default)]
 pub(super) struct Lane {
     times: LastTimes,
+    /// When its last transaction began.
+    began: Option<MonoMs>,
 }
 
 /// What a transaction came to.
@@ -65,11 +70,13 @@ impl Shared {
     pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let (answer, mut answered) = oneshot::channel();
         lock(&self.settling).push(Call { settlements, answer });
+        self.more_to_settle.notify_one();
         let mut lane = self.lane.lock().await;
         // Whoever had the lane before may have taken it along.
         if let Ok(answer) = answered.try_recv() {
             return answer;
         }
+        lane.linger(self).await;
         let group = std::mem::take(&mut *lock(&self.settling));
         lane.run(self, group).await;
         drop(lane);
@@ -78,6 +85,26 @@ impl Shared {
 }
 
 impl Lane {
+    /// Waits for what other workers settle soon: a transaction for all of them costs a call. What is enough for one waits
+    /// for nothing.
+    async fn linger(&mut self, shared: &Shared) {
+        let linger = shared.settings.settle_linger;
+        let until = self.began.map_or(MonoMs(0), |began| began.after(linger));
+        loop {
+            let verdicts: usize = {
+                let waiting = lock(&shared.settling);
+                waiting.iter().flat_map(|call| &call.settlements).map(|one| one.verdicts.len()).sum()
+            };
+            let left = until.since(shared.clock.mono());
+            if verdicts >= GROUP_MIN || left.is_zero() {
+                break;
+            }
+            // Woken for nothing, it looks again.
+            let _ = tokio::time::timeout(left, shared.more_to_settle.notified()).await;
+        }
+        self.began = Some(shared.clock.mono());
+    }
+
     async fn run(&mut self, shared: &Shared, calls: Vec<Call>) {
         let mut calls = VecDeque::from(calls);
         while !calls.is_empty() {
@@ -235,9 +262,8 @@ impl Lane {
             }
         }
         shared.depth_changed(draft.depth());
-        let files: HashSet<FileId> = draft.counts.keys().map(|(file, _)| *file).collect();
-        for file in files {
-            shared.touched_file(file);
+        for ((file, _), counted) in &draft.counts {
+            shared.touched_file(*file, counted.change.sent + counted.change.dead);
         }
     }
 

@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
+use aws_sdk_dynamodb::types::TransactWriteItem;
 use postrider_actors::{
     model::{
         ids::{BatchId, FileId},
         ledger::Record,
         time::{MonoMs, UnixMs},
     },
-    ports::{Clock, DestinationDepth, StoreError},
+    ports::{Clock, StoreError},
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -24,7 +25,7 @@ use super::{
     DynamoSettings,
     calls::{Calls, ledger_key},
     change::{Change, When},
-    due::Sweep,
+    due::{Counted, Sweep},
     files::StoredFile,
     item::{DISABLED_AT, MESSAGES, REASON, Reading, SK, TOPIC, number, text},
     record::{Known, Stamp},
@@ -38,8 +39,11 @@ use super::{
 /// other.
 const SLOTS: u32 = 16;
 
-/// How old the depth may be, and the list of disabled destinations.
-const GAUGE_AGE_MAX: Duration = Duration::from_secs(1);
+/// How old the depth may be, but for what this process has changed in it: that is counted at once.
+const DEPTH_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// How old the list of disabled destinations may be, but for what this process has changed in it.
+const DISABLED_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Entries of each cache.
 const CACHED_MAX: usize = 4096;
@@ -53,10 +57,13 @@ pub(super) struct Shared {
     pub(super) node: String,
     last_stamp: AtomicU64,
     waiting: Mutex<WaitingList>,
-    pub(super) depths: Mutex<Option<(MonoMs, Vec<DestinationDepth>)>>,
+    /// What was counted of the index, and how long that stands.
+    pub(super) counted: Mutex<Option<(MonoMs, Counted)>>,
     pub(super) sweep: tokio::sync::Mutex<Sweep>,
     pub(super) archive: tokio::sync::Mutex<super::archive::Progress>,
     files: Mutex<Cache<FileId, StoredFile>>,
+    /// Files that another machine has been ahead with.
+    moved: Mutex<BTreeSet<FileId>>,
     records: Mutex<Known>,
     pub(super) payloads: Mutex<super::payload::Remembered>,
     disabled: Mutex<Option<(MonoMs, Names)>>,
@@ -68,6 +75,8 @@ pub(super) struct Shared {
     /// Appends of one file go one after the other, in the order in which they came.
     pub(super) appending: Vec<tokio::sync::Mutex<()>>,
     pub(super) settling: Mutex<Vec<Call>>,
+    /// Rung when there is more of it.
+    pub(super) more_to_settle: tokio::sync::Notify,
     pub(super) lane: tokio::sync::Mutex<Lane>,
     pub(super) reporting: Mutex<super::reports::Reporting>,
 }
@@ -144,10 +153,11 @@ impl Shared {
             node,
             last_stamp: AtomicU64::new(0),
             waiting: Mutex::default(),
-            depths: Mutex::default(),
+            counted: Mutex::default(),
             sweep: tokio::sync::Mutex::default(),
             archive: tokio::sync::Mutex::default(),
             files: Mutex::new(Cache(HashMap::new())),
+            moved: Mutex::default(),
             records: Mutex::default(),
             payloads: Mutex::default(),
             disabled: Mutex::default(),
@@ -157,6 +167,7 @@ impl Shared {
             free_slots: Mutex::new((0..SLOTS).collect()),
             appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),
             settling: Mutex::default(),
+            more_to_settle: tokio::sync::Notify::new(),
             lane: tokio::sync::Mutex::default(),
             reporting: Mutex::default(),
         }
@@ -187,6 +198,18 @@ impl Shared {
 
     pub(super) fn cached_file(&self, id: FileId) -> Option<StoredFile> {
         lock(&self.files).0.get(&id).cloned()
+    }
+
+    /// Whether another machine has been ahead with a file; with `note`, it has now.
+    pub(super) fn is_moved(&self, id: FileId, note: bool) -> bool {
+        let mut moved = lock(&self.moved);
+        if note {
+            if moved.len() >= CACHED_MAX {
+                moved.clear();
+            }
+            moved.insert(id);
+        }
+        moved.contains(&id)
     }
 
     pub(super) fn cache_file(&self, id: FileId, file: Option<StoredFile>) {
@@ -231,11 +254,7 @@ impl Shared {
     }
 
     /// The action that changes the depth by `messages`.
-    pub(super) fn change_depth(
-        &self,
-        slot: &str,
-        messages: i64,
-    ) -> Result<aws_sdk_dynamodb::types::TransactWriteItem, StoreError> {
+    pub(super) fn change_depth(&self, slot: &str, messages: i64) -> Result<TransactWriteItem, StoreError> {
         let key = ledger_key(schema::DEPTH_PK, &format!("{}#{slot}", self.node));
         Change::of(&self.calls.tables.ledger, key).add(MESSAGES, number(messages)).action()
     }
@@ -261,7 +280,7 @@ impl Shared {
         let changes = {
             let depth = lock(&self.depth);
             if let Some((at, known)) = depth.known
-                && now.since(at) < GAUGE_AGE_MAX
+                && now.since(at) < DEPTH_AGE_MAX
             {
                 return Ok(u64::try_from(known).unwrap_or(0));
             }
@@ -293,28 +312,32 @@ impl Shared {
         Ok(read?)
     }
 
-    /// Makes a destination known, once per process, before anything is appended for it.
-    pub(super) async fn register(&self, names: &[String]) -> Result<(), StoreError> {
-        for name in names {
-            if lock(&self.registered).contains(&**name) {
-                continue;
-            }
+    /// The actions that make destinations known, with the first step for them that this process appends.
+    pub(super) fn register(&self, names: &[String]) -> Result<Vec<TransactWriteItem>, StoreError> {
+        let registered = lock(&self.registered);
+        let new = names.iter().filter(|name| !registered.contains(&***name));
+        let action = |name: &String| {
             let key = ledger_key(schema::DESTINATIONS_PK, name);
-            let change = Change::of(&self.calls.tables.ledger, key).set(TOPIC, text(&**name));
-            self.calls.update("noting a destination", change).await?.ok();
-            let mut registered = lock(&self.registered);
+            Change::of(&self.calls.tables.ledger, key).set(TOPIC, text(&**name)).action()
+        };
+        new.map(action).collect()
+    }
+
+    /// They are known now.
+    pub(super) fn registered(&self, names: &[String]) {
+        let mut registered = lock(&self.registered);
+        for name in names {
             if registered.len() < CACHED_MAX {
                 registered.insert(name.clone());
             }
         }
-        Ok(())
     }
 
-    /// The disabled destinations, at most a second old.
+    /// The disabled destinations, some seconds old at most.
     pub(super) async fn disabled_set(&self) -> Result<Names, StoreError> {
         let now = self.clock.mono();
         if let Some((at, known)) = &*lock(&self.disabled)
-            && now.since(*at) < GAUGE_AGE_MAX
+            && now.since(*at) < DISABLED_AGE_MAX
         {
             return Ok(known.clone());
         }
