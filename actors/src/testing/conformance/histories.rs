@@ -17,7 +17,7 @@ use crate::{
         outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
     },
-    ports::{Appended, Lease, LeaseRequest, Release, Settled, Settlement},
+    ports::{Appended, Lease, LeaseRequest, Release, Settled, Settlement, StoreError},
     testing::MemoryStore,
 };
 
@@ -199,7 +199,15 @@ impl World {
         }
         let token = self.leases[self.rng.random_range(0..self.leases.len())].token;
         let how = if self.rng.random_bool(0.5) { Release::Lost } else { Release::Unused };
-        self.subject.queue.release(&[token], how).await.unwrap();
+        // A store that is throttled may say so: workers repeat it.
+        let mut released = self.subject.queue.release(&[token], how).await;
+        for _ in 0..3 {
+            if !matches!(released, Err(StoreError::Retryable(_) | StoreError::Unknown(_))) {
+                break;
+            }
+            released = self.subject.queue.release(&[token], how).await;
+        }
+        assert_eq!(released, Ok(()), "seed {}", self.seed);
         self.fake.queue.release(&[token], how).await.unwrap();
     }
 
