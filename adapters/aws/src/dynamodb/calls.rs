@@ -297,6 +297,27 @@ impl Calls {
         Ok((output.items.unwrap_or_default(), output.last_evaluated_key))
     }
 
+    /// A strongly consistent query of a partition of the ledger table. `condition` narrows the range key by the `values`
+    /// that it names.
+    pub(super) fn in_partition(
+        &self,
+        pk: impl Into<String>,
+        condition: &str,
+        values: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> QueryFluentBuilder {
+        let and = if condition.is_empty() { "" } else { " AND " };
+        let call = self
+            .client
+            .query()
+            .table_name(&self.tables.ledger)
+            .key_condition_expression(format!("Pk = :pk{and}{condition}"))
+            .expression_attribute_values(":pk", text(pk))
+            .consistent_read(true);
+        values
+            .into_iter()
+            .fold(call, |call, (name, value)| call.expression_attribute_values(name, text(value)))
+    }
+
     /// Every item of a partition of the ledger table whose range key begins with `prefix`, strongly
     /// consistent. For partitions that are known to be small.
     pub(super) async fn partition(
@@ -308,23 +329,12 @@ impl Calls {
         let mut items = Vec::new();
         let mut from = None;
         loop {
-            let call = self
-                .client
-                .query()
-                .table_name(&self.tables.ledger)
-                .key_condition_expression(if prefix.is_empty() {
-                    "Pk = :pk"
-                } else {
-                    "Pk = :pk AND begins_with(Sk, :prefix)"
-                })
-                .expression_attribute_values(":pk", text(pk))
-                .consistent_read(true)
-                .set_exclusive_start_key(from);
             let call = if prefix.is_empty() {
-                call
+                self.in_partition(pk, "", [])
             } else {
-                call.expression_attribute_values(":prefix", text(prefix))
+                self.in_partition(pk, "begins_with(Sk, :prefix)", [(":prefix", prefix.to_owned())])
             };
+            let call = call.set_exclusive_start_key(from);
             let (page, next) = self.query(what, call).await?;
             items.extend(page);
             if next.is_none() {

@@ -13,7 +13,7 @@ use postrider_actors::{
 
 use super::{
     draft::Draft,
-    item::{Damaged, Reading, SK, text},
+    item::{Damaged, Reading, SK},
     record::{Known, Stored},
     schema,
     settle::fits,
@@ -144,17 +144,10 @@ impl Shared {
         if from > to {
             return Ok((Vec::new(), None));
         }
-        let call = self
-            .calls
-            .client
-            .query()
-            .table_name(&self.calls.tables.ledger)
-            .key_condition_expression("Pk = :pk AND Sk BETWEEN :from AND :to")
-            .expression_attribute_values(":pk", text(schema::DEAD_PK))
-            .expression_attribute_values(":from", text(if from.is_empty() { "!".to_owned() } else { from }))
-            .expression_attribute_values(":to", text(to))
-            .consistent_read(true)
-            .limit(BATCHES_MAX);
+        let from = if from.is_empty() { "!".to_owned() } else { from };
+        let range = [(":from", from), (":to", to)];
+        let call =
+            self.calls.in_partition(schema::DEAD_PK, "Sk BETWEEN :from AND :to", range).limit(BATCHES_MAX);
         let (items, next) = self.calls.query("listing dead letters", call).await?;
         let mut batches = Vec::new();
         let mut last = None;

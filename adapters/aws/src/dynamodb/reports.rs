@@ -20,9 +20,7 @@ use super::{
     calls::PARALLEL_CALLS,
     change::{Change, When},
     files::StoredFile,
-    item::{
-        BODY, CHANGES, DEAD, Damaged, FILE, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK, text,
-    },
+    item::{BODY, CHANGES, DEAD, Damaged, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK, text},
     schema,
     state::{Shared, lock},
 };
@@ -126,16 +124,13 @@ impl Shared {
         let mut found: BTreeMap<u64, Reject> = BTreeMap::new();
         let mut from = None;
         loop {
+            let range = [
+                (":first", schema::rejects_sk(after.saturating_add(1))),
+                (":last", schema::rejects_sk(u64::MAX)),
+            ];
             let call = self
                 .calls
-                .client
-                .query()
-                .table_name(&self.calls.tables.ledger)
-                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
-                .expression_attribute_values(":pk", text(schema::file_pk(id)))
-                .expression_attribute_values(":first", text(schema::rejects_sk(after.saturating_add(1))))
-                .expression_attribute_values(":last", text(schema::rejects_sk(u64::MAX)))
-                .consistent_read(true)
+                .in_partition(schema::file_pk(id), "Sk BETWEEN :first AND :last", range)
                 // A chunk holds a hundred kilobytes: few of them are enough for a page.
                 .limit(4)
                 .set_exclusive_start_key(from);
@@ -158,29 +153,7 @@ impl Shared {
 
     /// Up to `limit` files by the order in which they were stored, the latest first.
     pub(super) async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
-        let mut ids = Vec::new();
-        let mut from = None;
-        while ids.len() < limit {
-            let call = self
-                .calls
-                .client
-                .query()
-                .table_name(&self.calls.tables.ledger)
-                .key_condition_expression("Pk = :pk")
-                .expression_attribute_values(":pk", text(schema::FILES_PK))
-                .scan_index_forward(false)
-                .consistent_read(true)
-                .limit(i32::try_from(limit - ids.len()).unwrap_or(i32::MAX))
-                .set_exclusive_start_key(from);
-            let (items, next) = self.calls.query("listing files", call).await?;
-            for item in &items {
-                ids.push(Reading(item).file_id(FILE)?);
-            }
-            from = next;
-            if from.is_none() {
-                break;
-            }
-        }
+        let ids = self.file_ids(None, limit).await?;
         let looks = self.look_at_all(ids).await?;
         Ok(looks.into_iter().map(|look| look.report).collect())
     }
@@ -277,12 +250,7 @@ impl Shared {
         };
         let call = self
             .calls
-            .client
-            .query()
-            .table_name(&self.calls.tables.ledger)
-            .key_condition_expression("Pk = :pk")
-            .expression_attribute_values(":pk", text(schema::open_pk(&self.node, feed)))
-            .consistent_read(true)
+            .in_partition(schema::open_pk(&self.node, feed), "", [])
             .limit(LOOK_MAX.into())
             .set_exclusive_start_key(from);
         let (items, next) = self.calls.query("looking through open files", call).await?;

@@ -52,38 +52,37 @@ impl Step {
 const SEPARATOR: char = '\n';
 
 impl Shared {
-    /// The ids of up to `limit` files in the order in which they were stored, the latest first, and where
-    /// each stands in that order; those with `name`, or all.
+    /// The ids of up to `limit` files in the order in which they were stored, the latest first; those with `name`, or
+    /// all.
     pub(super) async fn file_ids(&self, name: Option<&str>, limit: usize) -> Result<Vec<FileId>, StoreError> {
         let mut ids = Vec::new();
         let mut from = None;
-        loop {
+        while ids.len() < limit {
             let mut call = self
                 .calls
-                .client
-                .query()
-                .table_name(&self.calls.tables.ledger)
-                .key_condition_expression("Pk = :pk")
-                .expression_attribute_values(":pk", text(schema::FILES_PK))
+                .in_partition(schema::FILES_PK, "", [])
                 .scan_index_forward(false)
-                .consistent_read(true)
                 .set_exclusive_start_key(from);
             if let Some(name) = name {
                 call = call
                     .filter_expression("#Name = :Name")
                     .expression_attribute_names("#Name", NAME)
                     .expression_attribute_values(":Name", text(name));
+            } else {
+                // No more than are asked for: with a filter a page may bring few of those it reads.
+                call = call.limit(i32::try_from(limit - ids.len()).unwrap_or(i32::MAX));
             }
             let (items, next) = self.calls.query("listing files", call).await?;
             for item in &items {
                 ids.push(Reading(item).file_id(FILE)?);
             }
             from = next;
-            if from.is_none() || ids.len() >= limit {
-                ids.truncate(limit);
-                return Ok(ids);
+            if from.is_none() {
+                break;
             }
         }
+        ids.truncate(limit);
+        Ok(ids)
     }
 
     /// Up to `limit` files that `selector` names, the latest first.
@@ -150,16 +149,10 @@ impl Shared {
 
     /// Up to `limit` steps of a file from the one with `row` on: where their batches begin.
     async fn steps(&self, id: FileId, row: u64, limit: usize) -> Result<Vec<Step>, StoreError> {
+        let range = [(":first", schema::step_sk(row)), (":last", schema::step_sk(u64::MAX))];
         let call = self
             .calls
-            .client
-            .query()
-            .table_name(&self.calls.tables.ledger)
-            .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
-            .expression_attribute_values(":pk", text(schema::file_pk(id)))
-            .expression_attribute_values(":first", text(schema::step_sk(row)))
-            .expression_attribute_values(":last", text(schema::step_sk(u64::MAX)))
-            .consistent_read(true)
+            .in_partition(schema::file_pk(id), "Sk BETWEEN :first AND :last", range)
             .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let (items, _) = self.calls.query("looking for a file's batches", call).await?;
         Ok(items.iter().map(Step::read).collect::<Result<_, _>>()?)
@@ -211,16 +204,11 @@ impl Shared {
         }
         let mut from = None;
         loop {
+            let range =
+                [(":first", schema::duplicates_sk(id.row)), (":last", schema::duplicates_sk(u64::MAX))];
             let call = self
                 .calls
-                .client
-                .query()
-                .table_name(&self.calls.tables.ledger)
-                .key_condition_expression("Pk = :pk AND Sk BETWEEN :first AND :last")
-                .expression_attribute_values(":pk", text(schema::file_pk(id.file)))
-                .expression_attribute_values(":first", text(schema::duplicates_sk(id.row)))
-                .expression_attribute_values(":last", text(schema::duplicates_sk(u64::MAX)))
-                .consistent_read(true)
+                .in_partition(schema::file_pk(id.file), "Sk BETWEEN :first AND :last", range)
                 .limit(4)
                 .set_exclusive_start_key(from);
             let (items, next) = self.calls.query("reading duplicate rows", call).await?;
@@ -284,16 +272,7 @@ impl Shared {
             return Ok((after.is_empty() || is_within).then_some((place, only)));
         }
         let from = if is_within { after.to_owned() } else { format!("{after}\u{1}") };
-        let call = self
-            .calls
-            .client
-            .query()
-            .table_name(&self.calls.tables.ledger)
-            .key_condition_expression("Pk = :pk AND Sk >= :from")
-            .expression_attribute_values(":pk", text(schema::FILES_PK))
-            .expression_attribute_values(":from", text(from))
-            .consistent_read(true)
-            .limit(1);
+        let call = self.calls.in_partition(schema::FILES_PK, "Sk >= :from", [(":from", from)]).limit(1);
         let (items, _) = self.calls.query("looking for a file", call).await?;
         let place = |item: &Item| -> Result<_, Damaged> {
             let reading = Reading(item);
