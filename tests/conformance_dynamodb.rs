@@ -23,6 +23,8 @@ use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
 #[path = "cloud/mod.rs"]
 mod cloud;
 
+#[path = "dynamodb/cost.rs"]
+mod cost;
 #[path = "dynamodb/faults.rs"]
 mod faults;
 

@@ -1,9 +1,8 @@
-//! What the service does that its users would rather it did not (F47), and what the store costs in calls (S3),
-//! seen through the fault proxy.
+//! What the service does that its users would rather it did not (F47), seen through the fault proxy.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,8 +10,6 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use postrider_actors::ports::console::{DeadFilter, FileSelector, Position, View as _};
 use postrider_actors::{
     model::{
-        batch::{NewBatch, PayloadWriter},
-        call::CallOutcome,
         file::FileState,
         ids::BatchId,
         ledger::{Evidence, MessageVerdict},
@@ -20,9 +17,8 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{
-        Append, Appended, Archive as _, CallObserver, Claim, ClaimRequest, Claims as _, Dispatch, DueQuery,
-        Fetched, LeaseToken, Ledger as _, Outbox as _, OutboxPages as _, PageQuery, Release, Settled,
-        Settlement, StoreError,
+        Appended, Archive as _, Claim, ClaimRequest, Claims as _, DueQuery, Fetched, LeaseToken, Ledger as _,
+        Outbox as _, OutboxPages as _, Release, Settled, Settlement, StoreError,
     },
     testing::{FakeClock, conformance, fixtures},
 };
@@ -36,46 +32,46 @@ use super::{
     make_on, settings,
 };
 
-const NOW: UnixMs = UnixMs(1_700_000_000_000);
-const LATER: UnixMs = UnixMs(NOW.0 + 60_000);
+pub(crate) const NOW: UnixMs = UnixMs(1_700_000_000_000);
+pub(crate) const LATER: UnixMs = UnixMs(NOW.0 + 60_000);
 
-async fn open(endpoint: &str, settings: &DynamoSettings, clock: &Arc<FakeClock>) -> DynamoStore {
+pub(crate) async fn open(endpoint: &str, settings: &DynamoSettings, clock: &Arc<FakeClock>) -> DynamoStore {
     DynamoStore::open(&client(endpoint), settings.clone(), clock.clone(), Arc::new(())).await.unwrap()
 }
 
-fn clock() -> Arc<FakeClock> {
+pub(crate) fn clock() -> Arc<FakeClock> {
     Arc::new(FakeClock::at(NOW))
 }
 
 /// What is due by `LATER` for `d` and `e`, but for `except`, up to `limit` of each.
-async fn due(store: &DynamoStore, limit: usize, except: &[Arc<str>]) -> Vec<BatchId> {
+pub(crate) async fn due(store: &DynamoStore, limit: usize, except: &[Arc<str>]) -> Vec<BatchId> {
     let wants = ["d", "e"].map(|name| (Arc::from(name), limit));
     let wants: Vec<_> = wants.into_iter().filter(|(name, _)| !except.contains(name)).collect();
     let query = DueQuery { process: store.process(), due_by: LATER, wants: &wants, confirm: &[] };
     store.due(query).await.unwrap().into_iter().map(|batch| batch.id).collect()
 }
 
-async fn claim(store: &DynamoStore, holder: &str, batches: Vec<BatchId>) -> Vec<Claim> {
+pub(crate) async fn claim(store: &DynamoStore, holder: &str, batches: Vec<BatchId>) -> Vec<Claim> {
     let request = ClaimRequest { holder: holder.into(), batches, until: LATER, now: NOW, born: NOW };
     store.claim(request).await.unwrap().into_iter().map(|(_, claim)| claim).collect()
 }
 
-async fn granted(store: &DynamoStore, batch: BatchId) -> LeaseToken {
+pub(crate) async fn granted(store: &DynamoStore, batch: BatchId) -> LeaseToken {
     match claim(store, "node-7/w#1", vec![batch]).await.pop() {
         Some(Claim::Granted(lease)) => lease.token,
         other => panic!("{other:?}"),
     }
 }
 
-fn calls_of(proxy: &FaultProxy) -> u64 {
+pub(crate) fn calls_of(proxy: &FaultProxy) -> u64 {
     proxy.counts().values().map(|count| count.calls).sum()
 }
 
-fn sent() -> Verdict {
+pub(crate) fn sent() -> Verdict {
     Verdict::Sent { at: NOW, status: 200 }
 }
 
-fn dead() -> Verdict {
+pub(crate) fn dead() -> Verdict {
     Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent }
 }
 
@@ -84,15 +80,15 @@ fn retry() -> Verdict {
 }
 
 /// A verdict on the first attempt of a message.
-fn first(index: u32, verdict: Verdict) -> MessageVerdict {
+pub(crate) fn first(index: u32, verdict: Verdict) -> MessageVerdict {
     MessageVerdict { index, drive: 0, attempt: 1, verdict }
 }
 
-fn all(count: u32, verdict: Verdict) -> Vec<MessageVerdict> {
+pub(crate) fn all(count: u32, verdict: Verdict) -> Vec<MessageVerdict> {
     (0..count).map(|index| first(index, verdict)).collect()
 }
 
-fn settlement(token: LeaseToken, verdicts: Vec<MessageVerdict>) -> Settlement {
+pub(crate) fn settlement(token: LeaseToken, verdicts: Vec<MessageVerdict>) -> Settlement {
     Settlement { token, verdicts, details: BTreeMap::new(), records: Vec::new(), ends: false, begins: None }
 }
 
@@ -207,60 +203,6 @@ async fn s3_4_unprocessed_keys_are_asked_for_again_and_told_from_missing_ones() 
     let unprocessed = fetched.iter().filter(|(_, fetched)| *fetched == Fetched::Unprocessed).count();
     assert!((20..=40).contains(&unprocessed), "{unprocessed}");
     assert!(!fetched.iter().any(|(_, fetched)| *fetched == Fetched::Missing));
-}
-
-/// S3.1: the seed asked every shard of every destination, 100 queries for nothing.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
-async fn s3_1_an_empty_outbox_costs_no_more_calls_than_segments() {
-    let server = Server::dynamodb();
-    let proxy = FaultProxy::start(server.endpoint());
-    let settings = DynamoSettings { shards: 20, ..settings() };
-    migrate(&client(server.endpoint()), &settings).await.unwrap();
-    let clock = clock();
-    let store = open(proxy.endpoint(), &settings, &clock).await;
-    // Once, it looks for what its last life left.
-    assert_eq!(due(&store, 256, &[]).await, []);
-    clock.advance(settings.sweep_interval);
-    proxy.reset_counts();
-    assert_eq!(due(&store, 256, &[]).await, []);
-    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
-    let query = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: 100, cursor: None };
-    proxy.reset_counts();
-    assert_eq!(store.page(query).await.unwrap().entries.len(), 0);
-    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
-}
-
-/// The seed made 1,000 calls per 1,000 messages, batched 100.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
-async fn at_most_nine_calls_per_thousand_messages() {
-    let server = Server::dynamodb();
-    let proxy = FaultProxy::start(server.endpoint());
-    let settings = settings();
-    migrate(&client(server.endpoint()), &settings).await.unwrap();
-    let store = open(proxy.endpoint(), &settings, &clock()).await;
-    // What a process does once.
-    let file = fixtures::file("feed", 1, &["d"]);
-    store.append(fixtures::step(&file, 1..=1, NOW)).await.unwrap();
-    store.disabled_destinations().await.unwrap();
-    granted(&store, due(&store, 9, &[]).await[0]).await;
-    proxy.reset_counts();
-    let file = fixtures::file("feed", 2, &["d"]);
-    assert_eq!(store.find_file(file.id).await, Ok(None));
-    for first in [1, 501] {
-        store.append(fixtures::step(&file, first..=first + 499, NOW)).await.unwrap();
-    }
-    let ids = due(&store, 256, &[]).await;
-    assert_eq!(ids.len(), 2);
-    for id in ids {
-        let token = granted(&store, id).await;
-        let settlement = settlement(token, all(500, sent()));
-        assert_eq!(store.settle(vec![settlement]).await.unwrap(), [Settled::Complete]);
-    }
-    let calls = calls_of(&proxy);
-    assert!(calls <= 9, "{:?}", proxy.counts());
-    assert_eq!(store.report(file.id).await.unwrap().unwrap().destinations["d"].sent, 1_000);
 }
 
 /// S3.6 and the rule that one destination's trouble never starves another.
@@ -523,66 +465,6 @@ async fn dead_letters_are_listed_once_whatever_the_page() {
     tokio::task::spawn_blocking(|| listing.join().unwrap()).await.unwrap();
 }
 
-/// Several processes and many workers settle batches of one file at once.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
-async fn concurrent_settlements_share_transactions_and_add_up() {
-    let server = Server::dynamodb();
-    let proxy = FaultProxy::start(server.endpoint());
-    proxy.set_latency(Duration::from_millis(5)..=Duration::from_millis(15));
-    let settings = settings();
-    migrate(&client(server.endpoint()), &settings).await.unwrap();
-    let clock = clock();
-    let mut stores = BTreeMap::new();
-    for process in ["node-7", "other-1"] {
-        let settings = DynamoSettings { process: process.into(), ..settings.clone() };
-        stores.insert(process, Arc::new(open(proxy.endpoint(), &settings, &clock).await));
-    }
-    let file = fixtures::file("feed", 1, &["d", "e"]);
-    let mut batches = Vec::new();
-    for nth in 0..20 {
-        let first = nth * 5 + 1;
-        let mut step: Append = fixtures::step(&file, first..=first + 4, NOW);
-        if nth == 19 {
-            step.state = FileState::Ingested;
-        }
-        batches.extend(step.batches.iter().map(|batch| batch.id));
-        stores["node-7"].append(step).await.unwrap();
-    }
-    proxy.reset_counts();
-    let mut workers = Vec::new();
-    for (nth, id) in batches.into_iter().enumerate() {
-        let process = ["node-7", "other-1"][nth % 2];
-        let store = stores[process].clone();
-        workers.push(tokio::spawn(async move {
-            let claims = claim(&store, &format!("{process}/w-{nth}#1"), vec![id]).await;
-            let Claim::Granted(lease) = &claims[0] else { panic!("{claims:?}") };
-            let mut verdicts = all(4, sent());
-            verdicts.push(first(4, dead()));
-            store.settle(vec![settlement(lease.token, verdicts)]).await.unwrap()
-        }));
-    }
-    for worker in workers {
-        assert_eq!(worker.await.unwrap(), [Settled::Complete]);
-    }
-    let transactions = proxy.counts()["TransactWriteItems"].calls;
-    assert!(transactions < 20, "40 settlements took {transactions} transactions");
-    for store in stores.values() {
-        let report = store.report(file.id).await.unwrap().unwrap();
-        assert!(report.is_balanced() && report.is_settled() && report.settled_at.is_some(), "{report:?}");
-        for counts in report.destinations.values() {
-            assert_eq!((counts.sent, counts.dead), (80, 20));
-        }
-    }
-    // The report is the owner's to write, and it sees what the other has settled.
-    assert_eq!(stores["other-1"].settled_files("feed", 9).await.unwrap(), []);
-    assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap().len(), 1);
-    stores["node-7"].mark_reported(&[file.id]).await.unwrap();
-    assert_eq!(stores["other-1"].redrive(&DeadQuery::default(), 1, LATER).await, Ok(1));
-    clock.advance(Duration::from_secs(31));
-    assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap(), [], "it is open again");
-}
-
 /// What a process remembers is out of date as soon as another one has written: the condition fails, it reads
 /// again, and nothing is lost or set back.
 #[tokio::test(flavor = "multi_thread")]
@@ -709,64 +591,4 @@ async fn a_payload_is_written_once_and_kept_while_it_is_needed() {
     assert_eq!((kept.len(), expires(&kept)), (1, NOW.0 / 1000 + 16 * 86_400));
     assert_eq!(store.archive(UnixMs(u64::MAX), 9).await, Ok(0), "it is needed");
     assert!(matches!(store.get(&[id]).await.unwrap()[0].1, Fetched::Batch(_)));
-}
-
-/// What calls consume, by table and index.
-#[derive(Default)]
-struct Units(Mutex<BTreeMap<String, f64>>);
-
-impl CallObserver for Units {
-    fn call(&self, _: &'static str, _: &'static str, _: CallOutcome, _: Duration, _: usize) {}
-
-    fn capacity(&self, table: &str, index: Option<&str>, units: f64) {
-        let name = format!("{table} {}", index.unwrap_or("itself"));
-        *self.0.lock().unwrap().entry(name).or_default() += units;
-    }
-}
-
-/// The units of docs/aws.md: rows of 200 bytes in batches of 500, each claimed once and recorded in two groups.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
-async fn units_per_million_messages() {
-    const BATCHES: u64 = 40;
-    let server = Server::dynamodb();
-    let settings = settings();
-    migrate(&client(server.endpoint()), &settings).await.unwrap();
-    let units = Arc::new(Units::default());
-    let client = client(server.endpoint());
-    let store = DynamoStore::open(&client, settings.clone(), clock(), units.clone()).await.unwrap();
-    let file = fixtures::file("feed", 1, &["d"]);
-    let mut step = fixtures::step(&file, 1..=BATCHES * 500, NOW);
-    let rows_of = |batch: u64| batch * 500 + 1..=batch * 500 + 500;
-    step.batches = (0..BATCHES)
-        .map(|nth| {
-            let mut payload = PayloadWriter::default();
-            for row in rows_of(nth) {
-                payload.push(row, format!("{row:0200}").as_bytes());
-            }
-            NewBatch { payload: payload.finish(), ..fixtures::batch(&file, "d", rows_of(nth), NOW) }
-        })
-        .collect();
-    let ids: Vec<_> = step.batches.iter().map(|batch| batch.id).collect();
-    store.append(step).await.unwrap();
-    let claims = claim(&store, "node-7/w#1", ids).await;
-    let tokens = claims.into_iter().map(|claim| match claim {
-        Claim::Granted(lease) => lease.token,
-        other => panic!("{other:?}"),
-    });
-    let tokens: Vec<_> = tokens.collect();
-    for half in [0..250, 250..500] {
-        let verdicts: Vec<_> = half.map(|index| first(index, sent())).collect();
-        let settlements = tokens.iter().map(|token| settlement(*token, verdicts.clone())).collect();
-        store.settle(settlements).await.unwrap();
-    }
-    let units = units.0.lock().unwrap();
-    let per_million = 1e6 / (BATCHES * 500) as f64;
-    for (name, units) in &*units {
-        println!("per 1,000,000 messages: {name}: {:.0} units", units * per_million);
-    }
-    let sum: f64 = units.values().sum::<f64>() * per_million;
-    println!("per 1,000,000 messages: {sum:.0} units");
-    // Each row's bytes once, and not as part of a transaction; then a few small items per batch.
-    assert!((200_000.0..260_000.0).contains(&sum), "{sum} units: {units:?}");
 }

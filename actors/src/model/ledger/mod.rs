@@ -13,6 +13,8 @@
 //! - [`codec`]: how a record and its history are stored.
 
 pub mod codec;
+#[cfg(test)]
+mod codec_tests;
 mod evidence;
 mod lanes;
 pub mod lease;

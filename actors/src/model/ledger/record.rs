@@ -230,7 +230,20 @@ impl Record {
 
     /// When its first open message may be tried; `None` if none is open.
     pub fn due(&self) -> Option<UnixMs> {
-        self.open().map(|index| self.due_of(index)).min()
+        let own = |(index, exception): (&u32, &Exception)| {
+            self.states.get(*index as usize).is_open().then_some(exception.not_before)
+        };
+        // Most messages have no due time of their own; then nothing is earlier than the batch's.
+        let (with_own, first) = self
+            .exceptions
+            .iter()
+            .filter_map(own)
+            .fold((0, UnixMs(u64::MAX)), |(count, first), not_before| (count + 1, first.min(not_before)));
+        match self.open_count() {
+            0 => None,
+            open if open > with_own => Some(self.not_before),
+            _ => Some(first.max(self.not_before)),
+        }
     }
 
     /// The drive of the message at `index`.
