@@ -21,7 +21,6 @@ use postrider_actors::{
     ports::{ItemOutcome, QueueDepth},
 };
 
-use super::provision::is_unknown_queue;
 use crate::{ApiObserver, failure};
 
 /// Entries per batch call ("Amazon SQS message quotas").
@@ -244,7 +243,7 @@ impl Calls {
         })
     }
 
-    /// The URL of the queue `name`; `None` if there is none, or none that we may see.
+    /// The URL of the queue `name`; `None` if it does not exist or this role may not see it.
     pub(crate) async fn url(&self, name: &str) -> Result<Option<String>, Failure> {
         let request = async {
             match self.client.get_queue_url().queue_name(name).send().await {
@@ -296,6 +295,11 @@ fn refused(failed: &[BatchResultErrorEntry]) -> usize {
 
 fn unbuilt(error: &BuildError) -> Failure {
     Failure::new(FailureKind::Invalid, error.to_string())
+}
+
+/// Whether an error code says that the queue does not exist.
+pub(super) fn is_unknown_queue(code: &str) -> bool {
+    code.ends_with("QueueDoesNotExist") || code.ends_with("NonExistentQueue")
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ impl SqsTransport {
     {
         let url = self.url(name).await?;
         call(url).await.map_err(|failure| {
-            if failure.code.as_deref().is_some_and(provision::is_unknown_queue) {
+            if failure.code.as_deref().is_some_and(calls::is_unknown_queue) {
                 // Made anew, it may have another address.
                 self.urls.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
             }

@@ -95,13 +95,12 @@ impl Found {
         }
         match &self.redrive {
             None => {
-                let what =
-                    "there is none: an entry that nobody can work on is received for as long as it is kept";
+                let what = "no redrive policy: an entry that nobody can process is received again and again until it expires";
                 differ("RedrivePolicy", false, what.into());
             }
             Some((_, receives)) if *receives < MAX_RECEIVES => {
                 let what = format!(
-                    "maxReceiveCount is {receives} instead of {MAX_RECEIVES}: entries that are given back so often \
+                    "maxReceiveCount is {receives} instead of {MAX_RECEIVES}: entries received that often \
                      become dead letters, and are sent again"
                 );
                 differ("RedrivePolicy", false, what);
@@ -163,7 +162,7 @@ impl Provisioner {
         Self(Calls::new(client, observer, aws.timeouts(Duration::ZERO)))
     }
 
-    /// The URL of the queue `name`; `None` if there is none, or none that we may see.
+    /// The URL of the queue `name`; `None` if it does not exist or this role may not see it.
     pub async fn find(&self, name: &str) -> Result<Option<String>, StoreError> {
         Ok(self.0.url(name).await?)
     }
@@ -199,10 +198,6 @@ impl Provisioner {
 /// (`CreateQueue` in the Amazon SQS API Reference).
 pub fn is_fifo(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, end)| end == "fifo")
-}
-
-pub(super) fn is_unknown_queue(code: &str) -> bool {
-    code.ends_with("QueueDoesNotExist") || code.ends_with("NonExistentQueue")
 }
 
 #[cfg(test)]
