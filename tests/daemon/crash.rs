@@ -284,7 +284,7 @@ fn f12_a_second_sigterm_exits_at_once() {
 }
 
 #[test]
-fn f12_a_sigterm_during_a_reload_drains_and_repeats_nothing() {
+fn f60_a_sigterm_during_a_reload_drains_and_repeats_nothing() {
     let mut world = World::new("csv");
     world.receive(&["--latency-ms", "2000"]);
     world.drop_file(Input::csv("reloaded.csv", 50)).start();
