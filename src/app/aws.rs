@@ -103,7 +103,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
         None => Finding::new(
             "aws region",
             Verdict::Wrong,
-            "there is none: set aws.region, or AWS_REGION, or a region in the profile",
+            "no region is set: set aws.region, AWS_REGION, or a region in the profile",
         ),
     });
     let credentials = aws::find_credentials(&sdk);
@@ -113,7 +113,7 @@ pub(super) async fn try_engines(config: &Config, may_make: bool) -> Vec<Finding>
     };
     let has_credentials = credentials.is_ok();
     findings.push(match credentials {
-        Ok(()) => Finding::new("aws credentials", Verdict::Fine, "there are some"),
+        Ok(()) => Finding::new("aws credentials", Verdict::Fine, "found"),
         Err(why) => {
             let detail = format!(
                 "{why}; give the instance or task a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and \
@@ -223,7 +223,7 @@ async fn try_tables(
         store.page(one).await
     };
     vec![match within(LOOK_TIMEOUT, &engine, Box::pin(look)).await {
-        Ok(_) => Finding::new(engine, Verdict::Fine, "they are as they have to be"),
+        Ok(_) => Finding::new(engine, Verdict::Fine, "as expected"),
         Err(finding) => finding,
     }]
 }
@@ -295,7 +295,7 @@ async fn queue_at(
     Ok((url, Vec::new()))
 }
 
-/// Where a queue is, or a finding that says that there is none.
+/// Where a queue is, or a finding that says it was not found.
 pub(super) async fn url_of(
     provisioner: &Provisioner,
     engine: &str,
@@ -306,8 +306,9 @@ pub(super) async fn url_of(
         QueueAddress::Url(url) => Ok(url.to_string()),
         QueueAddress::Name(name) => {
             within(LOOK_TIMEOUT, engine, Box::pin(provisioner.find(name))).await?.ok_or_else(|| {
-                let detail =
-                    format!("there is none in this account and region that this role may see; {how_to_make}");
+                let detail = format!(
+                    "not found in this account and region, or this role may not see it; {how_to_make}"
+                );
                 Finding::new(engine, Verdict::Wrong, detail)
             })
         }
@@ -316,7 +317,7 @@ pub(super) async fn url_of(
 
 fn differences(engine: &str, differences: &[Difference]) -> Vec<Finding> {
     if differences.is_empty() {
-        return vec![Finding::new(engine, Verdict::Fine, "it is as it has to be")];
+        return vec![Finding::new(engine, Verdict::Fine, "as expected")];
     }
     let verdict = |difference: &Difference| {
         if difference.must_be_fixed { Verdict::Wrong } else { Verdict::Costly }

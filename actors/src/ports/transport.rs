@@ -24,8 +24,9 @@ pub trait Transport: Send + Sync {
         delay: Duration,
     ) -> Result<Vec<ItemOutcome>, StoreError>;
 
-    /// Receives up to `max` entries, and hides them from everybody for `hidden`. If there is none it waits for one, up
-    /// to `wait` or its own longest. What it can't read it takes out of the queue by itself, and says so.
+    /// Receives up to `max` entries and hides them from every other receiver for `hidden`. An empty queue is polled for
+    /// up to `wait`, or the transport's own maximum if that is less. Entries that can't be read are removed from the
+    /// queue and logged.
     async fn receive(
         &self,
         destination: &str,

@@ -149,7 +149,7 @@ pub fn failure<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E>) -
     }
 }
 
-/// What an error code of SQS, DynamoDB or CloudWatch Logs means, and if it is none of these what the status means
+/// What an error code of SQS, DynamoDB or CloudWatch Logs means, or, for any other code, what the status means
 /// ("Common errors" of the API references; "Error handling with DynamoDB" in its developer guide; the SDK's own list in
 /// `aws_runtime::retries::classifiers`).
 pub fn kind_of(code: &str, status: u16) -> FailureKind {

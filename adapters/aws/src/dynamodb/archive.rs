@@ -26,7 +26,7 @@ use super::{
 /// Shards of a listing that are looked at together.
 const SHARDS_AT_ONCE: usize = 8;
 
-/// More than any configuration has: a cursor that says so is none of ours.
+/// More than any configuration has: a cursor with more was not made by this listing.
 const SHARDS_MAX: u32 = 10_000;
 
 /// Pages of one step of archiving.
@@ -100,7 +100,7 @@ impl Shared {
             Some(cursor) => Place::read(cursor)
                 .filter(|place| (place.dispatched, place.destination.as_deref()) == (dispatched, destination))
                 .ok_or_else(|| {
-                    StoreError::Permanent("the cursor is none of this listing; begin without one".into())
+                    StoreError::Permanent("the cursor is from another listing; start without one".into())
                 })?,
             None => Place {
                 version: PLACE_VERSION,
@@ -248,7 +248,7 @@ impl Shared {
         for (id, answer) in going.into_iter().zip(archived) {
             self.forget_record(id);
             let outcome = match answer {
-                // Refused: there is none.
+                // Refused: the record does not exist, so there is nothing to archive.
                 Stated::Done | Stated::Refused => ItemOutcome::Ok,
                 Stated::Failed(outcome) => outcome,
             };

@@ -391,7 +391,7 @@ fn index_names(table: &TableDescription) -> impl Iterator<Item = &str> {
     table.global_secondary_indexes().iter().filter_map(|index| index.index_name())
 }
 
-/// What the service says of a table; `None` if there is none.
+/// What the service says of a table; `None` if it does not exist.
 async fn describe(client: &Client, table: &str) -> Result<Option<TableDescription>, StoreError> {
     let call = client.describe_table().table_name(table);
     let described = insist("describing a table", || async {
