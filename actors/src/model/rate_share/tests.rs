@@ -378,7 +378,8 @@ proptest! {
 
     /// While processes come, go, are killed and change their minds, and while requests and answers are late
     /// or lost, all of them together may never send more than the limit. When it is over, they may send at
-    /// least 90 % of what they could, within 10 s.
+    /// least 90 % of what they could, within 15 s: the last write may be 6 s late, the lease that it brings is of a process
+    /// that is gone, and has to end.
     #[test]
     fn the_sum_never_exceeds_the_limit_and_comes_back_to_it(seed in any::<u64>(), faults in 0u32..40) {
         let mut world = World::new(seed);
@@ -401,7 +402,7 @@ proptest! {
             }
         }
         world.faults = 0;
-        for _ in 0..10_000 / STEP_MS {
+        for _ in 0..15_000 / STEP_MS {
             world.step();
             prop_assert!(world.rate() <= CAPACITY);
         }
