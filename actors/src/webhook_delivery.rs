@@ -470,9 +470,15 @@ impl WebhookStrategy {
     }
 
     async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (linger, group) = (self.setup.record_linger, self.setup.record_group);
+        let mut all_at = Instant::now() + linger;
         loop {
-            self.flush.wait(self.setup.record_linger).await;
-            let settlements = self.settlements();
+            self.flush.wait(all_at.saturating_duration_since(Instant::now())).await;
+            let is_time = Instant::now() >= all_at;
+            let (settlements, is_all) = self.settlements(if is_time { 0 } else { group / 2 });
+            if is_all {
+                all_at = Instant::now() + linger;
+            }
             if settlements.is_empty() {
                 continue;
             }
@@ -511,9 +517,10 @@ impl WebhookStrategy {
         metrics.settled(tally, settled, now.since(batch.lease.accepted_at), !failed);
     }
 
-    fn settlements(&self) -> Vec<Settlement> {
+    /// What is to be recorded now, and whether that is all there is. See [`Roster::take_ready`].
+    fn settlements(&self, group: usize) -> (Vec<Settlement>, bool) {
         let mut state = self.state();
-        let ready = state.roster.take_ready();
+        let ready = state.roster.take_ready(group);
         let settlement = |Ready { token, verdicts, ends, begins }: Ready| {
             let mut records = Vec::new();
             if let Some(batch) = state.batches.get(&token)
@@ -523,6 +530,6 @@ impl WebhookStrategy {
             }
             Settlement { token, verdicts, details: BTreeMap::new(), records, ends, begins }
         };
-        ready.into_iter().map(settlement).collect()
+        (ready.into_iter().map(settlement).collect(), !state.roster.has_ready())
     }
 }

@@ -36,6 +36,10 @@ const RETRIES_HERE_MAX: usize = 4_096;
 /// memory (I8).
 const RETRYING_BATCHES_MAX: usize = 64;
 
+/// Batches that nothing is left to do for are recorded once there are so many, however few outcomes they have: others
+/// wait for their place.
+const ENDED_BATCHES_MAX: usize = 32;
+
 /// A worker's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RosterLimits {
@@ -121,6 +125,11 @@ impl Batch {
         self.in_flight == 0 && self.ready.is_empty() && self.recording == 0 && self.marking.is_none()
     }
 
+    /// Whether nothing of it can be reported before a retry is due: what waits for the ledger is a whole group.
+    fn is_at_rest(&self) -> bool {
+        self.in_flight == 0 && (self.stopped || self.open.is_empty())
+    }
+
     /// Whether nothing is left to begin here.
     fn is_exhausted(&self) -> bool {
         self.stopped || (self.open.is_empty() && self.later == 0)
@@ -165,6 +174,8 @@ pub struct Roster {
     turn: usize,
     in_flight: usize,
     unrecorded: usize,
+    /// Batches that came to their end since outcomes were last handed out for recording.
+    ended: usize,
 }
 
 impl Roster {
@@ -180,6 +191,7 @@ impl Roster {
             turn: 0,
             in_flight: 0,
             unrecorded: 0,
+            ended: 0,
         }
     }
 
@@ -354,7 +366,7 @@ impl Roster {
     }
 
     /// Takes note of what became of a picked message. Whether outcomes should be recorded now: `group` of them
-    /// wait, or a batch waits for nothing else.
+    /// wait, or many batches for their end, or a suspect for its turn, or the worker for its own end.
     pub fn report(&mut self, pick: Pick, report: Report, group: usize, now: UnixMs) -> bool {
         let slot = &mut self.destinations[pick.destination];
         slot.in_flight -= 1;
@@ -378,16 +390,24 @@ impl Roster {
             slot.keep_for_later(batch, OpenMessage { not_before, index, drive, tries: attempt }, now);
         }
         let waited_for = batch.pace == Pace::AloneMarked;
-        let last = batch.is_exhausted() && batch.in_flight == 0;
-        waited_for || last || self.unrecorded - self.in_flight >= group
+        let ends = batch.is_exhausted() && batch.in_flight == 0;
+        self.ended += usize::from(ends);
+        let is_awaited = waited_for || (ends && batch.stopped) || self.ended >= ENDED_BATCHES_MAX;
+        is_awaited || self.unrecorded - self.in_flight >= group
     }
 
-    /// Hands out all that waits for recording.
-    pub fn take_ready(&mut self) -> Vec<Ready> {
+    /// Hands out what is to be recorded: of batches at rest, and of the others once together they have `group` or
+    /// more. A batch that is recorded in the middle of a round costs a settlement more than one that is not.
+    pub fn take_ready(&mut self, group: usize) -> Vec<Ready> {
+        let growing = self.batches.values().filter(|batch| !batch.is_at_rest());
+        self.ended = 0;
+        let takes_all = growing.map(|batch| batch.ready.len()).sum::<usize>() >= group;
         let mut taken = Vec::new();
         for batch in self.batches.values_mut() {
             let begins = batch.to_mark();
-            if batch.ready.is_empty() && begins.is_none() {
+            let waits = batch.ready.is_empty()
+                || !(takes_all || batch.is_at_rest() || batch.pace == Pace::AloneMarked);
+            if waits && begins.is_none() {
                 continue;
             }
             batch.recording += batch.ready.len() as u32;
@@ -397,6 +417,11 @@ impl Roster {
             taken.push(Ready { token: batch.token, verdicts, ends, begins });
         }
         taken
+    }
+
+    /// Whether a verdict waits to be handed out for recording.
+    pub fn has_ready(&self) -> bool {
+        self.batches.values().any(|batch| !batch.ready.is_empty())
     }
 
     /// `count` verdicts of a batch are recorded, and what was to be marked is.

@@ -32,7 +32,7 @@ fn failed(not_before: UnixMs) -> Report {
 
 /// Records all that is ready; what it was.
 fn record(roster: &mut Roster) -> Vec<Ready> {
-    let ready = roster.take_ready();
+    let ready = roster.take_ready(0);
     for ready in &ready {
         roster.recorded(ready.token, ready.verdicts.len());
     }
@@ -100,13 +100,13 @@ fn b17_a_suspect_is_marked_before_it_begins() {
     roster.add(0, token(0), Pace::AloneMarked, fresh([1, 2]), NOW);
     assert_eq!(roster.pick(NOW), None, "not before it is marked");
     let mark = |verdicts, ends, begins| Ready { token: token(0), verdicts, ends, begins };
-    assert_eq!(roster.take_ready(), [mark(vec![], false, Some(1))]);
-    assert_eq!(roster.take_ready(), [], "once");
+    assert_eq!(roster.take_ready(0), [mark(vec![], false, Some(1))]);
+    assert_eq!(roster.take_ready(0), [], "once");
     assert_eq!(roster.pick(NOW), None, "the ledger has not answered");
     roster.recorded(token(0), 0);
     let first = pick(&mut roster, NOW);
     assert_eq!((first.index, roster.pick(NOW)), (1, None));
-    assert_eq!(roster.take_ready(), [], "the next is not marked while this one is in flight");
+    assert_eq!(roster.take_ready(0), [], "the next is not marked while this one is in flight");
     assert!(roster.report(first, SENT, 500, NOW), "the next message waits for the record: now");
     assert_eq!(roster.pick(NOW), None);
     // The commit that records one marks the next.
@@ -167,7 +167,7 @@ fn b9_what_is_due_again_soon_is_tried_under_the_same_lease_and_before_the_rest()
     assert_eq!(pick(&mut roster, due).index, 2);
     // Both attempts are reported, in their order.
     let reported: Vec<_> = roster
-        .take_ready()
+        .take_ready(0)
         .pop()
         .unwrap()
         .verdicts
@@ -199,6 +199,45 @@ fn b9_a_retry_goes_before_batches_that_were_leased_since() {
 }
 
 #[test]
+fn a_batch_is_recorded_once_in_a_round_unless_too_much_waits() {
+    let mut roster = roster(&[64]);
+    roster.add(0, token(0), Pace::Together, fresh(0..2), NOW);
+    roster.add(0, token(1), Pace::Together, fresh(0..4), NOW);
+    let picks: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).collect();
+    roster.report(picks[0], failed(later(1_000)), 500, NOW);
+    roster.report(picks[2], SENT, 500, NOW);
+    assert_eq!(roster.take_ready(3), [], "both have something in flight");
+    roster.report(picks[1], SENT, 500, NOW);
+    let recorded: Vec<_> = roster.take_ready(2).iter().map(|ready| (ready.token, ready.ends)).collect();
+    assert_eq!(recorded, [(token(0), false)], "it waits for its retry and nothing else");
+    assert!(roster.has_ready());
+    roster.report(picks[3], SENT, 500, NOW);
+    let [ready] = &roster.take_ready(2)[..] else { panic!("two outcomes are a group") };
+    assert_eq!((ready.token, ready.verdicts.len(), ready.ends), (token(1), 2, false));
+    assert!(!roster.has_ready());
+}
+
+#[test]
+fn many_small_batches_do_not_wait_for_a_whole_group() {
+    let mut roster = roster(&[64]);
+    for id in 0..40 {
+        roster.add(0, token(id), Pace::Together, fresh([0]), NOW);
+    }
+    let one = |roster: &mut Roster| {
+        let pick = pick(roster, NOW);
+        roster.report(pick, SENT, 500, NOW)
+    };
+    assert!((0..31).all(|_| !one(&mut roster)));
+    assert!(one(&mut roster));
+    assert_eq!(record(&mut roster).len(), 32);
+    assert!(!one(&mut roster), "it counts from there");
+    // A worker that drains waits for nothing else.
+    let last = pick(&mut roster, NOW);
+    roster.stop(None);
+    assert!(roster.report(last, SENT, 500, NOW));
+}
+
+#[test]
 fn b9_a_lease_ends_when_nothing_is_in_flight_and_nothing_is_due_soon() {
     let mut roster = roster(&[64]);
     roster.add(0, token(0), Pace::Together, fresh([0, 1, 2]), NOW);
@@ -212,7 +251,7 @@ fn b9_a_lease_ends_when_nothing_is_in_flight_and_nothing_is_due_soon() {
     assert_eq!((ready[0].verdicts.len(), ready[0].ends), (1, false));
     assert_eq!((roster.returnable(), roster.next_due()), (vec![], Some(later(10_000))));
     let again = pick(&mut roster, later(10_000));
-    assert!(roster.report(again, failed(later(40_000)), 500, later(10_000)), "nothing is left to wait for");
+    roster.report(again, failed(later(40_000)), 500, later(10_000));
     let ready = record(&mut roster);
     assert_eq!((ready[0].verdicts.len(), ready[0].ends), (1, true));
     assert_eq!(roster.returnable(), [token(0)]);
@@ -284,7 +323,7 @@ fn what_is_not_to_be_sent_at_all_is_recorded_with_the_rest() {
         (ready.len(), &ready[0].verdicts[..], ready[0].ends),
         (1, &[open[0].verdict(dead)][..], false)
     );
-    assert!(roster.report(pick, SENT, 500, NOW));
+    roster.report(pick, SENT, 500, NOW);
     assert!(record(&mut roster)[0].ends);
     // A batch of which nothing is to be sent.
     roster.add(0, token(1), Pace::Together, Vec::new(), NOW);
@@ -361,7 +400,7 @@ impl Books {
 
     /// Records what is ready and removes what is over; what was put off comes with another lease.
     fn record(&mut self) {
-        for ready in self.roster.take_ready() {
+        for ready in self.roster.take_ready(0) {
             self.roster.recorded(ready.token, ready.verdicts.len());
             let open = self.open.get_mut(&ready.token).unwrap();
             for reported in &ready.verdicts {
