@@ -18,11 +18,13 @@ use postrider_actors::{
         state::MessageState,
         time::UnixMs,
     },
-    ports::{Arrival, Clock as _, Polled, ReceiptLedger as _, ReceiptSource as _, StoreError, Taken},
+    ports::{
+        Arrival, CallObserver, Clock as _, Polled, ReceiptLedger as _, ReceiptSource as _, StoreError, Taken,
+    },
     testing::{FakeClock, MemoryReceipts, RowReader as _},
 };
 use postrider_aws::{
-    ApiObserver, AwsSettings,
+    AwsSettings,
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     logs_client,
 };
@@ -76,7 +78,7 @@ fn sns_event(number: u64) -> String {
 #[derive(Default)]
 struct Throttled(std::sync::atomic::AtomicU64);
 
-impl ApiObserver for Throttled {
+impl CallObserver for Throttled {
     fn call(
         &self,
         service: &'static str,

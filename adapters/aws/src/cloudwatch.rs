@@ -24,12 +24,12 @@ use postrider_actors::{
         receipt_window::{Next, PageRequest, WindowCursor, WindowRule},
         time::UnixMs,
     },
-    ports::{AckId, Clock, Polled, ReceiptSource, SourceCursor, StoreError},
+    ports::{AckId, CallObserver, Clock, Polled, ReceiptSource, SourceCursor, StoreError},
 };
 use postrider_settings::CloudwatchSource;
 use tokio::time::Instant;
 
-use crate::{ApiObserver, failure};
+use crate::failure;
 
 /// The most events of one page (`limit` of `FilterLogEvents`); an answer has 1 MiB at most besides.
 pub const PAGE_EVENTS_MAX: u32 = 10_000;
@@ -131,7 +131,7 @@ impl CloudWatchReceipts {
         format: ReceiptFormat,
         rate: CallRate,
         clock: Arc<dyn Clock>,
-        observer: Arc<dyn ApiObserver>,
+        observer: Arc<dyn CallObserver>,
     ) -> Self {
         let service = Service::new("logs", format!("CloudWatch Logs, source {}", format.source()), observer);
         Self { client, settings, format, rate, clock, service }

@@ -24,7 +24,6 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use postrider_actors::model::call::{Failure, FailureKind};
-pub use postrider_actors::ports::CallObserver as ApiObserver;
 use postrider_settings::{Aws, Keys as _};
 
 /// How AWS is reached.

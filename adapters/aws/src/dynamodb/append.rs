@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use aws_sdk_dynamodb::types::TransactWriteItem;
 use postrider_actors::{
     model::{
         batch::NewBatch,
+        codec,
         file::{FileState, Reject},
         ids::FileId,
         time::UnixMs,
@@ -13,16 +15,16 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{ACTIONS_MAX, Got, Transacted, ledger_key, put},
+    cache::lock,
+    calls::{ACTIONS_MAX, GetOutcome, TransactOutcome},
+    change::put,
     files::{StoredFile, json},
-    item::{BATCHES, BODY, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, number, text},
+    item::{BATCHES, BODY, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, blob, number, text},
+    keys::{self, ledger_key},
     payload::NewPayload,
-    record::Stored,
-    schema,
+    record::StoredBatch,
     state::Shared,
 };
-use postrider_actors::model::codec;
-
 /// Actions that a step takes beside its batches' records and its entries: the file, its place among files and among
 /// open ones, where its batches are, and the depth.
 const FIXED_ACTIONS: usize = 5;
@@ -135,19 +137,19 @@ impl Shared {
             file.state = append.state.clone();
             file.closed_at = append.state.is_closed().then_some(append.at);
         }
-        let slot = self.slot().await;
+        let slot = self.depth.slot().await;
         let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
         let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
         let records = self.records_of(batches).await?;
         let new: Vec<_> = records.iter().map(|record| (record, self.stamp())).collect();
         let (mut actions, about) = self.actions(append, &file, stored.is_none(), advances, &new)?;
         if messages > 0 {
-            actions.push(self.change_depth(&slot.name(), messages)?);
+            actions.push(self.depth.change(&self.calls.tables.ledger, &slot.name(), messages)?);
             actions.extend(self.register(&append.file.destinations)?);
         }
         match self.calls.transact("storing a step", actions).await {
-            Ok(Transacted::Done) => {}
-            Ok(Transacted::Refused(refused)) => {
+            Ok(TransactOutcome::Done) => {}
+            Ok(TransactOutcome::Refused(refused)) => {
                 let of = |index: &usize| about.get(*index).copied().unwrap_or(About::Else);
                 if refused.iter().any(|index| of(index) == About::File) {
                     return Ok(None);
@@ -164,14 +166,14 @@ impl Shared {
             }
             Err(error) => {
                 // It may be stored all the same; a sweep finds its batches then.
-                self.depth_unknown();
+                self.depth.unknown();
                 return Err(error);
             }
         }
         drop(slot);
         file.version = stored.map_or(0, |stored| stored.version + 1);
         file.reported = None;
-        self.depth_changed(messages);
+        self.depth.changed(messages);
         if messages > 0 {
             self.registered(&append.file.destinations);
         }
@@ -193,8 +195,8 @@ impl Shared {
         file: &StoredFile,
         is_new: bool,
         advances: bool,
-        new: &[(&Stored, u64)],
-    ) -> Result<(Vec<aws_sdk_dynamodb::types::TransactWriteItem>, Vec<About>), StoreError> {
+        new: &[(&StoredBatch, u64)],
+    ) -> Result<(Vec<TransactWriteItem>, Vec<About>), StoreError> {
         let id = append.file.id;
         let table = &self.calls.tables.ledger;
         let mut actions = vec![if is_new { file.insert(table)? } else { file.replace(table)? }];
@@ -202,7 +204,7 @@ impl Shared {
         if advances {
             let expires = self.clock.wall().after(self.settings.entry_retention).0 / 1000;
             for entry in &append.entries {
-                let mut taken = ledger_key(&schema::entry_pk(&entry.feed, &entry.id), "entry");
+                let mut taken = ledger_key(&keys::entry_pk(&entry.feed, &entry.id), "entry");
                 taken.insert(FILE.to_owned(), text(id.to_string()));
                 taken.insert(EXPIRES_AT.to_owned(), number(expires));
                 actions.push(put(table, taken, Some("attribute_not_exists(Pk)"))?);
@@ -218,7 +220,7 @@ impl Shared {
             }
         }
         if is_new {
-            let mut listed = ledger_key(schema::FILES_PK, &schema::stamped_sk(file.stamp, id));
+            let mut listed = ledger_key(keys::FILES_PK, &keys::stamped_sk(file.stamp, id));
             listed.insert(NAME.to_owned(), text(&file.record.name));
             listed.insert(FEED.to_owned(), text(&file.record.feed));
             listed.insert(FILE.to_owned(), text(id.to_string()));
@@ -239,11 +241,11 @@ impl Shared {
     }
 
     /// Stores what new batches carry; their records.
-    async fn records_of(&self, batches: &[NewBatch]) -> Result<Vec<Stored>, StoreError> {
+    async fn records_of(&self, batches: &[NewBatch]) -> Result<Vec<StoredBatch>, StoreError> {
         let new = batches.iter().map(NewPayload::of).collect::<Result<Vec<_>, _>>()?;
         let ids: Vec<_> = new.iter().map(|payload| payload.id).collect();
         // A batch that is refused must not have its payload stored before.
-        let records = batches.iter().zip(&ids).map(|(batch, id)| Stored::of(batch, *id, UnixMs(0)));
+        let records = batches.iter().zip(&ids).map(|(batch, id)| StoredBatch::of(batch, *id, UnixMs(0)));
         let mut records = records.collect::<Result<Vec<_>, _>>()?;
         let kept = self.put_payloads(new).await?;
         for record in &mut records {
@@ -255,36 +257,36 @@ impl Shared {
     /// Writes rejects and duplicates ahead of the transaction: they may be more than it takes. What a crash
     /// leaves behind is beyond the checkpoint and not shown, and is written again as it is.
     async fn put_rejects(&self, append: &Append) -> Result<(), StoreError> {
-        let pk = schema::file_pk(append.file.id);
+        let pk = keys::file_pk(append.file.id);
         let mut items: Vec<Item> = Vec::new();
         let mut put = |sk: String, body: Vec<u8>| {
             let mut item = ledger_key(&pk, &sk);
-            item.insert(BODY.to_owned(), super::item::blob(body));
+            item.insert(BODY.to_owned(), blob(body));
             items.push(item);
         };
         for chunk in chunks(&append.rejects) {
             let last = chunk.last().expect("a chunk has a row").row;
-            put(schema::rejects_sk(last), codec::encode_rejects(&chunk));
+            put(keys::rejects_sk(last), codec::encode_rejects(&chunk));
         }
         // A row number takes at most ten bytes.
         for rows in append.duplicates.chunks(REJECT_CHUNK_BYTES / 10) {
             let last = *rows.last().expect("a chunk has a row");
-            put(schema::duplicates_sk(last), codec::encode_row_numbers(rows));
+            put(keys::duplicates_sk(last), codec::encode_row_numbers(rows));
         }
         self.calls.put_all("storing rejected rows", &self.calls.tables.ledger, items).await
     }
 
     pub(super) async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
-        let key = |entry: &EntryId| ledger_key(&schema::entry_pk(&entry.feed, &entry.id), "entry");
+        let key = |entry: &EntryId| ledger_key(&keys::entry_pk(&entry.feed, &entry.id), "entry");
         let keys: Vec<_> = entries.iter().map(key).collect();
         let ledger = &self.calls.tables.ledger;
         let found = self.calls.get_many("looking for entries", ledger, &keys, Some(&[PK, SK])).await?;
         let mut known = Vec::new();
         for (entry, got) in entries.iter().zip(found) {
             match got {
-                Got::Item(_) => known.push(entry.clone()),
-                Got::Missing => {}
-                Got::Unprocessed => {
+                GetOutcome::Item(_) => known.push(entry.clone()),
+                GetOutcome::Missing => {}
+                GetOutcome::Unprocessed => {
                     return Err(StoreError::Retryable(
                         "looking for entries: some were not looked for".into(),
                     ));
@@ -296,7 +298,7 @@ impl Shared {
 
     /// Takes note that a file may have settled, or be open again.
     pub(super) fn touched(&self, feed: &str, id: FileId) {
-        super::state::lock(&self.reporting).touch(Arc::from(feed), id);
+        lock(&self.reporting).touch(Arc::from(feed), id);
     }
 }
 
@@ -306,7 +308,7 @@ fn step_of_file(append: &Append) -> Result<Item, StoreError> {
     for batch in &append.batches {
         batches.entry(&batch.header.destination).or_default().push(batch.first_row);
     }
-    let mut step = ledger_key(&schema::file_pk(append.file.id), &schema::step_sk(append.checkpoint.rows));
+    let mut step = ledger_key(&keys::file_pk(append.file.id), &keys::step_sk(append.checkpoint.rows));
     step.insert(BATCHES.to_owned(), text(json(&batches)?));
     Ok(step)
 }

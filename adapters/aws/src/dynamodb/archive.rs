@@ -11,15 +11,15 @@ use postrider_actors::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    calls::Stated,
+    calls::StatementOutcome,
     change::Change,
     item::{
         COUNT, DELIVERY_TIME, DIGEST, DUE, Damaged, Item, OUTSTANDING_CREATED_TIME, PK, Reading, SK, TOPIC,
         TOPIC_SHARD, item, number, text,
     },
+    keys,
     payload::PayloadId,
-    record::{Known, Stored, kept_until},
-    schema,
+    record::{Records, StoredBatch, kept_until},
     state::Shared,
 };
 
@@ -32,18 +32,11 @@ const SHARDS_MAX: u32 = 10_000;
 /// Pages of one step of archiving.
 const ARCHIVE_PAGES_MAX: usize = 20;
 
-/// Where the archiver goes on.
-#[derive(Default)]
-pub(super) struct Progress {
-    shard: u32,
-    from: Option<Item>,
-}
-
 /// A listing's place, in the cursor as base64 of JSON: shard by shard of one destination after the other, in
 /// the order of their names. In a shard batches stand in the order of their times, so a file's batches, which
 /// are all in one shard, come in theirs.
 #[derive(Clone, Serialize, Deserialize)]
-struct Place {
+struct ListingPlace {
     version: u32,
     dispatched: bool,
     /// The only one that is listed.
@@ -58,7 +51,7 @@ struct Place {
 
 const PLACE_VERSION: u32 = 1;
 
-impl Place {
+impl ListingPlace {
     fn time_attribute(&self) -> &'static str {
         if self.dispatched { DELIVERY_TIME } else { OUTSTANDING_CREATED_TIME }
     }
@@ -90,19 +83,19 @@ impl Place {
 }
 
 /// An entry of an index, with its time.
-type Timed = (u64, OutboxEntry);
+type TimedEntry = (u64, OutboxEntry);
 
 impl Shared {
     pub(super) async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
         let dispatched = query.dispatch == Dispatch::Dispatched;
         let destination = query.destination.as_deref();
         let place = match &query.cursor {
-            Some(cursor) => Place::read(cursor)
+            Some(cursor) => ListingPlace::read(cursor)
                 .filter(|place| (place.dispatched, place.destination.as_deref()) == (dispatched, destination))
                 .ok_or_else(|| {
                     StoreError::Permanent("the cursor is from another listing; start without one".into())
                 })?,
-            None => Place {
+            None => ListingPlace {
                 version: PLACE_VERSION,
                 dispatched,
                 destination: destination.map(str::to_owned),
@@ -131,14 +124,18 @@ impl Shared {
     }
 
     /// Everything on one side, by time, if it is no more than `limit`: one query per shard.
-    async fn list_all(&self, place: &Place, limit: usize) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
+    async fn list_all(
+        &self,
+        place: &ListingPlace,
+        limit: usize,
+    ) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
         let pages = (0..self.settings.all_shards()).map(|shard| {
             let call = if place.dispatched {
                 let more = i32::try_from(limit + 1).unwrap_or(i32::MAX);
-                self.all_of_shard(schema::DELIVERED_ALL_TOPICS, shard).limit(more)
+                self.all_of_shard(keys::DELIVERED_ALL_TOPICS, shard).limit(more)
             } else {
                 // It holds what somebody has claimed, too.
-                self.all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
+                self.all_of_shard(keys::OUTSTANDING_ALL_TOPICS, shard)
                     .filter_expression("attribute_exists(#Created)")
                     .expression_attribute_names("#Created", OUTSTANDING_CREATED_TIME)
             };
@@ -159,9 +156,9 @@ impl Shared {
     }
 
     /// Fills a page from the shards of a walk, in their order.
-    async fn page_of(&self, walk: &[Place], limit: usize) -> Result<Page, StoreError> {
+    async fn page_of(&self, walk: &[ListingPlace], limit: usize) -> Result<Page, StoreError> {
         let mut listed: Vec<OutboxEntry> = Vec::new();
-        let mut last: Option<Place> = None;
+        let mut last: Option<ListingPlace> = None;
         for places in walk.chunks(SHARDS_AT_ONCE) {
             let room = limit - listed.len();
             // One more than there is room for: a cursor never leads to nothing.
@@ -173,7 +170,7 @@ impl Shared {
                         let last = last.expect("a full page has a last entry");
                         return Ok(Page { entries: listed, next: Some(last.cursor()?) });
                     }
-                    last = Some(Place { after: Some((entry.id.to_string(), time)), ..place.clone() });
+                    last = Some(ListingPlace { after: Some((entry.id.to_string(), time)), ..place.clone() });
                     listed.push(entry);
                 }
             }
@@ -182,12 +179,12 @@ impl Shared {
     }
 
     /// Up to `limit` entries of one shard.
-    async fn shard_page(&self, place: &Place, limit: usize) -> Result<Vec<Timed>, StoreError> {
-        let key = schema::topic_shard_key(&place.topic, place.shard);
+    async fn shard_page(&self, place: &ListingPlace, limit: usize) -> Result<Vec<TimedEntry>, StoreError> {
+        let key = keys::topic_shard_key(&place.topic, place.shard);
         let start = place.after.as_ref().map(|(id, time)| {
             item([
-                (PK, text(format!("{}{id}", schema::BATCH_PREFIX))),
-                (SK, text(schema::BATCH_SK)),
+                (PK, text(format!("{}{id}", keys::BATCH_PREFIX))),
+                (SK, text(keys::BATCH_SK)),
                 (place.time_attribute(), number(*time)),
                 (TOPIC_SHARD, text(&*key)),
             ])
@@ -197,7 +194,7 @@ impl Shared {
             .client
             .query()
             .table_name(&self.calls.tables.ledger)
-            .index_name(if place.dispatched { schema::DELIVERED } else { schema::OUTSTANDING })
+            .index_name(if place.dispatched { keys::DELIVERED } else { keys::OUTSTANDING })
             .key_condition_expression("TopicShard = :shard")
             .expression_attribute_values(":shard", text(&*key))
             .limit(i32::try_from(limit).unwrap_or(i32::MAX));
@@ -216,7 +213,7 @@ impl Shared {
     }
 
     pub(super) async fn get(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, Fetched)>, StoreError> {
-        let mut known = Known::new();
+        let mut known = Records::new();
         let unread = self.look_up(&mut known, ids.iter().copied(), true).await?;
         let stored: Vec<_> = known.values().flatten().collect();
         let mut fetched = self.payloads_of(&stored).await?;
@@ -228,8 +225,8 @@ impl Shared {
     /// Takes batches that need nothing any more out of the indexes. What they carried is left to expire: others may
     /// share it.
     pub(super) async fn delete(&self, ids: &[BatchId]) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
-        let mut known = Known::new();
-        self.know(&mut known, ids.iter().copied(), false).await?;
+        let mut known = Records::new();
+        self.look_up_all(&mut known, ids.iter().copied(), false).await?;
         let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
         let mut going = Vec::new();
         for (id, stored) in known {
@@ -242,15 +239,15 @@ impl Shared {
         }
         let ledger = &self.calls.tables.ledger;
         let archive = |id: &BatchId| {
-            Change::of(ledger, Stored::key(*id)).remove(TOPIC_SHARD).remove(DELIVERY_TIME).statement()
+            Change::of(ledger, StoredBatch::key(*id)).remove(TOPIC_SHARD).remove(DELIVERY_TIME).statement()
         };
         let archived = self.calls.execute("archiving batches", going.iter().map(archive).collect()).await;
         for (id, answer) in going.into_iter().zip(archived) {
             self.forget_record(id);
             let outcome = match answer {
                 // Refused: the record does not exist, so there is nothing to archive.
-                Stated::Done | Stated::Refused => ItemOutcome::Ok,
-                Stated::Failed(outcome) => outcome,
+                StatementOutcome::Done | StatementOutcome::Refused => ItemOutcome::Ok,
+                StatementOutcome::Failed(outcome) => outcome,
             };
             outcomes.insert(id, outcome);
         }
@@ -266,7 +263,7 @@ impl Shared {
             }
             // What was delivered before then was accepted before; what is needed yet is passed over.
             let call = self
-                .all_of_shard(schema::DELIVERED_ALL_TOPICS, progress.shard)
+                .all_of_shard(keys::DELIVERED_ALL_TOPICS, progress.shard)
                 .key_condition_expression("#Shard = :shard AND #DeliveryTime < :before")
                 .expression_attribute_names("#DeliveryTime", DELIVERY_TIME)
                 .expression_attribute_values(":before", number(before.0.saturating_mul(1_000)))
@@ -277,7 +274,7 @@ impl Shared {
                 .iter()
                 .map(|item| {
                     let reading = Reading(item);
-                    Ok((reading.batch_of_key()?, reading.text(DIGEST)?.parse()?, kept_until(item)?))
+                    Ok((keys::batch_of_key(item)?, reading.text(DIGEST)?.parse()?, kept_until(item)?))
                 })
                 .collect::<Result<_, Damaged>>()?;
             let ids: Vec<_> = found.iter().map(|(id, ..)| *id).collect();
@@ -299,11 +296,11 @@ impl Shared {
 }
 
 /// Entries of an index and their times.
-fn entries(items: &[Item], time: &'static str) -> Result<Vec<Timed>, Damaged> {
+fn entries(items: &[Item], time: &'static str) -> Result<Vec<TimedEntry>, Damaged> {
     let entry = |item: &Item| {
         let reading = Reading(item);
         let entry = OutboxEntry {
-            id: reading.batch_of_key()?,
+            id: keys::batch_of_key(item)?,
             destination: reading.text(TOPIC)?.into(),
             count: reading.number(COUNT)?,
             not_before: reading.time(DUE)?,

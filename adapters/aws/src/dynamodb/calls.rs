@@ -12,9 +12,9 @@ use aws_sdk_dynamodb::{
         transact_write_items::TransactWriteItemsError, update_item::UpdateItemError,
     },
     types::{
-        BatchStatementErrorCodeEnum, BatchStatementRequest, ConsumedCapacity, Delete, KeysAndAttributes, Put,
-        PutRequest, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure,
-        TransactWriteItem, WriteRequest,
+        BatchStatementErrorCodeEnum, BatchStatementRequest, ConsumedCapacity, KeysAndAttributes, PutRequest,
+        ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem,
+        WriteRequest,
     },
 };
 use futures_util::{StreamExt as _, stream};
@@ -24,15 +24,15 @@ use postrider_actors::{
         backoff::Tries,
         call::{CallOutcome, Failure, FailureKind},
     },
-    ports::{ItemOutcome, StoreError},
+    ports::{CallObserver, ItemOutcome, StoreError},
 };
 
 use super::{
-    change::{Change, Statement},
-    item::{Item, PK, SK, text},
+    change::{Change, Statement, built},
+    item::{Item, text},
     retry::{BUDGET, described},
 };
-use crate::{ApiObserver, kind_of};
+use crate::kind_of;
 
 /// Items in one `BatchGetItem` (API reference).
 pub(super) const GETS_MAX: usize = 100;
@@ -65,7 +65,7 @@ pub(super) struct Calls {
 }
 
 /// What a transaction came to.
-pub(super) enum Transacted {
+pub(super) enum TransactOutcome {
     Done,
     /// Nothing was written: the conditions of these actions do not hold.
     Refused(Vec<usize>),
@@ -73,7 +73,7 @@ pub(super) enum Transacted {
 
 /// What one statement of a batch came to.
 #[derive(Debug)]
-pub(super) enum Stated {
+pub(super) enum StatementOutcome {
     Done,
     /// Its condition does not hold, or there is no such item.
     Refused,
@@ -81,49 +81,15 @@ pub(super) enum Stated {
 }
 
 /// What was found of each key of a get.
-pub(super) enum Got {
+pub(super) enum GetOutcome {
     Item(Item),
     Missing,
     /// The service did not get to it within all tries.
     Unprocessed,
 }
 
-/// The key of an item in the ledger table.
-pub(super) fn ledger_key(pk: &str, sk: &str) -> Item {
-    super::item::item([(PK, text(pk)), (SK, text(sk))])
-}
-
-fn unbuilt(error: &aws_sdk_dynamodb::error::BuildError) -> Failure {
-    Failure::new(FailureKind::Invalid, format!("a call to DynamoDB can't be built: {error}"))
-}
-
-pub(super) fn build_error(error: &aws_sdk_dynamodb::error::BuildError) -> StoreError {
-    unbuilt(error).into()
-}
-
-/// An unconditional or conditional put as part of a transaction.
-pub(super) fn put(table: &str, item: Item, condition: Option<&str>) -> Result<TransactWriteItem, StoreError> {
-    let put = Put::builder()
-        .table_name(table)
-        .set_item(Some(item))
-        .set_condition_expression(condition.map(str::to_owned))
-        .build()
-        .map_err(|error| build_error(&error))?;
-    Ok(TransactWriteItem::builder().put(put).build())
-}
-
-/// A delete as part of a transaction.
-pub(super) fn delete(table: &str, key: Item) -> Result<TransactWriteItem, StoreError> {
-    let delete = Delete::builder()
-        .table_name(table)
-        .set_key(Some(key))
-        .build()
-        .map_err(|error| build_error(&error))?;
-    Ok(TransactWriteItem::builder().delete(delete).build())
-}
-
 impl Calls {
-    pub(super) fn new(client: &Client, tables: Tables, observer: Arc<dyn ApiObserver>) -> Self {
+    pub(super) fn new(client: &Client, tables: Tables, observer: Arc<dyn CallObserver>) -> Self {
         // The store repeats calls itself: a retry that it does not know of would hide that an answer is
         // unknown.
         let config = client.config().to_builder().retry_config(RetryConfig::disabled()).build();
@@ -180,7 +146,7 @@ impl Calls {
     }
 
     /// The same for a call without a condition.
-    async fn insist<T, E, F>(
+    pub(super) async fn insist<T, E, F>(
         &self,
         operation: &'static str,
         items: usize,
@@ -216,7 +182,7 @@ impl Calls {
         table: &str,
         keys: &[Item],
         attributes: Option<&[&str]>,
-    ) -> Result<Vec<Got>, StoreError> {
+    ) -> Result<Vec<GetOutcome>, StoreError> {
         let chunks: Vec<_> =
             keys.chunks(GETS_MAX).map(|keys| self.get_some(what, table, keys, attributes)).collect();
         let mut chunks = stream::iter(chunks).buffered(4);
@@ -233,7 +199,7 @@ impl Calls {
         table: &str,
         keys: &[Item],
         attributes: Option<&[&str]>,
-    ) -> Result<Vec<Got>, StoreError> {
+    ) -> Result<Vec<GetOutcome>, StoreError> {
         let mut wanted = KeysAndAttributes::builder().set_keys(Some(distinct(keys))).consistent_read(true);
         if let Some(attributes) = attributes {
             let numbered = attributes.iter().enumerate();
@@ -245,7 +211,7 @@ impl Calls {
                 .set_expression_attribute_names(Some(names))
                 .projection_expression(placeholders.join(", "));
         }
-        let mut wanted = Some(wanted.build().map_err(|error| build_error(&error))?);
+        let mut wanted = Some(built(wanted.build())?);
         let mut tries = Tries::new(BUDGET);
         let mut items = Vec::new();
         while let Some(request) = wanted.take() {
@@ -349,7 +315,7 @@ impl Calls {
         &self,
         what: &str,
         actions: Vec<TransactWriteItem>,
-    ) -> Result<Transacted, StoreError> {
+    ) -> Result<TransactOutcome, StoreError> {
         // A token makes a repeated transaction one and the same, for ten minutes.
         let token = format!("{:032x}", rand::random::<u128>());
         let count = actions.len();
@@ -365,7 +331,7 @@ impl Calls {
             let error = match self.ask("TransactWriteItems", count, what, send, |_| CallOutcome::Ok).await? {
                 Ok(output) => {
                     self.consumed(output.consumed_capacity());
-                    return Ok(Transacted::Done);
+                    return Ok(TransactOutcome::Done);
                 }
                 Err(error) => error,
             };
@@ -380,7 +346,7 @@ impl Calls {
             let refused: Vec<_> =
                 (0..codes.len()).filter(|&index| codes[index] == "ConditionalCheckFailed").collect();
             if !refused.is_empty() {
-                return Ok(Transacted::Refused(refused));
+                return Ok(TransactOutcome::Refused(refused));
             }
             let kind = codes.iter().find(|code| **code != "None").map(|code| kind_of(code, 400));
             let why =
@@ -393,15 +359,15 @@ impl Calls {
 
     /// Executes statements on different items, one answer each in order: failed ones are repeated by
     /// themselves.
-    pub(super) async fn execute(&self, what: &str, statements: Vec<Statement>) -> Vec<Stated> {
+    pub(super) async fn execute(&self, what: &str, statements: Vec<Statement>) -> Vec<StatementOutcome> {
         let chunks: Vec<_> =
             statements.chunks(STATEMENTS_MAX).map(|chunk| self.execute_some(what, chunk)).collect();
         let answers: Vec<_> = stream::iter(chunks).buffered(PARALLEL_CALLS).collect().await;
         answers.into_iter().flatten().collect()
     }
 
-    async fn execute_some(&self, what: &str, statements: &[Statement]) -> Vec<Stated> {
-        let mut answers: Vec<Option<Stated>> = statements.iter().map(|_| None).collect();
+    async fn execute_some(&self, what: &str, statements: &[Statement]) -> Vec<StatementOutcome> {
+        let mut answers: Vec<Option<StatementOutcome>> = statements.iter().map(|_| None).collect();
         let mut tries = Tries::new(BUDGET);
         loop {
             let open: Vec<_> = (0..answers.len()).filter(|&index| answers[index].is_none()).collect();
@@ -416,7 +382,7 @@ impl Calls {
                     request.set_parameters(Some(parameters.clone())).build()
                 })
                 .collect();
-            let output = match requests {
+            let output = match built(requests) {
                 Ok(requests) => {
                     let call = self
                         .client
@@ -426,13 +392,13 @@ impl Calls {
                     let send = || call.clone().send();
                     self.ask("BatchExecuteStatement", open.len(), what, send, answered).await
                 }
-                Err(error) => Err(unbuilt(&error)),
+                Err(failure) => Err(failure),
             };
             let output = match output.and_then(|answer| answer.map_err(|error| refused(what, &error))) {
                 Ok(output) => output,
                 Err(failure) => {
                     for index in open {
-                        answers[index] = Some(Stated::Failed(failure.clone().into()));
+                        answers[index] = Some(StatementOutcome::Failed(failure.clone().into()));
                     }
                     continue;
                 }
@@ -446,11 +412,11 @@ impl Calls {
                     None => continue,
                 };
                 let Some(error) = error else {
-                    answers[index] = Some(Stated::Done);
+                    answers[index] = Some(StatementOutcome::Done);
                     continue;
                 };
                 if error.code() == Some(&BatchStatementErrorCodeEnum::ConditionalCheckFailed) {
-                    answers[index] = Some(Stated::Refused);
+                    answers[index] = Some(StatementOutcome::Refused);
                     continue;
                 }
                 let code = error.code().map_or("an unnamed error", BatchStatementErrorCodeEnum::as_str);
@@ -463,7 +429,7 @@ impl Calls {
                     }
                     FailureKind::Denied | FailureKind::Refused | FailureKind::Invalid => {
                         self.service.say("BatchExecuteStatement", &failure);
-                        answers[index] = Some(Stated::Failed(failure.into()));
+                        answers[index] = Some(StatementOutcome::Failed(failure.into()));
                     }
                 }
             }
@@ -475,7 +441,7 @@ impl Calls {
             });
             if let Err(failure) = again(&mut tries, failure).await {
                 for answer in answers.iter_mut().filter(|answer| answer.is_none()) {
-                    *answer = Some(Stated::Failed(failure.clone().into()));
+                    *answer = Some(StatementOutcome::Failed(failure.clone().into()));
                 }
             }
         }
@@ -486,8 +452,7 @@ impl Calls {
         for items in items.chunks(STATEMENTS_MAX) {
             let mut left: Vec<_> = Vec::with_capacity(items.len());
             for item in items {
-                let put = PutRequest::builder().set_item(Some(item.clone())).build();
-                let put = put.map_err(|error| build_error(&error))?;
+                let put = built(PutRequest::builder().set_item(Some(item.clone())).build())?;
                 left.push(WriteRequest::builder().put_request(put).build());
             }
             let mut tries = Tries::new(BUDGET);
@@ -570,13 +535,13 @@ fn distinct(keys: &[Item]) -> Vec<Item> {
 }
 
 /// The answer to each key. Items come back in any order.
-fn in_order(keys: &[Item], items: &[Item], unprocessed: &[Item]) -> Vec<Got> {
+fn in_order(keys: &[Item], items: &[Item], unprocessed: &[Item]) -> Vec<GetOutcome> {
     let is_of = |item: &Item, key: &Item| key.iter().all(|(name, value)| item.get(name) == Some(value));
     keys.iter()
         .map(|key| match items.iter().find(|item| is_of(item, key)) {
-            Some(item) => Got::Item(item.clone()),
-            None if unprocessed.contains(key) => Got::Unprocessed,
-            None => Got::Missing,
+            Some(item) => GetOutcome::Item(item.clone()),
+            None if unprocessed.contains(key) => GetOutcome::Unprocessed,
+            None => GetOutcome::Missing,
         })
         .collect()
 }

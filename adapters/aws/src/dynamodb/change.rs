@@ -1,18 +1,19 @@
 //! The change of one item, put together once and written as an action of a transaction, as a call of its own, or as a
-//! statement among others.
+//! statement among others; and the other actions of transactions.
 
 use std::collections::{BTreeMap, HashMap};
 
 use aws_sdk_dynamodb::{
+    error::BuildError,
     operation::update_item::builders::UpdateItemFluentBuilder,
-    types::{AttributeValue, TransactWriteItem, Update},
+    types::{AttributeValue, Delete, Put, TransactWriteItem, Update},
 };
-use postrider_actors::ports::StoreError;
+use postrider_actors::{
+    model::call::{Failure, FailureKind},
+    ports::StoreError,
+};
 
-use super::{
-    calls::build_error,
-    item::{Item, PK, SK},
-};
+use super::item::{Item, PK, SK};
 
 /// What must hold of the item as it is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,15 +125,16 @@ impl<'a> Change<'a> {
     /// As part of a transaction.
     pub(super) fn action(self) -> Result<TransactWriteItem, StoreError> {
         let Expressions { update, condition, names, values } = self.expressions();
-        let update = Update::builder()
-            .table_name(self.table)
-            .set_key(Some(self.key))
-            .update_expression(update)
-            .set_condition_expression(condition)
-            .set_expression_attribute_names(Some(names))
-            .set_expression_attribute_values((!values.is_empty()).then_some(values))
-            .build()
-            .map_err(|error| build_error(&error))?;
+        let update = built(
+            Update::builder()
+                .table_name(self.table)
+                .set_key(Some(self.key))
+                .update_expression(update)
+                .set_condition_expression(condition)
+                .set_expression_attribute_names(Some(names))
+                .set_expression_attribute_values((!values.is_empty()).then_some(values))
+                .build(),
+        )?;
         Ok(TransactWriteItem::builder().update(update).build())
     }
 
@@ -180,12 +182,37 @@ impl<'a> Change<'a> {
     }
 }
 
+/// An unconditional or conditional put as part of a transaction.
+pub(super) fn put(table: &str, item: Item, condition: Option<&str>) -> Result<TransactWriteItem, StoreError> {
+    let put = built(
+        Put::builder()
+            .table_name(table)
+            .set_item(Some(item))
+            .set_condition_expression(condition.map(str::to_owned))
+            .build(),
+    )?;
+    Ok(TransactWriteItem::builder().put(put).build())
+}
+
+/// A delete as part of a transaction.
+pub(super) fn delete(table: &str, key: Item) -> Result<TransactWriteItem, StoreError> {
+    let delete = built(Delete::builder().table_name(table).set_key(Some(key)).build())?;
+    Ok(TransactWriteItem::builder().delete(delete).build())
+}
+
+/// A call that could be built. What lacks something was not sent.
+pub(super) fn built<T>(call: Result<T, BuildError>) -> Result<T, Failure> {
+    call.map_err(|error| {
+        Failure::new(FailureKind::Invalid, format!("a call to DynamoDB can't be built: {error}"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::{
         super::{
-            calls::ledger_key,
             item::{number, text},
+            keys::ledger_key,
         },
         *,
     };

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use postrider_actors::{
+    flow::back_off,
     model::{
         ids::BatchId,
         ledger::{Deadline, Grant, Record, is_earlier_life},
@@ -15,10 +16,11 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::Stated,
+    calls::StatementOutcome,
     change::{Change, When},
     item::{FENCE, HOLDER, UNTIL, number, time},
-    record::{Known, Side, Stored},
+    record::{Records, StoredBatch, Transition},
+    retry::BUDGET,
     state::Shared,
     waiting::Waiting,
 };
@@ -27,9 +29,9 @@ use super::{
 const ROUNDS: usize = 10;
 
 /// A change that was written, with the record as it stands then.
-struct Written {
-    stored: Stored,
-    side: Side,
+struct ChangedRecord {
+    stored: StoredBatch,
+    side: Transition,
     stamp: u64,
 }
 
@@ -48,17 +50,17 @@ impl Shared {
         &self,
         what: &str,
         ids: impl IntoIterator<Item = BatchId>,
-        mut decide: impl FnMut(&Stored) -> Decision<T>,
-    ) -> Result<(Vec<Written>, HashMap<BatchId, Result<T, ItemOutcome>>), StoreError> {
+        mut decide: impl FnMut(&StoredBatch) -> Decision<T>,
+    ) -> Result<(Vec<ChangedRecord>, HashMap<BatchId, Result<T, ItemOutcome>>), StoreError> {
         let mut open: BTreeSet<BatchId> = ids.into_iter().collect();
         let (mut written, mut answers) = (Vec::new(), HashMap::new());
         for round in 0..ROUNDS {
             // What was cached may be out of date: an answer counts if the record was read.
             let is_cached = |id: &BatchId| round == 0 && self.cached_record(*id).is_some();
             let cached: BTreeSet<BatchId> = open.iter().copied().filter(is_cached).collect();
-            let mut known = Known::new();
+            let mut known = Records::new();
             self.look_up(&mut known, open.iter().copied(), round == 0).await?;
-            let mut changes: Vec<(BatchId, Stored, Side, u64)> = Vec::new();
+            let mut changes: Vec<(BatchId, StoredBatch, Transition, u64)> = Vec::new();
             let mut statements = Vec::new();
             for &id in &open {
                 let Some(Some(stored)) = known.get(&id) else { continue };
@@ -73,7 +75,7 @@ impl Shared {
                             change = change.when(When::Is(UNTIL, number(holder.until.0)));
                         }
                         statements.push(change.statement());
-                        changes.push((id, stored.changed_to(next.clone()), stored.side(&next), stamp));
+                        changes.push((id, stored.changed_to(next.clone()), stored.transition(&next), stamp));
                     }
                     Decision::Answer(answer) if !cached.contains(&id) => {
                         answers.insert(id, Ok(answer));
@@ -85,16 +87,16 @@ impl Shared {
             let stated = self.calls.execute(what, statements).await;
             for ((id, stored, side, stamp), stated) in changes.into_iter().zip(stated) {
                 match stated {
-                    Stated::Done => {
+                    StatementOutcome::Done => {
                         self.cache_record(stored.clone());
-                        written.push(Written { stored, side, stamp });
+                        written.push(ChangedRecord { stored, side, stamp });
                     }
                     // Others came first; or an earlier try that was not answered.
-                    Stated::Refused => {
+                    StatementOutcome::Refused => {
                         self.forget_record(id);
                         continue;
                     }
-                    Stated::Failed(outcome) => {
+                    StatementOutcome::Failed(outcome) => {
                         self.forget_record(id);
                         answers.insert(id, Err(outcome));
                     }
@@ -105,7 +107,7 @@ impl Shared {
                 break;
             }
             if round > 0 {
-                super::retry::back_off(round as u32).await;
+                back_off(BUDGET.backoff, round as u32 + 1).await;
             }
         }
         let moving = |id| (id, Err(ItemOutcome::Retryable(format!("batch {id} is being changed by others"))));
@@ -113,7 +115,7 @@ impl Shared {
         Ok((written, answers))
     }
 
-    pub(super) fn change(&self, stored: &Stored, next: &Record, at: u64) -> Change<'_> {
+    pub(super) fn change(&self, stored: &StoredBatch, next: &Record, at: u64) -> Change<'_> {
         stored.change(&self.calls.tables.ledger, next, self.stamp_of(next, at))
     }
 
@@ -121,7 +123,7 @@ impl Shared {
         let disabled = self.disabled_set().await?;
         // Deadlines go by the store's time (B23), which is that of all machines.
         let (until, now) = (self.time.at(request.until), self.time.at(request.now));
-        let decide = |stored: &Stored| {
+        let decide = |stored: &StoredBatch| {
             if disabled.contains(&stored.destination) {
                 let why = format!("destination {} is disabled", stored.destination);
                 return Decision::Answer(Claim::Unavailable(why));
@@ -175,8 +177,8 @@ impl Shared {
     }
 
     /// What was claimed, with what it carries. What can't be read is given back.
-    async fn leases_of(&self, written: Vec<Written>) -> Result<Vec<(BatchId, Claim)>, StoreError> {
-        for Written { stored, stamp, .. } in &written {
+    async fn leases_of(&self, written: Vec<ChangedRecord>) -> Result<Vec<(BatchId, Claim)>, StoreError> {
+        for ChangedRecord { stored, stamp, .. } in &written {
             // The answer may be late: what was left to be tried again since waits.
             self.waiting().remove_until(stored.id, *stamp);
         }
@@ -233,7 +235,7 @@ impl Shared {
         }
         let extend = |token: &LeaseToken| {
             // No index holds the deadline (B20), and no version counts it.
-            Change::of(&self.calls.tables.ledger, Stored::key(token.batch))
+            Change::of(&self.calls.tables.ledger, StoredBatch::key(token.batch))
                 .set(UNTIL, time(until))
                 .when(When::Is(FENCE, number(token.fence)))
                 .when(When::Exists(HOLDER))
@@ -258,7 +260,7 @@ impl Shared {
             let fence = fences.entry(token.batch).or_default();
             *fence = token.fence.max(*fence);
         }
-        let decide = |stored: &Stored| {
+        let decide = |stored: &StoredBatch| {
             if !stored.record.is_current(fences[&stored.id]) {
                 // It is ignored; or a try that was not answered has done it.
                 return Decision::Answer(stored.clone());
@@ -274,8 +276,8 @@ impl Shared {
         };
         let ids: Vec<_> = fences.keys().copied().collect();
         let (written, answers) = self.change_records("releasing claims", ids, decide).await?;
-        for Written { stored, side, stamp } in &written {
-            if let Side::Waits(due) = side {
+        for ChangedRecord { stored, side, stamp } in &written {
+            if let Transition::Waits(due) = side {
                 self.waits(stored, *due, *stamp);
             }
         }
@@ -299,7 +301,7 @@ impl Shared {
     }
 
     /// Takes note that nobody has a batch now: this process sends a hint of it when it is due.
-    pub(super) fn waits(&self, stored: &Stored, due: UnixMs, stamp: u64) {
+    pub(super) fn waits(&self, stored: &StoredBatch, due: UnixMs, stamp: u64) {
         // No earlier than others: what was written a moment ago says so.
         let look_at = due.max(self.store_now()).after(self.settings.grace);
         self.waiting().insert(Waiting::of(stored, due, stamp, look_at, Origin::Fresh));
@@ -314,10 +316,10 @@ impl Shared {
     }
 }
 
-fn extended(answer: Stated) -> ItemOutcome {
+fn extended(answer: StatementOutcome) -> ItemOutcome {
     match answer {
-        Stated::Done => ItemOutcome::Ok,
-        Stated::Refused => ItemOutcome::Permanent("the claim is not held any more".into()),
-        Stated::Failed(outcome) => outcome,
+        StatementOutcome::Done => ItemOutcome::Ok,
+        StatementOutcome::Refused => ItemOutcome::Permanent("the claim is not held any more".into()),
+        StatementOutcome::Failed(outcome) => outcome,
     }
 }

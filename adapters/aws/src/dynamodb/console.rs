@@ -115,7 +115,8 @@ impl View for Console {
     }
 
     fn depth(&mut self) -> Result<u64, StoreError> {
-        self.runtime.block_on(self.store.shared.depth())
+        self.runtime
+            .block_on(self.store.shared.depth.read(&self.store.shared.calls, self.store.shared.clock.mono()))
     }
 
     fn destinations(&mut self) -> Result<BTreeMap<String, DestinationView>, StoreError> {

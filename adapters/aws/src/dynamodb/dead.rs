@@ -3,6 +3,7 @@
 use std::fmt;
 
 use postrider_actors::{
+    flow::back_off,
     model::{
         ids::{BatchId, FileId},
         outcome::{Attempt, DeathCause, Reason},
@@ -14,8 +15,9 @@ use postrider_actors::{
 use super::{
     draft::Draft,
     item::{Damaged, Reading, SK},
-    record::{Known, Stored},
-    schema,
+    keys,
+    record::{Records, StoredBatch},
+    retry::BUDGET,
     settle::fits,
     state::Shared,
 };
@@ -147,7 +149,7 @@ impl Shared {
         let from = if from.is_empty() { "!".to_owned() } else { from };
         let range = [(":from", from), (":to", to)];
         let call =
-            self.calls.in_partition(schema::DEAD_PK, "Sk BETWEEN :from AND :to", range).limit(BATCHES_MAX);
+            self.calls.in_partition(keys::DEAD_PK, "Sk BETWEEN :from AND :to", range).limit(BATCHES_MAX);
         let (items, next) = self.calls.query("listing dead letters", call).await?;
         let mut batches = Vec::new();
         let mut last = None;
@@ -172,8 +174,8 @@ impl Shared {
         let mut letters = Vec::new();
         while letters.len() < limit {
             let (batches, next) = self.dead_batches(query, place.as_ref()).await?;
-            let mut known = Known::new();
-            self.know(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
+            let mut known = Records::new();
+            self.look_up_all(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
             for (sk, id) in batches {
                 let seen = place.as_ref().filter(|place| place.sk == sk).and_then(|place| place.index);
                 let news = letters_of(&known, query, id);
@@ -221,8 +223,8 @@ impl Shared {
         let mut done = 0;
         for round in 0..ROUNDS {
             let mut lane = self.lane.lock().await;
-            let mut known = Known::new();
-            self.know(&mut known, left.iter().copied(), false).await?;
+            let mut known = Records::new();
+            self.look_up_all(&mut known, left.iter().copied(), false).await?;
             let mut draft = Draft::default();
             let (mut messages, mut files, mut drafted) = (0, Vec::new(), 0);
             for id in &left {
@@ -249,7 +251,7 @@ impl Shared {
                 }
             } else {
                 drop(lane);
-                super::retry::back_off(round as u32).await;
+                back_off(BUDGET.backoff, round as u32 + 1).await;
             }
         }
         Ok(done)
@@ -258,8 +260,8 @@ impl Shared {
     /// Those batches whose rows are still stored, and kept for as long as they may be needed now; the others can't be
     /// sent again.
     async fn with_payloads(&self, ids: &[BatchId]) -> Result<Vec<BatchId>, StoreError> {
-        let mut known = Known::new();
-        self.know(&mut known, ids.iter().copied(), true).await?;
+        let mut known = Records::new();
+        self.look_up_all(&mut known, ids.iter().copied(), true).await?;
         let found: Vec<_> = known.values().flatten().collect();
         self.keep_payloads(found.iter().map(|stored| (stored.id, stored.payload, stored.kept_until))).await?;
         let there = self.stored_payloads(found.iter().map(|stored| stored.payload)).await?;
@@ -293,15 +295,15 @@ impl Shared {
 }
 
 /// The dead messages of a batch that the query asks for, in the order of their rows.
-fn letters_of(known: &Known, query: &DeadQuery, id: BatchId) -> Vec<DeadLetter> {
+fn letters_of(known: &Records, query: &DeadQuery, id: BatchId) -> Vec<DeadLetter> {
     let Some(Some(stored)) = known.get(&id) else { return Vec::new() };
-    let Stored { file, destination, rows, record, .. } = stored;
+    let StoredBatch { file, destination, rows, record, .. } = stored;
     let deaths =
         record.exceptions.iter().filter_map(|(&index, exception)| Some((index, exception.death.as_ref()?)));
     deaths
         .filter(|(_, death)| query.takes(&death.attempt, death.cause))
         .map(|(index, death)| DeadLetter {
-            place: DeadPlace { sk: schema::dead_sk(stored), index: Some(index) },
+            place: DeadPlace { sk: keys::dead_sk(*file, destination, rows.row(0), id), index: Some(index) },
             file: *file,
             destination: destination.to_string(),
             row: rows.row(index as usize),

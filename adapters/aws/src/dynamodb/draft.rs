@@ -12,18 +12,18 @@ use postrider_actors::{
     ports::{Settled, Settlement, StoreError},
 };
 
-use super::record::{Known, Stored};
+use super::record::{Records, StoredBatch};
 
 /// A record before and after.
 #[derive(Clone, Debug)]
-pub(super) struct Changed {
-    pub(super) before: Stored,
+pub(super) struct RecordChange {
+    pub(super) before: StoredBatch,
     pub(super) after: Record,
     /// Failed attempts that are new.
     pub(super) failures: Vec<Failure>,
 }
 
-impl Changed {
+impl RecordChange {
     /// Whether it is to be listed among batches with dead messages, or taken off the list.
     pub(super) fn changes_list(&self) -> bool {
         self.before.record.has_dead() != self.after.has_dead()
@@ -32,7 +32,7 @@ impl Changed {
 
 /// By how much a file's counts for a destination change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counted {
+pub(super) struct CountDelta {
     pub(super) change: CountChange,
     /// When the last of it happened.
     pub(super) last_at: Option<UnixMs>,
@@ -41,8 +41,8 @@ pub(super) struct Counted {
 /// The changes so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Draft {
-    pub(super) changed: BTreeMap<BatchId, Changed>,
-    pub(super) counts: BTreeMap<(FileId, Arc<str>), Counted>,
+    pub(super) changed: BTreeMap<BatchId, RecordChange>,
+    pub(super) counts: BTreeMap<(FileId, Arc<str>), CountDelta>,
 }
 
 impl Draft {
@@ -52,7 +52,7 @@ impl Draft {
 
     /// Actions that it takes in a transaction.
     pub(super) fn actions(&self) -> usize {
-        let of = |changed: &Changed| {
+        let of = |changed: &RecordChange| {
             1 + usize::from(!changed.failures.is_empty()) + usize::from(changed.changes_list())
         };
         // And one for the depth.
@@ -61,8 +61,9 @@ impl Draft {
 
     /// Bytes that it takes in a transaction, roughly.
     pub(super) fn bytes(&self) -> usize {
-        let of =
-            |changed: &Changed| 1_024 + codec::encode(&changed.after).len() + 16 * changed.failures.len();
+        let of = |changed: &RecordChange| {
+            1_024 + codec::encode(&changed.after).len() + 16 * changed.failures.len()
+        };
         self.changed.values().map(of).sum::<usize>() + self.counts.len() * 256
     }
 
@@ -72,7 +73,7 @@ impl Draft {
     }
 
     /// Records a settlement, whose batch is known. A draft that refused one is of no use.
-    pub(super) fn settle(&mut self, known: &Known, settlement: &Settlement) -> Result<Settled, StoreError> {
+    pub(super) fn settle(&mut self, known: &Records, settlement: &Settlement) -> Result<Settled, StoreError> {
         let id = settlement.token.batch;
         let Some(changed) = self.changed(known, id) else {
             tracing::warn!(batch = %id, "settled a batch that the store does not know");
@@ -88,7 +89,7 @@ impl Draft {
     }
 
     /// Opens dead messages of a batch again, which is known; how many.
-    pub(super) fn redrive(&mut self, known: &Known, id: BatchId, indexes: &[u32], at: UnixMs) -> usize {
+    pub(super) fn redrive(&mut self, known: &Records, id: BatchId, indexes: &[u32], at: UnixMs) -> usize {
         let Some(changed) = self.changed(known, id) else { return 0 };
         let changes = changed.after.redrive(indexes.iter().copied(), at);
         let opened = changes.rose.len();
@@ -96,9 +97,9 @@ impl Draft {
         opened
     }
 
-    fn changed(&mut self, known: &Known, id: BatchId) -> Option<&mut Changed> {
+    fn changed(&mut self, known: &Records, id: BatchId) -> Option<&mut RecordChange> {
         let before = known.get(&id)?.as_ref()?;
-        Some(self.changed.entry(id).or_insert_with(|| Changed {
+        Some(self.changed.entry(id).or_insert_with(|| RecordChange {
             before: before.clone(),
             after: before.record.clone(),
             failures: Vec::new(),

@@ -9,29 +9,24 @@
 //! - What nobody has is taken over: one process wins it, lists it as due, and goes on so while nobody claims it. So what
 //!   a queue has lost goes out again by itself, and a hint is sent by one process at a time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
-    model::{
-        ids::BatchId,
-        ledger::is_earlier_life,
-        time::{MonoMs, UnixMs},
-    },
+    model::{ids::BatchId, ledger::is_earlier_life, time::UnixMs},
     ports::{DestinationDepth, DueBatch, DueQuery, Origin, StoreError},
 };
 
 use super::{
-    calls::Stated,
+    cache::lock,
+    calls::StatementOutcome,
     change::{Change, Statement, When},
-    item::{
-        DUE, Damaged, Item, LOOK_AT, OPEN, OUTSTANDING_CREATED_TIME, OWNER, Reading, SHARD, TOPIC, VERSION,
-        number, text, time,
-    },
-    record::{Known, Stored},
-    schema,
-    state::{Shared, lock},
+    index::{IndexCount, IndexEntry, count, read},
+    item::{LOOK_AT, OWNER, SHARD, VERSION, number, text, time},
+    keys,
+    record::{Records, StoredBatch},
+    state::Shared,
     waiting::Waiting,
 };
 
@@ -50,48 +45,6 @@ const FIRST_PAGES_MAX: usize = 8;
 /// How long a count of all that waits stands, for each page that it took.
 const COUNT_AGE_PER_PAGE: Duration = Duration::from_secs(2);
 
-/// Where the sweeps stand.
-#[derive(Default)]
-pub(super) struct Sweep {
-    last: Option<MonoMs>,
-    /// Too much stood in the index at the last sweep to be read whole.
-    is_large: bool,
-}
-
-/// What waits and is worked on, counted from the whole index.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Counted {
-    depths: Vec<DestinationDepth>,
-    outstanding: u64,
-}
-
-/// An entry of the index.
-struct Swept {
-    id: BatchId,
-    destination: Arc<str>,
-    owner: String,
-    due: UnixMs,
-    look_at: UnixMs,
-    open: u64,
-    /// Nobody has it, as far as the index knows.
-    is_outstanding: bool,
-}
-
-impl Swept {
-    fn read(item: &Item) -> Result<Self, Damaged> {
-        let reading = Reading(item);
-        Ok(Self {
-            id: reading.batch_of_key()?,
-            destination: reading.text(TOPIC)?.into(),
-            owner: reading.text(OWNER)?.to_owned(),
-            due: reading.time(DUE)?,
-            look_at: reading.time(LOOK_AT)?,
-            open: reading.number(OPEN)?,
-            is_outstanding: item.contains_key(OUTSTANDING_CREATED_TIME),
-        })
-    }
-}
-
 impl Shared {
     pub(super) async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
         self.sweep_if_due(query.process).await?;
@@ -101,7 +54,7 @@ impl Shared {
 
     /// Forgets which of these batches somebody has, or are done.
     async fn confirm(&self, ids: &[BatchId]) -> Result<(), StoreError> {
-        let mut known = Known::new();
+        let mut known = Records::new();
         self.look_up(&mut known, ids.iter().copied(), false).await?;
         for (id, stored) in known {
             let waits =
@@ -142,11 +95,15 @@ impl Shared {
 
     /// Reads every shard, a page of each; whether that is much. As long as it is little it reads all there is, which counts
     /// what waits without a further call.
-    async fn to_be_looked_at(&self, process: &str, is_large: bool) -> Result<(Vec<Swept>, bool), StoreError> {
+    async fn to_be_looked_at(
+        &self,
+        process: &str,
+        is_large: bool,
+    ) -> Result<(Vec<IndexEntry>, bool), StoreError> {
         let now = self.store_now();
         let pages = (0..self.settings.all_shards()).map(|shard| async move {
             let call = self
-                .all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
+                .all_of_shard(keys::OUTSTANDING_ALL_TOPICS, shard)
                 .limit(self.settings.page_size.max(1).into());
             let call = if is_large {
                 call.key_condition_expression("#Shard = :shard AND #LookAt <= :now")
@@ -170,7 +127,7 @@ impl Shared {
             *lock(&self.counted) = Some((until, count(&found, self.clock.wall())));
         }
         let is_large = if is_large { found.len() > WHOLE_MAX } else { !is_whole || found.len() > WHOLE_MAX };
-        let is_left_to_others = |swept: &Swept| {
+        let is_left_to_others = |swept: &IndexEntry| {
             swept.owner != self.settings.process
                 && !is_earlier(&swept.owner, process)
                 && swept.look_at.after(self.settings.take_over_after) > now
@@ -183,14 +140,14 @@ impl Shared {
     }
 
     /// What an earlier life of this process left is taken up at once, however long others would leave it.
-    async fn left_by_last_life(&self, process: &str) -> Result<Vec<Swept>, StoreError> {
+    async fn left_by_last_life(&self, process: &str) -> Result<Vec<IndexEntry>, StoreError> {
         let mut found = Vec::new();
         for shard in 0..self.settings.all_shards() {
             let mut from = None;
             for _ in 0..FIRST_PAGES_MAX {
                 let node = process.rsplit_once('-').map_or(process, |(node, _)| node);
                 let call = self
-                    .all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard)
+                    .all_of_shard(keys::OUTSTANDING_ALL_TOPICS, shard)
                     .filter_expression("begins_with(#Owner, :node)")
                     .expression_attribute_names("#Owner", OWNER)
                     .expression_attribute_values(":node", text(format!("{node}-")))
@@ -214,7 +171,7 @@ impl Shared {
             .await?;
         let look_at = now.after(KEPT_FOR);
         let keep = |known: &Waiting| {
-            Change::of(&self.calls.tables.ledger, Stored::key(known.batch.id))
+            Change::of(&self.calls.tables.ledger, StoredBatch::key(known.batch.id))
                 .set(LOOK_AT, time(look_at))
                 .when(When::Is(OWNER, text(&*self.settings.process)))
                 .when(When::Exists(LOOK_AT))
@@ -224,9 +181,9 @@ impl Shared {
         let mut waiting = self.waiting();
         for (Waiting { batch, created, .. }, answer) in known.into_iter().zip(kept) {
             match answer {
-                Stated::Done => waiting.kept(batch.id, created, look_at),
-                Stated::Refused => waiting.remove_until(batch.id, created),
-                Stated::Failed(_) => {} // tried again by the next sweep
+                StatementOutcome::Done => waiting.kept(batch.id, created, look_at),
+                StatementOutcome::Refused => waiting.remove_until(batch.id, created),
+                StatementOutcome::Failed(_) => {} // tried again by the next sweep
             }
         }
         Ok(())
@@ -234,17 +191,17 @@ impl Shared {
 
     /// A change that lets others look at a batch at another time, if nobody has changed that meanwhile.
     fn look_later(&self, id: BatchId, seen: UnixMs, at: UnixMs) -> Change<'_> {
-        Change::of(&self.calls.tables.ledger, Stored::key(id))
+        Change::of(&self.calls.tables.ledger, StoredBatch::key(id))
             .set(LOOK_AT, time(at))
             .when(When::Is(LOOK_AT, time(seen)))
     }
 
     /// Looks at the records of what a sweep found, and takes over what nobody has.
-    async fn look_at_found(&self, found: Vec<Swept>, process: &str) -> Result<(), StoreError> {
+    async fn look_at_found(&self, found: Vec<IndexEntry>, process: &str) -> Result<(), StoreError> {
         if found.is_empty() {
             return Ok(());
         }
-        let mut known = Known::new();
+        let mut known = Records::new();
         self.look_up(&mut known, found.iter().map(|swept| swept.id), false).await?;
         let now = self.store_now();
         let mut statements: Vec<Statement> = Vec::new();
@@ -283,7 +240,7 @@ impl Shared {
         let mut waiting = self.waiting(); // no further call is made
         for (taken, answer) in taken.into_iter().zip(answers) {
             // Refused: another process was faster. What was not answered is found again.
-            if let (Some(taken), Stated::Done) = (taken, answer) {
+            if let (Some(taken), StatementOutcome::Done) = (taken, answer) {
                 waiting.insert(taken);
             }
         }
@@ -301,7 +258,7 @@ impl Shared {
 
     /// All that stands in the index, as a sweep has counted it, or read now. It costs what there is to read, so the answer
     /// stands for longer the more that is.
-    async fn counted(&self, now: UnixMs) -> Result<Counted, StoreError> {
+    async fn counted(&self, now: UnixMs) -> Result<IndexCount, StoreError> {
         let asked = self.clock.mono();
         if let Some((until, known)) = &*lock(&self.counted)
             && asked < *until
@@ -324,10 +281,10 @@ impl Shared {
         Ok(counted)
     }
 
-    async fn whole_shard(&self, shard: u32) -> Result<(Vec<Swept>, u32), StoreError> {
+    async fn whole_shard(&self, shard: u32) -> Result<(Vec<IndexEntry>, u32), StoreError> {
         let (mut entries, mut from, mut pages) = (Vec::new(), None, 0);
         loop {
-            let call = self.all_of_shard(schema::OUTSTANDING_ALL_TOPICS, shard).set_exclusive_start_key(from);
+            let call = self.all_of_shard(keys::OUTSTANDING_ALL_TOPICS, shard).set_exclusive_start_key(from);
             let (items, next) = self.calls.query("counting what waits", call).await?;
             pages += 1;
             entries.extend(read(&items));
@@ -351,44 +308,8 @@ impl Shared {
     }
 }
 
-/// Counts entries of the index by destination and side.
-fn count(entries: &[Swept], now: UnixMs) -> Counted {
-    let mut depths: BTreeMap<Arc<str>, DestinationDepth> = BTreeMap::new();
-    let mut outstanding = 0;
-    for swept in entries {
-        let destination = swept.destination.clone();
-        let depth = depths.entry(destination.clone()).or_insert_with(|| DestinationDepth {
-            destination,
-            due: 0,
-            waiting: 0,
-            leased: 0,
-        });
-        *match (swept.is_outstanding, swept.due <= now) {
-            (false, _) => &mut depth.leased,
-            (true, true) => &mut depth.due,
-            (true, false) => &mut depth.waiting,
-        } += swept.open;
-        outstanding += u64::from(swept.is_outstanding);
-    }
-    Counted { depths: depths.into_values().collect(), outstanding }
-}
-
 /// Whether a name is that of an earlier life of `process`, or of a worker of one.
 fn is_earlier(name: &str, process: &str) -> bool {
     let life = name.split('/').next().unwrap_or_default();
     is_earlier_life(&format!("{life}/"), &format!("{process}/"))
-}
-
-/// Reads entries of the index.
-fn read(items: &[Item]) -> Vec<Swept> {
-    let mut entries = Vec::with_capacity(items.len());
-    for item in items {
-        match Swept::read(item) {
-            Ok(swept) => entries.push(swept),
-            Err(error) => {
-                tracing::error!(%error, "an entry of the outbox's index can't be read and is left out");
-            }
-        }
-    }
-    entries
 }

@@ -11,14 +11,12 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{ledger_key, put},
-    change::{Change, When},
+    change::{Change, When, put},
     item::{
         CLOSED_AT, DUPLICATES, Damaged, FEED, Item, OFFSET, OWNER, RECORD, REJECTED, REPORTED, ROWS_READ,
         Reading, STAMP, STATE, VERSION, item, number, text, time,
     },
-    schema,
-    state::Shared,
+    keys::{self, ledger_key},
 };
 
 /// A file as it is stored.
@@ -32,7 +30,7 @@ pub(super) struct StoredFile {
     pub(super) stamp: u64,
     /// The node that writes its report.
     pub(super) owner: String,
-    /// How it stood when its report was written: see `reports::Look::mark`.
+    /// How it stood when its report was written: see `reports::FileStatus::mark`.
     pub(super) reported: Option<String>,
     /// Counts the steps.
     pub(super) version: u64,
@@ -40,7 +38,7 @@ pub(super) struct StoredFile {
 
 impl StoredFile {
     pub(super) fn key(id: FileId) -> Item {
-        ledger_key(&schema::file_pk(id), schema::FILE_SK)
+        ledger_key(&keys::file_pk(id), keys::FILE_SK)
     }
 
     pub(super) fn read(item: &Item) -> Result<Self, Damaged> {
@@ -107,22 +105,12 @@ impl StoredFile {
 
     /// The item that says that its report is yet to be written.
     pub(super) fn open_item(&self) -> Item {
-        let sk = schema::stamped_sk(self.stamp, self.record.id);
-        ledger_key(&schema::open_pk(&self.owner, &self.record.feed), &sk)
+        let sk = keys::stamped_sk(self.stamp, self.record.id);
+        ledger_key(&keys::open_pk(&self.owner, &self.record.feed), &sk)
     }
 }
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value)
         .map_err(|error| StoreError::Permanent(format!("what is stored of a file can't be written: {error}")))
-}
-
-impl Shared {
-    /// A file as it is stored now.
-    pub(super) async fn read_file(&self, id: FileId) -> Result<Option<StoredFile>, StoreError> {
-        let item = self.calls.get("reading a file", StoredFile::key(id)).await?;
-        let file = item.as_ref().map(StoredFile::read).transpose()?;
-        self.cache_file(id, file.clone());
-        Ok(file)
-    }
 }

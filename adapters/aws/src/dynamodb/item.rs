@@ -4,11 +4,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use postrider_actors::{
-    model::{
-        batch::PayloadError,
-        ids::{BatchId, FileId},
-        time::UnixMs,
-    },
+    model::{batch::PayloadError, ids::FileId, time::UnixMs},
     ports::StoreError,
 };
 
@@ -150,12 +146,6 @@ impl<'a> Reading<'a> {
 
     pub(super) fn bytes(&self, name: &'static str) -> Result<&'a [u8], Damaged> {
         self.maybe_bytes(name)?.ok_or(Damaged(name))
-    }
-
-    /// The batch whose partition of the ledger table the item is in: indexes bring the table's key along.
-    pub(super) fn batch_of_key(&self) -> Result<BatchId, Damaged> {
-        let id = self.text(PK)?.strip_prefix(super::schema::BATCH_PREFIX);
-        id.and_then(|id| id.parse().ok()).ok_or(Damaged(PK))
     }
 
     pub(super) fn file_id(&self, name: &'static str) -> Result<FileId, Damaged> {

@@ -12,21 +12,31 @@
 
 mod append;
 mod archive;
+mod cache;
 mod calls;
 mod change;
 mod claims;
 mod console;
 mod dead;
+mod depth;
+mod destinations;
 mod draft;
 mod due;
 mod files;
+mod index;
 mod item;
+mod keys;
+mod lane;
+mod lookup;
 mod payload;
+mod payload_store;
 mod rates;
 mod record;
+mod reporting;
 mod reports;
 mod retry;
 pub mod schema;
+mod settings;
 mod settle;
 mod state;
 mod store_time;
@@ -35,7 +45,7 @@ mod templates;
 mod view;
 mod waiting;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
@@ -43,102 +53,28 @@ use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
-        ledger::Evidence,
         rate_share::RateLeases,
         time::UnixMs,
     },
     ports::{
-        Append, AppendLimits, Appended, Archive, Claim, ClaimRequest, Claims, Clock, DestinationDepth,
-        DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox, OutboxPages, Page,
-        PageQuery, RateTable, Release, Settled, Settlement, StoreError,
+        Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
+        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox,
+        OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, StoreError,
     },
 };
-
-use crate::ApiObserver;
 
 pub use self::{
     append::DESTINATIONS_MAX,
     console::Console,
     dead::{DeadLetter, DeadPlace, DeadQuery},
     schema::SCHEMA_VERSION,
+    settings::DynamoSettings,
 };
 use self::{
-    calls::{Calls, Tables},
-    schema::Shards,
+    calls::Calls,
     state::Shared,
     store_time::{Learns, StoreTime},
 };
-
-/// How the store is used.
-#[derive(Clone, Debug)]
-pub struct DynamoSettings {
-    /// The outbox table's name; the ledger's is this and `-ledger`.
-    pub table: String,
-    /// This process, `NODE-START`: see `model::ledger::is_earlier_life`.
-    pub process: String,
-    /// Shards of a destination in the indexes.
-    pub shards: u32,
-    /// Shards of the indexes over all destinations, each read by a query of its own: what a sweep of an empty index costs.
-    pub scan_concurrency: u16,
-    /// Entries of each shard that one sweep looks at, some 300 bytes each: a page ends at 1 MB.
-    pub page_size: u16,
-    /// Between two sweeps of the index.
-    pub sweep_interval: Duration,
-    /// How long after it is due a batch is looked at: its own process has sent a hint of it by then.
-    pub grace: Duration,
-    /// How much longer what another process looks after is left to it: its sweeps keep it meanwhile, if it is there.
-    pub take_over_after: Duration,
-    /// Whether deadlines go by the service's clock, as its answers tell it (B23); not where the clock is a test's.
-    pub store_time: bool,
-    /// How much longer than it says a claim is taken to be held by others: their clocks, and their calls, are not exact.
-    pub clock_margin: Duration,
-    /// Between two looks at files that another process may have settled.
-    pub look_interval: Duration,
-    /// How long what a batch carries is kept after it was put, or found to be needed; at least as long as no machine of
-    /// several may be running.
-    pub payload_life: Duration,
-    /// How long settlements wait for others after a transaction has begun, if they are few.
-    pub settle_linger: Duration,
-    /// How long taken entries of inbound queues are remembered. SQS keeps a message for 14 days at most.
-    pub entry_retention: Duration,
-    /// What was in flight when this node's last life died (B17).
-    pub evidence: Evidence,
-}
-
-impl DynamoSettings {
-    /// The defaults for a table and a process.
-    pub fn new(table: &str, process: &str) -> Self {
-        Self {
-            table: table.to_owned(),
-            process: process.to_owned(),
-            shards: 20,
-            scan_concurrency: 4,
-            page_size: 1_000,
-            sweep_interval: Duration::from_secs(5),
-            grace: Duration::from_secs(5),
-            take_over_after: Duration::from_secs(20),
-            store_time: true,
-            clock_margin: Duration::from_secs(5),
-            look_interval: Duration::from_secs(30),
-            payload_life: Duration::from_hours(60 * 24),
-            settle_linger: Duration::ZERO,
-            entry_retention: Duration::from_hours(15 * 24),
-            evidence: Evidence::unknown(),
-        }
-    }
-
-    fn all_shards(&self) -> u32 {
-        self.scan_concurrency.max(1).into()
-    }
-
-    fn shards(&self) -> Shards {
-        Shards { of_destination: self.shards, of_all: self.all_shards() }
-    }
-
-    fn tables(&self) -> Tables {
-        Tables { outbox: self.table.clone(), ledger: format!("{}-ledger", self.table) }
-    }
-}
 
 /// The store. It runs nothing in the background.
 pub struct DynamoStore {
@@ -157,14 +93,14 @@ impl DynamoStore {
         client: &Client,
         mut settings: DynamoSettings,
         clock: Arc<dyn Clock>,
-        observer: Arc<dyn ApiObserver>,
+        observer: Arc<dyn CallObserver>,
     ) -> Result<Self, StoreError> {
         let time = Arc::new(StoreTime::default());
         let learns = Learns { time: time.clone(), clock: clock.clone() };
         let config = client.config().to_builder();
         let config = if settings.store_time { config.interceptor(learns) } else { config };
         let calls = Calls::new(&Client::from_conf(config.build()), settings.tables(), observer);
-        let shards = schema::check_start(&calls.client, &calls.tables).await?;
+        let shards = schema::check_start(&calls).await?;
         if settings.scan_concurrency > shards {
             let spread = schema::spread_over(&calls.tables, settings.scan_concurrency);
             if let Err(error) = calls.update("noting the shards of the indexes", spread).await {
@@ -180,13 +116,13 @@ impl DynamoStore {
 /// Makes the tables of `settings.table` or brings them up to date. Refuses a newer version's.
 pub async fn migrate(client: &Client, settings: &DynamoSettings) -> Result<(), StoreError> {
     let calls = Calls::new(client, settings.tables(), Arc::new(()));
-    schema::migrate(&calls.client, &calls.tables).await
+    schema::migrate(&calls).await
 }
 
 /// What is wrong with the tables of `settings.table`, each as a sentence; empty if they can be used.
 pub async fn check(client: &Client, settings: &DynamoSettings) -> Result<Vec<String>, StoreError> {
     let calls = Calls::new(client, settings.tables(), Arc::new(()));
-    schema::check(&calls.client, &calls.tables).await
+    schema::check(&calls).await
 }
 
 #[async_trait]
@@ -208,7 +144,7 @@ impl Outbox for DynamoStore {
     }
 
     async fn depth(&self) -> Result<u64, StoreError> {
-        self.shared.depth().await
+        self.shared.depth.read(&self.shared.calls, self.shared.clock.mono()).await
     }
 }
 

@@ -6,7 +6,7 @@
 //! kept; what nobody looks at any more, or what was put for a step that was never stored, goes by itself.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     fmt,
     str::FromStr,
     sync::Arc,
@@ -16,22 +16,15 @@ use bytes::Bytes;
 use postrider_actors::{
     model::{
         batch::{BatchHeader, NewBatch},
-        ids::{BatchId, hex},
+        ids::hex,
         time::UnixMs,
     },
-    ports::{Fetched, StoreError},
+    ports::StoreError,
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    calls::{Got, Stated},
-    change::{Change, When},
-    item::{
-        DIGEST, Damaged, EXPIRES_AT, HEADER, Item, KEPT_UNTIL, PAYLOAD, PK, Reading, blob, item, number,
-        size, text,
-    },
-    record::Stored,
-    state::{Shared, lock},
+use super::item::{
+    DIGEST, Damaged, EXPIRES_AT, HEADER, Item, PAYLOAD, Reading, blob, item, number, size, text,
 };
 
 /// The most that an item may take, less what our count of it may be short of.
@@ -56,7 +49,7 @@ impl PayloadId {
         Self(id)
     }
 
-    fn key(self) -> Item {
+    pub(super) fn key(self) -> Item {
         item([(DIGEST, text(self.to_string()))])
     }
 }
@@ -86,29 +79,12 @@ impl FromStr for PayloadId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Payload {
     /// Its destination is empty: that is the batch's.
-    header: Arc<BatchHeader>,
-    rows: Bytes,
+    pub(super) header: Arc<BatchHeader>,
+    pub(super) rows: Bytes,
 }
 
 impl Payload {
-    fn header_of(&self, destination: &str) -> Arc<BatchHeader> {
-        Arc::new(BatchHeader { destination: destination.to_owned(), ..(*self.header).clone() })
-    }
-
-    /// The batch that a record tells of.
-    fn batch_of(&self, stored: &Stored) -> NewBatch {
-        NewBatch {
-            id: stored.id,
-            header: self.header_of(&stored.destination),
-            first_row: stored.rows.row(0),
-            count: stored.rows.len() as u32,
-            accepted_at: stored.record.accepted_at,
-            not_before: stored.record.not_before,
-            payload: self.rows.clone(),
-        }
-    }
-
-    fn read(mut item: Item) -> Result<(PayloadId, Self), Damaged> {
+    pub(super) fn read(mut item: Item) -> Result<(PayloadId, Self), Damaged> {
         let rows = match item.remove(PAYLOAD) {
             Some(aws_sdk_dynamodb::types::AttributeValue::B(bytes)) => bytes.into_inner().into(),
             _ => return Err(Damaged(PAYLOAD)),
@@ -123,7 +99,7 @@ impl Payload {
 pub(super) struct NewPayload {
     pub(super) id: PayloadId,
     header: String,
-    payload: Payload,
+    pub(super) payload: Payload,
 }
 
 impl NewPayload {
@@ -145,7 +121,7 @@ impl NewPayload {
         Ok(new)
     }
 
-    fn item(&self, until: UnixMs) -> Item {
+    pub(super) fn item(&self, until: UnixMs) -> Item {
         item([
             (DIGEST, text(self.id.to_string())),
             (HEADER, text(&*self.header)),
@@ -157,19 +133,24 @@ impl NewPayload {
 
 /// Payloads that were put or read lately: bounded by their bytes, the oldest goes first.
 #[derive(Default)]
-pub(super) struct Remembered {
+pub(super) struct PayloadCache {
     /// With when they expire; `None` for what was only read.
     payloads: HashMap<PayloadId, (Payload, Option<UnixMs>)>,
     order: VecDeque<PayloadId>,
     bytes: usize,
 }
 
-impl Remembered {
-    fn get(&self, id: PayloadId) -> Option<&Payload> {
+impl PayloadCache {
+    pub(super) fn get(&self, id: PayloadId) -> Option<&Payload> {
         self.payloads.get(&id).map(|(payload, _)| payload)
     }
 
-    fn insert(&mut self, id: PayloadId, payload: Payload, until: Option<UnixMs>) {
+    /// When a payload that was put expires.
+    pub(super) fn expiry(&self, id: PayloadId) -> Option<UnixMs> {
+        self.payloads.get(&id).and_then(|(_, until)| *until)
+    }
+
+    pub(super) fn insert(&mut self, id: PayloadId, payload: Payload, until: Option<UnixMs>) {
         let bytes = payload.rows.len();
         if let Some((_, known)) = self.payloads.get_mut(&id) {
             *known = until.max(*known);
@@ -187,152 +168,11 @@ impl Remembered {
     }
 }
 
-impl Shared {
-    /// Until when what is put now is kept, and how long that is.
-    fn kept_until(&self) -> UnixMs {
-        self.clock.wall().after(self.settings.payload_life)
-    }
-
-    /// Whether what is kept until then is to be kept for longer.
-    fn is_half_over(&self, until: UnixMs) -> bool {
-        until < self.clock.wall().after(self.settings.payload_life / 2)
-    }
-
-    /// Stores payloads ahead of the batches that need them, each once; until when each is kept. A write is half as dear
-    /// outside of a transaction, and needs no condition: what is there already has the same content, and is kept longer.
-    pub(super) async fn put_payloads(
-        &self,
-        new: Vec<NewPayload>,
-    ) -> Result<BTreeMap<PayloadId, UnixMs>, StoreError> {
-        let until = self.kept_until();
-        let mut kept = BTreeMap::new();
-        let mut missing: BTreeMap<PayloadId, NewPayload> = BTreeMap::new();
-        for payload in new {
-            let put = lock(&self.payloads).payloads.get(&payload.id).and_then(|(_, until)| *until);
-            match put.filter(|until| !self.is_half_over(*until)) {
-                Some(until) => {
-                    kept.insert(payload.id, until);
-                }
-                None => {
-                    missing.insert(payload.id, payload);
-                }
-            }
-        }
-        let items = missing.values().map(|payload| payload.item(until)).collect();
-        self.calls.put_all("storing payloads", &self.calls.tables.outbox, items).await?;
-        let mut remembered = lock(&self.payloads);
-        for (id, new) in missing {
-            kept.insert(id, until);
-            remembered.insert(id, new.payload, Some(until));
-        }
-        Ok(kept)
-    }
-
-    /// What batches carry, whose records are known. What is missing of the answer was not read.
-    pub(super) async fn payloads_of(
-        &self,
-        batches: &[&Stored],
-    ) -> Result<HashMap<BatchId, Fetched>, StoreError> {
-        let mut fetched = HashMap::with_capacity(batches.len());
-        let mut missing: Vec<&Stored> = Vec::new();
-        {
-            let remembered = lock(&self.payloads);
-            for &stored in batches {
-                match remembered.get(stored.payload) {
-                    _ if stored.is_archived => {
-                        fetched.insert(stored.id, Fetched::Missing);
-                    }
-                    Some(payload) => {
-                        fetched.insert(stored.id, Fetched::Batch(payload.batch_of(stored)));
-                    }
-                    None => missing.push(stored),
-                }
-            }
-        }
-        if missing.is_empty() {
-            return Ok(fetched);
-        }
-        let keys: Vec<_> = missing.iter().map(|stored| stored.payload.key()).collect();
-        let got = self.calls.get_many("reading payloads", &self.calls.tables.outbox, &keys, None).await?;
-        for (stored, got) in missing.into_iter().zip(got) {
-            let answer = match got {
-                Got::Item(item) => {
-                    let (id, payload) = Payload::read(item)?;
-                    let batch = payload.batch_of(stored);
-                    lock(&self.payloads).insert(id, payload, None);
-                    Fetched::Batch(batch)
-                }
-                Got::Missing => Fetched::Missing,
-                Got::Unprocessed => Fetched::Unprocessed,
-            };
-            fetched.insert(stored.id, answer);
-        }
-        Ok(fetched)
-    }
-
-    /// Which of these are stored.
-    pub(super) async fn stored_payloads(
-        &self,
-        ids: impl Iterator<Item = PayloadId>,
-    ) -> Result<BTreeSet<PayloadId>, StoreError> {
-        let ids: BTreeSet<_> = ids.collect();
-        let keys: Vec<_> = ids.iter().map(|id| id.key()).collect();
-        let table = &self.calls.tables.outbox;
-        let found = self.calls.get_many("looking for payloads", table, &keys, Some(&[DIGEST])).await?;
-        let mut there = BTreeSet::new();
-        for (id, got) in ids.into_iter().zip(found) {
-            match got {
-                Got::Item(_) => {
-                    there.insert(id);
-                }
-                Got::Missing => {}
-                Got::Unprocessed => {
-                    return Err(StoreError::Retryable(
-                        "looking for payloads: some were not looked for".into(),
-                    ));
-                }
-            }
-        }
-        Ok(there)
-    }
-
-    /// Has the payloads of batches that still need them kept for longer, if half of their time is over. Of `batches`:
-    /// the batch, its payload and until when that is kept.
-    pub(super) async fn keep_payloads(
-        &self,
-        batches: impl IntoIterator<Item = (BatchId, PayloadId, UnixMs)>,
-    ) -> Result<(), StoreError> {
-        let old: Vec<_> = batches.into_iter().filter(|(_, _, until)| self.is_half_over(*until)).collect();
-        if old.is_empty() {
-            return Ok(());
-        }
-        let until = number(self.kept_until().0 / 1000);
-        let mut ids: Vec<_> = old.iter().map(|(_, payload, _)| *payload).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let keep = |id: &PayloadId| {
-            Change::of(&self.calls.tables.outbox, id.key()).set(EXPIRES_AT, until.clone()).statement()
-        };
-        let answers = self.calls.execute("keeping payloads", ids.iter().map(keep).collect()).await;
-        let kept: BTreeMap<_, _> = ids.into_iter().zip(answers).collect();
-        // Only then, so that a batch never says more of its payload than is so.
-        let note =
-            old.iter().filter(|(_, payload, _)| matches!(kept[payload], Stated::Done)).map(|(id, ..)| {
-                Change::of(&self.calls.tables.ledger, Stored::key(*id))
-                    .set(KEPT_UNTIL, until.clone())
-                    .when(When::Exists(PK))
-                    .statement()
-            });
-        self.calls.execute("noting what is kept", note.collect()).await;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use postrider_actors::testing::fixtures;
 
-    use super::*;
+    use super::{super::record::StoredBatch, *};
 
     #[test]
     fn a_payload_reads_back_and_destinations_share_it() {
@@ -341,8 +181,8 @@ mod tests {
         let new = NewPayload::of(&batch).unwrap();
         let (id, payload) = Payload::read(new.item(UnixMs(9_000))).unwrap();
         assert_eq!((id, id.to_string().parse()), (new.id, Ok(id)));
-        let stored = Stored::of(&batch, id, UnixMs(9_000)).unwrap();
-        assert_eq!(payload.batch_of(&stored), batch);
+        let stored = StoredBatch::of(&batch, id, UnixMs(9_000)).unwrap();
+        assert_eq!(stored.batch(&payload), batch);
         assert_eq!(NewPayload::of(&fixtures::batch(&file, "e", 3..=9, UnixMs(5))).unwrap().id, id);
         // Another cut, another template: another payload.
         assert_ne!(NewPayload::of(&fixtures::batch(&file, "d", 3..=8, UnixMs(5))).unwrap().id, id);
@@ -355,7 +195,7 @@ mod tests {
 
     #[test]
     fn i8_what_is_remembered_is_bounded_by_its_bytes() {
-        let mut remembered = Remembered::default();
+        let mut remembered = PayloadCache::default();
         let big = Payload {
             header: fixtures::header(&fixtures::file("feed", 1, &["d"]), "d"),
             rows: vec![0; REMEMBERED_BYTES_MAX / 4].into(),

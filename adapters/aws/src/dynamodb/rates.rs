@@ -3,15 +3,14 @@
 use postrider_actors::{model::rate_share::RateLeases, ports::StoreError};
 
 use super::{
-    calls::ledger_key,
     change::{Change, When},
     item::{BODY, Damaged, Item, PK, Reading, VERSION, number, text},
-    schema,
+    keys::{self, ledger_key},
     state::Shared,
 };
 
 fn key(destination: &str) -> Item {
-    ledger_key(&schema::rate_pk(destination), "rate")
+    ledger_key(&keys::rate_pk(destination), "rate")
 }
 
 impl Shared {

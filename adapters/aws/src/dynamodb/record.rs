@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem};
 use postrider_actors::{
     model::{
-        batch::NewBatch,
+        batch::{BatchHeader, NewBatch},
         ids::{BatchId, FileId},
         ledger::{
             Deadline, Failure, Holder, Record, RowNumbers,
@@ -18,21 +18,19 @@ use postrider_actors::{
 };
 
 use super::{
-    calls::{Got, ledger_key, put},
-    change::{Change, When},
+    change::{Change, When, put},
     item::{
         ACCEPTED_AT, BODY, COUNT, DELIVERY_TIME, DIGEST, DUE, Damaged, FENCE, FILE, FIRST_ROW, HOLDER, Item,
         KEPT_UNTIL, LOOK_AT, NOT_BEFORE, OPEN, OUTSTANDING_CREATED_TIME, OWNER, ROWS, Reading, SHARD, TOPIC,
         TOPIC_SHARD, UNTIL, VERSION, blob, item, number, text, time,
     },
-    payload::PayloadId,
-    schema::{self, Shards},
-    state::Shared,
+    keys::{self, Shards, ledger_key},
+    payload::{Payload, PayloadId},
 };
 
 /// A batch and its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredBatch {
     pub(super) id: BatchId,
     pub(super) file: FileId,
     pub(super) destination: Arc<str>,
@@ -50,7 +48,7 @@ pub(super) struct Stored {
 
 /// Where a change puts a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Transition {
     /// It stays where it is.
     Same,
     /// Nobody has it; it is due then.
@@ -64,7 +62,7 @@ pub(super) enum Side {
 /// What is written with a change of side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp<'a> {
-    /// When, unique: see [`Shared::stamp`].
+    /// When, unique: see `Shared::stamp`.
     pub(super) at: u64,
     /// When another process looks at what has been due since `due`.
     pub(super) look_at: UnixMs,
@@ -72,7 +70,7 @@ pub(super) struct Stamp<'a> {
     pub(super) owner: &'a str,
 }
 
-impl Stored {
+impl StoredBatch {
     /// Of a batch that is new.
     pub(super) fn of(batch: &NewBatch, payload: PayloadId, kept_until: UnixMs) -> Result<Self, StoreError> {
         Ok(Self {
@@ -88,8 +86,22 @@ impl Stored {
         })
     }
 
+    /// The batch, with what it carries.
+    pub(super) fn batch(&self, payload: &Payload) -> NewBatch {
+        let destination = self.destination.to_string();
+        NewBatch {
+            id: self.id,
+            header: Arc::new(BatchHeader { destination, ..(*payload.header).clone() }),
+            first_row: self.rows.row(0),
+            count: self.rows.len() as u32,
+            accepted_at: self.record.accepted_at,
+            not_before: self.record.not_before,
+            payload: payload.rows.clone(),
+        }
+    }
+
     pub(super) fn key(id: BatchId) -> Item {
-        ledger_key(&schema::batch_pk(id), schema::BATCH_SK)
+        ledger_key(&keys::batch_pk(id), keys::BATCH_SK)
     }
 
     pub(super) fn read(item: &Item) -> Result<Self, Damaged> {
@@ -107,7 +119,7 @@ impl Stored {
         };
         let rows = codec::decode_rows(reading.number(FIRST_ROW)?, count, reading.maybe_bytes(ROWS)?);
         Ok(Self {
-            id: reading.batch_of_key()?,
+            id: keys::batch_of_key(item)?,
             file: reading.file_id(FILE)?,
             destination: reading.text(TOPIC)?.into(),
             rows: rows.map_err(|_| Damaged(ROWS))?,
@@ -138,8 +150,8 @@ impl Stored {
             (NOT_BEFORE, time(self.record.not_before)),
             (DIGEST, text(self.payload.to_string())),
             (KEPT_UNTIL, number(self.kept_until.0 / 1000)),
-            (TOPIC_SHARD, text(schema::topic_shard(&self.destination, self.file, shards.of_destination))),
-            (SHARD, number(schema::batch_shard(self.id, shards.of_all))),
+            (TOPIC_SHARD, text(keys::topic_shard(&self.destination, self.file, shards.of_destination))),
+            (SHARD, number(keys::batch_shard(self.id, shards.of_all))),
         ]));
         written.extend(codec::encode_rows(&self.rows).map(|rows| (ROWS.to_owned(), blob(rows))));
         written
@@ -154,14 +166,18 @@ impl Stored {
 
     /// Where a change to `next` puts the batch. The claim takes it from one side to the other (S3.5); sending a hint of
     /// it changes nothing (B20).
-    pub(super) fn side(&self, next: &Record) -> Side {
+    pub(super) fn transition(&self, next: &Record) -> Transition {
         let before = &self.record;
         match (next.due(), &next.holder) {
-            (None, _) if before.is_settled() => Side::Same,
-            (None, _) => Side::Done,
-            (Some(due), None) if before.holder.is_some() || before.due() != Some(due) => Side::Waits(due),
-            (Some(_), Some(_)) if before.holder.is_none() || before.fence != next.fence => Side::Claimed,
-            (Some(_), _) => Side::Same,
+            (None, _) if before.is_settled() => Transition::Same,
+            (None, _) => Transition::Done,
+            (Some(due), None) if before.holder.is_some() || before.due() != Some(due) => {
+                Transition::Waits(due)
+            }
+            (Some(_), Some(_)) if before.holder.is_none() || before.fence != next.fence => {
+                Transition::Claimed
+            }
+            (Some(_), _) => Transition::Same,
         }
     }
 
@@ -188,9 +204,9 @@ impl Stored {
             change.set.push((BODY, blob(body)));
         }
         let was_outstanding = !self.record.is_settled() && self.record.holder.is_none();
-        match self.side(next) {
-            Side::Same => {}
-            Side::Waits(_) => {
+        match self.transition(next) {
+            Transition::Same => {}
+            Transition::Waits(_) => {
                 change.set.extend(waiting(next, stamp));
                 if !was_outstanding {
                     change.remove.push(DELIVERY_TIME);
@@ -202,7 +218,7 @@ impl Stored {
                     change.set.push((DELIVERY_TIME, number(stamp.at)));
                     change.remove.push(OUTSTANDING_CREATED_TIME);
                 }
-                if side == Side::Done {
+                if side == Transition::Done {
                     change.remove.push(LOOK_AT);
                 } else {
                     // Who has it looks after it: if it starts anew, it finds what it had at once.
@@ -222,7 +238,7 @@ impl Stored {
         let first =
             failures.iter().min_by_key(|failure| (failure.drive, failure.attempt_number, failure.index));
         let first = first.expect("a group has a failure");
-        let mut chunk = ledger_key(&schema::batch_pk(self.id), &schema::history_sk(self.record.fence, first));
+        let mut chunk = ledger_key(&keys::batch_pk(self.id), &keys::history_sk(self.record.fence, first));
         chunk.insert(BODY.to_owned(), blob(codec::encode_history(failures)));
         put(table, chunk, None)
     }
@@ -245,65 +261,7 @@ pub(super) fn kept_until(item: &Item) -> Result<UnixMs, Damaged> {
 }
 
 /// Records as they are stored; `None` where there is no such batch.
-pub(super) type Known = HashMap<BatchId, Option<Stored>>;
-
-impl Shared {
-    /// Records as they are stored now; with `cached`, those that are remembered as they were seen. What could not be
-    /// read is left out, and answered apart.
-    pub(super) async fn look_up(
-        &self,
-        known: &mut Known,
-        ids: impl IntoIterator<Item = BatchId>,
-        cached: bool,
-    ) -> Result<Vec<BatchId>, StoreError> {
-        let mut missing = Vec::new();
-        for id in ids {
-            if known.contains_key(&id) || missing.contains(&id) {
-                continue;
-            }
-            match self.cached_record(id).filter(|_| cached) {
-                Some(record) => {
-                    known.insert(id, Some(record));
-                }
-                None => missing.push(id),
-            }
-        }
-        let mut unread = Vec::new();
-        if missing.is_empty() {
-            return Ok(unread);
-        }
-        let keys: Vec<_> = missing.iter().map(|id| Stored::key(*id)).collect();
-        let found = self.calls.get_many("reading records", &self.calls.tables.ledger, &keys, None).await?;
-        for (id, got) in missing.into_iter().zip(found) {
-            let record = match got {
-                Got::Item(item) => Some(Stored::read(&item)?),
-                Got::Missing => None,
-                Got::Unprocessed => {
-                    unread.push(id);
-                    continue;
-                }
-            };
-            if let Some(record) = &record {
-                self.cache_record(record.clone());
-            }
-            known.insert(id, record);
-        }
-        Ok(unread)
-    }
-
-    /// The same where all are needed.
-    pub(super) async fn know(
-        &self,
-        known: &mut Known,
-        ids: impl IntoIterator<Item = BatchId>,
-        cached: bool,
-    ) -> Result<(), StoreError> {
-        if self.look_up(known, ids, cached).await?.is_empty() {
-            return Ok(());
-        }
-        Err(StoreError::Retryable("reading records: some were not read".into()))
-    }
-}
+pub(super) type Records = HashMap<BatchId, Option<StoredBatch>>;
 
 #[cfg(test)]
 mod tests {
@@ -333,10 +291,10 @@ mod tests {
     /// DynamoDB's limit of an item, less what our count of it may be short of.
     const ITEM_BYTES_MAX: usize = 400_000;
 
-    fn stored(rows: impl IntoIterator<Item = u64>) -> Stored {
+    fn stored(rows: impl IntoIterator<Item = u64>) -> StoredBatch {
         let file = fixtures::file("feed", 1, &["d"]);
         let batch = fixtures::batch(&file, "d", rows, NOW);
-        Stored::of(&batch, NewPayload::of(&batch).unwrap().id, UnixMs(NOW.0 + 999)).unwrap()
+        StoredBatch::of(&batch, NewPayload::of(&batch).unwrap().id, UnixMs(NOW.0 + 999)).unwrap()
     }
 
     /// The item that an action puts.
@@ -381,7 +339,7 @@ mod tests {
         for rows in [vec![3, 4, 5], vec![3, 5, 9]] {
             let before = stored(rows);
             let mut item = put_item(&before.insert("ledger", SHARDS, stamp(17, "node-1")).unwrap());
-            assert_eq!(Stored::read(&item).unwrap(), before);
+            assert_eq!(StoredBatch::read(&item).unwrap(), before);
             assert!(!item.contains_key(BODY), "nothing is recorded yet");
             assert_eq!((&item[LOOK_AT], &item[OPEN]), (&time(UnixMs(NOW.0 + 10)), &number(3)));
 
@@ -391,8 +349,8 @@ mod tests {
             apply(&mut item, &before.change("ledger", &claimed.record, later));
             claimed.version = 1;
             assert_eq!(
-                (Stored::read(&item).unwrap(), before.side(&claimed.record)),
-                (claimed.clone(), Side::Claimed)
+                (StoredBatch::read(&item).unwrap(), before.transition(&claimed.record)),
+                (claimed.clone(), Transition::Claimed)
             );
             assert!(!item.contains_key(OUTSTANDING_CREATED_TIME) && item.contains_key(DELIVERY_TIME));
             assert_eq!(item[LOOK_AT], time(UnixMs(NOW.0 + 10)), "a claim leaves it alone (B20)");
@@ -404,8 +362,8 @@ mod tests {
             apply(&mut item, &claimed.change("ledger", &dead.record, stamp(19, "node-2")));
             dead.version = 2;
             assert_eq!(
-                (Stored::read(&item).unwrap(), claimed.side(&dead.record)),
-                (dead.clone(), Side::Done)
+                (StoredBatch::read(&item).unwrap(), claimed.transition(&dead.record)),
+                (dead.clone(), Transition::Done)
             );
             assert!(!item.contains_key(LOOK_AT) && item[DELIVERY_TIME] == number(18));
 
@@ -413,12 +371,12 @@ mod tests {
             redriven.record.redrive([1], NOW);
             apply(&mut item, &dead.change("ledger", &redriven.record, stamp(20, "node-3")));
             redriven.version = 3;
-            assert_eq!(Stored::read(&item).unwrap(), redriven);
-            assert_eq!(dead.side(&redriven.record), Side::Waits(NOW));
+            assert_eq!(StoredBatch::read(&item).unwrap(), redriven);
+            assert_eq!(dead.transition(&redriven.record), Transition::Waits(NOW));
             assert!(item.contains_key(OUTSTANDING_CREATED_TIME) && !item.contains_key(DELIVERY_TIME));
             assert_eq!((&item[OWNER], &item[OPEN]), (&text("node-3"), &number(1)));
         }
-        assert!(Stored::read(&Item::new()).is_err());
+        assert!(StoredBatch::read(&Item::new()).is_err());
     }
 
     /// A deadline that was moved meanwhile is not moved back by who records something.
@@ -452,7 +410,7 @@ mod tests {
         let mut item = put_item(&before.insert("ledger", SHARDS, stamp(17, "node-1")).unwrap());
         let mut half = before.clone();
         settle(&mut half.record, &[sent(0)]);
-        assert_eq!(before.side(&half.record), Side::Same);
+        assert_eq!(before.transition(&half.record), Transition::Same);
         let mut all = half.clone();
         settle(&mut all.record, &[sent(1)]);
         apply(&mut item, &half.change("ledger", &all.record, stamp(18, "node-1")));
@@ -469,7 +427,7 @@ mod tests {
         after.record.lease(&"w".repeat(200), Deadline(NOW.0), Deadline(1), NOW, UnixMs(0));
         let failures = all_dead(&mut after.record);
         apply(&mut item, &before.change("ledger", &after.record, stamp(18, "node-1")));
-        assert_eq!(Stored::read(&item).unwrap().record, after.record);
+        assert_eq!(StoredBatch::read(&item).unwrap().record, after.record);
         let details = after.record.exceptions.values().filter_map(|one| one.death.as_ref()?.detail.as_ref());
         assert!(details.map(|detail| detail.len()).sum::<usize>() > 60_000, "it holds all the words it may");
         assert!(size(&item) < ITEM_BYTES_MAX / 2, "{} bytes", size(&item));

@@ -1,7 +1,7 @@
 //! Reports on files.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -9,80 +9,36 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
     model::{
+        codec,
         file::{Checkpoint, DestinationCounts, FileReport, Reject},
         ids::FileId,
-        time::{MonoMs, UnixMs},
+        time::UnixMs,
     },
     ports::StoreError,
 };
 
 use super::{
+    cache::lock,
     calls::PARALLEL_CALLS,
-    change::{Change, When},
+    change::{Change, When, delete},
     files::StoredFile,
     item::{BODY, CHANGES, DEAD, Damaged, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK, text},
-    schema,
-    state::{Shared, lock},
+    keys,
+    reporting::{REMEMBERED_MAX, Reporting},
+    state::Shared,
 };
-use postrider_actors::model::codec;
-
 /// Open files of one feed that one look goes through; the next one goes on.
 const LOOK_MAX: u16 = 500;
 
 /// Between two looks at a file that this process settles messages of, and others may.
 const LOOK_PAUSE: Duration = Duration::from_secs(15);
 
-/// Files whose marks are remembered, and touched files: beyond that a full look finds them.
-const REMEMBERED_MAX: usize = 10_000;
-
 /// A file as it stands.
-pub(super) struct Look {
+pub(super) struct FileStatus {
     pub(super) stored: StoredFile,
     pub(super) report: FileReport,
     /// Names how it stands: it is another one after every change.
     pub(super) mark: String,
-}
-
-/// What is remembered for writing reports.
-#[derive(Default)]
-pub(super) struct Reporting {
-    /// Files that changed since they were last looked at, and their feeds if they are known.
-    touched: BTreeMap<FileId, Option<Arc<str>>>,
-    /// How settled files stood when they were handed out.
-    marks: HashMap<FileId, String>,
-    /// Settled files that were handed out and are not marked as reported yet.
-    unreported: BTreeMap<FileId, Arc<str>>,
-    /// What this process has settled of files.
-    here: HashMap<FileId, SettledHere>,
-    /// When each feed's open files were looked through, and where the next look goes on.
-    looks: HashMap<Arc<str>, (MonoMs, Option<Item>)>,
-}
-
-/// What this process knows of a file without a look.
-#[derive(Default)]
-struct SettledHere {
-    settled: i64,
-    looked_at: Option<MonoMs>,
-}
-
-impl Reporting {
-    fn settled_here(&mut self, file: FileId, settled: i64) {
-        if self.here.len() >= REMEMBERED_MAX {
-            self.here.clear();
-        }
-        self.here.entry(file).or_default().settled += settled;
-    }
-
-    pub(super) fn touch(&mut self, feed: Arc<str>, file: FileId) {
-        self.insert(file, Some(feed));
-    }
-
-    fn insert(&mut self, file: FileId, feed: Option<Arc<str>>) {
-        if self.touched.len() < REMEMBERED_MAX {
-            let known = self.touched.entry(file).or_default();
-            *known = feed.or_else(|| known.take());
-        }
-    }
 }
 
 impl Shared {
@@ -109,8 +65,8 @@ impl Shared {
 
     /// A file and its counts, in one read. They are read one after the other, so they may be of different
     /// moments; who acts on them acts again when they change.
-    pub(super) async fn look_at(&self, id: FileId) -> Result<Option<Look>, StoreError> {
-        let items = self.calls.partition("reading a file", &schema::file_pk(id), schema::FILE_SK).await?;
+    pub(super) async fn look_at(&self, id: FileId) -> Result<Option<FileStatus>, StoreError> {
+        let items = self.calls.partition("reading a file", &keys::file_pk(id), keys::FILE_SK).await?;
         look(&items)
     }
 
@@ -125,12 +81,12 @@ impl Shared {
         let mut from = None;
         loop {
             let range = [
-                (":first", schema::rejects_sk(after.saturating_add(1))),
-                (":last", schema::rejects_sk(u64::MAX)),
+                (":first", keys::rejects_sk(after.saturating_add(1))),
+                (":last", keys::rejects_sk(u64::MAX)),
             ];
             let call = self
                 .calls
-                .in_partition(schema::file_pk(id), "Sk BETWEEN :first AND :last", range)
+                .in_partition(keys::file_pk(id), "Sk BETWEEN :first AND :last", range)
                 // A chunk holds a hundred kilobytes: few of them are enough for a page.
                 .limit(4)
                 .set_exclusive_start_key(from);
@@ -158,7 +114,7 @@ impl Shared {
         Ok(looks.into_iter().map(|look| look.report).collect())
     }
 
-    pub(super) async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<Look>, StoreError> {
+    pub(super) async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<FileStatus>, StoreError> {
         let looks = stream::iter(ids).map(|id| self.look_at(id)).buffered(PARALLEL_CALLS);
         let looks: Vec<_> = looks.collect().await;
         looks.into_iter().filter_map(Result::transpose).collect()
@@ -219,7 +175,7 @@ impl Shared {
     }
 
     /// The look, if it is to be reported by this process.
-    async fn unreported(&self, look: Look, feed: &Arc<str>) -> Result<Option<Look>, StoreError> {
+    async fn unreported(&self, look: FileStatus, feed: &Arc<str>) -> Result<Option<FileStatus>, StoreError> {
         let id = look.report.file.id;
         let is_reported = look.stored.reported.as_ref() == Some(&look.mark);
         if !is_reported && look.stored.reported.is_some() {
@@ -250,7 +206,7 @@ impl Shared {
         };
         let call = self
             .calls
-            .in_partition(schema::open_pk(&self.node, feed), "", [])
+            .in_partition(keys::open_pk(&self.node, feed), "", [])
             .limit(LOOK_MAX.into())
             .set_exclusive_start_key(from);
         let (items, next) = self.calls.query("looking through open files", call).await?;
@@ -289,7 +245,7 @@ impl Shared {
                 .set(REPORTED, text(&*mark))
                 .when(When::Exists(PK))
                 .action()?;
-            let actions = vec![change, super::calls::delete(table, file.open_item())?];
+            let actions = vec![change, delete(table, file.open_item())?];
             self.calls.transact("marking a report", actions).await?;
             self.cache_file(id, Some(StoredFile { reported: Some(mark), ..file }));
         }
@@ -302,14 +258,14 @@ impl Shared {
 }
 
 /// Puts together what the items of a file say.
-pub(super) fn look(items: &[Item]) -> Result<Option<Look>, StoreError> {
+pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
     let mut stored = None;
     let mut counts: BTreeMap<&str, DestinationCounts> = BTreeMap::new();
     let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 3]>::new(), 0u64, None);
     for item in items {
         let reading = Reading(item);
         let sk = reading.text(SK)?;
-        if sk == schema::FILE_SK {
+        if sk == keys::FILE_SK {
             stored = Some(StoredFile::read(item)?);
             continue;
         }
@@ -346,5 +302,5 @@ pub(super) fn look(items: &[Item]) -> Result<Option<Look>, StoreError> {
         report.settled_at = report.closed_at.max(last_at);
     }
     let mark = format!("{}.{changes}", stored.version);
-    Ok(Some(Look { stored, report, mark }))
+    Ok(Some(FileStatus { stored, report, mark }))
 }

@@ -58,7 +58,6 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{
-    Client,
     error::ProvideErrorMetadata as _,
     types::{
         AttributeDefinition, BillingMode, GlobalSecondaryIndex, IndexStatus, KeySchemaElement, KeyType,
@@ -66,122 +65,25 @@ use aws_sdk_dynamodb::{
         TimeToLiveSpecification, TimeToLiveStatus,
     },
 };
-use postrider_actors::{
-    model::{
-        ids::{BatchId, FileId},
-        ledger::Failure,
-        shard::shard,
-    },
-    ports::StoreError,
-};
+use postrider_actors::{model::call::Failure, ports::StoreError};
 
 use super::{
-    calls::{Tables, ledger_key},
-    change::{Change, When},
+    calls::{Calls, Tables},
+    change::{Change, When, built},
     item::{
         ACCEPTED_AT, COUNT, DELIVERY_TIME, DIGEST, DUE, EXPIRES_AT, KEPT_UNTIL, LOOK_AT, OPEN,
         OUTSTANDING_CREATED_TIME, OWNER, PK, Reading, SHARD, SK, TOPIC, TOPIC_SHARD, VERSION, number,
     },
-    record::Stored,
-    retry::insist,
+    keys::{DELIVERED, DELIVERED_ALL_TOPICS, OUTSTANDING, OUTSTANDING_ALL_TOPICS, ledger_key},
 };
 
 /// The layout that this program reads and writes.
 pub const SCHEMA_VERSION: u32 = 1;
 
-pub(super) const OUTSTANDING: &str = "Outstanding";
-pub(super) const OUTSTANDING_ALL_TOPICS: &str = "OutstandingAllTopics";
-pub(super) const DELIVERED: &str = "Delivered";
-pub(super) const DELIVERED_ALL_TOPICS: &str = "DeliveredAllTopics";
-
-pub(super) const BATCH_PREFIX: &str = "batch#";
-pub(super) const BATCH_SK: &str = "batch";
-pub(super) const HISTORY_PREFIX: &str = "history#";
-pub(super) const STEP_PREFIX: &str = "step#";
-pub(super) const FILE_SK: &str = "file";
-pub(super) const FILES_PK: &str = "files";
-pub(super) const DEAD_PK: &str = "dead";
-pub(super) const DEPTH_PK: &str = "depth";
-pub(super) const DESTINATIONS_PK: &str = "destinations";
-
 /// How long a table or index may take until it can be used. Indexes on a table with data take longer; then
 /// `migrate` says so and can be run again.
 const ACTIVE_WAIT: Duration = Duration::from_mins(10);
 const ACTIVE_POLL: Duration = Duration::from_millis(500);
-
-pub(super) fn batch_pk(id: BatchId) -> String {
-    format!("{BATCH_PREFIX}{id}")
-}
-
-/// Where a group of failed attempts is kept: no other group has the same first one.
-pub(super) fn history_sk(fence: u64, first: &Failure) -> String {
-    let Failure { drive, attempt_number, index, .. } = first;
-    format!("{HISTORY_PREFIX}{fence:016x}#{drive:08x}#{attempt_number:08x}#{index:08x}")
-}
-
-pub(super) fn file_pk(id: FileId) -> String {
-    format!("file#{id}")
-}
-
-pub(super) fn step_sk(last_row: u64) -> String {
-    format!("{STEP_PREFIX}{last_row:016x}")
-}
-
-pub(super) fn counts_sk(destination: &str, node: &str) -> String {
-    format!("file#{destination}#{node}")
-}
-
-pub(super) fn rejects_sk(last_row: u64) -> String {
-    format!("rejects#{last_row:016x}")
-}
-
-pub(super) fn duplicates_sk(last_row: u64) -> String {
-    format!("duplicates#{last_row:016x}")
-}
-
-pub(super) fn stamped_sk(stamp: u64, file: FileId) -> String {
-    format!("{stamp:016x}#{file}")
-}
-
-pub(super) fn open_pk(node: &str, feed: &str) -> String {
-    format!("open#{node}#{feed}")
-}
-
-pub(super) fn dead_sk(stored: &Stored) -> String {
-    let Stored { id, file, destination, rows, .. } = stored;
-    format!("{file}#{destination}#{:016x}#{id}", rows.row(0))
-}
-
-pub(super) fn entry_pk(feed: &str, id: &str) -> String {
-    format!("entry#{feed}#{id}")
-}
-
-pub(super) fn rate_pk(destination: &str) -> String {
-    format!("rate#{destination}")
-}
-
-/// The shard of one destination's batches of a file in the indexes (S3.9).
-pub(super) fn topic_shard(destination: &str, file: FileId, shards: u32) -> String {
-    topic_shard_key(destination, shard(Some(&file.to_string()), shards, 0))
-}
-
-pub(super) fn topic_shard_key(destination: &str, shard: u32) -> String {
-    format!("{destination}#{shard:02}")
-}
-
-/// How many shards batches are spread over in the indexes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shards {
-    /// In those of one destination's batches.
-    pub(super) of_destination: u32,
-    /// In those of all.
-    pub(super) of_all: u32,
-}
-
-/// The shard of a batch in the indexes over all destinations.
-pub(super) fn batch_shard(id: BatchId, shards: u32) -> u32 {
-    shard(Some(&id.to_string()), shards, 0)
-}
 
 /// An index as it has to be.
 pub(super) struct IndexSpec {
@@ -221,19 +123,15 @@ pub(super) fn indexes() -> [IndexSpec; 4] {
     ]
 }
 
-fn built<T>(result: Result<T, aws_sdk_dynamodb::error::BuildError>) -> Result<T, StoreError> {
-    result.map_err(|error| StoreError::Permanent(format!("a call to DynamoDB can't be built: {error}")))
-}
-
-fn key(name: &str, kind: KeyType) -> Result<KeySchemaElement, StoreError> {
+fn key(name: &str, kind: KeyType) -> Result<KeySchemaElement, Failure> {
     built(KeySchemaElement::builder().attribute_name(name).key_type(kind).build())
 }
 
-fn attribute(name: &str, kind: ScalarAttributeType) -> Result<AttributeDefinition, StoreError> {
+fn attribute(name: &str, kind: ScalarAttributeType) -> Result<AttributeDefinition, Failure> {
     built(AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build())
 }
 
-fn global_index(spec: &IndexSpec) -> Result<GlobalSecondaryIndex, StoreError> {
+fn global_index(spec: &IndexSpec) -> Result<GlobalSecondaryIndex, Failure> {
     let mut projection = Projection::builder().projection_type(ProjectionType::Include);
     for name in spec.include {
         projection = projection.non_key_attributes(*name);
@@ -250,42 +148,42 @@ fn global_index(spec: &IndexSpec) -> Result<GlobalSecondaryIndex, StoreError> {
 
 /// Makes what is missing of the tables, and brings them up to date. Refuses what a newer version made. What
 /// is there already is left as it is, its billing mode and tags too.
-pub(super) async fn migrate(client: &Client, tables: &Tables) -> Result<(), StoreError> {
-    if describe(client, &tables.outbox).await?.is_none() {
-        create_outbox(client, &tables.outbox).await?;
+pub(super) async fn migrate(calls: &Calls) -> Result<(), StoreError> {
+    if describe(calls, &calls.tables.outbox).await?.is_none() {
+        create_outbox(calls, &calls.tables.outbox).await?;
     }
-    match describe(client, &tables.ledger).await? {
-        None => create_ledger(client, &tables.ledger).await?,
+    match describe(calls, &calls.tables.ledger).await? {
+        None => create_ledger(calls, &calls.tables.ledger).await?,
         Some(table) => {
             for spec in indexes() {
                 if !index_names(&table).any(|name| name == spec.name) {
-                    add_index(client, &tables.ledger, &spec).await?;
+                    add_index(calls, &calls.tables.ledger, &spec).await?;
                 }
             }
         }
     }
-    for table in [&tables.outbox, &tables.ledger] {
-        wait_active(client, table).await?;
-        enable_ttl(client, table).await?;
+    for table in [&calls.tables.outbox, &calls.tables.ledger] {
+        wait_active(calls, table).await?;
+        enable_ttl(calls, table).await?;
     }
-    match version(client, tables).await? {
+    match version(calls).await? {
         None => {
             let mut item = ledger_key("schema", "version");
             item.insert(VERSION.to_owned(), number(SCHEMA_VERSION));
-            let put = client.put_item().table_name(&tables.ledger).set_item(Some(item));
-            insist("writing the schema version", || put.clone().send()).await?;
+            let put = calls.client.put_item().table_name(&calls.tables.ledger).set_item(Some(item));
+            calls.insist("PutItem", 1, "writing the schema version", || put.clone().send()).await?;
             Ok(())
         }
-        Some((version, _)) => check_version(version, tables),
+        Some((version, _)) => check_version(version, &calls.tables),
     }
 }
 
 /// What is wrong with the tables, each as a sentence; empty if they can be used. Changes nothing.
-pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String>, StoreError> {
+pub(super) async fn check(calls: &Calls) -> Result<Vec<String>, StoreError> {
     let mut wrong = Vec::new();
     let mut is_there = true;
-    for table in [&tables.outbox, &tables.ledger] {
-        let Some(description) = describe(client, table).await? else {
+    for table in [&calls.tables.outbox, &calls.tables.ledger] {
+        let Some(description) = describe(calls, table).await? else {
             wrong.push(format!("table {table} is missing; `postrider migrate` makes it"));
             is_there = false;
             continue;
@@ -294,28 +192,31 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
             let status = description.table_status().map_or("unknown", TableStatus::as_str);
             wrong.push(format!("table {table} is {status}, not ACTIVE"));
         }
-        let expected: &[_] = if table == &tables.outbox {
+        let expected: &[_] = if table == &calls.tables.outbox {
             &[(DIGEST, KeyType::Hash)]
         } else {
             &[(PK, KeyType::Hash), (SK, KeyType::Range)]
         };
         wrong.extend(wrong_keys(&format!("table {table}"), description.key_schema(), expected));
-        if table == &tables.ledger {
+        if table == &calls.tables.ledger {
             wrong.extend(wrong_indexes(table, &description));
         }
-        if !has_ttl(client, table).await? {
+        if !has_ttl(calls, table).await? {
             wrong.push(format!(
                 "table {table} has no TTL on {EXPIRES_AT}; `postrider migrate` switches it on"
             ));
         }
     }
     if is_there {
-        match version(client, tables).await? {
+        match version(calls).await? {
             None => {
-                wrong.push(format!("table {} has no schema version; run `postrider migrate`", tables.ledger));
+                wrong.push(format!(
+                    "table {} has no schema version; run `postrider migrate`",
+                    calls.tables.ledger
+                ));
             }
             Some((version, _)) => {
-                wrong.extend(check_version(version, tables).err().map(|error| error.to_string()));
+                wrong.extend(check_version(version, &calls.tables).err().map(|error| error.to_string()));
             }
         }
     }
@@ -324,12 +225,12 @@ pub(super) async fn check(client: &Client, tables: &Tables) -> Result<Vec<String
 
 /// Refuses tables that can't be used: cheap enough for every start. Returns the shards of the indexes over all
 /// destinations that batches were ever spread over.
-pub(super) async fn check_start(client: &Client, tables: &Tables) -> Result<u16, StoreError> {
-    match version(client, tables).await? {
-        Some((version, shards)) => check_version(version, tables).map(|()| shards),
+pub(super) async fn check_start(calls: &Calls) -> Result<u16, StoreError> {
+    match version(calls).await? {
+        Some((version, shards)) => check_version(version, &calls.tables).map(|()| shards),
         None => Err(StoreError::Permanent(format!(
             "table {} has no schema version; run `postrider migrate`",
-            tables.ledger
+            calls.tables.ledger
         ))),
     }
 }
@@ -392,9 +293,9 @@ fn index_names(table: &TableDescription) -> impl Iterator<Item = &str> {
 }
 
 /// What the service says of a table; `None` if it does not exist.
-async fn describe(client: &Client, table: &str) -> Result<Option<TableDescription>, StoreError> {
-    let call = client.describe_table().table_name(table);
-    let described = insist("describing a table", || async {
+async fn describe(calls: &Calls, table: &str) -> Result<Option<TableDescription>, StoreError> {
+    let call = calls.client.describe_table().table_name(table);
+    let described = calls.insist("DescribeTable", 0, "describing a table", || async {
         match call.clone().send().await {
             Ok(output) => Ok(output.table),
             Err(error) if error.code() == Some("ResourceNotFoundException") => Ok(None),
@@ -404,19 +305,21 @@ async fn describe(client: &Client, table: &str) -> Result<Option<TableDescriptio
     Ok(described.await?)
 }
 
-async fn create_outbox(client: &Client, table: &str) -> Result<(), StoreError> {
-    let call = client
+async fn create_outbox(calls: &Calls, table: &str) -> Result<(), StoreError> {
+    let call = calls
+        .client
         .create_table()
         .table_name(table)
         .key_schema(key(DIGEST, KeyType::Hash)?)
         .attribute_definitions(attribute(DIGEST, ScalarAttributeType::S)?)
         .billing_mode(BillingMode::PayPerRequest);
-    create(call).await
+    create(calls, call).await
 }
 
-async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
+async fn create_ledger(calls: &Calls, table: &str) -> Result<(), StoreError> {
     use ScalarAttributeType::{N, S};
-    let mut call = client
+    let mut call = calls
+        .client
         .create_table()
         .table_name(table)
         .key_schema(key(PK, KeyType::Hash)?)
@@ -436,27 +339,29 @@ async fn create_ledger(client: &Client, table: &str) -> Result<(), StoreError> {
     for spec in indexes() {
         call = call.global_secondary_indexes(global_index(&spec)?);
     }
-    create(call).await
+    create(calls, call).await
 }
 
 async fn create(
+    calls: &Calls,
     call: aws_sdk_dynamodb::operation::create_table::builders::CreateTableFluentBuilder,
 ) -> Result<(), StoreError> {
-    insist("making a table", || async {
-        match call.clone().send().await {
-            Ok(_) => Ok(()),
-            // Somebody else is making it, or our own first try was not answered.
-            Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
-            Err(error) => Err(error),
-        }
-    })
-    .await
-    .map_err(StoreError::from)
+    calls
+        .insist("CreateTable", 0, "making a table", || async {
+            match call.clone().send().await {
+                Ok(_) => Ok(()),
+                // Somebody else is making it, or our own first try was not answered.
+                Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+        .map_err(StoreError::from)
 }
 
 /// Adds an index and waits for it: a table takes one new index at a time.
-async fn add_index(client: &Client, table: &str, spec: &IndexSpec) -> Result<(), StoreError> {
-    wait_active(client, table).await?;
+async fn add_index(calls: &Calls, table: &str, spec: &IndexSpec) -> Result<(), StoreError> {
+    wait_active(calls, table).await?;
     let index = global_index(spec)?;
     let create = aws_sdk_dynamodb::types::CreateGlobalSecondaryIndexAction::builder()
         .index_name(spec.name)
@@ -466,20 +371,21 @@ async fn add_index(client: &Client, table: &str, spec: &IndexSpec) -> Result<(),
     let update =
         aws_sdk_dynamodb::types::GlobalSecondaryIndexUpdate::builder().create(built(create)?).build();
     let (hash, range) = (spec.hash.clone(), spec.range.clone());
-    let call = client
+    let call = calls
+        .client
         .update_table()
         .table_name(table)
         .attribute_definitions(attribute(hash.0, hash.1)?)
         .attribute_definitions(attribute(range.0, range.1)?)
         .global_secondary_index_updates(update);
-    insist("making an index", || call.clone().send()).await?;
-    wait_active(client, table).await
+    calls.insist("UpdateTable", 0, "making an index", || call.clone().send()).await?;
+    wait_active(calls, table).await
 }
 
-async fn wait_active(client: &Client, table: &str) -> Result<(), StoreError> {
+async fn wait_active(calls: &Calls, table: &str) -> Result<(), StoreError> {
     let until = tokio::time::Instant::now() + ACTIVE_WAIT;
     loop {
-        let description = describe(client, table).await?;
+        let description = describe(calls, table).await?;
         let is_active = description.as_ref().is_some_and(|table| {
             table.table_status() == Some(&TableStatus::Active)
                 && table
@@ -500,9 +406,10 @@ async fn wait_active(client: &Client, table: &str) -> Result<(), StoreError> {
     }
 }
 
-async fn has_ttl(client: &Client, table: &str) -> Result<bool, StoreError> {
-    let call = client.describe_time_to_live().table_name(table);
-    let output = insist("reading a table's TTL", || call.clone().send()).await?;
+async fn has_ttl(calls: &Calls, table: &str) -> Result<bool, StoreError> {
+    let call = calls.client.describe_time_to_live().table_name(table);
+    let output =
+        calls.insist("DescribeTimeToLive", 0, "reading a table's TTL", || call.clone().send()).await?;
     Ok(output.time_to_live_description.is_some_and(|ttl| {
         ttl.attribute_name() == Some(EXPIRES_AT)
             && matches!(
@@ -512,13 +419,13 @@ async fn has_ttl(client: &Client, table: &str) -> Result<bool, StoreError> {
     }))
 }
 
-async fn enable_ttl(client: &Client, table: &str) -> Result<(), StoreError> {
-    if has_ttl(client, table).await? {
+async fn enable_ttl(calls: &Calls, table: &str) -> Result<(), StoreError> {
+    if has_ttl(calls, table).await? {
         return Ok(());
     }
     let ttl = built(TimeToLiveSpecification::builder().enabled(true).attribute_name(EXPIRES_AT).build())?;
-    let call = client.update_time_to_live().table_name(table).time_to_live_specification(ttl);
-    insist("switching a table's TTL on", || call.clone().send()).await?;
+    let call = calls.client.update_time_to_live().table_name(table).time_to_live_specification(ttl);
+    calls.insist("UpdateTimeToLive", 0, "switching a table's TTL on", || call.clone().send()).await?;
     Ok(())
 }
 
@@ -530,14 +437,9 @@ pub(super) fn spread_over(tables: &Tables, shards: u16) -> Change<'_> {
         .when(When::Exists(PK))
 }
 
-async fn version(client: &Client, tables: &Tables) -> Result<Option<(u32, u16)>, StoreError> {
-    let call = client
-        .get_item()
-        .table_name(&tables.ledger)
-        .set_key(Some(ledger_key("schema", "version")))
-        .consistent_read(true);
-    let output = insist("reading the schema version", || call.clone().send()).await?;
-    let Some(item) = output.item else { return Ok(None) };
+async fn version(calls: &Calls) -> Result<Option<(u32, u16)>, StoreError> {
+    let item = calls.get("reading the schema version", ledger_key("schema", "version")).await?;
+    let Some(item) = item else { return Ok(None) };
     let reading = Reading(&item);
     Ok(Some((reading.number(VERSION)?, reading.maybe_number(SHARD)?.unwrap_or(0))))
 }

@@ -15,6 +15,7 @@ use std::{
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
 use postrider_actors::{
+    flow::back_off,
     model::{
         ids::{BatchId, FileId},
         time::{MonoMs, UnixMs},
@@ -24,13 +25,16 @@ use postrider_actors::{
 use tokio::sync::oneshot;
 
 use super::{
-    calls::{ACTIONS_MAX, TRANSACTION_BYTES_MAX, Transacted, delete, ledger_key, put},
-    change::Change,
-    draft::{Changed, Counted, Draft},
+    cache::lock,
+    calls::{ACTIONS_MAX, TRANSACTION_BYTES_MAX, TransactOutcome},
+    change::{Change, delete, put},
+    draft::{CountDelta, Draft, RecordChange},
     item::{CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
-    record::{Known, Side, Stored},
-    schema,
-    state::{LastTimes, Shared, lock},
+    keys::{self, ledger_key},
+    lane::{SettleCall, SettleLane},
+    record::{Records, StoredBatch, Transition},
+    retry::BUDGET,
+    state::Shared,
 };
 
 /// The lane's own depth counter.
@@ -45,31 +49,17 @@ const ROUNDS: usize = 10;
 /// Files and destinations whose last settling times are remembered.
 const TIMES_MAX: usize = 10_000;
 
-/// A call of `settle` and where its answer goes.
-pub(super) struct Call {
-    settlements: Vec<Settlement>,
-    answer: oneshot::Sender<Result<Vec<Settled>, StoreError>>,
-}
-
-/// What the lane remembers.
-#[derive(Default)]
-pub(super) struct Lane {
-    times: LastTimes,
-    /// When its last transaction began.
-    began: Option<MonoMs>,
-}
-
 /// What a transaction came to.
-enum Written {
+enum Commit {
     Done,
     /// Some records were not as expected: they are to be read again.
-    MovedOn,
+    Conflict,
 }
 
 impl Shared {
     pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Settled>, StoreError> {
         let (answer, mut answered) = oneshot::channel();
-        lock(&self.settling).push(Call { settlements, answer });
+        lock(&self.settling).push(SettleCall { settlements, answer });
         self.more_to_settle.notify_one();
         let mut lane = self.lane.lock().await;
         // Whoever had the lane before may have taken it along.
@@ -84,7 +74,7 @@ impl Shared {
     }
 }
 
-impl Lane {
+impl SettleLane {
     /// Waits for what other workers settle soon: a transaction for all of them costs a call. What is enough for one waits
     /// for nothing.
     async fn linger(&mut self, shared: &Shared) {
@@ -105,7 +95,7 @@ impl Lane {
         self.began = Some(shared.clock.mono());
     }
 
-    async fn run(&mut self, shared: &Shared, calls: Vec<Call>) {
+    async fn run(&mut self, shared: &Shared, calls: Vec<SettleCall>) {
         let mut calls = VecDeque::from(calls);
         while !calls.is_empty() {
             self.run_some(shared, &mut calls).await;
@@ -113,7 +103,7 @@ impl Lane {
     }
 
     /// Settles as many calls as fit into one transaction, at least the first.
-    async fn run_some(&mut self, shared: &Shared, calls: &mut VecDeque<Call>) {
+    async fn run_some(&mut self, shared: &Shared, calls: &mut VecDeque<SettleCall>) {
         let ids: Vec<_> =
             calls.iter().flat_map(|call| &call.settlements).map(|settlement| settlement.token).collect();
         // A record that is older than the token is of no use: somebody else's claim is newer still.
@@ -123,8 +113,9 @@ impl Lane {
             }
         }
         for round in 0..ROUNDS {
-            let mut known = Known::new();
-            if let Err(error) = shared.know(&mut known, ids.iter().map(|token| token.batch), round == 0).await
+            let mut known = Records::new();
+            if let Err(error) =
+                shared.look_up_all(&mut known, ids.iter().map(|token| token.batch), round == 0).await
             {
                 return answer_all(calls.drain(..), &error);
             }
@@ -148,13 +139,13 @@ impl Lane {
                 return halve(call, calls);
             }
             match self.write(shared, &draft).await {
-                Ok(Written::Done) => {
+                Ok(Commit::Done) => {
                     for (call, answer) in calls.drain(..answers.len()).zip(answers) {
                         let _ = call.answer.send(answer); // nobody waits any more
                     }
                     return;
                 }
-                Ok(Written::MovedOn) => super::retry::back_off(round as u32).await,
+                Ok(Commit::Conflict) => back_off(BUDGET.backoff, round as u32 + 1).await,
                 Err(error) => return answer_all(calls.drain(..answers.len()), &error),
             }
         }
@@ -162,31 +153,31 @@ impl Lane {
     }
 
     /// Writes a draft in one transaction.
-    async fn write(&mut self, shared: &Shared, draft: &Draft) -> Result<Written, StoreError> {
+    async fn write(&mut self, shared: &Shared, draft: &Draft) -> Result<Commit, StoreError> {
         if draft.is_empty() {
-            return Ok(Written::Done);
+            return Ok(Commit::Done);
         }
         let stamps: BTreeMap<BatchId, u64> = draft.changed.keys().map(|id| (*id, shared.stamp())).collect();
         let actions = self.actions(shared, draft, &stamps)?;
         match shared.calls.transact("recording outcomes", actions).await {
-            Ok(Transacted::Done) => {}
-            Ok(Transacted::Refused(_)) => {
+            Ok(TransactOutcome::Done) => {}
+            Ok(TransactOutcome::Refused(_)) => {
                 for id in draft.changed.keys() {
                     shared.forget_record(*id);
                 }
-                return Ok(Written::MovedOn);
+                return Ok(Commit::Conflict);
             }
             Err(error) => {
                 // It may have happened; what waits then, a sweep finds.
                 for id in draft.changed.keys() {
                     shared.forget_record(*id);
                 }
-                shared.depth_unknown();
+                shared.depth.unknown();
                 return Err(error);
             }
         }
         self.written(shared, draft, &stamps);
-        Ok(Written::Done)
+        Ok(Commit::Done)
     }
 
     fn actions(
@@ -198,7 +189,7 @@ impl Lane {
         let table = &shared.calls.tables.ledger;
         let mut actions = Vec::with_capacity(draft.actions());
         for (id, changed) in &draft.changed {
-            let Changed { before, after, failures, .. } = changed;
+            let RecordChange { before, after, failures, .. } = changed;
             actions.push(shared.change(before, after, stamps[id]).action()?);
             if !failures.is_empty() {
                 actions.push(before.keep_history(table, failures)?);
@@ -212,7 +203,7 @@ impl Lane {
         }
         let depth = draft.depth();
         if depth != 0 {
-            actions.push(shared.change_depth(DEPTH_SLOT, depth)?);
+            actions.push(shared.depth.change(&shared.calls.tables.ledger, DEPTH_SLOT, depth)?);
         }
         Ok(actions)
     }
@@ -221,9 +212,9 @@ impl Lane {
         &self,
         shared: &Shared,
         of: &(FileId, Arc<str>),
-        counted: &Counted,
+        counted: &CountDelta,
     ) -> Result<TransactWriteItem, StoreError> {
-        let key = ledger_key(&schema::file_pk(of.0), &schema::counts_sk(&of.1, &shared.node));
+        let key = ledger_key(&keys::file_pk(of.0), &keys::counts_sk(&of.1, &shared.node));
         let mut change = Change::of(&shared.calls.tables.ledger, key)
             .add(SENT, number(counted.change.sent))
             .add(DEAD, number(counted.change.dead))
@@ -240,10 +231,10 @@ impl Lane {
     fn written(&mut self, shared: &Shared, draft: &Draft, stamps: &BTreeMap<BatchId, u64>) {
         for (id, changed) in &draft.changed {
             let stored = changed.before.changed_to(changed.after.clone());
-            match changed.before.side(&changed.after) {
-                Side::Waits(due) => shared.waits(&stored, due, stamps[id]),
-                Side::Done => shared.waiting().remove(*id),
-                Side::Same | Side::Claimed => {}
+            match changed.before.transition(&changed.after) {
+                Transition::Waits(due) => shared.waits(&stored, due, stamps[id]),
+                Transition::Done => shared.waiting().remove(*id),
+                Transition::Same | Transition::Claimed => {}
             }
             // Most batches are done with once they are settled.
             if stored.record.is_settled() {
@@ -261,7 +252,7 @@ impl Lane {
                 *last = at.max(*last);
             }
         }
-        shared.depth_changed(draft.depth());
+        shared.depth.changed(draft.depth());
         for ((file, _), counted) in &draft.counts {
             shared.touched_file(*file, counted.change.sent + counted.change.dead);
         }
@@ -269,7 +260,7 @@ impl Lane {
 
     /// Writes a redrive; whether it was as expected.
     pub(super) async fn write_redrive(&mut self, shared: &Shared, draft: &Draft) -> Result<bool, StoreError> {
-        Ok(matches!(self.write(shared, draft).await?, Written::Done))
+        Ok(matches!(self.write(shared, draft).await?, Commit::Done))
     }
 }
 
@@ -279,8 +270,8 @@ pub(super) fn fits(draft: &Draft) -> bool {
 
 /// Divides a call that is too much for a transaction of its own: each part is sound by itself, and if only the first
 /// is recorded, the whole can be repeated.
-fn halve(call: Call, calls: &mut VecDeque<Call>) {
-    let Call { mut settlements, answer } = call;
+fn halve(call: SettleCall, calls: &mut VecDeque<SettleCall>) {
+    let SettleCall { mut settlements, answer } = call;
     if settlements.len() < 2 {
         // Of one batch: see the worst record's test.
         let _ =
@@ -289,8 +280,8 @@ fn halve(call: Call, calls: &mut VecDeque<Call>) {
     }
     let (first, second) = (oneshot::channel(), oneshot::channel());
     let right = settlements.split_off(settlements.len() / 2);
-    calls.push_front(Call { settlements: right, answer: second.0 });
-    calls.push_front(Call { settlements, answer: first.0 });
+    calls.push_front(SettleCall { settlements: right, answer: second.0 });
+    calls.push_front(SettleCall { settlements, answer: first.0 });
     tokio::spawn(async move {
         let lost = |_| StoreError::Unknown("the recording was interrupted".into());
         let (first, second) = (first.1.await, second.1.await);
@@ -303,15 +294,18 @@ fn halve(call: Call, calls: &mut VecDeque<Call>) {
     });
 }
 
-fn answer_all(calls: impl Iterator<Item = Call>, error: &StoreError) {
+fn answer_all(calls: impl Iterator<Item = SettleCall>, error: &StoreError) {
     for call in calls {
         let _ = call.answer.send(Err(error.clone())); // nobody waits any more
     }
 }
 
 /// The action that lists a batch among those with dead messages, or takes it off the list.
-fn list_dead(table: &str, stored: &Stored, has_dead: bool) -> Result<TransactWriteItem, StoreError> {
-    let mut key = ledger_key(schema::DEAD_PK, &schema::dead_sk(stored));
+fn list_dead(table: &str, stored: &StoredBatch, has_dead: bool) -> Result<TransactWriteItem, StoreError> {
+    let mut key = ledger_key(
+        keys::DEAD_PK,
+        &keys::dead_sk(stored.file, &stored.destination, stored.rows.row(0), stored.id),
+    );
     if has_dead {
         key.insert(COUNT.to_owned(), number(stored.rows.len() as u64));
         put(table, key, None)

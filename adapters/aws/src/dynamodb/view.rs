@@ -16,8 +16,8 @@ use postrider_actors::{
 
 use super::{
     item::{BATCHES, BODY, Damaged, FILE, Item, NAME, Reading, SK, payload_damaged, text},
-    record::{Known, Stored},
-    schema,
+    keys,
+    record::{Records, StoredBatch},
     state::Shared,
 };
 use postrider_actors::ports::console::{
@@ -40,7 +40,7 @@ struct Step {
 impl Step {
     fn read(item: &Item) -> Result<Self, Damaged> {
         let reading = Reading(item);
-        let row = reading.text(SK)?.strip_prefix(schema::STEP_PREFIX).ok_or(Damaged(SK))?;
+        let row = reading.text(SK)?.strip_prefix(keys::STEP_PREFIX).ok_or(Damaged(SK))?;
         Ok(Self {
             last_row: u64::from_str_radix(row, 16).map_err(|_| Damaged(SK))?,
             firsts: serde_json::from_str(reading.text(BATCHES)?).map_err(|_| Damaged(BATCHES))?,
@@ -60,7 +60,7 @@ impl Shared {
         while ids.len() < limit {
             let mut call = self
                 .calls
-                .in_partition(schema::FILES_PK, "", [])
+                .in_partition(keys::FILES_PK, "", [])
                 .scan_index_forward(false)
                 .set_exclusive_start_key(from);
             if let Some(name) = name {
@@ -149,19 +149,19 @@ impl Shared {
 
     /// Up to `limit` steps of a file from the one with `row` on: where their batches begin.
     async fn steps(&self, id: FileId, row: u64, limit: usize) -> Result<Vec<Step>, StoreError> {
-        let range = [(":first", schema::step_sk(row)), (":last", schema::step_sk(u64::MAX))];
+        let range = [(":first", keys::step_sk(row)), (":last", keys::step_sk(u64::MAX))];
         let call = self
             .calls
-            .in_partition(schema::file_pk(id), "Sk BETWEEN :first AND :last", range)
+            .in_partition(keys::file_pk(id), "Sk BETWEEN :first AND :last", range)
             .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let (items, _) = self.calls.query("looking for a file's batches", call).await?;
         Ok(items.iter().map(Step::read).collect::<Result<_, _>>()?)
     }
 
     async fn delivery(&self, row: u64, id: BatchId) -> Result<Option<Delivery>, StoreError> {
-        let mut known = Known::new();
-        self.know(&mut known, [id], false).await?;
-        let Some(Stored { destination, rows, record, .. }) = known.remove(&id).flatten() else {
+        let mut known = Records::new();
+        self.look_up_all(&mut known, [id], false).await?;
+        let Some(StoredBatch { destination, rows, record, .. }) = known.remove(&id).flatten() else {
             return Ok(None);
         };
         let Some((index, fate)) = rows.find(row).and_then(|index| Some((index, record.fate(index)?))) else {
@@ -179,8 +179,8 @@ impl Shared {
             }
             Some((_, Fetched::Missing)) | None => None,
         };
-        let pk = schema::batch_pk(id);
-        let history = self.calls.partition("reading attempts", &pk, schema::HISTORY_PREFIX).await?;
+        let pk = keys::batch_pk(id);
+        let history = self.calls.partition("reading attempts", &pk, keys::HISTORY_PREFIX).await?;
         let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
         let failed = ledger::codec::failures_of(chunks, index as u32).map_err(|_| Damaged(BODY))?;
         Ok(Some(Delivery {
@@ -204,11 +204,10 @@ impl Shared {
         }
         let mut from = None;
         loop {
-            let range =
-                [(":first", schema::duplicates_sk(id.row)), (":last", schema::duplicates_sk(u64::MAX))];
+            let range = [(":first", keys::duplicates_sk(id.row)), (":last", keys::duplicates_sk(u64::MAX))];
             let call = self
                 .calls
-                .in_partition(schema::file_pk(id.file), "Sk BETWEEN :first AND :last", range)
+                .in_partition(keys::file_pk(id.file), "Sk BETWEEN :first AND :last", range)
                 .limit(4)
                 .set_exclusive_start_key(from);
             let (items, next) = self.calls.query("reading duplicate rows", call).await?;
@@ -272,7 +271,7 @@ impl Shared {
             return Ok((after.is_empty() || is_within).then_some((place, only)));
         }
         let from = if is_within { after.to_owned() } else { format!("{after}\u{1}") };
-        let call = self.calls.in_partition(schema::FILES_PK, "Sk >= :from", [(":from", from)]).limit(1);
+        let call = self.calls.in_partition(keys::FILES_PK, "Sk >= :from", [(":from", from)]).limit(1);
         let (items, _) = self.calls.query("looking for a file", call).await?;
         let place = |item: &Item| -> Result<_, Damaged> {
             let reading = Reading(item);

@@ -14,7 +14,7 @@ use postrider_actors::{
     ports::{DueBatch, DueQuery, Origin},
 };
 
-use super::{payload::PayloadId, record::Stored};
+use super::{payload::PayloadId, record::StoredBatch};
 
 /// Entries that are remembered, some 200 bytes each.
 const ENTRIES_MAX: usize = 20_000;
@@ -36,7 +36,13 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Of a record that nobody has.
-    pub(super) fn of(stored: &Stored, due: UnixMs, created: u64, look_at: UnixMs, origin: Origin) -> Self {
+    pub(super) fn of(
+        stored: &StoredBatch,
+        due: UnixMs,
+        created: u64,
+        look_at: UnixMs,
+        origin: Origin,
+    ) -> Self {
         let (id, destination) = (stored.id, stored.destination.clone());
         let (lane, open) = (lane_of(stored.file), stored.record.open_count());
         let batch = DueBatch { id, destination, lane, open, due, origin };
@@ -51,13 +57,13 @@ fn lane_of(file: FileId) -> u32 {
 }
 
 /// In a destination: the oldest due first, then in the order in which they began to wait.
-type Place = (UnixMs, u64, BatchId);
+type DueOrder = (UnixMs, u64, BatchId);
 
 /// All that waits, as far as it is known.
 #[derive(Default)]
 pub(super) struct WaitingList {
     entries: HashMap<BatchId, Waiting>,
-    places: HashMap<Arc<str>, BTreeSet<Place>>,
+    places: HashMap<Arc<str>, BTreeSet<DueOrder>>,
     times: BTreeSet<(UnixMs, BatchId)>,
     looks: BTreeSet<(UnixMs, BatchId)>,
 }

@@ -18,10 +18,10 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use postrider_actors::{
     flow::{Call, Service},
     model::call::{CallOutcome, Failure, FailureKind},
-    ports::{ItemOutcome, QueueDepth},
+    ports::{CallObserver, ItemOutcome, QueueDepth},
 };
 
-use crate::{ApiObserver, failure};
+use crate::failure;
 
 /// Entries per batch call ("Amazon SQS message quotas").
 pub(crate) const ENTRIES_MAX: usize = 10;
@@ -114,7 +114,7 @@ pub(crate) fn whole_seconds(time: Duration) -> i32 {
 }
 
 impl Calls {
-    pub(crate) fn new(client: Client, observer: Arc<dyn ApiObserver>, poll_timeouts: TimeoutConfig) -> Self {
+    pub(crate) fn new(client: Client, observer: Arc<dyn CallObserver>, poll_timeouts: TimeoutConfig) -> Self {
         Self { client, service: Service::new("sqs", "SQS", observer), poll_timeouts }
     }
 

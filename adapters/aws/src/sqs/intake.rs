@@ -11,11 +11,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
     model::call::Failure,
-    ports::{AckId, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
+    ports::{AckId, CallObserver, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
 };
 
 use super::calls::{self, Calls, ENTRIES_MAX, Refusals};
-use crate::{ApiObserver, AwsSettings};
+use crate::AwsSettings;
 
 /// Batch calls of one operation under way at once: each takes a round trip and moves ten entries.
 const CALLS_AT_ONCE: usize = 8;
@@ -49,7 +49,7 @@ impl SqsIntake {
         client: Client,
         aws: &AwsSettings,
         settings: SqsIntakeSettings,
-        observer: Arc<dyn ApiObserver>,
+        observer: Arc<dyn CallObserver>,
     ) -> Self {
         let poll_timeouts = aws.timeouts(settings.wait_max);
         Self { calls: Calls::new(client, observer, poll_timeouts), settings }

@@ -28,7 +28,10 @@ use async_trait::async_trait;
 use aws_sdk_sqs::{Client, types::Message};
 use postrider_actors::{
     model::call::Failure,
-    ports::{Handle, ItemOutcome, Outgoing, QueueDepth, Received, StoreError, Transport, TransportLimits},
+    ports::{
+        CallObserver, Handle, ItemOutcome, Outgoing, QueueDepth, Received, StoreError, Transport,
+        TransportLimits,
+    },
 };
 
 pub use self::intake::{SqsIntake, SqsIntakeSettings};
@@ -36,7 +39,7 @@ use self::{
     calls::{Calls, DELAY_MAX, ENTRIES_MAX, Sending, VISIBILITY_MAX},
     provision::QueueNames,
 };
-use crate::{ApiObserver, AwsSettings};
+use crate::AwsSettings;
 
 /// The longest wait of a receive ("Amazon SQS short and long polling").
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -79,7 +82,7 @@ impl fmt::Debug for SqsTransport {
 
 impl SqsTransport {
     /// Calls nothing yet. `client` was made with the settings' `aws`.
-    pub fn new(client: Client, settings: SqsSettings, observer: Arc<dyn ApiObserver>) -> Self {
+    pub fn new(client: Client, settings: SqsSettings, observer: Arc<dyn CallObserver>) -> Self {
         let SqsSettings { names, wait_max, aws } = settings;
         let wait_max = wait_max.min(WAIT_MAX);
         let calls = Calls::new(client, observer, aws.timeouts(wait_max));

@@ -4,12 +4,12 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use aws_sdk_sqs::{Client, types::QueueAttributeName};
-use postrider_actors::ports::StoreError;
+use postrider_actors::ports::{CallObserver, StoreError};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::calls::Calls;
-use crate::{ApiObserver, AwsSettings};
+use crate::AwsSettings;
 
 /// How long SQS keeps an entry that nobody deletes: the longest there is ("Amazon SQS message quotas").
 const RETENTION: Duration = Duration::from_hours(14 * 24);
@@ -45,7 +45,7 @@ impl QueueNames {
 
 /// What a queue is like, as far as it matters here.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct QueueAttributes {
     /// Its ARN.
     pub arn: Option<String>,
     /// Whether it is a FIFO queue.
@@ -73,7 +73,7 @@ impl fmt::Display for Difference {
     }
 }
 
-impl Found {
+impl QueueAttributes {
     /// What is not as expected.
     pub fn differences(&self, fifo: bool) -> Vec<Difference> {
         let mut differences = Vec::new();
@@ -127,14 +127,14 @@ enum Count {
 }
 
 /// Reads what matters of a queue.
-pub(super) async fn attributes(calls: &Calls, queue_url: &str) -> Result<Found, StoreError> {
+pub(super) async fn attributes(calls: &Calls, queue_url: &str) -> Result<QueueAttributes, StoreError> {
     let found = calls.attributes(queue_url, &[QueueAttributeName::All]).await;
     let found =
         found.map_err(|failure| failure.about(format_args!("GetQueueAttributes: queue {queue_url}")))?;
     Ok(read(&found))
 }
 
-fn read(found: &HashMap<QueueAttributeName, String>) -> Found {
+fn read(found: &HashMap<QueueAttributeName, String>) -> QueueAttributes {
     use QueueAttributeName as Name;
     let number = |name: &Name| found.get(name).and_then(|value| value.parse::<u64>().ok());
     let redrive = found.get(&Name::RedrivePolicy).and_then(|text| {
@@ -145,7 +145,7 @@ fn read(found: &HashMap<QueueAttributeName, String>) -> Found {
         };
         Some((policy.dead_letter_target_arn, receives))
     });
-    Found {
+    QueueAttributes {
         arn: found.get(&Name::QueueArn).cloned(),
         fifo: found.get(&Name::FifoQueue).is_some_and(|value| value == "true"),
         retention: number(&Name::MessageRetentionPeriod).map(Duration::from_secs),
@@ -158,7 +158,7 @@ pub struct Provisioner(Calls);
 
 impl Provisioner {
     /// With this client.
-    pub fn new(client: Client, aws: &AwsSettings, observer: Arc<dyn ApiObserver>) -> Self {
+    pub fn new(client: Client, aws: &AwsSettings, observer: Arc<dyn CallObserver>) -> Self {
         Self(Calls::new(client, observer, aws.timeouts(Duration::ZERO)))
     }
 
@@ -168,7 +168,7 @@ impl Provisioner {
     }
 
     /// Reads a queue that is there.
-    pub async fn read(&self, queue_url: &str) -> Result<Found, StoreError> {
+    pub async fn read(&self, queue_url: &str) -> Result<QueueAttributes, StoreError> {
         attributes(&self.0, queue_url).await
     }
 
