@@ -25,10 +25,10 @@ import subprocess
 import sys
 
 from oracle import Manifest, Violations
+from store import STATES
 
 # A receipt's words and the states they mean; the tests configure the same.
 STATUSES = {"QUEUED": "sent", "UNDELIV": "failed", "DELIVRD": "delivered"}
-ORDER = ["accepted", "retrying", "dead", "sent", "expired", "failed", "delivered"]
 
 
 def provider_id(message):
@@ -78,7 +78,7 @@ class Expected:
                         self.unknown.add(event)
                         continue
                     state = STATUSES[receipt["status"]]
-                    rank = (ORDER.index(state), receipt.get("at") or 0, event)
+                    rank = (STATES.index(state), receipt.get("at") or 0, event)
                     if message not in self.best or rank > self.best[message][0]:
                         self.best[message] = (rank, receipt)
                     if state != "sent":
@@ -104,7 +104,7 @@ def read_postgres(psql, url, schema):
     held = copy(f"{events} {schema}.receipt_parked")
     waiting = copy(f"SELECT count(*) FROM {schema}.receipt_inbox")
     return (
-        [(row[0], row[1], ORDER[int(row[2])], row[3] or None, int(row[4]) == 3) for row in rows],
+        [(row[0], row[1], STATES[int(row[2])], row[3] or None, int(row[4]) == 3) for row in rows],
         [bytes.fromhex(row[0]) for row in held],
         int(next(waiting)[0]),
     )
@@ -117,7 +117,7 @@ def read_store(path):
         'SELECT d.name, hex(f.id), m."row", m.state, m.response, m.reported FROM messages m'
         " JOIN destinations d ON d.seq = m.destination JOIN ledger_files f ON f.seq = m.file"
     )
-    found = [(row[0], f"msg_{row[1].lower()}_{row[2]}", ORDER[row[3]], row[4], row[5] == 3) for row in rows]
+    found = [(row[0], f"msg_{row[1].lower()}_{row[2]}", STATES[row[3]], row[4], row[5] == 3) for row in rows]
     held = [row[0] for row in store.execute("SELECT event FROM receipts WHERE phase > 0")]
     (waiting,) = store.execute("SELECT count(*) FROM receipts WHERE phase = 0").fetchone()
     return found, held, waiting
@@ -162,8 +162,8 @@ def main():
             expected.best.get(message), expected.reported.get(message, set()))
         wanted = recorded
         # An interim receipt brings facts; that a message was sent only the receiver's 2xx says (I2).
-        if best and best[0][0] > ORDER.index("sent"):
-            wanted = ORDER[best[0][0]]
+        if best and best[0][0] > STATES.index("sent"):
+            wanted = STATES[best[0][0]]
         if arguments.expired and wanted == "sent":
             wanted = "expired"
         if state != wanted:

@@ -7,7 +7,9 @@ import shutil
 import sqlite3
 import tempfile
 
-ACCEPTED, RETRYING, DEAD, SENT = range(4)
+# What the stores number.
+STATES = ["accepted", "retrying", "unsent", "cancelled", "dead", "sent", "expired", "failed", "delivered"]
+ACCEPTED, RETRYING, DEAD, SENT = (STATES.index(word) for word in ("accepted", "retrying", "dead", "sent"))
 
 Counts = collections.namedtuple("Counts", "sent dead retrying pending")
 

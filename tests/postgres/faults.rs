@@ -90,8 +90,8 @@ async fn work_while(server: &Arc<Postgres>, harm: impl Fn(&Postgres) + Send + 's
     insist(|| ledger.rejoin(10_000)).await;
     drain(&ledger).await;
     let counts = "SELECT string_agg(state || ' ' || n, ', ') FROM \
-                  (SELECT state, count(*) AS n FROM postrider.messages GROUP BY state) s";
-    assert_eq!(server.value(counts), "6 6000");
+                  (SELECT postrider.state_word(state) AS state, count(*) AS n FROM postrider.messages GROUP BY 1) s";
+    assert_eq!(server.value(counts), "delivered 6000");
     assert_eq!(server.value("SELECT count(*)::text FROM postrider.receipt_parked"), "0");
     assert_eq!(ledger.cursor("s").await, Ok(Some(SourceCursor("59".into()))));
     assert_eq!(stuck(server), "0");
@@ -335,7 +335,8 @@ async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
     again.await.unwrap();
     assert_eq!((matched, conflicts), (sum, MESSAGES), "each is applied once");
     let wrong = "SELECT count(*)::text FROM postrider.messages \
-                 WHERE (state, reported, attempts, carrier) IS DISTINCT FROM (6, 3, 7, 'carrier 14')";
+                 WHERE (postrider.state_word(state), reported, attempts, carrier) \
+                       IS DISTINCT FROM ('delivered', 3, 7, 'carrier 14')";
     assert_eq!(server.value(wrong), "0");
     assert_eq!(deadlocks(&server), "0");
 }
@@ -349,6 +350,11 @@ async fn patient_ledger(server: &Postgres) -> PostgresLedger {
     .await
 }
 
+/// What the sweeper does to a row.
+fn expire(row: u64) -> String {
+    format!("UPDATE postrider.messages SET state = {} WHERE row = {row}", MessageState::Expired as i16)
+}
+
 /// The sweeper expires a message after its row was read and before it is written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
@@ -357,12 +363,13 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
     let ledger = patient_ledger(&server).await;
     ledger.record((1..=3).map(|row| record(0, row)).collect()).await.unwrap();
     for number in [0, 1] {
-        server.execute(
-            "UPDATE postrider.messages SET state = 3, reported = 0, receipt_state = NULL, receipt_event = NULL",
-        );
+        server.execute(&format!(
+            "UPDATE postrider.messages SET state = {}, reported = 0, receipt_state = NULL, receipt_event = NULL",
+            MessageState::Sent as i16
+        ));
         let receipts = (1..=3).map(|row| receipt(0, row, number, MessageState::Delivered)).collect();
         ledger.take(arrival(receipts)).await.unwrap();
-        let other = open_transaction(&server, "UPDATE postrider.messages SET state = 4 WHERE row = 2").await;
+        let other = open_transaction(&server, &expire(2)).await;
         let applying = tokio::spawn({
             let ledger = ledger.clone();
             async move { ledger.apply(1000, usize::MAX, NOW).await }
@@ -388,7 +395,6 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn f50_a_row_is_read_as_the_other_leaves_it() {
-    const EXPIRE: &str = "UPDATE postrider.messages SET state = 4 WHERE row =";
     let server = server();
     let ledger = patient_ledger(&server).await;
     let waiting = |role: &str, query: &str| {
@@ -403,7 +409,7 @@ async fn f50_a_row_is_read_as_the_other_leaves_it() {
         ledger.record((first..first + 2).map(|row| record(0, row)).collect()).await.unwrap();
         let receipts = (first..first + 2).map(|row| receipt(0, row, 0, MessageState::Delivered)).collect();
         ledger.take(arrival(receipts)).await.unwrap();
-        let second_row = open_transaction(&server, &format!("{EXPIRE} {}", first + 1)).await;
+        let second_row = open_transaction(&server, &expire(first + 1)).await;
         let applying = tokio::spawn({
             let ledger = ledger.clone();
             async move { ledger.apply(1000, usize::MAX, NOW).await }
@@ -413,7 +419,7 @@ async fn f50_a_row_is_read_as_the_other_leaves_it() {
         }
         let first_row = tokio::spawn({
             let server = server.clone();
-            async move { open_transaction(&server, &format!("{EXPIRE} {first}")).await }
+            async move { open_transaction(&server, &expire(first)).await }
         });
         while !waiting("postrider", "UPDATE postrider.messages") {
             assert!(!first_row.is_finished(), "it waits for the applier");
@@ -429,8 +435,10 @@ async fn f50_a_row_is_read_as_the_other_leaves_it() {
         ledger.forget_changes(&changes.iter().map(|change| change.number).collect::<Vec<_>>()).await.unwrap();
         if is_met {
             assert!(changes.iter().all(|change| change.before == MessageState::Expired), "{changes:?}");
-            let state = format!("SELECT min(state)::text FROM postrider.messages WHERE row >= {first}");
-            assert_eq!(server.value(&state), "6");
+            let state = format!(
+                "SELECT postrider.state_word(min(state)) FROM postrider.messages WHERE row >= {first}"
+            );
+            assert_eq!(server.value(&state), "delivered");
             return;
         }
     }

@@ -168,7 +168,7 @@ CREATE TABLE messages (
     row         INTEGER NOT NULL,
     destination INTEGER NOT NULL,
     state       INTEGER NOT NULL,       -- model::state::MessageState: the maximum of all reports
-    recorded    INTEGER NOT NULL,       -- what delivery said: 1 retrying, 2 dead, 3 sent
+    recorded    INTEGER NOT NULL,       -- what delivery said
     attempts    INTEGER NOT NULL,
     status      INTEGER NOT NULL,       -- HTTP status of the last, 0: no answer
     reason      INTEGER,                -- model::outcome::Reason
@@ -192,7 +192,7 @@ CREATE TABLE messages (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX messages_by_provider_id ON messages (destination, provider_id) WHERE provider_id IS NOT NULL;
 -- Sent or expired, which is: without a final receipt.
-CREATE INDEX messages_without_receipt ON messages (destination, state, recorded_at) WHERE state = 3 OR state = 4;
+CREATE INDEX messages_without_receipt ON messages (destination, state, recorded_at) WHERE state = 5 OR state = 6;
 
 -- Where receipts come from, and how far each was read.
 CREATE TABLE receipt_sources (
@@ -224,7 +224,7 @@ CREATE TABLE receipts (
     file        BLOB,                   -- the message: 16 bytes, and its row,
     row         INTEGER,
     provider_id TEXT,                   -- or the destination's own id for it
-    state       INTEGER NOT NULL,       -- 3 sent (an interim report), 5 failed, 6 delivered
+    state       INTEGER NOT NULL,       -- sent (an interim report), failed or delivered
     at          INTEGER,
     provider_status  TEXT,
     carrier          TEXT,

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::model::{
     outcome::{Attempt, DeathCause, Reason},
+    state::MessageState,
     time::UnixMs,
 };
 
@@ -43,7 +44,7 @@ fn any_exception() -> impl Strategy<Value = Exception> {
 fn any_record() -> impl Strategy<Value = Record> {
     (1usize..40).prop_flat_map(|count| {
         (
-            prop::collection::vec(0u8..7, count),
+            prop::collection::vec(prop::sample::select(&MessageState::ALL), count),
             prop::collection::vec(any::<u8>(), count),
             prop::collection::vec(prop::option::of((any::<u16>(), any::<u64>())), count),
             prop::collection::btree_map(0..count as u32, any_exception(), 0..count),
@@ -54,7 +55,7 @@ fn any_record() -> impl Strategy<Value = Record> {
             .prop_map(move |(states, tries, sent, exceptions, numbers, begun, holder)| {
                 let (accepted_at, not_before, fence, losses) = numbers;
                 let mut record = Record::new(count as u32, UnixMs(accepted_at), UnixMs(not_before));
-                record.states.0 = states;
+                record.states.0 = states.into_iter().map(|state| state as u8).collect();
                 record.tries = tries;
                 let sent: Vec<_> = sent
                     .into_iter()

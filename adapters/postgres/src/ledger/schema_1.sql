@@ -55,7 +55,7 @@ CREATE TABLE messages (
     day date NOT NULL,
     destination integer NOT NULL,
     attempts integer NOT NULL,
-    -- The maximum of what delivery (`recorded`), receipts and expiry said; numbers as in message_words.
+    -- The maximum of what delivery (`recorded`), receipts and expiry said; numbers as in state_word.
     state smallint NOT NULL,
     recorded smallint NOT NULL,
     status smallint NOT NULL,
@@ -220,13 +220,18 @@ END $$;
 
 REVOKE ALL ON FUNCTION make_partition(date), drop_partition(date, date) FROM PUBLIC;
 
+-- The word for a state (model::state::MessageState).
+CREATE FUNCTION state_word(state smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT (ARRAY['accepted', 'retrying', NULL, NULL, 'dead', 'sent', 'expired', 'failed', 'delivered'])[state + 1]
+$$;
+
 -- For people: words instead of numbers.
 CREATE VIEW message_words AS
 SELECT 'msg_' || replace(m.file::text, '-', '') || '_' || m.row AS id,
        f.feed,
        d.name AS destination,
        m.recipient,
-       (ARRAY['accepted', 'retrying', 'dead', 'sent', 'expired', 'failed', 'delivered'])[m.state + 1] AS state,
+       state_word(m.state) AS state,
        m.reported = 3 AS conflict,
        m.attempts,
        nullif(m.status, 0) AS http_status,

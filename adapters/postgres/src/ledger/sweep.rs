@@ -7,6 +7,7 @@ use postrider_actors::{
     model::{
         call::FailureKind,
         ids::{FileId, MessageId},
+        state::MessageState,
         time::UnixMs,
     },
     ports::StatusChange,
@@ -50,24 +51,24 @@ UPDATE receipt_parked SET orphan = true
                             ORDER BY since, number LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 /// By the index of what was not looked at. A row that another transaction has locked is skipped, and met
-/// again the next time.
+/// again the next time. `$6` is sent, `$7` expired.
 const EXPIRE: &str = "
 WITH looked_at AS (
-    SELECT day, file, row, state = 3 AND reported = 0 AS is_due, reported = 0 AND state IN (3, 4) AS is_open FROM messages
+    SELECT day, file, row, state = $6 AND reported = 0 AS is_due, reported = 0 AND state IN ($6, $7) AS is_open FROM messages
      WHERE destination = $1 AND sweep = 0 AND recorded_at < $2
      ORDER BY recorded_at LIMIT $3
        FOR UPDATE SKIP LOCKED
 ), swept AS (
     UPDATE messages m SET
            sweep = CASE WHEN is_open THEN 1 ELSE 2 END,
-           state = CASE WHEN is_due THEN 4 ELSE state END,
+           state = CASE WHEN is_due THEN $7 ELSE state END,
            updated_at = CASE WHEN is_due THEN $4 ELSE updated_at END
       FROM looked_at l
      WHERE m.day = l.day AND m.file = l.file AND m.row = l.row AND m.destination = $1
     RETURNING m.file, m.row, m.provider_id, is_due
 ), changes AS (
     INSERT INTO status_changes (file, row, at, destination, before, state, provider_id)
-    SELECT file, row, $4, $1, 3, 4, provider_id FROM swept WHERE is_due AND $5
+    SELECT file, row, $4, $1, $6, $7, provider_id FROM swept WHERE is_due AND $5
 )
 SELECT count(*), count(*) FILTER (WHERE is_due) FROM swept";
 
@@ -123,11 +124,14 @@ impl Shared {
             return Ok(0);
         };
         let (before, at) = (values::time(before), values::time(at));
+        let (sent, expired_state) = (MessageState::Sent as i16, MessageState::Expired as i16);
         let mut expired = 0;
         for _ in 0..SWEEPS_MAX {
             let step = limit - expired;
-            let rows =
-                self.read(EXPIRE, &[&destination, &before, &clamp(step), &at, &self.keep_changes]).await?;
+            let rows_max = clamp(step);
+            let parameters: [&(dyn ToSql + Sync); 7] =
+                [&destination, &before, &rows_max, &at, &self.keep_changes, &sent, &expired_state];
+            let rows = self.read(EXPIRE, &parameters).await?;
             let (looked_at, due) =
                 rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
             expired += due as usize;

@@ -8,6 +8,7 @@ use postrider_actors::{
         ids::{FileId, MessageId},
         outcome::Reason,
         receipt::{EventId, Price, ReceiptFacts, RejectedText, ReportedStates},
+        state::MessageState,
         time::UnixMs,
     },
     ports::{SourceCursor, StoreError},
@@ -52,6 +53,10 @@ SELECT m.row, d.name AS destination, f.feed, m.recipient, m.state, m.recorded, m
  WHERE f.file = $1 AND f.day = $2 AND m.day = $2 AND m.row = $3
  ORDER BY d.name";
 
+/// The states of messages without a final receipt.
+const WITHOUT_RECEIPT: [i16; 2] =
+    [MessageState::WITHOUT_RECEIPT[0] as i16, MessageState::WITHOUT_RECEIPT[1] as i16];
+
 /// Gaps that the sweeper has looked at or not, in the order of the index.
 macro_rules! gaps_of {
     ($sweep:literal) => {
@@ -59,7 +64,7 @@ macro_rules! gaps_of {
             "(SELECT m.file, m.row, m.state, m.provider_id, m.recorded_at FROM messages m \
                WHERE m.destination = (SELECT id FROM destinations WHERE name = $1) AND m.sweep = ",
             $sweep,
-            " AND m.reported = 0 AND m.state IN (3, 4) AND m.recorded_at < $2 \
+            " AND m.reported = 0 AND m.state = ANY ($7) AND m.recorded_at < $2 \
                  AND (m.recorded_at, m.file, m.row) > ($3, $4, $5) \
                ORDER BY m.recorded_at, m.file, m.row LIMIT $6)"
         )
@@ -74,7 +79,7 @@ const GAP_AGES_OF: &str = "
 SELECT width_bucket(greatest(extract(epoch FROM $2 - m.recorded_at), 0)::double precision, $3::double precision[]),
        count(*)
   FROM messages m JOIN destinations d ON d.id = m.destination
- WHERE d.name = $1 AND m.sweep < 2 AND m.reported = 0 AND m.state IN (3, 4)
+ WHERE d.name = $1 AND m.sweep < 2 AND m.reported = 0 AND m.state = ANY ($4)
  GROUP BY 1";
 
 const REJECTS: &str = "
@@ -156,7 +161,18 @@ impl PostgresView {
         let GapPlace { sent_at, id } = *after.unwrap_or(&beginning);
         let (from, file, row) = (values::time(sent_at), values::file(id.file), values::row(id.row));
         let rows = self
-            .read(GAPS, &[&destination, &values::time(before), &from, &file, &row, &clamp(limit)])
+            .read(
+                GAPS,
+                &[
+                    &destination,
+                    &values::time(before),
+                    &from,
+                    &file,
+                    &row,
+                    &clamp(limit),
+                    &&WITHOUT_RECEIPT[..],
+                ],
+            )
             .await?;
         let gap = |row: &Row| {
             Ok(Gap {
@@ -305,7 +321,9 @@ impl ReceiptView for PostgresView {
 
     async fn gap_ages(&self, destination: &str, now: UnixMs) -> Result<[u64; GAP_AGES.len()], StoreError> {
         let bounds: Vec<f64> = GAP_AGES.iter().map(std::time::Duration::as_secs_f64).collect();
-        let rows = self.read(GAP_AGES_OF, &[&destination, &values::time(now), &bounds]).await?;
+        let rows = self
+            .read(GAP_AGES_OF, &[&destination, &values::time(now), &bounds, &&WITHOUT_RECEIPT[..]])
+            .await?;
         let mut ages = [0; GAP_AGES.len()];
         for row in rows {
             let class = usize::try_from(row.get::<_, i32>(0)).unwrap_or(0).clamp(1, ages.len());

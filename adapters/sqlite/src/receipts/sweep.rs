@@ -37,18 +37,20 @@ pub(super) fn expire(
     let destination = tx.destination(destination)?;
     let due: Vec<(i64, i64)> = tx
         .connection
-        .prepare_cached(
+        // As it is: the index of some rows only is used where the query itself says which.
+        .prepare_cached(&format!(
             "SELECT file, row FROM messages INDEXED BY messages_without_receipt
-             WHERE destination = ?1 AND state = 3 AND recorded_at < ?2 ORDER BY recorded_at LIMIT ?3",
-        )?
+             WHERE destination = ?1 AND state = {} AND recorded_at < ?2 ORDER BY recorded_at LIMIT ?3",
+            MessageState::Sent as u8
+        ))?
         .query_map([destination, int(before.0), int(limit as u64)], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     let mut update = tx.connection.prepare_cached(
-        "UPDATE messages SET state = 4, updated_at = max(updated_at, ?4)
+        "UPDATE messages SET state = ?5, updated_at = max(updated_at, ?4)
          WHERE file = ?1 AND row = ?2 AND destination = ?3",
     )?;
     for &(file, row) in &due {
-        update.execute([file, row, destination, int(at.0)])?;
+        update.execute([file, row, destination, int(at.0), MessageState::Expired as i64])?;
         if keep_changes {
             let key = (file, row, destination);
             insert_change(tx, key, MessageState::Sent, MessageState::Expired, at)?;

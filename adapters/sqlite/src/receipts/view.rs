@@ -185,9 +185,10 @@ fn destination_number(connection: &Connection, name: &str) -> Result<Option<i64>
         .optional()?)
 }
 
-/// The states of messages that were sent and have had no final receipt: `sent` and `expired`. They stand in
-/// queries as they are, for an index of some rows only is used where the query itself says which.
-const WITHOUT_RECEIPT: [u8; 2] = [MessageState::Sent as u8, MessageState::Expired as u8];
+/// The states of messages without a final receipt. They stand in queries as they are, for an index of some rows only is
+/// used where the query itself says which.
+const WITHOUT_RECEIPT: [u8; 2] =
+    [MessageState::WITHOUT_RECEIPT[0] as u8, MessageState::WITHOUT_RECEIPT[1] as u8];
 
 fn gaps(
     connection: &Connection,
