@@ -16,6 +16,7 @@ pub mod engines;
 mod error;
 mod feeds;
 mod generation;
+mod lookout;
 mod machine;
 #[cfg(any(feature = "aws", feature = "postgres"))]
 mod patience;
@@ -51,10 +52,10 @@ use crate::{
     telemetry::{Telemetry, metrics::Metrics},
 };
 use generation::{End, Generation, Parts};
+use lookout::Lookout;
 use machine::Machine;
 use signals::Signals;
 use stores::Stores;
-use watch::{PATIENCE, Watch};
 
 pub use error::StartError;
 #[cfg(feature = "postgres")]
@@ -88,13 +89,14 @@ pub fn run(
         alone: Arc::default(),
         metrics,
         born: clock.mono(),
-        health: Health::new(board.clone(), clock.clone(), PATIENCE),
+        health: Health::new(board.clone(), clock.clone()),
         clock,
         board,
         systemd,
         telemetry,
         receipts: Mutex::default(),
     });
+    runtime.spawn(machine.beat("runtime"));
     System::with_tokio_rt(move || runtime).block_on(async {
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
         let _serving = serve_ops(&machine, ops, &resolved)?;
@@ -147,15 +149,15 @@ async fn run_generations(
     let mut signals =
         Signals::new().map_err(|error| StartError::System { what: "signal handlers", error })?;
     let opened = opened_once(&resolved.config);
+    let lookout = Lookout::start(machine, &resolved.config);
     let parts = Parts::build(machine, &resolved).await?;
     let mut generation = Generation::start(machine, &resolved, parts);
-    let mut watch = Watch::new(machine, &resolved.config);
     machine.health.enter(Phase::Ready);
     machine.notify(|systemd| systemd.ready(&status::summary(&resolved.config)));
     tracing::info!(config = %resolved.config.file.display(), version = env!("CARGO_PKG_VERSION"),
         feeds = resolved.config.feeds.len(), destinations = resolved.config.destinations.len(), "started");
     loop {
-        match generation.until_asked(machine, &mut watch, &mut signals).await {
+        match generation.until_asked(&mut signals).await {
             End::Ended(exit) => return Ok(exit),
             End::Stop => return Ok(stop(machine, generation, &mut signals).await),
             End::Reload => {
@@ -169,7 +171,7 @@ async fn run_generations(
                             return Ok(drained.exit);
                         }
                         generation = Generation::start(machine, &new, parts);
-                        watch.configure(&new.config);
+                        lookout.configure(&new.config);
                         tracing::info!("the new configuration is in use");
                     }
                     Err(error) => {

@@ -24,7 +24,7 @@ use postrider_actors::{
         file::{FileReport, FileState},
         time::{MonoMs, UnixMs},
     },
-    ports::{Clock as _, Intake, ItemOutcome, LeaseRequest, Ledger as _, Queue as _, Release, Want},
+    ports::{Intake, ItemOutcome, LeaseRequest, Ledger as _, Queue as _, Release, Want},
     queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::FeedDestination,
     supervision::{ChildId, Drain, Fault as ActorFault, Stage as _},
@@ -120,7 +120,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         clock: clock.clone(),
         appended: Bells::default(),
         metrics: StageMetrics::default().feed("orders"),
-        progress: ProgressBoard::default().mark("queue_feed", clock.mono()),
+        progress: ProgressBoard::default().mark("queue_feed"),
     };
     QueueFeed::new(setup, &ChildId::first("queue_feed"), ActorFault::default()).start()
 }

@@ -104,7 +104,7 @@ impl World {
             paused: Vec::new(),
             delay: Delay::declared(),
             metrics: StageMetrics::default().queue(),
-            progress: ProgressBoard::default().mark("coordinator", clock.mono()),
+            progress: ProgressBoard::default().mark("coordinator"),
         };
         let carry = tokio::spawn(async move { setup.run().await.expect("the store refuses nothing") });
         Process { queue, carry }

@@ -150,21 +150,18 @@ impl Batcher {
             }
             result
         };
-        context.spawn(work.into_actor(self).map(move |result, this, context| {
-            this.setup.progress.turn(this.setup.clock.mono());
-            match result {
-                Ok(()) => {
-                    this.setup.appended.ring();
-                    if closed {
-                        this.files.remove(&id);
-                    } else if let Some(progress) = this.files.get_mut(&id) {
-                        progress.appending = false;
-                        this.append(id, context);
-                    }
-                    this.stop_if_drained(context);
+        context.spawn(work.into_actor(self).map(move |result, this, context| match result {
+            Ok(()) => {
+                this.setup.appended.ring();
+                if closed {
+                    this.files.remove(&id);
+                } else if let Some(progress) = this.files.get_mut(&id) {
+                    progress.appending = false;
+                    this.append(id, context);
                 }
-                Err(error) => this.fault.fail(context, format!("appending to the outbox: {error}")),
+                this.stop_if_drained(context);
             }
+            Err(error) => this.fault.fail(context, format!("appending to the outbox: {error}")),
         }));
     }
 
@@ -177,7 +174,6 @@ impl Batcher {
     /// Sends on what has waited for longer than the linger.
     fn flush_lingering(&mut self, context: &mut Context<Self>) {
         let now = self.setup.clock.mono();
-        self.setup.progress.turn(now);
         let linger = LINGER;
         let mut flushed = Vec::new();
         for (&id, file) in &mut self.files {

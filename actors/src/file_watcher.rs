@@ -18,7 +18,7 @@ use postrider_settings::Directory;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    flow::{Bell, Progress, Slot, Slots, back_off, blocking},
+    flow::{Bell, Slot, Slots, back_off, blocking},
     messages::{FileClaimed, FileClosed},
     model::{
         backoff::Backoff,
@@ -67,8 +67,6 @@ pub struct FileWatcherSetup {
     pub parsers: Vec<Recipient<FileClaimed>>,
     /// `[feeds.NAME]`: when a file is complete, and how often the directory is looked at.
     pub directory: Directory,
-    /// Sign of life.
-    pub progress: Progress,
 }
 
 /// The actor.
@@ -243,7 +241,6 @@ impl ClaimLoop {
         loop {
             failpoint!("panic.file_watcher");
             let now = self.setup.clock.mono();
-            self.setup.progress.turn(now);
             self.look(now).await;
             // Places are taken only for a file: giving one back unused rings the bell that is waited for.
             while !self.draining.load(Ordering::Relaxed)

@@ -92,14 +92,6 @@ impl Stage for Parser {
 
 impl Actor for Parser {
     type Context = Context<Self>;
-
-    fn started(&mut self, context: &mut Self::Context) {
-        context.run_interval(Duration::from_secs(1), |this, _| {
-            if this.reading == 0 {
-                this.setup.progress.turn(this.setup.clock.mono());
-            }
-        });
-    }
 }
 
 impl Handler<FileClaimed> for Parser {
@@ -152,13 +144,8 @@ impl Pass {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn turn(&self) {
-        self.setup.progress.turn(self.setup.clock.mono());
-    }
-
     async fn run(self, claimed: FileClaimed) -> Result<(), PassError> {
         let FileClaimed { file, watcher, slot: _slot, permit } = claimed;
-        self.turn();
         let (digest, unusable) = match self.digest(&file).await {
             Ok(Some(digest)) => (digest, unmet_promise(&file, &digest)),
             Ok(None) => return Ok(()), // draining: the file stays claimed and is read after the restart
@@ -213,7 +200,6 @@ impl Pass {
 
     async fn digest(&self, file: &ClaimedFile) -> io::Result<Option<[u8; 32]>> {
         let (inbox, file, draining) = (self.setup.inbox.clone(), file.clone(), self.draining.clone());
-        let (clock, progress) = (self.setup.clock.clone(), self.setup.progress.clone());
         blocking(move || {
             let mut source = inbox.open_raw(&file)?;
             let mut hash = Sha256::new();
@@ -228,7 +214,6 @@ impl Pass {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
-                progress.turn(clock.mono());
             }
         })
         .await
@@ -288,7 +273,6 @@ impl Pass {
             });
             let (next, still_seen, block, duplicates, read, closed) = step.await.map_err(PassError::Seen)?;
             (stream, seen) = (next, still_seen);
-            self.turn();
             if let Some(layout) = stream.parser.layout() {
                 file.make_headers(&self.setup.feed, layout);
             }
@@ -314,7 +298,6 @@ impl Pass {
             if self.is_draining() {
                 return Ok(None);
             }
-            self.turn();
             let block_rows = self.block_rows();
             let step = blocking(move || {
                 let mut block = RowBlock::new(block_rows);
@@ -365,7 +348,6 @@ impl Pass {
         }
         tracing::info!(feed = %feed.name, high_watermark = feed.backlog.high_watermark, "reading paused: the backlog is high");
         while !self.is_draining() && self.depth().await? > feed.backlog.low_watermark() {
-            self.turn();
             tokio::time::sleep(WATERMARK_TICK).await;
         }
         tracing::info!(feed = %feed.name, "reading resumed");

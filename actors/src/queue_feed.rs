@@ -191,7 +191,6 @@ impl FeedState {
         loop {
             failpoint!("panic.queue_feed");
             let now = self.setup.clock.mono();
-            self.setup.progress.turn(now);
             if accumulator.is_due(now) || (!is_polling && !accumulator.is_empty()) {
                 while deletions.len() >= DELETIONS_MAX {
                     deletions.join_next().await.map_or(Ok(()), joined)?;

@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 
 use crate::{
-    flow::{Bell, Progress, insist, rest},
+    flow::{Bell, Progress, insist},
     metrics::SourceMetrics,
     model::backoff::Backoff,
     ports::{Arrival, Clock, Polled, ReceiptLedger, ReceiptSource, SourceCursor, StoreError},
@@ -127,7 +127,6 @@ impl ReceiptCollectorSetup {
         let (mut failures, mut unchecked) = (0_u32, ROOM_CHECK);
         while !*draining.borrow() {
             failpoint!("panic.receipt_collector");
-            progress.turn(clock.mono());
             self.show_behind(cursor.as_ref());
             if unchecked >= ROOM_CHECK {
                 self.wait_for_room(cursor.as_ref()).await?;
@@ -136,7 +135,7 @@ impl ReceiptCollectorSetup {
             match self.step(&mut cursor).await {
                 Ok(0) => {
                     failures = 0;
-                    rest(&*self.clock, &self.progress, EMPTY_PAUSE).await;
+                    tokio::time::sleep(EMPTY_PAUSE).await;
                 }
                 Ok(taken) => {
                     failures = 0;
@@ -158,7 +157,7 @@ impl ReceiptCollectorSetup {
                             tracing::warn!(source = %self.source, %error, "receipts can't be fetched now; retrying the same window");
                         }
                     }
-                    rest(&*self.clock, &self.progress, wait).await;
+                    tokio::time::sleep(wait).await;
                 }
             }
         }
@@ -213,7 +212,6 @@ impl ReceiptCollectorSetup {
             if let Ok(polled) = tokio::time::timeout(TICK, poll.as_mut()).await {
                 return polled;
             }
-            self.progress.turn(self.clock.mono());
             self.show_behind(cursor);
             if tokio::time::Instant::now() >= deadline {
                 return Err(StoreError::Unknown("the source does not answer".into()));
@@ -235,7 +233,7 @@ impl ReceiptCollectorSetup {
                 tracing::info!(source = %self.source, waiting, "the inbox is full: reading paused");
                 is_told = true;
             }
-            rest(&*self.clock, &self.progress, TICK).await;
+            tokio::time::sleep(TICK).await;
             self.show_behind(cursor);
         }
     }
@@ -292,7 +290,7 @@ mod tests {
                 ledger: self.ledger.clone(),
                 wait: Duration::from_secs(20),
                 inbox_max,
-                progress: ProgressBoard::default().mark("collector", clock.mono()),
+                progress: ProgressBoard::default().mark("collector"),
                 clock,
                 arrived: Bell::default(),
                 metrics: self.metrics.clone(),

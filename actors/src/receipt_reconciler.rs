@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 
 use crate::{
-    flow::{Bell, Progress, insist, rest},
+    flow::{Bell, Progress, insist},
     metrics::ReconcilerMetrics,
     ports::{Applied, Clock, ReceiptLedger, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
@@ -89,7 +89,6 @@ impl ReceiptReconcilerSetup {
         tokio::pin!(drained);
         loop {
             failpoint!("panic.receipt_reconciler");
-            self.progress.turn(self.clock.mono());
             if *draining.borrow() {
                 return;
             }
@@ -108,13 +107,13 @@ impl ReceiptReconcilerSetup {
                         self.arrived.ring();
                     }
                     Ok(applied) if applied.total() > 0 => {
-                        rest(&*self.clock, &self.progress, self.linger).await;
+                        tokio::time::sleep(self.linger).await;
                     }
                     Ok(_) => self.arrived.wait(TICK).await,
                     Err(error) => {
                         tracing::error!(%error, "the ledger refused to apply receipts; they stay in the inbox and are retried");
                         let wait = REFUSED_WAIT.mul_f64(2.0 * rand::rng().random::<f64>());
-                        rest(&*self.clock, &self.progress, wait).await;
+                        tokio::time::sleep(wait).await;
                     }
                 }
             };

@@ -104,7 +104,6 @@ impl SweeperSetup {
         let mut archive_from = MonoMs(0);
         loop {
             failpoint!("panic.sweeper");
-            self.progress.turn(self.clock.mono());
             if let Err(error) = self.sweep().await {
                 return error;
             }
@@ -208,7 +207,7 @@ mod tests {
             clock: clock.clone(),
             queued: Vec::new(),
             leases_lost: crate::metrics::StageMetrics::default().leases_lost(),
-            progress: ProgressBoard::default().mark("sweeper", clock.mono()),
+            progress: ProgressBoard::default().mark("sweeper"),
         }
     }
 

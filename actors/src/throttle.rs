@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use crate::{
-    flow::{Gate, Progress},
+    flow::Gate,
     ports::{Clock, RateTable},
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -56,10 +56,8 @@ pub struct RateShares {
 pub struct ThrottleSetup {
     /// The gates to feed.
     pub gates: Vec<LimitedGate>,
-    /// The time, for the sign of life.
+    /// The time, for leases of shares.
     pub clock: Arc<dyn Clock>,
-    /// Sign of life.
-    pub progress: Progress,
     /// With whom the rates are shared; `None` if this process has them to itself.
     pub shares: Option<RateShares>,
 }
@@ -103,10 +101,6 @@ impl Actor for Throttle {
                 context.spawn(feed(gate, grant_burst).into_actor(self));
             }
         }
-        context.run_interval(Duration::from_secs(1), |this, _| {
-            failpoint!("panic.throttle");
-            this.setup.progress.turn(this.setup.clock.mono());
-        });
     }
 }
 
@@ -132,6 +126,7 @@ async fn feed(limited: LimitedGate, grant_burst: bool) {
         let _ = limiter.check_n(bucket); // spends what a fresh limiter would grant; it is not short of it
     }
     loop {
+        failpoint!("panic.throttle");
         gate.drained(grain.get()).await;
         match limiter.check_n(grain) {
             Ok(Ok(())) => {

@@ -4,7 +4,7 @@ use std::{cell::RefCell, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Addr, AsyncContext as _, Context};
 use postrider_actors::{
-    flow::{Gate, ProgressBoard},
+    flow::Gate,
     model::{
         rate_share::lease,
         time::{MonoMs, UnixMs},
@@ -71,7 +71,6 @@ impl World {
         let process = format!("vm-{}", self.joined).into();
         let setup = ThrottleSetup {
             gates: vec![limited],
-            progress: ProgressBoard::default().mark("throttle", clock.mono()),
             clock,
             shares: Some(RateShares { table: self.table.clone(), process }),
         };

@@ -192,14 +192,13 @@ impl DirectoryFeed {
         };
         let watcher = {
             let machine = machine.clone();
-            ChildSpec::stage::<FileWatcher>(2, move |id| FileWatcherSetup {
+            ChildSpec::stage::<FileWatcher>(2, move |_| FileWatcherSetup {
                 feed: settings.name.clone(),
                 inbox: inbox.clone(),
                 ledger: machine.stores.ledger.clone(),
                 clock: machine.clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
                 directory: settings.directory.clone(),
-                progress: machine.mark(id),
             })
         };
         vec![batcher, parser.times(parsers), watcher]

@@ -13,7 +13,7 @@ use postrider_actors::{
     throttle::{Throttle, ThrottleSetup},
 };
 use postrider_net::listener::Serving;
-use tokio::{sync::oneshot, time::MissedTickBehavior};
+use tokio::sync::oneshot;
 
 use super::{
     delivery::Webhooks,
@@ -22,10 +22,8 @@ use super::{
     machine::Machine,
     receipts::Receipts,
     signals::{Asked, Signals},
-    status::StatusReporter,
     stores::Carried,
     tables::Tables,
-    watch::{PATIENCE, Watch},
 };
 use crate::{
     config::{Config, Destination, Resolved},
@@ -47,12 +45,6 @@ const RESTARTS: RestartPolicy = RestartPolicy {
 
 /// How long requests with receipts may take to finish when the daemon drains.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
-
-/// How often the daemon looks at itself: signs of life, the status line.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// How many looks lie between two reports of suppressed log lines.
-const LOOKS_PER_LOG_REPORT: u64 = 60;
 
 /// What a generation is built from, and that may fail to be built.
 pub(super) struct Parts {
@@ -100,7 +92,6 @@ pub(super) struct Generation {
     /// Takes receipts over HTTP, if any are expected.
     serving: Option<Serving>,
     shutdown_timeout: Duration,
-    status: StatusReporter,
 }
 
 impl Generation {
@@ -115,6 +106,10 @@ impl Generation {
             Arbiter::with_tokio_rt(move || runtime)
         };
         let arbiters: Vec<_> = (0..ARBITERS).map(arbiter).collect();
+        for (number, arbiter) in arbiters.iter().enumerate() {
+            // One that is stopped has no tasks left, and no mark.
+            arbiter.spawn(machine.beat(&format!("arbiter {number}")));
+        }
         let settings = SupervisorSettings {
             restarts: RESTARTS,
             // Three ranks drain one after the other; delivery, in the middle, takes the longest.
@@ -126,54 +121,17 @@ impl Generation {
         let specs = tree(machine, config, parts, &arrived, &settings);
         let (ended_to, ended) = oneshot::channel();
         let root = Supervisor::root(specs, above(&settings), ended_to).start();
-        Self {
-            root,
-            ended,
-            arbiters,
-            serving,
-            shutdown_timeout: config.shutdown.timeout,
-            status: StatusReporter::new(machine),
-        }
+        Self { root, ended, arbiters, serving, shutdown_timeout: config.shutdown.timeout }
     }
 
     /// Watches over the tree until it ends or the operator asks for something.
-    pub(super) async fn until_asked(
-        &mut self,
-        machine: &Machine,
-        watch: &mut Watch,
-        signals: &mut Signals,
-    ) -> End {
-        let mut look = tokio::time::interval(LOOK);
-        let mut looks = 0u64;
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                code = &mut self.ended => return End::Ended(exit(&code)),
-                asked = signals.next() => return match asked {
-                    Asked::Stop => End::Stop,
-                    Asked::Reload => End::Reload,
-                },
-                _ = look.tick() => {
-                    looks += 1;
-                    if looks.is_multiple_of(LOOKS_PER_LOG_REPORT) {
-                        machine.telemetry.report_suppressed();
-                    }
-                    self.look(machine, watch).await;
-                }
-            }
-        }
-    }
-
-    /// The daemon's look at itself.
-    async fn look(&mut self, machine: &Machine, watch: &mut Watch) {
-        let stuck = machine.health.stuck();
-        if !stuck.is_empty() {
-            tracing::error!(actors = ?stuck, patience_s = PATIENCE.as_secs(), "actors give no sign of life");
-        }
-        machine.notify(|systemd| systemd.beat(stuck.is_empty()).map(drop));
-        watch.look().await;
-        if let Some(line) = self.status.line().await {
-            machine.notify(|systemd| systemd.status(&line));
+    pub(super) async fn until_asked(&mut self, signals: &mut Signals) -> End {
+        tokio::select! {
+            code = &mut self.ended => End::Ended(exit(&code)),
+            asked = signals.next() => match asked {
+                Asked::Stop => End::Stop,
+                Asked::Reload => End::Reload,
+            },
         }
     }
 
@@ -290,10 +248,9 @@ fn tree(
     let throttle = {
         let machine = machine.clone();
         let shares = machine.stores.carried.as_ref().map(|carried| carried.shares.clone());
-        ChildSpec::stage::<Throttle>(0, move |id| ThrottleSetup {
+        ChildSpec::stage::<Throttle>(0, move |_| ThrottleSetup {
             gates: gates.clone(),
             clock: machine.clock.clone(),
-            progress: machine.mark(id),
             shares: shares.clone(),
         })
     };

@@ -24,6 +24,9 @@ use crate::{
     telemetry::{Telemetry, metrics::Metrics},
 };
 
+/// How old a thread's sign of life may be before the watchdog is no longer fed and probes fail.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What lives as long as the process.
 pub(super) struct Machine {
     pub(super) runtime: Arc<Runtime>,
@@ -45,9 +48,14 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// A sign of life for the child that is being born.
+    /// A mark for the child that is being born.
     pub(super) fn mark(&self, id: &ChildId) -> Progress {
-        self.board.mark(id.to_string(), self.clock.mono())
+        self.board.mark(id.to_string())
+    }
+
+    /// Gives signs of life of the thread that it runs on.
+    pub(super) fn beat(&self, thread: &str) -> impl Future<Output = ()> + use<> {
+        self.board.beat(thread, PATIENCE, self.clock.clone())
     }
 
     /// What the worker `id` has in common with every other, which `queued` wakes.

@@ -23,9 +23,6 @@ use crate::{
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How old an actor's sign of life may be before the watchdog is no longer fed and probes fail.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.
 const READ_PAUSE_FACTOR: u32 = 100;
 

@@ -1,7 +1,6 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use postrider_actors::{flow::ProgressBoard, ports::Clock};
@@ -36,19 +35,18 @@ impl Phase {
 pub struct Health {
     board: ProgressBoard,
     clock: Arc<dyn Clock>,
-    stuck_after: Duration,
     phase: Arc<Mutex<Phase>>,
 }
 
 impl Health {
-    /// A daemon that starts. An actor that gives no sign of life for longer than `stuck_after` is stuck.
-    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>, stuck_after: Duration) -> Self {
-        Self { board, clock, stuck_after, phase: Arc::new(Mutex::new(Phase::Starting)) }
+    /// A daemon that starts.
+    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>) -> Self {
+        Self { board, clock, phase: Arc::new(Mutex::new(Phase::Starting)) }
     }
 
-    /// The actors that are stuck.
+    /// The threads and actors that are stuck.
     pub fn stuck(&self) -> Vec<String> {
-        self.board.stuck(self.clock.mono(), self.stuck_after)
+        self.board.stuck(self.clock.mono())
     }
 
     /// The daemon's phase.

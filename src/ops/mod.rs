@@ -136,7 +136,7 @@ impl OpsState {
         if stuck.is_empty() {
             return text(StatusCode::OK, "ok\n");
         }
-        text(StatusCode::SERVICE_UNAVAILABLE, format!("no sign of life: {}\n", stuck.join(", ")))
+        text(StatusCode::SERVICE_UNAVAILABLE, format!("stuck: {}\n", stuck.join(", ")))
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {

@@ -21,6 +21,7 @@ mod cloud;
 mod crash;
 mod delivery;
 mod files;
+mod liveness;
 mod ops;
 mod panics;
 #[cfg(feature = "postgres")]

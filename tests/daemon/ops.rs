@@ -138,7 +138,7 @@ fn probes_follow_the_daemon_s_phases() {
 
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
-fn a_stuck_actor_is_unhealthy() {
+fn a_stuck_thread_is_unhealthy() {
     let mut world = World::new("csv");
     world.receive(&[]);
     // `sleep` blocks the sweeper's arbiter for longer than the test lasts.
@@ -146,7 +146,7 @@ fn a_stuck_actor_is_unhealthy() {
     let address = serve(&mut world);
     wait_until(LIVENESS, "an unhealthy daemon", || {
         let response = get(address, "/healthz");
-        response.status == 503 && response.body.contains("sweeper")
+        response.status == 503 && response.body.contains("arbiter")
     });
     world.daemon().kill();
 }

@@ -10,6 +10,8 @@ fn two_feeds() -> World {
     world
         .receive(&["--fail-rate", "0.05"])
         .set("record.max_unrecorded", 500)
+        // So that the throttle has something to do.
+        .set("destinations.support.rate_per_s", 100_000)
         .add_destination("calm")
         .add_feed("calm", "csv", &["calm"]);
     world

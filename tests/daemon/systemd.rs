@@ -47,7 +47,7 @@ fn the_watchdog_beats_while_the_actors_move_and_not_while_they_do_not() {
 
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
-fn a_stuck_actor_stops_the_watchdog() {
+fn a_stuck_thread_stops_the_watchdog() {
     let mut world = World::new("csv");
     world.receive(&[]);
     world.configure();

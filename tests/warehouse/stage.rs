@@ -220,7 +220,7 @@ impl World {
                 queued: Bell::default(),
                 due_again: Bells::default(),
                 lease: Duration::from_secs(30),
-                progress: ProgressBoard::default().mark("table_delivery", clock.mono()),
+                progress: ProgressBoard::default().mark("table_delivery"),
             },
             in_flight: Arc::new(()),
             alone: Arc::default(),
@@ -353,7 +353,6 @@ async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
                 granted: prometheus_client::metrics::counter::Counter::default(),
             }],
             clock: Arc::new(SystemClock),
-            progress: ProgressBoard::default().mark("throttle", SystemClock.mono()),
             shares: None,
         };
         let world = World::new(dialect, &gates(IN_FLIGHT, Some(gate)), 4);

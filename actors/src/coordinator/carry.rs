@@ -105,7 +105,6 @@ impl CarrySetup {
         let mut feed = Feed::default();
         while !self.is_closing() {
             failpoint!("panic.coordinator");
-            self.progress.turn(self.queue.clock.mono());
             let wait = self.feed_once(&mut feed).await?;
             self.queue.due.wait(wait).await;
         }

@@ -84,7 +84,7 @@ impl World {
             paused: Vec::new(),
             delay: Delay::declared(),
             metrics: StageMetrics::default().queue(),
-            progress: ProgressBoard::default().mark("coordinator", self.clock.mono()),
+            progress: ProgressBoard::default().mark("coordinator"),
         };
         change(&mut setup);
         Process { queue, task: tokio::spawn(setup.run()) }

@@ -1,5 +1,5 @@
-//! What bounds and wakes the stages: bells, gates, slots and progress marks; and how remote services are called. They outlive the actors that
-//! use them, so that a restarted actor finds them as they were.
+//! What bounds and wakes the stages: bells, gates, slots and progress marks; and how remote services are called. They
+//! outlive the actors that use them, so that a restarted actor finds them as they were.
 
 mod bell;
 mod blocking;
@@ -9,7 +9,6 @@ mod gate;
 mod insist;
 mod pace;
 mod progress;
-mod rest;
 mod slots;
 mod worker;
 
@@ -21,6 +20,5 @@ pub use gate::Gate;
 pub use insist::insist;
 pub use pace::log_rates;
 pub use progress::{Progress, ProgressBoard};
-pub use rest::rest;
 pub use slots::{Slot, Slots};
 pub use worker::{DeliveryStrategy, Worker, WorkerSetup};

@@ -139,7 +139,6 @@ impl Worker {
             self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
         }
         loop {
-            setup.progress.turn(setup.clock.mono());
             let rates = self.throughput().due(setup.clock.mono());
             if let Some(rates) = rates {
                 log_rates(&self.holder, rates);

@@ -175,7 +175,7 @@ impl World {
             clock: self.clock.clone(),
             appended: Bells::default(),
             metrics: StageMetrics::default().feed("orders"),
-            progress: ProgressBoard::default().mark("feed", self.clock.mono()),
+            progress: ProgressBoard::default().mark("feed"),
         }
     }
 

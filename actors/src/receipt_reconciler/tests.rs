@@ -114,7 +114,7 @@ impl World {
                 clock: clock.clone(),
                 arrived: self.bell.clone(),
                 metrics: ReceiptMetrics::default().reconciler(),
-                progress: ProgressBoard::default().mark("reconciler", clock.mono()),
+                progress: ProgressBoard::default().mark("reconciler"),
             };
             tokio::spawn(setup.run(self.drain.subscribe()))
         };

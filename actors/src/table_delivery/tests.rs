@@ -138,7 +138,7 @@ impl World {
                 queued: Bell::default(),
                 due_again: Bells::default(),
                 lease: Duration::from_secs(30),
-                progress: ProgressBoard::default().mark("table", clock.mono()),
+                progress: ProgressBoard::default().mark("table"),
             },
             in_flight: Arc::new(()),
             alone: Arc::default(),

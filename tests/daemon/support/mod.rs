@@ -1,5 +1,6 @@
 //! A small world per test: directories, a config, a receiver, a daemon, and the oracle.
 
+pub(crate) mod disk;
 #[cfg(feature = "aws")]
 pub(crate) mod inbound;
 pub(crate) mod input;

@@ -42,8 +42,8 @@ use crate::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Archive, Claims, Clock as _, DueBatch, DueQuery, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
-        OutboxPages, Queue, Release, Settled, Settlement, Transport, Want,
+        Archive, Claims, DueBatch, DueQuery, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxPages,
+        Queue, Release, Settled, Settlement, Transport, Want,
     },
 };
 
@@ -112,7 +112,7 @@ pub fn shared_queue(
         paused: Vec::new(),
         delay: Delay::declared(),
         metrics: StageMetrics::default().queue(),
-        progress: ProgressBoard::default().mark("coordinator", clock.mono()),
+        progress: ProgressBoard::default().mark("coordinator"),
     };
     (carry, clock)
 }

@@ -1,0 +1,76 @@
+//! The daemon lives as long as it can do anything, whatever the machine does.
+
+use std::{thread, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::support::{LIVENESS, World, disk::SmallDisk, input::Input, process::Process, wait_until};
+
+/// Longer than a thread may give no sign of life.
+const PAST_PATIENCE: Duration = Duration::from_secs(24);
+
+/// Starts the daemon with a watchdog that expects a beat every half second.
+fn start_watched(world: &mut World, failpoints: &str) -> Process {
+    world.configure();
+    world.notify.forget();
+    let mut command = world.run_command();
+    command.env("WATCHDOG_USEC", "1000000").env("FAILPOINTS", failpoints);
+    let daemon = Process::spawn(&mut command, &world.daemon_log());
+    world.notify.wait("READY=1");
+    daemon
+}
+
+/// The watchdog is still fed after a time in which anything stuck would have been noticed.
+#[track_caller]
+fn stays_alive(world: &mut World, daemon: &mut Process) {
+    thread::sleep(PAST_PATIENCE);
+    let beats = world.notify.count("WATCHDOG=1");
+    thread::sleep(Duration::from_secs(4));
+    assert!(daemon.is_running());
+    let stuck = daemon.log_text().lines().find(|line| line.contains("are stuck")).map(str::to_owned);
+    assert_eq!(stuck, None);
+    assert!(world.notify.count("WATCHDOG=1") >= beats + 2, "the watchdog is fed");
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+fn f06_a_full_disk_feeds_the_watchdog() {
+    let mut world = World::new("csv");
+    let disk = SmallDisk::mount(&world.state(), "16m");
+    world.receive(&[]);
+    // The disk fills up between the claim and the first append; the parser then has blocks that nobody takes.
+    let mut daemon = start_watched(&mut world, "claim.after=1*sleep(3000)");
+    world.drop_file(Input::csv("large.csv", 40_000));
+    let claimed = world.inbox("alerts").join("large.csv");
+    wait_until(LIVENESS, "the claim", || !claimed.exists());
+    thread::sleep(Duration::from_millis(300));
+    disk.fill();
+    stays_alive(&mut world, &mut daemon);
+    assert!(daemon.log_text().contains("tried again until it succeeds"), "the disk was full");
+    assert_eq!(world.request_count(), 0);
+    disk.free();
+    world.wait_settled(LIVENESS);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait_exit(Duration::from_secs(30)).code(), Some(0));
+    assert_eq!(world.prove()["requests"], 40_000);
+}
+
+#[test]
+fn f18_the_same_bytes_twice_feed_the_watchdog() {
+    let mut world = World::new("csv");
+    world
+        .receive(&[])
+        // The first copy is read no further than this; the second waits for the first.
+        .set("outbox.high_watermark", 1000)
+        .set("destinations.support.rate_per_s", 1);
+    let mut daemon = start_watched(&mut world, "");
+    let input = Input::csv("first.csv", 20_000);
+    world.drop_file(input.clone()).drop_file(input.named("second.csv"));
+    daemon.wait_log("reading paused");
+    stays_alive(&mut world, &mut daemon);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait_exit(Duration::from_secs(30)).code(), Some(0));
+    world.set("destinations.support.rate_per_s", 0).start().wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 20_000);
+}
