@@ -131,7 +131,7 @@ fn store(c: &mut Criterion) {
     for (number, load) in LOADS.into_iter().enumerate() {
         let dir = tempfile::tempdir_in(std::env::var_os("POSTRIDER_BENCH_DIR").unwrap_or("target".into()))
             .expect("a directory for the store");
-        let store = Arc::new(EmbeddedStore::open(dir.path(), exit_on_fatal()).expect("open"));
+        let store = Arc::new(EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).expect("open"));
         let file = fixtures::file("feed", number as u8, &["d"]);
         let (mut row, mut spent, mut done) = (1, Duration::ZERO, 0);
         group.bench_function(load.name, |b| {

@@ -63,7 +63,13 @@ impl Exit {
                 ConfigError::Invalid(_) => Self::Config,
             });
         }
-        if cause.is::<Problems>() || cause.is::<TelemetryError>() {
+        if let Some(error) = cause.downcast_ref::<TelemetryError>() {
+            return Some(match error {
+                TelemetryError::Thread(_) => Self::TryLater,
+                TelemetryError::Filter { .. } | TelemetryError::Twice(_) => Self::Config,
+            });
+        }
+        if cause.is::<Problems>() {
             return Some(Self::Config);
         }
         if let Some(error) = cause.downcast_ref::<OpenError>() {

@@ -17,7 +17,7 @@ use postrider_actors::{flow::Bell, ports::Transport};
 use super::{error::StartError, recorded::Recorded};
 use crate::{
     config::{LedgerKind, Profile, Resolved},
-    telemetry::{Metered, metrics::Metrics},
+    telemetry::{self, Metered, metrics::Metrics},
 };
 use postrider_sqlite::{Backlog, EmbeddedStore, exit_on_fatal};
 
@@ -179,7 +179,7 @@ impl Stores {
 
 /// Opens the embedded store and says what an earlier run left.
 fn open_embedded(state_dir: &Path, evidence: &Evidence) -> Result<Arc<EmbeddedStore>, StartError> {
-    let store = EmbeddedStore::open_after(state_dir, evidence, exit_on_fatal())?;
+    let store = EmbeddedStore::open_after(state_dir, evidence, exit_on_fatal(telemetry::flush))?;
     match (store.losses(), evidence.len()) {
         (0, _) => {}
         (batches, Some(messages)) => tracing::warn!(

@@ -27,7 +27,11 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::{built_in::VERSION, exit::Exit, telemetry::escape};
+use crate::{
+    built_in::VERSION,
+    exit::Exit,
+    telemetry::{self, escape},
+};
 
 /// Delivers a file of user ids as signed webhook requests, and proves what happened to each
 ///
@@ -126,7 +130,9 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),
     };
-    result.unwrap_or_else(|error| fail(&error))
+    let exit = result.unwrap_or_else(|error| fail(&error));
+    telemetry::flush();
+    exit
 }
 
 /// Prints on stderr why a command failed; its exit code.
@@ -135,8 +141,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     // Whoever closed the pipe has read enough: `postrider files | head`.
     if exit != Exit::Done {
         for line in format!("{error:#}").lines() {
-            // There is nowhere to report it if stderr is gone too.
-            let _ = writeln!(io::stderr(), "postrider: {}", escape(line));
+            telemetry::write(&format!("postrider: {}\n", escape(line)));
         }
     }
     exit.into()

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tracing::{
-    Event, Level, Metadata, Subscriber, callsite,
+    Event, Level, Subscriber, callsite,
     field::{Field, Visit},
 };
 use tracing_subscriber::{
@@ -60,23 +60,39 @@ impl Lines {
 /// A line that says how many were kept back at a place.
 pub(super) fn suppressed_line(style: Style, place: &LogSite, lines: u64) -> String {
     let metadata = place.0.0.metadata();
-    let (target, at) = (metadata.target(), metadata.line().unwrap_or(0));
     let message = "lines were kept back: this place logs more than a line per second";
+    let at = metadata.line().unwrap_or(0).into();
+    own_line(style, *metadata.level(), metadata.target(), message, &[("suppressed", lines), ("line", at)])
+}
+
+/// A line that says how many are missing in its place.
+pub(super) fn dropped_line(style: Style, lines: u64) -> String {
+    let message = "lines are missing here: whoever reads the log does not keep up";
+    own_line(style, Level::WARN, module_path!(), message, &[("dropped", lines)])
+}
+
+/// A line about the log itself.
+fn own_line(style: Style, level: Level, target: &str, message: &str, fields: &[(&str, u64)]) -> String {
     if style == Style::Json {
-        let line = serde_json::json!({
+        let mut line = serde_json::json!({
             "timestamp": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
-            "level": metadata.level().as_str(),
+            "level": level.as_str(),
             "target": target,
             "message": message,
-            "suppressed": lines,
-            "line": at,
         });
+        for (name, value) in fields {
+            line[name] = (*value).into();
+        }
         return format!("{line}\n");
     }
     let mut line = String::new();
-    push_head(&mut line, style, metadata);
+    push_head(&mut line, style, level);
     // Writing to a String can't fail.
-    let _ = writeln!(line, "{target}: {message} suppressed={lines} line={at}");
+    let _ = write!(line, "{target}: {message}");
+    for (name, value) in fields {
+        let _ = write!(line, " {name}={value}");
+    }
+    line.push('\n');
     line
 }
 
@@ -113,7 +129,7 @@ where
             return self.json.format_event(context, writer, event);
         }
         let mut line = String::with_capacity(256);
-        push_head(&mut line, self.style, metadata);
+        push_head(&mut line, self.style, *metadata.level());
         for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root)
         {
             line.push_str(span.name());
@@ -135,8 +151,7 @@ where
     }
 }
 
-fn push_head(line: &mut String, style: Style, metadata: &Metadata<'_>) {
-    let level = *metadata.level();
+fn push_head(line: &mut String, style: Style, level: Level) {
     // Writing to a String can't fail.
     let _ = match style {
         Style::Journald => write!(line, "<{}>", priority(level)),

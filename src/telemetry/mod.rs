@@ -5,14 +5,16 @@ mod limit;
 mod lines;
 mod metered;
 pub mod metrics;
+mod sink;
 
 use std::{
     backtrace::Backtrace,
     env, fmt,
     io::{self, IsTerminal as _, Write as _},
     panic::{self, PanicHookInfo},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
+    time::Duration,
 };
 
 use rustix::time::{ClockId, clock_gettime};
@@ -28,6 +30,7 @@ pub use postrider_settings::escape::escape;
 use self::{
     limit::{Limiter, Quota},
     lines::{Lines, SharedLimiter, SpanFields, Style},
+    sink::Sink,
 };
 use crate::config::{Log, LogFormat, LogLevel};
 
@@ -41,6 +44,12 @@ const QUOTA: Quota = Quota { burst: 50, per_s: 1 };
 /// The longest panic message and backtrace that are logged, in bytes.
 const PANIC_MESSAGE_BYTES_MAX: usize = 512;
 const BACKTRACE_BYTES_MAX: usize = 16 << 10;
+
+/// How long the last lines have to be written when the process ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Where lines go once logs are set up: as global as `tracing`'s own dispatcher.
+static SINK: OnceLock<Sink> = OnceLock::new();
 
 /// Why there are no logs.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +65,9 @@ pub enum TelemetryError {
     /// Somebody else has set a subscriber up.
     #[error("logs are set up already: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
+    /// The system has no thread to spare.
+    #[error("the thread that writes logs can't be started: {0}")]
+    Thread(#[from] io::Error),
 }
 
 /// The logs that are set up. When it is dropped, what was kept back is reported.
@@ -75,7 +87,9 @@ pub fn init(log: &Log) -> Result<Telemetry, TelemetryError> {
     };
     let style = style(log.format);
     let limiter = Arc::new(Mutex::new(Limiter::new(QUOTA)));
-    let layer = layer(style, Arc::clone(&limiter), io::stderr);
+    let sink = Sink::start(io::stderr(), move |lines| lines::dropped_line(style, lines))?;
+    let writer = SINK.get_or_init(|| sink).clone();
+    let layer = layer(style, Arc::clone(&limiter), move || writer.clone());
     tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     panic::set_hook(Box::new(log_panic));
     Ok(Telemetry { style, limiter })
@@ -93,9 +107,25 @@ impl Telemetry {
     pub fn report_suppressed(&self) {
         let reports = self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take_all_suppressed();
         for (place, lines) in reports {
-            // There is nowhere to report it if stderr is gone.
-            let _ = io::stderr().write_all(lines::suppressed_line(self.style, &place, lines).as_bytes());
+            write(&lines::suppressed_line(self.style, &place, lines));
         }
+    }
+}
+
+/// Writes a line to stderr, behind what was logged.
+pub fn write(line: &str) {
+    if let Some(sink) = SINK.get() {
+        sink.push(line.as_bytes());
+    } else {
+        // There is nowhere to report it if stderr is gone.
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+}
+
+/// Waits until what was logged is written, for a second at most: before the process ends.
+pub fn flush() {
+    if let Some(sink) = SINK.get() {
+        sink.flush(LAST_LINES);
     }
 }
 

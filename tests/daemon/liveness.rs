@@ -1,8 +1,8 @@
 //! The daemon lives as long as it can do anything, whatever the machine does.
 
-use std::{thread, time::Duration};
+use std::{io::Write as _, process::Stdio, thread, time::Duration};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{LIVENESS, World, disk::SmallDisk, input::Input, process::Process, wait_until};
 
@@ -73,4 +73,29 @@ fn f18_the_same_bytes_twice_feed_the_watchdog() {
     world.set("destinations.support.rate_per_s", 0).start().wait_settled(LIVENESS);
     world.stop();
     assert_eq!(world.prove()["requests"], 20_000);
+}
+
+#[test]
+fn f59_nobody_reads_the_log() {
+    const ROWS: usize = 50_000;
+    let mut world = World::new("csv");
+    world.receive(&[]).configure();
+    // Full from the start: the first line that the daemon waits for would be its last.
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    rustix::io::ioctl_fionbio(&writer, true).expect("a pipe can be non-blocking");
+    while writer.write(&[b'.'; 4096]).is_ok_and(|written| written > 0) {}
+    rustix::io::ioctl_fionbio(&writer, false).expect("and blocking again");
+    let mut command = world.run_command();
+    let mut daemon = command.stdin(Stdio::null()).stderr(writer).spawn().expect("the binary starts");
+    world.notify.wait("READY=1");
+    world.drop_file(Input::csv("unread.csv", ROWS)).wait_settled(LIVENESS);
+    kill_process(Pid::from_child(&daemon), Signal::TERM).expect("it is our child");
+    let mut exit = None;
+    wait_until(Duration::from_secs(10), "the end of the daemon", || {
+        exit = daemon.try_wait().expect("it is our child");
+        exit.is_some()
+    });
+    assert_eq!(exit.and_then(|status| status.code()), Some(0));
+    drop(reader);
+    assert_eq!(world.prove()["requests"], ROWS);
 }

@@ -252,7 +252,7 @@ fn f15_a_corrupt_database_is_refused_and_left_alone() {
     let mut database = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     database.write_all(b"not a database at all").unwrap();
     let before = fs::read(&path).unwrap();
-    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).err().unwrap();
     assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
     assert!(error.to_string().contains("restore a backup"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -283,11 +283,11 @@ async fn f15_a_log_with_a_damaged_header_is_refused() {
     log.read_exact(&mut byte).unwrap();
     log.seek(SeekFrom::Start(17)).unwrap();
     log.write_all(&[byte[0] ^ 1]).unwrap();
-    let error = EmbeddedStore::open(copy.path(), exit_on_fatal()).err().unwrap();
+    let error = EmbeddedStore::open(copy.path(), exit_on_fatal(|| {})).err().unwrap();
     assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
 
     fs::remove_file(copy.path().join(DATABASE)).unwrap();
-    let error = EmbeddedStore::open(copy.path(), exit_on_fatal()).err().unwrap();
+    let error = EmbeddedStore::open(copy.path(), exit_on_fatal(|| {})).err().unwrap();
     assert!(error.to_string().contains("missing or empty"), "{error}");
     assert!(wal.exists());
 }
@@ -301,11 +301,11 @@ fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
         Connection::open(&path).unwrap().pragma_update(None, pragma, value).unwrap();
     };
     set("user_version", SCHEMA_VERSION + 1);
-    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).err().unwrap();
     assert!(matches!(error, OpenError::Newer { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
     set("user_version", SCHEMA_VERSION);
     set("application_id", 7);
-    let error = EmbeddedStore::open(dir.path(), exit_on_fatal()).err().unwrap();
+    let error = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).err().unwrap();
     assert!(matches!(error, OpenError::Foreign { found: 7, .. }), "{error}");
 }
 

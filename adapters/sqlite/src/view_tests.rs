@@ -42,7 +42,7 @@ async fn settle(store: &EmbeddedStore, lease: &Lease, verdict: Verdict) {
 #[tokio::test]
 async fn the_backlog_is_counted_by_where_batches_are() {
     let dir = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).unwrap();
     assert_eq!(store.backlog(NOW).await, Ok(Backlog::default()));
     let file = fixtures::file("f", 1, &["d", "e"]);
     store.append(fixtures::step_without(&file, 1..=1, &[], &[], NOW)).await.unwrap();
@@ -73,7 +73,7 @@ fn only(reports: Vec<MessageReport>, destination: &str) -> Delivery {
 #[tokio::test]
 async fn a_message_s_whole_way_is_delivery_now() {
     let dir = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).unwrap();
     let file = fixtures::file("f", 1, &["d", "e"]);
     store.append(fixtures::step_without(&file, 1..=5, &[3], &[4], NOW)).await.unwrap();
     let mut viewer = Viewer::open(dir.path()).unwrap();
@@ -130,7 +130,7 @@ async fn a_message_s_whole_way_is_delivery_now() {
 #[tokio::test]
 async fn a_search_finds_a_recipient_once_per_row_in_steps_of_any_size() {
     let dir = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).unwrap();
     let files: Vec<_> = (1..=3).map(|content| fixtures::file("f", content, &["d", "e"])).collect();
     for file in &files {
         for first in [1, 11, 21] {
@@ -160,7 +160,7 @@ async fn a_search_finds_a_recipient_once_per_row_in_steps_of_any_size() {
 #[tokio::test]
 async fn dead_letters_are_filtered_by_everything_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap());
+    let store = Arc::new(EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).unwrap());
     for content in 1..=2 {
         store.append(fixtures::step(&fixtures::file("f", content, &["d", "e"]), 1..=1, NOW)).await.unwrap();
     }
@@ -194,7 +194,7 @@ async fn dead_letters_are_filtered_by_everything_at_once() {
 #[tokio::test]
 async fn an_archived_message_is_shown_without_its_recipient() {
     let dir = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(dir.path(), exit_on_fatal()).unwrap();
+    let store = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).unwrap();
     let file = fixtures::file("f", 1, &["d", "e"]);
     store.append(fixtures::step_without(&file, 1..=2, &[1], &[], NOW)).await.unwrap();
     let mut viewer = Viewer::open(dir.path()).unwrap();

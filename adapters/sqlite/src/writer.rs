@@ -35,12 +35,13 @@ pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Ends the process with exit code 74 (input/output error): recovery from the log is the only way to know
 /// what is on the disk. A failed fsync must not be repeated: the kernel has dropped what it failed on.
-pub fn exit_on_fatal() -> OnFatal {
-    Arc::new(|error| {
+pub fn exit_on_fatal(last: impl Fn() + Send + Sync + 'static) -> OnFatal {
+    Arc::new(move |error| {
         tracing::error!(
             error,
             "the store can't be trusted any more: exiting; a restart recovers from its log"
         );
+        last();
         std::process::exit(74);
     })
 }

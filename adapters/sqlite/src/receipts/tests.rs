@@ -12,7 +12,7 @@ use crate::exit_on_fatal;
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
 fn open(dir: &Path) -> EmbeddedStore {
-    EmbeddedStore::open(dir, exit_on_fatal()).unwrap()
+    EmbeddedStore::open(dir, exit_on_fatal(|| {})).unwrap()
 }
 
 fn id(row: u64) -> MessageId {
