@@ -3,6 +3,7 @@
 use std::{fmt, io, process::ExitCode};
 
 use postrider_actors::ports::StoreError;
+use rustix::io::Errno;
 
 use crate::{
     config::{ConfigError, Problems},
@@ -28,7 +29,7 @@ pub enum Exit {
     Software = 70,
     /// The disk or the store failed (`EX_IOERR`).
     Io = 74,
-    /// Not now (`EX_TEMPFAIL`).
+    /// Not now (`EX_TEMPFAIL`): nothing that another configuration would change.
     TryLater = 75,
     /// The configuration, or the state directory, can't be used (`EX_CONFIG`).
     Config = 78,
@@ -59,6 +60,7 @@ impl Exit {
         }
         if let Some(error) = cause.downcast_ref::<ConfigError>() {
             return Some(match error {
+                ConfigError::Unreadable { error, .. } if is_short_of_something(error) => Self::TryLater,
                 ConfigError::Unreadable { .. } => Self::NoInput,
                 ConfigError::Invalid(_) => Self::Config,
             });
@@ -90,6 +92,12 @@ impl Exit {
         let error = cause.downcast_ref::<io::Error>()?;
         Some(if error.kind() == io::ErrorKind::BrokenPipe { Self::Done } else { Self::Io })
     }
+}
+
+/// Whether the system lacked what it may have again, whatever was read.
+fn is_short_of_something(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno))
 }
 
 impl From<&OpenError> for Exit {
@@ -149,6 +157,20 @@ mod tests {
 
     use super::*;
     use crate::config;
+
+    #[test]
+    fn systemd_keeps_trying_unless_only_a_person_can_help() {
+        let unit = include_str!("../config/postrider.service");
+        let value = |key: &str| {
+            unit.lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap_or_else(|| panic!("the unit has {key}"))
+        };
+        assert_eq!((value("Restart="), value("StartLimitIntervalSec=")), ("on-failure", "0"));
+        let stays_down = [Exit::Usage, Exit::Data, Exit::NoInput, Exit::Config];
+        let stays_down: Vec<_> = stays_down.map(|exit| (exit as u8).to_string()).into();
+        assert_eq!(value("RestartPreventExitStatus="), stays_down.join(" "));
+    }
 
     #[test]
     fn the_exit_code_is_what_was_attached_or_what_the_type_says() {

@@ -1,6 +1,6 @@
 //! Why the daemon did not start, and the exit code that says so.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use postrider_sqlite::{LockError, OpenError};
 
@@ -86,19 +86,64 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit code, by sysexits.h. 78 tells systemd that a restart won't help.
+    /// The exit code, by sysexits.h. 78 tells systemd that a restart won't help: it is for what only another
+    /// configuration changes. A full disk, missing descriptors or an engine that is away must not keep the unit down.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Lock(LockError::Held(_))
-            | Self::Feed { .. }
-            | Self::Ops { .. }
-            | Self::Receipts { .. }
             | Self::Source { .. }
             | Self::Destination { .. }
             | Self::Engine { may_pass: false, .. } => Exit::Config,
-            Self::Engine { may_pass: true, .. } => Exit::TryLater,
-            Self::Lock(LockError::Io { .. }) | Self::Node { .. } | Self::System { .. } => Exit::Io,
+            Self::Feed { error, .. } | Self::Ops { error, .. } | Self::Receipts { error, .. } => {
+                of_configured(error)
+            }
+            Self::Engine { may_pass: true, .. }
+            | Self::Store(OpenError::Unavailable { .. })
+            | Self::Lock(LockError::Io { .. })
+            | Self::Node { .. }
+            | Self::System { .. } => Exit::TryLater,
             Self::Store(error) => error.into(),
         }
+    }
+}
+
+/// The exit code for a path or an address of the configuration that can't be used.
+fn of_configured(error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::AddrInUse
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::Unsupported => Exit::Config,
+        _ => Exit::TryLater,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_is_misconfigured_is_not() {
+        let feed = |errno: Errno| {
+            StartError::Feed { feed: "f".into(), path: "/x".into(), error: errno.into() }.exit()
+        };
+        let ops = |errno: Errno| {
+            let address = ([127, 0, 0, 1], 9464).into();
+            StartError::Ops { address, error: errno.into() }.exit()
+        };
+        let node = |errno: Errno| StartError::Node { path: "/x".into(), error: errno.into() }.exit();
+        for errno in [Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::DQUOT] {
+            assert_eq!(
+                (feed(errno), ops(errno), node(errno)),
+                (Exit::TryLater, Exit::TryLater, Exit::TryLater)
+            );
+        }
+        assert_eq!(ops(Errno::ADDRNOTAVAIL), Exit::TryLater, "the address may not be up yet");
+        assert_eq!((feed(Errno::NOENT), feed(Errno::ACCESS)), (Exit::Config, Exit::Config));
+        assert_eq!((feed(Errno::NOTDIR), ops(Errno::ADDRINUSE)), (Exit::Config, Exit::Config));
     }
 }

@@ -76,6 +76,35 @@ fn f18_the_same_bytes_twice_feed_the_watchdog() {
 }
 
 #[test]
+fn f06_a_start_on_a_full_disk_is_tried_again_until_there_is_room() {
+    let mut world = World::new("csv");
+    let disk = SmallDisk::mount(&world.state(), "16m");
+    world.receive(&[]);
+    disk.fill();
+    world.start();
+    let status = world.wait_exit(LIVENESS);
+    assert_eq!(status.code(), Some(75), "on a disk that was always full: {status}");
+    disk.free();
+    world.drop_file(Input::csv("first.csv", 300)).start_ready().wait_settled(LIVENESS);
+    world.stop();
+
+    world.drop_file(Input::csv("second.csv", 300));
+    disk.fill();
+    world.start();
+    // With a store that is whole it may as well start, and wait.
+    thread::sleep(Duration::from_secs(2));
+    let is_running = world.daemon().is_running();
+    disk.free();
+    if !is_running {
+        assert_eq!(world.wait_exit(LIVENESS).code(), Some(75));
+        world.start();
+    }
+    world.wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 600);
+}
+
+#[test]
 fn f59_nobody_reads_the_log() {
     const ROWS: usize = 50_000;
     let mut world = World::new("csv");

@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io,
+    io::{self, Write as _},
     path::Path,
     sync::{
         Mutex, PoisonError,
@@ -30,7 +30,7 @@ pub const IN_FLIGHT_FILE: &str = "in-flight";
 /// `Ptrd`, `fly`, version 1.
 const MAGIC: u64 = u64::from_le_bytes(*b"Ptrdfly1");
 
-/// As many as requests can be in flight (`delivery.concurrency`). The file has holes where none ever was.
+/// As many as requests can be in flight (`delivery.concurrency`).
 const SLOTS: usize = 65_536;
 
 const HEADER_WORDS: usize = 8;
@@ -69,14 +69,18 @@ impl InFlightFile {
     /// It is empty from then on.
     pub fn open(state_dir: &Path) -> io::Result<(Self, Evidence)> {
         let path = state_dir.join(IN_FLIGHT_FILE);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let is_whole = file.metadata()?.len() == (WORDS * 8) as u64;
-        file.set_len((WORDS * 8) as u64)?;
+        if !is_whole {
+            // Written, not only made longer: a store into a hole that a full disk can't fill would be a SIGBUS.
+            file.set_len(0)?;
+            file.write_all(&vec![0; WORDS * 8])?;
+        }
         let map = MmapOptions::new().len(WORDS * 8).map_raw(&file)?;
         let this = Self { map, free: Mutex::default() };
         let boot = boot_id();
         let evidence = if is_whole { this.evidence(boot) } else { Evidence::unknown() };
-        // Only what was ever used: the file keeps its holes, and memory its pages.
+        // Only what was ever used: the rest takes no memory.
         for word in &this.words()[..HEADER_WORDS + this.slots_used() * SLOT_WORDS] {
             word.store(0, Ordering::Relaxed);
         }
