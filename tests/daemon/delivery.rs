@@ -203,6 +203,42 @@ fn f38_retry_after_is_honoured_and_clamped() {
     }
 }
 
+/// Answers of 200 that break the rules behind their status line.
+fn odd_answers() -> Vec<Vec<u8>> {
+    let many = "x: y\r\n".repeat(101) + "content-length: 0\r\n\r\n";
+    let long = format!("x: {}\r\ncontent-length: 0\r\n\r\n", "y".repeat(17 << 10));
+    let answers = [
+        "1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n",
+        "1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+        "1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 7\r\n\r\n",
+        "1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        &format!("1.1 200 OK\r\n{many}"),
+        &format!("1.1 200 OK\r\n{long}"),
+        "1.1 200 OK\r\nx: a\r\n folded\r\ncontent-length: 0\r\n\r\n",
+        "1.1 200 OK\r\nServer : odd\r\ncontent-length: 0\r\n\r\n",
+        "1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n",
+        "1.1 200 OK\r\nnot a field\r\ncontent-length: 0\r\n\r\n",
+    ];
+    answers.into_iter().map(|answer| format!("HTTP/{answer}").into_bytes()).collect()
+}
+
+#[test]
+fn f70_a_200_with_an_odd_head_is_a_200() {
+    const ROUNDS: usize = 25;
+    let answers = odd_answers();
+    let messages = answers.len() * ROUNDS;
+    let mut world = World::new("csv");
+    world.script(move |request| Reply::Raw(answers[row(request) % answers.len()].clone()));
+    let started = Instant::now();
+    world.set("destinations.support.timeout", "25s");
+    world.drop_file(Input::csv("odd.csv", messages).all(Kind::Sent)).start().wait_settled(LIVENESS);
+    assert!(started.elapsed() < Duration::from_secs(20), "no slot waits for a body whose end can't be found");
+    world.stop();
+    assert_eq!(world.prove()["requests"], messages, "each is sent once");
+}
+
 #[test]
 fn f37_a_reset_after_the_request_is_tried_again_under_the_same_id() {
     let mut world = World::new("csv");

@@ -37,6 +37,8 @@ pub(crate) enum Reply {
     Status(u16),
     /// Answers with one more header.
     Header(u16, &'static str, String),
+    /// Answers with these bytes, status 200, and waits for the next request.
+    Raw(Vec<u8>),
     /// Breaks the connection with a RST after the whole request has arrived.
     Reset,
     /// Never answers; closes when the receiver is dropped.
@@ -113,6 +115,10 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
             Reply::Status(status) => answer(shared, stream, &request, status, "")?,
             Reply::Header(status, name, value) => {
                 answer(shared, stream, &request, status, &format!("{name}: {value}\r\n"))?;
+            }
+            Reply::Raw(bytes) => {
+                log(shared, &request, 200)?;
+                (&mut &*stream).write_all(&bytes)?;
             }
             Reply::Reset => {
                 log(shared, &request, 0)?;

@@ -65,8 +65,8 @@ impl Connection {
         Self { stream, output: Vec::new(), input: Vec::new(), timer: Box::pin(sleep_until(deadline)) }
     }
 
-    /// Sends `output` and reads the answer. Once a final head has come, its status counts, whatever
-    /// becomes of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept.
+    /// Sends `output` and reads the answer. Once a final status line has come, it counts, whatever becomes of the rest
+    /// of the head and of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept.
     pub(super) async fn exchange(
         &mut self,
         deadline: Instant,
@@ -94,6 +94,8 @@ impl Connection {
             Ok::<_, NoAnswer>(sent && end == BodyEnd::Clean)
         };
         let ended = within(timer.as_mut(), deadline, talk).await;
+        // F70: however the head went on, or didn't, the receiver has said what became of the message.
+        let head = head.or_else(|| ResponseHead::of_status_line(input));
         output.shrink_to(BUFFER_BYTES_KEPT);
         input.shrink_to(BUFFER_BYTES_KEPT);
         match (head, ended) {
@@ -192,19 +194,18 @@ async fn read_head(
         if !input.is_empty() && (reads <= 4 || memchr::memchr(b'\n', &input[tail..]).is_some()) {
             looked = input.len();
             match parse_head(input).map_err(|_| Reason::Protocol)? {
-                Parsed::Final(len, parsed) if skipped + len <= HEAD_BYTES_MAX => {
+                Parsed::Final(len, parsed) => {
                     input.drain(..len);
                     *head = Some(parsed);
                     return Ok(parsed);
                 }
-                Parsed::Interim(len) if skipped + len <= HEAD_BYTES_MAX => {
+                Parsed::Interim(len) => {
                     input.drain(..len);
                     skipped += len;
                     (looked, reads) = (0, 0);
                     continue;
                 }
                 Parsed::Partial => {}
-                Parsed::Final(..) | Parsed::Interim(_) => return Err(Reason::Protocol.into()),
             }
         }
         if skipped + input.len() > HEAD_BYTES_MAX {

@@ -1,5 +1,8 @@
 //! Reads answers (RFC 9112), without IO: bytes go in, what they mean comes out. A body's content matters
 //! only for a provider's id; otherwise it is counted and dropped, so that the connection can be used again.
+//!
+//! The status line is the verdict. Whatever is wrong behind it costs the connection and nothing else: a receiver that
+//! said 200 has the message, and asking it again would only double it (F70).
 
 use std::time::Duration;
 
@@ -11,7 +14,7 @@ pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Fields in one head; httparse needs a slot for each.
 const FIELDS_MAX: usize = 100;
 
-/// The answer is not HTTP, breaks a limit, or leaves its own length in doubt.
+/// The head can't be read: it breaks a limit or the grammar, or is not HTTP at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotHttp;
 
@@ -33,6 +36,34 @@ pub(super) enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
+    /// It can't be found, so nothing of the body is read.
+    InDoubt,
+}
+
+impl ResponseHead {
+    /// What a head says of which only the status line can be read, if that is a final one.
+    pub(super) fn of_status_line(bytes: &[u8]) -> Option<Self> {
+        let after = bytes.strip_prefix(b"HTTP/1.1 ").or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))?;
+        let (digits, after) = after.split_at_checked(3)?;
+        // Whatever the reason phrase is.
+        matches!(after.first()?, b' ' | b'\r' | b'\n').then_some(())?;
+        let status = digits
+            .iter()
+            .all(u8::is_ascii_digit)
+            .then(|| std::str::from_utf8(digits).ok()?.parse().ok())??;
+        is_final(status).then_some(Self {
+            status,
+            retry_after: None,
+            keep_alive: false,
+            idle_max: None,
+            framing: Framing::InDoubt,
+        })
+    }
+}
+
+/// 101 would hand the connection to a protocol that nobody asked for: it is final, and an error.
+fn is_final(status: u16) -> bool {
+    status >= 200 || status == 101
 }
 
 /// What the start of the buffer holds.
@@ -46,26 +77,41 @@ pub(super) enum Parsed {
     Final(usize, ResponseHead),
 }
 
-/// Reads the head at the start of `bytes`.
+/// Reads the head at the start of `bytes`. One that breaks the grammar in a way that is common is read all the same,
+/// but the connection is not used again.
 pub(super) fn parse_head(bytes: &[u8]) -> Result<Parsed, NotHttp> {
+    let mut config = httparse::ParserConfig::default();
+    parse_with(&config, bytes).or_else(|_| {
+        config
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .ignore_invalid_headers_in_responses(true);
+        let parsed = parse_with(&config, bytes)?;
+        Ok(match parsed {
+            Parsed::Final(len, head) => Parsed::Final(len, ResponseHead { keep_alive: false, ..head }),
+            Parsed::Interim(_) | Parsed::Partial => parsed,
+        })
+    })
+}
+
+fn parse_with(config: &httparse::ParserConfig, bytes: &[u8]) -> Result<Parsed, NotHttp> {
     let mut fields = [const { std::mem::MaybeUninit::uninit() }; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut response, bytes, &mut fields)
-        .map_err(|_| NotHttp)?;
+    let parsed =
+        config.parse_response_with_uninit_headers(&mut response, bytes, &mut fields).map_err(|_| NotHttp)?;
     let httparse::Status::Complete(len) = parsed else { return Ok(Parsed::Partial) };
     let status = response.code.ok_or(NotHttp)?;
     if len > HEAD_BYTES_MAX || status < 100 {
         return Err(NotHttp);
     }
-    // 101 would hand the connection to a protocol that nobody asked for: it is final, and an error.
-    if (100..200).contains(&status) && status != 101 {
+    if !is_final(status) {
         return Ok(Parsed::Interim(len));
     }
 
     let http_1_1 = response.version == Some(1);
     let mut length = None;
     let mut chunked = None;
+    let mut in_doubt = false;
     let (mut close, mut keep_alive) = (false, false);
     let mut retry_after = None;
     let mut idle_max = None;
@@ -73,10 +119,9 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Parsed, NotHttp> {
         if field.name.eq_ignore_ascii_case("content-length") {
             // A list of the same number is one number; anything else is an answer with two ends.
             for number in field.value.split(|&byte| byte == b',') {
-                let number = parse_length(number).ok_or(NotHttp)?;
-                if length.replace(number).is_some_and(|before| before != number) {
-                    return Err(NotHttp);
-                }
+                let number = parse_length(number);
+                in_doubt |= number.is_none() || length.is_some_and(|before| number != Some(before));
+                length = length.or(number);
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             // Only chunked was offered; anything before it, or a second field, is nothing we can read.
@@ -93,17 +138,19 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Parsed, NotHttp> {
             retry_after = parse_retry_after(field.value);
         }
     }
-    // Both: request smuggling's favourite (RFC 9112 §6.1). Other codings: the end can't be found.
-    if chunked == Some(false) || chunked.is_some() && (length.is_some() || !http_1_1) {
-        return Err(NotHttp);
-    }
-    let framing = match (status, length) {
-        (204 | 304, _) => Framing::Length(0),
-        _ if chunked.is_some() => Framing::Chunked,
-        (_, Some(length)) => Framing::Length(length),
-        (_, None) => Framing::UntilClose,
+    let framing = match (status, chunked, length) {
+        (204 | 304, ..) => Framing::Length(0),
+        (_, Some(true), _) => Framing::Chunked,
+        (_, Some(false), _) => Framing::InDoubt,
+        _ if in_doubt => Framing::InDoubt,
+        (_, None, Some(length)) => Framing::Length(length),
+        (_, None, None) => Framing::UntilClose,
     };
-    let keep_alive = status != 101 && !close && (http_1_1 || keep_alive) && framing != Framing::UntilClose;
+    // Chunks are what counts, but with a length beside them, or from HTTP/1.0, who knows what follows on this
+    // connection: request smuggling's favourite (RFC 9112 §6.1, §6.3).
+    in_doubt |= chunked == Some(false) || chunked.is_some() && (length.is_some() || !http_1_1);
+    let keep_alive =
+        !in_doubt && status != 101 && !close && (http_1_1 || keep_alive) && framing != Framing::UntilClose;
     Ok(Parsed::Final(len, ResponseHead { status, retry_after, keep_alive, idle_max, framing }))
 }
 
@@ -160,6 +207,7 @@ pub(super) struct BodyReader {
 enum BodyState {
     Length(u64),
     UntilClose,
+    InDoubt,
     /// In a chunk's size, with the digits so far.
     ChunkSize {
         size: u64,
@@ -189,6 +237,7 @@ impl BodyReader {
             Framing::Length(length) => BodyState::Length(length),
             Framing::Chunked => BodyState::ChunkSize { size: 0, digits: 0 },
             Framing::UntilClose => BodyState::UntilClose,
+            Framing::InDoubt => BodyState::InDoubt,
         };
         Self { state, allowance: bytes_max }
     }
@@ -197,6 +246,7 @@ impl BodyReader {
     /// content goes to `kept`, if there is one: no more than was allowed.
     pub(super) fn feed(&mut self, bytes: &[u8], mut kept: Option<&mut Vec<u8>>) -> BodyStep {
         match self.state {
+            BodyState::InDoubt => BodyStep::Broken,
             // Known beforehand to be too long: not worth reading any of it.
             BodyState::Length(length) if length > self.allowance => BodyStep::Broken,
             BodyState::Length(length) => {
@@ -287,27 +337,75 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_body_is_found_or_the_answer_refused() {
+    fn the_end_of_a_body_is_found_or_in_doubt() {
         assert_eq!(framing("Content-Length: 12\r\n"), Ok(Framing::Length(12)));
         assert_eq!(framing("content-length: 5, 5\r\nContent-Length: 5\r\n"), Ok(Framing::Length(5)));
         assert_eq!(framing("Transfer-Encoding: Chunked\r\n"), Ok(Framing::Chunked));
         assert_eq!(framing(""), Ok(Framing::UntilClose));
+    }
+
+    #[test]
+    fn f70_doubt_about_the_end_of_a_body_costs_the_connection_alone() {
+        let doubtful = |line: &str, fields: &str| {
+            let head = head(&format!("{line} 200 OK\r\nconnection: keep-alive\r\n{fields}\r\n")).unwrap();
+            assert_eq!((head.status, head.keep_alive), (200, false), "{fields:?}");
+            head.framing
+        };
         for conflict in [
             "content-length: 5\r\ncontent-length: 6\r\n",
             "content-length: 5, 6\r\n",
+            "content-length: 5, x, 5\r\n",
             "content-length: -1\r\n",
             "content-length: +1\r\n",
             "content-length: 1x\r\n",
             "content-length: \r\n",
             "content-length: 18446744073709551616\r\n",
-            "content-length: 5\r\ntransfer-encoding: chunked\r\n",
             "transfer-encoding: gzip\r\n",
             "transfer-encoding: gzip, chunked\r\n",
             "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            "content-length: 5\r\ntransfer-encoding: gzip\r\n",
         ] {
-            assert_eq!(framing(conflict), Err(NotHttp), "{conflict:?}");
+            assert_eq!(doubtful("HTTP/1.1", conflict), Framing::InDoubt, "{conflict:?}");
         }
-        assert_eq!(head("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"), Err(NotHttp));
+        // Where there are chunks, their end is the body's (RFC 9112 §6.3).
+        let both = "content-length: 5\r\ntransfer-encoding: chunked\r\n";
+        assert_eq!(doubtful("HTTP/1.1", both), Framing::Chunked);
+        assert_eq!(doubtful("HTTP/1.0", "transfer-encoding: chunked\r\n"), Framing::Chunked);
+        assert_eq!(read(Framing::InDoubt, 64, b"", &[]), Err(()), "nothing of it is read");
+    }
+
+    #[test]
+    fn f70_fields_that_break_the_grammar_cost_the_connection_alone() {
+        for odd in ["x: a\r\n b\r\n", "Server : x\r\n", "no field\r\n", ": x\r\n"] {
+            let fields = format!("retry-after: 7\r\n{odd}content-length: 2\r\n");
+            let head = head(&format!("HTTP/1.1 503 No\r\n{fields}\r\n")).unwrap();
+            assert_eq!((head.status, head.keep_alive), (503, false), "{odd:?}");
+            assert_eq!(head.retry_after, Some(RetryAfter::Delay(Duration::from_secs(7))), "{odd:?}");
+            assert_eq!(head.framing, Framing::Length(2), "{odd:?}");
+        }
+        assert_eq!(parse_head(b"HTTP/1.1 103 Hints\r\nlink: a,\r\n b\r\n\r\n"), Ok(Parsed::Interim(36)));
+    }
+
+    #[test]
+    fn f70_a_status_line_is_a_verdict_by_itself() {
+        let status = |text: &str| ResponseHead::of_status_line(text.as_bytes()).map(|head| head.status);
+        assert_eq!(status("HTTP/1.1 200 OK\r\n"), Some(200));
+        assert_eq!(status("HTTP/1.0 503\r\nx: y"), Some(503));
+        assert_eq!(status("HTTP/1.1 204\n"), Some(204));
+        assert_eq!(status("HTTP/1.1 200 O\0K"), Some(200));
+        assert_eq!(status("HTTP/1.1 101 Switching"), Some(101));
+        for none in [
+            "",
+            "HTTP/1.1 2",
+            "HTTP/1.1 200",
+            "HTTP/1.1 2000 x",
+            "HTTP/2 200 x",
+            "HTTP/1.1 099 x",
+            "HTTP/1.1 +20 x",
+        ] {
+            assert_eq!(status(none), None, "{none:?}");
+        }
+        assert_eq!(status("HTTP/1.1 100 Continue\r\n"), None, "a verdict is yet to come");
     }
 
     #[test]
@@ -358,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_is_refused() {
+    fn what_is_not_http_is_refused() {
         for bytes in
             ["SSH-2.0-OpenSSH\r\n", "HTTP/2 200\r\n\r\n", "HTTP/1.1 2000 x\r\n\r\n", "HTTP/1.1 099 x\r\n\r\n"]
         {
