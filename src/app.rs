@@ -46,6 +46,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     clock::SystemClock,
     config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, Sqs},
+    descriptors,
     exit::Exit,
     ops::{Health, OpsServer, Phase, Serving},
     systemd::Notifier,
@@ -74,6 +75,8 @@ pub fn run(
 ) -> Result<Exit, StartError> {
     let state_dir = resolved.config.state.dir.clone();
     let _lock = InstanceLock::acquire(&state_dir)?;
+    let descriptors = descriptors::raise_limit();
+    warn_of_shortfall(&resolved.config, descriptors);
     let ops = bind_ops(&resolved)?;
     let runtime = runtime()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -95,6 +98,7 @@ pub fn run(
         systemd,
         telemetry,
         receipts: Mutex::default(),
+        descriptors,
     });
     runtime.spawn(machine.beat("runtime"));
     System::with_tokio_rt(move || runtime).block_on(async {
@@ -104,6 +108,13 @@ pub fn run(
         machine.stores.close().await;
         exit
     })
+}
+
+/// Says so where a configuration may need more descriptors than there are.
+fn warn_of_shortfall(config: &Config, limit: Option<u64>) {
+    if let Some(shortfall) = descriptors::shortfall(config, limit) {
+        tracing::warn!("{}", shortfall.detail);
+    }
 }
 
 /// As many threads as there are cores, or as `TOKIO_WORKER_THREADS` says.
@@ -172,6 +183,7 @@ async fn run_generations(
                         }
                         generation = Generation::start(machine, &new, parts);
                         lookout.configure(&new.config);
+                        warn_of_shortfall(&new.config, machine.descriptors);
                         tracing::info!("the new configuration is in use");
                     }
                     Err(error) => {

@@ -65,7 +65,7 @@ fn what_is_missing_is_named_made_and_then_fine() {
 
     let (code, report) = world.run(&["check-config", "--connect"], true);
     assert_eq!((code, &report["ok"]), (78, &Value::Bool(false)));
-    let wrong = with(&report["connect"], "wrong");
+    let wrong = with(&report["findings"], "wrong");
     for part in [
         "table postrider is missing",
         "table postrider-ledger is missing",
@@ -92,7 +92,7 @@ fn what_is_missing_is_named_made_and_then_fine() {
 
     let (code, report) = world.run(&["check-config", "--connect"], true);
     assert_eq!((code, &report["ok"]), (0, &Value::Bool(true)), "{report}");
-    assert_eq!(with(&report["connect"], "ok").len(), 5, "{report}");
+    assert_eq!(with(&report["findings"], "ok").len(), 5, "{report}");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn what_differs_is_said_and_left_alone() {
     let notes = with(&report["shared"], "note");
     assert_eq!((code, notes.len()), (0, 2), "{report}");
     assert!(notes[0].contains("MessageRetentionPeriod") && notes[1].contains("RedrivePolicy"), "{notes:?}");
-    assert_eq!(with(&world.run(&["check-config", "--connect"], true).1["connect"], "note"), notes);
+    assert_eq!(with(&world.run(&["check-config", "--connect"], true).1["findings"], "note"), notes);
 }
 
 #[test]
@@ -117,12 +117,12 @@ fn an_unreachable_engine_is_not_reported_as_wrong() {
     assert_eq!(World::new(sqs.endpoint(), "http://127.0.0.1:9", "").run(&["migrate"], true).0, 75);
     let world = World::new(sqs.endpoint(), "http://127.0.0.1:9", "");
     let (code, report) = world.run(&["check-config", "--connect"], true);
-    let unreachable = with(&report["connect"], "unreachable");
+    let unreachable = with(&report["findings"], "unreachable");
     assert_eq!((code, unreachable.len()), (75, 1), "{report}");
     assert!(unreachable[0].starts_with("tables postrider and postrider-ledger: "), "{unreachable:?}");
 
     let (code, report) = world.run(&["check-config", "--connect"], false);
-    let wrong = with(&report["connect"], "wrong");
+    let wrong = with(&report["findings"], "wrong");
     assert_eq!((code, wrong.len()), (78, 1), "{report}");
     assert!(wrong[0].starts_with("aws credentials: ") && wrong[0].contains("AWS_PROFILE"), "{wrong:?}");
 }

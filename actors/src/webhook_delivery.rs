@@ -22,15 +22,16 @@ use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup, back_off},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
+        backoff::Backoff,
         batch::OpenRows,
         body::BodyTemplate,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::{MessageVerdict, is_exclusive},
-        outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
+        outcome::{Attempt, DeathCause, Outcome, Reason, Shortage, Verdict},
         record::Said,
         retry::{Decision, decide, poisoned},
         roster::{Pick, Ready, Report, Roster, RosterLimits},
@@ -46,6 +47,9 @@ const AHEAD_PER_PERMIT: usize = 4;
 
 /// … and at least.
 const AHEAD_MIN: usize = 1_000;
+
+/// How long a sender waits for what this machine lacks (F72). A descriptor is free again within a request's time.
+const SHORTAGE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
@@ -346,6 +350,7 @@ impl WebhookStrategy {
     async fn send_loop(self: Arc<Self>, mut pick: Pick, mut batch: Arc<WebhookBatch>) {
         let mut body = Vec::new();
         let slot = self.setup.in_flight.enter();
+        let mut shortages = 0;
         loop {
             let attempt = AssertUnwindSafe(self.attempt(pick, &batch, slot, &mut body)).catch_unwind().await;
             self.setup.in_flight.end(slot);
@@ -354,6 +359,13 @@ impl WebhookStrategy {
                 tracing::error!(id = %batch.lease.header.message_id(row), "the attempt panicked");
                 Some(Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None })
             });
+            if let Some(Outcome::Unsent(shortage)) = outcome {
+                shortages += 1;
+                if self.wait_out(pick, shortage, shortages).await {
+                    continue;
+                }
+            }
+            shortages = 0;
             let report = self.judge(pick, &batch, outcome);
             let now = self.worker.clock().wall();
             let mut state = self.state();
@@ -436,6 +448,26 @@ impl WebhookStrategy {
         Some(answer.outcome)
     }
 
+    /// Waits until this machine may have again what it lacked for an attempt. Whether the message is still to be sent
+    /// here then: its lease may be lost meanwhile, or the worker closed.
+    async fn wait_out(&self, pick: Pick, shortage: Shortage, shortages: u32) -> bool {
+        let destination = &self.setup.destinations[pick.destination];
+        destination.metrics.unsent(shortage);
+        if shortages == 1 {
+            tracing::warn!(
+                destination = %destination.name,
+                shortage = shortage.as_str(),
+                "this machine can't open a connection; the message waits and is charged nothing"
+            );
+        }
+        tokio::select! {
+            biased;
+            () = self.worker.closed() => return false,
+            () = back_off(SHORTAGE, shortages) => {}
+        }
+        self.state().batches.contains_key(&pick.token)
+    }
+
     fn judge(&self, pick: Pick, batch: &WebhookBatch, outcome: Option<Outcome>) -> Report {
         let Some(outcome) = outcome else {
             return Report::Unsent;
@@ -444,6 +476,7 @@ impl WebhookStrategy {
         let retry = &self.setup.destinations[pick.destination].retry;
         match decide(retry, outcome, pick.attempt, since, self.worker.clock().wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
+            Decision::Leave => Report::Unsent,
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();
                 let mut state = self.state();

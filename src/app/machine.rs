@@ -45,6 +45,8 @@ pub(super) struct Machine {
     pub(super) telemetry: Telemetry,
     /// Where receipts are handed in. It stays bound across a reload, so that no sender is turned away.
     pub(super) receipts: Mutex<Option<(SocketAddr, Listener)>>,
+    /// How many descriptors it may have, if that is limited.
+    pub(super) descriptors: Option<u64>,
 }
 
 impl Machine {

@@ -38,6 +38,7 @@ pub(super) struct Watch {
     destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
     queue: (QueueMetrics, Growth<2>),
     dead: Growth<1>,
+    shortages: Growth<1>,
     to_do: Option<ToDo>,
     read_again: MonoMs,
 }
@@ -54,6 +55,7 @@ impl Watch {
             destinations: BTreeMap::new(),
             queue: (machine.metrics.stages.queue(), Growth::new(Duration::ZERO)),
             dead: Growth::new(Duration::ZERO),
+            shortages: Growth::new(SHORTAGE_WINDOW),
             to_do: None,
             read_again: MonoMs(0),
         };
@@ -91,13 +93,17 @@ impl Watch {
         self.export(open, age);
         let now = self.clock.mono();
         let (percent, where_) = self.failures(now);
-        let dead = self.destinations.values().map(|(metrics, _)| metrics.dead()).sum();
-        let [dead] = self.dead.look(now, [dead]);
+        let total = |of: fn(&DestinationMetrics) -> u64| {
+            self.destinations.values().map(|(metrics, _)| of(metrics)).sum()
+        };
+        let (dead, shortages) = (total(DestinationMetrics::dead), total(DestinationMetrics::shortages));
+        let ([dead], [shortages]) = (self.dead.look(now, [dead]), self.shortages.look(now, [shortages]));
         let readings: [(Reading, &str); AlarmKind::ALL.len()] = [
             (open.map(|open| open as f64), ""),
             (Some(percent), where_.as_deref().unwrap_or("")),
             (age.map(|age| age.as_secs_f64()), ""),
             (Some(dead as f64), ""),
+            (Some(shortages as f64), ""),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
@@ -177,21 +183,23 @@ const CLEAR_AFTER: Duration = Duration::from_mins(1);
 /// How long the backlog must be too high: a burst is worth no alarm.
 const DEPTH_RAISE_AFTER: Duration = Duration::from_mins(1);
 
+/// How long ago this machine may have lacked something for the alarm to stay raised.
+const SHORTAGE_WINDOW: Duration = Duration::from_mins(1);
+
 fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
+    // The window is its hysteresis: what happened once is looked at for as long.
+    let any_above = |threshold: f64| AlarmRule {
+        threshold,
+        clear_at: threshold,
+        raise_after: Duration::ZERO,
+        clear_after: Duration::ZERO,
+    };
     let (threshold, raise_after) = match kind {
         AlarmKind::Depth => (config.depth.max_messages as f64, DEPTH_RAISE_AFTER),
         AlarmKind::Failures => (config.failures.max_percent.into(), Duration::ZERO),
         AlarmKind::Latency => (config.latency.max.as_secs_f64(), Duration::ZERO),
-        AlarmKind::Dead => {
-            // The window is its hysteresis: one that was given up is looked at for as long.
-            let threshold = config.dead.max_messages as f64;
-            return AlarmRule {
-                threshold,
-                clear_at: threshold,
-                raise_after: Duration::ZERO,
-                clear_after: Duration::ZERO,
-            };
-        }
+        AlarmKind::Dead => return any_above(config.dead.max_messages as f64),
+        AlarmKind::Shortage => return any_above(0.0),
     };
     AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
 }
@@ -202,6 +210,7 @@ fn unit(kind: AlarmKind) -> &'static str {
         AlarmKind::Depth | AlarmKind::Dead => "messages",
         AlarmKind::Failures => "percent",
         AlarmKind::Latency => "seconds",
+        AlarmKind::Shortage => "attempts",
     }
 }
 
@@ -238,6 +247,7 @@ mod tests {
             format!("[5m])) >= {ATTEMPTS_MIN}\n"),
             format!("postrider_oldest_due_seconds > {}\n", threshold(AlarmKind::Latency)),
             format!("increase(postrider_messages_dead_total[5m])) > {}\n", threshold(AlarmKind::Dead)),
+            format!("increase(postrider_unsent_total[{}m])) > 0\n", SHORTAGE_WINDOW.as_secs() / 60),
             format!("for: {}m", rule(&alarms, AlarmKind::Depth).raise_after.as_secs() / 60),
         ] {
             assert!(rules.contains(&bound), "{bound}");

@@ -12,12 +12,13 @@ use crate::{
         self, Config, ConfigError, Duplicates, Feed, FeedSource, Format, LedgerKind, Origin, Problem,
         Problems, ReceiptSource, SourceKind, Target, TemplateSource,
     },
+    descriptors,
 };
 
 /// Check the configuration and list everything that is wrong with it
 ///
-/// Without --resolve or --connect it reads only the file and the environment and contacts nothing. Every problem is
-/// printed to stderr, with its line, the value found and what is allowed. Exits with 78 if there is one.
+/// Without --resolve or --connect it reads only the file, the environment and its own limits, and contacts nothing. Every
+/// problem is printed to stderr, with its line, the value found and what is allowed. Exits with 78 if there is one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Also read the secrets, templates and certificates that the configuration names; run it as the
@@ -44,14 +45,13 @@ pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
     });
     match checked {
         Ok(config) => {
-            let found = if args.connect { engines::connect(&config)? } else { Vec::new() };
+            let mut found = if args.connect { engines::connect(&config)? } else { Vec::new() };
+            found.extend(descriptors::shortfall(&config, descriptors::limit()));
             let exit = findings::exit(&found);
             if args.json {
                 let mut value = summary_json(&config);
-                if args.connect {
-                    value["ok"] = (exit == Exit::Done).into();
-                    value["connect"] = findings::as_json(&found);
-                }
+                value["ok"] = (exit == Exit::Done).into();
+                value["findings"] = findings::as_json(&found);
                 print_json(&value)?;
             } else {
                 let gap = if found.is_empty() { "" } else { "\n" };

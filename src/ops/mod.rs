@@ -31,7 +31,7 @@ use postrider_net::listener::Listener;
 pub use postrider_net::listener::Serving;
 
 /// Connections at once: a few scrapers and probes.
-const CONNECTIONS_MAX: u32 = 32;
+pub const CONNECTIONS_MAX: u32 = 32;
 /// How long a request's head may take to arrive: whoever sends a byte now and then loses the place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, its one answer included: whoever does not read it loses the place.

@@ -31,6 +31,7 @@ mod pg;
 mod receipts;
 #[cfg(feature = "aws")]
 mod several;
+mod shortages;
 mod support;
 mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]

@@ -39,7 +39,7 @@ fn get(address: SocketAddr, path: &str) -> HttpResponse {
 }
 
 /// A world whose daemon serves metrics, and where.
-fn serve(world: &mut World) -> SocketAddr {
+pub(crate) fn serve(world: &mut World) -> SocketAddr {
     world.set("ops.listen", "127.0.0.1:0").start_ready();
     address(world)
 }
@@ -57,7 +57,7 @@ fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
-fn metric(address: SocketAddr, series: &str) -> Option<f64> {
+pub(crate) fn metric(address: SocketAddr, series: &str) -> Option<f64> {
     value(&get(address, "/metrics").body, series)
 }
 
@@ -257,7 +257,7 @@ fn s2_8_alarms_are_raised_and_cleared() {
     world.add_destination("bad").add_feed("bad", "csv", &["bad"]).set("alarms.dead.window", "3s");
     let address = serve(&mut world);
     let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
-    for alarm in ["depth", "failures", "latency", "dead"] {
+    for alarm in ["depth", "failures", "latency", "dead", "shortage"] {
         assert_eq!(active(alarm), Some(0.0), "{alarm}");
     }
     world.drop_into("bad", Input::csv("bad.csv", 50));

@@ -22,7 +22,7 @@ use crate::{
     model::{
         file::FileState,
         ledger::MessageVerdict,
-        outcome::{DeathCause, Reason, Verdict},
+        outcome::{DeathCause, Reason, Shortage, Verdict},
     },
     ports::{ItemOutcome, Settled},
 };
@@ -79,6 +79,7 @@ pub struct StageMetrics {
     queue_entries: Counters<1>,
     leases_lost: Counters<0>,
     attempts: Counters<2>,
+    unsent: Counters<2>,
     attempt_duration: Timings<1>,
     sent: Counters<1>,
     retries: Counters<1>,
@@ -131,6 +132,12 @@ impl StageMetrics {
                 "attempts",
                 ["destination", "outcome"],
                 "Attempts whose outcome is recorded",
+            ),
+            unsent: Counters::register(
+                to,
+                "unsent",
+                ["destination", "shortage"],
+                "Times that an attempt could not begin because this machine lacked something",
             ),
             attempt_duration: Timings::register(
                 to,
@@ -221,6 +228,7 @@ impl StageMetrics {
     pub fn destination(&self, name: &str) -> DestinationMetrics {
         DestinationMetrics(Arc::new(DestinationHandles {
             attempts: OUTCOMES.map(|outcome| self.attempts.of([name, outcome])),
+            unsent: Shortage::ALL.map(|shortage| self.unsent.of([name, shortage.as_str()])),
             attempt_duration: self.attempt_duration.of([name]),
             sent: self.sent.of([name]),
             retries: self.retries.of([name]),
@@ -349,6 +357,8 @@ pub struct DestinationMetrics(Arc<DestinationHandles>);
 #[derive(Debug)]
 struct DestinationHandles {
     attempts: [Counter; OUTCOMES.len()],
+    /// By [`Shortage`].
+    unsent: [Counter; Shortage::ALL.len()],
     attempt_duration: Histogram,
     sent: Counter,
     retries: Counter,
@@ -408,6 +418,16 @@ impl DestinationMetrics {
     /// An attempt was answered 410; nothing of it is recorded.
     pub fn gone(&self) {
         self.0.attempts[GONE].inc();
+    }
+
+    /// An attempt could not begin.
+    pub fn unsent(&self, shortage: Shortage) {
+        self.0.unsent[shortage as usize].inc();
+    }
+
+    /// How often attempts could not begin so far.
+    pub fn shortages(&self) -> u64 {
+        self.0.unsent.iter().map(Counter::get).sum()
     }
 
     /// A batch was leased for the first time, so long after it was accepted.

@@ -1,5 +1,5 @@
 //! Alarms: how high a reading must be, and for how long, before an alarm is raised, and when it is cleared (seed row
-//! S2.8). The four rules are depth, failure rate, latency and dead letters; the caller takes the readings.
+//! S2.8). The caller takes the readings.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -16,11 +16,13 @@ pub enum AlarmKind {
     Latency,
     /// Messages given up.
     Dead,
+    /// Attempts that could not begin because this machine lacked descriptors, ports or memory.
+    Shortage,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Depth, Self::Failures, Self::Latency, Self::Dead];
+    pub const ALL: [Self; 5] = [Self::Depth, Self::Failures, Self::Latency, Self::Dead, Self::Shortage];
 
     /// The word that operators see.
     pub fn as_str(self) -> &'static str {
@@ -29,6 +31,7 @@ impl AlarmKind {
             Self::Failures => "failures",
             Self::Latency => "latency",
             Self::Dead => "dead",
+            Self::Shortage => "shortage",
         }
     }
 }

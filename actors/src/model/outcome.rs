@@ -76,6 +76,31 @@ impl Reason {
     }
 }
 
+/// What this machine has run out of, so that an attempt could not even begin (F72).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shortage {
+    /// Of the process (EMFILE) or the machine (ENFILE).
+    Descriptors,
+    /// No free port towards that address (EADDRNOTAVAIL).
+    Ports,
+    /// The kernel's, for sockets (ENOBUFS, ENOMEM).
+    Memory,
+}
+
+impl Shortage {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Descriptors, Self::Ports, Self::Memory];
+
+    /// The word for logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Descriptors => "descriptors",
+            Self::Ports => "ports",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// The outcome of one attempt, as the webhook port reports it. Whether a failed one is retried is the
 /// retry schedule's decision, not the adapter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +128,9 @@ pub enum Outcome {
     },
     /// 410: the destination itself is gone. It is disabled and its messages are held, this one too.
     Gone,
+    /// Nothing left this machine, for a reason that is its own: no attempt was made, and the message is charged with
+    /// nothing.
+    Unsent(Shortage),
 }
 
 /// One failed attempt in a message's history.

@@ -17,6 +17,8 @@ pub enum Decision {
     Record(Verdict),
     /// Record nothing: the destination is gone, its messages are held, this one too.
     Hold,
+    /// Record nothing: there was no attempt. The message is as it was.
+    Leave,
 }
 
 /// How long a destination's messages wait between attempts.
@@ -41,6 +43,7 @@ pub fn decide(
     match outcome {
         Outcome::Sent { status } => Decision::Record(Verdict::Sent { at, status }),
         Outcome::Gone => Decision::Hold,
+        Outcome::Unsent(_) => Decision::Leave,
         Outcome::Permanent { status, reason } => dead(status, reason, DeathCause::Permanent),
         Outcome::Retryable { status, reason, retry_after } => {
             if attempts >= retry.max_attempts {
@@ -74,6 +77,7 @@ pub fn poisoned(at: UnixMs) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::outcome::Shortage;
     use proptest::prelude::*;
 
     const SCHEDULE: Retry = Retry {
@@ -105,6 +109,13 @@ mod tests {
         let decide = |at| decide(&SCHEDULE, retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
         assert!(matches!(decide(40_000), Decision::Record(Verdict::Retry { .. })));
         assert!(matches!(decide(40_001), Decision::Record(Verdict::Dead { cause: DeathCause::Age, .. })));
+    }
+
+    #[test]
+    fn f72_what_this_machine_lacks_is_charged_to_no_message() {
+        // Not even where it was the last attempt, long after the last time for one.
+        let unsent = Outcome::Unsent(Shortage::Descriptors);
+        assert_eq!(decide(&SCHEDULE, unsent, 3, UnixMs(0), UnixMs(1 << 40), 0.0), Decision::Leave);
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl TableStrategy {
         let retry = &group.destination.retry;
         match decide(retry, outcome, row.message.tries + 1, since, at, member.batch.jitter) {
             Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),
-            Decision::Hold => {} // for 410 alone, which no table answers
+            Decision::Hold | Decision::Leave => {} // for webhooks alone: a table says neither
         }
     }
 

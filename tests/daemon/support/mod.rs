@@ -98,6 +98,8 @@ pub(crate) struct World {
     /// What was dropped: feed and input; the same bytes only once.
     dropped: Vec<(String, Input)>,
     failpoints: String,
+    /// What the daemon is started by: a command that ends in it.
+    under: Vec<String>,
     /// How often the daemon was killed or aborted.
     pub(crate) kills: usize,
     /// Further messages whose fate the sender can't know: the windows of panics, resets, timeouts.
@@ -146,6 +148,7 @@ impl World {
             notify,
             dropped: Vec::new(),
             failpoints: String::new(),
+            under: Vec::new(),
             kills: 0,
             unknown: 0,
             redrives: 0,
@@ -330,6 +333,17 @@ impl World {
         self
     }
 
+    /// Where the receiver listens on this machine.
+    pub(crate) fn receiver_port(&self) -> u16 {
+        match &self.receiver {
+            Receiver::None => panic!("there is no receiver"),
+            Receiver::Real { address, .. } => {
+                address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address with a port")
+            }
+            Receiver::Scripted(receiver) => receiver.address.port(),
+        }
+    }
+
     /// What the scripted receiver got.
     pub(crate) fn requests(&self) -> Vec<Request> {
         match &self.receiver {
@@ -417,9 +431,21 @@ impl World {
         self.command_of(&self.config_path(), arguments)
     }
 
+    /// Starts the daemon by another command, which replaces itself with it: `prlimit --nofile=128`.
+    pub(crate) fn under(&mut self, command: &[&str]) -> &mut Self {
+        self.under = command.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     fn command_of(&self, config: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new(POSTRIDER);
+        self.command_by(&[], config, arguments)
+    }
+
+    fn command_by(&self, under: &[String], config: &Path, arguments: &[&str]) -> Command {
+        let mut words = under.iter().map(String::as_str).chain([POSTRIDER]);
+        let mut command = Command::new(words.next().expect("at least the binary"));
         command
+            .args(words)
             .args(arguments)
             .arg("-c")
             .arg(config)
@@ -433,7 +459,7 @@ impl World {
 
     /// `postrider run`, ready to be spawned.
     pub(crate) fn run_command(&self) -> Command {
-        let mut command = self.command(&["run"]);
+        let mut command = self.command_by(&self.under, &self.config_path(), &["run"]);
         command.env("NOTIFY_SOCKET", self.notify.path()).stdout(Stdio::null());
         if !self.failpoints.is_empty() {
             command.env("FAILPOINTS", &self.failpoints);
@@ -523,6 +549,12 @@ impl World {
     /// Runs a command of the CLI against this world's config.
     pub(crate) fn postrider(&self, arguments: &[&str]) -> Answer {
         run(&mut self.command(arguments), self.directory.path(), COMMAND)
+    }
+
+    /// The same as the daemon is run.
+    pub(crate) fn postrider_under(&self, arguments: &[&str]) -> Answer {
+        let mut command = self.command_by(&self.under, &self.config_path(), arguments);
+        run(&mut command, self.directory.path(), COMMAND)
     }
 
     // --- files

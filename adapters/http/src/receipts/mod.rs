@@ -56,7 +56,7 @@ use postrider_net::listener::{Listener, Serving, Stopped};
 pub const RECEIPTS_MAX: usize = 1000;
 
 /// Connections at once: a provider's own pool is smaller.
-const CONNECTIONS_MAX: u32 = 128;
+pub const CONNECTIONS_MAX: u32 = 128;
 /// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
 /// signature was verified takes one: whoever sends slowly holds nobody else up.
 const TURNS_MAX: usize = 16;

@@ -13,7 +13,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
-use super::{settings::authority, stream::Stream};
+use super::{
+    settings::authority,
+    shortage::{Trouble, shortage, shortage_now},
+    stream::Stream,
+};
 
 /// How many addresses of one name are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -37,7 +41,7 @@ enum Target {
 
 struct Lookup {
     at: Instant,
-    addresses: Result<Arc<[SocketAddr]>, Reason>,
+    addresses: Result<Arc<[SocketAddr]>, Trouble>,
 }
 
 impl Connector {
@@ -64,24 +68,24 @@ impl Connector {
 
     /// Opens a connection within the connect timeout and before `deadline`, the attempt's own. Running
     /// into the former is the trouble of the step it was in, into the latter a timeout.
-    pub(super) async fn connect(&self, deadline: Instant) -> Result<Stream, Reason> {
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Stream, Trouble> {
         let until = deadline.min(Instant::now() + self.timeout);
         let mut step = Reason::Dns;
         let opened = timeout_at(until, self.open(until, &mut step)).await;
         match opened {
             Ok(opened) => opened,
-            Err(_) if until == deadline => Err(Reason::Timeout),
-            Err(_) => Err(step),
+            Err(_) if until == deadline => Err(Reason::Timeout.into()),
+            Err(_) => Err(step.into()),
         }
     }
 
-    async fn open(&self, until: Instant, step: &mut Reason) -> Result<Stream, Reason> {
+    async fn open(&self, until: Instant, step: &mut Reason) -> Result<Stream, Trouble> {
         let addresses = match &self.target {
             Target::Address(address) => candidates(&[*address]),
             Target::Name { host, port, lookup } => candidates(&look_up(host, *port, lookup).await?),
         };
         *step = Reason::Connect;
-        let tcp = connect_to_any(&addresses, until).await.ok_or(Reason::Connect)?;
+        let tcp = connect_to_any(&addresses, until).await?;
         // A request is one write: waiting to fill a segment would only delay it.
         tcp.set_nodelay(true).map_err(|_| Reason::Connect)?;
         let Some((connector, name)) = &self.tls else { return Ok(Stream::Plain(tcp)) };
@@ -105,16 +109,22 @@ fn candidates(resolved: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// Tries each address with a fair share of the time that is left, so that one which drops packets
-/// does not keep the next from being tried.
-async fn connect_to_any(addresses: &[SocketAddr], until: Instant) -> Option<TcpStream> {
+/// does not keep the next from being tried. It is this machine's fault where it is so for every address: one that
+/// refuses is evidence.
+async fn connect_to_any(addresses: &[SocketAddr], until: Instant) -> Result<TcpStream, Trouble> {
+    let mut troubles = Vec::with_capacity(addresses.len());
     for (index, address) in addresses.iter().enumerate() {
         let now = Instant::now();
         let share = until.saturating_duration_since(now) / (addresses.len() - index) as u32;
-        if let Ok(Ok(stream)) = timeout_at(now + share, TcpStream::connect(address)).await {
-            return Some(stream);
-        }
+        let short = match timeout_at(now + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => shortage(&error),
+            Err(_) => None,
+        };
+        troubles.push(short.map_or(Trouble::Failed(Reason::Connect), Trouble::Short));
     }
-    None
+    let failed = troubles.iter().find(|trouble| matches!(trouble, Trouble::Failed(_)));
+    Err(failed.or(troubles.first()).copied().unwrap_or(Trouble::Failed(Reason::Connect)))
 }
 
 /// Looks a name up, one lookup at a time. The lookup runs in a task that holds the lock: an attempt
@@ -124,7 +134,7 @@ async fn look_up(
     host: &Arc<str>,
     port: u16,
     lookup: &Arc<Mutex<Option<Lookup>>>,
-) -> Result<Arc<[SocketAddr]>, Reason> {
+) -> Result<Arc<[SocketAddr]>, Trouble> {
     let mut last = Arc::clone(lookup).lock_owned().await;
     if let Some(last) = &*last
         && last.at.elapsed() < LOOKUP_REUSE
@@ -135,15 +145,17 @@ async fn look_up(
     let task = tokio::spawn(async move {
         let addresses: Result<Arc<[_]>, _> = match tokio::net::lookup_host((&*host, port)).await {
             Ok(addresses) => Ok(addresses.collect()),
-            Err(_) => Err(Reason::Dns),
+            Err(error) => {
+                Err(shortage(&error).or_else(shortage_now).map_or(Reason::Dns.into(), Trouble::Short))
+            }
         };
         let addresses =
-            addresses.and_then(|found| if found.is_empty() { Err(Reason::Dns) } else { Ok(found) });
+            addresses.and_then(|found| if found.is_empty() { Err(Reason::Dns.into()) } else { Ok(found) });
         *last = Some(Lookup { at: Instant::now(), addresses: addresses.clone() });
         addresses
     });
     // The task ends early only when the runtime does.
-    task.await.unwrap_or(Err(Reason::Dns))
+    task.await.unwrap_or(Err(Reason::Dns.into()))
 }
 
 #[cfg(test)]
@@ -176,7 +188,7 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(2);
         let stream = connect_to_any(&addresses, until).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
-        assert!(connect_to_any(&[closed], until).await.is_none());
+        assert_eq!(connect_to_any(&[closed], until).await.err(), Some(Reason::Connect.into()));
     }
 
     /// A listener whose backlog is full: it drops SYNs.
@@ -204,7 +216,7 @@ mod tests {
         assert!(Arc::ptr_eq(&found, &again), "the second connection asked again");
 
         let nobody: Arc<str> = "nobody.invalid".into();
-        assert_eq!(look_up(&nobody, 80, &Arc::default()).await, Err(Reason::Dns));
+        assert_eq!(look_up(&nobody, 80, &Arc::default()).await, Err(Reason::Dns.into()));
     }
 
     #[tokio::test]
@@ -215,8 +227,8 @@ mod tests {
         // What a lookup in flight does: it holds the lock.
         let _hanging = Arc::clone(lookup).lock_owned().await;
         let late = Instant::now() + Duration::from_mins(1);
-        assert_eq!(connector.connect(late).await.err(), Some(Reason::Dns));
+        assert_eq!(connector.connect(late).await.err(), Some(Reason::Dns.into()));
         let soon = Instant::now() + Duration::from_millis(5);
-        assert_eq!(connector.connect(soon).await.err(), Some(Reason::Timeout));
+        assert_eq!(connector.connect(soon).await.err(), Some(Reason::Timeout.into()));
     }
 }

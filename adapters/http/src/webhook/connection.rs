@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     response::{BodyReader, BodyStep, Framing, HEAD_BYTES_MAX, Parsed, ResponseHead, parse_head},
+    shortage::{Trouble, shortage},
     stream::Stream,
 };
 
@@ -29,14 +30,14 @@ const BUFFER_BYTES_KEPT: usize = 16 * 1024;
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoAnswer {
-    pub(super) reason: Reason,
+    pub(super) trouble: Trouble,
     /// Whether it is certain that not one byte of the request left this host.
     pub(super) nothing_sent: bool,
 }
 
 impl From<Reason> for NoAnswer {
     fn from(reason: Reason) -> Self {
-        Self { reason, nothing_sent: false }
+        Self { trouble: reason.into(), nothing_sent: false }
     }
 }
 
@@ -160,7 +161,8 @@ async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) 
                 Poll::Ready(Ok(usize::MAX)) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Ok(len)) if len > 0 => written += len,
                 Poll::Ready(Err(error)) if written == 0 && stream.writes_directly() => {
-                    return Poll::Ready(Err(NoAnswer { reason: broken(&error), nothing_sent: true }));
+                    let trouble = shortage(&error).map_or(broken(&error).into(), Trouble::Short);
+                    return Poll::Ready(Err(NoAnswer { trouble, nothing_sent: true }));
                 }
                 // It may have answered before it closed: try to read.
                 Poll::Ready(_) => return Poll::Ready(Ok(false)),

@@ -14,6 +14,7 @@ mod provider_id;
 mod request;
 mod response;
 mod settings;
+mod shortage;
 mod stream;
 mod syntax;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use self::{
     idle::IdleConnections,
     provider_id::NoId,
     request::RequestTemplate,
+    shortage::Trouble,
 };
 pub use self::{
     keys::{WebhookKeys, WebhookUrl},
@@ -112,17 +114,17 @@ impl HttpWebhook {
 
     /// Makes one attempt: one request, unless a kept connection turns out to be closed before a byte of
     /// it was sent. Then, and only then, it goes out on a new one (I5: still at most one request).
-    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Response, Reason> {
+    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Response, Trouble> {
         let deadline = Instant::now() + self.settings.keys.timeout;
         if let Some(kept) = self.idle.take() {
             match self.exchange(kept, request, deadline).await {
                 Err(no_answer) if no_answer.nothing_sent => {}
-                done => return done.map_err(|no_answer| no_answer.reason),
+                done => return done.map_err(|no_answer| no_answer.trouble),
             }
         }
         let stream = self.connector.connect(deadline).await?;
         let fresh = Connection::new(stream, deadline);
-        self.exchange(fresh, request, deadline).await.map_err(|no_answer| no_answer.reason)
+        self.exchange(fresh, request, deadline).await.map_err(|no_answer| no_answer.trouble)
     }
 
     async fn exchange(
@@ -180,8 +182,9 @@ impl Webhook for HttpWebhook {
                 return ports::Answer { outcome, provider_id };
             }
             // Retrying won't help a content type that is not a valid header value.
-            Err(reason @ Reason::Render) => Outcome::Permanent { status: 0, reason },
-            Err(reason) => Outcome::Retryable { status: 0, reason, retry_after: None },
+            Err(Trouble::Failed(reason @ Reason::Render)) => Outcome::Permanent { status: 0, reason },
+            Err(Trouble::Failed(reason)) => Outcome::Retryable { status: 0, reason, retry_after: None },
+            Err(Trouble::Short(shortage)) => Outcome::Unsent(shortage),
         };
         outcome.into()
     }

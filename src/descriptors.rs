@@ -1,0 +1,63 @@
+//! How many file descriptors the daemon may need, and how many it may have (F7).
+//!
+//! Too few stop nothing: who finds none free waits, and no message is charged (F72). But the concurrency that was
+//! configured is not reached, so it is said at the start and by `check-config`.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{
+    config::{Config, LedgerKind, SourceKind},
+    findings::{Finding, Verdict},
+    ops,
+};
+use postrider_http::receipts;
+
+/// What the process keeps open whatever it does: the store, the runtime, standard streams. Measured: 20 when idle; the
+/// rest is for what is read and written, and for commands that ask the store.
+const OWN: u64 = 64;
+
+/// Sets the limit as high as this process may, and returns it; `None`: there is none.
+pub fn raise_limit() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return current;
+    }
+    // A sandbox may refuse it: then the limit is what it was.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    if raised.is_ok() { maximum } else { current }
+}
+
+/// What the daemon could raise its limit to, if it were started as this process was; `None`: there is none.
+pub fn limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// What is wrong with a limit for a configuration, if anything.
+pub fn shortfall(config: &Config, limit: Option<u64>) -> Option<Finding> {
+    let (requests, rest) = needed(config);
+    let limit = limit.filter(|&limit| limit < requests + rest)?;
+    let needed = requests + rest;
+    let lower = match limit.saturating_sub(rest) {
+        0 => String::new(),
+        fits => format!(", or delivery.concurrency to at most {fits}"),
+    };
+    let detail = format!(
+        "RLIMIT_NOFILE is {limit}, and {needed} may be needed: {requests} for requests in flight, {rest} for the store, \
+         files and other connections; set LimitNOFILE (or ulimit -n) to at least {needed}{lower}"
+    );
+    Some(Finding::new("descriptors", Verdict::Costly, detail))
+}
+
+/// For requests, and for all else.
+fn needed(config: &Config) -> (u64, u64) {
+    let webhooks = config.destinations.iter().filter_map(|destination| destination.webhook());
+    let requests: usize = webhooks.map(|webhook| webhook.concurrency).sum();
+    let warehouses: usize = config.warehouses.iter().map(|warehouse| warehouse.statements).sum();
+    let ledger = if config.ledger.kind == LedgerKind::Postgres { config.postgres.connections } else { 0 };
+    let ops = config.ops.listen.map_or(0, |_| ops::CONNECTIONS_MAX);
+    let is_http = config.receipt_sources.iter().any(|source| matches!(source.kind, SourceKind::Http(_)));
+    let receipts = if is_http { receipts::CONNECTIONS_MAX } else { 0 };
+    let feeds = config.feeds.len() * (1 + config.pools.parsers);
+    let rest = OWN + (warehouses + ledger + feeds) as u64 + u64::from(ops + receipts);
+    (requests.min(config.delivery.concurrency) as u64, rest)
+}
