@@ -1,4 +1,4 @@
-//! Crashes, stops and second instances: F1, F2, F10–F13.
+//! Crashes, power cuts, stops and second instances: F1–F3, F5, F10–F13.
 
 use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path, time::Duration};
 
@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::{
     LIVENESS, World,
+    disk::LoopDisk,
     input::{Input, Kind},
     is_settled, knob,
     process::Process,
@@ -75,6 +76,69 @@ fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
     let summary = world.ask_oracle(true, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
     println!("{summary}");
     assert_eq!(summary["messages"], rows);
+}
+
+#[test]
+fn f03_power_cuts_lose_nothing_that_was_acknowledged() {
+    let cuts = knob("POSTRIDER_CUTS", 5);
+    let rows = knob("POSTRIDER_CUT_ROWS", 10_000);
+    let seed = knob("POSTRIDER_SEED", u64::from(std::process::id()));
+    println!("POSTRIDER_SEED={seed} POSTRIDER_CUTS={cuts} POSTRIDER_CUT_ROWS={rows}");
+    let mut random = Random(seed);
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let disk = LoopDisk::mount(place.path(), 256 << 20);
+    let mut world = World::on("csv", disk.path());
+    world.receive(&["--fail-rate", "0.05", "--seed", &seed.to_string()]);
+    let rate = (rows * 1000 / (cuts * LIFE_MS_MAX / 2)).max(200);
+    world
+        .set("destinations.support.rate_per_s", i64::try_from(rate).expect("rows are few"))
+        .set("destinations.support.burst", 100)
+        .set("record.max_unrecorded", 500);
+    world.drop_file(Input::csv("first.csv", usize::try_from(rows / 2).expect("64 bits")));
+    disk.sync();
+    let mut cuts_at_work = 0;
+    for cut in 1..=cuts {
+        let before = world.request_count();
+        world.start();
+        if cut == cuts / 2 {
+            // Whoever drops a file syncs it, or it may not outlive the power.
+            world.drop_file(Input::csv("second.csv", usize::try_from(rows - rows / 2).expect("64 bits")));
+            disk.sync();
+        }
+        std::thread::sleep(Duration::from_millis(random.below(LIFE_MS_MAX)));
+        disk.cut();
+        world.kill();
+        cuts_at_work += u64::from(world.request_count() > before);
+        disk.restore();
+    }
+    assert!(cuts_at_work * 3 >= cuts, "only {cuts_at_work} of {cuts} cuts met a daemon that was sending");
+    world.set("destinations.support.rate_per_s", 0);
+    world.start().wait_settled(LIVENESS * 2);
+    world.stop();
+    let summary = world.prove();
+    println!("{summary}");
+    assert_eq!(summary["messages"], rows);
+}
+
+#[test]
+fn f05_a_sync_that_fails_ends_the_daemon_which_then_starts_clean() {
+    // Counted in each thread: the writer of the store syncs its log, then the database that it moves it into.
+    for nth in [2, 5, 12] {
+        let mut world = World::new("csv");
+        world.receive(&[]);
+        let inject = format!("inject=fsync:error=EIO:when={nth}");
+        world.under(&["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=fsync", "-e", &inject]);
+        for number in 0..20 {
+            world.drop_file(Input::csv(&format!("file{number}.csv"), 50));
+        }
+        world.start();
+        let status = world.wait_exit(LIVENESS);
+        assert_eq!(status.code(), Some(74), "sync {nth}: what the disk has is known after a recovery only");
+        world.kills += 1;
+        world.under(&[]).start().wait_settled(LIVENESS);
+        world.stop();
+        world.prove();
+    }
 }
 
 #[test]

@@ -82,6 +82,7 @@ pub(crate) struct World {
     directory: TempDir,
     /// Holds the feeds' directories, and the files that are on their way into them.
     feeds: TempDir,
+    state: PathBuf,
     /// The config as it will be written at the next `configure`.
     config: toml::Table,
     receiver: Receiver,
@@ -126,6 +127,15 @@ impl World {
         world
     }
 
+    /// The same with its feeds and its state at `place`, a disk that tests treat badly.
+    pub(crate) fn on(format: &str, place: &Path) -> Self {
+        let mut world = Self::with_feeds_in(format, place);
+        world.state = place.join("state");
+        let state = world.state.display().to_string();
+        world.set("state.dir", state);
+        world
+    }
+
     fn with_feeds_in(format: &str, feeds: &Path) -> Self {
         let temporary = |place: &Path| {
             tempfile::Builder::new()
@@ -137,6 +147,7 @@ impl World {
         let notify = NotifySocket::bind(&directory.path().join("notify"));
         let mut world = Self {
             receiver_log: directory.path().join("receiver.log"),
+            state: directory.path().join("state"),
             directory,
             feeds,
             config: toml::Table::new(),
@@ -156,7 +167,7 @@ impl World {
         fs::create_dir(world.staging()).expect("a new directory");
         fs::File::create(&world.receiver_log).expect("a new file");
         fs::File::create(world.daemon_log()).expect("a new file");
-        let state = world.path("state").display().to_string();
+        let state = world.state.display().to_string();
         world
             .set("state.dir", state)
             .set("log.format", "json")
@@ -175,7 +186,7 @@ impl World {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.path("state")
+        self.state.clone()
     }
 
     pub(crate) fn store(&self) -> PathBuf {

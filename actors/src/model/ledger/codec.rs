@@ -9,10 +9,10 @@
 //! begun     varint(index + 1), 0: none
 //! states    runs: varint(count) state, until there are as many as messages
 //! tries     likewise
-//! sent      varint(how many), then per message varint(index - previous) varint(status)
-//!           zigzag varint(after_ms - previous after_ms)
+//! sent      of each message whose state says that it was sent: first all statuses, in runs
+//!           varint(count) varint(status), then per message zigzag varint(after_ms - previous after_ms)
 //! others    per message varint(index - previous) flags, then what the flags name, in their order:
-//!           1 varint(not_before)  2 varint(drive)  4 varint(redriven_at)  8 losses losses_alone
+//!           1 zigzag varint(not_before - previous not_before, first accepted_at)  2 varint(drive)  4 varint(redriven_at)  8 losses losses_alone
 //!           16 varint(at) varint(status) reason cause varint(bytes of detail, + 1; 0: none) detail
 //! ```
 
@@ -55,16 +55,16 @@ pub struct Head {
 
 /// Writes a record's body.
 pub fn encode(record: &Record) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64 + 4 * record.sent.len());
+    let mut bytes = Vec::with_capacity(64 + 2 * record.sent.len());
     bytes.extend([VERSION, record.losses]);
     put_varint(&mut bytes, record.begun.map_or(0, |index| u64::from(index) + 1));
     put_runs(&mut bytes, &record.states.0);
     put_runs(&mut bytes, &record.tries);
-    put_sent(&mut bytes, &record.sent);
-    let mut previous = 0;
+    put_sent(&mut bytes, record);
+    let (mut previous, mut due) = (0, record.accepted_at);
     for (&index, exception) in &record.exceptions {
         put_varint(&mut bytes, u64::from(index - previous));
-        put_exception(&mut bytes, exception);
+        put_exception(&mut bytes, exception, &mut due);
         previous = index;
     }
     bytes
@@ -92,11 +92,11 @@ fn decode_body(record: &mut Record, body: &[u8]) -> Option<()> {
         return None;
     }
     record.tries = take_runs(body, &mut at, count)?;
-    record.sent = take_sent(body, &mut at, count)?;
-    let mut index = 0u32;
+    record.sent = take_sent(body, &mut at, &record.states.0)?;
+    let (mut index, mut due) = (0u32, record.accepted_at);
     while at < body.len() {
         index = index.checked_add(u32::try_from(take_varint(body, &mut at)?).ok()?)?;
-        let exception = take_exception(body, &mut at)?;
+        let exception = take_exception(body, &mut at, &mut due)?;
         if index as usize >= count || record.exceptions.insert(index, exception).is_some() {
             return None;
         }
@@ -125,33 +125,42 @@ fn take_runs(bytes: &[u8], at: &mut usize, count: usize) -> Option<Vec<u8>> {
     Some(values)
 }
 
-fn put_sent(bytes: &mut Vec<u8>, sent: &[Option<Sent>]) {
-    put_varint(bytes, sent.iter().flatten().count() as u64);
-    let (mut last, mut last_ms) = (0, 0u64);
-    for (index, sent) in sent.iter().enumerate() {
-        let Some(sent) = sent else { continue };
-        put_varint(bytes, (index - last) as u64);
-        put_varint(bytes, u64::from(sent.status));
+fn put_sent(bytes: &mut Vec<u8>, record: &Record) {
+    let is_sent = |(state, _): &(&u8, &Sent)| **state >= MessageState::Sent as u8;
+    let mut sent: Vec<Sent> = Vec::with_capacity(record.sent.len());
+    sent.extend(record.states.0.iter().zip(&record.sent).filter(is_sent).map(|(_, sent)| sent));
+    for run in sent.chunk_by(|left, right| left.status == right.status) {
+        put_varint(bytes, run.len() as u64);
+        put_varint(bytes, u64::from(run[0].status));
+    }
+    let mut last_ms = 0u64;
+    for sent in sent {
         put_varint(bytes, zigzag(sent.after_ms.wrapping_sub(last_ms).cast_signed()));
-        (last, last_ms) = (index, sent.after_ms);
+        last_ms = sent.after_ms;
     }
 }
 
-fn take_sent(bytes: &[u8], at: &mut usize, count: usize) -> Option<Vec<Option<Sent>>> {
-    let some = take_varint(bytes, at)?;
-    if some == 0 {
+fn take_sent(bytes: &[u8], at: &mut usize, states: &[u8]) -> Option<Vec<Sent>> {
+    let is_sent = |state: &u8| *state >= MessageState::Sent as u8;
+    let count = states.iter().filter(|state| is_sent(state)).count();
+    if count == 0 {
         return Some(Vec::new());
     }
-    let mut sent = vec![None; count];
-    let (mut index, mut after_ms) = (0usize, 0u64);
-    for _ in 0..some {
-        index = index.checked_add(usize::try_from(take_varint(bytes, at)?).ok()?)?;
+    let mut statuses = Vec::with_capacity(count);
+    while statuses.len() < count {
+        let run = usize::try_from(take_varint(bytes, at)?).ok()?;
         let status = u16::try_from(take_varint(bytes, at)?).ok()?;
-        after_ms = after_ms.wrapping_add(unzigzag(take_varint(bytes, at)?).cast_unsigned());
-        let place = sent.get_mut(index)?;
-        if place.replace(Sent { status, after_ms }).is_some() {
+        if run == 0 || run > count - statuses.len() {
             return None;
         }
+        statuses.resize(statuses.len() + run, status);
+    }
+    let mut sent = vec![Sent::default(); states.len()];
+    let mut after_ms = 0u64;
+    let places = states.iter().zip(&mut sent).filter(|(state, _)| is_sent(state));
+    for ((_, place), status) in places.zip(statuses) {
+        after_ms = after_ms.wrapping_add(unzigzag(take_varint(bytes, at)?).cast_unsigned());
+        *place = Sent { status, after_ms };
     }
     Some(sent)
 }
@@ -165,7 +174,8 @@ fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
-fn put_exception(bytes: &mut Vec<u8>, exception: &Exception) {
+/// `due` is the last due time that was written: messages of a round are due together.
+fn put_exception(bytes: &mut Vec<u8>, exception: &Exception, due: &mut UnixMs) {
     let Exception { not_before, drive, redriven_at, death, losses, losses_alone } = exception;
     let has = |flag: u8, is_there: bool| if is_there { flag } else { 0 };
     let has_losses = (*losses, *losses_alone) != (0, 0);
@@ -177,7 +187,8 @@ fn put_exception(bytes: &mut Vec<u8>, exception: &Exception) {
             | has(DEATH, death.is_some()),
     );
     if not_before.0 > 0 {
-        put_varint(bytes, not_before.0);
+        put_varint(bytes, zigzag(not_before.0.wrapping_sub(due.0).cast_signed()));
+        *due = *not_before;
     }
     if *drive > 0 {
         put_varint(bytes, u64::from(*drive));
@@ -196,11 +207,12 @@ fn put_exception(bytes: &mut Vec<u8>, exception: &Exception) {
     }
 }
 
-fn take_exception(bytes: &[u8], at: &mut usize) -> Option<Exception> {
+fn take_exception(bytes: &[u8], at: &mut usize, due: &mut UnixMs) -> Option<Exception> {
     let flags = take_byte(bytes, at)?;
     let mut exception = Exception::default();
     if flags & NOT_BEFORE != 0 {
-        exception.not_before = UnixMs(take_varint(bytes, at)?);
+        *due = UnixMs(due.0.wrapping_add(unzigzag(take_varint(bytes, at)?).cast_unsigned()));
+        exception.not_before = *due;
     }
     if flags & DRIVE != 0 {
         exception.drive = u32::try_from(take_varint(bytes, at)?).ok()?;

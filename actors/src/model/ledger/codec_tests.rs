@@ -46,7 +46,7 @@ fn any_record() -> impl Strategy<Value = Record> {
         (
             prop::collection::vec(prop::sample::select(&MessageState::ALL), count),
             prop::collection::vec(any::<u8>(), count),
-            prop::collection::vec(prop::option::of((any::<u16>(), any::<u64>())), count),
+            prop::collection::vec((200u16..203, any::<u64>()), count),
             prop::collection::btree_map(0..count as u32, any_exception(), 0..count),
             (any::<u64>(), any::<u64>(), any::<u64>(), any::<u8>()),
             prop::option::of(0..count as u32),
@@ -57,12 +57,12 @@ fn any_record() -> impl Strategy<Value = Record> {
                 let mut record = Record::new(count as u32, UnixMs(accepted_at), UnixMs(not_before));
                 record.states.0 = states.into_iter().map(|state| state as u8).collect();
                 record.tries = tries;
-                let sent: Vec<_> = sent
-                    .into_iter()
-                    .map(|sent| sent.map(|(status, after_ms)| Sent { status, after_ms }))
-                    .collect();
-                if sent.iter().any(Option::is_some) {
-                    record.sent = sent;
+                if record.states.0.iter().any(|&state| state >= MessageState::Sent as u8) {
+                    let sent = sent.into_iter().map(|(status, after_ms)| Sent { status, after_ms });
+                    let of_sent = |(&state, sent)| {
+                        if state >= MessageState::Sent as u8 { sent } else { Sent::default() }
+                    };
+                    record.sent = record.states.0.iter().zip(sent).map(of_sent).collect();
                 }
                 record.exceptions = exceptions;
                 (record.fence, record.losses, record.begun) = (fence, losses, begun);

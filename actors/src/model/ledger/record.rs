@@ -81,7 +81,7 @@ impl RowNumbers {
 }
 
 /// The 2xx that a message was answered with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     /// The HTTP status.
     pub status: u16,
@@ -145,8 +145,8 @@ pub struct Record {
     pub states: StateVector,
     /// Attempts of each message in its current drive, at most 255.
     pub tries: Vec<u8>,
-    /// The 2xx of each message that was ever sent; empty while none was.
-    pub sent: Vec<Option<Sent>>,
+    /// The 2xx of each message whose state says that it was sent, 0 for the others; empty while none was.
+    pub sent: Vec<Sent>,
     /// What only some messages need, by index.
     pub exceptions: BTreeMap<u32, Exception>,
 }
@@ -277,7 +277,7 @@ impl Record {
     pub fn fate(&self, index: usize) -> Option<Fate> {
         let tries = *self.tries.get(index)?;
         let state = self.states.get(index);
-        let sent = self.sent.get(index).copied().flatten();
+        let sent = self.sent.get(index).filter(|_| state >= MessageState::Sent);
         Some(Fate {
             state,
             accepted_at: self.since(index),

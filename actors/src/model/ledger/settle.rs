@@ -211,10 +211,10 @@ impl Record {
         self.states.set(index, MessageState::Sent);
         let messages = self.len();
         if self.sent.is_empty() {
-            self.sent = vec![None; messages];
+            self.sent = vec![Sent::default(); messages];
         }
         let after_ms = u64::try_from(at.since(self.accepted_at).as_millis()).unwrap_or(u64::MAX);
-        self.sent[index] = Some(Sent { status, after_ms });
+        self.sent[index] = Sent { status, after_ms };
         if message.drive == self.drive(index) {
             self.tries[index] = self.tries[index].max(tries(message.attempt));
         }

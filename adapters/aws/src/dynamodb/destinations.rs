@@ -1,10 +1,6 @@
 //! Destinations: which there are, and which are disabled.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
 use postrider_actors::{model::time::UnixMs, ports::StoreError};
