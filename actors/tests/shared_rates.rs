@@ -68,7 +68,7 @@ impl World {
             burst: NonZeroU32::new(self.burst).unwrap(),
             granted: prometheus_client::metrics::counter::Counter::default(),
         };
-        let process = format!("vm-{}", self.joined).into();
+        let process = format!("vm{}-1", self.joined).into();
         let setup = ThrottleSetup {
             gates: vec![limited],
             clock,
@@ -194,7 +194,8 @@ async fn a_busy_process_gets_what_idle_ones_leave() {
         world.work(&mut other, 2);
     }
     let by_second = world.by_second(20);
-    assert!(by_second[10..].iter().all(|count| (270..=303).contains(count)), "{by_second:?}");
+    // The busy one sees the others after 5 s at most; what they want is known some renewals later.
+    assert!(by_second[13..].iter().all(|count| (270..=303).contains(count)), "{by_second:?}");
 }
 
 #[actix::test]
@@ -207,7 +208,7 @@ async fn a_drain_gives_the_share_to_the_others_at_once() {
     first.life.await.unwrap();
     assert!(world.start.elapsed() < Duration::from_millis(10_100), "the table was there at once");
     let leases = world.table.load("d").await.unwrap().leases;
-    assert_eq!(leases.iter().map(|lease| &lease.process).collect::<Vec<_>>(), ["vm-2"]);
+    assert_eq!(leases.iter().map(|lease| &lease.process).collect::<Vec<_>>(), ["vm2-1"]);
     world.until(13).await;
     let by_second = world.by_second(13);
     assert!(by_second[12] >= 290, "{by_second:?}");
@@ -220,14 +221,14 @@ async fn without_the_table_the_gate_closes_and_opens_again() {
     let process = world.join_busy();
     world.until(5).await;
     world.table.set_down(true);
-    world.until(15).await;
+    world.until(20).await;
     let closed_ms = 5_000 + lease(1).as_millis() as u64;
-    assert!(world.sent_within(5_000, 7_000) > 500, "a lease outlasts a short outage");
-    assert_eq!(world.sent_within(closed_ms, 15_000), 0);
+    assert!(world.sent_within(5_000, 8_000) > 800, "a lease outlasts a short outage");
+    assert_eq!(world.sent_within(closed_ms, 20_000), 0);
     world.table.set_down(false);
-    world.until(18).await;
-    let by_second = world.by_second(18);
-    assert!(by_second[17] >= 290, "{by_second:?}");
+    world.until(23).await;
+    let by_second = world.by_second(23);
+    assert!(by_second[22] >= 290, "{by_second:?}");
     assert!(world.most_in_a_second() <= 303, "nothing was saved up while it was closed: {by_second:?}");
     // Without other processes a drain ends too.
     world.table.set_down(true);
@@ -248,7 +249,7 @@ async fn alone_a_renewal_is_one_write_and_idle_it_costs_nothing() {
     let (reads, writes) = world.table.calls();
     assert_eq!(reads, 1);
     // 5 s of work, 10 s without, the release.
-    assert!((15..=20).contains(&writes), "{writes}");
+    assert!((4..=6).contains(&writes), "{writes}");
     let before = world.table.calls();
     world.until(120).await;
     assert_eq!(world.table.calls(), before);

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::time::MonoMs;
+use super::{ledger::is_earlier_process, time::MonoMs};
 
 /// Processes that may share one rate. All leases of a destination are in one item of the table: at 120 bytes
 /// each this is 30 KB, and with [`refresh`] 20 writes a second, which stays below the 1000 write units (of
@@ -34,6 +34,10 @@ const REFRESH_PER_PROCESS: Duration = Duration::from_millis(50);
 
 /// How many renewals a lease outlasts: three may fail in a row before its holder must stop.
 const REFRESHES_PER_LEASE: u32 = 4;
+
+/// The same alone, where a lease is renewed when half of it is over: as many may fail, and it costs a quarter of the
+/// writes. Another process waits so much longer for its first share.
+const REFRESHES_PER_LEASE_ALONE: u32 = 8;
 
 /// The part of a lease that an observer waits longer than its holder: for clocks of different pace (NTP
 /// slews by at most 500 ppm, 1/2000) and for milliseconds cut off.
@@ -55,7 +59,7 @@ pub fn refresh(processes: usize) -> Duration {
 
 /// How long a lease holds if `processes` share the rate.
 pub fn lease(processes: usize) -> Duration {
-    refresh(processes) * REFRESHES_PER_LEASE
+    refresh(processes) * if processes > 1 { REFRESHES_PER_LEASE } else { REFRESHES_PER_LEASE_ALONE }
 }
 
 /// One process's lease. Rates are in thousandths of a message per second.
@@ -234,6 +238,17 @@ impl RateShare {
         })
     }
 
+    /// Whether the lease is to be renewed now, with these wants; to be asked every [`refresh`]. Among others, every time:
+    /// they may have come, gone, or want something else. Alone, when half of it is over or more is wanted than is held.
+    pub fn must_renew(&self, wants_milli: u64, now: MonoMs) -> bool {
+        let Some(known) = self.known.as_ref().filter(|_| !self.must_read(now)) else { return true };
+        let request = RateRequest { wants_milli, capacity_milli: self.capacity_milli };
+        let renewed = known.renew(&self.me, request, |_| false).ok();
+        let grant = renewed.and_then(|table| table.of(&self.me).map(|lease| lease.rate_milli));
+        let is_half_over = self.held.until.since(now) <= lease(1) / 2;
+        is_half_over || grant.is_none_or(|grant| grant > self.held.rate_milli)
+    }
+
     /// The table was read; the answer came at `now`.
     pub fn learn(&mut self, table: RateLeases, now: MonoMs) {
         // No lease is counted on that others don't see.
@@ -252,6 +267,10 @@ impl RateShare {
     }
 
     fn is_live(&self, lease: &RateLease, now: MonoMs) -> bool {
+        // An earlier life of this process has sent its last, whatever its lease says.
+        if is_earlier_process(&lease.process, &self.me) {
+            return false;
+        }
         let length = Duration::from_millis(lease.lease_ms);
         match self.seen.get(&lease.process) {
             Some(&(mark, at)) if mark == lease.renewed => now < at.after(length).after(length / DRIFT),

@@ -206,8 +206,10 @@ impl LeaseRenewal {
             let (waited, over) = (measured.waited.saturating_sub(before.waited), now.since(before.at));
             let wants_milli = self.demand.measure(passed, waited, over, self.capacity_milli);
             before = measured;
-            let renewed = self.renew(wants_milli).await;
-            self.report(renewed);
+            if self.share.must_renew(wants_milli, now) {
+                let renewed = self.renew(wants_milli).await;
+                self.report(renewed);
+            }
             // Early rather than late, and not in step with the others.
             let pause = refresh(self.share.processes()).mul_f64(rand::rng().random_range(0.85..1.0));
             sleep(pause.saturating_sub(self.clock.mono().since(now))).await;

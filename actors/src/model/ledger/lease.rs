@@ -28,17 +28,22 @@ pub enum Grant {
 /// it has been started there, and which worker of it. One process at a time runs on a node, so an earlier start has
 /// ended. Names of another form are never of the same process.
 pub fn is_earlier_life(holder: &str, asks: &str) -> bool {
-    let life = |name: &str| -> Option<(String, u64)> {
-        let (process, _) = name.split_once('/')?;
+    match (holder.split_once('/'), asks.split_once('/')) {
+        (Some((process, _)), Some((asking, _))) => is_earlier_process(process, asking),
+        _ => false,
+    }
+}
+
+/// The same of two processes, `NODE-START`.
+pub fn is_earlier_process(process: &str, asks: &str) -> bool {
+    let life = |process: &str| -> Option<(String, u64)> {
         let (node, start) = process.rsplit_once('-')?;
         Some((node.to_owned(), start.parse().ok()?))
     };
-    match (life(holder), life(asks)) {
-        (Some((node, start)), Some((asking_node, asking_start))) => {
-            node == asking_node && start < asking_start
-        }
-        _ => false,
-    }
+    let (Some((node, start)), Some((asking_node, asking_start))) = (life(process), life(asks)) else {
+        return false;
+    };
+    node == asking_node && start < asking_start
 }
 
 impl Record {

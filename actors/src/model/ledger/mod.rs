@@ -25,6 +25,6 @@ mod tests;
 
 pub use evidence::{Evidence, is_exclusive};
 pub use lanes::{FRESH_ONE_IN, LaneShare};
-pub use lease::{Grant, is_earlier_life};
+pub use lease::{Grant, is_earlier_life, is_earlier_process};
 pub use record::{Deadline, Death, Exception, Fate, Holder, Record, RowNumbers, Sent};
 pub use settle::{Changes, CountChange, DETAIL_BYTES_MAX, Failure, MessageVerdict, Rejected, Standing};
