@@ -29,7 +29,7 @@ use tokio::sync::{RwLock, Semaphore};
 pub use self::shelf::GroupLimits;
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Worker, WorkerSetup},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::OpenRows,
@@ -113,7 +113,9 @@ impl Stage for TableDelivery {
             failure: None,
         };
         let worker = Worker::new(setup.worker.clone(), &holder);
-        let strategy = TableStrategy { worker, setup, state: Mutex::new(state), moved: Bell::default() };
+        let holds = Holds::new(setup.destinations.len());
+        let strategy =
+            TableStrategy { worker, setup, state: Mutex::new(state), holds, moved: Bell::default() };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
@@ -225,33 +227,41 @@ struct TableStrategy {
     worker: Worker,
     setup: TableDeliverySetup,
     state: Mutex<TableState>,
+    /// The destinations that are disabled.
+    holds: Holds,
     /// Rung when a group may be ready: a batch came, or a group was written.
     moved: Bell,
 }
 
 impl DeliveryStrategy for Arc<TableStrategy> {
+    fn hold(&self, disabled: &[Arc<str>]) {
+        for (index, destination) in self.setup.destinations.iter().enumerate() {
+            self.holds.set(index, disabled.contains(&destination.name));
+        }
+    }
+
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.table_delivery");
         if let Some(failure) = self.state().failure.take() {
             return Err(failure);
         }
         self.state().gauge();
-        if self.worker.is_closing() {
-            // Only what waits: a group that is being written is released by its task.
-            let waiting: Vec<_> = {
-                let mut state = self.state();
-                state.shelves.iter_mut().flat_map(Shelf::clear).map(|batch| batch.lease.token).collect()
-            };
-            self.release(&waiting, Release::Unused).await?;
-        }
-        Ok(())
+        // Only what waits: a group that is being written is released by its task.
+        let waiting: Vec<_> = {
+            let mut state = self.state();
+            let shelves = state.shelves.iter_mut().enumerate();
+            let ends = |index| self.worker.is_closing() || self.holds.is_held(index);
+            let cleared = shelves.filter(|(index, _)| ends(*index)).flat_map(|(_, shelf)| shelf.clear());
+            cleared.map(|batch| batch.lease.token).collect()
+        };
+        self.release(&waiting, Release::Unused).await
     }
 
     fn wants(&self) -> Vec<Want> {
         let state = self.state();
         let now = self.worker.clock().mono();
-        let want = |(destination, shelf): (&TableDestination, &Shelf<_>)| {
-            let open = !destination.paused && destination.concurrency > 0;
+        let want = |(index, (destination, shelf)): (usize, (&TableDestination, &Shelf<_>))| {
+            let open = !destination.paused && !self.holds.is_held(index) && destination.concurrency > 0;
             let batches = if open { shelf.room(now, destination.concurrency) } else { 0 };
             // What a group needs is counted in batches: a shelf knows how many rows they usually have.
             (batches > 0).then(|| Want {
@@ -260,7 +270,7 @@ impl DeliveryStrategy for Arc<TableStrategy> {
                 batches,
             })
         };
-        self.setup.destinations.iter().zip(&state.shelves).filter_map(want).collect()
+        self.setup.destinations.iter().zip(&state.shelves).enumerate().filter_map(want).collect()
     }
 
     fn take(&self, lease: Lease) {

@@ -22,7 +22,7 @@ use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Worker, WorkerSetup, back_off},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Worker, WorkerSetup, back_off},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -115,11 +115,13 @@ impl Stage for WebhookDelivery {
         let state = WebhookState {
             roster: Roster::new(setup.limits, &shares),
             batches: HashMap::new(),
-            held: vec![false; shares.len()],
+            gone: vec![false; shares.len()],
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
         };
         let worker = Worker::new(setup.worker.clone(), &holder);
-        let strategy = WebhookStrategy { worker, setup, state: Mutex::new(state), flush: Bell::default() };
+        let holds = Holds::new(shares.len());
+        let strategy =
+            WebhookStrategy { worker, setup, state: Mutex::new(state), holds, flush: Bell::default() };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
@@ -193,7 +195,7 @@ struct WebhookState {
     roster: Roster,
     batches: HashMap<LeaseToken, Arc<WebhookBatch>>,
     /// Destinations that answered 410 and are yet to be disabled in the ledger.
-    held: Vec<bool>,
+    gone: Vec<bool>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
 }
@@ -211,15 +213,27 @@ struct WebhookStrategy {
     worker: Worker,
     setup: DeliverySetup,
     state: Mutex<WebhookState>,
+    /// The destinations that are disabled or gone.
+    holds: Holds,
     /// Rung when outcomes should be recorded now.
     flush: Bell,
 }
 
 impl DeliveryStrategy for Arc<WebhookStrategy> {
+    fn hold(&self, disabled: &[Arc<str>]) {
+        let mut state = self.state();
+        for (index, destination) in self.setup.destinations.iter().enumerate() {
+            let is_held = disabled.contains(&destination.name) || state.gone[index];
+            if self.holds.set(index, is_held) {
+                state.roster.stop(Some(index));
+            }
+        }
+    }
+
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.webhook_delivery");
         self.state().gauge();
-        self.disable_held().await?;
+        self.disable_gone().await?;
         let done = self.state().roster.returnable();
         self.worker.release(&done, Release::Unused).await?;
         for token in done {
@@ -234,7 +248,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             let ahead = self.ahead(index);
             let waiting = state.roster.waiting(index);
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
-            let open = !destination.paused && !state.held[index] && destination.concurrency > 0;
+            let open = !destination.paused && !self.holds.is_held(index) && destination.concurrency > 0;
             // Refilled when half used up, so that a lease is worth its transaction.
             let messages = if open && waiting <= ahead / 2 { ahead - waiting } else { 0 };
             (messages > 0 && batches > 0).then(|| Want {
@@ -402,7 +416,7 @@ impl WebhookStrategy {
         }
     }
 
-    /// One attempt; `None` if the worker closes before the message's turn has come.
+    /// One attempt; `None` if the worker closes, or the destination is held, before the message's turn has come.
     async fn attempt(
         &self,
         pick: Pick,
@@ -416,6 +430,7 @@ impl WebhookStrategy {
                 biased;
                 () = gate.pass() => {}
                 () = self.worker.closed() => return None,
+                () = self.holds.held(pick.destination) => return None,
             }
         }
         let charged = batch.lease.charged.get(&pick.index).is_some_and(|&(deaths, _)| is_exclusive(deaths));
@@ -424,6 +439,9 @@ impl WebhookStrategy {
             _nobody = self.setup.alone.write().await;
         } else {
             _others = self.setup.alone.read().await;
+        }
+        if self.holds.is_held(pick.destination) {
+            return None;
         }
         self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
         let header = &batch.lease.header;
@@ -480,24 +498,25 @@ impl WebhookStrategy {
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();
                 let mut state = self.state();
+                state.gone[pick.destination] = true;
+                self.holds.set(pick.destination, true);
                 state.roster.stop(Some(pick.destination));
-                state.held[pick.destination] = true;
                 Report::Unsent
             }
         }
     }
 
     /// Records which destinations are gone (410).
-    async fn disable_held(&self) -> Result<(), StoreError> {
-        let held: Vec<_> = {
+    async fn disable_gone(&self) -> Result<(), StoreError> {
+        let gone: Vec<_> = {
             let state = self.state();
-            (0..state.held.len()).filter(|&index| state.held[index]).collect()
+            (0..state.gone.len()).filter(|&index| state.gone[index]).collect()
         };
-        for index in held {
+        for index in gone {
             let name = &self.setup.destinations[index].name;
             tracing::error!(destination = %name, "the destination answered 410 Gone: it is disabled, its messages are held");
             self.worker.disable(name, "it answered 410 Gone").await?;
-            self.state().held[index] = false; // from now on the queue itself leases none of it
+            self.state().gone[index] = false; // held from now on because it is disabled
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -386,6 +387,28 @@ fn a_paused_destination_ingests_and_sends_nothing() {
     world.set("destinations.support.paused", false).start().wait_settled(LIVENESS);
     world.stop();
     world.prove();
+}
+
+/// What its workers have leased is not sent on.
+#[test]
+fn b11_a_destination_that_is_disabled_stops_within_two_seconds_and_goes_on_when_it_is_enabled() {
+    const ROWS: usize = 1_000;
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    world.set("destinations.support.rate_per_s", 100).set("destinations.support.burst", 10);
+    world.drop_file(Input::csv("held.csv", ROWS).all(Kind::Sent)).start();
+    world.wait_requests(100);
+    world.postrider(&["destinations", "disable", "support"]).ok();
+    thread::sleep(Duration::from_secs(2));
+    let sent = world.request_count();
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(world.request_count(), sent);
+    assert!(sent < ROWS, "it was over before");
+    world.postrider(&["destinations", "enable", "support"]).ok();
+    world.wait_settled(LIVENESS);
+    world.stop();
+    let summary = world.prove();
+    assert_eq!(summary["requests"], ROWS);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::{Line, SharedQueue};
 use crate::{
     flow::{Progress, insist},
     metrics::QueueMetrics,
-    model::{channel::Call, delay::CurrentDelay, time::MonoMs},
+    model::{channel::Call, delay::CurrentDelay},
     ports::{DueBatch, DueQuery, Handle, ItemOutcome, Ledger, Outgoing, StoreError},
 };
 
@@ -32,9 +32,6 @@ const HIDDEN: Duration = Duration::from_secs(30);
 
 /// How long a receive that is under way may take on when the process ends.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
-
-/// How long it is taken for known which destinations are disabled.
-const DISABLED_FOR: Duration = Duration::from_secs(1);
 
 /// Calls of one destination's entries in flight at the same time; one where the transport keeps order.
 const SENDS_IN_FLIGHT: usize = 4;
@@ -61,8 +58,8 @@ pub struct CarrySetup {
 /// What the feeder knows.
 #[derive(Default)]
 pub(super) struct Feed {
-    held: HashSet<Arc<str>>,
-    held_at: Option<MonoMs>,
+    /// The destinations that nothing is carried for; `None` before that was asked.
+    held: Option<HashSet<Arc<str>>>,
     delays: BTreeMap<Arc<str>, CurrentDelay>,
 }
 
@@ -156,27 +153,26 @@ impl CarrySetup {
         insist(what, &*self.queue.clock, &self.progress, operation).await
     }
 
-    /// Which destinations nothing is carried for. Asked at most once a second: what slips through meanwhile is refused
-    /// by the store.
+    /// Which destinations nothing is carried for. The store remembers the answer where it costs a call (B25); what slips
+    /// through meanwhile it refuses.
     async fn look_up_held(&self, feed: &mut Feed) -> Result<(), StoreError> {
-        let now = self.queue.now();
-        if feed.held_at.is_some_and(|at| now.since(at) < DISABLED_FOR) {
-            return Ok(());
-        }
         let disabled = || self.ledger.disabled_destinations();
         let disabled = self.insist("looking for disabled destinations", disabled).await?;
-        feed.held = disabled.into_iter().chain(self.paused.iter().cloned()).collect();
-        feed.held_at = Some(now);
+        let held: HashSet<_> = disabled.into_iter().chain(self.paused.iter().cloned()).collect();
+        if feed.held.as_ref() == Some(&held) {
+            return Ok(());
+        }
         for line in self.queue.lines() {
-            let held = feed.held.contains(&line.name) || !self.destinations.contains(&line.name);
-            line.channel().hold(held);
-            if held {
-                line.channel().give_back(now, true);
+            let is_held = held.contains(&line.name) || !self.destinations.contains(&line.name);
+            line.channel().hold(is_held);
+            if is_held {
+                line.channel().give_back(self.queue.now(), true);
                 line.work.notify_one();
             } else {
                 line.asked.notify_one();
             }
         }
+        feed.held = Some(held);
         Ok(())
     }
 

@@ -17,6 +17,10 @@ use crate::{
 /// The longest a worker sleeps before it asks the queue again: changes by other processes ring no bell.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How often at most it asks which destinations are disabled: a store that has to be called for it remembers the answer
+/// for a second (B25).
+const HOLDS_EVERY: Duration = Duration::from_millis(250);
+
 /// What every worker that pulls leased batches works with.
 #[derive(Clone)]
 pub struct WorkerSetup {
@@ -41,6 +45,9 @@ pub struct WorkerSetup {
 
 /// What a worker does with the batches that it has leased.
 pub trait DeliveryStrategy {
+    /// These destinations are disabled: nothing more is begun for them, and what is held of them is given back.
+    fn hold(&self, disabled: &[Arc<str>]);
+
     /// One turn of the loop that leases: gives back what it is done with.
     fn turn(&self) -> impl Future<Output = Result<(), StoreError>>;
 
@@ -138,10 +145,20 @@ impl Worker {
         if let Some(predecessor) = predecessor {
             self.insist("taking leases back", || setup.queue.release_holder(&predecessor)).await?;
         }
+        let mut looked = None;
         loop {
-            let rates = self.throughput().due(setup.clock.mono());
+            let now = setup.clock.mono();
+            let rates = self.throughput().due(now);
             if let Some(rates) = rates {
                 log_rates(&self.holder, rates);
+            }
+            if looked.is_none_or(|at| now.since(at) >= HOLDS_EVERY) {
+                looked = Some(now);
+                match setup.ledger.disabled_destinations().await {
+                    Ok(disabled) => strategy.hold(&disabled),
+                    // What was known holds on: leasing and recording will wait for the store and say so.
+                    Err(error) => tracing::debug!(%error, "it is not known which destinations are disabled"),
+                }
             }
             strategy.turn().await?;
             if self.is_closing() && strategy.is_empty() {

@@ -36,6 +36,8 @@ const WRITTEN: u16 = 200;
 
 /// A group that is being written.
 struct Group<'a> {
+    /// The index of its destination.
+    index: usize,
     destination: &'a TableDestination,
     batches: Vec<GroupBatch>,
     /// Whether the table took the last statement, or refused a row of it; `None` before the first.
@@ -88,6 +90,7 @@ impl TableStrategy {
     pub(super) async fn write_group(self: Arc<Self>, index: usize, batches: Vec<Arc<TableBatch>>) {
         let tokens: Vec<_> = batches.iter().map(|batch| batch.lease.token).collect();
         let mut group = Group {
+            index,
             destination: &self.setup.destinations[index],
             batches: batches.into_iter().map(GroupBatch::new).collect(),
             took_rows: None,
@@ -140,8 +143,8 @@ impl TableStrategy {
                 let begins = written.get(range.start).map(|row| row.message.index);
                 self.settle(group, false, begins).await?;
             }
-            let Some(permit) = self.enter(group.destination).await else {
-                break; // draining: what is left is given back, open
+            let Some(permit) = self.enter(group).await else {
+                break; // what is left is given back, open
             };
             let is_exclusive = suspect && group.batches[0].batch.is_exclusive(written[range.start].message);
             let (_others, _nobody);
@@ -292,10 +295,10 @@ impl TableStrategy {
         (rows, written)
     }
 
-    /// Waits for a statement's turn; `None` if the worker closes before it comes. The permit first: the time
-    /// between the rate and the statement is as short as can be, so that the database sees the rate too.
-    async fn enter(&self, destination: &TableDestination) -> Option<OwnedSemaphorePermit> {
-        let gates = &destination.gates;
+    /// Waits for a statement's turn; `None` if the worker closes, or the destination is held, before it comes. The permit
+    /// first: the time between the rate and the statement is as short as can be, so that the database sees the rate too.
+    async fn enter(&self, group: &Group<'_>) -> Option<OwnedSemaphorePermit> {
+        let gates = &group.destination.gates;
         let turn = async {
             let permit = gates.in_flight.clone().acquire_owned().await;
             if let Some(rate) = &gates.rate {
@@ -306,6 +309,7 @@ impl TableStrategy {
         tokio::select! {
             biased;
             () = self.worker.closed() => None,
+            () = self.holds.held(group.index) => None,
             permit = turn => permit,
         }
     }

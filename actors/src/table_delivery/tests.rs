@@ -504,6 +504,27 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
     assert_eq!((open().count(), open().filter(|open| open.tries > 0).count()), (1_005, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn b11_a_table_that_is_disabled_takes_no_further_statement_and_goes_on_when_it_is_enabled() {
+    let mut world = World::new();
+    world.setup.destinations[1].paused = true;
+    world.setup.destinations[0].concurrency = 1;
+    world.tables[0].slow(Duration::from_secs(5));
+    world.append(2_000).await; // two statements
+    world.append(5).await;
+    let worker = world.worker();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.store.disable_destination("primary", "a look at the table", world.clock.wall()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.retrying, counts.dead), (1_000, 0, 0));
+    assert_eq!((world.tables[0].statements().len(), world.store.leased()), (1, 0));
+    world.store.enable_destination("primary");
+    world.until_settled("primary", Duration::from_mins(1)).await;
+    assert_eq!((world.counts("primary").await.sent, world.tables[0].rows().len()), (2_005, 2_005));
+    worker.drained().await;
+}
+
 #[actix::test]
 async fn the_actor_ends_when_it_is_drained() {
     let mut world = World::new();

@@ -118,7 +118,7 @@ impl Shared {
         }
         let topics: Vec<_> = match destination {
             Some(destination) => vec![destination.to_owned()],
-            None => self.known_destinations().await?.into_keys().collect(),
+            None => self.known_destinations().await?,
         };
         self.page_of(&place.walk(&topics), query.limit).await
     }

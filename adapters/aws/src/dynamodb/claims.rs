@@ -120,11 +120,11 @@ impl Shared {
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Vec<(BatchId, Claim)>, StoreError> {
-        let disabled = self.disabled_set().await?;
+        let cluster = self.cluster_state().await?;
         // Deadlines go by the store's time (B23), which is that of all machines.
         let (until, now) = (self.time.at(request.until), self.time.at(request.now));
         let decide = |stored: &StoredBatch| {
-            if disabled.contains(&stored.destination) {
+            if cluster.disabled.contains_key(&*stored.destination) {
                 let why = format!("destination {} is disabled", stored.destination);
                 return Decision::Answer(Claim::Unavailable(why));
             }

@@ -1,37 +1,34 @@
 //! Destinations: which there are, and which are disabled.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
-use postrider_actors::{model::time::UnixMs, ports::StoreError};
+use postrider_actors::{flow::back_off, model::time::UnixMs, ports::StoreError};
 
 use super::{
-    cache::CACHED_MAX,
-    cache::lock,
+    cache::{CACHED_MAX, lock},
     change::{Change, When},
-    item::{DISABLED_AT, Damaged, Item, REASON, Reading, SK, TOPIC, number, text},
+    cluster::{ClusterState, Since},
+    files::json,
+    item::{BODY, Damaged, Item, PK, Reading, SK, TOPIC, VERSION, number, text},
     keys::{self, ledger_key},
-    state::{DestinationNames, Shared},
+    retry::BUDGET,
+    state::Shared,
 };
 
-/// How old the list of disabled destinations may be, but for what this process has changed in it.
-const DISABLED_AGE_MAX: Duration = Duration::from_secs(10);
+/// How often a change of what holds for all is worked out anew when others came first.
+const ROUNDS: u32 = 10;
+
+/// Bytes of a reason that are kept: every machine reads them every second.
+const REASON_MAX: usize = 256;
 
 impl Shared {
-    /// Every destination that was ever appended to or disabled; since when and why it is disabled.
-    pub(super) async fn known_destinations(
-        &self,
-    ) -> Result<BTreeMap<String, Option<(UnixMs, String)>>, StoreError> {
+    /// Every destination that was ever appended to.
+    pub(super) async fn known_destinations(&self) -> Result<Vec<String>, StoreError> {
         let items = self.calls.partition("reading destinations", keys::DESTINATIONS_PK, "").await?;
-        let read = |item: &Item| {
-            let reading = Reading(item);
-            let name = reading.text(SK)?.to_owned();
-            let at = reading.maybe_number(DISABLED_AT)?;
-            let reason = reading.maybe_text(REASON)?.unwrap_or_default().to_owned();
-            Ok((name, at.map(|at| (UnixMs(at), reason))))
-        };
-        let read: Result<_, Damaged> = items.iter().map(read).collect();
-        Ok(read?)
+        let names: Result<_, Damaged> =
+            items.iter().map(|item| Ok(Reading(item).text(SK)?.to_owned())).collect();
+        Ok(names?)
     }
 
     /// The actions that make destinations known, with the first step for them that this process appends.
@@ -55,45 +52,78 @@ impl Shared {
         }
     }
 
-    /// The disabled destinations, some seconds old at most.
-    pub(super) async fn disabled_set(&self) -> Result<DestinationNames, StoreError> {
+    /// What holds for all machines, as it was a second ago at most (B25).
+    pub(super) async fn cluster_state(&self) -> Result<Arc<ClusterState>, StoreError> {
         let now = self.clock.mono();
-        if let Some((at, known)) = &*lock(&self.disabled)
-            && now.since(*at) < DISABLED_AGE_MAX
-        {
-            return Ok(known.clone());
+        let _turn = match self.cluster.known(now) {
+            Some((state, true)) => return Ok(state),
+            // One reads it for all, who go on with what is known meanwhile.
+            Some((state, false)) => match self.cluster.reading.try_lock() {
+                Ok(turn) => turn,
+                Err(_) => return Ok(state),
+            },
+            None => self.cluster.reading.lock().await,
+        };
+        match self.cluster.known(now) {
+            Some((state, true)) => Ok(state),
+            _ => Ok(self.read_cluster().await?.1),
         }
-        let known = self.known_destinations().await?;
-        let names = known.into_iter().filter(|(_, disabled)| disabled.is_some());
-        let names: DestinationNames = Arc::new(names.map(|(name, _)| name.into()).collect());
-        *lock(&self.disabled) = Some((now, names.clone()));
-        Ok(names)
+    }
+
+    /// As it is, and the version that it was read at.
+    pub(super) async fn read_cluster(&self) -> Result<(Option<u64>, Arc<ClusterState>), StoreError> {
+        let asked = self.clock.mono();
+        let item = self.calls.get("reading what holds for all machines", ClusterState::key()).await?;
+        let (version, state) = ClusterState::read(item.as_ref())?;
+        Ok((version, self.cluster.learn(asked, state)))
+    }
+
+    /// Changes it, unless `change` says that there is nothing to change; whether it did.
+    async fn change_cluster(&self, change: impl Fn(&mut ClusterState) -> bool) -> Result<bool, StoreError> {
+        let _turn = self.cluster.reading.lock().await;
+        for round in 1..=ROUNDS {
+            let (version, state) = self.read_cluster().await?;
+            let mut state = (*state).clone();
+            if !change(&mut state) {
+                return Ok(false);
+            }
+            let body = json(&state)?;
+            let when = version.map_or(When::Missing(PK), |version| When::Is(VERSION, number(version)));
+            let write = Change::of(&self.calls.tables.ledger, ClusterState::key())
+                .set(VERSION, number(version.unwrap_or(0) + 1))
+                .set(BODY, text(&*body))
+                .when(when);
+            let asked = self.clock.mono();
+            let written = self.calls.update("changing what holds for all machines", write).await?;
+            // Done by a try that was not answered?
+            let is_ours = |item: Item| Reading(&item).text(BODY) == Ok(&*body);
+            if written.map_or_else(|other| other.is_some_and(is_ours), |_| true) {
+                self.cluster.learn(asked, state);
+                return Ok(true);
+            }
+            back_off(BUDGET.backoff, round).await;
+        }
+        Err(StoreError::Retryable("what holds for all machines keeps being changed by others".into()))
     }
 
     pub(super) async fn disabled(&self) -> Result<Vec<Arc<str>>, StoreError> {
-        Ok(self.disabled_set().await?.iter().cloned().collect())
+        let state = self.cluster_state().await?;
+        Ok(state.disabled.keys().map(|name| name.as_str().into()).collect())
     }
 
     pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        let key = ledger_key(keys::DESTINATIONS_PK, name);
-        let change = Change::of(&self.calls.tables.ledger, key)
-            .set(DISABLED_AT, number(at.0))
-            .set(REASON, text(reason))
+        let reason = reason[..reason.floor_char_boundary(REASON_MAX)].to_owned();
+        let disable = |state: &mut ClusterState| {
             // The first reason stands.
-            .when(When::Missing(DISABLED_AT));
-        self.calls.update("disabling a destination", change).await?.ok();
-        *lock(&self.disabled) = None;
+            let is_new = !state.disabled.contains_key(name);
+            state.disabled.entry(name.to_owned()).or_insert_with(|| Since { at, reason: reason.clone() });
+            is_new
+        };
+        self.change_cluster(disable).await?;
         Ok(())
     }
 
     pub(super) async fn enable(&self, name: &str) -> Result<bool, StoreError> {
-        let key = ledger_key(keys::DESTINATIONS_PK, name);
-        let change = Change::of(&self.calls.tables.ledger, key)
-            .remove(DISABLED_AT)
-            .remove(REASON)
-            .when(When::Exists(DISABLED_AT));
-        let was_disabled = self.calls.update("enabling a destination", change).await?.is_ok();
-        *lock(&self.disabled) = None;
-        Ok(was_disabled)
+        self.change_cluster(|state| state.disabled.remove(name).is_some()).await
     }
 }

@@ -69,9 +69,6 @@ attributes! {
     CHANGES = "Changes";
     LAST_AT = "LastAt";
     MESSAGES = "Messages";
-    // … of a destination.
-    DISABLED_AT = "DisabledAt";
-    REASON = "Reason";
 }
 
 /// A stored item that this program can't read.

@@ -21,6 +21,7 @@ pub(super) const FILE_SK: &str = "file";
 pub(super) const FILES_PK: &str = "files";
 pub(super) const DEAD_PK: &str = "dead";
 pub(super) const DEPTH_PK: &str = "depth";
+pub(super) const CLUSTER_PK: &str = "cluster";
 pub(super) const DESTINATIONS_PK: &str = "destinations";
 
 /// The key of an item in the ledger table.

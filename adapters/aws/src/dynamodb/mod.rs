@@ -16,6 +16,7 @@ mod cache;
 mod calls;
 mod change;
 mod claims;
+mod cluster;
 mod console;
 mod dead;
 mod depth;

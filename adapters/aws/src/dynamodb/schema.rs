@@ -26,7 +26,8 @@
 //! | `files` | `STAMP#ID` | every file in the order of its first rows: `Name`, `Feed` |
 //! | `open#NODE#FEED` | `STAMP#ID` | files whose final report that node has yet to write |
 //! | `dead` | `FILE#DESTINATION#ROW#ID` | batches with dead messages, by their first row |
-//! | `destinations` | `NAME` | every destination that was appended to; if it is disabled, `DisabledAt` and `Reason` |
+//! | `cluster` | `state` | what holds for all machines (B25), read by each once a second: `Version`, `Body`, JSON: `disabled` destinations, since when and why |
+//! | `destinations` | `NAME` | every destination that was appended to |
 //! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages: `Messages`; to be summed |
 //! | `entry#FEED#ID` | `entry` | an entry of an inbound queue that was taken; expires |
 //! | `rate#DESTINATION` | `rate` | the leases of a shared rate |

@@ -20,6 +20,7 @@ use postrider_actors::{
 use super::{
     cache::lock,
     calls::Calls,
+    cluster::ClusterCache,
     depth::Depth,
     files::StoredFile,
     index::IndexCount,
@@ -51,7 +52,7 @@ pub(super) struct Shared {
     pub(super) moved: Mutex<BTreeSet<FileId>>,
     pub(super) records: Mutex<Records>,
     pub(super) payloads: Mutex<PayloadCache>,
-    pub(super) disabled: Mutex<Option<(MonoMs, DestinationNames)>>,
+    pub(super) cluster: ClusterCache,
     /// Destinations that this process has made known.
     pub(super) registered: Mutex<BTreeSet<String>>,
     pub(super) depth: Depth,
@@ -79,8 +80,6 @@ pub(super) struct ArchiveProgress {
     pub(super) from: Option<Item>,
 }
 
-pub(super) type DestinationNames = Arc<BTreeSet<Arc<str>>>;
-
 impl Shared {
     pub(super) fn new(
         calls: Calls,
@@ -105,7 +104,7 @@ impl Shared {
             moved: Mutex::default(),
             records: Mutex::default(),
             payloads: Mutex::default(),
-            disabled: Mutex::default(),
+            cluster: ClusterCache::default(),
             registered: Mutex::default(),
             depth,
             appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),

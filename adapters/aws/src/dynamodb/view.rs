@@ -102,8 +102,11 @@ impl Shared {
     /// What there is to say of destinations apart from counts: which are disabled, and what is outstanding.
     pub(super) async fn destination_views(&self) -> Result<BTreeMap<String, DestinationView>, StoreError> {
         let mut views: BTreeMap<String, DestinationView> = BTreeMap::new();
-        for (name, disabled) in self.known_destinations().await? {
-            views.entry(name).or_default().disabled = disabled;
+        for name in self.known_destinations().await? {
+            views.entry(name).or_default();
+        }
+        for (name, since) in &self.read_cluster().await?.1.disabled {
+            views.entry(name.clone()).or_default().disabled = Some((since.at, since.reason.clone()));
         }
         let mut cursor = None;
         loop {
