@@ -592,3 +592,59 @@ async fn a_payload_is_written_once_and_kept_while_it_is_needed() {
     assert_eq!(store.archive(UnixMs(u64::MAX), 9).await, Ok(0), "it is needed");
     assert!(matches!(store.get(&[id]).await.unwrap()[0].1, Fetched::Batch(_)));
 }
+
+/// No daemon ran for longer than half of what a payload lives for: the first that starts has it kept. What has expired all
+/// the same holds up nothing else, and is not asked for again and again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn b4_what_waits_is_kept_by_who_starts_and_what_has_expired_holds_up_nothing() {
+    const DAY: Duration = Duration::from_hours(24);
+    let server = Server::dynamodb();
+    let settings = DynamoSettings { payload_life: DAY * 60, ..settings() };
+    let client = client(server.endpoint());
+    migrate(&client, &settings).await.unwrap();
+    let clock = clock();
+    let store = open(server.endpoint(), &settings, &clock).await;
+    let steps = [1, 2].map(|number| fixtures::step(&fixtures::file("feed", number, &["d"]), 1..=2, NOW));
+    let [id, gone] = steps.each_ref().map(|step| step.batches[0].id);
+    let [step, other] = steps;
+    store.append(step).await.unwrap();
+    let stored = async || client.scan().table_name(&settings.table).send().await.unwrap().items.unwrap();
+    let kept = stored().await.pop().unwrap();
+    store.append(other).await.unwrap();
+    drop(store);
+
+    // The service deletes what has expired.
+    for item in stored().await {
+        if item["Digest"] != kept["Digest"] {
+            let delete = client.delete_item().table_name(&settings.table);
+            delete.key("Digest", item["Digest"].clone()).send().await.unwrap();
+        }
+    }
+    clock.advance(DAY * 31);
+    let other = DynamoSettings { process: "another-1".into(), ..settings.clone() };
+    let store = open(server.endpoint(), &other, &clock).await;
+    let now = UnixMs(NOW.0 + (DAY * 31).as_millis() as u64);
+    let wants = [(Arc::from("d"), 9)];
+    let query = DueQuery { process: store.process(), due_by: now, wants: &wants, confirm: &[] };
+    let found: BTreeSet<_> = store.due(query).await.unwrap().into_iter().map(|batch| batch.id).collect();
+    assert_eq!(found, BTreeSet::from([id, gone]));
+    let items = stored().await;
+    let expires: u64 = items[0]["ExpiresAt"].as_n().unwrap().parse().unwrap();
+    assert_eq!((items.len(), expires), (1, (now.0 + (DAY * 60).as_millis() as u64) / 1000));
+
+    let request = ClaimRequest {
+        holder: "another-1/w#1".into(),
+        batches: vec![id, gone],
+        until: now.after(DAY),
+        now,
+        born: now,
+    };
+    let claims: HashMap<_, _> = store.claim(request).await.unwrap().into_iter().collect();
+    assert!(matches!(claims[&id], Claim::Granted(_)), "{claims:?}");
+    assert_eq!(claims[&gone], Claim::Missing);
+    assert_eq!(store.due(query).await.unwrap(), [], "it is not offered again at once");
+    clock.advance(Duration::from_mins(1));
+    let found: Vec<_> = store.due(query).await.unwrap().into_iter().map(|batch| batch.id).collect();
+    assert_eq!(found, [gone], "and not forgotten");
+}

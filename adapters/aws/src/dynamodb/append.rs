@@ -177,7 +177,7 @@ impl Shared {
         if messages > 0 {
             self.registered(&append.file.destinations);
         }
-        self.touched(&file.record.feed, id);
+        self.touched(&file.record.feed, id, stored.is_none());
         self.cache_file(id, Some(file));
         for (record, stamp) in &new {
             self.waits(record, record.record.not_before, *stamp);
@@ -296,9 +296,10 @@ impl Shared {
         Ok(known)
     }
 
-    /// Takes note that a file may have settled, or be open again.
-    pub(super) fn touched(&self, feed: &str, id: FileId) {
-        lock(&self.reporting).touch(Arc::from(feed), id);
+    /// Takes note that a file may have settled, or be open again; `is_first`: it was not known before.
+    fn touched(&self, feed: &str, id: FileId, is_first: bool) {
+        let now = is_first.then(|| self.clock.mono());
+        lock(&self.reporting).touch(Arc::from(feed), id, now);
     }
 }
 

@@ -185,8 +185,9 @@ impl Shared {
         let claimed: Vec<_> = written.iter().map(|written| &written.stored).collect();
         let fetched = self.payloads_of(&claimed).await;
         let mut claims = Vec::with_capacity(claimed.len());
-        let mut back = Vec::new();
+        let (mut back, mut gone) = (Vec::new(), Vec::new());
         for stored in claimed {
+            let token = LeaseToken { batch: stored.id, fence: stored.record.fence };
             let why = match fetched.as_ref().map(|fetched| fetched.get(&stored.id)) {
                 Ok(Some(Fetched::Batch(batch))) => {
                     let lease =
@@ -196,16 +197,23 @@ impl Shared {
                 }
                 Ok(Some(Fetched::Missing)) => {
                     tracing::error!(batch = %stored.id, "its rows are gone from the outbox table; it can't be sent");
-                    "its rows are gone".to_owned()
+                    back.push(token);
+                    gone.push(stored.id);
+                    claims.push((stored.id, Claim::Missing));
+                    continue;
                 }
                 Ok(Some(Fetched::Unprocessed) | None) => "its rows were not read".to_owned(),
                 Err(error) => error.to_string(),
             };
-            back.push(LeaseToken { batch: stored.id, fence: stored.record.fence });
+            back.push(token);
             claims.push((stored.id, Claim::Unavailable(why)));
         }
         if !back.is_empty() {
             self.release_claims(&back, Release::Unused).await?;
+        }
+        // A sweep looks at it again, now and then; asked for at once, it would be claimed for nothing as fast as can be.
+        for id in gone {
+            self.waiting().remove(id);
         }
         Ok(claims)
     }

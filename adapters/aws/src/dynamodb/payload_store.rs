@@ -145,6 +145,11 @@ impl Shared {
         };
         let answers = self.calls.execute("keeping payloads", ids.iter().map(keep).collect()).await;
         let kept: BTreeMap<_, _> = ids.into_iter().zip(answers).collect();
+        for (batch, payload, _) in &old {
+            if matches!(kept[payload], StatementOutcome::Refused) {
+                tracing::error!(%batch, %payload, "its rows have expired, for no daemon ran for too long: it can't be sent");
+            }
+        }
         // Only then, so that a batch never says more of its payload than is so.
         let note = old.iter().filter(|(_, payload, _)| matches!(kept[payload], StatementOutcome::Done)).map(
             |(id, ..)| {

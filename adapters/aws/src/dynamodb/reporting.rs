@@ -42,8 +42,13 @@ impl Reporting {
         self.here.entry(file).or_default().settled += settled;
     }
 
-    pub(super) fn touch(&mut self, feed: Arc<str>, file: FileId) {
+    /// Takes note of a step of a file. `is_first`, at that time: nothing of it can have been settled before.
+    pub(super) fn touch(&mut self, feed: Arc<str>, file: FileId, is_first: Option<MonoMs>) {
         self.insert(file, Some(feed));
+        if is_first.is_some() {
+            self.settled_here(file, 0);
+            self.here.entry(file).or_default().looked_at = is_first;
+        }
     }
 
     pub(super) fn insert(&mut self, file: FileId, feed: Option<Arc<str>>) {
