@@ -42,12 +42,6 @@ use crate::{
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
-/// Messages that wait in a worker for each that may be in flight, so that a lease is worth its transaction …
-const AHEAD_PER_PERMIT: usize = 4;
-
-/// … and at least.
-const AHEAD_MIN: usize = 1_000;
-
 /// How long a sender waits for what this machine lacks (F72). A descriptor is free again within a request's time.
 const SHORTAGE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
@@ -65,6 +59,8 @@ pub struct DeliveryDestination {
     pub concurrency: usize,
     /// Its rate limit, if it has one.
     pub gate: Option<Gate>,
+    /// This worker's part of that, or of the limit over all destinations: messages per second.
+    pub rate_per_s: Option<usize>,
     /// When its messages are tried again.
     pub retry: Retry,
     /// Whether config holds its messages.
@@ -120,8 +116,11 @@ impl Stage for WebhookDelivery {
         };
         let worker = Worker::new(setup.worker.clone(), &holder);
         let holds = Holds::new(shares.len());
+        let ahead =
+            |d: &DeliveryDestination| model::ahead::ahead(d.concurrency, d.rate_per_s, setup.worker.lease);
+        let ahead = setup.destinations.iter().map(ahead).collect();
         let strategy =
-            WebhookStrategy { worker, setup, state: Mutex::new(state), holds, flush: Bell::default() };
+            WebhookStrategy { worker, setup, ahead, state: Mutex::new(state), holds, flush: Bell::default() };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
@@ -212,6 +211,8 @@ impl WebhookState {
 struct WebhookStrategy {
     worker: Worker,
     setup: DeliverySetup,
+    /// Messages of each destination that may wait here.
+    ahead: Vec<usize>,
     state: Mutex<WebhookState>,
     /// The destinations that are disabled or gone.
     holds: Holds,
@@ -245,7 +246,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     fn wants(&self) -> Vec<Want> {
         let state = self.state();
         let want = |(index, destination): (usize, &DeliveryDestination)| {
-            let ahead = self.ahead(index);
+            let ahead = self.ahead[index];
             let waiting = state.roster.waiting(index);
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
             let open = !destination.paused && !self.holds.is_held(index) && destination.concurrency > 0;
@@ -343,11 +344,6 @@ impl WebhookStrategy {
         self.worker.close();
     }
 
-    /// How many messages of a destination may wait here.
-    fn ahead(&self, destination: usize) -> usize {
-        AHEAD_MIN.max(AHEAD_PER_PERMIT * self.setup.destinations[destination].concurrency)
-    }
-
     /// Starts a sender for every message that may be sent now.
     fn start_senders(self: &Arc<Self>) {
         let now = self.worker.clock().wall();
@@ -387,7 +383,7 @@ impl WebhookStrategy {
             let next = state.roster.pick(now);
             let waiting = state.roster.waiting(pick.destination);
             // Not at every message: a few times on the way down.
-            let ahead = self.ahead(pick.destination);
+            let ahead = self.ahead[pick.destination];
             let starved = waiting <= ahead / 2 && waiting.is_multiple_of(ahead / 8);
             let next = next.and_then(|next| {
                 if next.token == pick.token {

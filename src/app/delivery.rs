@@ -87,6 +87,7 @@ impl Webhooks {
                 webhook,
                 concurrency,
                 gate: gate(&destination.name, destination.rate()),
+                rate_per_s: rate_per_s(&[destination.rate(), config.delivery.rate()]),
                 retry: destination.retry.clone(),
                 paused: destination.paused,
                 recorded: config.is_recorded(&destination.name),
@@ -106,6 +107,7 @@ impl Webhooks {
             let worker = id.slot;
             let share_of_each = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
                 concurrency: share(destination.concurrency, worker + index, workers),
+                rate_per_s: destination.rate_per_s.map(|rate| share(rate, worker + index, workers)),
                 ..destination.clone()
             };
             DeliverySetup {
@@ -124,6 +126,11 @@ impl Webhooks {
         });
         (spec.times(workers), gates)
     }
+}
+
+/// The lowest of these limits.
+fn rate_per_s(rates: &[Option<config::Rate>]) -> Option<usize> {
+    rates.iter().flatten().map(|rate| rate.per_s as usize).min()
 }
 
 fn client(
