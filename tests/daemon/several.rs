@@ -197,9 +197,12 @@ fn the_same_file_dropped_on_three_machines_is_sent_once() {
         fs::rename(feed.join(".shared"), feed.join("shared.csv")).expect("one directory");
     }
     world.drop_file(input);
-    world.wait_settled(LIVENESS * 2);
+    let patience = LIVENESS * 2 + Duration::from_millis(rows as u64);
+    let begun = Instant::now();
+    world.wait_settled(patience);
+    println!("{rows} rows in {:.0?}", begun.elapsed());
     let closed = |peer: &str| world.path(peer).join("alerts/done/shared.csv").exists();
-    wait_until(LIVENESS, "all of them have read it", || closed("second") && closed("third"));
+    wait_until(patience, "all of them have read it", || closed("second") && closed("third"));
     world.stop_peers();
     world.stop();
     let summary = world.prove();
@@ -207,6 +210,36 @@ fn the_same_file_dropped_on_three_machines_is_sent_once() {
     assert_eq!((number(&summary["sent"]), number(&summary["requests"])), (rows as u64, rows as u64));
     let log = fs::read_to_string(world.daemon_log()).expect("it was written");
     assert!(!log.contains("will be restarted"), "a stage failed:\n{log}");
+}
+
+/// However long a backlog waits for its rate, and whichever machine sends it: the queue stays shallow, and what is in it is
+/// not sent again.
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn b19_a_backlog_behind_a_rate_sends_each_hint_at_most_twice() {
+    const BATCH: u32 = 10;
+    const RATE: u32 = 200;
+    let rows = knob("POSTRIDER_ROWS", 4_000);
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&[]);
+    world.set("lease.duration", "60s").set("batch.max_messages", i64::from(BATCH));
+    world.set("destinations.support.rate_per_s", i64::from(RATE)).set("destinations.support.burst", 20);
+    migrate(&mut world);
+    world.start_ready();
+    world.start_peer("second").start_peer("third");
+    engines.forget();
+    world.drop_file(Input::csv("backlog.csv", usize::try_from(rows).expect("64 bits")));
+    world.wait_settled(LIVENESS * 2 + Duration::from_millis(rows * 1_100 / u64::from(RATE)));
+    let (sqs, dynamodb) = engines.calls();
+    world.stop_peers();
+    world.stop();
+    let sent = sqs.get("SendMessageBatch").map_or(0, |count| count.items);
+    let batches = rows.div_ceil(u64::from(BATCH));
+    println!("{rows} rows in {batches} batches: {sent} hints; {sqs:?}; {dynamodb:?}");
+    assert!((batches..=batches * 2).contains(&sent), "{sent} hints of {batches} batches");
+    let summary = world.prove();
+    assert_eq!((number(&summary["sent"]), number(&summary["requests"])), (rows, rows));
 }
 
 /// What an operator says holds for every machine, and for what their workers have leased, too.
