@@ -19,6 +19,7 @@ use postrider_actors::{
     },
 };
 use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
+use postrider_settings::{Dynamodb, Keys as _};
 
 #[path = "cloud/mod.rs"]
 mod cloud;
@@ -34,6 +35,10 @@ fn client(endpoint: &str) -> Client {
     Client::new(&sdk_config(endpoint))
 }
 
+fn keys(table: &str) -> Dynamodb {
+    Dynamodb { table: table.to_owned(), ..Dynamodb::declared() }
+}
+
 fn settings() -> DynamoSettings {
     static TABLES: AtomicU64 = AtomicU64::new(0);
     let table = format!("outbox-{}", TABLES.fetch_add(1, Ordering::Relaxed));
@@ -43,7 +48,7 @@ fn settings() -> DynamoSettings {
         take_over_after: now,
         clock_margin: now,
         store_time: false,
-        ..DynamoSettings::new(&table, "node-7")
+        ..DynamoSettings::new(keys(&table), "node-7")
     }
 }
 

@@ -243,6 +243,7 @@ mod dynamodb {
     };
     use postrider::clock::SystemClock;
     use postrider_aws::dynamodb::{Console, DynamoSettings, DynamoStore, migrate};
+    use postrider_settings::{Dynamodb, Keys as _};
 
     use postrider_actors::ports::{Claim, ClaimRequest, Claims as _};
 
@@ -259,9 +260,13 @@ mod dynamodb {
         Client::from_conf(config)
     }
 
+    fn keys() -> Dynamodb {
+        Dynamodb { table: "console".to_owned(), ..Dynamodb::declared() }
+    }
+
     fn console(endpoint: &str) -> Console {
         let runtime = Runtime::new().unwrap();
-        let settings = DynamoSettings::new("console", "operator-1");
+        let settings = DynamoSettings::new(keys(), "operator-1");
         let client = client(endpoint);
         let opening = DynamoStore::open(&client, settings, Arc::new(SystemClock), Arc::new(()));
         let store = runtime.block_on(opening).unwrap();
@@ -277,7 +282,7 @@ mod dynamodb {
             let client = client(server.endpoint());
             let settings = DynamoSettings {
                 sweep_interval: std::time::Duration::ZERO,
-                ..DynamoSettings::new("console", "n-1")
+                ..DynamoSettings::new(keys(), "n-1")
             };
             migrate(&client, &settings).await.unwrap();
             let clock = Arc::new(SystemClock);

@@ -29,10 +29,7 @@ use postrider_actors::{
     reading::FeedDestination,
     supervision::{ChildId, Drain, Fault as ActorFault, Stage as _},
 };
-use postrider_aws::{
-    AwsSettings,
-    sqs::{SqsIntake, SqsIntakeSettings},
-};
+use postrider_aws::{AwsSettings, sqs::SqsIntake};
 use postrider_settings::{FeedQueue, Keys as _};
 use postrider_sqlite::EmbeddedStore;
 
@@ -58,12 +55,8 @@ impl World {
         let client = Client::new(&cloud::sdk_config(proxy.endpoint()));
         let url = client.get_queue_url().queue_name(QUEUE).send().await.expect("it is there");
         let url = url.queue_url.expect("it has one");
-        let settings = SqsIntakeSettings {
-            queue_url: url.clone(),
-            visibility: VISIBILITY,
-            wait_max: Duration::from_secs(20),
-        };
-        let intake = Arc::new(SqsIntake::new(client, &AwsSettings::default(), settings, Arc::new(())));
+        let aws = AwsSettings::default();
+        let intake = Arc::new(SqsIntake::new(client, &aws, url.clone(), VISIBILITY, Arc::new(())));
         proxy.reset_counts();
         Self { proxy, intake, url, direct, _server: server }
     }

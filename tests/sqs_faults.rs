@@ -28,7 +28,8 @@ use postrider_actors::{
     },
     testing::{MemoryStore, fixtures},
 };
-use postrider_aws::sqs::{SqsTransport, provision::QueueNames};
+use postrider_aws::sqs::SqsTransport;
+use postrider_settings::Sqs;
 use postrider_settings::{Delay, Keys as _};
 use sqs::Queues;
 use tokio::{
@@ -58,7 +59,7 @@ impl Drop for Process {
 struct World {
     queues: Queues,
     store: Arc<MemoryStore>,
-    names: QueueNames,
+    names: Sqs,
     transport: Arc<SqsTransport>,
     processes: Vec<Process>,
     /// Requests per message.
@@ -307,7 +308,7 @@ async fn f48_what_can_t_be_deleted_is_deleted_later() {
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
 async fn f48_what_can_t_be_read_goes_to_the_dead_letters_with_the_reason_and_what_is_unknown_goes() {
     let mut world = World::new(1).await;
-    let url = world.queues.url(&world.names.queue("d")).await;
+    let url = world.queues.url(&world.names.queue_name("d")).await;
     let bodies = ["no entry, but user-secret", r#"{"version":9,"batch":"x"}"#];
     for body in bodies {
         world.queues.direct.send_message().queue_url(&url).message_body(body).send().await.unwrap();
@@ -394,7 +395,7 @@ async fn a_queue_that_is_purged_or_made_anew_loses_nothing() {
     let mut world = World::new(1).await;
     world.append("d", 30, 2).await;
     sleep(Duration::from_secs(1)).await;
-    let name = world.names.queue("d");
+    let name = world.names.queue_name("d");
     let url = world.queues.url(&name).await;
     world.queues.direct.purge_queue().queue_url(&url).send().await.unwrap();
     world.deliver("d").await;
@@ -415,7 +416,7 @@ async fn a_missing_queue_stops_its_destination_only() {
     world.append("d", 10, 2).await;
     world.deliver("d").await;
     assert_eq!(world.open("e"), 20);
-    world.queues.direct.create_queue().queue_name(world.names.queue("e")).send().await.unwrap();
+    world.queues.direct.create_queue().queue_name(world.names.queue_name("e")).send().await.unwrap();
     world.deliver("e").await;
     world.assert_each_once();
 }

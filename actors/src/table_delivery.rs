@@ -22,11 +22,10 @@ use std::{
 };
 
 use actix::prelude::*;
-use postrider_settings::Retry;
+use postrider_settings::{Group, Retry};
 use rand::RngExt as _;
 use tokio::sync::{RwLock, Semaphore};
 
-pub use self::shelf::GroupLimits;
 use self::shelf::Shelf;
 use crate::{
     flow::{Bell, DeliveryStrategy, Gate, Holds, Worker, WorkerSetup},
@@ -65,7 +64,7 @@ pub struct TableDestination {
     /// What its statements wait for.
     pub gates: StatementGates,
     /// How batches are put together.
-    pub group: GroupLimits,
+    pub group: Group,
     /// Groups that this worker writes at the same time.
     pub concurrency: usize,
     /// When its messages are tried again.
@@ -107,7 +106,11 @@ impl Stage for TableDelivery {
     fn new(setup: TableDeliverySetup, id: &ChildId, fault: Fault) -> Self {
         let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
         let state = TableState {
-            shelves: setup.destinations.iter().map(|destination| Shelf::new(destination.group)).collect(),
+            shelves: setup
+                .destinations
+                .iter()
+                .map(|destination| Shelf::new(destination.group.clone()))
+                .collect(),
             held: HashMap::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
             failure: None,

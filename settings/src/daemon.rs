@@ -291,6 +291,12 @@ impl Sqs {
         format!("{}-{destination}{}", self.prefix, if self.fifo { FIFO_SUFFIX } else { "" })
     }
 
+    /// The name of the queue for what nobody can read, shared by all of them and of the same kind ("Using dead-letter
+    /// queues in Amazon SQS").
+    pub fn dead_letters(&self) -> String {
+        self.queue_name(DEAD_LETTERS)
+    }
+
     /// Whether SQS allows a queue of that name.
     pub fn has_room_for(&self, destination: &str) -> bool {
         self.queue_name(destination).len() <= QUEUE_NAME_MAX
@@ -403,4 +409,23 @@ fn hosts(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
             is_name.then(|| name.to_ascii_lowercase())
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b24_a_queue_is_called_after_its_destination() {
+        let keys = |fifo| Sqs { prefix: "pr".into(), fifo };
+        let (standard, fifo) = (keys(false), keys(true));
+        assert_eq!(
+            (&standard.queue_name("d")[..], &standard.dead_letters()[..]),
+            ("pr-d", "pr-dead-letters")
+        );
+        assert_eq!(
+            (&fifo.queue_name("d")[..], &fifo.dead_letters()[..]),
+            ("pr-d.fifo", "pr-dead-letters.fifo")
+        );
+    }
 }

@@ -35,6 +35,14 @@ crate::settings! {
         paused: bool = flag(false);
     }
 
+    /// How waiting batches share the statements of a table (S4.2).
+    Group {
+        /// Rows per statement at most. Waiting batches share a statement.
+        max_rows: usize = integer(5_000, 1..=100_000, "rows");
+        /// The longest that a batch waits for others to fill a statement.
+        linger: Duration = duration("500ms", "0s"..="1m");
+    }
+
     /// When a failed attempt is retried.
     Retry {
         /// Attempts, the first included. Waits are drawn at random below their bound, so with these settings a

@@ -13,7 +13,7 @@ use crate::{
 use postrider_aws::{
     self as aws, AwsSettings, SdkConfig, cloudwatch,
     dynamodb::{self, Console, DynamoSettings, DynamoStore},
-    sqs::provision::{Difference, MAKE, Provisioner, QueueNames},
+    sqs::provision::{Difference, MAKE, Provisioner},
 };
 
 /// Credentials may come from the instance or from a login: several calls, each with its own timeout.
@@ -55,12 +55,10 @@ pub(super) fn settings(aws: &Aws) -> AwsSettings {
 /// `[outbox.dynamodb]` for the adapter, as `process` (`NODE-START`) uses it.
 pub(super) fn dynamo_settings(config: &Config, process: &str) -> DynamoSettings {
     DynamoSettings {
-        shards: config.dynamodb.shards,
-        scan_concurrency: config.dynamodb.scan_concurrency,
         sweep_interval: SWEEP_INTERVAL,
         payload_life: payload_life(config.outbox.retention),
         settle_linger: SETTLE_LINGER,
-        ..DynamoSettings::new(&config.dynamodb.table, process)
+        ..DynamoSettings::new(config.dynamodb.clone(), process)
     }
 }
 
@@ -84,11 +82,6 @@ pub(super) fn console(config: &Config) -> anyhow::Result<Console> {
         "the tables of [outbox.dynamodb] can't be opened; `postrider check-config --connect` says what is wrong",
     )?;
     Ok(Console::new(runtime, store))
-}
-
-/// What Postrider's own queues are called.
-pub(super) fn queue_names(config: &Config) -> QueueNames {
-    QueueNames { prefix: config.sqs.prefix.clone(), fifo: config.sqs.fifo }
 }
 
 /// Tries what the configuration names at AWS; with `may_make`, makes what is missing of Postrider's own
@@ -230,8 +223,7 @@ async fn try_tables(
 
 /// Looks at the queue of each destination and at that of the dead letters; with `may_make`, makes what is missing.
 async fn try_queues(provisioner: &Provisioner, config: &Config, may_make: bool) -> Vec<Finding> {
-    let names = queue_names(config);
-    let dead_letters = names.dead_letters();
+    let dead_letters = config.sqs.dead_letters();
     let engine = format!("queue {dead_letters}");
     let mut findings = Vec::new();
     let mut arn = None;
@@ -253,9 +245,10 @@ async fn try_queues(provisioner: &Provisioner, config: &Config, may_make: bool) 
         return findings;
     }
     for destination in &config.destinations {
-        let name = names.queue(&destination.name);
+        let name = config.sqs.queue_name(&destination.name);
         let engine = format!("queue {name}");
-        findings.extend(try_queue(provisioner, &engine, &name, arn.as_deref(), names.fifo, may_make).await);
+        findings
+            .extend(try_queue(provisioner, &engine, &name, arn.as_deref(), config.sqs.fifo, may_make).await);
     }
     findings
 }

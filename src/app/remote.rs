@@ -9,7 +9,7 @@ use postrider_actors::{
 };
 
 use super::{
-    aws::{LOOK_TIMEOUT, dynamo_settings, queue_names, settings, url_of, within},
+    aws::{LOOK_TIMEOUT, dynamo_settings, settings, url_of, within},
     error::StartError,
     machine::Machine,
     stores::Stores,
@@ -25,7 +25,7 @@ use postrider_aws::{
     cloudwatch::{CallRate, CloudWatchReceipts, CloudWatchSettings},
     dynamodb::{DynamoSettings, DynamoStore},
     receipt_queue::{QueueReceipts, QueueReceiptsLimits},
-    sqs::{SqsIntake, SqsIntakeSettings, SqsSettings, SqsTransport, provision::Provisioner},
+    sqs::{SqsIntake, SqsTransport, provision::Provisioner},
 };
 
 /// How long a poll waits for entries: the most that SQS allows. Less costs more calls and brings nothing sooner.
@@ -63,11 +63,8 @@ pub(super) async fn open_stores(
     let engine = format!("table {}", config.dynamodb.table);
     let store = Arc::new(within(LOOK_TIMEOUT, &engine, Box::pin(open)).await.map_err(refused)?);
     // Whether the queues are there is found out destination by destination: a missing one stops only its own.
-    let transport = SqsTransport::new(
-        aws::sqs_client(&sdk, &settings),
-        SqsSettings::new(queue_names(config), settings),
-        observer,
-    );
+    let transport =
+        SqsTransport::new(aws::sqs_client(&sdk, &settings), &settings, config.sqs.clone(), observer);
     let shares = RateShares { table: store.clone(), process };
     Ok(Some(Stores::shared(&store, Arc::new(transport), shares, clock, metrics)))
 }
@@ -95,12 +92,8 @@ pub(super) async fn open_intakes<'a>(
     for (feed, queue) in feeds {
         let engine = format!("feed {}: queue {}", feed.name, queue.queue.name());
         let url = url_of(&provisioner, &engine, &queue.queue, "its owner makes it, not Postrider");
-        let intake_settings = SqsIntakeSettings {
-            queue_url: url.await.map_err(refused)?,
-            visibility: queue.visibility,
-            wait_max: POLL_WAIT,
-        };
-        let intake = SqsIntake::new(client.clone(), &settings, intake_settings, observer.clone());
+        let url = url.await.map_err(refused)?;
+        let intake = SqsIntake::new(client.clone(), &settings, url, queue.visibility, observer.clone());
         opened.push((feed, queue, Arc::new(intake) as Arc<dyn Intake>));
     }
     Ok(opened)
@@ -125,12 +118,8 @@ pub(super) async fn receipts_from_queue(
     let provisioner = Provisioner::new(client.clone(), &settings, observer.clone());
     let engine = format!("receipts {}: queue {}", source.name, sqs.queue.name());
     let url = url_of(&provisioner, &engine, &sqs.queue, "its owner makes it, not Postrider");
-    let intake_settings = SqsIntakeSettings {
-        queue_url: url.await.map_err(refused)?,
-        visibility: RECEIPTS_VISIBILITY,
-        wait_max: POLL_WAIT,
-    };
-    let intake = SqsIntake::new(client, &settings, intake_settings, observer);
+    let url = url.await.map_err(refused)?;
+    let intake = SqsIntake::new(client, &settings, url, RECEIPTS_VISIBILITY, observer);
     let limits = QueueReceiptsLimits { receipts: LOOK_ENTRIES_MAX, entry_receipts: ENTRY_RECEIPTS_MAX };
     Ok((Arc::new(QueueReceipts::new(Arc::new(intake), format, limits)), POLL_WAIT))
 }

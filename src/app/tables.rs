@@ -6,7 +6,7 @@ use postrider_actors::{
     flow::{Bell, Bells, Gate},
     ports::Table,
     supervision::ChildSpec,
-    table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
+    table_delivery::{StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     throttle::LimitedGate,
 };
 use tokio::sync::Semaphore;
@@ -63,12 +63,7 @@ impl Tables {
             name: destination.name.as_str().into(),
             table,
             gates: gates[&settings.warehouse].clone(),
-            group: GroupLimits {
-                rows: settings.max_rows,
-                bytes: GROUP_BYTES_MAX,
-                linger: settings.linger,
-                batches: GROUP_BATCHES_MAX,
-            },
+            group: settings.group.clone(),
             concurrency: config.warehouse(&settings.warehouse).map_or(1, |warehouse| warehouse.statements),
             retry: destination.retry.clone(),
             paused: destination.paused,
@@ -95,12 +90,6 @@ impl Tables {
         (Some(spec.times(workers)), limited)
     }
 }
-
-/// Payload bytes that wait for one statement: a few times what a batch has by default.
-const GROUP_BYTES_MAX: usize = 4 << 20;
-
-/// Batches that wait for one statement: a queue feed may make a batch of every entry.
-const GROUP_BATCHES_MAX: usize = 256;
 
 /// What statements to each warehouse wait for, all tables of it together (S4.1).
 fn statement_gates(

@@ -1,14 +1,14 @@
 //! Where messages go.
 
-use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
+use std::{fmt, ops::Deref, path::PathBuf};
 
 use postrider_actors::model::{
     body::BodyTemplate,
     table::{COLUMNS_MAX, Column, ColumnSource, ColumnType, Identifier, Mapping, TableName},
 };
 use postrider_settings::{
-    Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, duration, given, integer, refuse_keys,
-    settings, shown_text, unset,
+    Group, Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, given, refuse_keys, settings,
+    shown_text, unset,
 };
 
 use super::needed_if;
@@ -99,10 +99,6 @@ settings! {
         table: TableName = unset("\"analytics.events\"", table_name);
         /// The column for the message's id; it must be unique, so that no row is written twice.
         key_column: String = given("\"message_id\"", key_column);
-        /// Rows per statement at most. Waiting batches share a statement.
-        max_rows: usize = integer(5_000, 1..=100_000, "rows");
-        /// The longest that a batch waits for others to fill a statement.
-        linger: Duration = duration("500ms", "0s"..="1m");
     }
 }
 
@@ -111,6 +107,8 @@ settings! {
 pub struct Table {
     /// Its keys.
     pub settings: TableKeys,
+    /// … and how its statements are filled.
+    pub group: Group,
     /// How a message becomes a row; the first column is the key.
     pub mapping: Mapping,
 }
@@ -208,6 +206,7 @@ pub(super) fn destination(section: &mut Section<'_>, name: &str) -> Destination 
     } else {
         let advice = "only kind = \"table\" has it: remove it, or say that messages become rows";
         refuse_keys::<TableKeys>(section, advice);
+        refuse_keys::<Group>(section, advice);
         let columns = section.key("columns");
         if is_needed && section.reader().is_own(&columns) {
             section.reader().note(&columns, None, advice);
@@ -262,6 +261,7 @@ fn key_column(section: &mut Section<'_>, key: &'static str) -> String {
 
 fn table(section: &mut Section<'_>) -> Table {
     let settings = TableKeys::read(section);
+    let group = Group::read(section);
     let (reader, key) = (section.reader(), settings.key_column.clone());
     let id = Column { name: key.clone(), source: ColumnSource::Id, kind: ColumnType::Text, required: true };
     let mut columns = vec![id];
@@ -288,7 +288,7 @@ fn table(section: &mut Section<'_>) -> Table {
         let advice = format!("at most {COLUMNS_MAX} columns");
         reader.note(&columns_key, Some(columns.len().to_string()), advice);
     }
-    Table { settings, mapping: Mapping { columns } }
+    Table { settings, group, mapping: Mapping { columns } }
 }
 
 const COLUMN: &str = "write SOURCE, or SOURCE TYPE, or SOURCE TYPE required: SOURCE is recipient, feed or \

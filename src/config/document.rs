@@ -107,6 +107,7 @@ fn destinations(page: &mut Page) {
     .keys::<postrider_settings::Destination>()
     .keys::<WebhookKeys>()
     .keys::<TableKeys>()
+    .keys::<postrider_settings::Group>()
     .heading(
         "destinations.\"*\".headers",
         &[

@@ -45,7 +45,7 @@ impl CallObserver for Units {
 async fn s3_1_an_empty_outbox_costs_no_more_calls_than_segments() {
     let server = Server::dynamodb();
     let proxy = FaultProxy::start(server.endpoint());
-    let settings = DynamoSettings { shards: 20, ..settings() };
+    let settings = settings();
     migrate(&client(server.endpoint()), &settings).await.unwrap();
     let clock = clock();
     let store = open(proxy.endpoint(), &settings, &clock).await;
@@ -54,11 +54,11 @@ async fn s3_1_an_empty_outbox_costs_no_more_calls_than_segments() {
     clock.advance(settings.sweep_interval);
     proxy.reset_counts();
     assert_eq!(due(&store, 256, &[]).await, []);
-    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
+    assert!(calls_of(&proxy) <= u64::from(settings.keys.scan_concurrency), "{:?}", proxy.counts());
     let query = PageQuery { dispatch: Dispatch::Outstanding, destination: None, limit: 100, cursor: None };
     proxy.reset_counts();
     assert_eq!(store.page(query).await.unwrap().entries.len(), 0);
-    assert!(calls_of(&proxy) <= u64::from(settings.scan_concurrency), "{:?}", proxy.counts());
+    assert!(calls_of(&proxy) <= u64::from(settings.keys.scan_concurrency), "{:?}", proxy.counts());
 }
 
 /// The seed made 1,000 calls per 1,000 messages, batched 100.

@@ -236,7 +236,7 @@ async fn a_destination_that_can_t_be_sent_to_does_not_starve_another() {
 #[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
 async fn what_another_process_left_is_taken_over_by_one_and_at_once_after_a_restart() {
     let server = Server::dynamodb();
-    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(&settings().table, "node-7") };
+    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(settings().keys, "node-7") };
     migrate(&client(server.endpoint()), &settings).await.unwrap();
     let clock = clock();
     let of = async |process: &str| {
@@ -321,7 +321,7 @@ async fn a_call_that_is_too_large_is_recorded_in_parts() {
 async fn f47_what_was_never_answered_is_found_by_the_next_sweep() {
     let server = Server::dynamodb();
     let proxy = FaultProxy::start(server.endpoint());
-    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(&settings().table, "node-7") };
+    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(settings().keys, "node-7") };
     migrate(&client(server.endpoint()), &settings).await.unwrap();
     let clock = clock();
     let store = open(proxy.endpoint(), &settings, &clock).await;
@@ -365,7 +365,7 @@ async fn f47_what_was_never_answered_is_found_by_the_next_sweep() {
 #[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
 async fn what_waits_is_listed_until_somebody_has_it() {
     let server = Server::dynamodb();
-    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(&settings().table, "node-7") };
+    let settings = DynamoSettings { store_time: false, ..DynamoSettings::new(settings().keys, "node-7") };
     migrate(&client(server.endpoint()), &settings).await.unwrap();
     let clock = clock();
     let store = open(server.endpoint(), &settings, &clock).await;
@@ -534,7 +534,7 @@ async fn tables_are_made_once_and_checked() {
         aws_sdk_dynamodb::types::GlobalSecondaryIndexUpdate::builder().delete(delete.build().unwrap());
     let call = client
         .update_table()
-        .table_name(format!("{}-ledger", settings.table))
+        .table_name(format!("{}-ledger", settings.keys.table))
         .global_secondary_index_updates(update.build());
     call.send().await.unwrap();
     while !check(&client, &settings).await.unwrap().iter().any(|wrong| wrong.contains("no index Delivered")) {
@@ -542,7 +542,7 @@ async fn tables_are_made_once_and_checked() {
     migrate(&client, &settings).await.unwrap();
     assert!(check(&client, &settings).await.unwrap().is_empty());
     // A newer program was here.
-    let put = client.put_item().table_name(format!("{}-ledger", settings.table));
+    let put = client.put_item().table_name(format!("{}-ledger", settings.keys.table));
     let put =
         put.item("Pk", AttributeValue::S("schema".into())).item("Sk", AttributeValue::S("version".into()));
     put.item("Version", AttributeValue::N((SCHEMA_VERSION + 1).to_string())).send().await.unwrap();
@@ -565,7 +565,7 @@ async fn a_payload_is_written_once_and_kept_while_it_is_needed() {
     let step = fixtures::step(&fixtures::file("feed", 1, &["d", "e"]), 1..=2, NOW);
     let [id, other] = [0, 1].map(|index| step.batches[index].id);
     store.append(step).await.unwrap();
-    let stored = async || client.scan().table_name(&settings.table).send().await.unwrap().items.unwrap();
+    let stored = async || client.scan().table_name(&settings.keys.table).send().await.unwrap().items.unwrap();
     let before = stored().await;
     assert_eq!(before.len(), 1, "both destinations share it");
     let expires = |items: &[HashMap<String, AttributeValue>]| -> u64 {

@@ -13,11 +13,9 @@ use std::{
 use aws_sdk_sqs::{Client, config::timeout::TimeoutConfig};
 use postrider_aws::{
     AwsSettings,
-    sqs::{
-        SqsSettings, SqsTransport,
-        provision::{Provisioner, QueueNames},
-    },
+    sqs::{SqsTransport, provision::Provisioner},
 };
+use postrider_settings::Sqs;
 
 use super::cloud::{FaultProxy, Server, sdk_config};
 
@@ -45,15 +43,17 @@ impl Queues {
     }
 
     /// The queues of an installation of its own with these destinations, as `postrider migrate` makes them.
-    pub async fn create(&self, fifo: bool, destinations: &[&str]) -> QueueNames {
+    pub async fn create(&self, fifo: bool, destinations: &[&str]) -> Sqs {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let names = QueueNames { prefix: format!("q{number}"), fifo };
+        let names = Sqs { prefix: format!("q{number}"), fifo };
         let provisioner = Provisioner::new(self.direct.clone(), &aws(), Arc::new(()));
         let dead = provisioner.make(&names.dead_letters(), None).await.expect("ministack makes queues");
         let arn = provisioner.read(&dead).await.expect("it is there").arn.expect("it has an ARN");
         for destination in destinations {
-            let url =
-                provisioner.make(&names.queue(destination), Some(&arn)).await.expect("it makes this one");
+            let url = provisioner
+                .make(&names.queue_name(destination), Some(&arn))
+                .await
+                .expect("it makes this one");
             let found = provisioner.read(&url).await.expect("it is there");
             assert_eq!(found.differences(fifo), []);
         }
@@ -62,10 +62,8 @@ impl Queues {
     }
 
     /// What a process carries hints by.
-    pub fn transport(&self, names: &QueueNames) -> Arc<SqsTransport> {
-        let settings =
-            SqsSettings { wait_max: Duration::from_secs(1), ..SqsSettings::new(names.clone(), aws()) };
-        Arc::new(SqsTransport::new(self.client.clone(), settings, Arc::new(())))
+    pub fn transport(&self, names: &Sqs) -> Arc<SqsTransport> {
+        Arc::new(SqsTransport::new(self.client.clone(), &aws(), names.clone(), Arc::new(())))
     }
 
     /// Where a queue is.
@@ -76,5 +74,10 @@ impl Queues {
 }
 
 pub fn aws() -> AwsSettings {
-    AwsSettings { attempt_timeout: ATTEMPT, max_attempts: 1, ..AwsSettings::default() }
+    AwsSettings {
+        attempt_timeout: ATTEMPT,
+        poll_max: Duration::from_secs(1),
+        max_attempts: 1,
+        ..AwsSettings::default()
+    }
 }

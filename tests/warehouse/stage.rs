@@ -30,11 +30,11 @@ use postrider_actors::{
     },
     ports::{Clock as _, Ledger, Outbox as _, Settled, Settlement, StoreError},
     supervision::{ChildId, Drain, Fault, Stage as _},
-    table_delivery::{GroupLimits, StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
+    table_delivery::{StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     testing::{MemoryStore, fixtures},
     throttle::{LimitedGate, Throttle, ThrottleSetup},
 };
-use postrider_settings::{Keys as _, Retry};
+use postrider_settings::{Group, Keys as _, Retry};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::*;
@@ -135,12 +135,7 @@ impl World {
                     .table(&TableSettings { table: (*name).to_owned(), mapping: mapping() })
                     .unwrap(),
                 gates: gates.clone(),
-                group: GroupLimits {
-                    rows: 1_000,
-                    bytes: 1 << 20,
-                    linger: Duration::from_millis(200),
-                    batches: 64,
-                },
+                group: Group { max_rows: 1_000, linger: Duration::from_millis(200) },
                 concurrency,
                 retry: Retry {
                     max_attempts: 50,

@@ -127,7 +127,7 @@ impl TableStrategy {
         let (rows, written) = self.make_rows(group);
         let suspect = group.batches.iter().any(|member| member.batch.goes_alone());
         // A suspect's rows go one by one, each recorded before the next begins: see `model::suspect`.
-        let rows_max = if suspect { 1 } else { group.destination.group.rows.max(1) };
+        let rows_max = if suspect { 1 } else { group.destination.group.max_rows };
         let bytes_max = group.destination.table.statement_bytes_max();
         let sizes: Vec<_> = rows.iter().map(TableRow::statement_bytes).collect();
         let (statements, too_large) = divide(sizes.iter().copied(), rows_max, bytes_max);

@@ -3,23 +3,18 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use postrider_settings::Group;
+
 use crate::model::{backoff::Backoff, time::MonoMs};
 
 /// Until a table that could not take rows is tried again.
 const COOL: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
 
-/// How batches of one table are put together (S4.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupLimits {
-    /// Rows of a statement at the most. A batch with more takes several statements.
-    pub rows: usize,
-    /// Payload bytes of a group, unless one batch alone has more.
-    pub bytes: usize,
-    /// The longest that a batch waits for others.
-    pub linger: Duration,
-    /// Batches that may wait.
-    pub batches: usize,
-}
+/// Payload bytes of a group, unless one batch alone has more: a few times what a batch has by default.
+const BYTES_MAX: usize = 4 << 20;
+
+/// Batches that wait for one statement: a queue feed may make a batch of every entry.
+const BATCHES_MAX: usize = 256;
 
 #[derive(Debug)]
 struct ShelvedBatch<B> {
@@ -36,7 +31,7 @@ struct ShelvedBatch<B> {
 /// What waits for one destination.
 #[derive(Debug)]
 pub(super) struct Shelf<B> {
-    limits: GroupLimits,
+    settings: Group,
     waiting: VecDeque<ShelvedBatch<B>>,
     rows: usize,
     /// Groups that are being written.
@@ -50,13 +45,14 @@ pub(super) struct Shelf<B> {
 }
 
 impl<B> Shelf<B> {
-    pub(super) fn new(limits: GroupLimits) -> Self {
+    pub(super) fn new(settings: Group) -> Self {
+        let usual_rows = settings.max_rows.max(1);
         Self {
-            limits,
+            settings,
             waiting: VecDeque::new(),
             rows: 0,
             writing: 0,
-            usual_rows: limits.rows.max(1),
+            usual_rows,
             failures: 0,
             cold_until: MonoMs(0),
         }
@@ -112,9 +108,9 @@ impl<B> Shelf<B> {
         if self.failures > 0 {
             return usize::from(self.waiting.is_empty() && now >= self.cold_until);
         }
-        let rows = self.limits.rows.saturating_mul(concurrency + 1);
+        let rows = self.settings.max_rows.saturating_mul(concurrency + 1);
         let by_rows = rows.saturating_sub(self.rows).div_ceil(self.usual_rows);
-        let by_count = self.limits.batches.max(1).saturating_sub(self.waiting.len());
+        let by_count = BATCHES_MAX.saturating_sub(self.waiting.len());
         // Refilled when half used up, so that a lease is worth its transaction.
         if self.rows > rows / 2 { 0 } else { by_rows.min(by_count) }
     }
@@ -130,17 +126,17 @@ impl<B> Shelf<B> {
         for waiting in &self.waiting {
             rows += waiting.rows;
             bytes += waiting.bytes;
-            let fits = rows <= self.limits.rows && bytes <= self.limits.bytes;
+            let fits = rows <= self.settings.max_rows && bytes <= BYTES_MAX;
             if count > 0 && (!fits || waiting.alone || !waiting.alike || first.alone) {
                 is_full = true;
                 break;
             }
             count += 1;
         }
-        is_full |= rows >= self.limits.rows || bytes >= self.limits.bytes;
+        is_full |= rows >= self.settings.max_rows || bytes >= BYTES_MAX;
         // Nothing more is asked for: there is nothing to wait for.
-        is_full |= self.waiting.len() >= self.limits.batches || self.failures > 0;
-        if !is_full && now.since(first.since) < self.limits.linger {
+        is_full |= self.waiting.len() >= BATCHES_MAX || self.failures > 0;
+        if !is_full && now.since(first.since) < self.settings.linger {
             return None;
         }
         self.writing += 1;
@@ -154,7 +150,7 @@ impl<B> Shelf<B> {
         if self.writing >= self.writing_max(concurrency) {
             return None;
         }
-        self.waiting.front().map(|first| first.since.after(self.limits.linger).max(self.cold_until))
+        self.waiting.front().map(|first| first.since.after(self.settings.linger).max(self.cold_until))
     }
 
     /// A group has been written, or what of it could not be has been recorded. `took_rows` is `None` if no statement
@@ -178,8 +174,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: GroupLimits =
-        GroupLimits { rows: 100, bytes: 1_000, linger: Duration::from_millis(200), batches: 8 };
+    const ROWS_MAX: usize = 100;
+
+    /// A thousandth of what a group may have: small numbers in what follows are of these.
+    const BYTES: usize = BYTES_MAX / 1_000;
+
+    fn shelf() -> Shelf<u32> {
+        Shelf::new(Group { max_rows: ROWS_MAX, linger: Duration::from_millis(200) })
+    }
 
     fn put(shelf: &mut Shelf<u32>, now: u64, batch: u32, rows: usize, bytes: usize) {
         shelf.put(MonoMs(now), batch, rows, bytes, false, |_| true);
@@ -187,7 +189,7 @@ mod tests {
 
     #[test]
     fn s4_2_batches_wait_for_rows_bytes_or_their_time() {
-        let mut shelf = Shelf::new(LIMITS);
+        let mut shelf = shelf();
         put(&mut shelf, 0, 1, 40, 10);
         put(&mut shelf, 50, 2, 40, 10);
         assert_eq!(shelf.cut(MonoMs(199), 9), None);
@@ -197,20 +199,21 @@ mod tests {
             put(&mut shelf, 300, batch, 40, 10);
         }
         assert_eq!(shelf.cut(MonoMs(300), 9), Some(vec![3, 4]), "by rows");
-        put(&mut shelf, 300, 6, 1, 995);
+        put(&mut shelf, 300, 6, 1, BYTES_MAX);
         assert_eq!(shelf.cut(MonoMs(300), 9), Some(vec![5]), "by bytes");
-        put(&mut shelf, 300, 7, 500, 5_000);
+        put(&mut shelf, 300, 7, 500, 5 * BYTES_MAX);
         assert_eq!(shelf.cut(MonoMs(300), 9), Some(vec![6]));
         assert_eq!(shelf.cut(MonoMs(300), 9), Some(vec![7]), "larger than a group by itself");
-        for batch in 10..18 {
-            put(&mut shelf, 400, batch, 1, 1);
+        for batch in 0..BATCHES_MAX as u32 {
+            assert_eq!(shelf.cut(MonoMs(400), 9), None);
+            put(&mut shelf, 400, batch, 0, 1);
         }
-        assert_eq!(shelf.cut(MonoMs(400), 9).map(|group| group.len()), Some(8), "by their number");
+        assert_eq!(shelf.cut(MonoMs(400), 9).map(|group| group.len()), Some(BATCHES_MAX), "by their number");
     }
 
     #[test]
     fn unlike_and_suspect_batches_go_alone() {
-        let mut shelf = Shelf::new(LIMITS);
+        let mut shelf = shelf();
         put(&mut shelf, 0, 1, 1, 1);
         shelf.put(MonoMs(0), 2, 1, 1, false, |_| false);
         shelf.put(MonoMs(0), 3, 1, 1, true, |_| true);
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_table_that_takes_nothing_is_left_alone_and_probed_by_one_group() {
-        let mut shelf = Shelf::new(LIMITS);
+        let mut shelf = shelf();
         for batch in 0..3 {
             put(&mut shelf, 0, batch, 100, 10);
         }
@@ -255,13 +258,13 @@ mod tests {
     proptest! {
         #[test]
         fn every_batch_leaves_once_and_in_order(sizes in prop::collection::vec((0usize..150, 0usize..1_500), 1..40)) {
-            let mut shelf = Shelf::new(LIMITS);
+            let mut shelf = shelf();
             let mut left = Vec::new();
             for (batch, (rows, bytes)) in sizes.iter().enumerate() {
-                put(&mut shelf, batch as u64, batch as u32, *rows, *bytes);
+                put(&mut shelf, batch as u64, batch as u32, *rows, *bytes * BYTES);
                 while let Some(group) = shelf.cut(MonoMs(batch as u64), usize::MAX - 1) {
                     let rows: usize = group.iter().map(|batch| sizes[*batch as usize].0).sum();
-                    prop_assert!(group.len() == 1 || rows <= LIMITS.rows);
+                    prop_assert!(group.len() == 1 || rows <= ROWS_MAX);
                     left.extend(group);
                 }
             }

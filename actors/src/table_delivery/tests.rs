@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use async_trait::async_trait;
-use postrider_settings::Keys as _;
+use postrider_settings::{Group, Keys as _};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
@@ -27,8 +27,7 @@ use crate::{
 };
 
 const TABLES: [&str; 2] = ["primary", "secondary"];
-const LIMITS: GroupLimits =
-    GroupLimits { rows: 1_000, bytes: 1_000_000, linger: Duration::from_millis(200), batches: 64 };
+const GROUP: Group = Group { max_rows: 1_000, linger: Duration::from_millis(200) };
 
 /// Virtual time.
 struct PausedClock(Instant);
@@ -115,7 +114,7 @@ impl World {
             name: (*name).into(),
             table: table.clone(),
             gates: StatementGates { in_flight: Arc::new(Semaphore::new(4)), rate: None },
-            group: LIMITS,
+            group: GROUP,
             concurrency: 2,
             retry: Retry {
                 max_attempts: 20,
@@ -267,13 +266,13 @@ async fn s4_1_s4_2_small_batches_share_statements_and_a_lonely_one_waits_no_long
     world.until_settled("primary", Duration::from_secs(10)).await;
     let statements = world.tables[0].statements();
     assert!(statements.len() <= 4, "{} statements for 1000 rows", statements.len());
-    assert!(statements.iter().all(|statement| statement.rows <= LIMITS.rows));
+    assert!(statements.iter().all(|statement| statement.rows <= GROUP.max_rows));
     assert_eq!(world.tables[0].rows().len(), 1_000);
     let begun = Instant::now();
     world.append(1).await;
     world.until_settled("primary", Duration::from_secs(10)).await;
     let (took, statements) = (begun.elapsed(), world.tables[0].statements());
-    assert!(took >= LIMITS.linger && took < LIMITS.linger * 2, "{took:?}");
+    assert!(took >= GROUP.linger && took < GROUP.linger * 2, "{took:?}");
     assert_eq!(statements.last().unwrap().rows, 1);
     worker.drained().await;
 }

@@ -35,6 +35,8 @@ pub struct AwsSettings {
     pub connect_timeout: Duration,
     /// Until a request is answered. A long poll takes its waiting time in addition.
     pub attempt_timeout: Duration,
+    /// The longest wait of a receive ("Amazon SQS short and long polling").
+    pub poll_max: Duration,
     /// Tries inside the SDK, the first included; at least 1. The adapters have retries of their own, which
     /// know what may be repeated; one more try here only replaces a connection that was closed while it was idle.
     pub max_attempts: u32,
@@ -54,6 +56,7 @@ impl AwsSettings {
             keys,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(10),
+            poll_max: Duration::from_secs(20),
             max_attempts: 2,
         }
     }

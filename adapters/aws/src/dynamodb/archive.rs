@@ -99,7 +99,7 @@ impl Shared {
                 version: PLACE_VERSION,
                 dispatched,
                 destination: destination.map(str::to_owned),
-                shards: self.settings.shards,
+                shards: self.settings.keys.shards,
                 topic: destination.unwrap_or_default().to_owned(),
                 shard: 0,
                 after: None,

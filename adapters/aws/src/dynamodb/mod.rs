@@ -102,25 +102,25 @@ impl DynamoStore {
         let config = if settings.store_time { config.interceptor(learns) } else { config };
         let calls = Calls::new(&Client::from_conf(config.build()), settings.tables(), observer);
         let shards = schema::check_start(&calls).await?;
-        if settings.scan_concurrency > shards {
-            let spread = schema::spread_over(&calls.tables, settings.scan_concurrency);
+        if settings.keys.scan_concurrency > shards {
+            let spread = schema::spread_over(&calls.tables, settings.keys.scan_concurrency);
             if let Err(error) = calls.update("noting the shards of the indexes", spread).await {
                 // A command that may only read spreads nothing.
                 tracing::warn!(%error, "machines with a smaller scan_concurrency don't know of this one's");
             }
         }
-        settings.scan_concurrency = settings.scan_concurrency.max(shards);
+        settings.keys.scan_concurrency = settings.keys.scan_concurrency.max(shards);
         Ok(Self { shared: Shared::new(calls, settings, clock, time) })
     }
 }
 
-/// Makes the tables of `settings.table` or brings them up to date. Refuses a newer version's.
+/// Makes the tables of `[outbox.dynamodb]` or brings them up to date. Refuses a newer version's.
 pub async fn migrate(client: &Client, settings: &DynamoSettings) -> Result<(), StoreError> {
     let calls = Calls::new(client, settings.tables(), Arc::new(()));
     schema::migrate(&calls).await
 }
 
-/// What is wrong with the tables of `settings.table`, each as a sentence; empty if they can be used.
+/// What is wrong with the tables of `[outbox.dynamodb]`, each as a sentence; empty if they can be used.
 pub async fn check(client: &Client, settings: &DynamoSettings) -> Result<Vec<String>, StoreError> {
     let calls = Calls::new(client, settings.tables(), Arc::new(()));
     schema::check(&calls).await

@@ -3,20 +3,17 @@
 use std::time::Duration;
 
 use postrider_actors::model::ledger::Evidence;
+use postrider_settings::Dynamodb;
 
 use super::{calls::Tables, keys::Shards};
 
 /// How the store is used.
 #[derive(Clone, Debug)]
 pub struct DynamoSettings {
-    /// The outbox table's name; the ledger's is this and `-ledger`.
-    pub table: String,
+    /// `[outbox.dynamodb]`
+    pub keys: Dynamodb,
     /// This process, `NODE-START`: see `model::ledger::is_earlier_life`.
     pub process: String,
-    /// Shards of a destination in the indexes.
-    pub shards: u32,
-    /// Shards of the indexes over all destinations, each read by a query of its own: what a sweep of an empty index costs.
-    pub scan_concurrency: u16,
     /// Entries of each shard that one sweep looks at, some 300 bytes each: a page ends at 1 MB.
     pub page_size: u16,
     /// Between two sweeps of the index.
@@ -43,13 +40,11 @@ pub struct DynamoSettings {
 }
 
 impl DynamoSettings {
-    /// The defaults for a table and a process.
-    pub fn new(table: &str, process: &str) -> Self {
+    /// With these keys, for a process.
+    pub fn new(keys: Dynamodb, process: &str) -> Self {
         Self {
-            table: table.to_owned(),
+            keys,
             process: process.to_owned(),
-            shards: 20,
-            scan_concurrency: 4,
             page_size: 1_000,
             sweep_interval: Duration::from_secs(5),
             grace: Duration::from_secs(5),
@@ -65,14 +60,14 @@ impl DynamoSettings {
     }
 
     pub(super) fn all_shards(&self) -> u32 {
-        self.scan_concurrency.max(1).into()
+        self.keys.scan_concurrency.into()
     }
 
     pub(super) fn shards(&self) -> Shards {
-        Shards { of_destination: self.shards, of_all: self.all_shards() }
+        Shards { of_destination: self.keys.shards, of_all: self.all_shards() }
     }
 
     pub(super) fn tables(&self) -> Tables {
-        Tables { outbox: self.table.clone(), ledger: format!("{}-ledger", self.table) }
+        Tables { outbox: self.keys.table.clone(), ledger: self.keys.ledger_table() }
     }
 }

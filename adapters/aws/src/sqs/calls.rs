@@ -21,7 +21,7 @@ use postrider_actors::{
     ports::{CallObserver, ItemOutcome, QueueDepth},
 };
 
-use crate::failure;
+use crate::{AwsSettings, failure};
 
 /// Entries per batch call ("Amazon SQS message quotas").
 pub(crate) const ENTRIES_MAX: usize = 10;
@@ -41,7 +41,9 @@ pub(crate) const REASON_ATTRIBUTE: &str = "postrider-reason";
 pub(crate) struct Calls {
     pub(crate) client: Client,
     pub(crate) service: Service,
-    /// For long polls: the others have the client's own.
+    /// The longest poll …
+    poll_max: Duration,
+    /// … and the timeouts of one: other calls have the client's own.
     poll_timeouts: TimeoutConfig,
 }
 
@@ -114,8 +116,10 @@ pub(crate) fn whole_seconds(time: Duration) -> i32 {
 }
 
 impl Calls {
-    pub(crate) fn new(client: Client, observer: Arc<dyn CallObserver>, poll_timeouts: TimeoutConfig) -> Self {
-        Self { client, service: Service::new("sqs", "SQS", observer), poll_timeouts }
+    /// `client` was made with `aws`.
+    pub(crate) fn new(client: Client, aws: &AwsSettings, observer: Arc<dyn CallObserver>) -> Self {
+        let service = Service::new("sqs", "SQS", observer);
+        Self { client, service, poll_max: aws.poll_max, poll_timeouts: aws.timeouts(aws.poll_max) }
     }
 
     /// `SendMessageBatch`, of up to ten.
@@ -148,7 +152,7 @@ impl Calls {
             .receive_message()
             .queue_url(queue)
             .max_number_of_messages(i32::try_from(limit.clamp(1, ENTRIES_MAX)).unwrap_or(1))
-            .wait_time_seconds(whole_seconds(wait))
+            .wait_time_seconds(whole_seconds(wait.min(self.poll_max)))
             .visibility_timeout(whole_seconds(visibility.min(VISIBILITY_MAX)))
             .message_system_attribute_names(Attribute::ApproximateReceiveCount)
             .message_system_attribute_names(Attribute::SentTimestamp)

@@ -20,39 +20,31 @@ use crate::AwsSettings;
 /// Batch calls of one operation under way at once: each takes a round trip and moves ten entries.
 const CALLS_AT_ONCE: usize = 8;
 
-/// Where a feed's entries come from.
-#[derive(Clone, Debug)]
-pub struct SqsIntakeSettings {
-    /// The queue's URL.
-    pub queue_url: String,
-    /// How long an entry is ours, whatever the queue's own visibility timeout is: whole seconds, up to 12 hours.
-    pub visibility: Duration,
-    /// The longest that a poll waits: whole seconds, up to 20.
-    pub wait_max: Duration,
-}
-
 /// An SQS queue, standard or FIFO, that a feed reads.
 pub struct SqsIntake {
     calls: Calls,
-    settings: SqsIntakeSettings,
+    url: String,
+    /// How long an entry is ours, whatever the queue's own visibility timeout is.
+    visibility: Duration,
 }
 
 impl fmt::Debug for SqsIntake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqsIntake").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("SqsIntake").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
 impl SqsIntake {
-    /// Calls nothing yet. `client` was made with `aws`.
+    /// The queue at `url`, whose entries are hidden for `visibility` at a time. Calls nothing yet. `client` was made with
+    /// `aws`.
     pub fn new(
         client: Client,
         aws: &AwsSettings,
-        settings: SqsIntakeSettings,
+        url: String,
+        visibility: Duration,
         observer: Arc<dyn CallObserver>,
     ) -> Self {
-        let poll_timeouts = aws.timeouts(settings.wait_max);
-        Self { calls: Calls::new(client, observer, poll_timeouts), settings }
+        Self { calls: Calls::new(client, aws, observer), url, visibility }
     }
 
     /// Does something to entries in tens; one outcome per ack id, in order. A call that fails as a whole says
@@ -76,7 +68,7 @@ impl SqsIntake {
     async fn hide(&self, acks: &[AckId], hidden: Duration) -> Vec<ItemOutcome> {
         self.in_tens(acks, |handles| {
             let changes: Vec<_> = handles.into_iter().map(|handle| (handle, hidden)).collect();
-            async move { self.calls.hide(&self.settings.queue_url, &changes).await }
+            async move { self.calls.hide(&self.url, &changes).await }
         })
         .await
     }
@@ -110,22 +102,20 @@ fn entry(message: Message) -> Option<IntakeEntry> {
 #[async_trait]
 impl Intake for SqsIntake {
     async fn receive(&self, limit: usize, wait: Duration) -> Result<Vec<IntakeEntry>, StoreError> {
-        let SqsIntakeSettings { queue_url, visibility, wait_max } = &self.settings;
-        let messages = self.calls.receive(queue_url, limit, wait.min(*wait_max), *visibility).await?;
+        let messages = self.calls.receive(&self.url, limit, wait, self.visibility).await?;
         Ok(messages.into_iter().filter_map(entry).collect())
     }
 
     fn visibility(&self) -> Duration {
-        self.settings.visibility
+        self.visibility
     }
 
     async fn extend(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError> {
-        Ok(self.hide(acks, self.settings.visibility).await)
+        Ok(self.hide(acks, self.visibility).await)
     }
 
     async fn delete(&self, acks: &[AckId]) -> Result<Vec<ItemOutcome>, StoreError> {
-        let delete =
-            |handles: Vec<String>| async move { self.calls.delete(&self.settings.queue_url, &handles).await };
+        let delete = |handles: Vec<String>| async move { self.calls.delete(&self.url, &handles).await };
         Ok(self.in_tens(acks, delete).await)
     }
 
@@ -134,7 +124,7 @@ impl Intake for SqsIntake {
     }
 
     async fn depth(&self) -> Result<QueueDepth, StoreError> {
-        Ok(self.calls.depth(&self.settings.queue_url).await?)
+        Ok(self.calls.depth(&self.url).await?)
     }
 }
 

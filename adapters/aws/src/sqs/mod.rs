@@ -33,60 +33,33 @@ use postrider_actors::{
         TransportLimits,
     },
 };
+use postrider_settings::Sqs;
 
-pub use self::intake::{SqsIntake, SqsIntakeSettings};
-use self::{
-    calls::{Calls, DELAY_MAX, ENTRIES_MAX, Sending, VISIBILITY_MAX},
-    provision::QueueNames,
-};
+use self::calls::{Calls, DELAY_MAX, ENTRIES_MAX, Sending, VISIBILITY_MAX};
+pub use self::intake::SqsIntake;
 use crate::AwsSettings;
-
-/// The longest wait of a receive ("Amazon SQS short and long polling").
-const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// How long an entry is hidden that can't be moved to the dead-letter queue now.
 const MOVE_WAIT: Duration = Duration::from_mins(15);
 
-/// How the queues are used.
-#[derive(Clone, Debug)]
-pub struct SqsSettings {
-    /// What they are called.
-    pub names: QueueNames,
-    /// The longest wait of a receive, at most 20 s.
-    pub wait_max: Duration,
-    /// For the timeouts of calls.
-    pub aws: AwsSettings,
-}
-
-impl SqsSettings {
-    /// As they are used in earnest.
-    pub fn new(names: QueueNames, aws: AwsSettings) -> Self {
-        Self { names, wait_max: WAIT_MAX, aws }
-    }
-}
-
 /// The queues of one installation.
 pub struct SqsTransport {
     calls: Calls,
-    names: QueueNames,
-    wait_max: Duration,
+    keys: Sqs,
     /// By queue name.
     urls: Mutex<HashMap<String, Arc<str>>>,
 }
 
 impl fmt::Debug for SqsTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqsTransport").field("names", &self.names).finish_non_exhaustive()
+        f.debug_struct("SqsTransport").field("keys", &self.keys).finish_non_exhaustive()
     }
 }
 
 impl SqsTransport {
-    /// Calls nothing yet. `client` was made with the settings' `aws`.
-    pub fn new(client: Client, settings: SqsSettings, observer: Arc<dyn CallObserver>) -> Self {
-        let SqsSettings { names, wait_max, aws } = settings;
-        let wait_max = wait_max.min(WAIT_MAX);
-        let calls = Calls::new(client, observer, aws.timeouts(wait_max));
-        Self { calls, names, wait_max, urls: Mutex::default() }
+    /// Calls nothing yet. `client` was made with `aws`.
+    pub fn new(client: Client, aws: &AwsSettings, keys: Sqs, observer: Arc<dyn CallObserver>) -> Self {
+        Self { calls: Calls::new(client, aws, observer), keys, urls: Mutex::default() }
     }
 
     /// Makes a call to the queue `name`. A failure says which call and which queue it was.
@@ -134,10 +107,10 @@ impl SqsTransport {
             body: message.body.unwrap_or_default().into(),
             delay: Duration::ZERO,
             // A dead-letter queue is of its queue's kind ("Using dead-letter queues in Amazon SQS").
-            fifo: self.names.fifo.then(|| ("postrider".to_owned(), id.clone())),
+            fifo: self.keys.fifo.then(|| ("postrider".to_owned(), id.clone())),
             reason: Some(reason.to_owned()),
         };
-        let name = self.names.dead_letters();
+        let name = self.keys.dead_letters();
         let moved = self.at(&name, "SendMessageBatch", |url| async move {
             self.calls.send(&url, std::slice::from_ref(&entry)).await
         });
@@ -171,9 +144,9 @@ impl Transport for SqsTransport {
         TransportLimits {
             entries: ENTRIES_MAX,
             // A FIFO queue delays no single message (`SendMessage` in the API reference).
-            delay: if self.names.fifo { Duration::ZERO } else { DELAY_MAX },
+            delay: if self.keys.fifo { Duration::ZERO } else { DELAY_MAX },
             hidden: VISIBILITY_MAX,
-            keeps_order: self.names.fifo,
+            keeps_order: self.keys.fifo,
         }
     }
 
@@ -191,13 +164,13 @@ impl Transport for SqsTransport {
             body: entry::write(hint).into(),
             delay,
             fifo: self
-                .names
+                .keys
                 .fifo
                 .then(|| (lane.to_string(), format!("{}-{}-{sending}", hint.batch, hint.due.0))),
             reason: None,
         });
         let sending: Vec<_> = sending.collect();
-        let name = self.names.queue(destination);
+        let name = self.keys.queue_name(destination);
         let refusals = self.at(&name, "SendMessageBatch", |url| {
             let sending = &sending;
             async move { self.calls.send(&url, sending).await }
@@ -212,8 +185,7 @@ impl Transport for SqsTransport {
         wait: Duration,
         hidden: Duration,
     ) -> Result<Vec<Received>, StoreError> {
-        let name = self.names.queue(destination);
-        let wait = wait.min(self.wait_max);
+        let name = self.keys.queue_name(destination);
         let received = self.at(&name, "ReceiveMessage", |url| async move {
             let messages = self.calls.receive(&url, max, wait, hidden).await?;
             Ok((url, messages))
@@ -244,7 +216,7 @@ impl Transport for SqsTransport {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
-        let name = self.names.queue(destination);
+        let name = self.keys.queue_name(destination);
         let call: Vec<_> = changes.iter().map(|(handle, hidden)| (handle.0.to_string(), *hidden)).collect();
         let refusals = self.at(&name, "ChangeMessageVisibilityBatch", |url| {
             let call = &call;
@@ -257,7 +229,7 @@ impl Transport for SqsTransport {
         if handles.is_empty() {
             return Ok(Vec::new());
         }
-        let name = self.names.queue(destination);
+        let name = self.keys.queue_name(destination);
         let call: Vec<_> = handles.iter().map(|handle| handle.0.to_string()).collect();
         let refusals = self.at(&name, "DeleteMessageBatch", |url| {
             let call = &call;
@@ -267,7 +239,7 @@ impl Transport for SqsTransport {
     }
 
     async fn depth(&self, destination: &str) -> Result<QueueDepth, StoreError> {
-        let name = self.names.queue(destination);
+        let name = self.keys.queue_name(destination);
         self.at(&name, "GetQueueAttributes", |url| async move { self.calls.depth(&url).await }).await
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use aws_sdk_sqs::{Client, types::QueueAttributeName};
 use postrider_actors::ports::{CallObserver, StoreError};
+use postrider_settings::FIFO_SUFFIX;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,28 +21,6 @@ const MAX_RECEIVES: u32 = 1_000;
 
 /// How Postrider's own queues come to be.
 pub const MAKE: &str = "make it with `postrider migrate` or from config/aws";
-
-/// What the queues of one installation are called (B24).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueNames {
-    /// What all their names begin with.
-    pub prefix: String,
-    /// Whether they are FIFO queues: their names end so, and no others do (`CreateQueue` in the API reference).
-    pub fifo: bool,
-}
-
-impl QueueNames {
-    /// The queue of a destination.
-    pub fn queue(&self, destination: &str) -> String {
-        format!("{}-{destination}{}", self.prefix, if self.fifo { ".fifo" } else { "" })
-    }
-
-    /// The queue for what can't be read, shared by all of them and of the same kind ("Using dead-letter queues in Amazon
-    /// SQS").
-    pub fn dead_letters(&self) -> String {
-        self.queue("dead-letters")
-    }
-}
 
 /// What a queue is like, as far as it matters here.
 #[derive(Clone, Debug, Default)]
@@ -159,7 +138,7 @@ pub struct Provisioner(Calls);
 impl Provisioner {
     /// With this client.
     pub fn new(client: Client, aws: &AwsSettings, observer: Arc<dyn CallObserver>) -> Self {
-        Self(Calls::new(client, observer, aws.timeouts(Duration::ZERO)))
+        Self(Calls::new(client, aws, observer))
     }
 
     /// The URL of the queue `name`; `None` if it does not exist or this role may not see it.
@@ -178,7 +157,7 @@ impl Provisioner {
         use QueueAttributeName as Name;
         let mut request = self.0.client.create_queue().queue_name(name);
         request = request.attributes(Name::MessageRetentionPeriod, RETENTION.as_secs().to_string());
-        if is_fifo(name) {
+        if name.ends_with(FIFO_SUFFIX) {
             request = request.attributes(Name::FifoQueue, "true");
         }
         request = if let Some(arn) = dead_letters {
@@ -192,12 +171,6 @@ impl Provisioner {
         let answer = answer.map_err(|failure| failure.about(format_args!("CreateQueue: queue {name}")))?;
         answer.queue_url.ok_or_else(|| StoreError::Unknown(format!("queue {name} was created without a URL")))
     }
-}
-
-/// Whether a queue of this name, or at this URL, is a FIFO queue: their names end so, and no others do
-/// (`CreateQueue` in the Amazon SQS API Reference).
-pub fn is_fifo(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, end)| end == "fifo")
 }
 
 #[cfg(test)]
@@ -233,16 +206,5 @@ mod tests {
             assert_eq!(differences.len(), 1, "{differences:?}");
             assert_eq!((differences[0].attribute, differences[0].must_be_fixed), (attribute, must_be_fixed));
         }
-    }
-
-    #[test]
-    fn b24_a_queue_is_called_after_its_destination() {
-        let names = |fifo| QueueNames { prefix: "pr".into(), fifo };
-        assert_eq!(
-            (&names(false).queue("d")[..], &names(false).dead_letters()[..]),
-            ("pr-d", "pr-dead-letters")
-        );
-        assert_eq!(names(true).queue("d"), "pr-d.fifo");
-        assert!(is_fifo(&names(true).dead_letters()) && !is_fifo(&names(false).queue("d")));
     }
 }
