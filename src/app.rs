@@ -44,7 +44,7 @@ use postrider_sqlite::InstanceLock;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    clock::SystemClock,
+    clock::SteadyClock,
     config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, Sqs},
     descriptors,
     exit::Exit,
@@ -79,7 +79,8 @@ pub fn run(
     warn_of_shortfall(&resolved.config, descriptors);
     let ops = bind_ops(&resolved)?;
     let runtime = runtime()?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let steady = Arc::new(SteadyClock::default());
+    let clock: Arc<dyn Clock> = steady.clone();
     let board = ProgressBoard::default();
     let metrics = Arc::new(Metrics::default());
     let (in_flight, evidence) = InFlightFile::open(&state_dir)
@@ -94,6 +95,7 @@ pub fn run(
         born: clock.mono(),
         health: Health::new(board.clone(), clock.clone()),
         clock,
+        steady,
         board,
         systemd,
         telemetry,

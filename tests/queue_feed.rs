@@ -133,7 +133,12 @@ async fn messages(store: &EmbeddedStore) -> BTreeMap<String, usize> {
     let mut messages = BTreeMap::new();
     let mut tokens = Vec::new();
     loop {
-        let wants = vec![Want { destination: "shop".into(), messages: 1_000, batches: 1_000 }];
+        let wants = vec![Want {
+            destination: "shop".into(),
+            messages: 1_000,
+            batches: 1_000,
+            longest_wait: Duration::MAX,
+        }];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
         let leases = store
             .lease(LeaseRequest { holder: "look".into(), wants, until, now, born: UnixMs(0) })

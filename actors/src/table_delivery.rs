@@ -34,6 +34,7 @@ use crate::{
         batch::OpenRows,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::is_exclusive,
+        retry::longest_wait,
         suspect::Pace,
         table::Mapping,
         time::UnixMs,
@@ -271,6 +272,7 @@ impl DeliveryStrategy for Arc<TableStrategy> {
                 destination: destination.name.clone(),
                 messages: usize::MAX,
                 batches,
+                longest_wait: longest_wait(&destination.retry),
             })
         };
         self.setup.destinations.iter().zip(&state.shelves).enumerate().filter_map(want).collect()

@@ -33,7 +33,7 @@ use crate::{
         ledger::{MessageVerdict, is_exclusive},
         outcome::{Attempt, DeathCause, Outcome, Reason, Shortage, Verdict},
         record::Said,
-        retry::{Decision, decide, poisoned},
+        retry::{Decision, decide, longest_wait, poisoned},
         roster::{Pick, Ready, Report, Roster, RosterLimits},
         suspect::{Pace, is_condemned},
         time::UnixMs,
@@ -256,6 +256,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
                 destination: destination.name.clone(),
                 messages,
                 batches,
+                longest_wait: longest_wait(&destination.retry),
             })
         };
         self.setup.destinations.iter().enumerate().filter_map(want).collect()
@@ -486,9 +487,10 @@ impl WebhookStrategy {
         let Some(outcome) = outcome else {
             return Report::Unsent;
         };
-        let since = batch.lease.since(pick.index);
+        let clock = self.worker.clock();
+        let age = clock.age(batch.lease.since(pick.index));
         let retry = &self.setup.destinations[pick.destination].retry;
-        match decide(retry, outcome, pick.attempt, since, self.worker.clock().wall(), batch.jitter) {
+        match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
             Decision::Leave => Report::Unsent,
             Decision::Hold => {

@@ -1,4 +1,4 @@
-//! The daemon's look at itself, every second: signs of life, the backlog, alarms, the status line.
+//! The daemon's look at itself, every second: the clock, signs of life, the backlog, alarms, the status line.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,6 +49,7 @@ async fn run(machine: Arc<Machine>, mut config: Receiver<Config>) {
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for looks in 0_u64.. {
         look.tick().await;
+        machine.steady.observe();
         let stuck = machine.health.stuck();
         if !stuck.is_empty() {
             tracing::error!(?stuck, "threads or actors are stuck: the watchdog is not fed");

@@ -18,6 +18,7 @@ use tokio::{runtime::Runtime, sync::RwLock};
 
 use super::{error::StartError, stores::Stores};
 use crate::{
+    clock::SteadyClock,
     config::{Config, SourceKind},
     ops::Health,
     systemd::Notifier,
@@ -37,6 +38,8 @@ pub(super) struct Machine {
     pub(super) alone: Arc<RwLock<()>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
+    /// The same, to be looked after.
+    pub(super) steady: Arc<SteadyClock>,
     /// When the process was born.
     pub(super) born: MonoMs,
     pub(super) board: ProgressBoard,

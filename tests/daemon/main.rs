@@ -15,6 +15,7 @@
 )]
 
 mod cli;
+mod clock;
 #[cfg(feature = "aws")]
 #[path = "../cloud/mod.rs"]
 mod cloud;

@@ -33,6 +33,7 @@ pub mod roster;
 pub mod shard;
 pub mod stable;
 pub mod state;
+pub mod steady;
 pub mod suspect;
 pub mod table;
 pub mod throughput;

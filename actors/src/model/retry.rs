@@ -26,14 +26,21 @@ pub fn backoff(retry: &Retry) -> Backoff {
     Backoff::new(retry.base, retry.cap)
 }
 
-/// Decides on the outcome of a message's `attempts`-th attempt (from 1), which ended at `at`: it is tried again by
+/// The longest that a message ever waits for its next attempt: more can only be said by a clock that was ahead (F9).
+pub fn longest_wait(retry: &Retry) -> Duration {
+    let longest = retry.cap.max(retry.max_retry_after);
+    longest + longest / 8
+}
+
+/// Decides on the outcome of a message's `attempts`-th attempt (from 1), which ended at `at`, `age` after it was accepted
+/// or redriven: it is tried again by
 /// full-jitter exponential backoff, bounded by attempts and by age. A `Retry-After` is honoured where it is longer than
 /// the backoff.
 pub fn decide(
     retry: &Retry,
     outcome: Outcome,
     attempts: u32,
-    accepted_at: UnixMs,
+    age: Duration,
     at: UnixMs,
     jitter: f64,
 ) -> Decision {
@@ -50,11 +57,11 @@ pub fn decide(
                 return dead(status, reason, DeathCause::Attempts);
             }
             let wait = backoff(retry).wait(attempts, jitter).max(retry_after.unwrap_or_default());
-            if at.after(wait).since(accepted_at) > retry.max_age {
+            let Some(spare) = retry.max_age.checked_sub(age.saturating_add(wait)) else {
                 return dead(status, reason, DeathCause::Age);
-            }
+            };
             // Rounding makes no message too old.
-            let not_before = together(at, wait).min(accepted_at.after(retry.max_age));
+            let not_before = together(at, wait).min(at.after(wait.saturating_add(spare)));
             Decision::Record(Verdict::Retry { attempt: Attempt { at, status, reason }, not_before })
         }
     }
@@ -98,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_last_attempt_is_the_last() {
-        let decide = |attempts| decide(&SCHEDULE, retryable(None), attempts, UnixMs(0), UnixMs(10), 0.5);
+        let decide = |attempts| decide(&SCHEDULE, retryable(None), attempts, Duration::ZERO, UnixMs(10), 0.5);
         assert!(matches!(decide(1), Decision::Record(Verdict::Retry { not_before: UnixMs(512), .. })));
         assert!(matches!(decide(2), Decision::Record(Verdict::Retry { not_before: UnixMs(1024), .. })));
         assert!(matches!(decide(3), Decision::Record(Verdict::Dead { cause: DeathCause::Attempts, .. })));
@@ -106,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_retry_that_would_come_too_late_is_not_made() {
-        let decide = |at| decide(&SCHEDULE, retryable(Some(20)), 1, UnixMs(0), UnixMs(at), 0.0);
+        let decide =
+            |age| decide(&SCHEDULE, retryable(Some(20)), 1, Duration::from_millis(age), UnixMs(7), 0.0);
         assert!(matches!(decide(40_000), Decision::Record(Verdict::Retry { .. })));
         assert!(matches!(decide(40_001), Decision::Record(Verdict::Dead { cause: DeathCause::Age, .. })));
     }
@@ -115,15 +123,15 @@ mod tests {
     fn f72_what_this_machine_lacks_is_charged_to_no_message() {
         // Not even where it was the last attempt, long after the last time for one.
         let unsent = Outcome::Unsent(Shortage::Descriptors);
-        assert_eq!(decide(&SCHEDULE, unsent, 3, UnixMs(0), UnixMs(1 << 40), 0.0), Decision::Leave);
+        assert_eq!(decide(&SCHEDULE, unsent, 3, Duration::MAX, UnixMs(1), 0.0), Decision::Leave);
     }
 
     #[test]
     fn gone_records_nothing_and_permanent_is_dead_at_once() {
-        assert_eq!(decide(&SCHEDULE, Outcome::Gone, 1, UnixMs(0), UnixMs(1), 0.0), Decision::Hold);
+        assert_eq!(decide(&SCHEDULE, Outcome::Gone, 1, Duration::ZERO, UnixMs(1), 0.0), Decision::Hold);
         let permanent = Outcome::Permanent { status: 400, reason: Reason::Status };
         assert!(matches!(
-            decide(&SCHEDULE, permanent, 1, UnixMs(0), UnixMs(1), 0.0),
+            decide(&SCHEDULE, permanent, 1, Duration::ZERO, UnixMs(1), 0.0),
             Decision::Record(Verdict::Dead { cause: DeathCause::Permanent, .. })
         ));
     }
@@ -134,7 +142,7 @@ mod tests {
             attempts in 1u32..100, jitter in 0.0f64..1.0, retry_after in prop::option::of(0u64..50), at in 0u64..9_000,
         ) {
             let schedule = Retry { max_attempts: 1000, ..SCHEDULE };
-            let decision = decide(&schedule, retryable(retry_after), attempts, UnixMs(0), UnixMs(at), jitter);
+            let decision = decide(&schedule, retryable(retry_after), attempts, Duration::from_millis(at), UnixMs(at), jitter);
             let Decision::Record(Verdict::Retry { not_before, .. }) = decision else {
                 panic!("{decision:?}")
             };
@@ -142,6 +150,7 @@ mod tests {
             let asked = Duration::from_secs(retry_after.unwrap_or(0));
             prop_assert!(wait >= asked);
             prop_assert!(wait <= schedule.cap.max(asked) * 9 / 8);
+            prop_assert!(wait <= longest_wait(&schedule));
         }
     }
 }

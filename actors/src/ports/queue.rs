@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -18,6 +18,9 @@ pub struct Want {
     pub messages: usize,
     /// … and never more batches than this.
     pub batches: usize,
+    /// The longest that a message may have to wait for its next attempt. One that waits for longer is due: its time was
+    /// set by a clock that was ahead (F9). A store that has a clock of its own for that need not look.
+    pub longest_wait: Duration,
 }
 
 /// What a delivery worker asks for.

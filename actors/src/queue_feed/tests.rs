@@ -193,7 +193,12 @@ impl World {
 
     /// How often each recipient became a message, per destination.
     async fn messages(&self) -> BTreeMap<(String, String), usize> {
-        let want = |name: &str| Want { destination: name.into(), messages: usize::MAX, batches: usize::MAX };
+        let want = |name: &str| Want {
+            destination: name.into(),
+            messages: usize::MAX,
+            batches: usize::MAX,
+            longest_wait: Duration::MAX,
+        };
         let wants = vec![want("north"), want("south")];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
         let request = LeaseRequest { holder: "test".into(), wants, until, now, born: UnixMs(0) };

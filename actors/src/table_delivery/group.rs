@@ -226,9 +226,10 @@ impl TableStrategy {
     /// Decides on one message by the retry schedule.
     fn judge(&self, group: &mut Group<'_>, row: &WrittenRow, outcome: Outcome, words: &str) {
         let member = &mut group.batches[row.batch];
-        let (since, at) = (member.batch.lease.since(row.message.index), self.worker.clock().wall());
+        let clock = self.worker.clock();
+        let (age, at) = (clock.age(member.batch.lease.since(row.message.index)), clock.wall());
         let retry = &group.destination.retry;
-        match decide(retry, outcome, row.message.tries + 1, since, at, member.batch.jitter) {
+        match decide(retry, outcome, row.message.tries + 1, age, at, member.batch.jitter) {
             Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),
             Decision::Hold | Decision::Leave => {} // for webhooks alone: a table says neither
         }

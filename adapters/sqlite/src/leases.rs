@@ -97,6 +97,8 @@ fn lease_some(
     bytes: &mut usize,
 ) -> Result<(), TxError> {
     let connection = tx.connection;
+    let latest = request.now.after(want.longest_wait);
+    cut_waits(connection, destination, latest, request.now)?;
     let chosen = {
         let failed = Cell::new(None);
         let mut retries = connection.prepare_cached(RETRIES_DUE)?;
@@ -116,6 +118,10 @@ fn lease_some(
         if *bytes >= LEASE_BYTES_MAX {
             break;
         }
+        // Some of its messages may be due, and others wait too long.
+        if stored.record.cut_waits(latest, request.now) {
+            stored.store(connection)?;
+        }
         let until = Deadline(request.until.0);
         let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
         debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
@@ -128,6 +134,25 @@ fn lease_some(
         } else {
             stored.store_columns(connection)?;
         }
+    }
+    Ok(())
+}
+
+/// Batches that wait too long and are changed in one call.
+const CUT_MAX: i64 = 64;
+
+/// Makes due what waits until after `latest` (F9): [`Record::cut_waits`](postrider_actors::model::ledger::Record). Two
+/// look-ups in an index where there is none, which is always but after a clock was set back.
+fn cut_waits(connection: &Connection, destination: i64, latest: UnixMs, now: UnixMs) -> Result<(), TxError> {
+    let mut select = connection.prepare_cached(
+        "SELECT seq FROM batches INDEXED BY batches_waiting
+         WHERE destination = ?1 AND retry IN (0, 1) AND holder IS NULL AND due > ?2 LIMIT ?3",
+    )?;
+    let late = select.query_map([destination, int(latest.0), CUT_MAX], |row| row.get(0))?;
+    for seq in late.collect::<Result<Vec<_>, _>>()? {
+        let mut stored = Stored::by_seq(connection, seq)?;
+        stored.record.cut_waits(latest, now);
+        stored.store(connection)?;
     }
     Ok(())
 }

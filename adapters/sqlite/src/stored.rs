@@ -34,6 +34,7 @@ pub(crate) struct Stored {
 /// What changes of a row.
 #[derive(PartialEq, Eq)]
 struct Columns {
+    not_before: UnixMs,
     due: Option<UnixMs>,
     retry: bool,
     fence: u64,
@@ -43,6 +44,7 @@ struct Columns {
 impl Columns {
     fn of(record: &Record) -> Self {
         Self {
+            not_before: record.not_before,
             due: record.due(),
             retry: record.is_retry(),
             fence: record.fence,
@@ -114,7 +116,7 @@ impl Stored {
             holder: holder.clone(),
         };
         let body: Option<Vec<u8>> = row.get(16)?;
-        let due: Option<i64> = row.get(11)?;
+        let (not_before, due) = (head.not_before, row.get::<_, Option<i64>>(11)?);
         Ok(Self {
             seq: row.get(0)?,
             id: BatchId(row.get(1)?),
@@ -125,7 +127,13 @@ impl Stored {
             record: codec::decode(head, body.as_deref())?,
             first_row: uint(row.get(6)?),
             gaps: row.get(8)?,
-            columns: Columns { due: due.map(|due| UnixMs(uint(due))), retry: row.get(12)?, fence, holder },
+            columns: Columns {
+                not_before,
+                due: due.map(|due| UnixMs(uint(due))),
+                retry: row.get(12)?,
+                fence,
+                holder,
+            },
             body,
         })
     }
@@ -154,11 +162,11 @@ impl Stored {
         if columns == self.columns {
             return Ok(());
         }
-        let Columns { due, retry, fence, holder } = &columns;
+        let Columns { not_before, due, retry, fence, holder } = &columns;
         connection
             .prepare_cached(
-                "UPDATE batches SET due = ?2, retry = ?3, fence = ?4, holder = ?5, lease_until_mono = ?6
-                 WHERE seq = ?1",
+                "UPDATE batches SET due = ?2, retry = ?3, fence = ?4, holder = ?5, lease_until_mono = ?6,
+                     not_before = ?7 WHERE seq = ?1",
             )?
             .execute(params![
                 self.seq,
@@ -167,6 +175,7 @@ impl Stored {
                 int(*fence),
                 holder.as_ref().map(|holder| &holder.name),
                 holder.as_ref().map(|holder| int(holder.until.0)),
+                int(not_before.0),
             ])?;
         self.columns = columns;
         Ok(())

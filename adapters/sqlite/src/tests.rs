@@ -34,7 +34,12 @@ async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
 }
 
 async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
-    let wants = vec![Want { destination: "d".into(), messages: usize::MAX, batches: 10 }];
+    let wants = vec![Want {
+        destination: "d".into(),
+        messages: usize::MAX,
+        batches: 10,
+        longest_wait: std::time::Duration::MAX,
+    }];
     store
         .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) })
         .await

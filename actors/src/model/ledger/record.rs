@@ -246,6 +246,14 @@ impl Record {
         }
     }
 
+    /// Makes due at `now` what would have to wait until after `latest`: no wait is as long, so it was set by a clock that
+    /// was ahead (F9). Whether there was any.
+    pub fn cut_waits(&mut self, latest: UnixMs, now: UnixMs) -> bool {
+        let own = self.exceptions.values_mut().map(|exception| &mut exception.not_before);
+        let late = own.chain([&mut self.not_before]).filter(|not_before| **not_before > latest);
+        late.map(|not_before| *not_before = now).count() > 0
+    }
+
     /// The drive of the message at `index`.
     pub fn drive(&self, index: usize) -> u32 {
         self.exceptions.get(&(index as u32)).map_or(0, |exception| exception.drive)

@@ -22,6 +22,12 @@ pub(super) fn is_leasable(batch: &Stored, destination: &str, now: UnixMs) -> boo
 impl State {
     /// Which batches to lease, by their numbers.
     fn choose(&mut self, want: &Want, now: UnixMs) -> Vec<usize> {
+        let latest = now.after(want.longest_wait);
+        let is_its =
+            |batch: &&mut Stored| batch.batch.header.destination == *want.destination && !batch.is_held();
+        for batch in self.batches.iter_mut().filter(is_its) {
+            batch.record.cut_waits(latest, now);
+        }
         let mut due: Vec<usize> = (0..self.batches.len())
             .filter(|&at| is_leasable(&self.batches[at], &want.destination, now))
             .collect();
