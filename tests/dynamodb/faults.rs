@@ -609,7 +609,7 @@ async fn b4_what_waits_is_kept_by_who_starts_and_what_has_expired_holds_up_nothi
     let [id, gone] = steps.each_ref().map(|step| step.batches[0].id);
     let [step, other] = steps;
     store.append(step).await.unwrap();
-    let stored = async || client.scan().table_name(&settings.table).send().await.unwrap().items.unwrap();
+    let stored = async || client.scan().table_name(&settings.keys.table).send().await.unwrap().items.unwrap();
     let kept = stored().await.pop().unwrap();
     store.append(other).await.unwrap();
     drop(store);
@@ -617,7 +617,7 @@ async fn b4_what_waits_is_kept_by_who_starts_and_what_has_expired_holds_up_nothi
     // The service deletes what has expired.
     for item in stored().await {
         if item["Digest"] != kept["Digest"] {
-            let delete = client.delete_item().table_name(&settings.table);
+            let delete = client.delete_item().table_name(&settings.keys.table);
             delete.key("Digest", item["Digest"].clone()).send().await.unwrap();
         }
     }
