@@ -133,7 +133,8 @@ fn f05_a_sync_that_fails_ends_the_daemon_which_then_starts_clean() {
         }
         world.start();
         let status = world.wait_exit(LIVENESS);
-        assert_eq!(status.code(), Some(74), "sync {nth}: what the disk has is known after a recovery only");
+        // 74: what the disk has is known after a recovery only; 75 at the start, where it may pass.
+        assert!(matches!(status.code(), Some(74 | 75)), "sync {nth}: {status}");
         world.kills += 1;
         world.under(&[]).start().wait_settled(LIVENESS);
         world.stop();
