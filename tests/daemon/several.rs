@@ -220,6 +220,7 @@ fn b19_a_backlog_behind_a_rate_sends_each_hint_at_most_twice() {
     const BATCH: u32 = 10;
     const RATE: u32 = 200;
     let rows = knob("POSTRIDER_ROWS", 4_000);
+    let count = usize::try_from(rows).expect("64 bits");
     let engines = Engines::start();
     let mut world = engines.world();
     world.receive(&[]);
@@ -229,15 +230,24 @@ fn b19_a_backlog_behind_a_rate_sends_each_hint_at_most_twice() {
     world.start_ready();
     world.start_peer("second").start_peer("third");
     engines.forget();
-    world.drop_file(Input::csv("backlog.csv", usize::try_from(rows).expect("64 bits")));
-    world.wait_settled(LIVENESS * 2 + Duration::from_millis(rows * 1_100 / u64::from(RATE)));
+    let begun = Instant::now();
+    world.drop_file(Input::csv("backlog.csv", count));
+    wait_until(LIVENESS + Duration::from_millis(rows * 1_500 / u64::from(RATE)), "all requests", || {
+        thread::sleep(Duration::from_millis(200));
+        world.request_count() >= count
+    });
     let (sqs, dynamodb) = engines.calls();
+    let seconds = begun.elapsed().as_secs();
+    world.wait_settled(LIVENESS);
     world.stop_peers();
     world.stop();
     let sent = sqs.get("SendMessageBatch").map_or(0, |count| count.items);
     let batches = rows.div_ceil(u64::from(BATCH));
-    println!("{rows} rows in {batches} batches: {sent} hints; {sqs:?}; {dynamodb:?}");
+    println!("{rows} rows in {batches} batches, {seconds} s: {sent} hints; {sqs:?}; {dynamodb:?}");
     assert!((batches..=batches * 2).contains(&sent), "{sent} hints of {batches} batches");
+    // A machine looks at what is due every 15 s, and no more often at a file that another one reads.
+    let queries = sum(&dynamodb, &["Query"]);
+    assert!(queries <= 60 + seconds * 2, "{queries} queries in {seconds} s");
     let summary = world.prove();
     assert_eq!((number(&summary["sent"]), number(&summary["requests"])), (rows, rows));
 }

@@ -55,7 +55,7 @@ impl Shared {
     /// meanwhile.
     fn is_worth_a_look(&self, reporting: &Reporting, id: FileId) -> bool {
         let Some(here) = reporting.here.get(&id) else { return true };
-        let is_all = self.cached_file(id).is_none_or(|known| {
+        let is_all = self.cached_file(id).is_some_and(|known| {
             let Checkpoint { rows, rejected, duplicates, .. } = known.checkpoint;
             let accepted = (rows - rejected - duplicates) * known.record.destinations.len() as u64;
             known.state.is_closed() && here.settled >= accepted.cast_signed()
