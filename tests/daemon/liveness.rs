@@ -56,6 +56,31 @@ fn f06_a_full_disk_feeds_the_watchdog() {
 }
 
 #[test]
+fn f06_a_disk_that_is_full_for_longer_than_a_lease_doubles_nothing() {
+    let mut world = World::new("csv");
+    let disk = SmallDisk::mount(&world.state(), "16m");
+    world
+        .receive(&["--latency-ms", "20"])
+        .set("destinations.support.timeout", "1s")
+        .set("lease.duration", "2500ms")
+        .set("pools.deliveries", 2)
+        .set("record.max_unrecorded", 1_000)
+        .drop_file(Input::csv("full.csv", 12_000))
+        .start();
+    // Whether the worker or the sweeper is first when there is room again is a matter of luck: three times.
+    for round in 1..=3 {
+        world.wait_requests(round * 2_500);
+        disk.fill();
+        thread::sleep(Duration::from_secs(5));
+        disk.free();
+    }
+    assert!(world.daemon().log_text().contains("recording outcomes: tried again"), "the disk was full");
+    world.wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 12_000, "each is sent once");
+}
+
+#[test]
 fn f18_the_same_bytes_twice_feed_the_watchdog() {
     let mut world = World::new("csv");
     world

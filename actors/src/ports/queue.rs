@@ -26,7 +26,8 @@ pub struct Want {
 /// What a delivery worker asks for.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
-    /// Who asks; one name per worker and generation.
+    /// Who asks; one name per worker and generation. The worker keeps this very `Arc` for as long as it lives, so that a
+    /// store which only this process leases from can tell a worker that is late from one that is gone.
     pub holder: Arc<str>,
     /// What is wanted.
     pub wants: Vec<Want>,
@@ -48,7 +49,8 @@ pub enum Release {
 }
 
 /// Batches with something to deliver, leased to workers when they are due. Holders extend their leases themselves; a
-/// lease that nobody extends is lost after its deadline. Settling (in the ledger) ends a lease too.
+/// lease that nobody extends is lost after its deadline, unless only this process leases from the store and its holder
+/// lives: a disk that was full for longer than a lease must not send everything twice. Settling (in the ledger) ends a lease too.
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// What to call when a batch may have become ready that nothing in this process announced: it was sent by another
@@ -81,6 +83,7 @@ pub trait Queue: Send + Sync {
     /// Marks lost every lease of `holder`, who is known to be gone. Returns how many.
     async fn release_holder(&self, holder: &str) -> Result<usize, StoreError>;
 
-    /// Marks lost every lease whose deadline is before `now`. Returns how many.
+    /// Marks lost every lease whose deadline is before `now`, but for those of holders who live in this process where no
+    /// other leases from the store. Returns how many.
     async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError>;
 }

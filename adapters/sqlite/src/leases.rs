@@ -2,7 +2,11 @@
 //! outlive the process (or a batch that kills it would never be a suspect), which the WAL in the page
 //! cache does; a power cut undoes them together with the worker they were about.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use bytes::Bytes;
 use postrider_actors::{
@@ -39,6 +43,28 @@ macro_rules! select_due {
 pub(crate) const RETRIES_DUE: &str = select_due!("1");
 /// … and what was never tried.
 pub(crate) const FRESH_DUE: &str = select_due!("0");
+
+/// The workers of this process that have leased something. One that lives and could not extend its leases, because the
+/// disk is full, still has what it has in flight and unrecorded: to lease it to another would send it twice.
+#[derive(Default)]
+pub(crate) struct Holders(Mutex<HashMap<String, Weak<str>>>);
+
+impl Holders {
+    /// `holder` leases something.
+    pub(crate) fn note(&self, holder: &Arc<str>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.get(&**holder).is_some_and(|known| known.strong_count() > 0) {
+            known.retain(|_, holder| holder.strong_count() > 0);
+            known.insert(holder.to_string(), Arc::downgrade(holder));
+        }
+    }
+
+    /// The names of those that live.
+    pub(crate) fn living(&self) -> HashSet<String> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|(_, holder)| holder.strong_count() > 0).map(|(name, _)| name.clone()).collect()
+    }
+}
 
 /// What is due of one lane of one destination, with how many messages of each batch are, in the order in which it is
 /// leased. An error ends it and is left in `failed`.
@@ -210,9 +236,10 @@ pub(crate) fn release_holder(tx: &Tx<'_>, holder: &str) -> Result<usize, TxError
     lose(tx.connection, &held(tx.connection, |name, _| name == holder)?, &Evidence::unknown())
 }
 
-/// Marks lost the leases that nobody extended.
-pub(crate) fn rescue(tx: &Tx<'_>, now: MonoMs) -> Result<usize, TxError> {
-    lose(tx.connection, &held(tx.connection, |_, until| until < int(now.0))?, &Evidence::unknown())
+/// Marks lost the leases that nobody extended, of holders who are none of `living`.
+pub(crate) fn rescue(tx: &Tx<'_>, now: MonoMs, living: &HashSet<String>) -> Result<usize, TxError> {
+    let is_lost = |name: &str, until| until < int(now.0) && !living.contains(name);
+    lose(tx.connection, &held(tx.connection, is_lost)?, &Evidence::unknown())
 }
 
 /// Marks lost every lease of an earlier process; a graceful shutdown has left none.

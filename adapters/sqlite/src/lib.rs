@@ -46,6 +46,7 @@ use postrider_actors::{
 
 use self::{
     archive::KeptPlace,
+    leases::Holders,
     open::Access,
     reader::Reader,
     writer::{Durability, Writer},
@@ -64,6 +65,7 @@ pub use self::{
 pub struct EmbeddedStore {
     handles: Option<Handles>,
     losses: usize,
+    holders: Holders,
     /// How far archiving has looked.
     archived_until: Mutex<KeptPlace>,
     /// Whether changes of states by receipts are kept.
@@ -97,6 +99,7 @@ impl EmbeddedStore {
         Ok(Self {
             handles: Some(Handles { writer, writing, reader, reading }),
             losses,
+            holders: Holders::default(),
             archived_until: Mutex::default(),
             keeps_changes: AtomicBool::new(false),
         })
@@ -193,6 +196,7 @@ impl Outbox for EmbeddedStore {
 #[async_trait]
 impl Queue for EmbeddedStore {
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
+        self.holders.note(&request.holder);
         self.writer().write(Durability::Process, 0, move |tx| leases::lease(tx, &request)).await
     }
 
@@ -216,7 +220,8 @@ impl Queue for EmbeddedStore {
     }
 
     async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError> {
-        self.writer().write(Durability::Process, 0, move |tx| leases::rescue(tx, now)).await
+        let living = self.holders.living();
+        self.writer().write(Durability::Process, 0, move |tx| leases::rescue(tx, now, &living)).await
     }
 }
 

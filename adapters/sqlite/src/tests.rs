@@ -34,16 +34,17 @@ async fn lease(store: &EmbeddedStore) -> Vec<Lease> {
 }
 
 async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
+    store.lease(request(now)).await.unwrap()
+}
+
+fn request(now: UnixMs) -> LeaseRequest {
     let wants = vec![Want {
         destination: "d".into(),
         messages: usize::MAX,
         batches: 10,
         longest_wait: std::time::Duration::MAX,
     }];
-    store
-        .lease(LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) })
-        .await
-        .unwrap()
+    LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) }
 }
 
 /// The first attempts of messages, by index.
@@ -355,4 +356,22 @@ async fn damage_met_at_work_is_fatal_and_nothing_is_acknowledged_after_it() {
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 1);
     assert!(seen[0].contains("malformed"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn f06_a_lease_outlives_its_deadline_while_its_worker_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=2, NOW)).await.unwrap();
+    let holder: Arc<str> = "w".into();
+    let request = |holder: &Arc<str>| LeaseRequest { holder: holder.clone(), ..request(NOW) };
+    let leased = store.lease(request(&holder)).await.unwrap();
+    assert_eq!(leased.len(), 1);
+    let late = MonoMs(1_000_000);
+    assert_eq!(store.rescue(late).await, Ok(0), "the worker could not extend it, and still works on it");
+    assert_eq!(store.lease(request(&"other".into())).await.unwrap(), []);
+    let extended = store.extend(&[leased[0].token], late).await.unwrap();
+    assert_eq!(extended, [(leased[0].token.batch, ItemOutcome::Ok)]);
+    drop(holder);
+    assert_eq!(store.rescue(MonoMs(late.0 + 1)).await, Ok(1), "it is gone");
 }
