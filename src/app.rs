@@ -1,10 +1,9 @@
 //! The composition root: the only place where adapters, stages and supervision meet.
 //!
-//! [`run`] opens what lives as long as the process (`machine`): stores, metrics, listeners. Under it lives one
-//! `generation` of actors at a time, a tree built from one configuration: `feeds` take files and entries in,
-//! `delivery` and `tables` send, `receipts` join what comes back. A reload (SIGHUP) validates the new configuration
-//! first; only then the old generation drains and a new one starts on the same stores. A configuration that can't be
-//! used changes nothing.
+//! [`run`] opens what lives as long as the process (`machine`): stores, metrics, listeners, places. Under it lives a
+//! `generation`, trees of actors built from one configuration: `feeds` take files and entries in, `delivery` and `tables`
+//! send, `receipts` join what comes back. A reload (SIGHUP) validates the new configuration first; only then each tree
+//! is handed over to its successor on the same stores. A configuration that can't be used changes nothing.
 //!
 //! `console` and `engines` are for commands, with no daemon.
 
@@ -30,15 +29,20 @@ mod signals;
 mod status;
 mod stores;
 mod tables;
+mod tree;
 mod watch;
 
 use std::{
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use actix_rt::System;
-use postrider_actors::{flow::ProgressBoard, ports::Clock};
+use actix_rt::{Arbiter, System};
+use postrider_actors::{
+    flow::{Bell, Bells, ProgressBoard},
+    ports::Clock,
+};
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
 use postrider_sqlite::InstanceLock;
 use tokio::runtime::{Builder, Runtime};
@@ -52,15 +56,19 @@ use crate::{
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
-use generation::{End, Generation, Parts};
+use generation::{Generation, Parts};
 use lookout::Lookout;
 use machine::Machine;
-use signals::Signals;
+use signals::{Asked, Signals};
 use stores::Stores;
 
 pub use error::StartError;
 #[cfg(feature = "postgres")]
 pub use postgres::compare;
+
+/// Event loops that the actors are spread over. Their work is on the runtime's threads; more gained nothing in
+/// measurements.
+const ARBITERS: usize = 2;
 
 /// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
 const BLOCKING_THREADS_MAX: usize = 32;
@@ -86,8 +94,21 @@ pub fn run(
     let (in_flight, evidence) = InFlightFile::open(&state_dir)
         .map_err(|error| StartError::Node { path: state_dir.join(IN_FLIGHT_FILE), error })?;
     let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &evidence, &clock, &metrics))?;
+    let system = System::with_tokio_rt({
+        let runtime = runtime.clone();
+        move || runtime
+    });
+    let arbiter = |_| {
+        let runtime = runtime.clone();
+        Arbiter::with_tokio_rt(move || runtime)
+    };
+    let arbiters: Vec<_> = (0..ARBITERS).map(arbiter).collect();
+    let workers = Bells::default();
+    stores.queue.on_arrival(Arc::new({
+        let workers = workers.clone();
+        move || workers.ring()
+    }));
     let machine = Arc::new(Machine {
-        runtime: runtime.clone(),
         stores,
         in_flight: Arc::new(in_flight),
         alone: Arc::default(),
@@ -101,15 +122,26 @@ pub fn run(
         telemetry,
         receipts: Mutex::default(),
         descriptors,
+        arrived: Bell::default(),
+        arbiters: arbiters.iter().map(Arbiter::handle).collect(),
+        workers,
+        places: Mutex::default(),
     });
     runtime.spawn(machine.beat("runtime"));
-    System::with_tokio_rt(move || runtime).block_on(async {
+    for (number, arbiter) in arbiters.iter().enumerate() {
+        arbiter.spawn(machine.beat(&format!("arbiter {number}")));
+    }
+    let exit = system.block_on(async {
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
         let _serving = serve_ops(&machine, ops, &resolved)?;
         let exit = run_generations(&machine, resolved, &state_dir, reload).await;
         machine.stores.close().await;
         exit
-    })
+    });
+    for arbiter in &arbiters {
+        arbiter.stop();
+    }
+    exit
 }
 
 /// Says so where a configuration may need more descriptors than there are.
@@ -164,46 +196,101 @@ async fn run_generations(
     let opened = opened_once(&resolved.config);
     let lookout = Lookout::start(machine, &resolved.config);
     let parts = Parts::build(machine, &resolved).await?;
-    let mut generation = Generation::start(machine, &resolved, parts);
+    let mut generation = Generation::start(machine, &resolved, parts).await;
+    let mut timeout = resolved.config.shutdown.timeout;
     machine.health.enter(Phase::Ready);
     machine.notify(|systemd| systemd.ready(&status::summary(&resolved.config)));
     tracing::info!(config = %resolved.config.file.display(), version = env!("CARGO_PKG_VERSION"),
         feeds = resolved.config.feeds.len(), destinations = resolved.config.destinations.len(), "started");
     loop {
-        match generation.until_asked(&mut signals).await {
-            End::Ended(exit) => return Ok(exit),
-            End::Stop => return Ok(stop(machine, generation, &mut signals).await),
-            End::Reload => {
-                machine.health.enter(Phase::Reloading);
-                machine.notify(Notifier::reloading);
-                match Box::pin(usable(machine, reload(), state_dir, &opened)).await {
-                    Ok((new, parts)) => {
-                        let drained = generation.drain(&mut signals, false).await;
-                        if drained.exit != Exit::Done || drained.is_to_stop {
-                            machine.notify(Notifier::stopping);
-                            return Ok(drained.exit);
-                        }
-                        generation = Generation::start(machine, &new, parts);
-                        lookout.configure(&new.config);
-                        warn_of_shortfall(&new.config, machine.descriptors);
-                        tracing::info!("the new configuration is in use");
-                    }
-                    Err(error) => {
-                        tracing::error!("the new configuration is not used, the old one stays: {error:#}");
-                    }
-                }
-                machine.health.enter(Phase::Ready);
-                machine.notify(|systemd| systemd.ready("running"));
+        tokio::select! {
+            exit = generation.give_up() => {
+                stop(machine, generation, timeout, &mut signals).await;
+                return Ok(exit);
+            }
+            asked = signals.next() => if asked == Asked::Stop {
+                return Ok(stop(machine, generation, timeout, &mut signals).await);
             }
         }
+        machine.health.enter(Phase::Reloading);
+        machine.notify(Notifier::reloading);
+        match Box::pin(usable(machine, reload(), state_dir, &opened)).await {
+            Ok((new, parts)) => {
+                let mut is_to_stop = false;
+                let replace = generation.replace(machine, &new, parts);
+                match unless_hurried(replace, &mut signals, &mut is_to_stop).await {
+                    Some(Exit::Done) => {}
+                    Some(exit) => {
+                        stop(machine, generation, timeout, &mut signals).await;
+                        return Ok(exit);
+                    }
+                    None => return Ok(Exit::Failed),
+                }
+                timeout = new.config.shutdown.timeout;
+                lookout.configure(&new.config);
+                warn_of_shortfall(&new.config, machine.descriptors);
+                tracing::info!("the new configuration is in use");
+                if is_to_stop {
+                    return Ok(stop(machine, generation, timeout, &mut signals).await);
+                }
+            }
+            Err(error) => {
+                tracing::error!("the new configuration is not used, the old one stays: {error:#}");
+            }
+        }
+        machine.health.enter(Phase::Ready);
+        machine.notify(|systemd| systemd.ready("running"));
     }
 }
 
-/// Drains for good; the second request to stop ends the process at once.
-async fn stop(machine: &Machine, generation: Generation, signals: &mut Signals) -> Exit {
+/// Drains for good, within `timeout`; the second request to stop ends the process at once.
+async fn stop(
+    machine: &Machine,
+    mut generation: Generation,
+    timeout: Duration,
+    signals: &mut Signals,
+) -> Exit {
     machine.health.enter(Phase::Stopping);
     machine.notify(Notifier::stopping);
-    generation.drain(signals, true).await.exit
+    tracing::info!(timeout_ms = timeout.as_millis() as u64, "draining");
+    let end = tokio::time::timeout(timeout, generation.end());
+    match unless_hurried(end, signals, &mut true).await {
+        Some(Ok(exit)) => {
+            tracing::info!(?exit, "drained");
+            exit
+        }
+        Some(Err(_)) => {
+            tracing::error!("the drain took longer than shutdown.timeout; what is in flight is resent later");
+            Exit::Software
+        }
+        None => Exit::Failed,
+    }
+}
+
+/// Does `work` to its end, unless the operator asks to stop for the second time; `is_to_stop` says whether it was asked
+/// for.
+async fn unless_hurried<T>(
+    work: impl Future<Output = T>,
+    signals: &mut Signals,
+    is_to_stop: &mut bool,
+) -> Option<T> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Some(done),
+            asked = signals.next() => match asked {
+                Asked::Stop if *is_to_stop => {
+                    tracing::warn!("asked to stop a second time: stopping at once");
+                    return None;
+                }
+                Asked::Stop => {
+                    tracing::info!("asked to stop during a reload: stopping when the drain is done");
+                    *is_to_stop = true;
+                }
+                Asked::Reload => {}
+            }
+        }
+    }
 }
 
 /// The part of a configuration whose engines are opened once, at the start.

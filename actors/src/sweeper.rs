@@ -6,7 +6,7 @@ use actix::prelude::*;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::{
-    flow::{Bell, Progress, blocking, insist},
+    flow::{Bells, Progress, blocking, insist},
     model::time::{MonoMs, UnixMs},
     ports::{Archive, Clock, Inbox, Ledger, Queue, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
@@ -49,7 +49,7 @@ pub struct SweeperSetup {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
-    pub queued: Vec<Bell>,
+    pub queued: Bells,
     /// Counts leases that were taken back.
     pub leases_lost: Counter,
     /// Sign of life.
@@ -124,9 +124,7 @@ impl SweeperSetup {
         if rescued > 0 {
             self.leases_lost.inc_by(rescued as u64);
             tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
-            for bell in &self.queued {
-                bell.ring();
-            }
+            self.queued.ring();
         }
         self.write_reports().await
     }
@@ -182,7 +180,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        flow::ProgressBoard,
+        flow::{Bells, ProgressBoard},
         model::outcome::Verdict,
         ports::{Append, EntryId, Fetched, LeaseRequest, Outbox, OutboxPages, Settlement, Want},
         testing::{FakeClock, MemoryStore, fixtures},
@@ -205,7 +203,7 @@ mod tests {
             queue_feeds: vec!["feed".into()],
             archive: Some((store.clone(), retention)),
             clock: clock.clone(),
-            queued: Vec::new(),
+            queued: Bells::default(),
             leases_lost: crate::metrics::StageMetrics::default().leases_lost(),
             progress: ProgressBoard::default().mark("sweeper"),
         }

@@ -24,11 +24,11 @@ use std::{
 use actix::prelude::*;
 use postrider_settings::{Group, Retry};
 use rand::RngExt as _;
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::RwLock;
 
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Places, Worker, WorkerSetup},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::OpenRows,
@@ -49,8 +49,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// What every statement to a warehouse waits for, whichever worker makes it (S4.1).
 #[derive(Clone, Debug)]
 pub struct StatementGates {
-    /// One permit per statement in flight; shared by all workers and tables of the warehouse.
-    pub in_flight: Arc<Semaphore>,
+    /// One place per statement in flight; shared by all workers and tables of the warehouse.
+    pub in_flight: Places,
     /// Statements per second, fed by a throttle, if they are limited.
     pub rate: Option<Gate>,
 }
@@ -334,6 +334,7 @@ impl TableStrategy {
     }
 
     fn close(&self) {
+        self.state().gauges.iter_mut().for_each(WorkerGauges::close);
         self.moved.ring();
         self.worker.close();
     }

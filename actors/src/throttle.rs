@@ -58,6 +58,8 @@ pub struct ThrottleSetup {
     pub gates: Vec<LimitedGate>,
     /// The time, for leases of shares.
     pub clock: Arc<dyn Clock>,
+    /// Whether the gates are new to the process: others had their burst before.
+    pub grants_burst: bool,
     /// With whom the rates are shared; `None` if this process has them to itself.
     pub shares: Option<RateShares>,
 }
@@ -85,8 +87,8 @@ impl Actor for Throttle {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        // A fresh limiter grants a fresh burst: after a restart that would exceed the rate.
-        let grant_burst = self.generation == 1;
+        // A fresh limiter grants a fresh burst: after a restart or a reload that would exceed the rate.
+        let grant_burst = self.setup.grants_burst && self.generation == 1;
         for gate in self.setup.gates.clone() {
             if let Some(shares) = self.setup.shares.clone() {
                 let share = shared::run(gate, shares, self.setup.clock.clone(), self.closing.subscribe());

@@ -22,7 +22,7 @@ use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Worker, WorkerSetup, back_off},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Place, Places, Worker, WorkerSetup, back_off},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -55,8 +55,10 @@ pub struct DeliveryDestination {
     pub name: Arc<str>,
     /// Its receiver.
     pub webhook: Arc<dyn Webhook>,
-    /// Messages that this worker may have in flight to it.
+    /// Messages that this worker may have in flight to it …
     pub concurrency: usize,
+    /// … and all workers together, those of an earlier configuration included.
+    pub places: Places,
     /// Its rate limit, if it has one.
     pub gate: Option<Gate>,
     /// This worker's part of that, or of the limit over all destinations: messages per second.
@@ -88,6 +90,8 @@ pub struct DeliverySetup {
     pub record_group: usize,
     /// How long an outcome waits to be recorded with others.
     pub record_linger: Duration,
+    /// Messages that all workers together may have in flight.
+    pub places: Places,
     /// The rate limit over all destinations, if there is one.
     pub gate: Option<Gate>,
 }
@@ -340,7 +344,10 @@ impl WebhookStrategy {
     }
 
     fn close(&self) {
-        self.state().roster.stop(None);
+        let mut state = self.state();
+        state.roster.stop(None);
+        state.gauges.iter_mut().for_each(WorkerGauges::close);
+        drop(state);
         self.flush.ring();
         self.worker.close();
     }
@@ -413,6 +420,20 @@ impl WebhookStrategy {
         }
     }
 
+    /// A place among those in flight; `None` if the worker closes, or the destination is held, before there is one. Only
+    /// workers of an earlier configuration let anybody wait: the shares of a configuration's own add up to what there is.
+    async fn place(&self, destination: usize, places: &Places) -> Option<Place> {
+        if let Some(place) = places.try_take() {
+            return Some(place);
+        }
+        tokio::select! {
+            biased;
+            () = self.worker.closed() => None,
+            () = self.holds.held(destination) => None,
+            place = places.take() => Some(place),
+        }
+    }
+
     /// One attempt; `None` if the worker closes, or the destination is held, before the message's turn has come.
     async fn attempt(
         &self,
@@ -422,6 +443,9 @@ impl WebhookStrategy {
         body: &mut Vec<u8>,
     ) -> Option<Outcome> {
         let destination = &self.setup.destinations[pick.destination];
+        // Before the gates: what has passed them is sent at once.
+        let _place = self.place(pick.destination, &destination.places).await?;
+        let _place_of_all = self.place(pick.destination, &self.setup.places).await?;
         for gate in destination.gate.iter().chain(&self.setup.gate) {
             tokio::select! {
                 biased;

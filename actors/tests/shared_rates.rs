@@ -72,6 +72,7 @@ impl World {
         let setup = ThrottleSetup {
             gates: vec![limited],
             clock,
+            grants_burst: true,
             shares: Some(RateShares { table: self.table.clone(), process }),
         };
         let context = Context::new();

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::{Bell, Bells, Gate},
+    flow::{Bell, Gate},
     model::roster::RosterLimits,
     ports::Webhook,
     supervision::ChildSpec,
@@ -65,7 +65,6 @@ impl Webhooks {
         self,
         machine: &Arc<Machine>,
         config: &Config,
-        due_again: &Bells,
         queued: &[Bell],
     ) -> (ChildSpec, Vec<LimitedGate>) {
         let mut gates = Vec::new();
@@ -86,6 +85,7 @@ impl Webhooks {
                 name: destination.name.as_str().into(),
                 webhook,
                 concurrency,
+                places: machine.places(&destination.name, concurrency),
                 gate: gate(&destination.name, destination.rate()),
                 rate_per_s: rate_per_s(&[destination.rate(), config.delivery.rate()]),
                 retry: destination.retry.clone(),
@@ -101,9 +101,11 @@ impl Webhooks {
             Profile::Embedded => RECORD_LINGER,
             Profile::Aws => RECORD_LINGER_SHARED,
         };
-        let (machine, due_again, queued) = (machine.clone(), due_again.clone(), queued.to_vec());
+        let (machine, queued) = (machine.clone(), queued.to_vec());
         let workers = queued.len();
-        let spec = ChildSpec::stage::<WebhookDelivery>(1, move |id| {
+        // Each worker has one at least.
+        let places = machine.places(throttle::ALL, delivery.max(workers));
+        let spec = ChildSpec::stage::<WebhookDelivery>(0, move |id| {
             let worker = id.slot;
             let share_of_each = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
                 concurrency: share(destination.concurrency, worker + index, workers),
@@ -112,7 +114,7 @@ impl Webhooks {
             };
             DeliverySetup {
                 destinations: destinations.iter().enumerate().map(share_of_each).collect(),
-                worker: machine.worker(id, &queued[worker], &due_again, lease),
+                worker: machine.worker(id, &queued[worker], lease),
                 limits: RosterLimits {
                     concurrency: share(delivery, worker, workers).max(1),
                     unrecorded: share(record, worker, workers).max(1),
@@ -121,6 +123,7 @@ impl Webhooks {
                 alone: machine.alone.clone(),
                 record_group,
                 record_linger,
+                places: places.clone(),
                 gate: all.clone(),
             }
         });

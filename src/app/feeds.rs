@@ -87,8 +87,9 @@ impl Feeds {
         self.queues.iter().map(|(settings, _)| settings.name.clone()).collect()
     }
 
-    /// The stages of each feed, by its name. `appended` is rung when batches are in the outbox.
-    pub(super) fn specs(self, machine: &Arc<Machine>, appended: &Bells) -> Vec<(Arc<str>, Vec<ChildSpec>)> {
+    /// The stages of each feed, by its name.
+    pub(super) fn specs(self, machine: &Arc<Machine>) -> Vec<(Arc<str>, Vec<ChildSpec>)> {
+        let appended = &machine.appended();
         let of_directories = self
             .directories
             .into_iter()

@@ -1,19 +1,21 @@
-//! One generation: the actors of one configuration, from their start to the end of their drain.
+//! What runs by one configuration, and how another one takes its place.
+//!
+//! Each part is a tree of its own. When the configuration changes, delivery is handed over: the old workers begin nothing
+//! more, give back at once what they have not begun and finish what is in flight; the new ones begin meanwhile, within the
+//! same places and gates. What reads files, queues and receipts, and what sweeps, ends before its successor starts, for two
+//! of them would take the same files.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
-use actix::{Actor as _, Addr};
-use actix_rt::Arbiter;
 use postrider_actors::{
     coordinator::{CarrySetup, Coordinator},
-    flow::{Bell, Bells},
+    flow::Bell,
     model::{backoff::Backoff, restart::RestartPolicy},
-    supervision::{ChildSpec, Shutdown, Strategy, Supervisor, SupervisorSettings},
+    supervision::{ChildSpec, Strategy, Supervisor, SupervisorSettings},
     sweeper::{Sweeper, SweeperSetup},
-    throttle::{Throttle, ThrottleSetup},
+    throttle::{RateShares, Throttle, ThrottleSetup},
 };
 use postrider_net::listener::Serving;
-use tokio::sync::oneshot;
 
 use super::{
     delivery::Webhooks,
@@ -21,18 +23,14 @@ use super::{
     feeds::Feeds,
     machine::Machine,
     receipts::Receipts,
-    signals::{Asked, Signals},
     stores::Carried,
     tables::Tables,
+    tree::{Tree, end_all, first_end},
 };
 use crate::{
-    config::{Config, Destination, Resolved},
+    config::{Config, Delay, Destination, Resolved},
     exit::Exit,
 };
-
-/// Event loops that the actors are spread over. Their work is on the runtime's threads; more gained nothing in
-/// measurements.
-const ARBITERS: usize = 2;
 
 /// When a child is restarted, and when its supervisor gives up: one more than five restarts within a minute, and the
 /// process ends with an error, so that systemd starts it anew. The waits before them are below 3.1 s together, so a
@@ -43,8 +41,14 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
 };
 
-/// How long requests with receipts may take to finish when the daemon drains.
+/// How long requests with receipts may take to finish when they are handed over or the daemon drains.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// How long a delivery that is replaced may take to record what its last requests brought.
+const LAST_RECORDS: Duration = Duration::from_secs(10);
+
+/// Deliveries of earlier configurations that may be finishing at once; one more reload waits for one of them.
+const LEAVING_MAX: usize = 4;
 
 /// What a generation is built from, and that may fail to be built.
 pub(super) struct Parts {
@@ -66,223 +70,227 @@ impl Parts {
     }
 }
 
-/// Why a generation has ended, or is to end.
-pub(super) enum End {
-    /// Its tree gave up.
-    Ended(Exit),
-    /// The operator wants the daemon to stop.
-    Stop,
-    /// The operator wants the configuration to be read anew.
-    Reload,
-}
-
-/// How a drain ended.
-pub(super) struct Drained {
-    /// The exit code, if the process ends now.
-    pub(super) exit: Exit,
-    /// Whether the operator wanted the daemon to stop meanwhile.
-    pub(super) is_to_stop: bool,
-}
-
-/// A running tree.
+/// What runs.
+#[derive(Default)]
 pub(super) struct Generation {
-    root: Addr<Supervisor>,
-    ended: oneshot::Receiver<i32>,
-    arbiters: Vec<Arbiter>,
+    /// Counts the configurations.
+    number: u64,
     /// Takes receipts over HTTP, if any are expected.
     serving: Option<Serving>,
-    shutdown_timeout: Duration,
+    /// Joins receipts with messages, if rows are kept.
+    receipts: Vec<Tree>,
+    /// Takes files and entries in.
+    feeds: Vec<Tree>,
+    /// Keeps the queue going that several machines share, if they do …
+    carry: Vec<Tree>,
+    /// … of these destinations.
+    carried: Option<CarriedDestinations>,
+    /// Sends.
+    delivery: Vec<Tree>,
+    /// Deliveries of earlier configurations, which finish what is in flight.
+    leaving: Vec<Tree>,
+    /// Sweeps.
+    store: Vec<Tree>,
+    /// How long a part may take to end when the daemon drains: three do so one after the other, and delivery, the second,
+    /// takes the longest.
+    drain_timeout: Duration,
+    /// How long delivery may take to end when it is replaced: its requests end by their own timeouts.
+    leave_timeout: Duration,
+}
+
+/// What the coordinator is made from.
+#[derive(Clone, PartialEq)]
+struct CarriedDestinations {
+    names: Vec<Arc<str>>,
+    paused: Vec<Arc<str>>,
+    delay: Delay,
 }
 
 impl Generation {
-    /// Starts the tree. Infallible: a reload has drained the old one by now.
-    pub(super) fn start(machine: &Arc<Machine>, resolved: &Resolved, mut parts: Parts) -> Self {
-        let config = &resolved.config;
-        // Rung when receipts are in the inbox.
-        let arrived = Bell::default();
-        let serving = parts.receipts.serve(machine, &arrived);
-        let arbiter = |_| {
-            let runtime = machine.runtime.clone();
-            Arbiter::with_tokio_rt(move || runtime)
-        };
-        let arbiters: Vec<_> = (0..ARBITERS).map(arbiter).collect();
-        for (number, arbiter) in arbiters.iter().enumerate() {
-            // One that is stopped has no tasks left, and no mark.
-            arbiter.spawn(machine.beat(&format!("arbiter {number}")));
+    /// Starts everything.
+    pub(super) async fn start(machine: &Arc<Machine>, resolved: &Resolved, parts: Parts) -> Self {
+        let mut this = Self::default();
+        // Nothing has to end for it.
+        this.replace(machine, resolved, parts).await;
+        this
+    }
+
+    /// Takes up another configuration. An exit code other than done: a part of the old one could not be ended.
+    pub(super) async fn replace(
+        &mut self,
+        machine: &Arc<Machine>,
+        resolved: &Resolved,
+        mut parts: Parts,
+    ) -> Exit {
+        while self.leaving.len() >= LEAVING_MAX {
+            let exit = first_end(&mut self.leaving).await;
+            if exit != Exit::Done {
+                return exit;
+            }
         }
+        let config = &resolved.config;
+        let drain_timeout = config.shutdown.timeout * 7 / 10;
         let settings = SupervisorSettings {
             restarts: RESTARTS,
-            // Three ranks drain one after the other; delivery, in the middle, takes the longest.
-            drain_timeout: config.shutdown.timeout * 7 / 10,
-            arbiters: arbiters.iter().map(Arbiter::handle).collect(),
+            drain_timeout,
+            arbiters: machine.arbiters.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.stages.clone(),
         };
-        let specs = tree(machine, config, parts, &arrived, &settings);
-        let (ended_to, ended) = oneshot::channel();
-        let root = Supervisor::root(specs, above(&settings), ended_to).start();
-        Self { root, ended, arbiters, serving, shutdown_timeout: config.shutdown.timeout }
+        self.number += 1;
+        let number = self.number;
+        let tree = |name, specs, settings| Tree::start(format!("{name}.{number}"), specs, settings);
+
+        for old in &self.delivery {
+            old.ask_to_end(self.leave_timeout);
+        }
+        self.leaving.append(&mut self.delivery);
+        let specs = delivery(machine, config, parts.webhooks, parts.tables, number);
+        self.delivery.push(tree("delivery", specs, settings.clone()));
+
+        let (within, sweeper) = (self.drain_timeout, sweeper(machine, config, &parts.feeds));
+        let feeds = end_all(&mut self.feeds, within).await;
+        self.feeds.push(tree("feeds", feed_specs(machine, parts.feeds, &settings), above(&settings)));
+        let store = end_all(&mut self.store, within).await;
+        self.store.push(tree("store", vec![sweeper], settings.clone()));
+
+        // The listener is shared: who sends receipts is served by the one or the other.
+        let serving = mem::replace(&mut self.serving, parts.receipts.serve(machine));
+        let ((), receipts) = tokio::join!(stop_serving(serving), end_all(&mut self.receipts, within));
+        let specs = parts.receipts.specs(machine, config);
+        if !specs.is_empty() {
+            self.receipts.push(tree("receipts", specs, settings.clone()));
+        }
+
+        let carried = machine.stores.carried.as_ref().map(|_| CarriedDestinations::of(config));
+        let mut carry = Exit::Done;
+        if carried != self.carried {
+            carry = end_all(&mut self.carry, within).await;
+            self.carry.extend(
+                coordinator(machine, carried.as_ref()).map(|spec| tree("carry", vec![spec], settings)),
+            );
+            self.carried = carried;
+        }
+        self.drain_timeout = drain_timeout;
+        self.leave_timeout = leave_timeout(config);
+        worst([feeds, store, receipts, carry])
     }
 
-    /// Watches over the tree until it ends or the operator asks for something.
-    pub(super) async fn until_asked(&mut self, signals: &mut Signals) -> End {
-        tokio::select! {
-            code = &mut self.ended => End::Ended(exit(&code)),
-            asked = signals.next() => match asked {
-                Asked::Stop => End::Stop,
-                Asked::Reload => End::Reload,
-            },
-        }
-    }
-
-    /// Ends the tree in order, within the shutdown timeout. `is_stopping`: the operator has asked for the process' end
-    /// already, and who asks again wants it at once.
-    pub(super) async fn drain(mut self, signals: &mut Signals, is_stopping: bool) -> Drained {
-        let mut is_to_stop = is_stopping;
-        let exit = self.drain_tree(signals, &mut is_to_stop).await;
-        Drained { exit, is_to_stop }
-    }
-
-    async fn drain_tree(&mut self, signals: &mut Signals, is_to_stop: &mut bool) -> Exit {
-        tracing::info!(timeout_ms = self.shutdown_timeout.as_millis() as u64, "draining");
-        if let Some(serving) = self.serving.take()
-            && !serving.stop(LAST_REQUESTS).await
-        {
-            tracing::warn!("requests with receipts were cut off; their senders send them again");
-        }
-        if self.root.send(Shutdown { code: 0 }).await.is_err() {
-            tracing::error!("the root supervisor is gone");
-            return Exit::Software;
-        }
-        let deadline = tokio::time::sleep(self.shutdown_timeout);
-        tokio::pin!(deadline);
+    /// Waits until a part has given up; its exit code.
+    pub(super) async fn give_up(&mut self) -> Exit {
         loop {
             tokio::select! {
-                code = &mut self.ended => {
-                    for arbiter in &self.arbiters {
-                        arbiter.stop();
+                exit = first_end(&mut self.receipts) => return exit,
+                exit = first_end(&mut self.feeds) => return exit,
+                exit = first_end(&mut self.carry) => return exit,
+                exit = first_end(&mut self.delivery) => return exit,
+                exit = first_end(&mut self.store) => return exit,
+                exit = first_end(&mut self.leaving) => {
+                    if exit != Exit::Done {
+                        return exit;
                     }
-                    let exit = exit(&code);
-                    tracing::info!(?exit, "drained");
-                    return exit;
-                }
-                () = &mut deadline => {
-                    tracing::error!("the drain took longer than shutdown.timeout; what is in flight is resent later");
-                    return Exit::Software;
-                }
-                asked = signals.next() => match asked {
-                    Asked::Stop if *is_to_stop => {
-                        tracing::warn!("asked to stop a second time: stopping at once");
-                        return Exit::Failed;
-                    }
-                    Asked::Stop => {
-                        tracing::info!("asked to stop during a reload: stopping when the drain is done");
-                        *is_to_stop = true;
-                    }
-                    Asked::Reload => {}
+                    tracing::info!("what an earlier configuration had in flight is done");
                 }
             }
         }
     }
+
+    /// Ends everything in order: what takes in, then what sends, then what sweeps.
+    pub(super) async fn end(&mut self) -> Exit {
+        let within = self.drain_timeout;
+        let ((), receipts, feeds) = tokio::join!(
+            stop_serving(self.serving.take()),
+            end_all(&mut self.receipts, within),
+            end_all(&mut self.feeds, within)
+        );
+        let carry = end_all(&mut self.carry, within).await;
+        self.delivery.append(&mut self.leaving);
+        let delivery = end_all(&mut self.delivery, within).await;
+        let store = end_all(&mut self.store, within).await;
+        worst([receipts, feeds, carry, delivery, store])
+    }
 }
 
-/// A tree that did not end in order has used its restarts up.
-fn exit(code: &Result<i32, oneshot::error::RecvError>) -> Exit {
-    if *code == Ok(0) { Exit::Done } else { Exit::Software }
+async fn stop_serving(serving: Option<Serving>) {
+    if let Some(serving) = serving
+        && !serving.stop(LAST_REQUESTS).await
+    {
+        tracing::warn!("requests with receipts were cut off; their senders send them again");
+    }
+}
+
+fn worst<const PARTS: usize>(exits: [Exit; PARTS]) -> Exit {
+    exits.into_iter().find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)
+}
+
+fn leave_timeout(config: &Config) -> Duration {
+    let webhooks = config.destinations.iter().filter_map(Destination::webhook);
+    let requests = webhooks.map(|webhook| webhook.timeout);
+    let statements = config.warehouses.iter().map(|warehouse| warehouse.statement_timeout);
+    let longest = requests.chain(statements).max().unwrap_or_default();
+    (longest + LAST_RECORDS).max(config.shutdown.timeout)
 }
 
 /// Settings of a supervisor of supervisors. A child of it that fails has used its restarts up, and starting
-/// it over would grant them again at each level: with three levels 216 failures instead of 6.
+/// it over would grant them again at each level: with two levels 36 failures instead of 6.
 fn above(settings: &SupervisorSettings) -> SupervisorSettings {
     let mut settings = settings.clone();
     settings.restarts.max_restarts = 0;
     settings
 }
 
-/// Who wakes whom when there is something to deliver.
-struct Wakes {
-    /// Every worker: of webhooks, then of tables.
-    workers: Vec<Bell>,
-    /// Rung when batches were appended …
-    appended: Bells,
-    /// … or have become due again by the end of a lease.
-    due_again: Bells,
-}
-
-impl Wakes {
-    /// Workers lease what is due, unless several machines share it: then the coordinator sends hints of it first.
-    fn new(machine: &Machine, workers: usize) -> Self {
-        let workers: Vec<_> = (0..workers).map(|_| Bell::default()).collect();
-        let all = Bells::from(workers.clone());
-        machine.stores.queue.on_arrival(Arc::new({
-            let all = all.clone();
-            move || all.ring()
-        }));
-        let (appended, due_again) = if let Some(carried) = &machine.stores.carried {
-            let bells = Bells::from(vec![carried.queue.bell()]);
-            (bells.clone(), bells)
-        } else {
-            (all, Bells::default())
-        };
-        Self { workers, appended, due_again }
-    }
-}
-
-/// `root → store, delivery, feeds, receipts`. Ranks drain from the highest: feeds first, then delivery.
-fn tree(
+/// The workers, and the throttle that feeds their gates. All end together: nobody waits at a gate any more.
+fn delivery(
     machine: &Arc<Machine>,
     config: &Config,
-    parts: Parts,
-    arrived: &Bell,
-    settings: &SupervisorSettings,
+    webhooks: Webhooks,
+    tables: Tables,
+    number: u64,
 ) -> Vec<ChildSpec> {
-    let wakes = Wakes::new(machine, parts.webhooks.workers() + parts.tables.workers());
-    let (of_webhooks, of_tables) = wakes.workers.split_at(parts.webhooks.workers());
-    let nested = |name, rank, settings, specs: Vec<ChildSpec>| {
-        Supervisor::nested(name, None, rank, Strategy::OneForOne, settings, move || specs.clone())
-    };
-    let store = vec![sweeper(machine, config, &parts.feeds, &wakes)];
-    let (webhook_delivery, mut gates) = parts.webhooks.spec(machine, config, &wakes.due_again, of_webhooks);
-    let (table_delivery, statement_gates) = parts.tables.spec(machine, config, &wakes.due_again, of_tables);
+    let workers: Vec<_> = (0..webhooks.workers() + tables.workers()).map(|_| Bell::default()).collect();
+    machine.workers.replace(workers.clone());
+    let (of_webhooks, of_tables) = workers.split_at(webhooks.workers());
+    let (webhook_delivery, mut gates) = webhooks.spec(machine, config, of_webhooks);
+    let (table_delivery, statement_gates) = tables.spec(machine, config, of_tables);
     gates.extend(statement_gates);
-    let throttle = {
-        let machine = machine.clone();
-        let shares = machine.stores.carried.as_ref().map(|carried| carried.shares.clone());
-        ChildSpec::stage::<Throttle>(0, move |_| ThrottleSetup {
-            gates: gates.clone(),
-            clock: machine.clock.clone(),
-            shares: shares.clone(),
-        })
-    };
-    let mut delivery = vec![throttle, webhook_delivery];
-    delivery.extend(table_delivery);
-    delivery.extend(coordinator(machine, config));
+    // While two of them share a rate they are two processes: no two living ones may have the same name.
+    let shares = machine.stores.carried.as_ref().map(|Carried { shares, .. }| RateShares {
+        process: if number == 1 {
+            shares.process.clone()
+        } else {
+            format!("{}.{number}", shares.process).into()
+        },
+        ..shares.clone()
+    });
+    let machine = machine.clone();
+    let throttle = ChildSpec::stage::<Throttle>(0, move |_| ThrottleSetup {
+        gates: gates.clone(),
+        clock: machine.clock.clone(),
+        grants_burst: number == 1,
+        shares: shares.clone(),
+    });
+    let mut specs = vec![throttle, webhook_delivery];
+    specs.extend(table_delivery);
+    specs
+}
+
+/// A tree for each feed: nothing of one is restarted for another.
+fn feed_specs(machine: &Arc<Machine>, feeds: Feeds, settings: &SupervisorSettings) -> Vec<ChildSpec> {
     let feed = |(name, specs): (Arc<str>, Vec<ChildSpec>)| {
         Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
             specs.clone()
         })
     };
-    let feeds = parts.feeds.specs(machine, &wakes.appended).into_iter().map(feed).collect();
-    let receipts = parts.receipts.specs(machine, config, arrived);
-    let mut specs = vec![
-        nested("store", 0, settings.clone(), store),
-        nested("delivery", 1, settings.clone(), delivery),
-        nested("feeds", 2, above(settings), feeds),
-    ];
-    if !receipts.is_empty() {
-        // They wait for nothing that others do, and others don't wait for them.
-        specs.push(nested("receipts", 2, settings.clone(), receipts));
-    }
-    specs
+    feeds.specs(machine).into_iter().map(feed).collect()
 }
 
 /// What only time asks for: leases that run out, final reports, what is archived.
-fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds, wakes: &Wakes) -> ChildSpec {
+fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec {
     let machine = machine.clone();
     let leases_lost = machine.metrics.stages.leases_lost();
     // A retention of zero: nothing is archived, but what is remembered of inbound entries still ends.
     let retention = config.outbox.retention.unwrap_or_default();
-    let (inboxes, queue_feeds, queued) = (feeds.inboxes(), feeds.queue_feeds(), wakes.workers.clone());
+    let (inboxes, queue_feeds) = (feeds.inboxes(), feeds.queue_feeds());
     ChildSpec::stage::<Sweeper>(0, move |id| SweeperSetup {
         queue: machine.stores.queue.clone(),
         ledger: machine.stores.ledger.clone(),
@@ -290,26 +298,34 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds, wakes: &Wakes
         queue_feeds: queue_feeds.clone(),
         archive: Some((machine.stores.archive.clone(), retention)),
         clock: machine.clock.clone(),
-        queued: queued.clone(),
+        queued: machine.workers.clone(),
         leases_lost: leases_lost.clone(),
         progress: machine.mark(id),
     })
 }
 
+impl CarriedDestinations {
+    fn of(config: &Config) -> Self {
+        let named = |destination: &Destination| Arc::<str>::from(destination.name.as_str());
+        let paused = config.destinations.iter().filter(|destination| destination.paused);
+        Self {
+            names: config.destinations.iter().map(named).collect(),
+            paused: paused.map(named).collect(),
+            delay: config.delay.clone(),
+        }
+    }
+}
+
 /// Keeps the queue going that several machines share, if they do.
-fn coordinator(machine: &Arc<Machine>, config: &Config) -> Option<ChildSpec> {
+fn coordinator(machine: &Arc<Machine>, carried: Option<&CarriedDestinations>) -> Option<ChildSpec> {
+    let CarriedDestinations { names, paused, delay } = carried?.clone();
     let Carried { queue, .. } = machine.stores.carried.clone()?;
     let machine = machine.clone();
-    let named = |destination: &Destination| Arc::<str>::from(destination.name.as_str());
-    let destinations: Vec<_> = config.destinations.iter().map(named).collect();
-    let paused = config.destinations.iter().filter(|destination| destination.paused);
-    let paused: Vec<_> = paused.map(named).collect();
-    let delay = config.delay.clone();
     let metrics = machine.metrics.stages.queue();
-    Some(ChildSpec::stage::<Coordinator>(2, move |id| CarrySetup {
+    Some(ChildSpec::stage::<Coordinator>(0, move |id| CarrySetup {
         queue: queue.clone(),
         ledger: machine.stores.ledger.clone(),
-        destinations: destinations.clone(),
+        destinations: names.clone(),
         paused: paused.clone(),
         delay: delay.clone(),
         metrics: metrics.clone(),

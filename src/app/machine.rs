@@ -1,20 +1,22 @@
 //! What lives as long as the process, whichever configuration is in use.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use actix_rt::ArbiterHandle;
 use postrider_actors::{
-    flow::{Bell, Bells, Progress, ProgressBoard, WorkerSetup},
+    flow::{Bell, Bells, Places, Progress, ProgressBoard, WorkerSetup},
     model::time::MonoMs,
     ports::{Clock, InFlight},
     supervision::ChildId,
 };
 use postrider_net::listener::Listener;
-use tokio::{runtime::Runtime, sync::RwLock};
+use tokio::sync::RwLock;
 
 use super::{error::StartError, stores::Stores};
 use crate::{
@@ -30,7 +32,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What lives as long as the process.
 pub(super) struct Machine {
-    pub(super) runtime: Arc<Runtime>,
     pub(super) stores: Stores,
     /// What this process has in flight …
     pub(super) in_flight: Arc<dyn InFlight>,
@@ -50,6 +51,16 @@ pub(super) struct Machine {
     pub(super) receipts: Mutex<Option<(SocketAddr, Listener)>>,
     /// How many descriptors it may have, if that is limited.
     pub(super) descriptors: Option<u64>,
+    /// Rung when receipts are in the inbox.
+    pub(super) arrived: Bell,
+    /// Event loops that the actors are spread over.
+    pub(super) arbiters: Vec<ArbiterHandle>,
+    /// The workers of the configuration in use. They lease what is due, unless several machines share it: then the
+    /// coordinator sends hints of it first.
+    pub(super) workers: Bells,
+    /// How many may be in flight at once, by destination or warehouse; [`throttle::ALL`] is for all of them. Workers of
+    /// an earlier configuration have theirs until they are done.
+    pub(super) places: Mutex<BTreeMap<String, Places>>,
 }
 
 impl Machine {
@@ -63,21 +74,34 @@ impl Machine {
         self.board.beat(thread, PATIENCE, self.clock.clone())
     }
 
+    /// To ring when batches were appended.
+    pub(super) fn appended(&self) -> Bells {
+        self.feeder().unwrap_or_else(|| self.workers.clone())
+    }
+
+    /// To ring when something is due that has to be dispatched; `None` where workers lease what is due.
+    fn feeder(&self) -> Option<Bells> {
+        self.stores.carried.as_ref().map(|carried| vec![carried.queue.bell()].into())
+    }
+
+    /// The places for `name`, of which there are `size` from now on.
+    pub(super) fn places(&self, name: &str, size: usize) -> Places {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_name = places.entry(name.to_owned()).or_insert_with(|| Places::new(size));
+        of_name.resize(size);
+        of_name.clone()
+    }
+
     /// What the worker `id` has in common with every other, which `queued` wakes.
-    pub(super) fn worker(
-        &self,
-        id: &ChildId,
-        queued: &Bell,
-        due_again: &Bells,
-        lease: Duration,
-    ) -> WorkerSetup {
+    pub(super) fn worker(&self, id: &ChildId, queued: &Bell, lease: Duration) -> WorkerSetup {
         WorkerSetup {
             born: self.born,
             queue: self.stores.queue.clone(),
             ledger: self.stores.ledger.clone(),
             clock: self.clock.clone(),
             queued: queued.clone(),
-            due_again: due_again.clone(),
+            due_again: self.feeder().unwrap_or_default(),
+            successors: self.workers.clone(),
             lease,
             progress: self.mark(id),
         }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::Bell,
     model::{formats::Format, receipt_format::ReceiptFormat},
     ports::{Inbox, ReceiptLedger, ReceiptSource},
     receipt_collector::{ReceiptCollector, ReceiptCollectorSetup},
@@ -86,12 +85,16 @@ impl Receipts {
     }
 
     /// Answers requests with receipts from now on, if any are expected.
-    pub(super) fn serve(&mut self, machine: &Machine, arrived: &Bell) -> Option<Serving> {
+    pub(super) fn serve(&mut self, machine: &Machine) -> Option<Serving> {
         let (listener, ledger) = (self.listener.take()?, machine.stores.rows.clone()?);
         let pushed = std::mem::take(&mut self.pushed);
         let address = listener.address();
-        let sink =
-            Sink { ledger, inbox_max: INBOX_MAX, taken: arrived.clone(), clock: machine.clock.clone() };
+        let sink = Sink {
+            ledger,
+            inbox_max: INBOX_MAX,
+            taken: machine.arrived.clone(),
+            clock: machine.clock.clone(),
+        };
         match HttpReceipts::on(listener).serve(pushed, sink) {
             Ok(serving) => {
                 tracing::info!(%address, "listening for receipts");
@@ -163,24 +166,18 @@ fn dir_settings(source: &config::ReceiptSource, directory: &config::DirectorySou
 
 impl Receipts {
     /// The actors that work on receipts; none if no row is kept.
-    pub(super) fn specs(self, machine: &Arc<Machine>, config: &Config, arrived: &Bell) -> Vec<ChildSpec> {
+    pub(super) fn specs(self, machine: &Arc<Machine>, config: &Config) -> Vec<ChildSpec> {
         let Some(ledger) = machine.stores.rows.clone().filter(|_| config.has_rows()) else {
             return Vec::new();
         };
-        let mut specs =
-            vec![reconciler(machine, config, &ledger, arrived), sweeper(machine, config, &ledger, arrived)];
-        specs.extend(self.pulled.into_iter().map(|source| collector(machine, source, &ledger, arrived)));
+        let mut specs = vec![reconciler(machine, config, &ledger), sweeper(machine, config, &ledger)];
+        specs.extend(self.pulled.into_iter().map(|source| collector(machine, source, &ledger)));
         specs
     }
 }
 
-fn collector(
-    machine: &Arc<Machine>,
-    source: PulledSource,
-    ledger: &Arc<dyn ReceiptLedger>,
-    arrived: &Bell,
-) -> ChildSpec {
-    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
+fn collector(machine: &Arc<Machine>, source: PulledSource, ledger: &Arc<dyn ReceiptLedger>) -> ChildSpec {
+    let (machine, ledger) = (machine.clone(), ledger.clone());
     let metrics = machine.metrics.receipts.source(&source.name);
     let name = source.name.clone();
     let spec = ChildSpec::stage::<ReceiptCollector>(1, move |id| ReceiptCollectorSetup {
@@ -191,20 +188,15 @@ fn collector(
         wait: source.wait,
         inbox_max: INBOX_MAX,
         clock: machine.clock.clone(),
-        arrived: arrived.clone(),
+        arrived: machine.arrived.clone(),
         metrics: metrics.clone(),
         progress: machine.mark(id),
     });
     spec.of(name)
 }
 
-fn reconciler(
-    machine: &Arc<Machine>,
-    config: &Config,
-    ledger: &Arc<dyn ReceiptLedger>,
-    arrived: &Bell,
-) -> ChildSpec {
-    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
+fn reconciler(machine: &Arc<Machine>, config: &Config, ledger: &Arc<dyn ReceiptLedger>) -> ChildSpec {
+    let (machine, ledger) = (machine.clone(), ledger.clone());
     let metrics = machine.metrics.receipts.reconciler();
     let spec = ChildSpec::stage::<ReceiptReconciler>(0, move |id| ReceiptReconcilerSetup {
         ledger: ledger.clone(),
@@ -212,20 +204,15 @@ fn reconciler(
         bytes_max: APPLY_BYTES_MAX,
         linger: APPLY_LINGER,
         clock: machine.clock.clone(),
-        arrived: arrived.clone(),
+        arrived: machine.arrived.clone(),
         metrics: metrics.clone(),
         progress: machine.mark(id),
     });
     spec.times(config.receipts.reconcilers)
 }
 
-fn sweeper(
-    machine: &Arc<Machine>,
-    config: &Config,
-    ledger: &Arc<dyn ReceiptLedger>,
-    arrived: &Bell,
-) -> ChildSpec {
-    let (machine, ledger, arrived) = (machine.clone(), ledger.clone(), arrived.clone());
+fn sweeper(machine: &Arc<Machine>, config: &Config, ledger: &Arc<dyn ReceiptLedger>) -> ChildSpec {
+    let (machine, ledger) = (machine.clone(), ledger.clone());
     let metrics = machine.metrics.receipts.sweeper();
     let after = config.receipts.timeout;
     let expecting: BTreeSet<&str> =
@@ -240,7 +227,7 @@ fn sweeper(
         orphan_after,
         retention,
         clock: machine.clock.clone(),
-        arrived: arrived.clone(),
+        arrived: machine.arrived.clone(),
         metrics: metrics.clone(),
         progress: machine.mark(id),
     })

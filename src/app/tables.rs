@@ -3,13 +3,12 @@
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use postrider_actors::{
-    flow::{Bell, Bells, Gate},
+    flow::{Bell, Gate},
     ports::Table,
     supervision::ChildSpec,
     table_delivery::{StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
     throttle::LimitedGate,
 };
-use tokio::sync::Semaphore;
 
 use super::{delivery::share, error::StartError, machine::Machine};
 use crate::config::{self, Config, Resolved};
@@ -52,7 +51,6 @@ impl Tables {
         self,
         machine: &Arc<Machine>,
         config: &Config,
-        due_again: &Bells,
         queued: &[Bell],
     ) -> (Option<ChildSpec>, Vec<LimitedGate>) {
         if self.workers == 0 {
@@ -72,9 +70,9 @@ impl Tables {
         };
         let destinations: Vec<_> = self.open.into_iter().map(destination).collect();
         let lease = config.lease.duration;
-        let (machine, due_again, queued) = (machine.clone(), due_again.clone(), queued.to_vec());
+        let (machine, queued) = (machine.clone(), queued.to_vec());
         let workers = queued.len();
-        let spec = ChildSpec::stage::<TableDelivery>(1, move |id| {
+        let spec = ChildSpec::stage::<TableDelivery>(0, move |id| {
             let worker = id.slot;
             let share_of_each = |(index, destination): (usize, &TableDestination)| TableDestination {
                 concurrency: share(destination.concurrency, worker + index, workers).max(1),
@@ -82,7 +80,7 @@ impl Tables {
             };
             TableDeliverySetup {
                 destinations: destinations.iter().enumerate().map(share_of_each).collect(),
-                worker: machine.worker(id, &queued[worker], &due_again, lease),
+                worker: machine.worker(id, &queued[worker], lease),
                 in_flight: machine.in_flight.clone(),
                 alone: machine.alone.clone(),
             }
@@ -98,16 +96,17 @@ fn statement_gates(
 ) -> (BTreeMap<String, StatementGates>, Vec<LimitedGate>) {
     let (mut all, mut limited) = (BTreeMap::new(), Vec::new());
     for warehouse in &config.warehouses {
+        let name = format!("warehouse {}", warehouse.name);
+        let in_flight = machine.places(&name, warehouse.statements);
         let rate = warehouse.statements_per_s.and_then(NonZeroU32::new).map(|rate_per_s| {
-            let name = format!("warehouse {}", warehouse.name);
             let granted = machine.metrics.stages.gate(&name, rate_per_s.get());
             // No burst: a quota on statements per second is one on every second.
             let burst = NonZeroU32::MIN;
-            let gate = LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst, granted };
+            let gate =
+                LimitedGate { name: name.as_str().into(), gate: Gate::default(), rate_per_s, burst, granted };
             limited.push(gate.clone());
             gate.gate
         });
-        let in_flight = Arc::new(Semaphore::new(warehouse.statements));
         all.insert(warehouse.name.clone(), StatementGates { in_flight, rate });
     }
     (all, limited)

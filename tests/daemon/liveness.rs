@@ -1,10 +1,21 @@
 //! The daemon lives as long as it can do anything, whatever the machine does.
 
-use std::{io::Write as _, process::Stdio, thread, time::Duration};
+use std::{
+    io::Write as _,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{LIVENESS, World, disk::SmallDisk, input::Input, process::Process, wait_until};
+use crate::support::{
+    LIVENESS, World, disk::SmallDisk, input::Input, process::Process, scripted::Reply, wait_until,
+};
 
 /// Longer than a thread may give no sign of life.
 const PAST_PATIENCE: Duration = Duration::from_secs(24);
@@ -152,4 +163,82 @@ fn f59_nobody_reads_the_log() {
     assert_eq!(exit.and_then(|status| status.code()), Some(0));
     drop(reader);
     assert_eq!(world.prove()["requests"], ROWS);
+}
+
+#[test]
+fn f60_a_reload_while_a_destination_hangs_does_not_stop_the_others() {
+    const HANGS: Duration = Duration::from_secs(20);
+    const AT_ONCE: usize = 8;
+    const RATE: usize = 200;
+    const GAP_MAX: Duration = Duration::from_millis(200);
+    let mut world = World::new("csv");
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    world.script({
+        let (now, most) = (now.clone(), most.clone());
+        move |request| {
+            if request.path == "/hanging" {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                thread::sleep(HANGS);
+                now.fetch_sub(1, Ordering::SeqCst);
+            }
+            Reply::Status(200)
+        }
+    });
+    world
+        .add_destination("hanging")
+        .add_feed("slow", "csv", &["hanging"])
+        .set("destinations.hanging.timeout", "29s")
+        .set("destinations.hanging.concurrency", i64::try_from(AT_ONCE).expect("a small number"))
+        .set("destinations.support.rate_per_s", i64::try_from(RATE).expect("a small number"))
+        .set("destinations.support.burst", 20)
+        .drop_file(Input::csv("steady.csv", 6000))
+        .set("pools.deliveries", 1)
+        // Of one batch some messages are begun; the other is returned, and would be begun by the new worker.
+        .drop_into("slow", Input::csv("hanging.csv", 12))
+        .drop_into("slow", Input::csv("waiting.csv", 12))
+        .start_ready();
+    let of = |world: &World, path: &str| {
+        world
+            .requests()
+            .iter()
+            .filter(|request| request.path == path)
+            .map(|request| request.at)
+            .collect::<Vec<_>>()
+    };
+    wait_until(LIVENESS, "both destinations at work", || {
+        of(&world, "/support").len() >= 2 * RATE && of(&world, "/hanging").len() >= AT_ONCE
+    });
+    let mut reloads = Vec::new();
+    for cap in ["201ms", "202ms"] {
+        world.set("destinations.support.retry.cap", cap).configure();
+        reloads.push(Instant::now());
+        world.daemon().signal(Signal::HUP);
+        let notify = &mut world.notify;
+        let expected = 1 + reloads.len();
+        wait_until(Duration::from_secs(5), "the new configuration in use", || {
+            notify.count("READY=1") >= expected
+        });
+        thread::sleep(Duration::from_secs(3));
+    }
+    let arrivals = of(&world, "/support");
+    let end = *reloads.last().expect("two") + Duration::from_secs(3);
+    let watched: Vec<_> =
+        arrivals.iter().filter(|at| **at + Duration::from_secs(1) >= reloads[0] && **at < end).collect();
+    let gap = watched.windows(2).map(|pair| *pair[1] - *pair[0]).max().expect("many requests");
+    let fastest =
+        watched.windows(RATE + 21).map(|window| **window.last().expect("not empty") - *window[0]).min();
+    println!(
+        "{} requests around two reloads, the longest gap {gap:?}, {} of them in at least {fastest:?}",
+        watched.len(),
+        RATE + 21
+    );
+    assert!(gap <= GAP_MAX, "{gap:?} without a request");
+    // A burst of 20 on top of a second's rate, and no new one for a reload.
+    assert!(fastest.expect("more than a second's") >= Duration::from_millis(950), "{fastest:?}");
+
+    world.wait_settled(LIVENESS * 2);
+    assert_eq!(most.load(Ordering::SeqCst), AT_ONCE, "the old configuration's requests count");
+    world.stop();
+    let summary = world.prove();
+    assert_eq!((&summary["requests"], &summary["requests_after_2xx"]), (&6024.into(), &0.into()));
 }

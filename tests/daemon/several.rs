@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -106,6 +107,33 @@ fn two_processes_share_a_file_and_one_is_killed_half_way() {
     let summary = world.prove();
     println!("{summary}");
     assert_eq!(number(&summary["sent"]), rows);
+}
+
+#[test]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn f60_reloads_of_one_of_two_processes_repeat_nothing() {
+    const ROWS: usize = 6_000;
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world
+        .receive(&["--latency-ms", "100"])
+        .set("record.max_unrecorded", 500)
+        .set("destinations.support.rate_per_s", 600)
+        .set("destinations.support.burst", 50);
+    migrate(&mut world);
+    world.start_ready().start_peer("second");
+    world.drop_file(Input::csv("reloaded.csv", ROWS));
+    for reload in 1..=3 {
+        world.wait_requests(reload * 1_200);
+        world.set("destinations.support.retry.cap", format!("{}ms", 200 + reload)).configure();
+        world.daemon().signal(Signal::HUP);
+        let notify = &mut world.notify;
+        wait_until(LIVENESS, "the new configuration in use", || notify.count("READY=1") > reload);
+    }
+    world.wait_settled(LIVENESS * 2);
+    world.stop_peers();
+    world.stop();
+    assert_eq!(world.prove()["requests"], ROWS);
 }
 
 #[test]

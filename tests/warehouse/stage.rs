@@ -15,7 +15,7 @@ use actix::{Actor as _, Addr};
 use async_trait::async_trait;
 use postrider::clock::SystemClock;
 use postrider_actors::{
-    flow::{Bell, Bells, Gate, ProgressBoard, WorkerSetup},
+    flow::{Bell, Bells, Gate, Places, ProgressBoard, WorkerSetup},
     metrics::StageMetrics,
     model::{
         batch::{BatchHeader, NewBatch, PayloadWriter, RowLayout, put_cell},
@@ -35,7 +35,7 @@ use postrider_actors::{
     throttle::{LimitedGate, Throttle, ThrottleSetup},
 };
 use postrider_settings::{Group, Keys as _, Retry};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::*;
 
@@ -214,6 +214,7 @@ impl World {
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),
+                successors: Bells::default(),
                 lease: Duration::from_secs(30),
                 progress: ProgressBoard::default().mark("table_delivery"),
             },
@@ -276,7 +277,7 @@ fn spread_poison(rows: u64, count: u64) -> BTreeMap<u64, usize> {
 }
 
 fn gates(in_flight: usize, rate: Option<Gate>) -> StatementGates {
-    StatementGates { in_flight: Arc::new(Semaphore::new(in_flight)), rate }
+    StatementGates { in_flight: Places::new(in_flight), rate }
 }
 
 async fn ended<A: actix::Actor<Context = actix::Context<A>> + actix::Handler<Drain>>(actor: Addr<A>) {
@@ -348,6 +349,7 @@ async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
                 granted: prometheus_client::metrics::counter::Counter::default(),
             }],
             clock: Arc::new(SystemClock),
+            grants_burst: true,
             shares: None,
         };
         let world = World::new(dialect, &gates(IN_FLIGHT, Some(gate)), 4);

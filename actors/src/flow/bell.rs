@@ -1,4 +1,7 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 
@@ -9,18 +12,23 @@ pub struct Bell(Arc<Notify>);
 
 /// Bells that ring together: those of all who may have something to do.
 #[derive(Clone, Debug, Default)]
-pub struct Bells(Arc<[Bell]>);
+pub struct Bells(Arc<RwLock<Vec<Bell>>>);
 
 impl From<Vec<Bell>> for Bells {
     fn from(bells: Vec<Bell>) -> Self {
-        Self(bells.into())
+        Self(Arc::new(RwLock::new(bells)))
     }
 }
 
 impl Bells {
     /// Rings each.
     pub fn ring(&self) {
-        self.0.iter().for_each(Bell::ring);
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().for_each(Bell::ring);
+    }
+
+    /// Others have something to do from now on.
+    pub fn replace(&self, bells: Vec<Bell>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = bells;
     }
 }
 

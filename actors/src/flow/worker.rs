@@ -35,6 +35,8 @@ pub struct WorkerSetup {
     /// To ring when a lease ended with messages left, which have to be dispatched again; nobody's where
     /// workers lease what is due.
     pub due_again: Bells,
+    /// Those who lease what a worker gives back that was closed.
+    pub successors: Bells,
     /// How long a lease holds unless extended.
     pub lease: Duration,
     /// When the process was born.
@@ -248,6 +250,7 @@ impl Worker {
         self.release(&stale, Release::Unused).await?;
         if is_due_again {
             self.setup.due_again.ring();
+            self.hand_over();
         }
         Ok(())
     }
@@ -257,7 +260,16 @@ impl Worker {
         if tokens.is_empty() {
             return Ok(());
         }
-        self.insist("giving leases back", || self.setup.queue.release(tokens, how)).await
+        self.insist("giving leases back", || self.setup.queue.release(tokens, how)).await?;
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Lets others know that they may lease what this worker had, if it leases nothing more.
+    fn hand_over(&self) {
+        if self.is_closing() {
+            self.setup.successors.ring();
+        }
     }
 
     /// Holds a destination that is gone (410).

@@ -476,7 +476,7 @@ impl DestinationMetrics {
         let mut share = Share::of(self.0.permits.clone());
         share.set(permits);
         WorkerGauges {
-            _permits: share,
+            permits: share,
             in_flight: Share::of(self.0.in_flight.clone()),
             leases: Share::of(self.0.leases.clone()),
         }
@@ -486,12 +486,17 @@ impl DestinationMetrics {
 /// One worker's part of a destination's gauges, taken back when it is dropped.
 #[derive(Debug)]
 pub struct WorkerGauges {
-    _permits: Share,
+    permits: Share,
     in_flight: Share,
     leases: Share,
 }
 
 impl WorkerGauges {
+    /// The worker begins nothing more: who follows it has its permits.
+    pub fn close(&mut self) {
+        self.permits.set(0);
+    }
+
     /// What the worker holds now.
     pub fn set(&mut self, in_flight: usize, leases: usize) {
         self.in_flight.set(in_flight);

@@ -99,12 +99,14 @@ pub struct SupervisorSettings {
     pub metrics: StageMetrics,
 }
 
-/// Ends the tree in order.
+/// Ends the tree in order. A second one changes how long that may take.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown {
     /// The exit code to report when all are gone.
     pub code: i32,
+    /// How long each rank directly below may take, from now on, before it is ended.
+    pub within: Duration,
 }
 
 struct ChildSlot {
@@ -167,9 +169,15 @@ impl Supervisor {
         }
     }
 
-    /// The supervisor at the top; `ended` gets the process's exit code when its tree is gone.
-    pub fn root(specs: Vec<ChildSpec>, settings: SupervisorSettings, ended: oneshot::Sender<i32>) -> Self {
-        let mut root = Self::new("root", Strategy::OneForOne, specs, settings, Fault::default());
+    /// The supervisor at the top of a tree; `ended` gets an exit code when the tree is gone. No other tree of the process
+    /// ever had this `name`: its workers' leases are held under it.
+    pub fn root(
+        name: impl Into<Arc<str>>,
+        specs: Vec<ChildSpec>,
+        settings: SupervisorSettings,
+        ended: oneshot::Sender<i32>,
+    ) -> Self {
+        let mut root = Self::new(name, Strategy::OneForOne, specs, settings, Fault::default());
         root.ended = Some(ended);
         root
     }
@@ -247,10 +255,7 @@ impl Supervisor {
                         let _ = drain.try_send(Drain);
                     }
                 }
-                let timeout = self.settings.drain_timeout;
-                context.run_later(timeout, move |this, _| this.end_rank(rank));
-                context
-                    .run_later(timeout + timeout / 4, move |this, context| this.abandon_rank(rank, context));
+                self.limit_rank(rank, context);
                 return;
             }
             if rank == 0 {
@@ -262,6 +267,12 @@ impl Supervisor {
             }
             self.phase = SupervisorPhase::Stopping { rank: rank - 1, code };
         }
+    }
+
+    fn limit_rank(&self, rank: usize, context: &mut Context<Self>) {
+        let timeout = self.settings.drain_timeout;
+        context.run_later(timeout, move |this, _| this.end_rank(rank));
+        context.run_later(timeout + timeout / 4, move |this, context| this.abandon_rank(rank, context));
     }
 
     fn end_rank(&mut self, rank: usize) {
@@ -405,6 +416,11 @@ impl Handler<Shutdown> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, shutdown: Shutdown, context: &mut Self::Context) {
-        self.stop(shutdown.code, context);
+        self.settings.drain_timeout = shutdown.within;
+        if let SupervisorPhase::Stopping { rank, .. } = self.phase {
+            self.limit_rank(rank, context);
+        } else {
+            self.stop(shutdown.code, context);
+        }
     }
 }

@@ -117,7 +117,7 @@ impl Tree {
 
     fn start(&self, specs: Vec<ChildSpec>) -> (Addr<Supervisor>, oneshot::Receiver<i32>) {
         let (ended, code) = oneshot::channel();
-        (Supervisor::root(specs, self.settings.clone(), ended).start(), code)
+        (Supervisor::root("root", specs, self.settings.clone(), ended).start(), code)
     }
 
     async fn poke(&self, name: &str, poke: Poke) {
@@ -205,7 +205,7 @@ async fn ranks_drain_from_upstream_to_downstream_and_one_that_hangs_is_ended() {
         tree.worker("watcher", 2, true),
     ]);
     tree.until_logged("watcher#1 started").await;
-    root.send(Shutdown { code: 0 }).await.unwrap();
+    root.send(Shutdown { code: 0, within: Duration::from_millis(500) }).await.unwrap();
     assert_eq!(code.await, Ok(0));
     let drained: Vec<_> = tree.logged().into_iter().filter(|line| line.ends_with("drained")).collect();
     assert_eq!(drained, ["watcher#1 drained", "store#1 drained"]);

@@ -8,10 +8,11 @@ use std::{
 
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use super::{TableBatch, TableDestination, TableStrategy};
 use crate::{
+    flow::Place,
     metrics::Tally,
     model::{
         self,
@@ -296,22 +297,22 @@ impl TableStrategy {
         (rows, written)
     }
 
-    /// Waits for a statement's turn; `None` if the worker closes, or the destination is held, before it comes. The permit
+    /// Waits for a statement's turn; `None` if the worker closes, or the destination is held, before it comes. The place
     /// first: the time between the rate and the statement is as short as can be, so that the database sees the rate too.
-    async fn enter(&self, group: &Group<'_>) -> Option<OwnedSemaphorePermit> {
+    async fn enter(&self, group: &Group<'_>) -> Option<Place> {
         let gates = &group.destination.gates;
         let turn = async {
-            let permit = gates.in_flight.clone().acquire_owned().await;
+            let place = gates.in_flight.take().await;
             if let Some(rate) = &gates.rate {
                 rate.pass().await;
             }
-            permit.ok() // never closed
+            place
         };
         tokio::select! {
             biased;
             () = self.worker.closed() => None,
             () = self.holds.held(group.index) => None,
-            permit = turn => permit,
+            place = turn => Some(place),
         }
     }
 

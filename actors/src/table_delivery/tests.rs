@@ -6,7 +6,7 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::{
-    flow::{Bells, ProgressBoard},
+    flow::{Bells, Places, ProgressBoard},
     metrics::StageMetrics,
     model::{
         batch::{BatchHeader, NewBatch},
@@ -113,7 +113,7 @@ impl World {
         let destination = |(name, table): (&&str, &Arc<MemoryTable>)| TableDestination {
             name: (*name).into(),
             table: table.clone(),
-            gates: StatementGates { in_flight: Arc::new(Semaphore::new(4)), rate: None },
+            gates: StatementGates { in_flight: Places::new(4), rate: None },
             group: GROUP,
             concurrency: 2,
             retry: Retry {
@@ -136,6 +136,7 @@ impl World {
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),
+                successors: Bells::default(),
                 lease: Duration::from_secs(30),
                 progress: ProgressBoard::default().mark("table"),
             },
@@ -354,7 +355,7 @@ async fn s4_1_every_statement_passes_both_gates_those_of_a_bisection_too() {
     let rate = Gate::default();
     for destination in &mut world.setup.destinations {
         destination.gates.rate = Some(rate.clone());
-        destination.gates.in_flight = Arc::new(Semaphore::new(1));
+        destination.gates.in_flight = Places::new(1);
         destination.concurrency = 4;
     }
     world.setup.destinations[1].paused = true;
