@@ -183,6 +183,13 @@ fn rough(seconds: f64) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_unit_s_sandbox_lets_the_daemon_know_this_boot() {
+        // Or every kill under systemd sends what was leased one message at a time (B17).
+        let unit = include_str!("../config/postrider.service");
+        assert!(unit.lines().all(|line| !line.starts_with("ProcSubset=")), "it hides boot_id");
+    }
+
     /// A notify socket as systemd has one.
     struct Manager {
         socket: UnixDatagram,
