@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use postrider_actors::model::builder::batch_bytes;
+use postrider_actors::model::{builder::batch_bytes, receipt_format::SAME_PATH};
 use postrider_settings::{DEAD_LETTERS, Reader, join, show_duration, show_size, shown_text};
 
 use super::{
@@ -253,7 +253,7 @@ fn check_name<'a>(
 fn check_receipts(reader: &Reader, config: &Config) {
     let receipts = &config.receipts;
     let destinations = || config.destinations.iter().map(|destination| &destination.name);
-    let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
+    let (mut directories, mut queues, mut secrets) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for source in &config.receipt_sources {
         let section = join("receipts.sources", &source.name);
         let key = |key: &str| join(&section, key);
@@ -271,6 +271,18 @@ fn check_receipts(reader: &Reader, config: &Config) {
                 source.destination
             );
             reader.note(&join(&key("fields"), "provider_id"), None, advice);
+        }
+        if let Some((path, field)) =
+            source.mapping.event_id.as_ref().and_then(|path| Some((path, source.mapping.field_of(path)?)))
+        {
+            let fields = key("fields");
+            let advice = format!("{field} is the same: {SAME_PATH}");
+            reader.conflict(
+                &join(&fields, "event_id"),
+                &join(&fields, field),
+                &shown_text(path.as_str()),
+                advice,
+            );
         }
         match &source.kind {
             SourceKind::Http(_) if receipts.listen.is_none() => {
@@ -317,6 +329,20 @@ fn check_receipts(reader: &Reader, config: &Config) {
             }
             SourceKind::Http(_) | SourceKind::Cloudwatch(_) => {}
         }
+        for secret in source.secrets() {
+            // F55
+            let other =
+                secrets.insert(secret.to_string(), &source.name).filter(|other| *other != &source.name);
+            if let Some(other) = other {
+                let theirs = join(&join("receipts.sources", other), "secrets");
+                reader.conflict(
+                    &key("secrets"),
+                    &theirs,
+                    &shown_text(&secret.to_string()),
+                    shared_secret(other),
+                );
+            }
+        }
     }
     if let Some(name) = &receipts.events_to {
         check_name(reader, "receipts.events_to", "destination", name, destinations());
@@ -350,6 +376,14 @@ fn check_receipts(reader: &Reader, config: &Config) {
             reader.conflict("ledger.retention", "receipts.timeout", &show_duration(retention), advice);
         }
     }
+}
+
+/// Why no two sources may have the same secret.
+pub(super) fn shared_secret(other: &str) -> String {
+    format!(
+        "the source {other} has it too: give each its own. A signature does not say for which source it was made, so \
+         whoever records a request could send it to the other"
+    )
 }
 
 fn check_feed(reader: &Reader, config: &Config, feed: &Feed) {

@@ -122,6 +122,16 @@ pub struct ReceiptSource {
     pub mapping: ReceiptMapping,
 }
 
+impl ReceiptSource {
+    /// What its senders prove themselves by.
+    pub fn secrets(&self) -> &[SecretSource] {
+        match &self.kind {
+            SourceKind::Http(http) => &http.secrets,
+            _ => &[],
+        }
+    }
+}
+
 impl Deref for ReceiptSource {
     type Target = SourceKeys;
 

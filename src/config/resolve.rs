@@ -17,7 +17,7 @@ use postrider_http::{signature::SigningKey, webhook};
 
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
-    TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX, read_bounded,
+    TemplateSource, Webhook, checks::shared_secret, destination::TEMPLATE_BYTES_MAX, read_bounded,
 };
 
 /// The longest secret that is read, in bytes.
@@ -142,12 +142,24 @@ impl Resolver<'_> {
     }
 
     fn receipt_secrets(&mut self, sources: &[ReceiptSource]) -> BTreeMap<String, Vec<SecretString>> {
-        let mut all = BTreeMap::new();
+        let (mut all, mut keys) = (BTreeMap::new(), BTreeMap::<_, &str>::new());
         for source in sources {
             let SourceKind::Http(http) = &source.kind else { continue };
             let is_signing = http.auth == HttpAuth::Signature;
             let key = join(&join("receipts.sources", &source.name), "secrets");
-            all.insert(source.name.clone(), self.secrets(&key, &http.secrets, is_signing));
+            let secrets = self.secrets(&key, &http.secrets, is_signing);
+            for secret in &secrets {
+                // F55: two names of one key, or two ways to write it, sign alike.
+                let Ok(signing) = SigningKey::new(secret) else { continue };
+                let mut signature = Vec::new();
+                signing.sign(b"", b"", b"", &mut signature);
+                if let Some(other) =
+                    keys.insert(signature, &source.name).filter(|other| *other != source.name)
+                {
+                    self.note(&key, None, shared_secret(other));
+                }
+            }
+            all.insert(source.name.clone(), secrets);
         }
         all
     }

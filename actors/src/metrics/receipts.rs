@@ -14,6 +14,7 @@ use crate::ports::{Applied, Taken};
 #[derive(Clone, Debug)]
 pub struct ReceiptMetrics {
     taken: Counters<2>,
+    reused_ids: Counters<1>,
     poll_failures: Counters<1>,
     requests: Counters<2>,
     applied: Counters<1>,
@@ -44,6 +45,12 @@ impl ReceiptMetrics {
                 "receipts",
                 ["source", "outcome"],
                 "Receipts that a source brought: new, known before, ignored, or rejected",
+            ),
+            reused_ids: Counters::register(
+                to,
+                "receipt_ids_reused",
+                ["source"],
+                "Receipts that were taken although another receipt had their event_id before",
             ),
             poll_failures: Counters::register(
                 to,
@@ -119,6 +126,7 @@ impl ReceiptMetrics {
             known: taken("known"),
             rejected: taken("rejected"),
             ignored: taken("ignored"),
+            reused_ids: self.reused_ids.of([name]),
             poll_failures: self.poll_failures.of([name]),
             requests: self.requests.clone(),
             behind: self.behind.clone(),
@@ -156,6 +164,7 @@ pub struct SourceMetrics {
     known: Counter,
     rejected: Counter,
     ignored: Counter,
+    reused_ids: Counter,
     poll_failures: Counter,
     requests: Counters<2>,
     behind: Gauges<1>,
@@ -168,6 +177,20 @@ impl SourceMetrics {
         self.new.inc_by(taken.new);
         self.known.inc_by(taken.known);
         self.rejected.inc_by(taken.rejected);
+        self.ids_reused(taken.reused_ids);
+    }
+
+    /// Logged for the first, the tenth, the hundredth and so on: a mapping that takes a message's id for a receipt's makes
+    /// every message one.
+    fn ids_reused(&self, receipts: u64) {
+        let before = self.reused_ids.inc_by(receipts);
+        let total = before + receipts;
+        if total.checked_ilog10() != before.checked_ilog10() {
+            tracing::warn!(
+                source = %self.name, receipts = total,
+                "receipts have an event_id that other receipts had before, and were taken all the same; is it the id of a receipt?"
+            );
+        }
     }
 
     /// Receipts had a status that is of no interest.

@@ -22,7 +22,13 @@ pub const RESPONSE_BYTES_MAX: usize = 500;
 /// The longest text of a rejected receipt that is kept, in bytes; a longer one is cut.
 pub const REJECTED_BYTES_MAX: usize = 16 << 10;
 
+/// How many bytes of an event are its id's.
+const EVENT_ID_HALF: usize = 8;
+
 /// A receipt's identity within its source: what a source sends again is the same receipt.
+///
+/// Of a receipt that names its id it is half that id and half what the receipt says. So another receipt under an id
+/// that came before is taken too, and none is lost where a mapping names something that is no id of a receipt.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(pub [u8; 16]);
 
@@ -30,6 +36,40 @@ impl EventId {
     /// Of a receipt that the provider gave an id.
     pub fn named(source: &str, id: &str) -> Self {
         Self::digest(source, b"id", id.as_bytes())
+    }
+
+    /// Of a receipt that the provider gave an id, and of what it says.
+    #[must_use]
+    pub fn saying(self, receipt: &Receipt) -> Self {
+        let Receipt { event: _, key, state, at, facts } = receipt;
+        let ReceiptFacts { status, carrier, response, sent_at, price } = facts;
+        let (kind, name) = match key {
+            ReceiptKey::Message(id) => (0, [&id.file.0[..], &id.row.to_le_bytes()].concat()),
+            ReceiptKey::Provider(id) => (1, id.as_bytes().to_vec()),
+        };
+        let mut hash = Sha256::new();
+        hash.update([kind, *state as u8]);
+        let number = |number: Option<u64>| number.map(u64::to_le_bytes);
+        let numbers = [at.map(|at| at.0), sent_at.map(|at| at.0), price.map(|price| price.0.cast_unsigned())];
+        let numbers = numbers.map(number);
+        let texts = [status, carrier, response].map(|text| text.as_deref().map(str::as_bytes));
+        let parts = numbers.iter().map(|number| number.as_ref().map(|bytes| &bytes[..])).chain(texts);
+        for part in parts.chain([Some(&name[..])]) {
+            // A part that is missing is no empty one.
+            hash.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            hash.update(part.unwrap_or_default());
+        }
+        let mut id = self.0;
+        id[EVENT_ID_HALF..].copy_from_slice(&hash.finalize()[..EVENT_ID_HALF]);
+        Self(id)
+    }
+
+    /// The least and the greatest of all that bring the same id, whatever they say.
+    pub fn same_id(self) -> (Self, Self) {
+        let (mut least, mut greatest) = (self.0, self.0);
+        least[EVENT_ID_HALF..].fill(0);
+        greatest[EVENT_ID_HALF..].fill(u8::MAX);
+        (Self(least), Self(greatest))
     }
 
     /// Of a receipt without one: the same text is the same receipt.
@@ -414,5 +454,47 @@ mod tests {
         ];
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
         assert_eq!(EventId::named("a", "1"), ids[0]);
+    }
+
+    #[test]
+    fn f51_an_event_tells_what_a_receipt_says_apart_and_keeps_its_id() {
+        let of = |receipt: &Receipt| EventId::named("a", "1").saying(receipt);
+        let text = |text: &str| Some(Box::from(text));
+        let plain = Receipt {
+            event: EventId([0; 16]),
+            key: ReceiptKey::Provider("p-1".into()),
+            state: MessageState::Delivered,
+            at: Some(UnixMs(1)),
+            facts: ReceiptFacts::default(),
+        };
+        let facts = |facts: ReceiptFacts| Receipt { facts, ..plain.clone() };
+        let none = ReceiptFacts::default;
+        let others = [
+            plain.clone(),
+            Receipt { key: ReceiptKey::Provider("p-2".into()), ..plain.clone() },
+            Receipt {
+                key: ReceiptKey::Message(MessageId { file: super::super::ids::FileId([1; 16]), row: 1 }),
+                ..plain.clone()
+            },
+            Receipt { state: MessageState::Failed, ..plain.clone() },
+            Receipt { at: None, ..plain.clone() },
+            Receipt { at: Some(UnixMs(2)), ..plain.clone() },
+            facts(ReceiptFacts { status: text("x"), ..none() }),
+            facts(ReceiptFacts { carrier: text("x"), ..none() }),
+            facts(ReceiptFacts { carrier: text(""), ..none() }),
+            facts(ReceiptFacts { response: text("x"), ..none() }),
+            facts(ReceiptFacts { sent_at: Some(UnixMs(1)), ..none() }),
+            facts(ReceiptFacts { price: Some(Price(1)), ..none() }),
+        ];
+        let ids: std::collections::HashSet<_> = others.iter().map(of).collect();
+        assert_eq!(ids.len(), others.len());
+        let (least, greatest) = EventId::named("a", "1").same_id();
+        assert!(ids.iter().all(|id| (least..=greatest).contains(id)));
+        assert!(!(least..=greatest).contains(&EventId::named("a", "2").saying(&plain)));
+        assert_eq!(
+            of(&Receipt { event: EventId([9; 16]), ..plain.clone() }),
+            of(&plain),
+            "its own event is no part"
+        );
     }
 }

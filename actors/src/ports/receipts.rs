@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ops::AddAssign, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -39,8 +39,20 @@ pub struct Taken {
     pub new: u64,
     /// Receipts that had been taken before.
     pub known: u64,
+    /// How many of the new ones have an id under which another receipt came before.
+    pub reused_ids: u64,
     /// Rejects that were not known.
     pub rejected: u64,
+}
+
+impl AddAssign for Taken {
+    fn add_assign(&mut self, more: Self) {
+        let Self { new, known, reused_ids, rejected } = more;
+        self.new += new;
+        self.known += known;
+        self.reused_ids += reused_ids;
+        self.rejected += rejected;
+    }
 }
 
 /// The result of one application. Receipts that were taken from the inbox are each in exactly one of
@@ -98,8 +110,8 @@ pub trait ReceiptLedger: Send + Sync {
 
     /// Puts receipts into the inbox, keeps rejects and moves the source's cursor, all or nothing. A receipt whose
     /// source and event are known is left out, and so is a reject. Any number of them: an implementation divides
-    /// them (F53), the cursor goes with the last part. It notes when receipts or rejects last came, and when the
-    /// cursor last moved. Returns after the sync.
+    /// them (F53), the cursor goes with the last part. It notes when receipts or rejects last came, to a second, and
+    /// when the cursor last moved. Returns after the sync.
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError>;
 
     /// How far a source was read; `None` if it never was.

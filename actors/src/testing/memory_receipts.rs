@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry, hash_map},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -46,7 +46,7 @@ struct State {
     rows: BTreeMap<RowKey, LedgerEntry>,
     by_provider: BTreeMap<(Arc<str>, Box<str>), Vec<MessageId>>,
     inbox: VecDeque<WaitingReceipt>,
-    events: HashMap<(Arc<str>, EventId), UnixMs>,
+    events: BTreeMap<(Arc<str>, EventId), UnixMs>,
     parked: Parked,
     orphans: Vec<(UnixMs, WaitingReceipt)>,
     rejects: BTreeMap<(Arc<str>, EventId), (UnixMs, ReceiptReject)>,
@@ -192,11 +192,15 @@ impl State {
         at: UnixMs,
         taken: &mut Taken,
     ) {
-        let hash_map::Entry::Vacant(new) = self.events.entry((source.clone(), receipt.event)) else {
+        let (least, greatest) = receipt.event.same_id();
+        let is_reused =
+            self.events.range((source.clone(), least)..=(source.clone(), greatest)).next().is_some();
+        let Entry::Vacant(new) = self.events.entry((source.clone(), receipt.event)) else {
             taken.known += 1;
             return;
         };
         new.insert(at);
+        taken.reused_ids += u64::from(is_reused);
         self.inbox.push_back(WaitingReceipt { destination: destination.clone(), receipt });
         taken.new += 1;
     }

@@ -35,6 +35,15 @@ DELIVERED = "delivered"
 READ = "ignored"
 "#;
 
+const LISTEN: &str = "[receipts]\nlisten = \"127.0.0.1:8081\"\n";
+
+/// A source of requests, and its listener.
+fn pushed(name: &str, secret: &str) -> String {
+    let kind = format!("kind = \"http\"\nsecrets = [\"{secret}\"]");
+    LISTEN.to_owned()
+        + &SOURCE.replace("kind = \"dir\"", &kind).replace("sources.dlr", &format!("sources.{name}"))
+}
+
 fn with_minimal(text: &str) -> Config {
     check(&format!("{}\n{text}", super::MINIMAL)).unwrap_or_else(|problems| panic!("{problems}"))
 }
@@ -142,6 +151,18 @@ fn each_mistake_is_named_with_what_to_do() {
             SOURCE.replace("message_id = \"id\"", "provider_id = \"id\""),
             &["dlr.fields.provider_id", "[destinations.support] does not keep it"],
         ),
+        (
+            SOURCE.replace("message_id = \"id\"", "message_id = \"id\"\nevent_id = \"id\""),
+            &[":1: ", "dlr.fields.event_id", "found \"id\"", "message_id is the same"],
+        ),
+        (
+            SOURCE.replace("message_id = \"id\"", "message_id = \"id\"\nevent_id = \"delivery.status\""),
+            &["dlr.fields.event_id", "status is the same"],
+        ),
+        (
+            pushed("dlr", "env:S") + &pushed("other", "env:S").replacen(LISTEN, "", 1),
+            &[":1: ", "sources.other.secrets", "found \"env:S\"", "the source dlr has it too"],
+        ),
         (SOURCE.replace("/srv/receipts", "/srv/postrider/alerts/in"), &["dlr.path", "the feed alerts"]),
         (SOURCE.replace("kind = \"dir\"", "kind = \"ftp\""), &["dlr.kind", "\"cloudwatch\""]),
         (
@@ -175,4 +196,21 @@ fn each_mistake_is_named_with_what_to_do() {
         assert!(expected.iter().all(|part| lines[0].contains(part)), "{over}: {lines:#?}");
         assert!(!lines[0].contains("s3cr3t"), "{lines:#?}");
     }
+}
+
+#[test]
+fn f55_a_secret_of_two_sources_is_refused_wherever_it_is_kept() {
+    let config =
+        || with_minimal(&(pushed("dlr", "env:A") + &pushed("other", "env:B").replacen(LISTEN, "", 1)));
+    let resolve = |a: &'static str, b: &'static str| {
+        config().resolve_with(move |name| match name {
+            "A" => Some(a.into()),
+            "B" => Some(b.into()),
+            _ => Some("/nowhere".into()),
+        })
+    };
+    let same = |a, b| resolve(a, b).unwrap_err().to_string().contains("the source dlr has it too");
+    assert!(same("whsec_c2VjcmV0", "whsec_c2VjcmV0") && same("whsec_c2VjcmV0", "secret"), "the same key");
+    assert!(!same("whsec_c2VjcmV0", "secrets"));
+    assert!(!resolve("s3cr3t", "s3cr3t").unwrap_err().to_string().contains("s3cr3t"), "I10");
 }

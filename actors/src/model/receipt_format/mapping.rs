@@ -16,6 +16,10 @@ pub struct FieldPath {
     pub(super) keys: Vec<String>,
 }
 
+/// Why `event_id` may be nothing else.
+pub const SAME_PATH: &str = "map the id that the provider gives each receipt, or leave event_id out: receipts with \
+                             the same text are the same then";
+
 /// A mapping that can't work.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MappingError {
@@ -25,6 +29,9 @@ pub enum MappingError {
     /// Nothing would say which message a receipt is about.
     #[error("a receipt must name its message: map `message_id` or `provider_id`")]
     NoId,
+    /// What is named does not tell the receipts of one message apart.
+    #[error("`event_id` and `{1}` are both `{0}`: {SAME_PATH}")]
+    SamePath(String, &'static str),
     /// A message could never have a final receipt.
     #[error("no status means `delivered` or `failed`: a receipt could say nothing")]
     NoFinalStatus,
@@ -108,9 +115,29 @@ impl ReceiptMapping {
         if self.message_id.is_none() && self.provider_id.is_none() {
             return Err(MappingError::NoId);
         }
+        if let Some((path, field)) =
+            self.event_id.as_ref().and_then(|path| Some((path, self.field_of(path)?)))
+        {
+            return Err(MappingError::SamePath(path.text.clone(), field));
+        }
         let is_final =
             |meaning: &StatusMeaning| matches!(meaning, StatusMeaning::Delivered | StatusMeaning::Failed);
         if self.statuses.values().any(is_final) { Ok(()) } else { Err(MappingError::NoFinalStatus) }
+    }
+
+    /// The field beside `event_id` that is read from `path`.
+    pub fn field_of(&self, path: &FieldPath) -> Option<&'static str> {
+        let fields = [
+            ("message_id", self.message_id.as_ref()),
+            ("provider_id", self.provider_id.as_ref()),
+            ("status", Some(&self.status)),
+            ("at", self.time.as_ref()),
+            ("carrier", self.carrier.as_ref()),
+            ("response", self.response.as_ref()),
+            ("sent_at", self.sent_at.as_ref()),
+            ("price", self.price.as_ref()),
+        ];
+        fields.into_iter().find(|(_, other)| *other == Some(path)).map(|(field, _)| field)
     }
 
     /// In the order of the fields' places.

@@ -16,7 +16,9 @@ mod tests;
 use std::sync::Arc;
 
 pub use body::{BodyError, notification};
-pub use mapping::{FieldPath, MappingError, PATH_KEYS_MAX, ReceiptMapping, StatusMeaning, UnknownStatus};
+pub use mapping::{
+    FieldPath, MappingError, PATH_KEYS_MAX, ReceiptMapping, SAME_PATH, StatusMeaning, UnknownStatus,
+};
 pub use rows::{ReceiptFileError, ReceiptFileFormat, ReceiptRows};
 
 use super::{
@@ -142,12 +144,20 @@ impl ReceiptFormat {
     }
 
     fn read(&self, fields: &Fields<'_>, text: &[u8], around: Around) -> Result<Option<Receipt>, String> {
-        let identity = |id: Option<&str>| match (id, around.event) {
-            (Some(id), _) => EventId::named(&self.source, id),
-            (None, Some(event)) => event,
-            (None, None) => EventId::of_text(&self.source, text),
+        let mut is_named = false;
+        let identity = |id: Option<&str>| {
+            is_named = id.is_some();
+            match (id, around.event) {
+                (Some(id), _) => EventId::named(&self.source, id),
+                (None, Some(event)) => event,
+                (None, None) => EventId::of_text(&self.source, text),
+            }
         };
-        let receipt = fields::receipt(fields, &self.mapping, identity)?;
-        Ok(receipt.map(|receipt| Receipt { at: receipt.at.or(around.at), ..receipt }))
+        let Some(mut receipt) = fields::receipt(fields, &self.mapping, identity)? else { return Ok(None) };
+        receipt.at = receipt.at.or(around.at);
+        if is_named {
+            receipt.event = receipt.event.saying(&receipt);
+        }
+        Ok(Some(receipt))
     }
 }

@@ -113,7 +113,11 @@ fn identity_comes_from_the_receipt_then_from_around_it_then_from_its_text() {
         let around = Around { event, at: None };
         format().read_object(text.as_bytes(), around).unwrap().unwrap().event
     };
-    assert_eq!(event(&with, Some(around)), EventId::named("sms", "e-1"));
+    let (least, greatest) = EventId::named("sms", "e-1").same_id();
+    assert!((least..=greatest).contains(&event(&with, Some(around))));
+    assert_eq!(event(&with, Some(around)), event(&with.replace(':', " : "), None));
+    let other = with.replace("QUEUED", "DELIVERED");
+    assert!((least..=greatest).contains(&event(&other, None)) && event(&other, None) != event(&with, None));
     assert_eq!(event(&without, Some(around)), around);
     assert_eq!(event(&without, None), EventId::of_text("sms", without.as_bytes()));
 }
@@ -292,16 +296,27 @@ fn a_key_of_the_whole_name_comes_before_keys_with_dots_between_them() {
 }
 
 #[test]
+fn f51_an_event_id_that_is_another_field_is_refused() {
+    for (field, of) in
+        [("notification.messageId", "provider_id"), ("ref", "message_id"), ("status", "status")]
+    {
+        let mapping = ReceiptMapping { event_id: path(field), ..mapping() };
+        let refused = ReceiptFormat::new("sms".into(), mapping).unwrap_err();
+        assert_eq!(refused, MappingError::SamePath(field.to_owned(), of));
+    }
+}
+
+#[test]
 fn two_fields_may_be_one_and_one_may_lie_in_another() {
     let mut mapping = mapping();
     mapping.provider_id = path("a");
-    mapping.event_id = path("a");
+    mapping.sent_at = path("a");
     mapping.carrier = path("b.c");
     mapping.response = path("b.c.d");
     let format = ReceiptFormat::new("sms".into(), mapping).unwrap();
     let read = |text: &str| format.read_object(text.as_bytes(), Around::default());
     let receipt = read(r#"{"a":"1","status":"0","b":{"c":"x"}}"#).unwrap().unwrap();
-    assert_eq!((receipt.key, receipt.event), (ReceiptKey::Provider("1".into()), EventId::named("sms", "1")));
+    assert_eq!((receipt.key, receipt.facts.sent_at), (ReceiptKey::Provider("1".into()), Some(UnixMs(1_000))));
     assert_eq!((receipt.facts.carrier.as_deref(), receipt.facts.response), (Some("x"), None));
     assert!(
         read(r#"{"a":"1","status":"0","b":{"c":{"d":"x"}}}"#).unwrap_err().contains("`b.c` is an object")
@@ -398,7 +413,8 @@ fn a_cell_says_what_a_key_says() {
     let text = format!("event;ref;status;sent;delivery.priceInUSD;x\ne-1;{ID};QUEUED;1700000000;0.5;y\n");
     let read = read_file(kind, text.as_bytes(), 1000, 10).unwrap();
     let [receipt] = &read.receipts[..] else { panic!("{read:?}") };
-    assert_eq!((receipt.event, receipt.state), (EventId::named("sms", "e-1"), MessageState::Sent));
+    assert_eq!(receipt.event, EventId::named("sms", "e-1").saying(receipt));
+    assert_eq!(receipt.state, MessageState::Sent);
     assert_eq!(receipt.facts.sent_at, Some(UnixMs(1_700_000_000_000)));
     assert_eq!((receipt.facts.price, &receipt.facts.carrier), (Some(Price(50_000_000)), &None));
 }

@@ -1,6 +1,9 @@
 //! Rejects that a command reads again.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use postrider_actors::{
     model::receipt::{EventId, ReceiptReject, RejectedText},
@@ -64,11 +67,15 @@ impl Shared {
                 // Each once: a statement knows no row of its own.
                 let known: BTreeSet<_> = known.collect();
                 let at = values::time(reread.at);
-                let mut new = take::remember(&transaction, source, known.into_iter(), at).await?;
-                let new: Vec<_> = receipts
-                    .iter()
-                    .filter_map(|(_, receipt)| new.remove(&receipt.event).then_some(receipt))
-                    .collect();
+                let mut remembered = take::remember(&transaction, source, known.into_iter(), at).await?;
+                let mut new_events = BTreeMap::new();
+                let mut new = Vec::new();
+                for (_, receipt) in receipts {
+                    if let Some(is_known) = remembered.remove(&receipt.event) {
+                        new_events.insert(receipt.event, is_known);
+                        new.push(receipt);
+                    }
+                }
                 take::put(&transaction, source, destination, &new).await?;
                 let mut gone: Vec<_> = receipts
                     .iter()
@@ -85,7 +92,8 @@ impl Shared {
                 let say_why = transaction.prepare_cached(SAY_WHY).await?;
                 transaction.execute(&say_why, &[&source, &events, &reasons]).await?;
                 let (taken, all) = (new.len() as u64, receipts.len() as u64);
-                Ok(Taken { new: taken, known: all - taken, rejected: 0 })
+                let reused_ids = take::reused_ids(&new_events);
+                Ok(Taken { new: taken, known: all - taken, reused_ids, rejected: 0 })
             })
             .await?;
         connect::commit(self.timeouts, transaction).await?;

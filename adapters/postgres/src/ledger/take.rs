@@ -1,6 +1,9 @@
 //! Taking receipts into the inbox, or among the rejects.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::SystemTime,
+};
 
 use deadpool_postgres::Transaction;
 use postrider_actors::{
@@ -23,12 +26,17 @@ const PART: usize = 4096;
 /// Rejects per transaction: they bring their texts, some megabytes at most.
 const REJECTS_PART: usize = 256;
 
-/// Which of the events are new.
+/// Which of the events are new, and whether another brought the same id before: see `EventId::same_id`. A statement does
+/// not see its own rows. OFFSET: a look into the index per event.
 const REMEMBER: &str = "
-INSERT INTO receipt_events (source, event, at)
+INSERT INTO receipt_events AS n (source, event, at)
 SELECT $1, event, $3 FROM unnest($2::uuid[]) event
     ON CONFLICT DO NOTHING
-RETURNING event";
+RETURNING event, EXISTS (
+    SELECT FROM receipt_events e
+     WHERE e.source = $1 AND e.event BETWEEN (left(n.event::text, 18) || '-0000-000000000000')::uuid
+                                         AND (left(n.event::text, 18) || '-ffff-ffffffffffff')::uuid
+    OFFSET 0)";
 
 const TAKE: &str = concat!(
     "INSERT INTO receipt_inbox (",
@@ -74,10 +82,7 @@ impl Shared {
                 rejects: rejects.chunks(REJECTS_PART).nth(part).unwrap_or_default(),
                 cursor,
             };
-            let step = self.take_part(arrival, &part).await?;
-            taken.new += step.new;
-            taken.known += step.known;
-            taken.rejected += step.rejected;
+            taken += self.take_part(arrival, &part).await?;
         }
         Ok(taken)
     }
@@ -92,7 +97,8 @@ impl Shared {
                 if !part.receipts.is_empty() {
                     let events = part.receipts.iter().map(|receipt| receipt.event);
                     let new = remember(&transaction, part.source, events, at).await?;
-                    let is_new = |receipt: &&Receipt| new.contains(&receipt.event);
+                    taken.reused_ids = reused_ids(&new);
+                    let is_new = |receipt: &&Receipt| new.contains_key(&receipt.event);
                     let new: Vec<_> = part.receipts.iter().copied().filter(is_new).collect();
                     taken.new = new.len() as u64;
                     taken.known = (part.receipts.len() - new.len()) as u64;
@@ -165,19 +171,29 @@ struct TakePart<'a> {
     cursor: Option<&'a SourceCursor>,
 }
 
-/// Makes events known; those that were not.
+/// Makes events known; those that were not, and whether their id was.
 pub(super) async fn remember(
     transaction: &Transaction<'_>,
     source: i32,
     events: impl Iterator<Item = EventId>,
     at: SystemTime,
-) -> Result<HashSet<EventId>, Failure> {
+) -> Result<BTreeMap<EventId, bool>, Failure> {
     let mut events: Vec<_> = events.map(|event| Uuid::from_bytes(event.0)).collect();
     // Two that take the same wait for each other in one direction.
     events.sort_unstable();
     let statement = transaction.prepare_cached(REMEMBER).await?;
     let rows = transaction.query(&statement, &[&source, &events, &at]).await?;
-    Ok(rows.iter().map(|row| EventId(row.get::<_, Uuid>(0).into_bytes())).collect())
+    Ok(rows.iter().map(|row| (EventId(row.get::<_, Uuid>(0).into_bytes()), row.get(1))).collect())
+}
+
+/// How many of these new events have an id that came before, by itself or among them.
+pub(super) fn reused_ids(new: &BTreeMap<EventId, bool>) -> u64 {
+    let mut before = None;
+    let is_reused = |(event, is_known): (&EventId, &bool)| {
+        let id = event.same_id();
+        *is_known || before.replace(id) == Some(id)
+    };
+    new.iter().map(is_reused).filter(|is_reused| *is_reused).count() as u64
 }
 
 pub(super) async fn put(

@@ -83,11 +83,7 @@ impl ReceiptLedger for EmbeddedStore {
         for number in 0..parts {
             let part = take::ArrivalPart { arrival: arrival.clone(), number, is_last: number + 1 == parts };
             let bytes = part.bytes();
-            let some =
-                self.writer().write(Durability::Synced, bytes, move |tx| take::take(tx, &part)).await?;
-            taken.new += some.new;
-            taken.known += some.known;
-            taken.rejected += some.rejected;
+            taken += self.writer().write(Durability::Synced, bytes, move |tx| take::take(tx, &part)).await?;
         }
         Ok(taken)
     }

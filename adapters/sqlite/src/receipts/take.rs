@@ -106,6 +106,7 @@ pub(super) fn put<'a>(
             continue;
         }
         taken.new += 1;
+        taken.reused_ids += u64::from(is_id_reused(tx, source, receipt.event)?);
         let (id, provider_id) = match &receipt.key {
             ReceiptKey::Message(id) => (Some(id), None),
             ReceiptKey::Provider(provider_id) => (None, Some(&**provider_id)),
@@ -139,6 +140,17 @@ pub(super) fn remember(tx: &Tx<'_>, source: i64, event: EventId, at: UnixMs) -> 
         )?
         .execute(params![source, event.0, int(at.0)])?;
     Ok(remembered > 0)
+}
+
+/// Whether another event brought the same id.
+fn is_id_reused(tx: &Tx<'_>, source: i64, event: EventId) -> Result<bool, TxError> {
+    let (least, greatest) = event.same_id();
+    Ok(tx
+        .connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM receipt_events WHERE source = ?1 AND event BETWEEN ?2 AND ?3 AND event <> ?4)",
+        )?
+        .query_row(params![source, least.0, greatest.0, event.0], |row| row.get(0))?)
 }
 
 /// `ReceiptLedger::cursor`.

@@ -14,18 +14,45 @@ pub(super) async fn a_receipt_is_taken_once_by_its_source_and_event(subject: Rec
     subject.record(&[sent(1), sent(2), sent(3)]).await;
     let (first, second) = (delivered(1, 1), failed(2, 2));
     let twice = [first.clone(), second.clone(), first.clone()];
-    assert_eq!(subject.take(&twice).await, Taken { new: 2, known: 1, rejected: 0 });
-    assert_eq!(subject.take(&twice).await, Taken { new: 0, known: 3, rejected: 0 }, "while they wait");
+    assert_eq!(subject.take(&twice).await, Taken { new: 2, known: 1, reused_ids: 0, rejected: 0 });
+    assert_eq!(
+        subject.take(&twice).await,
+        Taken { new: 0, known: 3, reused_ids: 0, rejected: 0 },
+        "while they wait"
+    );
     assert_eq!(subject.waiting().await, 2);
     assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
-    // What it says does not matter: the source says that it is the same receipt.
+    // What it says is a part of the event: see `EventId::saying`.
     let other = Receipt { event: first.event, ..delivered(3, 9) };
     let taken = subject.take(&[first.clone(), other, delivered(3, 4)]).await;
-    assert_eq!(taken, Taken { new: 1, known: 2, rejected: 0 }, "after they were applied");
+    assert_eq!(taken, Taken { new: 1, known: 2, reused_ids: 0, rejected: 0 }, "after they were applied");
     let elsewhere = Arrival { source: "t".into(), ..arrival(&[first]) };
-    assert_eq!(subject.ledger.take(elsewhere).await, Ok(Taken { new: 1, known: 0, rejected: 0 }));
+    assert_eq!(
+        subject.ledger.take(elsewhere).await,
+        Ok(Taken { new: 1, known: 0, reused_ids: 0, rejected: 0 })
+    );
     assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 1, conflicts: 0 });
     assert_eq!(subject.ledger.apply(10, usize::MAX, NOW).await, Ok(Applied::default()), "nothing waits");
+}
+
+/// A mapping that takes a message's id for a receipt's: `sent`, then `delivered`, under one id.
+pub(super) async fn f51_another_receipt_under_a_known_id_is_taken_and_counted(subject: ReceiptSubject) {
+    subject.record(&[sent(1), sent(2)]).await;
+    let under = |id: u64, receipt: Receipt| Receipt { event: super::event(id).saying(&receipt), ..receipt };
+    let interim = under(1, receipt(1, 1, MessageState::Sent));
+    let (last, other) = (under(1, delivered(1, 2)), under(1, failed(2, 3)));
+    let taken = |new, known, reused_ids| Taken { new, known, reused_ids, rejected: 0 };
+    assert_eq!(subject.take(std::slice::from_ref(&interim)).await, taken(1, 0, 0));
+    assert_eq!(subject.take(&[last.clone(), interim.clone()]).await, taken(1, 1, 1), "in the inbox");
+    subject.drain().await;
+    assert_eq!(subject.take(&[other, last.clone(), interim.clone()]).await, taken(1, 2, 1), "applied");
+    let (one, two) = (under(4, delivered(1, 2)), under(4, failed(1, 3)));
+    assert_eq!(subject.take(&[one, two]).await, taken(2, 0, 1), "at once");
+    let elsewhere = Arrival { source: "t".into(), ..arrival(&[last]) };
+    assert_eq!(subject.ledger.take(elsewhere).await, Ok(taken(1, 0, 0)));
+    subject.drain().await;
+    assert_eq!(subject.state(1).await, MessageState::Delivered);
+    assert_eq!(subject.state(2).await, MessageState::Failed);
 }
 
 pub(super) async fn the_cursor_moves_with_what_is_taken(subject: ReceiptSubject) {
@@ -156,13 +183,16 @@ pub(super) async fn f53_65536_receipts_at_once(subject: ReceiptSubject) {
     }
     let receipts: Vec<_> = (1..=MANY).map(|row| delivered(row, row)).collect();
     let all = Arrival { cursor: Some(cursor("end")), ..arrival(&receipts) };
-    assert_eq!(subject.ledger.take(all.clone()).await, Ok(Taken { new: MANY, known: 0, rejected: 0 }));
+    assert_eq!(
+        subject.ledger.take(all.clone()).await,
+        Ok(Taken { new: MANY, known: 0, reused_ids: 0, rejected: 0 })
+    );
     assert_eq!(subject.ledger.cursor("s").await, Ok(Some(cursor("end"))));
     assert_eq!(subject.waiting().await, MANY);
     let half = MANY / 2;
     let applied = subject.drain_by(MANY as usize, NOW).await;
     assert_eq!(applied, Applied { matched: half, parked: half, changed: half, conflicts: 0 });
-    assert_eq!(subject.ledger.take(all).await, Ok(Taken { new: 0, known: MANY, rejected: 0 }));
+    assert_eq!(subject.ledger.take(all).await, Ok(Taken { new: 0, known: MANY, reused_ids: 0, rejected: 0 }));
     for row in [1, 3, MANY - 1] {
         assert_eq!(subject.state(row).await, MessageState::Delivered);
     }

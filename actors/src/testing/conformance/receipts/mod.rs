@@ -45,6 +45,7 @@ pub async fn receipts<F: Future<Output = ReceiptSubject>>(make: impl Fn() -> F) 
     rows::two_destinations_of_a_message_are_two_rows(make().await).await;
     rows::records_come_in_any_number(make().await).await;
     inbox::a_receipt_is_taken_once_by_its_source_and_event(make().await).await;
+    inbox::f51_another_receipt_under_a_known_id_is_taken_and_counted(make().await).await;
     inbox::the_cursor_moves_with_what_is_taken(make().await).await;
     inbox::it_is_noted_when_receipts_came_and_when_the_cursor_moved(make().await).await;
     inbox::an_application_is_bounded_by_receipts_and_bytes(make().await).await;

@@ -29,11 +29,20 @@ async fn all(subject: &ReceiptSubject, source: &str) -> Vec<ReceiptReject> {
 pub(super) async fn rejects_are_kept_once(subject: ReceiptSubject) {
     let rejects = vec![reject(1), reject(2), reject(1)];
     let arrived = Arrival { rejects, cursor: Some(cursor("x")), ..arrival(&[delivered(1, 3)]) };
-    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
-    assert_eq!(subject.ledger.take(arrived.clone()).await, Ok(Taken { new: 0, known: 1, rejected: 0 }));
+    assert_eq!(
+        subject.ledger.take(arrived.clone()).await,
+        Ok(Taken { new: 1, known: 0, reused_ids: 0, rejected: 2 })
+    );
+    assert_eq!(
+        subject.ledger.take(arrived.clone()).await,
+        Ok(Taken { new: 0, known: 1, reused_ids: 0, rejected: 0 })
+    );
     assert_eq!(subject.tally().await.rejects, 2);
     let elsewhere = Arrival { source: "t".into(), ..arrived };
-    assert_eq!(subject.ledger.take(elsewhere).await, Ok(Taken { new: 1, known: 0, rejected: 2 }));
+    assert_eq!(
+        subject.ledger.take(elsewhere).await,
+        Ok(Taken { new: 1, known: 0, reused_ids: 0, rejected: 2 })
+    );
     assert_eq!(subject.tally().await.rejects, 4);
     assert_eq!(subject.waiting().await, 2, "a reject is not applied");
 }
@@ -52,7 +61,7 @@ pub(super) async fn rejects_are_read_back_whole_page_by_page(subject: ReceiptSub
     rejects.sort_by_key(|reject| reject.event);
     // As many as there are: they are divided.
     let taken = subject.ledger.take(Arrival { rejects: rejects.clone(), ..arrival(&[]) }).await;
-    assert_eq!(taken, Ok(Taken { new: 0, known: 0, rejected: 700 }));
+    assert_eq!(taken, Ok(Taken { new: 0, known: 0, reused_ids: 0, rejected: 700 }));
     for page in [1, 300, 1_000] {
         let (mut found, mut after): (Vec<ReceiptReject>, Option<EventId>) = (Vec::new(), None);
         while page > 1 || found.len() < 3 {
@@ -90,20 +99,29 @@ pub(super) async fn what_can_be_read_now_is_taken_once_and_rejected_no_more(subj
     };
     assert_eq!(
         subject.rejects.settle_rejects(read.clone()).await,
-        Ok(Taken { new: 2, known: 1, rejected: 0 })
+        Ok(Taken { new: 2, known: 1, reused_ids: 0, rejected: 0 })
     );
     let left = ReceiptReject { reason: "another reason \u{1f4ee}".to_owned(), ..reject(5) };
     assert_eq!(all(&subject, "s").await, [left]);
     assert_eq!(all(&subject, "t").await.len(), 5, "another source's are its own");
     assert_eq!(subject.waiting().await, 2);
-    assert_eq!(subject.rejects.settle_rejects(read).await, Ok(Taken { new: 0, known: 3, rejected: 0 }));
+    assert_eq!(
+        subject.rejects.settle_rejects(read).await,
+        Ok(Taken { new: 0, known: 3, reused_ids: 0, rejected: 0 })
+    );
     assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
     let states = [subject.state(1).await, subject.state(2).await, subject.state(3).await];
     assert_eq!(states, [MessageState::Delivered, MessageState::Failed, MessageState::Sent]);
 
     // What its source brings again is known by either event. What was of no interest may be of some one day.
-    assert_eq!(subject.take(&[delivered(1, 1), own]).await, Taken { new: 0, known: 2, rejected: 0 });
-    assert_eq!(subject.ledger.take(arrived).await, Ok(Taken { new: 0, known: 0, rejected: 1 }));
+    assert_eq!(
+        subject.take(&[delivered(1, 1), own]).await,
+        Taken { new: 0, known: 2, reused_ids: 0, rejected: 0 }
+    );
+    assert_eq!(
+        subject.ledger.take(arrived).await,
+        Ok(Taken { new: 0, known: 0, reused_ids: 0, rejected: 1 })
+    );
     assert_eq!(all(&subject, "s").await.len(), 2);
     let nothing = Reread { source: "nobody".into(), ignored: vec![event(1)], ..reread() };
     assert_eq!(subject.rejects.settle_rejects(nothing).await, Ok(Taken::default()));

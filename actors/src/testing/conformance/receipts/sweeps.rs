@@ -157,10 +157,10 @@ pub(super) async fn retention_goes_by_age_in_bounded_steps(subject: ReceiptSubje
     assert_eq!((tally.rows, tally.parked, tally.orphans, tally.rejects), (1, 1, 0, 1));
     assert_eq!(subject.rows.row(id(1), "d").await, None);
     assert!(subject.rows.row(new.id, "d").await.is_some());
-    assert_eq!(ledger.take(of_new).await, Ok(Taken { new: 0, known: 1, rejected: 0 }));
+    assert_eq!(ledger.take(of_new).await, Ok(Taken { new: 0, known: 1, reused_ids: 0, rejected: 0 }));
     // What is forgotten comes as if for the first time.
     let again = ledger.take(Arrival { at: much_later, ..arrived }).await.unwrap();
-    assert_eq!(again, Taken { new: 50, known: 0, rejected: 1 });
+    assert_eq!(again, Taken { new: 50, known: 0, reused_ids: 0, rejected: 1 });
     assert_eq!(subject.drain_by(100, much_later).await.parked, 50);
     subject.take(&[by("p-1", delivered(1, 950)), by("p-new", delivered(1, 951))]).await;
     assert_eq!(subject.drain().await, Applied { matched: 1, parked: 1, changed: 1, conflicts: 0 });
