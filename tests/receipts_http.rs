@@ -517,7 +517,7 @@ async fn slow_senders_lose_their_place() {
     let world = World::start(Arc::new(MemoryReceipts::new()));
     let bytes = Request::signed(receipts(3).to_string()).bytes(NOW);
     let body_at = memchr::memmem::find(&bytes, b"\r\n\r\n").unwrap() + 4;
-    for (at_once, seconds_max, status) in [(0, 11, None), (20, 11, None), (body_at, 16, Some(408))] {
+    for (at_once, seconds_max, status) in [(0, 3, None), (20, 3, None), (body_at, 16, Some(408))] {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
         stream.write_all(&bytes[..at_once]).await.unwrap();
         let begun = Instant::now();
@@ -556,6 +556,59 @@ async fn f55_slow_forgers_hold_no_genuine_sender_up() {
     let begun = Instant::now();
     assert_eq!(world.post(Request::signed(receipts(3).to_string())).await.body["taken"], 3);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// Whoever opens connections without credentials keeps neither a peer of its own address out, nor one that has brought
+/// a request before.
+#[tokio::test]
+async fn f55_idle_and_slow_connections_without_credentials_hold_nobody_up() {
+    let world = World::start(Arc::new(MemoryReceipts::new()));
+    let forged =
+        Request { sign: Some("whsec_b3RoZXI="), ..Request::signed(receipts(3).to_string()) }.bytes(NOW);
+    let body_at = memchr::memmem::find(&forged, b"\r\n\r\n").unwrap() + 4;
+    let text = receipt(1).to_string();
+    let head = format!(
+        "POST /receipts/bearer HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    for at_once in [0, 20, body_at + 1] {
+        let mut known = TcpStream::connect(world.address).await.unwrap();
+        known.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        known.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+
+        let mut idle = Vec::new();
+        for _ in 0..250 {
+            let mut stream = TcpStream::connect(world.address).await.unwrap();
+            stream.write_all(&forged[..at_once]).await.unwrap();
+            idle.push(stream);
+        }
+        let begun = Instant::now();
+        let new = world.post(Request::signed(receipts(3).to_string())).await;
+        assert_eq!(new.status, 200);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?} with {at_once} bytes", begun.elapsed());
+        known.write_all(head.as_bytes()).await.unwrap();
+        let again = Instant::now();
+        let mut rest = vec![0; 4096];
+        let mut seen = String::new();
+        while seen.matches("HTTP/1.1 200").count() < 1 || !seen.ends_with('}') {
+            let length = known.read(&mut rest).await.unwrap();
+            assert!(length > 0, "the connection of a known sender was closed: {seen}");
+            seen.push_str(std::str::from_utf8(&rest[..length]).unwrap());
+        }
+        assert!(again.elapsed() < Duration::from_secs(1), "{:?}", again.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_sender_loses_its_connection() {
+    let world = World::start(Arc::new(MemoryReceipts::new()));
+    let forged = Request { sign: Some("whsec_b3RoZXI="), ..Request::signed("[]") }.bytes(NOW);
+    let forged = String::from_utf8(forged).unwrap().replace("connection: close\r\n", "");
+    let answer = exchange(world.address, forged.as_bytes()).await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.head.contains("\r\nconnection: close"), "{}", answer.head);
 }
 
 #[tokio::test]

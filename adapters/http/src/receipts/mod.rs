@@ -16,7 +16,10 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -26,8 +29,8 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     header::{
-        ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING,
-        WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue,
+        TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
     },
     http::request,
     server::conn::http1,
@@ -47,10 +50,10 @@ pub use self::bounds::BODY_BYTES_MAX;
 pub use self::credentials::{Credentials, CredentialsError};
 use self::{
     bounds::{Bodies, Room, TAKE_TIMEOUT, too_long},
-    credentials::NotAllowed,
+    credentials::{Admitted, NotAllowed},
     error::RequestError,
 };
-use postrider_net::listener::{Listener, Serving, Stopped};
+use postrider_net::listener::{Listener, Seat, Serving};
 
 /// More receipts in one request are answered 413: it is what the ledger takes in one statement.
 pub const RECEIPTS_MAX: usize = 1000;
@@ -60,7 +63,9 @@ pub const CONNECTIONS_MAX: u32 = 128;
 /// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
 /// signature was verified takes one: whoever sends slowly holds nobody else up.
 const TURNS_MAX: usize = 16;
-/// How long a request's head may take to arrive, and how long a connection may be idle.
+/// How long the first request's head may take to arrive …
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// … and that of a later one: only a connection that brought an accepted request gets one, and may be idle so long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a refused request's body is read, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
@@ -134,8 +139,8 @@ impl HttpReceipts {
             sources.into_iter().map(|source| (source.format.source().to_string(), source)).collect();
         let (room, turns) = (Room::new(sink.inbox_max), Semaphore::new(TURNS_MAX));
         let endpoint = Arc::new(ReceiptEndpoint { sources, sink, room, bodies: Bodies::new(), turns });
-        self.0.serve(CONNECTIONS_MAX, move |stream, peer, stopped| {
-            connection(stream, peer.ip(), stopped, Arc::clone(&endpoint))
+        self.0.serve(CONNECTIONS_MAX, move |stream, peer, seat| {
+            connection(stream, peer.ip(), seat, Arc::clone(&endpoint))
         })
     }
 }
@@ -149,12 +154,20 @@ struct ReceiptEndpoint {
     turns: Semaphore,
 }
 
-async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, endpoint: Arc<ReceiptEndpoint>) {
+async fn connection(stream: TcpStream, peer: IpAddr, seat: Seat, endpoint: Arc<ReceiptEndpoint>) {
     let _ = stream.set_nodelay(true);
+    let is_used = AtomicBool::new(false);
     let service = service_fn(|request| {
-        let endpoint = Arc::clone(&endpoint);
-        async move { Ok::<_, Infallible>(endpoint.answer(request, peer).await) }
+        is_used.store(true, Relaxed);
+        let (endpoint, seat) = (&endpoint, &seat);
+        async move { Ok::<_, Infallible>(endpoint.answer(request, peer, seat).await) }
     });
+    let is_unused = async {
+        tokio::time::sleep(FIRST_HEAD_TIMEOUT).await;
+        if is_used.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -165,7 +178,8 @@ async fn connection(stream: TcpStream, peer: IpAddr, mut stopped: Stopped, endpo
     // What a peer does to its own connection is no concern of ours.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = stopped.wait() => {}
+        () = is_unused => return,
+        () = seat.stopped() => {}
         () = tokio::time::sleep(CONNECTION_AGE_MAX) => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -201,13 +215,26 @@ enum BodyShape {
 }
 
 impl ReceiptEndpoint {
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr, seat: &Seat) -> Response<Full<Bytes>> {
+        let mut response = self.answer_to(request, peer, seat).await;
+        if !seat.is_kept() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn answer_to(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        seat: &Seat,
+    ) -> Response<Full<Bytes>> {
         let name = request.uri().path().strip_prefix(PATH).unwrap_or_default();
         let Some((name, source)) = self.sources.get_key_value(name) else {
             return refused(RequestError::new(StatusCode::NOT_FOUND, "no receipts are taken here"));
         };
         let (head, mut body) = request.into_parts();
-        let (status, response) = match self.take(source, &head, &mut body).await {
+        let (status, response) = match self.take(source, &head, &mut body, seat).await {
             Ok(report) => {
                 source.metrics.ignored(report.ignored);
                 let text = serde_json::to_vec(&report).expect("numbers and texts can be written");
@@ -232,6 +259,7 @@ impl ReceiptEndpoint {
         source: &HttpSource,
         head: &request::Parts,
         body: &mut Incoming,
+        seat: &Seat,
     ) -> Result<ReceiptReport, RequestError> {
         if head.method != Method::POST {
             let refusal = RequestError::new(StatusCode::METHOD_NOT_ALLOWED, "receipts are sent by POST");
@@ -247,6 +275,9 @@ impl ReceiptEndpoint {
             NotAllowed::Refused(why) => RequestError::new(StatusCode::FORBIDDEN, why),
         };
         let admitted = source.credentials.admit(&head.headers, now.0 / 1000).map_err(not_allowed)?;
+        if matches!(admitted, Admitted::Bearer) {
+            seat.keep();
+        }
         let shape = shape(&head.headers)?;
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(too_long());
@@ -257,6 +288,7 @@ impl ReceiptEndpoint {
 
         let body = self.bodies.read(body).await?;
         admitted.check(&body.bytes).map_err(not_allowed)?;
+        seat.keep();
         // Held until the receipts are stored.
         let turn = timeout(TAKE_TIMEOUT, self.turns.acquire()).await.map_err(|_| RequestError::later())?;
         let _turn = turn.expect("nobody closes the semaphore");
