@@ -51,7 +51,7 @@ async fn run(receipts: u64) {
     println!("{receipts} receipts, per second");
     for (order, name) in [(Order::AsSent, "as sent"), (Order::Random, "random")] {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = EmbeddedStore::open(directory.path(), exit_on_fatal()).expect("a new store");
+        let store = EmbeddedStore::open(directory.path(), exit_on_fatal(|| ())).expect("a new store");
         measure("embedded", name, order, Arc::new(store), receipts).await;
         #[cfg(feature = "postgres")]
         if env::var_os("POSTRIDER_POSTGRES").is_some() {

@@ -53,7 +53,7 @@ impl Holders {
     /// `holder` leases something.
     pub(crate) fn note(&self, holder: &Arc<str>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.get(&**holder).is_some_and(|known| known.strong_count() > 0) {
+        if known.get(&**holder).is_none_or(|known| known.strong_count() == 0) {
             known.retain(|_, holder| holder.strong_count() > 0);
             known.insert(holder.to_string(), Arc::downgrade(holder));
         }
