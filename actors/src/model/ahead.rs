@@ -12,6 +12,10 @@ const MIN: usize = 1_000;
 /// its lease has to be extended …
 const PART_OF_LEASE: u32 = 2;
 
+/// … or in this time, however short the leases are: by what workers want it is decided how much the queue offers to all
+/// machines …
+const TIME_MIN: Duration = Duration::from_secs(10);
+
 /// … and at least so many: a batch is leased whole anyway.
 const MIN_LIMITED: usize = 16;
 
@@ -20,7 +24,8 @@ const MIN_LIMITED: usize = 16;
 pub fn ahead(concurrency: usize, rate_per_s: Option<usize>, lease: Duration) -> usize {
     let ahead = MIN.max(PER_PERMIT * concurrency);
     let Some(rate) = rate_per_s else { return ahead };
-    let sent = (rate as u128).saturating_mul((lease / PART_OF_LEASE).as_millis()) / 1_000;
+    let time = (lease / PART_OF_LEASE).max(TIME_MIN);
+    let sent = (rate as u128).saturating_mul(time.as_millis()) / 1_000;
     ahead.min(usize::try_from(sent).unwrap_or(usize::MAX).max(MIN_LIMITED))
 }
 
@@ -35,6 +40,6 @@ mod tests {
         assert_eq!((ahead(64, None, minute), ahead(512, None, minute)), (1_000, 2_048));
         assert_eq!((at(10, minute), at(5, minute), at(30, minute)), (300, 150, 900));
         assert_eq!((at(100, minute), at(usize::MAX, Duration::MAX)), (1_000, 1_000));
-        assert_eq!((at(0, minute), at(1, Duration::from_secs(1))), (16, 16));
+        assert_eq!((at(0, minute), at(50, Duration::from_secs(3))), (16, 500));
     }
 }
