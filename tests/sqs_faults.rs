@@ -396,7 +396,7 @@ async fn f43_a_blocked_destination_with_hundreds_of_batches_blocks_no_other() {
 /// Issue 11: what SQS loses goes out again by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
-async fn a_queue_that_is_purged_or_made_anew_loses_nothing() {
+async fn f63_a_queue_that_is_purged_or_made_anew_loses_nothing() {
     let mut world = World::new(1).await;
     world.append("d", 30, 2).await;
     sleep(Duration::from_secs(1)).await;
@@ -429,7 +429,7 @@ async fn a_missing_queue_stops_its_destination_only() {
 /// Issue 11: a missing permission on one call backs off, and sends nothing twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs ministack: POSTRIDER_MINISTACK names its executable; script/test installs it"]
-async fn a_missing_permission_on_one_call_sends_nothing_twice() {
+async fn f64_a_missing_permission_on_one_call_sends_nothing_twice() {
     let denied = || Fault::Error { status: 403, code: "AccessDenied" };
     for call in ["SendMessageBatch", "ReceiveMessage", "DeleteMessageBatch", "GetQueueAttributes"] {
         let mut world = World::new(1).await;

@@ -204,13 +204,14 @@ fn calls_per_thousand_messages_are_few_and_one_message_per_entry_is_the_seed_s_c
 /// per row.
 #[test]
 #[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
-fn the_same_file_dropped_on_three_machines_is_sent_once() {
+fn f62_the_same_file_dropped_on_three_machines_is_sent_once() {
     let rows = usize::try_from(knob("POSTRIDER_ROWS", 20_000)).expect("64 bits");
     let engines = Engines::start();
     let mut world = engines.world();
     world.receive(&[]);
     // Nothing is sent twice because a busy machine was late.
     world.set("lease.duration", "60s").set("batch.max_messages", 100);
+    world.set("destinations.support.timeout", "20s");
     migrate(&mut world);
     world.start_ready();
     // Machines that are configured differently for a while cut differently.
@@ -323,7 +324,7 @@ fn b25_a_pause_stops_every_machine_within_two_seconds() {
 /// and nothing is sent twice.
 #[test]
 #[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
-fn a_permission_that_is_missing_is_waited_for_and_nothing_is_sent_twice() {
+fn f64_a_permission_that_is_missing_is_waited_for_and_nothing_is_sent_twice() {
     const ROWS: usize = 400;
     // Storing rows, storing batches and recording, claiming.
     for operation in ["BatchWriteItem", "TransactWriteItems", "BatchExecuteStatement"] {

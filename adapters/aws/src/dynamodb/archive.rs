@@ -230,7 +230,12 @@ impl Shared {
         let mut outcomes: HashMap<BatchId, ItemOutcome> = HashMap::new();
         let mut going = Vec::new();
         for (id, stored) in known {
-            match stored.as_ref().and_then(|stored| stored.record.why_kept()) {
+            // There is nothing to archive, or nobody knows what it needs.
+            let Some(stored) = stored else {
+                outcomes.insert(id, ItemOutcome::Ok);
+                continue;
+            };
+            match stored.record.why_kept() {
                 Some(why) => {
                     outcomes.insert(id, ItemOutcome::Permanent(format!("batch {id} is kept: {why}")));
                 }

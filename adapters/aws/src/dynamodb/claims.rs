@@ -196,7 +196,7 @@ impl Shared {
                     continue;
                 }
                 Ok(Some(Fetched::Missing)) => {
-                    tracing::error!(batch = %stored.id, "its rows are gone from the outbox table; it can't be sent");
+                    tracing::error!(batch = %stored.id, "its rows are gone from the outbox table, or damaged; it can't be sent");
                     back.push(token);
                     gone.push(stored.id);
                     claims.push((stored.id, Claim::Missing));

@@ -79,8 +79,9 @@ impl Shared {
         lock(&self.records).remove(&id);
     }
 
-    /// Records as they are stored now; with `cached`, those that are remembered as they were seen. What could not be
-    /// read is left out, and answered apart.
+    /// Records as they are stored now; with `cached`, those that are remembered as they were seen. What the service did not
+    /// get to is left out, and answered apart. A damaged one is named and taken to be missing: nothing becomes of it, and
+    /// it holds up no other (F61).
     pub(super) async fn look_up(
         &self,
         known: &mut Records,
@@ -107,7 +108,13 @@ impl Shared {
         let found = self.calls.get_many("reading records", &self.calls.tables.ledger, &keys, None).await?;
         for (id, got) in missing.into_iter().zip(found) {
             let record = match got {
-                GetOutcome::Item(item) => Some(StoredBatch::read(&item)?),
+                GetOutcome::Item(item) => match StoredBatch::read(&item) {
+                    Ok(record) => Some(record),
+                    Err(damaged) => {
+                        tracing::error!(batch = %id, %damaged, "a batch's record can't be read: it is left alone");
+                        None
+                    }
+                },
                 GetOutcome::Missing => None,
                 GetOutcome::Unprocessed => {
                     unread.push(id);

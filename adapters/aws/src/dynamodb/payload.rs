@@ -85,13 +85,17 @@ pub(super) struct Payload {
 
 impl Payload {
     pub(super) fn read(mut item: Item) -> Result<(PayloadId, Self), Damaged> {
-        let rows = match item.remove(PAYLOAD) {
+        let rows: Bytes = match item.remove(PAYLOAD) {
             Some(aws_sdk_dynamodb::types::AttributeValue::B(bytes)) => bytes.into_inner().into(),
             _ => return Err(Damaged(PAYLOAD)),
         };
         let reading = Reading(&item);
-        let header: BatchHeader = serde_json::from_str(reading.text(HEADER)?).map_err(|_| Damaged(HEADER))?;
-        Ok((reading.text(DIGEST)?.parse()?, Self { header: header.into(), rows }))
+        let (id, header) = (reading.text(DIGEST)?.parse()?, reading.text(HEADER)?);
+        if PayloadId::derive(header, &rows) != id {
+            return Err(Damaged(DIGEST));
+        }
+        let header: BatchHeader = serde_json::from_str(header).map_err(|_| Damaged(HEADER))?;
+        Ok((id, Self { header: header.into(), rows }))
     }
 }
 
@@ -134,7 +138,7 @@ impl NewPayload {
 /// Payloads that were put or read lately: bounded by their bytes, the oldest goes first.
 #[derive(Default)]
 pub(super) struct PayloadCache {
-    /// With when they expire; `None` for what was only read.
+    /// With until when they are kept; `None` for what was only read.
     payloads: HashMap<PayloadId, (Payload, Option<UnixMs>)>,
     order: VecDeque<PayloadId>,
     bytes: usize,
@@ -145,8 +149,8 @@ impl PayloadCache {
         self.payloads.get(&id).map(|(payload, _)| payload)
     }
 
-    /// When a payload that was put expires.
-    pub(super) fn expiry(&self, id: PayloadId) -> Option<UnixMs> {
+    /// Until when a payload that was put is kept.
+    pub(super) fn kept_until(&self, id: PayloadId) -> Option<UnixMs> {
         self.payloads.get(&id).and_then(|(_, until)| *until)
     }
 

@@ -17,10 +17,16 @@ use super::{
     state::Shared,
 };
 
+/// The part of a payload's life that its batches don't count on: another machine that is given the same file may put it
+/// with an expiry of its own, by its own clock and some seconds late. A day of sixty.
+const UNCOUNTED: u32 = 64;
+
 impl Shared {
-    /// Until when what is put now is kept, and how long that is.
-    fn kept_until(&self) -> UnixMs {
-        self.clock.wall().after(self.settings.payload_life)
+    /// When what is put now expires, and until when its batches may say that it is kept.
+    fn kept_until(&self) -> (UnixMs, UnixMs) {
+        let life = self.settings.payload_life;
+        let expires = self.clock.wall().after(life);
+        (expires, expires.before(life / UNCOUNTED))
     }
 
     /// Whether what is kept until then is to be kept for longer.
@@ -34,11 +40,11 @@ impl Shared {
         &self,
         new: Vec<NewPayload>,
     ) -> Result<BTreeMap<PayloadId, UnixMs>, StoreError> {
-        let until = self.kept_until();
+        let (expires, until) = self.kept_until();
         let mut kept = BTreeMap::new();
         let mut missing: BTreeMap<PayloadId, NewPayload> = BTreeMap::new();
         for payload in new {
-            let put = lock(&self.payloads).expiry(payload.id);
+            let put = lock(&self.payloads).kept_until(payload.id);
             match put.filter(|until| !self.is_half_over(*until)) {
                 Some(until) => {
                     kept.insert(payload.id, until);
@@ -48,7 +54,7 @@ impl Shared {
                 }
             }
         }
-        let items = missing.values().map(|payload| payload.item(until)).collect();
+        let items = missing.values().map(|payload| payload.item(expires)).collect();
         self.calls.put_all("storing payloads", &self.calls.tables.outbox, items).await?;
         let mut remembered = lock(&self.payloads);
         for (id, new) in missing {
@@ -86,12 +92,17 @@ impl Shared {
         let got = self.calls.get_many("reading payloads", &self.calls.tables.outbox, &keys, None).await?;
         for (stored, got) in missing.into_iter().zip(got) {
             let answer = match got {
-                GetOutcome::Item(item) => {
-                    let (id, payload) = Payload::read(item)?;
-                    let batch = stored.batch(&payload);
-                    lock(&self.payloads).insert(id, payload, None);
-                    Fetched::Batch(batch)
-                }
+                GetOutcome::Item(item) => match Payload::read(item) {
+                    Ok((id, payload)) => {
+                        let batch = stored.batch(&payload);
+                        lock(&self.payloads).insert(id, payload, None);
+                        Fetched::Batch(batch)
+                    }
+                    Err(damaged) => {
+                        tracing::error!(batch = %stored.id, payload = %stored.payload, %damaged, "a batch's rows are damaged");
+                        Fetched::Missing
+                    }
+                },
                 GetOutcome::Missing => Fetched::Missing,
                 GetOutcome::Unprocessed => Fetched::Unprocessed,
             };
@@ -136,12 +147,13 @@ impl Shared {
         if old.is_empty() {
             return Ok(());
         }
-        let until = number(self.kept_until().0 / 1000);
+        let (expires, until) = self.kept_until();
+        let [expires, until] = [expires, until].map(|at| number(at.0 / 1000));
         let mut ids: Vec<_> = old.iter().map(|(_, payload, _)| *payload).collect();
         ids.sort_unstable();
         ids.dedup();
         let keep = |id: &PayloadId| {
-            Change::of(&self.calls.tables.outbox, id.key()).set(EXPIRES_AT, until.clone()).statement()
+            Change::of(&self.calls.tables.outbox, id.key()).set(EXPIRES_AT, expires.clone()).statement()
         };
         let answers = self.calls.execute("keeping payloads", ids.iter().map(keep).collect()).await;
         let kept: BTreeMap<_, _> = ids.into_iter().zip(answers).collect();
