@@ -184,8 +184,8 @@ impl FeedState {
         }
         drop(sender);
         let mut deletions = JoinSet::new();
-        let entries_max = self.setup.outbox.append_limits().entries;
-        let mut accumulator = Accumulator::new(feed.queue.clone(), entries_max);
+        let minutes_max = self.setup.outbox.append_limits().entry_minutes;
+        let mut accumulator = Accumulator::new(feed.queue.clone(), minutes_max);
         let mut is_polling = true;
         let mut draining = self.draining.clone();
         loop {
@@ -261,7 +261,8 @@ impl FeedState {
             let mut parser =
                 EntryParser::new(feed.recipient.clone(), feed.max_row_bytes, feed.max_entry_rows);
             let read = |entry: IntakeEntry| {
-                Entry::read(entry.id, entry.ack, &entry.body, &mut parser, now).received_times(entry.receives)
+                Entry::read(entry.id, entry.ack, &entry.body, &mut parser, now)
+                    .delivered(entry.sent_at, entry.receives)
             };
             Ok(received.into_iter().map(read).collect())
         };
@@ -377,7 +378,7 @@ impl FeedState {
     }
 
     fn entry_id(&self, entry: &Entry) -> EntryId {
-        EntryId { feed: self.setup.feed.name.clone(), id: entry.id.clone() }
+        EntryId { feed: self.setup.feed.name.clone(), id: entry.id.clone(), sent_at: entry.sent_at }
     }
 
     fn tell_known(&self, entries: usize) {

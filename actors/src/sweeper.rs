@@ -191,7 +191,7 @@ mod tests {
     fn step() -> Append {
         let file = fixtures::file("feed", 1, &["d"]);
         let mut step = fixtures::step(&file, 1..=2, NOW);
-        step.entries = vec![EntryId { feed: "feed".into(), id: "a".into() }];
+        step.entries = vec![EntryId { feed: "feed".into(), id: "a".into(), sent_at: NOW }];
         step
     }
 

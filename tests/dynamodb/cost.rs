@@ -11,13 +11,17 @@ use postrider_actors::{
         batch::{NewBatch, PayloadWriter},
         call::CallOutcome,
         file::FileState,
+        ids::FileId,
+        time::UnixMs,
     },
     ports::{
-        Append, CallObserver, Claim, Dispatch, Ledger as _, Outbox as _, OutboxPages as _, PageQuery, Settled,
+        Append, Appended, CallObserver, Claim, Dispatch, EntryId, Ledger as _, Outbox as _, OutboxPages as _,
+        PageQuery, Settled,
     },
     testing::fixtures,
 };
 use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     client,
@@ -198,4 +202,43 @@ async fn units_per_million_messages() {
     println!("per 1,000,000 messages: {sum:.0} units");
     // Each row's bytes once, and not as part of a transaction; then a few small items per batch.
     assert!((200_000.0..260_000.0).contains(&sum), "{sum} units: {units:?}");
+}
+
+/// The units of docs/aws.md: 10,000 entries of an inbound queue, one row of 200 bytes each, a thousand a minute.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn b22_units_per_ten_thousand_inbound_messages() {
+    const ENTRIES: u64 = 10_000;
+    let server = Server::dynamodb();
+    let settings = settings();
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let units = Arc::new(Units::default());
+    let client = client(server.endpoint());
+    let store = DynamoStore::open(&client, settings.clone(), clock(), units.clone()).await.unwrap();
+    let of_step = 500;
+    for (first, content) in (1..=ENTRIES).step_by(500).zip(1..) {
+        let mut file = fixtures::file("feed", 1, &["d"]);
+        Arc::make_mut(&mut file).id =
+            FileId::derive("feed", &Sha256::digest(u64::to_be_bytes(content)).into());
+        let last = ENTRIES.min(first + of_step - 1);
+        let rows = last - first + 1;
+        let mut step = fixtures::step(&file, 1..=rows, NOW);
+        let mut payload = PayloadWriter::default();
+        for row in 1..=rows {
+            payload.push(row, format!("{:0200}", first + row).as_bytes());
+        }
+        step.batches[0].payload = payload.finish();
+        let entry = |number: u64| EntryId {
+            feed: "feed".into(),
+            id: format!("5fea7756-0ea4-451a-a703-{number:012}"),
+            sent_at: UnixMs(NOW.0 + number * 60),
+        };
+        step.entries = (first..=last).map(entry).collect();
+        assert_eq!(store.append(step).await, Ok(Appended::Stored));
+    }
+    let units = units.0.lock().unwrap();
+    let sum: f64 = units.values().sum();
+    println!("per {ENTRIES} inbound messages: {sum:.0} units: {units:?}");
+    // Each row's bytes once; then ten steps' few small items and 160 kB of packed ids, in transactions.
+    assert!((2_000.0..3_500.0).contains(&sum), "{sum} units: {units:?}");
 }

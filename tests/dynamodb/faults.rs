@@ -17,8 +17,8 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{
-        Appended, Archive as _, Claim, ClaimRequest, Claims as _, DueQuery, Fetched, LeaseToken, Ledger as _,
-        Outbox as _, OutboxPages as _, Release, Settled, Settlement, StoreError,
+        Appended, Archive as _, Claim, ClaimRequest, Claims as _, DueQuery, EntryId, Fetched, LeaseToken,
+        Ledger as _, Outbox as _, OutboxPages as _, Release, Settled, Settlement, StoreError,
     },
     testing::{FakeClock, conformance, fixtures},
 };
@@ -357,6 +357,64 @@ async fn f47_what_was_never_answered_is_found_by_the_next_sweep() {
     assert_eq!(store.append(third_step).await, Ok(Appended::Stored));
     assert_eq!(due(&store, 9, &[]).await.len(), 3);
     assert_eq!(store.count_outstanding().await, Ok(3));
+}
+
+/// Two machines are given the same entries again and again, some answers are lost, and one of them starts anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs POSTRIDER_DYNOXIDE, which script/test sets"]
+async fn b22_f48_machines_that_share_a_feed_take_every_entry_once() {
+    const ENTRIES: u64 = 600;
+    let server = Server::dynamodb();
+    let proxy = FaultProxy::start(server.endpoint());
+    let (settings, clock) = (settings(), clock());
+    migrate(&client(server.endpoint()), &settings).await.unwrap();
+    let lost = Fault::Close { forward: true };
+    proxy.inject(Rule::on("TransactWriteItems", lost).with_probability(0.2, 7));
+    let entry = |number: u64| EntryId {
+        feed: "feed".into(),
+        id: number.to_string(),
+        sent_at: UnixMs(NOW.0 + number * 300), // 200 a minute
+    };
+    let work = async |process: &str, first_file: u8, stride: u64| {
+        let own = DynamoSettings { process: process.into(), ..settings.clone() };
+        let mut store = open(proxy.endpoint(), &own, &clock).await;
+        let mut taken = 0;
+        for nth in 0..20u8 {
+            if nth == 12 {
+                store = open(proxy.endpoint(), &own, &clock).await;
+            }
+            let first = u64::from(nth) * stride % 20 * 28;
+            let mut entries: Vec<_> = (first..(first + 70).min(ENTRIES)).map(entry).collect();
+            let mut known = store.known_entries(&entries[..10]).await.unwrap();
+            loop {
+                entries.retain(|entry| !known.contains(entry));
+                if entries.is_empty() {
+                    break;
+                }
+                let file = fixtures::file("feed", first_file + nth, &["d"]);
+                let mut step = fixtures::step(&file, 1..=entries.len() as u64, NOW);
+                step.entries.clone_from(&entries);
+                match store.append(step).await {
+                    Ok(Appended::Stored) => break,
+                    Ok(Appended::Known(others)) => {
+                        assert!(!others.is_empty() && others.iter().all(|one| entries.contains(one)));
+                        known = others;
+                    }
+                    Err(StoreError::Retryable(_) | StoreError::Unknown(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            taken += entries.len() as u64;
+        }
+        taken
+    };
+    let (one, other) = tokio::join!(work("node-7", 0, 1), work("other-1", 100, 7));
+    assert_eq!(one + other, ENTRIES, "{one} and {other}");
+    assert!(one > 0 && other > 0 && proxy.injected("TransactWriteItems") > 0);
+    let store = open(proxy.endpoint(), &settings, &clock).await;
+    assert_eq!(store.depth().await, Ok(ENTRIES));
+    let all: Vec<_> = (0..ENTRIES).map(entry).collect();
+    assert_eq!(store.known_entries(&all).await, Ok(all));
 }
 
 /// What is claimed elsewhere is listed no more, once it is looked at; what is lost on its way is listed for as long as

@@ -9,7 +9,7 @@
 //! but itself, so it is resumed behind its checkpoint like a dropped file; the last step takes the entry.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     sync::Arc,
 };
@@ -19,12 +19,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     builder::{BatchBuilder, BatchLimits, Cut},
+    entries::minute_of,
     file::{Checkpoint, Reject},
     formats::{
         ParsedRow,
         entry::{EntryParser, EntryRow, EntryRows},
     },
-    time::MonoMs,
+    time::{MonoMs, UnixMs},
 };
 
 /// Rejected rows that one step may bring, so that no step is unbounded.
@@ -54,6 +55,8 @@ pub struct Entry {
     pub body_bytes: u64,
     /// What it brings.
     pub rows: EntryRows,
+    /// When it was sent, the same at every delivery.
+    pub sent_at: UnixMs,
     /// How often it was delivered; 0 if the queue does not say.
     pub receives: u32,
     /// When it came.
@@ -71,13 +74,14 @@ impl Entry {
     /// What `body` brings.
     pub fn read(id: String, ack: AckId, body: &[u8], parser: &mut EntryParser, received: MonoMs) -> Self {
         let (digest, rows) = (Sha256::digest(body).into(), parser.parse(body));
-        Self { id, ack, digest, body_bytes: body.len() as u64, rows, receives: 0, received }
+        let body_bytes = body.len() as u64;
+        Self { id, ack, digest, body_bytes, rows, sent_at: UnixMs(0), receives: 0, received }
     }
 
-    /// With how often it was delivered.
+    /// With when it was sent, and how often it was delivered.
     #[must_use]
-    pub fn received_times(mut self, receives: u32) -> Self {
-        self.receives = receives;
+    pub fn delivered(mut self, sent_at: UnixMs, receives: u32) -> Self {
+        (self.sent_at, self.receives) = (sent_at, receives);
         self
     }
 
@@ -91,8 +95,8 @@ impl Entry {
 pub struct Accumulator {
     /// Rows of a file, and bytes of memory for its entries, unless one entry has more; how long an entry waits.
     limits: FeedQueue,
-    /// At most so many entries in a file.
-    entries_max: usize,
+    /// In how many minutes the entries of a file may have been sent.
+    minutes_max: usize,
     /// In the order in which they came.
     waiting: VecDeque<Entry>,
     /// The latest delivery of each.
@@ -104,11 +108,9 @@ pub struct Accumulator {
 impl Accumulator {
     /// Nothing waits.
     ///
-    /// Entries without rows must not pile up either, so a file has no more of them than rows may be in it, nor than
-    /// `entries_max`.
-    pub fn new(limits: FeedQueue, entries_max: usize) -> Self {
-        let entries_max = entries_max.min(limits.max_rows).max(1);
-        Self { limits, entries_max, waiting: VecDeque::new(), acks: HashMap::new(), rows: 0, bytes: 0 }
+    /// Entries without rows must not pile up either, so a file has no more of them than rows may be in it.
+    pub fn new(limits: FeedQueue, minutes_max: usize) -> Self {
+        Self { limits, minutes_max, waiting: VecDeque::new(), acks: HashMap::new(), rows: 0, bytes: 0 }
     }
 
     /// Adds an entry. If it waits already it was delivered twice: the later delivery's ack id counts, and
@@ -132,9 +134,17 @@ impl Accumulator {
     /// Whether waiting longer would bring nothing: a limit is reached.
     pub fn is_full(&self) -> bool {
         let FeedQueue { max_rows, max_size, .. } = self.limits;
-        let is_full =
-            self.rows >= max_rows || self.bytes >= max_size || self.waiting.len() >= self.entries_max;
-        !self.is_empty() && is_full
+        let is_full = self.rows >= max_rows || self.bytes >= max_size || self.waiting.len() >= max_rows;
+        !self.is_empty() && (is_full || self.has_many_minutes())
+    }
+
+    /// Whether not all that waits fits into one file.
+    fn has_many_minutes(&self) -> bool {
+        // Nearly always there is no such limit, or fewer entries than minutes are allowed.
+        self.waiting.len() > self.minutes_max && {
+            let minutes: BTreeSet<_> = self.waiting.iter().map(|entry| minute_of(entry.sent_at)).collect();
+            minutes.len() > self.minutes_max
+        }
     }
 
     /// When the oldest entry has waited for the linger; `None` if nothing waits.
@@ -150,13 +160,16 @@ impl Accumulator {
     /// Takes the oldest entries, as many as the limits of a file allow; at least one if any waits.
     pub fn take(&mut self) -> Vec<Entry> {
         let (mut rows, mut bytes) = (0, 0);
+        let mut minutes = BTreeSet::new();
         let mut taken = Vec::new();
         while let Some(entry) = self.waiting.front() {
             rows += entry.rows.len();
             bytes += entry.held_bytes();
+            minutes.insert(minute_of(entry.sent_at));
             let fits = rows <= self.limits.max_rows
                 && bytes <= self.limits.max_size
-                && taken.len() < self.entries_max;
+                && taken.len() < self.limits.max_rows
+                && minutes.len() <= self.minutes_max;
             if !fits && !taken.is_empty() {
                 break;
             }

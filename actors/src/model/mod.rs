@@ -13,6 +13,7 @@ pub mod call;
 pub mod channel;
 pub mod codec;
 pub mod delay;
+pub mod entries;
 pub mod file;
 pub mod formats;
 pub mod hint;

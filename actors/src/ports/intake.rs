@@ -4,6 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{ItemOutcome, QueueDepth, StoreError};
+use crate::model::time::UnixMs;
+
 pub use crate::model::intake::AckId;
 
 /// One entry of an inbound queue, ours until its visibility timeout runs out.
@@ -15,6 +17,8 @@ pub struct IntakeEntry {
     pub ack: AckId,
     /// What it says.
     pub body: Bytes,
+    /// When it was sent, the same at every delivery.
+    pub sent_at: UnixMs,
     /// How often it was delivered, this delivery included; 0 if the queue does not say.
     pub receives: u32,
 }

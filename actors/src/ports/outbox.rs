@@ -40,6 +40,8 @@ pub struct EntryId {
     pub feed: Arc<str>,
     /// The id, at most 128 bytes.
     pub id: String,
+    /// When it was sent, the same at every delivery.
+    pub sent_at: UnixMs,
 }
 
 /// What became of a step.
@@ -59,13 +61,13 @@ pub struct AppendLimits {
     pub batches: usize,
     /// Bytes of payload, each batch counted for itself.
     pub bytes: usize,
-    /// Entries of an inbound queue.
-    pub entries: usize,
+    /// Minutes in which the entries of an inbound queue were sent (B22).
+    pub entry_minutes: usize,
 }
 
 impl AppendLimits {
     /// No limit but the caller's own.
-    pub const NONE: Self = Self { batches: usize::MAX, bytes: usize::MAX, entries: usize::MAX };
+    pub const NONE: Self = Self { batches: usize::MAX, bytes: usize::MAX, entry_minutes: usize::MAX };
 }
 
 impl Append {

@@ -1,7 +1,10 @@
 //! The feed over fakes that misbehave, on tokio's paused clock. A crash is the feed's future being dropped:
 //! it stops at whatever it was waiting for.
 
-use std::{collections::BTreeMap, sync::Mutex as SyncMutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex as SyncMutex,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +17,7 @@ use crate::{
     metrics::StageMetrics,
     model::{
         batch::Rows,
+        entries::minute_of,
         file::{Checkpoint, FileReport},
         time::UnixMs,
     },
@@ -87,7 +91,8 @@ impl Outbox for FlakyOutbox {
     async fn append(&self, append: Append) -> Result<Appended, StoreError> {
         self.answer().await?;
         let limits = self.weather().limits;
-        assert!(append.entries.len() <= limits.entries);
+        let minutes: BTreeSet<_> = append.entries.iter().map(|entry| minute_of(entry.sent_at)).collect();
+        assert!(minutes.len() <= limits.entry_minutes);
         assert!(append.batches.len() <= limits.batches.max(append.file.destinations.len()));
         let entries = append.entries.len();
         let appended = self.store.append(append).await?;
@@ -429,7 +434,7 @@ async fn f48_every_entrys_rows_are_taken_once_whatever_goes_wrong() {
         let limits = AppendLimits {
             batches: random.random_range(2..12),
             bytes: 4000,
-            entries: random.random_range(1..9),
+            entry_minutes: random.random_range(1..5),
         };
         world.outbox.change(|weather| (weather.limits, weather.lost_answers) = (limits, 0.2));
         world.intake.set_faults(IntakeFaults {
@@ -453,7 +458,8 @@ async fn f48_every_entrys_rows_are_taken_once_whatever_goes_wrong() {
             } else {
                 rejected += 1;
             }
-            world.intake.put(&format!("entry-{entry}"), body);
+            let sent_at = UnixMs(random.random_range(0..6) * 60_000);
+            world.intake.put_at(&format!("entry-{entry}"), body, sent_at);
         }
         for _ in 0..12 {
             let (one, other) = (world.start(), random.random_bool(0.5).then(|| world.start()));

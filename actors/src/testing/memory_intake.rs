@@ -13,7 +13,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::Notify;
 
 use crate::{
-    model::time::MonoMs,
+    model::time::{MonoMs, UnixMs},
     ports::{AckId, Clock, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
 };
 
@@ -52,6 +52,7 @@ struct State {
 
 struct Queued {
     id: String,
+    sent_at: UnixMs,
     body: Bytes,
     receives: u32,
     /// The latest delivery: the only one that can be extended or released.
@@ -91,8 +92,14 @@ impl MemoryIntake {
 
     /// Sends an entry.
     pub fn put(&self, id: &str, body: impl Into<Bytes>) {
+        self.put_at(id, body, self.clock.wall());
+    }
+
+    /// Sends one, or has sent it then.
+    pub fn put_at(&self, id: &str, body: impl Into<Bytes>, sent_at: UnixMs) {
         self.state().entries.push(Queued {
             id: id.to_owned(),
+            sent_at,
             body: body.into(),
             receives: 0,
             ack: None,
@@ -178,6 +185,7 @@ impl State {
                 id: entry.id.clone(),
                 ack,
                 body: entry.body.clone(),
+                sent_at: entry.sent_at,
                 receives: entry.receives,
             });
         }

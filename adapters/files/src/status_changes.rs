@@ -130,6 +130,7 @@ impl State {
                 id: entry_id(&change),
                 ack: ack.clone(),
                 body: body(&change).into(),
+                sent_at: change.at,
                 // Whether it was handed out before a restart is not known.
                 receives: 0,
             });

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use postrider_settings::Keys as _;
 use proptest::prelude::*;
@@ -123,14 +123,17 @@ fn nothing_that_is_printed_shows_a_row() {
 }
 
 proptest! {
-    /// Rows, bytes, entries and time: whatever comes, in whatever order, is taken once, in order, and no
+    /// Rows, bytes, entries, minutes and time: whatever comes, in whatever order, is taken once, in order, and no
     /// later than the linger, and no file is larger than the limits unless one entry is.
     #[test]
     fn everything_accumulated_is_taken_once_within_the_limits(
-        sizes in prop::collection::vec((0usize..8, 0u64..50), 1..60), rows in 1usize..20, bytes in 1usize..3000,
-        entries in 1usize..12, linger in 0u64..100,
+        sizes in prop::collection::vec((0usize..8, 0u64..50, 0u64..4), 1..60), rows in 1usize..20,
+        bytes in 1usize..3000, minutes_max in 1usize..5, linger in 0u64..100,
     ) {
-        let mut accumulator = Accumulator::new(limits(rows, bytes, Duration::from_millis(linger)), entries);
+        let mut accumulator = Accumulator::new(limits(rows, bytes, Duration::from_millis(linger)), minutes_max);
+        let minutes = |entries: &mut dyn Iterator<Item = &Entry>| {
+            entries.map(|entry| minute_of(entry.sent_at)).collect::<BTreeSet<_>>().len()
+        };
         let mut now = 0;
         let mut order = Vec::new();
         let mut check = |taken: Vec<Entry>, now: u64, linger_kept: bool| {
@@ -138,11 +141,11 @@ proptest! {
             let sum = |size: fn(&Entry) -> usize| taken.iter().map(size).sum::<usize>();
             let one = taken.len() == 1;
             assert!(one || (sum(|entry| entry.rows.len()) <= rows && sum(Entry::held_bytes) <= bytes));
-            assert!(taken.len() <= entries);
+            assert!(taken.len() <= rows && minutes(&mut taken.iter()) <= minutes_max);
             assert!(!linger_kept || taken.iter().all(|entry| now <= entry.received.0 + linger));
             order.extend(taken.into_iter().map(|entry| entry.id));
         };
-        for (id, &(size, gap)) in sizes.iter().enumerate() {
+        for (id, &(size, gap, minute)) in sizes.iter().enumerate() {
             // The loop's timer: it wakes at each deadline before the next entry comes.
             while let Some(deadline) = accumulator.deadline().filter(|deadline| deadline.0 <= now + gap) {
                 assert!(deadline.0 == 0 || !accumulator.is_due(MonoMs(deadline.0 - 1)));
@@ -152,12 +155,13 @@ proptest! {
             now += gap;
             let mut next = array(id, size, 0);
             next.received = MonoMs(now);
+            next.sent_at = UnixMs(minute * 60_000);
             accumulator.push(next);
             while accumulator.is_due(MonoMs(now)) {
                 check(accumulator.take(), now, true);
             }
             let waiting: Vec<_> = accumulator.waiting.iter().collect();
-            prop_assert!(waiting.len() < entries);
+            prop_assert!(waiting.len() < rows && minutes(&mut waiting.iter().copied()) <= minutes_max);
             prop_assert!(waiting.iter().map(|entry| entry.rows.len()).sum::<usize>() < rows);
             prop_assert!(waiting.iter().map(|entry| entry.held_bytes()).sum::<usize>() < bytes);
         }

@@ -11,11 +11,12 @@ pub async fn entries<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     an_entry_is_taken_once_and_its_step_all_or_nothing(make().await).await;
     a_repeated_step_is_stored_and_not_known(make().await).await;
     entries_are_told_apart_by_feed_and_id(make().await).await;
+    entries_are_found_whenever_they_were_sent_and_however_many_there_are(make().await).await;
     old_entries_are_forgotten_in_steps(make().await).await;
 }
 
 fn entry(id: &str) -> EntryId {
-    EntryId { feed: "feed".into(), id: id.into() }
+    EntryId { feed: "feed".into(), id: id.into(), sent_at: NOW }
 }
 
 /// The step of a file of its own that brings one row per entry.
@@ -56,7 +57,7 @@ async fn a_repeated_step_is_stored_and_not_known(store: Subject) {
 }
 
 async fn entries_are_told_apart_by_feed_and_id(store: Subject) {
-    let of = |feed: &str, id: &str| EntryId { feed: feed.into(), id: id.into() };
+    let of = |feed: &str, id: &str| EntryId { feed: feed.into(), id: id.into(), sent_at: NOW };
     store.outbox.append(step(1, &[of("feed", "a")])).await.unwrap();
     let longest = "x".repeat(128);
     let asked = [of("other", "a"), of("feed", "A"), of("feed", "a"), of("feed", ""), of("feed", &longest)];
@@ -66,6 +67,32 @@ async fn entries_are_told_apart_by_feed_and_id(store: Subject) {
     other.entries = vec![of("other", "a"), of("feed", &longest)];
     assert_eq!(store.outbox.append(other).await, Ok(Appended::Stored));
     assert_eq!(store.outbox.known_entries(&asked[4..]).await, Ok(vec![of("feed", &longest)]));
+}
+
+async fn entries_are_found_whenever_they_were_sent_and_however_many_there_are(store: Subject) {
+    let limit = store.outbox.append_limits().entry_minutes.min(20) as u64;
+    let sent = |minute: u64, number: u64| EntryId {
+        sent_at: UnixMs(NOW.0 + minute * 60_000),
+        ..entry(&number.to_string())
+    };
+    let mut all = Vec::new();
+    // Few at a time, then many, then in every minute.
+    for (content, (minutes, count)) in
+        [(1, 40), (1, 5), (2, 120), (limit, 60), (1, 300), (limit, 3)].into_iter().enumerate()
+    {
+        let first = all.len() as u64;
+        let step_entries: Vec<_> =
+            (first..first + count).map(|number| sent(number % minutes, number)).collect();
+        assert_eq!(store.outbox.append(step(content as u8, &step_entries)).await, Ok(Appended::Stored));
+        all.extend(step_entries);
+    }
+    assert_eq!(store.outbox.known_entries(&all).await, Ok(all.clone()));
+    for again in all.iter().step_by(50) {
+        let fresh = sent(0, 1_000_000);
+        let refused = store.outbox.append(step(99, &[fresh.clone(), again.clone()])).await;
+        assert_eq!(refused, Ok(Appended::Known(vec![again.clone()])));
+        assert_eq!(store.outbox.known_entries(&[fresh]).await, Ok(vec![]));
+    }
 }
 
 async fn old_entries_are_forgotten_in_steps(store: Subject) {

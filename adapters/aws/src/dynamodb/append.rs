@@ -7,19 +7,21 @@ use postrider_actors::{
     model::{
         batch::NewBatch,
         codec,
+        entries::GroupChange,
         file::{FileState, Reject},
         ids::FileId,
         time::UnixMs,
     },
-    ports::{Append, AppendLimits, Appended, EntryId, StoreError},
+    ports::{Append, AppendLimits, Appended, StoreError},
 };
 
 use super::{
     cache::lock,
-    calls::{ACTIONS_MAX, GetOutcome, TransactOutcome},
+    calls::{ACTIONS_MAX, TransactOutcome},
     change::put,
+    entry_groups::{GroupKey, Groups},
     files::{StoredFile, json},
-    item::{BATCHES, BODY, EXPIRES_AT, FEED, FILE, Item, NAME, PK, SK, blob, number, text},
+    item::{BATCHES, BODY, FEED, FILE, Item, NAME, blob, text},
     keys::{self, ledger_key},
     payload::NewPayload,
     record::StoredBatch,
@@ -29,12 +31,13 @@ use super::{
 /// open ones, where its batches are, and the depth.
 const FIXED_ACTIONS: usize = 5;
 
-/// What one step may hold. The actions of a transaction are divided between batches and entries; payloads are stored
-/// ahead of it, in calls of up to 16 MB.
-pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 40, bytes: 4_000_000, entries: 30 };
+/// What one step may hold. The actions of a transaction are divided between batches and groups of entries; payloads are
+/// stored ahead of it, in calls of up to 16 MB.
+pub(super) const LIMITS: AppendLimits = AppendLimits { batches: 40, bytes: 4_000_000, entry_minutes: 15 };
 
-// A process makes each destination known once.
-const _: () = assert!(LIMITS.batches + LIMITS.entries + FIXED_ACTIONS + DESTINATIONS_MAX <= ACTIONS_MAX);
+// A process makes each destination known once; a group of entries has a head and a chunk.
+const _: () =
+    assert!(LIMITS.batches + 2 * LIMITS.entry_minutes + FIXED_ACTIONS + DESTINATIONS_MAX <= ACTIONS_MAX);
 
 /// Destinations that one feed may have: each row becomes a batch for every one of them in the same
 /// transaction.
@@ -53,7 +56,7 @@ const ROUNDS: usize = 6;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum About {
     File,
-    Entry,
+    Entries,
     Batch,
     Else,
 }
@@ -137,12 +140,19 @@ impl Shared {
             file.state = append.state.clone();
             file.closed_at = append.state.is_closed().then_some(append.at);
         }
+        let groups = if advances { self.groups_of(&append.entries).await? } else { Groups::new() };
+        let taken = groups.taken(&append.entries);
+        if !taken.is_empty() {
+            // Perhaps by this very step.
+            return Ok(is_current.then_some(Appended::Known(taken)));
+        }
+        let entries = groups.add(&append.entries);
         let slot = self.depth.slot().await;
         let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
         let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
         let records = self.records_of(batches).await?;
         let new: Vec<_> = records.iter().map(|record| (record, self.stamp())).collect();
-        let (mut actions, about) = self.actions(append, &file, stored.is_none(), advances, &new)?;
+        let (mut actions, about) = self.actions(append, &file, stored.is_none(), &entries, &new)?;
         if messages > 0 {
             actions.push(self.depth.change(&self.calls.tables.ledger, &slot.name(), messages)?);
             actions.extend(self.register(&append.file.destinations)?);
@@ -154,9 +164,9 @@ impl Shared {
                 if refused.iter().any(|index| of(index) == About::File) {
                     return Ok(None);
                 }
-                if refused.iter().any(|index| of(index) == About::Entry) {
-                    let entries = self.known_entries(&append.entries).await?;
-                    return Ok((!entries.is_empty()).then_some(Appended::Known(entries)));
+                if refused.iter().any(|index| of(index) == About::Entries) {
+                    self.groups_moved_on(&groups).await?;
+                    return Ok(None);
                 }
                 return Err(StoreError::Permanent(format!(
                     "file {id}: batches between rows {} and {} are stored already, but its checkpoint is not \
@@ -166,11 +176,13 @@ impl Shared {
             }
             Err(error) => {
                 // It may be stored all the same; a sweep finds its batches then.
+                self.forget_groups(&groups);
                 self.depth.unknown();
                 return Err(error);
             }
         }
         drop(slot);
+        self.groups_written(groups, entries);
         file.version = stored.map_or(0, |stored| stored.version + 1);
         file.reported = None;
         self.depth.changed(messages);
@@ -194,30 +206,24 @@ impl Shared {
         append: &Append,
         file: &StoredFile,
         is_new: bool,
-        advances: bool,
+        entries: &[(GroupKey, GroupChange)],
         new: &[(&StoredBatch, u64)],
     ) -> Result<(Vec<TransactWriteItem>, Vec<About>), StoreError> {
         let id = append.file.id;
         let table = &self.calls.tables.ledger;
         let mut actions = vec![if is_new { file.insert(table)? } else { file.replace(table)? }];
         let mut about = vec![About::File];
-        if advances {
-            let expires = self.clock.wall().after(self.settings.entry_retention).0 / 1000;
-            for entry in &append.entries {
-                let mut taken = ledger_key(&keys::entry_pk(&entry.feed, &entry.id), "entry");
-                taken.insert(FILE.to_owned(), text(id.to_string()));
-                taken.insert(EXPIRES_AT.to_owned(), number(expires));
-                actions.push(put(table, taken, Some("attribute_not_exists(Pk)"))?);
-                about.push(About::Entry);
-            }
-            for &(record, stamp) in new {
-                let stamp = self.stamp_of(&record.record, stamp);
-                actions.push(record.insert(table, self.settings.shards(), stamp)?);
-                about.push(About::Batch);
-            }
-            if !new.is_empty() {
-                actions.push(put(table, step_of_file(append)?, None)?);
-            }
+        for action in self.write_groups(entries)? {
+            actions.push(action);
+            about.push(About::Entries);
+        }
+        for &(record, stamp) in new {
+            let stamp = self.stamp_of(&record.record, stamp);
+            actions.push(record.insert(table, self.settings.shards(), stamp)?);
+            about.push(About::Batch);
+        }
+        if !new.is_empty() {
+            actions.push(put(table, step_of_file(append)?, None)?);
         }
         if is_new {
             let mut listed = ledger_key(keys::FILES_PK, &keys::stamped_sk(file.stamp, id));
@@ -231,10 +237,10 @@ impl Shared {
         }
         if actions.len() >= ACTIONS_MAX {
             return Err(StoreError::Permanent(format!(
-                "a step of file {id} with {} batches and {} entries does not fit into one transaction: a feed of \
+                "a step of file {id} with {} batches and {} groups of entries does not fit into one transaction: a feed of \
                  a DynamoDB outbox may have up to {DESTINATIONS_MAX} destinations",
                 append.batches.len(),
-                append.entries.len()
+                entries.len()
             )));
         }
         Ok((actions, about))
@@ -274,26 +280,6 @@ impl Shared {
             put(keys::duplicates_sk(last), codec::encode_row_numbers(rows));
         }
         self.calls.put_all("storing rejected rows", &self.calls.tables.ledger, items).await
-    }
-
-    pub(super) async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError> {
-        let key = |entry: &EntryId| ledger_key(&keys::entry_pk(&entry.feed, &entry.id), "entry");
-        let keys: Vec<_> = entries.iter().map(key).collect();
-        let ledger = &self.calls.tables.ledger;
-        let found = self.calls.get_many("looking for entries", ledger, &keys, Some(&[PK, SK])).await?;
-        let mut known = Vec::new();
-        for (entry, got) in entries.iter().zip(found) {
-            match got {
-                GetOutcome::Item(_) => known.push(entry.clone()),
-                GetOutcome::Missing => {}
-                GetOutcome::Unprocessed => {
-                    return Err(StoreError::Retryable(
-                        "looking for entries: some were not looked for".into(),
-                    ));
-                }
-            }
-        }
-        Ok(known)
     }
 
     /// Takes note that a file may have settled, or be open again; `is_first`: it was not known before.

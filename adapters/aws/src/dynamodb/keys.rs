@@ -20,6 +20,7 @@ pub(super) const STEP_PREFIX: &str = "step#";
 pub(super) const FILE_SK: &str = "file";
 pub(super) const FILES_PK: &str = "files";
 pub(super) const DEAD_PK: &str = "dead";
+pub(super) const ENTRIES_HEAD_SK: &str = "head";
 pub(super) const DEPTH_PK: &str = "depth";
 pub(super) const CLUSTER_PK: &str = "cluster";
 pub(super) const DESTINATIONS_PK: &str = "destinations";
@@ -78,8 +79,13 @@ pub(super) fn dead_sk(file: FileId, destination: &str, first_row: u64, id: Batch
     format!("{file}#{destination}#{first_row:016x}#{id}")
 }
 
-pub(super) fn entry_pk(feed: &str, id: &str) -> String {
-    format!("entry#{feed}#{id}")
+pub(super) fn entries_pk(feed: &str, minute: u64) -> String {
+    format!("entries#{feed}#{minute:08x}")
+}
+
+/// Of a chunk of entries: before the head's.
+pub(super) fn entries_sk(version: u64) -> String {
+    format!("{version:016x}")
 }
 
 pub(super) fn rate_pk(destination: &str) -> String {

@@ -23,6 +23,8 @@ mod depth;
 mod destinations;
 mod draft;
 mod due;
+mod entries;
+mod entry_groups;
 mod files;
 mod index;
 mod item;

@@ -22,6 +22,7 @@ use super::{
     calls::Calls,
     cluster::ClusterCache,
     depth::Depth,
+    entry_groups::GroupCache,
     files::StoredFile,
     index::IndexCount,
     item::Item,
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     /// Files that another machine has been ahead with.
     pub(super) moved: Mutex<BTreeSet<FileId>>,
     pub(super) records: Mutex<Records>,
+    pub(super) entries: Mutex<GroupCache>,
     pub(super) payloads: Mutex<PayloadCache>,
     pub(super) cluster: ClusterCache,
     /// Destinations that this process has made known.
@@ -103,6 +105,7 @@ impl Shared {
             files: Mutex::default(),
             moved: Mutex::default(),
             records: Mutex::default(),
+            entries: Mutex::default(),
             payloads: Mutex::default(),
             cluster: ClusterCache::default(),
             registered: Mutex::default(),

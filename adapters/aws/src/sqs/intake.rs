@@ -10,7 +10,7 @@ use aws_sdk_sqs::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
-    model::call::Failure,
+    model::{call::Failure, time::UnixMs},
     ports::{AckId, CallObserver, Intake, IntakeEntry, ItemOutcome, QueueDepth, StoreError},
 };
 
@@ -83,19 +83,22 @@ fn outcome(answer: &Result<Refusals, Failure>, index: usize) -> ItemOutcome {
 }
 
 fn entry(message: Message) -> Option<IntakeEntry> {
-    let receives = message.attributes.as_ref().and_then(|attributes| {
-        attributes.get(&MessageSystemAttributeName::ApproximateReceiveCount)?.parse().ok()
-    });
-    let (Some(id), Some(handle)) = (message.message_id, message.receipt_handle) else {
-        // The API reference promises both. It comes again after its visibility timeout.
-        tracing::warn!("SQS delivered a message without an id or a receipt handle; it is left alone");
+    let attributes = message.attributes.unwrap_or_default();
+    let number = |name| attributes.get(&name).and_then(|value| value.parse().ok());
+    let sent_at = number(MessageSystemAttributeName::SentTimestamp);
+    let (Some(id), Some(handle), Some(sent_at)) = (message.message_id, message.receipt_handle, sent_at)
+    else {
+        // The API reference promises all of them. It comes again after its visibility timeout.
+        tracing::warn!("SQS delivered a message without an id, a receipt handle or a time; it is left alone");
         return None;
     };
+    let receives = number(MessageSystemAttributeName::ApproximateReceiveCount);
     Some(IntakeEntry {
         id,
         ack: AckId(handle.into()),
         body: Bytes::from(message.body.unwrap_or_default()),
-        receives: receives.unwrap_or(0),
+        sent_at: UnixMs(sent_at),
+        receives: receives.and_then(|receives| u32::try_from(receives).ok()).unwrap_or(0),
     })
 }
 
