@@ -26,10 +26,12 @@ mod recorded;
 #[cfg(feature = "aws")]
 mod remote;
 mod signals;
+mod state_dir;
 mod status;
 mod stores;
 mod tables;
 mod tree;
+pub(crate) mod troubles;
 mod watch;
 
 use std::{
@@ -40,7 +42,7 @@ use std::{
 
 use actix_rt::{Arbiter, System};
 use postrider_actors::{
-    flow::{Bell, Bells, ProgressBoard},
+    flow::{Bell, Bells, ProgressBoard, TroubleBoard},
     ports::Clock,
 };
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
@@ -109,6 +111,7 @@ pub fn run(
         move || workers.ring()
     }));
     let machine = Arc::new(Machine {
+        troubles: TroubleBoard::new(clock.clone()),
         stores,
         in_flight: Arc::new(in_flight),
         alone: Arc::default(),

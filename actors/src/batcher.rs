@@ -17,7 +17,7 @@ use crate::{
     model::{
         batch::NewBatch,
         builder::{BatchBuilder, Cut},
-        file::{Checkpoint, FileState, Reject},
+        file::{Checkpoint, FileState, ReadEnd, Reject},
         formats::Position,
         ids::FileId,
         time::MonoMs,
@@ -65,7 +65,7 @@ struct AppendDraft {
     batches: Vec<NewBatch>,
     rejects: Vec<Reject>,
     duplicates: Vec<u64>,
-    closed: Option<FileState>,
+    end: Option<ReadEnd>,
     /// How far the file is read with it.
     checkpoint: Checkpoint,
     bytes: usize,
@@ -109,7 +109,11 @@ impl Batcher {
         progress.appending = true;
         let file = progress.file.clone();
         let rows = draft.rows();
-        let state = draft.closed.unwrap_or(FileState::Ingesting);
+        let ends = draft.end.is_some();
+        let state = match draft.end {
+            Some(ReadEnd::Closed(state)) => state,
+            Some(ReadEnd::SetAside) | None => FileState::Ingesting,
+        };
         let closed = state.is_closed();
         let append = Append {
             file: file.record.clone(),
@@ -153,8 +157,8 @@ impl Batcher {
         context.spawn(work.into_actor(self).map(move |result, this, context| match result {
             Ok(()) => {
                 this.setup.appended.ring();
-                if closed {
-                    this.files.remove(&id);
+                if ends {
+                    this.files.remove(&id); // nothing refers to a file that is set aside, so it is
                 } else if let Some(progress) = this.files.get_mut(&id) {
                     progress.appending = false;
                     this.append(id, context);
@@ -205,7 +209,7 @@ impl FileProgress {
     }
 
     fn take(&mut self, rows: ParsedRows, setup: &BatcherSetup) {
-        let ParsedRows { file: _, mut block, duplicates, resume, read, closed, permit } = rows;
+        let ParsedRows { file: _, mut block, duplicates, resume, read, end, permit } = rows;
         self.duplicates.extend(duplicates.iter().filter(|&&row| row > resume.rows));
         // First, because a cut takes along what was rejected before its last row.
         let rejects = std::mem::take(&mut block.rejects);
@@ -222,10 +226,13 @@ impl FileProgress {
             self.read = read;
         }
         self.fed = setup.clock.mono();
-        if let Some(state) = closed {
+        if let Some(end) = end {
             self.flush(setup);
-            let closed = self.verdict(state);
-            self.last_draft().closed = Some(closed);
+            let end = match end {
+                ReadEnd::Closed(state) => ReadEnd::Closed(self.verdict(state)),
+                ReadEnd::SetAside => ReadEnd::SetAside,
+            };
+            self.last_draft().end = Some(end);
         } else if self.rejects.len() + self.duplicates.len() > WAITING_REJECTS_MAX || self.builder.is_empty()
         {
             self.flush(setup);

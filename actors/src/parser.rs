@@ -22,8 +22,8 @@ use crate::{
     messages::{FileClaimed, ParsedRows},
     model::{
         batch::RowLayout,
-        file::{Checkpoint, FileRecord, FileState},
-        formats::{FileError, Position, RowBlock, RowParser},
+        file::{Checkpoint, FileRecord, FileState, ReadEnd},
+        formats::{Position, RowBlock, RowParser},
         ids::{FileId, hex},
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
@@ -129,8 +129,33 @@ enum PassError {
     Store(#[from] StoreError),
     #[error("the batcher is gone")]
     BatcherGone,
-    #[error("the set of recipients that were seen: {0}")]
-    Seen(io::Error),
+    #[error(transparent)]
+    Cancelled(io::Error),
+}
+
+/// Why a file is read no further.
+enum Obstacle {
+    /// A verdict on the file.
+    Verdict(FileState),
+    /// The machine can't read it now: a disk that fails or is full, no file descriptors, no permission. It says nothing of
+    /// the file.
+    NotNow(String),
+}
+
+impl From<io::Error> for Obstacle {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Verdict(FileState::SourceLost(format!("it vanished: {error}"))),
+            io::ErrorKind::InvalidData => Self::Verdict(FileState::Failed(error.to_string())),
+            _ => Self::NotNow(format!("it can't be read: {error}")),
+        }
+    }
+}
+
+impl From<FileState> for Obstacle {
+    fn from(state: FileState) -> Self {
+        Self::Verdict(state)
+    }
 }
 
 /// One file's way through the parser.
@@ -145,13 +170,17 @@ impl Pass {
     }
 
     async fn run(self, claimed: FileClaimed) -> Result<(), PassError> {
-        let FileClaimed { file, watcher, slot: _slot, permit } = claimed;
+        let FileClaimed { file, owner, watcher, slot: _slot, permit } = claimed;
         let (digest, unusable) = match self.digest(&file).await {
             Ok(Some(digest)) => (digest, unmet_promise(&file, &digest)),
             Ok(None) => return Ok(()), // draining: the file stays claimed and is read after the restart
+            Err(Obstacle::NotNow(why)) => {
+                owner.set_aside(&self.setup.feed.name, why);
+                return Ok(());
+            }
             // Without its content it has no identity; it gets one of its own, to be reported under.
-            Err(error) => {
-                (Sha256::digest(file.path.as_os_str().as_encoded_bytes()).into(), Some(unreadable(&error)))
+            Err(Obstacle::Verdict(state)) => {
+                (Sha256::digest(file.path.as_os_str().as_encoded_bytes()).into(), Some(state))
             }
         };
         let id = FileId::derive(&self.setup.feed.name, &digest);
@@ -167,13 +196,13 @@ impl Pass {
         };
         let known = self.insist("looking for the file", || self.setup.outbox.find_file(id)).await?;
         let moved = if known.is_some() { self.keep_destinations(&mut record).await? } else { None };
-        let file = Arc::new(FileInProgress::new(record, file, watcher, permit, sole));
+        let file = Arc::new(FileInProgress::new(record, file, watcher, owner, permit, sole));
         match (known, unusable.or(moved)) {
             (Some((FileState::Ingested, _)), _) => {
                 tracing::info!(feed = %self.setup.feed.name, file = %id, "the same bytes were ingested before");
-                self.close(&file, START, FileState::Ingested).await
+                self.close(&file, FileState::Ingested).await
             }
-            (_, Some(state)) => self.close(&file, START, state).await,
+            (_, Some(state)) => self.close(&file, state).await,
             (known, None) => {
                 let resume = known.map(|(_, checkpoint)| checkpoint).unwrap_or_default();
                 self.read_rows(&file, resume).await
@@ -198,7 +227,7 @@ impl Pass {
         }))
     }
 
-    async fn digest(&self, file: &ClaimedFile) -> io::Result<Option<[u8; 32]>> {
+    async fn digest(&self, file: &ClaimedFile) -> Result<Option<[u8; 32]>, Obstacle> {
         let (inbox, file, draining) = (self.setup.inbox.clone(), file.clone(), self.draining.clone());
         blocking(move || {
             let mut source = inbox.open_raw(&file)?;
@@ -212,7 +241,7 @@ impl Pass {
                     Ok(0) => return Ok(Some(hash.finalize().into())),
                     Ok(len) => hash.update(&buffer[..len]),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 }
             }
         })
@@ -220,28 +249,13 @@ impl Pass {
     }
 
     async fn read_rows(&self, file: &Arc<FileInProgress>, resume: Checkpoint) -> Result<(), PassError> {
-        if let Some(rows) = file.claimed.expected.as_ref().and_then(|expected| expected.rows) {
-            match self.count_rows(file).await? {
-                Some(Ok(counted)) if counted == rows => {}
-                Some(Ok(counted)) => {
-                    let why = format!("its sidecar promises {rows} rows, it has {counted}");
-                    return self.close(file, START, FileState::Failed(why)).await;
-                }
-                Some(Err(state)) => return self.close(file, START, state).await,
-                None => return Ok(()),
-            }
-        }
-        // To know what was seen before the checkpoint, those rows have to be parsed in full.
-        let skip = if self.setup.feed.directory.duplicates == Duplicates::Keep { resume.rows } else { 0 };
-        let mut stream = match self.open(file, skip).await {
-            Ok(stream) => stream,
-            Err(state) => return self.close(file, START, state).await,
-        };
-        let mut seen = match self.setup.feed.directory.duplicates {
-            Duplicates::Keep => None,
-            Duplicates::First => {
-                let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
-                Some(blocking(move || inbox.seen(&claimed)).await.map_err(PassError::Seen)?)
+        let (mut stream, mut seen) = match self.prepare(file, resume).await {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => return Ok(()), // draining
+            Err(Obstacle::Verdict(state)) => return self.close(file, state).await,
+            Err(Obstacle::NotNow(why)) => {
+                file.owner.set_aside(&self.setup.feed.name, why);
+                return Ok(());
             }
         };
         loop {
@@ -257,43 +271,80 @@ impl Pass {
                 failpoint!("panic.parser");
                 let mut block = RowBlock::new(block_rows);
                 let before = stream.parser.position();
-                let mut closed = stream.next_block(&mut block).unwrap_or_else(Some);
+                let mut is_end = stream.next_block(&mut block);
                 let mut read = stream.parser.position();
-                // What was read before this check is what was claimed; of the rest nothing is known (F17, F32).
-                if let Some(state) = changed(&*inbox, &claimed) {
-                    block.clear();
-                    read = before;
-                    closed = Some(state);
-                }
                 let mut duplicates = Vec::new();
-                if let (Some(seen), Some(layout)) = (&mut seen, stream.parser.layout()) {
-                    find_duplicates(&mut **seen, layout, &block, &mut duplicates)?;
+                // What was read before this check is what was claimed; of the rest nothing is known (F17, F32).
+                let checked = check_unchanged(&*inbox, &claimed).and_then(|()| {
+                    if let (Some(seen), Some(layout)) = (&mut seen, stream.parser.layout()) {
+                        find_duplicates(&mut **seen, layout, &block, &mut duplicates)?;
+                    }
+                    Ok(())
+                });
+                if let Err(obstacle) = checked {
+                    block.clear();
+                    duplicates.clear();
+                    read = before;
+                    is_end = Err(obstacle);
                 }
-                Ok((stream, seen, block, duplicates, read, closed))
+                Ok((stream, seen, block, duplicates, read, is_end))
             });
-            let (next, still_seen, block, duplicates, read, closed) = step.await.map_err(PassError::Seen)?;
+            let (next, still_seen, block, duplicates, read, is_end) =
+                step.await.map_err(PassError::Cancelled)?;
             (stream, seen) = (next, still_seen);
             if let Some(layout) = stream.parser.layout() {
                 file.make_headers(&self.setup.feed, layout);
             }
-            let done = closed.is_some();
-            let rows = ParsedRows { file: file.clone(), block, duplicates, resume, read, closed, permit };
+            let end = match is_end {
+                Ok(false) => None,
+                Ok(true) => Some(ReadEnd::Closed(FileState::Ingested)),
+                Err(Obstacle::Verdict(state)) => Some(ReadEnd::Closed(state)),
+                Err(Obstacle::NotNow(why)) => {
+                    file.owner.set_aside(&self.setup.feed.name, why);
+                    Some(ReadEnd::SetAside)
+                }
+            };
+            let is_last = end.is_some();
+            let rows = ParsedRows { file: file.clone(), block, duplicates, resume, read, end, permit };
             self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)?;
-            if done {
+            if is_last {
                 return Ok(());
             }
         }
     }
 
-    /// How many rows the file has; `None` while draining.
-    async fn count_rows(
+    /// What reading rows takes, once what the sidecar promises of them is true; `None` while draining.
+    async fn prepare(
         &self,
         file: &Arc<FileInProgress>,
-    ) -> Result<Option<Result<u64, FileState>>, PassError> {
-        let mut stream = match self.open(file, u64::MAX).await {
-            Ok(stream) => stream,
-            Err(state) => return Ok(Some(Err(state))),
+        resume: Checkpoint,
+    ) -> Result<Option<(RowStream, Option<Box<dyn Seen>>)>, Obstacle> {
+        if let Some(rows) = file.claimed.expected.as_ref().and_then(|expected| expected.rows) {
+            let Some(counted) = self.count_rows(file).await? else { return Ok(None) };
+            if counted != rows {
+                let why = format!("its sidecar promises {rows} rows, it has {counted}");
+                return Err(FileState::Failed(why).into());
+            }
+        }
+        let duplicates = self.setup.feed.directory.duplicates;
+        // To know what was seen before the checkpoint, those rows have to be parsed in full.
+        let skip = if duplicates == Duplicates::Keep { resume.rows } else { 0 };
+        let stream = self.open(file, skip).await?;
+        let seen = match duplicates {
+            Duplicates::Keep => None,
+            Duplicates::First => {
+                let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
+                let seen = blocking(move || inbox.seen(&claimed)).await;
+                // However that fails, the file has no part in it.
+                Some(seen.map_err(|error| Obstacle::NotNow(error.to_string()))?)
+            }
         };
+        Ok(Some((stream, seen)))
+    }
+
+    /// How many rows the file has; `None` while draining.
+    async fn count_rows(&self, file: &Arc<FileInProgress>) -> Result<Option<u64>, Obstacle> {
+        let mut stream = self.open(file, u64::MAX).await?;
         loop {
             if self.is_draining() {
                 return Ok(None);
@@ -301,22 +352,20 @@ impl Pass {
             let block_rows = self.block_rows();
             let step = blocking(move || {
                 let mut block = RowBlock::new(block_rows);
-                let end = stream.next_block(&mut block);
-                Ok((stream, end))
+                let is_end = stream.next_block(&mut block)?;
+                Ok::<_, Obstacle>((stream, is_end))
             });
-            let (next, end) = step.await.map_err(PassError::Seen)?;
+            let (next, is_end) = step.await?;
             stream = next;
-            match end {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(Some(Ok(stream.parser.position().rows))),
-                Err(state) => return Ok(Some(Err(state))),
+            if is_end {
+                return Ok(Some(stream.parser.position().rows));
             }
         }
     }
 
-    async fn open(&self, file: &Arc<FileInProgress>, skip_rows: u64) -> Result<RowStream, FileState> {
+    async fn open(&self, file: &Arc<FileInProgress>, skip_rows: u64) -> Result<RowStream, Obstacle> {
         let (inbox, claimed) = (self.setup.inbox.clone(), file.claimed.clone());
-        let source = blocking(move || inbox.open_rows(&claimed)).await.map_err(|error| unreadable(&error))?;
+        let source = blocking(move || inbox.open_rows(&claimed)).await?;
         let feed = &self.setup.feed;
         Ok(RowStream::new(source, RowParser::new(&feed.format, feed.settings.max_row).skip_rows(skip_rows)))
     }
@@ -354,20 +403,15 @@ impl Pass {
         Ok(())
     }
 
-    async fn close(
-        &self,
-        file: &Arc<FileInProgress>,
-        read: Position,
-        state: FileState,
-    ) -> Result<(), PassError> {
+    async fn close(&self, file: &Arc<FileInProgress>, state: FileState) -> Result<(), PassError> {
         let permit = self.setup.blocks.clone().acquire_owned().await.map_err(|_| PassError::BatcherGone)?;
         let rows = ParsedRows {
             file: file.clone(),
             block: RowBlock::new(1),
             duplicates: Vec::new(),
             resume: Checkpoint::default(),
-            read,
-            closed: Some(state),
+            read: START,
+            end: Some(ReadEnd::Closed(state)),
             permit,
         };
         self.setup.batcher.send(rows).await.map_err(|_| PassError::BatcherGone)
@@ -382,24 +426,13 @@ fn unmet_promise(file: &ClaimedFile, digest: &[u8; 32]) -> Option<FileState> {
     })
 }
 
-fn unreadable(error: &io::Error) -> FileState {
-    match error.kind() {
-        io::ErrorKind::NotFound => FileState::SourceLost(format!("it vanished: {error}")),
-        io::ErrorKind::InvalidData => FileState::Failed(error.to_string()),
-        _ => FileState::Failed(format!("it can't be read: {error}")),
+fn check_unchanged(inbox: &dyn Inbox, claimed: &ClaimedFile) -> Result<(), Obstacle> {
+    if inbox.is_unchanged(claimed)? {
+        return Ok(());
     }
-}
-
-fn changed(inbox: &dyn Inbox, claimed: &ClaimedFile) -> Option<FileState> {
-    match inbox.is_unchanged(claimed) {
-        Ok(true) => None,
-        Ok(false) => Some(FileState::Failed(
-            "it was changed after it was claimed; rows read before are delivered. Write files under a name \
-             that starts with `.` and rename them when they are complete"
-                .to_owned(),
-        )),
-        Err(error) => Some(unreadable(&error)),
-    }
+    let why = "it was changed after it was claimed; rows read before are delivered. Write files under a name that \
+               starts with `.` and rename them when they are complete";
+    Err(FileState::Failed(why.to_owned()).into())
 }
 
 fn find_duplicates(
@@ -407,10 +440,11 @@ fn find_duplicates(
     layout: &RowLayout,
     block: &RowBlock,
     duplicates: &mut Vec<u64>,
-) -> io::Result<()> {
+) -> Result<(), Obstacle> {
     for (row, bytes) in block.iter() {
-        let parts = layout.read(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        if !seen.insert(parts.recipient)? {
+        let parts = layout.read(bytes).map_err(|error| FileState::Failed(error.to_string()))?;
+        let is_new = seen.insert(parts.recipient).map_err(|error| Obstacle::NotNow(error.to_string()))?;
+        if !is_new {
             duplicates.push(row.row);
         }
     }
@@ -433,27 +467,28 @@ impl RowStream {
         Self { source, parser, buffer: vec![0; capacity], start: 0, filled: 0, ended: false }
     }
 
-    /// Parses about `BLOCK_BYTES` more. `Ok(Some(Ingested))` at the end of the file, `Err` if the file
-    /// can't be used further; the rows before that are in `block` all the same.
-    fn next_block(&mut self, block: &mut RowBlock) -> Result<Option<FileState>, FileState> {
+    /// Parses about `BLOCK_BYTES` more. Whether the file has ended; `Err` if it can't be read further: the rows before that
+    /// are in `block` all the same.
+    fn next_block(&mut self, block: &mut RowBlock) -> Result<bool, Obstacle> {
         let mut parsed = 0;
         while parsed < BLOCK_BYTES && !block.is_full() {
             if !self.ended {
-                self.fill().map_err(|error| unreadable(&error))?;
+                self.fill()?;
             }
             let input = &self.buffer[self.start..self.filled];
-            let consumed = self.parser.parse(input, self.ended, block).map_err(|error| unusable(&error))?;
+            let parsed_to = self.parser.parse(input, self.ended, block);
+            let consumed = parsed_to.map_err(|error| FileState::Failed(error.to_string()))?;
             self.start += consumed;
             parsed += consumed;
             if self.ended && self.start == self.filled {
-                return Ok(Some(FileState::Ingested));
+                return Ok(true);
             }
             if consumed == 0 && !block.is_full() {
                 // The buffer holds `input_bytes_min`, with which the parser promises progress.
-                return Err(FileState::Failed("a row is longer than any row may be".to_owned()));
+                return Err(FileState::Failed("a row is longer than any row may be".to_owned()).into());
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -473,8 +508,4 @@ impl RowStream {
         }
         Ok(())
     }
-}
-
-fn unusable(error: &FileError) -> FileState {
-    FileState::Failed(error.to_string())
 }

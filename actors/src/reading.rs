@@ -11,6 +11,7 @@ use postrider_settings::{Directory, Feed, Outbox};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::{
+    flow::Owner,
     messages::FileClosed,
     model::{
         batch::{BatchHeader, RowLayout},
@@ -74,17 +75,20 @@ pub struct FileInProgress {
     pub claimed: ClaimedFile,
     /// Who moves it away when it is closed.
     pub watcher: Recipient<FileClosed>,
+    /// The right to work on it.
+    pub owner: Owner,
     headers: OnceLock<Vec<Arc<BatchHeader>>>,
     _permit: OwnedSemaphorePermit,
     _sole: SoleReader,
 }
 
 impl FileInProgress {
-    /// A file in progress; `permit` is its place among them, `sole` the right to read it.
+    /// A file in progress; `permit` is its place among them, `sole` the right to read its content.
     pub fn new(
         record: FileRecord,
         claimed: ClaimedFile,
         watcher: Recipient<FileClosed>,
+        owner: Owner,
         permit: OwnedSemaphorePermit,
         sole: SoleReader,
     ) -> Self {
@@ -92,6 +96,7 @@ impl FileInProgress {
             record: Arc::new(record),
             claimed,
             watcher,
+            owner,
             headers: OnceLock::new(),
             _permit: permit,
             _sole: sole,
@@ -120,7 +125,7 @@ impl FileInProgress {
 
 impl fmt::Debug for FileInProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileInHand").field("id", &self.record.id).finish_non_exhaustive()
+        f.debug_struct("FileInProgress").field("id", &self.record.id).finish_non_exhaustive()
     }
 }
 

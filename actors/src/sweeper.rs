@@ -1,13 +1,21 @@
 //! Sweeper: takes lost leases back, writes the final reports of settled files and archives what is old.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::{
-    flow::{Bells, Progress, blocking, insist},
-    model::time::{MonoMs, UnixMs},
+    flow::{Bells, FeedNotes, Progress, blocking, insist},
+    model::{
+        backoff::Backoff,
+        ids::FileId,
+        time::{MonoMs, UnixMs},
+    },
     ports::{Archive, Clock, Inbox, Ledger, Queue, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -17,6 +25,12 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// Reports written in one go.
 const REPORTS_MAX: usize = 256;
+
+/// Reports of one feed that could not be written and are remembered as such.
+const UNWRITTEN_MAX: usize = 4_096;
+
+/// Between two tries of a report that can't be written.
+const REPORT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
 
 /// Batches archived in one go: twice a second, this keeps up with 250,000 messages per second in batches of
 /// 500, and keeps the embedded store's writer for some milliseconds.
@@ -39,8 +53,8 @@ pub struct SweeperSetup {
     pub queue: Arc<dyn Queue>,
     /// Which files are settled.
     pub ledger: Arc<dyn Ledger>,
-    /// Where each feed's reports go.
-    pub inboxes: Vec<(Arc<str>, Arc<dyn Inbox>)>,
+    /// Where each feed's reports go, and where it is said that they can't.
+    pub inboxes: Vec<(FeedNotes, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
     pub queue_feeds: Vec<Arc<str>>,
     /// The store whose settled batches are archived, and how long they are kept after they were accepted
@@ -88,23 +102,59 @@ impl Handler<Drain> for Sweeper {
     fn handle(&mut self, _: Drain, context: &mut Self::Context) {
         // The last messages may have settled while the others drained.
         let setup = self.setup.clone();
-        context.spawn(async move { setup.write_reports().await }.into_actor(self).map(
-            |swept, _, context| {
-                if let Err(error) = swept {
-                    tracing::warn!(%error, "final reports could not be written; the next start writes them");
-                }
-                context.stop();
-            },
-        ));
+        let last = async move { setup.write_reports(&mut Unwritten::default()).await };
+        context.spawn(last.into_actor(self).map(|swept, _, context| {
+            if let Err(error) = swept {
+                tracing::warn!(%error, "final reports could not be written; the next start writes them");
+            }
+            context.stop();
+        }));
+    }
+}
+
+/// Reports that could not be written, and when they are tried again. One that is in somebody's way holds up no other.
+#[derive(Default)]
+struct Unwritten(HashMap<FileId, UnwrittenReport>);
+
+struct UnwrittenReport {
+    feed: Arc<str>,
+    name: String,
+    reason: String,
+    failures: u32,
+    until: MonoMs,
+}
+
+impl Unwritten {
+    fn of(&self, feed: &str) -> impl Iterator<Item = &UnwrittenReport> {
+        self.0.values().filter(move |report| *report.feed == *feed)
+    }
+
+    fn is_due(&self, file: FileId, now: MonoMs) -> bool {
+        self.0.get(&file).is_none_or(|report| report.until <= now)
+    }
+
+    /// Whether that is news.
+    fn add(&mut self, feed: &Arc<str>, file: FileId, name: String, reason: String, now: MonoMs) -> bool {
+        if self.0.len() >= UNWRITTEN_MAX && !self.0.contains_key(&file) {
+            return false; // it is tried again at once
+        }
+        let new =
+            || UnwrittenReport { feed: feed.clone(), name, reason: String::new(), failures: 0, until: now };
+        let report = self.0.entry(file).or_insert_with(new);
+        report.reason = reason;
+        report.failures = report.failures.saturating_add(1);
+        report.until = now.after(REPORT_BACKOFF.bound(report.failures));
+        report.failures == 1
     }
 }
 
 impl SweeperSetup {
     async fn run(self) -> StoreError {
+        let mut unwritten = Unwritten::default();
         let mut archive_from = MonoMs(0);
         loop {
             failpoint!("panic.sweeper");
-            if let Err(error) = self.sweep().await {
+            if let Err(error) = self.sweep(&mut unwritten).await {
                 return error;
             }
             if self.clock.mono() >= archive_from
@@ -117,7 +167,7 @@ impl SweeperSetup {
         }
     }
 
-    async fn sweep(&self) -> Result<(), StoreError> {
+    async fn sweep(&self, unwritten: &mut Unwritten) -> Result<(), StoreError> {
         let Self { queue, clock, progress, .. } = self;
         let rescue = || queue.rescue(clock.mono());
         let rescued = insist("taking leases back", &**clock, progress, rescue).await?;
@@ -126,7 +176,7 @@ impl SweeperSetup {
             tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
             self.queued.ring();
         }
-        self.write_reports().await
+        self.write_reports(unwritten).await
     }
 
     /// One bounded step of archiving.
@@ -141,24 +191,43 @@ impl SweeperSetup {
         Ok(())
     }
 
-    async fn write_reports(&self) -> Result<(), StoreError> {
+    async fn write_reports(&self, unwritten: &mut Unwritten) -> Result<(), StoreError> {
         let Self { ledger, clock, progress, .. } = self;
-        for (feed, inbox) in &self.inboxes {
-            let settled = || ledger.settled_files(feed, REPORTS_MAX);
-            let reports = insist("looking for settled files", &**clock, progress, settled).await?;
+        for (notes, inbox) in &self.inboxes {
+            let feed = notes.feed();
+            // Behind those that can't be written there are others.
+            let limit = REPORTS_MAX + unwritten.of(feed).count();
+            let settled = || ledger.settled_files(feed, limit);
+            let mut reports = insist("looking for settled files", &**clock, progress, settled).await?;
+            reports.retain(|report| unwritten.is_due(report.file.id, clock.mono()));
             if reports.is_empty() {
                 continue;
             }
-            let ids: Vec<_> = reports.iter().map(|report| report.file.id).collect();
+            let names: HashMap<_, _> =
+                reports.iter().map(|report| (report.file.id, report.file.name.clone())).collect();
             let work = inbox.clone();
-            match blocking(move || work.rewrite_reports(&reports)).await {
-                Ok(()) => {
-                    failpoint!("report.before_mark");
-                    let mark = || ledger.mark_reported(&ids);
-                    insist("marking reports", &**clock, progress, mark).await?;
+            let rewrite = move || Ok::<_, std::io::Error>(work.rewrite_reports(&reports));
+            // It fails only where the process ends: then no report is known to be written.
+            let Ok(failed) = blocking(rewrite).await else { return Ok(()) };
+            let not_written: HashSet<_> = failed.iter().map(|(file, _)| *file).collect();
+            let written: Vec<_> = names.keys().copied().filter(|file| !not_written.contains(file)).collect();
+            if !written.is_empty() {
+                failpoint!("report.before_mark");
+                let mark = || ledger.mark_reported(&written);
+                insist("marking reports", &**clock, progress, mark).await?;
+            }
+            let recovered = written.iter().filter(|file| unwritten.0.remove(file).is_some()).count();
+            // They can be written as long as the mark is not set.
+            let (count, now) = (failed.len(), clock.mono());
+            for (file, error) in failed {
+                let name = names.get(&file).cloned().unwrap_or_default();
+                let reason = format!("its report can't be written: {error}");
+                if unwritten.add(feed, file, name, reason, now) {
+                    tracing::warn!(%feed, %file, %error, "a final report can't be written; it is tried again");
                 }
-                // The report can be written as long as the mark is not set: tried again next time.
-                Err(error) => tracing::warn!(%feed, %error, "final reports could not be written; retrying"),
+            }
+            if count + recovered > 0 {
+                notes.hold(unwritten.of(feed).map(|report| (report.name.clone(), report.reason.clone())));
             }
         }
         for feed in &self.queue_feeds {
@@ -247,7 +316,7 @@ mod tests {
         store.append(append).await.unwrap();
         assert_eq!(store.settled_files("feed", 9).await.unwrap().len(), 1);
         let clock = Arc::new(FakeClock::at(NOW));
-        setup(&store, &clock, Duration::ZERO).write_reports().await.unwrap();
+        setup(&store, &clock, Duration::ZERO).write_reports(&mut Unwritten::default()).await.unwrap();
         assert_eq!(store.settled_files("feed", 9).await.unwrap().len(), 0);
     }
 

@@ -15,16 +15,6 @@ pub enum StartError {
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// A feed's directory can't be used.
-    #[error("feeds.{feed}.path {path:?}: {error}; make the directory, or correct the path")]
-    Feed {
-        /// The feed.
-        feed: String,
-        /// Its path.
-        path: std::path::PathBuf,
-        /// What is wrong.
-        error: std::io::Error,
-    },
     /// An engine across the network can't be used.
     #[error("{engine}: {problem}")]
     Engine {
@@ -94,9 +84,7 @@ impl StartError {
             | Self::Source { .. }
             | Self::Destination { .. }
             | Self::Engine { may_pass: false, .. } => Exit::Config,
-            Self::Feed { error, .. } | Self::Ops { error, .. } | Self::Receipts { error, .. } => {
-                of_configured(error)
-            }
+            Self::Ops { error, .. } | Self::Receipts { error, .. } => of_configured(error),
             Self::Engine { may_pass: true, .. }
             | Self::Store(OpenError::Unavailable { .. })
             | Self::Lock(LockError::Io { .. })
@@ -107,12 +95,10 @@ impl StartError {
     }
 }
 
-/// The exit code for a path or an address of the configuration that can't be used.
+/// The exit code for an address of the configuration that can't be used.
 fn of_configured(error: &io::Error) -> Exit {
     match error.kind() {
-        io::ErrorKind::NotFound
-        | io::ErrorKind::NotADirectory
-        | io::ErrorKind::PermissionDenied
+        io::ErrorKind::PermissionDenied
         | io::ErrorKind::AddrInUse
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::Unsupported => Exit::Config,
@@ -128,22 +114,15 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_tried_again_and_what_is_misconfigured_is_not() {
-        let feed = |errno: Errno| {
-            StartError::Feed { feed: "f".into(), path: "/x".into(), error: errno.into() }.exit()
-        };
         let ops = |errno: Errno| {
             let address = ([127, 0, 0, 1], 9464).into();
             StartError::Ops { address, error: errno.into() }.exit()
         };
         let node = |errno: Errno| StartError::Node { path: "/x".into(), error: errno.into() }.exit();
         for errno in [Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::DQUOT] {
-            assert_eq!(
-                (feed(errno), ops(errno), node(errno)),
-                (Exit::TryLater, Exit::TryLater, Exit::TryLater)
-            );
+            assert_eq!((ops(errno), node(errno)), (Exit::TryLater, Exit::TryLater));
         }
         assert_eq!(ops(Errno::ADDRNOTAVAIL), Exit::TryLater, "the address may not be up yet");
-        assert_eq!((feed(Errno::NOENT), feed(Errno::ACCESS)), (Exit::Config, Exit::Config));
-        assert_eq!((feed(Errno::NOTDIR), ops(Errno::ADDRINUSE)), (Exit::Config, Exit::Config));
+        assert_eq!((ops(Errno::ACCESS), ops(Errno::ADDRINUSE)), (Exit::Config, Exit::Config));
     }
 }

@@ -9,7 +9,7 @@ use actix::Recipient;
 use postrider_actors::{
     batcher::{Batcher, BatcherSetup},
     file_watcher::{FileWatcher, FileWatcherSetup},
-    flow::Bells,
+    flow::{Bells, FeedNotes, Speaker},
     messages::{FileClaimed, ParsedRows},
     model::{builder::BatchLimits, table::MAPPING_TYPE},
     parser::{Parser, ParserSetup},
@@ -57,13 +57,13 @@ struct DirectoryFeed {
 }
 
 impl Feeds {
-    /// Opens directories and queues.
+    /// Opens queues. Directories are opened by who watches them: one that can't be used parks its feed.
     pub(super) async fn build(machine: &Machine, resolved: &Resolved) -> Result<Self, StartError> {
         let config = &resolved.config;
         let mut feeds = Self::default();
         for feed in &config.feeds {
             if let Some(directory) = feed.directory() {
-                feeds.directories.push(DirectoryFeed::open(resolved, feed, directory)?);
+                feeds.directories.push(DirectoryFeed::new(resolved, feed, directory));
             }
         }
         #[cfg(feature = "aws")]
@@ -77,9 +77,10 @@ impl Feeds {
         Ok(feeds)
     }
 
-    /// The directories that files are claimed from, by feed.
-    pub(super) fn inboxes(&self) -> Vec<(Arc<str>, Arc<dyn Inbox>)> {
-        self.directories.iter().map(|feed| (feed.settings.name.clone(), feed.inbox.clone())).collect()
+    /// The directories that files are claimed from, for who writes their last reports.
+    pub(super) fn inboxes(&self, machine: &Machine) -> Vec<(FeedNotes, Arc<dyn Inbox>)> {
+        let notes = |name: &Arc<str>| machine.troubles.of(name.clone(), Speaker::Sweeper);
+        self.directories.iter().map(|feed| (notes(&feed.settings.name), feed.inbox.clone())).collect()
     }
 
     /// The names of the feeds that come from a queue.
@@ -111,11 +112,7 @@ struct Wiring {
 }
 
 impl DirectoryFeed {
-    fn open(
-        resolved: &Resolved,
-        feed: &config::Feed,
-        directory: &config::DirectoryFeed,
-    ) -> Result<Self, StartError> {
+    fn new(resolved: &Resolved, feed: &config::Feed, directory: &config::DirectoryFeed) -> Self {
         let config = &resolved.config;
         let inbox = DirectoryInbox::new(InboxConfig {
             feed: feed.name.clone(),
@@ -124,13 +121,11 @@ impl DirectoryFeed {
             format: directory.format.clone(),
             max_row: feed.max_row,
         });
-        let failed =
-            |error| StartError::Feed { feed: feed.name.clone(), path: directory.path.clone(), error };
-        Ok(Self {
+        Self {
             settings: Arc::new(feed_settings(resolved, feed, directory)),
-            inbox: Arc::new(inbox.map_err(failed)?),
+            inbox: Arc::new(inbox),
             parsers: config.pools.parsers,
-        })
+        }
     }
 
     /// Batcher, parsers and watcher, which are born in this order, as one generation.
@@ -200,6 +195,7 @@ impl DirectoryFeed {
                 clock: machine.clock.clone(),
                 parsers: wiring.lock().unwrap_or_else(PoisonError::into_inner).parsers.clone(),
                 directory: settings.directory.clone(),
+                notes: machine.troubles.of(settings.name.clone(), Speaker::Watcher),
             })
         };
         vec![batcher, parser.times(parsers), watcher]

@@ -9,9 +9,9 @@ use std::{mem, sync::Arc, time::Duration};
 
 use postrider_actors::{
     coordinator::{CarrySetup, Coordinator},
-    flow::Bell,
+    flow::{Bell, Speaker},
     model::{backoff::Backoff, restart::RestartPolicy},
-    supervision::{ChildSpec, Strategy, Supervisor, SupervisorSettings},
+    supervision::{ChildSpec, Parking, Strategy, Supervisor, SupervisorSettings},
     sweeper::{Sweeper, SweeperSetup},
     throttle::{RateShares, Throttle, ThrottleSetup},
 };
@@ -33,13 +33,16 @@ use crate::{
 };
 
 /// When a child is restarted, and when its supervisor gives up: one more than five restarts within a minute, and the
-/// process ends with an error, so that systemd starts it anew. The waits before them are below 3.1 s together, so a
+/// process ends with an error, so that systemd starts it anew; but a feed is parked. The waits before them are below 3.1 s together, so a
 /// crash loop always gets there.
 const RESTARTS: RestartPolicy = RestartPolicy {
     max_restarts: 5,
     period: Duration::from_mins(1),
     backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
 };
+
+/// Between two tries of a feed whose restarts are used up.
+const PARKED: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_mins(1));
 
 /// How long requests with receipts may take to finish when they are handed over or the daemon drains.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
@@ -136,6 +139,7 @@ impl Generation {
             arbiters: machine.arbiters.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.stages.clone(),
+            parking: None,
         };
         self.number += 1;
         let number = self.number;
@@ -150,8 +154,11 @@ impl Generation {
 
         let (within, sweeper) = (self.drain_timeout, sweeper(machine, config, &parts.feeds));
         let feeds = end_all(&mut self.feeds, within).await;
+        // Their successors say anew what is wrong.
+        machine.troubles.forget(&[Speaker::Watcher, Speaker::Supervisor]);
         self.feeds.push(tree("feeds", feed_specs(machine, parts.feeds, &settings), above(&settings)));
         let store = end_all(&mut self.store, within).await;
+        machine.troubles.forget(&[Speaker::Sweeper]);
         self.store.push(tree("store", vec![sweeper], settings.clone()));
 
         // The listener is shared: who sends receipts is served by the one or the other.
@@ -239,6 +246,18 @@ fn above(settings: &SupervisorSettings) -> SupervisorSettings {
     settings
 }
 
+/// Settings of the supervisor of one feed. Whatever is wrong with it, the others and the daemon go on (F58).
+fn parked(settings: &SupervisorSettings, machine: &Machine, feed: &Arc<str>) -> SupervisorSettings {
+    let notes = machine.troubles.of(feed.clone(), Speaker::Supervisor);
+    let say = move |why: Option<&str>| {
+        match why {
+            Some(why) => notes.park(why),
+            None => notes.resume(),
+        };
+    };
+    SupervisorSettings { parking: Some(Parking { backoff: PARKED, say: Arc::new(say) }), ..settings.clone() }
+}
+
 /// The workers, and the throttle that feeds their gates. All end together: nobody waits at a gate any more.
 fn delivery(
     machine: &Arc<Machine>,
@@ -277,9 +296,8 @@ fn delivery(
 /// A tree for each feed: nothing of one is restarted for another.
 fn feed_specs(machine: &Arc<Machine>, feeds: Feeds, settings: &SupervisorSettings) -> Vec<ChildSpec> {
     let feed = |(name, specs): (Arc<str>, Vec<ChildSpec>)| {
-        Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings.clone(), move || {
-            specs.clone()
-        })
+        let settings = parked(settings, machine, &name);
+        Supervisor::nested("feed", Some(name), 0, Strategy::OneForAll, settings, move || specs.clone())
     };
     feeds.specs(machine).into_iter().map(feed).collect()
 }
@@ -290,7 +308,7 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec 
     let leases_lost = machine.metrics.stages.leases_lost();
     // A retention of zero: nothing is archived, but what is remembered of inbound entries still ends.
     let retention = config.outbox.retention.unwrap_or_default();
-    let (inboxes, queue_feeds) = (feeds.inboxes(), feeds.queue_feeds());
+    let (inboxes, queue_feeds) = (feeds.inboxes(&machine), feeds.queue_feeds());
     ChildSpec::stage::<Sweeper>(0, move |id| SweeperSetup {
         queue: machine.stores.queue.clone(),
         ledger: machine.stores.ledger.clone(),

@@ -10,7 +10,7 @@ use std::{
 
 use actix_rt::ArbiterHandle;
 use postrider_actors::{
-    flow::{Bell, Bells, Places, Progress, ProgressBoard, WorkerSetup},
+    flow::{Bell, Bells, Places, Progress, ProgressBoard, TroubleBoard, WorkerSetup},
     model::time::MonoMs,
     ports::{Clock, InFlight},
     supervision::ChildId,
@@ -44,6 +44,8 @@ pub(super) struct Machine {
     /// When the process was born.
     pub(super) born: MonoMs,
     pub(super) board: ProgressBoard,
+    /// What keeps feeds and their files from going on.
+    pub(super) troubles: TroubleBoard,
     pub(super) health: Health,
     pub(super) systemd: Notifier,
     pub(super) telemetry: Telemetry,

@@ -50,8 +50,7 @@ impl Receipts {
                 .map_err(|error| refused(error.to_string()))?;
             let (from, wait): (Arc<dyn ReceiptSource>, _) = match &source.kind {
                 SourceKind::Directory(directory) => {
-                    let inbox =
-                        inbox(config, source, directory).map_err(|error| refused(error.to_string()))?;
+                    let inbox = inbox(config, source, directory);
                     let settings = dir_settings(source, directory);
                     (Arc::new(DirReceipts::new(inbox, format, settings, machine.clock.clone())), POLL)
                 }
@@ -136,16 +135,15 @@ fn inbox(
     config: &Config,
     source: &config::ReceiptSource,
     directory: &config::DirectorySource,
-) -> std::io::Result<Arc<dyn Inbox>> {
-    let inbox = DirectoryInbox::new(InboxConfig {
+) -> Arc<dyn Inbox> {
+    Arc::new(DirectoryInbox::new(InboxConfig {
         // No feed can have this name, so that nobody else's claimed files are taken for its own.
         feed: format!("receipts.{}", source.name),
         settings: as_of_a_feed(directory),
         state_dir: config.state.dir.clone(),
         format: Format::Text,
         max_row: LINE_BYTES_MAX,
-    })?;
-    Ok(Arc::new(inbox))
+    }))
 }
 
 /// The keys of a feed's directory: what a source has none of, it has as feeds do by default.

@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    metrics::{DestinationMetrics, QueueMetrics, Totals},
+    flow::TroubleBoard,
+    metrics::{DestinationMetrics, FeedMetrics, QueueMetrics, Totals},
     model::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
         time::{MonoMs, UnixMs},
+        trouble::FeedTroubles,
     },
     ports::{Clock, DestinationDepth},
 };
@@ -14,9 +16,10 @@ use postrider_actors::{
 use super::{
     machine::Machine,
     stores::{Stores, ToDo},
+    troubles::{TroubleFile, Troubles},
 };
 use crate::{
-    config::{Alarms, Config},
+    config::{Alarms, Config, STATUS_FEED},
     telemetry::metrics::Metrics,
 };
 
@@ -32,13 +35,18 @@ pub(super) struct Watch {
     stores: Stores,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    troubles: TroubleBoard,
+    trouble_file: TroubleFile,
     config: Alarms,
     alarms: [Alarm; AlarmKind::ALL.len()],
     /// Every destination that a configuration of this process had, by name.
     destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
     queue: (QueueMetrics, Growth<2>),
+    /// The feeds of the configuration, by name.
+    feeds: BTreeMap<String, FeedMetrics>,
     dead: Growth<1>,
     shortages: Growth<1>,
+    unusable_files: Growth<1>,
     to_do: Option<ToDo>,
     read_again: MonoMs,
 }
@@ -50,12 +58,16 @@ impl Watch {
             stores: machine.stores.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.clone(),
+            troubles: machine.troubles.clone(),
+            trouble_file: TroubleFile::new(&config.state.dir),
             config: config.alarms.clone(),
             alarms: AlarmKind::ALL.map(|kind| Alarm::new(rule(&config.alarms, kind))),
             destinations: BTreeMap::new(),
             queue: (machine.metrics.stages.queue(), Growth::new(Duration::ZERO)),
+            feeds: BTreeMap::new(),
             dead: Growth::new(Duration::ZERO),
             shortages: Growth::new(SHORTAGE_WINDOW),
+            unusable_files: Growth::new(Duration::ZERO),
             to_do: None,
             read_again: MonoMs(0),
         };
@@ -78,6 +90,14 @@ impl Watch {
         }
         self.queue.1.set_window(window);
         self.dead.set_window(config.alarms.dead.window);
+        self.unusable_files.set_window(config.alarms.dead.window);
+        for before in self.feeds.keys() {
+            self.metrics.troubles(before, None);
+        }
+        let names = config.feeds.iter().map(|feed| feed.name.as_str());
+        let names = names.chain(config.receipts.events_to.as_ref().map(|_| STATUS_FEED));
+        // Their counters go on.
+        self.feeds = names.map(|name| (name.to_owned(), self.metrics.stages.feed(name))).collect();
         for (kind, alarm) in AlarmKind::ALL.into_iter().zip(&mut self.alarms) {
             alarm.set_rule(rule(&config.alarms, kind));
             self.metrics.alarm(kind, Some(alarm.is_active()));
@@ -98,19 +118,40 @@ impl Watch {
         };
         let (dead, shortages) = (total(DestinationMetrics::dead), total(DestinationMetrics::shortages));
         let ([dead], [shortages]) = (self.dead.look(now, [dead]), self.shortages.look(now, [shortages]));
-        let readings: [(Reading, &str); AlarmKind::ALL.len()] = [
-            (open.map(|open| open as f64), ""),
-            (Some(percent), where_.as_deref().unwrap_or("")),
-            (age.map(|age| age.as_secs_f64()), ""),
-            (Some(dead as f64), ""),
-            (Some(shortages as f64), ""),
+        let troubles = self.look_at_troubles().await;
+        let unusable = self.feeds.values().map(FeedMetrics::unusable_files).sum();
+        let [unusable] = self.unusable_files.look(now, [unusable]);
+        let parked: Vec<_> = troubles.iter().filter_map(|(feed, troubles)| parked(feed, troubles)).collect();
+        let held: usize = troubles.values().map(|troubles| troubles.held.len()).sum();
+        let at_held = troubles.iter().filter(|(_, troubles)| !troubles.held.is_empty());
+        let at_held: Vec<_> = at_held.map(|(feed, _)| feed.as_str()).collect();
+        let readings: [(Reading, String); AlarmKind::ALL.len()] = [
+            (open.map(|open| open as f64), String::new()),
+            (Some(percent), where_.unwrap_or_default()),
+            (age.map(|age| age.as_secs_f64()), String::new()),
+            (Some(dead as f64), String::new()),
+            (Some(shortages as f64), String::new()),
+            (Some(parked.len() as f64), parked.join("; ")),
+            (Some(unusable as f64 + held as f64), at_held.join(", ")),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
-                log_alarm(kind, alarm.rule(), event, at);
+                log_alarm(kind, alarm.rule(), event, &at);
                 self.metrics.alarm(kind, Some(alarm.is_active()));
             }
         }
+    }
+
+    /// Exports what is wrong with feeds and their files.
+    async fn look_at_troubles(&mut self) -> Troubles {
+        let noted = self.troubles.all().into_iter();
+        let troubles: Troubles = noted.map(|(feed, troubles)| (feed.to_string(), troubles)).collect();
+        let none = FeedTroubles::default();
+        for name in self.feeds.keys() {
+            self.metrics.troubles(name, Some(troubles.get(name).unwrap_or(&none)));
+        }
+        self.trouble_file.keep(&troubles).await;
+        troubles
     }
 
     async fn read_backlog(&mut self) {
@@ -199,9 +240,14 @@ fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
         AlarmKind::Failures => (config.failures.max_percent.into(), Duration::ZERO),
         AlarmKind::Latency => (config.latency.max.as_secs_f64(), Duration::ZERO),
         AlarmKind::Dead => return any_above(config.dead.max_messages as f64),
-        AlarmKind::Shortage => return any_above(0.0),
+        AlarmKind::Shortage | AlarmKind::Feeds | AlarmKind::Files => return any_above(0.0),
     };
     AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
+}
+
+/// `FEED: why`, if it is parked.
+fn parked(feed: &str, troubles: &FeedTroubles) -> Option<String> {
+    troubles.parked.as_ref().map(|trouble| format!("{feed}: {}", trouble.reason))
 }
 
 /// The unit that a value and its threshold are in.
@@ -211,6 +257,8 @@ fn unit(kind: AlarmKind) -> &'static str {
         AlarmKind::Failures => "percent",
         AlarmKind::Latency => "seconds",
         AlarmKind::Shortage => "attempts",
+        AlarmKind::Feeds => "feeds",
+        AlarmKind::Files => "files",
     }
 }
 

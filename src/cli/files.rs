@@ -3,20 +3,30 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::bail;
-use postrider_actors::model::file::FileReport;
+use postrider_actors::{
+    model::{file::FileReport, trouble::Trouble},
+    ports::console::FileSelector,
+};
+use serde_json::json;
 
 use super::{
     print, print_json,
-    table::{number, table, text},
+    table::{number, table, text, time},
 };
-use crate::exit::Exit;
-use crate::{app::console, config};
-use postrider_actors::ports::console::FileSelector;
+use crate::{
+    app::{
+        console,
+        troubles::{self, Troubles},
+    },
+    config,
+    exit::Exit,
+};
 
 /// Show what became of each file, and whether it balances
 ///
-/// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. Works with
-/// or without a running daemon. Exits with 1 if a file does not balance, or if no file has the given name.
+/// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. A file is `held`, with the
+/// reason, while it can't be taken, read, moved away or reported on this machine. Works with or without a running daemon.
+/// Exits with 1 if a file does not balance, or if no file has the given name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only the files with this name or id
@@ -35,20 +45,56 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = config::load(config)?;
     let selector = args.file.as_deref().map(FileSelector::from);
     let reports = console::view(&config)?.files(selector.as_ref(), args.limit)?;
-    if let (Some(name), true) = (&args.file, reports.is_empty()) {
+    let troubles = troubles::read(&config.state.dir)?;
+    let held: Vec<_> =
+        held(&troubles).filter(|held| args.file.as_deref().is_none_or(|name| name == held.name)).collect();
+    if let (Some(name), true) = (&args.file, reports.is_empty() && held.is_empty()) {
         bail!("no file called {name:?} was ever read; `postrider files` lists those that were");
     }
     if args.json {
-        let views: Vec<_> = reports.iter().map(FileReport::view).collect::<Result<_, _>>()?;
-        print_json(&views)?;
+        let held = held.iter().map(|held| Ok(held.json()));
+        print_json(&held.chain(reports.iter().map(FileReport::view)).collect::<Result<Vec<_>, _>>()?)?;
     } else {
-        print(&rendered(&reports))?;
+        print(&rendered(&held, &reports))?;
     }
     let balanced = reports.iter().all(FileReport::is_balanced);
     Ok(if balanced { Exit::Done } else { Exit::Failed }.into())
 }
 
-fn rendered(reports: &[FileReport]) -> String {
+/// A file that waits for something outside of Postrider to change.
+struct HeldFile<'a> {
+    feed: &'a str,
+    name: &'a str,
+    trouble: &'a Trouble,
+}
+
+fn held(troubles: &Troubles) -> impl Iterator<Item = HeldFile<'_>> {
+    troubles.iter().flat_map(|(feed, troubles)| {
+        troubles.held.iter().map(move |(name, trouble)| HeldFile { feed, name, trouble })
+    })
+}
+
+impl HeldFile<'_> {
+    /// As the report of a file without rows.
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "id": null,
+            "feed": self.feed,
+            "name": self.name,
+            "state": "held",
+            "reason": self.trouble.reason,
+            "held_at": time(self.trouble.since),
+            "rows": 0,
+            "rejected": 0,
+            "duplicates": 0,
+            "destinations": {},
+            "balanced": true,
+            "complete": false,
+        })
+    }
+}
+
+fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
     let header = [
         "file",
         "id",
@@ -84,8 +130,14 @@ fn rendered(reports: &[FileReport]) -> String {
             text(if report.is_balanced() { "yes" } else { "NO" }),
         ]
     };
+    let held = held.iter().map(|held| {
+        let state = format!("held since {}: {}", time(held.trouble.since), held.trouble.reason);
+        let mut row = vec![text(held.name), text("-"), text(state)];
+        row.resize_with(header.len(), || text("-"));
+        row
+    });
     let rows = reports
         .iter()
         .flat_map(|report| report.file.destinations.iter().map(move |destination| row(report, destination)));
-    table(&header, rows)
+    table(&header, held.chain(rows))
 }

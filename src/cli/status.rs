@@ -16,14 +16,19 @@ use super::{
 };
 use crate::exit::Exit;
 use crate::{
-    app::console,
+    app::{
+        console,
+        troubles::{self, Troubles},
+    },
     config::{self, Config},
+    telemetry::escape,
 };
-use postrider_actors::ports::console::DestinationView;
+use postrider_actors::{model::trouble::Trouble, ports::console::DestinationView};
 
-/// Show files, backlog and rates, per destination
+/// Show files, feeds that are parked, backlog and rates, per destination
 ///
-/// Works with or without a running daemon. The rate is what was sent between two reads of the store.
+/// Works with or without a running daemon. The rate is what was sent between two reads of the store. Parked feeds, and
+/// files that are held, are those of this machine, as the daemon noted them last.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Time between the two reads that give the rate; 0 leaves it out
@@ -58,6 +63,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     };
     let after = view.destinations()?;
     let (files, depth) = (view.file_totals()?, view.depth()?);
+    let troubles = troubles::read(&config.state.dir)?;
+    let held: usize = troubles.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
         let sent = view.counts.sent.saturating_sub(before);
@@ -67,20 +74,55 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     if args.json {
         let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, json_of(line))).collect();
         print_json(&json!({
-            "files": { "ingesting": files.ingesting, "open": files.open, "settled": files.settled },
+            "files": {
+                "ingesting": files.ingesting,
+                "open": files.open,
+                "settled": files.settled,
+                "failed": files.failed,
+                "held": held,
+            },
             "backlog": depth,
+            "feeds": feeds_json(&config, &troubles),
             "destinations": destinations,
         }))?;
     } else {
         print(&format!(
-            "files    {} being read, {} open, {} settled\nbacklog  {depth} messages\n\n{}",
+            "files    {} being read, {} open, {} settled; {} failed, {held} held\nbacklog  {depth} messages\n{}\n{}",
             files.ingesting,
             files.open,
             files.settled,
+            files.failed,
+            parked_lines(&troubles),
             rendered(&lines)
         ))?;
     }
     Ok(Exit::Done.into())
+}
+
+/// A line for each feed that is parked.
+fn parked_lines(troubles: &Troubles) -> String {
+    let parked = troubles.iter().filter_map(|(feed, troubles)| Some((feed, troubles.parked.as_ref()?)));
+    let line = |(feed, trouble): (&String, &Trouble)| {
+        format!("parked   feed {feed} since {}: {}\n", time(trouble.since), escape(&trouble.reason))
+    };
+    parked.map(line).collect()
+}
+
+/// Every feed, with what is wrong with it.
+fn feeds_json(config: &Config, troubles: &Troubles) -> serde_json::Value {
+    let names: BTreeSet<_> = config.feeds.iter().map(|feed| &feed.name).chain(troubles.keys()).collect();
+    let json = |name: &String| {
+        let troubles = troubles.get(name).cloned().unwrap_or_default();
+        let parked = troubles.parked.as_ref();
+        let json = json!({
+            "state": if parked.is_some() { "parked" } else { "enabled" },
+            "parked_at": parked.map(|trouble| time(trouble.since)),
+            "parked_reason": parked.map(|trouble| &trouble.reason),
+            "held": troubles.held.len(),
+        });
+        (name.clone(), json)
+    };
+    names.into_iter().map(json).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn lines(

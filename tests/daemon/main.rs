@@ -21,6 +21,7 @@ mod clock;
 mod cloud;
 mod crash;
 mod delivery;
+mod disk;
 mod files;
 mod liveness;
 mod ops;
@@ -37,3 +38,4 @@ mod support;
 mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]
 mod tables;
+mod trouble;

@@ -1,4 +1,4 @@
-//! F14: a panic in each kind of actor, once and without end.
+//! F14: a panic in each kind of actor, once and without end. Past its restarts a feed is parked; anything else ends the process.
 
 use std::time::Duration;
 
@@ -57,8 +57,25 @@ fn escalates(failpoint: &str) {
     world.prove();
 }
 
+/// A feed that panics without end is parked; the daemon goes on.
+fn parks(failpoint: &str) {
+    let mut world = two_feeds();
+    world
+        .fail(&format!("{failpoint}=panic(injected without end)"))
+        .drop_file(Input::csv("hurt.csv", 500))
+        .drop_into("calm", Input::csv("calm.csv", 500))
+        .start();
+    world.daemon().wait_log("restarts don't help; it is parked and tried again");
+    world.daemon().wait_log("fails again and again: injected without end");
+    assert!(world.daemon().is_running(), "the daemon goes on");
+    world.stop();
+    world.fail("").start().wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
 macro_rules! panics {
-    ($($once:ident $always:ident: $name:literal;)*) => {
+    ($($once:ident $always:ident: $name:literal $judge:ident;)*) => {
         /// Every point that is there to panic at.
         pub(crate) const POINTS: &[&str] = &[$($name),*];
         $(
@@ -71,19 +88,19 @@ macro_rules! panics {
             #[test]
             #[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
             fn $always() {
-                escalates($name);
+                $judge($name);
             }
         )*
     };
 }
 
 panics! {
-    f14_a_panic_in_the_file_watcher f14_panics_without_end_in_the_file_watcher: "panic.file_watcher";
-    f14_a_panic_in_the_parser f14_panics_without_end_in_the_parser: "panic.parser";
-    f14_a_panic_in_the_batcher f14_panics_without_end_in_the_batcher: "panic.batcher";
-    f14_a_panic_in_the_throttle f14_panics_without_end_in_the_throttle: "panic.throttle";
-    f14_a_panic_in_webhook_delivery f14_panics_without_end_in_webhook_delivery: "panic.webhook_delivery";
-    f14_a_panic_in_the_sweeper f14_panics_without_end_in_the_sweeper: "panic.sweeper";
+    f14_a_panic_in_the_file_watcher f14_panics_without_end_in_the_file_watcher: "panic.file_watcher" parks;
+    f14_a_panic_in_the_parser f14_panics_without_end_in_the_parser: "panic.parser" parks;
+    f14_a_panic_in_the_batcher f14_panics_without_end_in_the_batcher: "panic.batcher" parks;
+    f14_a_panic_in_the_throttle f14_panics_without_end_in_the_throttle: "panic.throttle" escalates;
+    f14_a_panic_in_webhook_delivery f14_panics_without_end_in_webhook_delivery: "panic.webhook_delivery" escalates;
+    f14_a_panic_in_the_sweeper f14_panics_without_end_in_the_sweeper: "panic.sweeper" escalates;
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What bounds and wakes the stages: bells, gates, slots and progress marks; and how remote services are called. They
-//! outlive the actors that use them, so that a restarted actor finds them as they were.
+//! What bounds and wakes the stages: bells, gates, slots, owners and progress marks; what they want an operator to see; and
+//! how remote services are called. They outlive the actors that use them, so that a restarted actor finds them as they were.
 
 mod bell;
 mod blocking;
@@ -8,10 +8,12 @@ mod delete;
 mod gate;
 mod holds;
 mod insist;
+mod owners;
 mod pace;
 mod places;
 mod progress;
 mod slots;
+mod trouble_board;
 mod worker;
 
 pub use bell::{Bell, Bells};
@@ -21,8 +23,10 @@ pub use delete::delete_entries;
 pub use gate::Gate;
 pub use holds::Holds;
 pub use insist::insist;
+pub use owners::{Owner, Owners};
 pub use pace::log_rates;
 pub use places::{Place, Places};
 pub use progress::{Progress, ProgressBoard};
 pub use slots::{Slot, Slots};
+pub use trouble_board::{FeedNotes, Speaker, TroubleBoard};
 pub use worker::{DeliveryStrategy, Worker, WorkerSetup};

@@ -2,7 +2,10 @@ use actix::{Message, Recipient};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::FileClosed;
-use crate::{flow::Slot, ports::ClaimedFile};
+use crate::{
+    flow::{Owner, Slot},
+    ports::ClaimedFile,
+};
 
 /// A file is ours and wants to be read. From the file watcher to a parser.
 #[derive(Message)]
@@ -10,6 +13,8 @@ use crate::{flow::Slot, ports::ClaimedFile};
 pub struct FileClaimed {
     /// The file.
     pub file: ClaimedFile,
+    /// The right to work on it: held until it is moved to `done/` or `failed/`, or set aside.
+    pub owner: Owner,
     /// Who moves it away when it is closed.
     pub watcher: Recipient<FileClosed>,
     /// The parser's place: held while the file is read.

@@ -5,7 +5,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     model::{
-        file::{Checkpoint, FileState},
+        file::{Checkpoint, ReadEnd},
         formats::{Position, RowBlock},
     },
     reading::FileInProgress,
@@ -25,8 +25,8 @@ pub struct ParsedRows {
     pub resume: Checkpoint,
     /// How far the file is read with this stretch.
     pub read: Position,
-    /// How the file was closed, with the last stretch.
-    pub closed: Option<FileState>,
+    /// How reading has ended, with the last stretch.
+    pub end: Option<ReadEnd>,
     /// Bounds the rows between the parser and the outbox.
     pub permit: OwnedSemaphorePermit,
 }
@@ -38,7 +38,7 @@ impl fmt::Debug for ParsedRows {
             .field("file", &self.file.record.id)
             .field("rows", &self.block.rows.len())
             .field("read", &self.read)
-            .field("closed", &self.closed)
+            .field("end", &self.end)
             .finish_non_exhaustive()
     }
 }

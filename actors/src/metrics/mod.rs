@@ -291,6 +291,11 @@ impl FeedMetrics {
         self.start.observe(after.as_secs_f64());
     }
 
+    /// Files that could not be used, or not to their end.
+    pub fn unusable_files(&self) -> u64 {
+        self.failed.get() + self.source_lost.get()
+    }
+
     /// A file was closed.
     pub fn closed(&self, state: &FileState) {
         let counter = match state {

@@ -18,11 +18,16 @@ pub enum AlarmKind {
     Dead,
     /// Attempts that could not begin because this machine lacked descriptors, ports or memory.
     Shortage,
+    /// Feeds that are parked.
+    Feeds,
+    /// Files that failed, or that can't be taken.
+    Files,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Depth, Self::Failures, Self::Latency, Self::Dead, Self::Shortage];
+    pub const ALL: [Self; 7] =
+        [Self::Depth, Self::Failures, Self::Latency, Self::Dead, Self::Shortage, Self::Feeds, Self::Files];
 
     /// The word that operators see.
     pub fn as_str(self) -> &'static str {
@@ -32,6 +37,8 @@ impl AlarmKind {
             Self::Latency => "latency",
             Self::Dead => "dead",
             Self::Shortage => "shortage",
+            Self::Feeds => "feeds",
+            Self::Files => "files",
         }
     }
 }

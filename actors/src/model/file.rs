@@ -88,6 +88,15 @@ impl FileState {
     }
 }
 
+/// How a pass over a file ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadEnd {
+    /// No more rows will come.
+    Closed(FileState),
+    /// It can't be read now, which is no verdict on it: another pass goes on at the checkpoint.
+    SetAside,
+}
+
 /// A row that was not accepted, with enough to fix it and drop it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reject {

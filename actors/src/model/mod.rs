@@ -40,3 +40,4 @@ pub mod table;
 pub mod throughput;
 pub mod time;
 pub mod timestamp;
+pub mod trouble;

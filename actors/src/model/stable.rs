@@ -9,7 +9,7 @@
 //! timestamp is `stable_after` old.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     time::Duration,
@@ -17,7 +17,10 @@ use std::{
 
 use postrider_settings::Directory;
 
-use super::time::{MonoMs, UnixMs};
+use super::{
+    time::{MonoMs, UnixMs},
+    trouble::FILES_MAX,
+};
 
 /// How long a file that could not be taken is held before it is offered again unchanged: the obstacle (a
 /// directory's permissions, a full disk) may be gone.
@@ -30,7 +33,7 @@ pub enum NameKind<'a> {
     File,
     /// The sidecar of the file of this name.
     Sidecar(&'a OsStr),
-    /// Unfinished, or not meant for us: it starts with `.` or ends in `.part` or `.tmp`.
+    /// Unfinished, or not meant for us: it starts with `.` or ends in `.part` or `.tmp`; or one of our own directories.
     Ignored,
 }
 
@@ -38,6 +41,10 @@ impl<'a> NameKind<'a> {
     /// Judges a name by itself.
     pub fn of(name: &'a OsStr) -> Self {
         let bytes = name.as_bytes();
+        // These two are where finished files go. A plain file in their place is in our way (F58).
+        if matches!(bytes, b"done" | b"failed") {
+            return Self::Ignored;
+        }
         if bytes.is_empty() || bytes[0] == b'.' || bytes.ends_with(b".part") || bytes.ends_with(b".tmp") {
             return Self::Ignored;
         }
@@ -83,13 +90,33 @@ pub struct StableFiles {
     names: HashMap<OsString, KnownFile>,
     /// Counts the scans of the whole directory; one that is cut short is continued by the next.
     pass: u64,
+    /// Files that could not be taken, and why; [`FILES_MAX`] at most.
+    held: BTreeMap<OsString, Held>,
+    /// Counts the changes of `held`.
+    held_changes: u64,
+}
+
+/// Why a file is held.
+#[derive(Debug)]
+struct Held {
+    reason: String,
+    /// The last pass that saw it.
+    pass: u64,
 }
 
 impl StableFiles {
     /// Remembers nothing yet, and `names_max` names at most.
     pub fn new(directory: &Directory, names_max: usize) -> Self {
         let &Directory { stable_after, require_done, .. } = directory;
-        Self { stable_after, require_done, names_max, names: HashMap::new(), pass: 0 }
+        Self {
+            stable_after,
+            require_done,
+            names_max,
+            names: HashMap::new(),
+            pass: 0,
+            held: BTreeMap::new(),
+            held_changes: 0,
+        }
     }
 
     /// Takes note of names that the watch reports as complete, and returns those that may be taken now.
@@ -115,6 +142,7 @@ impl StableFiles {
                 known.held_until = None;
                 // A running scan may have passed its place before it came: it counts as seen by that scan.
                 known.pass = pass;
+                self.release(name);
             }
             if reported.insert(name) {
                 ready.push(name.to_owned());
@@ -145,6 +173,9 @@ impl StableFiles {
             let left_alone = sighting.modified <= wall
                 && wall.since(sighting.modified) >= stable_after
                 && !sighting.has_sidecar;
+            if let Some(held) = self.held.get_mut(sighting.name) {
+                held.pass = pass;
+            }
             let is_ready = match self.remember(sighting.name, now) {
                 Some(known) => {
                     known.pass = known.pass.max(pass);
@@ -160,6 +191,9 @@ impl StableFiles {
                     let is_stable = now.since(known.unchanged_since) >= stable_after;
                     let is_ready = !rests && (known.complete || left_alone || is_stable);
                     known.offered |= is_ready;
+                    if known.held_until.is_none() {
+                        self.release(sighting.name);
+                    }
                     is_ready
                 }
                 None => left_alone,
@@ -170,6 +204,9 @@ impl StableFiles {
         }
         if !truncated {
             self.names.retain(|_, known| known.pass >= pass);
+            let held = self.held.len();
+            self.held.retain(|_, held| held.pass >= pass);
+            self.held_changes += u64::from(self.held.len() < held);
             self.pass += 1;
         }
         ready.sort_unstable();
@@ -179,15 +216,50 @@ impl StableFiles {
     /// Forgets a name: it was claimed, or it is gone.
     pub fn forget(&mut self, name: &OsStr) {
         self.names.remove(name);
+        self.release(name);
     }
 
-    /// Holds back a file that could not be taken until it changes, or for [`HOLD`]. Returns whether it was not
-    /// held before: a file is reported once, not at every try (F28).
-    pub fn hold(&mut self, name: &OsStr, now: MonoMs) -> bool {
-        self.remember(name, now).is_none_or(|known| {
+    /// Holds back a file that could not be taken until it changes, or for [`HOLD`]. Returns whether that is news: a file
+    /// is reported once, not at every try (F28).
+    pub fn hold(&mut self, name: &OsStr, now: MonoMs, reason: &str) -> bool {
+        if let Some(known) = self.remember(name, now) {
             known.offered = false;
-            known.held_until.replace(now.after(HOLD)).is_none()
-        })
+            known.held_until = Some(now.after(HOLD));
+        }
+        self.refuse(name, reason)
+    }
+
+    /// Takes note of a name that a scan refuses; it is looked at again by every scan. Returns whether that is news.
+    pub fn refuse(&mut self, name: &OsStr, reason: &str) -> bool {
+        let pass = self.pass;
+        if let Some(held) = self.held.get_mut(name) {
+            held.pass = pass;
+            if held.reason == reason {
+                return false;
+            }
+            reason.clone_into(&mut held.reason);
+        } else {
+            if self.held.len() >= FILES_MAX {
+                return false; // there are a thousand examples already
+            }
+            self.held.insert(name.to_owned(), Held { reason: reason.to_owned(), pass });
+        }
+        self.held_changes += 1;
+        true
+    }
+
+    /// The files that are held and those that were refused, with the reason.
+    pub fn held(&self) -> impl Iterator<Item = (&OsStr, &str)> {
+        self.held.iter().map(|(name, held)| (name.as_os_str(), held.reason.as_str()))
+    }
+
+    /// Changes whenever [`StableFiles::held`] does.
+    pub fn held_changes(&self) -> u64 {
+        self.held_changes
+    }
+
+    fn release(&mut self, name: &OsStr) {
+        self.held_changes += u64::from(self.held.remove(name).is_some());
     }
 
     /// When a scan may find a name ready that was not offered yet; `None` if only a change can. Names that
@@ -262,10 +334,10 @@ mod tests {
 
     #[test]
     fn names_that_are_no_files_of_rows_are_left_alone() {
-        for name in [".x", "", "x.part", "x.csv.tmp", ".", "..", ".done", "x.done.part"] {
+        for name in [".x", "", "x.part", "x.csv.tmp", ".", "..", ".done", "x.done.part", "done", "failed"] {
             assert_eq!(NameKind::of(OsStr::new(name)), NameKind::Ignored, "{name:?}");
         }
-        for name in ["x", "x.csv", "part", "tmp", "done", "x.done.csv", "-rf", "a\nb"] {
+        for name in ["x", "x.csv", "part", "tmp", "done2", "x.done.csv", "-rf", "a\nb"] {
             assert_eq!(NameKind::of(OsStr::new(name)), NameKind::File, "{name:?}");
         }
         assert_eq!(NameKind::of(OsStr::new("x.csv.done")), NameKind::Sidecar(OsStr::new("x.csv")));
@@ -330,17 +402,45 @@ mod tests {
         let mut files = stable_files(false);
         let file = [seen("a", 1, 0)];
         assert_eq!(scan(&mut files, 5000, &file), ["a"]);
-        assert!(files.hold(OsStr::new("a"), MonoMs(5000)));
+        assert!(files.hold(OsStr::new("a"), MonoMs(5000), "locked"));
+        assert_eq!(files.held().collect::<Vec<_>>(), [(OsStr::new("a"), "locked")]);
         assert!(scan(&mut files, 6000, &file).is_empty());
         let later = 5000 + HOLD.as_millis() as u64;
         assert_eq!(files.next_due(), Some(MonoMs(later)));
         assert_eq!(scan(&mut files, later, &file), ["a"]);
-        assert!(!files.hold(OsStr::new("a"), MonoMs(later)), "reported before");
+        assert!(!files.hold(OsStr::new("a"), MonoMs(later), "locked"), "reported before");
+        assert!(files.hold(OsStr::new("a"), MonoMs(later), "gone wrong"), "for another reason");
         // chmod: the time of change moves on.
         let changed = [seen("a", 1, later + 1)];
         assert!(scan(&mut files, later + 1, &changed).is_empty());
+        assert_eq!(files.held().count(), 0);
         assert_eq!(scan(&mut files, later + 1 + STABLE_AFTER, &changed), ["a"]);
-        assert!(files.hold(OsStr::new("a"), MonoMs(later + STABLE_AFTER)), "it has changed since");
+        let news = files.hold(OsStr::new("a"), MonoMs(later + STABLE_AFTER), "locked");
+        assert!(news, "it has changed since");
+        files.forget(OsStr::new("a"));
+        assert_eq!(files.held().count(), 0);
+    }
+
+    #[test]
+    fn f26_what_a_scan_refuses_is_news_once_and_forgotten_once_it_is_gone() {
+        let mut files = stable_files(false);
+        assert!(files.refuse(OsStr::new("link"), "a link"));
+        scan(&mut files, 0, &[]);
+        assert!(!files.refuse(OsStr::new("link"), "a link"));
+        scan(&mut files, 1, &[]);
+        let (changes, held) = (files.held_changes(), files.held().count());
+        assert_eq!(held, 1);
+        scan(&mut files, 2, &[]);
+        assert_eq!(files.held().count(), 0, "a whole pass has not seen it");
+        assert_ne!(files.held_changes(), changes);
+        // Replaced by a file.
+        files.refuse(OsStr::new("a"), "a link");
+        scan(&mut files, 3, &[seen("a", 1, 0)]);
+        assert_eq!(files.held().count(), 0);
+        for n in 0..2 * FILES_MAX {
+            files.refuse(OsStr::new(&n.to_string()), "a link");
+        }
+        assert_eq!(files.held().count(), FILES_MAX);
     }
 
     #[test]

@@ -104,6 +104,8 @@ pub struct FileTotals {
     pub open: u64,
     /// Closed and settled.
     pub settled: u64,
+    /// Of those that are closed: could not be used, or not to their end.
+    pub failed: u64,
 }
 
 /// The state of a destination.

@@ -1,13 +1,15 @@
 use std::{
+    collections::HashSet,
     ffi::OsString,
     io::{self, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
 
 use crate::model::{
     file::{FileReport, Reject},
+    ids::FileId,
     time::UnixMs,
 };
 
@@ -53,7 +55,7 @@ pub struct Expected {
     pub rows: Option<u64>,
 }
 
-/// A claimed file: it is in the state directory, where nobody drops anything.
+/// A claimed file: it is in the state directory, in a directory of its own, where nobody drops anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedFile {
     /// Its name when it was dropped.
@@ -71,10 +73,26 @@ pub struct ClaimedFile {
 }
 
 impl ClaimedFile {
+    /// The claim's directory, which identifies the claim.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// The name as readable text, bytes that are not UTF-8 replaced. Escape it before printing.
     pub fn display_name(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
+}
+
+/// Claims that nobody works on.
+#[derive(Debug, Default)]
+pub struct Unowned {
+    /// Their files, oldest claim first.
+    pub files: Vec<ClaimedFile>,
+    /// The directory of every claim there is, taken or not.
+    pub directories: HashSet<PathBuf>,
+    /// Claims that can't be made sense of, and why: path and reason. They stay where they are, the others go on.
+    pub troubles: Vec<(String, io::Error)>,
 }
 
 /// Why a file could not be claimed.
@@ -86,7 +104,11 @@ pub enum ClaimError {
     /// It is nothing that Postrider reads; it stays where it is.
     #[error("{0}")]
     Refused(String),
-    /// It can't be taken now, e.g. for want of permission (F28); report once, retry when it changes.
+    /// This file can't be read, or not be moved, e.g. for want of permission (F28); report once, retry when it changes.
+    #[error(transparent)]
+    Unreadable(io::Error),
+    /// No file can be taken now: no room, no file descriptors. Either the file is where it was, or it is among the
+    /// claimed ones and [`Inbox::unowned`] finds it.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -95,6 +117,10 @@ pub enum ClaimError {
 /// them off the actors' threads.
 #[async_trait]
 pub trait Inbox: Send + Sync {
+    /// Checks the directories, makes those that are ours, and says what is wrong with them (F58). Called before anything
+    /// else, and again whenever something fails.
+    fn prepare(&self) -> io::Result<()>;
+
     /// Waits until the directory changes. Cancelling it loses nothing but time.
     async fn changed(&self) -> io::Result<InboxChange>;
 
@@ -105,10 +131,15 @@ pub trait Inbox: Send + Sync {
     /// kind is checked on what was taken, not on the name, so a swapped symlink is refused too.
     fn claim(&self, name: &OsString, now: UnixMs) -> Result<ClaimedFile, ClaimError>;
 
-    /// The files that an earlier run claimed and did not finish, oldest claim first.
-    fn claimed(&self) -> io::Result<Vec<ClaimedFile>>;
+    /// The claims that nobody works on, whatever left them: an earlier run, a claim that failed half-way. `is_taken` says of
+    /// a claim's directory whether somebody does. What a crash interrupted is repaired. Not to be called while a claim
+    /// is being made.
+    fn unowned(&self, is_taken: &dyn Fn(&Path) -> bool) -> io::Result<Unowned>;
 
     /// Opens the bytes as they were dropped, for the digest.
+    ///
+    /// Of this and all that reads: an error of kind `NotFound` says that the file is gone, `InvalidData` that its content
+    /// can't be used. Any other is no verdict on the file: a disk that fails for a moment, no file descriptors.
     fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>>;
 
     /// Opens the rows: decompressed by the name's ending (`.gz`, `.zst`) within the caps on ratio and
@@ -131,9 +162,9 @@ pub trait Inbox: Send + Sync {
     /// in between is repaired by calling it again. A file that vanished is not an error.
     fn finish(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<()>;
 
-    /// Replaces the reports of files that are finished, when their last message has settled, and
-    /// makes them durable.
-    fn rewrite_reports(&self, reports: &[FileReport]) -> io::Result<()>;
+    /// Replaces the reports of files that are finished, when their last message has settled, and makes them durable.
+    /// Returns those that could not be written, and why; they hold up no other.
+    fn rewrite_reports(&self, reports: &[FileReport]) -> Vec<(FileId, io::Error)>;
 }
 
 /// The recipients that one pass over a file has met.

@@ -27,7 +27,9 @@ pub use calls::CallObserver;
 pub use claims::{Claim, ClaimRequest, Claims, DestinationDepth, DueBatch, DueQuery, Origin};
 pub use clock::Clock;
 pub use in_flight::InFlight;
-pub use inbox::{Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen};
+pub use inbox::{
+    Candidate, ClaimError, ClaimedFile, Expected, Inbox, InboxChange, RejectSink, Scan, Seen, Unowned,
+};
 pub use intake::{AckId, Intake, IntakeEntry};
 pub use ledger::{Ledger, Settled, Settlement};
 pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox};

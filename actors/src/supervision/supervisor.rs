@@ -13,6 +13,7 @@ use super::{
 use crate::{
     metrics::StageMetrics,
     model::{
+        backoff::Backoff,
         restart::{Restart, RestartIntensity, RestartPolicy},
         time::MonoMs,
     },
@@ -27,6 +28,19 @@ pub enum Strategy {
     /// All are ended and restarted as one generation, so that no stale address survives.
     OneForAll,
 }
+
+/// What becomes of a supervisor whose children have used their restarts up and that may not fail towards its parent:
+/// it goes on trying, with waits that grow up to a bound.
+#[derive(Clone)]
+pub struct Parking {
+    /// Between two tries.
+    pub backoff: Backoff,
+    /// Who hears of it.
+    pub say: ParkingNotice,
+}
+
+/// Is given the reason, and `None` once a generation has lived for the period that restarts are counted in.
+pub type ParkingNotice = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 
 /// Brings one child to life and returns the address that it drains by.
 pub type Factory = Arc<dyn Fn(Birth) -> Recipient<Drain> + Send + Sync>;
@@ -97,6 +111,8 @@ pub struct SupervisorSettings {
     pub clock: Arc<dyn Clock>,
     /// Where restarts are counted.
     pub metrics: StageMetrics,
+    /// Instead of failing towards the parent. `None` where the process can't do without the children.
+    pub parking: Option<Parking>,
 }
 
 /// Ends the tree in order. A second one changes how long that may take.
@@ -143,6 +159,10 @@ pub struct Supervisor {
     intensity: RestartIntensity,
     phase: SupervisorPhase,
     regenerate_after: Duration,
+    /// Failures since the restarts were used up; 0 while they are not.
+    parked_failures: u32,
+    /// Counts the exits: who waits to see whether there is one compares it.
+    exits: u64,
 }
 
 impl Supervisor {
@@ -166,6 +186,8 @@ impl Supervisor {
             intensity,
             phase: SupervisorPhase::Running,
             regenerate_after: Duration::ZERO,
+            parked_failures: 0,
+            exits: 0,
         }
     }
 
@@ -301,49 +323,89 @@ impl Supervisor {
 
     fn child_failed(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
         let now = self.settings.clock.mono();
+        self.exits += 1;
         let slot = &mut self.slots[index];
         let stable = now.since(slot.born) >= self.settings.restarts.period;
         slot.failures = if stable { 1 } else { slot.failures + 1 };
-        let spec = &self.specs[slot.spec];
         let jitter = rand::rng().random::<f64>();
-        match self.intensity.exited(now, slot.failures, jitter) {
-            Restart::Escalate => {
-                let why = format!(
-                    "{} exited ({exit:?}); more than {} restarts within {:?}",
-                    slot.id, self.settings.restarts.max_restarts, self.settings.restarts.period
-                );
-                tracing::error!(supervisor = %self.path, why, "restart intensity exceeded");
-                if self.ended.is_some() {
-                    self.stop(EXIT_SOFTWARE, context);
-                } else {
-                    self.fault.fail(context, why);
-                }
+        let restart = self.intensity.exited(now, slot.failures, jitter);
+        let wait = match (restart, self.settings.parking.clone()) {
+            (Restart::After(wait), _) if self.parked_failures == 0 => wait,
+            (_, Some(parking)) => self.park(&parking, index, exit, context),
+            (Restart::After(wait), None) => wait,
+            (Restart::Escalate, None) => return self.escalate(index, exit, context),
+        };
+        let slot = &self.slots[index];
+        let spec = &self.specs[slot.spec];
+        self.settings.metrics.restarts(spec.name, spec.of.as_deref()).inc();
+        tracing::warn!(
+            child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
+            "a child exited and will be restarted"
+        );
+        match self.strategy {
+            Strategy::OneForOne => {
+                context.run_later(wait, move |this, context| {
+                    if this.phase == SupervisorPhase::Running && !this.slots[index].alive {
+                        this.start_child(index, context);
+                    }
+                });
             }
-            Restart::After(wait) => {
-                self.settings.metrics.restarts(spec.name, spec.of.as_deref()).inc();
-                tracing::warn!(
-                    child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
-                    "a child exited and will be restarted"
-                );
-                match self.strategy {
-                    Strategy::OneForOne => {
-                        context.run_later(wait, move |this, context| {
-                            if this.phase == SupervisorPhase::Running && !this.slots[index].alive {
-                                this.start_child(index, context);
-                            }
-                        });
-                    }
-                    Strategy::OneForAll => {
-                        self.phase = SupervisorPhase::Regenerating;
-                        self.regenerate_after = wait;
-                        for slot in &mut self.slots {
-                            slot.kill = None;
-                            slot.drain = None;
-                        }
-                    }
+            Strategy::OneForAll => {
+                self.phase = SupervisorPhase::Regenerating;
+                self.regenerate_after = wait;
+                for slot in &mut self.slots {
+                    slot.kill = None;
+                    slot.drain = None;
                 }
             }
         }
+    }
+
+    fn escalate(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
+        let why = format!(
+            "{} exited ({exit:?}); more than {} restarts within {:?}",
+            self.slots[index].id, self.settings.restarts.max_restarts, self.settings.restarts.period
+        );
+        tracing::error!(supervisor = %self.path, why, "restart intensity exceeded");
+        if self.ended.is_some() {
+            self.stop(EXIT_SOFTWARE, context);
+        } else {
+            self.fault.fail(context, why);
+        }
+    }
+
+    /// Says that the restarts are used up, and how long to wait before the next one.
+    fn park(
+        &mut self,
+        parking: &Parking,
+        index: usize,
+        exit: &Exit,
+        context: &mut Context<Self>,
+    ) -> Duration {
+        self.parked_failures += 1;
+        let what = match exit {
+            Exit::Failed(why) | Exit::Panicked(why) => why.as_str(),
+            Exit::Normal => "it stopped",
+            Exit::Killed => "it was ended",
+            Exit::Lost => "its thread is gone",
+        };
+        let why = format!("{} fails again and again: {what}", self.specs[self.slots[index].spec].name);
+        if self.parked_failures == 1 {
+            tracing::error!(supervisor = %self.path, why, "restarts don't help; it is parked and tried again");
+        }
+        (parking.say)(Some(&why));
+        // Half of it is certain: a wait of almost nothing would be none.
+        let wait =
+            parking.backoff.bound(self.parked_failures).mul_f64(0.5 + rand::rng().random::<f64>() / 2.0);
+        let (exits, say) = (self.exits, parking.say.clone());
+        context.run_later(wait + self.settings.restarts.period, move |this, _| {
+            if this.exits == exits {
+                this.parked_failures = 0;
+                tracing::info!(supervisor = %this.path, "it has lived long enough to be trusted again");
+                say(None);
+            }
+        });
+        wait
     }
 }
 

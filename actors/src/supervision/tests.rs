@@ -99,6 +99,7 @@ impl Tree {
             arbiters: vec![Arbiter::current()],
             clock: Arc::new(TokioClock(tokio::time::Instant::now())),
             metrics: crate::metrics::StageMetrics::default(),
+            parking: None,
         };
         Self { log: Log::default(), pokes: Arc::default(), settings }
     }
@@ -194,6 +195,42 @@ async fn past_the_intensity_the_failure_climbs_to_the_root_and_the_code_is_70() 
         tree.logged().iter().filter(|line| line.starts_with("parser") && line.ends_with("started")).count();
     assert_eq!(started, 9);
     assert!(tree.logged().contains(&"other#1 drained".to_owned()), "the others drain first");
+}
+
+#[actix::test]
+async fn f58_what_is_parked_is_tried_again_for_ever_and_trusted_once_it_lives() {
+    let mut tree = Tree::new(2);
+    tree.settings.restarts.period = Duration::from_secs(1);
+    let said: Arc<Mutex<Vec<Option<String>>>> = Arc::default();
+    let say = said.clone();
+    let parked = SupervisorSettings {
+        parking: Some(Parking {
+            backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(20)),
+            say: Arc::new(move |why| say.lock().unwrap().push(why.map(str::to_owned))),
+        }),
+        ..tree.settings.clone()
+    };
+    let specs = vec![tree.worker("parser", 0, true)];
+    let feed = Supervisor::nested("feed", None, 0, Strategy::OneForAll, parked, move || specs.clone());
+    let (root, code) = tree.start(vec![feed, tree.worker("other", 0, true)]);
+    tree.until_logged("parser#1 started").await;
+    for life in 1..12 {
+        tree.until_logged(&format!("parser#{life} started")).await;
+        tree.poke("parser", Poke::Fail).await;
+    }
+    tree.until_logged("parser#12 started").await;
+    assert_eq!(said.lock().unwrap().len(), 9, "the third failure is one too many, and all that follow");
+    assert!(
+        said.lock().unwrap().iter().all(|why| why.as_deref() == Some("parser fails again and again: poked"))
+    );
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(said.lock().unwrap().last(), Some(&None), "it has lived for the period");
+    tree.poke("parser", Poke::Panic).await;
+    tree.until_logged("parser#13 started").await;
+    assert_eq!(said.lock().unwrap().last(), Some(&None), "one failure is not too many");
+    assert_eq!(tree.logged().iter().filter(|line| line.starts_with("other")).count(), 1);
+    root.send(Shutdown { code: 0 }).await.unwrap();
+    assert_eq!(code.await, Ok(0));
 }
 
 #[actix::test]

@@ -14,7 +14,7 @@ mod shared;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     sync::{
         Arc,
@@ -54,9 +54,6 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
-/// Names whose refusal was logged; beyond that the set is cleared.
-const REFUSALS_MAX: usize = 1_000;
-
 /// How often the directory is asked for changes at most, and at least.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -77,11 +74,12 @@ struct State {
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.
     claimed: VecDeque<ClaimedFile>,
+    /// Whether these, what is open and what is finishing are all that is claimed.
+    is_complete: bool,
     /// Read to their end and not acknowledged.
     finishing: HashMap<AckId, (ClaimedFile, FileReport)>,
     stable_files: StableFiles,
     ready: VecDeque<OsString>,
-    refusals: HashSet<OsString>,
     /// What the watch reported.
     complete: Vec<OsString>,
     scan_at: MonoMs,
@@ -100,10 +98,10 @@ impl DirReceipts {
             found: None,
             open: None,
             claimed: VecDeque::new(),
+            is_complete: false,
             finishing: HashMap::new(),
             stable_files: StableFiles::new(&settings.directory, NAMES_MAX),
             ready: VecDeque::new(),
-            refusals: HashSet::new(),
             complete: Vec::new(),
             scan_at: MonoMs(0),
         };
@@ -189,11 +187,17 @@ impl State {
         }
         self.found = None;
         // Not due again before this scan has succeeded: after an error or a panic everything is found again.
-        if self.expected.take().as_ref() != Some(&cursor) {
-            // The first scan, or what the last one brought was not taken.
+        if self.expected.take().as_ref() != Some(&cursor) || !self.is_complete {
+            // The first scan, or what the last one brought was not taken, or a claim failed half-way.
             self.open = None;
             self.finishing.clear();
-            self.claimed = shared.inbox.claimed()?.into();
+            shared.inbox.prepare()?;
+            let found = shared.inbox.unowned(&|_| false)?;
+            for (claim, error) in found.troubles {
+                tracing::warn!(source = %shared.format.source(), claim, %error, "a claim can't be made sense of");
+            }
+            self.claimed = found.files.into();
+            self.is_complete = true;
         }
         self.claim(shared);
         let polled = self.read(shared, cursor.as_ref())?;
@@ -275,14 +279,12 @@ impl State {
                     failpoint!("receipts.claimed");
                 }
                 Err(ClaimError::Gone) => self.stable_files.forget(&name),
-                Err(ClaimError::Refused(why)) => {
-                    self.stable_files.hold(&name, now);
-                    self.refuse(shared, name, &why);
-                }
+                Err(ClaimError::Refused(why)) => self.hold(shared, &name, &why),
+                Err(ClaimError::Unreadable(error)) => self.hold(shared, &name, &error.to_string()),
                 Err(ClaimError::Io(error)) => {
-                    if self.stable_files.hold(&name, now) {
-                        tracing::warn!(source = %shared.format.source(), file = %name.display(), %error, "a file can't be claimed; retrying when it changes, and every minute");
-                    }
+                    self.hold(shared, &name, &error.to_string());
+                    // It may be half-way: the next scan finds everything again.
+                    self.is_complete = false;
                 }
             }
         }
@@ -290,6 +292,11 @@ impl State {
 
     fn scan(&mut self, shared: &Shared, now: MonoMs) -> io::Result<()> {
         let scan = shared.inbox.scan(SCAN_MAX)?;
+        for (name, why) in scan.refused {
+            if self.stable_files.refuse(&name, &why) {
+                tracing::warn!(source = %shared.format.source(), file = %name.display(), why, "a file was refused and stays in place");
+            }
+        }
         let sightings = scan.candidates.iter().map(|candidate| Sighting {
             name: &candidate.name,
             bytes: candidate.bytes,
@@ -298,9 +305,6 @@ impl State {
         });
         let ready = self.stable_files.observe_scan(now, shared.clock.wall(), sightings, scan.truncated);
         self.enqueue(ready);
-        for (name, why) in scan.refused {
-            self.refuse(shared, name, &why);
-        }
         self.scan_at = if scan.truncated { now } else { now.after(shared.settings.directory.rescan) };
         Ok(())
     }
@@ -310,13 +314,9 @@ impl State {
         self.ready.extend(names.into_iter().filter(|name| !known.contains(name)));
     }
 
-    fn refuse(&mut self, shared: &Shared, name: OsString, why: &str) {
-        if self.refusals.len() >= REFUSALS_MAX {
-            self.refusals.clear();
-        }
-        if !self.refusals.contains(&name) {
-            tracing::warn!(source = %shared.format.source(), file = %name.display(), why, "a file was refused and stays in place");
-            self.refusals.insert(name);
+    fn hold(&mut self, shared: &Shared, name: &OsStr, why: &str) {
+        if self.stable_files.hold(name, shared.clock.mono(), why) {
+            tracing::warn!(source = %shared.format.source(), file = %name.display(), why, "a file can't be claimed; retrying when it changes, and every minute");
         }
     }
 }

@@ -115,13 +115,14 @@ impl View for Viewer {
     fn file_totals(&mut self) -> Result<FileTotals, StoreError> {
         let totals = self.connection.query_row(
             "SELECT coalesce(sum(state = 0), 0), coalesce(sum(state <> 0 AND settled_at IS NULL), 0),
-                 coalesce(sum(settled_at IS NOT NULL), 0) FROM files",
+                 coalesce(sum(settled_at IS NOT NULL), 0), coalesce(sum(state >= 2), 0) FROM files",
             [],
             |row| {
                 Ok(FileTotals {
                     ingesting: uint(row.get(0)?),
                     open: uint(row.get(1)?),
                     settled: uint(row.get(2)?),
+                    failed: uint(row.get(3)?),
                 })
             },
         );

@@ -2,43 +2,85 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// A tmpfs of its own; unmounted when dropped.
+/// Room for names: filling them up takes no time.
+const INODES: usize = 512;
+
+/// A tmpfs of its own; unmounted when dropped. Declare it behind the world whose directories it holds.
 pub(crate) struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
-    pub(crate) fn mount(path: &Path, size: &str) -> Self {
+    /// Mounts one of that size at `path`, which is made if need be; `None`, with a message, if this process may not mount.
+    pub(crate) fn mount(path: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(path).expect("the directory is ours");
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", &path.display().to_string()]);
-        Self { path: path.to_owned() }
+        let options = format!("size={size},nr_inodes={INODES},mode=0755");
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(path)
+            .output()
+            .expect("util-linux is there");
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            eprintln!(
+                "SKIPPED: a full disk needs a file system to fill, and none can be mounted here: {why}"
+            );
+            return None;
+        }
+        Some(Self { path: path.to_owned() })
     }
 
-    fn filler(&self) -> PathBuf {
-        self.path.join("filler")
-    }
-
-    /// Leaves no byte free.
+    /// Leaves neither a byte nor a name free.
     pub(crate) fn fill(&self) {
-        let mut filler = File::create(self.filler()).expect("a name needs no room");
-        while filler.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+        let mut filler = File::create(self.filler()).expect("there is a name left");
+        for chunk in [1 << 20, 4096, 1] {
+            let bytes = vec![0; chunk];
+            loop {
+                match filler.write(&bytes) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                    Err(error) => panic!("filling {}: {error}", self.path.display()),
+                }
+            }
+        }
+        fs::create_dir_all(self.names()).expect("there is a name left");
+        for number in 0.. {
+            match File::create(self.names().join(number.to_string())) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => panic!("filling {}: {error}", self.path.display()),
+            }
+        }
     }
 
     /// Frees what `fill` took.
     pub(crate) fn free(&self) {
-        fs::remove_file(self.filler()).expect("it was filled");
+        fs::remove_dir_all(self.names()).expect("it is ours");
+        fs::remove_file(self.filler()).expect("it is ours");
+    }
+
+    /// Hidden, so that a feed ignores it.
+    fn filler(&self) -> PathBuf {
+        self.path.join(".filler")
+    }
+
+    fn names(&self) -> PathBuf {
+        self.path.join(".names")
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: the daemon may still be running.
-        run("umount", &["--lazy", &self.path.display().to_string()]);
+        // Lazily: a daemon that a failed test left behind may still have files open there.
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.path).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.path.display());
+        }
     }
 }
 

@@ -597,8 +597,17 @@ impl World {
         self.dropped.iter_mut().map(|(_, input)| input)
     }
 
-    /// `postrider files --json`; empty while there is no store.
+    /// `postrider files --json`, of the files that were read; empty while there is no store.
     pub(crate) fn files(&self) -> Vec<Value> {
+        self.all_files().into_iter().filter(|file| file["state"] != "held").collect()
+    }
+
+    /// The held file of that name.
+    pub(crate) fn held(&self, name: &str) -> Option<Value> {
+        self.all_files().into_iter().find(|file| file["state"] == "held" && file["name"] == name)
+    }
+
+    fn all_files(&self) -> Vec<Value> {
         if self.engine.is_empty() && !self.store().exists() {
             return Vec::new();
         }

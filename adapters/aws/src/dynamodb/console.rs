@@ -110,6 +110,7 @@ impl View for Console {
                 (true, Some(_)) => &mut totals.settled,
             };
             *count += 1;
+            totals.failed += u64::from(report.state.reason().is_some());
         }
         Ok(totals)
     }

@@ -11,7 +11,7 @@ use std::{
 use postrider_actors::{
     failpoint,
     model::{stable::NameKind, time::UnixMs},
-    ports::{ClaimError, ClaimedFile, Expected},
+    ports::{ClaimError, ClaimedFile, Expected, Unowned},
 };
 use rustix::{fs::Stat, io::Errno};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use super::{
 };
 
 /// In the feed's directory, for files on their way to another file system.
-const STAGING: &str = ".postrider";
+pub(super) const STAGING: &str = ".postrider";
 /// In a claim's directory. No claimed file's name starts with a dot.
 const NOTE: &str = ".claim";
 /// Starts the name of a claim's directory while it is copied.
@@ -54,7 +54,7 @@ pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result
     let home = take(inbox, &feed, name, &opened, expected.is_some(), now)?;
     failpoint!("inbox.taken");
     let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
-    Ok(note(&home, name, now, expected, &taken)?)
+    Ok(note(&home, name, now, expected, &taken))
 }
 
 /// Looks at `name` without touching anything but a regular file; `None` if it does not exist.
@@ -70,7 +70,10 @@ fn inspect(feed: &Dir, name: &OsStr) -> Result<Option<Stat>, ClaimError> {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP) => return Err(ClaimError::Refused("it is a symbolic link".to_owned())),
-        Err(error) => return Err(while_doing(error, "can't read it").into()),
+        Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+            return Err(while_doing(error, "can't read files").into());
+        }
+        Err(error) => return Err(ClaimError::Unreadable(while_doing(error, "can't read it"))),
     };
     let stat = rustix::fs::fstat(&file).map_err(io::Error::from)?;
     refuse(&stat).map_or(Ok(Some(stat)), Err)
@@ -97,6 +100,9 @@ fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError
                 sidecar::SIDECAR_BYTES_MAX
             )));
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(ClaimError::Unreadable(error));
+        }
         Err(error) => return Err(error.into()),
     };
     sidecar::parse(name, &bytes).map(Some).map_err(ClaimError::Refused)
@@ -111,11 +117,12 @@ pub(super) fn take(
     with_sidecar: bool,
     now: UnixMs,
 ) -> Result<Dir, ClaimError> {
+    let claimed = inbox.claimed()?;
     let (claim, home) = loop {
         let number = inbox.claims.fetch_add(1, Ordering::Relaxed);
         // Sorted by name is sorted by time.
         let claim = format!("{:014}-{number:06}", now.0);
-        match inbox.claimed.make_new_child(&claim, 0o700) {
+        match claimed.make_new_child(&claim, 0o700) {
             Ok(home) => break (claim, home),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
@@ -123,11 +130,11 @@ pub(super) fn take(
     };
     match move_in(feed, &home, name, with_sidecar) {
         Ok(()) => {
-            check_taken(&home, name, opened, || put_back(feed, &inbox.claimed, &claim, &home))?;
+            check_taken(&home, name, opened, || put_back(feed, &claimed, &claim, &home))?;
             Ok(home)
         }
         Err(Errno::XDEV) => {
-            inbox.claimed.remove_dir(&claim)?;
+            claimed.remove_dir(&claim)?;
             let staging = feed.make_child(STAGING, 0o700)?;
             let on_its_way = staging.make_new_child(&claim, 0o700)?;
             if let Err(error) = move_in(feed, &on_its_way, name, with_sidecar) {
@@ -136,17 +143,20 @@ pub(super) fn take(
             }
             check_taken(&on_its_way, name, opened, || put_back(feed, &staging, &claim, &on_its_way))?;
             failpoint!("inbox.staged");
-            match adopt(inbox, &staging, &claim) {
-                Ok(()) => Ok(inbox.claimed.child(&claim)?),
+            match adopt(&claimed, &staging, &claim) {
+                Ok(()) => Ok(claimed.child(&claim)?),
                 Err(error) => {
-                    // A full disk, most likely: the file stays with its dropper until there is room.
-                    put_back(feed, &staging, &claim, &on_its_way)?;
+                    // A full disk, most likely: the file stays with its dropper until there is room. If the copy is
+                    // complete, it is the file.
+                    if claimed.stat(&claim)?.is_none() {
+                        put_back(feed, &staging, &claim, &on_its_way)?;
+                    }
                     Err(error.into())
                 }
             }
         }
         Err(error) => {
-            inbox.claimed.remove_dir(&claim)?;
+            claimed.remove_dir(&claim)?;
             Err(cant_take(error))
         }
     }
@@ -173,9 +183,12 @@ fn check_taken(
 }
 
 fn cant_take(error: Errno) -> ClaimError {
+    let said = |error| while_doing(error, "can't move it out of the feed's directory");
     match error {
         Errno::NOENT => ClaimError::Gone,
-        error => while_doing(error, "can't move it out of the feed's directory").into(),
+        // Of a directory with the sticky bit, others' files can't be moved; ours could.
+        Errno::ACCESS | Errno::PERM => ClaimError::Unreadable(said(error)),
+        error => said(error).into(),
     }
 }
 
@@ -188,25 +201,25 @@ fn move_in(feed: &Dir, home: &Dir, name: &OsStr, with_sidecar: bool) -> rustix::
     }
     feed.rename(name, home, name).inspect_err(|_| {
         if with_sidecar {
-            // What can't be put back now is put back at the next start.
+            // What can't be put back now is put back when claims without an owner are looked for.
             let _ = home.rename_new(&sidecar, feed, &sidecar);
         }
     })
 }
 
 /// Copies a staged claim into the state directory, then removes it. Repeatable at every point.
-fn adopt(inbox: &DirectoryInbox, staging: &Dir, claim: &str) -> io::Result<()> {
+fn adopt(claimed: &Dir, staging: &Dir, claim: &str) -> io::Result<()> {
     let from = staging.child(claim)?;
-    if inbox.claimed.stat(claim)?.is_none() {
+    if claimed.stat(claim)?.is_none() {
         let copy_name = format!("{COPY}{claim}");
-        discard(&inbox.claimed, &copy_name)?;
-        let copy = inbox.claimed.make_new_child(&copy_name, 0o700)?;
+        discard(claimed, &copy_name)?;
+        let copy = claimed.make_new_child(&copy_name, 0o700)?;
         let copied = copy_all(&from, &copy).and_then(|()| {
-            inbox.claimed.rename(&copy_name, &inbox.claimed, claim).map_err(io::Error::from)?;
-            inbox.claimed.sync()
+            claimed.rename(&copy_name, claimed, claim).map_err(io::Error::from)?;
+            claimed.sync()
         });
         if let Err(error) = copied {
-            discard(&inbox.claimed, &copy_name)?;
+            discard(claimed, &copy_name)?;
             return Err(error);
         }
     }
@@ -280,22 +293,27 @@ fn put_back(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Result<()>
     parent.remove_dir(claim)
 }
 
-/// Writes down what a restart must know, and makes the claimed file.
+/// Writes down what a restart must know, and makes the claimed file. It is ours with or without that: a note that there was
+/// no room for is made up again by the next process, as one that a power cut took.
 fn note(
     home: &Dir,
     name: &OsStr,
     claimed_at: UnixMs,
     expected: Option<Expected>,
     stat: &Stat,
-) -> io::Result<ClaimedFile> {
+) -> ClaimedFile {
     let note = Note {
         name: name.as_bytes().to_vec(),
         claimed_at,
         bytes: stat.st_size as u64,
         fingerprint: fingerprint(stat),
     };
-    home.write(NOTE, &serde_json::to_vec(&note)?, false)?;
-    Ok(note.into_file(home, expected))
+    let written =
+        serde_json::to_vec(&note).map_err(io::Error::from).and_then(|text| home.write(NOTE, &text, false));
+    if let Err(error) = written {
+        tracing::debug!(%error, "a claim has no note");
+    }
+    note.into_file(home, expected)
 }
 
 impl Note {
@@ -312,38 +330,54 @@ impl Note {
     }
 }
 
-/// The claims of an earlier run, after those that a crash interrupted were repaired.
-pub(super) fn claimed(inbox: &DirectoryInbox) -> io::Result<Vec<ClaimedFile>> {
-    let feed = inbox.directory()?;
+/// The claims that nobody works on, after those that were interrupted are repaired. One that can't be repaired now holds up
+/// no other.
+pub(super) fn unowned(inbox: &DirectoryInbox, is_taken: &dyn Fn(&Path) -> bool) -> io::Result<Unowned> {
+    let (feed, claimed) = (inbox.directory()?, inbox.claimed()?);
+    let mut found = Unowned::default();
     if feed.stat(STAGING)?.is_some() {
         let staging = feed.child(STAGING)?;
         for claim in staging.names()? {
             // Not UTF-8 is not ours.
-            if let Some(claim) = claim.to_str() {
-                match adopt(inbox, &staging, claim) {
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        put_back(&feed, &staging, claim, &staging.child(claim)?)?;
-                    }
-                    done => done?,
-                }
+            let Some(claim) = claim.to_str() else { continue };
+            if let Err(error) = repair_staged(&feed, &claimed, &staging, claim) {
+                found.troubles.push((staging.at(claim), error));
             }
         }
     }
-    let mut files = Vec::new();
-    for claim in inbox.claimed.names()? {
+    for claim in claimed.names()? {
         let Some(claim) = claim.to_str() else { continue };
         if claim.starts_with(COPY) {
-            discard(&inbox.claimed, claim)?;
-        } else if let Some(file) = reclaim(inbox, &feed, claim)? {
-            files.push(file);
+            if let Err(error) = discard(&claimed, claim) {
+                found.troubles.push((claimed.at(claim), error));
+            }
+            continue;
         }
+        let directory = claimed.path_of(claim);
+        if !is_taken(&directory) {
+            match reclaim(&feed, &claimed, claim) {
+                Ok(file) => found.files.extend(file),
+                Err(error) => found.troubles.push((claimed.at(claim), error)),
+            }
+        }
+        found.directories.insert(directory);
     }
-    Ok(files)
+    Ok(found)
+}
+
+/// Brings a claim to its end that was on its way to another file system.
+fn repair_staged(feed: &Dir, claimed: &Dir, staging: &Dir, claim: &str) -> io::Result<()> {
+    match adopt(claimed, staging, claim) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            put_back(feed, staging, claim, &staging.child(claim)?)
+        }
+        done => done,
+    }
 }
 
 /// What a claim's directory holds; `None` if it was nothing to continue with and was cleared away.
-fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
-    let home = inbox.claimed.child(claim)?;
+fn reclaim(feed: &Dir, claimed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
+    let home = claimed.child(claim)?;
     let note: Option<Note> =
         home.read_small(NOTE, NOTE_BYTES_MAX)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let file = home.names()?.into_iter().find(|name| NameKind::of(name) == NameKind::File);
@@ -358,34 +392,38 @@ fn reclaim(inbox: &DirectoryInbox, feed: &Dir, claim: &str) -> io::Result<Option
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             // Without its file the claim still counts: the stage finds out that it is lost (F32).
-            let expected = expected_in(&home, &name);
+            let expected = expected_in(&home, &name)?;
             Ok(Some(note.into_file(&home, expected)))
         }
         (None, Some(name)) => {
             let stat = home.stat(&name)?.ok_or(io::ErrorKind::NotFound)?;
             if objection(&stat).is_some() {
-                put_back(feed, &inbox.claimed, claim, &home)?;
+                put_back(feed, claimed, claim, &home)?;
                 return Ok(None);
             }
             let claimed_at = UnixMs(claim.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
-            let expected = expected_in(&home, &name);
-            self::note(&home, &name, claimed_at, expected, &stat).map(Some)
+            let expected = expected_in(&home, &name)?;
+            Ok(Some(self::note(&home, &name, claimed_at, expected, &stat)))
         }
         // A crash between the sidecar and its file, or behind the file's last move.
-        (None, None) => put_back(feed, &inbox.claimed, claim, &home).map(|()| None),
+        (None, None) => put_back(feed, claimed, claim, &home).map(|()| None),
     }
 }
 
 /// The promises were understood when the file was claimed.
-fn expected_in(home: &Dir, name: &OsString) -> Option<Expected> {
-    let bytes = home.read_small(sidecar_name(name), sidecar::SIDECAR_BYTES_MAX).ok()??;
-    sidecar::parse(name, &bytes).ok()
+fn expected_in(home: &Dir, name: &OsString) -> io::Result<Option<Expected>> {
+    let bytes = match home.read_small(sidecar_name(name), sidecar::SIDECAR_BYTES_MAX) {
+        // The name leaves no room for the ending.
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => None,
+        read => read?,
+    };
+    Ok(bytes.and_then(|bytes| sidecar::parse(name, &bytes).ok()))
 }
 
 /// The claim's directory, opened; `None` if it is gone.
 pub(super) fn home(inbox: &DirectoryInbox, path: &Path) -> io::Result<Option<Dir>> {
     let Some(claim) = path.file_name() else { return Ok(None) };
-    match inbox.claimed.child(claim) {
+    match inbox.claimed()?.child(claim) {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -400,7 +438,7 @@ pub(super) fn forget(home: &Dir) -> io::Result<()> {
 /// Removes a claim's directory and what is left in it.
 pub(super) fn release(inbox: &DirectoryInbox, path: &Path) -> io::Result<()> {
     match path.file_name().and_then(OsStr::to_str) {
-        Some(claim) => discard(&inbox.claimed, claim),
+        Some(claim) => discard(&inbox.claimed()?, claim),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, RawMode, RenameFlags, Stat},
+    fs::{Access, AtFlags, FileType, Mode, OFlags, RawMode, RenameFlags, Stat},
     io::Errno,
 };
 
@@ -53,10 +53,17 @@ impl Dir {
 
     /// Opens a directory in this one and makes it if need be.
     pub(super) fn make_child(&self, name: impl AsRef<OsStr>, mode: RawMode) -> io::Result<Self> {
-        match self.make_new_child(&name, mode) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.child(name),
-            made => made,
+        match self.child(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_new_child(name, mode),
+            found => found,
         }
+    }
+
+    /// Fails if this process may not make, rename and remove names in it, as far as that can be told without trying.
+    pub(super) fn check_writable(&self) -> io::Result<()> {
+        let access = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(&self.fd, ".", access, AtFlags::EACCESS)
+            .map_err(|error| while_doing(error, format_args!("can't write to {}", escaped(&self.path))))
     }
 
     /// Makes a directory in this one; `AlreadyExists` if the name is taken.

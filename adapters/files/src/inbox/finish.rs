@@ -10,12 +10,12 @@ use postrider_actors::{
     },
     ports::ClaimedFile,
 };
-use rustix::io::Errno;
+use rustix::{fs::FileType, io::Errno};
 
 use super::{
     DirectoryInbox, claim,
     dir::{Dir, while_doing},
-    home_of, sidecar_name,
+    sidecar_name,
 };
 
 /// A file system's limit on names, in bytes.
@@ -86,6 +86,10 @@ fn is_ours(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Option<boo
     struct ReportHead {
         id: FileId,
     }
+    let is_no_file = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile;
+    if dir.stat(place.report())?.is_some_and(is_no_file) {
+        return Ok(Some(false)); // a directory, say: nothing of ours
+    }
     let has_file = dir.stat(&place.0)?.is_some();
     match dir.read_small(place.report(), REPORT_BYTES_MAX) {
         Ok(None) => Ok(has_file.then_some(false)),
@@ -94,7 +98,7 @@ fn is_ours(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Option<boo
             // A power cut before the report was synced. Without a file there, the place is free.
             Err(_) => !has_file,
         })),
-        // Something that is no report has its name.
+        // Longer than any report.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(false)),
         Err(error) => Err(error),
     }
@@ -126,7 +130,7 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
     let place = reserve(&dir, &file.display_name(), report)?;
     write_report(&dir, &place, report, false)?;
     failpoint!("inbox.reported");
-    let path = home_of(file)?;
+    let path = file.directory();
     let Some(home) = claim::home(inbox, path)? else { return Ok(()) };
     // Without its note a directory that is empty is one that is finished, not one whose file was lost.
     claim::forget(&home)?;
@@ -155,16 +159,31 @@ fn move_out(home: &Dir, name: &OsStr, dir: &Dir, new: &str) -> io::Result<()> {
 }
 
 /// Replaces the reports of finished files and syncs them. A report that is not there any more is written
-/// anew: it is the proof.
-pub(super) fn rewrite_reports(inbox: &DirectoryInbox, reports: &[FileReport]) -> io::Result<()> {
-    let mut dirs: Vec<Dir> = Vec::new();
+/// anew: it is the proof. Returns those that could not be written.
+pub(super) fn rewrite_reports(inbox: &DirectoryInbox, reports: &[FileReport]) -> Vec<(FileId, io::Error)> {
+    let mut failed = Vec::new();
+    let mut written: Vec<(Dir, Vec<FileId>)> = Vec::new();
     for report in reports {
-        let dir = target(inbox, report)?;
-        let place = reserve(&dir, &report.file.name, report)?;
-        write_report(&dir, &place, report, true)?;
-        if dirs.iter().all(|known| known.path_of("") != dir.path_of("")) {
-            dirs.push(dir);
+        match rewrite(inbox, report) {
+            Ok(dir) => match written.iter_mut().find(|(known, _)| known.path_of("") == dir.path_of("")) {
+                Some((_, files)) => files.push(report.file.id),
+                None => written.push((dir, vec![report.file.id])),
+            },
+            Err(error) => failed.push((report.file.id, error)),
         }
     }
-    dirs.iter().try_for_each(Dir::sync)
+    for (dir, files) in written {
+        if let Err(error) = dir.sync() {
+            failed.extend(files.into_iter().map(|file| (file, while_doing(error.kind(), &error))));
+        }
+    }
+    failed
+}
+
+/// Replaces one report; the directory that it is in.
+fn rewrite(inbox: &DirectoryInbox, report: &FileReport) -> io::Result<Dir> {
+    let dir = target(inbox, report)?;
+    let place = reserve(&dir, &report.file.name, report)?;
+    write_report(&dir, &place, report, true)?;
+    Ok(dir)
 }

@@ -12,6 +12,9 @@
 //! Claims are renames without a sync: what the dropper did not sync was never promised to last, and a
 //! claim that a power cut undoes is made again, with the same ids. Only a copy to another file system
 //! is synced, because the original is removed after it.
+//!
+//! A file that was moved is claimed, whatever fails after that: a claim without a note is as good as one with it, and what
+//! is left half-way in `claimed/` or `.postrider/` is found by the next [`Inbox::unowned`], while the daemon runs.
 
 mod claim;
 mod dir;
@@ -39,14 +42,18 @@ use postrider_actors::{
     model::{
         file::FileReport,
         formats::{Format, RowBlock, RowParser},
+        ids::FileId,
         time::UnixMs,
     },
-    ports::{ClaimError, ClaimedFile, Inbox, InboxChange, RejectSink, Scan, Seen},
+    ports::{ClaimError, ClaimedFile, Inbox, InboxChange, RejectSink, Scan, Seen, Unowned},
 };
 use postrider_settings::Directory;
 use rustix::fs::{Mode, OFlags, Stat};
 
 use dir::{Dir, escaped, while_doing};
+
+/// In the state directory: the claims of all feeds.
+const CLAIMED: &str = "claimed";
 
 /// What a [`DirectoryInbox`] is made from.
 #[derive(Clone, Debug)]
@@ -66,7 +73,6 @@ pub struct InboxConfig {
 /// One feed's directory and its claimed files.
 pub struct DirectoryInbox {
     config: InboxConfig,
-    claimed: Dir,
     watch: watch::DirWatch,
     /// A scan that was cut short, to be continued by the next.
     walk: Mutex<Option<rustix::fs::Dir>>,
@@ -75,34 +81,24 @@ pub struct DirectoryInbox {
 }
 
 impl DirectoryInbox {
-    /// Checks the directories and makes those that are ours. It does not watch yet.
-    pub fn new(config: InboxConfig) -> io::Result<Self> {
-        if config.feed.is_empty()
-            || config.feed.starts_with('.')
-            || config.feed.bytes().any(|b| b == b'/' || b == 0)
-        {
-            let text = format!("feed {:?} can't have a directory of its name", config.feed);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let directory = Dir::open(&config.settings.path)?;
-        for name in ["done", "failed"] {
-            directory.make_child(name, 0o755)?;
-        }
-        // Nobody but us looks into the state directory: what is claimed can't be swapped.
-        let claimed =
-            Dir::open(&config.state_dir)?.make_child("claimed", 0o700)?.make_child(&config.feed, 0o700)?;
-        Ok(Self {
+    /// Looks at nothing yet: [`Inbox::prepare`] does.
+    pub fn new(config: InboxConfig) -> Self {
+        Self {
             watch: watch::DirWatch::new(&config.settings.path),
             walk: Mutex::new(None),
             claims: AtomicU64::new(0),
-            claimed,
             config,
-        })
+        }
     }
 
     /// Opened each time: the directory may have been replaced.
     fn directory(&self) -> io::Result<Dir> {
         Dir::open(&self.config.settings.path)
+    }
+
+    /// The directory of this feed's claims. Opened each time for the same reason.
+    fn claimed(&self) -> io::Result<Dir> {
+        Dir::open(&self.config.state_dir)?.child(CLAIMED)?.child(&self.config.feed)
     }
 
     /// The header line of a CSV file, unchanged; `None` for other formats, and for a file that has none
@@ -140,6 +136,27 @@ impl DirectoryInbox {
 
 #[async_trait]
 impl Inbox for DirectoryInbox {
+    fn prepare(&self) -> io::Result<()> {
+        let feed = &self.config.feed;
+        if feed.is_empty() || feed.starts_with('.') || feed.bytes().any(|byte| byte == b'/' || byte == 0) {
+            let text = format!("feed {feed:?} can't have a directory of its name");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let directory = self.directory()?;
+        directory.check_writable()?;
+        for name in ["done", "failed"] {
+            directory.make_child(name, 0o755)?.check_writable()?;
+        }
+        match directory.child(claim::STAGING) {
+            Ok(staging) => staging.check_writable()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // made when it is needed
+            Err(error) => return Err(error),
+        }
+        // Nobody but us looks into the state directory: what is claimed can't be swapped.
+        let state = Dir::open(&self.config.state_dir)?;
+        state.make_child(CLAIMED, 0o700)?.make_child(feed, 0o700)?.check_writable()
+    }
+
     async fn changed(&self) -> io::Result<InboxChange> {
         self.watch.changed().await
     }
@@ -152,8 +169,8 @@ impl Inbox for DirectoryInbox {
         claim::claim(self, name, now)
     }
 
-    fn claimed(&self) -> io::Result<Vec<ClaimedFile>> {
-        claim::claimed(self)
+    fn unowned(&self, is_taken: &dyn Fn(&Path) -> bool) -> io::Result<Unowned> {
+        claim::unowned(self, is_taken)
     }
 
     fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
@@ -170,7 +187,7 @@ impl Inbox for DirectoryInbox {
 
     fn seen(&self, file: &ClaimedFile) -> io::Result<Box<dyn Seen>> {
         // In the claim's own directory: on a real disk, and cleared away with it.
-        Ok(Box::new(seen::SeenOnDisk::new(&home_of(file)?.join(".seen"))?))
+        Ok(Box::new(seen::SeenOnDisk::new(&file.directory().join(".seen"))?))
     }
 
     fn is_unchanged(&self, file: &ClaimedFile) -> io::Result<bool> {
@@ -189,7 +206,7 @@ impl Inbox for DirectoryInbox {
         finish::finish(self, file, report)
     }
 
-    fn rewrite_reports(&self, reports: &[FileReport]) -> io::Result<()> {
+    fn rewrite_reports(&self, reports: &[FileReport]) -> Vec<(FileId, io::Error)> {
         finish::rewrite_reports(self, reports)
     }
 }
@@ -199,12 +216,6 @@ fn open_claimed(file: &ClaimedFile) -> io::Result<std::fs::File> {
     rustix::fs::open(&file.path, flags, Mode::empty())
         .map(Into::into)
         .map_err(|error| while_doing(error, escaped(&file.path)))
-}
-
-/// The claim's directory.
-fn home_of(file: &ClaimedFile) -> io::Result<&Path> {
-    let none = || io::Error::new(io::ErrorKind::InvalidInput, "a claimed file has no directory");
-    file.path.parent().ok_or_else(none)
 }
 
 fn fingerprint(stat: &Stat) -> [u64; 5] {

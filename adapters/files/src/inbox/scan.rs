@@ -31,7 +31,15 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
             continue;
         }
         // It may be gone by now, or be a directory that the listing does not mark as one.
-        let Some(stat) = directory.stat(name)? else { continue };
+        let stat = match directory.stat(name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => continue,
+            // One damaged entry does not hide the others.
+            Err(error) => {
+                scan.refused.push((name.to_owned(), error.to_string()));
+                continue;
+            }
+        };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             continue;
         }

@@ -35,6 +35,11 @@ fn config(feed: &TempDir, state: &TempDir) -> InboxConfig {
     }
 }
 
+fn prepared(config: InboxConfig) -> io::Result<DirectoryInbox> {
+    let inbox = DirectoryInbox::new(config);
+    inbox.prepare().map(|()| inbox)
+}
+
 impl World {
     fn new() -> Self {
         Self::across(tempfile::tempdir().unwrap())
@@ -43,13 +48,13 @@ impl World {
     /// With the state directory given.
     fn across(state: TempDir) -> Self {
         let feed = tempfile::tempdir().unwrap();
-        let inbox = DirectoryInbox::new(config(&feed, &state)).unwrap();
+        let inbox = prepared(config(&feed, &state)).unwrap();
         Self { feed, state, inbox }
     }
 
     /// The inbox as a new process has it.
     fn restart(&mut self) {
-        self.inbox = DirectoryInbox::new(config(&self.feed, &self.state)).unwrap();
+        self.inbox = prepared(config(&self.feed, &self.state)).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -58,6 +63,12 @@ impl World {
 
     fn drop_file(&self, name: &str, bytes: impl AsRef<[u8]>) {
         fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn unowned(&self) -> Vec<ClaimedFile> {
+        let found = self.inbox.unowned(&|_| false).unwrap();
+        assert!(found.troubles.is_empty(), "{:?}", found.troubles);
+        found.files
     }
 
     fn claim(&self, name: &str) -> Result<ClaimedFile, ClaimError> {
@@ -133,7 +144,7 @@ fn a_file_is_taken_out_of_the_droppers_reach_and_comes_back_finished() {
     assert_eq!((file.bytes, file.claimed_at, file.display_name().as_str()), (5, NOW, "users.csv"));
     assert_eq!(world.rows(&file), "id\n1\n");
     assert!(world.inbox.is_unchanged(&file).unwrap());
-    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
+    assert_eq!(world.unowned(), std::slice::from_ref(&file));
 
     let report = report("users.csv", 1, FileState::Ingested);
     world.inbox.finish(&file, &report).unwrap();
@@ -153,7 +164,7 @@ fn claims_survive_a_restart_oldest_first() {
         world.inbox.claim(&name.into(), UnixMs(at)).unwrap();
     }
     world.restart();
-    let files = world.inbox.claimed().unwrap();
+    let files = world.unowned();
     assert_eq!(
         files.iter().map(|file| (file.display_name(), file.claimed_at.0)).collect::<Vec<_>>(),
         [("c".to_owned(), 1), ("b".to_owned(), 3), ("a".to_owned(), 20)]
@@ -170,7 +181,7 @@ fn f17_a_file_that_changes_after_the_claim_is_noticed_even_across_a_restart() {
     writer.write_all(b"2\n").unwrap();
     assert!(!world.inbox.is_unchanged(&file).unwrap());
     world.restart();
-    let files = world.inbox.claimed().unwrap();
+    let files = world.unowned();
     assert!(!world.inbox.is_unchanged(&files[0]).unwrap());
     assert_eq!(files[0].bytes, 5, "what it was when it was claimed");
 }
@@ -222,7 +233,7 @@ fn reports_are_rewritten_where_they_stand() {
     for report in &mut reports {
         report.settled_at = Some(UnixMs(5));
     }
-    world.inbox.rewrite_reports(&reports).unwrap();
+    assert!(world.inbox.rewrite_reports(&reports).is_empty());
     assert_eq!(world.names("done"), before);
     assert_eq!(read_report(world.path("done/a.report.json")), reports[0]);
 }
@@ -241,7 +252,7 @@ fn long_and_odd_names_find_a_place() {
         sink.push(&[]).unwrap();
         sink.finish().unwrap();
         world.inbox.finish(&file, &report).unwrap();
-        world.inbox.rewrite_reports(&[report]).unwrap();
+        assert!(world.inbox.rewrite_reports(&[report]).is_empty());
     }
     let names = world.names("failed");
     assert_eq!(names.len(), 9, "{names:?}");
@@ -281,8 +292,9 @@ fn f26_links_and_devices_are_refused_and_stay_where_they_are() {
     assert!(world.refusal("hard").contains("hard links"));
     assert!(world.refusal("fifo").contains("FIFO"));
     assert!(world.refusal("socket").contains("socket"));
-    assert!(world.refusal("done").contains("directory"));
-    for name in ["../secret", "/etc/passwd", ".x", "a.part", "a.done", ".", "a\0b"] {
+    fs::create_dir(world.path("directory")).unwrap();
+    assert!(world.refusal("directory").contains("directory"));
+    for name in ["done", "failed", "../secret", "/etc/passwd", ".x", "a.part", "a.done", ".", "a\0b"] {
         assert!(world.refusal(name).contains("name"), "{name:?}");
     }
     let scan = world.inbox.scan(100).unwrap();
@@ -320,7 +332,7 @@ fn f28_a_file_that_can_t_be_read_stays_with_its_dropper() {
     fs::set_permissions(world.path("a"), fs::Permissions::from_mode(0o000)).unwrap();
     let before = world.inbox.scan(10).unwrap().candidates[0].clone();
     match world.claim("a") {
-        Err(ClaimError::Io(error)) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        Err(ClaimError::Unreadable(error)) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         other => panic!("{other:?}"),
     }
     std::thread::sleep(Duration::from_millis(20));
@@ -352,7 +364,7 @@ fn a_sidecar_that_is_not_understood_refuses_the_file() {
     let state = tempfile::tempdir().unwrap();
     let mut strict = config(&world.feed, &state);
     strict.settings.require_done = true;
-    let strict = DirectoryInbox::new(strict).unwrap();
+    let strict = prepared(strict).unwrap();
     fs::remove_file(world.path("a.done")).unwrap();
     assert!(
         matches!(strict.claim(&"a".into(), NOW), Err(ClaimError::Refused(why)) if why.contains("missing"))
@@ -374,12 +386,12 @@ fn what_a_crash_leaves_of_a_claim_is_repaired() {
     fs::create_dir(claimed.join(".copy-00000000000004-000000")).unwrap();
     fs::write(claimed.join(".copy-00000000000004-000000/d"), "id").unwrap();
     world.restart();
-    let files = world.inbox.claimed().unwrap();
+    let files = world.unowned();
     assert_eq!(files.len(), 1);
     assert_eq!((files[0].display_name().as_str(), files[0].claimed_at), ("c", UnixMs(3)));
     assert_eq!(files[0].expected.as_ref().and_then(|expected| expected.rows), Some(1));
     assert_eq!(world.names("."), ["b.done", "done", "failed"]);
-    assert_eq!(world.inbox.claimed().unwrap(), files);
+    assert_eq!(world.unowned(), files);
     assert_eq!(world.claims(), 1);
 }
 
@@ -390,7 +402,7 @@ fn f32_a_claim_whose_file_vanished_is_still_a_claim() {
     let file = world.claim("a").unwrap();
     fs::remove_file(&file.path).unwrap();
     world.restart();
-    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
+    assert_eq!(world.unowned(), std::slice::from_ref(&file));
     let kind = |result: io::Result<bool>| result.unwrap_err().kind();
     assert_eq!(kind(world.inbox.is_unchanged(&file)), io::ErrorKind::NotFound);
     assert_eq!(kind(world.inbox.open_raw(&file).map(|_| true)), io::ErrorKind::NotFound);
@@ -473,14 +485,14 @@ fn a_directory_that_is_not_there_or_can_t_be_ours_is_an_error_that_names_it() {
     let state = tempfile::tempdir().unwrap();
     let mut missing = config(&world.feed, &state);
     missing.settings.path = world.path("missing");
-    let error = DirectoryInbox::new(missing).err().unwrap();
+    let error = prepared(missing).err().unwrap();
     assert!(error.to_string().contains("missing"), "{error}");
     let other = tempfile::tempdir().unwrap();
     fs::write(other.path().join("done"), "").unwrap();
-    let error = DirectoryInbox::new(config(&other, &state)).err().unwrap();
+    let error = prepared(config(&other, &state)).err().unwrap();
     assert!(error.to_string().contains("done"), "{error}");
     let named = InboxConfig { feed: "../x".into(), ..config(&world.feed, &state) };
-    assert_eq!(DirectoryInbox::new(named).err().unwrap().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(prepared(named).err().unwrap().kind(), io::ErrorKind::InvalidInput);
 }
 
 /// Two file systems, if this machine has them.
@@ -503,7 +515,7 @@ fn a_state_directory_on_another_file_system_is_copied_to() {
     assert_eq!(world.rows(&file), "id\n1\n");
     assert!(world.inbox.is_unchanged(&file).unwrap());
     world.restart();
-    assert_eq!(world.inbox.claimed().unwrap(), std::slice::from_ref(&file));
+    assert_eq!(world.unowned(), std::slice::from_ref(&file));
     world.inbox.finish(&file, &report("a", 1, FileState::Ingested)).unwrap();
     assert_eq!(world.names("done"), ["a", "a.done", "a.report.json"]);
     assert_eq!(world.claims(), 0);
@@ -536,7 +548,7 @@ fn what_a_crash_leaves_of_a_copy_is_repaired() {
     fs::create_dir(claimed.join("00000000000003-000000")).unwrap();
     fs::write(claimed.join("00000000000003-000000/a"), "00000000000003-000000").unwrap();
     world.restart();
-    let files = world.inbox.claimed().unwrap();
+    let files = world.unowned();
     let texts: Vec<_> = files.iter().map(|file| world.rows(file)).collect();
     assert_eq!(texts, ["00000000000001-000000", "00000000000002-000000", "00000000000003-000000"]);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
@@ -567,7 +579,7 @@ fn f26_a_file_that_is_swapped_while_it_is_taken_goes_back() {
                 std::os::unix::fs::symlink("/etc/passwd", home.join(claim).join("a")).unwrap();
             });
             world.restart();
-            assert_eq!(world.inbox.claimed().unwrap(), []);
+            assert_eq!(world.unowned(), []);
             assert!(!home.join(claim).exists());
             if !world.path("a").is_symlink() {
                 std::os::unix::fs::symlink("/etc/passwd", world.path("a")).unwrap();
@@ -645,4 +657,58 @@ async fn f29_an_overflow_of_the_kernels_queue_asks_for_a_scan() {
     }
     assert!(reported <= limit);
     assert_eq!(world.inbox.scan(10).unwrap().candidates.len(), 2);
+}
+
+#[test]
+fn f6_a_claim_that_makes_no_sense_holds_up_no_other_and_one_that_is_taken_is_left_alone() {
+    let world = World::new();
+    for name in ["a", "b", "c"] {
+        world.drop_file(name, "id\n");
+    }
+    let claimed: Vec<_> = ["a", "b", "c"].iter().map(|name| world.claim(name).unwrap()).collect();
+    // Another file than its note says, and no note at all.
+    fs::rename(&claimed[0].path, claimed[0].directory().join("x")).unwrap();
+    fs::remove_file(claimed[1].directory().join(".claim")).unwrap();
+    let taken = claimed[2].directory();
+    let found = world.inbox.unowned(&|claim| claim == taken).unwrap();
+    assert_eq!(found.files.iter().map(ClaimedFile::display_name).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(found.directories.len(), 3);
+    let [(path, error)] = &found.troubles[..] else { panic!("{:?}", found.troubles) };
+    assert_eq!(Path::new(path), claimed[0].directory());
+    assert!(error.to_string().contains("holds another file"), "{error}");
+    assert!(world.inbox.is_unchanged(&claimed[2]).unwrap());
+}
+
+#[test]
+fn f6_a_report_that_can_t_be_written_holds_up_no_other() {
+    let world = World::new();
+    let mut reports = Vec::new();
+    for (content, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        world.drop_file(name, [content]);
+        let file = world.claim(name).unwrap();
+        reports.push(report(name, content, FileState::Ingested));
+        world.inbox.finish(&file, reports.last().unwrap()).unwrap();
+    }
+    let id = reports[1].file.id.to_string();
+    let in_the_way = world.path(&format!("done/.b.report.json.{}", &id[..8]));
+    fs::create_dir_all(in_the_way.join("full")).unwrap();
+    for report in &mut reports {
+        report.settled_at = Some(UnixMs(5));
+    }
+    let failed = world.inbox.rewrite_reports(&reports);
+    assert_eq!(failed.iter().map(|(file, _)| *file).collect::<Vec<_>>(), [reports[1].file.id]);
+    assert_eq!(read_report(world.path("done/a.report.json")), reports[0]);
+    assert_eq!(read_report(world.path("done/c.report.json")), reports[2]);
+    fs::remove_dir_all(in_the_way).unwrap();
+    assert!(world.inbox.rewrite_reports(&reports).is_empty());
+
+    // A directory has the report's own name: the file gets another place.
+    fs::create_dir(world.path("done/d.report.json")).unwrap();
+    world.drop_file("d", [4]);
+    let file = world.claim("d").unwrap();
+    let report = report("d", 4, FileState::Ingested);
+    world.inbox.finish(&file, &report).unwrap();
+    let place = format!("done/d.{}", &report.file.id.to_string()[..8]);
+    assert_eq!(fs::read(world.path(&place)).unwrap(), [4]);
+    assert_eq!(read_report(world.path(&format!("{place}.report.json"))), report);
 }

@@ -80,7 +80,8 @@ impl World {
             format: format_of_rows,
             max_row: 1_000,
         });
-        inbox.unwrap()
+        inbox.prepare().unwrap();
+        inbox
     }
 
     /// The source as a new process has it.

@@ -2,12 +2,13 @@
 
 use std::{
     io::Read,
+    path::Path,
     sync::{Condvar, Mutex as StdMutex, atomic::AtomicUsize},
 };
 
 use postrider_actors::{
-    model::time::UnixMs,
-    ports::{InboxChange, RejectSink, Scan, Seen},
+    model::{ids::FileId, time::UnixMs},
+    ports::{InboxChange, RejectSink, Scan, Seen, Unowned},
 };
 use tokio::runtime::Builder;
 
@@ -60,6 +61,10 @@ impl Slow {
 
 #[async_trait]
 impl Inbox for Slow {
+    fn prepare(&self) -> io::Result<()> {
+        self.inbox.prepare()
+    }
+
     async fn changed(&self) -> io::Result<InboxChange> {
         self.inbox.changed().await
     }
@@ -72,9 +77,9 @@ impl Inbox for Slow {
         self.inbox.claim(name, now)
     }
 
-    fn claimed(&self) -> io::Result<Vec<ClaimedFile>> {
+    fn unowned(&self, is_taken: &dyn Fn(&Path) -> bool) -> io::Result<Unowned> {
         self.listed.fetch_add(1, Ordering::SeqCst);
-        self.inbox.claimed()
+        self.inbox.unowned(is_taken)
     }
 
     fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
@@ -109,7 +114,7 @@ impl Inbox for Slow {
         self.inbox.finish(file, report)
     }
 
-    fn rewrite_reports(&self, reports: &[FileReport]) -> io::Result<()> {
+    fn rewrite_reports(&self, reports: &[FileReport]) -> Vec<(FileId, io::Error)> {
         self.inbox.rewrite_reports(reports)
     }
 }
