@@ -96,6 +96,8 @@ pub fn run(
     let (in_flight, evidence) = InFlightFile::open(&state_dir)
         .map_err(|error| StartError::Node { path: state_dir.join(IN_FLIGHT_FILE), error })?;
     let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &evidence, &clock, &metrics))?;
+    state_dir::set_permissions(&state_dir)
+        .map_err(|error| StartError::Node { path: state_dir.clone(), error })?;
     let system = System::with_tokio_rt({
         let runtime = runtime.clone();
         move || runtime

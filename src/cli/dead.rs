@@ -152,7 +152,10 @@ impl Which {
 
 /// Lists, redrives or exports.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
+    let config = match args.command {
+        Command::List { .. } | Command::Export { .. } => super::load_for_store(config)?,
+        Command::Redrive { .. } => config::load(config)?,
+    };
     let now = now();
     match &args.command {
         Command::List { which, limit, json } => {

@@ -56,9 +56,13 @@ enum Command {
 
 /// Lists, enables or disables.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    if let Command::List { json } = &args.command {
+        list(&super::load_for_store(config)?, *json)?;
+        return Ok(Exit::Done.into());
+    }
     let config = config::load(config)?;
     match &args.command {
-        Command::List { json } => list(&config, *json)?,
+        Command::List { .. } => {}
         Command::Enable { name } => {
             ensure_known(&config, name)?;
             let changed = console::operate(&config)?.enable(name)?;

@@ -18,7 +18,6 @@ use crate::{
         console,
         troubles::{self, Troubles},
     },
-    config,
     exit::Exit,
 };
 
@@ -42,7 +41,7 @@ pub struct Args {
 
 /// Shows files.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
+    let config = super::load_for_store(config)?;
     let selector = args.file.as_deref().map(FileSelector::from);
     let reports = console::view(&config)?.files(selector.as_ref(), args.limit)?;
     let troubles = troubles::read(&config.state.dir)?;

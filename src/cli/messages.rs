@@ -11,11 +11,7 @@ use serde_json::{Value, json};
 
 use super::{print, print_json, table::time};
 use crate::exit::Exit;
-use crate::{
-    app::console,
-    config::{self, Config},
-    telemetry::escape,
-};
+use crate::{app::console, config::Config, telemetry::escape};
 use postrider_actors::ports::console::{
     Delivery, Fate, FileSelector, MessageReport, Search, View,
     receipts::{AppliedReceipt, MessageRow},
@@ -56,7 +52,7 @@ pub struct Args {
 
 /// Shows messages.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
+    let config = super::load_for_store(config)?;
     let mut view = console::view(&config)?;
     let ids = match (&args.id, &args.recipient) {
         (Some(id), _) => vec![*id],

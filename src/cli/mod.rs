@@ -21,7 +21,7 @@ mod table;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     built_in::VERSION,
+    config::{self, Config},
     exit::Exit,
     telemetry::{self, escape},
 };
@@ -145,6 +146,20 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
         }
     }
     exit.into()
+}
+
+/// Reads as much of the configuration as says where the store is. What is wrong elsewhere is mentioned on stderr.
+fn load_for_store(path: &Path) -> anyhow::Result<Config> {
+    let (config, elsewhere) = config::load_for_store(path)?;
+    if !elsewhere.is_empty() {
+        // There is nowhere else to say it.
+        let _ = writeln!(
+            io::stderr(),
+            "postrider: {} has errors that don't concern the store; `postrider check-config` lists them",
+            escape(&path.to_string_lossy())
+        );
+    }
+    Ok(config)
 }
 
 /// Writes a command's output. `print!` would panic on a closed pipe; [`fail`] treats that error as success.

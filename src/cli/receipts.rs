@@ -122,7 +122,10 @@ const NO_RECEIPTS: &str = "there are no receipts: no [receipts.sources.NAME] is 
 
 /// Lists, counts, and reads again.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
+    let config = match args.command {
+        Command::Reread { .. } => config::load(config)?,
+        _ => super::load_for_store(config)?,
+    };
     let rows = || console::rows(&config)?.context(NO_RECEIPTS);
     match &args.command {
         Command::Status { file, json } => {

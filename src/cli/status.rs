@@ -20,7 +20,7 @@ use crate::{
         console,
         troubles::{self, Troubles},
     },
-    config::{self, Config},
+    config::Config,
     telemetry::escape,
 };
 use postrider_actors::{model::trouble::Trouble, ports::console::DestinationView};
@@ -52,7 +52,7 @@ struct DestinationLine {
 
 /// Shows the status.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
+    let config = super::load_for_store(config)?;
     let mut view = console::view(&config)?;
     let before = if args.sample_ms == 0 {
         None

@@ -232,6 +232,30 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     Ok(parse(&text, path, std::env::vars_os())?)
 }
 
+/// What a command reads that only looks at a store: where that is. What is wrong elsewhere is no reason to show nothing; it is
+/// given back, to be mentioned.
+pub fn load_for_store(path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
+    let text = read_bounded(path, FILE_BYTES_MAX)
+        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    Ok(parse_for_store(&text, path, std::env::vars_os())?)
+}
+
+fn parse_for_store(
+    text: &str,
+    file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(Config, Vec<Problem>), Problems> {
+    let (config, checked) = read_and_check(text, file, environment, Engines::BUILT_IN)?;
+    let problems = checked.err().map_or_else(Vec::new, |problems| problems.list);
+    let is_of_store =
+        |problem: &Problem| STORE_TABLES.contains(&problem.key.split('.').next().unwrap_or_default());
+    let (of_store, elsewhere): (Vec<_>, Vec<_>) = problems.into_iter().partition(is_of_store);
+    Problems::check(file, of_store).map(|()| (config, elsewhere))
+}
+
+/// The top-level keys that say where batches and their records are.
+const STORE_TABLES: [&str; 6] = ["profile", "state", "outbox", "queue", "aws", "ledger"];
+
 /// Checks a configuration without IO. `file` is how problems name it.
 pub fn parse(
     text: &str,
@@ -248,12 +272,24 @@ fn parse_for(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     built_in: Engines,
 ) -> Result<Config, Problems> {
+    let (config, checked) = read_and_check(text, file, environment, built_in)?;
+    checked.map(|()| config)
+}
+
+/// The configuration, with values within their ranges in place of what is wrong, and what that is. `Err` if the text is not
+/// TOML at all.
+fn read_and_check(
+    text: &str,
+    file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    built_in: Engines,
+) -> Result<(Config, Result<(), Problems>), Problems> {
     let (tree, problems) = postrider_settings::layers(&default_toml(), text, environment)
         .map_err(|list| Problems { file: file.to_owned(), list })?;
     let reader = Reader::default();
     let config = read(Section::root(&reader, tree), file);
     checks::check(&reader, &config, built_in);
-    postrider_settings::finish(reader, file, problems).map(|()| config)
+    Ok((config, postrider_settings::finish(reader, file, problems)))
 }
 
 /// Reads the tree; what is wrong is noted and replaced by a value within its range.

@@ -631,3 +631,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn commands_that_read_need_the_part_that_says_where_the_store_is() {
+    let parse = |text: &str| super::parse_for_store(text, Path::new("test.toml"), []);
+    let broken = "[state]\ndir = \"/srv/state\"\n[feeds.a]\nrescan = \"sometimes\"\n[destinations.d]\nno_such_key = 1\n[no_table]";
+    let (config, elsewhere) = parse(broken).unwrap();
+    assert_eq!(config.state.dir, Path::new("/srv/state"));
+    assert!(elsewhere.len() >= 3, "{elsewhere:?}");
+    for text in
+        ["[state]\ndir = \"here\"", "profile = \"gcp\"", "[ledger]\nkind = 1", "[state]\ndri = \"/x\"", "= 1"]
+    {
+        assert!(parse(text).is_err(), "{text}");
+    }
+    assert!(parse("").unwrap().1.is_empty());
+}

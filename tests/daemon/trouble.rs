@@ -1,8 +1,8 @@
-//! Feeds and files that wait for an operator: the others and the daemon go on, and whoever asks hears why.
+//! Feeds and files that wait for an operator: the others and the daemon go on, and whoever asks hears why. Who may ask, too.
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
     process::Command,
     thread,
@@ -13,13 +13,15 @@ use serde_json::Value;
 
 use crate::support::{
     LIVENESS, World,
-    input::Input,
-    process::{POSTRIDER, Process},
+    input::{Input, Kind},
+    process::{Answer, POSTRIDER, Process, run},
     wait_for, wait_report, wait_until,
 };
 
 /// Nobody in particular: what a daemon without privileges runs as.
 const NOBODY: u32 = 65534;
+/// Somebody who is in the daemon's group.
+const READER: u32 = 65532;
 
 /// What is active of an alarm, by the log: its last line.
 fn alarm(world: &mut World, kind: &str) -> Option<Value> {
@@ -335,5 +337,71 @@ fn f06_a_report_that_can_t_be_written_holds_up_no_other() {
     fs::remove_dir_all(&hidden).expect("it is ours");
     wait_until(LIVENESS, "nothing to be held", || status(&world)["files"]["held"] == 0);
     world.stop();
+    world.prove();
+}
+
+/// A `postrider` command of somebody in the daemon's group, who may write nowhere.
+fn ask(world: &World, arguments: &[&str]) -> Answer {
+    // The tests' daemon is root's, and root's its group.
+    let mut command = as_user(world, &world.command(arguments), READER, 0);
+    run(&mut command, &world.path("."), LIVENESS)
+}
+
+#[test]
+fn the_store_is_the_group_s_to_read_whatever_the_umask_and_the_rest_of_the_configuration() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("SKIPPED: only root can ask as somebody else");
+        return;
+    }
+    let mut world = World::new("text");
+    world.script(|request| {
+        let is_dead = request.body.contains("user-ask-0000007");
+        crate::support::scripted::Reply::Status(if is_dead { 404 } else { 200 })
+    });
+    // As an earlier run with another umask left it.
+    fs::create_dir(world.state()).expect("its place is free");
+    fs::set_permissions(world.state(), Permissions::from_mode(0o700)).expect("it is ours");
+    world.under(&["sh", "-c", "umask 077; exec \"$0\" \"$@\""]).start_ready();
+    let mut input = Input::text("ask.txt", 20);
+    input.rows[6].kind = Kind::Dead;
+    world.drop_file(input).wait_settled(LIVENESS);
+    wait_until(LIVENESS, "the file of troubles", || world.state().join("troubles.json").exists());
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").mode() & 0o7777;
+    assert_eq!(mode(&world.state()), 0o750);
+    for entry in fs::read_dir(world.state()).expect("it is there").flatten() {
+        let expected = if entry.path().is_dir() { 0o700 } else { 0o640 };
+        assert_eq!(mode(&entry.path()), expected, "{}", entry.path().display());
+    }
+
+    // A destination whose secret is missing, and keys that are none.
+    world.add_destination("broken").set("destinations.broken.secrets", vec!["env:NOT_SET_ANYWHERE"]);
+    world.set("destinations.broken.no_such_key", 1).set("feeds.alerts.rescan", "sometimes").configure();
+    assert_eq!(world.postrider(&["check-config"]).code, Some(78));
+    let commands: [&[&str]; 7] = [
+        &["status", "--sample-ms", "0"],
+        &["files"],
+        &["files", "ask.txt", "--json"],
+        &["messages", "--recipient", "user-ask-0000003"],
+        &["dead", "list"],
+        &["dead", "export"],
+        &["destinations", "list"],
+    ];
+    let check = |world: &World, when: &str| {
+        for arguments in commands {
+            let answer = ask(world, arguments);
+            assert_eq!(answer.code, Some(0), "{arguments:?} {when}: {}{}", answer.stdout, answer.stderr);
+            assert!(answer.stderr.contains("postrider check-config"), "{arguments:?}: {}", answer.stderr);
+        }
+        let files = ask(world, &["files", "ask.txt", "--json"]).json();
+        assert_eq!(files[0]["destinations"]["support"]["sent"], 19, "{files}");
+        assert!(ask(world, &["dead", "list"]).stdout.contains("404"));
+    };
+    check(&world, "while the daemon runs");
+    world.stop();
+    check(&world, "after a clean stop");
+    // Whoever is in no group of ours reads nothing.
+    let mut stranger = as_user(&world, &world.command(&["files"]), READER, READER);
+    let answer = crate::support::process::run(&mut stranger, &world.path("."), LIVENESS);
+    assert!(answer.code != Some(0) && answer.stderr.contains("Permission denied"), "{}", answer.stderr);
     world.prove();
 }

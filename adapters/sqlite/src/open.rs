@@ -1,8 +1,13 @@
 //! Opening the database: pragmas, schema versions, and refusing what is not ours or not whole.
 
 use std::{
-    fs::{self, File},
+    fmt::Write as _,
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -143,6 +148,10 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
         }
         refuse_orphaned_wal(&path)?;
     }
+    if access == Access::Own {
+        make_readable(&path)
+            .map_err(|error| OpenError::Unavailable { path: path.clone(), detail: error.to_string() })?;
+    }
     check_wal_header(&path)?;
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
         | match access {
@@ -152,6 +161,9 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
         };
     let sql = |error: rusqlite::Error| OpenError::from_sqlite(&path, &error);
     let mut connection = Connection::open_with_flags(&path, flags).map_err(sql)?;
+    if access == Access::Read && needs_a_log(&connection) && is_closed(&path) {
+        connection = open_unchanging(&path).map_err(sql)?;
+    }
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(96);
     if is_new {
@@ -185,6 +197,51 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
         }
     }
     Ok(connection)
+}
+
+/// Whether reading fails for want of the log's files, which a reader who may not write there can't make.
+fn needs_a_log(connection: &Connection) -> bool {
+    let read = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+    let code = read.err().and_then(|error| error.sqlite_error_code());
+    matches!(code, Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+}
+
+/// Whether everything is in the database: who closed it last has emptied its log.
+fn is_closed(path: &Path) -> bool {
+    match fs::metadata(wal_path(path)) {
+        Ok(metadata) => metadata.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Opens a database that nobody has open, without a log (<https://www.sqlite.org/uri.html>, `immutable`). A daemon that starts
+/// just now writes to its log first: what is read here is as it was before.
+fn open_unchanging(path: &Path) -> rusqlite::Result<Connection> {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            write!(uri, "%{byte:02X}").expect("strings take everything");
+        }
+    }
+    uri.push_str("?immutable=1");
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(uri, flags)
+}
+
+/// What the group of the daemon may do whatever the umask: commands read. SQLite gives its log the same.
+const MODE: u32 = 0o640;
+
+/// Makes the file if need be, and sets its permissions.
+fn make_readable(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(path)?;
+    match file.set_permissions(Permissions::from_mode(MODE)) {
+        // It belongs to somebody else, who decides.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        done => done,
+    }
 }
 
 fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
