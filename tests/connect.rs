@@ -28,6 +28,7 @@ impl World {
              destinations = [\"d\"]\n[destinations.d]\nurl = \"http://127.0.0.1:9/\"\nsecrets = []\n"
         );
         fs::write(dir.path().join("postrider.toml"), config).unwrap();
+        fs::create_dir(dir.path().join("in")).unwrap();
         Self { dir }
     }
 
@@ -92,7 +93,7 @@ fn what_is_missing_is_named_made_and_then_fine() {
 
     let (code, report) = world.run(&["check-config", "--connect"], true);
     assert_eq!((code, &report["ok"]), (0, &Value::Bool(true)), "{report}");
-    assert_eq!(with(&report["findings"], "ok").len(), 5, "{report}");
+    assert_eq!(with(&report["findings"], "ok").len(), 6, "{report}");
 }
 
 #[test]

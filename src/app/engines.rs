@@ -1,10 +1,12 @@
 //! The engines of a configuration, before the daemon uses them: `check-config --connect` tries them and
 //! changes nothing, `migrate` makes what is missing. Both say what is wrong and what to do.
 
+use std::fs;
+
 use anyhow::Context as _;
 
 use crate::{
-    config::{Config, Profile},
+    config::{Config, Feed, Profile},
     findings::{Finding, Verdict},
 };
 use postrider_sqlite::{self as embedded, OpenError, SCHEMA_VERSION};
@@ -18,8 +20,26 @@ pub fn connect(config: &Config) -> anyhow::Result<Vec<Finding>> {
     if config.profile == Profile::Embedded {
         findings.push(embedded_store(config));
     }
+    findings.extend(config.feeds.iter().filter_map(directory));
     findings.extend(shared(config, false)?);
     Ok(findings)
+}
+
+/// What the daemon would find of a feed's directory. Whether it may write there depends on who it runs as.
+fn directory(feed: &Feed) -> Option<Finding> {
+    let path = &feed.directory()?.path;
+    let finding =
+        |verdict, detail: String| Some(Finding::new(format!("feed {}", feed.name), verdict, detail));
+    let parked =
+        |why: String| finding(Verdict::Wrong, format!("{}: {why}: the feed would be parked", path.display()));
+    if let Err(error) = fs::read_dir(path) {
+        return parked(error.to_string());
+    }
+    // Ours, or not there yet.
+    match ["done", "failed", ".postrider"].iter().find(|name| path.join(name).is_file()) {
+        Some(name) => parked(format!("a file is called {name}; move it away")),
+        None => finding(Verdict::Fine, path.display().to_string()),
+    }
 }
 
 /// Looks at queues and tables outside of this machine and changes nothing.

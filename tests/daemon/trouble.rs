@@ -184,6 +184,20 @@ fn f58_a_feed_that_panics_without_end_is_parked_and_the_daemon_goes_on() {
     world.prove();
 }
 
+#[test]
+fn f58_what_would_park_a_feed_is_found_before_the_start() {
+    let mut world = two_feeds();
+    let check = |world: &World| world.postrider(&["check-config", "--connect", "--json"]);
+    world.configure();
+    check(&world).ok();
+    fs::write(world.inbox("alerts").join("done"), "").expect("the directory is ours");
+    fs::remove_dir_all(world.inbox("calm")).expect("it is ours");
+    let answer = check(&world);
+    assert_eq!(answer.code, Some(78), "{}", answer.stdout);
+    assert!(answer.stdout.contains("a file is called done; move it away"), "{}", answer.stdout);
+    assert!(answer.stdout.contains("No such file or directory"), "{}", answer.stdout);
+}
+
 /// The same command as somebody else, with a binary and a world that they can reach.
 fn as_user(world: &World, command: &Command, uid: u32, gid: u32) -> Command {
     use std::os::unix::process::CommandExt as _;
