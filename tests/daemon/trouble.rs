@@ -185,6 +185,26 @@ fn f58_a_feed_that_panics_without_end_is_parked_and_the_daemon_goes_on() {
 }
 
 #[test]
+fn f58_a_reload_that_corrects_the_path_takes_the_feed_up_again() {
+    let mut world = two_feeds();
+    fs::remove_dir_all(world.inbox("alerts")).expect("it is ours");
+    world.start_ready();
+    wait_alarm(&mut world, "feeds", "raised", "No such file or directory");
+    let other = world.path("other");
+    fs::create_dir(&other).expect("its place is free");
+    world.set("feeds.alerts.path", other.display().to_string()).configure();
+    world.daemon().signal(rustix::process::Signal::HUP);
+    wait_alarm(&mut world, "feeds", "cleared", "");
+    assert_eq!(status(&world)["feeds"]["alerts"]["state"], "enabled");
+    let input = Input::text("after.txt", 10);
+    fs::write(other.join(".after.txt"), &input.bytes).expect("the directory is ours");
+    fs::rename(other.join(".after.txt"), other.join("after.txt")).expect("one file system");
+    world.expect("alerts", input).wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
+#[test]
 fn f58_what_would_park_a_feed_is_found_before_the_start() {
     let mut world = two_feeds();
     let check = |world: &World| world.postrider(&["check-config", "--connect", "--json"]);
