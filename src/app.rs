@@ -219,7 +219,19 @@ async fn run_generations(
         }
         machine.health.enter(Phase::Reloading);
         machine.notify(Notifier::reloading);
-        match Box::pin(usable(machine, reload(), state_dir, &opened)).await {
+        let prepared = async {
+            let used = Box::pin(usable(machine, reload(), state_dir, &opened)).await;
+            (generation.room().await, used)
+        };
+        let (exit, used) = tokio::select! {
+            prepared = prepared => prepared,
+            () = signals.stop() => return Ok(stop(machine, generation, timeout, &mut signals).await),
+        };
+        if exit != Exit::Done {
+            stop(machine, generation, timeout, &mut signals).await;
+            return Ok(exit);
+        }
+        match used {
             Ok((new, parts)) => {
                 let mut is_to_stop = false;
                 let replace = generation.replace(machine, &new, parts);

@@ -118,6 +118,18 @@ impl Generation {
         this
     }
 
+    /// Waits until few enough earlier deliveries are finishing for one more. An exit code other than done: one of them
+    /// could not be ended.
+    pub(super) async fn room(&mut self) -> Exit {
+        while self.leaving.len() >= LEAVING_MAX {
+            let exit = first_end(&mut self.leaving).await;
+            if exit != Exit::Done {
+                return exit;
+            }
+        }
+        Exit::Done
+    }
+
     /// Takes up another configuration. An exit code other than done: a part of the old one could not be ended.
     pub(super) async fn replace(
         &mut self,
@@ -125,12 +137,6 @@ impl Generation {
         resolved: &Resolved,
         mut parts: Parts,
     ) -> Exit {
-        while self.leaving.len() >= LEAVING_MAX {
-            let exit = first_end(&mut self.leaving).await;
-            if exit != Exit::Done {
-                return exit;
-            }
-        }
         let config = &resolved.config;
         let drain_timeout = config.shutdown.timeout * 7 / 10;
         let settings = SupervisorSettings {

@@ -30,6 +30,11 @@ impl Signals {
         })
     }
 
+    /// Waits until the process is asked to stop: a reload that begins takes up what changes meanwhile.
+    pub(super) async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+
     /// Waits for the next one. Cancelling it loses none.
     pub(super) async fn next(&mut self) -> Asked {
         tokio::select! {
