@@ -101,6 +101,7 @@ async fn tables() {
     conformance::tables(|| async {
         let table = Arc::new(MemoryTable::new());
         table.refuse("poison");
+        table.can_sift();
         let read = table.clone();
         TableSubject {
             table,

@@ -195,6 +195,87 @@ fn s4_6_a_killed_daemon_writes_no_row_twice() {
     world.stop();
 }
 
+/// One table of a directory feed whose amounts are decimals.
+fn one_table(postgres: &Postgres) -> World {
+    postgres.execute(
+        "CREATE TABLE events (message_id text PRIMARY KEY, user_id varchar(30), amount numeric, at timestamptz)",
+    );
+    let mut world = World::new("csv");
+    world.add_table("primary", postgres);
+    world.add_feed("alerts", "csv", &["primary"]);
+    world.set("destinations.primary.columns.amount", "data.amount numeric");
+    world
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f66_rows_die_alone_whatever_the_code_that_they_are_refused_with() {
+    let postgres = Postgres::start();
+    let mut world = one_table(&postgres);
+    // 22P05 and 54001 are what the server says of values; the others are what triggers and policies say.
+    let codes = ["22P05", "54001", "P0001", "P0002", "MYERR", "42501", "XX000"];
+    postgres.execute(&format!(
+        "CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+           IF split_part(NEW.message_id, '_', 3)::int % 100 = 50 THEN \
+             RAISE EXCEPTION 'not this one' USING ERRCODE = \
+               (string_to_array('{}', ','))[split_part(NEW.message_id, '_', 3)::int / 100 % 7 + 1]; \
+           END IF; \
+           RETURN NEW; END $$; \
+         CREATE TRIGGER picky BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION picky()",
+        codes.join(",")
+    ));
+    world.start_ready();
+    world.drop_file(Input::csv("some.csv", 7_000));
+    world.wait_settled(LIVENESS);
+    let report = world.file("some.csv").expect("the file is known");
+    let counts = &report["destinations"]["primary"];
+    assert_eq!((&counts["sent"], &counts["dead"]), (&6_930.into(), &70.into()), "{report}");
+    assert_eq!(count(&postgres), 6_930);
+    let dead = world.postrider(&["dead", "list", "--json", "--limit", "1000"]).json();
+    for letter in dead.as_array().expect("a list") {
+        assert_eq!(letter["reason"], "refused", "{letter}");
+        assert!(letter["detail"].as_str().is_some_and(|words| words.contains("not this one")), "{letter}");
+    }
+    world.stop();
+    let log = std::fs::read_to_string(world.daemon_log()).expect("the daemon's log");
+    assert!(!log.contains("not this one"), "a trigger's words may quote a row");
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f66_a_table_that_is_gone_or_takes_nothing_condemns_nobody() {
+    let postgres = Postgres::start();
+    let mut world = one_table(&postgres);
+    postgres.execute(
+        "CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'frozen'; END $$",
+    );
+    world.start_ready();
+    let mut rows = 0;
+    for (at, (harm, fix)) in [
+        ("ALTER TABLE events RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO events"),
+        ("ALTER TABLE events RENAME amount TO sum", "ALTER TABLE events RENAME sum TO amount"),
+        (
+            "CREATE TRIGGER never BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION never()",
+            "DROP TRIGGER never ON events",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        postgres.execute(harm);
+        world.drop_file(Input::csv(&format!("part{at}.csv"), 2_000));
+        rows += 2_000;
+        world.daemon().wait_log(" wait");
+        thread::sleep(Duration::from_secs(2));
+        let dead = world.postrider(&["dead", "list", "--json"]).json();
+        assert_eq!(dead.as_array().map(Vec::len), Some(0), "{harm}: {dead}");
+        postgres.execute(fix);
+        wait_until(LIVENESS, "the rows to be there", || count(&postgres) == rows);
+    }
+    world.wait_settled(LIVENESS);
+    world.stop();
+}
+
 /// Points of the workers that write into tables.
 pub(crate) const POINTS: &[&str] = &["table.before", "table.after", "panic.table_delivery"];
 

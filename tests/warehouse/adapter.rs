@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    model::{ids::FileId, table::TableRow},
+    model::{call::FailureKind, ids::FileId, table::TableRow},
     ports::{Table, TableError},
     testing::{
         MemoryTable,
@@ -145,8 +145,8 @@ async fn s0_3_every_type_is_stored_as_itself_and_too_long_texts_are_refused_not_
         {
             let refused = table.insert(&[with(at, "b", value)]).await.unwrap_err();
             assert!(
-                matches!(&refused, TableError::Refused(words) if words.contains(code)),
-                "{dialect}: {refused}"
+                matches!(&refused, TableError::Refused(refusal) if refusal.words.contains(code)),
+                "{dialect}: {refused:?}"
             );
         }
         assert_eq!(server.value("SELECT count(*)::text FROM kinds"), "1", "nothing was cut to fit");
@@ -222,7 +222,11 @@ async fn check_says_what_to_fix_and_a_role_with_those_rights_alone_can_write() {
         let found = problems(table.check().await);
         assert_eq!(found.len(), 3, "{found:?}");
         let rows = [row(&Arc::new(mapping.clone()), &[Some("a"), Some("1"), Some("2023-11-14 22:13:20+00")])];
-        assert!(matches!(table.insert(&rows).await, Err(TableError::Retryable(_))), "an operator can fix it");
+        let refused = table.insert(&rows).await;
+        assert!(
+            matches!(&refused, Err(TableError::Refused(refusal)) if refusal.kind != FailureKind::Invalid),
+            "an operator can fix it: {refused:?}"
+        );
         // The advice is followed, word by word.
         for problem in found {
             let at = problem.find("CREATE UNIQUE").or(problem.find("GRANT")).expect("it says what to do");
@@ -251,6 +255,10 @@ async fn what_passes_or_can_be_fixed_is_retryable_and_the_connection_comes_back(
         let write = async |id: &str| table.insert(&[row(&mapping, &[Some(id), Some("w"), Some("1")])]).await;
         let retryable = |answer: Result<_, TableError>, words: &str| match answer {
             Err(TableError::Retryable(why)) => assert!(why.contains(words), "{dialect}: {why}"),
+            Err(TableError::Refused(refusal)) => {
+                assert_ne!(refusal.kind, FailureKind::Invalid, "{dialect}");
+                assert!(refusal.words.contains(words), "{dialect}: {}", refusal.words);
+            }
             other => panic!("{dialect} {words}: {other:?}"),
         };
         retryable(write("a").await, "people");

@@ -107,12 +107,26 @@ struct World {
     store: Arc<MemoryStore>,
     ledger: Arc<RecordingLedger>,
     file: Arc<FileRecord>,
+    tables: Vec<Arc<WarehouseTable>>,
     destinations: Vec<TableDestination>,
 }
 
+/// Rows of a statement, and how long a batch waits for others, in most tests.
+const GROUP: Group = Group { max_rows: 1_000, linger: Duration::from_millis(200) };
+
 impl World {
     fn new(dialect: Dialect, gates: &StatementGates, concurrency: usize) -> Self {
-        let server = Arc::new(Postgres::start());
+        Self::with(Postgres::start(), dialect, gates, concurrency, GROUP)
+    }
+
+    fn with(
+        server: Postgres,
+        dialect: Dialect,
+        gates: &StatementGates,
+        concurrency: usize,
+        group: Group,
+    ) -> Self {
+        let server = Arc::new(server);
         for setting in [
             "log_statement = 'all'",
             "log_line_prefix = '%n [%a] '",
@@ -127,31 +141,31 @@ impl World {
         let mut settings = settings(server.url(), dialect);
         settings.keys.statements = 8;
         let warehouse = Warehouse::new(settings, Arc::new(())).unwrap();
-        let destination = |name: &&str| {
+        let table = |name: &&str| {
             server.execute(&format!("CREATE TABLE {name} {TABLE}"));
-            TableDestination {
-                name: (*name).into(),
-                table: warehouse
-                    .table(&TableSettings { table: (*name).to_owned(), mapping: mapping() })
-                    .unwrap(),
-                gates: gates.clone(),
-                group: Group { max_rows: 1_000, linger: Duration::from_millis(200) },
-                concurrency,
-                retry: Retry {
-                    max_attempts: 50,
-                    max_age: Duration::from_hours(1),
-                    base: Duration::from_millis(200),
-                    cap: Duration::from_secs(2),
-                    ..Retry::declared()
-                },
-                paused: false,
-                recorded: true,
-                metrics: StageMetrics::default().destination(name),
-            }
+            warehouse.table(&TableSettings { table: (*name).to_owned(), mapping: mapping() }).unwrap()
         };
-        let destinations = names.iter().map(destination).collect();
+        let tables: Vec<_> = names.iter().map(table).collect();
+        let destination = |(name, table): (&&str, &Arc<WarehouseTable>)| TableDestination {
+            name: (*name).into(),
+            table: table.clone(),
+            gates: gates.clone(),
+            group: group.clone(),
+            concurrency,
+            retry: Retry {
+                max_attempts: 50,
+                max_age: Duration::from_hours(1),
+                base: Duration::from_millis(200),
+                cap: Duration::from_secs(2),
+                ..Retry::declared()
+            },
+            paused: false,
+            recorded: true,
+            metrics: StageMetrics::default().destination(name),
+        };
+        let destinations = names.iter().zip(&tables).map(destination).collect();
         let ledger = Arc::new(RecordingLedger { store: store.clone(), dead: Mutex::default() });
-        Self { file: fixtures::file("orders", 1, &names), server, store, ledger, destinations }
+        Self { file: fixtures::file("orders", 1, &names), server, store, ledger, tables, destinations }
     }
 
     /// Accepts `rows` rows in batches of `batch`; `poison` says which are bad, and how.
@@ -253,7 +267,9 @@ impl World {
         let statement = |line: &str| {
             let (at, rest) = line.split_once(" [postrider] LOG:  ")?;
             let (seconds, millis) = at.split_once('.')?;
-            let has_rows = rest.contains("INSERT INTO");
+            let has_rows = ["INSERT INTO", "COPY ", "FROM pg_temp.postrider_sift_"]
+                .iter()
+                .any(|with| rest.contains(with));
             has_rows
                 .then(|| Some(seconds.parse::<u64>().ok()? * 1_000 + millis.parse::<u64>().ok()?))
                 .flatten()
@@ -321,7 +337,11 @@ async fn s4_4_twenty_poison_rows_of_twenty_thousand_are_dead_with_the_databases_
         }
         let statements = world.statements().len();
         // Each group of two batches has its own poison rows: 20 groups of 1000 rows, twice.
-        let most = 2 * (20 + 20 * (statements_max(1, 1_000, 1) - 1));
+        let most_of_a_group = match dialect {
+            Dialect::Postgres => 2, // all at once, then row by row
+            Dialect::Redshift => statements_max(1, 1_000, 1),
+        };
+        let most = 2 * (20 + 20 * (most_of_a_group - 1));
         println!(
             "{dialect}: 2 x 20000 rows, 20 bad each: {statements} statements (at most {most}), {} rows per statement, \
              {} statements per 1000 rows, {} rows/s",
@@ -407,6 +427,78 @@ async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
         // The burst, and those that were held up between the gate and the database: no more than are in flight.
         assert!(most <= RATE as usize + 1 + IN_FLIGHT, "{dialect}: {most} statements in a second");
     }
+}
+
+/// Sees to it that the default gate's statements are fed.
+fn default_gates() -> (StatementGates, ThrottleSetup) {
+    let keys = postrider_settings::Warehouse::declared();
+    let gate = Gate::default();
+    let limited = LimitedGate {
+        name: "warehouse".into(),
+        gate: gate.clone(),
+        rate_per_s: NonZeroU32::new(keys.statements_per_s.expect("limited by default")).expect("not 0"),
+        burst: NonZeroU32::MIN,
+        granted: prometheus_client::metrics::counter::Counter::default(),
+    };
+    let throttle = ThrottleSetup {
+        gates: vec![limited],
+        clock: Arc::new(SystemClock),
+        shares: None,
+        grants_burst: true,
+    };
+    (gates(keys.statements, Some(gate)), throttle)
+}
+
+/// Rows per second, and statements, through the stage at the default gate, sizes and concurrency, with so many bad rows of one kind.
+async fn rate_with(rows: u64, bad_of_ten: u64, kind: usize) -> (f64, usize) {
+    let (gates, throttle) = default_gates();
+    let world = World::with(Postgres::start_durable(), Dialect::Postgres, &gates, 2, Group::declared());
+    for table in &world.tables {
+        table.check().await.expect("it fits");
+    }
+    let poison: BTreeMap<_, _> =
+        (1..=rows).filter(|row| row * 7_919 % 10 < bad_of_ten).map(|row| (row, kind)).collect();
+    world.accept(rows, 500, &poison).await;
+    let throttle = Throttle::new(throttle, &ChildId::first("throttle"), Fault::default()).start();
+    let begun = Instant::now();
+    let workers = world.workers(2);
+    world.settled(Duration::from_mins(5)).await;
+    let took = begun.elapsed();
+    for worker in workers {
+        ended(worker).await;
+    }
+    ended(throttle).await;
+    for (counts, table) in world.counts().await.iter().zip(["one", "two"]) {
+        let (bad, all) = (poison.len() as u64, world.count(table));
+        assert_eq!((counts.sent, counts.dead, all), (rows - bad, bad, rows - bad));
+    }
+    (2.0 * rows as f64 / took.as_secs_f64(), world.statements().len())
+}
+
+#[actix::test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f66_a_fifth_of_bad_rows_leaves_half_of_the_rate_and_foreseen_ones_cost_nothing() {
+    const ROWS: u64 = 60_000;
+    let mut best = [(0f64, 0); 3];
+    // Alternating, the best of each: the machine is busy with other things too.
+    for _ in 0..2 {
+        for (at, (bad_of_ten, kind)) in [(0, 0), (2, 2), (2, 1)].into_iter().enumerate() {
+            let (rate, statements) = rate_with(ROWS, bad_of_ten, kind).await;
+            best[at] = (rate.max(best[at].0), statements);
+        }
+    }
+    let [(clean, fewest), (unforeseen, more), (foreseen, few)] = best;
+    println!(
+        "rows/s (statements) at the default gate: clean {clean:.0} ({fewest}), a fifth refused by a CHECK {unforeseen:.0} \
+         ({more}), {:.2} of it; a fifth out of range {foreseen:.0} ({few}), {:.2} of it",
+        unforeseen / clean,
+        foreseen / clean
+    );
+    assert!(unforeseen >= 0.5 * clean, "{unforeseen:.0} of {clean:.0} rows/s");
+    assert!(
+        few <= fewest + fewest / 4,
+        "a row that the catalogue refuses costs no statement: {few}, {fewest} without"
+    );
 }
 
 #[actix::test]

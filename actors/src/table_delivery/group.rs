@@ -1,9 +1,10 @@
 //! How one group of batches is written: rows, statements, verdicts, settlement.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     panic::AssertUnwindSafe,
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -16,7 +17,8 @@ use crate::{
     metrics::Tally,
     model::{
         self,
-        bisect::{Bisection, Narrowed},
+        bisect::{Bisection, Narrowed, NextStatement, Refusal, RefusedRow},
+        call::FailureKind,
         lease::OpenMessage,
         ledger::MessageVerdict,
         outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
@@ -35,6 +37,9 @@ const WORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX;
 /// What stores record as the status of a row that was written: with them, 0 is what was not sent.
 const WRITTEN: u16 = 200;
 
+/// How often what was written is recorded while more of its group is to come: a crash in a long bisection repeats little.
+const SETTLE_EVERY: Duration = Duration::from_millis(250);
+
 /// A group that is being written.
 struct Group<'a> {
     /// The index of its destination.
@@ -43,6 +48,9 @@ struct Group<'a> {
     batches: Vec<GroupBatch>,
     /// Whether the table took the last statement, or refused a row of it; `None` before the first.
     took_rows: Option<bool>,
+    /// Rows that the table was asked to take, and those of them that it refused with evidence.
+    asked: usize,
+    refused: usize,
 }
 
 /// One batch of a group.
@@ -54,6 +62,16 @@ struct GroupBatch {
     failed: bool,
     /// Its lease has ended.
     settled: bool,
+}
+
+/// The database will never take this row.
+const REFUSED: Outcome = Outcome::Permanent { status: 0, reason: Reason::Refused };
+
+/// The database did not take this row now, and it is not known whose fault that is.
+fn refused_for_now(refusal: &Refusal) -> Outcome {
+    let is_of_the_moment = refusal.kind == FailureKind::Unavailable;
+    let reason = if is_of_the_moment { Reason::Unavailable } else { Reason::Refused };
+    Outcome::Retryable { status: 0, reason, retry_after: None }
 }
 
 /// A row and the message it was made of.
@@ -95,6 +113,8 @@ impl TableStrategy {
             destination: &self.setup.destinations[index],
             batches: batches.into_iter().map(GroupBatch::new).collect(),
             took_rows: None,
+            asked: 0,
+            refused: 0,
         };
         let in_flight = &self.setup.in_flight;
         let slots: Vec<_> = tokens.iter().map(|_| in_flight.enter()).collect();
@@ -109,10 +129,11 @@ impl TableStrategy {
                 "writing a group panicked; its batches are now suspects");
             self.release(&tokens, Release::Lost).await
         };
-        let took_rows = group.took_rows;
         {
             let mut state = self.state();
-            state.shelves[index].done(self.worker.clock().mono(), took_rows, rand::rng().random());
+            let now = self.worker.clock().mono();
+            state.shelves[index].refused.note(group.asked, group.refused);
+            state.shelves[index].done(now, group.took_rows, rand::rng().random());
             if let Err(failure) = done {
                 state.failure = Some(failure);
             }
@@ -125,11 +146,17 @@ impl TableStrategy {
         if let [only] = &mut group.batches[..] {
             self.condemn(group.destination, only);
         }
-        let (rows, written) = self.make_rows(group);
+        let table = group.destination.table.clone();
+        let (rows, written) = self.rows_that_fit(group).await;
         let suspect = group.batches.iter().any(|member| member.batch.goes_alone());
-        // A suspect's rows go one by one, each recorded before the next begins: see `model::suspect`.
-        let rows_max = if suspect { 1 } else { group.destination.group.max_rows };
-        let bytes_max = group.destination.table.statement_bytes_max();
+        let expected_rows = self.state().shelves[group.index].refused.statement_rows();
+        let rows_max = match group.destination.group.max_rows {
+            // A suspect's rows go one by one, each recorded before the next begins: see `model::suspect`.
+            _ if suspect => 1,
+            most if table.sifts() => most,
+            most => most.min(expected_rows),
+        };
+        let bytes_max = table.statement_bytes_max();
         let sizes: Vec<_> = rows.iter().map(TableRow::statement_bytes).collect();
         let (statements, too_large) = divide(sizes.iter().copied(), rows_max, bytes_max);
         for row in too_large {
@@ -138,11 +165,15 @@ impl TableStrategy {
             let refused = Outcome::Permanent { status: 0, reason: Reason::Render };
             self.judge(group, &written[row], refused, &words);
         }
-        let mut bisection = Bisection::new(statements);
-        while let Some(range) = bisection.next() {
+        let mut bisection = Bisection::new(statements, table.sifts(), expected_rows < rows.len());
+        let mut settled_at = Instant::now();
+        while let Some(NextStatement { rows: range, row_by_row }) = bisection.next() {
             if suspect {
                 let begins = written.get(range.start).map(|row| row.message.index);
                 self.settle(group, false, begins).await?;
+            } else if settled_at.elapsed() >= SETTLE_EVERY {
+                self.settle(group, false, None).await?;
+                settled_at = Instant::now();
             }
             let Some(permit) = self.enter(group).await else {
                 break; // what is left is given back, open
@@ -161,29 +192,53 @@ impl TableStrategy {
             }
             failpoint!("table.before");
             let begun = Instant::now();
-            let insert = AssertUnwindSafe(group.destination.table.insert(&rows[range.clone()]));
-            let answer = insert.catch_unwind().await;
+            let statement = async {
+                let rows = &rows[range.clone()];
+                if row_by_row {
+                    table.sift(rows).await.map(Some)
+                } else {
+                    table.insert(rows).await.map(|()| None)
+                }
+            };
+            let answer = AssertUnwindSafe(statement).catch_unwind().await;
             for slot in slots {
                 self.setup.in_flight.end(*slot);
             }
             drop(permit);
             failpoint!("table.after");
             group.destination.metrics.attempted(begun.elapsed());
-            let at = self.worker.clock().wall();
+            group.asked = group.asked.max(range.end);
             match answer {
-                Ok(Ok(())) => {
-                    group.took_rows = Some(true);
-                    for row in &written[range] {
-                        let sent = row.message.verdict(Verdict::Sent { at, status: WRITTEN });
-                        group.batches[row.batch].verdicts.push(sent);
-                    }
-                    bisection.written();
+                Ok(Ok(None)) => {
+                    self.sent(group, &written[range]);
+                    let blamed = bisection.written();
+                    self.refuse(group, &written, blamed);
                 }
-                Ok(Err(TableError::Refused(words))) => {
-                    group.took_rows = Some(true);
-                    if let Narrowed::Row(row) = bisection.refused() {
-                        let refused = Outcome::Permanent { status: 0, reason: Reason::Refused };
-                        self.judge(group, &written[row], refused, &words);
+                Ok(Ok(Some(refused))) => {
+                    let at = |(row, refusal)| (range.start + row, refusal);
+                    let refused: Vec<_> = refused.into_iter().map(at).collect();
+                    let bad: BTreeSet<_> = refused.iter().map(|(row, _)| *row).collect();
+                    for row in range.clone().filter(|row| !bad.contains(row)) {
+                        self.sent(group, &written[row..=row]);
+                    }
+                    let whole =
+                        refused.first().filter(|_| bad.len() == range.len()).map(|(_, why)| why.clone());
+                    let refused = bisection.sifted(refused);
+                    let blames_some = refused.iter().any(|row| row.is_blamed);
+                    self.refuse(group, &written, refused);
+                    if let Some(refusal) = whole.filter(|_| !blames_some) {
+                        self.refused_as_such(group, &written, bisection, &refusal);
+                        break;
+                    }
+                }
+                Ok(Err(TableError::Refused(refusal))) => {
+                    match bisection.refused(refusal, rand::rng().random()) {
+                        Narrowed::Parts => {}
+                        Narrowed::Row(row) => self.refuse(group, &written, vec![row]),
+                        Narrowed::Whole(refusal) => {
+                            self.refused_as_such(group, &written, bisection, &refusal);
+                            break;
+                        }
                     }
                 }
                 Ok(Err(TableError::Retryable(words))) => {
@@ -197,6 +252,10 @@ impl TableStrategy {
                     break;
                 }
             }
+            if bisection.next().is_none() {
+                let unproven = bisection.unproven();
+                self.refuse(group, &written, unproven);
+            }
         }
         self.settle(group, true, None).await?;
         let open: Vec<_> = group
@@ -206,6 +265,57 @@ impl TableStrategy {
             .map(|member| member.batch.lease.token)
             .collect();
         self.release(&open, Release::Unused).await
+    }
+
+    /// The group's rows that the table can take, as far as its catalogue says.
+    async fn rows_that_fit(&self, group: &mut Group<'_>) -> (Vec<TableRow>, Vec<WrittenRow>) {
+        let (rows, written) = self.make_rows(group);
+        let unfit: BTreeMap<_, _> = group.destination.table.unfit(&rows).await.into_iter().collect();
+        if unfit.is_empty() {
+            return (rows, written);
+        }
+        for (&row, words) in &unfit {
+            self.judge(group, &written[row], REFUSED, words);
+        }
+        let rows_and_messages = std::iter::zip(rows, written).enumerate();
+        rows_and_messages.filter(|(row, _)| !unfit.contains_key(row)).map(|(_, both)| both).unzip()
+    }
+
+    /// These rows are in the table.
+    fn sent(&self, group: &mut Group<'_>, written: &[WrittenRow]) {
+        let at = self.worker.clock().wall();
+        group.took_rows = Some(true);
+        for row in written {
+            let sent = row.message.verdict(Verdict::Sent { at, status: WRITTEN });
+            group.batches[row.batch].verdicts.push(sent);
+        }
+    }
+
+    /// These rows were refused by themselves: dead if there is evidence, tried again later if not.
+    fn refuse(&self, group: &mut Group<'_>, written: &[WrittenRow], rows: Vec<RefusedRow>) {
+        for RefusedRow { row, refusal, is_blamed } in rows {
+            group.refused += usize::from(is_blamed);
+            group.took_rows = Some(is_blamed || group.took_rows.unwrap_or(false));
+            let outcome = if is_blamed { REFUSED } else { refused_for_now(&refusal) };
+            self.judge(group, &written[row], outcome, &refusal.words);
+        }
+    }
+
+    /// The table refuses whatever it is given: nobody is to blame, and what is left of the group waits.
+    fn refused_as_such(
+        &self,
+        group: &mut Group<'_>,
+        written: &[WrittenRow],
+        bisection: Bisection,
+        refusal: &Refusal,
+    ) {
+        let (code, words) = (&*refusal.code, refusal.for_the_journal());
+        if refusal.kind == FailureKind::Unavailable {
+            tracing::warn!(destination = %group.destination.name, code, words, "the table can't take rows now; they are retried");
+        } else {
+            tracing::error!(destination = %group.destination.name, code, words, "the table refuses every row: fix it there; the rows wait");
+        }
+        self.put_off(group, written, bisection, Reason::Unavailable, &refusal.words);
     }
 
     /// What is left of a group is tried again later.
@@ -218,7 +328,7 @@ impl TableStrategy {
         words: &str,
     ) {
         group.took_rows = Some(false);
-        for row in bisection.rest().flatten() {
+        for row in bisection.rest() {
             let failed = Outcome::Retryable { status: 0, reason, retry_after: None };
             self.judge(group, &written[row], failed, words);
         }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use postrider_settings::Group;
 
-use crate::model::{backoff::Backoff, time::MonoMs};
+use crate::model::{backoff::Backoff, bisect::RefusedShare, time::MonoMs};
 
 /// Until a table that could not take rows is tried again.
 const COOL: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
@@ -38,6 +38,8 @@ pub(super) struct Shelf<B> {
     writing: usize,
     /// Rows of the batch that came last: what the next ones are taken to have.
     usual_rows: usize,
+    /// What the table refused of the last groups.
+    pub(super) refused: RefusedShare,
     /// Groups in a row that the table could not take …
     failures: u32,
     /// … and until when it is left alone.
@@ -53,6 +55,7 @@ impl<B> Shelf<B> {
             rows: 0,
             writing: 0,
             usual_rows,
+            refused: RefusedShare::default(),
             failures: 0,
             cold_until: MonoMs(0),
         }

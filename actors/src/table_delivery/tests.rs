@@ -10,7 +10,8 @@ use crate::{
     metrics::StageMetrics,
     model::{
         batch::{BatchHeader, NewBatch},
-        bisect::statements_max,
+        bisect::{Refusal, statements_max},
+        call::FailureKind,
         file::{DestinationCounts, FileRecord, FileReport, Reject},
         ids::FileId,
         outcome::Reason,
@@ -380,6 +381,92 @@ async fn s4_1_every_statement_passes_both_gates_those_of_a_bisection_too() {
     assert!(fed > 10, "the bisection was counted: {fed}");
     assert_eq!(world.tables[0].in_flight_max(), 1);
     assert_eq!(world.tables[1].statements().len(), 0, "paused");
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn f66_a_bad_row_dies_alone_whatever_its_code() {
+    for (kind, code) in [
+        (FailureKind::Refused, "P0001"),
+        (FailureKind::Refused, "P0002"),
+        (FailureKind::Refused, "54001"),
+        (FailureKind::Refused, "MYERR"),
+        (FailureKind::Denied, "42501"),
+        (FailureKind::Invalid, "22P05"),
+    ] {
+        for sifts in [false, true] {
+            let mut world = World::new();
+            world.append(500).await;
+            world.tables[0].refuse_as("user-250", kind, code);
+            if sifts {
+                world.tables[0].can_sift();
+            }
+            let worker = world.worker();
+            world.until_settled("primary", Duration::from_secs(20)).await;
+            let counts = world.counts("primary").await;
+            assert_eq!((counts.sent, counts.dead), (499, 1), "{code} {sifts}");
+            let record = &world.records_of("primary")[&250];
+            assert_eq!((record.state, record.reason), (MessageState::Dead, Some(Reason::Refused)));
+            let statements = world.tables[0].statements().len();
+            assert!(statements <= if sifts { 2 } else { 24 }, "{code} {sifts}: {statements} statements");
+            worker.drained().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn f66_a_table_that_refuses_everything_condemns_nobody_and_takes_all_once_it_is_there() {
+    for (kind, code) in [(FailureKind::Refused, "42P01"), (FailureKind::Denied, "42501")] {
+        for sifts in [false, true] {
+            let mut world = World::new();
+            if sifts {
+                world.tables[0].can_sift();
+            }
+            let refusal = Refusal { kind, code: code.into(), words: "there is no table".into() };
+            world.tables[0].answer(Some(TableError::Refused(refusal)));
+            for _ in 0..4 {
+                world.append(500).await;
+            }
+            let worker = world.worker();
+            tokio::time::sleep(Duration::from_mins(2)).await;
+            let statements = world.tables[0].statements().len();
+            assert!(statements <= 100, "{code} {sifts}: {statements} statements into nothing in two minutes");
+            assert_eq!(world.counts("primary").await.dead, 0, "{code} {sifts}");
+            world.tables[0].answer(None);
+            world.until_settled("primary", Duration::from_mins(3)).await;
+            let counts = world.counts("primary").await;
+            assert_eq!((counts.sent, counts.dead), (2_000, 0), "{code} {sifts}");
+            worker.drained().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn f66_rows_that_the_catalogue_refuses_cost_no_statement() {
+    let mut world = World::new();
+    world.tables[0].foresee("user-7");
+    world.append(500).await;
+    let worker = world.worker();
+    world.until_settled("primary", Duration::from_secs(20)).await;
+    let counts = world.counts("primary").await;
+    assert_eq!((counts.sent, counts.dead, world.tables[0].statements().len()), (499, 1, 1));
+    let record = &world.records_of("primary")[&7];
+    assert_eq!((record.reason, record.detail.as_deref()), (Some(Reason::Refused), Some("it does not fit")));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn f66_halves_are_recorded_as_they_commit() {
+    let mut world = World::new();
+    world.tables[0].slow(Duration::from_secs(1));
+    world.tables[0].refuse("user-500");
+    world.append(500).await;
+    let worker = world.worker();
+    // Refused as a whole, then the first half goes through.
+    tokio::time::sleep(Duration::from_millis(3_700)).await;
+    assert!(world.counts("primary").await.sent >= 250, "{:?}", world.counts("primary").await);
+    world.until_settled("primary", Duration::from_mins(1)).await;
+    assert_eq!(world.counts("primary").await.dead, 1);
     worker.drained().await;
 }
 

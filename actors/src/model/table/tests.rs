@@ -152,6 +152,13 @@ fn s0_3_values_are_typed_and_errors_name_column_value_and_expectation() {
     for text in ["{", "{} {}", r#""\u0000""#, r#"{"a":"\\\u0000"}"#] {
         no(ColumnType::Json, text);
     }
+    let nested = |depth: usize| format!("{}\"[[\\\"[\"{}", "[".repeat(depth), "]".repeat(depth));
+    ok(ColumnType::Json, &nested(128), &nested(128));
+    let raw = nested(129);
+    assert!(
+        value::normalise(ColumnType::Json, &Raw::Json(&raw)).unwrap_err().contains("128"),
+        "F66: a stack has a limit"
+    );
     for kind in [ColumnType::Text, ColumnType::Json, ColumnType::Integer] {
         no(kind, "a\0b");
     }

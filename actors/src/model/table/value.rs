@@ -9,6 +9,9 @@ use super::{ColumnType, calendar};
 /// where a column says how many; the database refuses what its column can't hold.
 pub const DECIMAL_DIGITS_MAX: usize = 1_000;
 
+/// How deep JSON may be nested: as deep as it is read elsewhere here. A database's stack has a limit too (54001).
+pub const JSON_DEPTH_MAX: usize = 128;
+
 /// How much of a value an error repeats.
 const SHOWN_CHARS: usize = 40;
 
@@ -75,7 +78,31 @@ fn json(raw: &Raw<'_>) -> Result<Option<Box<str>>, String> {
     if has_nul_escape(&text) {
         return Err("holds \\u0000, a NUL character, which no database takes".to_owned());
     }
+    if is_too_deep(&text) {
+        return Err(format!("is nested more than {JSON_DEPTH_MAX} deep"));
+    }
     Ok(Some(text.into()))
+}
+
+/// Whether a JSON text is nested too deep.
+fn is_too_deep(json: &str) -> bool {
+    let (mut depth, mut is_text) = (0usize, false);
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => is_text = !is_text,
+            b'\\' => drop(bytes.next()), // only in a text
+            b'[' | b'{' if !is_text => {
+                depth += 1;
+                if depth > JSON_DEPTH_MAX {
+                    return true;
+                }
+            }
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether a JSON text has an escaped NUL, not an escaped backslash before `u0000`.

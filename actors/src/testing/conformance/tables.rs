@@ -39,6 +39,7 @@ pub async fn tables<F: Future<Output = TableSubject>>(make: impl Fn() -> F) {
     all_rows_are_written_or_none(make().await).await;
     texts_come_back_as_they_went(make().await).await;
     two_writers_of_the_same_rows_write_them_once(make().await).await;
+    rows_by_themselves_are_written_but_for_those_that_are_refused(make().await).await;
 }
 
 fn row(id: &str, who: Option<&str>) -> TableRow {
@@ -81,7 +82,7 @@ async fn a_row_that_is_there_is_left_as_it_is(subject: TableSubject) {
 async fn all_rows_are_written_or_none(subject: TableSubject) {
     let refused = row("c", Some(&subject.refused));
     let answer = subject.table.insert(&[row("a", None), refused.clone(), row("b", None)]).await;
-    assert!(matches!(&answer, Err(TableError::Refused(words)) if !words.is_empty()), "{answer:?}");
+    assert!(matches!(&answer, Err(TableError::Refused(refusal)) if !refusal.words.is_empty()), "{answer:?}");
     assert!((subject.read)().is_empty());
     let alone = subject.table.insert(&[refused]).await;
     assert!(matches!(alone, Err(TableError::Refused(_))), "{alone:?}");
@@ -129,4 +130,21 @@ async fn two_writers_of_the_same_rows_write_them_once(subject: TableSubject) {
     subject.table.insert(&one).await.unwrap();
     subject.table.insert(&other).await.unwrap();
     assert_eq!((subject.read)().len(), 400);
+}
+
+async fn rows_by_themselves_are_written_but_for_those_that_are_refused(subject: TableSubject) {
+    if !subject.table.sifts() {
+        return;
+    }
+    subject.table.insert(&[row("a", Some("before"))]).await.unwrap();
+    let refused = || row("c", Some(&subject.refused));
+    let rows = [row("a", Some("after")), refused(), row("b", None), row("b", Some("twice")), refused()];
+    for _ in 0..2 {
+        let answer = subject.table.sift(&rows).await.unwrap();
+        assert_eq!(answer.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1, 4]);
+        assert!(answer.iter().all(|(_, refusal)| !refusal.words.is_empty() && !refusal.code.is_empty()));
+        let expected = BTreeMap::from([("a".to_owned(), Some("before".to_owned())), ("b".to_owned(), None)]);
+        assert_eq!((subject.read)(), expected);
+    }
+    assert_eq!(subject.table.sift(&[]).await, Ok(Vec::new()));
 }

@@ -1,7 +1,7 @@
 //! Warehouse tables: rows are written in statements of many, by keys that make writing them again harmless.
 //!
-//! Two dialects. *Postgres* takes a statement's rows as arrays, one per column, and leaves rows alone whose key is
-//! there (`ON CONFLICT DO NOTHING`). *Redshift* knows neither arrays nor `ON CONFLICT` and nothing but its
+//! Two dialects. *Postgres* takes a statement's rows by COPY, which is fastest and takes no key twice, or as arrays, one per
+//! column, leaving rows alone whose key is there (`ON CONFLICT DO NOTHING`). *Redshift* knows neither arrays nor `ON CONFLICT` and nothing but its
 //! wire protocol's simple form: rows are literals in a staging table, which is merged into the table. Why, and with
 //! which figures: `docs/decisions/0015-warehouse-tables.md`.
 
@@ -13,30 +13,35 @@ mod postgres;
 mod quote;
 mod redshift;
 mod settings;
+mod shape;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use postrider_actors::{
     flow::{Call, Service},
     model::{
-        call::FailureKind,
+        bisect::Refusal,
+        call::{CallOutcome, Failure, FailureKind},
         table::{Mapping, TableName, TableRow},
     },
     ports::{CallObserver, Table, TableError},
 };
 use postrider_settings::WarehouseDialect as Dialect;
 
-use self::connection::Connections;
+use tokio::time::Instant;
+
 pub use self::{
     check::CheckError,
     compare::{CompareLimits, CompareReport, FileDifference, RangeDifference, compare},
     connection::OpenError,
     settings::{STATEMENT_BYTES_MAX, WarehouseSettings},
 };
+use self::{connection::Connections, error::NotWritten, shape::Shape};
 pub use crate::BadSettings;
 
 /// One table of it.
@@ -87,13 +92,16 @@ impl Warehouse {
             warehouse: self.clone(),
             name,
             mapping: Arc::new(settings.mapping.clone()),
-            statement: Mutex::default(),
+            known: Mutex::default(),
         }))
     }
 }
 
-/// A table's statement, and for which mapping it was made.
-type MadeFor<T> = Option<(Arc<Mapping>, Arc<T>)>;
+/// How old the catalogue's answer may be when a row is refused by it.
+const CATALOGUE_FRESH: Duration = Duration::from_secs(1);
+
+/// After a COPY that met a key which is there: how long rows are written in a way that leaves such keys alone.
+const COPY_REST: Duration = Duration::from_mins(1);
 
 /// A table of a warehouse.
 pub struct WarehouseTable {
@@ -101,9 +109,16 @@ pub struct WarehouseTable {
     warehouse: Arc<Warehouse>,
     name: TableName,
     mapping: Arc<Mapping>,
-    /// The Postgres dialect's statement for the last mapping: it names the columns' types, which the catalogue
-    /// has to be asked for. Forgotten when a statement fails for another reason than its rows.
-    statement: Mutex<MadeFor<String>>,
+    known: Mutex<Known>,
+}
+
+/// What is known of a table in the Postgres dialect.
+#[derive(Default)]
+struct Known {
+    /// By the catalogue, for the last mapping. Forgotten when a statement fails by what the table is.
+    shape: Option<Arc<Shape>>,
+    /// No COPY before this.
+    copy_from: Option<Instant>,
 }
 
 impl fmt::Debug for WarehouseTable {
@@ -121,13 +136,64 @@ impl WarehouseTable {
         self.warehouse.settings.keys.dialect
     }
 
-    fn statement_for(&self, mapping: &Arc<Mapping>) -> Option<Arc<String>> {
-        let made = self.statement.lock().unwrap_or_else(PoisonError::into_inner);
-        made.as_ref().filter(|(of, _)| of == mapping).map(|(_, statement)| statement.clone())
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Changed by infallible steps only.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, made: MadeFor<String>) {
-        *self.statement.lock().unwrap_or_else(PoisonError::into_inner) = made;
+    fn shape_for(&self, mapping: &Arc<Mapping>) -> Option<Arc<Shape>> {
+        self.known().shape.clone().filter(|shape| shape.mapping == *mapping)
+    }
+
+    fn remember(&self, shape: Option<Arc<Shape>>) {
+        self.known().shape = shape;
+    }
+
+    fn forget_shape(&self) {
+        self.remember(None);
+    }
+
+    fn may_copy(&self) -> bool {
+        self.known().copy_from.is_none_or(|from| Instant::now() >= from)
+    }
+
+    fn met_a_key(&self) {
+        self.known().copy_from = Some(Instant::now() + COPY_REST);
+    }
+
+    /// Makes one call with rows. A refusal is an answer: who is to blame for it, the caller finds out and says.
+    async fn with_rows<T>(
+        &self,
+        operation: &'static str,
+        rows: &[TableRow],
+        request: impl Future<Output = Result<T, NotWritten>>,
+    ) -> Result<T, TableError> {
+        let Some(first) = rows.first() else {
+            return Err(TableError::Retryable("no rows".to_owned()));
+        };
+        let alike = |row: &TableRow| {
+            let same = Arc::ptr_eq(&row.mapping, &first.mapping) || row.mapping == first.mapping;
+            same && row.values.len() == row.mapping.columns.len()
+        };
+        // Names go into the statement, so they are looked at here too, wherever they came from (F57).
+        if !rows.iter().all(alike) || first.mapping.validate().is_err() {
+            let words = "rows of a statement that are not made alike".to_owned();
+            let refusal = Refusal { kind: FailureKind::Invalid, code: "".into(), words };
+            return Err(TableError::Refused(refusal));
+        }
+        let request = async {
+            match request.await {
+                Ok(done) => Ok(Ok(done)),
+                Err(NotWritten::Refused(refusal)) => Ok(Err(refusal)),
+                Err(NotWritten::Failed(failure)) => Err(failure),
+            }
+        };
+        let outcome = |answer: &Result<T, Refusal>| match answer {
+            Ok(_) => (CallOutcome::Ok, 0),
+            Err(refusal) => (CallOutcome::Failed(refusal.kind), 0),
+        };
+        let answer = self.service.judged(Call::of(operation).with(rows.len()), request, outcome).await;
+        answer.map_err(|Failure { why, .. }| TableError::Retryable(why))?.map_err(TableError::Refused)
     }
 }
 
@@ -139,28 +205,44 @@ impl Table for WarehouseTable {
         STATEMENT_BYTES_MAX.saturating_sub(4 * names + 1_000)
     }
 
+    async fn unfit(&self, rows: &[TableRow]) -> Vec<(usize, String)> {
+        let Some(first) = rows.first() else { return Vec::new() };
+        let Some(mut shape) = self.shape_for(&first.mapping) else { return Vec::new() };
+        let is_any_refused = rows.iter().any(|row| shape.refuses(row).is_some());
+        // A column may have been widened since: nobody is refused by an old answer.
+        if is_any_refused && shape.at.elapsed() > CATALOGUE_FRESH {
+            match self.look_again(&first.mapping).await {
+                Some(now) => shape = now,
+                None => return Vec::new(),
+            }
+        }
+        let refused = |(at, row)| Some((at, shape.refuses(row)?));
+        rows.iter().enumerate().filter_map(refused).collect()
+    }
+
     async fn insert(&self, rows: &[TableRow]) -> Result<(), TableError> {
-        let Some(first) = rows.first() else {
+        if rows.is_empty() {
             return Ok(());
-        };
-        let alike = |row: &TableRow| {
-            let same = Arc::ptr_eq(&row.mapping, &first.mapping) || row.mapping == first.mapping;
-            same && row.values.len() == row.mapping.columns.len()
-        };
-        // Names go into the statement, so they are looked at here too, wherever they came from (F57).
-        if !rows.iter().all(alike) || first.mapping.validate().is_err() {
-            return Err(TableError::Refused("rows of a statement that are not made alike".to_owned()));
         }
         let insert = async {
             match self.dialect() {
-                Dialect::Postgres => self.insert_arrays(rows).await,
+                Dialect::Postgres => self.insert_fast(rows).await,
                 Dialect::Redshift => self.insert_merged(rows).await,
             }
         };
-        let written = self.service.call(Call::of("insert").with(rows.len()), insert).await;
-        if written.as_ref().is_err_and(|failure| failure.kind != FailureKind::Invalid) {
-            self.remember(None);
+        self.with_rows("insert", rows, insert).await
+    }
+
+    /// As far as it is known: the role may have lost its right to make temporary objects.
+    fn sifts(&self) -> bool {
+        let shape = self.known().shape.clone();
+        self.dialect() == Dialect::Postgres && shape.is_none_or(|shape| shape.sift.is_some())
+    }
+
+    async fn sift(&self, rows: &[TableRow]) -> Result<Vec<(usize, Refusal)>, TableError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(written?)
+        self.with_rows("sift", rows, self.insert_each(rows)).await
     }
 }

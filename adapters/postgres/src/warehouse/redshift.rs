@@ -9,20 +9,17 @@ use std::{
     fmt::{self, Write as _},
 };
 
-use postrider_actors::model::{
-    call::Failure,
-    table::{Identifier, Mapping, TableName, TableRow},
-};
+use postrider_actors::model::table::{Identifier, Mapping, TableName, TableRow};
 
 use super::{
     WarehouseTable,
     connection::{backslash, keep_after},
-    error::of_rows,
+    error::NotWritten,
     quote::Backslash,
 };
 
 impl WarehouseTable {
-    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<(), Failure> {
+    pub(super) async fn insert_merged(&self, rows: &[TableRow]) -> Result<(), NotWritten> {
         let connections = self.connections();
         let held = connections.hold().await?;
         let work = async {
@@ -30,7 +27,7 @@ impl WarehouseTable {
             held.client().batch_execute(&statement(&self.name, rows, backslash)).await
         };
         match connections.within(work).await {
-            None => Err(connections.no_answer()),
+            None => Err(connections.no_answer().into()),
             Some(Ok(())) => {
                 held.keep();
                 Ok(())
@@ -41,7 +38,7 @@ impl WarehouseTable {
                 if let Some(Ok(())) = ended {
                     keep_after(held, &error);
                 }
-                Err(of_rows(&error))
+                Err((&error).into())
             }
         }
     }
