@@ -200,6 +200,54 @@ fn s0_receipts_in_any_order_end_as_the_oracle_says_in_postgres() {
 
 #[test]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f65_a_ledger_database_that_is_not_utf8_is_refused_by_migrate_the_check_and_the_start() {
+    let postgres = Postgres::start();
+    postgres.execute_as(
+        "postgres",
+        "postgres",
+        "CREATE DATABASE latin OWNER postrider ENCODING 'LATIN1' TEMPLATE template0",
+    );
+    let mut world = World::new("csv");
+    world.environment("POSTRIDER_TEST_LEDGER", &postgres.url_of(pg::OWNER, "latin"));
+    world
+        .set("ledger.kind", "postgres")
+        .set("ledger.postgres.url", "env:POSTRIDER_TEST_LEDGER")
+        .set("ledger.postgres.tls", "disable");
+    world.configure();
+    let names_it = |text: &str| ["\"latin\"", "LATIN1", "UTF8"].iter().all(|word| text.contains(word));
+    for arguments in [&["migrate"][..], &["check-config", "--connect"]] {
+        let answer = world.postrider(arguments);
+        assert_eq!(answer.code, Some(78), "{arguments:?}: {}{}", answer.stdout, answer.stderr);
+        assert!(names_it(&(answer.stdout.clone() + &answer.stderr)), "{}{}", answer.stdout, answer.stderr);
+    }
+    world.start();
+    assert_eq!(world.wait_exit(LIVENESS).code(), Some(78));
+    let log = fs::read_to_string(world.daemon_log()).expect("the daemon's log");
+    assert!(names_it(&log), "{log}");
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f65_rows_that_the_ledger_refuses_stop_no_worker_and_send_nothing_again() {
+    let postgres = Postgres::start();
+    let mut world = World::new("csv");
+    world.keep_rows_in(&postgres);
+    postgres.execute(
+        "ALTER TABLE postrider.messages ADD CONSTRAINT recipients_are_short CHECK (recipient <> 'user-some-0000150')",
+    );
+    world.receive(&[]);
+    world.start_ready();
+    world.drop_file(Input::csv("some.csv", 300));
+    world.wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.request_count(), 300, "nobody is asked twice");
+    assert_eq!(postgres.value("SELECT count(*)::text FROM postrider.messages"), "300");
+    let degraded = "SELECT detail FROM postrider.messages WHERE recipient = ''";
+    assert!(postgres.value(degraded).contains("recipients_are_short"), "{}", postgres.value(degraded));
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 fn f49_postgres_is_restarted_five_times_during_a_send_and_nothing_is_lost() {
     let rows = knob("POSTRIDER_ROWS", 20_000) as usize;
     let postgres = Postgres::start();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use postrider_actors::{
-    model::{state::MessageState, time::UnixMs},
+    model::{record::MessageRecord, state::MessageState, time::UnixMs},
     ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError},
 };
 use postrider_postgres::ledger::PostgresLedger;
@@ -238,6 +238,42 @@ async fn f49_what_an_operator_has_to_fix_is_waited_for() {
     assert!(matches!(refused, StoreError::Denied(_)), "{refused:?}");
     server.execute_as("postgres", "postgres", "ALTER ROLE daemon LOGIN");
     insist(|| ledger.record(vec![record(1, 3)])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f65_a_row_that_the_database_refuses_is_degraded_alone_whatever_its_code() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    server.execute(
+        "CREATE FUNCTION postrider.picky() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+           IF NEW.recipient LIKE 'bad-%' THEN \
+             RAISE EXCEPTION 'no such recipient' USING ERRCODE = split_part(NEW.recipient, '-', 2); \
+           END IF; \
+           IF NEW.status = 599 THEN RAISE EXCEPTION 'never' USING ERRCODE = 'P0002'; END IF; \
+           RETURN NEW; END $$; \
+         CREATE TRIGGER picky BEFORE INSERT ON postrider.messages FOR EACH ROW EXECUTE FUNCTION postrider.picky()",
+    );
+    let bad =
+        |row: u64, code: &str| MessageRecord { recipient: format!("bad-{code}-").into(), ..record(1, row) };
+    let codes = ["P0001", "P0002", "54001", "MYERR", "42501", "22023", "23514"];
+    for (part, code) in (0u64..).zip(codes) {
+        let mut records: Vec<_> = (0..500).map(|row| record(1, part * 1_000 + row)).collect();
+        records[250] = bad(part * 1_000 + 250, code);
+        records[300].status = 599; // refused even without its texts
+        ledger.record(records).await.unwrap_or_else(|error| panic!("{code}: {error}"));
+        ledger
+            .record(vec![bad(part * 1_000 + 900, code)])
+            .await
+            .unwrap_or_else(|error| panic!("{code}: {error}"));
+    }
+    let degraded = "SELECT count(*)::text FROM postrider.messages \
+                     WHERE recipient = '' AND provider_id IS NULL AND detail LIKE 'the ledger refused%no such recipient%'";
+    assert_eq!(server.value(degraded), (2 * codes.len()).to_string());
+    assert_eq!(
+        server.value("SELECT count(*)::text FROM postrider.messages"),
+        (500 * codes.len()).to_string()
+    );
 }
 
 /// Repeats it until its error says what it should; the first tries may meet connections that were just ended.

@@ -76,6 +76,33 @@ async fn a_schema_is_made_once_and_only_its_own_version_is_used() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f65_a_database_that_cannot_hold_every_text_is_refused_by_name() {
+    let server = server();
+    for encoding in ["SQL_ASCII", "LATIN1"] {
+        let database = encoding.to_lowercase();
+        server.execute_as(
+            "postgres",
+            "postgres",
+            &format!("CREATE DATABASE {database} OWNER postrider ENCODING '{encoding}' TEMPLATE template0"),
+        );
+        let settings = PostgresSettings::new(server.url_of(pg::OWNER, &database).into(), pg::keys());
+        let refused = [
+            migrate(&settings).await.map(drop).unwrap_err(),
+            check(&settings).await.map(drop).unwrap_err(),
+            PostgresLedger::open(settings.clone(), Arc::new(())).await.map(drop).unwrap_err(),
+        ];
+        for error in refused {
+            let words = error.to_string();
+            assert!(matches!(error, OpenError::Encoding { .. }), "{encoding}: {words}");
+            for needed in [database.as_str(), encoding, "UTF8", "CREATE DATABASE"] {
+                assert!(words.contains(needed), "{needed}: {words}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 async fn the_file_of_grants_is_enough_and_gives_no_right_to_make_or_drop_tables() {
     let server = server();
     let ledger_before = PostgresSettings::new(server.url().into(), pg::keys());

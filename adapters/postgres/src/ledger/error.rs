@@ -1,10 +1,13 @@
 //! The ledger's errors.
 
 use postrider_actors::{
-    model::call::{self, FailureKind},
+    model::{
+        bisect::Refusal,
+        call::{self, FailureKind},
+    },
     ports::StoreError,
 };
-use tokio_postgres::Error;
+use tokio_postgres::{Error, error::DbError};
 
 use crate::pg;
 
@@ -25,7 +28,10 @@ impl Failure {
     }
 
     fn ours(mut failure: call::Failure, error: &Error) -> Self {
-        if failure.code.as_deref() == Some("23514") {
+        // It names the table, and no constraint of it.
+        let lacks_a_partition =
+            |refused: &DbError| refused.constraint().is_none() && refused.table().is_some();
+        if failure.code.as_deref() == Some("23514") && error.as_db_error().is_some_and(lacks_a_partition) {
             // No partition takes the row: retention took it away just now, and it comes back.
             failure.kind = FailureKind::Unavailable;
         }
@@ -37,6 +43,16 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::ours(pg::failure(&error), &error)
+    }
+}
+
+impl Failure {
+    /// As a refusal of rows, if the server answered and the connection lives. One for the moment is waited for instead.
+    pub(super) fn as_refusal(&self) -> Option<Refusal> {
+        let Self(call::Failure { kind, code: Some(code), why }) = self else { return None };
+        let may_be_of_a_row =
+            matches!(kind, FailureKind::Invalid | FailureKind::Denied | FailureKind::Refused);
+        may_be_of_a_row.then(|| Refusal { kind: *kind, code: code.as_str().into(), words: why.clone() })
     }
 }
 

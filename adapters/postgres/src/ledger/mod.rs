@@ -82,13 +82,16 @@ impl fmt::Debug for PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// Connects, and refuses a schema that is not this program's.
+    /// Connects, and refuses a database that can't hold every text, and a schema that is not this program's.
     pub async fn open(
         settings: PostgresSettings,
         observer: Arc<dyn CallObserver>,
     ) -> Result<Self, OpenError> {
         let client = connect::connect_once(&settings).await?;
-        let look = schema::check_version(&client, &settings.keys.schema);
+        let look = async {
+            schema::check_server(&client).await?;
+            schema::check_version(&client, &settings.keys.schema).await
+        };
         let limit = settings.timeouts.statement;
         tokio::time::timeout(limit, look)
             .await
@@ -121,7 +124,11 @@ impl PostgresLedger {
 #[async_trait]
 impl ReceiptLedger for PostgresLedger {
     async fn record(&self, records: Vec<MessageRecord>) -> Result<(), StoreError> {
-        self.step("record", self.shared.record(&records)).await
+        let unwritable = self.step("record", self.shared.record(&records)).await?;
+        for (code, rows) in unwritable {
+            self.service.rejected("record", &code, rows);
+        }
+        Ok(())
     }
 
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {

@@ -23,6 +23,17 @@ pub enum OpenError {
         /// Its major version.
         found: i32,
     },
+    /// There are texts that it can't hold.
+    #[error(
+        "database {database:?} has encoding {found}, and the ledger needs UTF8, because any text may come: make another one \
+         (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and name it in `url`"
+    )]
+    Encoding {
+        /// Its name.
+        database: String,
+        /// Its encoding.
+        found: String,
+    },
     /// There is no schema of ours.
     #[error("schema {schema:?} has no tables of Postrider; run `postrider migrate`")]
     Missing {

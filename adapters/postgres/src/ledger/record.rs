@@ -9,6 +9,7 @@ use std::{
 
 use deadpool_postgres::Transaction;
 use postrider_actors::model::{
+    bisect::{Bisection, Narrowed, RefusedRow},
     call::FailureKind,
     ids::FileId,
     record::{MessageRecord, record_rank},
@@ -94,10 +95,19 @@ SELECT day, file, row, destination, recipient, state, state, attempts, status, r
     " OR least(m.provider_id, excluded.provider_id) IS DISTINCT FROM m.provider_id"
 );
 
+/// A row to write, and its place.
+type PlacedRecord<'a> = (LockOrder, Cow<'a, MessageRecord>);
+
+/// Rows that were left out, by the code that they were refused with.
+pub(super) type Unwritable = BTreeMap<Box<str>, usize>;
+
 impl Shared {
-    pub(super) async fn record(&self, records: &[MessageRecord]) -> Result<(), Failure> {
+    /// Writes all records that the database takes. One that it refuses is written without its texts, or left out if
+    /// even that is refused: no row keeps others waiting, nor a worker from its messages (F65, F66).
+    pub(super) async fn record(&self, records: &[MessageRecord]) -> Result<Unwritable, Failure> {
+        let mut unwritable = Unwritable::new();
         if records.is_empty() {
-            return Ok(());
+            return Ok(unwritable);
         }
         let days = self.days(records).await?;
         let ids = self
@@ -121,18 +131,64 @@ impl Shared {
                 None => drop(merged.insert(place, Cow::Borrowed(record))),
             }
         }
-        let merged: Vec<_> = merged.into_iter().collect();
-        for step in merged.chunks(TRANSACTION_ROWS) {
-            let done = self.record_step(step).await;
+        let mut merged: Vec<_> = merged.into_iter().collect();
+        for step in merged.chunks_mut(TRANSACTION_ROWS) {
+            let done = self.record_divided(step, &mut unwritable).await;
             if done.is_err() {
                 self.files.forget();
             }
             done?;
         }
+        Ok(unwritable)
+    }
+
+    /// Divides what is refused until single rows are left (S4.4).
+    async fn record_divided(
+        &self,
+        rows: &mut [PlacedRecord<'_>],
+        unwritable: &mut Unwritable,
+    ) -> Result<(), Failure> {
+        let mut bisection = Bisection::new(iter::once(0..rows.len()).collect(), false, false);
+        let mut blamed = Vec::new();
+        while let Some(next) = bisection.next() {
+            let Err(failure) = self.record_step(&rows[next.rows]).await else {
+                blamed.extend(bisection.written());
+                continue;
+            };
+            let Some(refusal) = failure.as_refusal() else { return Err(failure) };
+            match bisection.refused(refusal, 0.5) {
+                Narrowed::Parts => {}
+                Narrowed::Row(row) => blamed.push(row),
+                Narrowed::Whole(_) => return Err(failure),
+            }
+        }
+        let unproven = bisection.unproven();
+        if blamed.is_empty() && !unproven.is_empty() {
+            // A batch of one or two rows: without any, the statement shows whether it works as such.
+            let mut held = self.connections.hold().await?;
+            let transaction = connect::begin(self.timeouts, &mut held).await?;
+            self.within(upsert(&transaction, &[])).await?;
+        }
+        for RefusedRow { row, refusal, .. } in blamed.into_iter().chain(unproven) {
+            let (_, record) = &mut rows[row];
+            tracing::error!(id = %record.id, destination = &*record.destination, code = &*refusal.code,
+                "the ledger refuses a message's row; it is written without its texts");
+            bare(record.to_mut(), &refusal.words);
+            match self.record_step(&rows[row..=row]).await {
+                Ok(()) => {}
+                Err(failure) if failure.as_refusal().is_some() => {
+                    let (_, record) = &rows[row];
+                    tracing::error!(id = %record.id, destination = &*record.destination, code = &*refusal.code,
+                        "the ledger refuses it even so: it has no row of this message");
+                    *unwritable.entry(refusal.code).or_default() += 1;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
         Ok(())
     }
 
-    async fn record_step(&self, rows: &[(LockOrder, Cow<'_, MessageRecord>)]) -> Result<(), Failure> {
+    async fn record_step(&self, rows: &[PlacedRecord<'_>]) -> Result<(), Failure> {
         let mut held = self.connections.hold().await?;
         let transaction = connect::begin(self.timeouts, &mut held).await?;
         self.within(async {
@@ -208,10 +264,7 @@ fn retired() -> Failure {
 
 /// Keeps retention away from the rows' files and their partitions until the transaction ends: the files must be where
 /// they were found, and partitions know when something was recorded in them, to the hour.
-async fn hold_partitions(
-    transaction: &Transaction<'_>,
-    rows: &[(LockOrder, Cow<'_, MessageRecord>)],
-) -> Result<(), Failure> {
+async fn hold_partitions(transaction: &Transaction<'_>, rows: &[PlacedRecord<'_>]) -> Result<(), Failure> {
     let places: BTreeMap<FileId, Day> = rows.iter().map(|((day, file, ..), _)| (*file, day.0)).collect();
     let (files, days): (Vec<_>, Vec<_>) =
         places.iter().map(|(file, day)| (values::file(*file), *day)).unzip();
@@ -237,6 +290,16 @@ async fn hold_partitions(
     Ok(())
 }
 
+/// A record without the texts that the database may have refused, and why.
+fn bare(record: &mut MessageRecord, why: &str) {
+    const WHY_BYTES_MAX: usize = 500;
+    record.recipient = "".into();
+    record.provider_id = None;
+    let is_plain = |character: &char| character.is_ascii() && !character.is_ascii_control();
+    let why: String = why.chars().filter(is_plain).take(WHY_BYTES_MAX).collect();
+    record.detail = Some(format!("the ledger refused the row's texts: {why}").into());
+}
+
 /// Two records of one message, as the statement merges a record with a row.
 fn merge(known: &mut Cow<'_, MessageRecord>, record: &MessageRecord) {
     let ids = iter::chain(&known.provider_id, &record.provider_id);
@@ -249,10 +312,7 @@ fn merge(known: &mut Cow<'_, MessageRecord>, record: &MessageRecord) {
     }
 }
 
-async fn upsert(
-    transaction: &Transaction<'_>,
-    rows: &[(LockOrder, Cow<'_, MessageRecord>)],
-) -> Result<(), Failure> {
+async fn upsert(transaction: &Transaction<'_>, rows: &[PlacedRecord<'_>]) -> Result<(), Failure> {
     let days: Vec<_> = rows.iter().map(|(place, _)| place.0.0).collect();
     let files: Vec<_> = rows.iter().map(|(place, _)| values::file(place.1)).collect();
     let numbers: Vec<_> = rows.iter().map(|(place, _)| place.2).collect();

@@ -76,7 +76,7 @@ async fn migrate_with(
     schema: &Schema,
     partition_days: u32,
 ) -> Result<Migrated, Problem> {
-    check_server(client).await?;
+    check_server(client).await.map_err(Problem::Open)?;
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'").await?;
     let lock = format!("SELECT pg_advisory_xact_lock(hashtextextended('postrider migrate {schema}', 0))");
@@ -114,11 +114,20 @@ async fn migrate_with(
     Ok(Migrated { from, to: SCHEMA_VERSION })
 }
 
-async fn check_server(client: &Client) -> Result<(), Problem> {
-    let row = client.query_one("SELECT current_setting('server_version_num')::integer", &[]).await?;
-    let found: i32 = row.get(0);
-    if found < SERVER_VERSION_MIN {
-        return Err(Problem::Open(OpenError::Server { found: found / 10_000 }));
+/// Refuses a server that is too old, and a database that can't hold every text (F65).
+pub(super) async fn check_server(client: &Client) -> Result<(), OpenError> {
+    let facts = "SELECT current_setting('server_version_num')::integer, current_database()::text, \
+                        current_setting('server_encoding')";
+    let row = client.query_one(facts, &[]).await.map_err(|error| match error.as_db_error() {
+        Some(_) => OpenError::Refused(error::words(&error)),
+        None => OpenError::Unreachable(error::words(&error)),
+    })?;
+    let (version, database, encoding): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+    if version < SERVER_VERSION_MIN {
+        return Err(OpenError::Server { found: version / 10_000 });
+    }
+    if encoding != "UTF8" {
+        return Err(OpenError::Encoding { database, found: encoding });
     }
     Ok(())
 }
@@ -205,10 +214,7 @@ pub async fn check(settings: &PostgresSettings) -> Result<SchemaInfo, OpenError>
 
 async fn check_with(client: &Client, schema: &str) -> Result<SchemaInfo, OpenError> {
     let refused = |error: Error| OpenError::Refused(error::words(&error));
-    check_server(client).await.map_err(|problem| match problem {
-        Problem::Open(error) => error,
-        Problem::Database(error) => refused(error),
-    })?;
+    check_server(client).await?;
     check_version(client, schema).await?;
     let row = client.query_one(&missing_privileges(), &[]).await.map_err(refused)?;
     if let Some(missing) = row.get(0) {
