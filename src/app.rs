@@ -42,7 +42,7 @@ use std::{
 
 use actix_rt::{Arbiter, System};
 use postrider_actors::{
-    flow::{Bell, Bells, ProgressBoard, TroubleBoard},
+    flow::{Bell, Bells, HeldFeeds, ProgressBoard, TroubleBoard},
     ports::Clock,
 };
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
@@ -91,7 +91,7 @@ pub fn run(
     let runtime = runtime()?;
     let steady = Arc::new(SteadyClock::default());
     let clock: Arc<dyn Clock> = steady.clone();
-    let board = ProgressBoard::default();
+    let (board, held) = (ProgressBoard::default(), HeldFeeds::default());
     let metrics = Arc::new(Metrics::default());
     let (in_flight, evidence) = InFlightFile::open(&state_dir)
         .map_err(|error| StartError::Node { path: state_dir.join(IN_FLIGHT_FILE), error })?;
@@ -119,7 +119,8 @@ pub fn run(
         alone: Arc::default(),
         metrics,
         born: clock.mono(),
-        health: Health::new(board.clone(), clock.clone()),
+        health: Health::new(board.clone(), clock.clone(), held.clone()),
+        held,
         clock,
         steady,
         board,

@@ -113,6 +113,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         clock: clock.clone(),
         appended: Bells::default(),
         metrics: StageMetrics::default().feed("orders"),
+        held: postrider_actors::flow::HeldFeeds::default(),
         progress: ProgressBoard::default().mark("queue_feed"),
     };
     QueueFeed::new(setup, &ChildId::first("queue_feed"), ActorFault::default()).start()

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::{
-    flow::{Progress, blocking, insist},
+    flow::{HeldFeeds, Progress, blocking, insist},
     messages::{FileClaimed, ParsedRows},
     model::{
         batch::RowLayout,
@@ -66,6 +66,8 @@ pub struct ParserSetup {
     pub blocks: Arc<Semaphore>,
     /// Who reads what.
     pub readers: Readers,
+    /// Which feeds wait for room.
+    pub held: HeldFeeds,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -383,23 +385,18 @@ impl Pass {
         insist(what, &*self.setup.clock, &self.setup.progress, operation).await
     }
 
-    /// An unknown depth is waited for: the gate fails closed.
-    async fn depth(&self) -> Result<u64, StoreError> {
-        self.insist("reading the backlog", || self.setup.outbox.depth()).await
-    }
-
-    /// Above the high watermark reading pauses until the backlog is below the low one: a file is its
-    /// own buffer.
+    /// Reading pauses while the destinations hold too much: a file is its own buffer. An unknown backlog is waited for: the
+    /// gate fails closed.
     async fn wait_for_room(&self) -> Result<(), PassError> {
-        let feed = &self.setup.feed;
-        if self.depth().await? < feed.backlog.high_watermark {
-            return Ok(());
-        }
-        tracing::info!(feed = %feed.name, high_watermark = feed.backlog.high_watermark, "reading paused: the backlog is high");
-        while !self.is_draining() && self.depth().await? > feed.backlog.low_watermark() {
+        let ParserSetup { feed, outbox, held, .. } = &self.setup;
+        while !self.is_draining() {
+            let open = self.insist("reading the backlog", || outbox.open_messages()).await?;
+            let destinations = feed.destinations.iter().map(|destination| &*destination.name);
+            if held.allows(&feed.name, destinations, &feed.backlog, &open) {
+                break;
+            }
             tokio::time::sleep(WATERMARK_TICK).await;
         }
-        tracing::info!(feed = %feed.name, "reading resumed");
         Ok(())
     }
 

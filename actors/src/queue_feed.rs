@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    flow::{Bells, Progress, blocking, delete_entries, insist},
+    flow::{Bells, HeldFeeds, Progress, blocking, delete_entries, insist},
     metrics::{FeedMetrics, StoredRows},
     model::{
         batch::RowLayout,
@@ -100,6 +100,8 @@ pub struct QueueFeedSetup {
     pub appended: Bells,
     /// What is counted.
     pub metrics: FeedMetrics,
+    /// Which feeds wait for room.
+    pub held: HeldFeeds,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -280,29 +282,22 @@ impl FeedState {
         tokio::time::sleep(time).await;
     }
 
-    /// Above the high watermark polling pauses until the backlog is below the low one: the queue is its
-    /// own buffer. An unknown backlog is waited for: the gate fails closed.
+    /// Polling pauses while the destinations hold too much: the queue is its own buffer. An unknown backlog is waited for: the gate fails closed.
     async fn wait_for_room(&self) -> Result<(), StoreError> {
         let Self { setup, .. } = self;
         let mut gate = self.gate.lock().await;
         while !self.is_draining() {
             let now = setup.clock.mono();
             if gate.looked.is_none_or(|looked| now.since(looked) >= DEPTH_FRESH) {
-                let depth = || setup.outbox.depth();
-                let depth = insist("reading the backlog", &*setup.clock, &setup.progress, depth);
-                let depth = tokio::select! {
-                    depth = depth => depth?,
+                let open = || setup.outbox.open_messages();
+                let open = insist("reading the backlog", &*setup.clock, &setup.progress, open);
+                let open = tokio::select! {
+                    open = open => open?,
                     () = self.drained_for(Duration::ZERO) => return Ok(()),
                 };
-                let limit = if gate.is_open {
-                    setup.feed.backlog.high_watermark
-                } else {
-                    setup.feed.backlog.low_watermark() + 1
-                };
-                let is_open = depth < limit;
-                if is_open != gate.is_open {
-                    tracing::info!(feed = %setup.feed.name, depth, is_open, "the backlog stops or allows polling");
-                }
+                let feed = &setup.feed;
+                let destinations = feed.destinations.iter().map(|destination| &*destination.name);
+                let is_open = setup.held.allows(&feed.name, destinations, &feed.backlog, &open);
                 *gate = PollGate { looked: Some(setup.clock.mono()), is_open };
             }
             if gate.is_open {

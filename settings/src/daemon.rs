@@ -117,9 +117,14 @@ crate::settings! {
 
     /// Where accepted batches are kept, with the state of each message.
     Outbox {
-        /// Open messages at which intake pauses: files wait in their directories, which costs nothing. Intake resumes
-        /// at three quarters of this. It limits the store's size, not memory.
+        /// Open messages of a destination from which on it is full. A feed's intake pauses while all of its destinations
+        /// are: files wait in their directories, which costs nothing. It resumes at three quarters of this. It limits
+        /// the store's size, not memory.
         high_watermark: u64 = integer(2_000_000, 1..=1_000_000_000, "messages");
+        /// Open messages of one destination at which its feeds pause even if their other destinations have room: how far
+        /// a destination that is down may fall behind the others. At least `high_watermark`; a smaller number counts as
+        /// that. It limits the store's size: some 100 bytes and its row for each message.
+        max_backlog: u64 = integer(20_000_000, 1..=1_000_000_000, "messages");
         /// How long a settled batch is kept after its dispatch; "0s" = for ever. Then its rows are removed:
         /// `postrider messages` no longer finds them and the file's report stays. Rows of dead letters are kept until
         /// they are redriven and sent. At least "1h": a queue may deliver an entry twice.

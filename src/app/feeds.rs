@@ -180,6 +180,7 @@ impl DirectoryFeed {
                         batcher: wiring.batcher.clone().expect("the batcher is born before the parsers"),
                         blocks: wiring.blocks.clone().expect("the batcher is born before the parsers"),
                         readers: wiring.readers.clone(),
+                        held: machine.held.clone(),
                         progress: machine.mark(id),
                     }
                 },
@@ -219,6 +220,7 @@ fn queue_feed(
         clock: machine.clock.clone(),
         appended: appended.clone(),
         metrics: metrics.clone(),
+        held: machine.held.clone(),
         progress: machine.mark(id),
     })
 }

@@ -10,7 +10,7 @@ use std::{
 
 use actix_rt::ArbiterHandle;
 use postrider_actors::{
-    flow::{Bell, Bells, Places, Progress, ProgressBoard, TroubleBoard, WorkerSetup},
+    flow::{Bell, Bells, HeldFeeds, Places, Progress, ProgressBoard, TroubleBoard, WorkerSetup},
     model::time::MonoMs,
     ports::{Clock, InFlight},
     supervision::ChildId,
@@ -47,6 +47,8 @@ pub(super) struct Machine {
     /// What keeps feeds and their files from going on.
     pub(super) troubles: TroubleBoard,
     pub(super) health: Health,
+    /// Which feeds wait for room, and which destinations hold them up.
+    pub(super) held: HeldFeeds,
     pub(super) systemd: Notifier,
     pub(super) telemetry: Telemetry,
     /// Where receipts are handed in. It stays bound across a reload, so that no sender is turned away.

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::TroubleBoard,
+    flow::{HeldFeeds, TroubleBoard},
     metrics::{DestinationMetrics, FeedMetrics, QueueMetrics, Totals},
     model::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
+        room::OpenMessages,
         time::{MonoMs, UnixMs},
         trouble::FeedTroubles,
     },
@@ -47,6 +48,7 @@ pub(super) struct Watch {
     dead: Growth<1>,
     shortages: Growth<1>,
     unusable_files: Growth<1>,
+    held: HeldFeeds,
     to_do: Option<ToDo>,
     read_again: MonoMs,
 }
@@ -68,6 +70,7 @@ impl Watch {
             dead: Growth::new(Duration::ZERO),
             shortages: Growth::new(SHORTAGE_WINDOW),
             unusable_files: Growth::new(Duration::ZERO),
+            held: machine.held.clone(),
             to_do: None,
             read_again: MonoMs(0),
         };
@@ -78,6 +81,7 @@ impl Watch {
     /// Another configuration is in use.
     pub(super) fn configure(&mut self, config: &Config) {
         self.config = config.alarms.clone();
+        self.held.keep(|feed| config.feeds.iter().any(|known| known.name == feed));
         let window = config.alarms.failures.window;
         for destination in &config.destinations {
             let name = &destination.name;
@@ -106,11 +110,11 @@ impl Watch {
 
     /// Reads, exports and judges.
     pub(super) async fn look(&mut self) {
-        let open = tokio::time::timeout(READ_TIMEOUT, self.stores.outbox.depth()).await;
+        let open = tokio::time::timeout(READ_TIMEOUT, self.stores.outbox.open_messages()).await;
         let open = open.ok().and_then(Result::ok);
         self.read_backlog().await;
         let age = self.to_do.as_ref().map(|to_do| self.oldest(to_do));
-        self.export(open, age);
+        self.export(open.as_ref(), age);
         let now = self.clock.mono();
         let (percent, where_) = self.failures(now);
         let total = |of: fn(&DestinationMetrics) -> u64| {
@@ -118,6 +122,7 @@ impl Watch {
         };
         let (dead, shortages) = (total(DestinationMetrics::dead), total(DestinationMetrics::shortages));
         let ([dead], [shortages]) = (self.dead.look(now, [dead]), self.shortages.look(now, [shortages]));
+        let (deepest, deepest_at) = deepest(open.as_ref(), &self.held.list());
         let troubles = self.look_at_troubles().await;
         let unusable = self.feeds.values().map(FeedMetrics::unusable_files).sum();
         let [unusable] = self.unusable_files.look(now, [unusable]);
@@ -126,7 +131,7 @@ impl Watch {
         let at_held = troubles.iter().filter(|(_, troubles)| !troubles.held.is_empty());
         let at_held: Vec<_> = at_held.map(|(feed, _)| feed.as_str()).collect();
         let readings: [(Reading, String); AlarmKind::ALL.len()] = [
-            (open.map(|open| open as f64), String::new()),
+            (deepest, deepest_at),
             (Some(percent), where_.unwrap_or_default()),
             (age.map(|age| age.as_secs_f64()), String::new()),
             (Some(dead as f64), String::new()),
@@ -171,9 +176,11 @@ impl Watch {
         to_do.oldest_due.map_or(Duration::ZERO, |due: UnixMs| now.since(due))
     }
 
-    fn export(&self, open: Option<u64>, age: Option<Duration>) {
+    fn export(&self, open: Option<&OpenMessages>, age: Option<Duration>) {
         let backlog = &self.metrics.backlog;
-        backlog.open(open);
+        for name in self.destinations.keys() {
+            backlog.open(name, open.map(|open| open.get(name.as_str()).copied().unwrap_or(0)));
+        }
         backlog.oldest(age);
         let batches = self.to_do.as_ref().and_then(|to_do| to_do.batches);
         backlog.outstanding(batches.map(|batches| batches.outstanding));
@@ -212,6 +219,17 @@ impl Watch {
         }
         worst
     }
+}
+
+/// The most messages that are open at one destination, and which it is and what it holds up.
+fn deepest(open: Option<&OpenMessages>, held: &[(Arc<str>, Vec<Arc<str>>)]) -> (Reading, String) {
+    let Some(open) = open else { return (None, String::new()) };
+    let Some((name, &messages)) = open.iter().max_by_key(|(_, messages)| **messages) else {
+        return (Some(0.0), String::new());
+    };
+    let feeds: Vec<_> = held.iter().filter(|(_, by)| by.contains(name)).map(|(feed, _)| &**feed).collect();
+    let holds = if feeds.is_empty() { String::new() } else { format!(", holds up {}", feeds.join(", ")) };
+    (Some(messages as f64), format!("{name}{holds}"))
 }
 
 /// Attempts (or batches) below which no rate is computed: one of two is not 50 %.
@@ -300,6 +318,16 @@ mod tests {
         ] {
             assert!(rules.contains(&bound), "{bound}");
         }
+    }
+
+    #[test]
+    fn f71_the_alarm_names_the_deepest_destination_and_the_feeds_that_it_holds_up() {
+        let open = OpenMessages::from([("primary".into(), 5), ("secondary".into(), 900)]);
+        assert_eq!(deepest(Some(&open), &[]), (Some(900.0), "secondary".into()));
+        let held = [("a".into(), vec!["secondary".into()]), ("b".into(), vec!["primary".into()])];
+        assert_eq!(deepest(Some(&open), &held), (Some(900.0), "secondary, holds up a".into()));
+        assert_eq!(deepest(Some(&OpenMessages::new()), &held), (Some(0.0), String::new()));
+        assert_eq!(deepest(None, &held).0, None, "unknown is not 0");
     }
 
     /// S2.8: the thresholds of the seed, and where alarms clear.

@@ -23,7 +23,13 @@ use crate::{
     config::Config,
     telemetry::escape,
 };
-use postrider_actors::{model::trouble::Trouble, ports::console::DestinationView};
+use postrider_actors::{
+    model::{
+        room::{OpenMessages, holders},
+        trouble::Trouble,
+    },
+    ports::console::DestinationView,
+};
 
 /// Show files, feeds that are parked, backlog and rates, per destination
 ///
@@ -48,6 +54,8 @@ struct DestinationLine {
     /// The limit on messages per second, if there is one.
     rate_per_s: Option<String>,
     state: &'static str,
+    /// The feeds that it holds up, alone or together with others.
+    holds: Vec<String>,
 }
 
 /// Shows the status.
@@ -132,6 +140,7 @@ fn lines(
 ) -> Vec<DestinationLine> {
     let configured = config.destinations.iter().map(|destination| destination.name.clone());
     let names: BTreeSet<String> = configured.chain(views.keys().cloned()).collect();
+    let mut holds = holds(config, &views);
     names
         .into_iter()
         .map(|name| {
@@ -146,11 +155,31 @@ fn lines(
                     Some(known) if known.paused => "paused",
                     Some(_) => "enabled",
                 },
+                holds: holds.remove(&name).unwrap_or_default(),
                 name,
                 view,
             }
         })
         .collect()
+}
+
+/// The feeds that each destination holds up.
+fn holds(config: &Config, views: &BTreeMap<String, DestinationView>) -> BTreeMap<String, Vec<String>> {
+    let open: OpenMessages = views
+        .iter()
+        .map(|(name, view)| {
+            let settled = view.counts.sent + view.counts.dead;
+            (name.as_str().into(), view.counts.accepted.saturating_sub(settled))
+        })
+        .collect();
+    let mut holds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for feed in &config.feeds {
+        let destinations = feed.destinations.iter().map(String::as_str);
+        for destination in holders(&config.outbox, &open, destinations, false) {
+            holds.entry(destination.to_owned()).or_default().push(feed.name.clone());
+        }
+    }
+    holds
 }
 
 fn json_of(line: &DestinationLine) -> serde_json::Value {
@@ -168,6 +197,7 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
         "batches": { "outstanding": view.outstanding, "queued": view.queued, "leased": view.leased },
         "next_due": view.next_due.map(time),
+        "holds": line.holds,
     })
 }
 
@@ -184,6 +214,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
         "outstanding",
         "queued",
         "leased",
+        "holds",
     ];
     let rows = lines.iter().map(|line| {
         let view = &line.view;
@@ -203,6 +234,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
             number(view.outstanding),
             number(view.queued.map_or_else(|| "-".into(), |count| count.to_string())),
             number(view.leased.map_or_else(|| "-".into(), |count| count.to_string())),
+            text(if line.holds.is_empty() { "-".to_owned() } else { line.holds.join(", ") }),
         ]
     });
     table(&header, rows)

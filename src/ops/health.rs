@@ -3,7 +3,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use postrider_actors::{flow::ProgressBoard, ports::Clock};
+use postrider_actors::{
+    flow::{HeldFeeds, ProgressBoard},
+    ports::Clock,
+};
 
 /// The phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,18 +38,27 @@ impl Phase {
 pub struct Health {
     board: ProgressBoard,
     clock: Arc<dyn Clock>,
+    held: HeldFeeds,
     phase: Arc<Mutex<Phase>>,
 }
 
 impl Health {
     /// A daemon that starts.
-    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>) -> Self {
-        Self { board, clock, phase: Arc::new(Mutex::new(Phase::Starting)) }
+    pub fn new(board: ProgressBoard, clock: Arc<dyn Clock>, held: HeldFeeds) -> Self {
+        Self { board, clock, held, phase: Arc::new(Mutex::new(Phase::Starting)) }
     }
 
     /// The threads and actors that are stuck.
     pub fn stuck(&self) -> Vec<String> {
         self.board.stuck(self.clock.mono())
+    }
+
+    /// The feeds that wait for room, one line each.
+    pub fn held(&self) -> Vec<String> {
+        let line = |(feed, by): (Arc<str>, Vec<Arc<str>>)| {
+            format!("feed {feed} waits: too many open messages at {}", by.join(", "))
+        };
+        self.held.list().into_iter().map(line).collect()
     }
 
     /// The daemon's phase.

@@ -142,7 +142,9 @@ impl OpsState {
     fn readiness(&self) -> Response<Full<Bytes>> {
         let phase = self.health.phase();
         let status = if phase == Phase::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        text(status, format!("{}\n", phase.as_str()))
+        // A feed that waits is no reason to be taken out: files and entries wait where they are.
+        let lines = std::iter::once(phase.as_str().to_owned()).chain(self.health.held());
+        text(status, lines.map(|line| line + "\n").collect::<String>())
     }
 }
 

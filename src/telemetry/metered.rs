@@ -8,6 +8,7 @@ use postrider_actors::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
         record::MessageRecord,
+        room::OpenMessages,
         time::{MonoMs, UnixMs},
     },
     ports::{
@@ -40,7 +41,7 @@ macro_rules! calls {
 }
 
 calls! {
-    "outbox" { find_file, append, known_entries, depth }
+    "outbox" { find_file, append, known_entries, open_messages }
     "claims" { due, next_due, depths, claim, extend_claims, release_claims }
     "queue" { lease, extend, release, release_holder, rescue, acknowledge }
     "transport" { send, receive, hide, delete, queue_depth }
@@ -77,8 +78,8 @@ impl<S: Outbox + ?Sized> Outbox for Metered<S> {
         self.calls.known_entries.count(self.inner.known_entries(entries)).await
     }
 
-    async fn depth(&self) -> Result<u64, StoreError> {
-        self.calls.depth.count(self.inner.depth()).await
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError> {
+        self.calls.open_messages.count(self.inner.open_messages()).await
     }
 }
 

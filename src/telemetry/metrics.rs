@@ -248,7 +248,7 @@ impl ConsumedCapacity {
 /// How much there is to do. What could not be read is absent, never 0.
 #[derive(Clone, Debug)]
 pub struct BacklogMetrics {
-    open: Gauges<0>,
+    open: Gauges<1>,
     outstanding: Gauges<0>,
     oldest: Gauges<0>,
     queue: Gauges<1>,
@@ -259,7 +259,12 @@ pub struct BacklogMetrics {
 impl BacklogMetrics {
     fn register(to: &mut Registry) -> Self {
         Self {
-            open: Gauges::register(to, "messages_open", [], "Messages without a final state"),
+            open: Gauges::register(
+                to,
+                "messages_open",
+                ["destination"],
+                "Messages of a destination without a final state",
+            ),
             outstanding: Gauges::register(
                 to,
                 "outbox_batches",
@@ -288,9 +293,9 @@ impl BacklogMetrics {
         }
     }
 
-    /// Messages without a final state.
-    pub fn open(&self, messages: Option<u64>) {
-        self.open.set([], messages);
+    /// Messages of a destination without a final state.
+    pub fn open(&self, destination: &str, messages: Option<u64>) {
+        self.open.set([destination], messages);
     }
 
     /// Batches that are not due yet.
@@ -346,7 +351,7 @@ mod tests {
         drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
         metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);
         metrics.capacity.add("t", Some("OutstandingAllTopics"), 0.5);
-        metrics.backlog.open(Some(1));
+        metrics.backlog.open("d", Some(1));
         metrics.backlog.outstanding(Some(1));
         metrics.backlog.oldest(Some(Duration::from_secs(1)));
         metrics.backlog.queue(Some((1, 1)));

@@ -16,10 +16,10 @@ use crate::support::{
 };
 
 /// What the server said: status, and everything else.
-struct HttpResponse {
+pub(crate) struct HttpResponse {
     status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 /// Sends bytes, reads to the end.
@@ -34,7 +34,7 @@ fn send(address: SocketAddr, request: &str) -> HttpResponse {
     HttpResponse { status: status.expect("a status line"), head: head.to_lowercase(), body: body.to_owned() }
 }
 
-fn get(address: SocketAddr, path: &str) -> HttpResponse {
+pub(crate) fn get(address: SocketAddr, path: &str) -> HttpResponse {
     send(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
 }
 
@@ -71,11 +71,11 @@ fn s2_7_metrics_show_what_was_done() {
     });
     let address = serve(&mut world);
     wait_until(LIVENESS, "the backlog to be counted", || {
-        metric(address, "postrider_messages_open{}") == Some(0.0)
+        metric(address, "postrider_messages_open{destination=\"support\"}") == Some(0.0)
     });
     world.drop_file(Input::csv("counted.csv", 500)).wait_settled(LIVENESS);
     wait_until(LIVENESS, "everything to be counted", || {
-        metric(address, "postrider_messages_open{}") == Some(0.0)
+        metric(address, "postrider_messages_open{destination=\"support\"}") == Some(0.0)
             && metric(address, "postrider_messages_sent_total{destination=\"support\"}") == Some(499.0)
     });
     let response = get(address, "/metrics");
@@ -287,7 +287,7 @@ fn s2_8_a_backlog_that_is_held_raises_latency() {
     let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
     world.drop_file(Input::csv("held.csv", 100));
     wait_until(LIVENESS, "the alarm", || active("latency") == Some(1.0));
-    assert_eq!(metric(address, "postrider_messages_open{}"), Some(100.0));
+    assert_eq!(metric(address, "postrider_messages_open{destination=\"support\"}"), Some(100.0));
     assert!(metric(address, "postrider_oldest_due_seconds{}") >= Some(2.0), "whole seconds");
     // A reload keeps what is raised; it clears a minute after all is delivered, which no test waits for.
     world.set("destinations.support.paused", false).configure();

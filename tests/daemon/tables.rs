@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::{
     cloud::{Server, sdk_environment},
+    ops,
     pg::{Postgres, Stop},
     support::{LIVENESS, World, inbound::Inbound, input::Input, knob, wait_until},
 };
@@ -273,6 +274,49 @@ fn f66_a_table_that_is_gone_or_takes_nothing_condemns_nobody() {
         wait_until(LIVENESS, "the rows to be there", || count(&postgres) == rows);
     }
     world.wait_settled(LIVENESS);
+    world.stop();
+}
+
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f71_a_secondary_that_is_down_stops_neither_the_primary_nor_other_feeds() {
+    let (primary, secondary) = (Postgres::start(), Postgres::start());
+    for postgres in [&primary, &secondary] {
+        postgres.execute(
+            "CREATE TABLE events (message_id text PRIMARY KEY, user_id text, amount numeric, at timestamptz)",
+        );
+    }
+    let mut world = World::new("csv");
+    world.add_table("primary", &primary).add_table("secondary", &secondary);
+    for name in ["primary", "secondary"] {
+        world.set(&format!("destinations.{name}.columns.amount"), "data.amount numeric");
+    }
+    world.add_feed("both", "csv", &["primary", "secondary"]).add_feed("one", "csv", &["primary"]);
+    world.set("outbox.high_watermark", 500).set("outbox.max_backlog", 4_000);
+    let address = ops::serve(&mut world);
+    secondary.stop(Stop::Crash);
+
+    // Far beyond the watermark, the primary has all of it.
+    world.drop_into("both", Input::csv("first.csv", 3_000));
+    wait_until(LIVENESS, "the primary to have the first file", || count(&primary) == 3_000);
+    assert_eq!(ops::get(address, "/readyz").body, "ready\n", "nobody waits");
+    // There is a limit: then the feed waits for the secondary alone, and the other feed does not.
+    world.drop_into("both", Input::csv("second.csv", 3_000));
+    let waits = "ready\nfeed both waits: too many open messages at secondary\n";
+    wait_until(LIVENESS, "the feed to wait", || ops::get(address, "/readyz").body == waits);
+    world.drop_into("one", Input::csv("third.csv", 1_000));
+    let thirds = "SELECT count(*)::text FROM events WHERE user_id LIKE 'user-third-%'";
+    wait_until(LIVENESS, "the other feed's file to be there", || primary.value(thirds) == "1000");
+    let status = world.postrider(&["status", "--json", "--sample-ms", "0"]).json();
+    assert_eq!(status["destinations"]["secondary"]["holds"], serde_json::json!(["both"]), "{status}");
+    assert_eq!(status["destinations"]["primary"]["holds"], serde_json::json!([]), "{status}");
+    let open = "postrider_messages_open{destination=\"secondary\"}";
+    assert!(ops::metric(address, open) >= Some(4_000.0));
+
+    secondary.resume();
+    world.wait_settled(LIVENESS * 2);
+    assert_eq!((count(&primary), count(&secondary)), (7_000, 6_000));
+    assert_eq!(ops::get(address, "/readyz").body, "ready\n");
     world.stop();
 }
 

@@ -75,7 +75,7 @@ def read_dynamodb(endpoint, table):
         elif partition == "dead":
             listed.add(item["Sk"].rpartition("#")[2])
         elif partition == "depth":
-            depth += item["Messages"]
+            depth += sum(count for name, count in item.items() if name.startswith("Messages#"))
     for identity, file in view.files.items():
         accepted = file.rows - file.rejected - file.duplicates
         for name in file.names:

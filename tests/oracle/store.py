@@ -279,7 +279,7 @@ def check_dead_letters(connection, files, destinations, view):
 
 
 def check_depth(connection, view):
-    depth = connection.execute("SELECT depth FROM counters").fetchone()[0]
+    depth = connection.execute("SELECT coalesce(sum(open), 0) FROM destinations").fetchone()[0]
     still_open = sum(1 for state in view.states.values() if state in (ACCEPTED, RETRYING))
     if depth != still_open:
         view.problems.append(f"the depth counter says {depth}, the states say {still_open}")

@@ -55,8 +55,7 @@ def gaps(rows):
 
 SCHEMA = """
 PRAGMA user_version = 1;
-CREATE TABLE counters (one INTEGER, depth INTEGER);
-CREATE TABLE destinations (seq INTEGER, name TEXT);
+CREATE TABLE destinations (seq INTEGER, name TEXT, open INTEGER);
 CREATE TABLE files (seq INTEGER, id BLOB, state INTEGER, rows INTEGER, rejected INTEGER, duplicates INTEGER);
 CREATE TABLE file_destinations (file INTEGER, destination INTEGER, accepted INTEGER, sent INTEGER, dead INTEGER,
                                 retrying INTEGER);
@@ -116,8 +115,7 @@ class World:
         def insert(table, *values):
             connection.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(values))})", values)
 
-        insert("counters", 1, self.depth)
-        insert("destinations", 1, "support")
+        insert("destinations", 1, "support", self.depth)
         insert("files", *self.file)
         insert("file_destinations", *self.counts)
         for sequence, (rows, states, tries) in self.batches.items():

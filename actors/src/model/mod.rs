@@ -30,6 +30,7 @@ pub mod receipt_window;
 pub mod record;
 pub mod restart;
 pub mod retry;
+pub mod room;
 pub mod roster;
 pub mod shard;
 pub mod stable;

@@ -7,6 +7,7 @@ use crate::model::{
     batch::{NewBatch, PayloadWriter, Rows},
     file::{Checkpoint, FileRecord, FileState, Reject},
     ids::{BatchId, FileId},
+    room::OpenMessages,
     time::UnixMs,
 };
 
@@ -182,8 +183,13 @@ pub trait Outbox: Send + Sync {
     /// Which of these entries were taken before.
     async fn known_entries(&self, entries: &[EntryId]) -> Result<Vec<EntryId>, StoreError>;
 
-    /// How many messages have no final state yet. Unknown is an error, never 0.
-    async fn depth(&self) -> Result<u64, StoreError>;
+    /// How many messages of each destination have no final state yet; of those that have any. Unknown is an error, never 0.
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError>;
+
+    /// All of them together.
+    async fn depth(&self) -> Result<u64, StoreError> {
+        Ok(self.open_messages().await?.values().sum())
+    }
 }
 
 #[cfg(all(test, feature = "testing"))]

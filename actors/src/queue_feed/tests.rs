@@ -19,6 +19,7 @@ use crate::{
         batch::Rows,
         entries::minute_of,
         file::{Checkpoint, FileReport},
+        room::OpenMessages,
         time::UnixMs,
     },
     ports::{AppendLimits, LeaseRequest, Queue as _, Want},
@@ -110,11 +111,12 @@ impl Outbox for FlakyOutbox {
         self.store.known_entries(entries).await
     }
 
-    async fn depth(&self) -> Result<u64, StoreError> {
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError> {
         self.answer().await?;
+        let all_of_one = |depth| OpenMessages::from([("north".into(), depth), ("south".into(), depth)]);
         match self.weather().depth {
-            Some(depth) => depth.map_err(|()| StoreError::Unknown("no count".into())),
-            None => self.store.depth().await,
+            Some(depth) => depth.map(all_of_one).map_err(|()| StoreError::Unknown("no count".into())),
+            None => self.store.open_messages().await,
         }
     }
 }
@@ -180,6 +182,7 @@ impl World {
             clock: self.clock.clone(),
             appended: Bells::default(),
             metrics: StageMetrics::default().feed("orders"),
+            held: HeldFeeds::default(),
             progress: ProgressBoard::default().mark("feed"),
         }
     }

@@ -36,6 +36,7 @@ use postrider_actors::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
         ledger::Evidence,
+        room::OpenMessages,
         time::{MonoMs, UnixMs},
     },
     ports::{
@@ -157,16 +158,20 @@ pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
     Ok(schema_version(state_dir)?)
 }
 
-/// The depth is kept by every transaction; a count that disagrees is a defect, corrected and reported.
+/// Open messages are counted by every transaction; a count that disagrees is a defect, corrected and reported.
 fn check_depth(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
-    let (kept, counted): (i64, i64) = connection.query_row(
-        "SELECT depth, (SELECT coalesce(sum(accepted - sent - dead), 0) FROM file_destinations) FROM counters",
+    let corrected = connection.execute(
+        "UPDATE destinations SET open = c.counted
+           FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead), 0) AS counted
+                   FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq) c
+          WHERE c.seq = destinations.seq AND c.counted <> destinations.open",
         [],
-        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    if kept != counted {
-        tracing::error!(kept, counted, "the store's depth disagreed with its files; corrected to the count");
-        connection.execute("UPDATE counters SET depth = ?1", [counted])?;
+    if corrected > 0 {
+        tracing::error!(
+            destinations = corrected,
+            "counts of open messages disagreed with the store's files; corrected"
+        );
     }
     Ok(())
 }
@@ -188,8 +193,8 @@ impl Outbox for EmbeddedStore {
         self.reader().read(move |connection, _| entries::known(connection, &entries)).await
     }
 
-    async fn depth(&self) -> Result<u64, StoreError> {
-        self.reader().read(|connection, _| reports::depth(connection)).await
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError> {
+        self.reader().read(|connection, _| reports::open_messages(connection)).await
     }
 }
 

@@ -6,6 +6,7 @@ use postrider_actors::model::codec;
 use postrider_actors::model::{
     file::{Checkpoint, DestinationCounts, FileRecord, FileReport, FileState, Reject},
     ids::FileId,
+    room::OpenMessages,
     time::UnixMs,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -157,10 +158,9 @@ pub(crate) fn disabled(connection: &Connection) -> Result<Vec<Arc<str>>, TxError
     Ok(names.collect::<Result<_, _>>()?)
 }
 
-/// `Outbox::depth`.
-pub(crate) fn depth(connection: &Connection) -> Result<u64, TxError> {
-    let depth = connection
-        .prepare_cached("SELECT depth FROM counters WHERE one = 1")?
-        .query_row([], |row| row.get(0))?;
-    Ok(uint(depth))
+/// `Outbox::open_messages`.
+pub(crate) fn open_messages(connection: &Connection) -> Result<OpenMessages, TxError> {
+    let mut select = connection.prepare_cached("SELECT name, open FROM destinations WHERE open > 0")?;
+    let open = select.query_map([], |row| Ok((row.get::<_, String>(0)?.into(), uint(row.get(1)?))))?;
+    Ok(open.collect::<Result<_, _>>()?)
 }

@@ -1,17 +1,12 @@
 -- Schema version 1. An operator may read this database at any time (read-only, please); the words are
 -- those of docs and CLI. Times are Unix milliseconds unless named `_mono`.
 
--- One row. `depth` is the number of messages without a final state, kept in every transaction that
--- changes it, so that the gate in front of the parser costs one read however deep the backlog is.
-CREATE TABLE counters (
-    one     INTEGER PRIMARY KEY CHECK (one = 1),
-    depth   INTEGER NOT NULL CHECK (depth >= 0)
-) STRICT;
-INSERT INTO counters VALUES (1, 0);
-
+-- `open` is the number of messages without a final state, kept in every transaction that changes it, so that the
+-- gate in front of the parser costs one read however deep the backlog is.
 CREATE TABLE destinations (
     seq             INTEGER PRIMARY KEY,
     name            TEXT NOT NULL UNIQUE,
+    open            INTEGER NOT NULL DEFAULT 0 CHECK (open >= 0),
     disabled_at     INTEGER,            -- NULL: enabled
     disabled_reason TEXT
 ) STRICT;

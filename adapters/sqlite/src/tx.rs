@@ -185,12 +185,12 @@ impl<'a> Tx<'a> {
 
     /// Writes the counters. Called once, before the commit.
     pub(crate) fn flush(&mut self) -> Result<(), TxError> {
-        let mut depth = 0;
+        let mut open: BTreeMap<i64, i64> = BTreeMap::new();
         for ((file, destination), change) in std::mem::take(&mut self.counts) {
             if change.is_zero() {
                 continue;
             }
-            depth += change.depth();
+            *open.entry(destination).or_default() += change.depth();
             let CountChange { accepted, sent, dead, retrying } = change;
             let changed = self
                 .connection
@@ -205,10 +205,10 @@ impl<'a> Tx<'a> {
                 )));
             }
         }
-        if depth != 0 {
+        for (destination, messages) in open.into_iter().filter(|(_, messages)| *messages != 0) {
             self.connection
-                .prepare_cached("UPDATE counters SET depth = depth + ?1 WHERE one = 1")?
-                .execute([depth])?;
+                .prepare_cached("UPDATE destinations SET open = open + ?2 WHERE seq = ?1")?
+                .execute([destination, messages])?;
         }
         for (file, at) in std::mem::take(&mut self.files) {
             self.settle_file(file, at)?;

@@ -130,7 +130,7 @@ impl View for Viewer {
     }
 
     fn depth(&mut self) -> Result<u64, StoreError> {
-        answer(reports::depth(&self.connection))
+        answer(reports::open_messages(&self.connection).map(|open| open.values().sum()))
     }
 
     fn destinations(&mut self) -> Result<BTreeMap<String, DestinationView>, StoreError> {

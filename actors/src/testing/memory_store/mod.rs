@@ -20,6 +20,7 @@ use crate::{
         ids::{BatchId, FileId},
         ledger::{Deadline, Fate, Grant, LaneShare, Record, RowNumbers, codec},
         outcome::Attempt,
+        room::OpenMessages,
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
@@ -323,7 +324,14 @@ impl Outbox for MemoryStore {
         Ok(entries.iter().filter(|entry| state.entries.contains_key(entry)).cloned().collect())
     }
 
-    async fn depth(&self) -> Result<u64, StoreError> {
-        Ok(self.state().batches.iter().map(|batch| u64::from(batch.record.open_count())).sum())
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError> {
+        let mut open = OpenMessages::new();
+        for batch in &self.state().batches {
+            let count = u64::from(batch.record.open_count());
+            if count > 0 {
+                *open.entry(batch.batch.header.destination.as_str().into()).or_default() += count;
+            }
+        }
+        Ok(open)
     }
 }

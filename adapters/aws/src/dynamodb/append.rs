@@ -19,6 +19,7 @@ use super::{
     cache::lock,
     calls::{ACTIONS_MAX, TransactOutcome},
     change::put,
+    depth::DepthChange,
     entry_groups::{GroupKey, Groups},
     files::{StoredFile, json},
     item::{BATCHES, BODY, FEED, FILE, Item, NAME, blob, text},
@@ -149,12 +150,15 @@ impl Shared {
         let entries = groups.add(&append.entries);
         let slot = self.depth.slot().await;
         let batches: &[NewBatch] = if advances { &append.batches } else { &[] };
-        let messages: i64 = batches.iter().map(|batch| i64::from(batch.count)).sum();
+        let mut messages = DepthChange::new();
+        for batch in batches {
+            *messages.entry(batch.header.destination.as_str().into()).or_default() += i64::from(batch.count);
+        }
         let records = self.records_of(batches).await?;
         let new: Vec<_> = records.iter().map(|record| (record, self.stamp())).collect();
         let (mut actions, about) = self.actions(append, &file, stored.is_none(), &entries, &new)?;
-        if messages > 0 {
-            actions.push(self.depth.change(&self.calls.tables.ledger, &slot.name(), messages)?);
+        if !messages.is_empty() {
+            actions.push(self.depth.change(&self.calls.tables.ledger, &slot.name(), &messages)?);
             actions.extend(self.register(&append.file.destinations)?);
         }
         match self.calls.transact("storing a step", actions).await {
@@ -185,8 +189,8 @@ impl Shared {
         self.groups_written(groups, entries);
         file.version = stored.map_or(0, |stored| stored.version + 1);
         file.reported = None;
-        self.depth.changed(messages);
-        if messages > 0 {
+        self.depth.changed(&messages);
+        if !messages.is_empty() {
             self.registered(&append.file.destinations);
         }
         self.touched(&file.record.feed, id, stored.is_none());

@@ -1,7 +1,10 @@
 //! The change of one item, put together once and written as an action of a transaction, as a call of its own, or as a
 //! statement among others; and the other actions of transactions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use aws_sdk_dynamodb::{
     error::BuildError,
@@ -29,7 +32,7 @@ pub(super) struct Change<'a> {
     pub(super) table: &'a str,
     pub(super) key: Item,
     pub(super) set: Vec<(&'static str, AttributeValue)>,
-    pub(super) add: Vec<(&'static str, AttributeValue)>,
+    pub(super) add: Vec<(Cow<'static, str>, AttributeValue)>,
     pub(super) remove: Vec<&'static str>,
     pub(super) when: Vec<When>,
 }
@@ -47,7 +50,9 @@ struct Expressions {
 
 impl Expressions {
     fn name(&mut self, name: &str) -> String {
-        let bound = format!("#{name}");
+        // A placeholder is letters and digits.
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let bound = if is_plain { format!("#{name}") } else { format!("#n{}", self.names.len()) };
         self.names.insert(bound.clone(), name.to_owned());
         bound
     }
@@ -70,8 +75,8 @@ impl<'a> Change<'a> {
         self
     }
 
-    pub(super) fn add(mut self, name: &'static str, value: AttributeValue) -> Self {
-        self.add.push((name, value));
+    pub(super) fn add(mut self, name: impl Into<Cow<'static, str>>, value: AttributeValue) -> Self {
+        self.add.push((name.into(), value));
         self
     }
 
@@ -98,15 +103,9 @@ impl<'a> Change<'a> {
                 clauses.push(format!("{word} {}", parts.join(", ")));
             }
         };
-        let assigned =
-            |bound: &mut Expressions, sign: &str, values: &[(&'static str, AttributeValue)]| -> Vec<String> {
-                let part = |(name, value): &(&'static str, AttributeValue)| {
-                    format!("{}{sign}{}", bound.name(name), bound.value(value))
-                };
-                values.iter().map(part).collect()
-            };
-        clause("SET", assigned(&mut bound, " = ", &self.set));
-        clause("ADD", assigned(&mut bound, " ", &self.add));
+        let mut pair = |name: &str, sign, value| format!("{}{sign}{}", bound.name(name), bound.value(value));
+        clause("SET", self.set.iter().map(|(name, value)| pair(name, " = ", value)).collect());
+        clause("ADD", self.add.iter().map(|(name, value)| pair(name, " ", value)).collect());
         clause("REMOVE", self.remove.iter().map(|name| bound.name(name)).collect());
         bound.update = clauses.join(" ");
         let conditions: Vec<_> = self

@@ -116,8 +116,9 @@ impl View for Console {
     }
 
     fn depth(&mut self) -> Result<u64, StoreError> {
-        self.runtime
-            .block_on(self.store.shared.depth.read(&self.store.shared.calls, self.store.shared.clock.mono()))
+        let shared = &self.store.shared;
+        let open = self.runtime.block_on(shared.depth.read(&shared.calls, shared.clock.mono()))?;
+        Ok(open.values().sum())
     }
 
     fn destinations(&mut self) -> Result<BTreeMap<String, DestinationView>, StoreError> {

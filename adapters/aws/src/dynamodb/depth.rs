@@ -1,16 +1,23 @@
-//! How many messages are open, counted by whoever changes that.
+//! How many messages of each destination are open, counted by whoever changes that.
 
-use std::{sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
-use postrider_actors::{model::time::MonoMs, ports::StoreError};
+use postrider_actors::{
+    model::{room::OpenMessages, time::MonoMs},
+    ports::StoreError,
+};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     cache::lock,
     calls::Calls,
     change::Change,
-    item::{MESSAGES, Reading, number},
+    item::{MESSAGES_OF, number},
     keys::{self, ledger_key},
 };
 
@@ -20,6 +27,9 @@ const SLOTS: u32 = 16;
 
 /// How old the depth may be, but for what this process has changed in it: that is counted at once.
 const DEPTH_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// By how much the open messages of destinations change.
+pub(super) type DepthChange = BTreeMap<Arc<str>, i64>;
 
 /// The counters of this node, and what is known of all nodes'.
 pub(super) struct Depth {
@@ -32,7 +42,7 @@ pub(super) struct Depth {
 #[derive(Default)]
 struct DepthSum {
     /// As it was read, with what this process changed since.
-    known: Option<(MonoMs, i64)>,
+    known: Option<(MonoMs, DepthChange)>,
     /// Counts this process's changes.
     changes: u64,
 }
@@ -72,23 +82,29 @@ impl Depth {
         DepthSlot { depth: self, number, _permit: permit }
     }
 
-    /// The action that changes the depth by `messages`.
+    /// The action that makes a change.
     pub(super) fn change(
         &self,
         table: &str,
         slot: &str,
-        messages: i64,
+        change: &DepthChange,
     ) -> Result<TransactWriteItem, StoreError> {
         let key = ledger_key(keys::DEPTH_PK, &format!("{}#{slot}", self.node));
-        Change::of(table, key).add(MESSAGES, number(messages)).action()
+        let mut item = Change::of(table, key);
+        for (destination, messages) in change {
+            item = item.add(format!("{MESSAGES_OF}{destination}"), number(*messages));
+        }
+        item.action()
     }
 
     /// Takes note that it was changed.
-    pub(super) fn changed(&self, messages: i64) {
+    pub(super) fn changed(&self, change: &DepthChange) {
         let mut sum = lock(&self.sum);
         sum.changes += 1;
         if let Some((_, known)) = &mut sum.known {
-            *known += messages;
+            for (destination, messages) in change {
+                *known.entry(destination.clone()).or_default() += messages;
+            }
         }
     }
 
@@ -99,23 +115,37 @@ impl Depth {
         sum.known = None;
     }
 
-    pub(super) async fn read(&self, calls: &Calls, now: MonoMs) -> Result<u64, StoreError> {
+    pub(super) async fn read(&self, calls: &Calls, now: MonoMs) -> Result<OpenMessages, StoreError> {
         let changes = {
             let sum = lock(&self.sum);
-            if let Some((at, known)) = sum.known
-                && now.since(at) < DEPTH_AGE_MAX
+            if let Some((at, known)) = &sum.known
+                && now.since(*at) < DEPTH_AGE_MAX
             {
-                return Ok(u64::try_from(known).unwrap_or(0));
+                return Ok(open(known));
             }
             sum.changes
         };
         let parts = calls.partition("reading the depth", keys::DEPTH_PK, "").await?;
-        let parts: Result<Vec<i64>, _> = parts.iter().map(|part| Reading(part).number(MESSAGES)).collect();
-        let total: i64 = parts?.iter().sum();
+        let mut total = DepthChange::new();
+        for (name, value) in parts.iter().flatten() {
+            let Some(destination) = name.strip_prefix(MESSAGES_OF) else { continue };
+            let messages = value.as_n().ok().and_then(|number| number.parse::<i64>().ok());
+            let damaged = || StoreError::Permanent(format!("a depth counter has a damaged attribute {name}"));
+            *total.entry(destination.into()).or_default() += messages.ok_or_else(damaged)?;
+        }
+        let answer = open(&total);
         let mut sum = lock(&self.sum);
         // Our own changes may be in it or not, if there were any meanwhile: then it is read anew next time.
         sum.known = (sum.changes == changes).then_some((now, total));
-        // The parts are read one after the other: a sum below 0 is one that was caught between two of them.
-        Ok(u64::try_from(total).unwrap_or(0))
+        Ok(answer)
     }
+}
+
+/// Counters are read one after the other: a sum below 0 is one that was caught between two of them.
+fn open(sums: &DepthChange) -> OpenMessages {
+    let some = |(destination, &messages): (&Arc<str>, &i64)| {
+        let messages = u64::try_from(messages).ok().filter(|messages| *messages > 0)?;
+        Some((destination.clone(), messages))
+    };
+    sums.iter().filter_map(some).collect()
 }

@@ -12,7 +12,10 @@ use postrider_actors::{
     ports::{Settled, Settlement, StoreError},
 };
 
-use super::record::{Records, StoredBatch};
+use super::{
+    depth::DepthChange,
+    record::{Records, StoredBatch},
+};
 
 /// A record before and after.
 #[derive(Clone, Debug)]
@@ -67,9 +70,14 @@ impl Draft {
         self.changed.values().map(of).sum::<usize>() + self.counts.len() * 256
     }
 
-    /// By how much the number of open messages changes.
-    pub(super) fn depth(&self) -> i64 {
-        self.counts.values().map(|counted| counted.change.depth()).sum()
+    /// By how much the numbers of open messages change.
+    pub(super) fn depth(&self) -> DepthChange {
+        let mut depth = DepthChange::new();
+        for ((_, destination), counted) in &self.counts {
+            *depth.entry(destination.clone()).or_default() += counted.change.depth();
+        }
+        depth.retain(|_, messages| *messages != 0);
+        depth
     }
 
     /// Records a settlement, whose batch is known. A draft that refused one is of no use.

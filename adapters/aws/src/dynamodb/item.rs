@@ -68,7 +68,6 @@ attributes! {
     RETRYING = "Retrying";
     CHANGES = "Changes";
     LAST_AT = "LastAt";
-    MESSAGES = "Messages";
 }
 
 /// A stored item that this program can't read.
@@ -85,6 +84,9 @@ impl From<Damaged> for StoreError {
 pub(super) fn payload_damaged(error: PayloadError) -> StoreError {
     StoreError::Permanent(format!("a stored batch can't be read: {error}"))
 }
+
+/// Before a destination's name: how many of its messages are open.
+pub(super) const MESSAGES_OF: &str = "Messages#";
 
 pub(super) fn number(value: impl Into<i128>) -> AttributeValue {
     AttributeValue::N(value.into().to_string())

@@ -57,6 +57,7 @@ use postrider_actors::{
         file::{Checkpoint, FileReport, FileState, Reject},
         ids::{BatchId, FileId},
         rate_share::RateLeases,
+        room::OpenMessages,
         time::UnixMs,
     },
     ports::{
@@ -146,7 +147,7 @@ impl Outbox for DynamoStore {
         self.shared.known_entries(entries).await
     }
 
-    async fn depth(&self) -> Result<u64, StoreError> {
+    async fn open_messages(&self) -> Result<OpenMessages, StoreError> {
         self.shared.depth.read(&self.shared.calls, self.shared.clock.mono()).await
     }
 }

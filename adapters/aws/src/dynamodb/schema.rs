@@ -28,7 +28,7 @@
 //! | `dead` | `FILE#DESTINATION#ROW#ID` | batches with dead messages, by their first row |
 //! | `cluster` | `state` | what holds for all machines (B25), read by each once a second: `Version`, `Body`, JSON: `disabled` destinations, since when and why |
 //! | `destinations` | `NAME` | every destination that was appended to |
-//! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages: `Messages`; to be summed |
+//! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages of each destination: `Messages#DESTINATION`; to be summed |
 //! | `entries#FEED#MINUTE` | `head` | entries of an inbound queue that were taken, by the minute in which they were sent (`model::entries`, B22): `Version`, `Count` of all, `Body`: the last of them; expires |
 //! | | `VERSION` | a chunk of them: `Body`. Never rewritten; expires |
 //! | `rate#DESTINATION` | `rate` | the leases of a shared rate |

@@ -202,8 +202,8 @@ impl SettleLane {
             actions.push(self.count(shared, of, counted)?);
         }
         let depth = draft.depth();
-        if depth != 0 {
-            actions.push(shared.depth.change(&shared.calls.tables.ledger, DEPTH_SLOT, depth)?);
+        if !depth.is_empty() {
+            actions.push(shared.depth.change(&shared.calls.tables.ledger, DEPTH_SLOT, &depth)?);
         }
         Ok(actions)
     }
@@ -252,7 +252,7 @@ impl SettleLane {
                 *last = at.max(*last);
             }
         }
-        shared.depth.changed(draft.depth());
+        shared.depth.changed(&draft.depth());
         for ((file, _), counted) in &draft.counts {
             shared.touched_file(*file, counted.change.sent + counted.change.dead);
         }
