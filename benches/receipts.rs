@@ -107,10 +107,7 @@ async fn apply(into: &Arc<dyn ReceiptLedger>, receipts: u64) -> Applied {
                 if applied.total() == 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                let mut sum = sum.lock().expect("no panic");
-                sum.matched += applied.matched;
-                sum.parked += applied.parked;
-                sum.changed += applied.changed;
+                *sum.lock().expect("no panic") += applied;
             }
         })
     });

@@ -615,7 +615,7 @@ async fn a_refused_sender_loses_its_connection() {
 async fn connections_and_turns_are_bounded_and_the_next_one_gets_its_turn() {
     let ledger = Slow::new();
     let world = World::start(ledger.clone());
-    // 128 connections at once; the others wait in the backlog. 16 requests have their turn.
+    // 128 connections at once; the others wait in the backlog. 32 requests have their turn.
     let mut streams = Vec::new();
     for number in 0..200 {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
@@ -623,9 +623,9 @@ async fn connections_and_turns_are_bounded_and_the_next_one_gets_its_turn() {
         stream.write_all(&request.bytes(NOW)).await.unwrap();
         streams.push(stream);
     }
-    ledger.asked.acquire_many(16).await.unwrap().forget();
+    ledger.asked.acquire_many(32).await.unwrap().forget();
     let more = tokio::time::timeout(Duration::from_millis(200), ledger.asked.acquire()).await;
-    assert!(more.is_err(), "a seventeenth is being stored");
+    assert!(more.is_err(), "one more is being stored");
     ledger.gate.add_permits(200);
     for stream in &mut streams {
         assert_eq!(read_answer(stream).await.unwrap().body["taken"], 1);

@@ -102,7 +102,7 @@ impl ReceiptReconcilerSetup {
             };
             let wait = async {
                 match applied {
-                    Ok(applied) if applied.total() >= self.receipts_max as u64 => {
+                    Ok(applied) if applied.total() * 2 >= self.receipts_max as u64 => {
                         // There is more, for another of the pool too.
                         self.arrived.ring();
                     }

@@ -27,6 +27,9 @@ import sys
 from oracle import Manifest, Violations
 from store import STATES
 
+# Of an event's bytes those that its id makes; the rest is what the receipt says.
+ID_BYTES = 8
+
 # A receipt's words and the states they mean; the tests configure the same.
 STATUSES = {"QUEUED": "sent", "UNDELIV": "failed", "DELIVRD": "delivered"}
 
@@ -37,12 +40,12 @@ def provider_id(message):
 
 
 def event_id(source, event):
-    """SHA-256 over the length-prefixed source, kind and text, 128 bits of it."""
+    """SHA-256 over the length-prefixed source, kind and text, 64 bits of it: the id's half of an event."""
     digest = hashlib.sha256()
     for part in (source.encode(), b"id", event.encode()):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return digest.digest()[:16]
+    return digest.digest()[:ID_BYTES]
 
 
 def sent_by_log(logs, paths):
@@ -102,10 +105,10 @@ def read_postgres(psql, url, schema):
     )
     events = "SELECT replace(event::text, '-', '') FROM"
     held = copy(f"{events} {schema}.receipt_parked")
-    waiting = copy(f"SELECT count(*) FROM {schema}.receipt_inbox")
+    waiting = copy(f"SELECT coalesce(sum(cardinality(event)), 0) FROM {schema}.receipt_inbox")
     return (
         [(row[0], row[1], STATES[int(row[2])], row[3] or None, int(row[4]) == 3) for row in rows],
-        [bytes.fromhex(row[0]) for row in held],
+        [bytes.fromhex(row[0])[:ID_BYTES] for row in held],
         int(next(waiting)[0]),
     )
 
@@ -118,7 +121,7 @@ def read_store(path):
         " JOIN destinations d ON d.seq = m.destination JOIN ledger_files f ON f.seq = m.file"
     )
     found = [(row[0], f"msg_{row[1].lower()}_{row[2]}", STATES[row[3]], row[4], row[5] == 3) for row in rows]
-    held = [row[0] for row in store.execute("SELECT event FROM receipts WHERE phase > 0")]
+    held = [row[0][:ID_BYTES] for row in store.execute("SELECT event FROM receipts WHERE phase > 0")]
     (waiting,) = store.execute("SELECT count(*) FROM receipts WHERE phase = 0").fetchone()
     return found, held, waiting
 

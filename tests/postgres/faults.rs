@@ -303,7 +303,7 @@ async fn f49_a_caller_that_goes_away_leaves_no_transaction() {
         let _ = tokio::time::timeout(Duration::from_millis(wait_ms), abandoned).await;
     }
     drain(&ledger).await;
-    let waiting = "SELECT ((SELECT count(*) FROM postrider.receipt_inbox) \
+    let waiting = "SELECT ((SELECT coalesce(sum(cardinality(event)), 0) FROM postrider.receipt_inbox) \
                          + (SELECT count(*) FROM postrider.receipt_parked))::text";
     assert_eq!(server.value(waiting), "1000");
     assert_eq!(stuck(&server), "0");
@@ -417,7 +417,7 @@ async fn f50_a_row_that_another_writes_in_between_is_read_again() {
         }
         other.batch_execute("COMMIT").await.unwrap();
         let applied = applying.await.unwrap();
-        assert_eq!(applied, Ok(Applied { matched: 3, parked: 0, changed: 3, conflicts: 0 }));
+        assert_eq!(applied, Ok(Applied { matched: 3, parked: 0, rejected: 0, changed: 3, conflicts: 0 }));
         let changes = ledger.changes(None, 10).await.unwrap();
         let before: Vec<_> = changes.iter().map(|change| (change.id.row, change.before)).collect();
         let (sent, expired) = (MessageState::Sent, MessageState::Expired);
@@ -466,7 +466,7 @@ async fn f50_a_row_is_read_as_the_other_leaves_it() {
         let is_met = !applying.is_finished();
         first_row.batch_execute("COMMIT").await.unwrap();
         let applied = applying.await.unwrap();
-        assert_eq!(applied, Ok(Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 }));
+        assert_eq!(applied, Ok(Applied { matched: 2, parked: 0, rejected: 0, changed: 2, conflicts: 0 }));
         let changes = ledger.changes(None, 10).await.unwrap();
         ledger.forget_changes(&changes.iter().map(|change| change.number).collect::<Vec<_>>()).await.unwrap();
         if is_met {
@@ -479,6 +479,98 @@ async fn f50_a_row_is_read_as_the_other_leaves_it() {
         }
     }
     panic!("the applier was always faster than who waited");
+}
+
+/// One receipt whose message's row a trigger refuses, one that nobody can read, and 2,998 others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f52_a_receipt_that_can_t_be_applied_becomes_a_reject_and_holds_up_no_other() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    ledger.record((0..3000).map(|row| record(1, row)).collect()).await.unwrap();
+    server.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             RAISE EXCEPTION 'row 1700 is special'; END $$; \
+         CREATE TRIGGER refuse BEFORE UPDATE ON postrider.messages FOR EACH ROW WHEN (NEW.row = 1700) \
+             EXECUTE FUNCTION refuse()",
+    );
+    let receipts: Vec<_> = (0..3000).map(|row| receipt(1, row, 1, MessageState::Delivered)).collect();
+    ledger.take(arrival(receipts.clone())).await.unwrap();
+    server.execute("UPDATE postrider.receipt_inbox SET state[7] = 99 WHERE number = 1");
+    let mut sum = Applied::default();
+    while ledger.waiting().await.unwrap() > 0 {
+        let applied = ledger.apply(1000, usize::MAX, NOW).await.unwrap();
+        assert!(applied.total() > 0, "{applied:?}");
+        sum += applied;
+    }
+    assert_eq!(sum, Applied { matched: 2998, parked: 0, rejected: 2, changed: 2998, conflicts: 0 });
+    let rejects = server.rows("SELECT place, reason, text FROM postrider.receipt_rejects ORDER BY reason");
+    let text = format!("{rejects:?}");
+    assert!(text.contains("row 1700 is special (SQLSTATE P0001") && text.contains("p-1-1700"), "{text}");
+    assert!(
+        text.contains("state 99, which no version of Postrider wrote") && text.contains("p-1-6"),
+        "{text}"
+    );
+    assert_eq!(stuck(&server), "0");
+
+    // Once the row can be written, its receipt may come again.
+    server.execute("DROP TRIGGER refuse ON postrider.messages");
+    let again =
+        ledger.take(arrival(vec![receipts[1700].clone(), receipts[6].clone(), receipts[0].clone()])).await;
+    assert_eq!(again.map(|taken| (taken.new, taken.known)), Ok((2, 1)));
+    drain(&ledger).await;
+    assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages WHERE state = 6"), "3000");
+}
+
+/// What refuses every receipt is no receipt's fault: they wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f52_a_missing_grant_makes_no_reject() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    ledger.record((0..20).map(|row| record(1, row)).collect()).await.unwrap();
+    let receipts = (0..20).map(|row| receipt(1, row, 1, MessageState::Delivered)).collect();
+    ledger.take(arrival(receipts)).await.unwrap();
+    server.execute("REVOKE UPDATE ON postrider.messages FROM daemon");
+    assert!(ledger.apply(1000, usize::MAX, NOW).await.is_err());
+    assert_eq!(ledger.waiting().await, Ok(20));
+    server.execute("GRANT UPDATE ON postrider.messages TO daemon");
+    assert_eq!(ledger.apply(1000, usize::MAX, NOW).await.unwrap().changed, 20);
+}
+
+/// A commit takes 5 ms more; 32 requests of one source come at once, 1 receipt each. One row of `sources` made them wait for
+/// each other's commits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn s3_waiting_requests_share_a_commit() {
+    let server = Arc::new(Postgres::start_durable());
+    server.execute_as("postgres", "postgres", "CREATE ROLE daemon LOGIN");
+    let slow = format!("ALTER DATABASE {} SET commit_delay = 5000", pg::DATABASE);
+    server.execute_as("postgres", "postgres", &slow);
+    let siblings = format!("ALTER DATABASE {} SET commit_siblings = 0", pg::DATABASE);
+    server.execute_as("postgres", "postgres", &siblings);
+    let ledger = ledger(&server).await;
+    let take = async |row| {
+        let arrival = arrival(vec![receipt(1, row, 1, MessageState::Delivered)]);
+        assert_eq!(ledger.take(arrival).await.unwrap().new, 1);
+    };
+    take(1_000_000).await;
+    let alone = tokio::time::Instant::now();
+    for row in 0..100 {
+        take(row).await;
+    }
+    let alone = 100.0 / alone.elapsed().as_secs_f64();
+    let together = tokio::time::Instant::now();
+    let senders = (1..=32).map(async |sender| {
+        for number in 0..50 {
+            take(sender * 1000 + number).await;
+        }
+    });
+    futures_util::future::join_all(senders).await;
+    let together = 1600.0 / together.elapsed().as_secs_f64();
+    println!("one at a time {alone:.0}/s, 32 at once {together:.0}/s");
+    assert!(together > 5.0 * alone, "{together:.0}/s of 32 at once, {alone:.0}/s one at a time");
+    assert_eq!(ledger.waiting().await, Ok(1701));
 }
 
 /// Over several partitions, by both keys; what is before its message comes again through the parked.

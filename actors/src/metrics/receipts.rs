@@ -68,7 +68,7 @@ impl ReceiptMetrics {
                 to,
                 "receipts_applied",
                 ["outcome"],
-                "Receipts that left the inbox: matched with their message, or parked",
+                "Receipts that left the inbox: matched with their message, parked, or rejected",
             ),
             conflicts: Counters::register(
                 to,
@@ -139,6 +139,7 @@ impl ReceiptMetrics {
         ReconcilerMetrics {
             matched: self.applied.of(["matched"]),
             parked: self.applied.of(["parked"]),
+            rejected: self.applied.of(["rejected"]),
             conflicts: self.conflicts.of([]),
             changed: self.changed.of([]),
             duration: self.apply_duration.of([]),
@@ -234,6 +235,7 @@ impl SourceMetrics {
 pub struct ReconcilerMetrics {
     matched: Counter,
     parked: Counter,
+    rejected: Counter,
     conflicts: Counter,
     changed: Counter,
     duration: Histogram,
@@ -244,6 +246,7 @@ impl ReconcilerMetrics {
     pub fn applied(&self, applied: Applied, took: Duration) {
         self.matched.inc_by(applied.matched);
         self.parked.inc_by(applied.parked);
+        self.rejected.inc_by(applied.rejected);
         self.conflicts.inc_by(applied.conflicts);
         self.changed.inc_by(applied.changed);
         self.duration.observe(took.as_secs_f64());

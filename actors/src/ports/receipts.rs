@@ -56,13 +56,15 @@ impl AddAssign for Taken {
 }
 
 /// The result of one application. Receipts that were taken from the inbox are each in exactly one of
-/// `matched`, `parked`.
+/// `matched`, `parked`, `rejected`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Receipts whose message is known.
     pub matched: u64,
     /// Receipts whose message is not known (yet).
     pub parked: u64,
+    /// Receipts that can't be applied: they are among the rejects, with the reason.
+    pub rejected: u64,
     /// Messages whose state changed.
     pub changed: u64,
     /// Messages that now are known to have failed and to have arrived.
@@ -72,7 +74,18 @@ pub struct Applied {
 impl Applied {
     /// How many receipts were taken from the inbox.
     pub fn total(&self) -> u64 {
-        self.matched + self.parked
+        self.matched + self.parked + self.rejected
+    }
+}
+
+impl AddAssign for Applied {
+    fn add_assign(&mut self, more: Self) {
+        let Self { matched, parked, rejected, changed, conflicts } = more;
+        self.matched += matched;
+        self.parked += parked;
+        self.rejected += rejected;
+        self.changed += changed;
+        self.conflicts += conflicts;
     }
 }
 
@@ -119,7 +132,8 @@ pub trait ReceiptLedger: Send + Sync {
 
     /// Takes up to `receipts` receipts, or the first that together have more than `bytes`, out of the inbox
     /// and applies them, all or nothing: to the messages they are about, or parks them. What another worker
-    /// holds is skipped.
+    /// holds is skipped. If as many wait, it takes at least half of `receipts`: they may be stored in groups. One that
+    /// can't be applied, whatever is wrong with it or with its message's row, becomes a reject and holds up no other.
     async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, StoreError>;
 
     /// How many receipts wait in the inbox. Unknown is an error, never 0.

@@ -62,7 +62,7 @@ pub const RECEIPTS_MAX: usize = 1000;
 pub const CONNECTIONS_MAX: u32 = 128;
 /// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
 /// signature was verified takes one: whoever sends slowly holds nobody else up.
-const TURNS_MAX: usize = 16;
+const TURNS_MAX: usize = 32;
 /// How long the first request's head may take to arrive …
 const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// … and that of a later one: only a connection that brought an accepted request gets one, and may be idle so long.

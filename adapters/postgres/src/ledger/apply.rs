@@ -9,13 +9,12 @@ use std::cmp::Reverse;
 use deadpool_postgres::Transaction;
 use postrider_actors::{
     model::{
-        call::FailureKind,
+        call::{self, FailureKind},
         receipt::{Receipt, ReceiptFacts},
         time::UnixMs,
     },
     ports::Applied,
 };
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
     error::Failure,
     look_up::{LockOrder, Locking, SeenRow, look_up},
     values,
-    waiting::{self, WaitingReceipt, columns},
+    waiting::{self, ARRAYS, Chunk, RefusedReceipt, WaitingReceipt, columns},
 };
 
 /// So that the planner goes to the places that [`WRITE`] names: statistics that are out of date say that next to nothing
@@ -31,19 +30,15 @@ use super::{
 /// reading a page then; and what it still compares it takes in the order of the key, not in that of the pages (F50).
 const GO_BY_PLACE: &str = "SET LOCAL cpu_operator_cost = 1; SET LOCAL enable_bitmapscan = off";
 
-/// The oldest first, up to `$1` of them or the first that together have more than `$2` bytes. The lock is on all
-/// that were looked at, until the end of the transaction. A row of the inbox never changes, so it stays where it lies;
-/// rows are summed in the order in which they were looked at.
-const TAKE_OUT: &str = concat!(
-    "
-WITH looked_at AS (
-    SELECT ctid AS tid, bytes FROM receipt_inbox ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED
-), summed AS (
-    SELECT tid, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS before FROM looked_at
-)
-DELETE FROM receipt_inbox WHERE ctid = ANY (ARRAY(SELECT tid FROM summed WHERE before <= $2)) RETURNING number, ",
-    columns!()
+/// The oldest first. A lock is on each until the end of the transaction.
+const LOOK_AT: &str = concat!(
+    "SELECT number, ",
+    columns!(),
+    " FROM receipt_inbox WHERE number > $1 ORDER BY number LIMIT $2 FOR UPDATE SKIP LOCKED"
 );
+
+/// Rows of the inbox that are looked at together.
+const CHUNKS_MAX: usize = 1000;
 
 /// Writes rows of one partition, those that still are as they were read: a row's version is known by its place and by
 /// the transaction that made it, because a place may be reused. The order of the arrays is the order in which it waits
@@ -66,56 +61,148 @@ UPDATE messages m SET
        AS r (tid, xid, state, reported, event, receipt_state, at, status, carrier, response, sent_at, price)
  WHERE m.day = $1 AND m.ctid = r.tid AND m.xmin = r.xid";
 
+const REJECT: &str = "
+WITH refused AS (
+    SELECT * FROM unnest($1::integer[], $2::uuid[], $3::text[], $4::text[]) AS r (source, event, reason, text)
+), forgotten AS (
+    DELETE FROM receipt_events e USING refused r WHERE e.source = r.source AND e.event = r.event
+)
+INSERT INTO receipt_rejects (source, event, at, is_whole, place, reason, text)
+SELECT source, event, $5, false, 'inbox', reason, text FROM refused
+    ON CONFLICT (source, event) DO UPDATE SET at = excluded.at, reason = excluded.reason";
+
 const KEEP_CHANGES: &str = "
 INSERT INTO status_changes (file, row, at, destination, before, state, provider_id)
 SELECT file, row, $1, destination, before, state, provider_id
   FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::smallint[], $6::smallint[], $7::text[])
        AS c (file, row, destination, before, state, provider_id)";
 
+/// How a batch is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All at once, with or without locks.
+    Whole(Locking),
+    /// Whatever the database refuses is divided until single receipts are left, with locks.
+    Divided,
+}
+
+/// The receipts of a batch, out of the inbox.
+#[derive(Default)]
+struct TakenOut {
+    waiting: Vec<WaitingReceipt>,
+    unreadable: Vec<RefusedReceipt>,
+}
+
 impl Shared {
     pub(super) async fn apply(&self, receipts: usize, bytes: usize, at: UnixMs) -> Result<Applied, Failure> {
-        for locking in [Locking::Optimistic, Locking::Pessimistic] {
+        let mut way = Way::Whole(Locking::Optimistic);
+        loop {
             let mut held = self.connections.hold().await?;
-            let transaction = connect::begin(self.timeouts, &mut held).await?;
-            let applied = self.within(self.apply_with(&transaction, receipts, bytes, at, locking)).await?;
-            if let Some(applied) = applied {
-                connect::commit(self.timeouts, transaction).await?;
-                held.keep();
-                return Ok(applied);
-            }
+            let mut transaction = connect::begin(self.timeouts, &mut held).await?;
+            let applied = self.within(self.apply_by(&mut transaction, receipts, bytes, at, way)).await;
+            let next = match (applied, way) {
+                (Ok(Some(applied)), _) => {
+                    connect::commit(self.timeouts, transaction).await?;
+                    held.keep();
+                    return Ok(applied);
+                }
+                (Ok(None), Way::Whole(Locking::Optimistic)) => Way::Whole(Locking::Pessimistic),
+                (Ok(None), _) => {
+                    let why = "rows of messages changed while they were locked";
+                    return Err(Failure::new(FailureKind::Unavailable, why));
+                }
+                (Err(failure), Way::Whole(_)) if failure.is_refusal() => {
+                    tracing::warn!(why = %failure.0, "receipts can't be applied together; applying them in parts");
+                    Way::Divided
+                }
+                (Err(failure), _) => return Err(failure),
+            };
             self.within(async { Ok(transaction.rollback().await?) }).await?;
             held.keep();
-            tracing::debug!(
-                ?locking,
-                "another process wrote a row of the batch meanwhile; applying it again"
-            );
+            tracing::debug!(from = ?way, to = ?next, "applying a batch again");
+            way = next;
         }
-        Err(Failure::new(FailureKind::Unavailable, "rows of messages changed while they were locked"))
     }
 
     /// `None` if another has written one of the rows in between: nothing of this may stay.
-    async fn apply_with(
+    async fn apply_by(
         &self,
-        transaction: &Transaction<'_>,
+        transaction: &mut Transaction<'_>,
         receipts: usize,
         bytes: usize,
         at: UnixMs,
+        way: Way,
+    ) -> Result<Option<Applied>, Failure> {
+        let TakenOut { waiting, unreadable } = take_out(transaction, receipts, bytes).await?;
+        reject(transaction, &unreadable, at).await?;
+        let rejected = unreadable.len() as u64;
+        let applied = match way {
+            Way::Whole(locking) => self.apply_all(transaction, waiting, at, locking).await?,
+            Way::Divided => Some(self.apply_divided(transaction, waiting, at).await?),
+        };
+        Ok(applied.map(|applied| Applied { rejected: applied.rejected + rejected, ..applied }))
+    }
+
+    /// Applies what the database lets, and rejects the rest if that is not all: what refuses every receipt is no fault
+    /// of one, unless it is about a value.
+    async fn apply_divided(
+        &self,
+        transaction: &mut Transaction<'_>,
+        waiting: Vec<WaitingReceipt>,
+        at: UnixMs,
+    ) -> Result<Applied, Failure> {
+        let (mut sum, mut refused) = (Applied::default(), Vec::new());
+        let mut parts = vec![waiting];
+        while let Some(mut part) = parts.pop() {
+            let step = transaction.savepoint("part").await?;
+            match self.apply_all(&step, part.clone(), at, Locking::Pessimistic).await {
+                Ok(Some(applied)) => {
+                    step.commit().await?;
+                    sum += applied;
+                }
+                Ok(None) => {
+                    let why = "rows of messages changed while they were locked";
+                    return Err(Failure::new(FailureKind::Unavailable, why));
+                }
+                Err(failure) if failure.is_refusal() => {
+                    step.rollback().await?;
+                    let half = part.split_off(part.len() / 2);
+                    if part.is_empty() {
+                        refused.extend(half.into_iter().map(|waiting| (waiting, failure.0.clone())));
+                    } else {
+                        parts.extend([half, part]);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        let is_about_a_value = |(_, failure): &(_, call::Failure)| failure.kind == FailureKind::Invalid;
+        if let Some((_, failure)) = refused.iter().find(|refused| !is_about_a_value(refused))
+            && sum.total() == 0
+        {
+            return Err(failure.clone().into());
+        }
+        sum.rejected = refused.len() as u64;
+        let refused: Vec<_> =
+            refused.into_iter().map(|(waiting, failure)| waiting.refused(failure.why)).collect();
+        reject(transaction, &refused, at).await?;
+        Ok(sum)
+    }
+
+    async fn apply_all(
+        &self,
+        transaction: &Transaction<'_>,
+        waiting: Vec<WaitingReceipt>,
+        at: UnixMs,
         locking: Locking,
     ) -> Result<Option<Applied>, Failure> {
-        let statement = transaction.prepare_cached(TAKE_OUT).await?;
-        let (receipts, bytes) = (clamp(receipts), clamp(bytes));
-        let limits: [&(dyn ToSql + Sync); 2] = [&receipts, &bytes];
-        // In one round trip, in this order.
-        let ((), taken) =
-            tokio::try_join!(transaction.batch_execute(GO_BY_PLACE), transaction.query(&statement, &limits))?;
-        let taken = taken.iter().map(WaitingReceipt::read).collect::<Result<Vec<_>, _>>()?;
         let mut applied = Applied::default();
-        if taken.is_empty() {
+        if waiting.is_empty() {
             return Ok(Some(applied));
         }
-        let (mut rows, places) = look_up(transaction, &taken, locking).await?;
+        let (mut rows, places) = look_up(transaction, &waiting, locking).await?;
         let mut unknown = Vec::new();
-        for (waiting, place) in taken.into_iter().zip(places) {
+        for (waiting, place) in waiting.into_iter().zip(places) {
             match place.and_then(|place| rows.get_mut(&place)) {
                 Some(row) => {
                     row.standing.hear(waiting.receipt);
@@ -144,6 +231,91 @@ impl Shared {
         waiting::park(transaction, &unknown, at).await?;
         Ok(Some(applied))
     }
+}
+
+/// Takes receipts out of the inbox: whole rows of it, and a part of one only if there would be less than half of what may
+/// be taken.
+async fn take_out(transaction: &Transaction<'_>, receipts: usize, bytes: usize) -> Result<TakenOut, Failure> {
+    let statement = transaction.prepare_cached(LOOK_AT).await?;
+    let mut out = TakenOut::default();
+    let (mut count, mut held_bytes, mut chunks) = (0, 0, 0);
+    let (mut done, mut last) = (Vec::new(), 0_i64);
+    transaction.batch_execute(GO_BY_PLACE).await?;
+    'looking: while count < receipts && held_bytes <= bytes {
+        // As many as are needed if they go on like those before; two whole ones make a batch.
+        let wanted = if count == 0 { 2 } else { ((receipts - count) * chunks).div_ceil(count) };
+        let limit = wanted.clamp(1, CHUNKS_MAX);
+        let rows = transaction.query(&statement, &[&last, &clamp(limit)]).await?;
+        let is_last = rows.len() < limit;
+        for row in &rows {
+            let Chunk { number, receipts: mut chunk } = Chunk::read(row)?;
+            (last, chunks) = (number, chunks + 1);
+            let mut fits = 0;
+            for receipt in &chunk {
+                if count + fits == receipts || held_bytes > bytes {
+                    break;
+                }
+                held_bytes += receipt.as_ref().map_or(0, |waiting| waiting.receipt.held_bytes());
+                fits += 1;
+            }
+            if fits < chunk.len() && (count >= receipts.div_ceil(2) || fits == 0) {
+                break 'looking;
+            }
+            if fits < chunk.len() {
+                put_back(transaction, number, fits).await?;
+                chunk.truncate(fits);
+            } else {
+                done.push(number);
+            }
+            count += fits;
+            for receipt in chunk {
+                match receipt {
+                    Ok(waiting) => out.waiting.push(waiting),
+                    Err(unreadable) => out.unreadable.push(unreadable),
+                }
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    if !done.is_empty() {
+        let delete = transaction.prepare_cached("DELETE FROM receipt_inbox WHERE number = ANY ($1)").await?;
+        transaction.execute(&delete, &[&done]).await?;
+    }
+    Ok(out)
+}
+
+/// Leaves the rest of a row where it was, without its first `taken` receipts.
+async fn put_back(transaction: &Transaction<'_>, number: i64, taken: usize) -> Result<(), Failure> {
+    let rest: Vec<_> = ARRAYS.iter().map(|array| format!("{array} = {array}[$2:]")).collect();
+    let update = format!("UPDATE receipt_inbox SET {} WHERE number = $1", rest.join(", "));
+    let update = transaction.prepare_cached(&update).await?;
+    let first = i32::try_from(taken + 1).unwrap_or(i32::MAX);
+    transaction.execute(&update, &[&number, &first]).await?;
+    Ok(())
+}
+
+/// Makes rejects of receipts that can't be applied. Their events are forgotten: what its source sends again is tried again.
+async fn reject(
+    transaction: &Transaction<'_>,
+    refused: &[RefusedReceipt],
+    at: UnixMs,
+) -> Result<(), Failure> {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(
+        receipts = refused.len(),
+        "receipts can't be applied and are rejected; the ledger has the reasons"
+    );
+    let sources: Vec<_> = refused.iter().map(|refused| refused.source).collect();
+    let events: Vec<_> = refused.iter().map(|refused| Uuid::from_bytes(refused.event.0)).collect();
+    let reasons: Vec<_> = refused.iter().map(|refused| values::text(&refused.reason)).collect();
+    let texts: Vec<_> = refused.iter().map(|refused| values::text(&refused.text)).collect();
+    let statement = transaction.prepare_cached(REJECT).await?;
+    transaction.execute(&statement, &[&sources, &events, &reasons, &texts, &values::time(at)]).await?;
+    Ok(())
 }
 
 fn clamp(count: usize) -> i64 {

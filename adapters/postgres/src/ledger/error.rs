@@ -27,6 +27,11 @@ impl Failure {
         Self::ours(pg::commit_failure(&error), &error)
     }
 
+    /// Whether the server refused what it was given, and the connection lives: a part of it may be fine.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.0.kind, FailureKind::Invalid | FailureKind::Denied | FailureKind::Refused)
+    }
+
     fn ours(mut failure: call::Failure, error: &Error) -> Self {
         // It names the table, and no constraint of it.
         let lacks_a_partition =

@@ -73,6 +73,7 @@ struct Shared {
     names: Names,
     files: record::FilePartitions,
     rejoining: sweep::Rejoining,
+    sources: take::Sources,
 }
 
 impl fmt::Debug for PostgresLedger {
@@ -106,6 +107,7 @@ impl PostgresLedger {
                 names: Names::default(),
                 files: record::FilePartitions::default(),
                 rejoining: sweep::Rejoining::default(),
+                sources: take::Sources::default(),
             }),
         })
     }
@@ -132,7 +134,7 @@ impl ReceiptLedger for PostgresLedger {
     }
 
     async fn take(&self, arrival: Arrival) -> Result<Taken, StoreError> {
-        self.step("take", self.shared.take(&arrival)).await
+        self.step("take", self.shared.take(arrival)).await
     }
 
     async fn cursor(&self, source: &str) -> Result<Option<SourceCursor>, StoreError> {
@@ -144,11 +146,15 @@ impl ReceiptLedger for PostgresLedger {
     }
 
     async fn waiting(&self) -> Result<u64, StoreError> {
-        self.step("waiting", self.shared.depth("receipt_inbox")).await
+        self.step(
+            "waiting",
+            self.shared.depth("SELECT coalesce(sum(cardinality(event)), 0)::bigint FROM receipt_inbox"),
+        )
+        .await
     }
 
     async fn parked(&self) -> Result<u64, StoreError> {
-        self.step("parked", self.shared.depth("receipt_parked WHERE NOT orphan")).await
+        self.step("parked", self.shared.depth("SELECT count(*) FROM receipt_parked WHERE NOT orphan")).await
     }
 
     async fn rejoin(&self, limit: usize) -> Result<usize, StoreError> {

@@ -1,9 +1,6 @@
 //! Rejects that a command reads again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, time::SystemTime};
 
 use postrider_actors::{
     model::receipt::{EventId, ReceiptReject, RejectedText},
@@ -15,8 +12,9 @@ use uuid::Uuid;
 use super::{
     Shared, connect,
     error::Failure,
-    take,
+    take::{self, NewEvents},
     values::{self, unix},
+    waiting,
 };
 
 const REJECTS: &str = "
@@ -67,16 +65,17 @@ impl Shared {
                 // Each once: a statement knows no row of its own.
                 let known: BTreeSet<_> = known.collect();
                 let at = values::time(reread.at);
-                let mut remembered = take::remember(&transaction, source, known.into_iter(), at).await?;
-                let mut new_events = BTreeMap::new();
-                let mut new = Vec::new();
-                for (_, receipt) in receipts {
-                    if let Some(is_known) = remembered.remove(&receipt.event) {
-                        new_events.insert(receipt.event, is_known);
-                        new.push(receipt);
-                    }
-                }
-                take::put(&transaction, source, destination, &new).await?;
+                let remembered = take::remember(&transaction, source, known.into_iter(), at).await?;
+                let is_new = |event: &EventId| remembered.contains_key(event);
+                let mut put = BTreeSet::new();
+                let new: Vec<_> = receipts
+                    .iter()
+                    .map(|(_, receipt)| receipt)
+                    .filter(|receipt| is_new(&receipt.event) && put.insert(receipt.event))
+                    .collect();
+                waiting::put(&transaction, source, destination, &new).await?;
+                let events = remembered.into_iter().filter(|(event, _)| put.contains(event)).collect();
+                let taken = NewEvents::remembered(events).count(receipts.iter().map(|(_, receipt)| receipt));
                 let mut gone: Vec<_> = receipts
                     .iter()
                     .map(|(event, _)| event)
@@ -91,9 +90,7 @@ impl Shared {
                 let reasons: Vec<_> = rejected.iter().map(|(_, reason)| values::text(reason)).collect();
                 let say_why = transaction.prepare_cached(SAY_WHY).await?;
                 transaction.execute(&say_why, &[&source, &events, &reasons]).await?;
-                let (taken, all) = (new.len() as u64, receipts.len() as u64);
-                let reused_ids = take::reused_ids(&new_events);
-                Ok(Taken { new: taken, known: all - taken, reused_ids, rejected: 0 })
+                Ok(taken)
             })
             .await?;
         connect::commit(self.timeouts, transaction).await?;

@@ -87,8 +87,41 @@ CREATE INDEX messages_provider_id ON messages (provider_id, destination) WHERE p
 -- update stays in its page and touches no index (HOT), and only the sweeper takes rows out, in the order of the index.
 CREATE INDEX messages_unswept ON messages (destination, sweep, recorded_at, file, row) WHERE sweep < 2;
 
--- Receipts that were taken and not applied.
+-- Receipts that were taken and not applied, hundreds to a row as they came: each column but the first three is an array of
+-- what a column of receipt_parked holds.
 CREATE TABLE receipt_inbox (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source integer NOT NULL,
+    destination integer NOT NULL,
+    event uuid[] NOT NULL,
+    file uuid[] NOT NULL,
+    row bigint[] NOT NULL,
+    at timestamptz[] NOT NULL,
+    sent_at timestamptz[] NOT NULL,
+    price bigint[] NOT NULL,
+    bytes integer[] NOT NULL,
+    state smallint[] NOT NULL,
+    provider_id text[] NOT NULL,
+    status text[] NOT NULL,
+    carrier text[] NOT NULL,
+    response text[] NOT NULL,
+    CHECK (cardinality(event) = ALL (ARRAY[
+        cardinality(file), cardinality(row), cardinality(at), cardinality(sent_at), cardinality(price),
+        cardinality(bytes), cardinality(state), cardinality(provider_id), cardinality(status), cardinality(carrier),
+        cardinality(response)])),
+    CHECK (array_position(event, NULL) IS NULL AND cardinality(event) > 0)
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000,
+        toast.autovacuum_vacuum_scale_factor = 0.0, toast.autovacuum_vacuum_threshold = 50000);
+-- They are read once: to compress them costs more than it saves.
+ALTER TABLE receipt_inbox
+    ALTER event SET STORAGE EXTERNAL, ALTER file SET STORAGE EXTERNAL, ALTER row SET STORAGE EXTERNAL,
+    ALTER at SET STORAGE EXTERNAL, ALTER sent_at SET STORAGE EXTERNAL, ALTER price SET STORAGE EXTERNAL,
+    ALTER bytes SET STORAGE EXTERNAL, ALTER state SET STORAGE EXTERNAL, ALTER provider_id SET STORAGE EXTERNAL,
+    ALTER status SET STORAGE EXTERNAL, ALTER carrier SET STORAGE EXTERNAL, ALTER response SET STORAGE EXTERNAL;
+
+-- Receipts whose message is not known. An orphan has waited for too long: nobody looks for its message any more, but
+-- it joins when that comes.
+CREATE TABLE receipt_parked (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event uuid NOT NULL,
     file uuid,
@@ -105,16 +138,9 @@ CREATE TABLE receipt_inbox (
     status text,
     carrier text,
     response text,
-    CHECK ((file IS NULL) = (row IS NULL) AND (file IS NULL) <> (provider_id IS NULL))
-) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 50000);
-
--- Receipts whose message is not known. An orphan has waited for too long: nobody looks for its message any more, but
--- it joins when that comes.
-CREATE TABLE receipt_parked (
-    LIKE receipt_inbox INCLUDING CONSTRAINTS,
     since timestamptz NOT NULL,
     orphan boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (number)
+    CHECK ((file IS NULL) = (row IS NULL) AND (file IS NULL) <> (provider_id IS NULL))
 );
 CREATE INDEX receipt_parked_message ON receipt_parked (file, row, destination) WHERE file IS NOT NULL;
 CREATE INDEX receipt_parked_provider_id ON receipt_parked (destination, provider_id) WHERE provider_id IS NOT NULL;

@@ -90,7 +90,8 @@ impl Shared {
                 continue;
             };
             let left = clamp(limit - rejoined);
-            rejoined += self.write(REJOIN, &[&position, &end, &left]).await?;
+            let rows = self.read(REJOIN, &[&position, &end, &left]).await?;
+            rejoined += rows.first().map_or(0, |row| row.get::<_, i64>(0) as usize);
             if rejoined >= limit {
                 break; // there may be more in this window
             }

@@ -222,8 +222,13 @@ impl PostgresView {
         let depth = |rows: Vec<Row>| -> HashMap<i32, u64> {
             rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).cast_unsigned())).collect()
         };
-        let waiting =
-            depth(self.read("SELECT source, count(*) FROM receipt_inbox GROUP BY source", &[]).await?);
+        let waiting = depth(
+            self.read(
+                "SELECT source, sum(cardinality(event))::bigint FROM receipt_inbox GROUP BY source",
+                &[],
+            )
+            .await?,
+        );
         let parked = depth(
             self.read("SELECT source, count(*) FROM receipt_parked WHERE NOT orphan GROUP BY source", &[])
                 .await?,

@@ -1,5 +1,8 @@
-//! Receipts between their arrival and their message: inbox and parked, orphans among these. The two tables have the
-//! same columns, and a receipt moves from one to the other.
+//! Receipts between their arrival and their message: inbox and parked, orphans among these.
+//!
+//! What arrives together lies together: a row of the inbox holds up to [`CHUNK`] receipts, each column an array of what a
+//! column of the parked holds. So taking receipts in and out costs a row, not a row per receipt. Parked receipts are looked
+//! for by their message, so each has a row of its own.
 
 use std::time::SystemTime;
 
@@ -11,7 +14,7 @@ use postrider_actors::model::{
     state::MessageState,
     time::UnixMs,
 };
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
 
 use super::{
@@ -19,15 +22,34 @@ use super::{
     values::{self, unix},
 };
 
-/// What a receipt is made of, in both tables. `number` comes beside it.
+/// Receipts of a row of the inbox: two make a batch to apply, so that batches are full and no reconciler waits for another's row.
+pub(super) const CHUNK: usize = 500;
+
+/// What a receipt is made of, in both tables.
 macro_rules! columns {
     () => {
-        "event, file, row, at, sent_at, price, source, destination, bytes, state, provider_id, status, carrier, response"
+        "source, destination, event, file, row, at, sent_at, price, bytes, state, provider_id, status, carrier, response"
     };
 }
 pub(super) use columns;
 
-/// The columns of [`columns!`] as the parameters from `$2` on; `$1` is the source (`take`) or the numbers (`park`).
+/// The arrays of a row of the inbox.
+pub(super) const ARRAYS: [&str; 12] = [
+    "event",
+    "file",
+    "row",
+    "at",
+    "sent_at",
+    "price",
+    "bytes",
+    "state",
+    "provider_id",
+    "status",
+    "carrier",
+    "response",
+];
+
+/// Receipts by columns, in the order of [`ARRAYS`].
 pub(super) struct Columns<'a> {
     pub(super) events: Vec<Uuid>,
     pub(super) files: Vec<Option<Uuid>>,
@@ -71,38 +93,186 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A receipt in one of the two.
+const PUT: &str = concat!(
+    "INSERT INTO receipt_inbox (",
+    columns!(),
+    ") VALUES ($1, $2, $3::uuid[], $4::uuid[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::bigint[],
+               $9::integer[], $10::smallint[], $11::text[], $12::text[], $13::text[], $14::text[])"
+);
+
+/// Puts receipts into the inbox.
+pub(super) async fn put(
+    transaction: &Transaction<'_>,
+    source: i32,
+    destination: i32,
+    receipts: &[&Receipt],
+) -> Result<(), Failure> {
+    let statement = transaction.prepare_cached(PUT).await?;
+    for chunk in receipts.chunks(CHUNK) {
+        let c = Columns::of(chunk);
+        transaction
+            .execute(
+                &statement,
+                &[
+                    &source,
+                    &destination,
+                    &c.events,
+                    &c.files,
+                    &c.rows,
+                    &c.ats,
+                    &c.sent_ats,
+                    &c.prices,
+                    &c.bytes,
+                    &c.states,
+                    &c.provider_ids,
+                    &c.statuses,
+                    &c.carriers,
+                    &c.responses,
+                ],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// A receipt that waits, in one of the two.
+#[derive(Clone)]
 pub(super) struct WaitingReceipt {
-    pub(super) number: i64,
     pub(super) source: i32,
     pub(super) destination: i32,
     pub(super) receipt: Receipt,
 }
 
-impl WaitingReceipt {
-    /// From a row with `number` and the [`columns!`], by their names.
-    pub(super) fn read(row: &Row) -> Result<Self, Failure> {
-        let key = match (row.get::<_, Option<Uuid>>("file"), row.get::<_, Option<&str>>("provider_id")) {
+/// One that can't be applied.
+pub(super) struct RefusedReceipt {
+    pub(super) source: i32,
+    pub(super) event: EventId,
+    pub(super) reason: String,
+    /// What it says, for the operator.
+    pub(super) text: String,
+}
+
+/// What a receipt is stored as.
+struct StoredReceipt<'a> {
+    event: Uuid,
+    file: Option<Uuid>,
+    row: Option<i64>,
+    at: Option<SystemTime>,
+    sent_at: Option<SystemTime>,
+    price: Option<i64>,
+    state: Option<i16>,
+    provider_id: Option<&'a str>,
+    status: Option<&'a str>,
+    carrier: Option<&'a str>,
+    response: Option<&'a str>,
+}
+
+impl StoredReceipt<'_> {
+    fn read(self) -> Result<Receipt, Failure> {
+        let key = match (self.file, self.provider_id) {
             (Some(file), _) => ReceiptKey::Message(MessageId {
                 file: FileId(file.into_bytes()),
-                row: row.get::<_, Option<i64>>("row").unwrap_or(0).cast_unsigned(),
+                row: self.row.unwrap_or(0).cast_unsigned(),
             }),
             (None, id) => ReceiptKey::Provider(id.unwrap_or_default().into()),
         };
-        let text = |column: &str| row.get::<_, Option<&str>>(column).map(Box::from);
-        let time = |column: &str| row.get::<_, Option<SystemTime>>(column).map(unix);
         let facts = ReceiptFacts {
-            status: text("status"),
-            carrier: text("carrier"),
-            response: text("response"),
-            sent_at: time("sent_at"),
-            price: row.get::<_, Option<i64>>("price").map(Price),
+            status: self.status.map(Box::from),
+            carrier: self.carrier.map(Box::from),
+            response: self.response.map(Box::from),
+            sent_at: self.sent_at.map(unix),
+            price: self.price.map(Price),
         };
-        let event = EventId(row.get::<_, Uuid>("event").into_bytes());
-        let receipt = Receipt { event, key, state: state(row.get("state"))?, at: time("at"), facts };
-        let (number, source, destination) = (row.get("number"), row.get("source"), row.get("destination"));
-        Ok(Self { number, source, destination, receipt })
+        let event = EventId(self.event.into_bytes());
+        Ok(Receipt { event, key, state: state(self.state.unwrap_or(-1))?, at: self.at.map(unix), facts })
     }
+}
+
+impl WaitingReceipt {
+    /// From a row of the parked, by the names of its columns.
+    pub(super) fn read(row: &Row) -> Result<Self, Failure> {
+        let stored = StoredReceipt {
+            event: row.get("event"),
+            file: row.get("file"),
+            row: row.get("row"),
+            at: row.get("at"),
+            sent_at: row.get("sent_at"),
+            price: row.get("price"),
+            state: row.get("state"),
+            provider_id: row.get("provider_id"),
+            status: row.get("status"),
+            carrier: row.get("carrier"),
+            response: row.get("response"),
+        };
+        Ok(Self { source: row.get("source"), destination: row.get("destination"), receipt: stored.read()? })
+    }
+
+    /// As one that is refused.
+    pub(super) fn refused(self, reason: String) -> RefusedReceipt {
+        let Receipt { event, key, state, facts, .. } = self.receipt;
+        let key = match key {
+            ReceiptKey::Message(id) => id.to_string(),
+            ReceiptKey::Provider(id) => id.into(),
+        };
+        let text = format!("{key}: {}, {}", state.as_str(), facts.status.unwrap_or_default());
+        RefusedReceipt { source: self.source, event, reason, text }
+    }
+}
+
+/// A row of the inbox.
+pub(super) struct Chunk {
+    pub(super) number: i64,
+    pub(super) receipts: Vec<Result<WaitingReceipt, RefusedReceipt>>,
+}
+
+impl Chunk {
+    /// From a row with `number` and the [`columns!`], by their names. A receipt that can't be read hides no other.
+    pub(super) fn read(row: &Row) -> Result<Self, Failure> {
+        let (source, destination): (i32, i32) = (row.get("source"), row.get("destination"));
+        let events: Vec<Uuid> = array(row, "event")?;
+        let files: Vec<Option<Uuid>> = array(row, "file")?;
+        let rows: Vec<Option<i64>> = array(row, "row")?;
+        let ats: Vec<Option<SystemTime>> = array(row, "at")?;
+        let sent_ats: Vec<Option<SystemTime>> = array(row, "sent_at")?;
+        let prices: Vec<Option<i64>> = array(row, "price")?;
+        let states: Vec<Option<i16>> = array(row, "state")?;
+        let provider_ids: Vec<Option<&str>> = array(row, "provider_id")?;
+        let statuses: Vec<Option<&str>> = array(row, "status")?;
+        let carriers: Vec<Option<&str>> = array(row, "carrier")?;
+        let responses: Vec<Option<&str>> = array(row, "response")?;
+        let receipt = |index: usize| {
+            // The arrays are of one length: a CHECK holds that.
+            let stored = StoredReceipt {
+                event: events[index],
+                file: files[index],
+                row: rows[index],
+                at: ats[index],
+                sent_at: sent_ats[index],
+                price: prices[index],
+                state: states[index],
+                provider_id: provider_ids[index],
+                status: statuses[index],
+                carrier: carriers[index],
+                response: responses[index],
+            };
+            let text = |stored: &StoredReceipt<'_>| {
+                let of = stored
+                    .provider_id
+                    .map_or_else(|| format!("{:?} {:?}", stored.file, stored.row), str::to_owned);
+                format!("{of}: {:?}, {}", stored.state, stored.status.unwrap_or_default())
+            };
+            let (event, text) = (EventId(stored.event.into_bytes()), text(&stored));
+            match stored.read() {
+                Ok(receipt) => Ok(WaitingReceipt { source, destination, receipt }),
+                Err(Failure(failure)) => Err(RefusedReceipt { source, event, reason: failure.why, text }),
+            }
+        };
+        Ok(Self { number: row.get("number"), receipts: (0..events.len()).map(receipt).collect() })
+    }
+}
+
+fn array<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<Vec<T>, Failure> {
+    Ok(row.try_get(column)?)
 }
 
 /// A state's number in a row.
@@ -124,30 +294,28 @@ pub(super) async fn park(
     }
     let inner: Vec<_> = receipts.iter().map(|waiting| &waiting.receipt).collect();
     let c = Columns::of(&inner);
-    let numbers: Vec<_> = receipts.iter().map(|waiting| waiting.number).collect();
     let sources: Vec<_> = receipts.iter().map(|waiting| waiting.source).collect();
     let destinations: Vec<_> = receipts.iter().map(|waiting| waiting.destination).collect();
     let insert = concat!(
-        "INSERT INTO receipt_parked (number, ",
+        "INSERT INTO receipt_parked (",
         columns!(),
-        ", since) SELECT *, $16::timestamptz FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::bigint[], \
-         $5::timestamptz[], $6::timestamptz[], $7::bigint[], $8::integer[], $9::integer[], $10::integer[], \
-         $11::smallint[], $12::text[], $13::text[], $14::text[], $15::text[])"
+        ", since) SELECT *, $15::timestamptz FROM unnest($1::integer[], $2::integer[], $3::uuid[], $4::uuid[], \
+         $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::bigint[], $9::integer[], $10::smallint[], \
+         $11::text[], $12::text[], $13::text[], $14::text[])"
     );
     let insert = transaction.prepare_cached(insert).await?;
     transaction
         .execute(
             &insert,
             &[
-                &numbers,
+                &sources,
+                &destinations,
                 &c.events,
                 &c.files,
                 &c.rows,
                 &c.ats,
                 &c.sent_ats,
                 &c.prices,
-                &sources,
-                &destinations,
                 &c.bytes,
                 &c.states,
                 &c.provider_ids,
@@ -172,13 +340,18 @@ macro_rules! return_sql {
             ")) ORDER BY number ",
             $lock,
             "), \
-             back AS (DELETE FROM receipt_parked WHERE number = ANY (ARRAY(SELECT number FROM picked)) RETURNING ",
+             back AS (DELETE FROM receipt_parked WHERE number = ANY (ARRAY(SELECT number FROM picked)) RETURNING number, ",
             $crate::ledger::waiting::columns!(),
-            ") INSERT INTO receipt_inbox (",
+            "), \
+             numbered AS (SELECT *, (row_number() OVER (PARTITION BY source, destination ORDER BY number) - 1) / 500 AS chunk \
+                            FROM back), \
+             put AS (INSERT INTO receipt_inbox (",
             $crate::ledger::waiting::columns!(),
-            ") SELECT ",
-            $crate::ledger::waiting::columns!(),
-            " FROM back"
+            ") SELECT source, destination, array_agg(event), array_agg(file), array_agg(row), array_agg(at), \
+                      array_agg(sent_at), array_agg(price), array_agg(bytes), array_agg(state), array_agg(provider_id), \
+                      array_agg(status), array_agg(carrier), array_agg(response) \
+                 FROM numbered GROUP BY source, destination, chunk) \
+             SELECT count(*) FROM back"
         )
     };
 }
@@ -204,7 +377,7 @@ pub(super) async fn return_by_message(
           WHERE EXISTS (SELECT FROM receipt_parked)"
     );
     let statement = transaction.prepare_cached(sql).await?;
-    transaction.execute(&statement, &[&files, &rows, &destinations]).await?;
+    transaction.query(&statement, &[&files, &rows, &destinations]).await?;
     Ok(())
 }
 
@@ -226,6 +399,6 @@ pub(super) async fn return_by_provider_id(
           WHERE EXISTS (SELECT FROM receipt_parked)"
     );
     let statement = transaction.prepare_cached(sql).await?;
-    transaction.execute(&statement, &[&destinations, &ids]).await?;
+    transaction.query(&statement, &[&destinations, &ids]).await?;
     Ok(())
 }

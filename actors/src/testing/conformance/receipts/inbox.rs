@@ -21,7 +21,10 @@ pub(super) async fn a_receipt_is_taken_once_by_its_source_and_event(subject: Rec
         "while they wait"
     );
     assert_eq!(subject.waiting().await, 2);
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 2, conflicts: 0 }
+    );
     // What it says is a part of the event: see `EventId::saying`.
     let other = Receipt { event: first.event, ..delivered(3, 9) };
     let taken = subject.take(&[first.clone(), other, delivered(3, 4)]).await;
@@ -31,7 +34,10 @@ pub(super) async fn a_receipt_is_taken_once_by_its_source_and_event(subject: Rec
         subject.ledger.take(elsewhere).await,
         Ok(Taken { new: 1, known: 0, reused_ids: 0, rejected: 0 })
     );
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 1, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 1, conflicts: 0 }
+    );
     assert_eq!(subject.ledger.apply(10, usize::MAX, NOW).await, Ok(Applied::default()), "nothing waits");
 }
 
@@ -191,7 +197,7 @@ pub(super) async fn f53_65536_receipts_at_once(subject: ReceiptSubject) {
     assert_eq!(subject.waiting().await, MANY);
     let half = MANY / 2;
     let applied = subject.drain_by(MANY as usize, NOW).await;
-    assert_eq!(applied, Applied { matched: half, parked: half, changed: half, conflicts: 0 });
+    assert_eq!(applied, Applied { matched: half, parked: half, rejected: 0, changed: half, conflicts: 0 });
     assert_eq!(subject.ledger.take(all).await, Ok(Taken { new: 0, known: MANY, reused_ids: 0, rejected: 0 }));
     for row in [1, 3, MANY - 1] {
         assert_eq!(subject.state(row).await, MessageState::Delivered);

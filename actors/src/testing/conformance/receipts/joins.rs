@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use super::{
-    DAY_MS, NOW, ReceiptSubject, add, arrival, by, delivered, event, failed, id, named, receipt, record, sent,
+    DAY_MS, NOW, ReceiptSubject, arrival, by, delivered, event, failed, id, named, receipt, record, sent,
 };
 use crate::{
     model::{
@@ -28,7 +28,7 @@ pub(super) async fn both_keys_of_a_message_name_one_row(subject: ReceiptSubject)
     // In one application: a message that is named twice is changed once.
     assert_eq!(
         subject.ledger.apply(10, usize::MAX, NOW).await,
-        Ok(Applied { matched: 4, parked: 0, changed: 2, conflicts: 1 })
+        Ok(Applied { matched: 4, parked: 0, rejected: 0, changed: 2, conflicts: 1 })
     );
     let row = subject.row(1).await;
     assert_eq!((row.state, row.reported), (MessageState::Delivered, ReportedStates(3)));
@@ -36,9 +36,15 @@ pub(super) async fn both_keys_of_a_message_name_one_row(subject: ReceiptSubject)
     assert_eq!(subject.state(2).await, MessageState::Failed);
     // In one after the other.
     subject.take(&[delivered(2, 5)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 1, conflicts: 1 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 1, parked: 0, rejected: 0, changed: 1, conflicts: 1 }
+    );
     subject.take(&[by("p-2", delivered(2, 6))]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 0, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 1, parked: 0, rejected: 0, changed: 0, conflicts: 0 }
+    );
     assert_eq!(subject.row(2).await.receipt.and_then(|receipt| receipt.at), Some(UnixMs(NOW.0 + 6)));
 }
 
@@ -49,7 +55,10 @@ pub(super) async fn an_interim_receipt_changes_nothing_but_the_facts(subject: Re
         ..receipt(row, number, MessageState::Sent)
     };
     subject.take(&[interim(1, 1), interim(2, 2), interim(3, 3)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 3, parked: 0, changed: 0, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 3, parked: 0, rejected: 0, changed: 0, conflicts: 0 }
+    );
     // I2: only a 2xx makes a message sent.
     for (row, state) in [(1, MessageState::Sent), (2, MessageState::Dead), (3, MessageState::Retrying)] {
         let row = subject.row(row).await;
@@ -58,7 +67,10 @@ pub(super) async fn an_interim_receipt_changes_nothing_but_the_facts(subject: Re
     }
     // A final one replaces all of it, whatever it leaves out (S0.3), and whatever delivery knows (I7).
     subject.take(&[delivered(1, 4), delivered(2, 5), failed(3, 6)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 3, parked: 0, changed: 3, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 3, parked: 0, rejected: 0, changed: 3, conflicts: 0 }
+    );
     subject.record(&[sent(3)]).await;
     let states = [(1, MessageState::Delivered), (2, MessageState::Delivered), (3, MessageState::Failed)];
     for (row, state) in states {
@@ -76,7 +88,10 @@ pub(super) async fn s0_4_a_conflict_is_counted_once(subject: ReceiptSubject) {
     subject.take(&[delivered(1, 1), failed(2, 2)]).await;
     assert_eq!(subject.drain().await.conflicts, 0);
     subject.take(&[failed(1, 3)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 0, conflicts: 1 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 1, parked: 0, rejected: 0, changed: 0, conflicts: 1 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     subject.take(&[failed(1, 4), delivered(1, 5), failed(2, 6)]).await;
     assert_eq!(subject.drain().await.conflicts, 0, "it is known");
@@ -87,7 +102,10 @@ pub(super) async fn s0_4_a_conflict_is_counted_once(subject: ReceiptSubject) {
 
 pub(super) async fn s0_6_a_receipt_waits_for_its_message(subject: ReceiptSubject) {
     subject.take(&[delivered(1, 1), failed(1, 2), by("p-2", failed(2, 3)), delivered(3, 4)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 0, parked: 4, changed: 0, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 0, parked: 4, rejected: 0, changed: 0, conflicts: 0 }
+    );
     assert_eq!((subject.tally().await.parked, subject.tally().await.rows), (4, 0));
     assert_eq!(subject.ledger.rejoin(100).await, Ok(0), "no message is known by now");
     // Of another destination, of another message, without the provider's id.
@@ -97,11 +115,17 @@ pub(super) async fn s0_6_a_receipt_waits_for_its_message(subject: ReceiptSubject
 
     subject.record(&[record(1, MessageState::Retrying, 1)]).await;
     assert_eq!((subject.waiting().await, subject.tally().await.parked), (2, 2), "both are back");
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 1, conflicts: 1 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 1, conflicts: 1 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     subject.record(&[named(2, "p-2"), sent(3)]).await;
     assert_eq!(subject.waiting().await, 2);
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 2, conflicts: 0 }
+    );
     assert_eq!(
         (subject.state(2).await, subject.state(3).await),
         (MessageState::Failed, MessageState::Delivered)
@@ -115,10 +139,16 @@ pub(super) async fn s0_6_a_receipt_waits_for_its_message(subject: ReceiptSubject
 pub(super) async fn a_provider_s_id_that_comes_late_joins_what_waits_for_it(subject: ReceiptSubject) {
     subject.record(&[record(1, MessageState::Retrying, 1)]).await;
     subject.take(&[by("p-1", failed(1, 1)), delivered(2, 2), by("p-2", failed(2, 3))]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 0, parked: 3, changed: 0, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 0, parked: 3, rejected: 0, changed: 0, conflicts: 0 }
+    );
     // The row is there; its id is new. And a row that brings both at once.
     subject.record(&[named(1, "p-1"), named(2, "p-2")]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 3, parked: 0, changed: 2, conflicts: 1 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 3, parked: 0, rejected: 0, changed: 2, conflicts: 1 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Failed);
     assert_eq!(subject.state(2).await, MessageState::Delivered);
 }
@@ -130,7 +160,10 @@ pub(super) async fn provider_ids_are_per_destination(subject: ReceiptSubject) {
     let for_e =
         Arrival { source: "of-e".into(), destination: "e".into(), ..arrival(&[by("7", failed(2, 3))]) };
     subject.ledger.take(for_e).await.unwrap();
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 1, changed: 2, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 1, rejected: 0, changed: 2, conflicts: 0 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     assert_eq!(subject.row_at(1, "e").await.state, MessageState::Sent);
     assert_eq!(subject.row_at(2, "e").await.state, MessageState::Failed);
@@ -144,12 +177,18 @@ pub(super) async fn a_provider_s_id_that_is_used_again_is_the_latest_message_s(s
     }
     subject.record(&[named(1, "p")]).await;
     subject.take(&[by("p", delivered(1, 1))]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 0, changed: 1, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 1, parked: 0, rejected: 0, changed: 1, conflicts: 0 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Delivered);
     // Of one file, more than two.
     subject.record(&[4, 5, 2, 3].map(|row| named(row, "q"))).await;
     subject.take(&[by("q", delivered(2, 2)), by("q", delivered(2, 3)), delivered(3, 4)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 3, parked: 0, changed: 2, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 3, parked: 0, rejected: 0, changed: 2, conflicts: 0 }
+    );
     for (row, state) in [
         (2, MessageState::Sent),
         (3, MessageState::Delivered),
@@ -319,7 +358,7 @@ async fn applier(ledger: Arc<dyn ReceiptLedger>, receipts: usize) -> Applied {
     let mut sum = Applied::default();
     loop {
         let applied = ledger.apply(receipts, usize::MAX, NOW).await.unwrap();
-        sum = add(sum, applied);
+        sum += applied;
         if applied.total() == 0 && ledger.waiting().await.unwrap() == 0 {
             return sum;
         }
@@ -345,7 +384,7 @@ pub(super) async fn f50_concurrent_appliers_apply_each_receipt_once(subject: Rec
     let workers: Vec<_> = (0..WORKERS).map(|_| tokio::spawn(applier(subject.ledger.clone(), 100))).collect();
     let mut sum = Applied::default();
     for worker in workers {
-        sum = add(sum, worker.await.unwrap());
+        sum += worker.await.unwrap();
     }
     assert_eq!((sum.matched, sum.parked), (10 * MESSAGES, 100));
     assert_eq!(

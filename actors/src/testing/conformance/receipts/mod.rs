@@ -97,7 +97,7 @@ impl ReceiptSubject {
         let mut sum = Applied::default();
         loop {
             let applied = self.ledger.apply(receipts, usize::MAX, at).await.unwrap();
-            sum = add(sum, applied);
+            sum += applied;
             if self.waiting().await == 0 {
                 return sum;
             }
@@ -123,16 +123,6 @@ impl ReceiptSubject {
 
     async fn tally(&self) -> LedgerTally {
         self.rows.tally().await
-    }
-}
-
-fn add(sum: Applied, applied: Applied) -> Applied {
-    let Applied { matched, parked, changed, conflicts } = applied;
-    Applied {
-        matched: sum.matched + matched,
-        parked: sum.parked + parked,
-        changed: sum.changed + changed,
-        conflicts: sum.conflicts + conflicts,
     }
 }
 

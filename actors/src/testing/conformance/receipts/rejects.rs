@@ -109,7 +109,10 @@ pub(super) async fn what_can_be_read_now_is_taken_once_and_rejected_no_more(subj
         subject.rejects.settle_rejects(read).await,
         Ok(Taken { new: 0, known: 3, reused_ids: 0, rejected: 0 })
     );
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 2, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 2, conflicts: 0 }
+    );
     let states = [subject.state(1).await, subject.state(2).await, subject.state(3).await];
     assert_eq!(states, [MessageState::Delivered, MessageState::Failed, MessageState::Sent]);
 

@@ -28,7 +28,10 @@ pub(super) async fn an_orphan_joins_when_its_message_comes(subject: ReceiptSubje
 
     subject.record(&[sent(1), named(2, "p-2"), sent(3), sent(4)]).await;
     assert_eq!(ledger.rejoin(10).await, Ok(0));
-    assert_eq!(subject.drain().await, Applied { matched: 4, parked: 0, changed: 4, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 4, parked: 0, rejected: 0, changed: 4, conflicts: 0 }
+    );
     for row in 1..=4 {
         assert_eq!(subject.state(row).await, MessageState::Delivered);
     }
@@ -68,7 +71,10 @@ pub(super) async fn s0_5_what_has_no_receipt_in_time_expires_and_a_late_one_undo
     // What delivery says again undoes nothing, nor does an interim receipt; a final one does.
     subject.record(&rows).await;
     subject.take(&[receipt(2, 4, MessageState::Sent), failed(1, 5)]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 2, parked: 0, changed: 1, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 2, parked: 0, rejected: 0, changed: 1, conflicts: 0 }
+    );
     assert_eq!(subject.state(1).await, MessageState::Failed);
     assert_eq!(subject.state(2).await, MessageState::Expired);
     assert_eq!(ledger.expire("d", after(5_000), 10, after(9_000)).await, Ok(0));
@@ -163,5 +169,8 @@ pub(super) async fn retention_goes_by_age_in_bounded_steps(subject: ReceiptSubje
     assert_eq!(again, Taken { new: 50, known: 0, reused_ids: 0, rejected: 1 });
     assert_eq!(subject.drain_by(100, much_later).await.parked, 50);
     subject.take(&[by("p-1", delivered(1, 950)), by("p-new", delivered(1, 951))]).await;
-    assert_eq!(subject.drain().await, Applied { matched: 1, parked: 1, changed: 1, conflicts: 0 });
+    assert_eq!(
+        subject.drain().await,
+        Applied { matched: 1, parked: 1, rejected: 0, changed: 1, conflicts: 0 }
+    );
 }
