@@ -121,8 +121,8 @@ def read_store(path):
         " JOIN destinations d ON d.seq = m.destination JOIN ledger_files f ON f.seq = m.file"
     )
     found = [(row[0], f"msg_{row[1].lower()}_{row[2]}", STATES[row[3]], row[4], row[5] == 3) for row in rows]
-    held = [row[0][:ID_BYTES] for row in store.execute("SELECT event FROM receipts WHERE phase > 0")]
-    (waiting,) = store.execute("SELECT count(*) FROM receipts WHERE phase = 0").fetchone()
+    held = [row[0][:ID_BYTES] for row in store.execute("SELECT event FROM receipts")]
+    (waiting,) = store.execute("SELECT coalesce(sum(receipts), 0) FROM receipt_inbox").fetchone()
     return found, held, waiting
 
 

@@ -208,11 +208,20 @@ CREATE TABLE receipt_events (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX receipt_events_by_age ON receipt_events (at);
 
--- Receipts that are not joined with their message. One that is leaves nothing but its facts and its event.
+-- Receipts that were taken and not applied, hundreds to a row as they came.
+CREATE TABLE receipt_inbox (
+    seq         INTEGER PRIMARY KEY,
+    source      INTEGER NOT NULL,
+    destination INTEGER NOT NULL,
+    receipts    INTEGER NOT NULL,       -- how many
+    body        BLOB NOT NULL           -- model::codec::encode_receipts
+) STRICT;
+
+-- Receipts whose message is not known. One that is applied leaves nothing but its facts and its event.
 CREATE TABLE receipts (
     seq         INTEGER PRIMARY KEY,
-    phase       INTEGER NOT NULL,       -- 0 in the inbox, 1 parked, 2 orphan
-    since       INTEGER NOT NULL,       -- taken, or parked: an orphan keeps that
+    phase       INTEGER NOT NULL,       -- 1 parked, 2 orphan
+    since       INTEGER NOT NULL,       -- parked: an orphan keeps that
     source      INTEGER NOT NULL,
     event       BLOB NOT NULL,          -- 16 bytes
     destination INTEGER NOT NULL,
@@ -228,10 +237,8 @@ CREATE TABLE receipts (
     price            INTEGER,
     CHECK ((file IS NULL) = (row IS NULL) AND (file IS NULL) <> (provider_id IS NULL))
 ) STRICT;
-CREATE INDEX receipts_waiting ON receipts (seq) WHERE phase = 0;
-CREATE INDEX receipts_parked_by_message ON receipts (file, row, destination) WHERE phase > 0 AND file IS NOT NULL;
-CREATE INDEX receipts_parked_by_provider_id ON receipts (destination, provider_id)
-    WHERE phase > 0 AND provider_id IS NOT NULL;
+CREATE INDEX receipts_parked_by_message ON receipts (file, row, destination) WHERE file IS NOT NULL;
+CREATE INDEX receipts_parked_by_provider_id ON receipts (destination, provider_id) WHERE provider_id IS NOT NULL;
 CREATE INDEX receipts_parked_by_age ON receipts (since) WHERE phase = 1;
 CREATE INDEX receipts_given_up ON receipts (since) WHERE phase = 2;
 

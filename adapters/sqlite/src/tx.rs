@@ -108,7 +108,12 @@ pub(crate) struct Caches {
     header_numbers: HashMap<Arc<BatchHeader>, i64>,
     headers: HashMap<i64, Arc<BatchHeader>>,
     lane_shares: HashMap<i64, LaneShare>,
+    is_wide: bool,
 }
+
+/// Memory for pages of the ledger of rows, in KiB: its indexes are met in random places, and a page that is not in memory
+/// is read, and written before the commit, for each receipt of it.
+const WIDE_CACHE_KIB: i64 = 32 << 10;
 
 impl Caches {
     /// The name that destination `seq` was interned for.
@@ -170,6 +175,15 @@ impl<'a> Tx<'a> {
     /// For a transaction that was just begun on `connection`.
     pub(crate) fn new(connection: &'a Connection, caches: &'a mut Caches) -> Self {
         Self { connection, caches, counts: BTreeMap::new(), files: BTreeMap::new() }
+    }
+
+    /// Lets SQLite keep more pages in memory from now on. Who has no ledger of rows needs none of it (I8).
+    pub(crate) fn widen_cache(&mut self) -> Result<(), TxError> {
+        if !self.caches.is_wide {
+            self.connection.pragma_update(None, "cache_size", -WIDE_CACHE_KIB)?;
+            self.caches.is_wide = true;
+        }
+        Ok(())
     }
 
     /// The counts of `file` at `destination`, to be changed by what the caller adds.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::{
     model::{
+        codec::{self, StoredReceipt},
         receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptStanding, ReportedStates},
         time::UnixMs,
     },
@@ -11,14 +12,21 @@ use postrider_actors::{
 };
 use rusqlite::{CachedStatement, Row, params};
 
-use super::{RECEIPT_COLUMNS, file_number, ms, read_receipt, state, sweep::insert_change};
+use super::{file_number, ms, state, sweep::insert_change};
 use crate::tx::{Tx, TxError, int, uint};
 
 /// A receipt from the inbox.
 struct InboxReceipt {
-    seq: i64,
+    source: i64,
     destination: i64,
     receipt: Receipt,
+}
+
+/// One that can't be applied.
+struct RefusedReceipt {
+    source: i64,
+    event: EventId,
+    reason: String,
 }
 
 /// File, row and destination, by their numbers: the order in which rows lie on the disk.
@@ -45,52 +53,164 @@ pub(super) fn apply(
     at: UnixMs,
     keep_changes: bool,
 ) -> Result<Applied, TxError> {
-    let mut waiting = first_waiting(tx, receipts, bytes)?;
-    let Some(last) = waiting.last().map(|waiting| waiting.seq) else { return Ok(Applied::default()) };
+    tx.widen_cache()?;
+    let (mut waiting, mut refused) = take_out(tx, receipts, bytes)?;
     // Rows that lie together are read together.
-    waiting.sort_unstable_by(|a, b| (a.destination, &a.receipt.key).cmp(&(b.destination, &b.receipt.key)));
+    waiting.sort_by(|a, b| (a.destination, &a.receipt.key).cmp(&(b.destination, &b.receipt.key)));
 
     let mut applied = Applied::default();
     let mut standings: BTreeMap<MessageKey, ReceiptStanding> = BTreeMap::new();
     let mut find = Find::prepare(tx)?;
-    let mut park =
-        tx.connection.prepare_cached("UPDATE receipts SET phase = 1, since = ?2 WHERE seq = ?1")?;
-    for InboxReceipt { seq, destination, receipt } in waiting {
-        if let Some(standing) = find.standing(tx, destination, &receipt.key, &mut standings)? {
-            applied.matched += 1;
-            standing.hear(receipt);
-        } else {
-            applied.parked += 1;
-            park.execute([seq, int(at.0)])?;
+    for InboxReceipt { source, destination, receipt } in waiting {
+        match find.standing(tx, destination, &receipt.key, &mut standings) {
+            Ok(Some(standing)) => {
+                applied.matched += 1;
+                standing.hear(receipt);
+            }
+            Ok(None) => {
+                applied.parked += 1;
+                park(tx, source, destination, &receipt, at)?;
+            }
+            // Its row says what no version knows.
+            Err(TxError::Refused(reason)) => {
+                refused.push(RefusedReceipt { source, event: receipt.event, reason });
+            }
+            Err(error) => return Err(error),
         }
     }
-    // What is left of what was looked at was matched.
-    tx.connection
-        .prepare_cached(
-            "DELETE FROM receipts WHERE seq IN
-             (SELECT seq FROM receipts INDEXED BY receipts_waiting WHERE phase = 0 AND seq <= ?1)",
-        )?
-        .execute([last])?;
+    applied.rejected = refused.len() as u64;
+    reject(tx, &refused, at)?;
     store(tx, &standings, at, keep_changes, &mut applied)?;
     Ok(applied)
 }
 
-/// The receipts that have waited longest: as many as there may be, or the first that have more than `bytes`.
-fn first_waiting(tx: &Tx<'_>, receipts: usize, bytes: usize) -> Result<Vec<InboxReceipt>, TxError> {
-    let sql = format!(
-        "SELECT seq, destination, {RECEIPT_COLUMNS} FROM receipts INDEXED BY receipts_waiting WHERE phase = 0
-         ORDER BY seq LIMIT ?1"
-    );
-    let mut select = tx.connection.prepare_cached(&sql)?;
-    let mut rows = select.query([int(receipts as u64)])?;
-    let (mut waiting, mut held_bytes) = (Vec::new(), 0);
-    while held_bytes <= bytes {
+/// Takes receipts out of the inbox, those that have waited longest: whole rows of it, and a part of one only if there would
+/// be less than half of what may be taken.
+fn take_out(
+    tx: &Tx<'_>,
+    receipts: usize,
+    bytes: usize,
+) -> Result<(Vec<InboxReceipt>, Vec<RefusedReceipt>), TxError> {
+    let mut select = tx
+        .connection
+        .prepare_cached("SELECT seq, source, destination, body FROM receipt_inbox ORDER BY seq")?;
+    let mut rows = select.query([])?;
+    let (mut waiting, mut refused) = (Vec::new(), Vec::new());
+    let (mut count, mut held_bytes, mut last) = (0, 0, None);
+    let mut rest = None;
+    while count < receipts && held_bytes <= bytes {
         let Some(row) = rows.next()? else { break };
-        let receipt = read_receipt(row, 2)?;
-        held_bytes += receipt.held_bytes();
-        waiting.push(InboxReceipt { seq: row.get(0)?, destination: row.get(1)?, receipt });
+        let (seq, source, destination): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+        let mut chunk = match codec::decode_receipts(body) {
+            Ok(chunk) => chunk,
+            Err(damaged) => {
+                let event = EventId::of_text("", body);
+                refused.push(RefusedReceipt { source, event, reason: damaged.to_string() });
+                Vec::new()
+            }
+        };
+        let mut fits = 0;
+        for stored in &chunk {
+            if count + fits == receipts || held_bytes > bytes {
+                break;
+            }
+            held_bytes += stored.receipt.as_ref().map_or(0, Receipt::held_bytes);
+            fits += 1;
+        }
+        if fits < chunk.len() && (count >= receipts.div_ceil(2) || fits == 0) {
+            break;
+        }
+        if fits < chunk.len() {
+            rest = Some((seq, chunk.split_off(fits)));
+        } else {
+            last = Some(seq);
+        }
+        count += fits;
+        for StoredReceipt { event, receipt } in chunk {
+            match receipt {
+                Ok(receipt) => waiting.push(InboxReceipt { source, destination, receipt }),
+                Err(damaged) => {
+                    refused.push(RefusedReceipt { source, event, reason: damaged.to_string() });
+                }
+            }
+        }
+        if rest.is_some() {
+            break;
+        }
     }
-    Ok(waiting)
+    drop(rows);
+    tx.connection.prepare_cached("DELETE FROM receipt_inbox WHERE seq <= ?1")?.execute([last])?;
+    if let Some((seq, rest)) = rest {
+        // What can't be read of it is refused now, so that the row can be written anew.
+        let readable: Vec<_> = rest.iter().filter_map(|stored| stored.receipt.as_ref().ok()).collect();
+        tx.connection
+            .prepare_cached("UPDATE receipt_inbox SET receipts = ?2, body = ?3 WHERE seq = ?1")?
+            .execute(params![seq, int(readable.len() as u64), codec::encode_receipts(&readable)])?;
+        let source: i64 = tx
+            .connection
+            .prepare_cached("SELECT source FROM receipt_inbox WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))?;
+        refused.extend(rest.iter().filter_map(|stored| {
+            let reason = stored.receipt.as_ref().err()?.to_string();
+            Some(RefusedReceipt { source, event: stored.event, reason })
+        }));
+    }
+    Ok((waiting, refused))
+}
+
+/// Holds a receipt until its message comes.
+fn park(tx: &Tx<'_>, source: i64, destination: i64, receipt: &Receipt, at: UnixMs) -> Result<(), TxError> {
+    let (id, provider_id) = match &receipt.key {
+        ReceiptKey::Message(id) => (Some(id), None),
+        ReceiptKey::Provider(provider_id) => (None, Some(&**provider_id)),
+    };
+    tx.connection
+        .prepare_cached(
+            "INSERT INTO receipts (phase, since, source, event, destination, file, row, provider_id, state, at,
+                 provider_status, carrier, response, provider_sent_at, price)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+        )?
+        .execute(params![
+            int(at.0),
+            source,
+            receipt.event.0,
+            destination,
+            id.map(|id| id.file.0),
+            id.map(|id| int(id.row)),
+            provider_id,
+            receipt.state as u8,
+            ms(receipt.at),
+            receipt.facts.status,
+            receipt.facts.carrier,
+            receipt.facts.response,
+            ms(receipt.facts.sent_at),
+            receipt.facts.price.map(|Price(price)| price),
+        ])?;
+    Ok(())
+}
+
+/// Makes rejects of receipts that can't be applied. Their events are forgotten: what its source sends again is tried again.
+fn reject(tx: &Tx<'_>, refused: &[RefusedReceipt], at: UnixMs) -> Result<(), TxError> {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(
+        receipts = refused.len(),
+        "receipts can't be applied and are rejected; the ledger has the reasons"
+    );
+    let mut insert = tx.connection.prepare_cached(
+        "INSERT INTO receipt_rejects (source, event, place, reason, at, text, is_whole)
+         VALUES (?1, ?2, 'inbox', ?3, ?4, '', 0)
+         ON CONFLICT (source, event) DO UPDATE SET at = excluded.at, reason = excluded.reason",
+    )?;
+    let mut forget =
+        tx.connection.prepare_cached("DELETE FROM receipt_events WHERE source = ?1 AND event = ?2")?;
+    for RefusedReceipt { source, event, reason } in refused {
+        insert.execute(params![source, event.0, reason, int(at.0)])?;
+        forget.execute(params![source, event.0])?;
+    }
+    Ok(())
 }
 
 /// Finds the rows of messages by what receipts call them.

@@ -1,27 +1,27 @@
 //! Delivery's records: a row per message and destination.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::model::{
     ids::FileId,
+    receipt::Receipt,
     record::{MessageRecord, record_rank},
     state::MessageState,
     time::UnixMs,
 };
-use rusqlite::{CachedStatement, params};
+use rusqlite::{CachedStatement, Rows, params};
 
-use super::{file_number, state};
+use super::{RECEIPT_COLUMNS, file_number, read_receipt, state, take::put_new};
 use crate::tx::{Tx, TxError, int, uint};
 
 /// `ReceiptLedger::record`.
 pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), TxError> {
+    tx.widen_cache()?;
     let connection = tx.connection;
     let mut files = FileNumbers::default();
     // With nothing parked, and that is most of the time, two probes per message are saved.
     let is_any_parked = connection
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM receipts WHERE phase = 1) OR EXISTS (SELECT 1 FROM receipts WHERE phase = 2)",
-        )?
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM receipts)")?
         .query_row([], |row| row.get(0))?;
     let mut insert = connection.prepare_cached(
         "INSERT INTO messages (file, row, destination, state, recorded, attempts, status, reason, detail,
@@ -29,6 +29,7 @@ pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), T
          VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12) ON CONFLICT DO NOTHING",
     )?;
     let mut unpark = Unpark::prepare(tx)?;
+    let mut unparked = Unparked::new();
     for record in records {
         let file = files.number(tx, record)?;
         let destination = tx.destination(&record.destination)?;
@@ -49,11 +50,16 @@ pub(super) fn record(tx: &mut Tx<'_>, records: &[MessageRecord]) -> Result<(), T
         let is_named =
             if is_new { record.provider_id.is_some() } else { merge(tx, file, destination, record)? };
         if is_any_parked && is_new {
-            unpark.by_message.execute(params![record.id.file.0, int(record.id.row), destination])?;
+            let rows = unpark.by_message.query(params![record.id.file.0, int(record.id.row), destination])?;
+            read_unparked(rows, destination, &mut unparked)?;
         }
         if is_any_parked && is_named {
-            unpark.by_provider_id.execute(params![destination, record.provider_id])?;
+            let rows = unpark.by_provider_id.query(params![destination, record.provider_id])?;
+            read_unparked(rows, destination, &mut unparked)?;
         }
+    }
+    for ((source, destination), receipts) in unparked {
+        put_new(tx, source, destination, &receipts.iter().collect::<Vec<_>>())?;
     }
     files.store(tx)
 }
@@ -115,7 +121,17 @@ fn merge(tx: &Tx<'_>, file: i64, destination: i64, record: &MessageRecord) -> Re
     Ok(is_named)
 }
 
-/// Puts what is parked for a message, and its orphans, back into the inbox, in their old places.
+/// What goes back into the inbox, by source and destination.
+type Unparked = BTreeMap<(i64, i64), Vec<Receipt>>;
+
+fn read_unparked(mut rows: Rows<'_>, destination: i64, to: &mut Unparked) -> Result<(), TxError> {
+    while let Some(row) = rows.next()? {
+        to.entry((row.get(0)?, destination)).or_default().push(read_receipt(row, 1)?);
+    }
+    Ok(())
+}
+
+/// Takes out what is parked for a message, and its orphans.
 struct Unpark<'a> {
     by_message: CachedStatement<'a>,
     by_provider_id: CachedStatement<'a>,
@@ -123,13 +139,13 @@ struct Unpark<'a> {
 
 impl<'a> Unpark<'a> {
     fn prepare(tx: &Tx<'a>) -> Result<Self, TxError> {
+        let take_out = |which: &str| {
+            let sql = format!("DELETE FROM receipts WHERE {which} RETURNING source, {RECEIPT_COLUMNS}");
+            tx.connection.prepare_cached(&sql)
+        };
         Ok(Self {
-            by_message: tx.connection.prepare_cached(
-                "UPDATE receipts SET phase = 0 WHERE phase > 0 AND file = ?1 AND row = ?2 AND destination = ?3",
-            )?,
-            by_provider_id: tx.connection.prepare_cached(
-                "UPDATE receipts SET phase = 0 WHERE phase > 0 AND destination = ?1 AND provider_id = ?2",
-            )?,
+            by_message: take_out("file = ?1 AND row = ?2 AND destination = ?3")?,
+            by_provider_id: take_out("destination = ?1 AND provider_id = ?2")?,
         })
     }
 }

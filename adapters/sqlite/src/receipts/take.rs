@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use postrider_actors::{
     model::{
-        receipt::{EventId, Price, Receipt, ReceiptKey, ReceiptReject, RejectedText},
+        codec,
+        receipt::{EventId, Receipt, ReceiptReject, RejectedText},
         time::UnixMs,
     },
     ports::{Arrival, SourceCursor, Taken},
@@ -43,6 +44,7 @@ impl ArrivalPart {
 /// `ReceiptLedger::take` of a part.
 pub(super) fn take(tx: &mut Tx<'_>, part: &ArrivalPart) -> Result<Taken, TxError> {
     let Arrival { source, destination, cursor, at, .. } = &*part.arrival;
+    tx.widen_cache()?;
     let destination = tx.destination(destination)?;
     let has_receipts = !part.arrival.receipts.is_empty() || !part.arrival.rejects.is_empty();
     let cursor = cursor.as_ref().filter(|_| part.is_last).map(|cursor| &*cursor.0);
@@ -86,6 +88,9 @@ pub(super) fn note_source(
         .query_row(params![name, destination, ms(receipts_at), cursor, ms(cursor_at)], |row| row.get(0))?)
 }
 
+/// Receipts of a row of the inbox: two make a batch to apply.
+const CHUNK: usize = 500;
+
 /// Puts those receipts into the inbox whose event is not known.
 pub(super) fn put<'a>(
     tx: &Tx<'_>,
@@ -94,41 +99,47 @@ pub(super) fn put<'a>(
     receipts: impl IntoIterator<Item = &'a Receipt>,
     at: UnixMs,
 ) -> Result<Taken, TxError> {
-    let mut insert = tx.connection.prepare_cached(
-        "INSERT INTO receipts (phase, since, source, event, destination, file, row, provider_id, state, at,
-             provider_status, carrier, response, provider_sent_at, price)
-         VALUES (0, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-    )?;
+    let receipts: Vec<_> = receipts.into_iter().collect();
+    let mut by_event: Vec<_> = (0..receipts.len()).collect();
+    // Neighbours in the index one after the other. Of two that are the same the first is taken.
+    by_event.sort_by_key(|&index| receipts[index].event);
+    let mut is_new = vec![false; receipts.len()];
     let mut taken = Taken::default();
-    for receipt in receipts {
-        if !remember(tx, source, receipt.event, at)? {
+    for index in by_event {
+        let event = receipts[index].event;
+        is_new[index] = remember(tx, source, event, at)?;
+        if is_new[index] {
+            taken.new += 1;
+            taken.reused_ids += u64::from(is_id_reused(tx, source, event)?);
+        } else {
             taken.known += 1;
-            continue;
         }
-        taken.new += 1;
-        taken.reused_ids += u64::from(is_id_reused(tx, source, receipt.event)?);
-        let (id, provider_id) = match &receipt.key {
-            ReceiptKey::Message(id) => (Some(id), None),
-            ReceiptKey::Provider(provider_id) => (None, Some(&**provider_id)),
-        };
+    }
+    let new: Vec<_> =
+        receipts.into_iter().zip(is_new).filter_map(|(receipt, new)| new.then_some(receipt)).collect();
+    put_new(tx, source, destination, &new)?;
+    Ok(taken)
+}
+
+/// Puts receipts into the inbox whose events were known to nobody else.
+pub(super) fn put_new(
+    tx: &Tx<'_>,
+    source: i64,
+    destination: i64,
+    receipts: &[&Receipt],
+) -> Result<(), TxError> {
+    let mut insert = tx.connection.prepare_cached(
+        "INSERT INTO receipt_inbox (source, destination, receipts, body) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for chunk in receipts.chunks(CHUNK) {
         insert.execute(params![
-            int(at.0),
             source,
-            receipt.event.0,
             destination,
-            id.map(|id| id.file.0),
-            id.map(|id| int(id.row)),
-            provider_id,
-            receipt.state as u8,
-            ms(receipt.at),
-            receipt.facts.status,
-            receipt.facts.carrier,
-            receipt.facts.response,
-            ms(receipt.facts.sent_at),
-            receipt.facts.price.map(|Price(price)| price),
+            int(chunk.len() as u64),
+            codec::encode_receipts(chunk)
         ])?;
     }
-    Ok(taken)
+    Ok(())
 }
 
 /// Makes an event known; whether it was not.
@@ -162,15 +173,15 @@ pub(super) fn cursor(connection: &Connection, source: &str) -> Result<Option<Sou
     Ok(cursor.flatten().map(SourceCursor))
 }
 
-/// `ReceiptLedger::waiting`: a count over an index of nothing else.
+/// `ReceiptLedger::waiting`.
 pub(super) fn waiting(connection: &Connection) -> Result<u64, TxError> {
     let count = connection
-        .prepare_cached("SELECT count(*) FROM receipts INDEXED BY receipts_waiting WHERE phase = 0")?
+        .prepare_cached("SELECT coalesce(sum(receipts), 0) FROM receipt_inbox")?
         .query_row([], |row| row.get(0))?;
     Ok(uint(count))
 }
 
-/// `ReceiptLedger::parked`: likewise.
+/// `ReceiptLedger::parked`: a count over an index of nothing else.
 pub(super) fn parked(connection: &Connection) -> Result<u64, TxError> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM receipts INDEXED BY receipts_parked_by_age WHERE phase = 1")?

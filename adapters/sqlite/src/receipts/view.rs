@@ -316,8 +316,9 @@ fn rejects(
 fn sources(connection: &Connection, caches: &mut Caches) -> Result<Vec<SourceRow>, TxError> {
     let mut select = connection.prepare_cached(
         "SELECT s.name, s.destination, s.cursor, s.receipts_at, s.cursor_at,
-             coalesce(sum(r.phase = 0), 0), coalesce(sum(r.phase = 1), 0)
-         FROM receipt_sources s LEFT JOIN receipts r ON r.source = s.seq GROUP BY s.seq ORDER BY s.name",
+             (SELECT coalesce(sum(i.receipts), 0) FROM receipt_inbox i WHERE i.source = s.seq),
+             (SELECT count(*) FROM receipts r WHERE r.source = s.seq AND r.phase = 1)
+         FROM receipt_sources s ORDER BY s.name",
     )?;
     let mut rows = select.query([])?;
     let mut sources = Vec::new();
