@@ -15,8 +15,8 @@ use postrider_postgres::{
     BadSettings,
     ledger::{self as postgres, OpenError, PostgresLedger, PostgresSettings, PostgresView, SCHEMA_VERSION},
     warehouse::{
-        self, CheckError, CompareLimits, CompareReport, TableSettings, Warehouse, WarehouseSettings,
-        WarehouseTable,
+        self, CheckError, CompareLimits, CompareReport, Compared, TableSettings, Warehouse,
+        WarehouseSettings, WarehouseTable,
     },
 };
 
@@ -220,7 +220,12 @@ async fn try_tables(config: &Config, addresses: &Addresses) -> Vec<Finding> {
 }
 
 /// Counts the tables of two destinations by ranges of keys.
-pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Result<CompareReport> {
+pub fn compare(
+    config: &Config,
+    primary: &str,
+    secondary: &str,
+    values: bool,
+) -> anyhow::Result<CompareReport> {
     let mut config = config.clone();
     for warehouse in &mut config.warehouses {
         warehouse.settings.statement_timeout = warehouse.statement_timeout.max(COMMAND_STATEMENT);
@@ -235,7 +240,8 @@ pub fn compare(config: &Config, primary: &str, secondary: &str) -> anyhow::Resul
         })
     };
     let (primary, secondary) = (table(primary)?, table(secondary)?);
-    let comparing = warehouse::compare(primary, secondary, CompareLimits::default());
+    let what = if values { Compared::Values } else { Compared::Keys };
+    let comparing = warehouse::compare(primary, secondary, what, CompareLimits::default());
     let compared = super::engines::runtime()?.block_on(comparing).map_err(|error| match error {
         warehouse::OpenError::Unreachable(why) => StoreError::Retryable(why).into(),
         other @ warehouse::OpenError::Refused(_) => anyhow::Error::from(other),

@@ -6,14 +6,18 @@ use crate::config::{self, Config};
 
 /// Compare the tables of two destinations
 ///
-/// Counts the rows of each file in both; where a file differs, it narrows the difference down to ranges of rows. A
-/// primary and a secondary of one feed have the same rows once everything is delivered. Exits with 1 if they differ.
+/// Counts the rows of each file in both, and sums hashes of their keys; where a file differs, it narrows the difference down
+/// to ranges of rows. A primary and a secondary of one feed have the same rows once everything is delivered. Exits with 1 if
+/// they differ.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The first destination
     primary: String,
     /// The second
     secondary: String,
+    /// Compare the values of the columns that both fill, too; not between Postgres and Redshift
+    #[arg(long)]
+    values: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -29,7 +33,7 @@ fn compare(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     use super::{print, print_json};
     use crate::exit::Exit;
 
-    let report = crate::app::compare(config, &args.primary, &args.secondary)?;
+    let report = crate::app::compare(config, &args.primary, &args.secondary, args.values)?;
     if args.json {
         print_json(&report)?;
     } else {

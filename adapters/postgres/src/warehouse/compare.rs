@@ -1,8 +1,9 @@
 //! Counting two tables by key range: whether a secondary has what its primary has (S4.5).
 //!
 //! Keys are `msg_<file>_<row>`. Each table is read for its counts by file, once for every so many files; where two
-//! differ, the files' rows are counted by ranges. The row numbers are summed too, so that two tables that miss different rows of a
-//! range are not taken for equal. Rows in flight at that moment are differences too: compare again later.
+//! differ, the files' rows are counted by ranges. Hashes of the keys are summed too, so that two tables that miss different rows of a
+//! range are not taken for equal, and on demand hashes of the values. Rows in flight at that moment are differences too:
+//! compare again later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +11,13 @@ use std::{
     str::FromStr as _,
 };
 
-use postrider_actors::model::ids::FileId;
+use postrider_actors::model::{
+    ids::FileId,
+    table::{Column, ColumnType},
+};
 use serde::Serialize;
+
+use postrider_settings::WarehouseDialect as Dialect;
 
 use super::{WarehouseTable, connection::OpenError};
 
@@ -73,7 +79,8 @@ pub struct RangeDifference {
     pub to: u64,
     /// How many of them are in the primary.
     pub primary: u64,
-    /// How many of them are in the secondary. The same number of different rows is a difference.
+    /// How many of them are in the secondary. The same number of other rows, or of rows with other values, is a
+    /// difference.
     pub secondary: u64,
 }
 
@@ -107,24 +114,42 @@ impl fmt::Display for CompareReport {
     }
 }
 
-/// Rows, and the sum of their numbers as the database writes it.
+/// Rows, and the sum of their hashes as the database writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct RowCount {
     rows: u64,
     sum: String,
 }
 
+/// What is compared of two tables' rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// Their keys.
+    Keys,
+    /// The values of the columns that both fill, too.
+    Values,
+}
+
 /// Counts both. Every question ends by its warehouse's statement timeout.
 pub async fn compare(
     primary: &WarehouseTable,
     secondary: &WarehouseTable,
+    compared: Compared,
     limits: CompareLimits,
 ) -> Result<CompareReport, OpenError> {
+    if compared == Compared::Values && primary.dialect() != secondary.dialect() {
+        let why = "values are compared as texts, which Postgres and Redshift write in different ways: compare the keys \
+                   alone";
+        return Err(OpenError::Refused(why.to_owned()));
+    }
+    let (hash, hash_there) = (primary.row_hash(secondary, compared), secondary.row_hash(primary, compared));
     let mut report = CompareReport::default();
     let mut after = None;
     loop {
-        let (mut ours, mut theirs) =
-            tokio::try_join!(primary.by_file(after, limits.files), secondary.by_file(after, limits.files))?;
+        let (mut ours, mut theirs) = tokio::try_join!(
+            primary.by_file(&hash, after, limits.files),
+            secondary.by_file(&hash_there, after, limits.files)
+        )?;
         // Beyond the last file of a table that has more of them, nothing is known yet.
         let ends = [&ours, &theirs].into_iter().filter(|counts| counts.len() >= limits.files.max(1));
         after = ends.filter_map(|counts| counts.last_key_value().map(|(file, _)| *file)).min();
@@ -147,8 +172,8 @@ pub async fn compare(
                 continue;
             }
             let (by_range, by_range_there) = tokio::try_join!(
-                primary.by_range(file, limits.range_rows),
-                secondary.by_range(file, limits.range_rows)
+                primary.by_range(&hash, file, limits.range_rows),
+                secondary.by_range(&hash_there, file, limits.range_rows)
             )?;
             let (ranges, ranges_more) = differing(&by_range, &by_range_there, limits);
             let difference =
@@ -193,9 +218,36 @@ impl WarehouseTable {
         format!("\"{}\"", self.mapping.columns[0].name)
     }
 
+    /// A number that two equal rows have in common, and two different ones hardly ever: 60 bits of an MD5, the one digest that
+    /// both dialects have. It is summed exactly.
+    fn row_hash(&self, other: &Self, compared: Compared) -> String {
+        let key = self.key();
+        let text = match compared {
+            Compared::Keys => key,
+            Compared::Values => {
+                let is_there =
+                    |column: &&Column| other.mapping.columns.iter().any(|one| one.name == column.name);
+                let filled = self.mapping.columns[1..].iter().filter(is_there);
+                // By name, so that the order of the mapping does not matter; digests, so that no value runs into the next.
+                let mut filled: Vec<_> = filled.collect();
+                filled.sort_by(|a, b| a.name.cmp(&b.name));
+                let digests =
+                    filled.into_iter().map(|column| format!(" || coalesce(md5({}), '-')", text_of(column)));
+                format!("{key}{}", digests.collect::<String>())
+            }
+        };
+        match self.dialect() {
+            Dialect::Postgres => {
+                format!("CAST(CAST('x' || substring(md5({text}), 1, 15) AS bit(60)) AS bigint)")
+            }
+            Dialect::Redshift => format!("strtol(substring(md5({text}), 1, 15), 16)"),
+        }
+    }
+
     /// Counts of the next `limit` files after `after`, in order.
     async fn by_file(
         &self,
+        hash: &str,
         after: Option<FileId>,
         limit: usize,
     ) -> Result<BTreeMap<FileId, RowCount>, OpenError> {
@@ -203,9 +255,7 @@ impl WarehouseTable {
         // Sixteen bytes in hex: every collation has them in the order of the bytes.
         let after = after.map(|file| format!("AND substring({key}, 5, 32) > '{file}' ")).unwrap_or_default();
         let query = format!(
-            "SELECT substring({key}, 5, 32), count(*), \
-                 sum(CASE WHEN {key} ~ '{KEY}' THEN CAST(substring({key}, 38) AS bigint) END) \
-             FROM {} WHERE {key} ~ '{KEY}' {after}GROUP BY 1 ORDER BY 1 LIMIT {}",
+            "SELECT substring({key}, 5, 32), count(*), sum({hash}) FROM {} WHERE {key} ~ '{KEY}' {after}GROUP BY 1 ORDER BY 1 LIMIT {}",
             self.name,
             limit.clamp(1, i32::MAX as usize),
         );
@@ -214,11 +264,16 @@ impl WarehouseTable {
     }
 
     /// Counts of one file by the number of the range, from 0.
-    async fn by_range(&self, file: FileId, range_rows: u64) -> Result<BTreeMap<u64, RowCount>, OpenError> {
+    async fn by_range(
+        &self,
+        hash: &str,
+        file: FileId,
+        range_rows: u64,
+    ) -> Result<BTreeMap<u64, RowCount>, OpenError> {
         let key = self.key();
         let query = format!(
-            "SELECT (r.n - 1) / {}, count(*), sum(r.n) FROM ( \
-                 SELECT CASE WHEN {key} ~ '{KEY}' THEN CAST(substring({key}, 38) AS bigint) END AS n \
+            "SELECT (r.n - 1) / {}, count(*), sum(r.h) FROM ( \
+                 SELECT CASE WHEN {key} ~ '{KEY}' THEN CAST(substring({key}, 38) AS bigint) END AS n, {hash} AS h \
                  FROM {} WHERE substring({key}, 1, 37) = 'msg_{file}_') r \
              WHERE r.n IS NOT NULL GROUP BY 1 ORDER BY 1",
             range_rows.max(1),
@@ -229,6 +284,16 @@ impl WarehouseTable {
             .iter()
             .filter_map(|row| Some((row.first()?.as_deref()?.parse().ok()?, count_of(row)?)))
             .collect())
+    }
+}
+
+/// A column's value as text.
+fn text_of(column: &Column) -> String {
+    let name = format!("\"{}\"", column.name);
+    match column.kind {
+        // Redshift makes no text of a boolean.
+        ColumnType::Boolean => format!("CASE WHEN {name} THEN 't' WHEN NOT {name} THEN 'f' END"),
+        _ => format!("CAST({name} AS varchar)"),
     }
 }
 

@@ -37,7 +37,7 @@ use tokio::time::Instant;
 
 pub use self::{
     check::CheckError,
-    compare::{CompareLimits, CompareReport, FileDifference, RangeDifference, compare},
+    compare::{CompareLimits, CompareReport, Compared, FileDifference, RangeDifference, compare},
     connection::OpenError,
     settings::{STATEMENT_BYTES_MAX, WarehouseSettings},
 };
