@@ -138,6 +138,7 @@ impl Watch {
             (Some(shortages as f64), String::new()),
             (Some(parked.len() as f64), parked.join("; ")),
             (Some(unusable as f64 + held as f64), at_held.join(", ")),
+            (Some(self.quarantined().unwrap_or_default() as f64), String::new()),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
@@ -157,6 +158,11 @@ impl Watch {
         }
         self.trouble_file.keep(&troubles).await;
         troubles
+    }
+
+    /// Batches that are set aside; `None` if that is not known.
+    fn quarantined(&self) -> Option<u64> {
+        Some(self.to_do.as_ref()?.batches?.quarantined)
     }
 
     async fn read_backlog(&mut self) {
@@ -184,6 +190,7 @@ impl Watch {
         backlog.oldest(age);
         let batches = self.to_do.as_ref().and_then(|to_do| to_do.batches);
         backlog.outstanding(batches.map(|batches| batches.outstanding));
+        backlog.quarantined(self.quarantined());
         backlog.queue(batches.map(|batches| (batches.queued, batches.leased)));
         if !self.stores.is_shared() {
             return;
@@ -258,7 +265,9 @@ fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
         AlarmKind::Failures => (config.failures.max_percent.into(), Duration::ZERO),
         AlarmKind::Latency => (config.latency.max.as_secs_f64(), Duration::ZERO),
         AlarmKind::Dead => return any_above(config.dead.max_messages as f64),
-        AlarmKind::Shortage | AlarmKind::Feeds | AlarmKind::Files => return any_above(0.0),
+        AlarmKind::Shortage | AlarmKind::Feeds | AlarmKind::Files | AlarmKind::Damage => {
+            return any_above(0.0);
+        }
     };
     AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
 }
@@ -277,6 +286,7 @@ fn unit(kind: AlarmKind) -> &'static str {
         AlarmKind::Shortage => "attempts",
         AlarmKind::Feeds => "feeds",
         AlarmKind::Files => "files",
+        AlarmKind::Damage => "batches",
     }
 }
 
@@ -314,6 +324,7 @@ mod tests {
             format!("postrider_oldest_due_seconds > {}\n", threshold(AlarmKind::Latency)),
             format!("increase(postrider_messages_dead_total[5m])) > {}\n", threshold(AlarmKind::Dead)),
             format!("increase(postrider_unsent_total[{}m])) > 0\n", SHORTAGE_WINDOW.as_secs() / 60),
+            format!("postrider_batches_quarantined > {}\n", threshold(AlarmKind::Damage)),
             format!("for: {}m", rule(&alarms, AlarmKind::Depth).raise_after.as_secs() / 60),
         ] {
             assert!(rules.contains(&bound), "{bound}");

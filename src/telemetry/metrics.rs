@@ -250,6 +250,7 @@ impl ConsumedCapacity {
 pub struct BacklogMetrics {
     open: Gauges<1>,
     outstanding: Gauges<0>,
+    quarantined: Gauges<0>,
     oldest: Gauges<0>,
     queue: Gauges<1>,
     messages: Gauges<2>,
@@ -270,6 +271,12 @@ impl BacklogMetrics {
                 "outbox_batches",
                 [],
                 "Batches that are not due yet (embedded profile)",
+            ),
+            quarantined: Gauges::register(
+                to,
+                "batches_quarantined",
+                [],
+                "Batches that can't be read and are set aside (embedded profile)",
             ),
             oldest: Gauges::register_seconds(to, "oldest_due", [], "Age of the oldest overdue batch"),
             queue: Gauges::register(
@@ -301,6 +308,11 @@ impl BacklogMetrics {
     /// Batches that are not due yet.
     pub fn outstanding(&self, batches: Option<u64>) {
         self.outstanding.set([], batches);
+    }
+
+    /// Batches that are set aside.
+    pub fn quarantined(&self, batches: Option<u64>) {
+        self.quarantined.set([], batches);
     }
 
     /// How long the batch that is due for longest has been so; zero if none is.
@@ -353,6 +365,7 @@ mod tests {
         metrics.capacity.add("t", Some("OutstandingAllTopics"), 0.5);
         metrics.backlog.open("d", Some(1));
         metrics.backlog.outstanding(Some(1));
+        metrics.backlog.quarantined(Some(1));
         metrics.backlog.oldest(Some(Duration::from_secs(1)));
         metrics.backlog.queue(Some((1, 1)));
         let destination: Arc<str> = "d".into();

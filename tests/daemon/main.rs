@@ -20,6 +20,7 @@ mod clock;
 #[path = "../cloud/mod.rs"]
 mod cloud;
 mod crash;
+mod damage;
 mod delivery;
 mod disk;
 mod files;

@@ -257,7 +257,7 @@ fn s2_8_alarms_are_raised_and_cleared() {
     world.add_destination("bad").add_feed("bad", "csv", &["bad"]).set("alarms.dead.window", "3s");
     let address = serve(&mut world);
     let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
-    for alarm in ["depth", "failures", "latency", "dead", "shortage"] {
+    for alarm in ["depth", "failures", "latency", "dead", "shortage", "damage"] {
         assert_eq!(active(alarm), Some(0.0), "{alarm}");
     }
     world.drop_into("bad", Input::csv("bad.csv", 50));

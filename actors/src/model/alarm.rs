@@ -22,12 +22,22 @@ pub enum AlarmKind {
     Feeds,
     /// Files that failed, or that can't be taken.
     Files,
+    /// Batches that can't be read and are set aside.
+    Damage,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Depth, Self::Failures, Self::Latency, Self::Dead, Self::Shortage, Self::Feeds, Self::Files];
+    pub const ALL: [Self; 8] = [
+        Self::Depth,
+        Self::Failures,
+        Self::Latency,
+        Self::Dead,
+        Self::Shortage,
+        Self::Feeds,
+        Self::Files,
+        Self::Damage,
+    ];
 
     /// The word that operators see.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +49,7 @@ impl AlarmKind {
             Self::Shortage => "shortage",
             Self::Feeds => "feeds",
             Self::Files => "files",
+            Self::Damage => "damage",
         }
     }
 }

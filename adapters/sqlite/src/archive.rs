@@ -51,7 +51,15 @@ pub(crate) fn archive(
             }
             break;
         };
-        let stored = Stored::read(row)?;
+        let stored = match Stored::read(row) {
+            // It is not settled, as far as anybody can know.
+            Err(why) if why.is_damage() => {
+                step.looked_until = KeptPlace { payload: row.get(5)?, batch: row.get(0)? };
+                looked_at += 1;
+                continue;
+            }
+            read => read?,
+        };
         let Some(payload) = stored.payload else { continue };
         step.looked_until = KeptPlace { payload, batch: stored.seq };
         looked_at += 1;

@@ -14,6 +14,8 @@ pub struct Backlog {
     pub queued: u64,
     /// A worker has them.
     pub leased: u64,
+    /// They can't be read and are set aside.
+    pub quarantined: u64,
     /// When the oldest due batch became due, or the next one will; `None` without batches.
     pub oldest_due: Option<UnixMs>,
 }
@@ -27,9 +29,12 @@ pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxEr
     let (outstanding, queued) = connection
         .prepare_cached(COUNT_WAITING)?
         .query_row([int(now.0)], |row| Ok((uint(row.get(0)?), uint(row.get(1)?))))?;
-    let leased: i64 = connection
-        .prepare_cached("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?
-        .query_row([], |row| row.get(0))?;
+    let count = |sql: &str| -> Result<u64, TxError> {
+        Ok(uint(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?))
+    };
+    let leased = count("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?;
+    let quarantined =
+        count("SELECT count(*) FROM batches INDEXED BY batches_quarantined WHERE quarantined IS NOT NULL")?;
     // Each minimum is the first entry of a lane in the index; leased batches are few.
     let oldest_due: Option<i64> = connection
         .prepare_cached(
@@ -45,7 +50,8 @@ pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxEr
     Ok(Backlog {
         outstanding,
         queued,
-        leased: uint(leased),
+        leased,
+        quarantined,
         oldest_due: oldest_due.map(|due| UnixMs(uint(due))),
     })
 }

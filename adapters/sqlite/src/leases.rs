@@ -3,7 +3,7 @@
 //! cache does; a power cut undoes them together with the worker they were about.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, Rows, params};
 
 use super::{
     stored::{Stored, select_stored},
-    tx::{Tx, TxError, int},
+    tx::{Tx, TxError, check_sum, int},
 };
 
 /// Payload that one call leases, in bytes: what the writer copies before others have their turn. One batch is leased
@@ -67,17 +67,23 @@ impl Holders {
 }
 
 /// What is due of one lane of one destination, with how many messages of each batch are, in the order in which it is
-/// leased. An error ends it and is left in `failed`.
+/// leased. A batch that can't be read is left out and in `damaged`. An error ends it and is left in `failed`.
 struct Lane<'a> {
     rows: Rows<'a>,
     now: UnixMs,
+    damaged: &'a RefCell<Vec<(i64, TxError)>>,
     failed: &'a Cell<Option<TxError>>,
 }
 
 impl Lane<'_> {
     fn advance(&mut self) -> Result<Option<(Stored, usize)>, TxError> {
-        let Some(row) = self.rows.next()? else { return Ok(None) };
-        let stored = Stored::read(row)?;
+        let stored = loop {
+            let Some(row) = self.rows.next()? else { return Ok(None) };
+            match Stored::read(row) {
+                Err(why) if why.is_damage() => self.damaged.borrow_mut().push((row.get(0)?, why)),
+                read => break read?,
+            }
+        };
         let due = stored.record.open().filter(|&index| stored.record.due_of(index) <= self.now).count();
         Ok(Some((stored, due)))
     }
@@ -125,14 +131,16 @@ fn lease_some(
     let connection = tx.connection;
     let latest = request.now.after(want.longest_wait);
     cut_waits(connection, destination, latest, request.now)?;
+    let damaged = RefCell::default();
     let chosen = {
         let failed = Cell::new(None);
         let mut retries = connection.prepare_cached(RETRIES_DUE)?;
         let mut fresh = connection.prepare_cached(FRESH_DUE)?;
         let place = [destination, int(request.now.0)];
         let now = request.now;
-        let retries = Lane { rows: retries.query(place)?, now, failed: &failed };
-        let fresh = Lane { rows: fresh.query(place)?, now, failed: &failed };
+        let (damaged, failed) = (&damaged, &failed);
+        let retries = Lane { rows: retries.query(place)?, now, damaged, failed };
+        let fresh = Lane { rows: fresh.query(place)?, now, damaged, failed };
         let chosen = tx.caches.lane_share(destination).choose(retries, fresh, want.messages, want.batches);
         if let Some(error) = failed.take() {
             return Err(error);
@@ -140,6 +148,9 @@ fn lease_some(
         chosen
     };
     // Rows are changed when they are not walked over any more.
+    for (seq, why) in damaged.into_inner() {
+        quarantine(connection, seq, &why)?;
+    }
     for mut stored in chosen {
         if *bytes >= LEASE_BYTES_MAX {
             break;
@@ -148,12 +159,19 @@ fn lease_some(
         if stored.record.cut_waits(latest, request.now) {
             stored.store(connection)?;
         }
+        let content = payload(connection, &stored)
+            .and_then(|payload| Ok((payload, tx.caches.header(connection, stored.header)?)));
+        let (payload, header) = match content {
+            Err(why) if why.is_damage() => {
+                quarantine(connection, stored.seq, &why)?;
+                continue;
+            }
+            read => read?,
+        };
+        *bytes += payload.len();
         let until = Deadline(request.until.0);
         let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
         debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
-        let payload = payload(connection, &stored)?;
-        *bytes += payload.len();
-        let header = tx.caches.header(connection, stored.header)?;
         leases.push(Lease::of(stored.id, header, payload, &stored.record));
         if stored.record.has_suspects() {
             stored.store(connection)?;
@@ -176,19 +194,62 @@ fn cut_waits(connection: &Connection, destination: i64, latest: UnixMs, now: Uni
     )?;
     let late = select.query_map([destination, int(latest.0), CUT_MAX], |row| row.get(0))?;
     for seq in late.collect::<Result<Vec<_>, _>>()? {
-        let mut stored = Stored::by_seq(connection, seq)?;
-        stored.record.cut_waits(latest, now);
-        stored.store(connection)?;
+        if let Some(mut stored) = read_or_quarantine(connection, seq)? {
+            stored.record.cut_waits(latest, now);
+            stored.store(connection)?;
+        }
     }
     Ok(())
 }
 
+/// Sets a batch aside whose stored parts are damaged (F61): it is due never, its messages stay open, and all else goes
+/// on. Who else read it would fail, and everybody who wants what is beside it.
+fn quarantine(connection: &Connection, seq: i64, why: &TxError) -> Result<(), TxError> {
+    let why = why.to_string();
+    connection
+        .prepare_cached(
+            "UPDATE batches SET due = NULL, holder = NULL, lease_until_mono = NULL, quarantined = ?2
+             WHERE seq = ?1",
+        )?
+        .execute(params![seq, why])?;
+    let name =
+        "SELECT b.id, f.name, d.name, b.first_row, b.count FROM batches b JOIN files f ON f.seq = b.file
+                    JOIN destinations d ON d.seq = b.destination WHERE b.seq = ?1";
+    connection.prepare_cached(name)?.query_row([seq], |row| {
+        let (file, destination) = (row.get::<_, String>(1)?, row.get::<_, String>(2)?);
+        let (batch, first_row, messages) =
+            (BatchId(row.get(0)?), row.get::<_, i64>(3)?, row.get::<_, i64>(4)?);
+        tracing::error!(%batch, file, destination, first_row, messages, why,
+            "a batch is damaged and set aside: its messages stay open, everything else goes on");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The batch with number `seq`, unless it is damaged and set aside.
+fn read_or_quarantine(connection: &Connection, seq: i64) -> Result<Option<Stored>, TxError> {
+    match Stored::by_seq(connection, seq) {
+        Err(why) if why.is_damage() => quarantine(connection, seq, &why).map(|()| None),
+        read => read.map(Some),
+    }
+}
+
+/// Gives what was set aside another try: somebody may have repaired it. For the start.
+pub(crate) fn try_quarantined(connection: &Connection) -> Result<usize, TxError> {
+    let again = "UPDATE batches SET due = not_before, quarantined = NULL WHERE quarantined IS NOT NULL";
+    Ok(connection.execute(again, [])?)
+}
+
 fn payload(connection: &Connection, stored: &Stored) -> Result<Bytes, TxError> {
     let body = connection
-        .prepare_cached("SELECT body FROM payloads WHERE seq = ?1")?
-        .query_row([stored.payload], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))
+        .prepare_cached("SELECT body, sum FROM payloads WHERE seq = ?1")?
+        .query_row([stored.payload], |row| {
+            let body = row.get_ref(0)?.as_blob()?;
+            let checked = row.get(1).map(|sum| check_sum("payload", body, sum));
+            Ok(checked?.map(|()| Bytes::copy_from_slice(body)))
+        })
         .optional()?;
-    body.ok_or_else(|| TxError::Refused(format!("the payload of batch {} is missing", stored.id)))
+    body.unwrap_or(Err(TxError::Altered("payload")))
 }
 
 /// Moves deadlines of leases that are current. Only in the columns: it changes nothing else.
@@ -269,9 +330,10 @@ fn held(connection: &Connection, which: impl Fn(&str, i64) -> bool) -> Result<Ve
 
 fn lose(connection: &Connection, batches: &[i64], evidence: &Evidence) -> Result<usize, TxError> {
     for &seq in batches {
-        let mut stored = Stored::by_seq(connection, seq)?;
-        stored.record.lose_by(evidence, stored.id);
-        stored.store(connection)?;
+        if let Some(mut stored) = read_or_quarantine(connection, seq)? {
+            stored.record.lose_by(evidence, stored.id);
+            stored.store(connection)?;
+        }
     }
     Ok(batches.len())
 }

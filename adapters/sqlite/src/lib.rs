@@ -91,6 +91,7 @@ impl EmbeddedStore {
     pub fn open_after(state_dir: &Path, evidence: &Evidence, on_fatal: OnFatal) -> Result<Self, OpenError> {
         let connection = open::open(state_dir, Access::Own)?;
         let failed = |detail: String| OpenError::Unavailable { path: state_dir.join(DATABASE), detail };
+        leases::try_quarantined(&connection).map_err(|error| failed(error.to_string()))?;
         let losses = leases::lose_all(&connection, evidence).map_err(|error| failed(error.to_string()))?;
         check_depth(&connection).map_err(|error| failed(error.to_string()))?;
         let read = open::open(state_dir, Access::Read)?;

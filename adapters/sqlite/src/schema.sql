@@ -50,7 +50,8 @@ CREATE TABLE headers (
     seq         INTEGER PRIMARY KEY,
     file        INTEGER NOT NULL,
     destination INTEGER NOT NULL,
-    json        TEXT NOT NULL           -- model::batch::BatchHeader
+    json        TEXT NOT NULL,          -- model::batch::BatchHeader
+    sum         INTEGER NOT NULL        -- CRC-32 of it
 ) STRICT;
 CREATE INDEX headers_by_file ON headers (file, destination);
 
@@ -59,7 +60,8 @@ CREATE INDEX headers_by_file ON headers (file, destination);
 -- batches remembers numbers.
 CREATE TABLE payloads (
     seq     INTEGER PRIMARY KEY AUTOINCREMENT,
-    body    BLOB NOT NULL               -- model::batch payload encoding
+    body    BLOB NOT NULL,              -- model::batch payload encoding
+    sum     INTEGER NOT NULL            -- CRC-32 of it
 ) STRICT;
 
 -- One row per batch for its whole life: a retry is the same batch, due again.
@@ -79,10 +81,12 @@ CREATE TABLE batches (
     retry       INTEGER NOT NULL DEFAULT 0, -- 1: an open message was tried or redriven: the lane of retries
     fence       INTEGER NOT NULL DEFAULT 0,
     holder      TEXT,                   -- of the lease; NULL: not leased
-    lease_until_mono INTEGER            -- meaningful only to the process that leased it
+    lease_until_mono INTEGER,           -- meaningful only to the process that leased it
+    quarantined TEXT                    -- why it can't be read; it is due never then, and its messages stay open
 ) STRICT;
 -- Partial, so that what is settled costs nothing. `holder` is NULL in every entry; with it, counting needs no row.
 CREATE INDEX batches_waiting ON batches (destination, retry, holder, due) WHERE due IS NOT NULL AND holder IS NULL;
+CREATE INDEX batches_quarantined ON batches (seq) WHERE quarantined IS NOT NULL;
 CREATE INDEX batches_leased ON batches (seq) WHERE holder IS NOT NULL;
 -- Both are written when a batch is appended, the second also when it is archived, and not in between.
 CREATE INDEX batches_by_row ON batches (file, destination, first_row);

@@ -375,3 +375,51 @@ async fn f06_a_lease_outlives_its_deadline_while_its_worker_lives() {
     drop(holder);
     assert_eq!(store.rescue(MonoMs(late.0 + 1)).await, Ok(1), "it is gone");
 }
+
+#[tokio::test]
+async fn f61_what_is_damaged_is_set_aside_and_the_rest_is_leased() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open(dir.path());
+        for file in 1..=4 {
+            let file = fixtures::file("f", file, &["d"]);
+            store.append(fixtures::step(&file, 1..=10, NOW)).await.unwrap();
+        }
+        let leases = lease(&store).await;
+        assert_eq!(leases.len(), 4);
+        let retry = Verdict::Retry { attempt: fixtures::failed(NOW), not_before: NOW };
+        for lease in &leases {
+            store.settle(vec![Settlement { ends: true, ..settlement(lease, &[(0, retry)]) }]).await.unwrap();
+        }
+    }
+    let damage = Connection::open(dir.path().join(DATABASE)).unwrap();
+    for sql in [
+        "UPDATE payloads SET body = zeroblob(length(body)) WHERE seq = (SELECT min(seq) FROM payloads)",
+        "UPDATE headers SET json = replace(json, 'd', 'e') WHERE seq = (SELECT min(seq) + 1 FROM headers)",
+        "UPDATE results SET body = x'ff' WHERE batch = (SELECT min(batch) + 2 FROM results)",
+    ] {
+        assert_eq!(damage.execute(sql, []).unwrap(), 1, "{sql}");
+    }
+    for _ in 0..2 {
+        let store = open(dir.path());
+        let leased = lease(&store).await;
+        assert_eq!(leased.len(), 1, "the fourth");
+        assert_eq!(store.backlog(NOW).await.unwrap().quarantined, 3);
+        assert_eq!(lease(&store).await, []);
+        // Nor does anything else stop for them.
+        assert_eq!(store.archive(UnixMs(u64::MAX), 10).await, Ok(0));
+        assert_eq!(store.depth().await, Ok(40));
+        store.release(&[leased[0].token], Release::Unused).await.unwrap();
+    }
+    let why = count(dir.path(), "SELECT count(DISTINCT quarantined) FROM batches WHERE due IS NULL");
+    assert_eq!(why, 3, "each for its own reason");
+    // A lease of a batch whose record is damaged meanwhile keeps no store from opening.
+    {
+        let store = open(dir.path());
+        assert_eq!(lease(&store).await.len(), 1);
+        damage.execute("UPDATE results SET body = x'ff'", []).unwrap();
+    }
+    let store = open(dir.path());
+    assert_eq!(lease(&store).await, []);
+    assert_eq!(store.backlog(NOW).await.unwrap().quarantined, 4);
+}

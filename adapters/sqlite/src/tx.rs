@@ -37,6 +37,9 @@ pub(crate) enum TxError {
     /// A stored header can't be read.
     #[error("a stored batch header is damaged: {0}")]
     Header(#[from] serde_json::Error),
+    /// What is stored is not what was written.
+    #[error("the stored {0} does not match its checksum")]
+    Altered(&'static str),
 }
 
 impl TxError {
@@ -47,6 +50,11 @@ impl TxError {
             error.sqlite_error_code(),
             Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
         )
+    }
+
+    /// Whether it is about what one batch has stored, and about nothing else.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Payload(_) | Self::Header(_) | Self::Altered(_))
     }
 
     /// The error for the caller of a port.
@@ -65,6 +73,16 @@ impl TxError {
             _ => StoreError::Permanent(text),
         }
     }
+}
+
+/// What finds a bit that flipped on the disk (F61).
+fn sum(bytes: &[u8]) -> i64 {
+    crc32fast::hash(bytes).into()
+}
+
+/// Fails if `bytes` are not those that `stored` was made of.
+pub(crate) fn check_sum(what: &'static str, bytes: &[u8], stored: i64) -> Result<(), TxError> {
+    if sum(bytes) == stored { Ok(()) } else { Err(TxError::Altered(what)) }
 }
 
 /// A whole number as SQLite has it. Nothing that is counted here comes near the end.
@@ -138,10 +156,11 @@ impl Caches {
         if let Some(header) = self.headers.get(&seq) {
             return Ok(header.clone());
         }
-        let json: String = connection
-            .prepare_cached("SELECT json FROM headers WHERE seq = ?1")?
-            .query_row([seq], |row| row.get(0))?;
-        let header: Arc<BatchHeader> = Arc::new(serde_json::from_str(&json)?);
+        let (json, stored): (Vec<u8>, i64) = connection
+            .prepare_cached("SELECT CAST(json AS BLOB), sum FROM headers WHERE seq = ?1")?
+            .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        check_sum("header", &json, stored)?;
+        let header: Arc<BatchHeader> = Arc::new(serde_json::from_slice(&json)?);
         bounded(&mut self.headers).insert(seq, header.clone());
         Ok(header)
     }
@@ -290,8 +309,8 @@ impl<'a> Tx<'a> {
             Some(seq) => seq,
             None => self
                 .connection
-                .prepare_cached("INSERT INTO headers (file, destination, json) VALUES (?1, ?2, ?3)")?
-                .insert(params![file, destination, json])?,
+                .prepare_cached("INSERT INTO headers (file, destination, json, sum) VALUES (?1, ?2, ?3, ?4)")?
+                .insert(params![file, destination, json, sum(json.as_bytes())])?,
         };
         bounded(&mut self.caches.header_numbers).insert(header.clone(), seq);
         Ok(seq)
@@ -299,7 +318,8 @@ impl<'a> Tx<'a> {
 
     /// Stores a payload and returns its number.
     pub(crate) fn insert_payload(&self, payload: &[u8]) -> Result<i64, TxError> {
-        Ok(self.connection.prepare_cached("INSERT INTO payloads (body) VALUES (?1)")?.insert([payload])?)
+        let insert = "INSERT INTO payloads (body, sum) VALUES (?1, ?2)";
+        Ok(self.connection.prepare_cached(insert)?.insert(params![payload, sum(payload)])?)
     }
 
     /// Stores a batch, whose id must be new.

@@ -51,7 +51,13 @@ async fn the_backlog_is_counted_by_where_batches_are() {
     assert_eq!(store.backlog(NOW).await, Ok(Backlog::default()));
     let file = fixtures::file("f", 1, &["d", "e"]);
     store.append(fixtures::step_without(&file, 1..=1, &[], &[], NOW)).await.unwrap();
-    let of = |outstanding, queued, leased| Backlog { outstanding, queued, leased, oldest_due: Some(NOW) };
+    let of = |outstanding, queued, leased| Backlog {
+        outstanding,
+        queued,
+        leased,
+        quarantined: 0,
+        oldest_due: Some(NOW),
+    };
     assert_eq!(store.backlog(UnixMs(NOW.0 - 1)).await, Ok(of(2, 0, 0)));
     assert_eq!(store.backlog(NOW).await, Ok(of(0, 2, 0)));
     let held = lease(&store, "d", NOW).await;
@@ -62,7 +68,13 @@ async fn the_backlog_is_counted_by_where_batches_are() {
     let later = UnixMs(NOW.0 + 5000);
     let attempt = Attempt { at: NOW, status: 503, reason: Reason::Status };
     settle(&store, &held, Verdict::Retry { attempt, not_before: later }).await;
-    let retrying = |outstanding, queued| Backlog { outstanding, queued, leased: 0, oldest_due: Some(later) };
+    let retrying = |outstanding, queued| Backlog {
+        outstanding,
+        queued,
+        leased: 0,
+        quarantined: 0,
+        oldest_due: Some(later),
+    };
     assert_eq!(store.backlog(NOW).await, Ok(retrying(1, 0)), "a retry is due at its own time");
     assert_eq!(store.backlog(later).await, Ok(retrying(0, 1)));
 }

@@ -197,6 +197,11 @@ impl World {
         self.path("daemon.log")
     }
 
+    /// What every daemon of this world has logged.
+    pub(crate) fn daemon_log_text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.daemon_log()).expect("it was made")).into_owned()
+    }
+
     pub(crate) fn inbox(&self, feed: &str) -> PathBuf {
         self.feeds.path().join(feed)
     }

@@ -84,6 +84,7 @@ pub(super) struct Payload {
 }
 
 impl Payload {
+    /// What an item holds, if that is what was put under its digest (F61).
     pub(super) fn read(mut item: Item) -> Result<(PayloadId, Self), Damaged> {
         let rows: Bytes = match item.remove(PAYLOAD) {
             Some(aws_sdk_dynamodb::types::AttributeValue::B(bytes)) => bytes.into_inner().into(),
@@ -174,6 +175,7 @@ impl PayloadCache {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::types::AttributeValue;
     use postrider_actors::testing::fixtures;
 
     use super::{super::record::StoredBatch, *};
@@ -195,6 +197,23 @@ mod tests {
         assert_ne!(NewPayload::of(&other).unwrap().id, id);
         assert_eq!(Payload::read(Item::new()), Err(Damaged(PAYLOAD)));
         assert!("abc".parse::<PayloadId>().is_err());
+    }
+
+    #[test]
+    fn f61_a_payload_that_was_altered_is_none() {
+        let file = fixtures::file("feed", 1, &["d"]);
+        let item =
+            NewPayload::of(&fixtures::batch(&file, "d", 3..=9, UnixMs(5))).unwrap().item(UnixMs(9_000));
+        let Some(AttributeValue::B(rows)) = item.get(PAYLOAD).cloned() else { panic!("rows are binary") };
+        let mut rows = rows.into_inner();
+        *rows.last_mut().unwrap() ^= 1;
+        let mut altered = item.clone();
+        altered.insert(PAYLOAD.to_owned(), blob(rows));
+        assert_eq!(Payload::read(altered), Err(Damaged(DIGEST)));
+        let mut altered = item;
+        let Some(AttributeValue::S(json)) = altered.get_mut(HEADER) else { panic!("headers are text") };
+        *json = json.replace("feed", "weed");
+        assert_eq!(Payload::read(altered), Err(Damaged(DIGEST)));
     }
 
     #[test]
