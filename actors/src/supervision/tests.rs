@@ -229,7 +229,7 @@ async fn f58_what_is_parked_is_tried_again_for_ever_and_trusted_once_it_lives() 
     tree.until_logged("parser#13 started").await;
     assert_eq!(said.lock().unwrap().last(), Some(&None), "one failure is not too many");
     assert_eq!(tree.logged().iter().filter(|line| line.starts_with("other")).count(), 1);
-    root.send(Shutdown { code: 0 }).await.unwrap();
+    root.send(Shutdown { code: 0, within: Duration::from_millis(500) }).await.unwrap();
     assert_eq!(code.await, Ok(0));
 }
 
