@@ -173,6 +173,8 @@ impl CarrySetup {
             }
         }
         feed.held = Some(held);
+        // Workers look at it themselves: now, rather than at their next tick.
+        self.queue.ring();
         Ok(())
     }
 

@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How often at most it asks which destinations are disabled: a store that has to be called for it remembers the answer
 /// for a second (B25).
-const HOLDS_EVERY: Duration = Duration::from_millis(250);
+const HOLDS_EVERY: Duration = Duration::from_millis(100);
 
 /// What every worker that pulls leased batches works with.
 #[derive(Clone)]
