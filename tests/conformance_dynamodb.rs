@@ -10,6 +10,7 @@ use std::{
 };
 
 use aws_sdk_dynamodb::Client;
+use postrider_actors::ports::console::DeadFilter;
 use postrider_actors::{
     model::time::{MonoMs, UnixMs},
     ports::{Clock, RateTable},
@@ -18,7 +19,7 @@ use postrider_actors::{
         conformance::{self, Carried, Patience, Subject},
     },
 };
-use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
+use postrider_aws::dynamodb::{DynamoSettings, DynamoStore, migrate};
 use postrider_settings::{Dynamodb, Keys as _};
 
 #[path = "cloud/mod.rs"]
@@ -101,7 +102,7 @@ async fn make_on(endpoint: &str, seed: u64) -> Subject {
         patience: Patience::default(),
         redrive: Box::new(move |now| {
             let store = redriving.clone();
-            Box::pin(async move { store.redrive(&DeadQuery::default(), usize::MAX, now).await.unwrap() })
+            Box::pin(async move { store.redrive(&DeadFilter::default(), usize::MAX, now).await.unwrap() })
         }),
         enable: Box::new(move |name| {
             let enable = enabling.enable_destination(name);

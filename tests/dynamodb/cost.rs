@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use postrider_actors::ports::console::DeadFilter;
 use postrider_actors::{
     model::{
         batch::{NewBatch, PayloadWriter},
@@ -20,7 +21,7 @@ use postrider_actors::{
     },
     testing::fixtures,
 };
-use postrider_aws::dynamodb::{DeadQuery, DynamoSettings, DynamoStore, migrate};
+use postrider_aws::dynamodb::{DynamoSettings, DynamoStore, migrate};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -152,7 +153,7 @@ async fn concurrent_settlements_share_transactions_and_add_up() {
     assert_eq!(stores["other-1"].settled_files("feed", 9).await.unwrap(), []);
     assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap().len(), 1);
     stores["node-7"].mark_reported(&[file.id]).await.unwrap();
-    assert_eq!(stores["other-1"].redrive(&DeadQuery::default(), 1, LATER).await, Ok(1));
+    assert_eq!(stores["other-1"].redrive(&DeadFilter::default(), 1, LATER).await, Ok(1));
     clock.advance(Duration::from_secs(31));
     assert_eq!(stores["node-7"].settled_files("feed", 9).await.unwrap(), [], "it is open again");
 }

@@ -22,9 +22,7 @@ use postrider_actors::{
     },
     testing::{FakeClock, conformance, fixtures},
 };
-use postrider_aws::dynamodb::{
-    Console, DeadQuery, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate,
-};
+use postrider_aws::dynamodb::{Console, DynamoSettings, DynamoStore, SCHEMA_VERSION, check, migrate};
 
 use super::{
     client,
@@ -303,14 +301,17 @@ async fn a_call_that_is_too_large_is_recorded_in_parts() {
     assert_eq!((counts.sent, counts.dead, counts.retrying), (60, 120, 60));
     assert_eq!(store.depth().await, Ok(60));
     assert_eq!(due(&store, 200, &[]).await.len(), 60);
-    let letters = store.dead_letters(&DeadQuery::default(), None, 200).await.unwrap();
+    let letters = store.dead_letters(&DeadFilter::default(), &Position::default(), 200).await.unwrap();
     assert_eq!((letters.len(), letters[0].row, letters[0].attempts), (120, 2, 1));
-    let place = letters[6].place.to_string().parse().unwrap();
-    assert_eq!(store.dead_letters(&DeadQuery::default(), Some(&place), 200).await.unwrap(), letters[7..]);
+    let place = &letters[6].position;
+    assert_eq!(store.dead_letters(&DeadFilter::default(), place, 200).await.unwrap(), letters[7..]);
     // In the middle of a batch.
-    assert_eq!(store.redrive(&DeadQuery::default(), 5, LATER).await, Ok(5));
-    assert_eq!(store.dead_letters(&DeadQuery::default(), None, 200).await.unwrap(), letters[5..]);
-    assert_eq!(store.redrive(&DeadQuery::default(), usize::MAX, LATER).await, Ok(115));
+    assert_eq!(store.redrive(&DeadFilter::default(), 5, LATER).await, Ok(5));
+    assert_eq!(
+        store.dead_letters(&DeadFilter::default(), &Position::default(), 200).await.unwrap(),
+        letters[5..]
+    );
+    assert_eq!(store.redrive(&DeadFilter::default(), usize::MAX, LATER).await, Ok(115));
     assert_eq!(store.depth().await, Ok(180));
     assert_eq!(due(&store, 200, &[]).await.len(), 60, "the same batches");
 }
@@ -636,7 +637,7 @@ async fn a_payload_is_written_once_and_kept_while_it_is_needed() {
     assert_eq!(store.settle(vec![last(token, verdicts)]).await.unwrap(), [Settled::Released]);
     let all_sent = settlement(granted(&store, other).await, all(2, sent()));
     assert_eq!(store.settle(vec![all_sent]).await.unwrap(), [Settled::Complete]);
-    assert_eq!(store.redrive(&DeadQuery::default(), 9, LATER).await, Ok(1));
+    assert_eq!(store.redrive(&DeadFilter::default(), 9, LATER).await, Ok(1));
     assert_eq!(due(&store, 9, &[]).await, [id]);
     assert_eq!(stored().await, before);
 

@@ -8,10 +8,15 @@ pub mod receipts;
 
 use std::{collections::BTreeMap, fmt};
 
+use bytes::Bytes;
+use memchr::memmem::Finder;
+
 use crate::{
     model::{
+        batch::{BatchHeader, PayloadError, Rows},
         file::{DestinationCounts, FileReport},
         ids::{BatchId, FileId, MessageId},
+        ledger,
         outcome::{Attempt, DeathCause, Reason},
         state::MessageState,
         time::UnixMs,
@@ -142,8 +147,19 @@ pub struct DeadFilter {
     pub since: Option<UnixMs>,
 }
 
+impl DeadFilter {
+    /// Whether it asks for a message whose last attempt this was, and that was given up for `cause`. Its file and
+    /// destination are for the engine to find.
+    pub fn takes(&self, last: &Attempt, cause: DeathCause) -> bool {
+        self.reason.is_none_or(|reason| last.reason == reason)
+            && self.cause.is_none_or(|wanted| cause == wanted)
+            && self.before.is_none_or(|before| last.at < before)
+            && self.since.is_none_or(|since| last.at >= since)
+    }
+}
+
 /// A message that was given up.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Where a walk that has seen it continues.
     pub position: Position,
@@ -230,6 +246,20 @@ pub struct Delivery {
     pub not_before: Option<UnixMs>,
 }
 
+impl Delivery {
+    /// Of what a batch's record and its history say.
+    pub fn of(
+        destination: String,
+        recipient: Option<String>,
+        fate: ledger::Fate,
+        failed: Vec<Attempt>,
+    ) -> Self {
+        let ledger::Fate { state, accepted_at, drive, sent, death, not_before, .. } = fate;
+        let cause = death.map(|death| death.cause);
+        Self { destination, recipient, state, accepted_at, drive, failed, sent, cause, not_before }
+    }
+}
+
 /// A walk over what was accepted, in search of a recipient.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
@@ -239,4 +269,28 @@ pub struct Search {
     pub batches: u64,
     /// Messages found so far.
     pub found: Vec<MessageId>,
+}
+
+impl Search {
+    /// Looks through what a batch carries for the recipient that `finder` finds; `limit` messages at most in all.
+    pub fn look_through(
+        &mut self,
+        finder: &Finder<'_>,
+        header: &BatchHeader,
+        payload: &Bytes,
+        limit: usize,
+    ) -> Result<(), PayloadError> {
+        // Most payloads are left without decoding them.
+        if finder.find(payload).is_none() {
+            return Ok(());
+        }
+        let rows = Rows::decode(payload.clone())?;
+        for index in 0..rows.len() {
+            let is_asked_for = header.layout.read(rows.bytes(index))?.recipient.as_bytes() == finder.needle();
+            if is_asked_for && self.found.len() < limit {
+                self.found.push(header.message_id(rows.row(index)));
+            }
+        }
+        Ok(())
+    }
 }

@@ -56,23 +56,13 @@ fn delivery(
         Some(rows) if index < rows.len() => Some(header.layout.read(rows.bytes(index))?.recipient.to_owned()),
         Some(_) => return Err(missing(stored.id, index)),
     };
-    let ledger::Fate { state, accepted_at, drive, sent, death, not_before, .. } =
-        stored.record.fate(index).ok_or_else(|| missing(stored.id, index))?;
+    let fate = stored.record.fate(index).ok_or_else(|| missing(stored.id, index))?;
     let chunks: Vec<Vec<u8>> = connection
         .prepare_cached("SELECT body FROM attempts WHERE batch = ?1 ORDER BY seq")?
         .query_map([stored.seq], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
-    Ok(Delivery {
-        destination: header.destination.clone(),
-        recipient,
-        state,
-        accepted_at,
-        drive,
-        failed: ledger::codec::failures_of(chunks.iter().map(Vec::as_slice), index as u32)?,
-        sent,
-        cause: death.map(|death| death.cause),
-        not_before,
-    })
+    let failed = ledger::codec::failures_of(chunks.iter().map(Vec::as_slice), index as u32)?;
+    Ok(Delivery::of(header.destination.clone(), recipient, fate, failed))
 }
 
 fn missing(batch: BatchId, index: usize) -> TxError {

@@ -4,14 +4,12 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use postrider_actors::{
     model::{
-        batch::{BatchHeader, Rows},
         file::{DestinationCounts, FileReport},
         ids::{FileId, MessageId},
         time::UnixMs,
@@ -78,19 +76,9 @@ impl Viewer {
                 continue;
             }
             let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
-            // Most payloads are left without decoding them.
-            if finder.find(body).is_none() {
-                continue;
-            }
-            let header: Arc<BatchHeader> = self.caches.header(&self.connection, row.get(2)?)?;
-            let decoded = Rows::decode(Bytes::copy_from_slice(body))?;
-            for index in 0..decoded.len() {
-                if header.layout.read(decoded.bytes(index))?.recipient == recipient {
-                    search.found.push(header.message_id(decoded.row(index)));
-                }
-            }
+            let header = self.caches.header(&self.connection, row.get(2)?)?;
+            search.look_through(&finder, &header, &Bytes::copy_from_slice(body), limit)?;
         }
-        search.found.truncate(limit);
         search.position = Position(format!("{last_payload}.{last_batch}"));
         Ok(looked_at == batches && search.found.len() < limit)
     }

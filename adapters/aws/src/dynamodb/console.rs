@@ -12,10 +12,7 @@ use postrider_actors::{
 };
 use tokio::runtime::Runtime;
 
-use super::{
-    DynamoStore,
-    dead::{DeadPlace, DeadQuery},
-};
+use super::DynamoStore;
 use postrider_actors::ports::console::{
     DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate, Position,
     Search, View,
@@ -27,14 +24,12 @@ pub struct Console {
     store: DynamoStore,
     /// Files that were settled when they were looked at: what is counted of them changes only by a redrive.
     settled: HashMap<FileId, FileReport>,
-    /// Names of files that were asked for.
-    names: HashMap<FileId, String>,
 }
 
 impl Console {
     /// Commands on `store`, whose client was made on `runtime`.
     pub fn new(runtime: Runtime, store: DynamoStore) -> Self {
-        Self { runtime, store, settled: HashMap::new(), names: HashMap::new() }
+        Self { runtime, store, settled: HashMap::new() }
     }
 
     /// Every file. Each that is open costs a read, each that is settled one for the whole command.
@@ -52,39 +47,6 @@ impl Console {
             settled.extend(done.map(|report| (report.file.id, report.clone())).collect::<Vec<_>>());
             Ok(reports)
         })
-    }
-
-    /// A filter as queries, one per file if it names files.
-    fn queries(&self, filter: &DeadFilter) -> Result<Vec<DeadQuery>, StoreError> {
-        let query = |file| DeadQuery {
-            file,
-            destination: filter.destination.clone(),
-            reason: filter.reason,
-            cause: filter.cause,
-            before: filter.before,
-            since: filter.since,
-        };
-        let mut files = match &filter.file {
-            None => return Ok(vec![query(None)]),
-            Some(FileSelector::Id(id)) => vec![*id],
-            Some(FileSelector::Name(name)) => {
-                self.runtime.block_on(self.store.shared.file_ids(Some(name), usize::MAX))?
-            }
-        };
-        // As the list is: by file.
-        files.sort_unstable_by_key(ToString::to_string);
-        files.dedup();
-        Ok(files.into_iter().map(|file| query(Some(file))).collect())
-    }
-
-    fn name(&mut self, file: FileId) -> Result<String, StoreError> {
-        if let Some(name) = self.names.get(&file) {
-            return Ok(name.clone());
-        }
-        let stored = self.runtime.block_on(self.store.shared.read_file(file))?;
-        let name = stored.map(|stored| stored.record.name).unwrap_or_default();
-        self.names.insert(file, name.clone());
-        Ok(name)
     }
 }
 
@@ -141,32 +103,7 @@ impl View for Console {
         position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let after: Option<DeadPlace> = if position.0.is_empty() { None } else { Some(position.0.parse()?) };
-        let mut found = Vec::new();
-        for query in self.queries(filter)? {
-            if found.len() >= limit {
-                break;
-            }
-            // A walk that is beyond a file finds nothing more in it.
-            let letters = self.store.shared.dead_letters(&query, after.as_ref(), limit - found.len());
-            found.extend(self.runtime.block_on(letters)?);
-        }
-        let mut letters = Vec::with_capacity(found.len());
-        for letter in found {
-            letters.push(DeadLetter {
-                position: Position(letter.place.to_string()),
-                file: letter.file,
-                file_name: self.name(letter.file)?,
-                destination: letter.destination,
-                row: letter.row,
-                attempts: letter.attempts,
-                last: letter.last,
-                cause: letter.cause,
-                detail: letter.detail.map(Into::into),
-                batch: letter.batch,
-            });
-        }
-        Ok(letters)
+        self.runtime.block_on(self.store.dead_letters(filter, position, limit))
     }
 
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {
@@ -192,11 +129,7 @@ impl View for Console {
 
 impl Operate for Console {
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        let mut redriven = 0;
-        for query in self.queries(filter)? {
-            redriven += self.runtime.block_on(self.store.shared.redrive(&query, limit - redriven, now))?;
-        }
-        Ok(redriven)
+        self.runtime.block_on(self.store.redrive(filter, limit, now))
     }
 
     fn enable(&mut self, name: &str) -> Result<bool, StoreError> {

@@ -1,15 +1,21 @@
 //! Dead letters: finding them and sending them again.
 
-use std::fmt;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+};
 
 use postrider_actors::{
     flow::back_off,
     model::{
         ids::{BatchId, FileId},
-        outcome::{Attempt, DeathCause, Reason},
+        ledger::Death,
         time::UnixMs,
     },
-    ports::StoreError,
+    ports::{
+        StoreError,
+        console::{DeadFilter, DeadLetter, FileSelector, Position},
+    },
 };
 
 use super::{
@@ -28,26 +34,9 @@ const BATCHES_MAX: i32 = 25;
 /// How often a redrive is worked out anew when records have moved on.
 const ROUNDS: usize = 10;
 
-/// Which dead letters; all that is set must hold.
-#[derive(Clone, Debug, Default)]
-pub struct DeadQuery {
-    /// Of one file.
-    pub file: Option<FileId>,
-    /// Of one destination.
-    pub destination: Option<String>,
-    /// Whose last attempt failed for this reason.
-    pub reason: Option<Reason>,
-    /// That were given up for this cause.
-    pub cause: Option<DeathCause>,
-    /// That were given up before.
-    pub before: Option<UnixMs>,
-    /// That were given up then or later.
-    pub since: Option<UnixMs>,
-}
-
 /// Where in the order of dead letters (file, destination, first row of the batch, row) a walk stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadPlace {
+struct DeadPlace {
     /// The batch's range key in the list.
     sk: String,
     /// The index of the last letter that was seen; `None`: all of the batch were.
@@ -76,56 +65,12 @@ impl std::str::FromStr for DeadPlace {
     }
 }
 
-/// A message that was given up.
-#[derive(Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Where a walk that has seen it goes on.
-    pub place: DeadPlace,
-    /// The file its row came from.
-    pub file: FileId,
-    /// Where it was to go.
-    pub destination: String,
-    /// Its row.
-    pub row: u64,
-    /// The batch that holds it.
-    pub batch: BatchId,
-    /// Its index there.
-    pub index: u32,
-    /// Attempts that were made in its last drive.
-    pub attempts: u32,
-    /// The last of them.
-    pub last: Attempt,
-    /// Why there is no other.
-    pub cause: DeathCause,
-    /// What the destination itself said of it, where its words are kept.
-    pub detail: Option<Box<str>>,
-}
-
-impl fmt::Debug for DeadLetter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeadLetter({}_{} to {})", self.file, self.row, self.destination)
-    }
-}
-
-impl DeadQuery {
-    fn takes(&self, last: &Attempt, cause: DeathCause) -> bool {
-        self.reason.is_none_or(|reason| last.reason == reason)
-            && self.cause.is_none_or(|wanted| cause == wanted)
-            && self.before.is_none_or(|before| last.at < before)
-            && self.since.is_none_or(|since| last.at >= since)
-    }
-
-    /// What the range keys of the list begin with.
-    fn prefix(&self) -> String {
-        match (&self.file, &self.destination) {
-            (Some(file), Some(destination)) => format!("{file}#{destination}#"),
-            (Some(file), None) => format!("{file}#"),
-            (None, _) => String::new(),
-        }
-    }
-
-    fn takes_destination(&self, sk: &str) -> bool {
-        self.destination.as_ref().is_none_or(|wanted| sk.split('#').nth(1) == Some(wanted))
+/// What the range keys of the list begin with.
+fn prefix(filter: &DeadFilter, file: Option<FileId>) -> String {
+    match (file, &filter.destination) {
+        (Some(file), Some(destination)) => format!("{file}#{destination}#"),
+        (Some(file), None) => format!("{file}#"),
+        (None, _) => String::new(),
     }
 }
 
@@ -133,10 +78,11 @@ impl Shared {
     /// One page of batches that hold dead messages: their ids, and where the walk goes on.
     async fn dead_batches(
         &self,
-        query: &DeadQuery,
+        filter: &DeadFilter,
+        file: Option<FileId>,
         place: Option<&DeadPlace>,
     ) -> Result<(Vec<(String, BatchId)>, Option<DeadPlace>), StoreError> {
-        let prefix = query.prefix();
+        let prefix = prefix(filter, file);
         // After the whole batch, or from it on; never before what is asked for.
         let from = place.map_or_else(
             || prefix.clone(),
@@ -156,7 +102,8 @@ impl Shared {
         for item in &items {
             let sk = Reading(item).text(SK)?;
             last = Some(DeadPlace { sk: sk.to_owned(), index: None });
-            if query.takes_destination(sk) {
+            let destination = filter.destination.as_deref();
+            if destination.is_none_or(|wanted| sk.split('#').nth(1) == Some(wanted)) {
                 let id = sk.rsplit_once('#').and_then(|(_, id)| id.parse().ok()).ok_or(Damaged(SK))?;
                 batches.push((sk.to_owned(), id));
             }
@@ -164,49 +111,84 @@ impl Shared {
         Ok((batches, last.filter(|_| next.is_some())))
     }
 
+    /// The files that a filter names, in the order of the list; `None` for all.
+    async fn files_of_filter(&self, filter: &DeadFilter) -> Result<Vec<Option<FileId>>, StoreError> {
+        let mut files = match &filter.file {
+            None => return Ok(vec![None]),
+            Some(FileSelector::Id(id)) => vec![*id],
+            Some(FileSelector::Name(name)) => self.file_ids(Some(name), usize::MAX).await?,
+        };
+        files.sort_unstable_by_key(ToString::to_string);
+        files.dedup();
+        Ok(files.into_iter().map(Some).collect())
+    }
+
+    /// Up to `limit` dead letters after `position`, in the order of file, destination and batch.
     pub(super) async fn dead_letters(
         &self,
-        query: &DeadQuery,
-        place: Option<&DeadPlace>,
+        filter: &DeadFilter,
+        position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let mut place = place.cloned();
+        let after: Option<DeadPlace> = if position.0.is_empty() { None } else { Some(position.0.parse()?) };
         let mut letters = Vec::new();
-        while letters.len() < limit {
-            let (batches, next) = self.dead_batches(query, place.as_ref()).await?;
-            let mut known = Records::new();
-            self.look_up_all(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
-            for (sk, id) in batches {
-                let seen = place.as_ref().filter(|place| place.sk == sk).and_then(|place| place.index);
-                let news = letters_of(&known, query, id);
-                letters.extend(news.into_iter().filter(|letter| seen.is_none_or(|seen| letter.index > seen)));
-            }
-            match next {
-                Some(next) => place = Some(next),
-                None => break,
+        for file in self.files_of_filter(filter).await? {
+            // A walk that is beyond a file finds nothing more in it.
+            let mut place = after.clone();
+            while letters.len() < limit {
+                let (batches, next) = self.dead_batches(filter, file, place.as_ref()).await?;
+                let mut known = Records::new();
+                self.look_up_all(&mut known, batches.iter().map(|(_, id)| *id), false).await?;
+                for (sk, id) in batches {
+                    let seen = place.as_ref().filter(|place| place.sk == sk).and_then(|place| place.index);
+                    let news = letters_of(&known, filter, id).into_iter();
+                    let news = news.filter(|(index, _)| seen.is_none_or(|seen| *index > seen));
+                    letters.extend(news.map(|(_, letter)| letter));
+                }
+                match next {
+                    Some(next) => place = Some(next),
+                    None => break,
+                }
             }
         }
         letters.truncate(limit);
+        let mut names: HashMap<FileId, String> = HashMap::new();
+        for letter in &mut letters {
+            let name = match names.entry(letter.file) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let stored = match self.cached_file(letter.file) {
+                        Some(stored) => Some(stored),
+                        None => self.read_file(letter.file).await?,
+                    };
+                    unknown.insert(stored.map(|stored| stored.record.name).unwrap_or_default())
+                }
+            };
+            letter.file_name.clone_from(name);
+        }
         Ok(letters)
     }
 
+    /// Sends up to `limit` dead letters again; how many.
     pub(super) async fn redrive(
         &self,
-        query: &DeadQuery,
+        filter: &DeadFilter,
         limit: usize,
         now: UnixMs,
     ) -> Result<usize, StoreError> {
         let mut redriven = 0;
-        let mut place = None;
-        while redriven < limit {
-            let (batches, next) = self.dead_batches(query, place.as_ref()).await?;
-            let ids: Vec<_> = batches.into_iter().map(|(_, id)| id).collect();
-            if !ids.is_empty() {
-                redriven += self.redrive_some(query, &ids, limit - redriven, now).await?;
-            }
-            match next {
-                Some(next) => place = Some(next),
-                None => break,
+        for file in self.files_of_filter(filter).await? {
+            let mut place = None;
+            while redriven < limit {
+                let (batches, next) = self.dead_batches(filter, file, place.as_ref()).await?;
+                let ids: Vec<_> = batches.into_iter().map(|(_, id)| id).collect();
+                if !ids.is_empty() {
+                    redriven += self.redrive_some(filter, &ids, limit - redriven, now).await?;
+                }
+                match next {
+                    Some(next) => place = Some(next),
+                    None => break,
+                }
             }
         }
         Ok(redriven)
@@ -214,7 +196,7 @@ impl Shared {
 
     async fn redrive_some(
         &self,
-        query: &DeadQuery,
+        filter: &DeadFilter,
         ids: &[BatchId],
         limit: usize,
         now: UnixMs,
@@ -228,8 +210,8 @@ impl Shared {
             let mut draft = Draft::default();
             let (mut messages, mut files, mut drafted) = (0, Vec::new(), 0);
             for id in &left {
-                let letters = letters_of(&known, query, *id);
-                let indexes: Vec<u32> = letters.iter().map(|letter| letter.index).collect();
+                let letters = letters_of(&known, filter, *id);
+                let indexes: Vec<u32> = letters.iter().map(|(index, _)| *index).collect();
                 let indexes = &indexes[..indexes.len().min(limit - done - messages)];
                 let mut next = draft.clone();
                 let opened = next.redrive(&known, *id, indexes, now);
@@ -239,7 +221,7 @@ impl Shared {
                 draft = next;
                 messages += opened;
                 drafted += 1;
-                files.extend(letters.first().map(|letter| letter.file));
+                files.extend(letters.first().map(|(_, letter)| letter.file));
             }
             if lane.write_redrive(self, &draft).await? {
                 drop(lane);
@@ -294,25 +276,28 @@ impl Shared {
     }
 }
 
-/// The dead messages of a batch that the query asks for, in the order of their rows.
-fn letters_of(known: &Records, query: &DeadQuery, id: BatchId) -> Vec<DeadLetter> {
+/// The dead messages of a batch that are asked for, in the order of their rows, with their indexes. Of their files only
+/// the ids are known.
+fn letters_of(known: &Records, filter: &DeadFilter, id: BatchId) -> Vec<(u32, DeadLetter)> {
     let Some(Some(stored)) = known.get(&id) else { return Vec::new() };
     let StoredBatch { file, destination, rows, record, .. } = stored;
     let deaths =
         record.exceptions.iter().filter_map(|(&index, exception)| Some((index, exception.death.as_ref()?)));
-    deaths
-        .filter(|(_, death)| query.takes(&death.attempt, death.cause))
-        .map(|(index, death)| DeadLetter {
-            place: DeadPlace { sk: keys::dead_sk(*file, destination, rows.row(0), id), index: Some(index) },
+    let letter = |(index, death): (u32, &Death)| {
+        let place = DeadPlace { sk: keys::dead_sk(*file, destination, rows.row(0), id), index: Some(index) };
+        let letter = DeadLetter {
+            position: Position(place.to_string()),
             file: *file,
+            file_name: String::new(),
             destination: destination.to_string(),
             row: rows.row(index as usize),
-            batch: id,
-            index,
             attempts: record.tries[index as usize].into(),
             last: death.attempt,
             cause: death.cause,
-            detail: death.detail.clone(),
-        })
-        .collect()
+            detail: death.detail.clone().map(Into::into),
+            batch: id,
+        };
+        (index, letter)
+    };
+    deaths.filter(|(_, death)| filter.takes(&death.attempt, death.cause)).map(letter).collect()
 }

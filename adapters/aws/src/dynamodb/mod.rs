@@ -64,15 +64,12 @@ use postrider_actors::{
         Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
         DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox,
         OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, StoreError,
+        console::{DeadFilter, DeadLetter, Position},
     },
 };
 
 pub use self::{
-    append::DESTINATIONS_MAX,
-    console::Console,
-    dead::{DeadLetter, DeadPlace, DeadQuery},
-    schema::SCHEMA_VERSION,
-    settings::DynamoSettings,
+    append::DESTINATIONS_MAX, console::Console, schema::SCHEMA_VERSION, settings::DynamoSettings,
 };
 use self::{
     calls::Calls,
@@ -261,20 +258,20 @@ impl DynamoStore {
         self.shared.enable(name).await
     }
 
-    /// Up to `limit` dead letters after `place`, in the order of file, destination and batch. None only if there
-    /// are no more. [`DeadLetter::place`] is where a walk that has seen it goes on.
+    /// Up to `limit` dead letters after `position`, in the order of file, destination and batch. None only if there are no
+    /// more.
     pub async fn dead_letters(
         &self,
-        query: &DeadQuery,
-        place: Option<&DeadPlace>,
+        filter: &DeadFilter,
+        position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        self.shared.dead_letters(query, place, limit).await
+        self.shared.dead_letters(filter, position, limit).await
     }
 
-    /// Sends up to `limit` dead letters again that match `query`; how many. It only opens them again: delivery
-    /// keeps its rates. If it fails, what was redriven before stays so.
-    pub async fn redrive(&self, query: &DeadQuery, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        self.shared.redrive(query, limit, now).await
+    /// Sends up to `limit` dead letters again that match `filter`; how many. It only opens them again: delivery keeps its
+    /// rates. If it fails, what was redriven before stays so.
+    pub async fn redrive(&self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.shared.redrive(filter, limit, now).await
     }
 }

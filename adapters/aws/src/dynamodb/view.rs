@@ -186,17 +186,7 @@ impl Shared {
         let history = self.calls.partition("reading attempts", &pk, keys::HISTORY_PREFIX).await?;
         let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
         let failed = ledger::codec::failures_of(chunks, index as u32).map_err(|_| Damaged(BODY))?;
-        Ok(Some(Delivery {
-            destination: destination.to_string(),
-            recipient,
-            state: fate.state,
-            accepted_at: fate.accepted_at,
-            drive: fate.drive,
-            failed,
-            sent: fate.sent,
-            cause: fate.death.map(|death| death.cause),
-            not_before: fate.not_before,
-        }))
+        Ok(Some(Delivery::of(destination.to_string(), recipient, fate, failed)))
     }
 
     /// Whether a row was rejected or left out as a duplicate.
@@ -325,17 +315,8 @@ impl Shared {
                     return Err(StoreError::Retryable(format!("batch {id} was not read")));
                 }
             };
-            // Most payloads are left without decoding them.
-            if finder.find(&batch.payload).is_none() {
-                continue;
-            }
-            let rows = Rows::decode(batch.payload.clone()).map_err(payload_damaged)?;
-            for index in 0..rows.len() {
-                let cells = batch.header.layout.read(rows.bytes(index)).map_err(payload_damaged)?;
-                if cells.recipient == recipient && search.found.len() < limit {
-                    search.found.push(batch.header.message_id(rows.row(index)));
-                }
-            }
+            let looked = search.look_through(&finder, &batch.header, &batch.payload, limit);
+            looked.map_err(payload_damaged)?;
         }
         Ok(())
     }
