@@ -136,6 +136,12 @@ impl Worker {
         self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Until when a lease holds that is asked for now: each try asks for a whole one, or what a store that was away for
+    /// longer grants in the end would be over when it comes.
+    fn until(&self) -> MonoMs {
+        self.setup.clock.mono().after(self.setup.lease)
+    }
+
     /// Leases what the strategy wants until the worker is closed and holds nothing. `predecessor` is the holder
     /// of its leases in its last life.
     pub async fn lease(
@@ -170,12 +176,13 @@ impl Worker {
             if wants.is_empty() {
                 strategy.begin();
             } else {
-                let until = setup.clock.mono().after(setup.lease);
                 let now = setup.clock.wall();
                 let born = now.before(setup.clock.mono().since(setup.born));
-                let (holder, wanted) = (self.holder.clone(), wants.clone());
-                let request = LeaseRequest { holder, wants: wanted, until, now, born };
-                let leases = self.insist("leasing", || setup.queue.lease(request.clone())).await?;
+                let lease = || {
+                    let (holder, wants) = (self.holder.clone(), wants.clone());
+                    setup.queue.lease(LeaseRequest { holder, wants, until: self.until(), now, born })
+                };
+                let leases = self.insist("leasing", lease).await?;
                 failpoint!("lease.after");
                 for lease in leases {
                     let is_its = |want: &&mut Want| *want.destination == *lease.header.destination;
@@ -203,8 +210,7 @@ impl Worker {
             if tokens.is_empty() {
                 continue;
             }
-            let until = self.clock().mono().after(self.setup.lease);
-            let extend = || self.setup.queue.extend(&tokens, until);
+            let extend = || self.setup.queue.extend(&tokens, self.until());
             let outcomes = self.insist("extending leases", extend).await?;
             for (token, (_, outcome)) in tokens.into_iter().zip(outcomes) {
                 // One that was settled meanwhile is not held any more, and no loss.
@@ -277,5 +283,131 @@ impl Worker {
         let at = self.clock().wall();
         self.insist("disabling a destination", || self.setup.ledger.disable_destination(name, reason, at))
             .await
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        flow::ProgressBoard,
+        model::{ids::BatchId, time::UnixMs},
+        testing::MemoryStore,
+    };
+
+    const LEASE: Duration = Duration::from_secs(3);
+
+    /// Virtual time.
+    struct PausedClock(tokio::time::Instant);
+
+    impl Clock for PausedClock {
+        fn wall(&self) -> UnixMs {
+            UnixMs(self.mono().0)
+        }
+
+        fn mono(&self) -> MonoMs {
+            MonoMs(self.0.elapsed().as_millis() as u64)
+        }
+    }
+
+    /// Can do nothing until a time, and then takes note of what it is asked for.
+    struct FullDisk {
+        clock: Arc<PausedClock>,
+        until: MonoMs,
+        extended: Mutex<Vec<(MonoMs, MonoMs)>>,
+    }
+
+    #[async_trait]
+    impl Queue for FullDisk {
+        async fn lease(&self, _: LeaseRequest) -> Result<Vec<Lease>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn extend(
+            &self,
+            tokens: &[LeaseToken],
+            until: MonoMs,
+        ) -> Result<Vec<(BatchId, ItemOutcome)>, StoreError> {
+            let now = self.clock.mono();
+            if now < self.until {
+                return Err(StoreError::Retryable("the disk is full".into()));
+            }
+            self.extended.lock().unwrap().push((now, until));
+            Ok(tokens.iter().map(|token| (token.batch, ItemOutcome::Ok)).collect())
+        }
+
+        async fn release(&self, _: &[LeaseToken], _: Release) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn release_holder(&self, _: &str) -> Result<usize, StoreError> {
+            Ok(0)
+        }
+
+        async fn rescue(&self, _: MonoMs) -> Result<usize, StoreError> {
+            Ok(0)
+        }
+    }
+
+    /// Holds one lease.
+    struct Holding;
+
+    impl DeliveryStrategy for Holding {
+        fn hold(&self, _: &[Arc<str>]) {}
+
+        async fn turn(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn wants(&self) -> Vec<Want> {
+            Vec::new()
+        }
+
+        fn take(&self, _: Lease) {}
+
+        fn begin(&self) {}
+
+        fn sleep(&self) -> Duration {
+            Duration::MAX
+        }
+
+        fn tokens(&self) -> Vec<LeaseToken> {
+            vec![LeaseToken { batch: BatchId([1; 16]), fence: 1 }]
+        }
+
+        fn forget(&self, _: LeaseToken) -> bool {
+            true
+        }
+
+        fn is_empty(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f06_what_is_extended_late_is_extended_for_a_whole_lease() {
+        let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+        let extended = Mutex::default();
+        let queue = Arc::new(FullDisk { clock: clock.clone(), until: MonoMs(20_000), extended });
+        let setup = WorkerSetup {
+            queue: queue.clone(),
+            ledger: Arc::new(MemoryStore::new()),
+            clock,
+            queued: Bell::default(),
+            due_again: Bells::default(),
+            successors: Bells::default(),
+            lease: LEASE,
+            born: MonoMs(0),
+            progress: ProgressBoard::default().mark("worker"),
+        };
+        let worker = Worker::new(setup, "w");
+        assert!(tokio::time::timeout(Duration::from_secs(40), worker.extend(&Holding)).await.is_err());
+        let extended = queue.extended.lock().unwrap();
+        assert!(extended.len() > 2, "it goes on");
+        for &(now, until) in &*extended {
+            assert_eq!(until, now.after(LEASE), "not for what was left when it was asked for first");
+        }
     }
 }
