@@ -116,7 +116,7 @@ const GROUP: Group = Group { max_rows: 1_000, linger: Duration::from_millis(200)
 
 impl World {
     fn new(dialect: Dialect, gates: &StatementGates, concurrency: usize) -> Self {
-        Self::with(Postgres::start(), dialect, gates, concurrency, GROUP)
+        Self::with(Postgres::start(), dialect, gates, concurrency, &GROUP)
     }
 
     fn with(
@@ -124,7 +124,7 @@ impl World {
         dialect: Dialect,
         gates: &StatementGates,
         concurrency: usize,
-        group: Group,
+        group: &Group,
     ) -> Self {
         let server = Arc::new(server);
         for setting in [
@@ -452,7 +452,7 @@ fn default_gates() -> (StatementGates, ThrottleSetup) {
 /// Rows per second, and statements, through the stage at the default gate, sizes and concurrency, with so many bad rows of one kind.
 async fn rate_with(rows: u64, bad_of_ten: u64, kind: usize) -> (f64, usize) {
     let (gates, throttle) = default_gates();
-    let world = World::with(Postgres::start_durable(), Dialect::Postgres, &gates, 2, Group::declared());
+    let world = World::with(Postgres::start_durable(), Dialect::Postgres, &gates, 2, &Group::declared());
     for table in &world.tables {
         table.check().await.expect("it fits");
     }
