@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     Shared, connect,
     error::Failure,
-    take::{self, NewEvents},
+    take::{self, NewEvents, Others},
     values::{self, unix},
     waiting,
 };
@@ -65,7 +65,8 @@ impl Shared {
                 // Each once: a statement knows no row of its own.
                 let known: BTreeSet<_> = known.collect();
                 let at = values::time(reread.at);
-                let remembered = take::remember(&transaction, source, known.into_iter(), at).await?;
+                let remembered =
+                    take::remember(&transaction, source, known.into_iter(), at, Others::Expected).await?;
                 let is_new = |event: &EventId| remembered.contains_key(event);
                 let mut put = BTreeSet::new();
                 let new: Vec<_> = receipts

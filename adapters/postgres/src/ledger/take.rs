@@ -4,7 +4,7 @@
 //! share of a sync, not a sync. Each is answered by itself.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
@@ -33,17 +33,18 @@ const REJECTS_PART: usize = 256;
 /// How exact a source's `receipts_at` is: whoever moves it holds its row until the commit, and others wait.
 const NOTE_EVERY_MS: u64 = 1000;
 
-/// Which of the events are new, and whether another brought the same id before: see `EventId::same_id`. A statement does
-/// not see its own rows. OFFSET: a look into the index per event.
+/// The events that have these ids: see `EventId::same_id`. OFFSET: a look into the index per id.
+const SAME_IDS: &str = "
+SELECT l.event FROM unnest($2::uuid[], $3::uuid[]) AS k (least, greatest),
+       LATERAL (SELECT event FROM receipt_events WHERE source = $1 AND event BETWEEN k.least AND k.greatest OFFSET 0) l";
+
+/// Events that were looked for and not found. To insert them and to look for conflicts takes three times as long, so that is
+/// for those who have met one.
 const REMEMBER: &str = "
-INSERT INTO receipt_events AS n (source, event, at)
-SELECT $1, event, $3 FROM unnest($2::uuid[]) event
-    ON CONFLICT DO NOTHING
-RETURNING event, EXISTS (
-    SELECT FROM receipt_events e
-     WHERE e.source = $1 AND e.event BETWEEN (left(n.event::text, 18) || '-0000-000000000000')::uuid
-                                         AND (left(n.event::text, 18) || '-ffff-ffffffffffff')::uuid
-    OFFSET 0)";
+INSERT INTO receipt_events (source, event, at) SELECT $1, event, $3 FROM unnest($2::uuid[]) event RETURNING event";
+const REMEMBER_NEW: &str = "
+INSERT INTO receipt_events (source, event, at) SELECT $1, event, $3 FROM unnest($2::uuid[]) event
+    ON CONFLICT DO NOTHING RETURNING event";
 
 /// Those that are new. One whose event is known was taken before, when it could be read. OFFSET: a look into the index per
 /// reject.
@@ -60,6 +61,9 @@ const NOTE: &str = "
 UPDATE sources SET destination = $2, cursor = coalesce($3, cursor), receipts_at = coalesce($4, receipts_at),
        cursor_at = coalesce($5, cursor_at)
  WHERE id = $1";
+
+/// Postgres' manual, appendix A.
+const UNIQUE_VIOLATION: &str = "23505";
 
 /// What sources bring, until it is taken. Only callers that wait for their answer have something in here.
 #[derive(Default)]
@@ -227,6 +231,22 @@ impl Shared {
         part: &TakePart<'_>,
         new: &mut NewEvents,
     ) -> Result<(), Failure> {
+        match self.take_part_with(source, part, new, Others::Unexpected).await {
+            // Another process took some of them at the same time.
+            Err(Failure(failure)) if failure.code.as_deref() == Some(UNIQUE_VIOLATION) => {
+                self.take_part_with(source, part, new, Others::Expected).await
+            }
+            taken => taken,
+        }
+    }
+
+    async fn take_part_with(
+        &self,
+        source: &Arc<str>,
+        part: &TakePart<'_>,
+        new: &mut NewEvents,
+        others: Others,
+    ) -> Result<(), Failure> {
         let TakePart { known: (known, destination), cursor, at, .. } = *part;
         let is_old = |receipts_at: &UnixMs| receipts_at.0.abs_diff(known.receipts_at.0) >= NOTE_EVERY_MS;
         let is_noted = known.destination == Some(destination);
@@ -239,7 +259,7 @@ impl Shared {
                 let mut events = BTreeMap::new();
                 if !part.receipts.is_empty() {
                     let wanted = part.receipts.iter().map(|receipt| receipt.event);
-                    events = remember(&transaction, known.id, wanted, at).await?;
+                    events = remember(&transaction, known.id, wanted, at, others).await?;
                     let is_new = |receipt: &&Receipt| events.contains_key(&receipt.event);
                     let fresh: Vec<_> = part.receipts.iter().copied().filter(is_new).collect();
                     put(&transaction, known.id, destination, &fresh).await?;
@@ -365,19 +385,49 @@ impl NewEvents {
     }
 }
 
+/// Whether others may remember the same events at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    /// Nearly never: it fails if they do.
+    Unexpected,
+    /// It happens.
+    Expected,
+}
+
 /// Makes events known; those that were not, and whether their id was.
 pub(super) async fn remember(
     transaction: &Transaction<'_>,
     source: i32,
     events: impl Iterator<Item = EventId>,
     at: SystemTime,
+    others: Others,
 ) -> Result<BTreeMap<EventId, bool>, Failure> {
-    let mut events: Vec<_> = events.map(|event| Uuid::from_bytes(event.0)).collect();
-    // Two that take the same wait for each other in one direction.
-    events.sort_unstable();
-    let statement = transaction.prepare_cached(REMEMBER).await?;
-    let rows = transaction.query(&statement, &[&source, &events, &at]).await?;
-    Ok(rows.iter().map(|row| (event(row.get(0)), row.get(1))).collect())
+    let uuid = |event: EventId| Uuid::from_bytes(event.0);
+    // In order: two that take the same wait for each other in one direction.
+    let events: BTreeSet<EventId> = events.collect();
+    let (least, greatest): (Vec<_>, Vec<_>) = events
+        .iter()
+        .map(|event| event.same_id())
+        .map(|(least, greatest)| (uuid(least), uuid(greatest)))
+        .unzip();
+    let same_ids = transaction.prepare_cached(SAME_IDS).await?;
+    let known = transaction.query(&same_ids, &[&source, &least, &greatest]).await?;
+    let known: BTreeSet<EventId> = known.iter().map(|row| event(row.get(0))).collect();
+    let is_id_known = |event: EventId| {
+        let (least, greatest) = event.same_id();
+        known.range(least..=greatest).next().is_some()
+    };
+    let new: Vec<_> = events.difference(&known).copied().map(uuid).collect();
+    if new.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let insert = match others {
+        Others::Unexpected => REMEMBER,
+        Others::Expected => REMEMBER_NEW,
+    };
+    let insert = transaction.prepare_cached(insert).await?;
+    let rows = transaction.query(&insert, &[&source, &new, &at]).await?;
+    Ok(rows.iter().map(|row| event(row.get(0))).map(|event| (event, is_id_known(event))).collect())
 }
 
 /// Keeps rejects; those that are new.
