@@ -519,7 +519,9 @@ async fn f52_a_receipt_that_can_t_be_applied_becomes_a_reject_and_holds_up_no_ot
         ledger.take(arrival(vec![receipts[1700].clone(), receipts[6].clone(), receipts[0].clone()])).await;
     assert_eq!(again.map(|taken| (taken.new, taken.known)), Ok((2, 1)));
     drain(&ledger).await;
-    assert_eq!(server.value("SELECT count(*)::text FROM postrider.messages WHERE state = 6"), "3000");
+    let delivered = MessageState::Delivered as u8;
+    let delivered = format!("SELECT count(*)::text FROM postrider.messages WHERE state = {delivered}");
+    assert_eq!(server.value(&delivered), "3000");
 }
 
 /// What refuses every receipt is no receipt's fault: they wait.
