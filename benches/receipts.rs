@@ -96,7 +96,7 @@ impl Watch {
 
     fn read(self, receipts: u64) -> String {
         let rate = receipts as f64 / self.0.elapsed().as_secs_f64();
-        let cpu = (cpu() - self.1).as_secs_f64() * 1e6 / receipts as f64;
+        let cpu = cpu().saturating_sub(self.1).as_secs_f64() * 1e6 / receipts as f64;
         format!("{rate:>7.0}/s {cpu:>5.1} µs")
     }
 }

@@ -28,6 +28,8 @@ const OPERATOR: &str = "operator-1";
 /// How often the outbox's index is looked at. What this process appended itself needs no look; what others left does,
 /// and 15 s are short beside the lease that its batches wait for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+/// What a process knows to wait it keeps from others for two leases, and at least for two sweeps.
+const KEPT_MIN: Duration = Duration::from_secs(30);
 /// How long outcomes of few messages wait for those of other workers, so that one transaction records them all.
 const SETTLE_LINGER: Duration = Duration::from_secs(1);
 /// What batches carry outlives a month in which no daemon runs …
@@ -56,6 +58,7 @@ pub(super) fn settings(aws: &Aws) -> AwsSettings {
 pub(super) fn dynamo_settings(config: &Config, process: &str) -> DynamoSettings {
     DynamoSettings {
         sweep_interval: SWEEP_INTERVAL,
+        kept_for: (config.lease.duration * 2).max(KEPT_MIN),
         payload_life: payload_life(config.outbox.retention),
         settle_linger: SETTLE_LINGER,
         ..DynamoSettings::new(config.dynamodb.clone(), process)

@@ -76,7 +76,9 @@ where
     }
 
     fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
-        let Self { done, reply, .. } = *self;
+        let Self { run, done, reply, .. } = *self;
+        // What it was given is let loose before its caller goes on: whoever asks next whether a holder lives is right.
+        drop(run);
         // A caller that is gone wants no answer.
         let _ = reply.send(committed.map(|()| done.expect("a committed job has run")));
     }

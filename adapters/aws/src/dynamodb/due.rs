@@ -30,9 +30,6 @@ use super::{
     waiting::Waiting,
 };
 
-/// How long what a process has taken over, or keeps, is left to it. Each batch that waits costs a write so often.
-const KEPT_FOR: Duration = Duration::from_mins(2);
-
 /// Batches that one sweep keeps: 40 calls.
 const KEPT_MAX: usize = 1_000;
 
@@ -169,7 +166,7 @@ impl Shared {
         let known = self.waiting().to_be_kept(now, KEPT_MAX);
         self.keep_payloads(known.iter().map(|known| (known.batch.id, known.payload.0, known.payload.1)))
             .await?;
-        let look_at = now.after(KEPT_FOR);
+        let look_at = now.after(self.settings.kept_for);
         let keep = |known: &Waiting| {
             Change::of(&self.calls.tables.ledger, StoredBatch::key(known.batch.id))
                 .set(LOOK_AT, time(look_at))
@@ -220,10 +217,10 @@ impl Shared {
                         (until.after(self.settings.grace), None)
                     } else {
                         let origin = if is_mine { Origin::Mine } else { Origin::Found };
-                        (now.after(KEPT_FOR), Some((due.min(now), origin)))
+                        (now.after(self.settings.kept_for), Some((due.min(now), origin)))
                     }
                 }
-                None => (due.max(now).after(KEPT_FOR), Some((due, Origin::Found))),
+                None => (due.max(now).after(self.settings.kept_for), Some((due, Origin::Found))),
             };
             let mut change = self
                 .look_later(swept.id, swept.look_at, look_at)

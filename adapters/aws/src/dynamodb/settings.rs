@@ -20,6 +20,9 @@ pub struct DynamoSettings {
     pub sweep_interval: Duration,
     /// How long after it is due a batch is looked at: its own process has sent a hint of it by then.
     pub grace: Duration,
+    /// How long what a process has taken over, or keeps, is left to it. Each batch that waits costs a write so often; one
+    /// whose holder is gone is found when that is over, if it was kept before it was claimed: some leases.
+    pub kept_for: Duration,
     /// How much longer what another process looks after is left to it: its sweeps keep it meanwhile, if it is there.
     pub take_over_after: Duration,
     /// Whether deadlines go by the service's clock, as its answers tell it (B23); not where the clock is a test's.
@@ -48,6 +51,7 @@ impl DynamoSettings {
             page_size: 1_000,
             sweep_interval: Duration::from_secs(5),
             grace: Duration::from_secs(5),
+            kept_for: Duration::from_mins(2),
             take_over_after: Duration::from_secs(20),
             store_time: true,
             clock_margin: Duration::from_secs(5),
