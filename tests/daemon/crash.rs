@@ -86,7 +86,7 @@ fn f03_power_cuts_lose_nothing_that_was_acknowledged() {
     println!("POSTRIDER_SEED={seed} POSTRIDER_CUTS={cuts} POSTRIDER_CUT_ROWS={rows}");
     let mut random = Random(seed);
     let place = tempfile::tempdir().expect("a temporary directory");
-    let disk = LoopDisk::mount(place.path(), 256 << 20);
+    let Some(disk) = LoopDisk::mount(place.path(), 256 << 20) else { return };
     let mut world = World::on("csv", disk.path());
     world.receive(&["--fail-rate", "0.05", "--seed", &seed.to_string()]);
     let rate = (rows * 1000 / (cuts * LIFE_MS_MAX / 2)).max(200);
