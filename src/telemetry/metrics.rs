@@ -492,7 +492,7 @@ mod tests {
             "{port=\"outbox\",operation=\"append\",outcome=\"retryable\"} 1",
             "{port=\"outbox\",operation=\"append\",outcome=\"unknown\"} 1",
             "{port=\"outbox\",operation=\"append\",outcome=\"ok\"} 0",
-            "{port=\"outbox\",operation=\"depth\",outcome=\"ok\"} 1",
+            "{port=\"outbox\",operation=\"open_messages\",outcome=\"ok\"} 1",
         ] {
             assert!(text.contains(&format!("postrider_store_calls_total{line}")), "{line}: {text}");
         }
