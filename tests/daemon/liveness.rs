@@ -102,7 +102,7 @@ fn f18_the_same_bytes_twice_feed_the_watchdog() {
     let mut daemon = start_watched(&mut world, "");
     let input = Input::csv("first.csv", 20_000);
     world.drop_file(input.clone()).drop_file(input.named("second.csv"));
-    daemon.wait_log("reading paused");
+    daemon.wait_log("intake pauses");
     stays_alive(&mut world, &mut daemon);
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait_exit(Duration::from_secs(30)).code(), Some(0));
