@@ -83,6 +83,9 @@ pub struct StoredReceipt {
     pub receipt: Result<Receipt, Damaged>,
 }
 
+/// All bits of `present`, below.
+const PRESENT_MAX: u8 = 0x7f;
+
 /// Receipts: `version`, then of each `bytes(event state present key at sent_at price status carrier response)`, with a bit
 /// in `present` for the provider's key, and for each of what follows it.
 pub fn encode_receipts(receipts: &[&Receipt]) -> Vec<u8> {
@@ -139,6 +142,9 @@ pub fn decode_receipts(bytes: &[u8]) -> Result<Vec<StoredReceipt>, Damaged> {
 
 fn decode_receipt(event: EventId, bytes: &[u8]) -> Option<Receipt> {
     let (state, present) = (MessageState::from_byte(*bytes.get(16)?)?, *bytes.get(17)?);
+    if present > PRESENT_MAX {
+        return None;
+    }
     let mut place = 18;
     let text = |place: &mut usize| Some(Box::from(std::str::from_utf8(take_bytes(bytes, place)?).ok()?));
     let key = if present & 1 == 0 {
