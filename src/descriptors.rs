@@ -16,7 +16,7 @@ use postrider_http::receipts;
 /// rest is for what is read and written, and for commands that ask the store.
 const OWN: u64 = 64;
 
-/// Sets the limit as high as this process may, and returns it; `None`: there is none.
+/// Raises the limit as far as this process may, and returns it; `None` means unlimited.
 pub fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -27,7 +27,7 @@ pub fn raise_limit() -> Option<u64> {
     if raised.is_ok() { maximum } else { current }
 }
 
-/// What the daemon could raise its limit to, if it were started as this process was; `None`: there is none.
+/// What a daemon started like this process could raise its limit to; `None` means unlimited.
 pub fn limit() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }

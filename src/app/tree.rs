@@ -45,7 +45,7 @@ pub(super) async fn end_all(trees: &mut Vec<Tree>, within: Duration) -> Exit {
     exits.into_iter().find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)
 }
 
-/// Waits until one of the trees has ended by itself, and takes it out. For ever, if there is none.
+/// Waits until one of the trees ends by itself, and takes it out. Without any trees it waits for ever.
 pub(super) async fn first_end(trees: &mut Vec<Tree>) -> Exit {
     if trees.is_empty() {
         return std::future::pending().await;

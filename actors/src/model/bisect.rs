@@ -53,7 +53,7 @@ pub struct RefusedRow {
     pub row: usize,
     /// Why.
     pub refusal: Refusal,
-    /// There is evidence against it. If there is none, it is tried again later.
+    /// Whether there is evidence against it. Without evidence it is tried again later.
     pub is_blamed: bool,
 }
 
@@ -203,7 +203,7 @@ impl Bisection {
         rest.into_iter()
     }
 
-    /// Whether there is evidence against a row that was refused alone. A refusal for the moment is none, ever.
+    /// Whether there is evidence against a row that was refused alone. A temporary refusal never counts as evidence.
     fn blames(&self, refusal: &Refusal) -> bool {
         match refusal.kind {
             FailureKind::Invalid => true,

@@ -36,7 +36,7 @@ pub fn minute_of(sent_at: UnixMs) -> u64 {
 /// The entries of one feed and minute that were taken, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryGroup {
-    /// Of its head; 0 while there is none.
+    /// The version of its head; 0 before the head is first written.
     version: u64,
     /// Those in the head.
     head: Vec<PackedId>,

@@ -186,7 +186,7 @@ fn lease_some(
 const CUT_MAX: i64 = 64;
 
 /// Makes due what waits until after `latest` (F9): [`Record::cut_waits`](postrider_actors::model::ledger::Record). Two
-/// look-ups in an index where there is none, which is always but after a clock was set back.
+/// look-ups in an index that finds nothing, unless a clock was set back.
 fn cut_waits(connection: &Connection, destination: i64, latest: UnixMs, now: UnixMs) -> Result<(), TxError> {
     let mut select = connection.prepare_cached(
         "SELECT seq FROM batches INDEXED BY batches_waiting
@@ -297,7 +297,7 @@ pub(crate) fn release_holder(tx: &Tx<'_>, holder: &str) -> Result<usize, TxError
     lose(tx.connection, &held(tx.connection, |name, _| name == holder)?, &Evidence::unknown())
 }
 
-/// Marks lost the leases that nobody extended, of holders who are none of `living`.
+/// Marks expired leases lost, unless their holder is one of `living`.
 pub(crate) fn rescue(tx: &Tx<'_>, now: MonoMs, living: &HashSet<String>) -> Result<usize, TxError> {
     let is_lost = |name: &str, until| until < int(now.0) && !living.contains(name);
     lose(tx.connection, &held(tx.connection, is_lost)?, &Evidence::unknown())

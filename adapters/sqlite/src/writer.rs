@@ -77,7 +77,7 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
         let Self { run, done, reply, .. } = *self;
-        // What it was given is let loose before its caller goes on: whoever asks next whether a holder lives is right.
+        // Dropped before the caller gets its answer: the request holds the name by which a holder counts as living.
         drop(run);
         // A caller that is gone wants no answer.
         let _ = reply.send(committed.map(|()| done.expect("a committed job has run")));
