@@ -29,6 +29,8 @@ mod cloud;
 mod cost;
 #[path = "dynamodb/faults.rs"]
 mod faults;
+#[path = "dynamodb/payloads.rs"]
+mod payloads;
 
 use cloud::{Server, sdk_config};
 
