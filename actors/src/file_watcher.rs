@@ -31,7 +31,7 @@ use crate::{
     },
     ports::{ClaimError, ClaimedFile, Clock, Inbox, Ledger, StoreError},
     reading::FileInProgress,
-    supervision::{ChildId, Drain, Fault, Stage},
+    supervision::{ChildId, Drain, Exit, Fault, Stage},
 };
 
 /// Files in progress of one feed: claimed and not yet moved away. Small files spend most of their time
@@ -142,8 +142,9 @@ impl Actor for FileWatcher {
             changes: self.changes.clone(),
             draining: self.draining.clone(),
         };
-        context.spawn(claims.run().into_actor(self).map(|error, this, context| {
-            this.fault.fail(context, error);
+        context.spawn(claims.run().into_actor(self).map(|error, this, context| match error {
+            WatchError::ParserGone => this.fault.end(context, Exit::Orphaned(error.to_string())),
+            WatchError::Store(_) => this.fault.fail(context, error),
         }));
     }
 }

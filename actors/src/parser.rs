@@ -28,7 +28,7 @@ use crate::{
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
     reading::{FeedSettings, FileInProgress, Readers},
-    supervision::{ChildId, Drain, Fault, Stage},
+    supervision::{ChildId, Drain, Exit, Fault, Stage},
 };
 
 /// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
@@ -107,6 +107,9 @@ impl Handler<FileClaimed> for Parser {
             match end {
                 Ok(()) if this.reading == 0 && this.draining.load(Ordering::Relaxed) => context.stop(),
                 Ok(()) => {}
+                Err(error @ PassError::BatcherGone) => {
+                    this.fault.end(context, Exit::Orphaned(error.to_string()));
+                }
                 Err(error) => this.fault.fail(context, error),
             }
         }));

@@ -47,6 +47,8 @@ pub enum Exit {
     Normal,
     /// It stopped because of an error.
     Failed(String),
+    /// It stopped because a sibling is gone that it works with: the sibling's exit says why.
+    Orphaned(String),
     /// It panicked, in a handler, a spawned future, `started` or its factory.
     Panicked(String),
     /// Its supervisor ended it.
@@ -72,20 +74,21 @@ pub struct Drain;
 
 /// How an actor ends itself with an error.
 #[derive(Clone, Debug, Default)]
-pub struct Fault(Arc<Mutex<Option<String>>>);
+pub struct Fault(Arc<Mutex<Option<Exit>>>);
 
 impl Fault {
     /// Stops the actor; its supervisor sees [`Exit::Failed`].
     pub fn fail<A: Actor<Context = Context<A>>>(&self, context: &mut Context<A>, why: impl fmt::Display) {
-        self.set(why);
+        self.end(context, Exit::Failed(why.to_string()));
+    }
+
+    /// Stops the actor as `exit` says.
+    pub fn end<A: Actor<Context = Context<A>>>(&self, context: &mut Context<A>, exit: Exit) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
         context.stop();
     }
 
-    fn set(&self, why: impl fmt::Display) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
-    }
-
-    fn take(&self) -> Option<String> {
+    fn take(&self) -> Option<Exit> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -158,19 +161,19 @@ impl Birth {
                     // `stopped` runs) outside of unwinding: a second panic there would abort the process.
                     AssertUnwindSafe(context.into_future(actor)).catch_unwind().await
                 });
-                let exit = tokio::select! {
-                    end = &mut life => match end {
-                        Ok(Ok(())) => fault.take().map_or(Exit::Normal, Exit::Failed),
-                        Ok(Err(panic)) => Exit::Panicked(panic_text(&*panic)),
-                        Err(error) if error.is_panic() => Exit::Panicked(panic_text(&*error.into_panic())),
-                        Err(_) => Exit::Lost,
-                    },
+                let (end, otherwise) = tokio::select! {
+                    end = &mut life => (end, Exit::Lost),
                     // Also when the supervisor is gone with its end of the channel.
                     _ = kill => {
                         life.abort();
-                        let _ = life.await; // aborted or ended just now: it is gone either way
-                        Exit::Killed
+                        (life.await, Exit::Killed) // unless it has just ended by itself
                     }
+                };
+                let exit = match end {
+                    Ok(Ok(())) => fault.take().unwrap_or(Exit::Normal),
+                    Ok(Err(panic)) => Exit::Panicked(panic_text(&*panic)),
+                    Err(error) if error.is_panic() => Exit::Panicked(panic_text(&*error.into_panic())),
+                    Err(_) => otherwise,
                 };
                 guard.report(exit);
             });

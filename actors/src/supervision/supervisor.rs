@@ -158,7 +158,8 @@ pub struct Supervisor {
     slots: Vec<ChildSlot>,
     intensity: RestartIntensity,
     phase: SupervisorPhase,
-    regenerate_after: Duration,
+    /// Of a generation that is being ended: whose exit began it, and how.
+    cause: Option<(usize, Exit)>,
     /// Failures since the restarts were used up; 0 while they are not.
     parked_failures: u32,
     /// Counts the exits: who waits to see whether there is one compares it.
@@ -185,7 +186,7 @@ impl Supervisor {
             slots: Vec::new(),
             intensity,
             phase: SupervisorPhase::Running,
-            regenerate_after: Duration::ZERO,
+            cause: None,
             parked_failures: 0,
             exits: 0,
         }
@@ -321,7 +322,8 @@ impl Supervisor {
         }
     }
 
-    fn child_failed(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
+    /// Counts a failure. How long to wait before the restart, unless the restarts are used up.
+    fn child_failed(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) -> Option<Duration> {
         let now = self.settings.clock.mono();
         self.exits += 1;
         let slot = &mut self.slots[index];
@@ -333,7 +335,10 @@ impl Supervisor {
             (Restart::After(wait), _) if self.parked_failures == 0 => wait,
             (_, Some(parking)) => self.park(&parking, index, exit, context),
             (Restart::After(wait), None) => wait,
-            (Restart::Escalate, None) => return self.escalate(index, exit, context),
+            (Restart::Escalate, None) => {
+                self.escalate(index, exit, context);
+                return None;
+            }
         };
         let slot = &self.slots[index];
         let spec = &self.specs[slot.spec];
@@ -342,22 +347,34 @@ impl Supervisor {
             child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
             "a child exited and will be restarted"
         );
-        match self.strategy {
-            Strategy::OneForOne => {
-                context.run_later(wait, move |this, context| {
-                    if this.phase == SupervisorPhase::Running && !this.slots[index].alive {
-                        this.start_child(index, context);
-                    }
-                });
-            }
-            Strategy::OneForAll => {
-                self.phase = SupervisorPhase::Regenerating;
-                self.regenerate_after = wait;
-                for slot in &mut self.slots {
-                    slot.kill = None;
-                    slot.drain = None;
+        Some(wait)
+    }
+
+    /// Restarts one child.
+    fn restart(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
+        if let Some(wait) = self.child_failed(index, exit, context) {
+            context.run_later(wait, move |this, context| {
+                if this.phase == SupervisorPhase::Running && !this.slots[index].alive {
+                    this.start_child(index, context);
                 }
-            }
+            });
+        }
+    }
+
+    /// Restarts all children once the last of them is gone. Only then is it known why: a child's exit may be reported
+    /// before that of the sibling that took it along.
+    fn regenerate(&mut self, context: &mut Context<Self>) {
+        if self.slots.iter().any(|slot| slot.alive) {
+            return;
+        }
+        if let Some((index, exit)) = self.cause.take()
+            && let Some(wait) = self.child_failed(index, &exit, context)
+        {
+            context.run_later(wait, |this, context| {
+                if this.phase == SupervisorPhase::Regenerating {
+                    this.start_all(context);
+                }
+            });
         }
     }
 
@@ -384,7 +401,7 @@ impl Supervisor {
     ) -> Duration {
         self.parked_failures += 1;
         let what = match exit {
-            Exit::Failed(why) | Exit::Panicked(why) => why.as_str(),
+            Exit::Failed(why) | Exit::Orphaned(why) | Exit::Panicked(why) => why.as_str(),
             Exit::Normal => "it stopped",
             Exit::Killed => "it was ended",
             Exit::Lost => "its thread is gone",
@@ -446,22 +463,29 @@ impl Handler<ChildExited> for Supervisor {
         slot.alive = false;
         slot.drain = None;
         slot.kill = None;
-        match self.phase {
-            SupervisorPhase::Running => self.child_failed(index, &exited.exit, context),
-            SupervisorPhase::Regenerating => {}
-            SupervisorPhase::Stopping { rank, .. } => {
+        match (self.phase, self.strategy) {
+            (SupervisorPhase::Running, Strategy::OneForOne) => self.restart(index, &exited.exit, context),
+            (SupervisorPhase::Running, Strategy::OneForAll) => {
+                self.phase = SupervisorPhase::Regenerating;
+                self.cause = Some((index, exited.exit));
+                for slot in &mut self.slots {
+                    slot.kill = None;
+                    slot.drain = None;
+                }
+                self.regenerate(context);
+            }
+            (SupervisorPhase::Regenerating, _) => {
+                let orphaned = matches!(self.cause, Some((_, Exit::Orphaned(_))));
+                if orphaned && matches!(exited.exit, Exit::Failed(_) | Exit::Panicked(_) | Exit::Lost) {
+                    self.cause = Some((index, exited.exit));
+                }
+                self.regenerate(context);
+            }
+            (SupervisorPhase::Stopping { rank, .. }, _) => {
                 if self.alive_in(rank).next().is_none() {
                     self.drain_rank(context);
                 }
-                return;
             }
-        }
-        if self.phase == SupervisorPhase::Regenerating && self.slots.iter().all(|slot| !slot.alive) {
-            context.run_later(self.regenerate_after, |this, context| {
-                if this.phase == SupervisorPhase::Regenerating {
-                    this.start_all(context);
-                }
-            });
         }
     }
 }

@@ -40,6 +40,7 @@ type Log = Arc<Mutex<Vec<String>>>;
 enum Poke {
     Panic,
     Fail,
+    Orphan,
 }
 
 struct Worker {
@@ -64,6 +65,7 @@ impl Handler<Poke> for Worker {
         match poke {
             Poke::Panic => panic!("poked"),
             Poke::Fail => self.fault.fail(context, "poked"),
+            Poke::Orphan => self.fault.end(context, Exit::Orphaned("a sibling is gone".to_owned())),
         }
     }
 }
@@ -167,6 +169,30 @@ async fn one_generation_restarts_as_a_whole() {
     tree.until_logged("parser#2 started").await;
     tree.until_logged("batcher#2 started").await;
     assert_eq!(tree.logged().iter().filter(|line| line.starts_with("other")).count(), 1);
+}
+
+#[actix::test]
+async fn f14_an_orphan_that_is_reported_first_does_not_hide_what_its_sibling_died_of() {
+    let tree = Tree::new(0);
+    let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let parked = SupervisorSettings {
+        parking: Some(Parking {
+            backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(20)),
+            say: Arc::new(move |why| say.send(why.map(str::to_owned)).expect("the test reads")),
+        }),
+        ..tree.settings.clone()
+    };
+    let specs = vec![tree.worker("batcher", 0, true), tree.worker("parser", 1, true)];
+    let feed = Supervisor::nested("feed", None, 0, Strategy::OneForAll, parked, move || specs.clone());
+    let (_root, _code) = tree.start(vec![feed]);
+    for life in 1..20 {
+        tree.until_logged(&format!("parser#{life} started")).await;
+        let [parser, batcher] = ["parser", "batcher"].map(|name| tree.pokes.lock().unwrap()[name].clone());
+        parser.try_send(Poke::Orphan).expect("its mailbox is empty");
+        batcher.try_send(Poke::Panic).expect("its mailbox is empty");
+        let why = said.recv().await.flatten();
+        assert_eq!(why.as_deref(), Some("batcher fails again and again: poked"), "life {life}");
+    }
 }
 
 #[actix::test]
