@@ -42,6 +42,9 @@ use crate::{
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
+/// How long an outcome waits to be recorded if its batch has more to come.
+const RECORD_PATIENCE: Duration = Duration::from_millis(500);
+
 /// How long a sender waits for what this machine lacks (F72). A descriptor is free again within a request's time.
 const SHORTAGE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
@@ -86,9 +89,9 @@ pub struct DeliverySetup {
     pub in_flight: Arc<dyn InFlight>,
     /// Held to be read by every attempt; to be written by one that nothing else may be in flight with (B17).
     pub alone: Arc<RwLock<()>>,
-    /// Outcomes recorded at once at the latest.
+    /// Outcomes that are recorded now when so many wait.
     pub record_group: usize,
-    /// How long an outcome waits to be recorded with others.
+    /// How long an outcome waits to be recorded with others, if it is the last of its batch's for now.
     pub record_linger: Duration,
     /// Messages that all workers together may have in flight.
     pub places: Places,
@@ -545,14 +548,15 @@ impl WebhookStrategy {
 
     async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {
         let (linger, group) = (self.setup.record_linger, self.setup.record_group);
-        let mut all_at = Instant::now() + linger;
+        let patience = linger.max(RECORD_PATIENCE);
+        let mut looks_at = Instant::now() + linger;
         loop {
-            self.flush.wait(all_at.saturating_duration_since(Instant::now())).await;
-            let is_time = Instant::now() >= all_at;
-            let (settlements, is_all) = self.settlements(if is_time { 0 } else { group / 2 });
-            if is_all {
-                all_at = Instant::now() + linger;
+            self.flush.wait(looks_at.saturating_duration_since(Instant::now())).await;
+            let is_time = Instant::now() >= looks_at;
+            if is_time {
+                looks_at = Instant::now() + linger;
             }
+            let settlements = self.settlements(if is_time { 0 } else { group / 2 }, patience);
             if settlements.is_empty() {
                 continue;
             }
@@ -591,10 +595,11 @@ impl WebhookStrategy {
         metrics.settled(tally, settled, now.since(batch.lease.accepted_at), !failed);
     }
 
-    /// What is to be recorded now, and whether that is all there is. See [`Roster::take_ready`].
-    fn settlements(&self, group: usize) -> (Vec<Settlement>, bool) {
+    /// What is to be recorded now. See [`Roster::take_ready`].
+    fn settlements(&self, group: usize, patience: Duration) -> Vec<Settlement> {
+        let now = self.worker.clock().wall();
         let mut state = self.state();
-        let ready = state.roster.take_ready(group);
+        let ready = state.roster.take_ready(group, now, patience);
         let settlement = |Ready { token, verdicts, ends, begins }: Ready| {
             let mut records = Vec::new();
             if let Some(batch) = state.batches.get(&token)
@@ -604,6 +609,6 @@ impl WebhookStrategy {
             }
             Settlement { token, verdicts, details: BTreeMap::new(), records, ends, begins }
         };
-        (ready.into_iter().map(settlement).collect(), !state.roster.has_ready())
+        ready.into_iter().map(settlement).collect()
     }
 }

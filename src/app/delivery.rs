@@ -16,9 +16,9 @@ use secrecy::ExposeSecret as _;
 use super::{error::StartError, machine::Machine};
 use crate::config::{self, Config, Destination, Profile, Resolved};
 
-/// Outcomes that are recorded in one group at most, and the longest that one waits for its group: each group costs a
-/// sync.
-const RECORD_GROUP: usize = 500;
+/// Outcomes that are recorded at once when so many wait, unless the window of I6 asks for it earlier, and the longest
+/// that one waits: each group costs a sync, and each batch in it a record.
+const RECORD_GROUP: usize = 1_000;
 const RECORD_LINGER: Duration = Duration::from_millis(50);
 /// The same where a group is a transaction across the network, for all workers together. What a crash repeats is bounded by `record.max_unrecorded`
 /// (I6), however long it lingers.
@@ -96,13 +96,15 @@ impl Webhooks {
             .collect();
         let (delivery, record, lease) =
             (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
-        let record_group = RECORD_GROUP.min(record);
         let record_linger = match config.profile {
             Profile::Embedded => RECORD_LINGER,
             Profile::Aws => RECORD_LINGER_SHARED,
         };
         let (machine, queued) = (machine.clone(), queued.to_vec());
         let workers = queued.len();
+        // What is in flight has its part of the window, and sending goes on while a group is recorded.
+        let record_group = (record.saturating_sub(delivery) * 3 / 4).max(record / 4) / workers;
+        let record_group = record_group.clamp(1, RECORD_GROUP);
         // Each worker has one at least.
         let places = machine.places(throttle::ALL, delivery.max(workers));
         let spec = ChildSpec::stage::<WebhookDelivery>(0, move |id| {

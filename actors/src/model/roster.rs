@@ -96,8 +96,10 @@ struct Batch {
     /// Messages that wait to be tried again here.
     later: u32,
     in_flight: u32,
-    /// Verdicts that wait for the ledger.
+    /// Verdicts that wait for the ledger …
     ready: Vec<MessageVerdict>,
+    /// … the oldest of them since this.
+    ready_since: UnixMs,
     /// Verdicts that the ledger is recording.
     recording: u32,
     /// The message that the ledger is marking as begun …
@@ -123,11 +125,6 @@ impl Batch {
 
     fn is_idle(&self) -> bool {
         self.in_flight == 0 && self.ready.is_empty() && self.recording == 0 && self.marking.is_none()
-    }
-
-    /// Whether nothing of it can be reported before a retry is due: what waits for the ledger is a whole group.
-    fn is_at_rest(&self) -> bool {
-        self.in_flight == 0 && (self.stopped || self.open.is_empty())
     }
 
     /// Whether nothing is left to begin here.
@@ -220,6 +217,7 @@ impl Roster {
             later: 0,
             in_flight: 0,
             ready: Vec::new(),
+            ready_since: now,
             recording: 0,
             marking: None,
             marked: None,
@@ -384,6 +382,9 @@ impl Roster {
             return false;
         };
         let Pick { index, drive, attempt, .. } = pick;
+        if batch.ready.is_empty() {
+            batch.ready_since = now;
+        }
         batch.ready.push(MessageVerdict { index, drive, attempt, verdict });
         if let Verdict::Retry { not_before, .. } = verdict
             && batch.pace == Pace::Together
@@ -398,32 +399,31 @@ impl Roster {
         is_awaited || self.unrecorded - self.in_flight >= group
     }
 
-    /// Hands out what is to be recorded: of batches at rest, and of the others once together they have `group` or
-    /// more. A batch that is recorded in the middle of a round costs a settlement more than one that is not.
-    pub fn take_ready(&mut self, group: usize) -> Vec<Ready> {
-        let growing = self.batches.values().filter(|batch| !batch.is_at_rest());
+    /// Hands out what is to be recorded: of batches that nothing more will come of, or whose outcomes have waited for
+    /// `patience`; then of those with the most outcomes, until there are `group`. A record costs the same however much
+    /// it says, and a batch with retries has something to say for as long as they last.
+    pub fn take_ready(&mut self, group: usize, now: UnixMs, patience: Duration) -> Vec<Ready> {
         self.ended = 0;
-        let takes_all = growing.map(|batch| batch.ready.len()).sum::<usize>() >= group;
         let mut taken = Vec::new();
-        for batch in self.batches.values_mut() {
-            let begins = batch.to_mark();
-            let waits = batch.ready.is_empty()
-                || !(takes_all || batch.is_at_rest() || batch.pace == Pace::AloneMarked);
-            if waits && begins.is_none() {
-                continue;
-            }
-            batch.recording += batch.ready.len() as u32;
-            batch.marking = begins;
-            let verdicts = std::mem::take(&mut batch.ready);
+        let mut growing = BinaryHeap::new();
+        for (&id, batch) in &mut self.batches {
             let ends = batch.in_flight == 0 && batch.is_exhausted();
-            taken.push(Ready { token: batch.token, verdicts, ends, begins });
+            // What seems to be yet to come was noted by a clock that was ahead (F9).
+            let is_old = batch.ready_since > now || now.since(batch.ready_since) >= patience;
+            if ends || is_old || batch.pace == Pace::AloneMarked {
+                taken.extend(batch.take_ready());
+            } else {
+                growing.push((batch.ready.len(), id));
+            }
+        }
+        let mut count: usize = taken.iter().map(|ready: &Ready| ready.verdicts.len()).sum();
+        while count < group
+            && let Some((more, id)) = growing.pop()
+        {
+            count += more;
+            taken.extend(self.batches.get_mut(&id).and_then(Batch::take_ready));
         }
         taken
-    }
-
-    /// Whether a verdict waits to be handed out for recording.
-    pub fn has_ready(&self) -> bool {
-        self.batches.values().any(|batch| !batch.ready.is_empty())
     }
 
     /// `count` verdicts of a batch are recorded, and what was to be marked is.
@@ -474,6 +474,19 @@ impl Roster {
 }
 
 impl Batch {
+    /// Its part of [`Roster::take_ready`].
+    fn take_ready(&mut self) -> Option<Ready> {
+        let begins = self.to_mark();
+        if self.ready.is_empty() && begins.is_none() {
+            return None;
+        }
+        self.recording += self.ready.len() as u32;
+        self.marking = begins;
+        let verdicts = std::mem::take(&mut self.ready);
+        let ends = self.in_flight == 0 && self.is_exhausted();
+        Some(Ready { token: self.token, verdicts, ends, begins })
+    }
+
     /// What of it counts as waiting at its destination.
     fn waiting(&self) -> usize {
         if self.pace == Pace::Together && !self.stopped { self.open.len() } else { 0 }

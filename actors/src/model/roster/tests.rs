@@ -32,7 +32,7 @@ fn failed(not_before: UnixMs) -> Report {
 
 /// Records all that is ready; what it was.
 fn record(roster: &mut Roster) -> Vec<Ready> {
-    let ready = roster.take_ready(0);
+    let ready = roster.take_ready(0, NOW, Duration::ZERO);
     for ready in &ready {
         roster.recorded(ready.token, ready.verdicts.len());
     }
@@ -100,13 +100,17 @@ fn b17_a_suspect_is_marked_before_it_begins() {
     roster.add(0, token(0), Pace::AloneMarked, fresh([1, 2]), NOW);
     assert_eq!(roster.pick(NOW), None, "not before it is marked");
     let mark = |verdicts, ends, begins| Ready { token: token(0), verdicts, ends, begins };
-    assert_eq!(roster.take_ready(0), [mark(vec![], false, Some(1))]);
-    assert_eq!(roster.take_ready(0), [], "once");
+    assert_eq!(roster.take_ready(0, NOW, Duration::ZERO), [mark(vec![], false, Some(1))]);
+    assert_eq!(roster.take_ready(0, NOW, Duration::ZERO), [], "once");
     assert_eq!(roster.pick(NOW), None, "the ledger has not answered");
     roster.recorded(token(0), 0);
     let first = pick(&mut roster, NOW);
     assert_eq!((first.index, roster.pick(NOW)), (1, None));
-    assert_eq!(roster.take_ready(0), [], "the next is not marked while this one is in flight");
+    assert_eq!(
+        roster.take_ready(0, NOW, Duration::ZERO),
+        [],
+        "the next is not marked while this one is in flight"
+    );
     assert!(roster.report(first, SENT, 500, NOW), "the next message waits for the record: now");
     assert_eq!(roster.pick(NOW), None);
     // The commit that records one marks the next.
@@ -167,7 +171,7 @@ fn b9_what_is_due_again_soon_is_tried_under_the_same_lease_and_before_the_rest()
     assert_eq!(pick(&mut roster, due).index, 2);
     // Both attempts are reported, in their order.
     let reported: Vec<_> = roster
-        .take_ready(0)
+        .take_ready(0, NOW, Duration::ZERO)
         .pop()
         .unwrap()
         .verdicts
@@ -199,22 +203,30 @@ fn b9_a_retry_goes_before_batches_that_were_leased_since() {
 }
 
 #[test]
-fn a_batch_is_recorded_once_in_a_round_unless_too_much_waits() {
+fn a_batch_with_more_to_say_is_recorded_when_it_says_much_or_has_waited() {
     let mut roster = roster(&[64]);
-    roster.add(0, token(0), Pace::Together, fresh(0..2), NOW);
-    roster.add(0, token(1), Pace::Together, fresh(0..4), NOW);
+    for (id, rows) in [(0, 2), (1, 4), (2, 1)] {
+        roster.add(0, token(id), Pace::Together, fresh(0..rows), NOW);
+    }
     let picks: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).collect();
     roster.report(picks[0], failed(later(1_000)), 500, NOW);
-    roster.report(picks[2], SENT, 500, NOW);
-    assert_eq!(roster.take_ready(3), [], "both have something in flight");
-    roster.report(picks[1], SENT, 500, NOW);
-    let recorded: Vec<_> = roster.take_ready(2).iter().map(|ready| (ready.token, ready.ends)).collect();
-    assert_eq!(recorded, [(token(0), false)], "it waits for its retry and nothing else");
-    assert!(roster.has_ready());
-    roster.report(picks[3], SENT, 500, NOW);
-    let [ready] = &roster.take_ready(2)[..] else { panic!("two outcomes are a group") };
-    assert_eq!((ready.token, ready.verdicts.len(), ready.ends), (token(1), 2, false));
-    assert!(!roster.has_ready());
+    for pick in &picks[2..5] {
+        roster.report(*pick, SENT, 500, later(10));
+    }
+    let taken = |roster: &mut Roster, group, waited: u64| {
+        let ready = roster.take_ready(group, later(waited), Duration::from_millis(100));
+        let mut taken: Vec<_> =
+            ready.iter().map(|ready| (ready.token, ready.verdicts.len(), ready.ends)).collect();
+        taken.sort_by_key(|(token, ..)| token.batch);
+        taken
+    };
+    assert_eq!(taken(&mut roster, 0, 20), [], "all have something in flight");
+    roster.report(picks[6], SENT, 500, later(20));
+    assert_eq!(taken(&mut roster, 3, 20), [(token(1), 3, false), (token(2), 1, true)]);
+    roster.report(picks[1], SENT, 500, later(30));
+    assert_eq!(taken(&mut roster, 0, 90), [], "nothing is in flight, but a retry is to come");
+    roster.report(picks[5], SENT, 500, later(90));
+    assert_eq!(taken(&mut roster, 0, 100), [(token(0), 2, false), (token(1), 1, true)]);
 }
 
 #[test]
@@ -400,7 +412,7 @@ impl Books {
 
     /// Records what is ready and removes what is over; what was put off comes with another lease.
     fn record(&mut self) {
-        for ready in self.roster.take_ready(0) {
+        for ready in self.roster.take_ready(0, NOW, Duration::ZERO) {
             self.roster.recorded(ready.token, ready.verdicts.len());
             let open = self.open.get_mut(&ready.token).unwrap();
             for reported in &ready.verdicts {
