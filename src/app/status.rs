@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use postrider_actors::{
-    model::{file::FileReport, time::MonoMs},
+    model::{
+        file::{DestinationCounts, FileReport},
+        time::MonoMs,
+    },
     ports::Clock,
 };
 
@@ -82,5 +85,5 @@ impl StatusReporter {
 }
 
 fn settled(file: &FileReport) -> u64 {
-    file.destinations.values().map(|counts| counts.sent + counts.dead).sum()
+    file.destinations.values().map(DestinationCounts::settled).sum()
 }

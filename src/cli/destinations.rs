@@ -105,7 +105,7 @@ fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
                     "disabled": view.disabled.is_some(),
                     "disabled_at": view.disabled.as_ref().map(|(at, _)| time(*at)),
                     "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
-                    "open": view.counts.retrying + view.counts.pending(),
+                    "open": view.counts.open(),
                 })
             })
             .collect();
@@ -120,7 +120,7 @@ fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
             text(name),
             text(if view.disabled.is_some() { "disabled" } else { "enabled" }),
             text(if configured(name) { "yes" } else { "no" }),
-            number(view.counts.retrying + view.counts.pending()),
+            number(view.counts.open()),
             text(since),
             text(reason),
         ]

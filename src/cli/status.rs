@@ -168,7 +168,7 @@ fn holds(config: &Config, views: &BTreeMap<String, DestinationView>) -> BTreeMap
     let open: OpenMessages = views
         .iter()
         .map(|(name, view)| {
-            let settled = view.counts.sent + view.counts.dead;
+            let settled = view.counts.settled();
             (name.as_str().into(), view.counts.accepted.saturating_sub(settled))
         })
         .collect();
@@ -193,6 +193,7 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "dead": view.counts.dead,
         "retrying": view.counts.retrying,
         "pending": view.counts.pending(),
+        "cancelled": view.counts.cancelled,
         "sent_per_s": line.sent_per_s,
         "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
         "batches": { "outstanding": view.outstanding, "queued": view.queued, "leased": view.leased },

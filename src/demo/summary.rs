@@ -121,7 +121,7 @@ impl Facts {
         equal("rows left out as duplicates", report.duplicates, self.expected.duplicates);
         equal(
             "rows sent, dead, rejected or duplicate",
-            counts.sent + counts.dead + report.rejected + report.duplicates,
+            counts.settled() + report.rejected + report.duplicates,
             report.rows,
         );
         equal("messages the receiver took, of those sent", self.counts.accepted, counts.sent);
@@ -191,7 +191,7 @@ mod tests {
 
     /// As the store would print it.
     fn polled(change: impl FnOnce(&mut FileReport)) -> PolledFile {
-        let counts = DestinationCounts { accepted: 97, sent: 96, dead: 1, retrying: 0 };
+        let counts = DestinationCounts { accepted: 97, sent: 96, dead: 1, ..DestinationCounts::default() };
         let mut report = FileReport {
             file: FileRecord {
                 id: FileId([1; 16]),

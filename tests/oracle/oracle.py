@@ -24,7 +24,7 @@ The manifest:
     files           [{feed, name, sha256, destinations, state, columns, rows}]; `state` is how the file
                     must end, "ingested" by default. `columns` (csv with the default body) or null.
                     `rows[n - 1]` is row n: [kind, recipient, cells], kind one of ok (sent or dead), sent,
-                    dead, rejected, duplicate; recipient and cells only where a message is expected.
+                    dead, cancelled (any of the three), rejected, duplicate; recipient and cells only where a message is expected.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import sys
 
 import dynamodb as dynamodb_reader
 import store as store_reader
-from store import ACCEPTED, DEAD, RETRYING, SENT
+from store import ACCEPTED, CANCELLED, DEAD, RETRYING, SENT
 
 SHOWN_MAX = 20
 # Shorter recipients ("1", "ann") occur in any log by chance, so I10 can't be judged by them.
@@ -114,7 +114,7 @@ class Manifest:
                 kind, recipient, cells = (list(row) + [None, None])[:3]
                 if recipient:
                     self.recipients.add(recipient)
-                if kind not in ("ok", "sent", "dead"):
+                if kind not in ("ok", "sent", "dead", "cancelled"):
                     continue
                 message = message_id(identity, number)
                 body = None
@@ -225,6 +225,11 @@ def check_messages(manifest, requests, view, violations):
                                      f"{requests.statuses.get(key, 'nothing')}")
             if expected.kind == "dead":
                 violations.add("I1", f"{destination}: {message} is sent, dead expected")
+        elif state == CANCELLED:
+            if requests.answered_2xx(key):
+                lost_successes.append(key)
+            if expected.kind != "cancelled":
+                violations.add("I1", f"{destination}: {message} is cancelled, {expected.kind} expected")
         elif state == DEAD:
             if requests.answered_2xx(key):
                 lost_successes.append(key)
@@ -234,7 +239,7 @@ def check_messages(manifest, requests, view, violations):
             violations.add("I1", f"{destination}: {message} is in state {state} without any receipt")
     # A 2xx may be lost in a kill before it is recorded; every other one outranks a failure.
     if len(lost_successes) > manifest.allowance():
-        violations.add("I7", f"{len(lost_successes)} messages are dead though the receiver answered 2xx, "
+        violations.add("I7", f"{len(lost_successes)} messages are given up though the receiver answered 2xx, "
                              f"{manifest.allowance()} may be; one is {lost_successes[0]}")
     for destination, message in view.states.keys() - manifest.messages.keys():
         violations.add("I1", f"{destination}: {message} is in the store, but no input row produced it")
@@ -295,7 +300,7 @@ def check_files(manifest, view, violations):
 
 
 def check_counts(manifest, where, counts, shown, derived, violations):
-    total = counts.sent + counts.dead + counts.retrying + counts.pending + shown.rejected + shown.duplicates
+    total = sum(counts) + shown.rejected + shown.duplicates
     if total != shown.rows or counts.pending < 0:
         violations.add("I1", f"{where} does not balance: {counts} and {shown.rejected} rejected, "
                              f"{shown.duplicates} duplicates of {shown.rows} rows")
@@ -303,7 +308,8 @@ def check_counts(manifest, where, counts, shown, derived, violations):
         violations.add("I9", f"{where}: {counts.retrying} retrying, {counts.pending} pending")
     if derived is None:
         return
-    for word, state in (("sent", SENT), ("dead", DEAD), ("retrying", RETRYING), ("pending", ACCEPTED)):
+    for word, state in (("sent", SENT), ("dead", DEAD), ("retrying", RETRYING), ("pending", ACCEPTED),
+                        ("cancelled", CANCELLED)):
         if getattr(counts, word) != derived[state]:
             violations.add("I1", f"{where}: the counter says {getattr(counts, word)} {word}, "
                                  f"the states say {derived[state]}")
@@ -364,6 +370,7 @@ def judge(manifest, logs, view, scans=(), earlier=()):
         "sent": states[SENT],
         "dead": states[DEAD],
         "retrying": states[RETRYING],
+        "cancelled": states[CANCELLED],
         "accepted": states[ACCEPTED],
     }
 

@@ -253,7 +253,7 @@ impl World {
         let until = Instant::now() + limit;
         loop {
             let counts = self.counts().await;
-            if counts.iter().all(|counts| counts.sent + counts.dead == counts.accepted) {
+            if counts.iter().all(|counts| counts.settled() == counts.accepted) {
                 return;
             }
             assert!(Instant::now() < until, "not settled within {limit:?}: {counts:?}");

@@ -121,12 +121,24 @@ pub struct DestinationCounts {
     pub dead: u64,
     /// At least one attempt failed, another will be made.
     pub retrying: u64,
+    /// Cancelled by an operator.
+    pub cancelled: u64,
 }
 
 impl DestinationCounts {
-    /// Messages without a recorded attempt.
+    /// Messages that need no delivery any more.
+    pub fn settled(&self) -> u64 {
+        self.sent + self.dead + self.cancelled
+    }
+
+    /// Messages that still need delivery.
+    pub fn open(&self) -> u64 {
+        self.accepted.saturating_sub(self.settled())
+    }
+
+    /// Those of them without a recorded attempt.
     pub fn pending(&self) -> u64 {
-        self.accepted.saturating_sub(self.sent + self.dead + self.retrying)
+        self.open().saturating_sub(self.retrying)
     }
 }
 
@@ -154,10 +166,10 @@ pub struct FileReport {
 }
 
 impl FileReport {
-    /// I1: at every destination, `rows = sent + dead + retrying + pending + rejected + duplicates`.
+    /// I1: at every destination, `rows = sent + dead + cancelled + retrying + pending + rejected + duplicates`.
     pub fn is_balanced(&self) -> bool {
         self.destinations.values().all(|counts| {
-            counts.sent + counts.dead + counts.retrying <= counts.accepted
+            counts.settled() + counts.retrying <= counts.accepted
                 && counts.accepted + self.rejected + self.duplicates == self.rows
         })
     }
@@ -176,8 +188,7 @@ impl FileReport {
 
     /// Whether no row will change its state any more unless an operator acts.
     pub fn is_settled(&self) -> bool {
-        self.state.is_closed()
-            && self.destinations.values().all(|counts| counts.retrying + counts.pending() == 0)
+        self.state.is_closed() && self.destinations.values().all(|counts| counts.open() == 0)
     }
 }
 
@@ -187,7 +198,7 @@ mod tests {
 
     #[test]
     fn reports_read_back_what_was_written() {
-        let counts = DestinationCounts { accepted: 3, sent: 2, dead: 1, retrying: 0 };
+        let counts = DestinationCounts { accepted: 3, sent: 2, dead: 1, ..DestinationCounts::default() };
         let report = FileReport {
             file: FileRecord {
                 id: FileId::derive("alerts", &[1; 32]),

@@ -226,7 +226,7 @@ impl World {
     async fn until_settled(&self, destination: &str, limit: Duration) {
         self.until("settled", limit, async |world| {
             let counts = world.counts(destination).await;
-            counts.sent + counts.dead == counts.accepted
+            counts.settled() == counts.accepted
         })
         .await;
     }
@@ -370,7 +370,7 @@ async fn s4_1_every_statement_passes_both_gates_those_of_a_bisection_too() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let counts = world.counts("primary").await;
-        if counts.sent + counts.dead == counts.accepted {
+        if counts.settled() == counts.accepted {
             break;
         }
         assert_eq!(world.tables[0].statements().len(), fed, "each waits for its turn, and takes it");

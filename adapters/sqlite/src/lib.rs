@@ -163,7 +163,7 @@ pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
 fn check_depth(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     let corrected = connection.execute(
         "UPDATE destinations SET open = c.counted
-           FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead), 0) AS counted
+           FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead - d.cancelled), 0) AS counted
                    FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq) c
           WHERE c.seq = destinations.seq AND c.counted <> destinations.open",
         [],

@@ -89,7 +89,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
     let mut names = Vec::new();
     let mut destinations = BTreeMap::new();
     let mut select = connection.prepare_cached(
-        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying FROM file_destinations d
+        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.cancelled FROM file_destinations d
          JOIN destinations n ON n.seq = d.destination WHERE d.file = ?1 ORDER BY d.position",
     )?;
     let mut counts = select.query([seq])?;
@@ -103,6 +103,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
                 sent: uint(row.get(2)?),
                 dead: uint(row.get(3)?),
                 retrying: uint(row.get(4)?),
+                cancelled: uint(row.get(5)?),
             },
         );
     }

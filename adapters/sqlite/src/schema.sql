@@ -41,8 +41,9 @@ CREATE TABLE file_destinations (
     sent        INTEGER NOT NULL DEFAULT 0 CHECK (sent >= 0),
     dead        INTEGER NOT NULL DEFAULT 0 CHECK (dead >= 0),
     retrying    INTEGER NOT NULL DEFAULT 0 CHECK (retrying >= 0),
+    cancelled   INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0),
     PRIMARY KEY (file, destination),
-    CHECK (sent + dead + retrying <= accepted)
+    CHECK (sent + dead + retrying + cancelled <= accepted)
 ) STRICT, WITHOUT ROWID;
 
 -- What batches have in common, as it was when their rows were accepted (I4).

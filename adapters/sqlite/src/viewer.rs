@@ -182,7 +182,8 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
     let mut views: BTreeMap<i64, (String, DestinationView)> = BTreeMap::new();
     let mut select = connection.prepare(
         "SELECT n.seq, n.name, n.disabled_at, n.disabled_reason, coalesce(sum(d.accepted), 0),
-             coalesce(sum(d.sent), 0), coalesce(sum(d.dead), 0), coalesce(sum(d.retrying), 0)
+             coalesce(sum(d.sent), 0), coalesce(sum(d.dead), 0), coalesce(sum(d.retrying), 0),
+             coalesce(sum(d.cancelled), 0)
          FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq",
     )?;
     let mut rows = select.query([])?;
@@ -196,6 +197,7 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
                 sent: uint(row.get(5)?),
                 dead: uint(row.get(6)?),
                 retrying: uint(row.get(7)?),
+                cancelled: uint(row.get(8)?),
             },
             queued: Some(0),
             leased: Some(0),

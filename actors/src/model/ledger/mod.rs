@@ -9,7 +9,7 @@
 //! - [`lease`]: who may work on a batch.
 //! - `lanes`: which batches of a destination are leased.
 //! - `evidence`: what is known of messages that were in flight when a process died.
-//! - [`settle`]: recording a worker's verdicts on messages, and the operator's redrive.
+//! - [`settle`]: recording a worker's verdicts on messages, and what an operator does with them.
 //! - [`codec`]: how a record and its history are stored.
 
 pub mod codec;

@@ -1,4 +1,4 @@
-//! Recording a worker's verdicts on messages, and the operator's redrive.
+//! Recording a worker's verdicts on messages, and what an operator does with them: redrive and cancel.
 
 use std::collections::BTreeMap;
 
@@ -57,6 +57,8 @@ pub struct CountChange {
     pub dead: i64,
     /// Open messages that were tried or redriven.
     pub retrying: i64,
+    /// Messages cancelled.
+    pub cancelled: i64,
 }
 
 impl CountChange {
@@ -72,6 +74,7 @@ impl CountChange {
         match state {
             MessageState::Accepted => {}
             MessageState::Retrying => self.retrying += sign,
+            MessageState::Cancelled => self.cancelled += sign,
             MessageState::Dead => self.dead += sign,
             MessageState::Sent | MessageState::Expired | MessageState::Failed | MessageState::Delivered => {
                 self.sent += sign;
@@ -81,7 +84,12 @@ impl CountChange {
 
     /// How many open messages more there are.
     pub fn depth(&self) -> i64 {
-        self.accepted - self.sent - self.dead
+        self.accepted - self.settled()
+    }
+
+    /// How many messages more need no delivery.
+    pub fn settled(&self) -> i64 {
+        self.sent + self.dead + self.cancelled
     }
 
     /// Whether nothing is counted differently.
@@ -96,6 +104,7 @@ impl std::ops::AddAssign for CountChange {
         self.sent += other.sent;
         self.dead += other.dead;
         self.retrying += other.retrying;
+        self.cancelled += other.cancelled;
     }
 }
 
@@ -281,6 +290,20 @@ impl Record {
     fn detail_bytes(&self) -> usize {
         let deaths = self.exceptions.values().filter_map(|exception| exception.death.as_ref());
         deaths.filter_map(|death| death.detail.as_ref()).map(|detail| detail.len()).sum()
+    }
+
+    /// Cancels every open message. The fence and the lease stay: a 2xx to what is in flight is a fact and recorded.
+    pub fn cancel(&mut self, at: UnixMs) -> Changes {
+        let mut changes = Changes::default();
+        for index in 0..self.len() {
+            let before = self.states.get(index);
+            if before.is_open() {
+                self.states.set(index, MessageState::Cancelled);
+                self.amend(index, |exception| exception.not_before = UnixMs(0));
+                changes.note(before, MessageState::Cancelled, at);
+            }
+        }
+        changes
     }
 
     /// Opens the dead messages at `indexes` again, in a new round of delivery whose age counts from `at`; others are

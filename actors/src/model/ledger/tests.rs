@@ -289,12 +289,13 @@ impl World {
 
     fn step(&mut self) {
         self.now += self.rng.random_range(0..2_000);
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
             0..=2 => self.lease(),
             3..=6 => self.say(),
             7 => self.repeat(),
             8 => self.end(),
-            _ => self.redrive(),
+            9 => self.redrive(),
+            _ => self.cancel(),
         }
         self.check();
     }
@@ -449,6 +450,20 @@ impl World {
         self.apply(&before, &changes);
     }
 
+    fn cancel(&mut self) {
+        let before = self.record.clone();
+        let changes = self.record.cancel(UnixMs(self.now));
+        assert!(self.record.is_settled() && self.record.due().is_none(), "seed {}", self.seed);
+        assert_eq!(changes.counts.cancelled, i64::from(before.open_count()), "seed {}", self.seed);
+        let kept = |index: &usize| !before.states.get(*index).is_open();
+        for index in (0..before.len()).filter(kept) {
+            assert_eq!(self.record.fate(index), before.fate(index), "seed {}", self.seed);
+        }
+        let lease = |record: &Record| (record.fence, record.holder.clone(), record.begun, record.losses);
+        assert_eq!(lease(&self.record), lease(&before), "seed {}: B6", self.seed);
+        self.apply(&before, &changes);
+    }
+
     fn check(&self) {
         let (record, seed) = (&self.record, self.seed);
         let states = || (0..record.len()).map(|index| record.states.get(index));
@@ -459,6 +474,7 @@ impl World {
             sent: count(|state| state >= MessageState::Sent),
             dead: count(|state| state == MessageState::Dead),
             retrying: count(|state| state == MessageState::Retrying),
+            cancelled: count(|state| state == MessageState::Cancelled),
         };
         assert_eq!(self.counts, recount, "seed {seed}: B8");
         assert_eq!(self.counts.depth(), i64::from(record.open_count()));
@@ -481,7 +497,7 @@ impl World {
             assert!(is_whole, "seed {seed}: {of_drive} failures, {} tries", fate.tries);
         }
         assert_eq!(record.has_dead(), recount.dead > 0);
-        assert_eq!(record.why_kept().is_none(), recount.sent == recount.accepted);
+        assert_eq!(record.why_kept().is_none(), recount.sent + recount.cancelled == recount.accepted);
         assert_eq!(round_trip(record), *record, "seed {seed}");
     }
 }

@@ -255,6 +255,7 @@ impl State {
                 match batch.record.states.get(index) {
                     MessageState::Accepted => {}
                     MessageState::Retrying => counts.retrying += 1,
+                    MessageState::Cancelled => counts.cancelled += 1,
                     MessageState::Dead => counts.dead += 1,
                     _ => counts.sent += 1,
                 }

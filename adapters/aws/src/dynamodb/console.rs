@@ -92,6 +92,7 @@ impl View for Console {
                 sum.sent += counts.sent;
                 sum.dead += counts.dead;
                 sum.retrying += counts.retrying;
+                sum.cancelled += counts.cancelled;
             }
         }
         Ok(views)

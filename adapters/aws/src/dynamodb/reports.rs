@@ -22,7 +22,10 @@ use super::{
     calls::PARALLEL_CALLS,
     change::{Change, When, delete},
     files::StoredFile,
-    item::{BODY, CHANGES, DEAD, Damaged, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK, text},
+    item::{
+        BODY, CANCELLED, CHANGES, DEAD, Damaged, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK,
+        text,
+    },
     keys,
     reporting::{REMEMBERED_MAX, Reporting},
     state::Shared,
@@ -261,7 +264,7 @@ impl Shared {
 pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
     let mut stored = None;
     let mut counts: BTreeMap<&str, DestinationCounts> = BTreeMap::new();
-    let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 3]>::new(), 0u64, None);
+    let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 4]>::new(), 0u64, None);
     for item in items {
         let reading = Reading(item);
         let sk = reading.text(SK)?;
@@ -271,7 +274,7 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
         }
         let destination = sk.split('#').nth(1).ok_or(Damaged(SK))?;
         let sum = sums.entry(destination).or_default();
-        for (sum, name) in sum.iter_mut().zip([SENT, DEAD, RETRYING]) {
+        for (sum, name) in sum.iter_mut().zip([SENT, DEAD, RETRYING, CANCELLED]) {
             *sum += reading.number::<i64>(name)?;
         }
         changes += reading.number::<u64>(CHANGES)?;
@@ -282,9 +285,9 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
     // Every row that was read and neither rejected nor left out is a message at each destination (I1).
     let accepted = checkpoint.rows - checkpoint.rejected - checkpoint.duplicates;
     for name in &stored.record.destinations {
-        let [sent, dead, retrying] =
+        let [sent, dead, retrying, cancelled] =
             sums.get(name.as_str()).copied().unwrap_or_default().map(|sum| u64::try_from(sum).unwrap_or(0));
-        counts.insert(name, DestinationCounts { accepted, sent, dead, retrying });
+        counts.insert(name, DestinationCounts { accepted, sent, dead, retrying, cancelled });
     }
     let mut report = FileReport {
         file: stored.record.clone(),
@@ -297,7 +300,7 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
         destinations: counts.into_iter().map(|(name, counts)| (name.to_owned(), counts)).collect(),
     };
     // Exactly all of them: parts that were read at different moments may come to more.
-    let is_exact = report.destinations.values().all(|counts| counts.sent + counts.dead == counts.accepted);
+    let is_exact = report.destinations.values().all(|counts| counts.settled() == counts.accepted);
     if report.is_settled() && is_exact {
         report.settled_at = report.closed_at.max(last_at);
     }

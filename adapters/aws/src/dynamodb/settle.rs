@@ -29,7 +29,7 @@ use super::{
     calls::{ACTIONS_MAX, TRANSACTION_BYTES_MAX, TransactOutcome},
     change::{Change, delete, put},
     draft::{CountDelta, Draft, RecordChange},
-    item::{CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
+    item::{CANCELLED, CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
     keys::{self, ledger_key},
     lane::{SettleCall, SettleLane},
     record::{Records, StoredBatch, Transition},
@@ -219,6 +219,7 @@ impl SettleLane {
             .add(SENT, number(counted.change.sent))
             .add(DEAD, number(counted.change.dead))
             .add(RETRYING, number(counted.change.retrying))
+            .add(CANCELLED, number(counted.change.cancelled))
             .add(CHANGES, number(1));
         if counted.last_at.is_some() {
             let last_at = counted.last_at.max(self.times.get(of).copied());
@@ -254,7 +255,7 @@ impl SettleLane {
         }
         shared.depth.changed(&draft.depth());
         for ((file, _), counted) in &draft.counts {
-            shared.touched_file(*file, counted.change.sent + counted.change.dead);
+            shared.touched_file(*file, counted.change.settled());
         }
     }
 
