@@ -74,7 +74,7 @@ fn waits(world: &World) -> (Duration, Duration) {
 }
 
 #[test]
-fn f9_a_day_back_leaves_no_retry_stuck() {
+fn f09_a_day_back_leaves_no_retry_stuck() {
     let mut world = World::new("csv");
     world.script(fails_first);
     let wall = Wall::of(&mut world);
@@ -99,7 +99,7 @@ fn f9_a_day_back_leaves_no_retry_stuck() {
 }
 
 #[test]
-fn f9_days_forward_kill_nothing_and_hurry_nothing() {
+fn f09_days_forward_kill_nothing_and_hurry_nothing() {
     for lasts in [false, true] {
         let healthy = Arc::new(AtomicBool::new(false));
         let is_healthy = Arc::clone(&healthy);

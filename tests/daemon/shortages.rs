@@ -19,7 +19,7 @@ fn strict() -> World {
 }
 
 #[test]
-fn f7_too_few_descriptors_delay_messages_and_kill_none() {
+fn f07_too_few_descriptors_delay_messages_and_kill_none() {
     let mut world = strict();
     // Slow enough for far more requests in flight than there are descriptors.
     world.receive(&["--latency-ms", "50"]);
@@ -45,7 +45,7 @@ fn f7_too_few_descriptors_delay_messages_and_kill_none() {
 }
 
 #[test]
-fn f7_the_limit_is_held_against_the_concurrency() {
+fn f07_the_limit_is_held_against_the_concurrency() {
     let mut world = strict();
     world.set("destinations.support.concurrency", 512).configure();
     let check = |world: &mut World, limit: &str| {

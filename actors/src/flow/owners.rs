@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn f6_what_is_set_aside_is_tried_again_later_and_later_and_named_until_it_is_done() {
+    fn f06_what_is_set_aside_is_tried_again_later_and_later_and_named_until_it_is_done() {
         let clock = Arc::new(FakeClock::at(UnixMs(0)));
         let owners = Owners::new(clock.clone());
         let mut waits = Vec::new();

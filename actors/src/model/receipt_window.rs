@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn f9_a_clock_that_was_set_back_does_not_stop_the_reading() {
+    fn f09_a_clock_that_was_set_back_does_not_stop_the_reading() {
         let mut cursor = cursor(&["g"]);
         while let Next::Fetch(request) = cursor.next(&rule(), "", &[], at(100_000)) {
             cursor.fetched(&request, None, "", at(100_000));

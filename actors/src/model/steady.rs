@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn f9_a_jump_that_passes_is_not_followed() {
+    fn f09_a_jump_that_passes_is_not_followed() {
         for by in [4 * DAY, -DAY] {
             let mut clocks = Clocks::new();
             assert_eq!(clocks.pass(5_000), []);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn f9_a_jump_that_lasts_is_followed_and_makes_nothing_older() {
+    fn f09_a_jump_that_lasts_is_followed_and_makes_nothing_older() {
         let mut clocks = Clocks::new();
         clocks.wrong = DAY;
         assert_eq!(clocks.pass(10 * MINUTE), [Jump::Noticed(DAY), Jump::Followed(DAY)]);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn f9_what_clocks_are_corrected_by_all_the_time_is_followed_at_once() {
+    fn f09_what_clocks_are_corrected_by_all_the_time_is_followed_at_once() {
         let mut clocks = Clocks::new();
         for _ in 0..100 {
             clocks.wrong += 900;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn f9_a_jump_that_changes_waits_anew() {
+    fn f09_a_jump_that_changes_waits_anew() {
         let mut clocks = Clocks::new();
         for step in 1..=5 {
             clocks.wrong = step * DAY;
@@ -212,7 +212,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn f9_nothing_is_ever_older_than_it_is(
+        fn f09_nothing_is_ever_older_than_it_is(
             steps in prop::collection::vec((-3i64..=3, 1u64..200_000), 0..40),
         ) {
             let mut clocks = Clocks::new();

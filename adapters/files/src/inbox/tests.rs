@@ -660,7 +660,7 @@ async fn f29_an_overflow_of_the_kernels_queue_asks_for_a_scan() {
 }
 
 #[test]
-fn f6_a_claim_that_makes_no_sense_holds_up_no_other_and_one_that_is_taken_is_left_alone() {
+fn f06_a_claim_that_makes_no_sense_holds_up_no_other_and_one_that_is_taken_is_left_alone() {
     let world = World::new();
     for name in ["a", "b", "c"] {
         world.drop_file(name, "id\n");
@@ -680,7 +680,7 @@ fn f6_a_claim_that_makes_no_sense_holds_up_no_other_and_one_that_is_taken_is_lef
 }
 
 #[test]
-fn f6_a_report_that_can_t_be_written_holds_up_no_other() {
+fn f06_a_report_that_can_t_be_written_holds_up_no_other() {
     let world = World::new();
     let mut reports = Vec::new();
     for (content, name) in [(1, "a"), (2, "b"), (3, "c")] {
