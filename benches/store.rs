@@ -40,6 +40,7 @@ fn step(file: &Arc<FileRecord>, first_row: u64, at: UnixMs) -> Append {
         duplicates: Vec::new(),
         checkpoint: Checkpoint { offset: rows * 60, rows, rejected: 0, duplicates: 0 },
         state: FileState::Ingesting,
+        hold: None,
         at,
         entries: Vec::new(),
     }

@@ -98,6 +98,7 @@ async fn make_on(endpoint: &str, seed: u64) -> Subject {
         outbox: store.clone(),
         queue: carry.queue.clone(),
         ledger: store.clone(),
+        steering: store.clone(),
         archive: store.clone(),
         carried: Some(Carried { claims: store.clone(), pages: store.clone(), carry }),
         clock: Some(clock),

@@ -28,6 +28,7 @@ async fn make(queues: &Queues, fifo: bool) -> Subject {
         outbox: store.clone(),
         queue,
         ledger: store.clone(),
+        steering: store.clone(),
         archive: store.clone(),
         carried: Some(Carried { claims: store.clone(), pages: store, carry }),
         clock: Some(clock),

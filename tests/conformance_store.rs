@@ -28,6 +28,7 @@ async fn make() -> Subject {
         outbox: store.clone(),
         queue: store.clone(),
         ledger: store.clone(),
+        steering: store.clone(),
         archive: store,
         carried: None,
         clock: None,

@@ -22,7 +22,7 @@ use crate::{
         ids::FileId,
         time::MonoMs,
     },
-    ports::{Append, AppendLimits, Appended, Clock, Outbox, StoreError},
+    ports::{Append, AppendLimits, Appended, Clock, HoldStep, Outbox, StoreError},
     reading::{FeedSettings, FileInProgress},
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -66,6 +66,8 @@ struct AppendDraft {
     rejects: Vec<Reject>,
     duplicates: Vec<u64>,
     end: Option<ReadEnd>,
+    /// What waits with it, or does no longer.
+    hold: Option<HoldStep>,
     /// How far the file is read with it.
     checkpoint: Checkpoint,
     bytes: usize,
@@ -122,6 +124,7 @@ impl Batcher {
             duplicates: draft.duplicates,
             checkpoint: draft.checkpoint,
             state: state.clone(),
+            hold: draft.hold,
             at: self.setup.clock.wall(),
             entries: Vec::new(),
         };

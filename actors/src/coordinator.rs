@@ -250,9 +250,9 @@ impl SharedQueue {
         for stocked in taken {
             let (lease, claimed) = match answers.remove(&stocked.hint.batch) {
                 Some(Claim::Granted(lease)) => (Some(lease), Claimed::Granted),
-                Some(Claim::Held { .. } | Claim::Early { .. } | Claim::Settled | Claim::Missing) => {
-                    (None, Claimed::Refused)
-                }
+                Some(
+                    Claim::Held { .. } | Claim::Early { .. } | Claim::Waits | Claim::Settled | Claim::Missing,
+                ) => (None, Claimed::Refused),
                 Some(Claim::Unavailable(why)) => {
                     tracing::debug!(batch = %stocked.hint.batch, why, "a batch can't be claimed now");
                     unanswered.push(stocked);

@@ -468,6 +468,7 @@ impl FeedState {
                 duplicates: Vec::new(),
                 checkpoint: step.checkpoint,
                 state: if left == 0 { FileState::Ingested } else { FileState::Ingesting },
+                hold: None,
                 at,
                 entries: if left == 0 { ids.collect() } else { Vec::new() },
             };

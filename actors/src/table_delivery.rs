@@ -32,6 +32,7 @@ use crate::{
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::OpenRows,
+        hold::HeldFile,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::is_exclusive,
         retry::longest_wait,
@@ -113,6 +114,7 @@ impl Stage for TableDelivery {
                 .map(|destination| Shelf::new(destination.group.clone()))
                 .collect(),
             held: HashMap::new(),
+            held_files: Vec::new(),
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
             failure: None,
         };
@@ -201,6 +203,8 @@ struct TableState {
     shelves: Vec<Shelf<Arc<TableBatch>>>,
     /// Every held lease, groups that are being written included, and the index of its destination.
     held: HashMap<LeaseToken, usize>,
+    /// Files of which nothing more is begun.
+    held_files: Vec<HeldFile>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
     /// Why a group could not continue.
@@ -238,7 +242,8 @@ struct TableStrategy {
 }
 
 impl DeliveryStrategy for Arc<TableStrategy> {
-    fn hold(&self, disabled: &[Arc<str>]) {
+    fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]) {
+        self.state().held_files = files.to_vec();
         for (index, destination) in self.setup.destinations.iter().enumerate() {
             self.holds.set(index, disabled.contains(&destination.name));
         }
@@ -253,9 +258,15 @@ impl DeliveryStrategy for Arc<TableStrategy> {
         // Only what waits: a group that is being written is released by its task.
         let waiting: Vec<_> = {
             let mut state = self.state();
-            let shelves = state.shelves.iter_mut().enumerate();
+            let TableState { shelves, held_files, .. } = &mut *state;
             let ends = |index| self.worker.is_closing() || self.holds.is_held(index);
-            let cleared = shelves.filter(|(index, _)| ends(*index)).flat_map(|(_, shelf)| shelf.clear());
+            let waits = |batch: &Arc<TableBatch>| {
+                held_files.iter().any(|held| held.covers(&batch.lease.header, batch.rows.first_row()))
+            };
+            let cleared = shelves
+                .iter_mut()
+                .enumerate()
+                .flat_map(|(index, shelf)| if ends(index) { shelf.clear() } else { shelf.remove(waits) });
             cleared.map(|batch| batch.lease.token).collect()
         };
         self.release(&waiting, Release::Unused).await

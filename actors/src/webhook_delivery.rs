@@ -29,6 +29,7 @@ use crate::{
         backoff::Backoff,
         batch::OpenRows,
         body::BodyTemplate,
+        hold::HeldFile,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::{MessageVerdict, is_exclusive},
         outcome::{Attempt, DeathCause, Outcome, Reason, Shortage, Verdict},
@@ -178,11 +179,17 @@ struct WebhookBatch {
     destination: usize,
     /// Whether a message of it was not sent.
     failed: AtomicBool,
+    /// Its file is held: nothing more of it is begun here.
+    held: AtomicBool,
     /// What the receiver said of messages that are not recorded yet, by index.
     said: Mutex<HashMap<u32, Said>>,
 }
 
 impl WebhookBatch {
+    fn is_held_by(&self, files: &[HeldFile]) -> bool {
+        files.iter().any(|held| held.covers(&self.lease.header, self.rows.first_row()))
+    }
+
     fn said(&self) -> MutexGuard<'_, HashMap<u32, Said>> {
         // Changed by single inserts and removals only.
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
@@ -228,8 +235,14 @@ struct WebhookStrategy {
 }
 
 impl DeliveryStrategy for Arc<WebhookStrategy> {
-    fn hold(&self, disabled: &[Arc<str>]) {
+    fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]) {
         let mut state = self.state();
+        let state = &mut *state;
+        for (token, batch) in &state.batches {
+            if batch.is_held_by(files) && !batch.held.swap(true, Ordering::Relaxed) {
+                state.roster.stop_batch(*token);
+            }
+        }
         for (index, destination) in self.setup.destinations.iter().enumerate() {
             let is_held = disabled.contains(&destination.name) || state.gone[index];
             if self.holds.set(index, is_held) {
@@ -299,9 +312,9 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let open = lease.open.iter().filter(is_open).copied().collect();
         let pace = Pace::of(lease.losses);
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
-        let failed = AtomicBool::new(false);
+        let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (jitter, said) = (rand::rng().random(), Mutex::default());
-        let batch = WebhookBatch { lease, rows, template, jitter, destination, failed, said };
+        let batch = WebhookBatch { lease, rows, template, jitter, destination, failed, held, said };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
         state.roster.add(destination, token, pace, open, at);
@@ -464,7 +477,7 @@ impl WebhookStrategy {
         } else {
             _others = self.setup.alone.read().await;
         }
-        if self.holds.is_held(pick.destination) {
+        if self.holds.is_held(pick.destination) || batch.held.load(Ordering::Relaxed) {
             return None;
         }
         self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));

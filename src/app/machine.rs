@@ -102,6 +102,7 @@ impl Machine {
             born: self.born,
             queue: self.stores.queue.clone(),
             ledger: self.stores.ledger.clone(),
+            steering: self.stores.steering.clone(),
             clock: self.clock.clone(),
             queued: queued.clone(),
             due_again: self.feeder().unwrap_or_default(),

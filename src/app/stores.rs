@@ -6,7 +6,7 @@ use postrider_actors::{
     coordinator::SharedQueue,
     model::{ledger::Evidence, time::UnixMs},
     ports::{
-        Archive, Claims, Clock, DestinationDepth, Ledger, Outbox, Queue, QueueDepth, ReceiptLedger,
+        Archive, Claims, Clock, DestinationDepth, Ledger, Outbox, Queue, QueueDepth, ReceiptLedger, Steering,
         StoreError,
     },
     throttle::RateShares,
@@ -30,6 +30,7 @@ pub(super) struct Stores {
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) queue: Arc<dyn Queue>,
     pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) steering: Arc<dyn Steering>,
     pub(super) archive: Arc<dyn Archive>,
     /// Where a row of each message is kept, if the configuration asks for it.
     pub(super) rows: Option<Arc<dyn ReceiptLedger>>,
@@ -111,6 +112,7 @@ impl Stores {
             outbox: Arc::new(Metered::new(store.clone(), metrics)),
             queue: Arc::new(Metered::new(store.clone(), metrics)),
             ledger: Arc::new(Metered::new(store.clone(), metrics)),
+            steering: Arc::new(Metered::new(store.clone(), metrics)),
             archive: store.clone(),
             rows: None,
             carried: None,
@@ -128,7 +130,7 @@ impl Stores {
         metrics: &Metrics,
     ) -> Self
     where
-        S: Outbox + Ledger + Archive + Claims + 'static,
+        S: Outbox + Ledger + Steering + Archive + Claims + 'static,
     {
         let claims: Arc<dyn Claims> = Arc::new(Metered::new(store.clone(), metrics));
         let transport = Arc::new(Metered::new(transport, metrics));
@@ -139,6 +141,7 @@ impl Stores {
             outbox: Arc::new(Metered::new(store.clone(), metrics)),
             queue: Arc::new(Metered::new(queue.clone(), metrics)),
             ledger: Arc::new(Metered::new(store.clone(), metrics)),
+            steering: Arc::new(Metered::new(store.clone(), metrics)),
             archive: store.clone(),
             rows: None,
             carried: Some(Carried { claims, queue, shares }),

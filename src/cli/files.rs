@@ -24,7 +24,8 @@ use crate::{
 /// Show what became of each file, and whether it balances
 ///
 /// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. A file is `held`, with the
-/// reason, while it can't be taken, read, moved away or reported on this machine. Works with or without a running daemon.
+/// reason, while it can't be taken, read, rendered, moved away or reported on this machine, or while messages of it wait
+/// at a destination because somebody holds them. Works with or without a running daemon.
 /// Exits with 1 if a file does not balance, or if no file has the given name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -111,10 +112,13 @@ fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
     ];
     let row = |report: &FileReport, destination: &str| {
         let counts = report.destinations.get(destination).copied().unwrap_or_default();
-        let state = match report.state.reason() {
+        let mut state = match report.state.reason() {
             Some(reason) => format!("{}: {reason}", report.state.as_str()),
             None => report.state.as_str().to_owned(),
         };
+        if let Some(hold) = report.held.get(destination) {
+            state += &format!(", held since {}: {}", time(hold.since), hold.reason);
+        }
         vec![
             text(&report.file.name),
             text(report.file.id.to_string()),

@@ -209,6 +209,7 @@ mod tests {
             rejected: 1,
             duplicates: 2,
             destinations: BTreeMap::from([("receiver".to_owned(), counts)]),
+            held: BTreeMap::new(),
         };
         change(&mut report);
         let mut json = serde_json::to_value(&report).unwrap();

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
+        hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
         record::MessageRecord,
         room::OpenMessages,
@@ -15,7 +16,7 @@ use postrider_actors::{
         Append, AppendLimits, Appended, Applied, Arrival, Claim, ClaimRequest, Claims, DestinationDepth,
         DueBatch, DueQuery, EntryId, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
         Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled, Settlement, SourceCursor,
-        StatusChange, StoreError, Taken, Transport, TransportLimits,
+        StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
     },
 };
 
@@ -48,6 +49,7 @@ calls! {
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
+    "steering" { held_files, change_hold }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -223,6 +225,22 @@ impl<S: Ledger + ?Sized> Ledger for Metered<S> {
 
     async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
         self.calls.mark_reported.count(self.inner.mark_reported(files)).await
+    }
+}
+
+#[async_trait]
+impl<S: Steering + ?Sized> Steering for Metered<S> {
+    async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
+        self.calls.held_files.count(self.inner.held_files()).await
+    }
+
+    async fn change_hold(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        self.calls.change_hold.count(self.inner.change_hold(file, destination, change)).await
     }
 }
 

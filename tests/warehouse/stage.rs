@@ -225,6 +225,7 @@ impl World {
                 born: postrider_actors::model::time::MonoMs(0),
                 queue: self.store.clone(),
                 ledger: self.ledger.clone(),
+                steering: Arc::new(MemoryStore::new()),
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),

@@ -7,17 +7,17 @@ use tokio::sync::watch;
 
 use super::{Bell, Bells, Progress, insist, log_rates};
 use crate::{
-    model::{lease::LeaseToken, throughput::ThroughputLog, time::MonoMs},
+    model::{hold::HeldFile, lease::LeaseToken, throughput::ThroughputLog, time::MonoMs},
     ports::{
-        Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, StoreError,
-        Want,
+        Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, Steering,
+        StoreError, Want,
     },
 };
 
 /// The longest a worker sleeps before it asks the queue again: changes by other processes ring no bell.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How often at most it asks which destinations are disabled: a store that has to be called for it remembers the answer
+/// How often at most it asks which destinations are disabled and which files held: a store that has to be called for it remembers the answer
 /// for a second (B25).
 const HOLDS_EVERY: Duration = Duration::from_millis(100);
 
@@ -28,6 +28,8 @@ pub struct WorkerSetup {
     pub queue: Arc<dyn Queue>,
     /// Where outcomes go.
     pub ledger: Arc<dyn Ledger>,
+    /// Which files are held.
+    pub steering: Arc<dyn Steering>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Rung when batches may have become due, and by the worker itself when it needs more.
@@ -47,8 +49,9 @@ pub struct WorkerSetup {
 
 /// What a worker does with the batches that it has leased.
 pub trait DeliveryStrategy {
-    /// These destinations are disabled: nothing more is begun for them, and what is held of them is given back.
-    fn hold(&self, disabled: &[Arc<str>]);
+    /// These destinations are disabled, and these files held: nothing more is begun for them, and what is leased of them
+    /// is given back.
+    fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]);
 
     /// One turn of the loop that leases: gives back what it is done with.
     fn turn(&self) -> impl Future<Output = Result<(), StoreError>>;
@@ -162,10 +165,12 @@ impl Worker {
             }
             if looked.is_none_or(|at| now.since(at) >= HOLDS_EVERY) {
                 looked = Some(now);
-                match setup.ledger.disabled_destinations().await {
-                    Ok(disabled) => strategy.hold(&disabled),
+                let held =
+                    tokio::try_join!(setup.ledger.disabled_destinations(), setup.steering.held_files());
+                match held {
+                    Ok((disabled, files)) => strategy.hold(&disabled, &files),
                     // What was known holds on: leasing and recording will wait for the store and say so.
-                    Err(error) => tracing::debug!(%error, "it is not known which destinations are disabled"),
+                    Err(error) => tracing::debug!(%error, "it is not known what is held"),
                 }
             }
             strategy.turn().await?;
@@ -355,7 +360,7 @@ mod tests {
     struct Holding;
 
     impl DeliveryStrategy for Holding {
-        fn hold(&self, _: &[Arc<str>]) {}
+        fn hold(&self, _: &[Arc<str>], _: &[HeldFile]) {}
 
         async fn turn(&self) -> Result<(), StoreError> {
             Ok(())
@@ -394,6 +399,7 @@ mod tests {
         let setup = WorkerSetup {
             queue: queue.clone(),
             ledger: Arc::new(MemoryStore::new()),
+            steering: Arc::new(MemoryStore::new()),
             clock,
             queued: Bell::default(),
             due_again: Bells::default(),

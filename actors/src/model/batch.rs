@@ -263,6 +263,8 @@ impl Rows {
 /// copied and the payload is dropped (B9).
 #[derive(Clone, Debug)]
 pub struct OpenRows {
+    /// The number of the batch's first row, open or not.
+    first_row: u64,
     rows: Rows,
     /// The indexes of the rows that were copied out; `None`: all were kept.
     copied: Option<Vec<u32>>,
@@ -275,17 +277,23 @@ impl OpenRows {
         if rows.len() != count {
             return Err(format!("the payload has {} rows, the record {count} messages", rows.len()));
         }
+        let first_row = if rows.is_empty() { 0 } else { rows.row(0) };
         if open.len() * 2 > count {
-            return Ok(Self { rows, copied: None });
+            return Ok(Self { first_row, rows, copied: None });
         }
         let few = rows.select(open.iter().map(|&index| index as usize)).finish();
         let rows = Rows::decode(few).map_err(|error| error.to_string())?;
-        Ok(Self { rows, copied: Some(open.to_vec()) })
+        Ok(Self { first_row, rows, copied: Some(open.to_vec()) })
     }
 
     /// Of a batch that can't be read.
     pub fn none() -> Self {
-        Self { rows: Rows { payload: Bytes::new(), rows: Vec::new() }, copied: None }
+        Self { first_row: 0, rows: Rows { payload: Bytes::new(), rows: Vec::new() }, copied: None }
+    }
+
+    /// The number of the batch's first row.
+    pub fn first_row(&self) -> u64 {
+        self.first_row
     }
 
     /// The row number and the laid-out bytes of the message at `index`; `None` if it is not one of the open ones.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ids::FileId, time::UnixMs};
+use super::{hold::FileHold, ids::FileId, time::UnixMs};
 
 /// A file as it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +163,9 @@ pub struct FileReport {
     pub duplicates: u64,
     /// What became of the other rows, per destination.
     pub destinations: BTreeMap<String, DestinationCounts>,
+    /// What of them waits though it is due, per destination, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held: BTreeMap<String, FileHold>,
 }
 
 impl FileReport {
@@ -216,6 +219,7 @@ mod tests {
             rejected: 1,
             duplicates: 0,
             destinations: [("support".to_owned(), counts)].into(),
+            held: BTreeMap::new(),
         };
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(json.matches("\"destinations\"").count(), 1, "no key occurs twice: {json}");

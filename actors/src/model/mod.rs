@@ -17,6 +17,7 @@ pub mod entries;
 pub mod file;
 pub mod formats;
 pub mod hint;
+pub mod hold;
 pub mod http_policy;
 pub mod ids;
 pub mod intake;

@@ -461,6 +461,14 @@ impl Roster {
         }
     }
 
+    /// No more picks for a batch: its file is held.
+    pub fn stop_batch(&mut self, token: LeaseToken) {
+        if let Some(batch) = self.batches.get_mut(&token.batch).filter(|batch| batch.token == token) {
+            self.destinations[batch.destination].waiting -= batch.waiting();
+            batch.stopped = true;
+        }
+    }
+
     /// Batches that nothing more will happen to here: to be given back.
     pub fn returnable(&self) -> Vec<LeaseToken> {
         let returnable = |batch: &&Batch| batch.is_idle() && batch.is_exhausted();

@@ -65,6 +65,8 @@ pub enum Claim {
         /// When its first message may be tried.
         due: UnixMs,
     },
+    /// Its file is held at its destination (B11). It is listed as due again when that ends.
+    Waits,
     /// Nothing is left to do for it.
     Settled,
     /// No such batch is stored (any more).
@@ -81,7 +83,7 @@ pub enum Claim {
 /// claim that leaves messages open: given back, settled, or run out. Sending a hint of it changes nothing (B20).
 #[async_trait]
 pub trait Claims: Send + Sync {
-    /// Batches that are due, of each destination the oldest due first. An implementation may leave out, for a bounded
+    /// Batches that are due, of each destination the oldest due first; none that waits because its file is held. An implementation may leave out, for a bounded
     /// time, what another process appended or left and will send a hint of itself; and it may list for a while what
     /// another process has claimed.
     async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError>;

@@ -15,6 +15,7 @@ use crate::{
     model::{
         batch::{BatchHeader, PayloadError, Rows},
         file::{DestinationCounts, FileReport},
+        hold::HoldChange,
         ids::{BatchId, FileId, MessageId},
         ledger,
         outcome::{Attempt, DeathCause, Reason},
@@ -78,6 +79,15 @@ pub trait Operate {
 
     /// Disables a destination: its messages are held. The first reason is kept. The name may be new.
     fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError>;
+
+    /// Changes what is held of files, at one destination or at all of theirs: see
+    /// [`Steering::change_hold`](crate::ports::Steering::change_hold).
+    fn change_hold(
+        &mut self,
+        files: &FileSelector,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError>;
 }
 
 /// Where a walk continues. Opaque: only the engine that made it reads it. The default is the beginning.

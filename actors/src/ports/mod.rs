@@ -18,6 +18,7 @@ mod queue;
 mod rates;
 mod receipt_source;
 mod receipts;
+mod steering;
 mod table;
 mod transport;
 mod webhook;
@@ -32,13 +33,14 @@ pub use inbox::{
 };
 pub use intake::{AckId, Intake, IntakeEntry};
 pub use ledger::{Ledger, Settled, Settlement};
-pub use outbox::{Append, AppendLimits, Appended, EntryId, Outbox};
+pub use outbox::{Append, AppendLimits, Appended, EntryId, HoldStep, Outbox};
 pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, Release, Want};
 pub use rates::RateTable;
 pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{
     Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, Taken,
 };
+pub use steering::Steering;
 pub use table::{Table, TableError};
 pub use transport::{Handle, Hint, Outgoing, QueueDepth, Received, Transport, TransportLimits};
 pub use webhook::{Answer, Webhook, WebhookRequest};

@@ -6,6 +6,7 @@ use super::StoreError;
 use crate::model::{
     batch::{NewBatch, PayloadWriter, Rows},
     file::{Checkpoint, FileRecord, FileState, Reject},
+    hold::HoldChange,
     ids::{BatchId, FileId},
     room::OpenMessages,
     time::UnixMs,
@@ -27,11 +28,22 @@ pub struct Append {
     pub checkpoint: Checkpoint,
     /// `Ingesting`, or how the file was closed with this step.
     pub state: FileState,
+    /// What waits from this step on, or does no longer; made with the step if that changes anything.
+    pub hold: Option<HoldStep>,
     /// When.
     pub at: UnixMs,
     /// The entries of an inbound queue that these rows came from; empty for a dropped file. Stored with
     /// them, so that an entry that is delivered to us twice is taken once.
     pub entries: Vec<EntryId>,
+}
+
+/// A change of what is held of a step's file, at some of its destinations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldStep {
+    /// The destinations.
+    pub destinations: Vec<Arc<str>>,
+    /// What changes at each of them.
+    pub change: HoldChange,
 }
 
 /// An entry of an inbound queue, by the feed and the queue's own id for it.

@@ -65,7 +65,7 @@ pub trait Queue: Send + Sync {
     }
 
     /// Leases batches of which a message is due, by [`Record::lease`](crate::model::ledger::Record::lease); none of a
-    /// disabled destination. Of one destination: batches that are to be tried again before others, but where both wait
+    /// disabled destination, and none that waits because its file is held there. Of one destination: batches that are to be tried again before others, but where both wait
     /// those others get a fifth of the messages; then what has been due for longest. Empty if there is nothing: it does
     /// not wait.
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError>;

@@ -82,16 +82,19 @@ impl<B> Shelf<B> {
     }
 
     /// Takes away what `is_gone`.
-    pub(super) fn remove(&mut self, is_gone: impl Fn(&B) -> bool) {
+    pub(super) fn remove(&mut self, is_gone: impl Fn(&B) -> bool) -> Vec<B> {
+        let mut removed = Vec::new();
         while let Some(at) = self.waiting.iter().position(|waiting| is_gone(&waiting.batch)) {
             if let Some(gone) = self.waiting.remove(at) {
                 self.rows -= gone.rows;
+                removed.push(gone.batch);
             }
             // Whether its successor is like its new predecessor is not known.
             if let Some(next) = self.waiting.get_mut(at) {
                 next.alike = false;
             }
         }
+        removed
     }
 
     /// Takes away everything.

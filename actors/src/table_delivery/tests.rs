@@ -134,6 +134,7 @@ impl World {
                 born: MonoMs(0),
                 queue: store.clone(),
                 ledger: ledger.clone(),
+                steering: Arc::new(MemoryStore::new()),
                 clock: clock.clone(),
                 queued: Bell::default(),
                 due_again: Bells::default(),

@@ -101,6 +101,7 @@ pub fn step_without(
             duplicates: duplicates.len() as u64,
         },
         state: FileState::Ingesting,
+        hold: None,
         at,
         entries: Vec::new(),
     }

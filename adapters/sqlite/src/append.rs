@@ -10,12 +10,12 @@ use postrider_actors::{
         ledger,
         time::UnixMs,
     },
-    ports::{Append, Appended},
+    ports::{Append, Appended, HoldStep},
 };
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    entries,
+    entries, holds,
     tx::{Tx, TxError, file_state, file_state_byte, int, uint},
 };
 
@@ -78,6 +78,12 @@ pub(crate) fn append(tx: &mut Tx<'_>, append: &Append) -> Result<Appended, TxErr
     }
     if advances || changes_state {
         tx.touch(stored.seq, append.at);
+        if let Some(HoldStep { destinations, change }) = &append.hold {
+            for name in destinations {
+                let destination = tx.destination(name)?;
+                holds::change(tx, stored.seq, destination, change)?;
+            }
+        }
     }
     Ok(Appended::Stored)
 }

@@ -34,12 +34,15 @@ macro_rules! select_due {
             "INDEXED BY batches_waiting LEFT JOIN results r ON r.batch = b.seq
              WHERE b.destination = ?1 AND b.retry = ",
             $retry,
-            " AND b.due <= ?2 AND b.holder IS NULL ORDER BY b.due, b.seq"
+            " AND b.due <= ?2 AND b.holder IS NULL AND NOT EXISTS (
+                 SELECT 1 FROM file_destinations h WHERE h.file = b.file AND h.destination = b.destination
+                     AND h.held_from <= b.first_row)
+             ORDER BY b.due, b.file, b.first_row"
         )
     };
 }
 
-/// What is due of a destination and is to be tried again, the oldest first …
+/// What is due of a destination and is to be tried again, the oldest first; nothing that waits because its file is held …
 pub(crate) const RETRIES_DUE: &str = select_due!("1");
 /// … and what was never tried.
 pub(crate) const FRESH_DUE: &str = select_due!("0");

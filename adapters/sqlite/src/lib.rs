@@ -9,6 +9,7 @@ mod append;
 mod archive;
 mod backlog;
 mod entries;
+mod holds;
 mod leases;
 mod lock;
 mod messages;
@@ -34,6 +35,7 @@ use async_trait::async_trait;
 use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
+        hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
         ledger::Evidence,
         room::OpenMessages,
@@ -41,7 +43,7 @@ use postrider_actors::{
     },
     ports::{
         Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
-        Queue, Release, Settled, Settlement, StoreError,
+        Queue, Release, Settled, Settlement, Steering, StoreError, console::FileSelector,
     },
 };
 
@@ -228,6 +230,28 @@ impl Queue for EmbeddedStore {
     async fn rescue(&self, now: MonoMs) -> Result<usize, StoreError> {
         let living = self.holders.living();
         self.writer().write(Durability::Process, 0, move |tx| leases::rescue(tx, now, &living)).await
+    }
+}
+
+#[async_trait]
+impl Steering for EmbeddedStore {
+    async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
+        self.reader().read(|connection, _| holds::list(connection)).await
+    }
+
+    async fn change_hold(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        let (file, destination, change) =
+            (FileSelector::Id(file), destination.map(str::to_owned), change.clone());
+        self.writer()
+            .write(Durability::Synced, 0, move |tx| {
+                holds::change_of(tx, &file, destination.as_deref(), &change)
+            })
+            .await
     }
 }
 

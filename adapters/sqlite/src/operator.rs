@@ -3,12 +3,16 @@
 
 use std::path::Path;
 
-use postrider_actors::{model::time::UnixMs, ports::StoreError};
+use postrider_actors::{
+    model::{hold::HoldChange, time::UnixMs},
+    ports::StoreError,
+};
 use rusqlite::Connection;
 
-use postrider_actors::ports::console::{DeadFilter, Operate};
+use postrider_actors::ports::console::{DeadFilter, FileSelector, Operate};
 
 use super::{
+    holds,
     open::{self, Access, OpenError},
     redrive::{self, REDRIVE_STEP, RedriveCursor},
     tx::{Caches, Tx, TxError},
@@ -90,5 +94,14 @@ impl Operate for Operator {
 
     fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
         self.transact(|tx| super::append::disable(tx, name, reason, at))
+    }
+
+    fn change_hold(
+        &mut self,
+        files: &FileSelector,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        self.transact(|tx| holds::change_of(tx, files, destination, change))
     }
 }

@@ -7,9 +7,10 @@ use postrider_actors::model::{
 };
 use rusqlite::{Connection, types::Value};
 
-use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position};
+use postrider_actors::ports::console::{DeadFilter, DeadLetter, Position};
 
 use super::{
+    holds::column_of,
     stored::Stored,
     tx::{Tx, TxError, int, uint},
 };
@@ -59,10 +60,7 @@ fn condition(
         }
     };
     if let Some(selector) = &filter.file {
-        let (column, value) = match selector {
-            FileSelector::Id(id) => ("id", Value::Blob(id.0.to_vec())),
-            FileSelector::Name(name) => ("name", Value::Text(name.clone())),
-        };
+        let (column, value) = column_of(selector);
         // None of them: numbers begin with 1.
         let (first, last): (i64, i64) = connection
             .prepare_cached(&format!(

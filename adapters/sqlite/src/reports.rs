@@ -11,7 +11,10 @@ use postrider_actors::model::{
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::tx::{TxError, file_state, int, uint};
+use super::{
+    holds,
+    tx::{TxError, file_state, int, uint},
+};
 
 macro_rules! select_file {
     ($condition:literal) => {
@@ -87,15 +90,18 @@ fn collect(connection: &Connection, mut rows: rusqlite::Rows<'_>) -> Result<Vec<
 fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
     let seq: i64 = row.get(0)?;
     let mut names = Vec::new();
-    let mut destinations = BTreeMap::new();
+    let (mut destinations, mut held) = (BTreeMap::new(), BTreeMap::new());
     let mut select = connection.prepare_cached(
-        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.cancelled FROM file_destinations d
+        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.cancelled, d.held_from, d.held_since, d.held_cause,
+             d.held_reason
+         FROM file_destinations d
          JOIN destinations n ON n.seq = d.destination WHERE d.file = ?1 ORDER BY d.position",
     )?;
     let mut counts = select.query([seq])?;
     while let Some(row) = counts.next()? {
         let name: String = row.get(0)?;
         names.push(name.clone());
+        held.extend(holds::read(row, 6)?.map(|hold| (name.clone(), hold)));
         destinations.insert(
             name,
             DestinationCounts {
@@ -125,6 +131,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
         rejected: uint(row.get(12)?),
         duplicates: uint(row.get(13)?),
         destinations,
+        held,
     })
 }
 

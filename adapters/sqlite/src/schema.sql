@@ -42,9 +42,15 @@ CREATE TABLE file_destinations (
     dead        INTEGER NOT NULL DEFAULT 0 CHECK (dead >= 0),
     retrying    INTEGER NOT NULL DEFAULT 0 CHECK (retrying >= 0),
     cancelled   INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0),
+    -- Which of its batches wait though they are due: one row, however many (B11). Together NULL: none.
+    held_from   INTEGER,                -- those that begin with this row or a later one
+    held_since  INTEGER,
+    held_cause  INTEGER,                -- model::hold::HoldCause
+    held_reason TEXT,
     PRIMARY KEY (file, destination),
     CHECK (sent + dead + retrying + cancelled <= accepted)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX files_held ON file_destinations (held_since) WHERE held_since IS NOT NULL;
 
 -- What batches have in common, as it was when their rows were accepted (I4).
 CREATE TABLE headers (
@@ -85,8 +91,9 @@ CREATE TABLE batches (
     lease_until_mono INTEGER,           -- meaningful only to the process that leased it
     quarantined TEXT                    -- why it can't be read; it is due never then, and its messages stay open
 ) STRICT;
--- Partial, so that what is settled costs nothing. `holder` is NULL in every entry; with it, counting needs no row.
-CREATE INDEX batches_waiting ON batches (destination, retry, holder, due) WHERE due IS NOT NULL AND holder IS NULL;
+-- Partial, so that what is settled costs nothing. `holder` is NULL in every entry; with it, counting needs no row; with
+-- file and first row, none is looked at of what waits because its file is held.
+CREATE INDEX batches_waiting ON batches (destination, retry, holder, due, file, first_row) WHERE due IS NOT NULL AND holder IS NULL;
 CREATE INDEX batches_quarantined ON batches (seq) WHERE quarantined IS NOT NULL;
 CREATE INDEX batches_leased ON batches (seq) WHERE holder IS NOT NULL;
 -- Both are written when a batch is appended, the second also when it is archived, and not in between.

@@ -43,7 +43,7 @@ use crate::{
     },
     ports::{
         Archive, Claims, DueBatch, DueQuery, Lease, LeaseRequest, LeaseToken, Ledger, Outbox, OutboxPages,
-        Queue, Release, Settled, Settlement, Transport, Want,
+        Queue, Release, Settled, Settlement, Steering, Transport, Want,
     },
 };
 
@@ -69,6 +69,8 @@ pub struct Subject {
     pub queue: Arc<dyn Queue>,
     /// The ledger of both.
     pub ledger: Arc<dyn Ledger>,
+    /// Which files are held.
+    pub steering: Arc<dyn Steering>,
     /// Archiving.
     pub archive: Arc<dyn Archive>,
     /// What is between store and queue, if these are two.
@@ -153,6 +155,7 @@ impl Subject {
             outbox: store.clone(),
             queue: store.clone(),
             ledger: store.clone(),
+            steering: store.clone(),
             archive: store.clone(),
             carried: None,
             clock: None,

@@ -2,8 +2,11 @@ use std::future::Future;
 
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries, want};
 use crate::{
-    model::time::{MonoMs, UnixMs},
-    ports::{Claim, ClaimRequest, ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
+    model::{
+        hold::{FileHold, HeldFile, HoldCause, HoldChange},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{Claim, ClaimRequest, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
 };
 
 /// The queue's contract.
@@ -22,6 +25,10 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     a_gone_holder_loses_its_leases_and_no_other_s(make().await).await;
     every_lease_has_a_fence_of_its_own(make().await).await;
     a_disabled_destination_is_held(make().await).await;
+    b11_a_held_file_waits_and_its_neighbours_do_not(make().await).await;
+    b11_what_begins_before_the_held_row_goes(make().await).await;
+    b11_what_is_leased_when_its_file_is_held_can_be_settled_and_waits_then(make().await).await;
+    b11_a_step_that_is_repeated_holds_nothing_again(make().await).await;
     what_the_store_has_given_away_is_not_leased_by_an_old_entry(make().await).await;
 }
 
@@ -315,4 +322,94 @@ async fn what_the_store_has_given_away_is_not_leased_by_an_old_entry(store: Subj
     store.dispatch(NOW).await;
     assert_eq!(store.lease("w", "d", 9).await.len(), 2);
     assert_eq!(store.lease("w", "e", 9).await.len(), 2);
+}
+
+fn by_operator() -> FileHold {
+    FileHold::by_operator(NOW, "the template is wrong")
+}
+
+async fn b11_a_held_file_waits_and_its_neighbours_do_not(store: Subject) {
+    four_batches(&store).await;
+    let file = fixtures::file("feed", 1, &["d", "e"]);
+    let hold = HoldChange::Hold(by_operator());
+    assert_eq!(store.steering.change_hold(file.id, Some("d"), &hold).await, Ok(1));
+    assert_eq!(store.steering.change_hold(file.id, Some("d"), &hold).await, Ok(0), "it is held already");
+    assert_eq!(store.steering.change_hold(file.id, Some("unheard-of"), &hold).await, Ok(0));
+    let nobody = fixtures::file("feed", 9, &["d"]).id;
+    assert_eq!(store.steering.change_hold(nobody, None, &hold).await, Ok(0));
+
+    let leases = store.lease("w", "d", 9).await;
+    assert!(leases.iter().map(|lease| lease.header.file).eq([fixtures::file("feed", 2, &["d", "e"]).id]));
+    assert_eq!(store.lease("w", "e", 9).await.len(), 2, "there it is not held");
+    store.assert_idle(NOW).await;
+    assert_eq!(store.outbox.depth().await, Ok(40), "held, not lost");
+    let held = HeldFile {
+        file: file.id,
+        feed: "feed".into(),
+        name: file.name.clone(),
+        destination: "d".into(),
+        hold: by_operator(),
+    };
+    assert_eq!(store.steering.held_files().await.unwrap(), [held]);
+    let report = store.ledger.report(file.id).await.unwrap().unwrap();
+    assert_eq!(report.held, [("d".to_owned(), by_operator())].into());
+
+    assert_eq!(store.steering.change_hold(file.id, None, &HoldChange::Release).await, Ok(1), "of two");
+    assert_eq!(store.steering.held_files().await.unwrap(), []);
+    store.dispatch(NOW).await;
+    assert_eq!(store.lease("w", "d", 9).await.len(), 1);
+}
+
+async fn b11_what_begins_before_the_held_row_goes(store: Subject) {
+    let file = fixtures::file("feed", 1, &["d", "e"]);
+    let canary = FileHold { since: NOW, from_row: 11, cause: HoldCause::Canary, reason: "first ten".into() };
+    let mut step = fixtures::step(&file, 1..=10, NOW);
+    step.hold = Some(HoldStep { destinations: vec!["d".into()], change: HoldChange::Hold(canary.clone()) });
+    store.outbox.append(step).await.unwrap();
+    for first in [11, 21, 31] {
+        let rest = fixtures::step(&file, first..=first + 9, NOW);
+        store.outbox.append(rest).await.unwrap();
+    }
+    store.dispatch(NOW).await;
+    let leases = store.lease("w", "d", 9).await;
+    assert_eq!(leases.len(), 1);
+    assert_eq!(store.lease("w", "e", 9).await.len(), 4);
+    let all: Vec<_> = (0..10).map(|index| (index, sent())).collect();
+    store.settle(&leases[0], &all).await;
+    store.assert_idle(NOW).await;
+    // A part of them follows, then the rest.
+    let ramp = FileHold { from_row: 31, cause: HoldCause::Ramp, ..canary };
+    assert_eq!(store.steering.change_hold(file.id, None, &HoldChange::Judge(ramp)).await, Ok(1));
+    store.dispatch(NOW).await;
+    assert_eq!(store.lease("w", "d", 9).await.len(), 2);
+    assert_eq!(store.steering.change_hold(file.id, Some("d"), &HoldChange::Pass).await, Ok(1));
+    store.dispatch(NOW).await;
+    assert_eq!(store.lease("w", "d", 9).await.len(), 1);
+}
+
+async fn b11_what_is_leased_when_its_file_is_held_can_be_settled_and_waits_then(store: Subject) {
+    let (file, lease) = store.one_lease(3).await;
+    let hold = HoldChange::Hold(by_operator());
+    assert_eq!(store.steering.change_hold(file.id, None, &hold).await, Ok(1));
+    let verdicts = [(0, sent()), (1, retry()), (2, dead())];
+    assert_eq!(store.settle_and_end(&lease, &verdicts).await, Settled::Released);
+    assert_eq!(store.tally(file.id).await, (3, 1, 1, 1));
+    assert_eq!((store.redrive)(NOW).await, 1);
+    store.assert_idle(LATER).await;
+    store.steering.change_hold(file.id, None, &HoldChange::Release).await.unwrap();
+    assert_eq!(store.again("w", LATER).await.due_count(LATER), 2);
+}
+
+async fn b11_a_step_that_is_repeated_holds_nothing_again(store: Subject) {
+    let file = fixtures::file("feed", 1, &["d"]);
+    let mut step = fixtures::step(&file, 1..=10, NOW);
+    let canary = FileHold { since: NOW, from_row: 1, cause: HoldCause::Canary, reason: "all".into() };
+    step.hold = Some(HoldStep { destinations: vec!["d".into()], change: HoldChange::Hold(canary) });
+    store.outbox.append(step.clone()).await.unwrap();
+    store.assert_idle(NOW).await;
+    store.steering.change_hold(file.id, None, &HoldChange::Release).await.unwrap();
+    store.outbox.append(step).await.unwrap();
+    assert_eq!(store.steering.held_files().await.unwrap(), []);
+    store.dispatch(NOW).await;
+    assert_eq!(store.lease("w", "d", 9).await.len(), 1);
 }

@@ -58,6 +58,7 @@ impl Claims for MemoryStore {
         let mut listed = Vec::new();
         for (destination, limit) in query.wants {
             let of_it = state.batches.iter().filter(|batch| batch.batch.header.destination == **destination);
+            let of_it = of_it.filter(|batch| !state.waits_for_its_file(batch));
             let due = of_it.filter_map(|batch| Some((batch, batch.origin(query.process, query.due_by)?)));
             let mut due: Vec<_> = due.collect();
             due.sort_by_key(|(batch, _)| batch.due()); // stable: then by age
@@ -122,11 +123,15 @@ impl Claims for MemoryStore {
 impl State {
     fn claim(&mut self, request: &ClaimRequest, id: BatchId) -> Claim {
         let Some(&at) = self.ids.get(&id) else { return Claim::Missing };
-        let batch = &mut self.batches[at];
+        let batch = &self.batches[at];
         let destination = batch.batch.header.destination.as_str();
         if batch.is_open() && self.disabled.contains_key(destination) {
             return Claim::Unavailable(format!("destination {destination} is disabled"));
         }
+        if self.waits_for_its_file(&self.batches[at]) {
+            return Claim::Waits;
+        }
+        let batch = &mut self.batches[at];
         let (until, now) = (Deadline(request.until.0), Deadline(request.now.0));
         match batch.record.lease(&request.holder, until, now, request.now, request.born) {
             Grant::Granted => Claim::Granted(Box::new(batch.to_lease())),

@@ -5,6 +5,7 @@ mod archive;
 mod carried;
 mod ledger;
 mod queue;
+mod steering;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,6 +18,7 @@ use crate::{
     model::{
         batch::NewBatch,
         file::{Checkpoint, DestinationCounts, FileReport, FileState, Reject},
+        hold::FileHold,
         ids::{BatchId, FileId},
         ledger::{Deadline, Fate, Grant, LaneShare, Record, RowNumbers, codec},
         outcome::Attempt,
@@ -41,6 +43,8 @@ struct State {
     batches: Vec<Stored>,
     ids: HashMap<BatchId, usize>,
     disabled: BTreeMap<Arc<str>, String>,
+    /// By file and destination.
+    holds: BTreeMap<(FileId, Arc<str>), FileHold>,
     /// By destination.
     shares: BTreeMap<Arc<str>, LaneShare>,
     /// The entries of inbound queues that were taken, and when.
@@ -151,7 +155,7 @@ impl MemoryStore {
     /// How many batches of `destination` could be leased at `now`, disabled or not.
     pub(super) fn leasable(&self, destination: &str, now: UnixMs) -> usize {
         let state = self.state();
-        state.batches.iter().filter(|batch| queue::is_leasable(batch, destination, now)).count()
+        state.batches.iter().filter(|batch| state.is_leasable(batch, destination, now)).count()
     }
 }
 
@@ -200,6 +204,7 @@ impl State {
                     destinations: destinations
                         .map(|name| (name.clone(), DestinationCounts::default()))
                         .collect(),
+                    held: BTreeMap::new(),
                 },
                 checkpoint: Checkpoint::default(),
                 rejects: Vec::new(),
@@ -221,12 +226,18 @@ impl State {
             file.rejects.extend(append.rejects);
             file.reported = false;
         }
-        if file.report.state != FileState::Ingested && file.report.state != append.state {
+        let changes_state = file.report.state != FileState::Ingested && file.report.state != append.state;
+        if changes_state {
             file.report.closed_at = append.state.is_closed().then_some(append.at);
             file.report.state = append.state;
             file.reported = false;
         }
         self.settle_file(id, append.at);
+        if let Some(step) = append.hold.filter(|_| advances || changes_state) {
+            for destination in &step.destinations {
+                self.change_hold(id, destination, &step.change);
+            }
+        }
         Ok(Appended::Stored)
     }
 
@@ -269,6 +280,8 @@ impl State {
         for (name, counts) in &mut report.destinations {
             *counts = self.counts(file.report.file.id, name);
         }
+        let held = self.holds.iter().filter(|((of, _), _)| *of == report.file.id);
+        report.held = held.map(|((_, name), hold)| (name.to_string(), hold.clone())).collect();
         report
     }
 

@@ -12,14 +12,15 @@ use crate::{
     ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, Queue, Release, StoreError, Want},
 };
 
-/// Whether it could be leased for `destination` at `now`.
-pub(super) fn is_leasable(batch: &Stored, destination: &str, now: UnixMs) -> bool {
-    batch.batch.header.destination == destination
-        && !batch.is_held()
-        && batch.record.due().is_some_and(|due| due <= now)
-}
-
 impl State {
+    /// Whether a batch could be leased for `destination` at `now`.
+    pub(super) fn is_leasable(&self, batch: &Stored, destination: &str, now: UnixMs) -> bool {
+        batch.batch.header.destination == destination
+            && !batch.is_held()
+            && batch.record.due().is_some_and(|due| due <= now)
+            && !self.waits_for_its_file(batch)
+    }
+
     /// Which batches to lease, by their numbers.
     fn choose(&mut self, want: &Want, now: UnixMs) -> Vec<usize> {
         let latest = now.after(want.longest_wait);
@@ -29,7 +30,7 @@ impl State {
             batch.record.cut_waits(latest, now);
         }
         let mut due: Vec<usize> = (0..self.batches.len())
-            .filter(|&at| is_leasable(&self.batches[at], &want.destination, now))
+            .filter(|&at| self.is_leasable(&self.batches[at], &want.destination, now))
             .collect();
         due.sort_by_key(|&at| self.batches[at].record.due()); // stable: then by age
         let due = due.into_iter().map(|at| {

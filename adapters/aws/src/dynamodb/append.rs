@@ -12,7 +12,7 @@ use postrider_actors::{
         ids::FileId,
         time::UnixMs,
     },
-    ports::{Append, AppendLimits, Appended, StoreError},
+    ports::{Append, AppendLimits, Appended, HoldStep, StoreError},
 };
 
 use super::{
@@ -136,6 +136,17 @@ impl Shared {
             }
             self.put_rejects(append).await?;
             file.checkpoint = after;
+        }
+        // Before the rows are there, or another machine could send them meanwhile; what is held of a file that is not
+        // there is harmless.
+        if let Some(HoldStep { destinations, change }) = &append.hold {
+            let names: Vec<_> = destinations.iter().map(|name| &**name).collect();
+            match self.change_hold_of(&append.file, &names, change).await {
+                Err(StoreError::Permanent(why)) => {
+                    tracing::warn!(file = %id, why, "the file goes without a canary");
+                }
+                changed => drop(changed?),
+            }
         }
         if changes_state {
             file.state = append.state.clone();

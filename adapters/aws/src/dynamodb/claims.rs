@@ -128,6 +128,11 @@ impl Shared {
                 let why = format!("destination {} is disabled", stored.destination);
                 return Decision::Answer(Claim::Unavailable(why));
             }
+            if cluster.hold_of(stored.file, &stored.destination, stored.rows.row(0)).is_some()
+                && !stored.record.is_settled()
+            {
+                return Decision::Answer(Claim::Waits);
+            }
             let mut next = stored.record.clone();
             self.lose_by_evidence(stored.id, &mut next, request);
             // What has only just run out may be extended yet.

@@ -8,7 +8,12 @@ use std::{
 };
 
 use postrider_actors::{
-    model::time::{MonoMs, UnixMs},
+    model::{
+        file::FileRecord,
+        hold::{FileHold, HeldFile, HoldChange},
+        ids::FileId,
+        time::{MonoMs, UnixMs},
+    },
     ports::StoreError,
 };
 use serde::{Deserialize, Serialize};
@@ -22,6 +27,9 @@ use super::{
 /// How old it may be, but for what this process has changed in it.
 const AGE_MAX: Duration = Duration::from_secs(1);
 
+/// Files that are held at once, some 500 bytes each: every machine reads them every second.
+const HELD_MAX: usize = 200;
+
 /// Since when something is so, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Since {
@@ -33,9 +41,48 @@ pub(super) struct Since {
 pub(super) struct ClusterState {
     /// Destinations whose messages are held.
     pub(super) disabled: BTreeMap<String, Since>,
+    /// Files that are held.
+    #[serde(default)]
+    pub(super) held: Vec<HeldFile>,
 }
 
 impl ClusterState {
+    /// Why a batch waits, if it does because its file is held.
+    pub(super) fn hold_of(&self, file: FileId, destination: &str, first_row: u64) -> Option<&FileHold> {
+        let of = |held: &&HeldFile| held.file == file && held.destination == destination;
+        self.held.iter().find(of).map(|held| &held.hold).filter(|hold| hold.covers(first_row))
+    }
+
+    /// Changes what is held of a file at its destinations `names`; at how many that changed something. `None` if there is
+    /// no room for it.
+    pub(super) fn change_hold(
+        &mut self,
+        file: &FileRecord,
+        names: &[&str],
+        change: &HoldChange,
+    ) -> Option<usize> {
+        let mut changed = 0;
+        for &name in names {
+            let place = self.held.iter().position(|held| held.file == file.id && held.destination == name);
+            let Some(next) = change.apply(place.map(|at| &self.held[at].hold)) else { continue };
+            changed += 1;
+            match (place, next) {
+                (Some(at), Some(hold)) => self.held[at].hold = hold,
+                (Some(at), None) => drop(self.held.remove(at)),
+                (None, Some(hold)) if self.held.len() < HELD_MAX => self.held.push(HeldFile {
+                    file: file.id,
+                    feed: file.feed.clone(),
+                    name: file.name.clone(),
+                    destination: name.into(),
+                    hold,
+                }),
+                (None, Some(_)) => return None,
+                (None, None) => {}
+            }
+        }
+        Some(changed)
+    }
+
     pub(super) fn key() -> Item {
         ledger_key(keys::CLUSTER_PK, "state")
     }

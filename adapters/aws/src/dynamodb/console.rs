@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use postrider_actors::{
     model::{
         file::FileReport,
+        hold::HoldChange,
         ids::{FileId, MessageId},
         time::UnixMs,
     },
@@ -139,5 +140,25 @@ impl Operate for Console {
 
     fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
         self.runtime.block_on(self.store.shared.disable(name, reason, at))
+    }
+
+    fn change_hold(
+        &mut self,
+        files: &FileSelector,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        let shared = &self.store.shared;
+        self.runtime.block_on(async {
+            let ids = match files {
+                FileSelector::Id(id) => vec![*id],
+                FileSelector::Name(name) => shared.file_ids(Some(name), usize::MAX).await?,
+            };
+            let mut changed = 0;
+            for id in ids {
+                changed += shared.change_hold(id, destination, change).await?;
+            }
+            Ok(changed)
+        })
     }
 }

@@ -1,9 +1,18 @@
 //! Destinations: which there are, and which are disabled.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
-use postrider_actors::{flow::back_off, model::time::UnixMs, ports::StoreError};
+use postrider_actors::{
+    flow::back_off,
+    model::{
+        file::{FileRecord, FileReport},
+        hold::{HoldChange, shortened},
+        ids::FileId,
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
 
 use super::{
     cache::{CACHED_MAX, lock},
@@ -18,9 +27,6 @@ use super::{
 
 /// How often a change of what holds for all is worked out anew when others came first.
 const ROUNDS: u32 = 10;
-
-/// Bytes of a reason that are kept: every machine reads them every second.
-const REASON_MAX: usize = 256;
 
 impl Shared {
     /// Every destination that was ever appended to.
@@ -112,7 +118,7 @@ impl Shared {
     }
 
     pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        let reason = reason[..reason.floor_char_boundary(REASON_MAX)].to_owned();
+        let reason = shortened(reason);
         let disable = |state: &mut ClusterState| {
             // The first reason stands.
             let is_new = !state.disabled.contains_key(name);
@@ -120,6 +126,44 @@ impl Shared {
             is_new
         };
         self.change_cluster(disable).await?;
+        Ok(())
+    }
+
+    /// Changes what is held of a file at some of its destinations; at how many that changed something.
+    pub(super) async fn change_hold_of(
+        &self,
+        file: &FileRecord,
+        names: &[&str],
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        let outcome = Mutex::new(None);
+        let apply = |state: &mut ClusterState| {
+            let changed = state.change_hold(file, names, change);
+            *lock(&outcome) = changed;
+            changed.is_some_and(|changed| changed > 0)
+        };
+        self.change_cluster(apply).await?;
+        let full = || StoreError::Permanent("too many files are held: release some of them first".into());
+        lock(&outcome).ok_or_else(full)
+    }
+
+    pub(super) async fn change_hold(
+        &self,
+        id: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(0) };
+        let names = file.record.destinations.iter().map(String::as_str);
+        let names: Vec<_> = names.filter(|name| destination.is_none_or(|asked| asked == *name)).collect();
+        self.change_hold_of(&file.record, &names, change).await
+    }
+
+    /// What of a file is held, where.
+    pub(super) async fn add_holds(&self, report: &mut FileReport) -> Result<(), StoreError> {
+        let state = self.cluster_state().await?;
+        let of_it = state.held.iter().filter(|held| held.file == report.file.id);
+        report.held = of_it.map(|held| (held.destination.clone(), held.hold.clone())).collect();
         Ok(())
     }
 

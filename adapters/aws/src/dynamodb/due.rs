@@ -46,7 +46,14 @@ impl Shared {
     pub(super) async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
         self.sweep_if_due(query.process).await?;
         self.confirm(query.confirm).await?;
-        Ok(self.waiting().due(&query))
+        if self.waiting().next_due().is_none() {
+            return Ok(Vec::new());
+        }
+        let cluster = self.cluster_state().await?;
+        let waits = |waiting: &Waiting| {
+            cluster.hold_of(waiting.file, &waiting.batch.destination, waiting.first_row).is_some()
+        };
+        Ok(self.waiting().due(&query, waits))
     }
 
     /// Forgets which of these batches somebody has, or are done.

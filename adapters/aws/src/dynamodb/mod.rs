@@ -55,6 +55,7 @@ use aws_sdk_dynamodb::Client;
 use postrider_actors::{
     model::{
         file::{Checkpoint, FileReport, FileState, Reject},
+        hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
         rate_share::RateLeases,
         room::OpenMessages,
@@ -63,7 +64,7 @@ use postrider_actors::{
     ports::{
         Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
         DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox,
-        OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, StoreError,
+        OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering, StoreError,
         console::{DeadFilter, DeadLetter, Position},
     },
 };
@@ -195,7 +196,10 @@ impl Ledger for DynamoStore {
     }
 
     async fn report(&self, file: FileId) -> Result<Option<FileReport>, StoreError> {
-        Ok(self.shared.look_at(file).await?.map(|look| look.report))
+        let Some(look) = self.shared.look_at(file).await? else { return Ok(None) };
+        let mut report = look.report;
+        self.shared.add_holds(&mut report).await?;
+        Ok(Some(report))
     }
 
     async fn rejects(&self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
@@ -212,6 +216,22 @@ impl Ledger for DynamoStore {
 
     async fn mark_reported(&self, files: &[FileId]) -> Result<(), StoreError> {
         self.shared.mark_reported(files).await
+    }
+}
+
+#[async_trait]
+impl Steering for DynamoStore {
+    async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
+        Ok(self.shared.cluster_state().await?.held.clone())
+    }
+
+    async fn change_hold(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        self.shared.change_hold(file, destination, change).await
     }
 }
 

@@ -114,7 +114,20 @@ impl Shared {
     pub(super) async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         let ids = self.file_ids(None, limit).await?;
         let looks = self.look_at_all(ids).await?;
-        Ok(looks.into_iter().map(|look| look.report).collect())
+        self.reports_of(looks, limit).await
+    }
+
+    /// The first `limit` reports of these, with what is held.
+    pub(super) async fn reports_of(
+        &self,
+        looks: Vec<FileStatus>,
+        limit: usize,
+    ) -> Result<Vec<FileReport>, StoreError> {
+        let mut reports: Vec<_> = looks.into_iter().take(limit).map(|look| look.report).collect();
+        for report in &mut reports {
+            self.add_holds(report).await?;
+        }
+        Ok(reports)
     }
 
     pub(super) async fn look_at_all(&self, ids: Vec<FileId>) -> Result<Vec<FileStatus>, StoreError> {
@@ -298,6 +311,7 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
         rejected: checkpoint.rejected,
         duplicates: checkpoint.duplicates,
         destinations: counts.into_iter().map(|(name, counts)| (name.to_owned(), counts)).collect(),
+        held: BTreeMap::new(),
     };
     // Exactly all of them: parts that were read at different moments may come to more.
     let is_exact = report.destinations.values().all(|counts| counts.settled() == counts.accepted);

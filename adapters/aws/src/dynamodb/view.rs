@@ -96,7 +96,7 @@ impl Shared {
             FileSelector::Name(name) => self.file_ids(Some(name), limit).await?,
         };
         let looks = self.look_at_all(ids).await?;
-        Ok(looks.into_iter().take(limit).map(|look| look.report).collect())
+        self.reports_of(looks, limit).await
     }
 
     /// What there is to say of destinations apart from counts: which are disabled, and what is outstanding.

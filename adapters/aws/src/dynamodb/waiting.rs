@@ -26,6 +26,8 @@ const DESTINATION_MAX: usize = 5_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
     pub(super) batch: DueBatch,
+    pub(super) file: FileId,
+    pub(super) first_row: u64,
     /// Since when it does: a stamp, another one each time.
     pub(super) created: u64,
     /// When it is to be looked at, by the store's time: this process has others look later then.
@@ -46,7 +48,8 @@ impl Waiting {
         let (id, destination) = (stored.id, stored.destination.clone());
         let (lane, open) = (lane_of(stored.file), stored.record.open_count());
         let batch = DueBatch { id, destination, lane, open, due, origin };
-        Self { batch, created, look_at, payload: (stored.payload, stored.kept_until) }
+        let (file, first_row) = (stored.file, stored.rows.row(0));
+        Self { batch, file, first_row, created, look_at, payload: (stored.payload, stored.kept_until) }
     }
 }
 
@@ -125,13 +128,14 @@ impl WaitingList {
         self.looks.insert((look_at, id));
     }
 
-    /// What is asked for, of each destination the oldest due first.
-    pub(super) fn due(&self, query: &DueQuery<'_>) -> Vec<DueBatch> {
+    /// What is asked for, of each destination the oldest due first, but for what waits because its file is held.
+    pub(super) fn due(&self, query: &DueQuery<'_>, waits: impl Fn(&Waiting) -> bool) -> Vec<DueBatch> {
         let mut due = Vec::new();
         for (destination, limit) in query.wants {
             let places = self.places.get(destination).into_iter().flatten();
-            let places = places.take_while(|(at, ..)| *at <= query.due_by).take(*limit);
-            due.extend(places.map(|(.., id)| self.entries[id].batch.clone()));
+            let places = places.take_while(|(at, ..)| *at <= query.due_by).map(|(.., id)| &self.entries[id]);
+            let places = places.filter(|waiting| !waits(waiting)).take(*limit);
+            due.extend(places.map(|waiting| waiting.batch.clone()));
         }
         due
     }
@@ -157,13 +161,13 @@ mod tests {
             origin: Origin::Fresh,
         };
         let payload = ("0".repeat(32).parse().unwrap(), UnixMs(0));
-        Waiting { batch, created, look_at: UnixMs(due + 5), payload }
+        Waiting { batch, file: FileId([1; 16]), first_row: 1, created, look_at: UnixMs(due + 5), payload }
     }
 
     fn due(list: &WaitingList, due_by: u64, wants: &[(&str, usize)]) -> Vec<u64> {
         let wants: Vec<_> = wants.iter().map(|(name, limit)| (Arc::from(*name), *limit)).collect();
         let query = DueQuery { process: "node-1", due_by: UnixMs(due_by), wants: &wants, confirm: &[] };
-        list.due(&query).into_iter().map(|batch| batch.due.0).collect()
+        list.due(&query, |_| false).into_iter().map(|batch| batch.due.0).collect()
     }
 
     #[test]

@@ -122,6 +122,7 @@ fn report(name: &str, content: u8, state: FileState) -> FileReport {
         rejected: 0,
         duplicates: 0,
         destinations: BTreeMap::new(),
+        held: BTreeMap::new(),
     }
 }
 

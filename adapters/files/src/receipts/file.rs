@@ -194,6 +194,7 @@ impl OpenFile {
             duplicates: 0,
             // Receipts are no messages: nothing is sent or dead because of them.
             destinations: BTreeMap::new(),
+            held: BTreeMap::new(),
         };
         (AckId(position.claim.into()), file, report)
     }

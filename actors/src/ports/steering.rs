@@ -1,0 +1,25 @@
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::model::{
+    hold::{HeldFile, HoldChange},
+    ids::FileId,
+};
+
+/// What operators and the canary say of files that are on their way. Each is one row of the store, looked at when batches
+/// are leased and before every request (B11).
+#[async_trait]
+pub trait Steering: Send + Sync {
+    /// Every file of which messages are held, once per destination where they are. Where several processes share the
+    /// store it may be a second old, but for what this process has changed.
+    async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError>;
+
+    /// Changes what is held of a file at a destination, or at all of its destinations, by [`HoldChange::apply`]. Returns
+    /// after the sync, at how many destinations it changed something. A file that is not known is an answer: 0.
+    async fn change_hold(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError>;
+}

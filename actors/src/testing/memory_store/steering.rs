@@ -1,0 +1,66 @@
+//! What operators and the canary say of files, in memory.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{MemoryStore, State, Stored};
+use crate::{
+    model::{
+        hold::{HeldFile, HoldChange},
+        ids::FileId,
+    },
+    ports::{Steering, StoreError},
+};
+
+impl State {
+    /// Whether a batch waits because its file is held.
+    pub(super) fn waits_for_its_file(&self, batch: &Stored) -> bool {
+        let header = &batch.batch.header;
+        let hold = self.holds.get(&(header.file, header.destination.as_str().into()));
+        hold.is_some_and(|hold| hold.covers(batch.batch.first_row))
+    }
+
+    /// Changes what is held of a file at a destination; whether that changed anything.
+    pub(super) fn change_hold(&mut self, file: FileId, destination: &Arc<str>, change: &HoldChange) -> bool {
+        let place = (file, destination.clone());
+        match change.apply(self.holds.get(&place)) {
+            Some(Some(hold)) => drop(self.holds.insert(place, hold)),
+            Some(None) => drop(self.holds.remove(&place)),
+            None => return false,
+        }
+        true
+    }
+}
+
+#[async_trait]
+impl Steering for MemoryStore {
+    async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
+        let state = self.state();
+        let held = state.holds.iter().filter_map(|((file, destination), hold)| {
+            let known = state.files.iter().find(|known| known.report.file.id == *file)?;
+            Some(HeldFile {
+                file: *file,
+                feed: known.report.file.feed.clone(),
+                name: known.report.file.name.clone(),
+                destination: destination.to_string(),
+                hold: hold.clone(),
+            })
+        });
+        Ok(held.collect())
+    }
+
+    async fn change_hold(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        change: &HoldChange,
+    ) -> Result<usize, StoreError> {
+        let mut state = self.state();
+        let Some(known) = state.file(file) else { return Ok(0) };
+        let names: Vec<Arc<str>> =
+            known.report.file.destinations.iter().map(|name| name.as_str().into()).collect();
+        let asked = names.iter().filter(|name| destination.is_none_or(|asked| asked == &***name));
+        Ok(asked.filter(|name| state.change_hold(file, name, change)).count())
+    }
+}

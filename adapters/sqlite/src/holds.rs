@@ -1,0 +1,107 @@
+//! Which files are held at which destinations.
+
+use postrider_actors::{
+    model::{
+        hold::{FileHold, HeldFile, HoldCause, HoldChange},
+        ids::FileId,
+        time::UnixMs,
+    },
+    ports::console::FileSelector,
+};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
+
+use super::tx::{Tx, TxError, int, uint};
+
+/// The hold in four columns, the first of them at `at`; `None` if nothing is held.
+pub(crate) fn read(row: &Row<'_>, at: usize) -> Result<Option<FileHold>, TxError> {
+    let Some(from_row) = row.get::<_, Option<i64>>(at)? else { return Ok(None) };
+    let cause: u8 = row.get(at + 2)?;
+    let newer = || TxError::Refused(format!("cause {cause} of a hold was written by a newer version"));
+    Ok(Some(FileHold {
+        from_row: uint(from_row),
+        since: UnixMs(uint(row.get(at + 1)?)),
+        cause: HoldCause::from_byte(cause).ok_or_else(newer)?,
+        reason: row.get(at + 3)?,
+    }))
+}
+
+/// `Steering::held_files`. Where nothing is held it looks into an index that is empty.
+pub(crate) fn list(connection: &Connection) -> Result<Vec<HeldFile>, TxError> {
+    let mut select = connection.prepare_cached(
+        "SELECT f.id, f.feed, f.name, n.name, d.held_from, d.held_since, d.held_cause, d.held_reason
+         FROM file_destinations d INDEXED BY files_held JOIN files f ON f.seq = d.file
+             JOIN destinations n ON n.seq = d.destination
+         WHERE d.held_since IS NOT NULL ORDER BY d.held_since, d.file, d.destination",
+    )?;
+    let mut rows = select.query([])?;
+    let mut held = Vec::new();
+    while let Some(row) = rows.next()? {
+        let Some(hold) = read(row, 4)? else { continue };
+        held.push(HeldFile {
+            file: FileId(row.get(0)?),
+            feed: row.get(1)?,
+            name: row.get(2)?,
+            destination: row.get(3)?,
+            hold,
+        });
+    }
+    Ok(held)
+}
+
+/// Changes what is held of the file `file` at `destination`; whether that changed anything.
+pub(crate) fn change(tx: &Tx<'_>, file: i64, destination: i64, change: &HoldChange) -> Result<bool, TxError> {
+    let current = tx
+        .connection
+        .prepare_cached(
+            "SELECT held_from, held_since, held_cause, held_reason FROM file_destinations
+             WHERE file = ?1 AND destination = ?2",
+        )?
+        .query_row([file, destination], |row| Ok(read(row, 0)))
+        .optional()?;
+    let Some(current) = current.transpose()? else { return Ok(false) };
+    let Some(next) = change.apply(current.as_ref()) else { return Ok(false) };
+    let next = next.as_ref();
+    tx.connection
+        .prepare_cached(
+            "UPDATE file_destinations SET held_from = ?3, held_since = ?4, held_cause = ?5, held_reason = ?6
+             WHERE file = ?1 AND destination = ?2",
+        )?
+        .execute(params![
+            file,
+            destination,
+            next.map(|hold| int(hold.from_row)),
+            next.map(|hold| int(hold.since.0)),
+            next.map(|hold| hold.cause as u8),
+            next.map(|hold| &hold.reason),
+        ])?;
+    Ok(true)
+}
+
+/// Changes what is held of the files that `selector` names, at one destination or all of theirs; at how many.
+pub(crate) fn change_of(
+    tx: &Tx<'_>,
+    selector: &FileSelector,
+    destination: Option<&str>,
+    wanted: &HoldChange,
+) -> Result<usize, TxError> {
+    let (column, value) = column_of(selector);
+    let mut select = tx.connection.prepare_cached(&format!(
+        "SELECT d.file, d.destination FROM files f JOIN file_destinations d ON d.file = f.seq
+             JOIN destinations n ON n.seq = d.destination
+         WHERE f.{column} = ?1 AND (?2 IS NULL OR n.name = ?2)"
+    ))?;
+    let places = select.query_map(params![value, destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut changed = 0;
+    for (file, destination) in places.collect::<Result<Vec<_>, _>>()? {
+        changed += usize::from(change(tx, file, destination, wanted)?);
+    }
+    Ok(changed)
+}
+
+/// The column of `files` that a selector looks at, and the value it looks for.
+pub(crate) fn column_of(selector: &FileSelector) -> (&'static str, Value) {
+    match selector {
+        FileSelector::Id(id) => ("id", Value::Blob(id.0.to_vec())),
+        FileSelector::Name(name) => ("name", Value::Text(name.clone())),
+    }
+}
