@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use postrider_actors::ports::console::{
-    DeadFilter, Operate as _,
+    DeadFilter, Operate as _, Order,
     receipts::{ReceiptFilter, ReceiptView as _},
 };
 use postrider_actors::{
-    model::ids::MessageId,
+    model::{ids::MessageId, time::UnixMs},
     testing::{
         LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader,
         conformance::{self, Patience, ReceiptSubject, Subject},
@@ -39,7 +39,10 @@ async fn make() -> Subject {
                 Operator::open(&redriving).unwrap().redrive(&DeadFilter::default(), usize::MAX, now);
             Box::pin(async { redriven.unwrap() })
         }),
-        enable: Box::new(move |name| assert!(Operator::open(&enabling).unwrap().enable(name).unwrap())),
+        enable: Box::new(move |name| {
+            let order = Order::Resume { destination: name.to_owned() };
+            assert_eq!(Operator::open(&enabling).unwrap().order(&order, "tests", UnixMs(1)).unwrap(), 1);
+        }),
         guard: Box::new(dir),
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use postrider_actors::ports::console::{
-    DeadFilter, Delivery, Fate, FileSelector, Operate, Position, Search, View,
+    DeadFilter, Delivery, Fate, FileSelector, Operate, Order, Position, Search, View,
 };
 use postrider_actors::{
     model::{
@@ -182,12 +182,19 @@ fn counts(view: &mut dyn View, operate: &mut dyn Operate) {
     assert_eq!((views["d"].counts.accepted, views["d"].counts.dead, views["e"].counts.accepted), (23, 2, 3));
     assert!(views["d"].disabled.is_none());
 
-    operate.disable("d", "for repairs", at(5)).unwrap();
-    operate.disable("d", "another reason", at(6)).unwrap();
+    let pause = |reason: &str| Order::Pause { destination: "d".into(), reason: reason.into() };
+    assert_eq!(operate.order(&pause("for repairs"), "ada", at(5)), Ok(1));
+    assert_eq!(operate.order(&pause("another reason"), "ada", at(6)), Ok(0));
     assert_eq!(view.destinations().unwrap()["d"].disabled, Some((at(5), "for repairs".into())));
-    assert!(operate.enable("d").unwrap());
-    assert!(!operate.enable("d").unwrap());
+    let resume = Order::Resume { destination: "d".into() };
+    assert_eq!(operate.order(&resume, "bob", at(7)), Ok(1));
+    assert_eq!(operate.order(&resume, "bob", at(8)), Ok(0));
     assert!(view.destinations().unwrap()["d"].disabled.is_none());
+    let lines = view.audit(9).unwrap();
+    let said: Vec<_> =
+        lines.iter().map(|line| (line.at, &*line.by, &*line.verb, &*line.of, &*line.detail)).collect();
+    assert_eq!(said, [(at(7), "bob", "resume", "d", ""), (at(5), "ada", "pause", "d", "for repairs")]);
+    assert_eq!(view.audit(1).unwrap(), lines[..1]);
 }
 
 fn searches(view: &mut dyn View) {

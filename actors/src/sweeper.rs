@@ -1,4 +1,4 @@
-//! Sweeper: takes lost leases back, writes the final reports of settled files and archives what is old.
+//! Sweeper: takes lost leases back, cancels what operators cancelled, writes the final reports of settled files and archives what is old.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +16,7 @@ use crate::{
         ids::FileId,
         time::{MonoMs, UnixMs},
     },
-    ports::{Archive, Clock, Inbox, Ledger, Queue, StoreError},
+    ports::{Archive, Clock, Inbox, Ledger, Queue, Steering, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
@@ -36,6 +36,9 @@ const REPORT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duratio
 /// 500, and keeps the embedded store's writer for some milliseconds.
 const ARCHIVED_MAX: usize = 256;
 
+/// Batches cancelled in one go.
+const CANCELLED_MAX: usize = 100;
+
 /// Entries of inbound queues forgotten in one go.
 const FORGOTTEN_MAX: usize = 10_000;
 
@@ -53,6 +56,8 @@ pub struct SweeperSetup {
     pub queue: Arc<dyn Queue>,
     /// Which files are settled.
     pub ledger: Arc<dyn Ledger>,
+    /// Which are cancelled.
+    pub steering: Arc<dyn Steering>,
     /// Where each feed's reports go, and where it is said that they can't.
     pub inboxes: Vec<(FeedNotes, Arc<dyn Inbox>)>,
     /// Feeds without a directory: their reports stay in the ledger, and settled files are only marked.
@@ -176,7 +181,16 @@ impl SweeperSetup {
             tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
             self.queued.ring();
         }
+        self.cancel().await?;
         self.write_reports(unwritten).await
+    }
+
+    /// Cancels what is open of cancelled files, in steps that others wait little for.
+    async fn cancel(&self) -> Result<(), StoreError> {
+        let Self { steering, clock, progress, .. } = self;
+        let step = || steering.cancel_step(CANCELLED_MAX, clock.wall());
+        while insist("cancelling messages", &**clock, progress, step).await? == CANCELLED_MAX {}
+        Ok(())
     }
 
     /// One bounded step of archiving.
@@ -268,6 +282,7 @@ mod tests {
         SweeperSetup {
             queue: store.clone(),
             ledger: store.clone(),
+            steering: store.clone(),
             inboxes: Vec::new(),
             queue_feeds: vec!["feed".into()],
             archive: Some((store.clone(), retention)),

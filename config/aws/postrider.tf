@@ -225,7 +225,7 @@ resource "aws_iam_policy" "daemon" {
   policy      = data.aws_iam_policy_document.daemon.json
 }
 
-# `postrider status`, `files`, `messages`, `dead list`, `dead export`, `destinations list`,
+# `postrider status`, `files`, `messages`, `dead list`, `dead export`, `destinations`,
 # `check-config --connect`.
 data "aws_iam_policy_document" "read" {
   statement {

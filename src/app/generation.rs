@@ -318,6 +318,7 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec 
     ChildSpec::stage::<Sweeper>(0, move |id| SweeperSetup {
         queue: machine.stores.queue.clone(),
         ledger: machine.stores.ledger.clone(),
+        steering: machine.stores.steering.clone(),
         inboxes: inboxes.clone(),
         queue_feeds: queue_feeds.clone(),
         archive: Some((machine.stores.archive.clone(), retention)),

@@ -1,10 +1,11 @@
 //! `postrider dead`
 
 use std::{
+    fmt,
     io::{self, Write},
     path::Path,
     process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::ensure;
@@ -17,12 +18,12 @@ use postrider_actors::model::{
 use serde_json::{Value, json};
 
 use super::{
-    print, print_json,
+    print, print_json, steer,
     table::{number, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{app::console, config};
-use postrider_actors::ports::console::{DeadFilter, DeadLetter, FileSelector, Position, View};
+use postrider_actors::ports::console::{AuditLine, DeadFilter, DeadLetter, FileSelector, Position, View};
 
 /// Dead letters per read.
 const PAGE: usize = 1_000;
@@ -126,6 +127,24 @@ fn cause(word: &str) -> Result<DeathCause, String> {
     all.find(|cause| cause.as_str() == word).ok_or_else(|| "no such cause; see --help".into())
 }
 
+/// As it was asked for.
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [
+            ("--file", self.file.clone()),
+            ("--destination", self.destination.clone()),
+            ("--reason", self.reason.map(|reason| reason.as_str().to_owned())),
+            ("--cause", self.cause.map(|cause| cause.as_str().to_owned())),
+            ("--older-than", self.older_than.map(|age| humantime::format_duration(age).to_string())),
+            ("--newer-than", self.newer_than.map(|age| humantime::format_duration(age).to_string())),
+        ];
+        let given = words.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+        let given: Vec<_> = given.collect();
+        f.write_str(if given.is_empty() { "all dead letters" } else { "dead letters " })?;
+        f.write_str(&given.join(" "))
+    }
+}
+
 impl Which {
     fn is_everything(&self) -> bool {
         self.file.is_none()
@@ -156,7 +175,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         Command::List { .. } | Command::Export { .. } => super::load_for_store(config)?,
         Command::Redrive { .. } => config::load(config)?,
     };
-    let now = now();
+    let now = steer::now();
     match &args.command {
         Command::List { which, limit, json } => {
             let mut view = console::view(&config)?;
@@ -173,7 +192,12 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
-            let redriven = console::operate(&config)?.redrive(&which.filter(now), limit, now)?;
+            let mut operate = console::operate(&config)?;
+            let redriven = operate.redrive(&which.filter(now), limit, now)?;
+            if redriven > 0 {
+                let (by, verb, detail) = (steer::who(), "redrive".to_owned(), format!("{redriven} redriven"));
+                operate.note(&AuditLine { at: now, by, verb, of: which.to_string(), detail })?;
+            }
             if *json {
                 print_json(&json!({ "redriven": redriven }))?;
             } else {
@@ -187,12 +211,6 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(Exit::Done.into())
-}
-
-/// The wall clock, by which dead letters are dated.
-fn now() -> UnixMs {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn id(letter: &DeadLetter) -> MessageId {

@@ -1,92 +1,29 @@
 //! `postrider destinations`
 
-use std::{
-    path::Path,
-    process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{path::Path, process::ExitCode};
 
-use anyhow::ensure;
-use clap::Subcommand;
-use postrider_actors::model::time::UnixMs;
 use serde_json::json;
 
 use super::{
     print, print_json,
     table::{number, table, text, time},
 };
-use crate::exit::Exit;
-use crate::{
-    app::console,
-    config::{self, Config},
-};
+use crate::{app::console, config::Config, exit::Exit};
 
-/// List destinations, or disable and enable one
+/// List destinations and whether they are paused
 ///
-/// The messages of a disabled destination are held until it is enabled; none is lost. The daemon disables a
-/// destination that answers 410. Works with or without a running daemon.
+/// Works with or without a running daemon. `postrider pause` and `postrider resume` change it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// List destinations and whether they are disabled
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Send a destination's messages again
-    Enable {
-        /// Its name
-        name: String,
-    },
-    /// Hold a destination's messages
-    Disable {
-        /// Its name
-        name: String,
-        /// Why; shown by `list`
-        #[arg(long, value_name = "TEXT", default_value = "disabled by an operator")]
-        reason: String,
-    },
-}
-
-/// Lists, enables or disables.
+/// Lists them.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    if let Command::List { json } = &args.command {
-        list(&super::load_for_store(config)?, *json)?;
-        return Ok(Exit::Done.into());
-    }
-    let config = config::load(config)?;
-    match &args.command {
-        Command::List { .. } => {}
-        Command::Enable { name } => {
-            ensure_known(&config, name)?;
-            let changed = console::operate(&config)?.enable(name)?;
-            print(&format!("{name} {}\n", if changed { "is enabled" } else { "was enabled already" }))?;
-        }
-        Command::Disable { name, reason } => {
-            ensure_known(&config, name)?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-            console::operate(&config)?.disable(name, reason, now)?;
-            print(&format!("{name} is disabled; its messages are held\n"))?;
-        }
-    }
+    list(&super::load_for_store(config)?, args.json)?;
     Ok(Exit::Done.into())
-}
-
-/// A misspelt name must not look like success.
-fn ensure_known(config: &Config, name: &str) -> anyhow::Result<()> {
-    let configured = config.destinations.iter().any(|destination| destination.name == name);
-    ensure!(
-        configured || console::view(config)?.destinations()?.contains_key(name),
-        "no destination is called {name:?}; `postrider destinations list` lists them"
-    );
-    Ok(())
 }
 
 fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 //! A command returns `anyhow::Result<ExitCode>`. An error becomes an exit code in one place,
 //! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`](crate::exit::ExitContext::exit).
 
+pub mod audit;
 pub mod check_config;
 pub mod compare;
 pub mod completions;
@@ -17,6 +18,7 @@ pub mod receipts;
 pub mod receiver;
 pub mod run;
 pub mod status;
+pub mod steer;
 mod table;
 
 use std::{
@@ -71,6 +73,12 @@ pub enum Command {
     Messages(messages::Args),
     Dead(dead::Args),
     Destinations(destinations::Args),
+    Pause(steer::PauseArgs),
+    Resume(steer::ResumeArgs),
+    Hold(steer::HoldArgs),
+    Release(steer::ReleaseArgs),
+    Cancel(steer::CancelArgs),
+    Audit(audit::Args),
     Receipts(receipts::Args),
     Compare(compare::Args),
     Migrate(migrate::Args),
@@ -125,6 +133,12 @@ pub fn main() -> ExitCode {
         Command::Messages(args) => messages::run(&args, &cli.config),
         Command::Dead(args) => dead::run(&args, &cli.config),
         Command::Destinations(args) => destinations::run(&args, &cli.config),
+        Command::Pause(args) => steer::pause(&args, &cli.config),
+        Command::Resume(args) => steer::resume(&args, &cli.config),
+        Command::Hold(args) => steer::hold(&args, &cli.config),
+        Command::Release(args) => steer::release(&args, &cli.config),
+        Command::Cancel(args) => steer::cancel(&args, &cli.config),
+        Command::Audit(args) => audit::run(&args, &cli.config),
         Command::Receipts(args) => receipts::run(&args, &cli.config),
         Command::Compare(args) => compare::run(&args, &cli.config),
         Command::Migrate(args) => migrate::run(&args, &cli.config),

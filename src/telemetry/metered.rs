@@ -49,7 +49,7 @@ calls! {
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
-    "steering" { held_files, change_hold }
+    "steering" { held_files, change_hold, cancel_step }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -241,6 +241,10 @@ impl<S: Steering + ?Sized> Steering for Metered<S> {
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         self.calls.change_hold.count(self.inner.change_hold(file, destination, change)).await
+    }
+
+    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.calls.cancel_step.count(self.inner.cancel_step(batches, now)).await
     }
 }
 

@@ -163,7 +163,7 @@ fn f40_a_410_holds_the_destination_until_it_is_enabled() {
     assert_eq!(requests, still);
 
     status.store(200, Ordering::SeqCst);
-    world.postrider(&["destinations", "enable", "support"]).ok();
+    world.postrider(&["resume", "support"]).ok();
     world.wait_settled(LIVENESS);
     world.stop();
     world.prove();
@@ -398,13 +398,13 @@ fn b11_a_destination_that_is_disabled_stops_within_two_seconds_and_goes_on_when_
     world.set("destinations.support.rate_per_s", 100).set("destinations.support.burst", 10);
     world.drop_file(Input::csv("held.csv", ROWS).all(Kind::Sent)).start();
     world.wait_requests(100);
-    world.postrider(&["destinations", "disable", "support"]).ok();
+    world.postrider(&["pause", "support"]).ok();
     thread::sleep(Duration::from_secs(2));
     let sent = world.request_count();
     thread::sleep(Duration::from_secs(2));
     assert_eq!(world.request_count(), sent);
     assert!(sent < ROWS, "it was over before");
-    world.postrider(&["destinations", "enable", "support"]).ok();
+    world.postrider(&["resume", "support"]).ok();
     world.wait_settled(LIVENESS);
     world.stop();
     let summary = world.prove();

@@ -35,6 +35,7 @@ mod receipts;
 #[cfg(feature = "aws")]
 mod several;
 mod shortages;
+mod steering;
 mod support;
 mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]

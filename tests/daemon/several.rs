@@ -297,14 +297,14 @@ fn b25_a_pause_stops_every_machine_within_two_seconds() {
     world.start_peer("second");
     world.drop_file(Input::csv("paused.csv", ROWS));
     world.wait_requests(2_000);
-    world.postrider(&["destinations", "disable", "support", "--reason", "a look at the receiver"]).ok();
+    world.postrider(&["pause", "support", "--reason", "a look at the receiver"]).ok();
     let paused_ms = wall_ms();
     thread::sleep(Duration::from_secs(6));
     let late = world.request_times().into_iter().filter(|&at| at > paused_ms + 2_000).count();
     assert_eq!(late, 0, "requests more than 2 s after the pause");
     let sent = world.request_count();
     assert!(sent < ROWS, "it was over before it was paused");
-    world.postrider(&["destinations", "enable", "support"]).ok();
+    world.postrider(&["resume", "support"]).ok();
     let resumed_ms = wall_ms();
     world.wait_settled(LIVENESS);
     world.stop_peers();

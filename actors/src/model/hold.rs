@@ -21,12 +21,14 @@ pub enum HoldCause {
     Errors = 2,
     /// An operator.
     Operator = 3,
+    /// An operator, for ever: what is open is being cancelled.
+    Cancelled = 4,
 }
 
 impl HoldCause {
     /// Reads back what was stored.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Canary, Self::Ramp, Self::Errors, Self::Operator]
+        [Self::Canary, Self::Ramp, Self::Errors, Self::Operator, Self::Cancelled]
             .into_iter()
             .find(|cause| *cause as u8 == byte)
     }
@@ -54,6 +56,11 @@ impl FileHold {
     /// Of all messages, by an operator.
     pub fn by_operator(since: UnixMs, reason: &str) -> Self {
         Self { since, from_row: 0, cause: HoldCause::Operator, reason: shortened(reason) }
+    }
+
+    /// Of all messages, for ever.
+    pub fn cancelled(since: UnixMs, reason: &str) -> Self {
+        Self { cause: HoldCause::Cancelled, ..Self::by_operator(since, reason) }
     }
 
     /// Whether the batch that begins with `first_row` waits.
@@ -98,8 +105,10 @@ pub enum HoldChange {
     Judge(FileHold),
     /// The canary's last word: nothing waits for it any more.
     Pass,
-    /// An operator's: nothing waits any more, whoever held it.
+    /// An operator's: nothing waits any more, whoever held it. What is cancelled stays so.
     Release,
+    /// Everything that was cancelled is recorded as such: there is nothing to hold any more.
+    Cancelled,
 }
 
 impl HoldChange {
@@ -107,11 +116,13 @@ impl HoldChange {
     #[expect(clippy::option_option, reason = "a change to no hold is not the same as no change")]
     pub fn apply(&self, current: Option<&FileHold>) -> Option<Option<FileHold>> {
         let waits_for_canary = current.is_some_and(|hold| hold.cause.passes());
+        let is_cancelled = current.is_some_and(|hold| hold.cause == HoldCause::Cancelled);
         match self {
             Self::Hold(new) => current.is_none_or(|hold| hold.cause < new.cause).then(|| Some(new.clone())),
             Self::Judge(new) => (waits_for_canary && current != Some(new)).then(|| Some(new.clone())),
             Self::Pass => waits_for_canary.then_some(None),
-            Self::Release => current.is_some().then_some(None),
+            Self::Release => (current.is_some() && !is_cancelled).then_some(None),
+            Self::Cancelled => is_cancelled.then_some(None),
         }
     }
 }
@@ -119,6 +130,9 @@ impl HoldChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CAUSES: [HoldCause; 5] =
+        [HoldCause::Canary, HoldCause::Ramp, HoldCause::Errors, HoldCause::Operator, HoldCause::Cancelled];
 
     fn hold(cause: HoldCause, from_row: u64) -> FileHold {
         FileHold { since: UnixMs(7), from_row, cause, reason: "why".into() }
@@ -153,11 +167,11 @@ mod tests {
 
     #[test]
     fn every_change_made_twice_changes_nothing_the_second_time() {
-        let causes = [HoldCause::Canary, HoldCause::Ramp, HoldCause::Errors, HoldCause::Operator];
+        let causes = CAUSES;
         let holds: Vec<_> = causes.into_iter().map(|cause| hold(cause, 5)).collect();
         let changes =
             holds.iter().cloned().flat_map(|hold| [HoldChange::Hold(hold.clone()), HoldChange::Judge(hold)]);
-        for change in changes.chain([HoldChange::Pass, HoldChange::Release]) {
+        for change in changes.chain([HoldChange::Pass, HoldChange::Release, HoldChange::Cancelled]) {
             for current in holds.iter().map(Some).chain([None]) {
                 if let Some(next) = change.apply(current) {
                     assert_eq!(change.apply(next.as_ref()), None, "{change:?} over {current:?}");
@@ -167,10 +181,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cancelled_is_not_released() {
+        let cancelled = hold(HoldCause::Cancelled, 0);
+        let change = HoldChange::Hold(cancelled.clone());
+        assert_eq!(change.apply(Some(&hold(HoldCause::Operator, 0))), Some(Some(cancelled.clone())));
+        for change in [HoldChange::Release, HoldChange::Pass, HoldChange::Hold(hold(HoldCause::Operator, 0))]
+        {
+            assert_eq!(change.apply(Some(&cancelled)), None, "{change:?}");
+        }
+        assert_eq!(HoldChange::Cancelled.apply(Some(&cancelled)), Some(None));
+        assert_eq!(HoldChange::Cancelled.apply(Some(&hold(HoldCause::Operator, 0))), None);
+    }
+
+    #[test]
     fn a_cause_reads_back() {
-        for cause in [HoldCause::Canary, HoldCause::Ramp, HoldCause::Errors, HoldCause::Operator] {
+        for cause in CAUSES {
             assert_eq!(HoldCause::from_byte(cause as u8), Some(cause));
         }
-        assert_eq!(HoldCause::from_byte(4), None);
+        assert_eq!(HoldCause::from_byte(5), None);
     }
 }

@@ -4,7 +4,10 @@
 //! walk takes many calls, so that a slow reader blocks nothing. An engine's adapter
 //! implements the two traits; `app::console` chooses by the configuration.
 
+mod orders;
 pub mod receipts;
+
+pub use orders::{AUDIT_LINES_MAX, AuditLine, FilesAt, Order};
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,7 +18,6 @@ use crate::{
     model::{
         batch::{BatchHeader, PayloadError, Rows},
         file::{DestinationCounts, FileReport},
-        hold::HoldChange,
         ids::{BatchId, FileId, MessageId},
         ledger,
         outcome::{Attempt, DeathCause, Reason},
@@ -56,6 +58,9 @@ pub trait View {
     /// the file is not known or its row was not read (yet).
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError>;
 
+    /// Up to `limit` lines of what operators ordered, the latest first.
+    fn audit(&mut self, limit: usize) -> Result<Vec<AuditLine>, StoreError>;
+
     /// Continues a search for `recipient` through up to `batches` more batches, `limit` messages at
     /// most in all. Whether there is more to look at. It reads every payload it passes.
     fn search(
@@ -74,20 +79,12 @@ pub trait Operate {
     /// delivery keeps its rates. If it fails, what was redriven before stays so.
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError>;
 
-    /// Enables a destination. Whether it was disabled.
-    fn enable(&mut self, name: &str) -> Result<bool, StoreError>;
+    /// Carries out an order, and adds its line if that changes anything; of how many files at how many destinations it did,
+    /// together.
+    fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError>;
 
-    /// Disables a destination: its messages are held. The first reason is kept. The name may be new.
-    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError>;
-
-    /// Changes what is held of files, at one destination or at all of theirs: see
-    /// [`Steering::change_hold`](crate::ports::Steering::change_hold).
-    fn change_hold(
-        &mut self,
-        files: &FileSelector,
-        destination: Option<&str>,
-        change: &HoldChange,
-    ) -> Result<usize, StoreError>;
+    /// Adds a line for what takes many calls.
+    fn note(&mut self, line: &AuditLine) -> Result<(), StoreError>;
 }
 
 /// Where a walk continues. Opaque: only the engine that made it reads it. The default is the beginning.

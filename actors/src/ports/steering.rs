@@ -4,6 +4,7 @@ use super::StoreError;
 use crate::model::{
     hold::{HeldFile, HoldChange},
     ids::FileId,
+    time::UnixMs,
 };
 
 /// What operators and the canary say of files that are on their way. Each is one row of the store, looked at when batches
@@ -22,4 +23,8 @@ pub trait Steering: Send + Sync {
         destination: Option<&str>,
         change: &HoldChange,
     ) -> Result<usize, StoreError>;
+
+    /// Cancels what is open of up to `batches` batches of files that are cancelled and that no worker has; of how many.
+    /// Where nothing is left to cancel the hold goes. Fewer than asked for: the rest is done, or not there yet.
+    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError>;
 }

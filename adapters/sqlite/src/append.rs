@@ -210,13 +210,14 @@ pub(crate) fn mark_reported(
 }
 
 /// Holds a destination's messages. The first reason is kept.
-pub(crate) fn disable(tx: &mut Tx<'_>, name: &str, reason: &str, at: UnixMs) -> Result<(), TxError> {
+pub(crate) fn disable(tx: &mut Tx<'_>, name: &str, reason: &str, at: UnixMs) -> Result<bool, TxError> {
     let destination = tx.destination(name)?;
-    tx.connection
+    let changed = tx
+        .connection
         .prepare_cached(
             "UPDATE destinations SET disabled_at = ?2, disabled_reason = ?3
              WHERE seq = ?1 AND disabled_at IS NULL",
         )?
         .execute(params![destination, int(at.0), reason])?;
-    Ok(())
+    Ok(changed == 1)
 }

@@ -6,7 +6,7 @@ use postrider_actors::{
         ids::FileId,
         time::UnixMs,
     },
-    ports::console::FileSelector,
+    ports::console::{FileSelector, FilesAt},
 };
 use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
 
@@ -77,20 +77,15 @@ pub(crate) fn change(tx: &Tx<'_>, file: i64, destination: i64, change: &HoldChan
     Ok(true)
 }
 
-/// Changes what is held of the files that `selector` names, at one destination or all of theirs; at how many.
-pub(crate) fn change_of(
-    tx: &Tx<'_>,
-    selector: &FileSelector,
-    destination: Option<&str>,
-    wanted: &HoldChange,
-) -> Result<usize, TxError> {
-    let (column, value) = column_of(selector);
+/// Changes what is held of files; at how many destinations.
+pub(crate) fn change_of(tx: &Tx<'_>, of: &FilesAt, wanted: &HoldChange) -> Result<usize, TxError> {
+    let (column, value) = column_of(&of.files);
     let mut select = tx.connection.prepare_cached(&format!(
         "SELECT d.file, d.destination FROM files f JOIN file_destinations d ON d.file = f.seq
              JOIN destinations n ON n.seq = d.destination
          WHERE f.{column} = ?1 AND (?2 IS NULL OR n.name = ?2)"
     ))?;
-    let places = select.query_map(params![value, destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let places = select.query_map(params![value, of.destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let mut changed = 0;
     for (file, destination) in places.collect::<Result<Vec<_>, _>>()? {
         changed += usize::from(change(tx, file, destination, wanted)?);

@@ -230,7 +230,7 @@ fn quarantine(connection: &Connection, seq: i64, why: &TxError) -> Result<(), Tx
 }
 
 /// The batch with number `seq`, unless it is damaged and set aside.
-fn read_or_quarantine(connection: &Connection, seq: i64) -> Result<Option<Stored>, TxError> {
+pub(crate) fn read_or_quarantine(connection: &Connection, seq: i64) -> Result<Option<Stored>, TxError> {
     match Stored::by_seq(connection, seq) {
         Err(why) if why.is_damage() => quarantine(connection, seq, &why).map(|()| None),
         read => read.map(Some),

@@ -7,7 +7,9 @@
 
 mod append;
 mod archive;
+mod audit;
 mod backlog;
+mod cancel;
 mod entries;
 mod holds;
 mod leases;
@@ -43,7 +45,8 @@ use postrider_actors::{
     },
     ports::{
         Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
-        Queue, Release, Settled, Settlement, Steering, StoreError, console::FileSelector,
+        Queue, Release, Settled, Settlement, Steering, StoreError,
+        console::{FileSelector, FilesAt},
     },
 };
 
@@ -245,13 +248,13 @@ impl Steering for EmbeddedStore {
         destination: Option<&str>,
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
-        let (file, destination, change) =
-            (FileSelector::Id(file), destination.map(str::to_owned), change.clone());
-        self.writer()
-            .write(Durability::Synced, 0, move |tx| {
-                holds::change_of(tx, &file, destination.as_deref(), &change)
-            })
-            .await
+        let of = FilesAt { files: FileSelector::Id(file), destination: destination.map(str::to_owned) };
+        let change = change.clone();
+        self.writer().write(Durability::Synced, 0, move |tx| holds::change_of(tx, &of, &change)).await
+    }
+
+    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.writer().write(Durability::Synced, 0, move |tx| cancel::step(tx, batches, now)).await
     }
 }
 
@@ -286,7 +289,8 @@ impl Ledger for EmbeddedStore {
 
     async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
         let (name, reason) = (name.to_owned(), reason.to_owned());
-        self.writer().write(Durability::Synced, 0, move |tx| append::disable(tx, &name, &reason, at)).await
+        self.writer().write(Durability::Synced, 0, move |tx| append::disable(tx, &name, &reason, at)).await?;
+        Ok(())
     }
 
     async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {

@@ -4,19 +4,26 @@
 use std::path::Path;
 
 use postrider_actors::{
-    model::{hold::HoldChange, time::UnixMs},
-    ports::StoreError,
+    model::{
+        hold::{FileHold, HoldChange},
+        time::UnixMs,
+    },
+    ports::{
+        StoreError,
+        console::{AuditLine, DeadFilter, Operate, Order},
+    },
 };
 use rusqlite::Connection;
 
-use postrider_actors::ports::console::{DeadFilter, FileSelector, Operate};
-
 use super::{
-    holds,
+    audit, cancel, holds,
     open::{self, Access, OpenError},
     redrive::{self, REDRIVE_STEP, RedriveCursor},
     tx::{Caches, Tx, TxError},
 };
+
+/// Batches that are cancelled per transaction: what the daemon's writer may have to wait for.
+const CANCEL_STEP: usize = 100;
 
 /// An operator's connection. The store must be there already.
 pub struct Operator {
@@ -81,27 +88,42 @@ impl Operate for Operator {
         Ok(redriven)
     }
 
-    fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
-        self.transact(|tx| {
-            let changed = tx.connection.execute(
-                "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
-                 WHERE name = ?1 AND disabled_at IS NOT NULL",
-                [name],
-            )?;
-            Ok(changed == 1)
-        })
+    fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError> {
+        let changed = self.transact(|tx| {
+            let changed = match order {
+                Order::Pause { destination, reason } => {
+                    super::append::disable(tx, destination, reason, at).map(usize::from)
+                }
+                Order::Resume { destination } => enable(tx, destination),
+                Order::Hold { of, reason } => {
+                    holds::change_of(tx, of, &HoldChange::Hold(FileHold::by_operator(at, reason)))
+                }
+                Order::Release { of } => holds::change_of(tx, of, &HoldChange::Release),
+                Order::Cancel { of, reason } => {
+                    holds::change_of(tx, of, &HoldChange::Hold(FileHold::cancelled(at, reason)))
+                }
+            }?;
+            if changed > 0 {
+                audit::note(tx, &order.line(by, at))?;
+            }
+            Ok(changed)
+        })?;
+        // A daemon does the same. What its workers have comes back to it first.
+        if let Order::Cancel { .. } = order {
+            while self.transact(|tx| cancel::step(tx, CANCEL_STEP, at))? == CANCEL_STEP {}
+        }
+        Ok(changed)
     }
 
-    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        self.transact(|tx| super::append::disable(tx, name, reason, at))
+    fn note(&mut self, line: &AuditLine) -> Result<(), StoreError> {
+        self.transact(|tx| audit::note(tx, line))
     }
+}
 
-    fn change_hold(
-        &mut self,
-        files: &FileSelector,
-        destination: Option<&str>,
-        change: &HoldChange,
-    ) -> Result<usize, StoreError> {
-        self.transact(|tx| holds::change_of(tx, files, destination, change))
-    }
+fn enable(tx: &Tx<'_>, name: &str) -> Result<usize, TxError> {
+    Ok(tx.connection.execute(
+        "UPDATE destinations SET disabled_at = NULL, disabled_reason = NULL
+         WHERE name = ?1 AND disabled_at IS NOT NULL",
+        [name],
+    )?)
 }

@@ -52,6 +52,16 @@ CREATE TABLE file_destinations (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX files_held ON file_destinations (held_since) WHERE held_since IS NOT NULL;
 
+-- What operators ordered. AUTOINCREMENT: the order of the lines is that of the orders.
+CREATE TABLE audit (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      INTEGER NOT NULL,
+    by      TEXT NOT NULL,
+    verb    TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail  TEXT NOT NULL
+) STRICT;
+
 -- What batches have in common, as it was when their rows were accepted (I4).
 CREATE TABLE headers (
     seq         INTEGER PRIMARY KEY,

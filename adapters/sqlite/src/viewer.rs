@@ -19,12 +19,13 @@ use postrider_actors::{
 use rusqlite::{Connection, params};
 
 use postrider_actors::ports::console::{
-    DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Position, Search, View,
+    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Position,
+    Search, View,
 };
 
 use super::{
     archive::KeptPlace,
-    messages,
+    audit, messages,
     open::{self, Access, OpenError},
     redrive::{self, RedriveCursor},
     reports,
@@ -143,6 +144,10 @@ impl View for Viewer {
 
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
         answer(messages::report(&self.connection, &mut self.caches, id))
+    }
+
+    fn audit(&mut self, limit: usize) -> Result<Vec<AuditLine>, StoreError> {
+        answer(audit::lines(&self.connection, limit))
     }
 
     fn search(

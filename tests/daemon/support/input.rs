@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Ok,
     Sent,
     Dead,
+    /// Sent, dead, or cancelled with its file.
+    Cancelled,
     Rejected,
     Duplicate,
 }
@@ -122,6 +124,7 @@ impl Input {
                     Kind::Ok => "ok",
                     Kind::Sent => "sent",
                     Kind::Dead => "dead",
+                    Kind::Cancelled => "cancelled",
                     Kind::Rejected => "rejected",
                     Kind::Duplicate => "duplicate",
                 };

@@ -716,11 +716,10 @@ impl World {
 pub(crate) fn is_settled(report: &Value) -> bool {
     let number = |value: &Value| value.as_u64().expect("reports count");
     report["state"] != "ingesting"
-        && report["destinations"]
-            .as_object()
-            .expect("reports list destinations")
-            .values()
-            .all(|counts| number(&counts["sent"]) + number(&counts["dead"]) == number(&counts["accepted"]))
+        && report["destinations"].as_object().expect("reports list destinations").values().all(|counts| {
+            let settled = ["sent", "dead", "cancelled"].map(|word| number(&counts[word]));
+            settled.iter().sum::<u64>() == number(&counts["accepted"])
+        })
 }
 
 /// Waits until the report of `path` (a file in `done/` or `failed/`) says that all is settled.

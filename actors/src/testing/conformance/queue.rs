@@ -3,6 +3,7 @@ use std::future::Future;
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries, want};
 use crate::{
     model::{
+        file::FileState,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         time::{MonoMs, UnixMs},
     },
@@ -29,6 +30,7 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     b11_what_begins_before_the_held_row_goes(make().await).await;
     b11_what_is_leased_when_its_file_is_held_can_be_settled_and_waits_then(make().await).await;
     b11_a_step_that_is_repeated_holds_nothing_again(make().await).await;
+    b11_a_cancelled_file_is_never_sent_and_balances(make().await).await;
     what_the_store_has_given_away_is_not_leased_by_an_old_entry(make().await).await;
 }
 
@@ -412,4 +414,39 @@ async fn b11_a_step_that_is_repeated_holds_nothing_again(store: Subject) {
     assert_eq!(store.steering.held_files().await.unwrap(), []);
     store.dispatch(NOW).await;
     assert_eq!(store.lease("w", "d", 9).await.len(), 1);
+}
+
+async fn b11_a_cancelled_file_is_never_sent_and_balances(store: Subject) {
+    let (file, lease) = store.one_lease(3).await;
+    store.outbox.append(fixtures::step(&file, 4..=13, NOW)).await.unwrap();
+    let cancel = HoldChange::Hold(FileHold::cancelled(NOW, "the wrong list"));
+    assert_eq!(store.steering.change_hold(file.id, None, &cancel).await, Ok(1));
+    assert_eq!(
+        store.steering.change_hold(file.id, None, &HoldChange::Release).await,
+        Ok(0),
+        "it is for ever"
+    );
+    store.assert_idle(NOW).await;
+    // What was in flight ends as it ends; what was not is given back.
+    assert_eq!(store.settle_and_end(&lease, &[(0, sent()), (1, retry())]).await, Settled::Released);
+    cancel_all(&store).await;
+    assert_eq!(store.tally(file.id).await, (13, 1, 0, 0));
+    assert_eq!(store.counts(file.id).await.cancelled, 12);
+    assert_eq!(store.outbox.depth().await, Ok(0));
+    store.assert_idle(LATER).await;
+    // A row that is read later is cancelled as well; then nothing is left to hold.
+    let mut last = fixtures::step(&file, 14..=14, NOW);
+    last.state = FileState::Ingested;
+    store.outbox.append(last).await.unwrap();
+    cancel_all(&store).await;
+    assert_eq!(store.counts(file.id).await.cancelled, 13);
+    assert_eq!(store.steering.held_files().await.unwrap(), []);
+    let report = store.ledger.report(file.id).await.unwrap().unwrap();
+    assert!(report.is_balanced() && report.is_settled(), "{report:?}");
+}
+
+/// As a sweeper does it, until nothing is left to do.
+async fn cancel_all(store: &Subject) {
+    while store.steering.cancel_step(1, LATER).await.unwrap() > 0 {}
+    assert_eq!(store.steering.cancel_step(9, LATER).await, Ok(0));
 }

@@ -101,7 +101,7 @@ impl MemoryStore {
         self.state().redrive(now)
     }
 
-    /// Enables a destination again, as `postrider destinations enable` does.
+    /// Enables a destination again, as `postrider resume` does.
     pub fn enable_destination(&self, name: &str) {
         self.state().disabled.remove(name);
     }

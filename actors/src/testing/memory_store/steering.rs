@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use super::{MemoryStore, State, Stored};
 use crate::{
     model::{
-        hold::{HeldFile, HoldChange},
+        hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
+        time::UnixMs,
     },
     ports::{Steering, StoreError},
 };
@@ -30,6 +31,32 @@ impl State {
             None => return false,
         }
         true
+    }
+
+    fn cancel_step(&mut self, batches: usize, now: UnixMs) -> usize {
+        let is_cancelled = |(_, hold): &(&(FileId, Arc<str>), &FileHold)| hold.cause == HoldCause::Cancelled;
+        let places: Vec<_> = self.holds.iter().filter(is_cancelled).map(|(place, _)| place.clone()).collect();
+        let mut done = 0;
+        for (file, destination) in places {
+            let of_it = self.batches.iter_mut().filter(|stored| {
+                let header = &stored.batch.header;
+                header.file == file && *header.destination == *destination
+            });
+            let waiting =
+                of_it.filter(|stored| stored.record.holder.is_none() && !stored.record.is_settled());
+            let before = done;
+            for stored in waiting.take(batches - done) {
+                stored.record.cancel(now);
+                done += 1;
+            }
+            let closed = self.file(file).is_some_and(|file| file.report.state.is_closed());
+            if done > before {
+                self.touch_file(file, now);
+            } else if closed && self.counts(file, &destination).open() == 0 {
+                self.change_hold(file, &destination, &HoldChange::Cancelled);
+            }
+        }
+        done
     }
 }
 
@@ -62,5 +89,9 @@ impl Steering for MemoryStore {
             known.report.file.destinations.iter().map(|name| name.as_str().into()).collect();
         let asked = names.iter().filter(|name| destination.is_none_or(|asked| asked == &***name));
         Ok(asked.filter(|name| state.change_hold(file, name, change)).count())
+    }
+
+    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        Ok(self.state().cancel_step(batches, now))
     }
 }

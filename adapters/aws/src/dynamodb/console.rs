@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use postrider_actors::{
     model::{
         file::FileReport,
-        hold::HoldChange,
+        hold::{FileHold, HoldChange},
         ids::{FileId, MessageId},
         time::UnixMs,
     },
@@ -15,8 +15,8 @@ use tokio::runtime::Runtime;
 
 use super::DynamoStore;
 use postrider_actors::ports::console::{
-    DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate, Position,
-    Search, View,
+    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate,
+    Order, Position, Search, View,
 };
 
 /// The store behind commands.
@@ -117,6 +117,10 @@ impl View for Console {
         self.runtime.block_on(self.store.shared.message(id))
     }
 
+    fn audit(&mut self, limit: usize) -> Result<Vec<AuditLine>, StoreError> {
+        self.runtime.block_on(self.store.shared.audit(limit))
+    }
+
     fn search(
         &mut self,
         search: &mut Search,
@@ -134,31 +138,31 @@ impl Operate for Console {
         self.runtime.block_on(self.store.redrive(filter, limit, now))
     }
 
-    fn enable(&mut self, name: &str) -> Result<bool, StoreError> {
-        self.runtime.block_on(self.store.shared.enable(name))
-    }
-
-    fn disable(&mut self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        self.runtime.block_on(self.store.shared.disable(name, reason, at))
-    }
-
-    fn change_hold(
-        &mut self,
-        files: &FileSelector,
-        destination: Option<&str>,
-        change: &HoldChange,
-    ) -> Result<usize, StoreError> {
+    fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError> {
         let shared = &self.store.shared;
         self.runtime.block_on(async {
-            let ids = match files {
-                FileSelector::Id(id) => vec![*id],
-                FileSelector::Name(name) => shared.file_ids(Some(name), usize::MAX).await?,
+            let changed = match order {
+                Order::Pause { destination, reason } => {
+                    usize::from(shared.disable(destination, reason, at).await?)
+                }
+                Order::Resume { destination } => usize::from(shared.enable(destination).await?),
+                Order::Hold { of, reason } => {
+                    shared.change_holds(of, &HoldChange::Hold(FileHold::by_operator(at, reason))).await?
+                }
+                Order::Release { of } => shared.change_holds(of, &HoldChange::Release).await?,
+                // The daemons do the rest.
+                Order::Cancel { of, reason } => {
+                    shared.change_holds(of, &HoldChange::Hold(FileHold::cancelled(at, reason))).await?
+                }
             };
-            let mut changed = 0;
-            for id in ids {
-                changed += shared.change_hold(id, destination, change).await?;
+            if changed > 0 {
+                shared.note(&order.line(by, at)).await?;
             }
             Ok(changed)
         })
+    }
+
+    fn note(&mut self, line: &AuditLine) -> Result<(), StoreError> {
+        self.runtime.block_on(self.store.shared.note(line))
     }
 }

@@ -223,7 +223,7 @@ impl Shared {
                 drafted += 1;
                 files.extend(letters.first().map(|(_, letter)| letter.file));
             }
-            if lane.write_redrive(self, &draft).await? {
+            if lane.write_change(self, &draft).await? {
                 drop(lane);
                 done += messages;
                 left.drain(..drafted);

@@ -11,7 +11,10 @@ use postrider_actors::{
         ids::FileId,
         time::UnixMs,
     },
-    ports::StoreError,
+    ports::{
+        StoreError,
+        console::{FileSelector, FilesAt},
+    },
 };
 
 use super::{
@@ -117,7 +120,8 @@ impl Shared {
         Ok(state.disabled.keys().map(|name| name.as_str().into()).collect())
     }
 
-    pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
+    /// Whether that is new.
+    pub(super) async fn disable(&self, name: &str, reason: &str, at: UnixMs) -> Result<bool, StoreError> {
         let reason = shortened(reason);
         let disable = |state: &mut ClusterState| {
             // The first reason stands.
@@ -125,8 +129,7 @@ impl Shared {
             state.disabled.entry(name.to_owned()).or_insert_with(|| Since { at, reason: reason.clone() });
             is_new
         };
-        self.change_cluster(disable).await?;
-        Ok(())
+        self.change_cluster(disable).await
     }
 
     /// Changes what is held of a file at some of its destinations; at how many that changed something.
@@ -157,6 +160,19 @@ impl Shared {
         let names = file.record.destinations.iter().map(String::as_str);
         let names: Vec<_> = names.filter(|name| destination.is_none_or(|asked| asked == *name)).collect();
         self.change_hold_of(&file.record, &names, change).await
+    }
+
+    /// The same of the files that an operator names.
+    pub(super) async fn change_holds(&self, of: &FilesAt, change: &HoldChange) -> Result<usize, StoreError> {
+        let ids = match &of.files {
+            FileSelector::Id(id) => vec![*id],
+            FileSelector::Name(name) => self.file_ids(Some(name), usize::MAX).await?,
+        };
+        let mut changed = 0;
+        for id in ids {
+            changed += self.change_hold(id, of.destination.as_deref(), change).await?;
+        }
+        Ok(changed)
     }
 
     /// What of a file is held, where.

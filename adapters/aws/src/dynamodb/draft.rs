@@ -105,6 +105,13 @@ impl Draft {
         opened
     }
 
+    /// Cancels the open messages of a batch, which is known.
+    pub(super) fn cancel(&mut self, known: &Records, id: BatchId, at: UnixMs) {
+        let Some(changed) = self.changed(known, id) else { return };
+        let changes = changed.after.cancel(at);
+        self.take(id, changes);
+    }
+
     fn changed(&mut self, known: &Records, id: BatchId) -> Option<&mut RecordChange> {
         let before = known.get(&id)?.as_ref()?;
         Some(self.changed.entry(id).or_insert_with(|| RecordChange {

@@ -23,6 +23,7 @@ pub(super) const DEAD_PK: &str = "dead";
 pub(super) const ENTRIES_HEAD_SK: &str = "head";
 pub(super) const DEPTH_PK: &str = "depth";
 pub(super) const CLUSTER_PK: &str = "cluster";
+pub(super) const AUDIT_PK: &str = "audit";
 pub(super) const DESTINATIONS_PK: &str = "destinations";
 
 /// The key of an item in the ledger table.

@@ -12,8 +12,10 @@
 
 mod append;
 mod archive;
+mod audit;
 mod cache;
 mod calls;
+mod cancel;
 mod change;
 mod claims;
 mod cluster;
@@ -188,7 +190,8 @@ impl Ledger for DynamoStore {
     }
 
     async fn disable_destination(&self, name: &str, reason: &str, at: UnixMs) -> Result<(), StoreError> {
-        self.shared.disable(name, reason, at).await
+        self.shared.disable(name, reason, at).await?;
+        Ok(())
     }
 
     async fn disabled_destinations(&self) -> Result<Vec<Arc<str>>, StoreError> {
@@ -232,6 +235,10 @@ impl Steering for DynamoStore {
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         self.shared.change_hold(file, destination, change).await
+    }
+
+    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.shared.cancel_step(batches, now).await
     }
 }
 

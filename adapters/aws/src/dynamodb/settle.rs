@@ -259,8 +259,8 @@ impl SettleLane {
         }
     }
 
-    /// Writes a redrive; whether it was as expected.
-    pub(super) async fn write_redrive(&mut self, shared: &Shared, draft: &Draft) -> Result<bool, StoreError> {
+    /// Writes what an operator changes; whether it was as expected.
+    pub(super) async fn write_change(&mut self, shared: &Shared, draft: &Draft) -> Result<bool, StoreError> {
         Ok(matches!(self.write(shared, draft).await?, Commit::Done))
     }
 }

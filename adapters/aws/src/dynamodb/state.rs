@@ -55,6 +55,8 @@ pub(super) struct Shared {
     pub(super) entries: Mutex<GroupCache>,
     pub(super) payloads: Mutex<PayloadCache>,
     pub(super) cluster: ClusterCache,
+    /// The row from which on batches of cancelled files are yet to be cancelled, by file and destination.
+    pub(super) cancelled_until: Mutex<HashMap<(FileId, String), u64>>,
     /// Destinations that this process has made known.
     pub(super) registered: Mutex<BTreeSet<String>>,
     pub(super) depth: Depth,
@@ -108,6 +110,7 @@ impl Shared {
             entries: Mutex::default(),
             payloads: Mutex::default(),
             cluster: ClusterCache::default(),
+            cancelled_until: Mutex::default(),
             registered: Mutex::default(),
             depth,
             appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),

@@ -239,7 +239,12 @@ impl Shared {
             let Some((at, id)) = self.file_at(file, &after_file, row.is_some()).await? else {
                 return Ok(false);
             };
-            let found = self.batches_from(id, row.unwrap_or(0), left).await?;
+            let file = self.read_file(id).await?;
+            let destination = file.as_ref().and_then(|file| file.record.destinations.first());
+            let found = match destination {
+                Some(destination) => self.batches_from(id, destination, row.unwrap_or(0), left).await?,
+                None => BTreeMap::new(),
+            };
             let ids: Vec<_> = found.values().copied().collect();
             self.search_batches(search, recipient, &ids, limit).await?;
             let is_last = found.len() < left;
@@ -273,16 +278,14 @@ impl Shared {
         Ok(items.first().map(place).transpose()?)
     }
 
-    /// At least `limit` batches of a file for its first destination, by their first rows, from `row` on; fewer if there
-    /// are no more.
-    async fn batches_from(
+    /// At least `limit` batches of a file for a destination, by their first rows, from `row` on; fewer if there are no more.
+    pub(super) async fn batches_from(
         &self,
         id: FileId,
+        destination: &str,
         row: u64,
         limit: usize,
     ) -> Result<BTreeMap<u64, BatchId>, StoreError> {
-        let Some(file) = self.read_file(id).await? else { return Ok(BTreeMap::new()) };
-        let Some(destination) = file.record.destinations.first() else { return Ok(BTreeMap::new()) };
         let mut found: BTreeMap<u64, BatchId> = BTreeMap::new();
         let mut from = row;
         while found.len() < limit {

@@ -1,0 +1,45 @@
+//! `postrider audit`
+
+use std::{path::Path, process::ExitCode};
+
+use postrider_actors::ports::console::AuditLine;
+use serde_json::json;
+
+use super::{
+    print, print_json,
+    table::{table, text, time},
+};
+use crate::{app::console, exit::Exit};
+
+/// Show who ordered what, the latest first
+///
+/// One line for each order that changed something: pause, resume, hold, release, cancel, redrive. The embedded store keeps
+/// the last 100,000.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show at most this many
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists the lines.
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+    let lines = console::view(&super::load_for_store(config)?)?.audit(args.limit)?;
+    if args.json {
+        let json_of = |line: &AuditLine| {
+            json!({
+                "at": time(line.at), "by": line.by, "order": line.verb, "of": line.of, "detail": line.detail,
+            })
+        };
+        print_json(&lines.iter().map(json_of).collect::<Vec<_>>())?;
+    } else {
+        let row = |line: &AuditLine| {
+            vec![text(time(line.at)), text(&line.by), text(&line.verb), text(&line.of), text(&line.detail)]
+        };
+        print(&table(&["at", "by", "order", "of", "detail"], lines.iter().map(row)))?;
+    }
+    Ok(Exit::Done.into())
+}
