@@ -25,15 +25,12 @@ use crate::{
         file::{Checkpoint, FileRecord, FileState, ReadEnd},
         formats::{Position, RowBlock, RowParser},
         ids::{FileId, hex},
+        rendering::BodyChecks,
     },
     ports::{ClaimedFile, Clock, Inbox, Ledger, Outbox, Seen, StoreError},
-    reading::{FeedSettings, FileInProgress, Readers},
+    reading::{BLOCK_BYTES, FeedSettings, FileInProgress, Readers, RowStream, RowsError},
     supervision::{ChildId, Drain, Exit, Fault, Stage},
 };
-
-/// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
-/// that a drain waits for milliseconds.
-const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Rows per block at most, rejected ones counted.
 const BLOCK_ROWS_MAX: u64 = 8 * 1024;
@@ -142,6 +139,8 @@ enum PassError {
 enum Obstacle {
     /// A verdict on the file.
     Verdict(FileState),
+    /// None of its rows can become a message as the configuration is (F67).
+    Unfit(String),
     /// The machine can't read it now: a disk that fails or is full, no file descriptors, no permission. It says nothing of
     /// the file.
     NotNow(String),
@@ -153,6 +152,15 @@ impl From<io::Error> for Obstacle {
             io::ErrorKind::NotFound => Self::Verdict(FileState::SourceLost(format!("it vanished: {error}"))),
             io::ErrorKind::InvalidData => Self::Verdict(FileState::Failed(error.to_string())),
             _ => Self::NotNow(format!("it can't be read: {error}")),
+        }
+    }
+}
+
+impl From<RowsError> for Obstacle {
+    fn from(error: RowsError) -> Self {
+        match error {
+            RowsError::Io(error) => error.into(),
+            unusable => FileState::Failed(unusable.to_string()).into(),
         }
     }
 }
@@ -179,7 +187,7 @@ impl Pass {
         let (digest, unusable) = match self.digest(&file).await {
             Ok(Some(digest)) => (digest, unmet_promise(&file, &digest)),
             Ok(None) => return Ok(()), // draining: the file stays claimed and is read after the restart
-            Err(Obstacle::NotNow(why)) => {
+            Err(Obstacle::NotNow(why) | Obstacle::Unfit(why)) => {
                 owner.set_aside(&self.setup.feed.name, why);
                 return Ok(());
             }
@@ -258,7 +266,7 @@ impl Pass {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return Ok(()), // draining
             Err(Obstacle::Verdict(state)) => return self.close(file, state).await,
-            Err(Obstacle::NotNow(why)) => {
+            Err(Obstacle::NotNow(why) | Obstacle::Unfit(why)) => {
                 file.owner.set_aside(&self.setup.feed.name, why);
                 return Ok(());
             }
@@ -275,13 +283,16 @@ impl Pass {
             let step = blocking(move || {
                 failpoint!("panic.parser");
                 let mut block = RowBlock::new(block_rows);
-                let before = stream.parser.position();
-                let mut is_end = stream.next_block(&mut block);
-                let mut read = stream.parser.position();
+                let before = stream.parser().position();
+                let mut is_end = stream.next_block(&mut block).map_err(Obstacle::from);
+                let mut read = stream.parser().position();
                 let mut duplicates = Vec::new();
                 // What was read before this check is what was claimed; of the rest nothing is known (F17, F32).
                 let checked = check_unchanged(&*inbox, &claimed).and_then(|()| {
-                    if let (Some(seen), Some(layout)) = (&mut seen, stream.parser.layout()) {
+                    if let Some(why) = stream.parser().bodies().and_then(BodyChecks::verdict) {
+                        return Err(Obstacle::Unfit(why.to_owned()));
+                    }
+                    if let (Some(seen), Some(layout)) = (&mut seen, stream.parser().layout()) {
                         find_duplicates(&mut **seen, layout, &block, &mut duplicates)?;
                     }
                     Ok(())
@@ -297,7 +308,7 @@ impl Pass {
             let (next, still_seen, block, duplicates, read, is_end) =
                 step.await.map_err(PassError::Cancelled)?;
             (stream, seen) = (next, still_seen);
-            if let Some(layout) = stream.parser.layout() {
+            if let Some(layout) = stream.parser().layout() {
                 file.make_headers(&self.setup.feed, layout);
             }
             let end = match is_end {
@@ -306,6 +317,10 @@ impl Pass {
                 Err(Obstacle::Verdict(state)) => Some(ReadEnd::Closed(state)),
                 Err(Obstacle::NotNow(why)) => {
                     file.owner.set_aside(&self.setup.feed.name, why);
+                    Some(ReadEnd::SetAside)
+                }
+                Err(Obstacle::Unfit(why)) => {
+                    file.owner.hold(&self.setup.feed.name, why);
                     Some(ReadEnd::SetAside)
                 }
             };
@@ -335,6 +350,9 @@ impl Pass {
         // To know what was seen before the checkpoint, those rows have to be parsed in full.
         let skip = if duplicates == Duplicates::Keep { resume.rows } else { 0 };
         let stream = self.open(file, skip).await?;
+        let (of, feed) = (file.clone(), self.setup.feed.clone());
+        let headers_of = move |layout: &RowLayout| of.make_headers(&feed, layout).to_vec();
+        let stream = stream.checking(BodyChecks::new(resume.rows + 1, Box::new(headers_of)));
         let seen = match duplicates {
             Duplicates::Keep => None,
             Duplicates::First => {
@@ -363,7 +381,7 @@ impl Pass {
             let (next, is_end) = step.await?;
             stream = next;
             if is_end {
-                return Ok(Some(stream.parser.position().rows));
+                return Ok(Some(stream.parser().position().rows));
             }
         }
     }
@@ -449,63 +467,4 @@ fn find_duplicates(
         }
     }
     Ok(())
-}
-
-/// A row stream and the bytes of it that are not parsed yet.
-struct RowStream {
-    source: Box<dyn Read + Send>,
-    parser: RowParser,
-    buffer: Vec<u8>,
-    start: usize,
-    filled: usize,
-    ended: bool,
-}
-
-impl RowStream {
-    fn new(source: Box<dyn Read + Send>, parser: RowParser) -> Self {
-        let capacity = BLOCK_BYTES.max(parser.input_bytes_min());
-        Self { source, parser, buffer: vec![0; capacity], start: 0, filled: 0, ended: false }
-    }
-
-    /// Parses about `BLOCK_BYTES` more. Whether the file has ended; `Err` if it can't be read further: the rows before that
-    /// are in `block` all the same.
-    fn next_block(&mut self, block: &mut RowBlock) -> Result<bool, Obstacle> {
-        let mut parsed = 0;
-        while parsed < BLOCK_BYTES && !block.is_full() {
-            if !self.ended {
-                self.fill()?;
-            }
-            let input = &self.buffer[self.start..self.filled];
-            let parsed_to = self.parser.parse(input, self.ended, block);
-            let consumed = parsed_to.map_err(|error| FileState::Failed(error.to_string()))?;
-            self.start += consumed;
-            parsed += consumed;
-            if self.ended && self.start == self.filled {
-                return Ok(true);
-            }
-            if consumed == 0 && !block.is_full() {
-                // The buffer holds `input_bytes_min`, with which the parser promises progress.
-                return Err(FileState::Failed("a row is longer than any row may be".to_owned()).into());
-            }
-        }
-        Ok(false)
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        self.buffer.copy_within(self.start..self.filled, 0);
-        self.filled -= self.start;
-        self.start = 0;
-        while self.filled < self.buffer.len() {
-            match self.source.read(&mut self.buffer[self.filled..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(len) => self.filled += len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
+    io::{self, Read},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
@@ -17,11 +18,30 @@ use crate::{
         batch::{BatchHeader, RowLayout},
         builder::BatchLimits,
         file::FileRecord,
-        formats::Format,
+        formats::{FileError, Format, RowBlock, RowParser},
         ids::FileId,
+        rendering::BodyChecks,
     },
     ports::ClaimedFile,
 };
+
+/// Bytes read and parsed in one go: long enough that hops between threads don't count, short enough
+/// that a drain waits for milliseconds.
+pub const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Why a file's rows can't be read further.
+#[derive(Debug, thiserror::Error)]
+pub enum RowsError {
+    /// Its bytes can't be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is not what its feed reads.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A row does not end.
+    #[error("a row is longer than any row may be")]
+    Overlong,
+}
 
 /// Where a feed's messages go, with the parts of the destination that a batch carries along (I4).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,5 +181,76 @@ impl Drop for SoleReader {
     fn drop(&mut self) {
         self.readers.reading.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
         self.readers.done.notify_waiters();
+    }
+}
+
+/// A file's rows, read and parsed block by block: a source, and the bytes of it that are not parsed yet.
+pub struct RowStream {
+    source: Box<dyn Read + Send>,
+    parser: RowParser,
+    buffer: Vec<u8>,
+    start: usize,
+    filled: usize,
+    ended: bool,
+}
+
+impl RowStream {
+    /// The rows that `parser` finds in `source`.
+    pub fn new(source: Box<dyn Read + Send>, parser: RowParser) -> Self {
+        let capacity = BLOCK_BYTES.max(parser.input_bytes_min());
+        Self { source, parser, buffer: vec![0; capacity], start: 0, filled: 0, ended: false }
+    }
+
+    /// Rejects rows whose bodies can't be made.
+    #[must_use]
+    pub fn checking(mut self, bodies: BodyChecks) -> Self {
+        self.parser = self.parser.checking(bodies);
+        self
+    }
+
+    /// What parses it.
+    pub fn parser(&self) -> &RowParser {
+        &self.parser
+    }
+
+    /// Parses about [`BLOCK_BYTES`] more. Whether the file has ended; `Err` if it can't be read further: the rows before
+    /// that are in `block` all the same.
+    pub fn next_block(&mut self, block: &mut RowBlock) -> Result<bool, RowsError> {
+        let mut parsed = 0;
+        while parsed < BLOCK_BYTES && !block.is_full() {
+            if !self.ended {
+                self.fill()?;
+            }
+            let input = &self.buffer[self.start..self.filled];
+            let consumed = self.parser.parse(input, self.ended, block)?;
+            self.start += consumed;
+            parsed += consumed;
+            if self.ended && self.start == self.filled {
+                return Ok(true);
+            }
+            if consumed == 0 && !block.is_full() {
+                // The buffer holds `input_bytes_min`, with which the parser promises progress.
+                return Err(RowsError::Overlong);
+            }
+        }
+        Ok(false)
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.buffer.copy_within(self.start..self.filled, 0);
+        self.filled -= self.start;
+        self.start = 0;
+        while self.filled < self.buffer.len() {
+            match self.source.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(len) => self.filled += len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }

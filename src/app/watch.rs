@@ -27,6 +27,9 @@ use crate::{
 /// A store that does not answer within this time leaves the reading unknown.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Files that are held and named by their alarm.
+const HELD_NAMED: usize = 3;
+
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.
 const READ_PAUSE_FACTOR: u32 = 100;
 
@@ -128,8 +131,10 @@ impl Watch {
         let [unusable] = self.unusable_files.look(now, [unusable]);
         let parked: Vec<_> = troubles.iter().filter_map(|(feed, troubles)| parked(feed, troubles)).collect();
         let held: usize = troubles.values().map(|troubles| troubles.held.len()).sum();
-        let at_held = troubles.iter().filter(|(_, troubles)| !troubles.held.is_empty());
-        let at_held: Vec<_> = at_held.map(|(feed, _)| feed.as_str()).collect();
+        let at_held =
+            troubles.iter().flat_map(|(feed, troubles)| troubles.held.iter().map(move |held| (feed, held)));
+        let at_held = at_held.map(|(feed, (name, trouble))| format!("{feed}: {name}: {}", trouble.reason));
+        let at_held: Vec<_> = at_held.take(HELD_NAMED).collect();
         let readings: [(Reading, String); AlarmKind::ALL.len()] = [
             (deepest, deepest_at),
             (Some(percent), where_.unwrap_or_default()),
@@ -137,7 +142,7 @@ impl Watch {
             (Some(dead as f64), String::new()),
             (Some(shortages as f64), String::new()),
             (Some(parked.len() as f64), parked.join("; ")),
-            (Some(unusable as f64 + held as f64), at_held.join(", ")),
+            (Some(unusable as f64 + held as f64), at_held.join("; ")),
             (Some(self.quarantined().unwrap_or_default() as f64), String::new()),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {

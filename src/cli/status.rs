@@ -100,20 +100,30 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             files.open,
             files.settled,
             files.failed,
-            parked_lines(&troubles),
+            trouble_lines(&troubles),
             rendered(&lines)
         ))?;
     }
     Ok(Exit::Done.into())
 }
 
-/// A line for each feed that is parked.
-fn parked_lines(troubles: &Troubles) -> String {
+/// Files that are held and named, of each feed: `postrider files` has them all.
+const HELD_MAX: usize = 5;
+
+/// A line for each feed that is parked, and for files that are held.
+fn trouble_lines(troubles: &Troubles) -> String {
     let parked = troubles.iter().filter_map(|(feed, troubles)| Some((feed, troubles.parked.as_ref()?)));
     let line = |(feed, trouble): (&String, &Trouble)| {
         format!("parked   feed {feed} since {}: {}\n", time(trouble.since), escape(&trouble.reason))
     };
-    parked.map(line).collect()
+    let held = troubles.iter().flat_map(|(feed, troubles)| {
+        troubles.held.iter().take(HELD_MAX).map(move |(name, trouble)| (feed, name, trouble))
+    });
+    let held_line = |(feed, name, trouble): (&String, &String, &Trouble)| {
+        let (name, since, reason) = (escape(name), time(trouble.since), escape(&trouble.reason));
+        format!("held     file {name} of feed {feed} since {since}: {reason}\n")
+    };
+    parked.map(line).chain(held.map(held_line)).collect()
 }
 
 /// Every feed, with what is wrong with it.

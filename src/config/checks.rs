@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use postrider_actors::model::{builder::batch_bytes, receipt_format::SAME_PATH};
+use postrider_actors::model::{
+    body::BodyTemplate, builder::batch_bytes, formats::Format, receipt_format::SAME_PATH,
+};
 use postrider_settings::{DEAD_LETTERS, Reader, join, show_duration, show_size, shown_text};
 
 use super::{
-    Config, DelayMode, Destination, DirectoryFeed, Feed, LedgerKind, Profile, QueueFeed, Retry, STATUS_FEED,
-    SourceKind, Table, TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX,
+    Config, DelayMode, Destination, DirectoryFeed, Feed, FeedSource, LedgerKind, Profile, QueueFeed, Retry,
+    STATUS_FEED, SourceKind, Table, TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX,
 };
 use crate::built_in::{Engine, Engines};
 
@@ -24,6 +26,13 @@ pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
     check_build(reader, config, built_in);
     for destination in &config.destinations {
         check_destination(reader, config, destination);
+    }
+    for (feed, destination, webhook) in config.uses_of_webhooks() {
+        if let TemplateSource::Inline(source) = &webhook.template
+            && let Some(why) = unfit_template(feed, source, webhook)
+        {
+            reader.note(&join(&join("destinations", &destination.name), "template"), None, why);
+        }
     }
     check_engines(reader, config);
     check_receipts(reader, config);
@@ -50,6 +59,18 @@ pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
             }
         }
     }
+}
+
+/// Why no file of a feed can be rendered by a template, as far as that is known without one (F67). What can't be compiled
+/// was noted before.
+pub(super) fn unfit_template(feed: &Feed, source: &str, webhook: &Webhook) -> Option<String> {
+    let format = match &feed.source {
+        FeedSource::Directory(directory) => directory.format.clone(),
+        FeedSource::Queue(queue) => Format::Ndjson { recipient: queue.recipient.clone() },
+    };
+    let template = BodyTemplate::compile(Some(source), &webhook.content_type).ok()?;
+    let why = template.check_for(&format, &webhook.content_type).err()?;
+    Some(format!("it can't be used for the feed {}: {why}", feed.name))
 }
 
 /// Notes each setting that needs an engine this binary was built without.

@@ -198,6 +198,15 @@ impl Feed {
 }
 
 impl Config {
+    /// Each feed with each of its webhooks.
+    pub(crate) fn uses_of_webhooks(&self) -> impl Iterator<Item = (&Feed, &Destination, &Webhook)> {
+        let uses = self.feeds.iter().flat_map(|feed| feed.destinations.iter().map(move |name| (feed, name)));
+        uses.filter_map(|(feed, name)| {
+            let destination = self.destination(name)?;
+            Some((feed, destination, destination.webhook()?))
+        })
+    }
+
     /// The feed of that name.
     pub fn feed(&self, name: &str) -> Option<&Feed> {
         self.feeds.iter().find(|feed| feed.name == name)

@@ -17,7 +17,10 @@ use postrider_http::{signature::SigningKey, webhook};
 
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
-    TemplateSource, Webhook, checks::shared_secret, destination::TEMPLATE_BYTES_MAX, read_bounded,
+    TemplateSource, Webhook,
+    checks::{shared_secret, unfit_template},
+    destination::TEMPLATE_BYTES_MAX,
+    read_bounded,
 };
 
 /// The longest secret that is read, in bytes.
@@ -109,8 +112,10 @@ impl Config {
     pub fn resolve_with(self, environment: impl Fn(&str) -> Option<OsString>) -> Result<Resolved, Problems> {
         let mut resolver = Resolver { environment: &environment, problems: Vec::new() };
         let webhooks = self.destinations.iter().filter_map(|known| Some((&known.name, known.webhook()?)));
-        let materials =
-            webhooks.map(|(name, webhook)| (name.clone(), resolver.materials(name, webhook))).collect();
+        let materials = webhooks
+            .map(|(name, webhook)| (name.clone(), resolver.materials(name, webhook)))
+            .collect::<BTreeMap<_, _>>();
+        resolver.check_templates(&self, &materials);
         let addresses = resolver.addresses(&self);
         let receipt_secrets = resolver.receipt_secrets(&self.receipt_sources);
         Problems::check(&self.file, resolver.problems)?;
@@ -256,6 +261,18 @@ impl Resolver<'_> {
                 self.note(&join(section, "template_file"), Some(shown_text(&path.to_string_lossy())), advice);
             })
             .ok()
+    }
+
+    /// Renders every template that was read for each feed that it is used for: see [`unfit_template`].
+    fn check_templates(&mut self, config: &Config, materials: &BTreeMap<String, Materials>) {
+        for (feed, destination, webhook) in config.uses_of_webhooks() {
+            let source = materials.get(&destination.name).and_then(|materials| materials.template.as_deref());
+            if let (TemplateSource::File(_), Some(source)) = (&webhook.template, source)
+                && let Some(why) = unfit_template(feed, source, webhook)
+            {
+                self.note(&join(&join("destinations", &destination.name), "template_file"), None, why);
+            }
+        }
     }
 
     fn ca_pem(&mut self, section: &str, destination: &Webhook) -> Option<String> {

@@ -14,6 +14,7 @@
     allow(dead_code, reason = "some of what tests share is for engines that are left out")
 )]
 
+mod care;
 mod cli;
 mod clock;
 #[cfg(feature = "aws")]

@@ -30,7 +30,7 @@ fn alarm(world: &mut World, kind: &str) -> Option<Value> {
     lines.rfind(|line| line["fields"]["alarm"] == kind || line["alarm"] == kind)
 }
 
-fn wait_alarm(world: &mut World, kind: &str, word: &str, what: &str) {
+pub(crate) fn wait_alarm(world: &mut World, kind: &str, word: &str, what: &str) {
     wait_until(LIVENESS, &format!("alarm {kind} {word}"), || {
         alarm(world, kind).is_some_and(|line| {
             let line = line.to_string();
@@ -39,7 +39,7 @@ fn wait_alarm(world: &mut World, kind: &str, word: &str, what: &str) {
     });
 }
 
-fn status(world: &World) -> Value {
+pub(crate) fn status(world: &World) -> Value {
     world.postrider(&["status", "--json", "--sample-ms", "0"]).ok().json()
 }
 

@@ -16,6 +16,9 @@ use crate::{
 /// descriptors, a read error) concerns the machine, and passes or is repaired without us.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
+/// Not as long as these owners live: a new configuration brings new ones.
+const NEVER: MonoMs = MonoMs(u64::MAX);
+
 /// The claims that somebody works on, and those that are set aside for a while. A claim that is in neither belongs to
 /// nobody, however that came about: the watcher looks for such claims again and again and takes them (F6, F7).
 #[derive(Clone)]
@@ -87,7 +90,8 @@ impl Owners {
 
     /// When the first of them is to be tried again.
     pub fn next_due(&self) -> Option<MonoMs> {
-        self.lock().by_directory.values().filter_map(|claim| claim.free_from).min()
+        let free_from = |claim: &Claim| claim.free_from.filter(|from| *from != NEVER);
+        self.lock().by_directory.values().filter_map(free_from).min()
     }
 
     fn lock(&self) -> MutexGuard<'_, Claims> {
@@ -106,8 +110,8 @@ impl Claims {
 pub struct Owner {
     owners: Owners,
     directory: PathBuf,
-    /// Why it can't be worked on now.
-    reason: Mutex<Option<String>>,
+    /// Why it can't be worked on now, and whether time alone may change that.
+    reason: Mutex<Option<(String, bool)>>,
 }
 
 impl Owner {
@@ -128,7 +132,26 @@ impl Owner {
             }
         }
         drop(claims);
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.leave(reason, true);
+    }
+
+    /// The claim can't be worked on as the configuration is: when this is dropped, it is left alone until there is another
+    /// one, or the process starts anew.
+    pub fn hold(&self, feed: &str, reason: impl Into<String>) {
+        let reason = reason.into();
+        if let Some(claim) = self.owners.lock().by_directory.get(&self.directory) {
+            tracing::error!(
+                feed,
+                name = claim.name,
+                reason,
+                "a file is held, nothing of it is accepted: it is tried again when the configuration is reloaded"
+            );
+        }
+        self.leave(reason, false);
+    }
+
+    fn leave(&self, reason: String, may_pass: bool) {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason, may_pass));
     }
 }
 
@@ -137,11 +160,13 @@ impl Drop for Owner {
         let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut claims = self.owners.lock();
         let now = self.owners.clock.mono();
-        if let (Some(reason), Some(claim)) = (reason, claims.by_directory.get_mut(&self.directory)) {
+        if let (Some((reason, may_pass)), Some(claim)) =
+            (reason, claims.by_directory.get_mut(&self.directory))
+        {
             claim.failures = claim.failures.saturating_add(1);
             claim.reason = reason;
             // No jitter: the files of one machine meet nobody else's.
-            claim.free_from = Some(now.after(BACKOFF.bound(claim.failures)));
+            claim.free_from = Some(if may_pass { now.after(BACKOFF.bound(claim.failures)) } else { NEVER });
             claims.changes += 1;
         } else {
             let claim = claims.by_directory.remove(&self.directory);
@@ -206,5 +231,18 @@ mod tests {
         let before = owners.changes();
         owners.retain(&HashSet::new());
         assert!(owners.failing().is_empty() && owners.changes() > before, "somebody removed it");
+    }
+
+    #[test]
+    fn f67_what_is_held_is_left_alone_and_named() {
+        let clock = Arc::new(FakeClock::at(UnixMs(0)));
+        let owners = Owners::new(clock.clone());
+        let owner = owners.take(&file("/c/1")).expect("it is nobody's");
+        owner.hold("feed", "the template needs data.nmae");
+        drop(owner);
+        clock.advance(Duration::from_hours(1_000));
+        assert!(owners.is_taken(Path::new("/c/1")));
+        assert_eq!(owners.next_due(), None);
+        assert_eq!(owners.failing(), [("a.csv".to_owned(), "the template needs data.nmae".to_owned())]);
     }
 }

@@ -6,19 +6,25 @@
 //!
 //! Bodies depend on nothing but the template, the content type and the row (I4): no clock, no random.
 
-use std::io::Write as _;
+use std::{collections::BTreeSet, io::Write as _};
 
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context, value::Serde};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, value::Serde};
+use serde::de::IgnoredAny;
 
 use super::{
-    batch::{BatchHeader, MessageData, MessageParts, PayloadError},
-    ids::MessageId,
+    batch::{BatchHeader, MessageData, MessageParts, PayloadError, RowLayout, put_cell},
+    formats::Format,
+    ids::{FileId, MessageId},
 };
 
 /// The most work one rendering may do, in template instructions: a loop can't hang a delivery.
 const FUEL: u64 = 1_000_000;
 
-/// A body template, ready to render.
+/// What a template sees.
+const NAMES: [&str; 5] = ["id", "feed", "recipient", "row", "data"];
+
+/// A body template, ready to render; the default is the default body.
+#[derive(Default)]
 pub struct BodyTemplate(Option<Environment<'static>>);
 
 /// A template that can't be used.
@@ -83,6 +89,121 @@ impl BodyTemplate {
     }
 }
 
+impl BodyTemplate {
+    /// Whether it is the default body, which can always be made.
+    pub fn is_default(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Renders a body and checks that it is JSON if its content type says so. The error is for the operator and quotes
+    /// nothing of the row (I10).
+    pub fn check(
+        &self,
+        header: &BatchHeader,
+        id: MessageId,
+        row_bytes: &[u8],
+        body: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        if let Err(error) = self.render(header, id, row_bytes, body) {
+            return Err(self.explain(header, row_bytes, &error));
+        }
+        if is_json(&header.content_type) {
+            serde_json::from_slice::<IgnoredAny>(body)
+                .map_err(|error| format!("the body is not JSON, as its content type says: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, header: &BatchHeader, row_bytes: &[u8], error: &RenderError) -> String {
+        let RenderError::Template(error) = error else { return error.to_string() };
+        let has = |name: &str| match name.split_once('.') {
+            Some(("data", field)) => match header.layout.read(row_bytes).map(|parts| parts.data) {
+                Ok(MessageData::Columns(names, _)) => names.iter().any(|known| known == field),
+                Ok(MessageData::Object(object)) => {
+                    let object = serde_json::from_str::<serde_json::Value>(object).unwrap_or_default();
+                    field.split('.').try_fold(&object, |value, key| value.get(key)).is_some()
+                }
+                _ => false,
+            },
+            _ => NAMES.contains(&name),
+        };
+        let is_undefined = error.kind() == ErrorKind::UndefinedError;
+        if let Some(name) = self.names().into_iter().find(|name| is_undefined && !has(name)) {
+            return format!("the template needs {name}, which the row does not have");
+        }
+        let line = error.line().map(|line| format!(" in line {line} of the template")).unwrap_or_default();
+        format!("the body can't be rendered: {}{line}", error.kind())
+    }
+
+    /// The names that it uses, as far as they are written out: `recipient`, `data.name`.
+    fn names(&self) -> BTreeSet<String> {
+        let template = self.0.as_ref().and_then(|environment| environment.get_template(NAME).ok());
+        let names = template.map(|template| template.undeclared_variables(true));
+        // A function is not a name that a row could have.
+        let is_global = |name: &String| ["range", "dict", "namespace", "debug"].contains(&name.as_str());
+        names.into_iter().flatten().filter(|name| !is_global(name)).collect()
+    }
+
+    /// Whether it only prints names, with no condition, loop or filter: what it makes of a row differs from what it makes
+    /// of another one in nothing but the values.
+    pub fn is_plain(&self) -> bool {
+        let Some(template) = self.0.as_ref().and_then(|environment| environment.get_template(NAME).ok())
+        else {
+            return true;
+        };
+        let source = template.source();
+        let is_path = |expression: &str| {
+            let path = expression.trim_matches(['-', '+']).trim();
+            path.split('.').all(|name| {
+                !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            })
+        };
+        !source.contains("{%")
+            && !source.contains("{#")
+            && source
+                .split("{{")
+                .skip(1)
+                .all(|rest| rest.split_once("}}").is_some_and(|(path, _)| is_path(path)))
+    }
+
+    /// What is wrong with it for every file of a feed of this format, as far as that can be known without one: the names
+    /// of a CSV's columns and of an object's keys are taken to be those that it uses.
+    pub fn check_for(&self, format: &Format, content_type: &str) -> Result<(), String> {
+        if self.is_default() {
+            return Ok(());
+        }
+        let mut fields: Vec<String> =
+            self.names().iter().filter_map(|name| Some(name.strip_prefix("data.")?.to_owned())).collect();
+        let layout = match format {
+            Format::Text => RowLayout::Lines,
+            Format::Csv { recipient: name, .. } | Format::Ndjson { recipient: name } => {
+                fields.retain(|field| field != name);
+                fields.push(name.clone());
+                RowLayout::Columns { recipient: fields.len() - 1, names: fields }
+            }
+        };
+        let mut row = Vec::new();
+        match &layout {
+            RowLayout::Columns { names, .. } => names.iter().for_each(|_| put_cell(&mut row, "1")),
+            RowLayout::Lines | RowLayout::Objects => row.push(b'1'),
+        }
+        let header = BatchHeader {
+            feed: "feed".into(),
+            destination: "destination".into(),
+            file: FileId([0; 16]),
+            layout,
+            template: None,
+            content_type: content_type.to_owned(),
+        };
+        let checked = self.check(&header, header.message_id(1), &row, &mut Vec::new());
+        let Err(why) = checked else { return Ok(()) };
+        // What fails for these values may be fine for others.
+        let is_certain = self.is_plain() || why.starts_with("the template needs");
+        let needs_field = why.contains("needs data.") && *format != Format::Text;
+        if is_certain && !needs_field { Err(why.replace("the row does", "its rows do")) } else { Ok(()) }
+    }
+}
+
 /// Whether a content type is JSON: `application/json` or any `+json`, parameters aside.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
@@ -134,10 +255,6 @@ fn data_value(data: MessageData<'_>) -> Result<Value, RenderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        batch::{RowLayout, put_cell},
-        ids::FileId,
-    };
 
     fn header(layout: RowLayout, template: Option<&str>, content_type: &str) -> BatchHeader {
         BatchHeader {
@@ -201,5 +318,51 @@ mod tests {
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}.{% endfor %}{% endfor %}";
         assert!(render(&header(layout, Some(endless), "text/plain"), &row).is_err());
         assert!(BodyTemplate::compile(Some("{{ x"), "text/plain").is_err());
+    }
+
+    fn check_for(source: &str, content_type: &str, format: &Format) -> Result<(), String> {
+        BodyTemplate::compile(Some(source), content_type).unwrap().check_for(format, content_type)
+    }
+
+    #[test]
+    fn f67_what_no_file_of_a_feed_can_have_is_found_without_one() {
+        let csv = Format::Csv { delimiter: b',', recipient: "user_id".into() };
+        let needs = |name: &str| Err(format!("the template needs {name}, which its rows do not have"));
+        let json = "application/json";
+        assert_eq!(check_for("{{ nmae }}", "text/plain", &csv), needs("nmae"));
+        assert_eq!(check_for("{{ data.name }}", "text/plain", &Format::Text), needs("data.name"));
+        for (source, format) in [
+            (r#"{"to": {{ recipient }}, "n": {{ data.any }}}"#, &csv),
+            (r#"{"to": {{ recipient }}, "n": {{ data.any | int }}, "m": {{ data["x y"] }}}"#, &csv),
+            (
+                r#"{"to": {{ recipient }}{% if data.b is defined %}, "b": {{ data.b }}{% endif %}}"#,
+                &Format::Text,
+            ),
+            (
+                r#"{"all": {{ data }}, "three": [{% for n in range(3) %}{{ n }},{% endfor %}0]}"#,
+                &Format::Text,
+            ),
+        ] {
+            assert_eq!(check_for(source, json, format), Ok(()), "{source}");
+        }
+        let why = check_for(r#"{"to": {{ recipient }}"#, json, &csv).unwrap_err();
+        assert!(why.starts_with("the body is not JSON"), "{why}");
+        assert_eq!(check_for(r#"{"to": {{ recipient }}"#, "text/plain", &csv), Ok(()));
+    }
+
+    #[test]
+    fn plain_templates_are_known_as_such() {
+        for (source, is_plain) in [
+            ("none", true),
+            ("{{ id }}{{- data.a_1 -}}{{row}}", true),
+            ("{{ data.a | upper }}", false),
+            ("{{ data['a'] }}", false),
+            ("{% if row %}{{ id }}{% endif %}", false),
+            ("{{ '}}' }}", false),
+            ("{{ data.a + 1 }}", false),
+        ] {
+            let template = BodyTemplate::compile(Some(source), "text/plain").unwrap();
+            assert_eq!(template.is_plain(), is_plain, "{source}");
+        }
     }
 }

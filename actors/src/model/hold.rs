@@ -113,7 +113,6 @@ pub enum HoldChange {
 
 impl HoldChange {
     /// What holds with this change instead of `current`; `None` if it changes nothing.
-    #[expect(clippy::option_option, reason = "a change to no hold is not the same as no change")]
     pub fn apply(&self, current: Option<&FileHold>) -> Option<Option<FileHold>> {
         let waits_for_canary = current.is_some_and(|hold| hold.cause.passes());
         let is_cancelled = current.is_some_and(|hold| hold.cause == HoldCause::Cancelled);

@@ -29,6 +29,7 @@ pub mod receipt;
 pub mod receipt_format;
 pub mod receipt_window;
 pub mod record;
+pub mod rendering;
 pub mod restart;
 pub mod retry;
 pub mod room;

@@ -38,6 +38,12 @@ pub(super) fn without_cr(line: &[u8]) -> usize {
     line.len() - usize::from(line.last() == Some(&b'\r'))
 }
 
+/// A row without its line ending.
+pub(super) fn without_ending(row: &[u8]) -> &[u8] {
+    let row = row.strip_suffix(b"\n").unwrap_or(row);
+    &row[..without_cr(row)]
+}
+
 /// What is kept of a line that is too long.
 #[derive(Debug, Default)]
 pub(super) struct Overlong {

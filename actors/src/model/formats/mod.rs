@@ -22,7 +22,7 @@ mod lines;
 mod ndjson;
 mod text;
 
-use super::{batch::RowLayout, file::Reject};
+use super::{batch::RowLayout, file::Reject, rendering::BodyChecks};
 pub(super) use csv::listed;
 pub use file_error::FileError;
 pub use lines::{CUT_BYTES, CUT_MARK};
@@ -144,6 +144,7 @@ pub struct RowParser {
     /// Where the last row began.
     line: u64,
     layout: Option<RowLayout>,
+    bodies: Option<BodyChecks>,
 }
 
 /// What the rules made of the input's beginning.
@@ -203,6 +204,7 @@ impl RowParser {
             position: Position { offset: 0, rows: 0, line: 1 },
             line: 1,
             layout,
+            bodies: None,
         }
     }
 
@@ -217,6 +219,18 @@ impl RowParser {
     pub fn skip_rows(mut self, rows: u64) -> Self {
         self.skip_rows = rows;
         self
+    }
+
+    /// Rejects rows whose bodies can't be made.
+    #[must_use]
+    pub fn checking(mut self, bodies: BodyChecks) -> Self {
+        self.bodies = Some(bodies);
+        self
+    }
+
+    /// What was found about bodies.
+    pub fn bodies(&self) -> Option<&BodyChecks> {
+        self.bodies.as_ref()
     }
 
     /// The smallest buffer that always lets [`RowParser::parse`] consume something.
@@ -279,10 +293,14 @@ impl RowParser {
                     at += bytes;
                 }
                 ParseStep::Row { bytes, lines } => {
+                    let line = self.position.line;
                     self.count_row(bytes as u64, lines);
                     at += bytes;
                     if self.position.rows <= self.skip_rows {
                         block.bytes.truncate(laid_out);
+                    } else if let Err(reason) = self.check_body(&block.bytes[laid_out..]) {
+                        block.bytes.truncate(laid_out);
+                        self.reject(block, line, reason, || lines::without_ending(&rest[..bytes]).to_vec());
                     } else {
                         block.rows.push(ParsedRow {
                             row: self.position.rows,
@@ -332,6 +350,11 @@ impl RowParser {
             Ok(false) => ParseStep::NoRow(bytes),
             Err(reason) => ParseStep::Refused { bytes, lines: 1, raw: content, reason },
         })
+    }
+
+    fn check_body(&mut self, row: &[u8]) -> Result<(), String> {
+        let (Some(bodies), Some(layout)) = (&mut self.bodies, &self.layout) else { return Ok(()) };
+        bodies.check(self.position.rows, layout, row)
     }
 
     fn end_overlong(&mut self, block: &mut RowBlock) {

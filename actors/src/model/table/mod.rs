@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 
 pub use identifier::{IDENTIFIER_BYTES_MAX, Identifier, IdentifierError, TableName};
 
-use super::{batch::BatchHeader, ids::MessageId};
+use super::{
+    batch::{BatchHeader, RowLayout},
+    ids::MessageId,
+};
 
 /// The content type of a batch whose template is a [`Mapping`] as JSON.
 pub const MAPPING_TYPE: &str = "application/vnd.postrider.table+json";
@@ -138,6 +141,22 @@ impl Mapping {
             }
         }
         Ok(())
+    }
+
+    /// What the rows of a file would all lack, if they do.
+    pub fn lacks(&self, layout: &RowLayout) -> Option<String> {
+        let has = |field: &String| match layout {
+            RowLayout::Lines => false,
+            RowLayout::Columns { names, .. } => names.contains(field),
+            RowLayout::Objects => true, // each has keys of its own
+        };
+        self.columns.iter().find_map(|column| match &column.source {
+            ColumnSource::Field(field) if column.required && !has(field) => Some(format!(
+                "column `{}` is required and needs data.{field}, which the rows do not have",
+                column.name
+            )),
+            _ => None,
+        })
     }
 
     /// The row of message `id`, whose laid-out bytes are `bytes`. The error is for the operator, names the column

@@ -1,0 +1,111 @@
+//! Care before a send: what is wrong with a configuration or a file is found before it hurts thousands of messages.
+
+use std::fs;
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::{
+    support::{
+        LIVENESS, World,
+        input::{Input, Kind, Row},
+        wait_for, wait_until,
+    },
+    trouble::{status, wait_alarm},
+};
+
+/// A `csv` feed whose bodies are made by `template`.
+fn templated(template: &str) -> World {
+    let mut world = World::new("csv");
+    world.receive(&[]).set("destinations.support.template", template);
+    world
+}
+
+/// `user_id,points`, with these points.
+fn points(name: &str, points: &[(&str, Kind)]) -> Input {
+    let mut bytes = String::from("user_id,points\n");
+    let mut rows = Vec::new();
+    for (number, (points, kind)) in points.iter().enumerate() {
+        bytes += &format!("user-{number},{points}\r\n");
+        let recipient = format!("user-{number}");
+        rows.push(if *kind == Kind::Rejected { Row::rejected() } else { Row::new(*kind, &recipient) });
+    }
+    Input::of(name, bytes, rows)
+}
+
+#[test]
+fn f67_a_template_that_names_what_the_feed_lacks_holds_the_file_until_it_is_right() {
+    let mut world = templated(r#"{"to": {{ recipient }}, "name": {{ data.nmae }}}"#);
+    world.drop_file(Input::csv("slip.csv", 300).templated().all(Kind::Sent)).start_ready();
+    for life in 1..=2 {
+        let held = wait_for(LIVENESS, "the file to be held", || world.held("slip.csv"));
+        let reason = held["reason"].as_str().expect("a reason").to_owned();
+        assert_eq!(reason, "destination support: the template needs data.nmae, which the row does not have");
+        wait_alarm(&mut world, "files", "raised", "data.nmae");
+        wait_until(LIVENESS, "the status to say so", || status(&world)["files"]["held"] == 1);
+        let rows = world.file("slip.csv").map_or(json!(0), |file| file["rows"].clone());
+        assert_eq!(rows, 0, "not a row was accepted");
+        if life == 1 {
+            // It is not read again and again meanwhile, and a new life finds the same.
+            let log = world.daemon().log_text();
+            assert_eq!(log.lines().filter(|line| line.contains("a file is held")).count(), 1);
+            world.stop();
+            world.start_ready();
+        }
+    }
+    world
+        .set("destinations.support.template", r#"{"to": {{ recipient }}, "name": {{ data.name }}}"#)
+        .configure();
+    world.daemon().signal(Signal::HUP);
+    world.wait_settled(LIVENESS);
+    wait_alarm(&mut world, "files", "cleared", "");
+    world.stop();
+    assert_eq!(world.prove()["requests"], 300, "every row once");
+}
+
+#[test]
+fn f67_a_row_whose_own_body_fails_is_a_reject_that_can_be_dropped_again() {
+    let mut world = templated(r#"{"to": {{ recipient }}, "points": {{ data.points | int }}}"#);
+    let rows =
+        [("7", Kind::Sent), ("many", Kind::Rejected), ("8", Kind::Sent), ("\"a\nfew\"", Kind::Rejected)];
+    world.drop_file(points("points.csv", &rows).templated()).start_ready().wait_settled(LIVENESS);
+    let rejects = wait_for(LIVENESS, "the rejected rows", || {
+        fs::read_to_string(world.inbox("alerts").join("done/points.csv.rejects.csv")).ok()
+    });
+    let why = "destination support: the body can't be rendered: invalid operation in line 1 of the template";
+    let header = "row,line,reason,raw\n0,1,header,\"user_id,points\"\n";
+    let expected = format!("{header}2,3,{why},\"user-1,many\"\n4,5,{why},\"user-3,\"\"a\nfew\"\"\"\n");
+    assert_eq!(rejects, expected);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 2);
+}
+
+#[test]
+fn f67_a_body_that_is_not_json_holds_the_file() {
+    let mut world = templated(r#"{"to": {{ recipient }}, "points": {{ data["points"] }}"#);
+    world.drop_file(points("points.csv", &[("7", Kind::Sent)]).templated()).start_ready();
+    let held = wait_for(LIVENESS, "the file to be held", || world.held("points.csv"));
+    assert!(held["reason"].as_str().expect("a reason").contains("the body is not JSON"), "{held}");
+    assert_eq!(world.request_count(), 0);
+    world.set("destinations.support.content_type", "text/plain").configure();
+    world.daemon().signal(Signal::HUP);
+    world.wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn f67_check_config_says_what_no_file_of_a_feed_can_have() {
+    let mut world = World::new("text");
+    world
+        .set("destinations.support.template", "{{ data.name }}")
+        .set("destinations.support.content_type", "text/plain");
+    world.configure();
+    let answer = world.postrider(&["check-config"]);
+    assert_eq!(answer.code, Some(78));
+    let why = "destinations.support.template: it can't be used for the feed alerts: the template needs data.name, \
+               which its rows do not have";
+    assert!(answer.stderr.contains(why), "{}", answer.stderr);
+    world.set("feeds.alerts.format", "csv").set("feeds.alerts.recipient", "user_id").configure();
+    world.postrider(&["check-config"]).ok();
+}
