@@ -82,7 +82,7 @@ class Run:
             f'[state]\ndir = "{self.path}/state"\n[log]\nlevel = "warn"\n{more}\n'
             f'[feeds.bench]\npath = "{self.inbox}"\nformat = "{feed_format}"\n{recipient}'
             f'destinations = ["bench"]\n'
-            f'[destinations.bench]\nurl = "{url}"\nsecrets = ["env:POSTRIDER_BENCH_SECRET"]\n{lines}')
+            f'[destinations.bench]\nurl = "{url}"\nallow = ["127.0.0.1/32"]\nsecrets = ["env:POSTRIDER_BENCH_SECRET"]\n{lines}')
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(str(self.path / "notify"))
         self.notify.settimeout(30)

@@ -25,7 +25,7 @@ impl World {
         let config = format!(
             "profile = \"aws\"\nstate.dir = \"{root}/state\"\n{more}\n[queue]\nsqs.prefix = \"pr\"\n[aws]\nregion = \"us-east-1\"\nsqs_endpoint_url = \"{sqs}\"\n\
              dynamodb_endpoint_url = \"{dynamodb}\"\n[feeds.f]\npath = \"{root}/in\"\nformat = \"text\"\n\
-             destinations = [\"d\"]\n[destinations.d]\nurl = \"http://127.0.0.1:9/\"\nsecrets = []\n"
+             destinations = [\"d\"]\n[destinations.d]\nurl = \"http://127.0.0.1:9/\"\nallow = [\"127.0.0.0/8\"]\nsecrets = []\n"
         );
         fs::write(dir.path().join("postrider.toml"), config).unwrap();
         fs::create_dir(dir.path().join("in")).unwrap();

@@ -39,7 +39,8 @@ struct Received {
 async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap()).parse::<url::Url>().unwrap().into();
-    let keys = WebhookKeys { url, ..WebhookKeys::declared() };
+    let allow = vec!["127.0.0.1/32".parse().unwrap()];
+    let keys = WebhookKeys { url, allow, ..WebhookKeys::declared() };
     let secrets = secrets.iter().map(|secret| (*secret).to_owned().into()).collect();
     let webhook = HttpWebhook::new(WebhookSettings::new(keys, secrets, &Retry::declared())).unwrap();
     let receive = async {

@@ -22,7 +22,7 @@ use rand::RngExt as _;
 use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Place, Places, Worker, WorkerSetup, back_off},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Place, Places, TroubleBoard, Worker, WorkerSetup, back_off},
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -32,7 +32,7 @@ use crate::{
         hold::HeldFile,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::{MessageVerdict, is_exclusive},
-        outcome::{Attempt, DeathCause, Outcome, Reason, Shortage, Verdict},
+        outcome::{Attempt, DeathCause, Obstacle, Outcome, Reason, Verdict},
         record::Said,
         retry::{Decision, decide, longest_wait, poisoned},
         roster::{Pick, Ready, Report, Roster, RosterLimits},
@@ -46,8 +46,9 @@ use crate::{
 /// How long an outcome waits to be recorded if its batch has more to come.
 const RECORD_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long a sender waits for what this machine lacks (F72). A descriptor is free again within a request's time.
-const SHORTAGE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// How long a sender waits before it looks again whether its attempt can begin. A descriptor is free again within a
+/// request's time (F72); a refused address (F54) costs a lookup per second at most, whoever asks.
+const OBSTACLE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
@@ -98,6 +99,8 @@ pub struct DeliverySetup {
     pub places: Places,
     /// The rate limit over all destinations, if there is one.
     pub gate: Option<Gate>,
+    /// Where it is noted what keeps a destination from being sent to.
+    pub troubles: TroubleBoard,
 }
 
 /// The actor.
@@ -384,7 +387,7 @@ impl WebhookStrategy {
     async fn send_loop(self: Arc<Self>, mut pick: Pick, mut batch: Arc<WebhookBatch>) {
         let mut body = Vec::new();
         let slot = self.setup.in_flight.enter();
-        let mut shortages = 0;
+        let mut refusals = 0;
         loop {
             let attempt = AssertUnwindSafe(self.attempt(pick, &batch, slot, &mut body)).catch_unwind().await;
             self.setup.in_flight.end(slot);
@@ -393,13 +396,13 @@ impl WebhookStrategy {
                 tracing::error!(id = %batch.lease.header.message_id(row), "the attempt panicked");
                 Some(Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None })
             });
-            if let Some(Outcome::Unsent(shortage)) = outcome {
-                shortages += 1;
-                if self.wait_out(pick, shortage, shortages).await {
+            if let Some(Outcome::Unsent(obstacle)) = outcome {
+                refusals += 1;
+                if self.wait_out(pick, obstacle, refusals).await {
                     continue;
                 }
             }
-            shortages = 0;
+            refusals = 0;
             let report = self.judge(pick, &batch, outcome);
             let now = self.worker.clock().wall();
             let mut state = self.state();
@@ -503,22 +506,34 @@ impl WebhookStrategy {
         Some(answer.outcome)
     }
 
-    /// Waits until this machine may have again what it lacked for an attempt. Whether the message is still to be sent
-    /// here then: its lease may be lost meanwhile, or the worker closed.
-    async fn wait_out(&self, pick: Pick, shortage: Shortage, shortages: u32) -> bool {
+    /// Waits until an attempt may be able to begin. Whether the message is still to be sent here then: its lease may be
+    /// lost meanwhile, or the worker closed, or the destination held.
+    async fn wait_out(&self, pick: Pick, obstacle: Obstacle, times: u32) -> bool {
         let destination = &self.setup.destinations[pick.destination];
-        destination.metrics.unsent(shortage);
-        if shortages == 1 {
-            tracing::warn!(
+        destination.metrics.unsent(obstacle);
+        match obstacle {
+            Obstacle::Shortage(shortage) if times == 1 => tracing::warn!(
                 destination = %destination.name,
                 shortage = shortage.as_str(),
                 "this machine can't open a connection; the message waits and is charged nothing"
-            );
+            ),
+            Obstacle::Shortage(_) => {}
+            Obstacle::Address(refused) => {
+                if self.setup.troubles.meet(&destination.name, refused) {
+                    tracing::error!(
+                        destination = %destination.name,
+                        reason = %refused,
+                        "the destination leads to an address that is not allowed; its messages wait and are charged \
+                         nothing"
+                    );
+                }
+            }
         }
         tokio::select! {
             biased;
             () = self.worker.closed() => return false,
-            () = back_off(SHORTAGE, shortages) => {}
+            () = self.holds.held(pick.destination) => return false,
+            () = back_off(OBSTACLE, times) => {}
         }
         self.state().batches.contains_key(&pick.token)
     }

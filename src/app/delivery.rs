@@ -127,6 +127,7 @@ impl Webhooks {
                 record_linger,
                 places: places.clone(),
                 gate: all.clone(),
+                troubles: machine.troubles.clone(),
             }
         });
         (spec.times(workers), gates)

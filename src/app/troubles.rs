@@ -1,23 +1,19 @@
-//! The troubles of this machine's feeds, for commands: a small file beside the store. A dropped file that can't be read is
-//! in no store, and a store that several machines share knows nothing of this one's directories.
+//! The troubles of this machine, for commands: a small file beside the store. A dropped file that can't be read is in no
+//! store, and a store that several machines share knows nothing of this one's directories and name lookups.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use postrider_actors::model::trouble::FeedTroubles;
+use postrider_actors::model::trouble::Troubles;
 use tokio::task::JoinHandle;
 
 use super::state_dir;
 
 /// The file's name in the state directory.
 const FILE: &str = "troubles.json";
-
-/// Troubles by feed.
-pub(crate) type Troubles = BTreeMap<String, FeedTroubles>;
 
 /// Keeps the file as the board is. On a full disk it says what it said last, until there is room; alarms and metrics
 /// don't need it.
@@ -63,29 +59,33 @@ pub(crate) fn read(state_dir: &Path) -> anyhow::Result<Troubles> {
     let doing = || format!("can't read {}", path.display());
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).with_context(doing),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Troubles::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Troubles::default()),
         Err(error) => Err(error).with_context(doing),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use postrider_actors::model::{time::UnixMs, trouble::Trouble};
+    use postrider_actors::model::{
+        time::UnixMs,
+        trouble::{FeedTroubles, Trouble},
+    };
 
     use super::*;
 
     #[tokio::test]
     async fn commands_read_what_was_noted() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(read(dir.path()).unwrap().is_empty(), "no daemon ran yet");
+        assert_eq!(read(dir.path()).unwrap(), Troubles::default(), "no daemon ran yet");
         let mut file = TroubleFile::new(dir.path());
         let trouble = Trouble { since: UnixMs(7), reason: "no room".into() };
-        let troubles: Troubles = [(
-            "alerts".to_owned(),
-            FeedTroubles { parked: Some(trouble.clone()), held: [("a.csv".to_owned(), trouble)].into() },
-        )]
-        .into();
-        for expected in [&troubles, &Troubles::new()] {
+        let held = [("a.csv".to_owned(), trouble.clone())].into();
+        let feed = FeedTroubles { parked: Some(trouble.clone()), held };
+        let troubles = Troubles {
+            feeds: [("alerts".to_owned(), feed)].into(),
+            destinations: [("support".to_owned(), trouble)].into(),
+        };
+        for expected in [&troubles, &Troubles::default()] {
             while file.written.as_ref() != Some(expected) {
                 file.keep(expected).await;
                 tokio::task::yield_now().await;

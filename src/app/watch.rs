@@ -9,7 +9,7 @@ use postrider_actors::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
         room::OpenMessages,
         time::{MonoMs, UnixMs},
-        trouble::FeedTroubles,
+        trouble::{FeedTroubles, Trouble, Troubles},
     },
     ports::{Clock, DestinationDepth},
 };
@@ -17,7 +17,7 @@ use postrider_actors::{
 use super::{
     machine::Machine,
     stores::{Stores, ToDo},
-    troubles::{TroubleFile, Troubles},
+    troubles::TroubleFile,
 };
 use crate::{
     config::{Alarms, Config, STATUS_FEED},
@@ -129,12 +129,15 @@ impl Watch {
         let troubles = self.look_at_troubles().await;
         let unusable = self.feeds.values().map(FeedMetrics::unusable_files).sum();
         let [unusable] = self.unusable_files.look(now, [unusable]);
-        let parked: Vec<_> = troubles.iter().filter_map(|(feed, troubles)| parked(feed, troubles)).collect();
-        let held: usize = troubles.values().map(|troubles| troubles.held.len()).sum();
+        let Troubles { feeds, destinations } = troubles;
+        let parked: Vec<_> = feeds.iter().filter_map(|(feed, troubles)| parked(feed, troubles)).collect();
+        let held: usize = feeds.values().map(|troubles| troubles.held.len()).sum();
         let at_held =
-            troubles.iter().flat_map(|(feed, troubles)| troubles.held.iter().map(move |held| (feed, held)));
+            feeds.iter().flat_map(|(feed, troubles)| troubles.held.iter().map(move |held| (feed, held)));
         let at_held = at_held.map(|(feed, (name, trouble))| format!("{feed}: {name}: {}", trouble.reason));
         let at_held: Vec<_> = at_held.take(HELD_NAMED).collect();
+        let line = |(name, trouble): (&String, &Trouble)| format!("{name}: {}", trouble.reason);
+        let blocked: Vec<_> = destinations.iter().map(line).collect();
         let readings: [(Reading, String); AlarmKind::ALL.len()] = [
             (deepest, deepest_at),
             (Some(percent), where_.unwrap_or_default()),
@@ -144,6 +147,7 @@ impl Watch {
             (Some(parked.len() as f64), parked.join("; ")),
             (Some(unusable as f64 + held as f64), at_held.join("; ")),
             (Some(self.quarantined().unwrap_or_default() as f64), String::new()),
+            (Some(blocked.len() as f64), blocked.join("; ")),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
@@ -153,13 +157,12 @@ impl Watch {
         }
     }
 
-    /// Exports what is wrong with feeds and their files.
+    /// Exports what is wrong with feeds, their files and destinations.
     async fn look_at_troubles(&mut self) -> Troubles {
-        let noted = self.troubles.all().into_iter();
-        let troubles: Troubles = noted.map(|(feed, troubles)| (feed.to_string(), troubles)).collect();
+        let troubles = self.troubles.all();
         let none = FeedTroubles::default();
         for name in self.feeds.keys() {
-            self.metrics.troubles(name, Some(troubles.get(name).unwrap_or(&none)));
+            self.metrics.troubles(name, Some(troubles.feeds.get(name).unwrap_or(&none)));
         }
         self.trouble_file.keep(&troubles).await;
         troubles
@@ -270,9 +273,11 @@ fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
         AlarmKind::Failures => (config.failures.max_percent.into(), Duration::ZERO),
         AlarmKind::Latency => (config.latency.max.as_secs_f64(), Duration::ZERO),
         AlarmKind::Dead => return any_above(config.dead.max_messages as f64),
-        AlarmKind::Shortage | AlarmKind::Feeds | AlarmKind::Files | AlarmKind::Damage => {
-            return any_above(0.0);
-        }
+        AlarmKind::Shortage
+        | AlarmKind::Feeds
+        | AlarmKind::Files
+        | AlarmKind::Damage
+        | AlarmKind::Blocked => return any_above(0.0),
     };
     AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
 }
@@ -292,6 +297,7 @@ fn unit(kind: AlarmKind) -> &'static str {
         AlarmKind::Feeds => "feeds",
         AlarmKind::Files => "files",
         AlarmKind::Damage => "batches",
+        AlarmKind::Blocked => "destinations",
     }
 }
 
@@ -328,7 +334,10 @@ mod tests {
             format!("[5m])) >= {ATTEMPTS_MIN}\n"),
             format!("postrider_oldest_due_seconds > {}\n", threshold(AlarmKind::Latency)),
             format!("increase(postrider_messages_dead_total[5m])) > {}\n", threshold(AlarmKind::Dead)),
-            format!("increase(postrider_unsent_total[{}m])) > 0\n", SHORTAGE_WINDOW.as_secs() / 60),
+            format!(
+                "increase(postrider_unsent_total{{reason!=\"address\"}}[{}m])) > 0\n",
+                SHORTAGE_WINDOW.as_secs() / 60
+            ),
             format!("postrider_batches_quarantined > {}\n", threshold(AlarmKind::Damage)),
             format!("for: {}m", rule(&alarms, AlarmKind::Depth).raise_after.as_secs() / 60),
         ] {

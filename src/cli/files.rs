@@ -4,7 +4,10 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::bail;
 use postrider_actors::{
-    model::{file::FileReport, trouble::Trouble},
+    model::{
+        file::FileReport,
+        trouble::{Trouble, Troubles},
+    },
     ports::console::FileSelector,
 };
 use serde_json::json;
@@ -14,10 +17,7 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::{
-    app::{
-        console,
-        troubles::{self, Troubles},
-    },
+    app::{console, troubles},
     exit::Exit,
 };
 
@@ -69,7 +69,7 @@ struct HeldFile<'a> {
 }
 
 fn held(troubles: &Troubles) -> impl Iterator<Item = HeldFile<'_>> {
-    troubles.iter().flat_map(|(feed, troubles)| {
+    troubles.feeds.iter().flat_map(|(feed, troubles)| {
         troubles.held.iter().map(move |(name, trouble)| HeldFile { feed, name, trouble })
     })
 }

@@ -16,17 +16,14 @@ use super::{
 };
 use crate::exit::Exit;
 use crate::{
-    app::{
-        console,
-        troubles::{self, Troubles},
-    },
+    app::{console, troubles},
     config::Config,
     telemetry::escape,
 };
 use postrider_actors::{
     model::{
         room::{OpenMessages, holders},
-        trouble::Trouble,
+        trouble::{Trouble, Troubles},
     },
     ports::console::DestinationView,
 };
@@ -54,6 +51,8 @@ struct DestinationLine {
     /// The limit on messages per second, if there is one.
     rate_per_s: Option<String>,
     state: &'static str,
+    /// Why nothing is sent to it from this machine.
+    trouble: Option<Trouble>,
     /// The feeds that it holds up, alone or together with others.
     holds: Vec<String>,
 }
@@ -72,13 +71,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let after = view.destinations()?;
     let (files, depth) = (view.file_totals()?, view.depth()?);
     let troubles = troubles::read(&config.state.dir)?;
-    let held: usize = troubles.values().map(|troubles| troubles.held.len()).sum();
+    let held: usize = troubles.feeds.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
         let sent = view.counts.sent.saturating_sub(before);
         Some(sent as f64 * 1_000.0 / args.sample_ms as f64)
     };
-    let lines = lines(&config, after, sampled);
+    let lines = lines(&config, after, &troubles, sampled);
     if args.json {
         let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, json_of(line))).collect();
         print_json(&json!({
@@ -112,11 +111,11 @@ const HELD_MAX: usize = 5;
 
 /// A line for each feed that is parked, and for files that are held.
 fn trouble_lines(troubles: &Troubles) -> String {
-    let parked = troubles.iter().filter_map(|(feed, troubles)| Some((feed, troubles.parked.as_ref()?)));
+    let parked = troubles.feeds.iter().filter_map(|(feed, troubles)| Some((feed, troubles.parked.as_ref()?)));
     let line = |(feed, trouble): (&String, &Trouble)| {
         format!("parked   feed {feed} since {}: {}\n", time(trouble.since), escape(&trouble.reason))
     };
-    let held = troubles.iter().flat_map(|(feed, troubles)| {
+    let held = troubles.feeds.iter().flat_map(|(feed, troubles)| {
         troubles.held.iter().take(HELD_MAX).map(move |(name, trouble)| (feed, name, trouble))
     });
     let held_line = |(feed, name, trouble): (&String, &String, &Trouble)| {
@@ -128,9 +127,10 @@ fn trouble_lines(troubles: &Troubles) -> String {
 
 /// Every feed, with what is wrong with it.
 fn feeds_json(config: &Config, troubles: &Troubles) -> serde_json::Value {
-    let names: BTreeSet<_> = config.feeds.iter().map(|feed| &feed.name).chain(troubles.keys()).collect();
+    let names: BTreeSet<_> =
+        config.feeds.iter().map(|feed| &feed.name).chain(troubles.feeds.keys()).collect();
     let json = |name: &String| {
-        let troubles = troubles.get(name).cloned().unwrap_or_default();
+        let troubles = troubles.feeds.get(name).cloned().unwrap_or_default();
         let parked = troubles.parked.as_ref();
         let json = json!({
             "state": if parked.is_some() { "parked" } else { "enabled" },
@@ -146,6 +146,7 @@ fn feeds_json(config: &Config, troubles: &Troubles) -> serde_json::Value {
 fn lines(
     config: &Config,
     mut views: BTreeMap<String, DestinationView>,
+    troubles: &Troubles,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
 ) -> Vec<DestinationLine> {
     let configured = config.destinations.iter().map(|destination| destination.name.clone());
@@ -156,6 +157,7 @@ fn lines(
         .map(|name| {
             let view = views.remove(&name).unwrap_or_default();
             let known = config.destinations.iter().find(|destination| destination.name == name);
+            let trouble = known.and_then(|_| troubles.destinations.get(&name).cloned());
             DestinationLine {
                 sent_per_s: sampled(&name, &view),
                 rate_per_s: known.and_then(|known| known.rate()).map(|rate| rate.per_s.to_string()),
@@ -163,8 +165,10 @@ fn lines(
                     None => "not configured",
                     Some(_) if view.disabled.is_some() => "disabled",
                     Some(known) if known.paused => "paused",
+                    Some(_) if trouble.is_some() => "blocked",
                     Some(_) => "enabled",
                 },
+                trouble,
                 holds: holds.remove(&name).unwrap_or_default(),
                 name,
                 view,
@@ -198,6 +202,8 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "state": line.state,
         "disabled_at": view.disabled.as_ref().map(|(at, _)| time(*at)),
         "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
+        "blocked_at": line.trouble.as_ref().map(|trouble| time(trouble.since)),
+        "blocked_reason": line.trouble.as_ref().map(|trouble| &trouble.reason),
         "accepted": view.counts.accepted,
         "sent": view.counts.sent,
         "dead": view.counts.dead,
@@ -229,9 +235,11 @@ fn rendered(lines: &[DestinationLine]) -> String {
     ];
     let rows = lines.iter().map(|line| {
         let view = &line.view;
-        let state = match &view.disabled {
-            Some((at, reason)) => format!("{} since {}: {reason}", line.state, time(*at)),
-            None => line.state.to_owned(),
+        let state = match (&view.disabled, &line.trouble) {
+            (Some((at, reason)), _) | (None, Some(Trouble { since: at, reason })) => {
+                format!("{} since {}: {reason}", line.state, time(*at))
+            }
+            (None, None) => line.state.to_owned(),
         };
         vec![
             text(&line.name),

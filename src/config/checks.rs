@@ -1,11 +1,21 @@
 //! What must hold between settings that are each fine on their own.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use postrider_actors::model::{
-    body::BodyTemplate, builder::batch_bytes, formats::Format, receipt_format::SAME_PATH,
+    address::{AddressGuard, RefusedAddress},
+    body::BodyTemplate,
+    builder::batch_bytes,
+    formats::Format,
+    receipt_format::SAME_PATH,
 };
 use postrider_settings::{DEAD_LETTERS, Reader, join, show_duration, show_size, shown_text};
+use url::Host;
 
 use super::{
     Config, DelayMode, Destination, DirectoryFeed, Feed, FeedSource, LedgerKind, Profile, QueueFeed, Retry,
@@ -226,10 +236,30 @@ fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &
         );
         reader.conflict(&key("timeout"), "lease.duration", &show_duration(destination.timeout), advice);
     }
+    if let Some(refused) = refused_address(destination) {
+        // The address may be written in another way, and the rest of the URL may be secret: only the address is shown.
+        reader.conflict(&key("url"), &key("allow"), &refused.address, refused.to_string());
+    }
     if retry.max_retry_after > retry.max_age {
         let found = show_duration(retry.max_retry_after);
         let advice = "a message would be given up before it is tried again: it must not be above max_age";
         reader.conflict(&retry_key("max_retry_after"), &retry_key("max_age"), &found, advice);
+    }
+}
+
+/// The address that is written in the URL, if the guard refuses it (F54). Other names are known only when they are
+/// looked up.
+fn refused_address(destination: &Webhook) -> Option<RefusedAddress> {
+    let guard = AddressGuard::new(destination.allow.clone());
+    let refused = |address: IpAddr| guard.check(address).err();
+    match destination.url.host()? {
+        Host::Ipv4(address) => refused(address.into()),
+        Host::Ipv6(address) => refused(address.into()),
+        // RFC 6761, section 6.3: always the loopback.
+        Host::Domain(name) if name.trim_end_matches('.') == "localhost" => {
+            refused(Ipv4Addr::LOCALHOST.into()).filter(|_| refused(Ipv6Addr::LOCALHOST.into()).is_some())
+        }
+        Host::Domain(_) => None,
     }
 }
 

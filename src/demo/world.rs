@@ -137,6 +137,7 @@ impl World {
             } },
             "destinations": { "receiver": {
                 "url": format!("http://{receiver}/hook"),
+                "allow": [format!("{}/32", receiver.ip())],
                 "secrets": [format!("file:{}", path("secret")?)],
                 "retry": { "base": "100ms", "cap": "2s" },
             } },

@@ -44,7 +44,8 @@ impl World {
 
     fn webhook(&self, secret: &str) -> HttpWebhook {
         let url = format!("http://{}/hook?a=b", self.address).parse::<url::Url>().unwrap().into();
-        let keys = WebhookKeys { url, ..WebhookKeys::declared() };
+        let allow = vec!["127.0.0.1/32".parse().unwrap()];
+        let keys = WebhookKeys { url, allow, ..WebhookKeys::declared() };
         let secrets = vec![secret.to_owned().into()];
         HttpWebhook::new(WebhookSettings::new(keys, secrets, &Retry::declared())).unwrap()
     }

@@ -25,6 +25,7 @@ mod damage;
 mod delivery;
 mod disk;
 mod files;
+mod guard;
 mod liveness;
 mod ops;
 mod panics;

@@ -1,22 +1,35 @@
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use crate::{
     model::{
-        time::UnixMs,
-        trouble::{FILES_MAX, FeedTroubles, Trouble},
+        time::{MonoMs, UnixMs},
+        trouble::{FILES_MAX, FeedTroubles, Trouble, Troubles},
     },
     ports::Clock,
 };
 
-/// The troubles of all feeds: what the stages of a feed, and who restarts them, want an operator to see. The daemon's
+/// How long a destination's trouble is remembered. Its workers try again every two seconds: what none of them has met
+/// for so long is over.
+const DESTINATION_MEMORY: Duration = Duration::from_secs(10);
+
+/// The troubles of all feeds and destinations: what stages, and who restarts them, want an operator to see. The daemon's
 /// alarms, metrics and `postrider status` are made from it. It outlives the actors.
 #[derive(Clone)]
 pub struct TroubleBoard {
     clock: Arc<dyn Clock>,
-    feeds: Arc<Mutex<BTreeMap<Arc<str>, Notes>>>,
+    all: Arc<Mutex<AllNotes>>,
+}
+
+#[derive(Default)]
+struct AllNotes {
+    feeds: BTreeMap<Arc<str>, Notes>,
+    /// With when each was met last.
+    destinations: BTreeMap<Arc<str>, (Trouble, MonoMs)>,
 }
 
 /// Who speaks of a feed's troubles. Each has notes of its own: what one takes back says nothing of the others'.
@@ -39,7 +52,7 @@ struct Notes {
 impl TroubleBoard {
     /// No trouble yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, feeds: Arc::default() }
+        Self { clock, all: Arc::default() }
     }
 
     /// What `speaker` says of `feed`.
@@ -47,24 +60,49 @@ impl TroubleBoard {
         FeedNotes { board: self.clone(), feed, speaker }
     }
 
-    /// The feeds that have troubles, with them.
-    pub fn all(&self) -> BTreeMap<Arc<str>, FeedTroubles> {
-        let feeds = self.lock();
-        let troubles = feeds.iter().map(|(feed, notes)| (feed.clone(), notes.troubles()));
-        troubles.filter(|(_, troubles)| !troubles.is_empty()).collect()
+    /// `destination` can't be sent to, because of `reason`. Whether that is news.
+    pub fn meet(&self, destination: &Arc<str>, reason: impl Display) -> bool {
+        let (now, at) = (self.clock.wall(), self.clock.mono());
+        let mut all = self.lock();
+        all.forget_destinations(at);
+        let is_news = !all.destinations.contains_key(destination);
+        let (trouble, met) = all.destinations.entry(destination.clone()).or_insert_with(|| (since(now), at));
+        trouble.reason = reason.to_string();
+        *met = at;
+        is_news
+    }
+
+    /// What has troubles, with them.
+    pub fn all(&self) -> Troubles {
+        let now = self.clock.mono();
+        let mut all = self.lock();
+        all.forget_destinations(now);
+        let feeds = all.feeds.iter().map(|(feed, notes)| (feed.to_string(), notes.troubles()));
+        let destinations =
+            all.destinations.iter().map(|(name, (trouble, _))| (name.to_string(), trouble.clone()));
+        Troubles {
+            feeds: feeds.filter(|(_, troubles)| !troubles.is_empty()).collect(),
+            destinations: destinations.collect(),
+        }
     }
 
     /// Forgets what these have said: they are no more, and what follows them says what it finds.
     pub fn forget(&self, speakers: &[Speaker]) {
-        for notes in self.lock().values_mut() {
+        for notes in self.lock().feeds.values_mut() {
             notes.parked.retain(|speaker, _| !speakers.contains(speaker));
             notes.held.retain(|speaker, _| !speakers.contains(speaker));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Notes>> {
+    fn lock(&self) -> MutexGuard<'_, AllNotes> {
         // Notes are replaced as a whole.
-        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AllNotes {
+    fn forget_destinations(&mut self, now: MonoMs) {
+        self.destinations.retain(|_, (_, met)| now.since(*met) < DESTINATION_MEMORY);
     }
 }
 
@@ -95,8 +133,8 @@ impl FeedNotes {
     /// The feed takes no files, because of `reason`. Whether that is news.
     pub fn park(&self, reason: &str) -> bool {
         let now = self.board.clock.wall();
-        let mut feeds = self.board.lock();
-        let parked = &mut feeds.entry(self.feed.clone()).or_default().parked;
+        let mut all = self.board.lock();
+        let parked = &mut all.feeds.entry(self.feed.clone()).or_default().parked;
         let is_news = !parked.contains_key(&self.speaker);
         let trouble = parked.entry(self.speaker).or_insert_with(|| since(now));
         reason.clone_into(&mut trouble.reason);
@@ -105,15 +143,15 @@ impl FeedNotes {
 
     /// The feed takes files again, as far as this speaker knows. Whether that is news.
     pub fn resume(&self) -> bool {
-        let mut feeds = self.board.lock();
-        feeds.get_mut(&self.feed).is_some_and(|notes| notes.parked.remove(&self.speaker).is_some())
+        let mut all = self.board.lock();
+        all.feeds.get_mut(&self.feed).is_some_and(|notes| notes.parked.remove(&self.speaker).is_some())
     }
 
     /// These files, and no others, are held, each for its reason.
     pub fn hold(&self, files: impl IntoIterator<Item = (String, String)>) {
         let now = self.board.clock.wall();
-        let mut feeds = self.board.lock();
-        let held = feeds.entry(self.feed.clone()).or_default().held.entry(self.speaker).or_default();
+        let mut all = self.board.lock();
+        let held = all.feeds.entry(self.feed.clone()).or_default().held.entry(self.speaker).or_default();
         let mut before = std::mem::take(held);
         *held = files
             .into_iter()
@@ -143,16 +181,32 @@ mod tests {
         let board = TroubleBoard::new(clock.clone());
         let watcher = board.of("a".into(), Speaker::Watcher);
         let supervisor = board.of("a".into(), Speaker::Supervisor);
-        assert!(board.all().is_empty());
+        assert!(board.all().feeds.is_empty());
         assert!(watcher.park("no directory") && supervisor.park("it panics"));
         clock.advance(Duration::from_secs(1));
         assert!(!watcher.park("still none"), "parked before");
-        let trouble = |board: &TroubleBoard| board.all()["a"].parked.clone();
+        let trouble = |board: &TroubleBoard| board.all().feeds["a"].parked.clone();
         assert_eq!(trouble(&board), Some(Trouble { since: UnixMs(1_000), reason: "still none".into() }));
         assert!(watcher.resume() && !watcher.resume());
         assert_eq!(trouble(&board).map(|trouble| trouble.reason), Some("it panics".into()));
         assert!(supervisor.resume());
-        assert!(board.all().is_empty());
+        assert_eq!(board.all(), Troubles::default());
+    }
+
+    #[test]
+    fn a_destination_s_trouble_is_over_when_nobody_meets_it() {
+        let clock = Arc::new(FakeClock::at(UnixMs(1_000)));
+        let board = TroubleBoard::new(clock.clone());
+        let name: Arc<str> = "support".into();
+        assert!(board.meet(&name, "first"));
+        clock.advance(DESTINATION_MEMORY / 2);
+        assert!(!board.meet(&name, "second"), "known");
+        clock.advance(DESTINATION_MEMORY - Duration::from_millis(1));
+        let expected = Trouble { since: UnixMs(1_000), reason: "second".into() };
+        assert_eq!(board.all().destinations, [("support".to_owned(), expected)].into());
+        clock.advance(Duration::from_millis(1));
+        assert!(board.all().destinations.is_empty());
+        assert!(board.meet(&name, "again"), "news");
     }
 
     #[test]
@@ -164,15 +218,15 @@ mod tests {
         notes.hold([file("x", "why"), file("y", "why")]);
         clock.advance(Duration::from_secs(1));
         notes.hold([file("x", "other"), file("z", "why")]);
-        let held = &board.all()["a"].held;
+        let held = &board.all().feeds["a"].held;
         let since: Vec<_> = held.iter().map(|(name, trouble)| (name.as_str(), trouble.since.0)).collect();
         assert_eq!(since, [("x", 1_000), ("z", 2_000)]);
         assert_eq!(held["x"].reason, "other");
         board.forget(&[Speaker::Sweeper, Speaker::Supervisor]);
-        assert_eq!(board.all().len(), 1, "the watcher has said it");
+        assert_eq!(board.all().feeds.len(), 1, "the watcher has said it");
         board.forget(&[Speaker::Watcher]);
-        assert!(board.all().is_empty());
+        assert_eq!(board.all(), Troubles::default());
         notes.hold((0..2 * FILES_MAX).map(|n| file(&n.to_string(), "why")));
-        assert_eq!(board.all()["a"].held.len(), FILES_MAX);
+        assert_eq!(board.all().feeds["a"].held.len(), FILES_MAX);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     model::{
         file::FileState,
         ledger::MessageVerdict,
-        outcome::{DeathCause, Reason, Shortage, Verdict},
+        outcome::{DeathCause, Obstacle, Reason, Shortage, Verdict},
     },
     ports::{ItemOutcome, Settled},
 };
@@ -136,8 +136,8 @@ impl StageMetrics {
             unsent: Counters::register(
                 to,
                 "unsent",
-                ["destination", "shortage"],
-                "Times that an attempt could not begin because this machine lacked something",
+                ["destination", "reason"],
+                "Times that an attempt could not begin on this machine",
             ),
             attempt_duration: Timings::register(
                 to,
@@ -228,7 +228,7 @@ impl StageMetrics {
     pub fn destination(&self, name: &str) -> DestinationMetrics {
         DestinationMetrics(Arc::new(DestinationHandles {
             attempts: OUTCOMES.map(|outcome| self.attempts.of([name, outcome])),
-            unsent: Shortage::ALL.map(|shortage| self.unsent.of([name, shortage.as_str()])),
+            unsent: Obstacle::WORDS.map(|reason| self.unsent.of([name, reason])),
             attempt_duration: self.attempt_duration.of([name]),
             sent: self.sent.of([name]),
             retries: self.retries.of([name]),
@@ -362,8 +362,8 @@ pub struct DestinationMetrics(Arc<DestinationHandles>);
 #[derive(Debug)]
 struct DestinationHandles {
     attempts: [Counter; OUTCOMES.len()],
-    /// By [`Shortage`].
-    unsent: [Counter; Shortage::ALL.len()],
+    /// By [`Obstacle`].
+    unsent: [Counter; Obstacle::WORDS.len()],
     attempt_duration: Histogram,
     sent: Counter,
     retries: Counter,
@@ -426,13 +426,13 @@ impl DestinationMetrics {
     }
 
     /// An attempt could not begin.
-    pub fn unsent(&self, shortage: Shortage) {
-        self.0.unsent[shortage as usize].inc();
+    pub fn unsent(&self, obstacle: Obstacle) {
+        self.0.unsent[obstacle.index()].inc();
     }
 
-    /// How often attempts could not begin so far.
+    /// How often attempts could not begin so far because this machine lacked something.
     pub fn shortages(&self) -> u64 {
-        self.0.unsent.iter().map(Counter::get).sum()
+        Shortage::ALL.map(|shortage| self.0.unsent[Obstacle::Shortage(shortage).index()].get()).iter().sum()
     }
 
     /// A batch was leased for the first time, so long after it was accepted.

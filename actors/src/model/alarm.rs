@@ -24,11 +24,13 @@ pub enum AlarmKind {
     Files,
     /// Batches that can't be read and are set aside.
     Damage,
+    /// Destinations that lead to an address that is not allowed.
+    Blocked,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Depth,
         Self::Failures,
         Self::Latency,
@@ -37,6 +39,7 @@ impl AlarmKind {
         Self::Feeds,
         Self::Files,
         Self::Damage,
+        Self::Blocked,
     ];
 
     /// The word that operators see.
@@ -50,6 +53,7 @@ impl AlarmKind {
             Self::Feeds => "feeds",
             Self::Files => "files",
             Self::Damage => "damage",
+            Self::Blocked => "blocked",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Pure values and rules. Nothing here reads a clock, draws randomness, does IO or knows actix:
 //! time and randomness are arguments, so that a seeded simulation can drive every decision.
 
+pub mod address;
 pub mod ahead;
 pub mod alarm;
 pub mod backoff;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::time::UnixMs;
+use super::{address::RefusedAddress, time::UnixMs};
 
 /// Why an attempt failed. The numbers are stored: append, never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -101,6 +101,29 @@ impl Shortage {
     }
 }
 
+/// Why an attempt could not even begin. It says nothing about the message, which is charged with nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// This machine has run out of something (F72).
+    Shortage(Shortage),
+    /// The destination leads to an address that its configuration does not allow (F54). That is a slip in the
+    /// configuration, or somebody else's answer to a name lookup: the messages wait until it is put right.
+    Address(RefusedAddress),
+}
+
+impl Obstacle {
+    /// The words for metric labels.
+    pub const WORDS: [&'static str; Shortage::ALL.len() + 1] = ["descriptors", "ports", "memory", "address"];
+
+    /// Its place in [`Obstacle::WORDS`].
+    pub fn index(self) -> usize {
+        match self {
+            Self::Shortage(shortage) => shortage as usize,
+            Self::Address(_) => Shortage::ALL.len(),
+        }
+    }
+}
+
 /// The outcome of one attempt, as the webhook port reports it. Whether a failed one is retried is the
 /// retry schedule's decision, not the adapter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +153,7 @@ pub enum Outcome {
     Gone,
     /// Nothing left this machine, for a reason that is its own: no attempt was made, and the message is charged with
     /// nothing.
-    Unsent(Shortage),
+    Unsent(Obstacle),
 }
 
 /// One failed attempt in a message's history.
@@ -210,7 +233,16 @@ pub enum Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::address::AddressGuard, *};
+
+    #[test]
+    fn obstacles_have_words() {
+        for shortage in Shortage::ALL {
+            assert_eq!(Obstacle::WORDS[Obstacle::Shortage(shortage).index()], shortage.as_str());
+        }
+        let refused = AddressGuard::default().check([127, 0, 0, 1].into()).unwrap_err();
+        assert_eq!(Obstacle::WORDS[Obstacle::Address(refused).index()], "address");
+    }
 
     #[test]
     fn stored_bytes_read_back() {

@@ -84,7 +84,7 @@ pub fn poisoned(at: UnixMs) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::outcome::Shortage;
+    use crate::model::outcome::{Obstacle, Shortage};
     use proptest::prelude::*;
 
     const SCHEDULE: Retry = Retry {
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn f72_what_this_machine_lacks_is_charged_to_no_message() {
         // Not even where it was the last attempt, long after the last time for one.
-        let unsent = Outcome::Unsent(Shortage::Descriptors);
+        let unsent = Outcome::Unsent(Obstacle::Shortage(Shortage::Descriptors));
         assert_eq!(decide(&SCHEDULE, unsent, 3, Duration::MAX, UnixMs(1), 0.0), Decision::Leave);
     }
 

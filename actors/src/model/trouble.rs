@@ -1,4 +1,4 @@
-//! What keeps a feed, or one of its files, from going on until something outside of it changes.
+//! What keeps a feed, one of its files or a destination from going on until something outside of it changes.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,15 @@ pub struct Trouble {
     pub since: UnixMs,
     /// What is wrong, for the operator.
     pub reason: String,
+}
+
+/// The troubles of one machine, by the names of feeds and destinations that have some.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Troubles {
+    /// Of feeds and their files.
+    pub feeds: BTreeMap<String, FeedTroubles>,
+    /// Why nothing is sent to a destination.
+    pub destinations: BTreeMap<String, Trouble>,
 }
 
 /// The troubles of one feed.

@@ -259,6 +259,7 @@ impl World {
     pub(crate) fn add_destination(&mut self, name: &str) -> &mut Self {
         let prefix = format!("destinations.{name}");
         self.set(&format!("{prefix}.secrets"), vec!["env:POSTRIDER_TEST_SECRET"])
+            .set(&format!("{prefix}.allow"), vec!["127.0.0.1/32", "::1/128"])
             .set(&format!("{prefix}.concurrency"), 16)
             .set(&format!("{prefix}.timeout"), "5s")
             .set(&format!("{prefix}.retry.max_attempts"), 12)

@@ -161,7 +161,7 @@ async fn write_request(stream: &mut Stream, output: &[u8], input: &mut Vec<u8>) 
                 Poll::Ready(Ok(usize::MAX)) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Ok(len)) if len > 0 => written += len,
                 Poll::Ready(Err(error)) if written == 0 && stream.writes_directly() => {
-                    let trouble = shortage(&error).map_or(broken(&error).into(), Trouble::Short);
+                    let trouble = shortage(&error).map_or(broken(&error).into(), Trouble::from);
                     return Poll::Ready(Err(NoAnswer { trouble, nothing_sent: true }));
                 }
                 // It may have answered before it closed: try to read.

@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
+use postrider_actors::model::address::is_embedding;
 use postrider_settings::{
     SecretSource, Section, duration, given, integer, optional_path, optional_text, secrets, settings,
     shown_text, unset,
@@ -18,6 +20,10 @@ settings! {
     WebhookKeys {
         /// Where requests go: http:// or https://, without user name and password.
         url: WebhookUrl = unset("\"https://hooks.example.com/alerts\"", url);
+        /// Networks that requests may go to although they are not public, such as ["10.1.0.0/16"]. Without it, no
+        /// connection is opened to an address that the Internet does not route (private, loopback, link-local, …),
+        /// whatever name or spelling leads to it: the messages wait, and `postrider status` names the address.
+        allow: Vec<IpNet> = given("[]", allow);
         /// What requests are signed with (Standard Webhooks), up to 8: with all of them, so that a secret can be
         /// rotated. Each is "env:NAME" (a variable), "file:/PATH" (a file) or "credential:NAME" (systemd's
         /// LoadCredential=), never the secret itself. `[]` sends without a signature.
@@ -99,6 +105,36 @@ fn url(section: &mut Section<'_>, key: &'static str) -> WebhookUrl {
         reader.note(&key, Some("port 0".into()), "write a port from 1 to 65535");
     }
     WebhookUrl(url)
+}
+
+/// Networks of one destination that may be allowed: each is looked at before every connection.
+const ALLOW_MAX: usize = 64;
+
+fn allow(section: &mut Section<'_>, key: &'static str) -> Vec<IpNet> {
+    let reader = section.reader();
+    let items = section.list(key, true).unwrap_or_default();
+    if items.len() > ALLOW_MAX {
+        let advice = format!("at most {ALLOW_MAX} networks");
+        reader.note(&section.key(key), Some(items.len().to_string()), advice);
+    }
+    let mut allowed = Vec::new();
+    for (path, text) in items {
+        let advice = match text.parse::<IpNet>() {
+            Ok(net) if net != net.trunc() => {
+                format!("it is an address within a network: write \"{}\"", net.trunc())
+            }
+            Ok(net) if is_embedding(&net) => {
+                "such an address is judged by the IPv4 address in it: write that network as IPv4".to_owned()
+            }
+            Ok(net) => {
+                allowed.push(net);
+                continue;
+            }
+            Err(_) => "write a network such as \"10.1.0.0/16\", \"127.0.0.1/32\" or \"fd00::/8\"".to_owned(),
+        };
+        reader.note(&path, Some(shown_text(&text)), advice);
+    }
+    allowed
 }
 
 fn signing_secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource> {

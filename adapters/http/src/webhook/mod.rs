@@ -105,7 +105,7 @@ impl HttpWebhook {
             _ => None,
         };
         let connector =
-            Connector::new(&settings.keys.url, tls, settings.connect_timeout).map_err(|error| {
+            Connector::new(&settings.keys, tls, settings.connect_timeout).map_err(|error| {
                 problem("url".into(), error, "expected http://host/path or https://host/path")
             })?;
         let idle = IdleConnections::new(settings.keys.concurrency);
@@ -184,7 +184,7 @@ impl Webhook for HttpWebhook {
             // Retrying won't help a content type that is not a valid header value.
             Err(Trouble::Failed(reason @ Reason::Render)) => Outcome::Permanent { status: 0, reason },
             Err(Trouble::Failed(reason)) => Outcome::Retryable { status: 0, reason, retry_after: None },
-            Err(Trouble::Short(shortage)) => Outcome::Unsent(shortage),
+            Err(Trouble::Unsent(obstacle)) => Outcome::Unsent(obstacle),
         };
         outcome.into()
     }

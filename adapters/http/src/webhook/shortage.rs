@@ -3,7 +3,7 @@
 
 use std::{fs::File, io};
 
-use postrider_actors::model::outcome::{Reason, Shortage};
+use postrider_actors::model::outcome::{Obstacle, Reason, Shortage};
 use rustix::io::Errno;
 
 /// Why an attempt has no answer.
@@ -12,12 +12,18 @@ pub(super) enum Trouble {
     /// It was made, and failed.
     Failed(Reason),
     /// It could not be made here. Nothing was sent.
-    Short(Shortage),
+    Unsent(Obstacle),
 }
 
 impl From<Reason> for Trouble {
     fn from(reason: Reason) -> Self {
         Self::Failed(reason)
+    }
+}
+
+impl From<Shortage> for Trouble {
+    fn from(shortage: Shortage) -> Self {
+        Self::Unsent(Obstacle::Shortage(shortage))
     }
 }
 

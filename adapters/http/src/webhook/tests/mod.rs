@@ -1,6 +1,7 @@
 //! The adapter against real sockets: raw listeners that do what receivers do, and what they should not.
 
 mod connections;
+mod guard;
 mod misbehaviour;
 mod provider_ids;
 mod tls;
@@ -83,7 +84,8 @@ impl Server {
 }
 
 fn settings(url: &str) -> WebhookSettings {
-    let keys = WebhookKeys { url: url.parse::<url::Url>().unwrap().into(), ..WebhookKeys::declared() };
+    let allow = vec!["127.0.0.1/32".parse().unwrap(), "::1/128".parse().unwrap()];
+    let keys = WebhookKeys { url: url.parse::<url::Url>().unwrap().into(), allow, ..WebhookKeys::declared() };
     WebhookSettings::new(keys, vec!["s".to_owned().into()], &Retry::declared())
 }
 
