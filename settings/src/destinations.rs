@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     declare::{duration, flag, integer},
-    reader::Section,
+    reader::{Reader, Section},
     secret::{SOURCES, SecretSource},
 };
 
@@ -78,18 +78,16 @@ pub fn secrets(section: &mut Section<'_>, key: &'static str) -> Vec<SecretSource
         let advice = format!("at most {SECRETS_MAX} secrets");
         reader.note(&section.key(key), Some(items.len().to_string()), advice);
     }
-    items
-        .into_iter()
-        .filter_map(|(path, text)| match SecretSource::parse(&text) {
-            Some(Ok(source)) => Some(source),
-            Some(Err(advice)) => {
-                reader.note(&path, None, advice);
-                None
-            }
-            None => {
-                reader.note(&path, None, SOURCES);
-                None
-            }
-        })
-        .collect()
+    items.into_iter().filter_map(|(path, text)| source(reader, &path, &text)).collect()
+}
+
+/// The place where a secret is kept, if there is one.
+pub fn optional_secret(section: &mut Section<'_>, key: &'static str) -> Option<SecretSource> {
+    let text = section.private_text(key)?;
+    source(section.reader(), &section.key(key), &text)
+}
+
+fn source(reader: &Reader, path: &str, text: &str) -> Option<SecretSource> {
+    let source = SecretSource::parse(text).unwrap_or(Err(SOURCES));
+    source.map_err(|advice| reader.note(path, None, advice)).ok()
 }

@@ -6,8 +6,9 @@ use crate::{
     address::{optional_path, optional_text},
     daemon::listen,
     declare::{choice, duration, given, integer, unset},
+    destinations::optional_secret,
     reader::Section,
-    secret::{SOURCES, SecretSource},
+    secret::SecretSource,
 };
 
 /// Which engine keeps a row of each message.
@@ -121,16 +122,9 @@ crate::settings! {
 
 /// Where a secret is kept. It must exist.
 pub fn secret(section: &mut Section<'_>, key: &'static str) -> SecretSource {
-    let text = section.private_text(key);
-    let path = section.key(key);
+    let source = optional_secret(section, key);
     section.require(key, "write where the address is kept, such as \"env:NAME\"");
-    match text.as_deref().map(SecretSource::parse) {
-        Some(Some(Ok(source))) => return source,
-        Some(Some(Err(advice))) => section.reader().note(&path, None, advice),
-        Some(None) => section.reader().note(&path, None, SOURCES),
-        None => {}
-    }
-    SecretSource::Environment(String::new())
+    source.unwrap_or(SecretSource::Environment(String::new()))
 }
 
 fn schema(section: &mut Section<'_>, key: &'static str) -> String {

@@ -149,9 +149,12 @@ fn client(
     let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
     let keys = webhook.settings.clone();
     let settings = WebhookSettings::new(keys, materials.secrets.clone(), &destination.retry);
-    HttpWebhook::new(WebhookSettings { headers, ..settings }).map_err(|problems| StartError::Destination {
-        name: destination.name.clone(),
-        problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    let identity = materials.client.as_ref().map(|client| client.identity.clone());
+    HttpWebhook::new(WebhookSettings { headers, identity, ..settings }).map_err(|problems| {
+        StartError::Destination {
+            name: destination.name.clone(),
+            problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
     })
 }
 

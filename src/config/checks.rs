@@ -236,6 +236,25 @@ fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &
         );
         reader.conflict(&key("timeout"), "lease.duration", &show_duration(destination.timeout), advice);
     }
+    for (one, other) in [("client_cert_file", "client_key"), ("client_key", "client_cert_file")] {
+        if reader.is_there(&key(one)) && !reader.is_there(&key(other)) {
+            reader.note(&key(one), None, format!("set {other} too: a certificate is shown with its key"));
+        }
+    }
+    let own = destination.headers.iter().any(|header| header.name == "authorization");
+    let ways = [
+        ("basic", destination.basic.is_some()),
+        ("bearer", destination.bearer.is_some()),
+        ("headers.authorization", own),
+    ];
+    let ways: Vec<_> = ways.into_iter().filter_map(|(way, is_set)| is_set.then_some(way)).collect();
+    if let [one, other, ..] = ways[..] {
+        reader.note(
+            &key(one),
+            None,
+            format!("{other} is set too, and a request has one authorization: keep one"),
+        );
+    }
     if let Some(refused) = refused_address(destination) {
         // The address may be written in another way, and the rest of the URL may be secret: only the address is shown.
         reader.conflict(&key("url"), &key("allow"), &refused.address, refused.to_string());

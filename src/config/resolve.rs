@@ -9,11 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postrider_actors::model::body::BodyTemplate;
 use postrider_settings::{join, shown_text};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use postrider_http::{signature::SigningKey, webhook};
+use postrider_net::tls::{Identity, IdentityError};
 
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
@@ -62,6 +64,17 @@ pub struct Materials {
     pub template: Option<String>,
     /// Certificates in PEM that are trusted beside the system's.
     pub ca_pem: Option<String>,
+    /// What is shown to a receiver that asks for a certificate.
+    pub client: Option<Client>,
+}
+
+/// A client's certificate and key, in PEM, and the same ready for use.
+#[derive(Clone)]
+pub struct Client {
+    certificates: String,
+    key: SecretString,
+    /// Ready for use.
+    pub identity: Identity,
 }
 
 impl fmt::Debug for Materials {
@@ -73,6 +86,7 @@ impl fmt::Debug for Materials {
             .field("headers", &names)
             .field("template", &self.template.is_some())
             .field("ca_pem", &self.ca_pem.is_some())
+            .field("client", &self.client.is_some())
             .finish()
     }
 }
@@ -88,7 +102,10 @@ impl Materials {
                 .iter()
                 .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
                 .collect();
-            (secrets, headers)
+            let client = materials.client.as_ref();
+            let client =
+                client.map(|client| (client.certificates.clone(), client.key.expose_secret().to_owned()));
+            (secrets, headers, client)
         };
         exposed(self) == exposed(other) && self.template == other.template && self.ca_pem == other.ca_pem
     }
@@ -198,6 +215,8 @@ impl Resolver<'_> {
             };
             headers.extend(value.map(|value| (header.name.clone(), value)));
         }
+        let authorization = self.authorization(&section, destination);
+        headers.extend(authorization.map(|value| ("authorization".to_owned(), value)));
         let exposed: Vec<_> =
             headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
         for problem in webhook::validate(destination.url.as_str(), &exposed, &destination.content_type) {
@@ -209,6 +228,49 @@ impl Resolver<'_> {
             headers,
             template: self.template(&section, destination),
             ca_pem: self.ca_pem(&section, destination),
+            client: self.client(&section, destination),
+        }
+    }
+
+    /// The header of `bearer` or `basic`.
+    fn authorization(&mut self, section: &str, destination: &Webhook) -> Option<SecretString> {
+        if let Some(source) = &destination.bearer {
+            let token = self.secret(&join(section, "bearer"), source)?;
+            return Some(format!("Bearer {}", token.expose_secret()).into());
+        }
+        let (key, source) = (join(section, "basic"), destination.basic.as_ref()?);
+        let login = self.secret(&key, source)?;
+        // RFC 7617, section 2: the user is what comes before the first colon.
+        if !login.expose_secret().contains(':') {
+            self.note(
+                &key,
+                Some(source.to_string()),
+                "what is kept there has no colon: write USER:PASSWORD".into(),
+            );
+            return None;
+        }
+        Some(format!("Basic {}", STANDARD.encode(login.expose_secret())).into())
+    }
+
+    fn client(&mut self, section: &str, destination: &Webhook) -> Option<Client> {
+        let (path, source) = (destination.client_cert_file.as_deref()?, destination.client_key.as_ref()?);
+        let (path_key, key_key) = (join(section, "client_cert_file"), join(section, "client_key"));
+        let certificates = read(path, CA_BYTES_MAX);
+        let key = self.secret(&key_key, source);
+        let found = shown_text(&path.to_string_lossy());
+        let certificates =
+            certificates.map_err(|advice| self.note(&path_key, Some(found.clone()), advice)).ok()?;
+        let key = key?;
+        match Identity::from_pem(&certificates, key.expose_secret()) {
+            Ok(identity) => Some(Client { certificates, key, identity }),
+            Err(IdentityError::Certificates(advice)) => {
+                self.note(&path_key, Some(found), advice);
+                None
+            }
+            Err(IdentityError::Key(advice)) => {
+                self.note(&key_key, Some(source.to_string()), advice.into());
+                None
+            }
         }
     }
 

@@ -304,6 +304,23 @@ fn each_mistake_is_named_with_what_to_do() {
         ("[destinations.support]\nurl = \"ftp://h/\"", &["destinations.support.url", "found \"ftp\""]),
         ("[destinations.support]\nurl = \"hooks.example.com\"", &["destinations.support.url", "https://"]),
         ("[destinations.support]\nurl = \"http://u@h/\"", &["destinations.support.url", "user name"]),
+        (
+            "[destinations.support]\nclient_cert_file = \"/etc/client.pem\"",
+            &["destinations.support.client_cert_file", "set client_key too"],
+        ),
+        (
+            "[destinations.support]\nclient_key = \"env:KEY\"",
+            &["destinations.support.client_key", "set client_cert_file too"],
+        ),
+        (
+            "[destinations.support]\nbasic = \"env:A\"\nbearer = \"env:B\"",
+            &["destinations.support.basic", "bearer is set too"],
+        ),
+        (
+            "[destinations.support]\nbearer = \"env:B\"\nheaders.authorization = \"env:A\"",
+            &["destinations.support.bearer", "headers.authorization is set too"],
+        ),
+        ("[destinations.support]\nmin_tls = \"1.1\"", &["destinations.support.min_tls", "\"1.2\", \"1.3\""]),
         ("[destinations.support]\nurl = \"http://h/#x\"", &["destinations.support.url", "fragment"]),
         ("[destinations.support]\ntimeout = \"40s\"", &["destinations.support.timeout", "lease"]),
         (
@@ -400,6 +417,9 @@ fn a_literal_secret_is_refused_and_never_shown() {
         ("[destinations.support.headers]\nx-key = [\"whsec_c2VjcmV0\"]", "headers.x-key"),
         ("[destinations.support]\nurl = \"http://user:whsec_c2VjcmV0@h/\"", "url"),
         ("[destinations.support]\nurl = \"whsec_c2VjcmV0\"", "url"),
+        ("[destinations.support]\nbearer = \"whsec_c2VjcmV0\"", "bearer"),
+        ("[destinations.support]\nbasic = \"user:c2VjcmV0\"", "basic"),
+        ("[destinations.support]\nclient_cert_file = \"/c\"\nclient_key = \"c2VjcmV0\"", "client_key"),
     ] {
         let lines = problems(over);
         assert_eq!(lines.len(), 1, "{over}: {lines:?}");
@@ -562,6 +582,28 @@ fn secrets_templates_and_certificates_are_read_and_every_failure_is_reported() {
     assert!(!shown.contains("from ") && !shown.contains("c2Vj"), "{shown}");
     let again = check(&good).unwrap().resolve_with(environment).unwrap();
     assert!(materials.is_same(&again.materials["a"]));
+
+    let login = |keys: &str| {
+        let text = format!("[destinations.a]\nurl=\"http://h\"\nsecrets=[]\n{keys}");
+        check(&text).unwrap().resolve_with(|name| match name {
+            "TOKEN" => Some("t0ken".into()),
+            "LOGIN" => Some("Aladdin:open sesame".into()),
+            _ => None,
+        })
+    };
+    for (keys, value) in [
+        ("bearer=\"env:TOKEN\"", "Bearer t0ken"),
+        // RFC 7617, section 2.
+        ("basic=\"env:LOGIN\"", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+    ] {
+        let resolved = login(keys).unwrap();
+        let (name, header) = &resolved.materials["a"].headers[0];
+        assert_eq!((name.as_str(), header.expose_secret()), ("authorization", value));
+        let shown = format!("{resolved:?}");
+        assert!(!shown.contains("t0ken") && !shown.contains("sesame") && !shown.contains("QWxh"), "{shown}");
+    }
+    let error = login("basic=\"env:TOKEN\"").unwrap_err().to_string();
+    assert!(error.contains("write USER:PASSWORD") && !error.contains("t0ken"), "{error}");
 
     let bad = format!(
         "[destinations.a]\nurl=\"http://h\"\nsecrets=[\"env:NONE\", \"file:{empty}\", \"credential:none\", \

@@ -6,6 +6,7 @@ use deadpool_postgres::{
     HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, TimeoutType,
 };
 use postrider_actors::model::call::{Failure, FailureKind};
+use postrider_net::tls::{TlsVersion, client_config};
 use postrider_settings::Tls;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
@@ -78,7 +79,7 @@ pub(crate) fn manager(config: Config, tls: Tls, ca_file: Option<&Path>) -> Resul
 
 /// TLS as the protocol has it. The error says what is wrong with `ca_file`.
 pub(crate) fn connector(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, BadSettings> {
-    postrider_net::tls::client_config(ca_file).map(MakeRustlsConnect::new).map_err(BadSettings)
+    client_config(ca_file, TlsVersion::default(), None).map(MakeRustlsConnect::new).map_err(BadSettings)
 }
 
 /// A connection of a pool. Only [`keep`](Self::keep) gives it back; without that, because of an error or because the

@@ -4,9 +4,10 @@ use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use postrider_actors::model::address::is_embedding;
+use postrider_net::tls::TlsVersion;
 use postrider_settings::{
-    SecretSource, Section, duration, given, integer, optional_path, optional_text, secrets, settings,
-    shown_text, unset,
+    SecretSource, Section, choice, duration, given, integer, optional_path, optional_secret, optional_text,
+    secrets, settings, shown_text, unset,
 };
 use url::Url;
 
@@ -43,6 +44,17 @@ settings! {
         content_type: String = given("\"application/json\"", content_type);
         /// PEM file of certificates to trust in addition to the system's; an absolute path.
         ca_file: Option<PathBuf> = unset("\"/etc/postrider/internal-ca.pem\"", optional_path);
+        /// PEM file of the certificate to show a receiver that asks for one, with those between it and its issuer;
+        /// an absolute path.
+        client_cert_file: Option<PathBuf> = unset("\"/etc/postrider/client.pem\"", optional_path);
+        /// The private key of client_cert_file, in PEM without a password, kept where secrets are.
+        client_key: Option<SecretSource> = unset("\"credential:client-key\"", optional_secret);
+        /// The oldest version of TLS that is spoken.
+        min_tls: TlsVersion = choice(&[("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)]);
+        /// The token of `authorization: Bearer TOKEN`, kept where secrets are.
+        bearer: Option<SecretSource> = unset("\"credential:support-token\"", optional_secret);
+        /// USER:PASSWORD of `authorization: Basic …`, kept where secrets are.
+        basic: Option<SecretSource> = unset("\"credential:support-login\"", optional_secret);
         /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it.
         provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
@@ -94,8 +106,8 @@ fn url(section: &mut Section<'_>, key: &'static str) -> WebhookUrl {
     if !matches!(url.scheme(), "http" | "https") {
         reader.note(&key, Some(shown_text(url.scheme())), ADVICE);
     } else if !url.username().is_empty() || url.password().is_some() {
-        let advice = "it holds a user name or password: put an `authorization` into [headers], from a file \
-                      or credential";
+        let advice =
+            "it holds a user name or password: keep them elsewhere, as USER:PASSWORD, and set `basic`";
         reader.note(&key, None, advice);
     } else if url.fragment().is_some() {
         reader.note(&key, None, "a fragment (#…) is never sent: remove it");

@@ -99,15 +99,14 @@ impl HttpWebhook {
             .map_err(|error| problem("secrets".into(), error.to_string(), "replace it"))?;
         let tls = match settings.keys.url.scheme() {
             "https" => Some(
-                tls::connector(settings.keys.ca_file.as_deref())
+                tls::connector(&settings)
                     .map_err(|error| problem("ca_file".into(), error, "expected PEM certificates"))?,
             ),
             _ => None,
         };
-        let connector =
-            Connector::new(&settings.keys, tls, settings.connect_timeout).map_err(|error| {
-                problem("url".into(), error, "expected http://host/path or https://host/path")
-            })?;
+        let connector = Connector::new(&settings.keys, tls, settings.connect_timeout).map_err(|error| {
+            problem("url".into(), error, "expected http://host/path or https://host/path")
+        })?;
         let idle = IdleConnections::new(settings.keys.concurrency);
         Ok(Self { settings, template, connector, idle, ids_missing: AtomicU64::new(0) })
     }

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use postrider_net::tls::Identity;
 use postrider_settings::Retry;
 use secrecy::SecretString;
 use url::{Host, Url};
@@ -21,6 +22,8 @@ pub struct WebhookSettings {
     pub headers: Vec<(String, String)>,
     /// One signature each; none means that requests are not signed.
     pub secrets: Vec<SecretString>,
+    /// Shown to a receiver that asks for a certificate.
+    pub identity: Option<Identity>,
     /// For opening a connection.
     pub connect_timeout: Duration,
     /// `Retry-After` counts no longer than this.
@@ -28,11 +31,12 @@ pub struct WebhookSettings {
 }
 
 impl WebhookSettings {
-    /// Without headers.
+    /// Without headers and certificate.
     pub fn new(keys: WebhookKeys, secrets: Vec<SecretString>, retry: &Retry) -> Self {
         Self {
             headers: Vec::new(),
             secrets,
+            identity: None,
             connect_timeout: CONNECT_TIMEOUT.min(keys.timeout),
             retry_after_max: retry.max_retry_after,
             keys,

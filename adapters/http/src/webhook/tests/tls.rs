@@ -1,11 +1,13 @@
 //! TLS: what is trusted, what is refused, and how it is called (F41).
 
+use postrider_net::tls::{Identity, TlsVersion};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
-    RootCertStore, ServerConfig,
+    ALL_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::ring::default_provider,
     pki_types::{PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
+    version::{TLS12, TLS13},
 };
 use tempfile::NamedTempFile;
 use tokio_rustls::TlsAcceptor;
@@ -37,13 +39,24 @@ impl Authority {
         change: impl FnOnce(&mut CertificateParams),
         needs_client: bool,
     ) -> Server {
+        self.serve_by(name, change, needs_client, ALL_VERSIONS).await
+    }
+
+    /// The same with these versions of TLS.
+    async fn serve_by(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+        needs_client: bool,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Server {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap();
         let builder = if needs_client {
             let mut roots = RootCertStore::empty();
@@ -69,6 +82,14 @@ impl Authority {
             }
         })
         .await
+    }
+
+    /// A client's certificate and key.
+    fn identity(&self) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity::from_pem(&certificate.pem(), &key.serialize_pem()).unwrap()
     }
 
     /// A client that trusts this authority.
@@ -116,6 +137,39 @@ async fn f41_a_client_certificate_that_we_do_not_have_is_a_tls_error() {
     let authority = Authority::new();
     let server = authority.serve("localhost", |_| {}, true).await;
     assert_eq!(send(&authority.webhook("localhost", &server)).await, retryable(Reason::Tls));
+}
+
+#[tokio::test]
+async fn a_receiver_that_asks_for_a_certificate_is_shown_it() {
+    let authority = Authority::new();
+    let server = authority.serve("localhost", |_| {}, true).await;
+    let with = |identity| {
+        let settings = authority.webhook("localhost", &server).settings.clone();
+        HttpWebhook::new(WebhookSettings { identity: Some(identity), ..settings }).unwrap()
+    };
+    assert_eq!(send(&with(authority.identity())).await, SENT);
+    assert_eq!(send(&with(Authority::new().identity())).await, retryable(Reason::Tls), "somebody else's");
+    // Who does not ask is not bothered.
+    let server = authority.serve("localhost", |_| {}, false).await;
+    let settings = authority.webhook("localhost", &server).settings.clone();
+    let identity = Some(authority.identity());
+    assert_eq!(send(&HttpWebhook::new(WebhookSettings { identity, ..settings }).unwrap()).await, SENT);
+}
+
+#[tokio::test]
+async fn f41_a_version_of_tls_below_the_oldest_is_refused() {
+    let authority = Authority::new();
+    for (version, oldest, outcome) in [
+        (&TLS12, TlsVersion::Tls12, SENT),
+        (&TLS13, TlsVersion::Tls12, SENT),
+        (&TLS13, TlsVersion::Tls13, SENT),
+        (&TLS12, TlsVersion::Tls13, retryable(Reason::Tls)),
+    ] {
+        let server = authority.serve_by("localhost", |_| {}, false, &[version]).await;
+        let mut settings = authority.webhook("localhost", &server).settings.clone();
+        settings.keys.min_tls = oldest;
+        assert_eq!(send(&HttpWebhook::new(settings).unwrap()).await, outcome, "{version:?} {oldest:?}");
+    }
 }
 
 #[tokio::test]
