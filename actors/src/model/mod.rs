@@ -44,4 +44,5 @@ pub mod table;
 pub mod throughput;
 pub mod time;
 pub mod timestamp;
+pub mod traffic;
 pub mod trouble;
