@@ -519,11 +519,9 @@ impl FileWatcherSetup {
 
     async fn try_finish(&self, file: &FileInProgress) -> Result<(), FinishError> {
         let id = file.record.id;
-        let Some(mut report) = self.ledger.report(id).await? else {
+        let Some(report) = self.ledger.report(id).await? else {
             return Err(FinishError::Io(io::Error::other("the ledger does not know the file")));
         };
-        // Under the name of this drop: the same bytes may have come before under another.
-        report.file.name.clone_from(&file.record.name);
         if report.rejected > 0 {
             let (inbox, claimed, of) = (self.inbox.clone(), file.claimed.clone(), report.clone());
             let mut sink = blocking(move || inbox.rejects(&claimed, &of)).await?;
@@ -538,7 +536,7 @@ impl FileWatcherSetup {
         }
         failpoint!("finish.before");
         let (inbox, claimed) = (self.inbox.clone(), file.claimed.clone());
-        let (name, state) = (report.file.name.clone(), report.state.clone());
+        let (name, state) = (&file.record.name, report.state.clone());
         blocking(move || inbox.finish(&claimed, &report)).await?;
         failpoint!("finish.after");
         tracing::info!(feed = %self.feed, file = %id, name, state = state.as_str(),

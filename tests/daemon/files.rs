@@ -110,6 +110,31 @@ fn f18_the_same_bytes_dropped_again_send_nothing() {
 }
 
 #[test]
+fn f18_the_report_of_a_copy_becomes_final_with_the_first() {
+    let mut world = World::new("csv");
+    world.receive(&[]).set("destinations.support.paused", true).start();
+    let first = Input::csv("first.csv", 300);
+    for name in ["first.csv", "again.csv", "and-again.csv"] {
+        world.drop_file(first.clone().named(name));
+        let done = world.done(name);
+        wait_until(LIVENESS, &format!("{name} to be moved away"), || done.exists());
+    }
+    world.stop();
+    world.set("destinations.support.paused", false).start();
+    for name in ["first.csv", "again.csv", "and-again.csv"] {
+        let report = world.done(&format!("{name}.report.json"));
+        wait_until(LIVENESS, &format!("the final report of {name}"), || {
+            let text = fs::read(&report).expect("it is there");
+            let report: serde_json::Value = serde_json::from_slice(&text).expect("reports are whole");
+            assert_eq!(report["name"], name);
+            report["settled_at"].is_number() && report["destinations"]["support"]["sent"] == 300
+        });
+    }
+    world.stop();
+    assert_eq!(world.prove()["requests"], 300);
+}
+
+#[test]
 fn f19_the_same_name_with_new_content_is_a_new_file() {
     let mut world = World::new("csv");
     world.receive(&[]);
@@ -441,7 +466,7 @@ fn f29_an_overflow_of_the_watch_queue_is_made_good_by_a_scan() {
     assert_eq!(world.prove()["requests"], 120);
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).expect("memory takes everything");
     encoder.finish().expect("memory takes everything")

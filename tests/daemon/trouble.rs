@@ -357,7 +357,9 @@ fn f06_a_report_that_can_t_be_written_holds_up_no_other() {
     assert!(final_report["settled_at"].is_number(), "{final_report}");
     let hidden = done.join(format!(".blocked.txt.report.json.{}", id(&world, "blocked.txt")));
     fs::create_dir_all(hidden.join("in the way")).expect("its place is free");
-    // The same bytes again: the report is to be written again, and can't be.
+    // Somebody has cleared up, and drops the same bytes again: the report is to be written again, and can't be.
+    fs::remove_file(done.join("blocked.txt")).expect("it is there");
+    fs::remove_file(done.join("blocked.txt.report.json")).expect("it is there");
     world.drop_file(blocked);
     let held = wait_for(LIVENESS, "the file to be held", || world.held("blocked.txt"));
     assert!(held["reason"].as_str().expect("a reason").contains("blocked.txt.report.json"), "{held}");

@@ -158,11 +158,13 @@ pub trait Inbox: Send + Sync {
     fn rejects(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<Box<dyn RejectSink>>;
 
     /// Moves the claimed file to `done/` or `failed/` (by the report's state) and writes
-    /// `NAME.report.json` beside it. The report is written before the file is moved, so a crash
-    /// in between is repaired by calling it again. A file that vanished is not an error.
+    /// `NAME.report.json` beside it, unless it is there already. The report is written before the file is moved, so a
+    /// crash in between is repaired by calling it again. A file that vanished is not an error. Where the same bytes came
+    /// before, the report has the earlier name, and the file's own report becomes final with the earlier one.
     fn finish(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<()>;
 
-    /// Replaces the reports of files that are finished, when their last message has settled, and makes them durable.
+    /// Replaces the reports of files that are finished, and of copies of them, when their last message has settled, and
+    /// makes them durable.
     /// Returns those that could not be written, and why; they hold up no other.
     fn rewrite_reports(&self, reports: &[FileReport]) -> Vec<(FileId, io::Error)>;
 }

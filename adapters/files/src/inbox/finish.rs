@@ -7,6 +7,7 @@ use postrider_actors::{
     model::{
         file::{FileReport, FileState},
         ids::FileId,
+        time::UnixMs,
     },
     ports::ClaimedFile,
 };
@@ -22,6 +23,9 @@ use super::{
 const NAME_BYTES_MAX: usize = 255;
 /// What is left of that beside the longest thing that is put around it, a hidden report's name.
 const PLACE_BYTES_MAX: usize = NAME_BYTES_MAX - ".".len() - ".report.json.01234567".len();
+/// Beside the reports: which follow another, whose file has the same bytes. `COPIES/ID/PLACE` holds the name under which
+/// the copy was dropped.
+const COPIES: &str = ".copies";
 /// A report is some counters per destination.
 const REPORT_BYTES_MAX: u64 = 16 << 20;
 
@@ -48,58 +52,92 @@ pub(super) fn target(inbox: &DirectoryInbox, report: &FileReport) -> io::Result<
     inbox.directory()?.make_child(name, 0o755)
 }
 
+/// A report as it is written for this drop of its file: the same bytes may have come before under another name.
+pub(super) fn as_dropped(file: &ClaimedFile, report: &FileReport) -> FileReport {
+    named(file.display_name(), report)
+}
+
+fn named(name: String, report: &FileReport) -> FileReport {
+    let mut own = report.clone();
+    own.file.name = name;
+    own
+}
+
 /// Finds the place of a file, or reserves one by writing its report there. A name that another file has
 /// taken gets the start of the file id behind it. Found by name and id, so a repetition after a crash, or a
-/// day later, finds the same place.
-pub(super) fn reserve(dir: &Dir, name: &str, report: &FileReport) -> io::Result<FinishedName> {
-    let id = report.file.id;
-    let hex = id.to_string();
-    for suffix in [String::new(), format!(".{}", &hex[..8]), format!(".{hex}")] {
+/// day later, finds the same place. A report that is there is left: it may be the final one.
+pub(super) fn reserve(dir: &Dir, report: &FileReport) -> io::Result<FinishedName> {
+    for place in places(report) {
+        loop {
+            match look(dir, &place, report.file.id)? {
+                Found::Ours { .. } => return Ok(place),
+                Found::Taken => break,
+                Found::Torn => {
+                    write_report(dir, &place, report, false)?;
+                    return Ok(place);
+                }
+                Found::Free => {}
+            }
+            let hidden = write_hidden(dir, &place, report, false)?;
+            match dir.rename_new(&hidden, dir, place.report()) {
+                Ok(()) => return Ok(place),
+                // Somebody who finishes a file at the same time was faster; it may be this one's final report.
+                Err(Errno::EXIST) => dir.remove(&hidden)?,
+                Err(error) => return Err(cant_write(dir, &place, error)),
+            }
+        }
+    }
+    let text = format!("no free name for {}", dir.at(&report.file.name));
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+}
+
+/// The places that a file may have, the first that is free or its own being the one.
+fn places(report: &FileReport) -> [FinishedName; 3] {
+    let (name, hex) = (&report.file.name, report.file.id.to_string());
+    [String::new(), format!(".{}", &hex[..8]), format!(".{hex}")].map(|suffix| {
         let mut length = name.len().min(PLACE_BYTES_MAX - suffix.len());
         while !name.is_char_boundary(length) {
             length -= 1;
         }
         // The suffix keeps long names that differ only behind the cut apart, like equal ones.
-        let place = FinishedName(format!("{}{suffix}", &name[..length]));
-        if let Some(ours) = is_ours(dir, &place, id)? {
-            if ours {
-                return Ok(place);
-            }
-            continue;
-        }
-        let hidden = write_hidden(dir, &place, report, false)?;
-        match dir.rename_new(&hidden, dir, place.report()) {
-            Ok(()) => return Ok(place),
-            // Another file that is finished at the same time was faster.
-            Err(Errno::EXIST) => dir.remove(&hidden)?,
-            Err(error) => return Err(cant_write(dir, &place, error)),
-        }
-    }
-    let text = format!("no free name for {}", dir.at(name));
-    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+        FinishedName(format!("{}{suffix}", &name[..length]))
+    })
 }
 
-/// Whether a place is this file's; `None` if it is free.
-fn is_ours(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Option<bool>> {
+/// What is in a place.
+enum Found {
+    Free,
+    /// Something of another file, or of nobody here.
+    Taken,
+    /// A report that a power cut has torn, and no file.
+    Torn,
+    Ours {
+        is_final: bool,
+    },
+}
+
+fn look(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Found> {
     /// All that is needed of a report.
     #[derive(serde::Deserialize)]
     struct ReportHead {
         id: FileId,
+        settled_at: Option<UnixMs>,
     }
     let is_no_file = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile;
     if dir.stat(place.report())?.is_some_and(is_no_file) {
-        return Ok(Some(false)); // a directory, say: nothing of ours
+        return Ok(Found::Taken); // a directory, say: nothing of ours
     }
     let has_file = dir.stat(&place.0)?.is_some();
     match dir.read_small(place.report(), REPORT_BYTES_MAX) {
-        Ok(None) => Ok(has_file.then_some(false)),
-        Ok(Some(bytes)) => Ok(Some(match serde_json::from_slice::<ReportHead>(&bytes) {
-            Ok(head) => head.id == id,
-            // A power cut before the report was synced. Without a file there, the place is free.
-            Err(_) => !has_file,
-        })),
+        Ok(Some(bytes)) => Ok(match serde_json::from_slice::<ReportHead>(&bytes) {
+            Ok(head) if head.id == id => Found::Ours { is_final: head.settled_at.is_some() },
+            Err(_) if !has_file => Found::Torn,
+            _ => Found::Taken,
+        }),
+        Ok(None) if !has_file => Ok(Found::Free),
+        Ok(None) => Ok(Found::Taken),
         // Longer than any report.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(false)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Found::Taken),
         Err(error) => Err(error),
     }
 }
@@ -127,8 +165,11 @@ fn cant_write(dir: &Dir, place: &FinishedName, error: Errno) -> io::Error {
 /// settled (`rewrite_reports`), everything here can be made again from the store and the claim.
 pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileReport) -> io::Result<()> {
     let dir = target(inbox, report)?;
-    let place = reserve(&dir, &file.display_name(), report)?;
-    write_report(&dir, &place, report, false)?;
+    let own = as_dropped(file, report);
+    let place = reserve(&dir, &own)?;
+    if own.file.name != report.file.name {
+        note_copy(&dir, &place, &own, report)?;
+    }
     failpoint!("inbox.reported");
     let path = file.directory();
     let Some(home) = claim::home(inbox, path)? else { return Ok(()) };
@@ -138,6 +179,37 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
     failpoint!("inbox.moved");
     move_out(&home, &sidecar_name(&file.name), &dir, &format!("{}.done", place.0))?;
     claim::release(inbox, path)
+}
+
+/// Sees to it that the report of a copy follows the first one's, which may be final already, become so just now, or later.
+fn note_copy(dir: &Dir, place: &FinishedName, own: &FileReport, first: &FileReport) -> io::Result<()> {
+    let copies = dir.make_child(COPIES, 0o755)?.make_child(own.file.id.to_string(), 0o755)?;
+    copies.write(&place.0, own.file.name.as_bytes(), true)?;
+    if own.settled_at.is_some() {
+        return write_report(dir, place, own, true);
+    }
+    for of_first in places(first) {
+        if let Found::Ours { is_final: true } = look(dir, &of_first, own.file.id)? {
+            // Whoever rewrote it may have looked for copies before there was this one.
+            let bytes = dir.read_small(of_first.report(), REPORT_BYTES_MAX)?.unwrap_or_default();
+            return rewrite_copies(dir, &serde_json::from_slice(&bytes)?);
+        }
+    }
+    Ok(())
+}
+
+/// Replaces the reports of a file's copies, with the same counts.
+fn rewrite_copies(dir: &Dir, report: &FileReport) -> io::Result<()> {
+    let copies = match dir.child(COPIES).and_then(|all| all.child(report.file.id.to_string())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        copies => copies?,
+    };
+    for place in copies.names()? {
+        let name = copies.read_small(&place, REPORT_BYTES_MAX)?.unwrap_or_default();
+        let own = named(String::from_utf8_lossy(&name).into_owned(), report);
+        write_report(dir, &FinishedName(place.to_string_lossy().into_owned()), &own, true)?;
+    }
+    Ok(())
 }
 
 /// Moves a file, to another file system too; one that vanished is not an error.
@@ -183,7 +255,8 @@ pub(super) fn rewrite_reports(inbox: &DirectoryInbox, reports: &[FileReport]) ->
 /// Replaces one report; the directory that it is in.
 fn rewrite(inbox: &DirectoryInbox, report: &FileReport) -> io::Result<Dir> {
     let dir = target(inbox, report)?;
-    let place = reserve(&dir, &report.file.name, report)?;
+    let place = reserve(&dir, report)?;
     write_report(&dir, &place, report, true)?;
+    rewrite_copies(&dir, report)?;
     Ok(dir)
 }

@@ -197,7 +197,7 @@ impl Inbox for DirectoryInbox {
 
     fn rejects(&self, file: &ClaimedFile, report: &FileReport) -> io::Result<Box<dyn RejectSink>> {
         let dir = finish::target(self, report)?;
-        let place = finish::reserve(&dir, &file.display_name(), report)?;
+        let place = finish::reserve(&dir, &finish::as_dropped(file, report))?;
         let header = self.header(file)?;
         Ok(Box::new(rejects::RejectFile::new(dir, place.rejects(), header.as_deref())?))
     }

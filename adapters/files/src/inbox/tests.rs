@@ -240,6 +240,36 @@ fn reports_are_rewritten_where_they_stand() {
 }
 
 #[test]
+fn f18_a_final_report_stays_final_and_makes_those_of_copies_final() {
+    let world = World::new();
+    let early = report("a", 1, FileState::Ingested);
+    let settled = FileReport { settled_at: Some(UnixMs(5)), ..early.clone() };
+    let drop = |name: &str, report: &FileReport| {
+        world.drop_file(name, [1]);
+        world.inbox.finish(&world.claim(name).unwrap(), report).unwrap();
+    };
+    let written = |name: &str| read_report(world.path(&format!("done/{name}.report.json")));
+    drop("a", &early);
+    drop("b", &early);
+    drop("c", &early);
+    assert_eq!((written("b").file.name.as_str(), written("b").settled_at), ("b", None));
+    assert!(world.inbox.rewrite_reports(std::slice::from_ref(&settled)).is_empty());
+    // Whoever asked the ledger before the last message settled comes late: the file itself, and a copy.
+    drop("a", &early);
+    drop("d", &early);
+    drop("e", &settled);
+    for name in ["a", "b", "c", "d", "e"] {
+        let mut expected = settled.clone();
+        expected.file.name = name.into();
+        assert_eq!(written(name), expected);
+    }
+    // A redrive opens the file again.
+    let redriven = FileReport { settled_at: Some(UnixMs(9)), ..settled };
+    assert!(world.inbox.rewrite_reports(&[redriven]).is_empty());
+    assert_eq!(written("d").settled_at, Some(UnixMs(9)));
+}
+
+#[test]
 fn long_and_odd_names_find_a_place() {
     let world = World::new();
     let long = "é".repeat(127);
