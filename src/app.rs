@@ -87,6 +87,7 @@ pub fn run(
     let _lock = InstanceLock::acquire(&state_dir)?;
     let descriptors = descriptors::raise_limit();
     warn_of_shortfall(&resolved.config, descriptors);
+    descriptors::check_start().map_err(|error| StartError::System { what: "file descriptors", error })?;
     let ops = bind_ops(&resolved)?;
     let runtime = runtime()?;
     let steady = Arc::new(SteadyClock::default());

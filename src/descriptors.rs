@@ -3,6 +3,8 @@
 //! Too few stop nothing: who finds none free waits, and no message is charged (F72). But the concurrency that was
 //! configured is not reached, so it is said at the start and by `check-config`.
 
+use std::{io, os::fd::AsFd as _};
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
@@ -12,8 +14,11 @@ use crate::{
 };
 use postrider_http::receipts;
 
-/// What the process keeps open whatever it does: the store, the runtime, standard streams. Measured: 20 when idle; the
-/// rest is for what is read and written, and for commands that ask the store.
+/// What the process keeps open when it is idle, as measured: the store, the runtime.
+const IDLE: usize = 20;
+
+/// What it keeps open whatever it does, standard streams, what is read and written, and commands that ask the store
+/// included.
 const OWN: u64 = 64;
 
 /// Raises the limit as far as this process may, and returns it; `None` means unlimited.
@@ -25,6 +30,12 @@ pub fn raise_limit() -> Option<u64> {
     // A sandbox may refuse it: then the limit is what it was.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     if raised.is_ok() { maximum } else { current }
+}
+
+/// Whether there are as many as an idle daemon has. With fewer a start fails somewhere on its way, and the runtime's panics.
+pub fn check_start() -> io::Result<()> {
+    let opened = (0..IDLE).map(|_| io::stderr().as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>();
+    opened.map(drop)
 }
 
 /// What a daemon started like this process could raise its limit to; `None` means unlimited.

@@ -65,7 +65,7 @@ pub enum StartError {
         /// What is wrong.
         problems: String,
     },
-    /// The system refuses threads or signals.
+    /// The system refuses threads, signals or file descriptors.
     #[error("the system refuses {what}: {error}")]
     System {
         /// What it refuses.

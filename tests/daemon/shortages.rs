@@ -68,6 +68,22 @@ fn f07_the_limit_is_held_against_the_concurrency() {
 }
 
 #[test]
+fn f7_a_start_without_descriptors_is_tried_again() {
+    let mut world = strict();
+    world.receive(&[]);
+    // With 7 and 8 the runtime panicked.
+    for limit in 4..24 {
+        let limit = format!("--nofile={limit}:{limit}");
+        world.under(&["prlimit", &limit]).start();
+        let status = world.wait_exit(LIVENESS);
+        assert_eq!(status.code(), Some(75), "{limit}: {status}\n{}", world.daemon_log_text());
+    }
+    world.under(&[]).drop_file(Input::csv("later.csv", 100)).start().wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 100);
+}
+
+#[test]
 fn f72_ports_that_run_out_are_charged_to_no_message() {
     let mut world = strict();
     world.receive(&["--latency-ms", "20"]);
