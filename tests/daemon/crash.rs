@@ -71,9 +71,7 @@ fn f01_kills_at_random_times_lose_and_repeat_nothing_beyond_the_window() {
     world.set("destinations.support.rate_per_s", 0);
     world.start().wait_settled(LIVENESS * 2);
     world.stop();
-    let arguments: Vec<_> =
-        earlier.iter().flat_map(|dump| ["--earlier".to_owned(), dump.display().to_string()]).collect();
-    let summary = world.ask_oracle(true, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let summary = world.prove_since(&earlier);
     println!("{summary}");
     assert_eq!(summary["messages"], rows);
 }

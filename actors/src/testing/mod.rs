@@ -2,6 +2,7 @@
 
 mod clock;
 pub mod conformance;
+mod figure;
 pub mod fixtures;
 mod ledger_row;
 mod memory_intake;
@@ -13,6 +14,7 @@ mod memory_table;
 mod memory_transport;
 
 pub use clock::FakeClock;
+pub use figure::{counts, figure};
 pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
 pub use memory_rates::MemoryRateTable;

@@ -7,6 +7,11 @@ use std::{
     process::Command,
 };
 
+use postrider_actors::testing::figure;
+
+/// The figure of a test that is skipped: the table of faults says so.
+const NOT_RUN: &str = "not run: no disk can be mounted here";
+
 /// Room for names: filling them up takes no time.
 const INODES: usize = 512;
 
@@ -30,6 +35,7 @@ impl SmallDisk {
             eprintln!(
                 "SKIPPED: a full disk needs a file system to fill, and none can be mounted here: {why}"
             );
+            figure(NOT_RUN);
             return None;
         }
         Some(Self { path: path.to_owned() })
@@ -95,6 +101,7 @@ impl LoopDisk {
         assert!(succeeds("mkfs.ext4", &["-q", &image.display().to_string()]), "e2fsprogs is there");
         if !attach(&image, &path) {
             eprintln!("SKIPPED: a power cut needs a disk of its own, and none can be mounted here");
+            figure(NOT_RUN);
             return None;
         }
         Some(Self { image, path })

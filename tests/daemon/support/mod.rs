@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postrider_actors::model::suspect::LOST_REQUESTS_MAX;
+use postrider_actors::{model::suspect::LOST_REQUESTS_MAX, testing::counts};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -646,10 +646,21 @@ impl World {
 
     // --- the oracle
 
-    /// Asks the oracle; panics with its violations. Returns its summary.
+    /// Asks the oracle; panics with its violations. Returns its summary, which is also this test's figure in
+    /// docs/faults.md.
     #[track_caller]
     pub(crate) fn prove(&mut self) -> Value {
-        self.ask_oracle(true, &[])
+        self.prove_since(&[])
+    }
+
+    /// The same; no state may be lower than in those earlier snapshots.
+    #[track_caller]
+    pub(crate) fn prove_since(&mut self, snapshots: &[PathBuf]) -> Value {
+        let arguments: Vec<_> =
+            snapshots.iter().flat_map(|dump| ["--earlier".to_owned(), dump.display().to_string()]).collect();
+        let summary = self.ask_oracle(true, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        counts(json!({ "kills": self.kills, "oracle": summary }));
+        summary
     }
 
     /// Keeps every message's state in a file, to be compared with later; nothing has to be terminal yet.
@@ -658,7 +669,7 @@ impl World {
     }
 
     #[track_caller]
-    pub(crate) fn ask_oracle(&mut self, quiescent: bool, arguments: &[&str]) -> Value {
+    fn ask_oracle(&mut self, quiescent: bool, arguments: &[&str]) -> Value {
         let manifest = self.path("manifest.json");
         let destinations: serde_json::Map<_, _> = self
             .names("destinations")
