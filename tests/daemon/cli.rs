@@ -230,19 +230,6 @@ fn f16_a_newer_schema_is_refused() {
 }
 
 #[test]
-fn f15_a_damaged_store_is_refused_and_kept() {
-    let mut world = finished_world();
-    let store = world.store();
-    let mut bytes = fs::read(&store).expect("it is there");
-    bytes[..4096].fill(0x5a);
-    fs::write(&store, &bytes).expect("it is ours");
-    world.start();
-    let status = world.wait_exit(LIVENESS);
-    assert!(matches!(status.code(), Some(64..=78)), "{status}");
-    assert!(fs::read(&store).expect("it is there") == bytes, "it is not replaced");
-}
-
-#[test]
 fn a_demo_with_nothing_installed_balances() {
     let answer = run(
         Command::new(POSTRIDER).args(["demo", "--messages", "2000"]),

@@ -28,6 +28,7 @@ mod viewer;
 mod writer;
 
 use std::{
+    io,
     path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     thread,
@@ -55,6 +56,7 @@ use self::{
     leases::Holders,
     open::Access,
     reader::Reader,
+    tx::TxError,
     writer::{Durability, Writer},
 };
 pub use self::{
@@ -95,14 +97,17 @@ impl EmbeddedStore {
     /// The same, where it may be known what the earlier process had in flight when it died (B17).
     pub fn open_after(state_dir: &Path, evidence: &Evidence, on_fatal: OnFatal) -> Result<Self, OpenError> {
         let connection = open::open(state_dir, Access::Own)?;
-        let failed = |detail: String| OpenError::Unavailable { path: state_dir.join(DATABASE), detail };
-        leases::try_quarantined(&connection).map_err(|error| failed(error.to_string()))?;
-        let losses = leases::lose_all(&connection, evidence).map_err(|error| failed(error.to_string()))?;
-        check_depth(&connection).map_err(|error| failed(error.to_string()))?;
+        let path = state_dir.join(DATABASE);
+        // A page that is damaged may be met here first: that does not pass, as a full disk does.
+        let failed = |error: TxError| OpenError::from_tx(&path, &error);
+        leases::try_quarantined(&connection).map_err(failed)?;
+        let losses = leases::lose_all(&connection, evidence).map_err(failed)?;
+        check_depth(&connection).map_err(failed)?;
         let read = open::open(state_dir, Access::Read)?;
-        let (writer, writing) =
-            Writer::start(connection, on_fatal).map_err(|error| failed(error.to_string()))?;
-        let (reader, reading) = Reader::start(read).map_err(|error| failed(error.to_string()))?;
+        let no_thread =
+            |error: io::Error| OpenError::Unavailable { path: path.clone(), detail: error.to_string() };
+        let (writer, writing) = Writer::start(connection, on_fatal).map_err(no_thread)?;
+        let (reader, reading) = Reader::start(read).map_err(no_thread)?;
         Ok(Self {
             handles: Some(Handles { writer, writing, reader, reading }),
             losses,
@@ -165,7 +170,7 @@ pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
 }
 
 /// Open messages are counted by every transaction; a count that disagrees is a defect, corrected and reported.
-fn check_depth(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+fn check_depth(connection: &rusqlite::Connection) -> Result<(), TxError> {
     let corrected = connection.execute(
         "UPDATE destinations SET open = c.counted
            FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead - d.cancelled), 0) AS counted
@@ -320,6 +325,8 @@ impl Ledger for EmbeddedStore {
     }
 }
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

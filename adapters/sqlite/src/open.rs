@@ -6,13 +6,15 @@ use std::{
     io::{self, Read},
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{OpenOptionsExt as _, PermissionsExt as _},
+        fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
+
+use super::tx::TxError;
 
 /// The database's name in the state directory.
 pub const DATABASE: &str = "postrider.db";
@@ -37,6 +39,10 @@ pub const SCHEMA_VERSION: i32 = 1;
 /// Another process may be writing: the CLI beside the daemon, or the other way round. Its transactions
 /// are bounded, so this is far beyond what waiting takes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
+const WAL_HEADER_BYTES: usize = 32;
+const WAL_FRAME_HEADER_BYTES: usize = 24;
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +123,14 @@ impl OpenError {
             _ => Self::Unavailable { path, detail },
         }
     }
+
+    /// The same of a transaction.
+    pub(crate) fn from_tx(path: &Path, error: &TxError) -> Self {
+        match error {
+            TxError::Sqlite(error) => Self::from_sqlite(path, error),
+            other => Self::Unavailable { path: path.to_owned(), detail: other.to_string() },
+        }
+    }
 }
 
 /// What a connection is for.
@@ -137,16 +151,15 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
         return Err(OpenError::Library { found: library });
     }
     let path = state_dir.join(DATABASE);
-    let is_new = match fs::metadata(&path) {
-        Ok(metadata) => metadata.len() == 0,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(error) => return Err(OpenError::Unavailable { path, detail: error.to_string() }),
-    };
-    if is_new {
-        if access != Access::Own {
-            return Err(OpenError::Missing(path));
+    match fs::metadata(&path) {
+        // It is made whole under another name: neither a crash nor a power cut leaves an empty one.
+        Ok(metadata) if metadata.len() == 0 => {
+            return Err(OpenError::Corrupt { path, detail: "it is empty".into() });
         }
-        refuse_orphaned_wal(&path)?;
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound && access == Access::Own => create(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing(path)),
+        Err(error) => return Err(OpenError::Unavailable { path, detail: error.to_string() }),
     }
     if access == Access::Own {
         make_readable(&path)
@@ -155,8 +168,7 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
     check_wal_header(&path)?;
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
         | match access {
-            Access::Own => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
-            Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+            Access::Own | Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
             Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
         };
     let sql = |error: rusqlite::Error| OpenError::from_sqlite(&path, &error);
@@ -166,37 +178,62 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
     }
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(96);
-    if is_new {
-        connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
-    } else {
-        let found: i32 =
-            connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sql)?;
-        let version: i32 =
-            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
-        // A crash between creating the file and the first migration leaves an empty database: ours to fill.
-        let tables: i64 =
-            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
-        if found != APPLICATION_ID && (tables > 0 || version > 0) {
-            return Err(OpenError::Foreign { path, found });
-        }
-        if version > SCHEMA_VERSION {
-            return Err(OpenError::Newer { path, found: version });
-        }
-        if version < SCHEMA_VERSION && access != Access::Own {
-            return Err(OpenError::Older { path, found: version });
-        }
+    let number = |pragma: &str| -> Result<i32, OpenError> {
+        connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(sql)
+    };
+    let (found, version) = (number("application_id")?, number("user_version")?);
+    if found != APPLICATION_ID {
+        return Err(OpenError::Foreign { path, found });
+    }
+    if version > SCHEMA_VERSION {
+        return Err(OpenError::Newer { path, found: version });
+    }
+    if version < SCHEMA_VERSION && access != Access::Own {
+        return Err(OpenError::Older { path, found: version });
     }
     configure(&connection, access).map_err(sql)?;
     if access == Access::Own {
-        migrate(&mut connection).map_err(sql)?;
-        if is_new {
-            // The database's name itself must survive a power cut, as must everything in it.
-            File::open(state_dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(|error| OpenError::Unavailable { path: path.clone(), detail: error.to_string() })?;
+        let lost = lost_commits(&connection, &path)?;
+        if lost.commits > 0 {
+            tracing::error!(
+                store = ?path.display(),
+                frame = lost.frame,
+                commits = lost.commits,
+                "the store's log is not whole: the commits from this frame on are lost. After a power cut nothing of them \
+                 was acknowledged; without one the disk is failing: compare done/ with `postrider files`, and drop again \
+                 what is missing there"
+            );
         }
+        migrate(&mut connection).map_err(sql)?;
     }
     Ok(connection)
+}
+
+/// Makes an empty store, whole or not at all: under another name, which it loses once everything of it is on the disk.
+fn create(path: &Path) -> Result<(), OpenError> {
+    refuse_orphaned_wal(path)?;
+    let unavailable =
+        |error: io::Error| OpenError::Unavailable { path: path.to_owned(), detail: error.to_string() };
+    let new = beside(path, ".new");
+    // What an earlier try left.
+    for left in [new.clone(), beside(&new, "-journal")] {
+        match fs::remove_file(left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unavailable(error)),
+            _ => {}
+        }
+    }
+    make_readable(&new).map_err(unavailable)?;
+    let sql = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(&new, flags).map_err(sql)?;
+    connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
+    // Without a log yet: every commit is in the file itself.
+    migrate(&mut connection).map_err(sql)?;
+    connection.close().map_err(|(_, error)| sql(error))?;
+    File::open(&new).and_then(|file| file.sync_all()).map_err(unavailable)?;
+    fs::rename(&new, path).map_err(unavailable)?;
+    let directory = path.parent().expect("the database is in the state directory");
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(unavailable)
 }
 
 /// Whether reading fails for want of the log's files, which a reader who may not write there can't make.
@@ -292,10 +329,14 @@ pub fn schema_version(state_dir: &Path) -> Result<i32, OpenError> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)
 }
 
-fn wal_path(path: &Path) -> PathBuf {
+fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
+    name.push(ending);
     name.into()
+}
+
+fn wal_path(path: &Path) -> PathBuf {
+    beside(path, "-wal")
 }
 
 /// A log without its database: somebody removed the database. SQLite would delete the log, and with it
@@ -305,34 +346,87 @@ fn refuse_orphaned_wal(path: &Path) -> Result<(), OpenError> {
     match fs::metadata(&wal) {
         Ok(metadata) if metadata.len() > 0 => Err(OpenError::Corrupt {
             path: path.to_owned(),
-            detail: format!("it is missing or empty, while its log {} is there", wal.display()),
+            detail: format!("it is missing, while its log {} is there", wal.display()),
         }),
         _ => Ok(()),
     }
 }
 
-/// SQLite takes a log with a damaged header for an empty one and would silently forget every commit in
-/// it (F15). A header of zeros is what a power cut leaves of a log that was never synced: empty indeed.
+/// SQLite takes a log with a damaged header for an empty one and would silently forget every commit in it (F15). It syncs
+/// the header before it writes anything behind it, so that a power cut leaves a damaged one alone, if at all.
 fn check_wal_header(path: &Path) -> Result<(), OpenError> {
     let wal = wal_path(path);
-    let mut header = [0u8; 32];
-    match File::open(&wal).and_then(|mut file| file.read_exact(&mut header)) {
-        Ok(()) => {}
-        // Not there, or too short to hold anything.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-            return Ok(());
-        }
-        Err(error) => return Err(OpenError::Unavailable { path: wal, detail: error.to_string() }),
+    let unavailable =
+        |error: io::Error| OpenError::Unavailable { path: wal.clone(), detail: error.to_string() };
+    let mut file = match File::open(&wal) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unavailable(error)),
+    };
+    let length = file.metadata().map_err(unavailable)?.len();
+    let mut header = [0; WAL_HEADER_BYTES];
+    if length <= header.len() as u64 {
+        return Ok(());
     }
-    if header == [0; 32] || wal_header_is_whole(&header) {
+    file.read_exact(&mut header).map_err(unavailable)?;
+    if wal_header_is_whole(&header) {
         return Ok(());
     }
     Err(OpenError::Corrupt { path: wal, detail: "the header of the write-ahead log is wrong".into() })
 }
 
+/// What SQLite left out of the log when it recovered.
+pub(crate) struct LostCommits {
+    /// The first frame that is not whole, or the one behind the last, counted from 1.
+    pub(crate) frame: u64,
+    pub(crate) commits: u64,
+}
+
+/// What follows a frame of the log that is not whole SQLite forgets. After a power cut that is what nobody was promised:
+/// commits that were not synced. If the frame was damaged later it may be more, and nothing in the log tells the two
+/// apart: so it is said, with what to look at (F15). Frames of a transaction that did not end are no commit.
+pub(crate) fn lost_commits(connection: &Connection, path: &Path) -> Result<LostCommits, OpenError> {
+    let sql = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    let whole: i64 =
+        connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1)).map_err(sql)?;
+    let page_bytes: u32 = connection.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(sql)?;
+    let wal = wal_path(path);
+    // -1: there is no log.
+    let whole = u64::try_from(whole).unwrap_or(0);
+    let frame_bytes = WAL_FRAME_HEADER_BYTES as u64 + u64::from(page_bytes);
+    let commits = commits_behind(&wal, whole, frame_bytes)
+        .map_err(|error| OpenError::Unavailable { path: wal, detail: error.to_string() })?;
+    Ok(LostCommits { frame: whole + 1, commits })
+}
+
+/// How many commits of the log's present run are behind its first `whole` frames.
+fn commits_behind(wal: &Path, whole: u64, frame_bytes: u64) -> io::Result<u64> {
+    let file = match File::open(wal) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    if length <= WAL_HEADER_BYTES as u64 {
+        return Ok(0);
+    }
+    let mut salts = [0; 8];
+    file.read_exact_at(&mut salts, 16)?;
+    let mut commits = 0;
+    let mut at = WAL_HEADER_BYTES as u64 + whole * frame_bytes;
+    while at + frame_bytes <= length {
+        let mut frame = [0; WAL_FRAME_HEADER_BYTES];
+        file.read_exact_at(&mut frame, at)?;
+        // Bytes 4 to 8 are the size of the database in the last frame of a commit, else zero.
+        commits += u64::from(frame[8..16] == salts && frame[4..8] != [0; 4]);
+        at += frame_bytes;
+    }
+    Ok(commits)
+}
+
 /// <https://www.sqlite.org/fileformat2.html#wal_file_format>: magic, format, and a checksum over the
 /// first 24 bytes in the byte order that the magic's last bit says.
-fn wal_header_is_whole(header: &[u8; 32]) -> bool {
+fn wal_header_is_whole(header: &[u8; WAL_HEADER_BYTES]) -> bool {
     let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
     let magic = u32::from_be_bytes(word(0));
     if magic & !1 != 0x377f_0682 || u32::from_be_bytes(word(4)) != 3_007_000 {

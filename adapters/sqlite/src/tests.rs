@@ -1,11 +1,6 @@
 //! What is the embedded store's own; what every store must do is in `tests/conformance_store.rs`.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{Read, Seek, SeekFrom, Write},
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 use postrider_actors::{
     model::{
@@ -251,54 +246,6 @@ async fn one_refused_write_does_not_take_its_group_along() {
 }
 
 #[test]
-fn f15_a_corrupt_database_is_refused_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(open(dir.path()));
-    let path = dir.path().join(DATABASE);
-    let mut database = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    database.write_all(b"not a database at all").unwrap();
-    let before = fs::read(&path).unwrap();
-    let error = EmbeddedStore::open(dir.path(), exit_on_fatal(|| {})).err().unwrap();
-    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
-    assert!(error.to_string().contains("restore a backup"), "{error}");
-    assert_eq!(fs::read(&path).unwrap(), before);
-}
-
-#[tokio::test]
-async fn f15_a_log_with_a_damaged_header_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let copy = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    store.append(fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW)).await.unwrap();
-    for name in ["postrider.db", "postrider.db-wal"] {
-        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
-    }
-    drop(store);
-    // As it was when the power went: recovered.
-    let whole = copy.path().join("whole");
-    fs::create_dir(&whole).unwrap();
-    for name in ["postrider.db", "postrider.db-wal"] {
-        fs::copy(copy.path().join(name), whole.join(name)).unwrap();
-    }
-    assert_eq!(open(&whole).depth().await.unwrap(), 10);
-
-    let wal = copy.path().join("postrider.db-wal");
-    let mut log = fs::OpenOptions::new().read(true).write(true).open(&wal).unwrap();
-    let mut byte = [0];
-    log.seek(SeekFrom::Start(17)).unwrap();
-    log.read_exact(&mut byte).unwrap();
-    log.seek(SeekFrom::Start(17)).unwrap();
-    log.write_all(&[byte[0] ^ 1]).unwrap();
-    let error = EmbeddedStore::open(copy.path(), exit_on_fatal(|| {})).err().unwrap();
-    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
-
-    fs::remove_file(copy.path().join(DATABASE)).unwrap();
-    let error = EmbeddedStore::open(copy.path(), exit_on_fatal(|| {})).err().unwrap();
-    assert!(error.to_string().contains("missing or empty"), "{error}");
-    assert!(wal.exists());
-}
-
-#[test]
 fn f16_a_newer_schema_and_a_foreign_database_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
@@ -321,41 +268,6 @@ fn a_reader_makes_no_store() {
     let error = open::open(dir.path(), Access::Read).err().unwrap();
     assert!(matches!(error, OpenError::Missing(_)), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
-#[tokio::test]
-async fn damage_met_at_work_is_fatal_and_nothing_is_acknowledged_after_it() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(open(dir.path()));
-    let path = dir.path().join(DATABASE);
-    // Everything but the header and the schema: found only when it is used.
-    let len = fs::metadata(&path).unwrap().len();
-    let mut database = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    let connection = Connection::open(&path).unwrap();
-    let root: u64 = connection
-        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'files'", [], |row| row.get::<_, i64>(0))
-        .unwrap() as u64;
-    let page: u64 =
-        connection.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0)).unwrap() as u64;
-    drop(connection);
-    assert!(root * page <= len);
-    database.seek(SeekFrom::Start((root - 1) * page)).unwrap();
-    database.write_all(&vec![0xA5; page as usize]).unwrap();
-    drop(database);
-
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = seen.clone();
-    let store = EmbeddedStore::open(
-        dir.path(),
-        Arc::new(move |error: &str| log.lock().unwrap().push(error.to_owned())),
-    )
-    .unwrap();
-    let step = fixtures::step(&fixtures::file("f", 1, &["d"]), 1..=10, NOW);
-    assert!(matches!(store.append(step.clone()).await, Err(StoreError::Unknown(_))));
-    assert!(store.append(step).await.is_err());
-    let seen = seen.lock().unwrap();
-    assert_eq!(seen.len(), 1);
-    assert!(seen[0].contains("malformed"), "{seen:?}");
 }
 
 #[tokio::test]
