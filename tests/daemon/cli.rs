@@ -218,18 +218,6 @@ fn migrate_is_harmless_on_a_current_store() {
 }
 
 #[test]
-fn f16_a_newer_schema_is_refused() {
-    let mut world = finished_world();
-    let connection = rusqlite::Connection::open(world.store()).expect("it is SQLite");
-    connection.pragma_update(None, "user_version", 1_000).expect("it is ours");
-    drop(connection);
-    world.start();
-    let status = world.wait_exit(LIVENESS);
-    assert!(matches!(status.code(), Some(64..=78)), "{status}");
-    assert!(matches!(world.postrider(&["files"]).code, Some(64..=78)));
-}
-
-#[test]
 fn a_demo_with_nothing_installed_balances() {
     let answer = run(
         Command::new(POSTRIDER).args(["demo", "--messages", "2000"]),

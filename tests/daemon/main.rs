@@ -3,7 +3,7 @@
 //! shares no code with the product.
 //!
 //! Knobs, for longer runs than CI's: `POSTRIDER_KILLS`, `POSTRIDER_ROWS` and `POSTRIDER_SEED` (kill
-//! loop), `POSTRIDER_FILES` (F29), `POSTRIDER_LINE_BYTES` (F20), `POSTRIDER_KEEP=1` (keep the
+//! loop), `POSTRIDER_F4_SEEDS`, `POSTRIDER_F8_ROWS`, `POSTRIDER_FILES` (F29), `POSTRIDER_LINE_BYTES` (F20), `POSTRIDER_KEEP=1` (keep the
 //! directories of failed tests), `POSTRIDER_PYTHON` (an interpreter for the oracle).
 #![allow(
     clippy::disallowed_types,
@@ -27,6 +27,7 @@ mod disk;
 mod files;
 mod guard;
 mod liveness;
+mod memory;
 mod ops;
 mod panics;
 #[cfg(feature = "postgres")]
@@ -42,4 +43,6 @@ mod support;
 mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]
 mod tables;
+mod torn;
 mod trouble;
+mod upgrade;

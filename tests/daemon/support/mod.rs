@@ -12,7 +12,9 @@ pub(crate) mod scripted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -101,6 +103,8 @@ pub(crate) struct World {
     failpoints: String,
     /// What the daemon is started by: a command that ends in it.
     under: Vec<String>,
+    /// The binary that the daemon and its commands are.
+    binary: PathBuf,
     /// How often the daemon was killed or aborted.
     pub(crate) kills: usize,
     /// Further messages whose fate the sender can't know: the windows of panics, resets, timeouts.
@@ -160,6 +164,7 @@ impl World {
             dropped: Vec::new(),
             failpoints: String::new(),
             under: Vec::new(),
+            binary: POSTRIDER.into(),
             kills: 0,
             unknown: 0,
             redrives: 0,
@@ -191,6 +196,10 @@ impl World {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.state().join("postrider.db")
+    }
+
+    pub(crate) fn receiver_log(&self) -> &Path {
+        &self.receiver_log
     }
 
     pub(crate) fn daemon_log(&self) -> PathBuf {
@@ -333,7 +342,7 @@ impl World {
 
     /// Starts `postrider receiver` with more arguments.
     pub(crate) fn receive(&mut self, arguments: &[&str]) -> &mut Self {
-        let mut command = Command::new(POSTRIDER);
+        let mut command = Command::new(&self.binary);
         command.args(["receiver", "--listen", "127.0.0.1:0", "--secret", SECRET, "--log"]);
         command.arg(&self.receiver_log).args(arguments).stdout(Stdio::piped());
         let mut receiver = Process::spawn(&mut command, &self.path("receiver.stderr"));
@@ -454,12 +463,18 @@ impl World {
         self
     }
 
+    /// Lets the daemon and its commands be another binary from the next start on.
+    pub(crate) fn binary(&mut self, path: &Path) -> &mut Self {
+        path.clone_into(&mut self.binary);
+        self
+    }
+
     fn command_of(&self, config: &Path, arguments: &[&str]) -> Command {
         self.command_by(&[], config, arguments)
     }
 
     fn command_by(&self, under: &[String], config: &Path, arguments: &[&str]) -> Command {
-        let mut words = under.iter().map(String::as_str).chain([POSTRIDER]);
+        let mut words = under.iter().map(OsStr::new).chain([self.binary.as_os_str()]);
         let mut command = Command::new(words.next().expect("at least the binary"));
         command
             .args(words)
