@@ -101,7 +101,7 @@ fn main() -> anyhow::Result<()> {
 async fn measure_client(url: &str, args: &Args) -> anyhow::Result<(f64, f64)> {
     let url = url.parse::<url::Url>()?.into();
     let allow = vec!["127.0.0.1/32".parse()?];
-    let keys = WebhookKeys { url, allow, concurrency: args.connections, ..WebhookKeys::declared() };
+    let keys = WebhookKeys { url, allow, concurrency: Some(args.connections), ..WebhookKeys::declared() };
     let settings = WebhookSettings::new(keys, vec![SECRET.to_owned().into()], &Retry::declared());
     let webhook = HttpWebhook::new(settings);
     let webhook = Arc::new(webhook.map_err(|problems| anyhow::anyhow!("{problems:?}"))?);

@@ -42,7 +42,7 @@ use std::{
 
 use actix_rt::{Arbiter, System};
 use postrider_actors::{
-    flow::{Bell, Bells, HeldFeeds, ProgressBoard, TroubleBoard},
+    flow::{Bell, Bells, HeldFeeds, ProgressBoard, TrafficControl, TroubleBoard},
     ports::Clock,
 };
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
@@ -122,6 +122,7 @@ pub fn run(
         born: clock.mono(),
         health: Health::new(board.clone(), clock.clone(), held.clone()),
         held,
+        traffic: TrafficControl::new(clock.clone()),
         clock,
         steady,
         board,

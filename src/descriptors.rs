@@ -59,10 +59,35 @@ pub fn shortfall(config: &Config, limit: Option<u64>) -> Option<Finding> {
     Some(Finding::new("descriptors", Verdict::Costly, detail))
 }
 
+/// Numbers that destinations are given and can't reach: all of them share `delivery.concurrency`.
+pub fn crowding(config: &Config) -> Option<Finding> {
+    let all = config.delivery.concurrency.min(config.record.max_unrecorded);
+    let fixed =
+        config.destinations.iter().filter_map(|known| Some((&known.name, known.webhook()?.concurrency?)));
+    let total: usize = fixed.clone().map(|(_, number)| number).sum();
+    let (most, number) = fixed.max_by_key(|(_, number)| *number)?;
+    let limit =
+        if all < config.delivery.concurrency { "record.max_unrecorded" } else { "delivery.concurrency" };
+    let detail = if number > all {
+        format!(
+            "destinations.{most}.concurrency is {number}, and {limit} allows {all} requests in flight at all"
+        )
+    } else if total > all {
+        format!(
+            "the destinations' concurrency is {total} together, and {limit} allows {all} requests in flight: when all are \
+             busy, each has an even part of it"
+        )
+    } else {
+        return None;
+    };
+    let detail = format!("{detail}; raise {limit}, or lower the concurrency");
+    Some(Finding::new("concurrency", Verdict::Costly, detail))
+}
+
 /// For requests, and for all else.
 fn needed(config: &Config) -> (u64, u64) {
     let webhooks = config.destinations.iter().filter_map(|destination| destination.webhook());
-    let requests: usize = webhooks.map(|webhook| webhook.concurrency).sum();
+    let requests: usize = webhooks.map(|webhook| webhook.in_flight_max()).sum();
     let warehouses: usize = config.warehouses.iter().map(|warehouse| warehouse.statements).sum();
     let ledger = if config.ledger.kind == LedgerKind::Postgres { config.postgres.connections } else { 0 };
     let ops = config.ops.listen.map_or(0, |_| ops::CONNECTIONS_MAX);

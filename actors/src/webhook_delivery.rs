@@ -1,8 +1,8 @@
 //! `WebhookDelivery`: a worker that pulls leased batches and sends their messages.
 //!
 //! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
-//! and so acknowledges, one extends leases. Messages are sent by *senders*: tasks on the shared
-//! runtime that ask the roster for the next message until it has none. A panic in one attempt is caught by its
+//! and so acknowledges, one extends leases; and one more waits for each rate. Messages are sent by *senders*: tasks on the
+//! shared runtime that ask the roster for the next message that may go until there is none. A panic in one attempt is caught by its
 //! sender and becomes that message's outcome; the worker and the other senders continue.
 
 use std::{
@@ -19,10 +19,16 @@ use actix::prelude::*;
 use futures_util::FutureExt as _;
 use postrider_settings::Retry;
 use rand::RngExt as _;
-use tokio::{sync::RwLock, time::Instant};
+use tokio::{
+    sync::RwLock,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Place, Places, TroubleBoard, Worker, WorkerSetup, back_off},
+    flow::{
+        Bell, DeliveryStrategy, Gate, Holds, Passage, Seat, TrafficControl, TroubleBoard, Worker,
+        WorkerSetup, back_off,
+    },
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
@@ -30,14 +36,16 @@ use crate::{
         batch::OpenRows,
         body::BodyTemplate,
         hold::HeldFile,
+        ids::FileId,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::{MessageVerdict, is_exclusive},
         outcome::{Attempt, DeathCause, Obstacle, Outcome, Reason, Verdict},
         record::Said,
         retry::{Decision, decide, longest_wait, poisoned},
-        roster::{Pick, Ready, Report, Roster, RosterLimits},
+        roster::{Pick, Ready, Report, Roster},
         suspect::{Pace, is_condemned},
-        time::UnixMs,
+        time::{MonoMs, UnixMs},
+        traffic::{breaker::Change, storm::Judgement},
     },
     ports::{InFlight, Release, Settled, Settlement, StoreError, Want, Webhook, WebhookRequest},
     supervision::{ChildId, Drain, Fault, Stage},
@@ -50,6 +58,14 @@ const RECORD_PATIENCE: Duration = Duration::from_millis(500);
 /// request's time (F72); a refused address (F54) costs a lookup per second at most, whoever asks.
 const OBSTACLE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
+/// What is held of a destination that stands for longer is given back: it would only take room.
+const STANDS_HERE: Duration = Duration::from_secs(10);
+
+/// How often a sender looks whether a permanent failure is ordinary by now, and after how long it is taken for that: until
+/// it is known, its message is unrecorded.
+const JUDGE_EVERY: Duration = Duration::from_millis(200);
+const JUDGE_WITHIN: Duration = Duration::from_secs(5);
+
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
 
@@ -60,10 +76,8 @@ pub struct DeliveryDestination {
     pub name: Arc<str>,
     /// Its receiver.
     pub webhook: Arc<dyn Webhook>,
-    /// Messages that this worker may have in flight to it …
+    /// This worker's part of the messages that may be in flight to it at most; 0 if other workers send them all.
     pub concurrency: usize,
-    /// … and all workers together, those of an earlier configuration included.
-    pub places: Places,
     /// Its rate limit, if it has one.
     pub gate: Option<Gate>,
     /// This worker's part of that, or of the limit over all destinations: messages per second.
@@ -85,8 +99,10 @@ pub struct DeliverySetup {
     pub destinations: Vec<DeliveryDestination>,
     /// What it has in common with every worker.
     pub worker: WorkerSetup,
-    /// The limits on what is in flight and unrecorded.
-    pub limits: RosterLimits,
+    /// Outcomes that may wait for the ledger, messages in flight included: this worker's part of the window of I6.
+    pub unrecorded: usize,
+    /// What may be in flight.
+    pub traffic: TrafficControl,
     /// Where what is in flight is noted for the process' next life.
     pub in_flight: Arc<dyn InFlight>,
     /// Held to be read by every attempt; to be written by one that nothing else may be in flight with (B17).
@@ -95,8 +111,6 @@ pub struct DeliverySetup {
     pub record_group: usize,
     /// How long an outcome waits to be recorded with others, if it is the last of its batch's for now.
     pub record_linger: Duration,
-    /// Messages that all workers together may have in flight.
-    pub places: Places,
     /// The rate limit over all destinations, if there is one.
     pub gate: Option<Gate>,
     /// Where it is noted what keeps a destination from being sent to.
@@ -118,20 +132,30 @@ impl Stage for WebhookDelivery {
 
     fn new(setup: DeliverySetup, id: &ChildId, fault: Fault) -> Self {
         let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
-        let shares: Vec<_> = setup.destinations.iter().map(|destination| destination.concurrency).collect();
+        let count = setup.destinations.len();
         let state = WebhookState {
-            roster: Roster::new(setup.limits, &shares),
+            roster: Roster::new(setup.unrecorded, count),
             batches: HashMap::new(),
-            gone: vec![false; shares.len()],
-            gauges: setup.destinations.iter().map(|d| d.metrics.worker(d.concurrency)).collect(),
+            to_disable: vec![None; count],
+            gauges: setup.destinations.iter().map(|d| d.metrics.worker(0)).collect(),
+            ask_again: None,
         };
         let worker = Worker::new(setup.worker.clone(), &holder);
-        let holds = Holds::new(shares.len());
+        let holds = Holds::new(count);
+        let seats = setup.destinations.iter().map(|d| (&*d.name, d.gate.clone()));
+        let seat = Seat::new(&setup.traffic, setup.worker.queued.clone(), seats, setup.gate.clone());
         let ahead =
             |d: &DeliveryDestination| model::ahead::ahead(d.concurrency, d.rate_per_s, setup.worker.lease);
         let ahead = setup.destinations.iter().map(ahead).collect();
-        let strategy =
-            WebhookStrategy { worker, setup, ahead, state: Mutex::new(state), holds, flush: Bell::default() };
+        let strategy = WebhookStrategy {
+            worker,
+            setup,
+            ahead,
+            state: Mutex::new(state),
+            holds,
+            seat,
+            flush: Bell::default(),
+        };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }
 }
@@ -153,6 +177,10 @@ impl Actor for WebhookDelivery {
         let extend = self.strategy.clone();
         let extending = async move { extend.worker.extend(&extend).await };
         context.spawn(extending.into_actor(self).map(fail));
+        for rate in self.strategy.seat.rates() {
+            let strategy = self.strategy.clone();
+            context.spawn(async move { strategy.rate_loop(rate).await }.into_actor(self));
+        }
     }
 }
 
@@ -207,13 +235,34 @@ fn condemned(lease: &Lease, at: UnixMs) -> Vec<MessageVerdict> {
     lease.open.iter().filter(is_condemned).map(|message| message.verdict(poisoned(at))).collect()
 }
 
+/// Says that a destination's breaker has opened or closed, once per outage.
+fn say(destination: &str, change: Change, now: MonoMs) {
+    match change {
+        Change::Opened { since, .. } if since == now => tracing::warn!(
+            destination,
+            "nothing more is sent there for the time being: its circuit breaker is open; single messages probe"
+        ),
+        Change::Opened { until, since } => tracing::debug!(
+            destination,
+            out_s = now.since(since).as_secs(),
+            next_s = until.since(now).as_secs(),
+            "the destination is still out"
+        ),
+        Change::Closed { since } => {
+            tracing::info!(destination, out_s = now.since(since).as_secs(), "the destination is back");
+        }
+    }
+}
+
 struct WebhookState {
     roster: Roster,
     batches: HashMap<LeaseToken, Arc<WebhookBatch>>,
-    /// Destinations that answered 410 and are yet to be disabled in the ledger.
-    gone: Vec<bool>,
+    /// Destinations that are yet to be disabled in the ledger, and why.
+    to_disable: Vec<Option<String>>,
     /// One per destination.
     gauges: Vec<WorkerGauges>,
+    /// When something may go that may not now, as far as time decides.
+    ask_again: Option<MonoMs>,
 }
 
 impl WebhookState {
@@ -231,8 +280,10 @@ struct WebhookStrategy {
     /// Messages of each destination that may wait here.
     ahead: Vec<usize>,
     state: Mutex<WebhookState>,
-    /// The destinations that are disabled or gone.
+    /// The destinations that are disabled, or about to be.
     holds: Holds,
+    /// Where it asks whether a message may go.
+    seat: Seat,
     /// Rung when outcomes should be recorded now.
     flush: Bell,
 }
@@ -247,9 +298,12 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             }
         }
         for (index, destination) in self.setup.destinations.iter().enumerate() {
-            let is_held = disabled.contains(&destination.name) || state.gone[index];
+            let is_held = disabled.contains(&destination.name) || state.to_disable[index].is_some();
+            let was_held = self.holds.is_held(index);
             if self.holds.set(index, is_held) {
                 state.roster.stop(Some(index));
+            } else if was_held && !is_held {
+                self.seat.resume(index);
             }
         }
     }
@@ -257,7 +311,8 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.webhook_delivery");
         self.state().gauge();
-        self.disable_gone().await?;
+        self.disable().await?;
+        self.give_back();
         let done = self.state().roster.returnable();
         self.worker.release(&done, Release::Unused).await?;
         for token in done {
@@ -273,8 +328,16 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             let waiting = state.roster.waiting(index);
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
             let open = !destination.paused && !self.holds.is_held(index) && destination.concurrency > 0;
-            // Refilled when half used up, so that a lease is worth its transaction.
-            let messages = if open && waiting <= ahead / 2 { ahead - waiting } else { 0 };
+            let messages = if !open || self.seat.stands_for(index).is_some() {
+                0
+            } else if self.seat.is_probing(index) {
+                usize::from(waiting == 0)
+            } else if waiting <= ahead / 2 {
+                // Refilled when half used up, so that a lease is worth its transaction.
+                ahead - waiting
+            } else {
+                0
+            };
             (messages > 0 && batches > 0).then(|| Want {
                 destination: destination.name.clone(),
                 messages,
@@ -334,10 +397,12 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         self.start_senders();
     }
 
-    /// Until a message is due again that waits here.
+    /// Until a message is due again that waits here, or may go that may not now.
     fn sleep(&self) -> Duration {
-        let due = self.state().roster.next_due();
-        let wait = due.map(|due| due.since(self.worker.clock().wall()));
+        let state = self.state();
+        let due = state.roster.next_due().map(|due| due.since(self.worker.clock().wall()));
+        let ask = state.ask_again.map(|at| at.since(self.worker.clock().mono()));
+        let wait = due.into_iter().chain(ask).min();
         wait.map_or(Duration::MAX, |wait| wait.max(Duration::from_millis(1)))
     }
 
@@ -375,53 +440,96 @@ impl WebhookStrategy {
     fn start_senders(self: &Arc<Self>) {
         let now = self.worker.clock().wall();
         let mut state = self.state();
-        while let Some(pick) = state.roster.pick(now) {
-            let Some(batch) = state.batches.get(&pick.token).cloned() else {
-                state.roster.report(pick, Report::Unsent, usize::MAX, now);
-                continue;
-            };
-            tokio::spawn(self.clone().send_loop(pick, batch));
+        while let Some((pick, passage, batch)) = self.pick(&mut state, now) {
+            tokio::spawn(self.clone().send_loop(pick, passage, batch));
         }
     }
 
-    async fn send_loop(self: Arc<Self>, mut pick: Pick, mut batch: Arc<WebhookBatch>) {
+    /// The next message that may go.
+    fn pick(&self, state: &mut WebhookState, now: UnixMs) -> Option<(Pick, Passage, Arc<WebhookBatch>)> {
+        loop {
+            let mut asking = self.seat.ask();
+            let picked = state.roster.pick(now, &mut asking);
+            let (passage, ask_again) = asking.finish();
+            let Some(pick) = picked else {
+                let before = state.ask_again.filter(|at| *at > self.worker.clock().mono());
+                state.ask_again = ask_again;
+                if ask_again.is_some_and(|at| before.is_none_or(|before| at < before)) {
+                    self.worker.wake(); // it sleeps for longer
+                }
+                return None;
+            };
+            let passage = passage.expect("what is picked was granted");
+            if let Some(batch) = state.batches.get(&pick.token).cloned() {
+                return Some((pick, passage, batch));
+            }
+            state.roster.report(pick, Report::Unsent, usize::MAX, now);
+        }
+    }
+
+    /// Waits for a destination's rate, or for that over all (`None`), whenever messages lack it.
+    async fn rate_loop(self: Arc<Self>, rate: Option<usize>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.worker.closed() => return,
+                () = self.seat.lacks(rate) => {}
+            }
+            // As many as could go at once: what is let through is to be sent now.
+            let could_go =
+                |index: usize| self.state().roster.waiting(index).max(1).min(self.seat.free(index));
+            let wanted = match rate {
+                Some(index) => could_go(index),
+                None => (0..self.setup.destinations.len()).map(could_go).sum(),
+            };
+            tokio::select! {
+                biased;
+                () = self.worker.closed() => return,
+                () = self.seat.pass(rate, wanted) => {}
+            }
+            self.start_senders();
+        }
+    }
+
+    async fn send_loop(self: Arc<Self>, mut pick: Pick, mut passage: Passage, mut batch: Arc<WebhookBatch>) {
         let mut body = Vec::new();
         let slot = self.setup.in_flight.enter();
         let mut refusals = 0;
         loop {
+            let begun = Instant::now();
             let attempt = AssertUnwindSafe(self.attempt(pick, &batch, slot, &mut body)).catch_unwind().await;
             self.setup.in_flight.end(slot);
-            let outcome = attempt.unwrap_or_else(|_| {
+            let attempt = attempt.unwrap_or_else(|_| {
                 let row = batch.rows.get(pick.index).map_or(0, |(row, _)| row);
                 tracing::error!(id = %batch.lease.header.message_id(row), "the attempt panicked");
-                Some(Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None })
+                let outcome = Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None };
+                Some((outcome, begun.elapsed()))
             });
-            if let Some(Outcome::Unsent(obstacle)) = outcome {
+            if let Some((Outcome::Unsent(obstacle), _)) = attempt {
                 refusals += 1;
                 if self.wait_out(pick, obstacle, refusals).await {
                     continue;
                 }
             }
             refusals = 0;
+            let outcome = match attempt {
+                Some((outcome, latency)) => {
+                    self.give_back_permit(pick, passage, &batch, outcome, latency).await
+                }
+                None => {
+                    drop(passage); // with its permit
+                    None
+                }
+            };
             let report = self.judge(pick, &batch, outcome);
             let now = self.worker.clock().wall();
             let mut state = self.state();
             let flush = state.roster.report(pick, report, self.setup.record_group, now);
-            let next = state.roster.pick(now);
+            let next = self.pick(&mut state, now);
             let waiting = state.roster.waiting(pick.destination);
             // Not at every message: a few times on the way down.
             let ahead = self.ahead[pick.destination];
             let starved = waiting <= ahead / 2 && waiting.is_multiple_of(ahead / 8);
-            let next = next.and_then(|next| {
-                if next.token == pick.token {
-                    return Some((next, None));
-                }
-                let batch = state.batches.get(&next.token).cloned();
-                if batch.is_none() {
-                    state.roster.report(next, Report::Unsent, usize::MAX, now);
-                }
-                batch.map(|batch| (next, Some(batch)))
-            });
             drop(state);
             if flush {
                 self.flush.ring();
@@ -429,81 +537,46 @@ impl WebhookStrategy {
             if starved || report == Report::Unsent {
                 self.worker.wake();
             }
+            if next.as_ref().is_none_or(|(next, ..)| next.destination != pick.destination) {
+                self.seat.wake_waiting(pick.destination);
+            }
             match next {
-                Some((next, other_batch)) => {
-                    pick = next;
-                    batch = other_batch.unwrap_or(batch);
-                }
+                Some(next) => (pick, passage, batch) = next,
                 None => break self.setup.in_flight.leave(slot),
             }
         }
     }
 
-    /// A place among those in flight; `None` if the worker closes, or the destination is held, before there is one. Only
-    /// workers of an earlier configuration let anybody wait: the shares of a configuration's own add up to what there is.
-    async fn place(&self, destination: usize, places: &Places) -> Option<Place> {
-        if let Some(place) = places.try_take() {
-            return Some(place);
-        }
-        tokio::select! {
-            biased;
-            () = self.worker.closed() => None,
-            () = self.holds.held(destination) => None,
-            place = places.take() => Some(place),
-        }
-    }
-
-    /// One attempt; `None` if the worker closes, or the destination is held, before the message's turn has come.
-    async fn attempt(
-        &self,
+    /// Gives the permit of an attempt back, and takes note of what the attempt says of its destination. The outcome to
+    /// record; `None` if the message stays as it was because the destination is used wrongly.
+    async fn give_back_permit(
+        self: &Arc<Self>,
         pick: Pick,
+        passage: Passage,
         batch: &WebhookBatch,
-        slot: u32,
-        body: &mut Vec<u8>,
+        outcome: Outcome,
+        latency: Duration,
     ) -> Option<Outcome> {
         let destination = &self.setup.destinations[pick.destination];
-        // Before the gates: what has passed them is sent at once.
-        let _place = self.place(pick.destination, &destination.places).await?;
-        let _place_of_all = self.place(pick.destination, &self.setup.places).await?;
-        for gate in destination.gate.iter().chain(&self.setup.gate) {
-            tokio::select! {
-                biased;
-                () = gate.pass() => {}
-                () = self.worker.closed() => return None,
-                () = self.holds.held(pick.destination) => return None,
-            }
+        let file = batch.lease.header.file;
+        let ended = passage.ended(&outcome, latency, file);
+        if let Some(change) = ended.change {
+            say(&destination.name, change, self.worker.clock().mono());
         }
-        let charged = batch.lease.charged.get(&pick.index).is_some_and(|&(deaths, _)| is_exclusive(deaths));
-        let (_others, _nobody);
-        if charged {
-            _nobody = self.setup.alone.write().await;
-        } else {
-            _others = self.setup.alone.read().await;
+        if ended.grew {
+            self.seat.wake_all();
         }
-        if self.holds.is_held(pick.destination) || batch.held.load(Ordering::Relaxed) {
+        let Outcome::Permanent { status, reason } = outcome else { return Some(outcome) };
+        let mut judgement = ended.judgement;
+        if judgement == Judgement::Undecided {
+            self.start_senders();
+            judgement = self.await_judgement(pick, file, status, reason).await?;
+        }
+        if judgement == Judgement::Suspect {
+            self.suspect(pick.destination);
             return None;
         }
-        self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
-        let header = &batch.lease.header;
-        let (row, bytes) = batch.rows.get(pick.index)?;
-        let id = header.message_id(row);
-        body.clear();
-        if let Err(error) = batch.template.render(header, id, bytes, body) {
-            tracing::warn!(%id, destination = %destination.name, %error, "the body can't be rendered");
-            return Some(Outcome::Permanent { status: 0, reason: Reason::Render });
-        }
-        failpoint!("attempt.before");
-        let at = self.worker.clock().wall();
-        let request = WebhookRequest { id, at, content_type: &header.content_type, body };
-        let begun = Instant::now();
-        let answer = destination.webhook.send(request).await;
-        destination.metrics.attempted(begun.elapsed());
-        failpoint!("attempt.after");
-        if answer.provider_id.is_some() && destination.recorded {
-            let said = Said { provider_id: answer.provider_id, detail: None };
-            batch.said().insert(pick.index, said);
-        }
-        Some(answer.outcome)
+        Some(outcome)
     }
 
     /// Waits until an attempt may be able to begin. Whether the message is still to be sent here then: its lease may be
@@ -538,12 +611,95 @@ impl WebhookStrategy {
         self.state().batches.contains_key(&pick.token)
     }
 
+    /// One attempt, and how long it took; `None` if the worker closes, or the destination is held, before it begins.
+    async fn attempt(
+        &self,
+        pick: Pick,
+        batch: &WebhookBatch,
+        slot: u32,
+        body: &mut Vec<u8>,
+    ) -> Option<(Outcome, Duration)> {
+        let destination = &self.setup.destinations[pick.destination];
+        let charged = batch.lease.charged.get(&pick.index).is_some_and(|&(deaths, _)| is_exclusive(deaths));
+        let (_others, _nobody);
+        if charged {
+            _nobody = self.setup.alone.write().await;
+        } else {
+            _others = self.setup.alone.read().await;
+        }
+        let is_held = self.holds.is_held(pick.destination) || batch.held.load(Ordering::Relaxed);
+        if is_held || self.worker.is_closing() {
+            return None;
+        }
+        self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
+        let header = &batch.lease.header;
+        let (row, bytes) = batch.rows.get(pick.index)?;
+        let id = header.message_id(row);
+        body.clear();
+        if let Err(error) = batch.template.render(header, id, bytes, body) {
+            tracing::warn!(%id, destination = %destination.name, %error, "the body can't be rendered");
+            return Some((Outcome::Permanent { status: 0, reason: Reason::Render }, Duration::ZERO));
+        }
+        failpoint!("attempt.before");
+        let at = self.worker.clock().wall();
+        let request = WebhookRequest { id, at, content_type: &header.content_type, body };
+        let begun = Instant::now();
+        let answer = destination.webhook.send(request).await;
+        let latency = begun.elapsed();
+        destination.metrics.attempted(latency);
+        failpoint!("attempt.after");
+        if answer.provider_id.is_some() && destination.recorded {
+            let said = Said { provider_id: answer.provider_id, detail: None };
+            batch.said().insert(pick.index, said);
+        }
+        Some((answer.outcome, latency))
+    }
+
+    /// Waits until it is known what a permanent failure means; `None` if the worker closes before. It is ordinary when
+    /// nothing more comes that could say otherwise, and when it takes too long.
+    async fn await_judgement(
+        &self,
+        pick: Pick,
+        file: FileId,
+        status: u16,
+        reason: Reason,
+    ) -> Option<Judgement> {
+        let until = Instant::now() + JUDGE_WITHIN;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.worker.closed() => return None,
+                () = sleep(JUDGE_EVERY) => {}
+            }
+            let (judgement, is_busy) = self.seat.judge(pick.destination, file, status, reason);
+            let more = is_busy || self.state().roster.waiting(pick.destination) > 0;
+            if judgement != Judgement::Undecided {
+                return Some(judgement);
+            }
+            if !more || Instant::now() >= until {
+                return Some(Judgement::Ordinary);
+            }
+        }
+    }
+
+    /// Holds a destination that is used wrongly: from here on in this process, in a moment everywhere.
+    fn suspect(&self, destination: usize) {
+        let Some(suspicion) = self.seat.suspicion(destination) else { return };
+        let mut state = self.state();
+        if state.to_disable[destination].is_none() && !self.holds.is_held(destination) {
+            state.to_disable[destination] = Some(suspicion);
+            self.holds.set(destination, true);
+            state.roster.stop(Some(destination));
+        }
+    }
+
     fn judge(&self, pick: Pick, batch: &WebhookBatch, outcome: Option<Outcome>) -> Report {
         let Some(outcome) = outcome else {
             return Report::Unsent;
         };
         let clock = self.worker.clock();
         let age = clock.age(batch.lease.since(pick.index));
+        let age = age.saturating_sub(self.seat.stood(pick.destination, age));
         let retry = &self.setup.destinations[pick.destination].retry;
         match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.jitter) {
             Decision::Record(verdict) => Report::Verdict(verdict),
@@ -551,7 +707,7 @@ impl WebhookStrategy {
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();
                 let mut state = self.state();
-                state.gone[pick.destination] = true;
+                state.to_disable[pick.destination] = Some("it answered 410 Gone".to_owned());
                 self.holds.set(pick.destination, true);
                 state.roster.stop(Some(pick.destination));
                 Report::Unsent
@@ -559,19 +715,30 @@ impl WebhookStrategy {
         }
     }
 
-    /// Records which destinations are gone (410).
-    async fn disable_gone(&self) -> Result<(), StoreError> {
-        let gone: Vec<_> = {
-            let state = self.state();
-            (0..state.gone.len()).filter(|&index| state.gone[index]).collect()
-        };
-        for index in gone {
+    /// Records which destinations are gone (410) or used wrongly.
+    async fn disable(&self) -> Result<(), StoreError> {
+        let to_disable = self.state().to_disable.clone();
+        for (index, reason) in to_disable.into_iter().enumerate() {
+            let Some(reason) = reason else { continue };
             let name = &self.setup.destinations[index].name;
-            tracing::error!(destination = %name, "the destination answered 410 Gone: it is disabled, its messages are held");
-            self.worker.disable(name, "it answered 410 Gone").await?;
-            self.state().gone[index] = false; // held from now on because it is disabled
+            tracing::error!(
+                destination = %name,
+                reason,
+                "the destination is disabled, its messages are held; when that is corrected: postrider resume {name}"
+            );
+            self.worker.disable(name, &reason).await?;
+            self.state().to_disable[index] = None; // held from now on because it is disabled
         }
         Ok(())
+    }
+
+    /// Stops what is held of destinations that stand for long.
+    fn give_back(&self) {
+        for index in 0..self.setup.destinations.len() {
+            if self.seat.stands_for(index).is_some_and(|wait| wait > STANDS_HERE) {
+                self.state().roster.stop(Some(index));
+            }
+        }
     }
 
     async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {

@@ -173,6 +173,32 @@ impl<T: TryFrom<u64>> Integer<T> {
     pub fn or_none(self) -> OrNone<Self> {
         OrNone(self)
     }
+
+    /// `word` means `None`, and is the default.
+    pub fn or_word(self, word: &'static str) -> OrWord<T> {
+        OrWord { integer: self, word }
+    }
+}
+
+/// See [`Integer::or_word`].
+#[derive(Clone, Debug)]
+pub struct OrWord<T> {
+    integer: Integer<T>,
+    word: &'static str,
+}
+
+impl<T: TryFrom<u64>> Spec for OrWord<T> {
+    type Value = Option<T>;
+
+    fn read(&self, section: &mut Section<'_>, key: &'static str) -> Option<T> {
+        (!section.take_word(key, self.word)).then(|| self.integer.read(section, key))
+    }
+
+    fn shape(&self) -> Shape {
+        let word = format!("{:?}", self.word);
+        let allowed = format!("{word}, or{GLUE}{}", self.integer.shape().allowed);
+        Shape { written: DocumentedValue::Default(word), allowed }
+    }
 }
 
 impl<T> Spec for Integer<T>

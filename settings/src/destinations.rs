@@ -35,6 +35,15 @@ crate::settings! {
         paused: bool = flag(false);
     }
 
+    /// When a destination is paused because it is used wrongly.
+    Storm {
+        /// Percent of the last 500 attempts at a file's messages (20 at least) that may fail for good (4xx, redirects, bodies
+        /// that can't be rendered) for a reason that the file did not have before. Above it the secret, the address or the
+        /// template is likely wrong: the destination is disabled, its messages are held, and
+        /// `postrider resume` goes on. 0 = never.
+        percent: u8 = integer(20, 0..=100, "percent, 0 = never");
+    }
+
     /// How waiting batches share the statements of a table (S4.2).
     Group {
         /// Rows per statement at most. Waiting batches share a statement.

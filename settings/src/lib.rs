@@ -35,10 +35,10 @@ pub use daemon::{
     Shutdown, Sqs, State, listen,
 };
 pub use declare::{
-    Choice, DocumentedValue, Flag, Integer, Key, KeyReader, Keys, OrNone, Page, Shape, Size, Spec, Time,
-    choice, duration, flag, given, integer, size, typed, unset,
+    Choice, DocumentedValue, Flag, Integer, Key, KeyReader, Keys, OrNone, OrWord, Page, Shape, Size, Spec,
+    Time, choice, duration, flag, given, integer, size, typed, unset,
 };
-pub use destinations::{Destination, Group, Rate, Retry, optional_secret, secrets};
+pub use destinations::{Destination, Group, Rate, Retry, Storm, optional_secret, secrets};
 pub use feeds::{Directory, Duplicates, Feed, FeedKind, FeedQueue, Format, FormatWord, delimiter};
 pub use ledger::{Ledger, LedgerKind, Postgres, Receipts, Tls, Warehouse, WarehouseDialect, secret};
 pub use problem::{ConfigError, Origin, Problem, Problems};

@@ -208,6 +208,16 @@ impl<'r> Section<'r> {
         })
     }
 
+    /// Whether a key is that word; if so, it is read.
+    pub fn take_word(&mut self, key: &'static str, word: &str) -> bool {
+        let is_word = self.table.get(key).is_some_and(|node| match &node.value {
+            Value::Text(text) => text == word,
+            Value::Environment(text) => text.trim() == word,
+            _ => false,
+        });
+        is_word && self.take(key).is_some()
+    }
+
     /// A time within `range`.
     pub fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
         let (low, high) = (*range.start(), *range.end());

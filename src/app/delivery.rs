@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use postrider_actors::{
     flow::{Bell, Gate},
-    model::roster::RosterLimits,
+    model::traffic::{TrafficRules, limiter::Bound},
     ports::Webhook,
     supervision::ChildSpec,
     throttle::{self, LimitedGate},
@@ -30,9 +30,12 @@ pub(super) struct Webhooks {
     workers: usize,
 }
 
+/// Messages for which workers lease ahead where the limit on those in flight finds itself.
+const AUTO_AHEAD: usize = 256;
+
 struct OpenWebhook {
     destination: Destination,
-    concurrency: usize,
+    rules: TrafficRules,
     webhook: Arc<dyn Webhook>,
 }
 
@@ -48,7 +51,7 @@ impl Webhooks {
             let client = client(resolved, destination, webhook)?;
             Ok(OpenWebhook {
                 destination: destination.clone(),
-                concurrency: webhook.concurrency,
+                rules: rules(webhook),
                 webhook: Arc::new(client),
             })
         });
@@ -78,14 +81,18 @@ impl Webhooks {
             Some(limited.gate)
         };
         let all = gate(throttle::ALL, config.delivery.rate());
+        let (delivery, record, lease) =
+            (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
+        let rules: Vec<_> = self.open.iter().map(|open| open.rules).collect();
+        let names = self.open.iter().map(|open| open.destination.name.as_str().into());
+        machine.traffic.configure(delivery.min(record), names.zip(rules.iter().copied()));
         let destinations: Vec<_> = self
             .open
             .into_iter()
-            .map(|OpenWebhook { destination, concurrency, webhook }| DeliveryDestination {
+            .map(|OpenWebhook { destination, rules, webhook }| DeliveryDestination {
                 name: destination.name.as_str().into(),
                 webhook,
-                concurrency,
-                places: machine.places(&destination.name, concurrency),
+                concurrency: ahead(rules.bound),
                 gate: gate(&destination.name, destination.rate()),
                 rate_per_s: rate_per_s(&[destination.rate(), config.delivery.rate()]),
                 retry: destination.retry.clone(),
@@ -94,8 +101,6 @@ impl Webhooks {
                 metrics: machine.metrics.stages.destination(&destination.name),
             })
             .collect();
-        let (delivery, record, lease) =
-            (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
         let record_linger = match config.profile {
             Profile::Embedded => RECORD_LINGER,
             Profile::Aws => RECORD_LINGER_SHARED,
@@ -105,32 +110,59 @@ impl Webhooks {
         // What is in flight has its part of the window, and sending goes on while a group is recorded.
         let record_group = (record.saturating_sub(delivery) * 3 / 4).max(record / 4) / workers;
         let record_group = record_group.clamp(1, RECORD_GROUP);
-        // Each worker has one at least.
-        let places = machine.places(throttle::ALL, delivery.max(workers));
         let spec = ChildSpec::stage::<WebhookDelivery>(0, move |id| {
             let worker = id.slot;
-            let share_of_each = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
-                concurrency: share(destination.concurrency, worker + index, workers),
-                rate_per_s: destination.rate_per_s.map(|rate| share(rate, worker + index, workers)),
-                ..destination.clone()
+            let part = |((index, destination), rules): ((usize, &DeliveryDestination), &TrafficRules)| {
+                part(destination, rules.bound, worker + index, workers)
             };
             DeliverySetup {
-                destinations: destinations.iter().enumerate().map(share_of_each).collect(),
+                destinations: destinations.iter().enumerate().zip(&rules).map(part).collect(),
                 worker: machine.worker(id, &queued[worker], lease),
-                limits: RosterLimits {
-                    concurrency: share(delivery, worker, workers).max(1),
-                    unrecorded: share(record, worker, workers).max(1),
-                },
+                unrecorded: share(record, worker, workers).max(1),
+                traffic: machine.traffic.clone(),
                 in_flight: machine.in_flight.clone(),
                 alone: machine.alone.clone(),
                 record_group,
                 record_linger,
-                places: places.clone(),
                 gate: all.clone(),
                 troubles: machine.troubles.clone(),
             }
         });
         (spec.times(workers), gates)
+    }
+}
+
+/// What an operator says about a webhook's traffic.
+fn rules(webhook: &config::Webhook) -> TrafficRules {
+    let bound = match webhook.concurrency {
+        Some(number) => Bound::Fixed(number),
+        None => Bound::Auto { ceiling: webhook.concurrency_max },
+    };
+    TrafficRules { bound, storm_percent: webhook.storm.percent }
+}
+
+/// Messages in flight that workers lease ahead for.
+fn ahead(bound: Bound) -> usize {
+    match bound {
+        Bound::Auto { ceiling } => ceiling.min(AUTO_AHEAD),
+        Bound::Fixed(number) => number,
+    }
+}
+
+/// A worker's part in a destination. No more workers share it than may always have a message in flight: one that has
+/// leased messages must get its turn.
+fn part(
+    destination: &DeliveryDestination,
+    bound: Bound,
+    worker: usize,
+    workers: usize,
+) -> DeliveryDestination {
+    let (rank, sharing) = (worker % workers, workers.min(bound.floor()));
+    let share = |total| if rank < sharing { share(total, rank, sharing) } else { 0 };
+    DeliveryDestination {
+        concurrency: share(destination.concurrency),
+        rate_per_s: destination.rate_per_s.map(share),
+        ..destination.clone()
     }
 }
 

@@ -10,7 +10,9 @@ use std::{
 
 use actix_rt::ArbiterHandle;
 use postrider_actors::{
-    flow::{Bell, Bells, HeldFeeds, Places, Progress, ProgressBoard, TroubleBoard, WorkerSetup},
+    flow::{
+        Bell, Bells, HeldFeeds, Places, Progress, ProgressBoard, TrafficControl, TroubleBoard, WorkerSetup,
+    },
     model::time::MonoMs,
     ports::{Clock, InFlight},
     supervision::ChildId,
@@ -62,8 +64,9 @@ pub(super) struct Machine {
     /// The workers of the configuration in use. They lease what is due, unless several machines share it: then the
     /// coordinator sends hints of it first.
     pub(super) workers: Bells,
-    /// How many may be in flight at once, by destination or warehouse; [`throttle::ALL`] is for all of them. Workers of
-    /// an earlier configuration have theirs until they are done.
+    /// What may be in flight to webhooks. Workers of an earlier configuration have their permits until they are done.
+    pub(super) traffic: TrafficControl,
+    /// How many statements may be in flight at once, by warehouse; the same holds for them.
     pub(super) places: Mutex<BTreeMap<String, Places>>,
 }
 

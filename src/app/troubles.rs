@@ -1,36 +1,66 @@
-//! The troubles of this machine, for commands: a small file beside the store. A dropped file that can't be read is in no
-//! store, and a store that several machines share knows nothing of this one's directories and name lookups.
+//! What this machine's daemon knows and no store does, for commands: small files beside the store. A dropped file that can't
+//! be read is in no store, and a store that several machines share knows nothing of this one's directories, nor of what its
+//! destinations can bear.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use postrider_actors::model::trouble::Troubles;
+use postrider_actors::model::{time::UnixMs, trouble::Troubles};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 
 use super::state_dir;
 
-/// The file's name in the state directory.
-const FILE: &str = "troubles.json";
+/// Traffic by destination.
+pub(crate) type TrafficNotes = BTreeMap<String, TrafficNote>;
 
-/// Keeps the file as the board is. On a full disk it says what it said last, until there is room; alarms and metrics
-/// don't need it.
-pub(super) struct TroubleFile {
-    path: PathBuf,
-    /// What is in the file, as far as is known.
-    written: Option<Troubles>,
-    writing: Option<(Troubles, JoinHandle<io::Result<()>>)>,
+/// How a webhook's traffic stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TrafficNote {
+    /// Requests that may be in flight.
+    pub(crate) limit: usize,
+    /// Since when nothing but single messages go there, to probe.
+    pub(crate) open_since: Option<UnixMs>,
+    /// Before when nothing goes: the next probe, or what the receiver has asked for.
+    pub(crate) paused_until: Option<UnixMs>,
+    /// Tokens for retries.
+    pub(crate) retry_tokens: u64,
 }
 
-impl TroubleFile {
+/// What is noted, and where in the state directory.
+pub(crate) trait Noted:
+    Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static
+{
+    const FILE: &str;
+}
+
+impl Noted for Troubles {
+    const FILE: &str = "troubles.json";
+}
+
+impl Noted for TrafficNotes {
+    const FILE: &str = "traffic.json";
+}
+
+/// Keeps such a file. On a full disk it says what it said last, until there is room; alarms and metrics don't need it.
+pub(super) struct NoteFile<T> {
+    path: PathBuf,
+    /// What is in the file, as far as is known.
+    written: Option<T>,
+    writing: Option<(T, JoinHandle<io::Result<()>>)>,
+}
+
+impl<T: Noted> NoteFile<T> {
     pub(super) fn new(state_dir: &Path) -> Self {
-        Self { path: state_dir.join(FILE), written: None, writing: None }
+        Self { path: state_dir.join(T::FILE), written: None, writing: None }
     }
 
     /// Brings the file up to date, without waiting for the disk.
-    pub(super) async fn keep(&mut self, troubles: &Troubles) {
+    pub(super) async fn keep(&mut self, notes: &T) {
         if let Some((what, writing)) = self.writing.take() {
             if !writing.is_finished() {
                 self.writing = Some((what, writing));
@@ -39,27 +69,27 @@ impl TroubleFile {
             match writing.await {
                 Ok(Ok(())) => self.written = Some(what),
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "the file of troubles can't be written; it is tried again");
+                    tracing::debug!(file = T::FILE, %error, "the file can't be written; it is tried again");
                 }
                 Err(_) => {} // the process ends
             }
         }
-        if self.written.as_ref() != Some(troubles) {
-            let (path, what) = (self.path.clone(), troubles.clone());
+        if self.written.as_ref() != Some(notes) {
+            let (path, what) = (self.path.clone(), notes.clone());
             let write = move || state_dir::write_file(&path, &serde_json::to_vec_pretty(&what)?);
             let writing = tokio::task::spawn_blocking(write);
-            self.writing = Some((troubles.clone(), writing));
+            self.writing = Some((notes.clone(), writing));
         }
     }
 }
 
-/// The troubles that the daemon of this machine noted last. None if it never ran.
-pub(crate) fn read(state_dir: &Path) -> anyhow::Result<Troubles> {
-    let path = state_dir.join(FILE);
+/// What the daemon of this machine noted last. Nothing if it never ran.
+pub(crate) fn read<T: Noted>(state_dir: &Path) -> anyhow::Result<T> {
+    let path = state_dir.join(T::FILE);
     let doing = || format!("can't read {}", path.display());
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).with_context(doing),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Troubles::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
         Err(error) => Err(error).with_context(doing),
     }
 }
@@ -76,8 +106,8 @@ mod tests {
     #[tokio::test]
     async fn commands_read_what_was_noted() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(dir.path()).unwrap(), Troubles::default(), "no daemon ran yet");
-        let mut file = TroubleFile::new(dir.path());
+        assert_eq!(read::<Troubles>(dir.path()).unwrap(), Troubles::default(), "no daemon ran yet");
+        let mut file = NoteFile::<Troubles>::new(dir.path());
         let trouble = Trouble { since: UnixMs(7), reason: "no room".into() };
         let held = [("a.csv".to_owned(), trouble.clone())].into();
         let feed = FeedTroubles { parked: Some(trouble.clone()), held };
@@ -90,9 +120,9 @@ mod tests {
                 file.keep(expected).await;
                 tokio::task::yield_now().await;
             }
-            assert_eq!(read(dir.path()).unwrap(), *expected);
+            assert_eq!(read::<Troubles>(dir.path()).unwrap(), *expected);
         }
-        fs::write(dir.path().join(FILE), "{").unwrap();
-        assert!(read(dir.path()).is_err());
+        fs::write(dir.path().join(Troubles::FILE), "{").unwrap();
+        assert!(read::<Troubles>(dir.path()).is_err());
     }
 }

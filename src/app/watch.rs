@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::{HeldFeeds, TroubleBoard},
+    flow::{HeldFeeds, TrafficControl, TroubleBoard},
     metrics::{DestinationMetrics, FeedMetrics, QueueMetrics, Totals},
     model::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
@@ -17,7 +17,7 @@ use postrider_actors::{
 use super::{
     machine::Machine,
     stores::{Stores, ToDo},
-    troubles::TroubleFile,
+    troubles::{NoteFile, TrafficNote, TrafficNotes},
 };
 use crate::{
     config::{Alarms, Config, STATUS_FEED},
@@ -40,7 +40,9 @@ pub(super) struct Watch {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     troubles: TroubleBoard,
-    trouble_file: TroubleFile,
+    trouble_file: NoteFile<Troubles>,
+    traffic: TrafficControl,
+    traffic_file: NoteFile<TrafficNotes>,
     config: Alarms,
     alarms: [Alarm; AlarmKind::ALL.len()],
     /// Every destination that a configuration of this process had, by name.
@@ -64,7 +66,9 @@ impl Watch {
             clock: machine.clock.clone(),
             metrics: machine.metrics.clone(),
             troubles: machine.troubles.clone(),
-            trouble_file: TroubleFile::new(&config.state.dir),
+            trouble_file: NoteFile::new(&config.state.dir),
+            traffic: machine.traffic.clone(),
+            traffic_file: NoteFile::new(&config.state.dir),
             config: config.alarms.clone(),
             alarms: AlarmKind::ALL.map(|kind| Alarm::new(rule(&config.alarms, kind))),
             destinations: BTreeMap::new(),
@@ -127,6 +131,7 @@ impl Watch {
         let ([dead], [shortages]) = (self.dead.look(now, [dead]), self.shortages.look(now, [shortages]));
         let (deepest, deepest_at) = deepest(open.as_ref(), &self.held.list());
         let troubles = self.look_at_troubles().await;
+        let suspects = self.look_at_traffic().await;
         let unusable = self.feeds.values().map(FeedMetrics::unusable_files).sum();
         let [unusable] = self.unusable_files.look(now, [unusable]);
         let Troubles { feeds, destinations } = troubles;
@@ -148,6 +153,7 @@ impl Watch {
             (Some(unusable as f64 + held as f64), at_held.join("; ")),
             (Some(self.quarantined().unwrap_or_default() as f64), String::new()),
             (Some(blocked.len() as f64), blocked.join("; ")),
+            (Some(suspects.len() as f64), suspects.join("; ")),
         ];
         for ((kind, alarm), (reading, at)) in AlarmKind::ALL.into_iter().zip(&mut self.alarms).zip(readings) {
             if let Some(event) = alarm.look(now, reading) {
@@ -166,6 +172,26 @@ impl Watch {
         }
         self.trouble_file.keep(&troubles).await;
         troubles
+    }
+
+    /// Exports how webhooks' traffic stands; which are suspect, and why.
+    async fn look_at_traffic(&mut self) -> Vec<String> {
+        let (mut notes, mut suspects) = (TrafficNotes::new(), Vec::new());
+        let wall = self.clock.wall();
+        for (name, (metrics, _)) in &self.destinations {
+            let Some((view, now)) = self.traffic.view(name) else { continue };
+            metrics.traffic(&view);
+            suspects.extend(view.suspicion.map(|suspicion| format!("{name}: {suspicion}")));
+            let note = TrafficNote {
+                limit: view.limit,
+                open_since: view.open_since.map(|since| wall.before(now.since(since))),
+                paused_until: view.paused_until.map(|until| wall.after(until.since(now))),
+                retry_tokens: view.retry_tokens,
+            };
+            notes.insert(name.clone(), note);
+        }
+        self.traffic_file.keep(&notes).await;
+        suspects
     }
 
     /// Batches that are set aside; `None` if that is not known.
@@ -277,7 +303,8 @@ fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
         | AlarmKind::Feeds
         | AlarmKind::Files
         | AlarmKind::Damage
-        | AlarmKind::Blocked => return any_above(0.0),
+        | AlarmKind::Blocked
+        | AlarmKind::Suspects => return any_above(0.0),
     };
     AlarmRule { threshold, clear_at: threshold * CLEAR_AT, raise_after, clear_after: CLEAR_AFTER }
 }
@@ -297,7 +324,7 @@ fn unit(kind: AlarmKind) -> &'static str {
         AlarmKind::Feeds => "feeds",
         AlarmKind::Files => "files",
         AlarmKind::Damage => "batches",
-        AlarmKind::Blocked => "destinations",
+        AlarmKind::Blocked | AlarmKind::Suspects => "destinations",
     }
 }
 

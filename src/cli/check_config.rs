@@ -47,6 +47,7 @@ pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
         Ok(config) => {
             let mut found = if args.connect { engines::connect(&config)? } else { Vec::new() };
             found.extend(descriptors::shortfall(&config, descriptors::limit()));
+            found.extend(descriptors::crowding(&config));
             let exit = findings::exit(&found);
             if args.json {
                 let mut value = summary_json(&config);
@@ -99,8 +100,12 @@ fn summary(config: &Config) -> String {
                     secrets => format!("signed with {secrets} secrets"),
                 };
                 let origin = webhook.url.origin().ascii_serialization();
-                let (in_flight, attempts) = (webhook.concurrency, destination.retry.max_attempts);
-                (origin, format!("{rate}, {in_flight} in flight, {attempts} attempts, {signed}"))
+                let in_flight = match webhook.concurrency {
+                    Some(number) => format!("{number} in flight"),
+                    None => format!("up to {} in flight as it can bear", webhook.in_flight_max()),
+                };
+                let attempts = destination.retry.max_attempts;
+                (origin, format!("{rate}, {in_flight}, {attempts} attempts, {signed}"))
             }
             Target::Table(table) => (
                 format!("table {} in {}", table.table.plain(), table.warehouse),
@@ -168,7 +173,11 @@ fn summary_json(config: &Config) -> Value {
                 "secrets": destination.webhook().map(|webhook| webhook.secrets.len()),
                 "rate_per_s": destination.rate_per_s,
                 "burst": destination.rate().map(|rate| rate.burst),
-                "concurrency": destination.webhook().map(|webhook| webhook.concurrency),
+                "concurrency": destination.webhook().map(|webhook| match webhook.concurrency {
+                    Some(number) => json!(number),
+                    None => json!("auto"),
+                }),
+                "concurrency_max": destination.webhook().map(|webhook| webhook.in_flight_max()),
                 "timeout_ms": destination.webhook().map(|webhook| webhook.timeout.as_millis() as u64),
                 "max_attempts": destination.retry.max_attempts,
                 "template": destination.webhook().is_some_and(|known| known.template != TemplateSource::Default),

@@ -45,7 +45,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = super::load_for_store(config)?;
     let selector = args.file.as_deref().map(FileSelector::from);
     let reports = console::view(&config)?.files(selector.as_ref(), args.limit)?;
-    let troubles = troubles::read(&config.state.dir)?;
+    let troubles: Troubles = troubles::read(&config.state.dir)?;
     let held: Vec<_> =
         held(&troubles).filter(|held| args.file.as_deref().is_none_or(|name| name == held.name)).collect();
     if let (Some(name), true) = (&args.file, reports.is_empty() && held.is_empty()) {

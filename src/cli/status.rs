@@ -16,7 +16,10 @@ use super::{
 };
 use crate::exit::Exit;
 use crate::{
-    app::{console, troubles},
+    app::{
+        console,
+        troubles::{self, TrafficNote, TrafficNotes},
+    },
     config::Config,
     telemetry::escape,
 };
@@ -30,8 +33,9 @@ use postrider_actors::{
 
 /// Show files, feeds that are parked, backlog and rates, per destination
 ///
-/// Works with or without a running daemon. The rate is what was sent between two reads of the store. Parked feeds, and
-/// files that are held, are those of this machine, as the daemon noted them last.
+/// Works with or without a running daemon. The rate is what was sent between two reads of the store. Parked feeds, files
+/// that are held, and what destinations bear (permits, breakers, pauses) are those of this machine, as the daemon noted
+/// them last.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Time between the two reads that give the rate; 0 leaves it out
@@ -53,6 +57,8 @@ struct DestinationLine {
     state: &'static str,
     /// Why nothing is sent to it from this machine.
     trouble: Option<Trouble>,
+    /// What the daemon of this machine noted, if it sends there.
+    traffic: Option<TrafficNote>,
     /// The feeds that it holds up, alone or together with others.
     holds: Vec<String>,
 }
@@ -70,14 +76,15 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     };
     let after = view.destinations()?;
     let (files, depth) = (view.file_totals()?, view.depth()?);
-    let troubles = troubles::read(&config.state.dir)?;
+    let troubles: Troubles = troubles::read(&config.state.dir)?;
+    let traffic = troubles::read(&config.state.dir)?;
     let held: usize = troubles.feeds.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
         let sent = view.counts.sent.saturating_sub(before);
         Some(sent as f64 * 1_000.0 / args.sample_ms as f64)
     };
-    let lines = lines(&config, after, &troubles, sampled);
+    let lines = lines(&config, after, &troubles, traffic, sampled);
     if args.json {
         let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, json_of(line))).collect();
         print_json(&json!({
@@ -147,6 +154,7 @@ fn lines(
     config: &Config,
     mut views: BTreeMap<String, DestinationView>,
     troubles: &Troubles,
+    mut traffic: TrafficNotes,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
 ) -> Vec<DestinationLine> {
     let configured = config.destinations.iter().map(|destination| destination.name.clone());
@@ -169,6 +177,7 @@ fn lines(
                     Some(_) => "enabled",
                 },
                 trouble,
+                traffic: known.and_then(|_| traffic.remove(&name)),
                 holds: holds.remove(&name).unwrap_or_default(),
                 name,
                 view,
@@ -214,8 +223,26 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
         "batches": { "outstanding": view.outstanding, "queued": view.queued, "leased": view.leased },
         "next_due": view.next_due.map(time),
+        "permits": line.traffic.as_ref().map(|note| note.limit),
+        "out_since": line.traffic.as_ref().and_then(|note| note.open_since).map(time),
+        "not_before": line.traffic.as_ref().and_then(|note| note.paused_until).map(time),
+        "retry_tokens": line.traffic.as_ref().map(|note| note.retry_tokens),
         "holds": line.holds,
     })
+}
+
+/// Why nothing goes to a destination at the moment, if so.
+fn standing(note: Option<&TrafficNote>) -> String {
+    match note {
+        Some(TrafficNote { open_since: Some(since), paused_until: Some(until), .. }) => {
+            format!(", out since {}, next probe {}", time(*since), time(*until))
+        }
+        Some(TrafficNote { open_since: Some(since), .. }) => format!(", out since {}, probing", time(*since)),
+        Some(TrafficNote { paused_until: Some(until), .. }) => {
+            format!(", its receiver wants nothing before {}", time(*until))
+        }
+        _ => String::new(),
+    }
 }
 
 fn rendered(lines: &[DestinationLine]) -> String {
@@ -228,6 +255,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
         "pending",
         "now/s",
         "limit/s",
+        "permits",
         "outstanding",
         "queued",
         "leased",
@@ -239,7 +267,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
             (Some((at, reason)), _) | (None, Some(Trouble { since: at, reason })) => {
                 format!("{} since {}: {reason}", line.state, time(*at))
             }
-            (None, None) => line.state.to_owned(),
+            (None, None) => line.state.to_owned() + &standing(line.traffic.as_ref()),
         };
         vec![
             text(&line.name),
@@ -250,6 +278,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
             number(view.counts.pending()),
             number(line.sent_per_s.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"))),
             number(line.rate_per_s.as_deref().unwrap_or("-")),
+            number(line.traffic.as_ref().map_or_else(|| "-".into(), |note| note.limit.to_string())),
             number(view.outstanding),
             number(view.queued.map_or_else(|| "-".into(), |count| count.to_string())),
             number(view.leased.map_or_else(|| "-".into(), |count| count.to_string())),

@@ -7,8 +7,8 @@ use postrider_actors::model::{
     table::{COLUMNS_MAX, Column, ColumnSource, ColumnType, Identifier, Mapping, TableName},
 };
 use postrider_settings::{
-    Group, Keys as _, Need, Retry, SOURCES, SecretSource, Section, choice, given, refuse_keys, settings,
-    shown_text, unset,
+    Group, Keys as _, Need, Retry, SOURCES, SecretSource, Section, Storm, choice, given, refuse_keys,
+    settings, shown_text, unset,
 };
 
 use super::needed_if;
@@ -126,6 +126,8 @@ impl Deref for Table {
 pub struct Webhook {
     /// Its keys.
     pub settings: WebhookKeys,
+    /// When it is paused because it is used wrongly.
+    pub storm: Storm,
     /// The body.
     pub template: TemplateSource,
     /// Headers that each request carries; names in lower case, each once.
@@ -198,7 +200,7 @@ pub(super) fn destination(section: &mut Section<'_>, name: &str) -> Destination 
     if is_table {
         let advice = "only kind = \"webhook\" has it: remove it";
         refuse_keys::<WebhookKeys>(section, advice);
-        for key in ["rate_per_s", "burst", "headers"].map(|key| section.key(key)) {
+        for key in ["rate_per_s", "burst", "headers", "storm"].map(|key| section.key(key)) {
             if is_needed && section.reader().is_own(&key) {
                 section.reader().note(&key, None, advice);
             }
@@ -229,7 +231,7 @@ fn retry(section: &mut Section<'_>) -> Retry {
 fn webhook(section: &mut Section<'_>) -> Webhook {
     let settings = WebhookKeys::read(section);
     let template = template(section, &settings);
-    Webhook { template, headers: headers(section), settings }
+    Webhook { template, headers: headers(section), storm: Storm::read_table(section, "storm"), settings }
 }
 
 fn warehouse_name(section: &mut Section<'_>, key: &'static str) -> String {

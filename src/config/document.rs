@@ -3,7 +3,7 @@
 use postrider_settings::{
     Aws, Batch, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb, FailuresAlarm,
     FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools, Postgres, Receipts,
-    Record, Retry, Root, Shutdown, Sqs, State, Warehouse,
+    Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
 };
 
 use postrider_http::webhook::WebhookKeys;
@@ -125,5 +125,6 @@ fn destinations(page: &mut Page) {
             "with. For example: user_id = \"recipient\", amount = \"data.amount numeric required\".",
         ],
     )
-    .table::<Retry>("destinations.\"*\".retry");
+    .table::<Retry>("destinations.\"*\".retry")
+    .table::<Storm>("destinations.\"*\".storm");
 }

@@ -41,6 +41,7 @@ fn finished_world() -> World {
     world.script(|request| {
         Reply::Status(if request.id.ends_with('3') || request.id.ends_with("_40") { 404 } else { 200 })
     });
+    world.set("destinations.support.storm.percent", 0);
     world.drop_file(Input::csv("users.csv", 40)).start().wait_settled(LIVENESS);
     world.stop();
     world.prove();

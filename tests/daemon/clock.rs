@@ -57,8 +57,9 @@ impl Wall {
     }
 }
 
+/// Of its message alone: a 503 would hold the whole destination.
 fn fails_first(request: &Request) -> Reply {
-    if request.earlier == 0 { Reply::Header(503, "retry-after", "2".into()) } else { Reply::Status(200) }
+    if request.earlier == 0 { Reply::Header(425, "retry-after", "2".into()) } else { Reply::Status(200) }
 }
 
 /// How long each message waited for its second attempt, the shortest and the longest.

@@ -304,7 +304,7 @@ fn i4_a_config_change_changes_no_body() {
     let healthy = Arc::new(AtomicBool::new(false));
     let is_healthy = Arc::clone(&healthy);
     let mut world = World::new("csv");
-    world.script(move |_| Reply::Status(if is_healthy.load(Ordering::SeqCst) { 200 } else { 500 }));
+    world.script(move |_| Reply::Status(if is_healthy.load(Ordering::SeqCst) { 200 } else { 408 }));
     world
         .set(
             "destinations.support.template",
@@ -313,7 +313,7 @@ fn i4_a_config_change_changes_no_body() {
         .set("destinations.support.content_type", "application/vnd.hello+json")
         .set("destinations.support.retry.max_attempts", 100);
     world.drop_file(Input::csv("hello.csv", 150).templated().all(Kind::Sent)).start();
-    world.wait_requests(300);
+    world.wait_requests(200);
     world.stop();
     let request = world.requests().remove(0);
     assert!(request.body.contains("Hello Näme"), "{}", request.body);

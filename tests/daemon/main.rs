@@ -26,6 +26,7 @@ mod delivery;
 mod disk;
 mod files;
 mod guard;
+mod isolation;
 mod liveness;
 mod memory;
 mod ops;

@@ -255,6 +255,7 @@ fn s2_8_alarms_are_raised_and_cleared() {
     let mut world = World::new("csv");
     world.script(|request| Reply::Status(if request.path == "/bad" { 404 } else { 200 }));
     world.add_destination("bad").add_feed("bad", "csv", &["bad"]).set("alarms.dead.window", "3s");
+    world.set("destinations.bad.storm.percent", 0);
     let address = serve(&mut world);
     let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
     for alarm in ["depth", "failures", "latency", "dead", "shortage", "damage"] {

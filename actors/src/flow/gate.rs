@@ -39,35 +39,68 @@ impl Default for Gate {
     }
 }
 
-/// A message that waits. Dropped when its turn has come, or when it gives its place up.
-struct GateTicket<'a>(&'a Inside);
+/// Messages that wait. Dropped when their turn has come, or when they give their place up.
+struct GateTicket<'a>(&'a Inside, u64);
 
 impl Drop for GateTicket<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, SeqCst);
+        self.0.waiting.fetch_sub(self.1, SeqCst);
     }
 }
 
 impl Gate {
     /// Waits for this message's turn. Cancelling it gives the place in the queue up.
     pub async fn pass(&self) {
+        self.pass_up_to(1).await;
+    }
+
+    /// Waits until some of `count` messages may go, and lets them through; how many. Cancelling it gives the place in the
+    /// queue up.
+    pub async fn pass_up_to(&self, count: usize) -> usize {
         let inside = &*self.0;
-        let permit = if let Ok(permit) = inside.permits.try_acquire() {
-            permit
-        } else {
-            inside.waiting.fetch_add(1, SeqCst);
-            let waiting = GateTicket(inside);
-            inside.moved.notify_one();
-            inside.wanted.notify_one();
-            let permit = inside.permits.acquire().await.expect("a gate's semaphore is never closed");
-            // Before the permit counts as spent: see `unserved`.
-            drop(waiting);
-            permit
-        };
-        permit.forget();
-        inside.unspent.fetch_sub(1, SeqCst);
-        inside.passed.fetch_add(1, SeqCst);
+        let passed = self.try_pass(count);
+        if passed > 0 || count == 0 {
+            return passed;
+        }
+        let waiting = GateTicket(inside, count as u64);
+        inside.waiting.fetch_add(waiting.1, SeqCst);
         inside.moved.notify_one();
+        inside.wanted.notify_one();
+        let permit = inside.permits.acquire().await.expect("a gate's semaphore is never closed");
+        let more = self.take_free(count - 1);
+        // Before the permits count as spent: see `unserved`.
+        drop(waiting);
+        permit.forget();
+        self.spent(1 + more);
+        1 + more
+    }
+
+    /// Lets up to `count` messages through that need not wait; how many.
+    pub fn try_pass(&self, count: usize) -> usize {
+        let taken = self.take_free(count);
+        if taken > 0 {
+            self.spent(taken);
+        }
+        taken
+    }
+
+    fn take_free(&self, count: usize) -> usize {
+        let permits = &self.0.permits;
+        let free = permits.available_permits().min(count);
+        // Somebody else may be faster: then there are none.
+        match permits.try_acquire_many(u32::try_from(free).unwrap_or(u32::MAX)) {
+            Ok(taken) => {
+                taken.forget();
+                free
+            }
+            Err(_) => 0,
+        }
+    }
+
+    fn spent(&self, count: usize) {
+        self.0.unspent.fetch_sub(count as u64, SeqCst);
+        self.0.passed.fetch_add(count as u64, SeqCst);
+        self.0.moved.notify_one();
     }
 
     /// Lets `count` messages through.
@@ -124,6 +157,21 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn several_pass_at_once_as_far_as_there_are_permits() {
+        let gate = Gate::default();
+        assert_eq!((gate.try_pass(3), gate.passed()), (0, 0));
+        gate.feed(5);
+        assert_eq!((gate.try_pass(3), gate.pass_up_to(9).await, gate.passed()), (3, 2, 5));
+        let waiting = gate.clone();
+        let waiting = tokio::spawn(async move { waiting.pass_up_to(4).await });
+        gate.wanted().await;
+        assert_eq!(gate.unserved(), 4, "so many could go");
+        gate.feed(3);
+        assert_eq!((waiting.await.unwrap(), gate.unserved(), gate.passed()), (3, 0, 8));
+        assert_eq!(gate.pass_up_to(0).await, 0, "who wants none does not wait");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_and_what_lies_unused_are_known() {

@@ -14,6 +14,7 @@ mod pace;
 mod places;
 mod progress;
 mod slots;
+mod traffic;
 mod trouble_board;
 mod worker;
 
@@ -30,5 +31,6 @@ pub use pace::log_rates;
 pub use places::{Place, Places};
 pub use progress::{Progress, ProgressBoard};
 pub use slots::{Slot, Slots};
+pub use traffic::{Passage, Seat, TrafficControl};
 pub use trouble_board::{FeedNotes, Speaker, TroubleBoard};
 pub use worker::{DeliveryStrategy, Worker, WorkerSetup};

@@ -23,6 +23,7 @@ use crate::{
         file::FileState,
         ledger::MessageVerdict,
         outcome::{DeathCause, Obstacle, Reason, Shortage, Verdict},
+        traffic::TrafficView,
     },
     ports::{ItemOutcome, Settled},
 };
@@ -89,6 +90,9 @@ pub struct StageMetrics {
     settle_age: Timings<1>,
     in_flight: Gauges<1>,
     permits: Gauges<1>,
+    breaker_open: Gauges<1>,
+    suspect: Gauges<1>,
+    retry_tokens: Gauges<1>,
     leases: Gauges<1>,
     rate_granted: Counters<1>,
     rate_limit: Gauges<1>,
@@ -171,6 +175,24 @@ impl StageMetrics {
             ),
             in_flight: Gauges::register(to, "requests_in_flight", ["destination"], "Requests in flight"),
             permits: Gauges::register(to, "permits", ["destination"], "Requests that may be in flight"),
+            breaker_open: Gauges::register(
+                to,
+                "breaker_open",
+                ["destination"],
+                "1 while a destination gets nothing but single messages that probe",
+            ),
+            suspect: Gauges::register(
+                to,
+                "destination_suspect",
+                ["destination"],
+                "1 while a destination is disabled because it seems to be used wrongly",
+            ),
+            retry_tokens: Gauges::register(
+                to,
+                "retry_tokens",
+                ["destination"],
+                "Tokens for retries; below 5, retries are deferred",
+            ),
             leases: Gauges::register(to, "leases_held", ["destination"], "Batches that workers hold"),
             rate_granted: Counters::register(
                 to,
@@ -239,6 +261,9 @@ impl StageMetrics {
             age: self.settle_age.of([name]),
             in_flight: self.in_flight.of([name]),
             permits: self.permits.of([name]),
+            breaker_open: self.breaker_open.of([name]),
+            suspect: self.suspect.of([name]),
+            retry_tokens: self.retry_tokens.of([name]),
             leases: self.leases.of([name]),
         }))
     }
@@ -374,6 +399,9 @@ struct DestinationHandles {
     age: Histogram,
     in_flight: Gauge,
     permits: Gauge,
+    breaker_open: Gauge,
+    suspect: Gauge,
+    retry_tokens: Gauge,
     leases: Gauge,
 }
 
@@ -476,7 +504,15 @@ impl DestinationMetrics {
         self.0.dead.iter().map(Counter::get).sum()
     }
 
-    /// One worker's part of the gauges: its permits, and what it holds.
+    /// How a webhook's traffic stands.
+    pub fn traffic(&self, view: &TrafficView) {
+        self.0.permits.set(view.limit as i64);
+        self.0.breaker_open.set(view.open_since.is_some().into());
+        self.0.suspect.set(view.suspicion.is_some().into());
+        self.0.retry_tokens.set(i64::try_from(view.retry_tokens).unwrap_or(i64::MAX));
+    }
+
+    /// One worker's part of the gauges: its permits if they are its own, and what it holds.
     pub fn worker(&self, permits: usize) -> WorkerGauges {
         let mut share = Share::of(self.0.permits.clone());
         share.set(permits);

@@ -26,11 +26,13 @@ pub enum AlarmKind {
     Damage,
     /// Destinations that lead to an address that is not allowed.
     Blocked,
+    /// Destinations that seem to be used wrongly and are disabled.
+    Suspects,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Depth,
         Self::Failures,
         Self::Latency,
@@ -40,6 +42,7 @@ impl AlarmKind {
         Self::Files,
         Self::Damage,
         Self::Blocked,
+        Self::Suspects,
     ];
 
     /// The word that operators see.
@@ -54,6 +57,7 @@ impl AlarmKind {
             Self::Files => "files",
             Self::Damage => "damage",
             Self::Blocked => "blocked",
+            Self::Suspects => "suspects",
         }
     }
 }

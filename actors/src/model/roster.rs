@@ -1,8 +1,9 @@
 //! Which message a worker sends next: its leased batches, served by deficit round-robin between
-//! destinations (design §9), within the limits on concurrency and on unrecorded outcomes (I6).
+//! destinations (design §9), within the limit on unrecorded outcomes (I6). Whether a destination may have one more in flight
+//! others decide ([`Admission`]): a message is picked only when it may go at once, so that nothing that waits holds up what
+//! could go (F69).
 //!
-//! The worker's senders (its sending tasks) ask for a message, send it, report the verdict, and ask again. A slow
-//! destination fills only its own permits; the others continue.
+//! The worker's senders (its sending tasks) ask for a message, send it, report the verdict, and ask again.
 //!
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
@@ -40,13 +41,24 @@ const RETRYING_BATCHES_MAX: usize = 64;
 /// wait for their place.
 const ENDED_BATCHES_MAX: usize = 32;
 
-/// A worker's limits.
+/// Decides whether a message may go at once.
+pub trait Admission {
+    /// Whether one may go to a destination; if so, it goes.
+    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer;
+
+    /// Nothing of a destination could go.
+    fn has_none(&mut self, destination: usize);
+}
+
+/// See [`Admission::ask`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RosterLimits {
-    /// Messages in flight to all destinations together.
-    pub concurrency: usize,
-    /// Outcomes that may wait for the ledger, messages in flight included: the window of I6.
-    pub unrecorded: usize,
+pub enum Answer {
+    /// It goes.
+    Granted,
+    /// No retry may go; a first attempt may.
+    NoRetries,
+    /// Nothing may go.
+    Refused,
 }
 
 /// A message for a sender to send.
@@ -91,8 +103,10 @@ struct Batch {
     token: LeaseToken,
     destination: usize,
     pace: Pace,
-    /// Messages to send, in row order but for retries, which are first.
+    /// Messages to send, in row order.
     open: VecDeque<OpenMessage>,
+    /// Messages to send again, if the batch goes at full pace; those of others are in `open`.
+    again: VecDeque<OpenMessage>,
     /// Messages that wait to be tried again here.
     later: u32,
     in_flight: u32,
@@ -129,7 +143,7 @@ impl Batch {
 
     /// Whether nothing is left to begin here.
     fn is_exhausted(&self) -> bool {
-        self.stopped || (self.open.is_empty() && self.later == 0)
+        self.stopped || (self.open.is_empty() && self.again.is_empty() && self.later == 0)
     }
 
     /// The message that is to be marked as begun next.
@@ -150,10 +164,11 @@ struct Later {
 
 #[derive(Debug, Default)]
 struct DestinationQueue {
-    concurrency: usize,
     in_flight: usize,
-    /// Batches with open messages: those with retries, then the others in the order in which they were leased.
+    /// Batches with open messages: those that were redriven, then the others in the order in which they were leased.
     queue: VecDeque<BatchId>,
+    /// Batches with messages to send again, in the order in which they became due.
+    retries: VecDeque<BatchId>,
     /// Messages that wait to be tried again here, the earliest due first.
     later: BinaryHeap<Reverse<Later>>,
     held: usize,
@@ -165,7 +180,8 @@ struct DestinationQueue {
 /// The state machine. It knows no payload, no clock and no task.
 #[derive(Debug)]
 pub struct Roster {
-    limits: RosterLimits,
+    /// Outcomes that may wait for the ledger, messages in flight included: the window of I6.
+    unrecorded_max: usize,
     destinations: Vec<DestinationQueue>,
     batches: HashMap<BatchId, Batch>,
     turn: usize,
@@ -176,14 +192,11 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// A roster for destinations with these limits on messages in flight.
-    pub fn new(limits: RosterLimits, concurrency: &[usize]) -> Self {
-        let destinations = concurrency
-            .iter()
-            .map(|&concurrency| DestinationQueue { concurrency, ..DestinationQueue::default() });
+    /// A roster for so many destinations. Outcomes of which `unrecorded_max` may wait for the ledger include those in flight.
+    pub fn new(unrecorded_max: usize, destinations: usize) -> Self {
         Self {
-            limits,
-            destinations: destinations.collect(),
+            unrecorded_max,
+            destinations: (0..destinations).map(|_| DestinationQueue::default()).collect(),
             batches: HashMap::new(),
             turn: 0,
             in_flight: 0,
@@ -207,13 +220,16 @@ impl Roster {
             self.remove(stale);
         }
         let slot = &mut self.destinations[destination];
-        let is_retry = open.iter().any(|message| message.tries > 0 || message.drive > 0);
+        let is_redriven = open.iter().any(|message| message.drive > 0);
         let (due, later): (Vec<_>, Vec<_>) = open.into_iter().partition(|message| message.not_before <= now);
+        let is_again = |message: &OpenMessage| pace == Pace::Together && message.tries > 0;
+        let (again, open): (VecDeque<_>, VecDeque<_>) = due.into_iter().partition(is_again);
         let mut batch = Batch {
             token,
             destination,
             pace,
-            open: due.into(),
+            open,
+            again,
             later: 0,
             in_flight: 0,
             ready: Vec::new(),
@@ -224,14 +240,15 @@ impl Roster {
             stopped: false,
         };
         slot.held += 1;
-        if pace == Pace::Together {
-            slot.waiting += batch.open.len();
-        }
+        slot.waiting += batch.waiting();
         for message in later {
             slot.keep_for_later(&mut batch, message, now);
         }
+        if !batch.again.is_empty() {
+            slot.retries.push_back(token.batch);
+        }
         if !batch.open.is_empty() {
-            if is_retry {
+            if is_redriven {
                 slot.queue.push_front(token.batch);
             } else {
                 slot.queue.push_back(token.batch);
@@ -269,7 +286,7 @@ impl Roster {
         self.batches.values().map(|batch| batch.token).collect()
     }
 
-    /// Messages in flight.
+    /// Messages that are picked and not reported yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -280,13 +297,13 @@ impl Roster {
         self.destinations.iter().filter_map(due).min()
     }
 
-    /// The next message to send at `now`, if limits and permits allow one.
-    pub fn pick(&mut self, now: UnixMs) -> Option<Pick> {
-        if self.in_flight >= self.limits.concurrency || self.unrecorded >= self.limits.unrecorded {
+    /// The next message to send at `now`, if one may go.
+    pub fn pick(&mut self, now: UnixMs, admission: &mut impl Admission) -> Option<Pick> {
+        if self.unrecorded >= self.unrecorded_max {
             return None;
         }
         for _ in 0..self.destinations.len() {
-            if let Some(pick) = self.pick_from(self.turn, now) {
+            if let Some(pick) = self.pick_from(self.turn, now, admission) {
                 let slot = &mut self.destinations[self.turn];
                 slot.deficit = slot.deficit.saturating_sub(1);
                 slot.in_flight += 1;
@@ -309,7 +326,7 @@ impl Roster {
         self.destinations[self.turn].deficit += QUANTUM;
     }
 
-    /// Moves what is due again to the front of its batch, and its batch to the front of the queue.
+    /// Makes ready what is due again.
     fn promote(&mut self, destination: usize, now: UnixMs) {
         let slot = &mut self.destinations[destination];
         // What seems to be due much later was put here by a clock that was ahead (F9).
@@ -321,46 +338,79 @@ impl Roster {
             let batch = self.batches.get_mut(&later.batch).filter(|batch| batch.token.fence == later.fence);
             let Some(batch) = batch else { continue };
             batch.later -= 1;
-            if !batch.stopped {
-                batch.open.push_front(later.message);
-                slot.waiting += usize::from(batch.pace == Pace::Together);
-                if slot.queue.front() != Some(&later.batch) {
+            if batch.stopped {
+                continue;
+            }
+            if batch.pace == Pace::Together {
+                if batch.again.is_empty() {
+                    slot.retries.push_back(later.batch);
+                }
+                batch.again.push_back(later.message);
+                slot.waiting += 1;
+            } else {
+                if batch.open.is_empty() {
                     slot.queue.push_front(later.batch);
                 }
+                batch.open.push_front(later.message);
             }
         }
     }
 
-    fn pick_from(&mut self, destination: usize, now: UnixMs) -> Option<Pick> {
-        if self.destinations[destination].in_flight >= self.destinations[destination].concurrency {
-            return None;
-        }
+    fn pick_from(&mut self, destination: usize, now: UnixMs, admission: &mut impl Admission) -> Option<Pick> {
         self.promote(destination, now);
         let slot = &mut self.destinations[destination];
+        let mut waits = false;
+        while let Some(id) = slot.retries.front().copied() {
+            let Some(batch) = self.batches.get_mut(&id).filter(|batch| !batch.stopped) else {
+                slot.retries.pop_front();
+                continue;
+            };
+            let Some(&message) = batch.again.front() else {
+                slot.retries.pop_front();
+                continue;
+            };
+            waits = true;
+            match admission.ask(destination, true) {
+                Answer::Granted => {
+                    batch.again.pop_front();
+                    if batch.again.is_empty() {
+                        slot.retries.pop_front();
+                    }
+                    return Some(slot.begin(batch, message));
+                }
+                Answer::NoRetries => break,
+                Answer::Refused => return None,
+            }
+        }
         let mut at = 0;
         while let Some(id) = slot.queue.get(at).copied() {
-            // A batch may be here twice: once for its retries, once in the order of leases.
-            let Some(batch) = self.batches.get_mut(&id).filter(|batch| !batch.open.is_empty()) else {
+            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped);
+            let Some((batch, message)) = batch.and_then(|batch| {
+                let message = *batch.open.front()?;
+                Some((batch, message))
+            }) else {
                 slot.queue.remove(at);
                 continue;
             };
-            if batch.stopped {
-                slot.queue.remove(at);
-                continue;
-            }
             if batch.is_blocked() {
                 at += 1;
                 continue;
             }
-            let message = batch.open.pop_front().expect("an open message was just seen");
-            batch.marked = None;
-            batch.in_flight += 1;
-            slot.waiting -= usize::from(batch.pace == Pace::Together);
-            if batch.open.is_empty() {
-                slot.queue.remove(at);
+            waits = true;
+            match admission.ask(destination, message.tries > 0) {
+                Answer::Granted => {
+                    batch.open.pop_front();
+                    if batch.open.is_empty() {
+                        slot.queue.remove(at);
+                    }
+                    return Some(slot.begin(batch, message));
+                }
+                Answer::NoRetries => at += 1,
+                Answer::Refused => return None,
             }
-            let OpenMessage { index, drive, tries, .. } = message;
-            return Some(Pick { destination, token: batch.token, index, drive, attempt: tries + 1 });
+        }
+        if !waits {
+            admission.has_none(destination);
         }
         None
     }
@@ -445,6 +495,7 @@ impl Roster {
             slot.held -= 1;
             slot.waiting -= batch.waiting();
             slot.queue.retain(|&id| id != token.batch);
+            slot.retries.retain(|&id| id != token.batch);
             if batch.later > 0 {
                 slot.later.retain(|Reverse(later)| later.batch != token.batch);
             }
@@ -497,11 +548,20 @@ impl Batch {
 
     /// What of it counts as waiting at its destination.
     fn waiting(&self) -> usize {
-        if self.pace == Pace::Together && !self.stopped { self.open.len() } else { 0 }
+        if self.pace == Pace::Together && !self.stopped { self.open.len() + self.again.len() } else { 0 }
     }
 }
 
 impl DestinationQueue {
+    /// A message goes, which was taken out of its batch.
+    fn begin(&mut self, batch: &mut Batch, message: OpenMessage) -> Pick {
+        batch.marked = None;
+        batch.in_flight += 1;
+        self.waiting -= usize::from(batch.pace == Pace::Together);
+        let OpenMessage { index, drive, tries, .. } = message;
+        Pick { destination: batch.destination, token: batch.token, index, drive, attempt: tries + 1 }
+    }
+
     /// Keeps a message of `batch` that is due soon, if there is room.
     fn keep_for_later(&mut self, batch: &mut Batch, message: OpenMessage, now: UnixMs) {
         let is_soon = message.not_before.since(now) <= RETRY_HERE;

@@ -60,6 +60,7 @@ pub struct Permit {
     /// The destination.
     pub destination: usize,
     worker: u64,
+    is_retry: bool,
     is_probe: bool,
 }
 
@@ -216,11 +217,11 @@ impl Traffic {
         if !self.pool_has_room(destination, now) {
             return Err(self.destinations[destination].refuse(worker, now));
         }
-        Ok(Permit { destination, worker, is_probe })
+        Ok(Permit { destination, worker, is_retry, is_probe })
     }
 
     /// The message goes that [`Self::may`] has allowed at the same time.
-    pub fn take(&mut self, permit: Permit, is_retry: bool, now: MonoMs) {
+    pub fn take(&mut self, permit: Permit, now: MonoMs) {
         self.in_flight += 1;
         let this = &mut self.destinations[permit.destination];
         this.in_flight += 1;
@@ -231,7 +232,7 @@ impl Traffic {
         if permit.is_probe {
             this.breaker.probe();
         }
-        if is_retry {
+        if permit.is_retry {
             this.budget.retry();
         }
     }
@@ -291,7 +292,7 @@ impl Traffic {
             this.breaker.probe_withdrawn(now);
         }
         if matches!(outcome, Outcome::Sent { .. }) {
-            this.budget.sent();
+            this.budget.sent(permit.is_retry);
         }
         let judgement = match outcome {
             Outcome::Unsent(_) => Judgement::Ordinary,

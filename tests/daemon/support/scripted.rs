@@ -47,7 +47,8 @@ pub(crate) enum Reply {
 
 struct Shared {
     script: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
-    seen: Mutex<Vec<Request>>,
+    /// Every request, and how many there were of each id and path.
+    seen: Mutex<(Vec<Request>, HashMap<(String, String), usize>)>,
     log: Mutex<File>,
     stopped: AtomicBool,
 }
@@ -85,7 +86,7 @@ impl ScriptedReceiver {
 
     /// Every request so far, in order of arrival.
     pub(crate) fn requests(&self) -> Vec<Request> {
-        self.shared.seen.lock().expect("no script panics").clone()
+        self.shared.seen.lock().expect("no script panics").0.clone()
     }
 }
 
@@ -104,11 +105,14 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
         reader.read_exact(&mut body)?;
         let request = {
             let mut seen = shared.seen.lock().expect("no script panics");
+            let (requests, counts) = &mut *seen;
             let id = headers.get("webhook-id").cloned().unwrap_or_default();
-            let earlier = seen.iter().filter(|other| other.id == id && other.path == path).count();
+            let count = counts.entry((id.clone(), path.clone())).or_default();
+            let earlier = *count;
+            *count += 1;
             let body = String::from_utf8_lossy(&body).into_owned();
             let request = Request { id, path, headers, body, earlier, at: Instant::now() };
-            seen.push(request.clone());
+            requests.push(request.clone());
             request
         };
         match (shared.script)(&request) {

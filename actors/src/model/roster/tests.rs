@@ -1,4 +1,7 @@
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    ops::{Deref, DerefMut},
+};
 
 use super::*;
 use crate::model::outcome::{Attempt, Reason};
@@ -15,8 +18,70 @@ fn token(batch: u8) -> LeaseToken {
     LeaseToken { batch: BatchId([batch; 16]), fence: 1 }
 }
 
-fn roster(concurrency: &[usize]) -> Roster {
-    Roster::new(RosterLimits { concurrency: 1000, unrecorded: 100_000 }, concurrency)
+/// A roster, and a limit on messages in flight to each destination and to all.
+struct Limited {
+    roster: Roster,
+    each: Vec<usize>,
+    all: usize,
+    /// Whether retries may go.
+    retries: bool,
+}
+
+impl Deref for Limited {
+    type Target = Roster;
+
+    fn deref(&self) -> &Roster {
+        &self.roster
+    }
+}
+
+impl DerefMut for Limited {
+    fn deref_mut(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
+}
+
+/// What may go.
+struct Room {
+    each: Vec<bool>,
+    retries: bool,
+    without: HashSet<usize>,
+}
+
+impl Admission for Room {
+    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer {
+        match self.each[destination] {
+            true if is_retry && !self.retries => Answer::NoRetries,
+            true => Answer::Granted,
+            false => Answer::Refused,
+        }
+    }
+
+    fn has_none(&mut self, destination: usize) {
+        self.without.insert(destination);
+    }
+}
+
+impl Limited {
+    fn ask(&mut self, now: UnixMs) -> (Option<Pick>, HashSet<usize>) {
+        let is_full = self.roster.in_flight() >= self.all;
+        let has_room = |(at, limit): (usize, &usize)| !is_full && self.roster.in_flight_to(at) < *limit;
+        let each = self.each.iter().enumerate().map(has_room).collect();
+        let mut room = Room { each, retries: self.retries, without: HashSet::new() };
+        (self.roster.pick(now, &mut room), room.without)
+    }
+
+    fn pick(&mut self, now: UnixMs) -> Option<Pick> {
+        self.ask(now).0
+    }
+}
+
+fn limited(all: usize, unrecorded_max: usize, each: &[usize]) -> Limited {
+    Limited { roster: Roster::new(unrecorded_max, each.len()), each: each.to_vec(), all, retries: true }
+}
+
+fn roster(each: &[usize]) -> Limited {
+    limited(1_000, 100_000, each)
 }
 
 /// Messages that were never tried and are due.
@@ -31,7 +96,7 @@ fn failed(not_before: UnixMs) -> Report {
 }
 
 /// Records all that is ready; what it was.
-fn record(roster: &mut Roster) -> Vec<Ready> {
+fn record(roster: &mut Limited) -> Vec<Ready> {
     let ready = roster.take_ready(0, NOW, Duration::ZERO);
     for ready in &ready {
         roster.recorded(ready.token, ready.verdicts.len());
@@ -39,12 +104,12 @@ fn record(roster: &mut Roster) -> Vec<Ready> {
     ready
 }
 
-fn pick(roster: &mut Roster, now: UnixMs) -> Pick {
+fn pick(roster: &mut Limited, now: UnixMs) -> Pick {
     roster.pick(now).expect("there is one to send")
 }
 
 /// Picks and answers everything that can be sent now.
-fn send_all(roster: &mut Roster, now: UnixMs, mut report: impl FnMut(Pick) -> Report) -> Vec<Pick> {
+fn send_all(roster: &mut Limited, now: UnixMs, mut report: impl FnMut(Pick) -> Report) -> Vec<Pick> {
     let picks: Vec<_> = std::iter::from_fn(|| roster.pick(now)).collect();
     for &pick in &picks {
         roster.report(pick, report(pick), usize::MAX, now);
@@ -70,7 +135,7 @@ fn a_slow_destination_holds_only_its_own_permits() {
 
 #[test]
 fn under_a_global_limit_destinations_share_evenly() {
-    let mut roster = Roster::new(RosterLimits { concurrency: 1, unrecorded: 10_000 }, &[64, 64, 64]);
+    let mut roster = limited(1, 10_000, &[64, 64, 64]);
     for destination in 0..3 {
         roster.add(destination, token(destination as u8), Pace::Together, fresh(0..1000), NOW);
     }
@@ -81,6 +146,37 @@ fn under_a_global_limit_destinations_share_evenly() {
         roster.report(pick, SENT, usize::MAX, NOW);
     }
     assert!(served.iter().all(|&served| (150..=176).contains(&served)), "{served:?}");
+}
+
+#[test]
+fn f44_retries_that_may_not_go_yet_hold_up_no_first_attempt() {
+    let mut roster = roster(&[64]);
+    let mut open = fresh(0..4);
+    open[0].tries = 1;
+    open[1].tries = 2;
+    roster.add(0, token(0), Pace::Together, open, NOW);
+    assert_eq!(roster.waiting(0), 4);
+    roster.retries = false;
+    let sent: Vec<_> = send_all(&mut roster, NOW, |_| SENT).iter().map(|pick| pick.index).collect();
+    assert_eq!(sent, [2, 3]);
+    assert_eq!(roster.ask(NOW), (None, HashSet::new()), "they wait");
+    assert_eq!((roster.waiting(0), roster.returnable()), (2, vec![]));
+    roster.retries = true;
+    let sent: Vec<_> = send_all(&mut roster, NOW, |_| SENT).iter().map(|pick| pick.attempt).collect();
+    assert_eq!(sent, [2, 3]);
+    assert!(record(&mut roster)[0].ends);
+    roster.remove(token(0));
+    assert_eq!(roster.ask(NOW), (None, HashSet::from([0])), "nothing waits");
+}
+
+#[test]
+fn f69_what_may_not_go_is_not_picked_and_nothing_waits_for_it() {
+    let mut roster = roster(&[0, 8]);
+    roster.add(0, token(0), Pace::Together, fresh(0..100), NOW);
+    roster.add(1, token(1), Pace::Together, fresh(0..100), NOW);
+    let picks = send_all(&mut roster, NOW, |_| SENT);
+    assert!(picks.len() == 8 && picks.iter().all(|pick| pick.destination == 1), "{picks:?}");
+    assert_eq!((roster.in_flight(), roster.waiting(0)), (0, 100));
 }
 
 #[test]
@@ -126,7 +222,7 @@ fn b17_a_suspect_is_marked_before_it_begins() {
 
 #[test]
 fn i6_unrecorded_outcomes_stop_the_lanes() {
-    let mut roster = Roster::new(RosterLimits { concurrency: 8, unrecorded: 10 }, &[64]);
+    let mut roster = limited(8, 10, &[64]);
     roster.add(0, token(0), Pace::Together, fresh(0..100), NOW);
     let mut sent = 0;
     while let Some(pick) = roster.pick(NOW) {
@@ -213,7 +309,7 @@ fn a_batch_with_more_to_say_is_recorded_when_it_says_much_or_has_waited() {
     for pick in &picks[2..5] {
         roster.report(*pick, SENT, 500, later(10));
     }
-    let taken = |roster: &mut Roster, group, waited: u64| {
+    let taken = |roster: &mut Limited, group, waited: u64| {
         let ready = roster.take_ready(group, later(waited), Duration::from_millis(100));
         let mut taken: Vec<_> =
             ready.iter().map(|ready| (ready.token, ready.verdicts.len(), ready.ends)).collect();
@@ -235,7 +331,7 @@ fn many_small_batches_do_not_wait_for_a_whole_group() {
     for id in 0..40 {
         roster.add(0, token(id), Pace::Together, fresh([0]), NOW);
     }
-    let one = |roster: &mut Roster| {
+    let one = |roster: &mut Limited| {
         let pick = pick(roster, NOW);
         roster.report(pick, SENT, 500, NOW)
     };
@@ -290,7 +386,7 @@ fn i8_messages_that_wait_here_are_bounded() {
     let mut roster = roster(&[100_000]);
     let count = RETRIES_HERE_MAX as u32 + 10;
     roster.add(0, token(0), Pace::Together, fresh(0..count), NOW);
-    roster.limits.concurrency = 100_000;
+    roster.all = 100_000;
     assert_eq!(send_all(&mut roster, NOW, |_| failed(later(1_000))).len() as u32, count);
     record(&mut roster);
     let again = send_all(&mut roster, later(1_000), |_| SENT);
@@ -385,7 +481,7 @@ fn any_step() -> impl Strategy<Value = Action> {
 
 /// What the roster must know, in the plainest form.
 struct Books {
-    roster: Roster,
+    roster: Limited,
     now: UnixMs,
     flying: Vec<Pick>,
     seen: HashSet<(LeaseToken, u32, u32)>,
@@ -438,9 +534,8 @@ proptest! {
         batches in prop::collection::vec((0usize..3, 0u8..4, 1u32..20), 1..12),
         steps in prop::collection::vec(any_step(), 0..600),
     ) {
-        let limits = RosterLimits { concurrency: 5, unrecorded: 9 };
         let mut books = Books {
-            roster: Roster::new(limits, &[1, 2, 64]),
+            roster: limited(5, 9, &[1, 2, 64]),
             now: NOW,
             flying: Vec::new(),
             seen: HashSet::new(),

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::SmallRng};
 
 use super::*;
-use crate::model::outcome::Shortage;
+use crate::model::outcome::{Obstacle, Shortage};
 
 const FILE: FileId = FileId([1; 16]);
 const SENT: Outcome = Outcome::Sent { status: 200 };
@@ -33,7 +33,7 @@ fn one(bound: Bound) -> Traffic {
 
 fn take(traffic: &mut Traffic, worker: u64, now: MonoMs) -> Result<Permit, Refusal> {
     let permit = traffic.may(0, worker, false, now)?;
-    traffic.take(permit, false, now);
+    traffic.take(permit, now);
     Ok(permit)
 }
 
@@ -68,11 +68,10 @@ fn reached(kinds: &[(Kind, Bound)], pool: usize) -> usize {
         while flying.peek().is_some_and(|Reverse((end, ..)): &Reverse<(MonoMs, u64, usize, u64)>| *end <= now)
         {
             let Reverse((_, _, line, worker)) = flying.pop().unwrap();
-            let permit = Permit { destination: line, worker, is_probe: false };
             let is_probe = traffic.is_probing(line);
             let outcome = if lines[line].0 == Kind::Hanging { TIMEOUT } else { SENT };
             let latency = Duration::from_millis(if outcome == SENT { 100 } else { 10_000 });
-            let permit = Permit { is_probe, ..permit };
+            let permit = Permit { destination: line, worker, is_retry: false, is_probe };
             traffic.ended(permit, now, latency, &outcome, FILE, rng.random());
             reached += usize::from(lines[line].0 == Kind::Healthy);
         }
@@ -85,7 +84,7 @@ fn reached(kinds: &[(Kind, Bound)], pool: usize) -> usize {
                     return false;
                 }
                 let Ok(permit) = traffic.may(line, worker, false, now) else { return false };
-                traffic.take(permit, false, now);
+                traffic.take(permit, now);
                 sent[line] += 1;
                 nth += 1;
                 let takes = if kind == Kind::Hanging { 10_000 } else { 95 + nth % 10 };
@@ -135,10 +134,10 @@ fn f69_who_was_idle_is_served_while_another_has_taken_all_that_is_lent() {
     }
     assert_eq!(taken.len(), 150, "all but a sixteenth");
     let permit = traffic.may(1, 0, false, at(1)).expect("it is below its part");
-    traffic.take(permit, false, at(1));
+    traffic.take(permit, at(1));
     // What the first gives back goes to those that wait for their parts.
     while let Ok(permit) = traffic.may(1, 0, false, at(1)) {
-        traffic.take(permit, false, at(1));
+        traffic.take(permit, at(1));
     }
     for permit in taken.drain(..40) {
         traffic.ended(permit, at(2), Duration::from_millis(10), &SENT, FILE, 0.5);
@@ -245,7 +244,7 @@ fn f44_an_empty_budget_defers_retries_and_no_first_attempt() {
     let until = loop {
         match traffic.may(0, 0, true, at(0)) {
             Ok(permit) => {
-                traffic.take(permit, true, at(0));
+                traffic.take(permit, at(0));
                 traffic.ended(permit, at(0), Duration::ZERO, &Outcome::Gone, FILE, 0.5);
                 retries += 1;
             }
@@ -276,7 +275,7 @@ fn f68_a_suspect_destination_gets_nothing_until_an_operator_says_so() {
 fn what_the_machine_lacked_says_nothing_of_the_receiver() {
     let mut traffic = one(Bound::Fixed(8));
     for _ in 0..100 {
-        attempt(&mut traffic, at(0), &Outcome::Unsent(Shortage::Descriptors));
+        attempt(&mut traffic, at(0), &Outcome::Unsent(Obstacle::Shortage(Shortage::Descriptors)));
     }
     assert!(!traffic.is_probing(0) && traffic.stands_until(0, at(0)).is_none());
 }
@@ -327,7 +326,7 @@ proptest! {
             match step {
                 Step::Ask { destination, worker, is_retry } => {
                     if let Ok(permit) = traffic.may(destination, worker, is_retry, now) {
-                        traffic.take(permit, is_retry, now);
+                        traffic.take(permit, now);
                         held.push((permit, now));
                     }
                 }
@@ -338,7 +337,7 @@ proptest! {
                         TIMEOUT,
                         BROKEN,
                         failed(429, Reason::Status, Some(Duration::from_secs(2))),
-                        Outcome::Unsent(Shortage::Ports),
+                        Outcome::Unsent(Obstacle::Shortage(Shortage::Ports)),
                         Outcome::Gone,
                     ][usize::from(outcome)];
                     traffic.ended(permit, now, now.since(begun), &outcome, FILE, 0.5);

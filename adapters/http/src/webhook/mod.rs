@@ -107,7 +107,7 @@ impl HttpWebhook {
         let connector = Connector::new(&settings.keys, tls, settings.connect_timeout).map_err(|error| {
             problem("url".into(), error, "expected http://host/path or https://host/path")
         })?;
-        let idle = IdleConnections::new(settings.keys.concurrency);
+        let idle = IdleConnections::new(settings.keys.in_flight_max());
         Ok(Self { settings, template, connector, idle, ids_missing: AtomicU64::new(0) })
     }
 

@@ -133,7 +133,7 @@ async fn what_arrives_on_an_idle_connection_is_no_answer() {
 #[tokio::test]
 async fn no_more_connections_are_kept_than_the_concurrency() {
     let server = Server::answering(OK).await;
-    let webhook = server.webhook_with(|keys| keys.concurrency = 2);
+    let webhook = server.webhook_with(|keys| keys.concurrency = Some(2));
     let attempts = (0..8).map(|_| send(&webhook));
     assert_eq!(futures_util::future::join_all(attempts).await, [SENT; 8]);
     assert_eq!(server.connections(), 8);

@@ -1,0 +1,354 @@
+use std::{
+    collections::BTreeMap,
+    fmt, mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use rand::RngExt as _;
+use tokio::sync::Notify;
+
+use super::{Bell, Gate};
+use crate::{
+    model::{
+        ids::FileId,
+        outcome::{Outcome, Reason},
+        roster::{Admission, Answer},
+        time::MonoMs,
+        traffic::{Ended, Permit, Refusal, Traffic, TrafficRules, TrafficView, storm::Judgement},
+    },
+    ports::Clock,
+};
+
+/// What a process may have in flight, and to which destinations: see [`crate::model::traffic`]. It outlives workers and
+/// configurations; workers that finish what an earlier configuration began count too. Clones are the same one.
+#[derive(Clone)]
+pub struct TrafficControl(Arc<Inside>);
+
+struct Inside {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    traffic: Traffic,
+    /// The index of each destination that a configuration of this process had, and what holds for it.
+    destinations: BTreeMap<Arc<str>, (usize, TrafficRules)>,
+    /// Workers that may be woken.
+    bells: BTreeMap<u64, Bell>,
+    workers: u64,
+}
+
+impl fmt::Debug for TrafficControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrafficControl").finish_non_exhaustive()
+    }
+}
+
+impl TrafficControl {
+    /// No destination yet.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let state = State {
+            traffic: Traffic::new(0),
+            destinations: BTreeMap::new(),
+            bells: BTreeMap::new(),
+            workers: 0,
+        };
+        Self(Arc::new(Inside { clock, state: Mutex::new(state) }))
+    }
+
+    /// A configuration is taken up: `pool` requests in flight, and these destinations.
+    pub fn configure(&self, pool: usize, destinations: impl IntoIterator<Item = (Arc<str>, TrafficRules)>) {
+        let now = self.0.clock.mono();
+        let state = &mut *self.state();
+        state.traffic.resize(pool);
+        for (name, rules) in destinations {
+            match state.destinations.get_mut(&name) {
+                Some((index, known)) => {
+                    *known = rules;
+                    state.traffic.reconfigure(*index, rules);
+                }
+                None => {
+                    let index = state.traffic.add(rules, now);
+                    state.destinations.insert(name, (index, rules));
+                }
+            }
+        }
+    }
+
+    /// How a destination stands, and what time that is; nothing of one that was never configured.
+    pub fn view(&self, destination: &str) -> Option<(TrafficView, MonoMs)> {
+        let now = self.0.clock.mono();
+        let state = &mut *self.state();
+        let (index, _) = state.destinations.get(destination)?;
+        Some((state.traffic.view(*index, now), now))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Changed by infallible steps only.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A rate, as one worker waits for it.
+#[derive(Debug)]
+struct Rate {
+    gate: Gate,
+    /// Messages that were let through and are not begun.
+    passed: AtomicUsize,
+    /// Messages wait for it.
+    lacking: Notify,
+}
+
+impl Rate {
+    fn new(gate: Gate) -> Self {
+        Self { gate, passed: AtomicUsize::new(0), lacking: Notify::new() }
+    }
+
+    fn try_pass(&self) -> bool {
+        let has_passed = self.passed.fetch_update(SeqCst, SeqCst, |passed| passed.checked_sub(1)).is_ok();
+        has_passed || self.gate.try_pass(1) == 1
+    }
+
+    fn keep(&self, count: usize) {
+        self.passed.fetch_add(count, SeqCst);
+    }
+}
+
+/// A worker's place at the [`TrafficControl`].
+pub struct Seat {
+    control: TrafficControl,
+    worker: u64,
+    /// By the worker's own numbers: the destination's index, and its rate.
+    destinations: Vec<(usize, Option<Rate>)>,
+    /// The rate over all destinations.
+    all: Option<Rate>,
+}
+
+impl Seat {
+    /// For a worker that sends to these destinations and is woken by `bell`.
+    ///
+    /// # Panics
+    ///
+    /// For a destination that was never configured.
+    pub fn new<'a>(
+        control: &TrafficControl,
+        bell: Bell,
+        destinations: impl IntoIterator<Item = (&'a str, Option<Gate>)>,
+        all: Option<Gate>,
+    ) -> Self {
+        let mut state = control.state();
+        state.workers += 1;
+        let worker = state.workers;
+        state.bells.insert(worker, bell);
+        let destination = |(name, gate): (&str, Option<Gate>)| {
+            let (index, _) =
+                state.destinations.get(name).expect("a worker's destinations are configured first");
+            (*index, gate.map(Rate::new))
+        };
+        let destinations = destinations.into_iter().map(destination).collect();
+        drop(state);
+        Self { control: control.clone(), worker, destinations, all: all.map(Rate::new) }
+    }
+
+    fn index(&self, destination: usize) -> usize {
+        self.destinations[destination].0
+    }
+
+    fn now(&self) -> MonoMs {
+        self.control.0.clock.mono()
+    }
+
+    /// Asks for messages to be let go. Nobody else asks meanwhile.
+    pub fn ask(&self) -> Asking<'_> {
+        Asking { seat: self, state: self.control.state(), now: self.now(), granted: None, ask_again: None }
+    }
+
+    /// When the destination can be tried again, if not now.
+    pub fn stands_for(&self, destination: usize) -> Option<Duration> {
+        let now = self.now();
+        let until = self.control.state().traffic.stands_until(self.index(destination), now);
+        until.map(|until| until.since(now))
+    }
+
+    /// Whether the destination gets nothing but probes.
+    pub fn is_probing(&self, destination: usize) -> bool {
+        self.control.state().traffic.is_probing(self.index(destination))
+    }
+
+    /// How much of the last `age` the destination stood.
+    pub fn stood(&self, destination: usize, age: Duration) -> Duration {
+        let now = self.now();
+        self.control.state().traffic.stood(self.index(destination), age, now)
+    }
+
+    /// What a permanent failure means by now, and whether other messages are on their way there.
+    pub fn judge(&self, destination: usize, file: FileId, status: u16, reason: Reason) -> (Judgement, bool) {
+        let (index, now) = (self.index(destination), self.now());
+        let traffic = &mut self.control.state().traffic;
+        (traffic.judge(index, file, status, reason), traffic.view(index, now).in_flight > 0)
+    }
+
+    /// An operator says that the destination can be used again.
+    pub fn resume(&self, destination: usize) {
+        let (index, now) = (self.index(destination), self.now());
+        let state = &mut *self.control.state();
+        let rules = state.destinations.values().find(|(known, _)| *known == index).map(|(_, rules)| *rules);
+        state.traffic.resume(index, rules.expect("it was configured"), now);
+    }
+
+    /// Why the destination is suspect.
+    pub fn suspicion(&self, destination: usize) -> Option<String> {
+        let now = self.now();
+        let view = self.control.state().traffic.view(self.index(destination), now);
+        view.suspicion.map(|suspicion| suspicion.to_string())
+    }
+
+    /// The destination's index in [`Self::rates`], if it has a rate: `None` for the rate over all.
+    pub fn rates(&self) -> Vec<Option<usize>> {
+        let of_each = (0..self.destinations.len()).filter(|&at| self.destinations[at].1.is_some()).map(Some);
+        of_each.chain(self.all.as_ref().map(|_| None)).collect()
+    }
+
+    fn rate(&self, destination: Option<usize>) -> Option<&Rate> {
+        match destination {
+            Some(destination) => self.destinations[destination].1.as_ref(),
+            None => self.all.as_ref(),
+        }
+    }
+
+    /// Returns when messages wait for a rate.
+    pub async fn lacks(&self, destination: Option<usize>) {
+        match self.rate(destination) {
+            Some(rate) => rate.lacking.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until a rate lets messages through, `wanted` at most.
+    pub async fn pass(&self, destination: Option<usize>, wanted: usize) {
+        if let Some(rate) = self.rate(destination) {
+            let passed = rate.gate.pass_up_to(wanted).await;
+            rate.keep(passed);
+        }
+    }
+
+    /// How many messages could go to a destination now if its rate allowed it.
+    pub fn free(&self, destination: usize) -> usize {
+        let (index, now) = (self.index(destination), self.now());
+        self.control.state().traffic.free(index, self.worker, now)
+    }
+
+    /// Wakes the other workers that wait for what was given back at a destination.
+    pub fn wake_waiting(&self, destination: usize) {
+        let (index, now) = (self.index(destination), self.now());
+        let state = self.control.state();
+        for worker in state.traffic.waiting(index, self.worker, now) {
+            if let Some(bell) = state.bells.get(&worker) {
+                bell.ring();
+            }
+        }
+    }
+
+    /// Wakes all workers: more may go than before.
+    pub fn wake_all(&self) {
+        self.control.state().bells.values().for_each(Bell::ring);
+    }
+}
+
+impl Drop for Seat {
+    /// It is not woken any more. Its permits come back with their requests.
+    fn drop(&mut self) {
+        let state = &mut *self.control.state();
+        state.bells.remove(&self.worker);
+        for (destination, _) in &self.destinations {
+            state.traffic.has_none(*destination, self.worker);
+        }
+    }
+}
+
+/// A worker asks for messages to be let go, one at a time.
+pub struct Asking<'a> {
+    seat: &'a Seat,
+    state: MutexGuard<'a, State>,
+    now: MonoMs,
+    granted: Option<Permit>,
+    ask_again: Option<MonoMs>,
+}
+
+impl Admission for Asking<'_> {
+    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer {
+        let (index, rate) = &self.seat.destinations[destination];
+        let traffic = &mut self.state.traffic;
+        let permit = match traffic.may(*index, self.seat.worker, is_retry, self.now) {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                let (at, answer) = match refusal {
+                    Refusal::Until(at) => (Some(at), Answer::Refused),
+                    Refusal::RetryUntil(at) => (Some(at), Answer::NoRetries),
+                    Refusal::Full => (traffic.cools_at(*index), Answer::Refused),
+                    Refusal::Suspended => (None, Answer::Refused),
+                };
+                self.ask_again = self.ask_again.into_iter().chain(at).min();
+                return answer;
+            }
+        };
+        let has_passed = |rate: Option<&Rate>| {
+            let lacking = rate.filter(|rate| !rate.try_pass());
+            lacking.inspect(|rate| rate.lacking.notify_one()).is_none()
+        };
+        let (rate, all) = (rate.as_ref(), self.seat.all.as_ref());
+        if !has_passed(rate) {
+            traffic.has_none(*index, self.seat.worker); // it waits for its rate, not for a permit
+            return Answer::Refused;
+        }
+        if !has_passed(all) {
+            rate.inspect(|rate| rate.keep(1));
+            traffic.has_none(*index, self.seat.worker);
+            return Answer::Refused;
+        }
+        traffic.take(permit, self.now);
+        self.granted = Some(permit);
+        Answer::Granted
+    }
+
+    fn has_none(&mut self, destination: usize) {
+        self.state.traffic.has_none(self.seat.index(destination), self.seat.worker);
+    }
+}
+
+impl Asking<'_> {
+    /// The permit that was granted, and when it is worth to ask again, as far as time decides.
+    pub fn finish(self) -> (Option<Passage>, Option<MonoMs>) {
+        let passage = |permit| Passage { control: self.seat.control.clone(), permit: Some(permit) };
+        (self.granted.map(passage), self.ask_again)
+    }
+}
+
+/// A message's permit to be sent. It is given back when it is dropped.
+pub struct Passage {
+    control: TrafficControl,
+    permit: Option<Permit>,
+}
+
+impl Passage {
+    /// The attempt at a message of `file` has ended, `latency` after it began.
+    pub fn ended(mut self, outcome: &Outcome, latency: Duration, file: FileId) -> Ended {
+        let permit = mem::take(&mut self.permit).expect("it ends once");
+        let now = self.control.0.clock.mono();
+        let jitter = rand::rng().random();
+        self.control.state().traffic.ended(permit, now, latency, outcome, file, jitter)
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let now = self.control.0.clock.mono();
+            self.control.state().traffic.withdrawn(permit, now);
+        }
+    }
+}
