@@ -67,7 +67,8 @@ def stop(process):
 
 
 class Run:
-    """A daemon and its directories; a context manager that stops it."""
+    """A daemon and its directories; a context manager that stops it. Without `url` the destination is no webhook, and
+    `destination` says what it is."""
 
     def __init__(self, url, feed_format="csv", destination=(), more="", environment=None, migrate=False):
         self.environment = os.environ | (environment or {})
@@ -77,12 +78,13 @@ class Run:
         self.inbox = self.path / "inbox"
         self.inbox.mkdir()
         recipient = "" if feed_format == "text" else 'recipient = "user_id"\n'
-        lines = "".join(f"{line}\n" for line in destination)
+        webhook = [f'url = "{url}"', 'allow = ["127.0.0.1/32"]', 'secrets = ["env:POSTRIDER_BENCH_SECRET"]'] if url else []
+        lines = "".join(f"{line}\n" for line in [*webhook, *destination])
         (self.path / "postrider.toml").write_text(
             f'[state]\ndir = "{self.path}/state"\n[log]\nlevel = "warn"\n{more}\n'
             f'[feeds.bench]\npath = "{self.inbox}"\nformat = "{feed_format}"\n{recipient}'
             f'destinations = ["bench"]\n'
-            f'[destinations.bench]\nurl = "{url}"\nallow = ["127.0.0.1/32"]\nsecrets = ["env:POSTRIDER_BENCH_SECRET"]\n{lines}')
+            f'[destinations.bench]\n{lines}')
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(str(self.path / "notify"))
         self.notify.settimeout(30)
@@ -111,10 +113,15 @@ class Run:
 
     def drop(self, content, name):
         """Writes a file elsewhere and renames it into the feed; returns the time of the rename in s."""
+        return self.drop_into(self.inbox, content, name)
+
+    def drop_into(self, directory, content, name):
+        """The same for another directory."""
         staged = self.path / "staged"
         staged.write_bytes(content)
-        staged.rename(self.inbox / name)
-        return time.time()
+        at = time.time()
+        staged.rename(directory / name)
+        return at
 
     def report(self, name):
         """The file's report, once it is in done/."""
