@@ -9,8 +9,13 @@ use std::{
 };
 
 use postrider_actors::{
-    model::{record::MessageRecord, state::MessageState, time::UnixMs},
-    ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError},
+    model::{
+        receipt::{EventId, Receipt},
+        record::MessageRecord,
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError, Taken},
 };
 use postrider_postgres::ledger::PostgresLedger;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
@@ -573,6 +578,26 @@ async fn s3_waiting_requests_share_a_commit() {
     println!("one at a time {alone:.0}/s, 32 at once {together:.0}/s");
     assert!(together > 5.0 * alone, "{together:.0}/s of 32 at once, {alone:.0}/s one at a time");
     assert_eq!(ledger.waiting().await, Ok(1701));
+}
+
+/// A mapping gives every receipt the same `event_id`: each arrival finds thousands of its id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+async fn f51_thousands_of_receipts_with_one_id_cost_no_more_than_others() {
+    let server = server();
+    let ledger = ledger(&server).await;
+    let same = |row| {
+        let receipt = receipt(1, row, 1, MessageState::Delivered);
+        Receipt { event: EventId::named("s", "the same").saying(&receipt), ..receipt }
+    };
+    let take =
+        async |rows: std::ops::Range<u64>| ledger.take(arrival(rows.map(same).collect())).await.unwrap();
+    let taken = |new, known, reused_ids| Taken { new, known, reused_ids, rejected: 0 };
+    for part in 0..4 {
+        let reused = if part == 0 { 3_999 } else { 4_000 };
+        assert_eq!(take(part * 4_000..(part + 1) * 4_000).await, taken(4_000, 0, reused), "part {part}");
+    }
+    assert_eq!(take(14_000..18_000).await, taken(2_000, 2_000, 2_000));
 }
 
 /// Over several partitions, by both keys; what is before its message comes again through the parked.

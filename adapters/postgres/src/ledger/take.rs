@@ -19,7 +19,7 @@ use postrider_actors::{
     ports::{Arrival, SourceCursor, Taken},
 };
 use tokio::sync::oneshot;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{Shared, connect, error::Failure, values, waiting::put};
@@ -33,10 +33,16 @@ const REJECTS_PART: usize = 256;
 /// How exact a source's `receipts_at` is: whoever moves it holds its row until the commit, and others wait.
 const NOTE_EVERY_MS: u64 = 1000;
 
-/// The events that have these ids: see `EventId::same_id`. OFFSET: a look into the index per id.
-const SAME_IDS: &str = "
+/// One event of each id that is known: see `EventId::same_id`. LIMIT: a mapping may give every receipt the same id; and a look into
+/// the index per id.
+const KNOWN_IDS: &str = "
 SELECT l.event FROM unnest($2::uuid[], $3::uuid[]) AS k (least, greatest),
-       LATERAL (SELECT event FROM receipt_events WHERE source = $1 AND event BETWEEN k.least AND k.greatest OFFSET 0) l";
+       LATERAL (SELECT event FROM receipt_events WHERE source = $1 AND event BETWEEN k.least AND k.greatest LIMIT 1) l";
+
+/// Those of these events that are known. OFFSET: a look into the index per event.
+const KNOWN_EVENTS: &str = "
+SELECT l.event FROM unnest($2::uuid[]) AS k (event),
+       LATERAL (SELECT event FROM receipt_events WHERE source = $1 AND event = k.event OFFSET 0) l";
 
 /// Events that were looked for and not found. To insert them and to look for conflicts takes three times as long, so that is
 /// for those who have met one.
@@ -405,18 +411,20 @@ pub(super) async fn remember(
     let uuid = |event: EventId| Uuid::from_bytes(event.0);
     // In order: two that take the same wait for each other in one direction.
     let events: BTreeSet<EventId> = events.collect();
-    let (least, greatest): (Vec<_>, Vec<_>) = events
-        .iter()
-        .map(|event| event.same_id())
-        .map(|(least, greatest)| (uuid(least), uuid(greatest)))
-        .unzip();
-    let same_ids = transaction.prepare_cached(SAME_IDS).await?;
-    let known = transaction.query(&same_ids, &[&source, &least, &greatest]).await?;
-    let known: BTreeSet<EventId> = known.iter().map(|row| event(row.get(0))).collect();
-    let is_id_known = |event: EventId| {
-        let (least, greatest) = event.same_id();
-        known.range(least..=greatest).next().is_some()
-    };
+    let ids: BTreeSet<_> = events.iter().map(|event| event.same_id()).collect();
+    let (least, greatest): (Vec<_>, Vec<_>) =
+        ids.into_iter().map(|(least, greatest)| (uuid(least), uuid(greatest))).unzip();
+    let look = transaction.prepare_cached(KNOWN_IDS).await?;
+    let mut known = found(&transaction.query(&look, &[&source, &least, &greatest]).await?);
+    let id = |event: &EventId| event.same_id().0;
+    let known_ids: HashSet<_> = known.iter().map(id).collect();
+    let is_id_known = |event: EventId| known_ids.contains(&id(&event));
+    let unsure: Vec<_> =
+        events.difference(&known).copied().filter(|event| is_id_known(*event)).map(uuid).collect();
+    if !unsure.is_empty() {
+        let look = transaction.prepare_cached(KNOWN_EVENTS).await?;
+        known.append(&mut found(&transaction.query(&look, &[&source, &unsure]).await?));
+    }
     let new: Vec<_> = events.difference(&known).copied().map(uuid).collect();
     if new.is_empty() {
         return Ok(BTreeMap::new());
@@ -427,7 +435,7 @@ pub(super) async fn remember(
     };
     let insert = transaction.prepare_cached(insert).await?;
     let rows = transaction.query(&insert, &[&source, &new, &at]).await?;
-    Ok(rows.iter().map(|row| event(row.get(0))).map(|event| (event, is_id_known(event))).collect())
+    Ok(found(&rows).into_iter().map(|event| (event, is_id_known(event))).collect())
 }
 
 /// Keeps rejects; those that are new.
@@ -436,9 +444,9 @@ async fn reject(
     source: i32,
     rejects: &[&ReceiptReject],
     at: SystemTime,
-) -> Result<Vec<EventId>, Failure> {
+) -> Result<BTreeSet<EventId>, Failure> {
     if rejects.is_empty() {
-        return Ok(Vec::new());
+        return Ok(BTreeSet::new());
     }
     let all = || rejects.iter();
     let events: Vec<_> = all().map(|reject| Uuid::from_bytes(reject.event.0)).collect();
@@ -450,9 +458,10 @@ async fn reject(
     let statement = transaction.prepare_cached(REJECT).await?;
     let values: [&(dyn ToSql + Sync); 8] =
         [&source, &at, &events, &happened, &whole, &places, &reasons, &texts];
-    Ok(transaction.query(&statement, &values).await?.iter().map(|row| event(row.get(0))).collect())
+    Ok(found(&transaction.query(&statement, &values).await?))
 }
 
-fn event(uuid: Uuid) -> EventId {
-    EventId(uuid.into_bytes())
+/// The events that a query found.
+fn found(rows: &[Row]) -> BTreeSet<EventId> {
+    rows.iter().map(|row| EventId(row.get::<_, Uuid>(0).into_bytes())).collect()
 }
