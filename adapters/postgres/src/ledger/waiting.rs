@@ -14,7 +14,10 @@ use postrider_actors::model::{
     state::MessageState,
     time::UnixMs,
 };
-use tokio_postgres::{Row, types::FromSql};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, ToSql},
+};
 use uuid::Uuid;
 
 use super::{
@@ -50,23 +53,23 @@ pub(super) const ARRAYS: [&str; 12] = [
 ];
 
 /// Receipts by columns, in the order of [`ARRAYS`].
-pub(super) struct Columns<'a> {
-    pub(super) events: Vec<Uuid>,
-    pub(super) files: Vec<Option<Uuid>>,
-    pub(super) rows: Vec<Option<i64>>,
-    pub(super) ats: Vec<Option<SystemTime>>,
-    pub(super) sent_ats: Vec<Option<SystemTime>>,
-    pub(super) prices: Vec<Option<i64>>,
-    pub(super) bytes: Vec<i32>,
-    pub(super) states: Vec<i16>,
-    pub(super) provider_ids: Vec<Option<std::borrow::Cow<'a, str>>>,
-    pub(super) statuses: Vec<Option<std::borrow::Cow<'a, str>>>,
-    pub(super) carriers: Vec<Option<std::borrow::Cow<'a, str>>>,
-    pub(super) responses: Vec<Option<std::borrow::Cow<'a, str>>>,
+struct Columns<'a> {
+    events: Vec<Uuid>,
+    files: Vec<Option<Uuid>>,
+    rows: Vec<Option<i64>>,
+    ats: Vec<Option<SystemTime>>,
+    sent_ats: Vec<Option<SystemTime>>,
+    prices: Vec<Option<i64>>,
+    bytes: Vec<i32>,
+    states: Vec<i16>,
+    provider_ids: Vec<Option<std::borrow::Cow<'a, str>>>,
+    statuses: Vec<Option<std::borrow::Cow<'a, str>>>,
+    carriers: Vec<Option<std::borrow::Cow<'a, str>>>,
+    responses: Vec<Option<std::borrow::Cow<'a, str>>>,
 }
 
 impl<'a> Columns<'a> {
-    pub(super) fn of(receipts: &[&'a Receipt]) -> Self {
+    fn of(receipts: &[&'a Receipt]) -> Self {
         let message = |receipt: &Receipt| match receipt.key {
             ReceiptKey::Message(id) => Some(id),
             ReceiptKey::Provider(_) => None,
@@ -91,6 +94,30 @@ impl<'a> Columns<'a> {
             responses: all().map(|receipt| values::texts(receipt.facts.response.as_deref())).collect(),
         }
     }
+
+    /// As parameters of a statement that takes [`columns!`]: behind those of source and destination.
+    fn after<'s>(
+        &'s self,
+        sources: &'s (dyn ToSql + Sync),
+        destinations: &'s (dyn ToSql + Sync),
+    ) -> Vec<&'s (dyn ToSql + Sync)> {
+        vec![
+            sources,
+            destinations,
+            &self.events,
+            &self.files,
+            &self.rows,
+            &self.ats,
+            &self.sent_ats,
+            &self.prices,
+            &self.bytes,
+            &self.states,
+            &self.provider_ids,
+            &self.statuses,
+            &self.carriers,
+            &self.responses,
+        ]
+    }
 }
 
 const PUT: &str = concat!(
@@ -109,28 +136,8 @@ pub(super) async fn put(
 ) -> Result<(), Failure> {
     let statement = transaction.prepare_cached(PUT).await?;
     for chunk in receipts.chunks(CHUNK) {
-        let c = Columns::of(chunk);
-        transaction
-            .execute(
-                &statement,
-                &[
-                    &source,
-                    &destination,
-                    &c.events,
-                    &c.files,
-                    &c.rows,
-                    &c.ats,
-                    &c.sent_ats,
-                    &c.prices,
-                    &c.bytes,
-                    &c.states,
-                    &c.provider_ids,
-                    &c.statuses,
-                    &c.carriers,
-                    &c.responses,
-                ],
-            )
-            .await?;
+        let columns = Columns::of(chunk);
+        transaction.execute(&statement, &columns.after(&source, &destination)).await?;
     }
     Ok(())
 }
@@ -293,7 +300,7 @@ pub(super) async fn park(
         return Ok(());
     }
     let inner: Vec<_> = receipts.iter().map(|waiting| &waiting.receipt).collect();
-    let c = Columns::of(&inner);
+    let columns = Columns::of(&inner);
     let sources: Vec<_> = receipts.iter().map(|waiting| waiting.source).collect();
     let destinations: Vec<_> = receipts.iter().map(|waiting| waiting.destination).collect();
     let insert = concat!(
@@ -304,28 +311,10 @@ pub(super) async fn park(
          $11::text[], $12::text[], $13::text[], $14::text[])"
     );
     let insert = transaction.prepare_cached(insert).await?;
-    transaction
-        .execute(
-            &insert,
-            &[
-                &sources,
-                &destinations,
-                &c.events,
-                &c.files,
-                &c.rows,
-                &c.ats,
-                &c.sent_ats,
-                &c.prices,
-                &c.bytes,
-                &c.states,
-                &c.provider_ids,
-                &c.statuses,
-                &c.carriers,
-                &c.responses,
-                &values::time(at),
-            ],
-        )
-        .await?;
+    let since = values::time(at);
+    let mut parameters = columns.after(&sources, &destinations);
+    parameters.push(&since);
+    transaction.execute(&insert, &parameters).await?;
     Ok(())
 }
 
