@@ -11,7 +11,7 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{Arrival, Clock as _, ReceiptLedger, SourceCursor, StoreError, Taken},
-    testing::{FakeClock, MemoryReceipts, RowReader as _},
+    testing::{FakeClock, MemoryReceipts, RowReader as _, figure},
 };
 use postrider_http::{
     receipts::{BODY_BYTES_MAX, Credentials, HttpReceipts, HttpSource, RECEIPTS_MAX, Sink},
@@ -265,6 +265,9 @@ async fn f52_what_is_wrong_with_one_receipt_keeps_no_other_back() {
         (&answer.body["rejected"][0]["item"], &answer.body["rejected"][1]["item"]),
         (&json!(1), &json!(2))
     );
+    figure(
+        "1,000 receipts, 1 with NUL, 1 with an id of 201 bytes, 1 with an unknown status: 3 rejected, 996 taken, 1 ignored",
+    );
 }
 
 #[tokio::test]
@@ -356,6 +359,7 @@ async fn f55_forged_and_stale_requests_are_refused_and_replayed_ones_change_noth
     world.clock.advance(Duration::from_secs(1));
     assert_eq!(world.post(captured).await.status, 403);
     assert_eq!(ledger.waiting().await.unwrap(), 1);
+    figure("8 forged or stale requests: 401 or 403, 0 writes; a replay: 0 taken");
 }
 
 /// Any single bit of a genuine request, its head and its body: what comes of it is never more than the
@@ -388,6 +392,7 @@ async fn f55_no_flipped_bit_brings_anything_new() {
     }
     assert!(refused > (genuine.len() - body_at) * 8, "{refused}");
     assert_eq!((ledger.waiting().await.unwrap(), ledger.tally().await.rejects), (2, 0));
+    figure(format!("{} flipped bits: {refused} refused, the others without effect", genuine.len() * 8));
 }
 
 #[tokio::test]
@@ -556,6 +561,7 @@ async fn f55_slow_forgers_hold_no_genuine_sender_up() {
     let begun = Instant::now();
     assert_eq!(world.post(Request::signed(receipts(3).to_string())).await.body["taken"], 3);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    figure(format!("64 forgers in the middle of a body: answered after {} ms", begun.elapsed().as_millis()));
 }
 
 /// Whoever opens connections without credentials keeps neither a peer of its own address out, nor one that has brought

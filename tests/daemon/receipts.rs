@@ -11,7 +11,10 @@ use std::{
 
 use postrider_http::signature::SigningKey;
 
-use postrider_actors::model::ids::{FileId, MessageId};
+use postrider_actors::{
+    model::ids::{FileId, MessageId},
+    testing::figure,
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -244,6 +247,7 @@ fn f65_rows_that_the_ledger_refuses_stop_no_worker_and_send_nothing_again() {
     assert_eq!(postgres.value("SELECT count(*)::text FROM postrider.messages"), "300");
     let degraded = "SELECT detail FROM postrider.messages WHERE recipient = ''";
     assert!(postgres.value(degraded).contains("recipients_are_short"), "{}", postgres.value(degraded));
+    figure("1 row refused of 300: 300 requests, 300 rows, 1 degraded with its reason");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use postrider_actors::{
         time::UnixMs,
     },
     ports::{Applied, ReceiptLedger as _, SourceCursor, StoreError, Taken},
+    testing::figure,
 };
 use postrider_postgres::ledger::PostgresLedger;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
@@ -101,6 +102,7 @@ async fn work_while(server: &Arc<Postgres>, harm: impl Fn(&Postgres) + Send + 's
     assert_eq!(ledger.cursor("s").await, Ok(Some(SourceCursor("59".into()))));
     assert_eq!(stuck(server), "0");
     assert_eq!(deadlocks(server), "0");
+    figure("6,000 messages and a receipt of each: all delivered, no stuck transaction, no deadlock");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,6 +168,7 @@ async fn f49_a_backend_that_ends_in_its_commit_leaves_it_unknown_and_repeating_i
     assert_eq!(taken.new + taken.known, 1);
     assert_eq!(ledger.waiting().await, Ok(1));
     assert_eq!(stuck(&server), "0");
+    figure("a backend ended in its COMMIT: the outcome is unknown, and its repetition is taken once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,6 +209,10 @@ async fn f49_a_locked_table_and_an_exhausted_pool_are_waited_for_within_bounds()
     let Err(StoreError::Retryable(why)) = second else { panic!("{second:?}") };
     assert!(why.contains("all 1 connections"), "{why}");
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    figure(format!(
+        "a locked table and no free connection: given up after {} ms, later done",
+        started.elapsed().as_millis()
+    ));
     assert_eq!(stuck(&server), "0");
     release.send(()).unwrap();
     locking.join().unwrap();
@@ -279,6 +286,12 @@ async fn f65_a_row_that_the_database_refuses_is_degraded_alone_whatever_its_code
         server.value("SELECT count(*)::text FROM postrider.messages"),
         (500 * codes.len()).to_string()
     );
+    figure(format!(
+        "{} SQLSTATEs: {} rows degraded alone, all {} stored",
+        codes.len(),
+        2 * codes.len(),
+        500 * codes.len()
+    ));
 }
 
 /// Repeats it until its error says what it should; the first tries may meet connections that were just ended.
@@ -312,6 +325,7 @@ async fn f49_a_caller_that_goes_away_leaves_no_transaction() {
                          + (SELECT count(*) FROM postrider.receipt_parked))::text";
     assert_eq!(server.value(waiting), "1000");
     assert_eq!(stuck(&server), "0");
+    figure("5 callers that go away in the middle of 1,000 receipts: 1,000 kept, no transaction left open");
 }
 
 /// Each of the messages gets 8 receipts, each of the appliers meets most of the messages.
@@ -380,6 +394,9 @@ async fn f50_eight_appliers_on_the_same_rows_never_deadlock() {
                        IS DISTINCT FROM ('delivered', 3, 7, 'carrier 14')";
     assert_eq!(server.value(wrong), "0");
     assert_eq!(deadlocks(&server), "0");
+    figure(format!(
+        "8 appliers in batches of 1,000, {sum} receipts of {MESSAGES} messages: each applied once, 0 deadlocks"
+    ));
 }
 
 /// One that keeps changes, and waits for a lock for longer than a test holds one.
@@ -527,6 +544,9 @@ async fn f52_a_receipt_that_can_t_be_applied_becomes_a_reject_and_holds_up_no_ot
     let delivered = MessageState::Delivered as u8;
     let delivered = format!("SELECT count(*)::text FROM postrider.messages WHERE state = {delivered}");
     assert_eq!(server.value(&delivered), "3000");
+    figure(
+        "3,000 receipts of which a trigger refuses 1 and 1 is unreadable: 2 rejected by name, 2,998 applied",
+    );
 }
 
 /// What refuses every receipt is no receipt's fault: they wait.
@@ -663,6 +683,9 @@ async fn f51_the_order_of_receipts_does_not_matter() {
         }
         seen = Some(found);
     }
+    figure(
+        "4 orders of 5,940 receipts, each 3 times, a third before its message, 30 messages unknown: the same 300 rows",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -682,4 +705,5 @@ async fn f53_65536_receipts_are_taken_in_parts_and_the_cursor_with_the_last() {
     let again = ledger.take(arrival).await.unwrap();
     assert_eq!((again.new, again.known), (0, 65_536));
     assert_eq!(ledger.waiting().await, Ok(65_536));
+    figure(format!("65,536 receipts at once: {transactions} transactions, all taken once, again: none"));
 }
