@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use postrider_actors::model::outcome::Reason;
+use postrider_actors::model::{http_policy::RetryAfter, outcome::Reason};
 use tokio::{
     io::{AsyncRead as _, AsyncReadExt as _, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -31,7 +31,8 @@ const BUFFER_BYTES_KEPT: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoAnswer {
     pub(super) trouble: Trouble,
-    /// Whether it is certain that not one byte of the request left this host.
+    /// Whether it is certain that the receiver has not taken the request: no byte of it left this host, or the
+    /// receiver says so.
     pub(super) nothing_sent: bool,
 }
 
@@ -39,6 +40,15 @@ impl From<Reason> for NoAnswer {
     fn from(reason: Reason) -> Self {
         Self { trouble: reason.into(), nothing_sent: false }
     }
+}
+
+/// What the receiver has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<RetryAfter>,
+    /// The body, if it was asked for and came whole.
+    pub(super) body: Option<Vec<u8>>,
 }
 
 /// An answer, and whether the connection is good for another request.
@@ -265,8 +275,12 @@ fn poll_fill(stream: &mut Stream, cx: &mut Context<'_>, input: &mut Vec<u8>) -> 
 /// The reason for a connection that broke after the request had begun. TLS trouble shows up here when
 /// the server judges the handshake after we have finished ours (TLS 1.3).
 fn broken(error: &io::Error) -> Reason {
-    let is_tls = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
-    if is_tls { Reason::Tls } else { Reason::Reset }
+    if is_tls(error) { Reason::Tls } else { Reason::Reset }
+}
+
+/// Whether TLS has failed, rather than what carries it.
+pub(super) fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
 }
 
 /// For how long the connection may stay idle after an answer with `head`, at most `longest`. A second

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use postrider_actors::model::address::is_embedding;
 use postrider_net::tls::TlsVersion;
 use postrider_settings::{
-    SecretSource, Section, choice, duration, given, integer, optional_path, optional_secret, optional_text,
-    secrets, settings, shown_text, unset,
+    SecretSource, Section, choice, duration, flag, given, integer, optional_path, optional_secret,
+    optional_text, secrets, settings, shown_text, unset,
 };
 use url::Url;
 
@@ -59,6 +59,8 @@ settings! {
         bearer: Option<SecretSource> = unset("\"credential:support-token\"", optional_secret);
         /// USER:PASSWORD of `authorization: Basic …`, kept where secrets are.
         basic: Option<SecretSource> = unset("\"credential:support-login\"", optional_secret);
+        /// Speak HTTP/2 where TLS negotiates it: few connections carry all requests. `false` for HTTP/1.1 alone.
+        http2: bool = flag(true);
         /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it.
         provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);

@@ -1,5 +1,5 @@
 //! The webhook port over HTTP/1.1: a writer and reader of our own on tokio, because the client decides
-//! the end-to-end rate (`docs/decisions/0006-http-client.md`).
+//! the end-to-end rate (`docs/decisions/0006-http-client.md`). Where TLS negotiates it, over HTTP/2: [`http2`].
 //!
 //! The path of one attempt: take an idle [`connection`] or [`connect`]; write the [`request`] from the
 //! destination's template, signed by [`crate::signature`]; read the [`response`]; put the connection back.
@@ -8,6 +8,7 @@
 
 mod connect;
 mod connection;
+mod http2;
 mod idle;
 mod keys;
 mod provider_id;
@@ -28,6 +29,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use postrider_actors::{
     model::{
         http_policy,
@@ -39,11 +41,13 @@ use tokio::time::Instant;
 
 use self::{
     connect::Connector,
-    connection::{Connection, Response, idle_max},
+    connection::{Answer, Connection, NoAnswer, idle_max},
+    http2::{Place, SharedConnections},
     idle::IdleConnections,
     provider_id::NoId,
-    request::RequestTemplate,
+    request::{Http2Template, RequestTemplate},
     shortage::Trouble,
+    stream::Stream,
 };
 pub use self::{
     keys::{WebhookKeys, WebhookUrl},
@@ -61,12 +65,19 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// same.
 const RESPONSE_BYTES_MAX: u64 = 64 << 10;
 
+/// How often a request is repeated within its attempt because the receiver has not taken it: it closed the connection
+/// just then, or said so. Servers of HTTP/2 say so when they reload, and after so many requests on a connection.
+const REPEATS_MAX: usize = 3;
+
 /// One destination's receiver.
 pub struct HttpWebhook {
     settings: WebhookSettings,
     template: RequestTemplate,
+    /// For HTTP/2, where it may be negotiated.
+    http2_template: Option<Http2Template>,
     connector: Connector,
     idle: IdleConnections,
+    shared: SharedConnections,
     /// 2xx answers without the id that they should hold.
     ids_missing: AtomicU64,
 }
@@ -104,26 +115,72 @@ impl HttpWebhook {
             ),
             _ => None,
         };
+        let http2_template = (tls.is_some() && settings.keys.http2).then(|| Http2Template::new(&settings));
+        let http2_template = http2_template.transpose().map_err(|error| {
+            problem("url".into(), error, "set `http2 = false`: HTTP/2 can't carry such a request")
+        })?;
         let connector = Connector::new(&settings.keys, tls, settings.connect_timeout).map_err(|error| {
             problem("url".into(), error, "expected http://host/path or https://host/path")
         })?;
-        let idle = IdleConnections::new(settings.keys.in_flight_max());
-        Ok(Self { settings, template, connector, idle, ids_missing: AtomicU64::new(0) })
+        let limit = settings.keys.in_flight_max();
+        let (idle, shared) =
+            (IdleConnections::new(limit), SharedConnections::new(limit, http2_template.is_some()));
+        Ok(Self {
+            settings,
+            template,
+            http2_template,
+            connector,
+            idle,
+            shared,
+            ids_missing: AtomicU64::new(0),
+        })
     }
 
-    /// Makes one attempt: one request, unless a kept connection turns out to be closed before a byte of
-    /// it was sent. Then, and only then, it goes out on a new one (I5: still at most one request).
-    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Response, Trouble> {
+    /// Makes one attempt: one request, unless the receiver is known not to have taken it, because a kept connection turns
+    /// out to be closed before a byte of it was sent, or because it says so by HTTP/2. Then, and only then, it goes out on
+    /// another one (I5: still at most one request).
+    async fn attempt(&self, request: &WebhookRequest<'_>) -> Result<Answer, Trouble> {
         let deadline = Instant::now() + self.settings.keys.timeout;
-        if let Some(kept) = self.idle.take() {
-            match self.exchange(kept, request, deadline).await {
-                Err(no_answer) if no_answer.nothing_sent => {}
+        let mut repeats = 0;
+        loop {
+            let (answer, may_repeat) = match self.line(deadline).await? {
+                Line::Kept(kept) => (self.exchange(kept, request, deadline).await, true),
+                Line::Fresh(fresh) => (self.exchange(fresh, request, deadline).await, false),
+                Line::Shared(place) => (self.exchange_shared(place, request, deadline).await, true),
+            };
+            match answer {
+                Err(no_answer) if no_answer.nothing_sent && may_repeat && repeats < REPEATS_MAX => {
+                    repeats += 1;
+                }
                 done => return done.map_err(|no_answer| no_answer.trouble),
             }
         }
-        let stream = self.connector.connect(deadline).await?;
-        let fresh = Connection::new(stream, deadline);
-        self.exchange(fresh, request, deadline).await.map_err(|no_answer| no_answer.trouble)
+    }
+
+    /// What the request goes out on: a connection that is open already, or a new one.
+    async fn line(&self, deadline: Instant) -> Result<Line, Trouble> {
+        let at_hand = || self.idle.take().map(Line::Kept).or_else(|| self.shared.take().map(Line::Shared));
+        if let Some(line) = at_hand() {
+            return Ok(line);
+        }
+        let mut turn = self.shared.turn(deadline).await?;
+        if turn.is_some()
+            && let Some(line) = at_hand()
+        {
+            return Ok(line); // opened by who had the turn before
+        }
+        let opened = match self.connector.connect(deadline).await.map(Stream::into_http2) {
+            Ok(Ok(stream)) => self.shared.open(stream, deadline).await.map(Line::Shared),
+            Ok(Err(stream)) => {
+                self.shared.learn_http_1();
+                Ok(Line::Fresh(Connection::new(stream, deadline)))
+            }
+            Err(trouble) => Err(trouble),
+        };
+        if let (Some(turn), Err(trouble)) = (&mut turn, &opened) {
+            **turn = Some((Instant::now(), *trouble));
+        }
+        opened
     }
 
     async fn exchange(
@@ -131,15 +188,39 @@ impl HttpWebhook {
         mut connection: Connection,
         request: &WebhookRequest<'_>,
         deadline: Instant,
-    ) -> Result<Response, connection::NoAnswer> {
+    ) -> Result<Answer, NoAnswer> {
         self.template.write(request, &mut connection.output).map_err(|_| Reason::Render)?;
         let keep_body = self.settings.keys.provider_id.is_some();
-        let answer = connection.exchange(deadline, RESPONSE_BYTES_MAX, keep_body).await?;
-        if answer.reusable {
-            self.idle.put(connection, Instant::now() + idle_max(&answer.head, IDLE_MAX));
+        let response = connection.exchange(deadline, RESPONSE_BYTES_MAX, keep_body).await?;
+        let head = response.head;
+        if response.reusable {
+            self.idle.put(connection, Instant::now() + idle_max(&head, IDLE_MAX));
         }
-        Ok(answer)
+        Ok(Answer { status: head.status, retry_after: head.retry_after, body: response.body })
     }
+
+    async fn exchange_shared(
+        &self,
+        place: Place,
+        request: &WebhookRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let template = self.http2_template.as_ref().expect("HTTP/2 is only negotiated where it is offered");
+        let head = template.head(request).map_err(|_| Reason::Render)?;
+        let body = Bytes::copy_from_slice(request.body);
+        let keep_body = self.settings.keys.provider_id.is_some();
+        place.exchange(head, body, deadline, RESPONSE_BYTES_MAX, keep_body).await
+    }
+}
+
+/// What a request goes out on.
+enum Line {
+    /// A connection that was used before.
+    Kept(Connection),
+    /// A new one.
+    Fresh(Connection),
+    /// A place on one that is shared, by HTTP/2.
+    Shared(Place),
 }
 
 impl HttpWebhook {
@@ -167,13 +248,9 @@ impl HttpWebhook {
 impl Webhook for HttpWebhook {
     async fn send(&self, request: WebhookRequest<'_>) -> ports::Answer {
         let outcome = match self.attempt(&request).await {
-            Ok(Response { head, body, .. }) => {
-                let outcome = http_policy::outcome(
-                    head.status,
-                    head.retry_after,
-                    request.at,
-                    self.settings.retry_after_max,
-                );
+            Ok(Answer { status, retry_after, body }) => {
+                let longest = self.settings.retry_after_max;
+                let outcome = http_policy::outcome(status, retry_after, request.at, longest);
                 let provider_id = match (outcome, &self.settings.keys.provider_id) {
                     (Outcome::Sent { .. }, Some(pointer)) => self.provider_id(pointer, body.as_deref()),
                     _ => None,

@@ -1,6 +1,11 @@
-//! Writes requests. What does not change from message to message is prebuilt per destination; the
+//! Writes requests of HTTP/1.1 and HTTP/2. What does not change from message to message is prebuilt per destination; the
 //! rest is appended to the connection's own buffer, so that a request costs no allocation and one write.
 
+use hyper::{
+    Method, Request,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
+    http,
+};
 use postrider_actors::{model::ids::MessageId, ports::WebhookRequest};
 
 use super::{
@@ -20,6 +25,75 @@ pub(super) struct RequestTemplate {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadContentType;
 
+/// The same for HTTP/2.
+pub(super) struct Http2Template {
+    head: Request<()>,
+    keys: Vec<SigningKey>,
+}
+
+const USER_AGENT_NAME: &str = concat!("postrider/", env!("CARGO_PKG_VERSION"));
+
+impl Http2Template {
+    /// The error says what can't be sent.
+    pub(super) fn new(settings: &WebhookSettings) -> Result<Self, String> {
+        let url = &settings.keys.url;
+        let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
+        let mut head = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}://{}{path}", url.scheme(), host_header(url)))
+            .header(USER_AGENT, USER_AGENT_NAME);
+        for (name, value) in &settings.headers {
+            let mut value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
+            // It may be a credential: no table of compressed headers holds it (RFC 7541, section 7.1.3).
+            value.set_sensitive(true);
+            head = head.header(name, value);
+        }
+        let keys = settings.secrets.iter().map(SigningKey::new).collect::<Result<_, _>>();
+        let head = head.body(()).map_err(|error: http::Error| error.to_string())?;
+        Ok(Self { head, keys: keys.map_err(|error| error.to_string())? })
+    }
+
+    /// The head of one request.
+    pub(super) fn head(&self, request: &WebhookRequest<'_>) -> Result<Request<()>, BadContentType> {
+        if value_problem(request.content_type.as_bytes()).is_some() {
+            return Err(BadContentType);
+        }
+        let mut id = [0; ID_BYTES];
+        let id = write_id(request.id, &mut id);
+        let mut digits = itoa::Buffer::new();
+        let timestamp = digits.format(request.at.0 / 1000).as_bytes();
+        let mut signatures = Vec::new();
+        for key in &self.keys {
+            if !signatures.is_empty() {
+                signatures.push(b' ');
+            }
+            key.sign(id, timestamp, request.body, &mut signatures);
+        }
+        let mut head = self.head.clone();
+        let headers = head.headers_mut();
+        let mut put = |name: HeaderName, value: &[u8], repeats: bool| {
+            let mut value = HeaderValue::from_bytes(value).map_err(|_| BadContentType)?;
+            // What is another in each request would only push out of the table what is not.
+            value.set_sensitive(!repeats);
+            headers.insert(name, value);
+            Ok(())
+        };
+        put(CONTENT_TYPE, request.content_type.as_bytes(), true)?;
+        put(WEBHOOK_ID, id, false)?;
+        put(WEBHOOK_TIMESTAMP, timestamp, false)?;
+        if !signatures.is_empty() {
+            put(WEBHOOK_SIGNATURE, &signatures, false)?;
+        }
+        let mut digits = itoa::Buffer::new();
+        put(CONTENT_LENGTH, digits.format(request.body.len()).as_bytes(), false)?;
+        Ok(head)
+    }
+}
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
 /// `msg_`, 32 hex digits, `_`, up to 20 digits of a row.
 const ID_BYTES: usize = 4 + 32 + 1 + 20;
 
@@ -27,12 +101,9 @@ impl RequestTemplate {
     pub(super) fn new(settings: &WebhookSettings) -> Result<Self, SecretError> {
         let url = &settings.keys.url;
         let mut head = format!(
-            "POST {}{}{} HTTP/1.1\r\nhost: {}\r\nuser-agent: postrider/{}\r\n",
-            url.path(),
-            if url.query().is_some() { "?" } else { "" },
-            url.query().unwrap_or_default(),
+            "POST {} HTTP/1.1\r\nhost: {}\r\nuser-agent: {USER_AGENT_NAME}\r\n",
+            &url[url::Position::BeforePath..url::Position::AfterQuery],
             host_header(url),
-            env!("CARGO_PKG_VERSION"),
         );
         for (name, value) in &settings.headers {
             head.extend([name, ": ", value, "\r\n"]);
@@ -143,6 +214,35 @@ mod tests {
                 String::from_utf8(signature).unwrap(),
             )
         );
+    }
+
+    #[test]
+    fn both_protocols_say_the_same() {
+        let settings = settings("https://example.com:8080/a%20b?c=d", &["a", "b"]);
+        let request = WebhookRequest {
+            id: MessageId { file: FileId([0xab; 16]), row: 17 },
+            at: UnixMs(1_700_000_000_999),
+            content_type: "application/json",
+            body: b"{\"a\":1}",
+        };
+        let mut text = Vec::new();
+        RequestTemplate::new(&settings).unwrap().write(&request, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let head = Http2Template::new(&settings).unwrap().head(&request).unwrap();
+        assert_eq!(head.uri(), "https://example.com:8080/a%20b?c=d");
+        let mut expected: Vec<_> = text.lines().skip(1).take_while(|line| !line.is_empty()).collect();
+        expected.retain(|line| !line.starts_with("host: ")); // it is in the URI
+        let mut lines: Vec<_> = head
+            .headers()
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        lines.sort();
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+        assert!(head.headers()["x-tenant"].is_sensitive());
+        let smuggling = WebhookRequest { content_type: "a/b\r\nx: y", ..request };
+        assert_eq!(Http2Template::new(&settings).unwrap().head(&smuggling).err(), Some(BadContentType));
     }
 
     #[test]

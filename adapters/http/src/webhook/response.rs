@@ -174,7 +174,7 @@ fn parse_idle_max(value: &[u8]) -> Option<Duration> {
 }
 
 /// Seconds or an HTTP date; anything else is as good as nothing.
-fn parse_retry_after(value: &[u8]) -> Option<RetryAfter> {
+pub(super) fn parse_retry_after(value: &[u8]) -> Option<RetryAfter> {
     let value = std::str::from_utf8(value).ok()?.trim();
     RetryAfter::parse_seconds(value).or_else(|| {
         let date = httpdate::parse_http_date(value).ok()?;

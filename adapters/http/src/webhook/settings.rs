@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// One destination's webhook, with what its keys only name.
 #[derive(Clone)]
 pub struct WebhookSettings {
-    /// `[destinations.NAME]`, what a webhook has. As many connections are kept idle at most as requests may be in
+    /// `[destinations.NAME]`, what a webhook has. As many connections are kept at most as requests may be in
     /// flight.
     pub keys: WebhookKeys,
     /// Sent with every request; see [`validate`](super::validate) for what they may be.

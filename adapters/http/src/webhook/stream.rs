@@ -12,6 +12,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use super::tls::HTTP_2;
+
 /// An open connection.
 pub(super) enum Stream {
     Plain(TcpStream),
@@ -19,6 +21,14 @@ pub(super) enum Stream {
 }
 
 impl Stream {
+    /// The TLS stream, if HTTP/2 was negotiated on it; otherwise itself.
+    pub(super) fn into_http2(self) -> Result<TlsStream<TcpStream>, Self> {
+        match self {
+            Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) => Ok(*stream),
+            other => Err(other),
+        }
+    }
+
     /// Whether a write that failed before it took a byte is known to have sent nothing.
     pub(super) fn writes_directly(&self) -> bool {
         matches!(self, Self::Plain(_))

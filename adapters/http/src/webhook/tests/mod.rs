@@ -2,6 +2,7 @@
 
 mod connections;
 mod guard;
+mod http2;
 mod misbehaviour;
 mod provider_ids;
 mod tls;

@@ -1,4 +1,4 @@
-//! TLS: what is trusted, what is refused, and how it is called (F41).
+//! TLS: what is trusted, what is refused, and how it is called (F41). All of it by HTTP/1.1; HTTP/2 has tests of its own.
 
 use postrider_net::tls::{Identity, TlsVersion};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -15,14 +15,14 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// A certificate authority and the file that makes a client trust it.
-struct Authority {
+pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: rcgen::Certificate,
     file: NamedTempFile,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -50,6 +50,29 @@ impl Authority {
         needs_client: bool,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Server {
+        let acceptor = self.acceptor(name, change, needs_client, versions, &[b"h2", b"http/1.1"]);
+        Server::start(move |stream, _| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+                while read_request(&mut stream).await.is_some() {
+                    stream.write_all(OK).await.unwrap();
+                }
+            }
+        })
+        .await
+    }
+
+    /// A server's side of TLS, which offers these protocols.
+    pub(super) fn acceptor(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+        needs_client: bool,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&[u8]],
+    ) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -69,19 +92,8 @@ impl Authority {
         };
         let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
         let mut config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        Server::start(move |stream, _| {
-            let acceptor = acceptor.clone();
-            async move {
-                let Ok(mut stream) = acceptor.accept(stream).await else { return };
-                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-                while read_request(&mut stream).await.is_some() {
-                    stream.write_all(OK).await.unwrap();
-                }
-            }
-        })
-        .await
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// A client's certificate and key.
@@ -94,9 +106,16 @@ impl Authority {
 
     /// A client that trusts this authority.
     fn webhook(&self, host: &str, server: &Server) -> HttpWebhook {
+        let mut settings = self.settings(host, server);
+        settings.keys.http2 = false;
+        HttpWebhook::new(settings).unwrap()
+    }
+
+    /// Its settings, by which it speaks HTTP/2 too.
+    pub(super) fn settings(&self, host: &str, server: &Server) -> WebhookSettings {
         let mut settings = settings(&format!("https://{host}:{}/hook", server.address.port()));
         settings.keys.ca_file = Some(self.file.path().to_owned());
-        HttpWebhook::new(settings).unwrap()
+        settings
     }
 }
 
