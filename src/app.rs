@@ -21,6 +21,7 @@ mod machine;
 mod patience;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod preflight;
 mod receipts;
 mod recorded;
 #[cfg(feature = "aws")]

@@ -287,7 +287,8 @@ fn feed_destinations(resolved: &Resolved, names: &[String]) -> Vec<FeedDestinati
     names.iter().map(destination).collect()
 }
 
-fn feed_settings(
+/// What the stages of a feed that watches a directory are given about it.
+pub(super) fn feed_settings(
     resolved: &Resolved,
     feed: &config::Feed,
     directory: &config::DirectoryFeed,

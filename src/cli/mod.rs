@@ -14,6 +14,7 @@ pub mod files;
 mod findings;
 pub mod messages;
 pub mod migrate;
+pub mod preflight;
 pub mod receipts;
 pub mod receiver;
 pub mod run;
@@ -68,6 +69,7 @@ pub enum Command {
     Demo(demo::Args),
     Receiver(receiver::Args),
     CheckConfig(check_config::Args),
+    Preflight(preflight::Args),
     Status(status::Args),
     Files(files::Args),
     Messages(messages::Args),
@@ -143,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args, &cli.config),
         Command::Migrate(args) => migrate::run(&args, &cli.config),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
+        Command::Preflight(args) => preflight::run(&args, &cli.config),
         Command::Completions(args) => completions::run(&args),
     };
     let exit = result.unwrap_or_else(|error| fail(&error));

@@ -109,3 +109,44 @@ fn f67_check_config_says_what_no_file_of_a_feed_can_have() {
     world.set("feeds.alerts.format", "csv").set("feeds.alerts.recipient", "user_id").configure();
     world.postrider(&["check-config"]).ok();
 }
+
+#[test]
+fn preflight_says_what_a_feed_would_make_of_a_file_and_does_nothing() {
+    let mut world = templated(r#"{"to": {{ recipient }}, "points": {{ data.points | int }}}"#);
+    world.set("feeds.alerts.duplicates", "first").set("destinations.support.rate_per_s", 2);
+    world.configure();
+    let file = world.path("points.csv");
+    let rows = "user_id,points\nu1,1\nu2,2\nu3,3\nu4,many\nu1,5\n,6\nu7,7\nu8,few\n";
+    fs::write(&file, rows).expect("the directory is ours");
+    let path = file.display().to_string();
+    let before = fs::read_dir(world.path("")).expect("it is there").count();
+    let answer = world.postrider(&["preflight", &path, "--feed", "alerts", "--json"]).ok().json();
+    let number = |key: &str| answer[key].as_u64().expect("a number");
+    assert_eq!((number("rows"), number("accepted"), number("duplicates"), number("rejected")), (8, 4, 1, 3));
+    assert_eq!(number("bytes"), rows.len() as u64);
+    let reason =
+        |rows: u64, line: u64, reason: &str| json!({ "reason": reason, "rows": rows, "first_line": line });
+    let why = "destination support: the body can't be rendered: invalid operation in line N of the template";
+    assert_eq!(answer["reasons"], json!([reason(2, 5, why), reason(1, 7, "the recipient is empty")]));
+    let support = &answer["destinations"]["support"];
+    let body = |user: &str, points: u32| format!(r#"{{"to": "{user}", "points": {points}}}"#);
+    assert_eq!(support["bodies"], json!([body("u1", 1), body("u2", 2), body("u3", 3)]));
+    assert_eq!((&support["rate_per_s"], &support["takes_s"]), (&json!(2), &json!(2.0)));
+    assert!(support["finish"].is_string() && support["latency_ms"].is_null(), "{support}");
+    assert_eq!((&answer["refused"], &answer["known"]), (&json!(null), &json!(null)));
+    let text = world.postrider(&["preflight", &path, "--feed", "alerts"]).ok().stdout;
+    assert!(text.contains("8 rows: 4 messages, 1 duplicates, 3 rejected"), "{text}");
+    assert!(text.contains("{\"to\": \"u3\", \"points\": 3}"), "{text}");
+    assert_eq!(fs::read_dir(world.path("")).expect("it is there").count(), before, "nothing is written");
+    assert!(!world.state().exists());
+
+    // What would hold it, and a feed that is not there.
+    world.set("destinations.support.template", "{{ data.nmae }}").configure();
+    let answer = world.postrider(&["preflight", &path, "--feed", "alerts", "--json"]);
+    assert_eq!(answer.code, Some(1), "{}", answer.stderr);
+    let why = "destination support: the template needs data.nmae, which the row does not have";
+    assert_eq!(answer.json()["refused"], why);
+    let answer = world.postrider(&["preflight", &path, "--feed", "alarms"]);
+    assert_eq!(answer.code, Some(1));
+    assert!(answer.stderr.contains("there is no feed \"alarms\"; there are: alerts"), "{}", answer.stderr);
+}
