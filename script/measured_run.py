@@ -81,7 +81,7 @@ class Run:
         webhook = [f'url = "{url}"', 'allow = ["127.0.0.1/32"]', 'secrets = ["env:POSTRIDER_BENCH_SECRET"]'] if url else []
         lines = "".join(f"{line}\n" for line in [*webhook, *destination])
         (self.path / "postrider.toml").write_text(
-            f'[state]\ndir = "{self.path}/state"\n[log]\nlevel = "warn"\n{more}\n'
+            f'[state]\ndir = "{self.path}/state"\n[log]\nlevel = "warn"\n[canary]\nenabled = false\n{more}\n'
             f'[feeds.bench]\npath = "{self.inbox}"\nformat = "{feed_format}"\n{recipient}'
             f'destinations = ["bench"]\n'
             f'[destinations.bench]\n{lines}')

@@ -8,6 +8,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use postrider_settings::Canary;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
@@ -17,9 +18,12 @@ use crate::{
     model::{
         batch::NewBatch,
         builder::{BatchBuilder, Cut},
+        canary,
         file::{Checkpoint, FileState, ReadEnd, Reject},
         formats::Position,
+        hold::HoldChange,
         ids::FileId,
+        table::MAPPING_TYPE,
         time::MonoMs,
     },
     ports::{Append, AppendLimits, Appended, Clock, HoldStep, Outbox, StoreError},
@@ -99,6 +103,10 @@ struct FileProgress {
     fed: MonoMs,
     /// What is to be appended, one step each; the last one still grows.
     drafts: VecDeque<AppendDraft>,
+    /// Messages that are yet to go ahead of the others (B14); `None`: they have, or the file has no canary.
+    ahead: Option<u64>,
+    /// Whether something may wait for them.
+    may_wait: bool,
     appending: bool,
     /// Whether something was appended.
     started: bool,
@@ -195,6 +203,12 @@ impl Batcher {
     }
 }
 
+/// How many messages of a file are yet to go ahead of the others, behind what is stored of it.
+fn messages_ahead(settings: &Canary, resume: Checkpoint) -> Option<u64> {
+    let stored = resume.rows - resume.rejected - resume.duplicates;
+    u64::from(settings.messages).checked_sub(stored).filter(|left| settings.enabled && *left > 0)
+}
+
 impl FileProgress {
     fn new(file: Arc<FileInProgress>, resume: Checkpoint, setup: &BatcherSetup) -> Self {
         Self {
@@ -206,6 +220,8 @@ impl FileProgress {
             read: Position { offset: resume.offset, rows: resume.rows, line: 1 },
             fed: setup.clock.mono(),
             drafts: VecDeque::new(),
+            ahead: messages_ahead(&setup.feed.canary, resume),
+            may_wait: resume.rows > 0,
             appending: false,
             started: false,
         }
@@ -213,6 +229,10 @@ impl FileProgress {
 
     fn take(&mut self, rows: ParsedRows, setup: &BatcherSetup) {
         let ParsedRows { file: _, mut block, duplicates, resume, read, end, permit } = rows;
+        let min_rows = setup.feed.canary.min_rows;
+        if matches!(end, Some(ReadEnd::Closed(_))) && read.rows < min_rows {
+            self.ahead = None; // it turns out to be small before anything had to wait
+        }
         self.duplicates.extend(duplicates.iter().filter(|&&row| row > resume.rows));
         // First, because a cut takes along what was rejected before its last row.
         let rejects = std::mem::take(&mut block.rejects);
@@ -223,6 +243,12 @@ impl FileProgress {
             }
             if let Some(cut) = self.builder.push(row, bytes) {
                 self.add(&cut, setup);
+            }
+            if let Some(left) = &mut self.ahead {
+                *left -= 1;
+                if *left == 0 {
+                    self.cut_canary(row.row + 1, setup);
+                }
             }
         }
         if read.rows >= self.checkpoint.rows {
@@ -235,6 +261,10 @@ impl FileProgress {
                 ReadEnd::Closed(state) => ReadEnd::Closed(self.verdict(state)),
                 ReadEnd::SetAside => ReadEnd::SetAside,
             };
+            if matches!(end, ReadEnd::Closed(_)) && self.may_wait && self.checkpoint.rows < min_rows {
+                // It was not known how long the file is.
+                self.hold(HoldChange::Pass, setup);
+            }
             self.last_draft().end = Some(end);
         } else if self.rejects.len() + self.duplicates.len() > WAITING_REJECTS_MAX || self.builder.is_empty()
         {
@@ -243,6 +273,28 @@ impl FileProgress {
         // Rows that still wait in the builder are bounded by a batch and need no permit.
         if let Some(draft) = self.drafts.back_mut() {
             draft.permits.push(permit);
+        }
+    }
+
+    /// The canary ends here: what comes behind it waits (B14), at the file's webhooks. The step that holds it comes before
+    /// any of that.
+    fn cut_canary(&mut self, next_row: u64, setup: &BatcherSetup) {
+        (self.ahead, self.may_wait) = (None, true);
+        if let Some(cut) = self.builder.cut() {
+            self.add(&cut, setup);
+        }
+        let hold = canary::first_hold(&setup.feed.canary, next_row, setup.clock.wall());
+        self.hold(HoldChange::Hold(hold), setup);
+    }
+
+    fn hold(&mut self, change: HoldChange, setup: &BatcherSetup) {
+        if !setup.feed.canary.enabled {
+            return;
+        }
+        let webhooks = self.file.headers().iter().filter(|header| header.content_type != MAPPING_TYPE);
+        let destinations: Vec<_> = webhooks.map(|header| header.destination.as_str().into()).collect();
+        if !destinations.is_empty() {
+            self.last_draft().hold = Some(HoldStep { destinations, change });
         }
     }
 

@@ -26,6 +26,7 @@ pub mod reading;
 pub mod supervision;
 
 pub mod batcher;
+pub mod canary_judge;
 pub mod coordinator;
 pub mod file_watcher;
 pub mod parser;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix::Recipient;
-use postrider_settings::{Directory, Feed, Outbox};
+use postrider_settings::{Canary, Directory, Feed, Outbox};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::{
@@ -83,6 +83,8 @@ pub struct FeedSettings {
     pub destinations: Vec<FeedDestination>,
     /// The limits of a batch.
     pub batch: BatchLimits,
+    /// `[canary]`.
+    pub canary: Canary,
     /// `[outbox]`: when reading pauses.
     pub backlog: Outbox,
 }

@@ -115,6 +115,25 @@ crate::settings! {
         max_messages: u32 = integer(500, 1..=1_000, "messages");
     }
 
+    /// The first messages of a large file go ahead of the others. If too many of them fail, the file is held, with the
+    /// reasons in `postrider files`, until somebody releases it; else the others follow, at a growing rate.
+    Canary {
+        /// Whether large files have one.
+        enabled: bool = flag(true);
+        /// Rows of a file from which on it is large.
+        min_rows: u64 = integer(10_000, 1..=1_000_000_000, "rows");
+        /// The first messages of a file, for each of its webhooks …
+        messages: u32 = integer(200, 1..=100_000, "messages");
+        /// … or so much of the file, whichever is more.
+        percent: u32 = integer(1, 0..=100, "per cent");
+        /// The file is held if more fail, with a probability of 95 % at least: the lower bound of Wilson's interval counts.
+        /// A message has failed if one of its attempts has.
+        max_error_percent: u32 = integer(10, 0..=100, "per cent");
+        /// How long the rate grows after that, to a thousand times what it began with; then it is limited by nothing but the
+        /// destination. "0s": all others follow at once.
+        ramp: Duration = duration("30s", "0s"..="1h");
+    }
+
     /// Where accepted batches are kept, with the state of each message.
     Outbox {
         /// Open messages of a destination from which on it is full. A feed's intake pauses while all of its destinations

@@ -30,7 +30,7 @@ pub use address::{
     FIFO_SUFFIX, QueueAddress, absolute_path, optional_path, optional_text, queue, required_path, web_address,
 };
 pub use daemon::{
-    Alarms, Aws, Batch, DEAD_LETTERS, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm, Dynamodb,
+    Alarms, Aws, Batch, Canary, DEAD_LETTERS, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm, Dynamodb,
     FailuresAlarm, LatencyAlarm, Lease, Log, LogFormat, LogLevel, Ops, Outbox, Pools, Profile, Record, Root,
     Shutdown, Sqs, State, listen,
 };

@@ -301,6 +301,7 @@ pub(super) fn feed_settings(
         format: directory.format.clone(),
         destinations: feed_destinations(resolved, &feed.destinations),
         batch: BatchLimits::new(&config.batch, feed.max_row),
+        canary: config.canary.clone(),
         backlog: config.outbox.clone(),
     }
 }

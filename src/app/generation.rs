@@ -8,6 +8,7 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use postrider_actors::{
+    canary_judge::{CanaryJudge, CanaryJudgeSetup},
     coordinator::{CarrySetup, Coordinator},
     flow::{Bell, Speaker},
     model::{backoff::Backoff, restart::RestartPolicy},
@@ -164,8 +165,9 @@ impl Generation {
         machine.troubles.forget(&[Speaker::Watcher, Speaker::Supervisor]);
         self.feeds.push(tree("feeds", feed_specs(machine, parts.feeds, &settings), above(&settings)));
         let store = end_all(&mut self.store, within).await;
-        machine.troubles.forget(&[Speaker::Sweeper]);
-        self.store.push(tree("store", vec![sweeper], settings.clone()));
+        machine.troubles.forget(&[Speaker::Sweeper, Speaker::Judge]);
+        let judge = canary_judge(machine, config);
+        self.store.push(tree("store", vec![sweeper, judge], settings.clone()));
 
         // The listener is shared: who sends receipts is served by the one or the other.
         let serving = mem::replace(&mut self.serving, parts.receipts.serve(machine));
@@ -325,6 +327,26 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec 
         clock: machine.clock.clone(),
         queued: machine.workers.clone(),
         leases_lost: leases_lost.clone(),
+        progress: machine.mark(id),
+    })
+}
+
+/// Between two looks at files that wait for their canary. Where the store is across the network, each costs calls.
+const JUDGE_TICK: Duration = Duration::from_millis(250);
+const JUDGE_TICK_SHARED: Duration = Duration::from_secs(1);
+
+/// Lets large files go on after their first messages, or holds them.
+fn canary_judge(machine: &Arc<Machine>, config: &Config) -> ChildSpec {
+    let (machine, settings) = (machine.clone(), config.canary.clone());
+    let tick = if machine.stores.is_shared() { JUDGE_TICK_SHARED } else { JUDGE_TICK };
+    ChildSpec::stage::<CanaryJudge>(0, move |id| CanaryJudgeSetup {
+        settings: settings.clone(),
+        tick,
+        steering: machine.stores.steering.clone(),
+        ledger: machine.stores.ledger.clone(),
+        clock: machine.clock.clone(),
+        queued: machine.appended(),
+        troubles: machine.troubles.clone(),
         progress: machine.mark(id),
     })
 }

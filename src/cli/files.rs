@@ -45,9 +45,11 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = super::load_for_store(config)?;
     let selector = args.file.as_deref().map(FileSelector::from);
     let reports = console::view(&config)?.files(selector.as_ref(), args.limit)?;
-    let troubles: Troubles = troubles::read(&config.state.dir)?;
-    let held: Vec<_> =
+    let troubles = troubles::read(&config.state.dir)?;
+    let mut held: Vec<_> =
         held(&troubles).filter(|held| args.file.as_deref().is_none_or(|name| name == held.name)).collect();
+    // What a report says of itself is not said twice.
+    held.retain(|held| !reports.iter().any(|report| held.is_of(report)));
     if let (Some(name), true) = (&args.file, reports.is_empty() && held.is_empty()) {
         bail!("no file called {name:?} was ever read; `postrider files` lists those that were");
     }
@@ -75,6 +77,11 @@ fn held(troubles: &Troubles) -> impl Iterator<Item = HeldFile<'_>> {
 }
 
 impl HeldFile<'_> {
+    /// Whether it is the file of this report, which says at which destinations it is held.
+    fn is_of(&self, report: &FileReport) -> bool {
+        !report.held.is_empty() && report.file.name == self.name && report.file.feed == self.feed
+    }
+
     /// As the report of a file without rows.
     fn json(&self) -> serde_json::Value {
         json!({

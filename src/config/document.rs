@@ -1,9 +1,9 @@
 //! `config/default.toml`, made from the declarations.
 
 use postrider_settings::{
-    Aws, Batch, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb, FailuresAlarm,
-    FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools, Postgres, Receipts,
-    Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
+    Aws, Batch, Canary, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb,
+    FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools,
+    Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
 };
 
 use postrider_http::webhook::WebhookKeys;
@@ -39,6 +39,7 @@ pub fn default_toml() -> String {
         .table::<Log>("log")
         .table::<Pools>("pools")
         .table::<Batch>("batch")
+        .table::<Canary>("canary")
         .table::<Outbox>("outbox")
         .table::<Dynamodb>("outbox.dynamodb")
         .table::<Sqs>("queue.sqs")

@@ -31,11 +31,11 @@ pub use destination::{
 };
 pub use document::default_toml;
 pub use postrider_settings::{
-    Alarms, Aws, Batch, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm,
-    Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm, Lease, Ledger,
-    LedgerKind, Log, LogFormat, LogLevel, Ops, Origin, Outbox, Pools, Postgres, Problem, Problems, Profile,
-    QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs, State, Tls, Warehouse,
-    WarehouseDialect,
+    Alarms, Aws, Batch, Canary, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode, Delivery,
+    DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm,
+    Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, Ops, Origin, Outbox, Pools, Postgres, Problem,
+    Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs, State, Tls,
+    Warehouse, WarehouseDialect,
 };
 pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};
@@ -62,6 +62,8 @@ pub struct Config {
     pub pools: Pools,
     /// `[batch]`
     pub batch: Batch,
+    /// `[canary]`.
+    pub canary: Canary,
     /// `[outbox]`
     pub outbox: Outbox,
     /// `[outbox.dynamodb]`
@@ -321,6 +323,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
         log: Log::read_table(root, "log"),
         pools: Pools::read_table(root, "pools"),
         batch: Batch::read_table(root, "batch"),
+        canary: Canary::read_table(root, "canary"),
         dynamodb: Dynamodb::read_table(&mut outbox, "dynamodb"),
         sqs: Sqs::read_table(&mut queue, "sqs"),
         delay: Delay::read_table(&mut queue, "delay"),

@@ -128,6 +128,8 @@ impl World {
         };
         let config = json!({
             "state": { "dir": path("state")? },
+            // It shows the full rate at once.
+            "canary": { "enabled": false },
             "feeds": { "demo": {
                 "path": path("inbox")?,
                 "format": "csv",

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use postrider_actors::{
     model::{
+        canary::Trial,
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
@@ -49,7 +50,7 @@ calls! {
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
-    "steering" { held_files, change_hold, cancel_step }
+    "steering" { held_files, change_hold, cancel_step, trial }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -245,6 +246,10 @@ impl<S: Steering + ?Sized> Steering for Metered<S> {
 
     async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
         self.calls.cancel_step.count(self.inner.cancel_step(batches, now)).await
+    }
+
+    async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {
+        self.calls.trial.count(self.inner.trial(file, destination, before)).await
     }
 }
 

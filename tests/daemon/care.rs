@@ -1,14 +1,31 @@
 //! Care before a send: what is wrong with a configuration or a file is found before it hurts thousands of messages.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
+use postrider_actors::{
+    model::{
+        hold::{FileHold, HoldChange},
+        time::UnixMs,
+    },
+    ports::console::{FileSelector, Operate as _},
+};
+use postrider_sqlite::Operator;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     support::{
         LIVENESS, World,
         input::{Input, Kind, Row},
+        scripted::{Reply, Request},
         wait_for, wait_until,
     },
     trouble::{status, wait_alarm},
@@ -149,4 +166,126 @@ fn preflight_says_what_a_feed_would_make_of_a_file_and_does_nothing() {
     let answer = world.postrider(&["preflight", &path, "--feed", "alarms"]);
     assert_eq!(answer.code, Some(1));
     assert!(answer.stderr.contains("there is no feed \"alarms\"; there are: alerts"), "{}", answer.stderr);
+}
+
+/// Large files have a canary here, of 200 messages.
+fn with_canary(format: &str) -> World {
+    let mut world = World::new(format);
+    world
+        .set("canary.enabled", true)
+        .set("canary.min_rows", 2_000)
+        .set("canary.ramp", "2s")
+        .set("destinations.support.retry.base", "30s")
+        .set("destinations.support.retry.cap", "30s");
+    world
+}
+
+fn change_hold(world: &World, name: &str, change: &HoldChange) -> usize {
+    let mut operator = Operator::open(&world.state()).expect("the store is there");
+    operator.change_hold(&FileSelector::Name(name.into()), None, change).expect("the store is fine")
+}
+
+/// What is held of a file at `support`, by `postrider files`.
+fn hold_of(world: &World, name: &str) -> Option<Value> {
+    let hold = world.file(name)?["held"]["support"].clone();
+    (!hold.is_null()).then_some(hold)
+}
+
+#[test]
+fn b14_a_file_whose_first_messages_fail_is_held_and_goes_on_when_it_is_released() {
+    let mut world = with_canary("text");
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let broken = is_broken.clone();
+    // 30 % of the recipients.
+    let fails = |request: &Request| request.id.bytes().map(u32::from).sum::<u32>() % 10 < 3;
+    world.script(move |request| {
+        let fails = broken.load(Ordering::SeqCst) && fails(request);
+        Reply::Status(if fails { 500 } else { 200 })
+    });
+    world.drop_file(Input::text("large.txt", 3_000).all(Kind::Sent)).start_ready();
+    let hold = wait_for(LIVENESS, "the file to be held", || {
+        hold_of(&world, "large.txt").filter(|hold| hold["cause"] == "errors")
+    });
+    let reason = hold["reason"].as_str().expect("a reason").to_owned();
+    assert!(
+        reason.contains("messages failed: status 500 × ")
+            && reason.contains("canary.max_error_percent is 10"),
+        "{reason}"
+    );
+    wait_alarm(&mut world, "files", "raised", "status 500 × ");
+    wait_until(LIVENESS, "the status to say so", || status(&world)["files"]["held"] == 1);
+    // It outlives the process, however that ends.
+    world.kill();
+    is_broken.store(false, Ordering::SeqCst);
+    world.start_ready();
+    wait_alarm(&mut world, "files", "raised", "status 500 × ");
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(hold_of(&world, "large.txt"), Some(hold));
+    let requests = world.request_count();
+    assert!(
+        (200..=220).contains(&requests),
+        "{requests} requests: the canary's, and none twice but by the kill"
+    );
+    let counts = world.file("large.txt").expect("it is known")["destinations"]["support"].clone();
+    assert_eq!(counts["dead"], 0, "{counts}");
+
+    assert_eq!(change_hold(&world, "large.txt", &HoldChange::Release), 1);
+    world.wait_settled(LIVENESS);
+    wait_alarm(&mut world, "files", "cleared", "");
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn b14_a_file_whose_first_messages_go_well_follows_them() {
+    let mut world = with_canary("csv");
+    world.script(|_| Reply::Status(200));
+    world.drop_file(Input::csv("large.csv", 4_000).all(Kind::Sent)).start_ready();
+    // One that is not large is not kept waiting.
+    world.drop_file(Input::csv("small.csv", 1_999).all(Kind::Sent));
+    world.wait_settled(LIVENESS);
+    assert_eq!(hold_of(&world, "large.csv"), None);
+    world.stop();
+    world.prove();
+    let requests = world.requests();
+    let first = requests.first().expect("there were some").at;
+    let of_large: Vec<_> = requests.iter().filter(|request| request.body.contains("user-large-")).collect();
+    let row = |request: &Request| -> u64 {
+        request.id.rsplit('_').next().and_then(|row| row.parse().ok()).expect("a row")
+    };
+    assert!(of_large[..200].iter().all(|request| row(request) <= 200), "the first 200 go first");
+    let last = of_large.last().expect("there were some").at.duration_since(first);
+    assert!(last >= Duration::from_millis(700), "the rate grows: 4,000 rows took {last:?}");
+    let of_small =
+        requests.iter().filter(|request| request.body.contains("user-small-")).map(|request| request.at);
+    let small = of_small.max().expect("there were some").duration_since(first);
+    eprintln!("large {last:?}, small {small:?}");
+}
+
+#[test]
+fn b11_what_an_operator_holds_stops_within_a_second_and_is_all_sent_after() {
+    let mut world = World::new("text");
+    world.script(|_| Reply::Status(200)).set("destinations.support.rate_per_s", 200);
+    world.drop_file(Input::text("slow.txt", 1_000).all(Kind::Sent)).start_ready();
+    world.wait_requests(50);
+    assert_eq!(
+        change_hold(&world, "slow.txt", &HoldChange::Hold(FileHold::by_operator(UnixMs(1), "by hand"))),
+        1
+    );
+    thread::sleep(Duration::from_secs(1));
+    let held_at = world.request_count();
+    world.drop_file(Input::text("other.txt", 20).all(Kind::Sent));
+    wait_until(LIVENESS, "the other file", || world.request_count() >= held_at + 20);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(world.request_count(), held_at + 20, "nothing of it went");
+    let text = world.postrider(&["files"]).ok().stdout;
+    assert!(text.contains("held since 1970-01-01T00:00:00.001Z: by hand"), "{text}");
+    world.kill();
+    world.start_ready();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(world.request_count(), held_at + 20);
+    assert_eq!(change_hold(&world, "slow.txt", &HoldChange::Release), 1);
+    world.wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
 }

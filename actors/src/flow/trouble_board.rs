@@ -41,6 +41,8 @@ pub enum Speaker {
     Sweeper,
     /// The feed's supervisor, of restarts that don't help.
     Supervisor,
+    /// Who judges canaries, of files that wait for an operator.
+    Judge,
 }
 
 #[derive(Default)]

@@ -11,6 +11,7 @@ pub mod body;
 pub mod bucket;
 pub mod builder;
 pub mod call;
+pub mod canary;
 pub mod channel;
 pub mod codec;
 pub mod delay;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{address::RefusedAddress, time::UnixMs};
 
 /// Why an attempt failed. The numbers are stored: append, never renumber.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Reason {

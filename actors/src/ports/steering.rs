@@ -2,6 +2,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use crate::model::{
+    canary::Trial,
     hold::{HeldFile, HoldChange},
     ids::FileId,
     time::UnixMs,
@@ -27,4 +28,7 @@ pub trait Steering: Send + Sync {
     /// Cancels what is open of up to `batches` batches of files that are cancelled and that no worker has; of how many.
     /// Where nothing is left to cancel the hold goes. Fewer than asked for: the rest is done, or not there yet.
     async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError>;
+
+    /// What became of the messages of a file at a destination, of the batches that begin before row `before`.
+    async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError>;
 }

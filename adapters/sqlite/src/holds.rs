@@ -2,6 +2,7 @@
 
 use postrider_actors::{
     model::{
+        canary::Trial,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
         time::UnixMs,
@@ -10,7 +11,10 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
 
-use super::tx::{Tx, TxError, int, uint};
+use super::{
+    stored::{Stored, select_stored},
+    tx::{Tx, TxError, int, uint},
+};
 
 /// The hold in four columns, the first of them at `at`; `None` if nothing is held.
 pub(crate) fn read(row: &Row<'_>, at: usize) -> Result<Option<FileHold>, TxError> {
@@ -91,6 +95,34 @@ pub(crate) fn change_of(tx: &Tx<'_>, of: &FilesAt, wanted: &HoldChange) -> Resul
         changed += usize::from(change(tx, file, destination, wanted)?);
     }
     Ok(changed)
+}
+
+/// `Steering::trial`.
+pub(crate) fn trial(
+    connection: &Connection,
+    file: FileId,
+    destination: &str,
+    before: u64,
+) -> Result<Trial, TxError> {
+    let mut select = connection.prepare_cached(select_stored!(
+        "LEFT JOIN results r ON r.batch = b.seq
+         WHERE b.file = (SELECT seq FROM files WHERE id = ?1)
+             AND b.destination = (SELECT seq FROM destinations WHERE name = ?2) AND b.first_row < ?3"
+    ))?;
+    let mut rows = select.query(params![file.0, destination, int(before)])?;
+    let mut trial = Trial::default();
+    while let Some(row) = rows.next()? {
+        let stored = Stored::read(row)?;
+        let history: Vec<Vec<u8>> = if Trial::needs_history(&stored.record) {
+            let mut select =
+                connection.prepare_cached("SELECT body FROM attempts WHERE batch = ?1 ORDER BY seq")?;
+            select.query_map([stored.seq], |row| row.get(0))?.collect::<Result<_, _>>()?
+        } else {
+            Vec::new()
+        };
+        trial.add(&stored.record, history.iter().map(Vec::as_slice))?;
+    }
+    Ok(trial)
 }
 
 /// The column of `files` that a selector looks at, and the value it looks for.

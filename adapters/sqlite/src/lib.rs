@@ -37,6 +37,7 @@ use std::{
 use async_trait::async_trait;
 use postrider_actors::{
     model::{
+        canary::Trial,
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
@@ -260,6 +261,11 @@ impl Steering for EmbeddedStore {
 
     async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
         self.writer().write(Durability::Synced, 0, move |tx| cancel::step(tx, batches, now)).await
+    }
+
+    async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {
+        let destination = destination.to_owned();
+        self.reader().read(move |connection, _| holds::trial(connection, file, &destination, before)).await
     }
 }
 

@@ -177,7 +177,8 @@ impl World {
             .set("state.dir", state)
             .set("log.format", "json")
             .set("log.level", "debug")
-            .set("batch.max_messages", 100);
+            .set("batch.max_messages", 100)
+            .set("canary.enabled", false); // tests of it switch it on
         world.add_destination("support").add_feed("alerts", format, &["support"]);
         world
     }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{MemoryStore, State, Stored};
 use crate::{
     model::{
+        canary::Trial,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
         time::UnixMs,
@@ -93,5 +94,15 @@ impl Steering for MemoryStore {
 
     async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
         Ok(self.state().cancel_step(batches, now))
+    }
+
+    async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {
+        let mut trial = Trial::default();
+        for batch in self.state().batches_of(file, destination).filter(|batch| batch.batch.first_row < before)
+        {
+            let added = trial.add(&batch.record, batch.history.iter().map(Vec::as_slice));
+            added.map_err(|error| StoreError::Permanent(error.to_string()))?;
+        }
+        Ok(trial)
     }
 }

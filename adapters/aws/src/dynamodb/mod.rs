@@ -56,6 +56,7 @@ use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use postrider_actors::{
     model::{
+        canary::Trial,
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
@@ -239,6 +240,10 @@ impl Steering for DynamoStore {
 
     async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
         self.shared.cancel_step(batches, now).await
+    }
+
+    async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {
+        self.shared.trial(file, destination, before).await
     }
 }
 

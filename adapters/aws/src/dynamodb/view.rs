@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use postrider_actors::{
     model::{
         batch::Rows,
+        canary::Trial,
         codec,
         file::FileReport,
         ids::{BatchId, FileId, MessageId},
@@ -159,6 +160,43 @@ impl Shared {
             .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let (items, _) = self.calls.query("looking for a file's batches", call).await?;
         Ok(items.iter().map(Step::read).collect::<Result<_, _>>()?)
+    }
+
+    /// What became of the messages of a file at a destination, of the batches that begin before row `before`.
+    pub(super) async fn trial(
+        &self,
+        id: FileId,
+        destination: &str,
+        before: u64,
+    ) -> Result<Trial, StoreError> {
+        let mut ids = Vec::new();
+        let mut from = 0;
+        while from < before {
+            let steps = self.steps(id, from, STEPS).await?;
+            let firsts = steps.iter().filter_map(|step| step.firsts.get(destination)).flatten();
+            let ahead = firsts.filter(|first| **first < before);
+            ids.extend(ahead.map(|first| BatchId::derive(id, destination, *first)));
+            match steps.last() {
+                Some(last) if steps.len() == STEPS => from = last.last_row + 1,
+                _ => break,
+            }
+        }
+        let mut known = Records::new();
+        self.look_up_all(&mut known, ids, false).await?;
+        let mut trial = Trial::default();
+        for (id, stored) in known {
+            let Some(StoredBatch { record, .. }) = stored else { continue };
+            let history = if Trial::needs_history(&record) {
+                let pk = keys::batch_pk(id);
+                self.calls.partition("reading attempts", &pk, keys::HISTORY_PREFIX).await?
+            } else {
+                Vec::new()
+            };
+            let chunks =
+                history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
+            trial.add(&record, chunks).map_err(|_| Damaged(BODY))?;
+        }
+        Ok(trial)
     }
 
     async fn delivery(&self, row: u64, id: BatchId) -> Result<Option<Delivery>, StoreError> {
