@@ -512,14 +512,11 @@ impl WebhookStrategy {
                 }
             }
             refusals = 0;
-            let outcome = match attempt {
-                Some((outcome, latency)) => {
-                    self.give_back_permit(pick, passage, &batch, outcome, latency).await
-                }
-                None => {
-                    drop(passage); // with its permit
-                    None
-                }
+            let outcome = if let Some((outcome, latency)) = attempt {
+                self.give_back_permit(pick, passage, &batch, outcome, latency).await
+            } else {
+                drop(passage); // with its permit
+                None
             };
             let report = self.judge(pick, &batch, outcome);
             let now = self.worker.clock().wall();

@@ -66,15 +66,12 @@ impl TrafficControl {
         let state = &mut *self.state();
         state.traffic.resize(pool);
         for (name, rules) in destinations {
-            match state.destinations.get_mut(&name) {
-                Some((index, known)) => {
-                    *known = rules;
-                    state.traffic.reconfigure(*index, rules);
-                }
-                None => {
-                    let index = state.traffic.add(rules, now);
-                    state.destinations.insert(name, (index, rules));
-                }
+            if let Some((index, known)) = state.destinations.get_mut(&name) {
+                *known = rules;
+                state.traffic.reconfigure(*index, rules);
+            } else {
+                let index = state.traffic.add(rules, now);
+                state.destinations.insert(name, (index, rules));
             }
         }
     }

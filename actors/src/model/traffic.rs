@@ -8,7 +8,8 @@
 //!
 //! All destinations share a pool of permits. Each that is in use has an even part of it guaranteed; what it does not use
 //! others may have. A request that hangs can't be asked to give its permit back, so what is lent leaves room: for what the
-//! others lately used of their parts, for those that wait for a permit, and a sixteenth for who was idle.
+//! others lately used of their parts, for those that wait for a permit, and a sixteenth for who was idle. And nothing is lent
+//! to a destination that does not answer.
 
 pub mod breaker;
 pub mod budget;
@@ -38,6 +39,9 @@ const SPARE: usize = 16;
 
 /// Over how long the most permits that a destination used are remembered, twice.
 const PEAK_OVER: Duration = Duration::from_secs(2);
+
+/// How long ago a destination must have answered for more than its part to be lent to it.
+const LENT_FOR: Duration = Duration::from_secs(2);
 
 /// How long a worker counts as waiting that was refused: it may be gone, or busy with the store.
 const WAITS_FOR: Duration = Duration::from_secs(1);
@@ -122,6 +126,8 @@ struct Destination {
     budget: RetryBudget,
     storm: Storm,
     paused_until: MonoMs,
+    /// When it answered last.
+    answered: Option<MonoMs>,
     /// Those whose permits are kept for a while after they failed included.
     in_flight: usize,
     /// When the permits of failed attempts are free.
@@ -159,6 +165,7 @@ impl Traffic {
             storm: Storm::new(rules.storm_percent),
             limiter,
             paused_until: now,
+            answered: None,
             in_flight: 0,
             cooling: BinaryHeap::new(),
             parts: Vec::new(),
@@ -282,6 +289,9 @@ impl Traffic {
             this.limiter.answered(now, (!is_overloaded).then_some(latency), in_flight);
             let limit = this.limiter.limit();
             change = this.breaker.ended(now, pulse, permit.is_probe, limit, jitter);
+            if matches!(pulse, Pulse::Alive | Pulse::Broken) {
+                this.answered = Some(now);
+            }
             if let Some(pause) = pause {
                 this.pause(now, now.after(pause));
             }
@@ -416,9 +426,14 @@ impl Traffic {
         if self.in_flight >= self.pool {
             return false;
         }
+        let this = &self.destinations[destination];
+        let is_lent_to = this.answered.is_some_and(|at| now.since(at) < LENT_FOR);
         // An even part among all is guaranteed, whatever the others do.
-        if self.destinations[destination].in_flight < self.pool / SPARE / self.destinations.len() {
+        if this.in_flight < (self.pool / self.destinations.len()).max(1) {
             return true;
+        }
+        if !is_lent_to {
+            return false;
         }
         let in_use = |this: &&Destination| this.in_flight > 0 || this.peak.of(now) > 0 || this.waits(now);
         let others = || {
@@ -431,7 +446,7 @@ impl Traffic {
         let users = 1 + others().filter(in_use).count();
         let spare = if users < self.destinations.len() { self.pool / SPARE } else { 0 };
         let guaranteed = ((self.pool - spare) / users).max(1);
-        if self.destinations[destination].in_flight < guaranteed {
+        if this.in_flight < guaranteed {
             return true;
         }
         let kept: usize = others()

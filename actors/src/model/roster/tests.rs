@@ -50,10 +50,12 @@ struct Room {
 
 impl Admission for Room {
     fn ask(&mut self, destination: usize, is_retry: bool) -> Answer {
-        match self.each[destination] {
-            true if is_retry && !self.retries => Answer::NoRetries,
-            true => Answer::Granted,
-            false => Answer::Refused,
+        if !self.each[destination] {
+            Answer::Refused
+        } else if is_retry && !self.retries {
+            Answer::NoRetries
+        } else {
+            Answer::Granted
         }
     }
 

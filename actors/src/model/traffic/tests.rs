@@ -132,18 +132,32 @@ fn f69_who_was_idle_is_served_while_another_has_taken_all_that_is_lent() {
     while let Ok(permit) = take(&mut traffic, 0, at(0)) {
         taken.push(permit);
     }
+    assert_eq!(taken.len(), 16, "nothing is lent to one that has not answered yet");
+    let end = |traffic: &mut Traffic, permit| {
+        traffic.ended(permit, at(1), Duration::from_millis(1), &SENT, FILE, 0.5);
+    };
+    end(&mut traffic, taken.pop().unwrap());
+    while let Ok(permit) = take(&mut traffic, 0, at(1)) {
+        taken.push(permit);
+    }
     assert_eq!(taken.len(), 150, "all but a sixteenth");
-    let permit = traffic.may(1, 0, false, at(1)).expect("it is below its part");
-    traffic.take(permit, at(1));
-    // What the first gives back goes to those that wait for their parts.
+    // Another one that was idle comes, and waits for the rest of its part.
+    let mut of_other = 0;
     while let Ok(permit) = traffic.may(1, 0, false, at(1)) {
         traffic.take(permit, at(1));
+        of_other += 1;
     }
-    for permit in taken.drain(..40) {
-        traffic.ended(permit, at(2), Duration::from_millis(10), &SENT, FILE, 0.5);
+    assert_eq!(of_other, 10);
+    for permit in taken.drain(..30) {
+        end(&mut traffic, permit);
     }
-    assert_eq!(take(&mut traffic, 0, at(2)), Err(Refusal::Full), "it has more than its part, another waits");
-    assert!(traffic.may(1, 0, false, at(2)).is_ok());
+    assert_eq!(take(&mut traffic, 0, at(1)), Err(Refusal::Full), "it has more than its part, another waits");
+    assert!(traffic.may(1, 0, false, at(1)).is_ok());
+    // It does not answer any more: its part is all that it gets.
+    for permit in taken.drain(..) {
+        traffic.withdrawn(permit, at(1));
+    }
+    assert_eq!(std::iter::from_fn(|| take(&mut traffic, 0, at(5_000)).ok()).count(), 16);
 }
 
 #[test]
