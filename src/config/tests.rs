@@ -339,7 +339,7 @@ fn each_mistake_is_named_with_what_to_do() {
             &["destinations.support.template", "not a valid template"],
         ),
         (
-            "[destinations.support]\ntemplate = \"x\"\ntemplate_file = \"/x\"",
+            "[destinations.support]\ntemplate = \"1\"\ntemplate_file = \"/x\"",
             &["template_file", "keep one of them"],
         ),
         ("[destinations.support.retry]\nbase = \"5s\"\ncap = \"4s\"", &["retry.cap", "found 4s", "base"]),
