@@ -127,8 +127,7 @@ impl CanaryJudgeSetup {
 
     /// Says which files wait for somebody, by feed.
     fn write_notes(&self, held: &[HeldFile], noted: &mut Vec<HeldFile>) {
-        let mut waiting: Vec<HeldFile> =
-            held.iter().filter(|file| !file.hold.cause.passes()).cloned().collect();
+        let mut waiting: Vec<HeldFile> = held.iter().filter(waits_for_somebody).cloned().collect();
         if waiting == *noted {
             return;
         }
@@ -147,12 +146,17 @@ impl CanaryJudgeSetup {
     }
 }
 
+/// Whether its messages don't go on by themselves, and are not over either.
+fn waits_for_somebody(file: &&HeldFile) -> bool {
+    matches!(file.hold.cause, HoldCause::Errors | HoldCause::Operator)
+}
+
 fn say(file: &HeldFile, change: &HoldChange) {
     let HeldFile { file: id, name, destination, .. } = file;
     match change {
         HoldChange::Judge(hold) if hold.cause == HoldCause::Errors => {
             tracing::error!(file = %id, name, destination, why = hold.reason,
-                "the file is held after its first messages; `release` lets it go on");
+                "the file is held after its first messages; `postrider release` lets it go on");
         }
         HoldChange::Judge(hold) => {
             tracing::debug!(file = %id, destination, from_row = hold.from_row, "more of a file may go");
