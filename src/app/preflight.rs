@@ -229,8 +229,9 @@ pub fn estimate(
 ) -> Estimate {
     let rates = [destination.rate(), config.delivery.rate()];
     let rate_per_s = rates.into_iter().flatten().map(|rate| rate.per_s).min();
-    let concurrency =
-        destination.webhook().map(|webhook| webhook.concurrency.min(config.delivery.concurrency));
+    // Where it is found by itself, nobody knows it beforehand.
+    let fixed = destination.webhook().and_then(|webhook| webhook.concurrency);
+    let concurrency = fixed.map(|concurrency| concurrency.min(config.delivery.concurrency));
     let by_latency =
         latency.zip(concurrency).map(|(latency, concurrency)| concurrency as f64 / latency.as_secs_f64());
     let pace = match (rate_per_s.map(f64::from), by_latency) {
