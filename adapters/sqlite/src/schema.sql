@@ -113,7 +113,8 @@ CREATE INDEX batches_kept ON batches (payload) WHERE payload IS NOT NULL;
 -- What is recorded of a batch; absent until something is: then every message is `accepted`.
 CREATE TABLE results (
     batch   INTEGER PRIMARY KEY,
-    body    BLOB NOT NULL               -- ledger::codec::encode
+    body    BLOB NOT NULL,              -- ledger::codec::encode
+    sum     INTEGER NOT NULL            -- CRC-32 of it
 ) STRICT;
 
 -- Failed attempts, a chunk per recorded group, never rewritten (B3).

@@ -10,7 +10,7 @@ use postrider_actors::model::{
 };
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
-use super::tx::{Tx, TxError, int, uint};
+use super::tx::{Tx, TxError, check_sum, int, sum, uint};
 
 /// A batch as it is stored.
 pub(crate) struct Stored {
@@ -58,7 +58,7 @@ macro_rules! select_stored {
     ($($rest:literal),+) => {
         concat!(
             "SELECT b.seq, b.id, b.file, b.destination, b.header, b.payload, b.first_row, b.count, b.gaps, ",
-            "b.accepted_at, b.not_before, b.due, b.retry, b.fence, b.holder, b.lease_until_mono, r.body ",
+            "b.accepted_at, b.not_before, b.due, b.retry, b.fence, b.holder, b.lease_until_mono, r.body, r.sum ",
             "FROM batches b ",
             $($rest),+
         )
@@ -116,6 +116,9 @@ impl Stored {
             holder: holder.clone(),
         };
         let body: Option<Vec<u8>> = row.get(16)?;
+        if let Some(body) = &body {
+            check_sum("record", body, row.get(17)?)?;
+        }
         let (not_before, due) = (head.not_before, row.get::<_, Option<i64>>(11)?);
         Ok(Self {
             seq: row.get(0)?,
@@ -149,8 +152,8 @@ impl Stored {
         let body = codec::encode(&self.record);
         if self.body.as_ref() != Some(&body) {
             connection
-                .prepare_cached("INSERT OR REPLACE INTO results (batch, body) VALUES (?1, ?2)")?
-                .execute(params![self.seq, body])?;
+                .prepare_cached("INSERT OR REPLACE INTO results (batch, body, sum) VALUES (?1, ?2, ?3)")?
+                .execute(params![self.seq, body, sum(&body)])?;
             self.body = Some(body);
         }
         Ok(())

@@ -308,7 +308,7 @@ async fn f61_what_is_damaged_is_set_aside_and_the_rest_is_leased() {
     for sql in [
         "UPDATE payloads SET body = zeroblob(length(body)) WHERE seq = (SELECT min(seq) FROM payloads)",
         "UPDATE headers SET json = replace(json, 'd', 'e') WHERE seq = (SELECT min(seq) + 1 FROM headers)",
-        "UPDATE results SET body = x'ff' WHERE batch = (SELECT min(batch) + 2 FROM results)",
+        "UPDATE results SET sum = sum + 1 WHERE batch = (SELECT min(batch) + 2 FROM results)",
     ] {
         assert_eq!(damage.execute(sql, []).unwrap(), 1, "{sql}");
     }

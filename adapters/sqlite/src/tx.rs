@@ -76,7 +76,7 @@ impl TxError {
 }
 
 /// What finds a bit that flipped on the disk (F61).
-fn sum(bytes: &[u8]) -> i64 {
+pub(crate) fn sum(bytes: &[u8]) -> i64 {
     crc32fast::hash(bytes).into()
 }
 
