@@ -34,8 +34,8 @@ use postrider_actors::{
 /// Show files, feeds that are parked, backlog and rates, per destination
 ///
 /// Works with or without a running daemon. The rate is what was sent between two reads of the store. Parked feeds, files
-/// that are held, and what destinations bear (permits, breakers, pauses) are those of this machine, as the daemon noted
-/// them last.
+/// that are held, and what destinations bear (permits, breakers, pauses) are what the daemon that runs on this machine
+/// says. Damaged batches are set aside; the log names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Time between the two reads that give the rate; 0 leaves it out
@@ -221,7 +221,12 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "cancelled": view.counts.cancelled,
         "sent_per_s": line.sent_per_s,
         "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
-        "batches": { "outstanding": view.outstanding, "queued": view.queued, "leased": view.leased },
+        "batches": {
+            "outstanding": view.outstanding,
+            "queued": view.queued,
+            "leased": view.leased,
+            "damaged": view.quarantined,
+        },
         "next_due": view.next_due.map(time),
         "permits": line.traffic.as_ref().map(|note| note.limit),
         "out_since": line.traffic.as_ref().and_then(|note| note.open_since).map(time),
@@ -259,6 +264,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
         "outstanding",
         "queued",
         "leased",
+        "damaged",
         "holds",
     ];
     let rows = lines.iter().map(|line| {
@@ -282,6 +288,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
             number(view.outstanding),
             number(view.queued.map_or_else(|| "-".into(), |count| count.to_string())),
             number(view.leased.map_or_else(|| "-".into(), |count| count.to_string())),
+            number(view.quarantined.map_or_else(|| "-".into(), |count| count.to_string())),
             text(if line.holds.is_empty() { "-".to_owned() } else { line.holds.join(", ") }),
         ]
     });

@@ -219,6 +219,8 @@ fn f61_a_flipped_bit_is_found_and_named_and_stops_nothing_else() {
         let alarm = "postrider_alarm_active{alarm=\"damage\"}";
         wait_until(LIVENESS, "the alarm", || metric(address, alarm) == Some(1.0));
         assert_eq!(metric(address, "postrider_batches_quarantined{}"), Some(2.0));
+        let status = world.postrider(&["status", "--json", "--sample-ms", "0"]).ok().json();
+        assert_eq!(status["destinations"]["support"]["batches"]["damaged"], 2, "{status}");
         world.stop();
     }
     let log = world.daemon_log_text();

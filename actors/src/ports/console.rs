@@ -135,6 +135,8 @@ pub struct DestinationView {
     pub leased: Option<u64>,
     /// When the earliest outstanding batch is due.
     pub next_due: Option<UnixMs>,
+    /// Batches that are damaged and set aside (F61); `None` from a store that sets none aside.
+    pub quarantined: Option<u64>,
 }
 
 /// Which dead letters; all that is set must hold.

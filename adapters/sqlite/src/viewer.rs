@@ -206,6 +206,7 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
             },
             queued: Some(0),
             leased: Some(0),
+            quarantined: Some(0),
             ..DestinationView::default()
         };
         views.insert(row.get(0)?, (row.get(1)?, view));
@@ -223,14 +224,24 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
             view.next_due = row.get::<_, Option<i64>>(3)?.map(|due| UnixMs(uint(due)));
         }
     }
-    let mut select = connection.prepare(
-        "SELECT destination, count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL GROUP BY 1",
-    )?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        if let Some((_, view)) = views.get_mut(&row.get(0)?) {
-            view.leased = Some(uint(row.get(1)?));
+    let mut count = |sql: &str, of: fn(&mut DestinationView) -> &mut Option<u64>| -> Result<(), TxError> {
+        let mut select = connection.prepare(sql)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some((_, view)) = views.get_mut(&row.get(0)?) {
+                *of(view) = Some(uint(row.get(1)?));
+            }
         }
-    }
+        Ok(())
+    };
+    count(
+        "SELECT destination, count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL GROUP BY 1",
+        |view| &mut view.leased,
+    )?;
+    count(
+        "SELECT destination, count(*) FROM batches INDEXED BY batches_quarantined
+         WHERE quarantined IS NOT NULL GROUP BY 1",
+        |view| &mut view.quarantined,
+    )?;
     Ok(views.into_values().collect())
 }
