@@ -83,10 +83,13 @@ impl<T: Noted> NoteFile<T> {
     }
 }
 
-/// What the daemon of this machine noted last. Nothing if it never ran.
+/// What the daemon that runs on this machine has noted. What one that has ended noted last says nothing of now.
 pub(crate) fn read<T: Noted>(state_dir: &Path) -> anyhow::Result<T> {
     let path = state_dir.join(T::FILE);
     let doing = || format!("can't read {}", path.display());
+    if !postrider_sqlite::is_running(state_dir).with_context(doing)? {
+        return Ok(T::default());
+    }
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).with_context(doing),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -100,6 +103,7 @@ mod tests {
         time::UnixMs,
         trouble::{FeedTroubles, Trouble},
     };
+    use postrider_sqlite::InstanceLock;
 
     use super::*;
 
@@ -107,6 +111,8 @@ mod tests {
     async fn commands_read_what_was_noted() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read::<Troubles>(dir.path()).unwrap(), Troubles::default(), "no daemon ran yet");
+        let daemon = InstanceLock::acquire(dir.path()).unwrap();
+        assert_eq!(read::<Troubles>(dir.path()).unwrap(), Troubles::default(), "it has noted nothing yet");
         let mut file = NoteFile::<Troubles>::new(dir.path());
         let trouble = Trouble { since: UnixMs(7), reason: "no room".into() };
         let held = [("a.csv".to_owned(), trouble.clone())].into();
@@ -124,5 +130,7 @@ mod tests {
         }
         fs::write(dir.path().join(Troubles::FILE), "{").unwrap();
         assert!(read::<Troubles>(dir.path()).is_err());
+        drop(daemon);
+        assert_eq!(read::<Troubles>(dir.path()).unwrap(), Troubles::default(), "it has ended");
     }
 }

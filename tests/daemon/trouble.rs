@@ -95,7 +95,15 @@ fn parks(spoil: impl Fn(&Path), why: &str, repair: impl Fn(&Path), is_running: b
         "nothing was restarted"
     );
     assert_eq!(log.lines().filter(|line| line.contains("the feed is parked")).count(), 1, "said once");
+    if is_running {
+        spoil(&inbox);
+        wait_until(LIVENESS, "the feed to be parked again", || {
+            status(&world)["feeds"]["alerts"]["state"] == "parked"
+        });
+    }
     world.stop();
+    // What a daemon has noted that has ended says nothing of now.
+    assert_eq!(status(&world)["feeds"]["alerts"]["state"], "enabled");
     world.prove();
 }
 

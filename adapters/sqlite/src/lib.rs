@@ -62,7 +62,7 @@ use self::{
 };
 pub use self::{
     backlog::Backlog,
-    lock::{InstanceLock, LockError},
+    lock::{InstanceLock, LockError, is_running},
     open::{DATABASE, OpenError, SCHEMA_VERSION, schema_version},
     operator::Operator,
     receipts::{ReceiptOperator, ReceiptViewer},

@@ -63,6 +63,20 @@ impl InstanceLock {
     }
 }
 
+/// Whether a daemon has `state_dir`. Whoever asks needs only to read there, and is in no starting daemon's way for longer than
+/// it looks for.
+pub fn is_running(state_dir: &Path) -> io::Result<bool> {
+    let file = match File::open(state_dir.join("lock")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,11 +85,14 @@ mod tests {
     fn f13_a_second_instance_is_refused_until_the_first_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
+        assert!(!is_running(&state).unwrap());
         let first = InstanceLock::acquire(&state).unwrap();
+        assert!(is_running(&state).unwrap());
         let refused = InstanceLock::acquire(&state).unwrap_err();
         assert!(matches!(refused, LockError::Held(_)));
         assert!(refused.to_string().contains("in use by another postrider"), "{refused}");
         drop(first);
+        assert!(!is_running(&state).unwrap());
         InstanceLock::acquire(&state).unwrap();
     }
 }
