@@ -131,6 +131,8 @@ impl Actor for FileWatcher {
             odd_claims: Vec::new(),
             ready: VecDeque::new(),
             queued: HashSet::new(),
+            failed: HashSet::new(),
+            troubled: HashSet::new(),
             is_checked: false,
             parked: None,
             noted: None,
@@ -243,6 +245,10 @@ struct ClaimLoop {
     odd_claims: Vec<(String, String)>,
     ready: VecDeque<OsString>,
     queued: HashSet<OsString>,
+    /// Files that could not be claimed as if none could, since the last that was claimed …
+    failed: HashSet<OsString>,
+    /// … and those of which others could be claimed since: it is their own trouble.
+    troubled: HashSet<OsString>,
     /// Whether the directories were fit for use when they were checked last, and nothing failed since.
     is_checked: bool,
     parked: Option<Parked>,
@@ -463,8 +469,11 @@ impl ClaimLoop {
             let (inbox, wall, claimed_name) =
                 (self.setup.inbox.clone(), self.setup.clock.wall(), name.clone());
             let claimed = blocking(move || inbox.claim(&claimed_name, wall)).await;
-            if let Err(ClaimError::Io(error)) = claimed {
-                self.park(Obstacle::Claims, &error);
+            if let Err(ClaimError::Io(error)) = &claimed
+                && !self.troubled.contains(&name)
+            {
+                self.park(Obstacle::Claims, error);
+                self.failed.insert(name.clone());
                 // It may be half-way. Others come first the next time: one that fails for ever holds up none.
                 self.unowned_at = MonoMs(0);
                 self.ready.push_back(name);
@@ -474,16 +483,27 @@ impl ClaimLoop {
             match claimed {
                 Ok(file) => {
                     self.stable_files.forget(&name);
+                    self.troubled.remove(&name);
+                    self.failed.remove(&name);
+                    if self.troubled.len() > SCAN_MAX {
+                        self.troubled.clear(); // they are found out again
+                    }
+                    self.troubled.extend(self.failed.drain());
                     self.overcome(Obstacle::Claims);
                     // Nobody else makes claims, so this one is nobody's.
                     if let Some(owner) = self.owners.take(&file) {
                         return Some((file, owner));
                     }
                 }
-                Err(ClaimError::Gone) => self.stable_files.forget(&name),
+                Err(ClaimError::Gone) => {
+                    self.failed.remove(&name);
+                    self.stable_files.forget(&name);
+                }
                 Err(ClaimError::Refused(why)) => self.hold(&name, &why),
-                Err(ClaimError::Unreadable(error) | ClaimError::Io(error)) => {
+                Err(ClaimError::Unreadable(error)) => self.hold(&name, &error.to_string()),
+                Err(ClaimError::Io(error)) => {
                     self.hold(&name, &error.to_string());
+                    self.unowned_at = MonoMs(0); // it may be half-way
                 }
             }
         }
