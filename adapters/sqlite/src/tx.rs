@@ -126,7 +126,8 @@ pub(crate) struct Caches {
     header_numbers: HashMap<Arc<BatchHeader>, i64>,
     headers: HashMap<i64, Arc<BatchHeader>>,
     lane_shares: HashMap<i64, LaneShare>,
-    is_wide: bool,
+    /// Whether there is a ledger of rows.
+    pub(crate) is_wide: bool,
 }
 
 /// Memory for pages of the ledger of rows, in KiB: its indexes are met in random places, and a page that is not in memory

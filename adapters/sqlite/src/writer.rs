@@ -21,6 +21,10 @@ const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Pages in the log before they are moved into the database (8 KiB each).
 const CHECKPOINT_PAGES: i64 = 1_000;
 
+/// The same where there is a ledger of rows. Receipts in random order write a page for each of them: a page that is written
+/// again before it is moved is moved once.
+const WIDE_CHECKPOINT_PAGES: i64 = 4_000;
+
 /// Whether a write may be answered before it is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -156,7 +160,10 @@ impl Thread {
             let done = self
                 .commit(unsynced, Durability::Process)
                 .and_then(|()| self.commit(synced, Durability::Synced))
-                .and_then(|()| self.checkpoint(CHECKPOINT_PAGES));
+                .and_then(|()| {
+                    let is_wide = self.caches.is_wide;
+                    self.checkpoint(if is_wide { WIDE_CHECKPOINT_PAGES } else { CHECKPOINT_PAGES })
+                });
             if done.is_err() {
                 // Callers that wait get `Unknown`: their replies are dropped.
                 return;
