@@ -127,7 +127,7 @@ impl CanaryJudgeSetup {
 
     /// Says which files wait for somebody, by feed.
     fn write_notes(&self, held: &[HeldFile], noted: &mut Vec<HeldFile>) {
-        let mut waiting: Vec<HeldFile> = held.iter().filter(waits_for_somebody).cloned().collect();
+        let mut waiting: Vec<HeldFile> = held.iter().filter(|file| waits_for_somebody(file)).cloned().collect();
         if waiting == *noted {
             return;
         }
@@ -147,7 +147,7 @@ impl CanaryJudgeSetup {
 }
 
 /// Whether its messages don't go on by themselves, and are not over either.
-fn waits_for_somebody(file: &&HeldFile) -> bool {
+fn waits_for_somebody(file: &HeldFile) -> bool {
     matches!(file.hold.cause, HoldCause::Errors | HoldCause::Operator)
 }
 
