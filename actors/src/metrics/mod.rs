@@ -506,7 +506,7 @@ impl DestinationMetrics {
 
     /// How a webhook's traffic stands.
     pub fn traffic(&self, view: &TrafficView) {
-        self.0.permits.set(view.limit as i64);
+        self.0.permits.set(i64::try_from(view.limit).unwrap_or(i64::MAX));
         self.0.breaker_open.set(view.open_since.is_some().into());
         self.0.suspect.set(view.suspicion.is_some().into());
         self.0.retry_tokens.set(i64::try_from(view.retry_tokens).unwrap_or(i64::MAX));
