@@ -169,7 +169,7 @@ impl Preflight {
         self.rejected += 1;
         let mut kind = without_numbers(reason);
         if self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&kind) {
-            kind = "something else".to_owned();
+            "something else".clone_into(&mut kind);
         }
         self.reasons.entry(kind).or_insert((0, line)).0 += 1;
     }

@@ -119,13 +119,10 @@ fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
     ];
     let row = |report: &FileReport, destination: &str| {
         let counts = report.destinations.get(destination).copied().unwrap_or_default();
-        let mut state = match report.state.reason() {
-            Some(reason) => format!("{}: {reason}", report.state.as_str()),
-            None => report.state.as_str().to_owned(),
-        };
-        if let Some(hold) = report.held.get(destination) {
-            state += &format!(", held since {}: {}", time(hold.since), hold.reason);
-        }
+        let reason = report.state.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let hold = report.held.get(destination);
+        let hold = hold.map(|hold| format!(", held since {}: {}", time(hold.since), hold.reason));
+        let state = format!("{}{reason}{}", report.state.as_str(), hold.unwrap_or_default());
         vec![
             text(&report.file.name),
             text(report.file.id.to_string()),

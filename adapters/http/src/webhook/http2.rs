@@ -2,7 +2,7 @@
 //!
 //! An attempt takes a [`Place`] on a connection, opens a stream on it, and gives the place back. No connection carries
 //! more streams than its receiver allows; beyond that another one is opened. A stream that is cancelled is reset and
-//! disturbs no other. What the receiver says it has not processed (GOAWAY, REFUSED_STREAM) counts as not sent.
+//! disturbs no other. What the receiver says it has not processed (GOAWAY, `REFUSED_STREAM`) counts as not sent.
 
 use std::{
     future::{Future as _, poll_fn},

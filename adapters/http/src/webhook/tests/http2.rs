@@ -110,7 +110,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-/// END_STREAM and END_HEADERS.
+/// `END_STREAM` and `END_HEADERS`.
 const WHOLE: u8 = 5;
 /// RFC 7541, appendix A: `:status: 200`.
 const STATUS_200: &[u8] = &[0x88];
@@ -450,7 +450,7 @@ async fn a_server_that_misbehaves_costs_an_attempt_and_no_more() {
     type Misbehaviour = fn(u32) -> Vec<u8>;
     let cases: [(&str, Misbehaviour); 9] = [
         ("not HTTP/2", |_| b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        ("a frame that is too large", |id| frame(HEADERS, WHOLE, id, &[0; 20_000])),
+        ("a frame that is too large", |id| frame(HEADERS, WHOLE, id, &vec![0; 20_000])),
         ("an answer without a status", |id| frame(HEADERS, WHOLE, id, &[])),
         ("headers that can't be decoded", |id| frame(HEADERS, WHOLE, id, &[0xff; 8])),
         ("a body without an answer", |id| frame(DATA, 1, id, b"x")),
