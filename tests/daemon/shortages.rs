@@ -68,7 +68,7 @@ fn f07_the_limit_is_held_against_the_concurrency() {
 }
 
 #[test]
-fn f7_a_start_without_descriptors_is_tried_again() {
+fn f07_a_start_without_descriptors_is_tried_again() {
     let mut world = strict();
     world.receive(&[]);
     // With 7 and 8 the runtime panicked.
