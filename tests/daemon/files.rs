@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use postrider_actors::testing::figure;
 use rustix::process::Signal;
 
 use crate::support::{
@@ -167,6 +168,7 @@ fn f20_an_endless_line_is_one_rejected_row() {
     assert!(peak < 96 << 20, "peak memory of {peak} bytes for a line of {length}");
     world.stop();
     world.prove();
+    figure(format!("a line of {} MiB: 1 row rejected, {} MiB at the peak", length >> 20, peak >> 20));
 }
 
 /// Drops one file, waits, proves, and gives its report.
