@@ -32,7 +32,7 @@ use crate::{
     metrics::{DestinationMetrics, Tally, WorkerGauges},
     model::{
         self,
-        backoff::Backoff,
+        backoff::{Backoff, Draws},
         batch::OpenRows,
         body::BodyTemplate,
         hold::HeldFile,
@@ -204,8 +204,8 @@ struct WebhookBatch {
     lease: Lease,
     rows: OpenRows,
     template: BodyTemplate,
-    /// One draw per lease: the retries of a batch come back together.
-    jitter: f64,
+    /// What its waits are drawn from: one for each number of attempts, so that the retries of a batch come back together.
+    draws: Draws,
     /// Index of the destination.
     destination: usize,
     /// Whether a message of it was not sent.
@@ -379,8 +379,8 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let pace = Pace::of(lease.losses);
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (jitter, said) = (rand::rng().random(), Mutex::default());
-        let batch = WebhookBatch { lease, rows, template, jitter, destination, failed, held, said };
+        let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
+        let batch = WebhookBatch { lease, rows, template, draws, destination, failed, held, said };
         let mut state = self.state();
         state.batches.insert(token, Arc::new(batch));
         state.roster.add(destination, token, pace, open, at);
@@ -698,7 +698,7 @@ impl WebhookStrategy {
         let age = clock.age(batch.lease.since(pick.index));
         let age = age.saturating_sub(self.seat.stood(pick.destination, age));
         let retry = &self.setup.destinations[pick.destination].retry;
-        match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.jitter) {
+        match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.draws.of(pick.attempt)) {
             Decision::Record(verdict) => Report::Verdict(verdict),
             Decision::Leave => Report::Unsent,
             Decision::Hold => {

@@ -33,6 +33,30 @@ fn by_id(requests: Vec<Request>) -> HashMap<String, Vec<Request>> {
 }
 
 #[test]
+fn f44_a_batch_of_bad_luck_still_waits_between_its_attempts() {
+    const ATTEMPTS: usize = 30;
+    let mut world = World::new("csv");
+    world.script(|_| Reply::Status(503));
+    world
+        .set("batch.max_messages", 5)
+        .set("destinations.support.retry.base", "100ms")
+        .set("destinations.support.retry.cap", "100ms")
+        .set("destinations.support.retry.max_attempts", i64::try_from(ATTEMPTS).expect("few"));
+    // Sixty batches: of sixty draws some are very low.
+    world.drop_file(Input::csv("unlucky.csv", 300).all(Kind::Dead)).start().wait_settled(LIVENESS * 2);
+    let requests = by_id(world.requests());
+    let spans = requests.values().map(|of| of[of.len() - 1].at - of[0].at);
+    let shortest = spans.min().expect("there are some");
+    println!("{ATTEMPTS} attempts took at least {shortest:?}");
+    assert!(
+        shortest >= Duration::from_millis(600),
+        "{shortest:?}, half of {ATTEMPTS} times 100 ms on average"
+    );
+    world.stop();
+    world.prove();
+}
+
+#[test]
 fn a_failed_attempt_is_repeated_until_it_succeeds() {
     let mut world = World::new("csv");
     world.script(|request| match (row(request) % 3, request.earlier) {

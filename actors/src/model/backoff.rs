@@ -85,6 +85,23 @@ impl From<Budget> for Tries {
     }
 }
 
+/// A draw for each number of failures, from a seed: what shares it comes back at the same time, and one that is low does
+/// not make all of the waits short.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws(pub u64);
+
+impl Draws {
+    /// The draw after `failures` failures in a row, in `0.0..1.0` (splitmix64).
+    pub fn of(self, failures: u32) -> f64 {
+        let mut mixed =
+            self.0.wrapping_add(u64::from(failures).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // 53 bits: a fraction that a double holds exactly.
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +111,16 @@ mod tests {
 
     fn any_passing() -> impl Strategy<Value = FailureKind> {
         prop::sample::select(vec![Throttled, Unavailable, Unknown])
+    }
+
+    #[test]
+    fn f44_no_seed_makes_every_wait_short() {
+        for seed in 0..10_000 {
+            let draws: Vec<_> = (1..=40).map(|failures| Draws(seed).of(failures)).collect();
+            assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
+            let mean = draws.iter().sum::<f64>() / 40.0;
+            assert!((0.25..0.75).contains(&mean), "{seed}: {mean}");
+        }
     }
 
     proptest! {
