@@ -79,9 +79,16 @@ impl Record {
         let waits =
             |exception: &&mut Exception| exception.losses > 0 && !is_condemned(exception.losses_alone);
         for exception in self.exceptions.values_mut().filter(waits) {
-            let more = SUSPECTS_STEP * u32::from(exception.losses - 1);
-            exception.not_before = exception.not_before.max(born.after(SUSPECTS_WAIT + more));
+            exception.not_before = exception.not_before.max(born.after(exception.suspect_wait()));
         }
+    }
+}
+
+impl Exception {
+    /// How long the message waits in a process' life for having been in flight when others died.
+    pub(super) fn suspect_wait(&self) -> Duration {
+        let more = |before: u8| SUSPECTS_WAIT + SUSPECTS_STEP * u32::from(before);
+        self.losses.checked_sub(1).map_or(Duration::ZERO, more)
     }
 }
 
@@ -114,6 +121,20 @@ mod tests {
         record.lose_by(&Evidence::of([(BATCH, Some(2))]), BATCH);
         assert_eq!(charges(&record), [(0, 1, 0), (2, 2, 1)]);
         assert!(is_exclusive(3) && !is_exclusive(2));
+    }
+
+    #[test]
+    fn f09_a_suspect_waits_its_time_whatever_the_schedule_and_no_longer_whatever_the_clock() {
+        let mut record = leased();
+        record.lose_by(&Evidence::of([(BATCH, Some(2))]), BATCH);
+        let (born, schedule) = (UnixMs(1_000_000), Duration::from_secs(1));
+        record.lease("w", Deadline(9), Deadline(0), born, born);
+        record.release(record.fence);
+        assert!(!record.cut_waits(born.after(schedule), born), "the schedule's waits are shorter");
+        assert_eq!(record.due_of(2), born.after(SUSPECTS_WAIT));
+        let set_back = UnixMs(500_000);
+        assert!(record.cut_waits(set_back.after(schedule), set_back));
+        assert_eq!(record.due_of(2), set_back);
     }
 
     #[test]

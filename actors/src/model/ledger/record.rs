@@ -249,9 +249,14 @@ impl Record {
     /// Makes due at `now` what would have to wait until after `latest`: no wait is as long, so it was set by a clock that
     /// was ahead (F9). Whether there was any.
     pub fn cut_waits(&mut self, latest: UnixMs, now: UnixMs) -> bool {
-        let own = self.exceptions.values_mut().map(|exception| &mut exception.not_before);
-        let late = own.chain([&mut self.not_before]).filter(|not_before| **not_before > latest);
-        late.map(|not_before| *not_before = now).count() > 0
+        let own = self.exceptions.values_mut().map(|exception| {
+            // A suspect's has nothing to do with the destination's schedule.
+            let latest = latest.max(now.after(exception.suspect_wait()));
+            (&mut exception.not_before, latest)
+        });
+        let late = own.chain([(&mut self.not_before, latest)]);
+        let late = late.filter(|(not_before, latest)| **not_before > *latest);
+        late.map(|(not_before, _)| *not_before = now).count() > 0
     }
 
     /// The drive of the message at `index`.
