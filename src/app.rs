@@ -299,16 +299,13 @@ async fn unless_hurried<T>(
     loop {
         tokio::select! {
             done = &mut work => return Some(done),
-            asked = signals.next() => match asked {
-                Asked::Stop if *is_to_stop => {
+            () = signals.stop() => {
+                if *is_to_stop {
                     tracing::warn!("asked to stop a second time: stopping at once");
                     return None;
                 }
-                Asked::Stop => {
-                    tracing::info!("asked to stop during a reload: stopping when the drain is done");
-                    *is_to_stop = true;
-                }
-                Asked::Reload => {}
+                tracing::info!("asked to stop during a reload: stopping when the drain is done");
+                *is_to_stop = true;
             }
         }
     }

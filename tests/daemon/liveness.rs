@@ -166,6 +166,24 @@ fn f59_nobody_reads_the_log() {
 }
 
 #[test]
+fn f60_a_sighup_during_a_reload_is_not_lost() {
+    let mut world = World::new("csv");
+    world.receive(&[]).configure();
+    // Whoever opens the configuration has to wait for it, and reads what it was then.
+    let config = world.config_path().display().to_string();
+    let slow = ["-e", "trace=openat", "-P", &config, "-e", "inject=openat:delay_exit=1500000"];
+    world.under(&[&["strace", "-D", "-f", "-o", "/dev/null"], &slow[..]].concat()).start_ready();
+    for paused in [true, false] {
+        world.set("destinations.support.paused", paused).configure();
+        world.daemon().signal(Signal::HUP);
+        thread::sleep(Duration::from_millis(500));
+    }
+    world.drop_file(Input::csv("released.csv", 100)).wait_settled(LIVENESS);
+    world.stop();
+    assert_eq!(world.prove()["requests"], 100);
+}
+
+#[test]
 fn f60_a_reload_while_a_destination_hangs_does_not_stop_the_others() {
     const HANGS: Duration = Duration::from_secs(20);
     const AT_ONCE: usize = 8;
