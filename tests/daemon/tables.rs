@@ -326,6 +326,35 @@ fn f71_a_secondary_that_is_down_stops_neither_the_primary_nor_other_feeds() {
     );
 }
 
+#[test]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn f72_connections_that_find_no_port_are_charged_to_no_row() {
+    let postgres = Postgres::start();
+    postgres.execute(TABLE);
+    let mut world = World::new("csv");
+    world.add_table("primary", &postgres).add_feed("alerts", "csv", &["primary"]);
+    world.set("destinations.primary.columns.amount", "data.amount numeric required");
+    postgres.execute("ALTER TABLE events ALTER amount TYPE numeric");
+    // One that is charged an attempt is dead.
+    world.set("destinations.primary.retry.max_attempts", 1);
+    // Every second connection of each thread; the first one looks the table up.
+    let inject = "inject=connect:error=EADDRNOTAVAIL:when=2+2";
+    world.under(&["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=connect", "-e", inject]);
+    let address = ops::serve(&mut world);
+    let terminate =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'postrider'";
+    for round in 1..=6 {
+        postgres.execute(terminate);
+        world.drop_file(Input::csv(&format!("part{round}.csv"), 500));
+        wait_until(LIVENESS, "the rows to be there", || count(&postgres) == 500 * round);
+    }
+    world.wait_settled(LIVENESS);
+    let unsent = "postrider_unsent_total{destination=\"primary\",shortage=\"ports\"}";
+    assert!(ops::metric(address, unsent) > Some(0.0), "there was a port for each");
+    assert_eq!(world.postrider(&["dead", "list", "--json"]).json(), serde_json::json!([]));
+    world.stop();
+}
+
 /// Points of the workers that write into tables.
 pub(crate) const POINTS: &[&str] = &["table.before", "table.after", "panic.table_delivery"];
 

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use crate::model::{bisect::Refusal, table::TableRow};
+use crate::model::{bisect::Refusal, outcome::Shortage, table::TableRow};
 
 /// Why a statement wrote nothing.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -9,6 +9,9 @@ pub enum TableError {
     /// again, by the same keys.
     #[error("{0}")]
     Retryable(String),
+    /// Nothing left this machine, which has run out of that: no attempt was made (F72).
+    #[error("this machine lacks {}", .0.as_str())]
+    Short(Shortage),
     /// The database answered and the connection lives: it refuses the statement, for one of its rows or as a whole.
     #[error("the database refuses it (SQLSTATE {})", .0.code)]
     Refused(Refusal),

@@ -246,6 +246,13 @@ impl TableStrategy {
                     self.put_off(group, &written, bisection, Reason::Unavailable, &words);
                     break;
                 }
+                Ok(Err(TableError::Short(shortage))) => {
+                    group.destination.metrics.unsent(shortage);
+                    let shortage = shortage.as_str();
+                    tracing::warn!(destination = %group.destination.name, shortage, "this machine can't open a connection; the rows wait and are charged nothing");
+                    group.took_rows = Some(false);
+                    break; // what is left is given back, open
+                }
                 Err(_) => {
                     tracing::error!(destination = %group.destination.name, "a statement panicked");
                     self.put_off(group, &written, bisection, Reason::Panic, "the statement panicked");

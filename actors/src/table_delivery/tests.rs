@@ -14,7 +14,7 @@ use crate::{
         call::FailureKind,
         file::{DestinationCounts, FileRecord, FileReport, Reject},
         ids::FileId,
-        outcome::Reason,
+        outcome::{Reason, Shortage},
         record::MessageRecord,
         state::MessageState,
         table::{Column, ColumnSource, ColumnType, MAPPING_TYPE},
@@ -348,6 +348,26 @@ async fn s4_5_a_secondary_that_is_away_holds_up_nothing_and_catches_up_by_itself
     world.tables[1].answer(None);
     world.until_settled("secondary", Duration::from_mins(2)).await;
     assert_eq!((world.counts("secondary").await.sent, world.tables[1].rows().len()), (10_000, 10_000));
+    worker.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn f72_what_this_machine_lacks_is_charged_to_no_row() {
+    let mut world = World::new();
+    world.tables[0].answer(Some(TableError::Short(Shortage::Descriptors)));
+    for _ in 0..4 {
+        world.append(500).await;
+    }
+    let worker = world.worker();
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    let tried = world.tables[0].statements().len();
+    assert!((2..=20).contains(&tried), "{tried} statements in a minute");
+    let record = world.records_of("primary").into_values().next();
+    assert_eq!(record.map(|record| record.attempts), None, "nothing is recorded of them");
+    world.tables[0].answer(None);
+    world.until_settled("primary", Duration::from_mins(1)).await;
+    assert_eq!((world.counts("primary").await.sent, world.tables[0].rows().len()), (2_000, 2_000));
+    assert!(world.records_of("primary").into_values().all(|record| record.attempts == 1));
     worker.drained().await;
 }
 

@@ -1,4 +1,5 @@
 //! What Postrider's servers and clients share.
 
 pub mod listener;
+pub mod shortage;
 pub mod tls;

@@ -5,8 +5,14 @@ use std::{error::Error as _, fmt, path::Path, str::FromStr as _, time::Duration}
 use deadpool_postgres::{
     HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, TimeoutType,
 };
-use postrider_actors::model::call::{Failure, FailureKind};
-use postrider_net::tls::{TlsVersion, client_config};
+use postrider_actors::model::{
+    call::{Failure, FailureKind},
+    outcome::Shortage,
+};
+use postrider_net::{
+    shortage,
+    tls::{TlsVersion, client_config},
+};
 use postrider_settings::Tls;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{
@@ -139,6 +145,15 @@ pub(crate) fn no_connection(
         }
         other => unavailable(format!("can't connect to {whom}: {other}")),
     }
+}
+
+/// What this machine lacks for a connection, if that is why there is none.
+pub(crate) fn shortage(error: &PoolError) -> Option<Shortage> {
+    let PoolError::Backend(error) = error else { return None };
+    let error = error.source()?.downcast_ref::<std::io::Error>()?;
+    // The resolver's has no number.
+    shortage::shortage(error)
+        .or_else(|| error.raw_os_error().is_none().then(shortage::shortage_lately).flatten())
 }
 
 /// Classifies an error by its SQLSTATE (Postgres' manual, appendix A). What was not committed did not happen; of a

@@ -20,7 +20,7 @@ use url::Host;
 use super::{
     keys::WebhookKeys,
     settings::authority,
-    shortage::{Trouble, shortage, shortage_now},
+    shortage::{Trouble, shortage, shortage_lately},
     stream::Stream,
 };
 
@@ -183,7 +183,7 @@ impl Name {
                 Ok(addresses) if addresses.is_empty() => Err(Reason::Dns.into()),
                 Ok(addresses) => Ok(addresses.into()),
                 Err(error) => {
-                    Err(shortage(&error).or_else(shortage_now).map_or(Reason::Dns.into(), Trouble::from))
+                    Err(shortage(&error).or_else(shortage_lately).map_or(Reason::Dns.into(), Trouble::from))
                 }
             };
             *last = Some(Lookup { at: Instant::now(), addresses: addresses.clone() });

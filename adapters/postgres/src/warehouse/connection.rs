@@ -8,7 +8,7 @@ use postrider_settings::WarehouseDialect as Dialect;
 use tokio_postgres::{SimpleQueryMessage, config::TargetSessionAttrs};
 
 use super::{
-    error::leaves_session,
+    error::{NoConnection, leaves_session},
     quote::{Backslash, PROBE},
     settings::WarehouseSettings,
 };
@@ -70,10 +70,12 @@ impl Connections {
         Ok(Self { pool, connect, statement })
     }
 
-    pub(super) async fn hold(&self) -> Result<Held, Failure> {
+    pub(super) async fn hold(&self) -> Result<Held, NoConnection> {
         let connect = self.connect;
-        let held = Held::of(&self.pool).await;
-        held.map_err(|error| pg::no_connection("the warehouse", &self.pool, connect, connect * 2, &error))
+        Held::of(&self.pool).await.map_err(|error| NoConnection {
+            failure: pg::no_connection("the warehouse", &self.pool, connect, connect * 2, &error),
+            shortage: pg::shortage(&error),
+        })
     }
 
     /// Bounds what the server's own timeout can't: a server that has stopped, a network that is gone. `None` if it
@@ -91,7 +93,7 @@ impl Connections {
     /// Asks, and gives the connection back. Rows of texts: the simple protocol's.
     pub(super) async fn ask(&self, query: &str) -> Result<Vec<Vec<Option<String>>>, OpenError> {
         let unreachable = |failure: Failure| OpenError::Unreachable(failure.why);
-        let held = self.hold().await.map_err(unreachable)?;
+        let held = self.hold().await.map_err(|none| unreachable(none.failure))?;
         match self.within(held.client().simple_query(query)).await {
             None => Err(unreachable(self.no_answer())),
             Some(Err(error)) => {

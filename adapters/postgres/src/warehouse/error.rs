@@ -3,6 +3,7 @@
 use postrider_actors::model::{
     bisect::Refusal,
     call::{Failure, FailureKind},
+    outcome::Shortage,
 };
 use tokio_postgres::Error;
 
@@ -14,6 +15,22 @@ pub(super) enum NotWritten {
     Failed(Failure),
     /// The server answered, and the connection lives.
     Refused(Refusal),
+    /// There is no connection, for this machine lacks that.
+    Short(Shortage),
+}
+
+/// Why there is no connection.
+pub(super) struct NoConnection {
+    /// For an operator.
+    pub(super) failure: Failure,
+    /// What this machine lacks, if that is why.
+    pub(super) shortage: Option<Shortage>,
+}
+
+impl From<NoConnection> for NotWritten {
+    fn from(none: NoConnection) -> Self {
+        none.shortage.map_or(Self::Failed(none.failure), Self::Short)
+    }
 }
 
 impl From<Failure> for NotWritten {

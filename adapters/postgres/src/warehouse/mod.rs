@@ -184,16 +184,18 @@ impl WarehouseTable {
         let request = async {
             match request.await {
                 Ok(done) => Ok(Ok(done)),
-                Err(NotWritten::Refused(refusal)) => Ok(Err(refusal)),
+                Err(NotWritten::Refused(refusal)) => Ok(Err(TableError::Refused(refusal))),
+                Err(NotWritten::Short(shortage)) => Ok(Err(TableError::Short(shortage))),
                 Err(NotWritten::Failed(failure)) => Err(failure),
             }
         };
-        let outcome = |answer: &Result<T, Refusal>| match answer {
+        let outcome = |answer: &Result<T, TableError>| match answer {
             Ok(_) => (CallOutcome::Ok, 0),
-            Err(refusal) => (CallOutcome::Failed(refusal.kind), 0),
+            Err(TableError::Refused(refusal)) => (CallOutcome::Failed(refusal.kind), 0),
+            Err(_) => (CallOutcome::Failed(FailureKind::Unavailable), 0),
         };
         let answer = self.service.judged(Call::of(operation).with(rows.len()), request, outcome).await;
-        answer.map_err(|Failure { why, .. }| TableError::Retryable(why))?.map_err(TableError::Refused)
+        answer.unwrap_or_else(|Failure { why, .. }| Err(TableError::Retryable(why)))
     }
 }
 
