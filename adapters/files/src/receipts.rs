@@ -16,6 +16,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     ffi::{OsStr, OsString},
     io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,8 +29,8 @@ use postrider_actors::{
     failpoint,
     flow::blocking,
     model::{
-        file::FileReport,
-        receipt_format::ReceiptFormat,
+        file::{FileReport, FileState},
+        receipt_format::{ReadReceipts, ReceiptFormat},
         stable::{Sighting, StableFiles},
         time::MonoMs,
     },
@@ -54,6 +55,9 @@ const SCAN_MAX: usize = 10_000;
 /// Names remembered that are not complete yet.
 const NAMES_MAX: usize = 20_000;
 
+/// How long others come before a claim that could not be read.
+const ASIDE: Duration = Duration::from_secs(10);
+
 /// How often the directory is asked for changes at most, and at least.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -74,6 +78,8 @@ struct State {
     open: Option<OpenFile>,
     /// Claimed and not opened, oldest first.
     claimed: VecDeque<ClaimedFile>,
+    /// Claims that can't be read now, by their directories, and until when the others come first.
+    aside: HashMap<PathBuf, MonoMs>,
     /// Whether these, what is open and what is finishing are all that is claimed.
     is_complete: bool,
     /// Read to their end and not acknowledged.
@@ -98,6 +104,7 @@ impl DirReceipts {
             found: None,
             open: None,
             claimed: VecDeque::new(),
+            aside: HashMap::new(),
             is_complete: false,
             finishing: HashMap::new(),
             stable_files: StableFiles::new(&settings.directory, NAMES_MAX),
@@ -197,6 +204,7 @@ impl State {
                 tracing::warn!(source = %shared.format.source(), claim, %error, "a claim can't be made sense of");
             }
             self.claimed = found.files.into();
+            self.aside.retain(|directory, _| found.directories.contains(directory));
             self.is_complete = true;
         }
         self.claim(shared);
@@ -206,19 +214,55 @@ impl State {
         Ok(())
     }
 
-    /// The next block of receipts; `None` if there is no file to read.
+    /// The next block of receipts; `None` if there is no file to read. One that its disk can't read now holds up no other;
+    /// it is an error if there is no other.
     fn read(&mut self, shared: &Shared, cursor: Option<&SourceCursor>) -> io::Result<Option<Polled>> {
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => match self.claimed.pop_front() {
-                Some(file) => {
-                    let position = cursor.and_then(FileCursor::read);
-                    OpenFile::open(file, position, shared)?
+        let now = shared.clock.mono();
+        let mut failure = None;
+        loop {
+            let (file, opened) = match self.open.take() {
+                Some(open) => (open.file().clone(), Ok(open)),
+                None => match self.next_claimed(now) {
+                    Some(file) => {
+                        let position = cursor.and_then(FileCursor::read);
+                        (file.clone(), OpenFile::open(file, position, shared))
+                    }
+                    None => return failure.map_or(Ok(None), Err),
+                },
+            };
+            match opened.and_then(|mut open| open.read(shared).map(|(read, end)| (open, read, end))) {
+                Ok((open, read, end)) => {
+                    self.aside.remove(file.directory());
+                    return Ok(Some(self.polled(shared, open, read, end)));
                 }
-                None => return Ok(None),
-            },
-        };
-        let (read, end) = open.read(shared)?;
+                Err(error) => {
+                    shared.check_wanted()?;
+                    if self.aside.insert(file.directory().to_owned(), now.after(ASIDE)).is_none() {
+                        tracing::warn!(source = %shared.format.source(), file = %file.display_name().escape_debug(), %error,
+                            "a file of receipts can't be read now; it is tried again, and others come first");
+                    }
+                    self.claimed.push_back(file);
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+
+    /// The oldest claim that nothing is known against.
+    fn next_claimed(&mut self, now: MonoMs) -> Option<ClaimedFile> {
+        let is_next = |file: &ClaimedFile| self.aside.get(file.directory()).is_none_or(|until| *until <= now);
+        let at = self.claimed.iter().position(is_next)?;
+        self.claimed.remove(at)
+    }
+
+    /// What was read, and what becomes of the file.
+    fn polled(
+        &mut self,
+        shared: &Shared,
+        open: OpenFile,
+        read: ReadReceipts,
+        end: Option<FileState>,
+    ) -> Polled {
         let mut polled = Polled {
             receipts: read.receipts,
             rejects: read.rejects,
@@ -237,7 +281,7 @@ impl State {
                 polled.acks.push(ack);
             }
         }
-        Ok(Some(polled))
+        polled
     }
 
     fn note(&mut self, complete: Vec<OsString>, rescan: bool) {

@@ -93,6 +93,11 @@ impl OpenFile {
         Ok(Self { file, sha256, position, unusable, reader, rows, buffer, filled: 0, is_end: false })
     }
 
+    /// It.
+    pub(super) fn file(&self) -> &ClaimedFile {
+        &self.file
+    }
+
     /// Its name, for the operator.
     pub(super) fn name(&self) -> String {
         self.file.display_name()

@@ -24,6 +24,8 @@ struct Slow {
     /// Files never end.
     endless: AtomicBool,
     panics: AtomicBool,
+    /// The file that the disk can't read.
+    broken: StdMutex<Option<&'static str>>,
     /// How often the claims were listed, a file was hashed, and one was moved away.
     listed: AtomicUsize,
     hashed: AtomicUsize,
@@ -38,6 +40,7 @@ impl Slow {
             released: Condvar::new(),
             endless: AtomicBool::new(false),
             panics: AtomicBool::new(false),
+            broken: StdMutex::new(None),
             listed: AtomicUsize::new(0),
             hashed: AtomicUsize::new(0),
             finished: AtomicUsize::new(0),
@@ -85,6 +88,9 @@ impl Inbox for Slow {
     fn open_raw(&self, file: &ClaimedFile) -> io::Result<Box<dyn Read + Send>> {
         self.hashed.fetch_add(1, Ordering::SeqCst);
         self.wait();
+        if self.broken.lock().unwrap().is_some_and(|broken| *broken == *file.name) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         if self.endless.load(Ordering::SeqCst) {
             return Ok(Box::new(io::repeat(0)));
         }
@@ -190,6 +196,26 @@ fn what_nobody_waits_for_any_more_ends() {
         };
         timeout(Duration::from_secs(10), ended).await.expect("a shutdown does not wait for it");
     });
+}
+
+#[tokio::test]
+async fn f05_a_file_that_its_disk_cannot_read_holds_up_no_other() {
+    let world = World::new(ReceiptFileFormat::Ndjson);
+    let inbox = Slow::over(world.inbox());
+    inbox.hang(false);
+    *inbox.broken.lock().unwrap() = Some("a");
+    world.put("a", lines(0..5));
+    let source = world.source_over(inbox.clone(), Duration::from_secs(30));
+    let wait = Duration::from_millis(50);
+    assert!(source.poll(None, wait).await.is_err(), "there is nothing else to read");
+    world.put("b", lines(5..25));
+    world.put("c", lines(25..30));
+    assert_eq!(world.drain(&source).await.receipts.len(), 25);
+    assert!(world.names("done").contains("c") && !world.names("done").contains("a"));
+    // Nothing was decided about it.
+    *inbox.broken.lock().unwrap() = None;
+    assert_eq!(world.drain(&world.source()).await.receipts.len(), 5);
+    assert!(world.names("done").contains("a"));
 }
 
 #[tokio::test]
