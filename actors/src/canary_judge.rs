@@ -127,7 +127,8 @@ impl CanaryJudgeSetup {
 
     /// Says which files wait for somebody, by feed.
     fn write_notes(&self, held: &[HeldFile], noted: &mut Vec<HeldFile>) {
-        let mut waiting: Vec<HeldFile> = held.iter().filter(|file| waits_for_somebody(file)).cloned().collect();
+        let mut waiting: Vec<HeldFile> =
+            held.iter().filter(|file| waits_for_somebody(file)).cloned().collect();
         if waiting == *noted {
             return;
         }

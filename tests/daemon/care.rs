@@ -32,10 +32,11 @@ fn templated(template: &str) -> World {
 
 /// `user_id,points`, with these points.
 fn points(name: &str, points: &[(&str, Kind)]) -> Input {
-    let mut bytes = String::from("user_id,points\n");
+    let line = |(number, (points, _)): (usize, &(&str, Kind))| format!("user-{number},{points}\r\n");
+    let lines: Vec<_> = points.iter().enumerate().map(line).collect();
+    let bytes = format!("user_id,points\n{}", lines.concat());
     let mut rows = Vec::new();
-    for (number, (points, kind)) in points.iter().enumerate() {
-        bytes += &format!("user-{number},{points}\r\n");
+    for (number, (_, kind)) in points.iter().enumerate() {
         let recipient = format!("user-{number}");
         rows.push(if *kind == Kind::Rejected { Row::rejected() } else { Row::new(*kind, &recipient) });
     }

@@ -21,40 +21,56 @@ use crate::support::{
 
 const ROWS: usize = 200;
 
-/// The daemon's wall clock.
-struct Wall(PathBuf);
+/// The wall clock of a world's daemon.
+pub(crate) struct Wall(PathBuf);
 
 impl Wall {
-    /// Starts the world's daemon with a clock that can be set, and a schedule whose waits are seconds.
-    fn of(world: &mut World) -> Self {
+    /// One that shows the real time as yet.
+    pub(crate) fn of(world: &World) -> Self {
+        let wall = Self(world.path("wall"));
+        wall.set("+0");
+        wall
+    }
+
+    /// What the daemon has to be started by to go by it.
+    pub(crate) fn command(&self) -> Vec<String> {
         let library = fs::read_dir("/usr/lib").expect("it is there").flatten().find_map(|arch| {
             let path = arch.path().join("faketime/libfaketimeMT.so.1");
             path.exists().then(|| path.display().to_string())
         });
         let library = library.expect("script/test installs the package `faketime`");
-        let wall = Self(world.path("wall"));
-        wall.set("+0");
-        world.under(&[
-            "env",
-            &format!("LD_PRELOAD={library}"),
-            &format!("FAKETIME_TIMESTAMP_FILE={}", wall.0.display()),
-            "FAKETIME_CACHE_DURATION=1",
-            "FAKETIME_DONT_FAKE_MONOTONIC=1",
-            "NO_FAKE_STAT=1",
-        ]);
-        world
-            .set("destinations.support.retry.base", "1s")
-            .set("destinations.support.retry.cap", "3s")
-            .set("destinations.support.retry.max_retry_after", "3s")
-            .set("destinations.support.retry.max_attempts", 100)
-            .set("destinations.support.retry.max_age", "1h");
-        wall
+        vec![
+            "env".to_owned(),
+            format!("LD_PRELOAD={library}"),
+            format!("FAKETIME_TIMESTAMP_FILE={}", self.0.display()),
+            "FAKETIME_CACHE_DURATION=1".to_owned(),
+            "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+            // It would be left behind by each kill.
+            "FAKETIME_DISABLE_SHM=1".to_owned(),
+            "NO_FAKE_STAT=1".to_owned(),
+        ]
     }
 
     /// Sets it: so far from the real one.
-    fn set(&self, off: &str) {
-        fs::write(&self.0, off).expect("the directory is ours");
+    pub(crate) fn set(&self, off: &str) {
+        let fresh = self.0.with_extension("new");
+        fs::write(&fresh, off).expect("the directory is ours");
+        fs::rename(fresh, &self.0).expect("one file system");
     }
+}
+
+/// Starts the world's daemon with a clock that can be set, and a schedule whose waits are seconds.
+fn with_wall(world: &mut World) -> Wall {
+    let wall = Wall::of(world);
+    let command = wall.command();
+    world
+        .under(&command.iter().map(String::as_str).collect::<Vec<_>>())
+        .set("destinations.support.retry.base", "1s")
+        .set("destinations.support.retry.cap", "3s")
+        .set("destinations.support.retry.max_retry_after", "3s")
+        .set("destinations.support.retry.max_attempts", 100)
+        .set("destinations.support.retry.max_age", "1h");
+    wall
 }
 
 /// Of its message alone: a 503 would hold the whole destination.
@@ -78,7 +94,7 @@ fn waits(world: &World) -> (Duration, Duration) {
 fn f09_a_day_back_leaves_no_retry_stuck() {
     let mut world = World::new("csv");
     world.script(fails_first);
-    let wall = Wall::of(&mut world);
+    let wall = with_wall(&mut world);
     world.start().drop_file(Input::csv("back.csv", ROWS).all(Kind::Sent)).wait_requests(ROWS);
     wall.set("-1d");
     world.wait_settled(LIVENESS);
@@ -108,7 +124,7 @@ fn f09_days_forward_kill_nothing_and_hurry_nothing() {
         world.script(move |request| {
             if is_healthy.load(Ordering::SeqCst) { Reply::Status(200) } else { fails_first(request) }
         });
-        let wall = Wall::of(&mut world);
+        let wall = with_wall(&mut world);
         world.start().drop_file(Input::csv("forward.csv", ROWS).all(Kind::Sent)).wait_requests(ROWS);
         wall.set("+4d");
         world.drop_file(Input::csv("meanwhile.csv", ROWS).all(Kind::Sent)).wait_requests(2 * ROWS);

@@ -13,7 +13,7 @@ use crate::support::{
     wait_report, wait_until,
 };
 
-/// The kill loop's times, from a seed that a failure prints.
+/// What happens and when, from a seed that a failure prints.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

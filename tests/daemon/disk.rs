@@ -1,6 +1,12 @@
 //! What the machine runs out of while files are taken: room on a disk, file descriptors, a disk that reads.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use crate::support::{LIVENESS, World, disk::SmallDisk, input::Input, wait_until};
 
@@ -14,14 +20,15 @@ const FILES: usize = 4;
 const FULL: Duration = Duration::from_millis(800);
 
 /// Nothing is left in `claimed/`, nor in the feed's directory.
-fn assert_nothing_stranded(world: &World) {
+pub(crate) fn assert_nothing_stranded(world: &World, feed: &str) {
     let names = |path: &Path| -> Vec<_> {
         let entries = fs::read_dir(path).expect("it is there").flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
-    assert_eq!(names(&world.state().join("claimed/alerts")), [""; 0], "claimed files without an owner");
-    let left: Vec<_> = names(&world.inbox("alerts"));
-    assert!(!left.iter().any(|name| name.starts_with("full")), "files that nobody takes: {left:?}");
+    assert_eq!(names(&world.state().join("claimed").join(feed)), [""; 0], "claimed files without an owner");
+    let left: Vec<_> = names(&world.inbox(feed));
+    let is_dropped = |name: &String| !name.starts_with('.') && !["done", "failed"].contains(&name.as_str());
+    assert!(!left.iter().any(is_dropped), "files that nobody takes: {left:?}");
 }
 
 fn assert_no_restart(world: &mut World, pid: u32) {
@@ -82,7 +89,7 @@ fn f06_a_disk_that_is_full_and_freed_strands_no_file_and_restarts_nothing() {
     }
     assert_no_restart(&mut world, pid);
     world.stop();
-    assert_nothing_stranded(&world);
+    assert_nothing_stranded(&world, "alerts");
     world.prove();
 }
 
@@ -98,7 +105,34 @@ fn f06_on_one_full_file_system_a_claim_is_owned_or_undone() {
     fill_and_free(&mut world, "both", &disk_of_both);
     assert_no_restart(&mut world, pid);
     world.stop();
-    assert_nothing_stranded(&world);
+    assert_nothing_stranded(&world, "alerts");
+    world.prove();
+}
+
+#[test]
+fn f06_a_file_that_never_fits_is_held_and_parks_its_feed_once() {
+    let mut world = World::apart("text");
+    world.receive(&[]);
+    let claimed = world.state().join("claimed");
+    let Some(_claimed) = SmallDisk::mount(&claimed, "1m") else { return };
+    world.start_ready();
+    // It has to be copied, and there will never be room for it.
+    let large = Input::text("large.txt", 100_000);
+    let path = world.inbox("alerts").join(&large.name);
+    fs::write(world.staging().join("large"), &large.bytes).expect("there is room");
+    fs::rename(world.staging().join("large"), &path).expect("one file system");
+    for number in 0..8 {
+        world.drop_file(Input::text(&format!("small-{number}.txt"), 20)).wait_settled(LIVENESS);
+        thread::sleep(Duration::from_secs(1));
+    }
+    let held = world.held("large.txt").expect("it is held");
+    assert!(held["reason"].as_str().expect("a reason").contains("No space left"), "{held}");
+    let log = world.daemon().log_text();
+    let times = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert!(times("the feed is parked") <= 1, "the others go on");
+    assert!(times("\"alarm\":\"feeds\"") <= 2, "raised once and cleared, at most");
+    fs::remove_file(path).expect("it is where it was");
+    world.stop();
     world.prove();
 }
 
@@ -127,17 +161,21 @@ fn f06_the_first_rows_of_each_recipient_on_a_full_disk_wait_for_room() {
     world.wait_settled(LIVENESS);
     assert_no_restart(&mut world, pid);
     world.stop();
-    assert_nothing_stranded(&world);
+    assert_nothing_stranded(&world, "alerts");
     world.prove();
 }
 
-/// Sets the soft limit of open files of a running process.
-fn limit_files(pid: u32, limit: &str) {
-    let status = Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), &format!("--nofile={limit}:")])
-        .status()
-        .expect("util-linux is there");
-    assert!(status.success());
+/// Sets the soft limit of open files of a running process, below a hard one of 4096; false if it is gone.
+#[must_use]
+pub(crate) fn limit_files(pid: u32, limit: u64) -> bool {
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args(["--pid", &pid.to_string(), &format!("--nofile={limit}:4096")]).stderr(Stdio::null());
+    prlimit.status().expect("util-linux is there").success()
+}
+
+/// How many files a process has open; `None` if it is gone.
+pub(crate) fn open_files(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
 }
 
 /// Lets a daemon run out of file descriptors at each step of a claim, and of reading.
@@ -148,17 +186,17 @@ fn runs_out_of_descriptors(mut world: World) {
     for time in 0..TIMES {
         let inputs = stage(&world, &format!("full-{time}"));
         // None, then one, then two …
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
-        limit_files(pid, &(open + time).to_string());
+        let open = open_files(pid).expect("it runs");
+        assert!(limit_files(pid, open + time as u64));
         drop_staged(&mut world, inputs);
         thread::sleep(FULL);
-        limit_files(pid, "1024");
+        assert!(limit_files(pid, 1024));
         world.wait_settled(LIVENESS);
     }
     assert_no_restart(&mut world, pid);
     assert!(fs::read_dir(world.inbox("alerts").join("failed")).expect("it is there").next().is_none());
     world.stop();
-    assert_nothing_stranded(&world);
+    assert_nothing_stranded(&world, "alerts");
     world.prove();
 }
 
@@ -198,6 +236,6 @@ fn f05_a_disk_that_fails_to_read_for_a_while_is_no_verdict_on_the_file() {
     let pid = world.daemon().pid();
     assert_no_restart(&mut world, pid);
     world.stop();
-    assert_nothing_stranded(&world);
+    assert_nothing_stranded(&world, "alerts");
     world.prove();
 }

@@ -2,8 +2,9 @@
 //! case of the fault catalogue, its name starts with the case's id. The judge is `tests/oracle`, which
 //! shares no code with the product.
 //!
-//! Knobs, for longer runs than CI's: `POSTRIDER_KILLS`, `POSTRIDER_ROWS` and `POSTRIDER_SEED` (kill
-//! loop), `POSTRIDER_F4_SEEDS`, `POSTRIDER_F8_ROWS`, `POSTRIDER_FILES` (F29), `POSTRIDER_LINE_BYTES` (F20), `POSTRIDER_KEEP=1` (keep the
+//! Knobs, for longer runs than CI's: `POSTRIDER_KILLS`, `POSTRIDER_ROWS` and `POSTRIDER_SEED` (kill loop),
+//! `POSTRIDER_CHAOS_S` and `POSTRIDER_CHAOS_SEED` (chaos), `POSTRIDER_F4_SEEDS`, `POSTRIDER_F8_ROWS`,
+//! `POSTRIDER_FILES` (F29), `POSTRIDER_LINE_BYTES` (F20), `POSTRIDER_KEEP=1` (keep the
 //! directories of failed tests), `POSTRIDER_PYTHON` (an interpreter for the oracle).
 #![allow(
     clippy::disallowed_types,
@@ -15,6 +16,7 @@
 )]
 
 mod care;
+mod chaos;
 mod cli;
 mod clock;
 #[cfg(feature = "aws")]

@@ -2,29 +2,31 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    thread,
 };
 
 use postrider_actors::testing::figure;
 
+use super::{LIVENESS, keeps, wait_until};
+
 /// The figure of a test that is skipped: the table of faults says so.
 const NOT_RUN: &str = "not run: no disk can be mounted here";
-
-/// Room for names: filling them up takes no time.
-const INODES: usize = 512;
 
 /// A tmpfs of its own; unmounted when dropped. Declare it behind the world whose directories it holds.
 pub(crate) struct SmallDisk {
     path: PathBuf,
+    /// Its size when it is not full, as mount options.
+    size: String,
 }
 
 impl SmallDisk {
     /// Mounts one of that size at `path`, which is made if need be; `None`, with a message, if this process may not mount.
     pub(crate) fn mount(path: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(path).expect("the directory is ours");
-        let options = format!("size={size},nr_inodes={INODES},mode=0755");
+        let size = format!("size={size},nr_inodes=100k");
+        let options = format!("{size},mode=0755");
         let output = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
             .arg(path)
@@ -38,50 +40,39 @@ impl SmallDisk {
             figure(NOT_RUN);
             return None;
         }
-        Some(Self { path: path.to_owned() })
+        Some(Self { path: path.to_owned(), size })
     }
 
-    /// Leaves neither a byte nor a name free.
+    /// Leaves neither a byte nor a name free: it becomes as small as what is on it.
     pub(crate) fn fill(&self) {
-        let mut filler = File::create(self.filler()).expect("there is a name left");
-        for chunk in [1 << 20, 4096, 1] {
-            let bytes = vec![0; chunk];
-            loop {
-                match filler.write(&bytes) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                    Err(error) => panic!("filling {}: {error}", self.path.display()),
-                }
-            }
-        }
-        fs::create_dir_all(self.names()).expect("there is a name left");
-        for number in 0.. {
-            match File::create(self.names().join(number.to_string())) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                Err(error) => panic!("filling {}: {error}", self.path.display()),
-            }
-        }
+        // Somebody may write meanwhile, and then that is too small.
+        wait_until(LIVENESS, "the disk to be full", || {
+            let used = rustix::fs::statvfs(&self.path).expect("it is mounted");
+            // Of size 0 it would be without limits.
+            let pages = (used.f_blocks - used.f_bfree).max(1);
+            let (bytes, names) = (pages * used.f_bsize, used.f_files - used.f_ffree);
+            self.resize(&format!("size={bytes},nr_inodes={names}"))
+        });
     }
 
     /// Frees what `fill` took.
     pub(crate) fn free(&self) {
-        fs::remove_dir_all(self.names()).expect("it is ours");
-        fs::remove_file(self.filler()).expect("it is ours");
+        assert!(self.resize(&self.size), "it was as large before");
     }
 
-    /// Hidden, so that a feed ignores it.
-    fn filler(&self) -> PathBuf {
-        self.path.join(".filler")
-    }
-
-    fn names(&self) -> PathBuf {
-        self.path.join(".names")
+    fn resize(&self, size: &str) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{size}")]).arg(&self.path).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success())
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
+        if thread::panicking() && keeps() {
+            eprintln!("still mounted: {}", self.path.display());
+            return;
+        }
         unmount(&self.path);
     }
 }

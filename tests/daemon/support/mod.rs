@@ -74,7 +74,7 @@ enum Receiver {
     None,
     /// `postrider receiver` and where it listens.
     Real {
-        _process: Process,
+        process: Process,
         address: String,
     },
     Scripted(ScriptedReceiver),
@@ -89,6 +89,8 @@ pub(crate) struct World {
     config: toml::Table,
     receiver: Receiver,
     receiver_log: PathBuf,
+    /// Whether the receiver checks signatures: it can't where its clock is another than the daemon's.
+    pub(crate) checks_signatures: bool,
     daemon: Option<Process>,
     /// Further processes that share this one's engines, by name; each has a state of its own and no feeds
     /// that anybody drops into.
@@ -156,6 +158,7 @@ impl World {
             feeds,
             config: toml::Table::new(),
             receiver: Receiver::None,
+            checks_signatures: true,
             daemon: None,
             peers: BTreeMap::new(),
             environment: Vec::new(),
@@ -315,10 +318,13 @@ impl World {
         self
     }
 
-    /// Writes the config file; a destination without a URL of its own points at the receiver.
+    /// Replaces the config file; a destination without a URL of its own points at the receiver.
     pub(crate) fn configure(&mut self) {
         let text = toml::to_string(&self.whole_config()).expect("a table is TOML");
-        fs::write(self.config_path(), text).expect("the directory is ours");
+        let fresh = self.path("postrider.toml.new");
+        fs::write(&fresh, text).expect("the directory is ours");
+        // A daemon may be reading the one before.
+        fs::rename(fresh, self.config_path()).expect("one file system");
     }
 
     fn whole_config(&self) -> toml::Table {
@@ -341,17 +347,32 @@ impl World {
 
     // --- receivers
 
-    /// Starts `postrider receiver` with more arguments.
+    /// Starts `postrider receiver` with more arguments. It takes the place of the one before, at its address.
     pub(crate) fn receive(&mut self, arguments: &[&str]) -> &mut Self {
+        let listen = match std::mem::replace(&mut self.receiver, Receiver::None) {
+            Receiver::Real { address, .. } => address,
+            _ => "127.0.0.1:0".to_owned(),
+        };
         let mut command = Command::new(&self.binary);
-        command.args(["receiver", "--listen", "127.0.0.1:0", "--secret", SECRET, "--log"]);
-        command.arg(&self.receiver_log).args(arguments).stdout(Stdio::piped());
-        let mut receiver = Process::spawn(&mut command, &self.path("receiver.stderr"));
-        let line = receiver.first_line();
+        command.args(["receiver", "--listen", &listen, "--log"]).arg(&self.receiver_log);
+        if self.checks_signatures {
+            command.args(["--secret", SECRET]);
+        }
+        command.args(arguments).stdout(Stdio::piped());
+        let mut process = Process::spawn(&mut command, &self.path("receiver.stderr"));
+        let line = process.first_line();
         let address = line.strip_prefix("listening on ").expect("the receiver says where it listens");
         let address = address.to_owned();
-        self.receiver = Receiver::Real { _process: receiver, address };
+        self.receiver = Receiver::Real { process, address };
         self
+    }
+
+    /// The receiver's process, for what may happen to one.
+    pub(crate) fn receiver(&mut self) -> &mut Process {
+        match &mut self.receiver {
+            Receiver::Real { process, .. } => process,
+            _ => panic!("only a real receiver is a process"),
+        }
     }
 
     /// Starts a receiver that follows a script.
@@ -715,7 +736,7 @@ impl World {
             "unknown": self.unknown,
             "redrives": self.redrives,
             "quiescent": quiescent,
-            "signed": matches!(self.receiver, Receiver::Real { .. }),
+            "signed": self.checks_signatures && matches!(self.receiver, Receiver::Real { .. }),
             "secrets": [SECRET, &SECRET["whsec_".len()..]],
             "destinations": destinations,
             "files": files,
@@ -760,6 +781,11 @@ pub(crate) fn wait_report(path: &Path) -> Value {
     })
 }
 
+/// Whether what a failed test leaves behind is kept.
+pub(crate) fn keeps() -> bool {
+    env::var_os("POSTRIDER_KEEP").is_some()
+}
+
 /// The end of a log, for a failed test's message.
 fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
@@ -771,7 +797,7 @@ impl Drop for World {
         if thread::panicking() {
             let log = fs::read(self.daemon_log()).unwrap_or_default();
             eprintln!("the daemon's last words:\n{}", tail(&String::from_utf8_lossy(&log)));
-            if env::var_os("POSTRIDER_KEEP").is_some() {
+            if keeps() {
                 self.directory.disable_cleanup(true);
                 self.feeds.disable_cleanup(true);
                 eprintln!("kept: {} {}", self.directory.path().display(), self.feeds.path().display());

@@ -45,10 +45,12 @@ pub(crate) enum Reply {
     Hang,
 }
 
+/// Every request, and how many there were of each id and path.
+type Seen = (Vec<Request>, HashMap<(String, String), usize>);
+
 struct Shared {
     script: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
-    /// Every request, and how many there were of each id and path.
-    seen: Mutex<(Vec<Request>, HashMap<(String, String), usize>)>,
+    seen: Mutex<Seen>,
     log: Mutex<File>,
     stopped: AtomicBool,
 }
