@@ -203,7 +203,7 @@ mod tests {
         assert!(board.meet(&name, "first"));
         clock.advance(DESTINATION_MEMORY / 2);
         assert!(!board.meet(&name, "second"), "known");
-        clock.advance(DESTINATION_MEMORY - Duration::from_millis(1));
+        clock.advance(DESTINATION_MEMORY.saturating_sub(Duration::from_millis(1)));
         let expected = Trouble { since: UnixMs(1_000), reason: "second".into() };
         assert_eq!(board.all().destinations, [("support".to_owned(), expected)].into());
         clock.advance(Duration::from_millis(1));

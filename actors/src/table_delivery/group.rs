@@ -21,7 +21,7 @@ use crate::{
         call::FailureKind,
         lease::OpenMessage,
         ledger::MessageVerdict,
-        outcome::{Attempt, DeathCause, Outcome, Reason, Verdict},
+        outcome::{Attempt, DeathCause, Obstacle, Outcome, Reason, Verdict},
         receipt::RESPONSE_BYTES_MAX,
         record::Said,
         retry::{Decision, decide, poisoned},
@@ -247,7 +247,7 @@ impl TableStrategy {
                     break;
                 }
                 Ok(Err(TableError::Short(shortage))) => {
-                    group.destination.metrics.unsent(shortage);
+                    group.destination.metrics.unsent(Obstacle::Shortage(shortage));
                     let shortage = shortage.as_str();
                     tracing::warn!(destination = %group.destination.name, shortage, "this machine can't open a connection; the rows wait and are charged nothing");
                     group.took_rows = Some(false);

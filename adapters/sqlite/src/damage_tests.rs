@@ -243,9 +243,9 @@ async fn f15_a_log_with_a_damaged_header_or_without_its_database_is_refused() {
     let Seen::Read(facts) = look(copy(whole.path()).path()).await else { panic!("it is whole") };
     assert_eq!(facts.files.len(), 4, "the log is recovered");
     let header = fs::read(whole.path().join(LOG)).unwrap()[..32].to_vec();
-    for at in 0..32 {
+    for (at, byte) in header.iter().enumerate() {
         let damaged = copy(whole.path());
-        write(damaged.path(), LOG, at, &[header[at] ^ 1]);
+        write(damaged.path(), LOG, at, &[byte ^ 1]);
         assert_refused(damaged.path(), &format!("byte {at} of the log's header"));
     }
     let damaged = copy(whole.path());

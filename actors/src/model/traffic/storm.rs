@@ -169,8 +169,8 @@ mod tests {
     const FILE: FileId = FileId([1; 16]);
     const OTHER: FileId = FileId([2; 16]);
 
-    fn status(status: u16) -> Option<PermanentFailure> {
-        Some(PermanentFailure::new(status, Reason::Status))
+    fn status(status: u16) -> PermanentFailure {
+        PermanentFailure::new(status, Reason::Status)
     }
 
     /// The messages that are dead by the time it is decided: those judged ordinary.
@@ -178,7 +178,7 @@ mod tests {
         (0..count)
             .filter(|&nth| match failure(nth) {
                 200 => storm.ended(file, None) == Judgement::Suspect,
-                code => storm.ended(file, status(code)) == Judgement::Ordinary,
+                code => storm.ended(file, Some(status(code))) == Judgement::Ordinary,
             })
             .count()
     }
@@ -208,7 +208,7 @@ mod tests {
         let mut storm = Storm::new(20);
         assert_eq!(dead(&mut storm, FILE, 5_000, |nth| if nth % 50 == 0 { 404 } else { 200 }), 90);
         // The receiver's usual 2 % go on, and somebody revokes the secret.
-        let failed = (1..).find(|_| storm.ended(FILE, status(401)) == Judgement::Suspect);
+        let failed = (1..1_000).find(|_| storm.ended(FILE, Some(status(401))) == Judgement::Suspect);
         assert_eq!(failed, Some(100));
         assert_eq!(storm.suspicion().unwrap().failure.status, 401);
     }
@@ -234,7 +234,7 @@ mod tests {
             let mut first = BTreeMap::new();
             for (nth, (file, code)) in steps.into_iter().enumerate() {
                 let file = FileId([file; 16]);
-                let failure = if code == 0 { None } else { status(400 + u16::from(code)) };
+                let failure = (code != 0).then(|| status(400 + u16::from(code)));
                 let judged = storm.ended(file, failure);
                 if let Some(failure) = failure {
                     let seen = *first.entry((file, failure)).or_insert(nth);

@@ -372,7 +372,9 @@ proptest! {
                 prop_assert!(of_it <= bounds[index].ceiling());
             }
         }
-        held.into_iter().for_each(|(permit, _)| traffic.withdrawn(permit, now));
+        for (permit, _) in held {
+            traffic.withdrawn(permit, now);
+        }
         now = now.after(Duration::from_mins(6));
         // Whatever has happened, a message goes to each in the end.
         for destination in 0..3 {
