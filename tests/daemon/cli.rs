@@ -190,7 +190,7 @@ fn what_was_done_can_be_read_with_and_without_the_daemon() {
         assert_eq!(none, Value::Array(Vec::new()));
         let export = world.postrider(&["dead", "export"]).ok().stdout;
         assert_eq!(export.lines().count(), 6, "a header and five rows: {export}");
-        world.postrider(&["destinations", "list", "--json"]).ok().json();
+        world.postrider(&["destinations", "--json"]).ok().json();
     }
     world.stop();
 }

@@ -428,7 +428,7 @@ fn the_store_is_the_group_s_to_read_whatever_the_umask_and_the_rest_of_the_confi
         &["messages", "--recipient", "user-ask-0000003"],
         &["dead", "list"],
         &["dead", "export"],
-        &["destinations", "list"],
+        &["destinations"],
     ];
     let check = |world: &World, when: &str| {
         for arguments in commands {
