@@ -416,7 +416,7 @@ fn f28_a_file_without_permission_is_reported_once_and_taken_when_that_changes() 
     daemon.wait_log("locked.txt");
     // Three rescans and more.
     std::thread::sleep(Duration::from_millis(1700));
-    let reports = daemon.log_text().lines().filter(|line| line.contains("locked.txt")).count();
+    let reports = daemon.log_text().lines().filter(|line| line.contains("a file can't be claimed")).count();
     assert_eq!(reports, 1, "{}", daemon.log_text());
     assert_eq!(world.request_count(), 0);
     fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("it is ours");
