@@ -157,7 +157,7 @@ fn say(file: &HeldFile, change: &HoldChange) {
     match change {
         HoldChange::Judge(hold) if hold.cause == HoldCause::Errors => {
             tracing::error!(file = %id, name, destination, why = hold.reason,
-                "the file is held after its first messages; `postrider release` lets it go on");
+                "too many of the file's first messages failed: the rest is held; fix the cause, then run `postrider release`");
         }
         HoldChange::Judge(hold) => {
             tracing::debug!(file = %id, destination, from_row = hold.from_row, "more of a file may go");

@@ -2,8 +2,9 @@
 //!
 //! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
 //! and so acknowledges, one extends leases; and one more waits for each rate. Messages are sent by *senders*: tasks on the
-//! shared runtime that ask the roster for the next message that may go until there is none. A panic in one attempt is caught by its
-//! sender and becomes that message's outcome; the worker and the other senders continue.
+//! shared runtime. A sender takes from the roster the next message that may go, sends it, and ends when the roster has
+//! nothing for it. It catches a panic in an attempt and reports it as that message's outcome; the worker and the other
+//! senders continue.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -87,7 +87,7 @@ impl Gate {
     fn take_free(&self, count: usize) -> usize {
         let permits = &self.0.permits;
         let free = permits.available_permits().min(count);
-        // Somebody else may be faster: then there are none.
+        // Another task may have taken them since; then we get nothing.
         match permits.try_acquire_many(u32::try_from(free).unwrap_or(u32::MAX)) {
             Ok(taken) => {
                 taken.forget();

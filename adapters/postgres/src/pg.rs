@@ -147,7 +147,7 @@ pub(crate) fn no_connection(
     }
 }
 
-/// What this machine lacks for a connection, if that is why there is none.
+/// The local resource that ran out, if that is why the connection failed.
 pub(crate) fn shortage(error: &PoolError) -> Option<Shortage> {
     let PoolError::Backend(error) = error else { return None };
     let error = error.source()?.downcast_ref::<std::io::Error>()?;
