@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
 use hyper::StatusCode;
-use postrider::receiver::{Receiver, ReceiverSettings};
+use postrider::receiver::{Capacity, Receiver, ReceiverSettings};
 use postrider_actors::{
     model::{
         ids::{FileId, MessageId},
@@ -217,7 +217,7 @@ async fn receive() -> anyhow::Result<()> {
         fail_status: StatusCode::SERVICE_UNAVAILABLE,
         retry_after: None,
         seed: 0,
-        latency: Duration::ZERO,
+        capacity: Capacity::default(),
         log: None,
         log_bodies: false,
         answer_ids: false,

@@ -246,29 +246,16 @@ mod tests {
             state::MessageState,
         },
         ports::Arrival,
-        testing::{MemoryReceipts, RowReader},
+        testing::{MemoryReceipts, RowReader, TokioClock},
     };
 
     const START: u64 = 1_700_000_000_000;
     /// One: every tick is run.
     const HOUR: Duration = Duration::from_mins(2);
 
-    /// tokio's paused clock.
-    struct PausedClock(tokio::time::Instant);
-
-    impl Clock for PausedClock {
-        fn wall(&self) -> UnixMs {
-            UnixMs(START + self.0.elapsed().as_millis() as u64)
-        }
-
-        fn mono(&self) -> MonoMs {
-            MonoMs(self.0.elapsed().as_millis() as u64)
-        }
-    }
-
     struct World {
         ledger: Arc<MemoryReceipts>,
-        clock: Arc<PausedClock>,
+        clock: Arc<TokioClock>,
         board: ProgressBoard,
         metrics: SweeperMetrics,
     }
@@ -279,7 +266,7 @@ mod tests {
 
     impl World {
         fn start(retention: Duration) -> Self {
-            let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+            let clock = Arc::new(TokioClock::at(UnixMs(START)));
             let ledger = Arc::new(MemoryReceipts::new());
             let (board, metrics) = (ProgressBoard::default(), ReceiptMetrics::default().sweeper());
             let setup = ReceiptSweeperSetup {

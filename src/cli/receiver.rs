@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -13,13 +12,14 @@ use hyper::{StatusCode, header::HeaderValue};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::receiver::{Counts, Receiver, ReceiverSettings};
+use crate::receiver::{Capacity, Counts, Receiver, ReceiverSettings};
 
 /// Receive webhooks, to try things against
 ///
 /// Verifies signatures, fails on purpose if asked to, counts, and logs each request as one JSON line
 /// before it answers. Prints `listening on ADDR` when it is ready and its counts when it is stopped
-/// (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile.
+/// (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile; `PUT /capacity` with
+/// `{"latency_ms":100,"slots":50,"per_s":2000}` changes what it can bear.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -61,6 +61,14 @@ pub struct Args {
     #[arg(long, value_name = "L", default_value_t = 0)]
     latency_ms: u64,
 
+    /// Requests in progress at most: one more is answered 503 at once
+    #[arg(long, value_name = "N")]
+    slots: Option<u32>,
+
+    /// Requests served per second at most: others wait in a queue without an end
+    #[arg(long, value_name = "N", value_parser = per_s)]
+    per_s: Option<f64>,
+
     /// File to append a JSON line per request to
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -82,6 +90,11 @@ pub struct Args {
 fn fraction(text: &str) -> Result<f64, String> {
     let fraction = text.parse().map_err(|_| "expected a number from 0 to 1".to_owned())?;
     if (0.0..=1.0).contains(&fraction) { Ok(fraction) } else { Err("expected a number from 0 to 1".into()) }
+}
+
+fn per_s(text: &str) -> Result<f64, String> {
+    let per_s = text.parse().ok().filter(|per_s: &f64| (0.001..=1e9).contains(per_s));
+    per_s.ok_or_else(|| "expected 0.001 to 1e9".to_owned())
 }
 
 fn status(text: &str) -> Result<StatusCode, String> {
@@ -111,7 +124,7 @@ impl Args {
             fail_status: self.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             retry_after: self.retry_after,
             seed: self.seed.unwrap_or_else(rand::random),
-            latency: Duration::from_millis(self.latency_ms),
+            capacity: Capacity { latency_ms: self.latency_ms, slots: self.slots, per_s: self.per_s },
             log: self.log,
             log_bodies: self.log_bodies,
             answer_ids: self.answer_ids,

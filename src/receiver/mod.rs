@@ -1,6 +1,7 @@
 //! A receiver to try things against, and what the tests check deliveries with: it verifies signatures, fails on
 //! purpose if asked to, counts, and logs each request before it answers.
 
+mod capacity;
 mod counts;
 mod log;
 mod verdict;
@@ -29,9 +30,10 @@ use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
 };
 
-pub use self::counts::Counts;
+pub use self::{capacity::Capacity, counts::Counts};
 use self::{
     log::{LogEntry, RequestLog},
     verdict::{Failures, Reply, RequestVerifier},
@@ -59,8 +61,8 @@ pub struct ReceiverSettings {
     pub retry_after: Option<HeaderValue>,
     /// Which of them fail: the n-th request of two runs with the same seed fares the same.
     pub seed: u64,
-    /// How long to wait before each answer.
-    pub latency: Duration,
+    /// How long it takes and what it can bear; `PUT /capacity` changes it.
+    pub capacity: Capacity,
     /// Where to append one JSON line per request.
     pub log: Option<PathBuf>,
     /// Whether the lines hold the bodies.
@@ -81,7 +83,7 @@ struct State {
     verifier: RequestVerifier,
     failures: Failures,
     retry_after: Option<HeaderValue>,
-    latency: Duration,
+    capacity: capacity::Counter,
     answer_ids: bool,
     log: Option<RequestLog>,
     counts: counts::RequestCounters,
@@ -101,7 +103,7 @@ impl Receiver {
             verifier: RequestVerifier::new(&settings.secrets)?,
             failures: Failures::new(settings.fail_rate, settings.fail_status, settings.seed),
             retry_after: settings.retry_after,
-            latency: settings.latency,
+            capacity: capacity::Counter::new(settings.capacity),
             answer_ids: settings.answer_ids,
             log,
             counts: counts::RequestCounters::default(),
@@ -181,7 +183,8 @@ impl State {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             return response;
         }
-        if request.method() != Method::POST {
+        let is_change = request.method() == Method::PUT && request.uri().path() == "/capacity";
+        if !is_change && request.method() != Method::POST {
             return empty(StatusCode::METHOD_NOT_ALLOWED);
         }
         let (head, body) = request.into_parts();
@@ -191,9 +194,19 @@ impl State {
             // The sender is gone; this goes nowhere.
             Err(_) => return empty(StatusCode::BAD_REQUEST),
         };
+        if is_change {
+            let Ok(capacity) = serde_json::from_slice(&body) else { return empty(StatusCode::BAD_REQUEST) };
+            self.capacity.set(capacity);
+            return empty(StatusCode::NO_CONTENT);
+        }
         let at = now_ms();
+        let place = self.capacity.enter(Instant::now());
         let verified = self.verifier.verify(&head.headers, &body, at / 1000);
-        let answer = if verified == Some(false) { Reply::Unverified } else { self.failures.next() };
+        let answer = match (verified, &place) {
+            (Some(false), _) => Reply::Unverified,
+            (_, None) => Reply::Failed(StatusCode::SERVICE_UNAVAILABLE),
+            _ => self.failures.next(),
+        };
         let status = answer.status();
         if let Some(log) = &self.log {
             let entry = LogEntry {
@@ -212,8 +225,8 @@ impl State {
             }
         }
         self.counts.count(answer, body.len(), at);
-        if !self.latency.is_zero() {
-            tokio::time::sleep(self.latency).await;
+        if let Some(place) = place {
+            tokio::time::sleep_until(place.due).await;
         }
         let mut response = match (answer, text(&head.headers, "webhook-id")) {
             (Reply::Accepted(_), Some(id)) if self.answer_ids => accepted(status, id),

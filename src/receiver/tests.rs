@@ -28,7 +28,7 @@ impl World {
             fail_status: StatusCode::SERVICE_UNAVAILABLE,
             retry_after: None,
             seed: 1,
-            latency: Duration::ZERO,
+            capacity: Capacity::default(),
             log: None,
             log_bodies: false,
             answer_ids: false,
@@ -114,7 +114,7 @@ async fn a_request_is_logged_before_it_is_answered_and_finished_at_a_stop() {
     let path = dir.path().join("log");
     let world = World::start(|settings| {
         settings.log = Some(path.clone());
-        settings.latency = Duration::from_millis(300);
+        settings.capacity.latency_ms = 300;
     })
     .await;
     let webhook = world.webhook("s");

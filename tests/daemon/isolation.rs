@@ -10,11 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use postrider_actors::testing::figure;
 use rustix::process::Signal;
 
 use crate::support::{
     LIVENESS, World,
     input::{Input, Kind},
+    knob,
     scripted::Reply,
     wait_for, wait_until,
 };
@@ -101,6 +103,56 @@ fn f44_while_everything_fails_few_requests_go_and_no_message_grows_older() {
         "{opened} requests, {probes} probes in 18 s, 3000 messages {:?} after it was back",
         back.elapsed()
     );
+    world.stop();
+    world.prove();
+}
+
+/// `POSTRIDER_OUTAGE_S=300 POSTRIDER_ROWS=100000` for an outage of five minutes.
+#[test]
+fn f44_ten_seconds_after_an_outage_the_full_rate_is_back() {
+    let rows = knob("POSTRIDER_ROWS", 40_000) as usize;
+    let outage = Duration::from_secs(knob("POSTRIDER_OUTAGE_S", 12));
+    let mut world = World::new("csv");
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = broken.clone();
+    world.script(move |_| {
+        thread::sleep(Duration::from_millis(20));
+        Reply::Status(if is_broken.load(Ordering::SeqCst) { 500 } else { 200 })
+    });
+    world
+        .set("destinations.support.concurrency", "auto")
+        .set("destinations.support.concurrency_max", 48)
+        .drop_file(Input::csv("outage.csv", rows).all(Kind::Sent))
+        .start();
+    world.wait_requests(2_000);
+    let rate = |world: &World, seconds| {
+        let (before, begun) = (world.request_count(), Instant::now());
+        thread::sleep(Duration::from_secs(seconds));
+        (world.request_count() - before) as f64 / begun.elapsed().as_secs_f64()
+    };
+    let full = rate(&world, 4);
+    broken.store(true, Ordering::SeqCst);
+    world.daemon().wait_log("its circuit breaker is open");
+    let opened = world.request_count();
+    thread::sleep(outage);
+    let meanwhile = world.request_count() - opened;
+    assert!((1..=200).contains(&meanwhile), "{meanwhile} requests in {outage:?}");
+    assert_eq!(status(&world, "support")["dead"], 0);
+    broken.store(false, Ordering::SeqCst);
+    let back = Instant::now();
+    let mut again = 0.0;
+    while again < 0.9 * full && back.elapsed() < LIVENESS {
+        again = rate(&world, 1);
+    }
+    let took = back.elapsed();
+    figure(format!(
+        "{meanwhile} requests in an outage of {} s, {again:.0}/s of {full:.0}/s after {:.1} s",
+        outage.as_secs(),
+        took.as_secs_f64()
+    ));
+    println!("{full:.0}/s, {meanwhile} requests in {outage:?}, {again:.0}/s {took:?} after it");
+    assert!(took <= Duration::from_secs(11), "{again}/s of {full}/s after {took:?}");
+    world.wait_settled(LIVENESS * 4);
     world.stop();
     world.prove();
 }

@@ -18,30 +18,17 @@ use crate::{
         file::FileState,
         ids::{BatchId, FileId},
         outcome::Verdict,
-        time::{MonoMs, UnixMs},
+        time::UnixMs,
     },
     ports::{
         Clock, Lease, LeaseRequest, Ledger as _, Outbox as _, Queue as _, Release, Settled, Settlement,
         StoreError, Transport as _, Want,
     },
-    testing::{MemoryStore, MemoryTransport, TransportFaults, fixtures},
+    testing::{MemoryStore, MemoryTransport, TokioClock, TransportFaults, fixtures},
 };
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 const LEASE: Duration = Duration::from_secs(30);
-
-/// Virtual time.
-struct Virtual(Instant);
-
-impl Clock for Virtual {
-    fn wall(&self) -> UnixMs {
-        NOW.after(self.0.elapsed())
-    }
-
-    fn mono(&self) -> MonoMs {
-        MonoMs(self.0.elapsed().as_millis() as u64)
-    }
-}
 
 struct Process {
     queue: Arc<SharedQueue>,
@@ -51,7 +38,7 @@ struct Process {
 struct World {
     store: Arc<MemoryStore>,
     transport: Arc<MemoryTransport>,
-    clock: Arc<Virtual>,
+    clock: Arc<TokioClock>,
     files: u8,
 }
 
@@ -60,7 +47,7 @@ impl World {
         Self {
             store: Arc::default(),
             transport: Arc::new(MemoryTransport::new(seed, faults, keeps_order)),
-            clock: Arc::new(Virtual(Instant::now())),
+            clock: Arc::new(TokioClock::at(NOW)),
             files: 0,
         }
     }

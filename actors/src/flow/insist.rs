@@ -55,24 +55,11 @@ async fn awaited<T>(clock: &dyn Clock, progress: &Progress, operation: impl Futu
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
-    use crate::{flow::ProgressBoard, model::time::MonoMs};
-
-    /// Virtual time.
-    struct PausedClock(tokio::time::Instant);
-
-    impl Clock for PausedClock {
-        fn wall(&self) -> crate::model::time::UnixMs {
-            crate::model::time::UnixMs(0)
-        }
-
-        fn mono(&self) -> MonoMs {
-            MonoMs(self.0.elapsed().as_millis() as u64)
-        }
-    }
+    use crate::{flow::ProgressBoard, model::time::UnixMs, testing::TokioClock};
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_answer_is_no_stuck_actor_and_one_that_never_comes_is() {
-        let clock = PausedClock(tokio::time::Instant::now());
+        let clock = TokioClock::at(UnixMs(0));
         let board = ProgressBoard::default();
         let progress = board.mark("worker");
         let never = insist("waiting", &clock, &progress, std::future::pending::<Result<(), StoreError>>);
@@ -85,7 +72,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_tried_again_and_a_refusal_is_not() {
-        let clock = PausedClock(tokio::time::Instant::now());
+        let clock = TokioClock::at(UnixMs(0));
         let progress = ProgressBoard::default().mark("worker");
         let mut tries = 0;
         let done = insist("trying", &clock, &progress, || {

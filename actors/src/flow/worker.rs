@@ -299,27 +299,14 @@ mod tests {
     use crate::{
         flow::ProgressBoard,
         model::{ids::BatchId, time::UnixMs},
-        testing::MemoryStore,
+        testing::{MemoryStore, TokioClock},
     };
 
     const LEASE: Duration = Duration::from_secs(3);
 
-    /// Virtual time.
-    struct PausedClock(tokio::time::Instant);
-
-    impl Clock for PausedClock {
-        fn wall(&self) -> UnixMs {
-            UnixMs(self.mono().0)
-        }
-
-        fn mono(&self) -> MonoMs {
-            MonoMs(self.0.elapsed().as_millis() as u64)
-        }
-    }
-
     /// Can do nothing until a time, and then takes note of what it is asked for.
     struct FullDisk {
-        clock: Arc<PausedClock>,
+        clock: Arc<TokioClock>,
         until: MonoMs,
         extended: Mutex<Vec<(MonoMs, MonoMs)>>,
     }
@@ -393,7 +380,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn f06_what_is_extended_late_is_extended_for_a_whole_lease() {
-        let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+        let clock = Arc::new(TokioClock::at(UnixMs(0)));
         let extended = Mutex::default();
         let queue = Arc::new(FullDisk { clock: clock.clone(), until: MonoMs(20_000), extended });
         let setup = WorkerSetup {

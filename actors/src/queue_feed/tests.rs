@@ -23,20 +23,8 @@ use crate::{
         time::UnixMs,
     },
     ports::{AppendLimits, LeaseRequest, Queue as _, Want},
-    testing::{IntakeFaults, MemoryIntake, MemoryStore},
+    testing::{IntakeFaults, MemoryIntake, MemoryStore, TokioClock},
 };
-
-struct TokioClock(tokio::time::Instant);
-
-impl Clock for TokioClock {
-    fn wall(&self) -> UnixMs {
-        UnixMs(1_000_000 + self.0.elapsed().as_millis() as u64)
-    }
-
-    fn mono(&self) -> MonoMs {
-        MonoMs(self.0.elapsed().as_millis() as u64)
-    }
-}
 
 /// How the outbox behaves.
 #[derive(Clone, Copy)]
@@ -134,7 +122,7 @@ const VISIBILITY: Duration = Duration::from_secs(4);
 
 impl World {
     fn new(seed: u64) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock::at(UnixMs(1_000_000)));
         let store = Arc::new(MemoryStore::new());
         let weather = Weather { limits: AppendLimits::NONE, is_away: false, lost_answers: 0.0, depth: None };
         let destination = |name: &str| FeedDestination {

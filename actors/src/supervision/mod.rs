@@ -12,7 +12,7 @@
 
 mod child;
 mod supervisor;
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests;
 
 pub use child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage};

@@ -13,25 +13,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    model::{
-        backoff::Backoff,
-        restart::RestartPolicy,
-        time::{MonoMs, UnixMs},
-    },
-    ports::Clock,
+    model::{backoff::Backoff, restart::RestartPolicy, time::UnixMs},
+    testing::TokioClock,
 };
-
-struct TokioClock(tokio::time::Instant);
-
-impl Clock for TokioClock {
-    fn wall(&self) -> UnixMs {
-        UnixMs(self.0.elapsed().as_millis() as u64)
-    }
-
-    fn mono(&self) -> MonoMs {
-        MonoMs(self.0.elapsed().as_millis() as u64)
-    }
-}
 
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -99,7 +83,7 @@ impl Tree {
             restarts,
             drain_timeout: Duration::from_millis(500),
             arbiters: vec![Arbiter::current()],
-            clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+            clock: Arc::new(TokioClock::at(UnixMs(0))),
             metrics: crate::metrics::StageMetrics::default(),
             parking: None,
         };

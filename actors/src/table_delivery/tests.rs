@@ -24,24 +24,11 @@ use crate::{
         Clock, LeaseRequest, Ledger, Outbox as _, Queue as _, Settled, Settlement, StoreError, TableError,
         Want,
     },
-    testing::{MemoryStore, MemoryTable, fixtures},
+    testing::{MemoryStore, MemoryTable, TokioClock, fixtures},
 };
 
 const TABLES: [&str; 2] = ["primary", "secondary"];
 const GROUP: Group = Group { max_rows: 1_000, linger: Duration::from_millis(200) };
-
-/// Virtual time.
-struct PausedClock(Instant);
-
-impl Clock for PausedClock {
-    fn wall(&self) -> UnixMs {
-        UnixMs(1_000_000 + self.mono().0)
-    }
-
-    fn mono(&self) -> MonoMs {
-        MonoMs(self.0.elapsed().as_millis() as u64)
-    }
-}
 
 /// The store's ledger, and what was recorded in it.
 struct RecordingLedger {
@@ -96,7 +83,7 @@ fn template() -> String {
 }
 
 struct World {
-    clock: Arc<PausedClock>,
+    clock: Arc<TokioClock>,
     store: Arc<MemoryStore>,
     ledger: Arc<RecordingLedger>,
     tables: [Arc<MemoryTable>; 2],
@@ -107,7 +94,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let clock = Arc::new(PausedClock(Instant::now()));
+        let clock = Arc::new(TokioClock::at(UnixMs(1_000_000)));
         let store = Arc::new(MemoryStore::new());
         let ledger = Arc::new(RecordingLedger { store: store.clone(), records: Mutex::default() });
         let tables = [Arc::new(MemoryTable::new()), Arc::new(MemoryTable::new())];

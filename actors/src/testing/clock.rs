@@ -3,6 +3,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     model::time::{MonoMs, UnixMs},
     ports::Clock,
@@ -33,6 +35,30 @@ impl FakeClock {
     /// Makes the wall clock jump (F9).
     pub fn set_wall(&self, wall: UnixMs) {
         self.wall.store(wall.0, Ordering::SeqCst);
+    }
+}
+
+/// tokio's clock, which a test may pause; the monotonic one starts at 0.
+#[derive(Debug)]
+pub struct TokioClock {
+    start: Instant,
+    wall: UnixMs,
+}
+
+impl TokioClock {
+    /// Starts now, at `wall`.
+    pub fn at(wall: UnixMs) -> Self {
+        Self { start: Instant::now(), wall }
+    }
+}
+
+impl Clock for TokioClock {
+    fn wall(&self) -> UnixMs {
+        self.wall.after(self.start.elapsed())
+    }
+
+    fn mono(&self) -> MonoMs {
+        MonoMs(self.start.elapsed().as_millis() as u64)
     }
 }
 

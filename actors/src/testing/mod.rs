@@ -13,7 +13,7 @@ mod memory_store;
 mod memory_table;
 mod memory_transport;
 
-pub use clock::FakeClock;
+pub use clock::{FakeClock, TokioClock};
 pub use figure::{counts, figure};
 pub use ledger_row::{LedgerReceipt, LedgerRow, LedgerSource, LedgerTally, RowReader};
 pub use memory_intake::{IntakeCalls, IntakeFaults, MemoryIntake};
