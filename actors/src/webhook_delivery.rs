@@ -6,9 +6,11 @@
 //! nothing for it. It catches a panic in an attempt and reports it as that message's outcome; the worker and the other
 //! senders continue.
 
+mod recording;
+mod sending;
+
 use std::{
-    collections::{BTreeMap, HashMap},
-    panic::AssertUnwindSafe,
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,55 +19,34 @@ use std::{
 };
 
 use actix::prelude::*;
-use futures_util::FutureExt as _;
 use postrider_settings::Retry;
 use rand::RngExt as _;
-use tokio::{
-    sync::RwLock,
-    time::{Instant, sleep},
-};
+use tokio::sync::RwLock;
 
 use crate::{
-    flow::{
-        Bell, DeliveryStrategy, Gate, Holds, Passage, Seat, TrafficControl, TroubleBoard, Worker,
-        WorkerSetup, back_off,
-    },
-    metrics::{DestinationMetrics, Tally, WorkerGauges},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker, WorkerSetup},
+    metrics::{DestinationMetrics, WorkerGauges},
     model::{
         self,
-        backoff::{Backoff, Draws},
+        backoff::Draws,
         batch::OpenRows,
         body::BodyTemplate,
         hold::HeldFile,
-        ids::FileId,
         lease::{Lease, LeaseToken, OpenMessage},
-        ledger::{MessageVerdict, is_exclusive},
-        outcome::{Attempt, DeathCause, Obstacle, Outcome, Reason, Verdict},
+        ledger::MessageVerdict,
+        outcome::{Attempt, DeathCause, Reason, Verdict},
         record::Said,
-        retry::{Decision, decide, longest_wait, poisoned},
-        roster::{Pick, Ready, Report, Roster},
+        retry::{longest_wait, poisoned},
+        roster::Roster,
         suspect::{Pace, is_condemned},
         time::{MonoMs, UnixMs},
-        traffic::{breaker::Change, storm::Judgement},
     },
-    ports::{InFlight, Release, Settled, Settlement, StoreError, Want, Webhook, WebhookRequest},
+    ports::{InFlight, Release, StoreError, Want, Webhook},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
-/// How long an outcome waits to be recorded if its batch has more to come.
-const RECORD_PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long a sender waits before it looks again whether its attempt can begin. A descriptor is free again within a
-/// request's time (F72); a refused address (F54) costs a lookup per second at most, whoever asks.
-const OBSTACLE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-
 /// What is held of a destination that stands for longer is given back: it would only take room.
 const STANDS_HERE: Duration = Duration::from_secs(10);
-
-/// How often a sender looks whether a permanent failure is ordinary by now, and after how long it is taken for that: until
-/// it is known, its message is unrecorded.
-const JUDGE_EVERY: Duration = Duration::from_millis(200);
-const JUDGE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
@@ -234,25 +215,6 @@ fn condemned(lease: &Lease, at: UnixMs) -> Vec<MessageVerdict> {
         lease.charged.get(&message.index).is_some_and(|&(_, alone)| is_condemned(alone))
     };
     lease.open.iter().filter(is_condemned).map(|message| message.verdict(poisoned(at))).collect()
-}
-
-/// Says that a destination's breaker has opened or closed, once per outage.
-fn say(destination: &str, change: Change, now: MonoMs) {
-    match change {
-        Change::Opened { since, .. } if since == now => tracing::warn!(
-            destination,
-            "nothing more is sent there for the time being: its circuit breaker is open; single messages probe"
-        ),
-        Change::Opened { until, since } => tracing::debug!(
-            destination,
-            out_s = now.since(since).as_secs(),
-            next_s = until.since(now).as_secs(),
-            "the destination is still out"
-        ),
-        Change::Closed { since } => {
-            tracing::info!(destination, out_s = now.since(since).as_secs(), "the destination is back");
-        }
-    }
 }
 
 struct WebhookState {
@@ -437,282 +399,6 @@ impl WebhookStrategy {
         self.worker.close();
     }
 
-    /// Starts a sender for every message that may be sent now.
-    fn start_senders(self: &Arc<Self>) {
-        let now = self.worker.clock().wall();
-        let mut state = self.state();
-        while let Some((pick, passage, batch)) = self.pick(&mut state, now) {
-            tokio::spawn(self.clone().send_loop(pick, passage, batch));
-        }
-    }
-
-    /// The next message that may go.
-    fn pick(&self, state: &mut WebhookState, now: UnixMs) -> Option<(Pick, Passage, Arc<WebhookBatch>)> {
-        loop {
-            let mut asking = self.seat.ask();
-            let picked = state.roster.pick(now, &mut asking);
-            let (passage, ask_again) = asking.finish();
-            let Some(pick) = picked else {
-                let before = state.ask_again.filter(|at| *at > self.worker.clock().mono());
-                state.ask_again = ask_again;
-                if ask_again.is_some_and(|at| before.is_none_or(|before| at < before)) {
-                    self.worker.wake(); // it sleeps for longer
-                }
-                return None;
-            };
-            let passage = passage.expect("what is picked was granted");
-            if let Some(batch) = state.batches.get(&pick.token).cloned() {
-                return Some((pick, passage, batch));
-            }
-            state.roster.report(pick, Report::Unsent, usize::MAX, now);
-        }
-    }
-
-    /// Waits for a destination's rate, or for that over all (`None`), whenever messages lack it.
-    async fn rate_loop(self: Arc<Self>, rate: Option<usize>) {
-        loop {
-            tokio::select! {
-                biased;
-                () = self.worker.closed() => return,
-                () = self.seat.lacks(rate) => {}
-            }
-            // As many as could go at once: what is let through is to be sent now.
-            let could_go =
-                |index: usize| self.state().roster.waiting(index).max(1).min(self.seat.free(index));
-            let wanted = match rate {
-                Some(index) => could_go(index),
-                None => (0..self.setup.destinations.len()).map(could_go).sum(),
-            };
-            tokio::select! {
-                biased;
-                () = self.worker.closed() => return,
-                () = self.seat.pass(rate, wanted) => {}
-            }
-            self.start_senders();
-        }
-    }
-
-    async fn send_loop(self: Arc<Self>, mut pick: Pick, mut passage: Passage, mut batch: Arc<WebhookBatch>) {
-        let mut body = Vec::new();
-        let slot = self.setup.in_flight.enter();
-        let mut refusals = 0;
-        loop {
-            let begun = Instant::now();
-            let attempt = AssertUnwindSafe(self.attempt(pick, &batch, slot, &mut body)).catch_unwind().await;
-            self.setup.in_flight.end(slot);
-            let attempt = attempt.unwrap_or_else(|_| {
-                let row = batch.rows.get(pick.index).map_or(0, |(row, _)| row);
-                tracing::error!(id = %batch.lease.header.message_id(row), "the attempt panicked");
-                let outcome = Outcome::Retryable { status: 0, reason: Reason::Panic, retry_after: None };
-                Some((outcome, begun.elapsed()))
-            });
-            if let Some((Outcome::Unsent(obstacle), _)) = attempt {
-                refusals += 1;
-                if self.wait_out(pick, obstacle, refusals).await {
-                    continue;
-                }
-            }
-            refusals = 0;
-            let outcome = if let Some((outcome, latency)) = attempt {
-                self.give_back_permit(pick, passage, &batch, outcome, latency).await
-            } else {
-                drop(passage); // with its permit
-                None
-            };
-            let report = self.judge(pick, &batch, outcome);
-            let now = self.worker.clock().wall();
-            let mut state = self.state();
-            let flush = state.roster.report(pick, report, self.setup.record_group, now);
-            let next = self.pick(&mut state, now);
-            let waiting = state.roster.waiting(pick.destination);
-            // Not at every message: a few times on the way down.
-            let ahead = self.ahead[pick.destination];
-            let starved = waiting <= ahead / 2 && waiting.is_multiple_of(ahead / 8);
-            drop(state);
-            if flush {
-                self.flush.ring();
-            }
-            if starved || report == Report::Unsent {
-                self.worker.wake();
-            }
-            if next.as_ref().is_none_or(|(next, ..)| next.destination != pick.destination) {
-                self.seat.wake_waiting(pick.destination);
-            }
-            match next {
-                Some(next) => (pick, passage, batch) = next,
-                None => break self.setup.in_flight.leave(slot),
-            }
-        }
-    }
-
-    /// Gives the permit of an attempt back, and takes note of what the attempt says of its destination. The outcome to
-    /// record; `None` if the message stays as it was because the destination is used wrongly.
-    async fn give_back_permit(
-        self: &Arc<Self>,
-        pick: Pick,
-        passage: Passage,
-        batch: &WebhookBatch,
-        outcome: Outcome,
-        latency: Duration,
-    ) -> Option<Outcome> {
-        let destination = &self.setup.destinations[pick.destination];
-        let file = batch.lease.header.file;
-        let ended = passage.ended(&outcome, latency, file);
-        if let Some(change) = ended.change {
-            say(&destination.name, change, self.worker.clock().mono());
-        }
-        if ended.grew {
-            self.seat.wake_all();
-        }
-        let Outcome::Permanent { status, reason } = outcome else { return Some(outcome) };
-        let mut judgement = ended.judgement;
-        if judgement == Judgement::Undecided {
-            self.start_senders();
-            judgement = self.await_judgement(pick, file, status, reason).await?;
-        }
-        if judgement == Judgement::Suspect {
-            self.suspect(pick.destination);
-            return None;
-        }
-        Some(outcome)
-    }
-
-    /// Waits until an attempt may be able to begin. Whether the message is still to be sent here then: its lease may be
-    /// lost meanwhile, or the worker closed, or the destination held.
-    async fn wait_out(&self, pick: Pick, obstacle: Obstacle, times: u32) -> bool {
-        let destination = &self.setup.destinations[pick.destination];
-        destination.metrics.unsent(obstacle);
-        match obstacle {
-            Obstacle::Shortage(shortage) if times == 1 => tracing::warn!(
-                destination = %destination.name,
-                shortage = shortage.as_str(),
-                "this machine can't open a connection; the message waits and is charged nothing"
-            ),
-            Obstacle::Shortage(_) => {}
-            Obstacle::Address(refused) => {
-                if self.setup.troubles.meet(&destination.name, refused) {
-                    tracing::error!(
-                        destination = %destination.name,
-                        reason = %refused,
-                        "the destination leads to an address that is not allowed; its messages wait and are charged \
-                         nothing"
-                    );
-                }
-            }
-        }
-        tokio::select! {
-            biased;
-            () = self.worker.closed() => return false,
-            () = self.holds.held(pick.destination) => return false,
-            () = back_off(OBSTACLE, times) => {}
-        }
-        self.state().batches.contains_key(&pick.token)
-    }
-
-    /// One attempt, and how long it took; `None` if the worker closes, or the destination is held, before it begins.
-    async fn attempt(
-        &self,
-        pick: Pick,
-        batch: &WebhookBatch,
-        slot: u32,
-        body: &mut Vec<u8>,
-    ) -> Option<(Outcome, Duration)> {
-        let destination = &self.setup.destinations[pick.destination];
-        let charged = batch.lease.charged.get(&pick.index).is_some_and(|&(deaths, _)| is_exclusive(deaths));
-        let (_others, _nobody);
-        if charged {
-            _nobody = self.setup.alone.write().await;
-        } else {
-            _others = self.setup.alone.read().await;
-        }
-        let is_held = self.holds.is_held(pick.destination) || batch.held.load(Ordering::Relaxed);
-        if is_held || self.worker.is_closing() {
-            return None;
-        }
-        self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
-        let header = &batch.lease.header;
-        let (row, bytes) = batch.rows.get(pick.index)?;
-        let id = header.message_id(row);
-        body.clear();
-        if let Err(error) = batch.template.render(header, id, bytes, body) {
-            tracing::warn!(%id, destination = %destination.name, %error, "the body can't be rendered");
-            return Some((Outcome::Permanent { status: 0, reason: Reason::Render }, Duration::ZERO));
-        }
-        failpoint!("attempt.before");
-        let at = self.worker.clock().wall();
-        let request = WebhookRequest { id, at, content_type: &header.content_type, body };
-        let begun = Instant::now();
-        let answer = destination.webhook.send(request).await;
-        let latency = begun.elapsed();
-        destination.metrics.attempted(latency);
-        failpoint!("attempt.after");
-        if answer.provider_id.is_some() && destination.recorded {
-            let said = Said { provider_id: answer.provider_id, detail: None };
-            batch.said().insert(pick.index, said);
-        }
-        Some((answer.outcome, latency))
-    }
-
-    /// Waits until it is known what a permanent failure means; `None` if the worker closes before. It is ordinary when
-    /// nothing more comes that could say otherwise, and when it takes too long.
-    async fn await_judgement(
-        &self,
-        pick: Pick,
-        file: FileId,
-        status: u16,
-        reason: Reason,
-    ) -> Option<Judgement> {
-        let until = Instant::now() + JUDGE_WITHIN;
-        loop {
-            tokio::select! {
-                biased;
-                () = self.worker.closed() => return None,
-                () = sleep(JUDGE_EVERY) => {}
-            }
-            let (judgement, is_busy) = self.seat.judge(pick.destination, file, status, reason);
-            let more = is_busy || self.state().roster.waiting(pick.destination) > 0;
-            if judgement != Judgement::Undecided {
-                return Some(judgement);
-            }
-            if !more || Instant::now() >= until {
-                return Some(Judgement::Ordinary);
-            }
-        }
-    }
-
-    /// Holds a destination that is used wrongly: from here on in this process, in a moment everywhere.
-    fn suspect(&self, destination: usize) {
-        let Some(suspicion) = self.seat.suspicion(destination) else { return };
-        let mut state = self.state();
-        if state.to_disable[destination].is_none() && !self.holds.is_held(destination) {
-            state.to_disable[destination] = Some(suspicion);
-            self.holds.set(destination, true);
-            state.roster.stop(Some(destination));
-        }
-    }
-
-    fn judge(&self, pick: Pick, batch: &WebhookBatch, outcome: Option<Outcome>) -> Report {
-        let Some(outcome) = outcome else {
-            return Report::Unsent;
-        };
-        let clock = self.worker.clock();
-        let age = clock.age(batch.lease.since(pick.index));
-        let age = age.saturating_sub(self.seat.stood(pick.destination, age));
-        let retry = &self.setup.destinations[pick.destination].retry;
-        match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.draws.of(pick.attempt)) {
-            Decision::Record(verdict) => Report::Verdict(verdict),
-            Decision::Leave => Report::Unsent,
-            Decision::Hold => {
-                self.setup.destinations[pick.destination].metrics.gone();
-                let mut state = self.state();
-                state.to_disable[pick.destination] = Some("it answered 410 Gone".to_owned());
-                self.holds.set(pick.destination, true);
-                state.roster.stop(Some(pick.destination));
-                Report::Unsent
-            }
-        }
-    }
-
     /// Records which destinations are gone (410) or used wrongly.
     async fn disable(&self) -> Result<(), StoreError> {
         let to_disable = self.state().to_disable.clone();
@@ -737,71 +423,5 @@ impl WebhookStrategy {
                 self.state().roster.stop(Some(index));
             }
         }
-    }
-
-    async fn record_loop(self: &Arc<Self>) -> Result<(), StoreError> {
-        let (linger, group) = (self.setup.record_linger, self.setup.record_group);
-        let patience = linger.max(RECORD_PATIENCE);
-        let mut looks_at = Instant::now() + linger;
-        loop {
-            self.flush.wait(looks_at.saturating_duration_since(Instant::now())).await;
-            let is_time = Instant::now() >= looks_at;
-            if is_time {
-                looks_at = Instant::now() + linger;
-            }
-            let settlements = self.settlements(if is_time { 0 } else { group / 2 }, patience);
-            if settlements.is_empty() {
-                continue;
-            }
-            let tallies = self.tallies(&settlements);
-            self.worker.settle(&settlements, |settled| self.note(tallies, settled)).await?;
-            self.start_senders();
-            self.worker.wake();
-        }
-    }
-
-    /// Takes note of what was recorded.
-    fn note(&self, tallies: Vec<(LeaseToken, Tally, Option<Arc<WebhookBatch>>)>, settled: &[Settled]) {
-        let now = self.worker.clock().wall();
-        let mut state = self.state();
-        for ((token, tally, batch), &settled) in tallies.into_iter().zip(settled) {
-            if let Some(batch) = batch {
-                self.count(&batch, &tally, settled, now);
-            }
-            state.roster.recorded(token, tally.count);
-            if settled != Settled::Open {
-                state.roster.remove(token);
-                state.batches.remove(&token);
-            }
-        }
-    }
-
-    fn tallies(&self, settlements: &[Settlement]) -> Vec<(LeaseToken, Tally, Option<Arc<WebhookBatch>>)> {
-        let state = self.state();
-        let tally = |s: &Settlement| (s.token, Tally::of(&s.verdicts), state.batches.get(&s.token).cloned());
-        settlements.iter().map(tally).collect()
-    }
-
-    fn count(&self, batch: &WebhookBatch, tally: &Tally, settled: Settled, now: UnixMs) {
-        let failed = batch.failed.fetch_or(!tally.is_clean(), Ordering::Relaxed) || !tally.is_clean();
-        let metrics = &self.setup.destinations[batch.destination].metrics;
-        metrics.settled(tally, settled, now.since(batch.lease.accepted_at), !failed);
-    }
-
-    /// What is to be recorded now. See [`Roster::take_ready`].
-    fn settlements(&self, group: usize, patience: Duration) -> Vec<Settlement> {
-        let now = self.worker.clock().wall();
-        let mut state = self.state();
-        let ready = state.roster.take_ready(group, now, patience);
-        let settlement = |Ready { token, verdicts, ends, begins }: Ready| {
-            let mut records = Vec::new();
-            if let Some(batch) = state.batches.get(&token)
-                && self.setup.destinations[batch.destination].recorded
-            {
-                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut batch.said());
-            }
-            Settlement { token, verdicts, details: BTreeMap::new(), records, ends, begins }
-        };
-        ready.into_iter().map(settlement).collect()
     }
 }
