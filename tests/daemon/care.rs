@@ -246,3 +246,31 @@ fn b14_a_file_whose_first_messages_go_well_follows_them() {
     let small = of_small.max().expect("there were some").duration_since(first);
     eprintln!("large {last:?}, small {small:?}");
 }
+
+#[test]
+fn f68_a_wrong_secret_that_a_canary_meets_kills_nothing_and_each_row_is_sent_once() {
+    const ROWS: usize = 3_000;
+    let mut world = with_canary("csv");
+    let wrong = Arc::new(AtomicBool::new(true));
+    let is_wrong = wrong.clone();
+    world.script(move |_| Reply::Status(if is_wrong.load(Ordering::SeqCst) { 401 } else { 200 }));
+    world.drop_file(Input::csv("large.csv", ROWS).all(Kind::Sent)).start_ready();
+    let shown = wait_for(LIVENESS, "the destination to be disabled", || {
+        let shown = status(&world)["destinations"]["support"].clone();
+        (shown["state"] == "disabled").then_some(shown)
+    });
+    assert!(shown["disabled_reason"].as_str().is_some_and(|why| why.contains("status 401")), "{shown}");
+    let hold = hold_of(&world, "large.csv").expect("all but its first 200");
+    assert_eq!(hold["cause"], "canary", "the receiver's word is no verdict on the file: {hold}");
+    let refused = world.request_count();
+    assert!(refused <= 200, "no more than the canary's: {refused}");
+    wrong.store(false, Ordering::SeqCst);
+    world.postrider(&["resume", "support"]).ok();
+    world.wait_settled(LIVENESS);
+    let counts = world.file("large.csv").expect("it is known")["destinations"]["support"].clone();
+    assert_eq!((&counts["sent"], &counts["dead"]), (&ROWS.into(), &0.into()), "{counts}");
+    world.stop();
+    // What was refused is in no record.
+    world.unknown = refused;
+    assert_eq!(world.prove()["requests"], ROWS + refused);
+}

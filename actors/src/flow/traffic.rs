@@ -15,10 +15,13 @@ use super::{Bell, Gate};
 use crate::{
     model::{
         ids::FileId,
-        outcome::{Outcome, Reason},
+        outcome::Outcome,
         roster::{Admission, Answer},
         time::MonoMs,
-        traffic::{Ended, Permit, Refusal, Traffic, TrafficRules, TrafficView, storm::Judgement},
+        traffic::{
+            Ended, Permit, Refusal, Traffic, TrafficRules, TrafficView,
+            storm::{Judgement, PermanentFailure},
+        },
     },
     ports::Clock,
 };
@@ -182,11 +185,17 @@ impl Seat {
         self.control.state().traffic.stood(self.index(destination), age, now)
     }
 
-    /// What a permanent failure means by now, and whether other messages are on their way there.
-    pub fn judge(&self, destination: usize, file: FileId, status: u16, reason: Reason) -> (Judgement, bool) {
+    /// What a permanent failure under a permit of `epoch` means by now, and whether other messages are on their way there.
+    pub fn judge(
+        &self,
+        destination: usize,
+        epoch: u32,
+        file: FileId,
+        failure: PermanentFailure,
+    ) -> (Judgement, bool) {
         let (index, now) = (self.index(destination), self.now());
         let traffic = &mut self.control.state().traffic;
-        (traffic.judge(index, file, status, reason), traffic.view(index, now).in_flight > 0)
+        (traffic.judge(index, epoch, file, failure), traffic.view(index, now).in_flight > 0)
     }
 
     /// An operator says that the destination can be used again.

@@ -66,6 +66,8 @@ pub struct Permit {
     worker: u64,
     is_retry: bool,
     is_probe: bool,
+    /// What its failure is judged by.
+    epoch: u32,
 }
 
 /// Why a message may not go now.
@@ -86,6 +88,8 @@ pub enum Refusal {
 pub struct Ended {
     /// What a permanent failure means.
     pub judgement: Judgement,
+    /// What it is judged by, for [`Traffic::judge`].
+    pub epoch: u32,
     /// What it changed at the breaker.
     pub change: Option<Change>,
     /// Whether more may go than before: those who wait should ask again.
@@ -179,7 +183,7 @@ impl Traffic {
     pub fn reconfigure(&mut self, destination: usize, rules: TrafficRules) {
         let this = &mut self.destinations[destination];
         this.limiter.rebound(rules.bound);
-        this.storm = Storm::new(rules.storm_percent);
+        this.storm.renew(rules.storm_percent);
         this.breaker = Breaker::default();
     }
 
@@ -224,7 +228,8 @@ impl Traffic {
         if !self.pool_has_room(destination, now) {
             return Err(self.destinations[destination].refuse(worker, now));
         }
-        Ok(Permit { destination, worker, is_retry, is_probe })
+        let epoch = self.destinations[destination].storm.epoch();
+        Ok(Permit { destination, worker, is_retry, is_probe, epoch })
     }
 
     /// The message goes that [`Self::may`] has allowed at the same time.
@@ -306,7 +311,7 @@ impl Traffic {
         }
         let judgement = match outcome {
             Outcome::Unsent(_) => Judgement::Ordinary,
-            _ => this.storm.ended(file, failure),
+            _ => this.storm.ended(permit.epoch, file, failure),
         };
         match change {
             Some(Change::Opened { until, .. }) => this.stood.add(now, until),
@@ -326,12 +331,25 @@ impl Traffic {
         this.give_back(permit);
         let is = (this.limiter.limit(), this.breaker.is_closed(), this.storm.suspicion().is_some());
         self.in_flight -= 1;
-        Ended { judgement, change, grew: is.0 > was.0 || (is.1 && !was.1), became_suspect: is.2 && !was.2 }
+        let epoch = permit.epoch;
+        Ended {
+            judgement,
+            epoch,
+            change,
+            grew: is.0 > was.0 || (is.1 && !was.1),
+            became_suspect: is.2 && !was.2,
+        }
     }
 
-    /// What such a failure of a message of `file` means by now.
-    pub fn judge(&self, destination: usize, file: FileId, status: u16, reason: Reason) -> Judgement {
-        self.destinations[destination].storm.judge(file, PermanentFailure::new(status, reason))
+    /// What such a failure of a message of `file` means by now, if its permit was of `epoch`.
+    pub fn judge(
+        &self,
+        destination: usize,
+        epoch: u32,
+        file: FileId,
+        failure: PermanentFailure,
+    ) -> Judgement {
+        self.destinations[destination].storm.judge(epoch, file, failure)
     }
 
     /// When a destination can be tried again, if not now; [`MonoMs`]' end if an operator has to do something.

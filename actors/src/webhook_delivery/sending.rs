@@ -21,7 +21,10 @@ use crate::{
         retry::{Decision, decide},
         roster::{Pick, Report},
         time::{MonoMs, UnixMs},
-        traffic::{breaker::Change, storm::Judgement},
+        traffic::{
+            breaker::Change,
+            storm::{Judgement, PermanentFailure},
+        },
     },
     ports::WebhookRequest,
 };
@@ -186,13 +189,17 @@ impl WebhookStrategy {
         let mut judgement = ended.judgement;
         if judgement == Judgement::Undecided {
             self.start_senders();
-            judgement = self.await_judgement(pick, file, status, reason).await?;
+            let failure = PermanentFailure::new(status, reason);
+            judgement = self.await_judgement(pick, ended.epoch, file, failure).await?;
         }
-        if judgement == Judgement::Suspect {
-            self.suspect(pick.destination);
-            return None;
+        match judgement {
+            Judgement::Suspect => {
+                self.suspect(pick.destination);
+                None
+            }
+            Judgement::Outdated => None,
+            Judgement::Ordinary | Judgement::Undecided => Some(outcome),
         }
-        Some(outcome)
     }
 
     /// Waits until an attempt may be able to begin. Whether the message is still to be sent here then: its lease may be
@@ -276,9 +283,9 @@ impl WebhookStrategy {
     async fn await_judgement(
         &self,
         pick: Pick,
+        epoch: u32,
         file: FileId,
-        status: u16,
-        reason: Reason,
+        failure: PermanentFailure,
     ) -> Option<Judgement> {
         let until = Instant::now() + JUDGE_WITHIN;
         loop {
@@ -287,7 +294,7 @@ impl WebhookStrategy {
                 () = self.worker.closed() => return None,
                 () = sleep(JUDGE_EVERY) => {}
             }
-            let (judgement, is_busy) = self.seat.judge(pick.destination, file, status, reason);
+            let (judgement, is_busy) = self.seat.judge(pick.destination, epoch, file, failure);
             let more = is_busy || self.state().roster.waiting(pick.destination) > 0;
             if judgement != Judgement::Undecided {
                 return Some(judgement);

@@ -5,6 +5,8 @@
 //! the destination is used wrongly. It is when such failures are `percent` of the file's part of the last 500 attempts, of
 //! 20 attempts at least. Then the destination is *suspect*: it is paused, and all undecided messages stay open. A failure
 //! that stays below that for 500 attempts is *ordinary* for the file: its messages are dead at once.
+//!
+//! What began before a new configuration, or before an operator resumed the destination, is judged by neither.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -57,6 +59,8 @@ pub enum Judgement {
     Undecided,
     /// The destination is used wrongly; the message stays open.
     Suspect,
+    /// It says nothing of the destination as it is used now; the message stays open.
+    Outdated,
 }
 
 /// Why a destination is suspect.
@@ -89,6 +93,8 @@ pub struct Storm {
     /// After how many attempts a failure of a file was seen first.
     seen: BTreeMap<(FileId, PermanentFailure), u64>,
     suspicion: Option<Suspicion>,
+    /// How often the destination has got another configuration, or was resumed.
+    epoch: u32,
 }
 
 impl Storm {
@@ -97,13 +103,26 @@ impl Storm {
         Self { percent, ..Self::default() }
     }
 
+    /// Nothing is held against the destination from now on, and nothing that began before counts.
+    pub fn renew(&mut self, percent: u8) {
+        *self = Self { epoch: self.epoch.wrapping_add(1), ..Self::new(percent) };
+    }
+
+    /// What an attempt that begins now is judged by.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// Why the destination is suspect, if it is.
     pub fn suspicion(&self) -> Option<&Suspicion> {
         self.suspicion.as_ref()
     }
 
-    /// An attempt at a message of `file` ended, and whether for good. What that means.
-    pub fn ended(&mut self, file: FileId, failure: Option<PermanentFailure>) -> Judgement {
+    /// An attempt at a message of `file` that began in `epoch` ended, and whether for good. What that means.
+    pub fn ended(&mut self, epoch: u32, file: FileId, failure: Option<PermanentFailure>) -> Judgement {
+        if epoch != self.epoch {
+            return if failure.is_some() { Judgement::Outdated } else { Judgement::Ordinary };
+        }
         self.attempts += 1;
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
@@ -120,15 +139,17 @@ impl Storm {
         {
             self.seen.remove(&oldest);
         }
-        if self.judge(file, failure) == Judgement::Undecided {
+        if self.judge(epoch, file, failure) == Judgement::Undecided {
             self.suspect(file);
         }
-        self.judge(file, failure)
+        self.judge(epoch, file, failure)
     }
 
-    /// What such a failure of that file means by now.
-    pub fn judge(&self, file: FileId, failure: PermanentFailure) -> Judgement {
-        if self.percent == 0 {
+    /// What such a failure of that file, of an attempt that began in `epoch`, means by now.
+    pub fn judge(&self, epoch: u32, file: FileId, failure: PermanentFailure) -> Judgement {
+        if epoch != self.epoch {
+            Judgement::Outdated
+        } else if self.percent == 0 {
             Judgement::Ordinary
         } else if self.suspicion.is_some() {
             Judgement::Suspect
@@ -177,8 +198,8 @@ mod tests {
     fn dead(storm: &mut Storm, file: FileId, count: usize, failure: impl Fn(usize) -> u16) -> usize {
         (0..count)
             .filter(|&nth| match failure(nth) {
-                200 => storm.ended(file, None) == Judgement::Suspect,
-                code => storm.ended(file, Some(status(code))) == Judgement::Ordinary,
+                200 => storm.ended(0, file, None) == Judgement::Suspect,
+                code => storm.ended(0, file, Some(status(code))) == Judgement::Ordinary,
             })
             .count()
     }
@@ -195,7 +216,7 @@ mod tests {
         }
         let mut storm = Storm::new(20);
         let failure = PermanentFailure::new(0, Reason::Render);
-        (0..20).for_each(|_| assert_ne!(storm.ended(FILE, Some(failure)), Judgement::Ordinary));
+        (0..20).for_each(|_| assert_ne!(storm.ended(0, FILE, Some(failure)), Judgement::Ordinary));
         let text = storm.suspicion().unwrap().to_string();
         assert_eq!(
             text,
@@ -208,7 +229,7 @@ mod tests {
         let mut storm = Storm::new(20);
         assert_eq!(dead(&mut storm, FILE, 5_000, |nth| if nth % 50 == 0 { 404 } else { 200 }), 90);
         // The receiver's usual 2 % go on, and somebody revokes the secret.
-        let failed = (1..1_000).find(|_| storm.ended(FILE, Some(status(401))) == Judgement::Suspect);
+        let failed = (1..1_000).find(|_| storm.ended(0, FILE, Some(status(401))) == Judgement::Suspect);
         assert_eq!(failed, Some(100));
         assert_eq!(storm.suspicion().unwrap().failure.status, 401);
     }
@@ -224,6 +245,19 @@ mod tests {
         assert_eq!((dead(&mut off, FILE, 100, |_| 404), off.suspicion()), (100, None));
     }
 
+    #[test]
+    fn f68_what_began_before_the_destination_was_resumed_kills_nothing() {
+        let mut storm = Storm::new(20);
+        assert_eq!(dead(&mut storm, FILE, 20, |_| 401), 0);
+        storm.renew(20);
+        assert_eq!(storm.judge(0, FILE, status(401)), Judgement::Outdated);
+        for _ in 0..100 {
+            assert_eq!(storm.ended(0, FILE, Some(status(401))), Judgement::Outdated);
+        }
+        assert_eq!(storm.suspicion(), None, "nor is it held against the new one");
+        assert_eq!(storm.ended(storm.epoch(), FILE, Some(status(401))), Judgement::Undecided);
+    }
+
     proptest! {
         #[test]
         fn nothing_is_given_up_before_its_failure_is_known_to_be_ordinary_and_memory_is_bounded(
@@ -235,7 +269,7 @@ mod tests {
             for (nth, (file, code)) in steps.into_iter().enumerate() {
                 let file = FileId([file; 16]);
                 let failure = (code != 0).then(|| status(400 + u16::from(code)));
-                let judged = storm.ended(file, failure);
+                let judged = storm.ended(0, file, failure);
                 if let Some(failure) = failure {
                     let seen = *first.entry((file, failure)).or_insert(nth);
                     prop_assert!(judged != Judgement::Ordinary || nth - seen >= WINDOW);

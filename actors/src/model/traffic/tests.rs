@@ -71,7 +71,7 @@ fn reached(kinds: &[(Kind, Bound)], pool: usize) -> usize {
             let is_probe = traffic.is_probing(line);
             let outcome = if lines[line].0 == Kind::Hanging { TIMEOUT } else { SENT };
             let latency = Duration::from_millis(if outcome == SENT { 100 } else { 10_000 });
-            let permit = Permit { destination: line, worker, is_retry: false, is_probe };
+            let permit = Permit { destination: line, worker, is_retry: false, is_probe, epoch: 0 };
             traffic.ended(permit, now, latency, &outcome, FILE, rng.random());
             reached += usize::from(lines[line].0 == Kind::Healthy);
         }
@@ -279,10 +279,12 @@ fn f68_a_suspect_destination_gets_nothing_until_an_operator_says_so() {
     assert!(judged.iter().all(|ended| ended.judgement != Judgement::Ordinary));
     assert_eq!(judged.iter().filter(|ended| ended.became_suspect).count(), 1);
     assert_eq!(take(&mut traffic, 0, at(1_000_000)), Err(Refusal::Suspended));
-    assert_eq!(traffic.judge(0, FILE, 401, Reason::Status), Judgement::Suspect);
+    let failure = PermanentFailure::new(401, Reason::Status);
+    assert_eq!(traffic.judge(0, 0, FILE, failure), Judgement::Suspect);
     assert!(traffic.view(0, at(0)).suspicion.is_some());
     traffic.resume(0, AUTO, at(2_000_000));
     assert!(take(&mut traffic, 0, at(2_000_000)).is_ok());
+    assert_eq!(traffic.judge(0, 0, FILE, failure), Judgement::Outdated, "who waited for the verdict has it");
 }
 
 #[test]
