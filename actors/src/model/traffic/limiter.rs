@@ -8,8 +8,9 @@
 //! 3. It does not grow while less than half of it is in use.
 //! 4. It is cut on errors (429, 5xx, no answer) of the last second, if the lower bound of their share (Wilson, 95 %) is
 //!    above 2 % and above 1.3 times what is known to be the receiver's own share.
-//! 5. If two windows after that cut the share has not fallen as it does where places are short, the number of requests was
-//!    not the cause: the cut is taken back and the share remembered as the receiver's own.
+//! 5. If two windows after that cut the share has not fallen as it does where places are short, and the goodput has fallen as
+//!    the limit did, the number of requests was not the cause: the cut is taken back and the share remembered as the
+//!    receiver's own.
 //! 6. It is cut when the median latency of three windows in a row is above 1.5 times the base. If the goodput then falls as the
 //!    limit did, the receiver is far and not full: the cut is taken back, and that latency is the base.
 //! 7. A failed attempt keeps its permit for the base latency, so that a fast 503 does not spin. See [`Limiter::base`].
@@ -96,6 +97,11 @@ impl Trial {
     fn share_if_independent(&self) -> f64 {
         let if_short = 1.0 - (1.0 - self.share) / CUT;
         f64::midpoint(self.share, if_short).max(0.6 * self.share)
+    }
+
+    /// Whether the goodput has fallen about as the limit did. Where places are short, or the sender is, it has not.
+    fn has_lost(&self, goodput: f64, limit: f64) -> bool {
+        goodput < self.goodput * limit / self.limit * 1.12
     }
 }
 
@@ -237,7 +243,7 @@ impl Limiter {
         match self.trial {
             Some(trial) if trial.cause == Cause::Latency => {
                 self.trial = None;
-                if goodput < trial.goodput * self.limit / trial.limit * 1.12 {
+                if trial.has_lost(goodput, self.limit) {
                     self.base = median.or(self.base);
                     return self.take_back(now, trial);
                 }
@@ -247,7 +253,10 @@ impl Limiter {
                     return;
                 }
                 self.trial = None;
-                if share > trial.share_if_independent() && share < 0.5 {
+                if share > trial.share_if_independent()
+                    && share < 0.5
+                    && trial.has_lost(goodput, self.limit)
+                {
                     self.own_errors = self.own_errors.max(share).max(trial.share);
                     return self.take_back(now, trial);
                 }

@@ -7,8 +7,16 @@ use rand::{SeedableRng as _, rngs::SmallRng};
 
 use super::*;
 
-/// Messages per second that the sender itself can make.
-const SENDER_MAX: f64 = 12_000.0;
+/// What sends.
+#[derive(Clone, Copy)]
+struct Sender {
+    /// Messages per second that it can make.
+    most: f64,
+    /// Permits more that it makes use of, per second.
+    ramp: f64,
+}
+
+const SENDER: Sender = Sender { most: 12_000.0, ramp: f64::INFINITY };
 
 /// A receiver at one moment.
 #[derive(Clone, Copy)]
@@ -27,16 +35,19 @@ const IDLE: Receiver = Receiver { latency: 0.0, slots: usize::MAX, service: f64:
 type Seconds = Vec<(u32, u32)>;
 
 /// Good and bad answers in each second.
-fn run(receiver: fn(f64) -> Receiver, seconds: usize, mut limiter: Limiter, seed: u64) -> Seconds {
-    let mut rng = SmallRng::seed_from_u64(seed);
+fn run(receiver: fn(f64) -> Receiver, seconds: usize, mut limiter: Limiter, sender: Sender) -> Seconds {
+    let mut rng = SmallRng::seed_from_u64(1);
     let mut counts: Seconds = vec![(0, 0); seconds];
     // In nanoseconds, so that a heap orders them.
     let nanos = |at: f64| (at * 1e9) as u64;
     let (mut events, mut leaving) = (BinaryHeap::new(), BinaryHeap::<Reverse<u64>>::new());
     let (mut now, mut in_flight, mut queue, mut next_send) = (0.0f64, 0usize, 0.0f64, 0.0f64);
+    let (mut usable, mut ramped) = (limiter.limit() as f64, 0.0);
     loop {
-        while in_flight < limiter.limit() {
-            next_send = next_send.max(now) + 1.0 / SENDER_MAX;
+        usable = (usable + (now - ramped) * sender.ramp).min(limiter.limit() as f64);
+        ramped = now;
+        while in_flight < usable as usize {
+            next_send = next_send.max(now) + 1.0 / sender.most;
             while leaving.peek().is_some_and(|at| at.0 <= nanos(next_send)) {
                 leaving.pop();
             }
@@ -77,11 +88,20 @@ fn errors(counts: &Seconds) -> f64 {
 
 /// What "auto" reaches in these seconds, of the best of these fixed limits in the same seconds.
 fn compare(receiver: fn(f64) -> Receiver, seconds: usize, fixed: &[usize], over: Range<usize>) -> (f64, f64) {
-    let found = run(receiver, seconds, Limiter::new(Bound::Auto { ceiling: 1024 }), 1);
-    let best = fixed
-        .iter()
-        .map(|&limit| good(&run(receiver, seconds, Limiter::new(Bound::Fixed(limit)), 1), over.clone()))
-        .fold(0.0, f64::max);
+    compare_from(SENDER, receiver, seconds, fixed, over)
+}
+
+/// The same for another sender.
+fn compare_from(
+    sender: Sender,
+    receiver: fn(f64) -> Receiver,
+    seconds: usize,
+    fixed: &[usize],
+    over: Range<usize>,
+) -> (f64, f64) {
+    let run = |bound| run(receiver, seconds, Limiter::new(bound), sender);
+    let found = run(Bound::Auto { ceiling: 1024 });
+    let best = fixed.iter().map(|&limit| good(&run(Bound::Fixed(limit)), over.clone())).fold(0.0, f64::max);
     (good(&found, over) / best, errors(&found))
 }
 
@@ -142,6 +162,21 @@ fn slots_that_go_and_come_back_are_found_again_within_10_s() {
         let (reached, errors) = compare(receiver, 36, &[50, 190, 256], over.clone());
         assert!(reached >= 0.9 && errors <= 0.05, "{reached} in {over:?} at {errors}");
     }
+}
+
+#[test]
+fn a_sender_that_is_slow_to_use_its_permits_does_not_take_a_lack_of_places_for_chance() {
+    let sender = Sender { most: 30_000.0, ramp: 1_500.0 };
+    let receiver =
+        |t| Receiver { latency: 0.02, slots: if (12.0..26.0).contains(&t) { 50 } else { 400 }, ..IDLE };
+    for over in [3..12, 22..26, 36..42] {
+        let (reached, errors) = compare_from(sender, receiver, 42, &[48, 128, 380, 1024], over.clone());
+        assert!(reached >= 0.9 && errors <= 0.05, "{reached} in {over:?} at {errors}");
+    }
+    // And what is chance is still taken for it.
+    let receiver = |_| Receiver { latency: 0.02, random: 0.1, ..IDLE };
+    let (reached, errors) = compare_from(sender, receiver, 12, &[64, 512, 1024], 3..12);
+    assert!(reached >= 0.9 && errors < 0.12, "{reached} at {errors}");
 }
 
 #[test]
