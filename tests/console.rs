@@ -1,6 +1,10 @@
 //! Commands see and do the same on every store: one story, run against each of them.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::Path,
+    sync::Arc,
+};
 
 use postrider_actors::ports::console::{
     DeadFilter, Delivery, Fate, FileSelector, Operate, Order, Position, Search, View,
@@ -9,11 +13,14 @@ use postrider_actors::{
     model::{
         ids::{BatchId, MessageId},
         ledger::{DETAIL_BYTES_MAX, MessageVerdict},
+        limits::{Concurrency, LimitChange, SetLimits},
         outcome::{DeathCause, Verdict},
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
-    ports::{LeaseRequest, LeaseToken, Ledger, Outbox, Queue, Release, Settlement, Want},
+    ports::{
+        LeaseRequest, LeaseToken, Ledger, LimitsSet, Outbox, Queue, Release, Settlement, Steering, Want,
+    },
     testing::fixtures,
 };
 use postrider_sqlite::{EmbeddedStore, Operator, Viewer};
@@ -42,6 +49,7 @@ struct Daemon {
     runtime: Runtime,
     outbox: Arc<dyn Outbox>,
     ledger: Arc<dyn Ledger>,
+    steering: Arc<dyn Steering>,
     grant: Grant,
 }
 
@@ -112,6 +120,7 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
 
     dead_letters(view);
     counts(view, operate);
+    limits(daemon, view, operate);
     searches(view);
 
     let given_up = DeadFilter { cause: Some(DeathCause::Attempts), ..DeadFilter::default() };
@@ -197,6 +206,40 @@ fn counts(view: &mut dyn View, operate: &mut dyn Operate) {
     assert_eq!(view.audit(1).unwrap(), lines[..1]);
 }
 
+/// What is set is known to commands and daemons, and what is unset is not.
+fn limits(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
+    let number = NonZeroUsize::new(9).map(Concurrency::Fixed);
+    let (rate, auto) = (NonZeroU32::new(70), Some(Concurrency::Auto));
+    let mut order = |destination: &str, change: LimitChange| {
+        operate.order(&Order::Limit { destination: destination.into(), change }, "ada", at(9)).unwrap()
+    };
+    assert_eq!(order("d", LimitChange::Rate(None)), 0);
+    assert_eq!((order("d", LimitChange::Rate(rate)), order("d", LimitChange::Rate(rate))), (1, 0));
+    assert_eq!(order("d", LimitChange::Concurrency(number)), 1);
+    assert_eq!(
+        (order("d", LimitChange::Concurrency(auto)), order("new", LimitChange::Concurrency(number))),
+        (1, 1)
+    );
+    let (of_d, of_new) = (
+        SetLimits { rate_per_s: rate, concurrency: auto },
+        SetLimits { rate_per_s: None, concurrency: number },
+    );
+    let set = daemon.runtime.block_on(daemon.steering.set_limits()).unwrap();
+    assert_eq!(set, LimitsSet::from([("d".into(), of_d), ("new".into(), of_new)]));
+    let views = view.destinations().unwrap();
+    assert_eq!(
+        (views["d"].limits, views["new"].limits, views["e"].limits),
+        (of_d, of_new, SetLimits::default())
+    );
+    for change in [LimitChange::Rate(None), LimitChange::Concurrency(None), LimitChange::Rate(None)] {
+        order("d", change);
+    }
+    assert!(view.destinations().unwrap()["d"].limits.is_empty());
+    let lines = view.audit(2).unwrap();
+    let said: Vec<_> = lines.iter().map(|line| (&*line.verb, &*line.of, &*line.detail)).collect();
+    assert_eq!(said, [("concurrency", "d", "default"), ("rate", "d", "default")]);
+}
+
 fn searches(view: &mut dyn View) {
     // `user-1` is also the beginning of `user-10` to `user-19`, which are others.
     for (recipient, only, files) in [("user-1", None, 2), ("user-15", None, 1), ("user-5", Some("1.csv"), 1)]
@@ -236,7 +279,8 @@ fn the_embedded_store() {
         runtime.block_on(queue.release(&others, Release::Unused)).unwrap();
         wanted[0]
     });
-    let daemon = Daemon { runtime, outbox: store.clone(), ledger: store, grant };
+    let (outbox, ledger) = (store.clone(), store.clone());
+    let daemon = Daemon { runtime, outbox, ledger, steering: store, grant };
     story(&daemon, &mut Viewer::open(path).unwrap(), &mut Operator::open(path).unwrap());
 }
 
@@ -313,7 +357,8 @@ mod dynamodb {
             let [(_, Claim::Granted(lease))] = &granted[..] else { panic!("not granted: {granted:?}") };
             lease.token
         });
-        let daemon = Daemon { runtime, outbox: store.clone(), ledger: store, grant };
+        let (outbox, ledger) = (store.clone(), store.clone());
+        let daemon = Daemon { runtime, outbox, ledger, steering: store, grant };
         story(&daemon, &mut console(server.endpoint()), &mut console(server.endpoint()));
     }
 }

@@ -1,22 +1,24 @@
-//! Throttle: feeds the gates of rate-limited destinations, one task each, at the rate that governor
-//! grants, or at this process's share of it if several processes deliver ([`RateShares`]). Rate is one
-//! control of three; concurrency is the roster's, delay the outbox's.
+//! Throttle: feeds the gates of destinations, one task each, at the rate that governor grants, or at this process's share
+//! of it if several processes deliver ([`RateShares`]). Rate is one control of three; concurrency is the traffic control's,
+//! delay the outbox's. What an operator has set of the two first ones outweighs the configuration ([`SetByOperators`]): it
+//! is looked for all the time, and no gate is fed before it is known.
 
 mod shared;
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{convert::Infallible, num::NonZeroU32, pin::pin, sync::Arc, time::Duration};
 
 use actix::prelude::*;
+use futures_util::future::join_all;
 use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
 };
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use crate::{
-    flow::Gate,
-    ports::{Clock, RateTable},
+    flow::{Bells, Gate, GateRate, TrafficControl},
+    metrics::RateMetrics,
+    ports::{Clock, LimitsSet, RateTable, Steering},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
@@ -26,19 +28,33 @@ pub const ALL: &str = "*";
 /// How finely permits are dealt out: a feed of less than this much time is not worth a wake-up.
 const GRAIN: Duration = Duration::from_millis(1);
 
-/// A limited gate.
+/// How often it is looked for what operators have set.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A gate that a rate may limit.
 #[derive(Clone, Debug)]
 pub struct LimitedGate {
     /// What it is for: a destination's name, or [`ALL`].
     pub name: Arc<str>,
     /// The gate.
     pub gate: Gate,
-    /// Messages per second.
-    pub rate_per_s: NonZeroU32,
-    /// Messages at once after a pause; at least 1.
+    /// Messages per second by the configuration; `None`: no limit.
+    pub rate_per_s: Option<NonZeroU32>,
+    /// Messages at once after a pause, whatever the rate; at least 1.
     pub burst: NonZeroU32,
-    /// Counts what it lets through.
-    pub granted: Counter,
+    /// What is counted.
+    pub metrics: RateMetrics,
+}
+
+/// What operators set while the daemon runs.
+#[derive(Clone)]
+pub struct SetByOperators {
+    /// Where it is.
+    pub steering: Arc<dyn Steering>,
+    /// Where what is set of concurrency holds.
+    pub traffic: TrafficControl,
+    /// To ring when other limits hold.
+    pub workers: Bells,
 }
 
 /// How rates are shared with other processes.
@@ -56,6 +72,8 @@ pub struct RateShares {
 pub struct ThrottleSetup {
     /// The gates to feed.
     pub gates: Vec<LimitedGate>,
+    /// What may be set for them; `None`: nothing.
+    pub set: Option<SetByOperators>,
     /// The time, for leases of shares.
     pub clock: Arc<dyn Clock>,
     /// Whether the gates are new to the process: others had their burst before.
@@ -69,8 +87,6 @@ pub struct Throttle {
     setup: ThrottleSetup,
     generation: u64,
     closing: watch::Sender<bool>,
-    /// Leases that are yet to be given back.
-    holders: usize,
 }
 
 impl Stage for Throttle {
@@ -79,7 +95,7 @@ impl Stage for Throttle {
     type Setup = ThrottleSetup;
 
     fn new(setup: ThrottleSetup, id: &ChildId, _: Fault) -> Self {
-        Self { setup, generation: id.generation, closing: watch::Sender::new(false), holders: 0 }
+        Self { setup, generation: id.generation, closing: watch::Sender::new(false) }
     }
 }
 
@@ -87,39 +103,123 @@ impl Actor for Throttle {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        // A fresh limiter grants a fresh burst: after a restart or a reload that would exceed the rate.
-        let grant_burst = self.setup.grants_burst && self.generation == 1;
-        for gate in self.setup.gates.clone() {
-            if let Some(shares) = self.setup.shares.clone() {
-                let share = shared::run(gate, shares, self.setup.clock.clone(), self.closing.subscribe());
-                self.holders += 1;
-                context.spawn(share.into_actor(self).map(|(), this, context| {
-                    this.holders -= 1;
-                    if this.holders == 0 {
-                        context.stop(); // drained
-                    }
-                }));
-            } else {
-                context.spawn(feed(gate, grant_burst).into_actor(self));
-            }
+        let limits = watch::Sender::new(None);
+        if let Some(set) = self.setup.set.clone() {
+            context.spawn(look(set, limits.clone()).into_actor(self));
+        } else {
+            limits.send_replace(Some(LimitsSet::new()));
         }
+        let feeder = |limited: LimitedGate| Feeder {
+            limited,
+            shares: self.setup.shares.clone(),
+            clock: self.setup.clock.clone(),
+            workers: self.setup.set.as_ref().map(|set| set.workers.clone()).unwrap_or_default(),
+            limits: limits.subscribe(),
+            closing: self.closing.subscribe(),
+            // A fresh limiter grants a fresh burst: after a restart or a reload that would exceed the rate.
+            grants_burst: self.setup.grants_burst && self.generation == 1,
+        };
+        let feeders: Vec<_> = self.setup.gates.iter().cloned().map(|limited| feeder(limited).run()).collect();
+        let mut closing = self.closing.subscribe();
+        let drained = async move {
+            join_all(feeders).await;
+            // There may be none. It can't be dropped while this runs.
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        context.spawn(drained.into_actor(self).map(|(), _, context| context.stop()));
     }
 }
 
 impl Handler<Drain> for Throttle {
     type Result = ();
 
-    fn handle(&mut self, _: Drain, context: &mut Self::Context) {
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
         // Others get our shares at once instead of when the leases end.
         self.closing.send_replace(true);
-        if self.holders == 0 {
-            context.stop();
+    }
+}
+
+/// Looks for what operators have set. While the store does not answer, what was known holds on.
+async fn look(set: SetByOperators, limits: watch::Sender<Option<LimitsSet>>) {
+    loop {
+        match set.steering.set_limits().await {
+            Ok(found) => {
+                if limits.borrow().as_ref() != Some(&found) {
+                    set.traffic.set_limits(&found);
+                    limits.send_replace(Some(found));
+                }
+            }
+            Err(error) => tracing::debug!(%error, "it is not known what operators have set"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Feeds one gate.
+struct Feeder {
+    limited: LimitedGate,
+    shares: Option<RateShares>,
+    clock: Arc<dyn Clock>,
+    workers: Bells,
+    /// What operators have set, once that is known.
+    limits: watch::Receiver<Option<LimitsSet>>,
+    closing: watch::Receiver<bool>,
+    grants_burst: bool,
+}
+
+impl Feeder {
+    /// Feeds it until it is closed, by one rate after the other.
+    async fn run(mut self) {
+        let gate = self.limited.gate.clone();
+        let mut next = self.next(None).await;
+        while let Some(rate) = next {
+            gate.limit(rate);
+            self.limited.metrics.limit(rate);
+            self.workers.ring();
+            let (limited, clock) = (self.limited.clone(), self.clock.clone());
+            let (shares, grants_burst) = (self.shares.clone(), self.grants_burst);
+            self.grants_burst = false;
+            let ends = self.next(Some(rate));
+            next = match (rate, shares) {
+                (GateRate::Open, _) => ends.await,
+                (GateRate::PerS(rate), Some(shares)) => shared::run(limited, rate, shares, clock, ends).await,
+                (GateRate::PerS(rate), None) => tokio::select! {
+                    next = ends => next,
+                    never = feed(limited, rate, grants_burst) => match never {},
+                },
+            };
+        }
+        gate.withdraw();
+    }
+
+    /// Waits until another rate holds than `now`; that rate. `None` when it is closed.
+    async fn next(&mut self, now: Option<GateRate>) -> Option<GateRate> {
+        let Self { limited, limits, closing, .. } = self;
+        let rate = |known: &LimitsSet| {
+            let set = known.get(&limited.name).and_then(|limits| limits.rate_per_s);
+            GateRate::from(set.or(limited.rate_per_s))
+        };
+        let mut closed = pin!(closing.wait_for(|closing| *closing));
+        loop {
+            let found = limits.borrow_and_update().as_ref().map(rate);
+            if found.is_some() && found != now {
+                return found;
+            }
+            tokio::select! {
+                biased;
+                _ = &mut closed => return None,
+                changed = limits.changed() => if changed.is_err() {
+                    closed.await.ok()?; // nobody says more
+                    return None;
+                },
+            }
         }
     }
 }
 
-async fn feed(limited: LimitedGate, grant_burst: bool) {
-    let LimitedGate { name: _, gate, rate_per_s, burst, granted } = limited;
+async fn feed(limited: LimitedGate, rate_per_s: NonZeroU32, grant_burst: bool) -> Infallible {
+    let LimitedGate { gate, burst, metrics, .. } = limited;
+    let granted = metrics.granted();
     let grain = grain(rate_per_s, burst);
     // What lies unused in the gate is part of the burst too.
     let bucket = NonZeroU32::new(burst.get() - grain.get()).unwrap_or(burst);

@@ -13,12 +13,13 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use actix::prelude::*;
+use futures_util::{FutureExt as _, future::join_all};
 use postrider_settings::Retry;
 use rand::RngExt as _;
 use tokio::sync::RwLock;
@@ -27,7 +28,7 @@ use crate::{
     flow::{Bell, DeliveryStrategy, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker, WorkerSetup},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
-        self,
+        ahead::{Rank, ahead},
         backoff::Draws,
         batch::OpenRows,
         body::BodyTemplate,
@@ -58,12 +59,10 @@ pub struct DeliveryDestination {
     pub name: Arc<str>,
     /// Its receiver.
     pub webhook: Arc<dyn Webhook>,
-    /// This worker's part of the messages that may be in flight to it at most; 0 if other workers send them all.
-    pub concurrency: usize,
-    /// Its rate limit, if it has one.
-    pub gate: Option<Gate>,
-    /// This worker's part of that, or of the limit over all destinations: messages per second.
-    pub rate_per_s: Option<usize>,
+    /// Which of those that send to it this worker is.
+    pub rank: Rank,
+    /// Its rate.
+    pub gate: Gate,
     /// When its messages are tried again.
     pub retry: Retry,
     /// Whether config holds its messages.
@@ -126,13 +125,10 @@ impl Stage for WebhookDelivery {
         let holds = Holds::new(count);
         let seats = setup.destinations.iter().map(|d| (&*d.name, d.gate.clone()));
         let seat = Seat::new(&setup.traffic, setup.worker.queued.clone(), seats, setup.gate.clone());
-        let ahead =
-            |d: &DeliveryDestination| model::ahead::ahead(d.concurrency, d.rate_per_s, setup.worker.lease);
-        let ahead = setup.destinations.iter().map(ahead).collect();
         let strategy = WebhookStrategy {
             worker,
             setup,
-            ahead,
+            ahead: (0..count).map(|_| AtomicUsize::new(0)).collect(),
             state: Mutex::new(state),
             holds,
             seat,
@@ -159,10 +155,9 @@ impl Actor for WebhookDelivery {
         let extend = self.strategy.clone();
         let extending = async move { extend.worker.extend(&extend).await };
         context.spawn(extending.into_actor(self).map(fail));
-        for rate in self.strategy.seat.rates() {
-            let strategy = self.strategy.clone();
-            context.spawn(async move { strategy.rate_loop(rate).await }.into_actor(self));
-        }
+        let rate_loop = |rate| self.strategy.clone().rate_loop(rate);
+        let rates: Vec<_> = self.strategy.seat.rates().into_iter().map(rate_loop).collect();
+        context.spawn(join_all(rates).map(drop).into_actor(self));
     }
 }
 
@@ -240,8 +235,8 @@ impl WebhookState {
 struct WebhookStrategy {
     worker: Worker,
     setup: DeliverySetup,
-    /// Messages of each destination that may wait here.
-    ahead: Vec<usize>,
+    /// Messages of each destination that may wait here, as it was looked at last.
+    ahead: Vec<AtomicUsize>,
     state: Mutex<WebhookState>,
     /// The destinations that are disabled, or about to be.
     holds: Holds,
@@ -287,10 +282,14 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     fn wants(&self) -> Vec<Want> {
         let state = self.state();
         let want = |(index, destination): (usize, &DeliveryDestination)| {
-            let ahead = self.ahead[index];
+            let limits = self.seat.limits(index);
+            let ahead = limits
+                .and_then(|(bound, rate)| ahead(destination.rank, bound, rate, self.setup.worker.lease))
+                .unwrap_or(0);
+            self.ahead[index].store(ahead, Ordering::Relaxed);
             let waiting = state.roster.waiting(index);
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
-            let open = !destination.paused && !self.holds.is_held(index) && destination.concurrency > 0;
+            let open = !destination.paused && !self.holds.is_held(index) && ahead > 0;
             let messages = if !open || self.seat.stands_for(index).is_some() {
                 0
             } else if self.seat.is_probing(index) {

@@ -4,15 +4,17 @@ use std::{cell::RefCell, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Addr, AsyncContext as _, Context};
 use postrider_actors::{
-    flow::Gate,
+    flow::{Bells, Gate, TrafficControl},
+    metrics::StageMetrics,
     model::{
+        limits::LimitChange,
         rate_share::lease,
         time::{MonoMs, UnixMs},
     },
     ports::{Clock, RateTable as _},
     supervision::{ChildId, Drain, Fault, Stage as _},
-    testing::MemoryRateTable,
-    throttle::{LimitedGate, RateShares, Throttle, ThrottleSetup},
+    testing::{MemoryRateTable, MemoryStore},
+    throttle::{LimitedGate, RateShares, SetByOperators, Throttle, ThrottleSetup},
 };
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -34,6 +36,8 @@ impl Clock for VirtualClock {
 
 struct World {
     table: Arc<MemoryRateTable>,
+    /// Where operators set what.
+    store: Arc<MemoryStore>,
     start: Instant,
     rate_per_s: u32,
     burst: u32,
@@ -53,7 +57,8 @@ impl World {
     fn new(rate_per_s: u32, burst: u32) -> Self {
         tokio::time::pause();
         let (table, start) = (Arc::new(MemoryRateTable::new()), Instant::now());
-        Self { table, start, rate_per_s, burst, sent_ms: Rc::default(), joined: 0 }
+        let (store, sent_ms) = (Arc::default(), Rc::default());
+        Self { table, store, start, rate_per_s, burst, sent_ms, joined: 0 }
     }
 
     fn join(&mut self) -> Process {
@@ -64,13 +69,18 @@ impl World {
         let limited = LimitedGate {
             name: "d".into(),
             gate: gate.clone(),
-            rate_per_s: NonZeroU32::new(self.rate_per_s).unwrap(),
+            rate_per_s: NonZeroU32::new(self.rate_per_s),
             burst: NonZeroU32::new(self.burst).unwrap(),
-            granted: prometheus_client::metrics::counter::Counter::default(),
+            metrics: StageMetrics::default().gate("d"),
         };
         let process = format!("vm{}-1", self.joined).into();
         let setup = ThrottleSetup {
             gates: vec![limited],
+            set: Some(SetByOperators {
+                steering: self.store.clone(),
+                traffic: TrafficControl::new(clock.clone()),
+                workers: Bells::default(),
+            }),
             clock,
             grants_burst: true,
             shares: Some(RateShares { table: self.table.clone(), process }),
@@ -110,6 +120,11 @@ impl World {
                 }
             }));
         }
+    }
+
+    /// `postrider rate d RATE`, or `default`.
+    fn set_rate(&self, rate_per_s: Option<u32>) {
+        self.store.limit("d", LimitChange::Rate(rate_per_s.and_then(NonZeroU32::new)));
     }
 
     async fn until(&self, second: u64) {
@@ -271,4 +286,42 @@ async fn a_throttle_that_is_restarted_takes_its_lease_over() {
     world.until(8).await;
     let by_second = world.by_second(8);
     assert!(by_second[6] >= 290 && world.most_in_a_second() <= 303, "{by_second:?}");
+}
+
+#[actix::test]
+async fn a_rate_that_is_set_holds_for_all_within_a_second_and_is_used_soon() {
+    let mut world = World::new(300, 30);
+    let _processes = [world.join_busy(), world.join_busy(), world.join_busy()];
+    world.until(10).await;
+    world.set_rate(Some(30));
+    world.until(20).await;
+    world.set_rate(Some(600));
+    world.until(30).await;
+    world.set_rate(None);
+    world.until(45).await;
+    let by_second = world.by_second(45);
+    assert!(by_second[11..20].iter().all(|&count| count <= 30), "lowered: {by_second:?}");
+    assert!(by_second[14..20].iter().all(|&count| count >= 26), "lowered: {by_second:?}");
+    assert!(by_second[20..30].iter().all(|&count| count <= 600), "raised: {by_second:?}");
+    assert!(by_second[24..30].iter().all(|&count| count >= 540), "raised: {by_second:?}");
+    assert!(by_second[31..].iter().all(|&count| count <= 300), "as configured: {by_second:?}");
+    assert!(by_second[35..].iter().all(|&count| count >= 270), "as configured: {by_second:?}");
+}
+
+#[actix::test]
+async fn a_rate_may_be_set_where_the_configuration_has_none() {
+    let mut world = World::new(0, 30);
+    let mut process = world.join();
+    world.work(&mut process, 1_000);
+    world.until(1).await;
+    assert_eq!(world.sent_within(0, 1_000), 1_000, "nothing limits it");
+    world.set_rate(Some(50));
+    world.until(2).await;
+    world.work(&mut process, 1_000);
+    world.until(7).await;
+    let limited = world.sent_within(2_000, 7_000);
+    assert!((225..=250).contains(&limited), "{limited} in 5 s");
+    world.set_rate(None);
+    world.until(8).await;
+    assert_eq!(world.sent_within(0, 8_000), 2_000, "nothing limits it any more");
 }

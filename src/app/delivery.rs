@@ -3,8 +3,11 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::{Bell, Gate},
-    model::traffic::{TrafficRules, limiter::Bound},
+    flow::{Bell, ConfiguredTraffic, Gate},
+    model::{
+        ahead::Rank,
+        traffic::{TrafficRules, limiter::Bound},
+    },
     ports::Webhook,
     supervision::ChildSpec,
     throttle::{self, LimitedGate},
@@ -30,12 +33,9 @@ pub(super) struct Webhooks {
     workers: usize,
 }
 
-/// Messages for which workers lease ahead where the limit on those in flight finds itself.
-const AUTO_AHEAD: usize = 256;
-
 struct OpenWebhook {
     destination: Destination,
-    rules: TrafficRules,
+    traffic: ConfiguredTraffic,
     webhook: Arc<dyn Webhook>,
 }
 
@@ -51,7 +51,7 @@ impl Webhooks {
             let client = client(resolved, destination, webhook)?;
             Ok(OpenWebhook {
                 destination: destination.clone(),
-                rules: rules(webhook),
+                traffic: traffic(webhook),
                 webhook: Arc::new(client),
             })
         });
@@ -71,30 +71,30 @@ impl Webhooks {
         queued: &[Bell],
     ) -> (ChildSpec, Vec<LimitedGate>) {
         let mut gates = Vec::new();
-        let mut gate = |name: &str, rate: Option<config::Rate>| {
-            let rate = rate?;
-            let (rate_per_s, burst) = (NonZeroU32::new(rate.per_s)?, NonZeroU32::new(rate.burst)?);
-            let granted = machine.metrics.stages.gate(name, rate.per_s);
-            let limited =
-                LimitedGate { name: name.into(), gate: Gate::default(), rate_per_s, burst, granted };
+        let mut gate = |name: &str, rate_per_s: u32, burst: u32| {
+            let limited = LimitedGate {
+                name: name.into(),
+                gate: Gate::default(),
+                rate_per_s: NonZeroU32::new(rate_per_s),
+                burst: NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN),
+                metrics: machine.metrics.stages.gate(name),
+            };
             gates.push(limited.clone());
-            Some(limited.gate)
+            limited.gate
         };
-        let all = gate(throttle::ALL, config.delivery.rate());
+        let all = config.delivery.rate().map(|rate| gate(throttle::ALL, rate.per_s, rate.burst));
         let (delivery, record, lease) =
             (config.delivery.concurrency, config.record.max_unrecorded, config.lease.duration);
-        let rules: Vec<_> = self.open.iter().map(|open| open.rules).collect();
-        let names = self.open.iter().map(|open| open.destination.name.as_str().into());
-        machine.traffic.configure(delivery.min(record), names.zip(rules.iter().copied()));
+        let traffic = self.open.iter().map(|open| (open.destination.name.as_str().into(), open.traffic));
+        machine.traffic.configure(delivery.min(record), traffic);
         let destinations: Vec<_> = self
             .open
             .into_iter()
-            .map(|OpenWebhook { destination, rules, webhook }| DeliveryDestination {
+            .map(|OpenWebhook { destination, webhook, .. }| DeliveryDestination {
                 name: destination.name.as_str().into(),
                 webhook,
-                concurrency: ahead(rules.bound),
-                gate: gate(&destination.name, destination.rate()),
-                rate_per_s: rate_per_s(&[destination.rate(), config.delivery.rate()]),
+                rank: Rank { worker: 0, workers: 1 },
+                gate: gate(&destination.name, destination.rate_per_s, destination.burst),
                 retry: destination.retry.clone(),
                 paused: destination.paused,
                 recorded: config.is_recorded(&destination.name),
@@ -112,13 +112,14 @@ impl Webhooks {
         let record_group = record_group.clamp(1, RECORD_GROUP);
         let spec = ChildSpec::stage::<WebhookDelivery>(0, move |id| {
             let worker = id.slot;
-            let part = |((index, destination), rules): ((usize, &DeliveryDestination), &TrafficRules)| {
-                part(destination, rules.bound, worker + index, workers)
+            let ranked = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
+                rank: rank(worker, index, workers),
+                ..destination.clone()
             };
             DeliverySetup {
-                destinations: destinations.iter().enumerate().zip(&rules).map(part).collect(),
+                destinations: destinations.iter().enumerate().map(ranked).collect(),
                 worker: machine.worker(id, &queued[worker], lease),
-                unrecorded: share(record, worker, workers).max(1),
+                unrecorded: Rank { worker, workers }.share(record).max(1),
                 traffic: machine.traffic.clone(),
                 in_flight: machine.in_flight.clone(),
                 alone: machine.alone.clone(),
@@ -132,43 +133,11 @@ impl Webhooks {
     }
 }
 
-/// What an operator says about a webhook's traffic.
-fn rules(webhook: &config::Webhook) -> TrafficRules {
-    let bound = match webhook.concurrency {
-        Some(number) => Bound::Fixed(number),
-        None => Bound::Auto { ceiling: webhook.concurrency_max },
-    };
-    TrafficRules { bound, storm_percent: webhook.storm.percent }
-}
-
-/// Messages in flight that workers lease ahead for.
-fn ahead(bound: Bound) -> usize {
-    match bound {
-        Bound::Auto { ceiling } => ceiling.min(AUTO_AHEAD),
-        Bound::Fixed(number) => number,
-    }
-}
-
-/// A worker's part in a destination. No more workers share it than may always have a message in flight: one that has
-/// leased messages must get its turn.
-fn part(
-    destination: &DeliveryDestination,
-    bound: Bound,
-    worker: usize,
-    workers: usize,
-) -> DeliveryDestination {
-    let (rank, sharing) = (worker % workers, workers.min(bound.floor()));
-    let share = |total| if rank < sharing { share(total, rank, sharing) } else { 0 };
-    DeliveryDestination {
-        concurrency: share(destination.concurrency),
-        rate_per_s: destination.rate_per_s.map(share),
-        ..destination.clone()
-    }
-}
-
-/// The lowest of these limits.
-fn rate_per_s(rates: &[Option<config::Rate>]) -> Option<usize> {
-    rates.iter().flatten().map(|rate| rate.per_s as usize).min()
+/// What the configuration says about a webhook's traffic.
+fn traffic(webhook: &config::Webhook) -> ConfiguredTraffic {
+    let ceiling = webhook.concurrency_max;
+    let bound = webhook.concurrency.map_or(Bound::Auto { ceiling }, Bound::Fixed);
+    ConfiguredTraffic { rules: TrafficRules { bound, storm_percent: webhook.storm.percent }, ceiling }
 }
 
 fn client(
@@ -190,8 +159,8 @@ fn client(
     })
 }
 
-/// A worker's share of `total` permits: what is left over goes to the first ones. Rotated by the caller,
-/// so that destinations with a single permit don't all hang on one worker.
-pub(super) fn share(total: usize, worker: usize, workers: usize) -> usize {
-    total / workers + usize::from(worker % workers < total % workers)
+/// A worker's rank at the destination with this index: rotated, so that destinations with a single permit don't all hang on
+/// one worker.
+pub(super) fn rank(worker: usize, index: usize, workers: usize) -> Rank {
+    Rank { worker: (worker + index) % workers, workers }
 }

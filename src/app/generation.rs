@@ -14,7 +14,7 @@ use postrider_actors::{
     model::{backoff::Backoff, restart::RestartPolicy},
     supervision::{ChildSpec, Parking, Strategy, Supervisor, SupervisorSettings},
     sweeper::{Sweeper, SweeperSetup},
-    throttle::{RateShares, Throttle, ThrottleSetup},
+    throttle::{RateShares, SetByOperators, Throttle, ThrottleSetup},
 };
 use postrider_net::listener::Serving;
 
@@ -292,6 +292,11 @@ fn delivery(
     let machine = machine.clone();
     let throttle = ChildSpec::stage::<Throttle>(0, move |_| ThrottleSetup {
         gates: gates.clone(),
+        set: Some(SetByOperators {
+            steering: machine.stores.steering.clone(),
+            traffic: machine.traffic.clone(),
+            workers: machine.workers.clone(),
+        }),
         clock: machine.clock.clone(),
         grants_burst: number == 1,
         shares: shares.clone(),

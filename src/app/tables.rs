@@ -10,7 +10,7 @@ use postrider_actors::{
     throttle::LimitedGate,
 };
 
-use super::{delivery::share, error::StartError, machine::Machine};
+use super::{delivery::rank, error::StartError, machine::Machine};
 use crate::config::{self, Config, Resolved};
 
 /// The tables of a configuration.
@@ -75,7 +75,7 @@ impl Tables {
         let spec = ChildSpec::stage::<TableDelivery>(0, move |id| {
             let worker = id.slot;
             let share_of_each = |(index, destination): (usize, &TableDestination)| TableDestination {
-                concurrency: share(destination.concurrency, worker + index, workers).max(1),
+                concurrency: rank(worker, index, workers).share(destination.concurrency).max(1),
                 ..destination.clone()
             };
             TableDeliverySetup {
@@ -99,11 +99,14 @@ fn statement_gates(
         let name = format!("warehouse {}", warehouse.name);
         let in_flight = machine.places(&name, warehouse.statements);
         let rate = warehouse.statements_per_s.and_then(NonZeroU32::new).map(|rate_per_s| {
-            let granted = machine.metrics.stages.gate(&name, rate_per_s.get());
-            // No burst: a quota on statements per second is one on every second.
-            let burst = NonZeroU32::MIN;
-            let gate =
-                LimitedGate { name: name.as_str().into(), gate: Gate::default(), rate_per_s, burst, granted };
+            let gate = LimitedGate {
+                name: name.as_str().into(),
+                gate: Gate::default(),
+                rate_per_s: Some(rate_per_s),
+                // No burst: a quota on statements per second is one on every second.
+                burst: NonZeroU32::MIN,
+                metrics: machine.metrics.stages.gate(&name),
+            };
             limited.push(gate.clone());
             gate.gate
         });

@@ -13,7 +13,7 @@ use crate::{app::console, exit::Exit};
 
 /// Show who ordered what, the latest first
 ///
-/// One line for each order that changed something: pause, resume, hold, release, cancel, redrive. The embedded store keeps
+/// One line for each order that changed something: pause, resume, rate, concurrency, hold, release, cancel, redrive. The embedded store keeps
 /// the last 100,000.
 #[derive(Debug, clap::Args)]
 pub struct Args {

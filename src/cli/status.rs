@@ -11,6 +11,7 @@ use std::{
 use serde_json::json;
 
 use super::{
+    destinations::{self, shown},
     print, print_json,
     table::{number, table, text, time},
 };
@@ -53,7 +54,7 @@ struct DestinationLine {
     /// Messages per second at the moment, if measured.
     sent_per_s: Option<f64>,
     /// The limit on messages per second, if there is one.
-    rate_per_s: Option<String>,
+    rate_per_s: Option<u32>,
     state: &'static str,
     /// Why nothing is sent to it from this machine.
     trouble: Option<Trouble>,
@@ -168,7 +169,7 @@ fn lines(
             let trouble = known.and_then(|_| troubles.destinations.get(&name).cloned());
             DestinationLine {
                 sent_per_s: sampled(&name, &view),
-                rate_per_s: known.and_then(|known| known.rate()).map(|rate| rate.per_s.to_string()),
+                rate_per_s: destinations::rate(known, &view),
                 state: match known {
                     None => "not configured",
                     Some(_) if view.disabled.is_some() => "disabled",
@@ -220,7 +221,8 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "pending": view.counts.pending(),
         "cancelled": view.counts.cancelled,
         "sent_per_s": line.sent_per_s,
-        "rate_per_s": line.rate_per_s.as_deref().and_then(|rate| rate.parse::<f64>().ok()),
+        "rate_per_s": line.rate_per_s,
+        "rate_set": view.limits.rate_per_s.is_some(),
         "batches": {
             "outstanding": view.outstanding,
             "queued": view.queued,
@@ -283,8 +285,8 @@ fn rendered(lines: &[DestinationLine]) -> String {
             number(view.counts.retrying),
             number(view.counts.pending()),
             number(line.sent_per_s.map_or_else(|| "-".into(), |rate| format!("{rate:.0}"))),
-            number(line.rate_per_s.as_deref().unwrap_or("-")),
-            number(line.traffic.as_ref().map_or_else(|| "-".into(), |note| note.limit.to_string())),
+            number(shown(line.rate_per_s, view.limits.rate_per_s.is_some())),
+            number(shown(line.traffic.as_ref().map(|note| note.limit), view.limits.concurrency.is_some())),
             number(view.outstanding),
             number(view.queued.map_or_else(|| "-".into(), |count| count.to_string())),
             number(view.leased.map_or_else(|| "-".into(), |count| count.to_string())),

@@ -1,7 +1,9 @@
-//! `postrider pause`, `resume`, `hold`, `release` and `cancel`: orders that hold while messages are on their way.
+//! `postrider pause`, `resume`, `rate`, `concurrency`, `hold`, `release` and `cancel`: orders that hold while messages are
+//! on their way.
 
 use std::{
     fs,
+    num::{NonZeroU32, NonZeroUsize},
     path::Path,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
@@ -9,14 +11,17 @@ use std::{
 
 use anyhow::{bail, ensure};
 use postrider_actors::{
-    model::time::UnixMs,
+    model::{
+        limits::{CONCURRENCY_MAX, Concurrency, LimitChange, RATE_MAX},
+        time::UnixMs,
+    },
     ports::console::{FileSelector, FilesAt, Order},
 };
 
 use super::print;
 use crate::{
     app::console,
-    config::{self, Config},
+    config::{self, Config, Destination},
     exit::Exit,
     telemetry::escape,
 };
@@ -39,6 +44,33 @@ pub struct PauseArgs {
 pub struct ResumeArgs {
     /// The destination's name
     destination: String,
+}
+
+/// Set how many messages per second go to a destination
+///
+/// It holds within a second in the running daemon, on every machine that shares the store, and outlasts restarts and
+/// reloads, until another one is set or the configuration's holds again. `burst` stays as it is configured.
+#[derive(Debug, clap::Args)]
+pub struct RateArgs {
+    /// The destination's name
+    destination: String,
+    /// Messages per second, all machines together; `default`: as the configuration has it
+    #[arg(value_name = "N|default", value_parser = rate_change)]
+    rate: LimitChange,
+}
+
+/// Set how many requests may be in flight to a destination
+///
+/// It holds within a second in the running daemon, on every machine that shares the store, and outlasts restarts and
+/// reloads, until another one is set or the configuration's holds again. What all destinations have in flight is bounded by
+/// `delivery.concurrency`.
+#[derive(Debug, clap::Args)]
+pub struct ConcurrencyArgs {
+    /// The destination's name
+    destination: String,
+    /// Requests in flight from each machine; `auto`: as many as the receiver can bear; `default`: as the configuration has it
+    #[arg(value_name = "N|auto|default", value_parser = concurrency_change)]
+    concurrency: LimitChange,
 }
 
 /// Send nothing more of a file until it is released
@@ -100,6 +132,60 @@ pub fn resume(args: &ResumeArgs, config: &Path) -> anyhow::Result<ExitCode> {
     ensure_known(&config, name)?;
     let changed = give(&config, &Order::Resume { destination: name.clone() })?;
     say(name, changed, "is resumed", "was not paused")
+}
+
+/// `postrider rate`
+pub fn rate(args: &RateArgs, config: &Path) -> anyhow::Result<ExitCode> {
+    limit(&args.destination, args.rate, config)
+}
+
+/// `postrider concurrency`
+pub fn concurrency(args: &ConcurrencyArgs, config: &Path) -> anyhow::Result<ExitCode> {
+    limit(&args.destination, args.concurrency, config)
+}
+
+fn limit(name: &str, change: LimitChange, config: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::load(config)?;
+    ensure_known(&config, name)?;
+    if let Some(table) = config.destination(name).and_then(Destination::table) {
+        let warehouse = &table.warehouse;
+        bail!(
+            "{name} is a table: [warehouses.{warehouse}] limits the statements to it, then `postrider reload`"
+        );
+    }
+    let changed = give(&config, &Order::Limit { destination: name.to_owned(), change })?;
+    let verb = change.verb();
+    let (done, nothing) = match change {
+        LimitChange::Rate(None) | LimitChange::Concurrency(None) => (
+            format!("goes by the {verb} of its configuration"),
+            format!("goes by the {verb} of its configuration already"),
+        ),
+        _ => (format!("goes by {verb} {change}"), format!("goes by {verb} {change} already")),
+    };
+    say(name, changed, &done, &nothing)
+}
+
+fn rate_change(word: &str) -> Result<LimitChange, String> {
+    let number = || {
+        let number = word.parse::<NonZeroU32>().ok().filter(|number| number.get() <= RATE_MAX);
+        number
+            .ok_or_else(|| format!("messages per second from 1 to {RATE_MAX}, or default; to stop, `pause`"))
+    };
+    Ok(LimitChange::Rate(if word == "default" { None } else { Some(number()?) }))
+}
+
+fn concurrency_change(word: &str) -> Result<LimitChange, String> {
+    let number = || {
+        let number = word.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= CONCURRENCY_MAX);
+        let advice =
+            || format!("requests in flight from 1 to {CONCURRENCY_MAX}, auto, or default; to stop, `pause`");
+        number.map(Concurrency::Fixed).ok_or_else(advice)
+    };
+    Ok(LimitChange::Concurrency(match word {
+        "default" => None,
+        "auto" => Some(Concurrency::Auto),
+        _ => Some(number()?),
+    }))
 }
 
 /// `postrider hold`
@@ -188,4 +274,25 @@ pub(super) fn who() -> String {
 pub(super) fn now() -> UnixMs {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMs(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_by_the_words_that_the_help_has() {
+        assert_eq!(rate_change("500"), Ok(LimitChange::Rate(NonZeroU32::new(500))));
+        assert_eq!(rate_change("default"), Ok(LimitChange::Rate(None)));
+        let fixed = NonZeroUsize::new(8).map(Concurrency::Fixed);
+        assert_eq!(concurrency_change("8"), Ok(LimitChange::Concurrency(fixed)));
+        assert_eq!(concurrency_change("auto"), Ok(LimitChange::Concurrency(Some(Concurrency::Auto))));
+        assert_eq!(concurrency_change("default"), Ok(LimitChange::Concurrency(None)));
+        for wrong in ["0", "-1", "1.5", "auto", "", "10000001", "Default"] {
+            assert!(rate_change(wrong).unwrap_err().contains("pause"), "{wrong}");
+        }
+        for wrong in ["0", "-1", "65537", "", "AUTO"] {
+            assert!(concurrency_change(wrong).unwrap_err().contains("pause"), "{wrong}");
+        }
+    }
 }

@@ -15,9 +15,9 @@ use postrider_actors::{
     },
     ports::{
         Append, AppendLimits, Appended, Applied, Arrival, Claim, ClaimRequest, Claims, DestinationDepth,
-        DueBatch, DueQuery, EntryId, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
-        Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled, Settlement, SourceCursor,
-        StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
+        DueBatch, DueQuery, EntryId, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, LimitsSet,
+        Outbox, Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled, Settlement,
+        SourceCursor, StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
     },
 };
 
@@ -50,7 +50,7 @@ calls! {
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
-    "steering" { held_files, change_hold, cancel_step, trial }
+    "steering" { held_files, set_limits, change_hold, cancel_step, trial }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -233,6 +233,10 @@ impl<S: Ledger + ?Sized> Ledger for Metered<S> {
 impl<S: Steering + ?Sized> Steering for Metered<S> {
     async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
         self.calls.held_files.count(self.inner.held_files()).await
+    }
+
+    async fn set_limits(&self) -> Result<LimitsSet, StoreError> {
+        self.calls.set_limits.count(self.inner.set_limits()).await
     }
 
     async fn change_hold(

@@ -345,7 +345,10 @@ impl BacklogMetrics {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        num::NonZeroU32,
+    };
 
     use postrider_actors::testing::MemoryStore;
 
@@ -359,7 +362,8 @@ mod tests {
     fn touched() -> Metrics {
         let metrics = Metrics::default();
         let stages = &metrics.stages;
-        drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all", 1)));
+        drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all").granted()));
+        stages.gate("all").limit(NonZeroU32::new(1).into());
         drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
         metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);
         metrics.capacity.add("t", Some("OutstandingAllTopics"), 0.5);

@@ -2,8 +2,12 @@
 
 use std::{
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use postrider_actors::testing::figure;
+use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::{
     LIVENESS, World,
@@ -103,5 +107,138 @@ fn every_order_leaves_a_line_and_a_name_that_nobody_has_is_refused() {
     let orders: Vec<_> = lines.iter().map(|line| line["order"].as_str().expect("a word")).collect();
     assert_eq!(orders, ["release", "hold", "resume", "pause"], "what changed nothing leaves no line");
     assert!(lines.iter().all(|line| line["by"].as_str().is_some_and(|by| !by.is_empty())), "{lines:?}");
+    world.prove();
+}
+
+/// The fewest and the most requests in any second within `from_ms..to_ms`, cut anywhere, in steps of 20 ms.
+fn in_a_second(times: &[u64], from_ms: u64, to_ms: u64) -> (usize, usize) {
+    let before = |at: u64| times.partition_point(|&time| time < at);
+    let windows = (from_ms..=to_ms - 1_000).step_by(20).map(|from| before(from + 1_000) - before(from));
+    let (fewest, most) = windows.fold((usize::MAX, 0), |(min, max), count| (min.min(count), max.max(count)));
+    (fewest, most)
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_millis() as u64
+}
+
+/// Gives an order, and lets `seconds` pass after it; from when on it must hold, and until when it was left to.
+fn set(world: &World, order: &[&str], seconds: u64) -> (u64, u64) {
+    let begun = wall_ms();
+    world.postrider(order).ok();
+    thread::sleep(Duration::from_millis(1_000 * (1 + seconds)));
+    (begun + 1_000, wall_ms())
+}
+
+/// `POSTRIDER_SECONDS=60` for all of what is asked for.
+#[test]
+fn s5_a_rate_holds_in_every_second_and_one_that_is_set_holds_within_a_second_across_a_kill_and_a_reload() {
+    const BURST: usize = 50;
+    let seconds = knob("POSTRIDER_SECONDS", 8);
+    let mut world = World::new("csv");
+    world.receive(&[]).set("destinations.support.concurrency", 64);
+    world.set("destinations.support.rate_per_s", 1_000).set("destinations.support.burst", BURST as i64);
+    world.set("outbox.high_watermark", 10_000_000);
+    let rows = 1_000 * (seconds as usize + 20);
+    world.drop_file(Input::csv("steady.csv", rows).all(Kind::Cancelled)).start_ready();
+    world.wait_requests(500);
+    let from = wall_ms();
+    thread::sleep(Duration::from_secs(seconds));
+    let (fewest, most) = in_a_second(&world.request_times(), from, wall_ms());
+    assert!(fewest >= 950 && most <= 1_000 + BURST, "{fewest} to {most} requests per second");
+    figure(format!("{seconds} s at 1000/s: {fewest} to {most} requests in any second"));
+
+    let (from, to) = set(&world, &["rate", "support", "200"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(
+        fewest >= 190 && most <= 205,
+        "{fewest} to {most} requests per second, a second after `rate support 200`"
+    );
+    let (from, to) = set(&world, &["rate", "support", "700"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(
+        fewest >= 650 && most <= 705,
+        "{fewest} to {most} requests per second, a second after `rate support 700`"
+    );
+    set(&world, &["rate", "support", "100"], 0);
+
+    world.kill();
+    world.start_ready();
+    thread::sleep(Duration::from_secs(3));
+    let now = wall_ms();
+    let (_, most) = in_a_second(&world.request_times(), now - 2_000, now);
+    assert!(most <= 100 + BURST, "{most} requests per second, after a kill");
+    world.set("destinations.support.rate_per_s", 500).configure();
+    world.daemon().signal(Signal::HUP);
+    thread::sleep(Duration::from_secs(1));
+    let now = wall_ms();
+    thread::sleep(Duration::from_secs(2));
+    let (fewest, most) = in_a_second(&world.request_times(), now, now + 2_000);
+    assert!(fewest >= 90 && most <= 105, "{fewest} to {most} requests per second, after a reload");
+    let shown = world.postrider(&["destinations", "--json"]).json()[0].clone();
+    assert_eq!((&shown["rate_per_s"], &shown["rate_set"]), (&json!(100), &json!(true)));
+    let status = world.postrider(&["status", "--sample-ms", "0"]).stdout;
+    assert!(status.contains("100 (set)"), "{status}");
+
+    let (from, to) = set(&world, &["rate", "support", "default"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(fewest >= 470 && most <= 505, "{fewest} to {most} requests per second, as configured again");
+    let again = world.postrider(&["rate", "support", "default"]).ok().stdout;
+    assert!(again.contains("already"), "{again}");
+    let lines = world.postrider(&["audit", "--json"]).json();
+    let said: Vec<_> = lines.as_array().expect("lines").iter().map(|line| &line["detail"]).collect();
+    assert_eq!(said, ["default", "100", "700", "200"]);
+    assert!(
+        lines
+            .as_array()
+            .expect("lines")
+            .iter()
+            .all(|line| line["order"] == "rate" && line["of"] == "support")
+    );
+    world.postrider(&["cancel", "steady.csv"]).ok();
+    world.wait_settled(LIVENESS);
+    world.stop();
+    world.unknown = world.window();
+    world.prove();
+}
+
+/// A receiver that takes 100 ms: ten requests per second for each that may be in flight.
+#[test]
+fn what_may_be_in_flight_is_set_within_a_second_across_a_kill_and_a_reload() {
+    let mut world = World::new("csv");
+    world.receive(&["--latency-ms", "100"]).set("destinations.support.concurrency", 16);
+    world.set("outbox.high_watermark", 10_000_000);
+    world.drop_file(Input::csv("steady.csv", 20_000).all(Kind::Cancelled)).start_ready();
+    world.wait_requests(100);
+    let (from, to) = set(&world, &["concurrency", "support", "4"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(fewest >= 25 && most <= 44, "{fewest} to {most} requests per second with 4 in flight");
+    let status = world.postrider(&["status", "--sample-ms", "0"]).stdout;
+    assert!(status.contains("4 (set)"), "{status}");
+    world.kill();
+    world.start_ready();
+    thread::sleep(Duration::from_secs(1));
+    world.set("destinations.support.concurrency", 32).configure();
+    world.daemon().signal(Signal::HUP);
+    thread::sleep(Duration::from_secs(1));
+    let now = wall_ms();
+    thread::sleep(Duration::from_secs(2));
+    let (fewest, most) = in_a_second(&world.request_times(), now, now + 2_000);
+    assert!(fewest >= 25 && most <= 44, "{fewest} to {most} requests per second after a kill and a reload");
+    let (from, to) = set(&world, &["concurrency", "support", "12"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(fewest >= 80 && most <= 132, "{fewest} to {most} requests per second with 12 in flight");
+    let (from, to) = set(&world, &["concurrency", "support", "default"], 2);
+    let (fewest, most) = in_a_second(&world.request_times(), from, to);
+    assert!(fewest >= 200 && most <= 352, "{fewest} to {most} requests per second as configured");
+    world.postrider(&["concurrency", "support", "auto"]).ok();
+    let shown = world.postrider(&["destinations", "--json"]).json()[0].clone();
+    assert_eq!((&shown["concurrency"], &shown["concurrency_set"]), (&json!("auto"), &json!(true)));
+    let refused = world.postrider(&["concurrency", "support", "0"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    world.postrider(&["cancel", "steady.csv"]).ok();
+    world.wait_settled(LIVENESS);
+    world.stop();
+    world.unknown = world.window();
     world.prove();
 }

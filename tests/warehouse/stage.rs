@@ -365,10 +365,11 @@ async fn s4_1_the_database_never_sees_more_statements_than_the_gates_allow() {
             gates: vec![LimitedGate {
                 name: "warehouse".into(),
                 gate: gate.clone(),
-                rate_per_s: NonZeroU32::new(RATE).unwrap(),
+                rate_per_s: NonZeroU32::new(RATE),
                 burst: NonZeroU32::MIN,
-                granted: prometheus_client::metrics::counter::Counter::default(),
+                metrics: StageMetrics::default().gate("warehouse"),
             }],
+            set: None,
             clock: Arc::new(SystemClock),
             grants_burst: true,
             shares: None,
@@ -437,12 +438,13 @@ fn default_gates() -> (StatementGates, ThrottleSetup) {
     let limited = LimitedGate {
         name: "warehouse".into(),
         gate: gate.clone(),
-        rate_per_s: NonZeroU32::new(keys.statements_per_s.expect("limited by default")).expect("not 0"),
+        rate_per_s: NonZeroU32::new(keys.statements_per_s.expect("limited by default")),
         burst: NonZeroU32::MIN,
-        granted: prometheus_client::metrics::counter::Counter::default(),
+        metrics: StageMetrics::default().gate("warehouse"),
     };
     let throttle = ThrottleSetup {
         gates: vec![limited],
+        set: None,
         clock: Arc::new(SystemClock),
         shares: None,
         grants_burst: true,

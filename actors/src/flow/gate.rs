@@ -1,13 +1,38 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
+
+/// More permits than are ever spent.
+const OPEN: usize = Semaphore::MAX_PERMITS / 2;
+
+/// What [`Inside::rate`] holds of a gate that nobody feeds yet, and of an open one.
+const UNFED: u64 = u64::MAX;
+const UNLIMITED: u64 = 0;
 
 use tokio::sync::{Notify, Semaphore};
 
+/// What a gate is fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateRate {
+    /// It is open: nothing limits it.
+    Open,
+    /// So many messages per second.
+    PerS(NonZeroU32),
+}
+
+impl From<Option<NonZeroU32>> for GateRate {
+    fn from(rate_per_s: Option<NonZeroU32>) -> Self {
+        rate_per_s.map_or(Self::Open, Self::PerS)
+    }
+}
+
 /// A rate limit as senders see it: a first-come-first-served semaphore that the throttle feeds at
 /// the destination's rate. (Measured: 3000 waiters on governor itself take 395 polls per permit and
-/// are served unfairly; one feeding task costs 15 times less.)
+/// are served unfairly; one feeding task costs 15 times less.) Without a rate it is open.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Inside>);
 
@@ -18,6 +43,8 @@ struct Inside {
     waiting: AtomicU64,
     /// Permits that were fed and are not spent yet, those that a waiter was given but has not seen included.
     unspent: AtomicU64,
+    /// Messages per second that it is fed, [`UNLIMITED`] or [`UNFED`].
+    rate: AtomicU64,
     /// Messages that went through.
     passed: AtomicU64,
     /// A message passed or began to wait: for who feeds.
@@ -32,6 +59,7 @@ impl Default for Gate {
             permits: Semaphore::new(0),
             waiting: AtomicU64::new(0),
             unspent: AtomicU64::new(0),
+            rate: AtomicU64::new(UNFED),
             passed: AtomicU64::new(0),
             moved: Notify::new(),
             wanted: Notify::new(),
@@ -109,6 +137,28 @@ impl Gate {
         self.0.permits.add_permits(count as usize);
     }
 
+    /// Says what it is fed from now on.
+    pub fn limit(&self, rate: GateRate) {
+        let per_s = match rate {
+            GateRate::Open => UNLIMITED,
+            GateRate::PerS(rate) => rate.get().into(),
+        };
+        self.0.rate.store(per_s, SeqCst);
+        self.withdraw();
+        if rate == GateRate::Open {
+            self.0.unspent.fetch_add(OPEN as u64, SeqCst);
+            self.0.permits.add_permits(OPEN);
+        }
+    }
+
+    /// What it is fed; `None` until that is known.
+    pub fn rate(&self) -> Option<GateRate> {
+        let rate = self.0.rate.load(SeqCst);
+        let per_s =
+            || u32::try_from(rate).ok().and_then(NonZeroU32::new).map_or(GateRate::Open, GateRate::PerS);
+        (rate != UNFED).then(per_s)
+    }
+
     /// Takes back the permits that lie unused.
     pub fn withdraw(&self) {
         let taken_back = self.0.permits.forget_permits(usize::MAX >> 3);
@@ -171,6 +221,32 @@ mod tests {
         gate.feed(3);
         assert_eq!((waiting.await.unwrap(), gate.unserved(), gate.passed()), (3, 0, 8));
         assert_eq!(gate.pass_up_to(0).await, 0, "who wants none does not wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_gate_lets_everybody_through_until_it_is_limited_again() {
+        let gate = Gate::default();
+        let limited = GateRate::PerS(NonZeroU32::new(5).unwrap());
+        assert_eq!(gate.rate(), None, "nobody feeds it");
+        let waiting = gate.clone();
+        let waiting = tokio::spawn(async move { waiting.pass_up_to(4).await });
+        gate.wanted().await;
+        gate.limit(GateRate::Open);
+        assert_eq!((waiting.await.unwrap(), gate.unserved(), gate.rate()), (4, 0, Some(GateRate::Open)));
+        assert_eq!((gate.try_pass(1_000_000), gate.passed()), (1_000_000, 1_000_004));
+        gate.limit(limited);
+        assert_eq!((gate.try_pass(1), gate.unserved(), gate.rate()), (0, 0, Some(limited)));
+        gate.feed(2);
+        assert_eq!(gate.try_pass(3), 2);
+        let waiting = gate.clone();
+        let waiting = tokio::spawn(async move { waiting.pass().await });
+        gate.wanted().await;
+        assert_eq!(gate.unserved(), 1, "what an open gate had too many is forgotten");
+        gate.limit(GateRate::Open);
+        gate.limit(GateRate::Open);
+        waiting.await.unwrap();
+        gate.limit(limited);
+        assert!(timeout(Duration::from_secs(1), gate.pass()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,19 +11,21 @@ use std::{
 use rand::RngExt as _;
 use tokio::sync::Notify;
 
-use super::{Bell, Gate};
+use super::{Bell, Gate, GateRate};
 use crate::{
     model::{
         ids::FileId,
+        limits::Concurrency,
         outcome::Outcome,
         roster::{Admission, Answer},
         time::MonoMs,
         traffic::{
             Ended, Permit, Refusal, Traffic, TrafficRules, TrafficView,
+            limiter::Bound,
             storm::{Judgement, PermanentFailure},
         },
     },
-    ports::Clock,
+    ports::{Clock, LimitsSet},
 };
 
 /// What a process may have in flight, and to which destinations: see [`crate::model::traffic`]. It outlives workers and
@@ -38,11 +40,39 @@ struct Inside {
 
 struct State {
     traffic: Traffic,
-    /// The index of each destination that a configuration of this process had, and what holds for it.
-    destinations: BTreeMap<Arc<str>, (usize, TrafficRules)>,
+    /// Each destination that a configuration of this process had.
+    destinations: BTreeMap<Arc<str>, Known>,
     /// Workers that may be woken.
     bells: BTreeMap<u64, Bell>,
     workers: u64,
+}
+
+/// A destination.
+struct Known {
+    index: usize,
+    configured: ConfiguredTraffic,
+    /// What is set instead.
+    set: Option<Concurrency>,
+}
+
+/// What the configuration says of a destination.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfiguredTraffic {
+    /// What holds for it.
+    pub rules: TrafficRules,
+    /// The most that it may have in flight if its limit is set to find itself.
+    pub ceiling: usize,
+}
+
+impl Known {
+    fn rules(&self) -> TrafficRules {
+        let bound = match self.set {
+            None => self.configured.rules.bound,
+            Some(Concurrency::Auto) => Bound::Auto { ceiling: self.configured.ceiling },
+            Some(Concurrency::Fixed(number)) => Bound::Fixed(number.get()),
+        };
+        TrafficRules { bound, ..self.configured.rules }
+    }
 }
 
 impl fmt::Debug for TrafficControl {
@@ -63,19 +93,32 @@ impl TrafficControl {
         Self(Arc::new(Inside { clock, state: Mutex::new(state) }))
     }
 
-    /// A configuration is taken up: `pool` requests in flight, and these destinations.
-    pub fn configure(&self, pool: usize, destinations: impl IntoIterator<Item = (Arc<str>, TrafficRules)>) {
+    /// A configuration is taken up: `pool` requests in flight, and these destinations. What is set for them stays.
+    pub fn configure(
+        &self,
+        pool: usize,
+        destinations: impl IntoIterator<Item = (Arc<str>, ConfiguredTraffic)>,
+    ) {
         let now = self.0.clock.mono();
         let state = &mut *self.state();
         state.traffic.resize(pool);
-        for (name, rules) in destinations {
-            if let Some((index, known)) = state.destinations.get_mut(&name) {
-                *known = rules;
-                state.traffic.reconfigure(*index, rules);
+        for (name, configured) in destinations {
+            if let Some(known) = state.destinations.get_mut(&name) {
+                known.configured = configured;
+                state.traffic.reconfigure(known.index, known.rules());
             } else {
-                let index = state.traffic.add(rules, now);
-                state.destinations.insert(name, (index, rules));
+                let index = state.traffic.add(configured.rules, now);
+                state.destinations.insert(name, Known { index, configured, set: None });
             }
+        }
+    }
+
+    /// From now on this is set for destinations, and nothing else.
+    pub fn set_limits(&self, limits: &LimitsSet) {
+        let state = &mut *self.state();
+        for (name, known) in &mut state.destinations {
+            known.set = limits.get(name).and_then(|limits| limits.concurrency);
+            state.traffic.rebound(known.index, known.rules().bound);
         }
     }
 
@@ -83,8 +126,8 @@ impl TrafficControl {
     pub fn view(&self, destination: &str) -> Option<(TrafficView, MonoMs)> {
         let now = self.0.clock.mono();
         let state = &mut *self.state();
-        let (index, _) = state.destinations.get(destination)?;
-        Some((state.traffic.view(*index, now), now))
+        let index = state.destinations.get(destination)?.index;
+        Some((state.traffic.view(index, now), now))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,7 +166,7 @@ pub struct Seat {
     control: TrafficControl,
     worker: u64,
     /// By the worker's own numbers: the destination's index, and its rate.
-    destinations: Vec<(usize, Option<Rate>)>,
+    destinations: Vec<(usize, Rate)>,
     /// The rate over all destinations.
     all: Option<Rate>,
 }
@@ -137,17 +180,16 @@ impl Seat {
     pub fn new<'a>(
         control: &TrafficControl,
         bell: Bell,
-        destinations: impl IntoIterator<Item = (&'a str, Option<Gate>)>,
+        destinations: impl IntoIterator<Item = (&'a str, Gate)>,
         all: Option<Gate>,
     ) -> Self {
         let mut state = control.state();
         state.workers += 1;
         let worker = state.workers;
         state.bells.insert(worker, bell);
-        let destination = |(name, gate): (&str, Option<Gate>)| {
-            let (index, _) =
-                state.destinations.get(name).expect("a worker's destinations are configured first");
-            (*index, gate.map(Rate::new))
+        let destination = |(name, gate): (&str, Gate)| {
+            let known = state.destinations.get(name).expect("a worker's destinations are configured first");
+            (known.index, Rate::new(gate))
         };
         let destinations = destinations.into_iter().map(destination).collect();
         drop(state);
@@ -202,8 +244,8 @@ impl Seat {
     pub fn resume(&self, destination: usize) {
         let (index, now) = (self.index(destination), self.now());
         let state = &mut *self.control.state();
-        let rules = state.destinations.values().find(|(known, _)| *known == index).map(|(_, rules)| *rules);
-        state.traffic.resume(index, rules.expect("it was configured"), now);
+        let known = state.destinations.values().find(|known| known.index == index);
+        state.traffic.resume(index, known.expect("it was configured").rules(), now);
     }
 
     /// Why the destination is suspect.
@@ -213,17 +255,29 @@ impl Seat {
         view.suspicion.map(|suspicion| suspicion.to_string())
     }
 
-    /// The destination's index in [`Self::rates`], if it has a rate: `None` for the rate over all.
+    /// The rates that messages wait for: of each destination, and over all (`None`).
     pub fn rates(&self) -> Vec<Option<usize>> {
-        let of_each = (0..self.destinations.len()).filter(|&at| self.destinations[at].1.is_some()).map(Some);
-        of_each.chain(self.all.as_ref().map(|_| None)).collect()
+        (0..self.destinations.len()).map(Some).chain(self.all.as_ref().map(|_| None)).collect()
     }
 
     fn rate(&self, destination: Option<usize>) -> Option<&Rate> {
         match destination {
-            Some(destination) => self.destinations[destination].1.as_ref(),
+            Some(destination) => Some(&self.destinations[destination].1),
             None => self.all.as_ref(),
         }
+    }
+
+    /// What bounds the requests in flight to a destination, and the lower one of its rate and that over all; `None` until
+    /// they are known.
+    pub fn limits(&self, destination: usize) -> Option<(Bound, Option<usize>)> {
+        let (index, rate) = &self.destinations[destination];
+        let of_all = self.all.as_ref().map_or(Some(GateRate::Open), |all| all.gate.rate());
+        let per_s = |rate| match rate {
+            GateRate::Open => None,
+            GateRate::PerS(rate) => Some(rate.get() as usize),
+        };
+        let lower = [rate.gate.rate()?, of_all?].into_iter().filter_map(per_s).min();
+        Some((self.control.state().traffic.bound(*index), lower))
     }
 
     /// Returns when messages wait for a rate.
@@ -306,13 +360,12 @@ impl Admission for Asking<'_> {
             let lacking = rate.filter(|rate| !rate.try_pass());
             lacking.inspect(|rate| rate.lacking.notify_one()).is_none()
         };
-        let (rate, all) = (rate.as_ref(), self.seat.all.as_ref());
-        if !has_passed(rate) {
+        if !has_passed(Some(rate)) {
             traffic.has_none(*index, self.seat.worker); // it waits for its rate, not for a permit
             return Answer::Refused;
         }
-        if !has_passed(all) {
-            rate.inspect(|rate| rate.keep(1));
+        if !has_passed(self.seat.all.as_ref()) {
+            rate.keep(1);
             traffic.has_none(*index, self.seat.worker);
             return Answer::Refused;
         }

@@ -19,6 +19,7 @@ pub use families::{Counters, Gauges, Labels, Share, Timings, age_buckets, call_b
 pub use receipts::{ReceiptMetrics, ReconcilerMetrics, SourceMetrics, SweeperMetrics};
 
 use crate::{
+    flow::GateRate,
     model::{
         file::FileState,
         ledger::MessageVerdict,
@@ -268,15 +269,38 @@ impl StageMetrics {
         }))
     }
 
-    /// A rate's counter of messages let through. `gate` is a destination's name, or `all`.
-    pub fn gate(&self, gate: &str, rate_per_s: u32) -> Counter {
-        self.rate_limit.of([gate]).set(rate_per_s.into());
-        self.rate_granted.of([gate])
+    /// A rate's handles. `gate` is a destination's name, or `all`.
+    pub fn gate(&self, gate: &str) -> RateMetrics {
+        RateMetrics { gate: gate.into(), limit: self.rate_limit.clone(), granted: self.rate_granted.clone() }
     }
 
     /// Counts restarts of one kind of actor. `of` is its second name, e.g. the feed's.
     pub fn restarts(&self, actor: &str, of: Option<&str>) -> Counter {
         self.restarts.of([actor, of.unwrap_or("")])
+    }
+}
+
+/// What a rate counts. Without one nothing of it is exported.
+#[derive(Clone, Debug)]
+pub struct RateMetrics {
+    gate: Arc<str>,
+    limit: Gauges<1>,
+    granted: Counters<1>,
+}
+
+impl RateMetrics {
+    /// What holds from now on.
+    pub fn limit(&self, rate: GateRate) {
+        let per_s = match rate {
+            GateRate::Open => None,
+            GateRate::PerS(rate) => Some(rate.get().into()),
+        };
+        self.limit.set([&self.gate], per_s);
+    }
+
+    /// Counts what it lets through.
+    pub fn granted(&self) -> Counter {
+        self.granted.of([&self.gate])
     }
 }
 

@@ -25,6 +25,7 @@ pub mod ids;
 pub mod intake;
 pub mod lease;
 pub mod ledger;
+pub mod limits;
 pub mod outcome;
 pub mod rate_share;
 pub mod receipt;

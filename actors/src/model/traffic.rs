@@ -187,6 +187,16 @@ impl Traffic {
         this.breaker = Breaker::default();
     }
 
+    /// Other bounds hold for what it may have in flight. What is in flight beyond them ends.
+    pub fn rebound(&mut self, destination: usize, bound: Bound) {
+        self.destinations[destination].limiter.rebound(bound);
+    }
+
+    /// What bounds its requests in flight.
+    pub fn bound(&self, destination: usize) -> Bound {
+        self.destinations[destination].limiter.bound()
+    }
+
     /// An operator says that the destination can be used again.
     pub fn resume(&mut self, destination: usize, rules: TrafficRules, now: MonoMs) {
         self.reconfigure(destination, rules);

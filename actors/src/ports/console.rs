@@ -20,6 +20,7 @@ use crate::{
         file::{DestinationCounts, FileReport},
         ids::{BatchId, FileId, MessageId},
         ledger,
+        limits::SetLimits,
         outcome::{Attempt, DeathCause, Reason},
         state::MessageState,
         time::UnixMs,
@@ -125,6 +126,8 @@ pub struct FileTotals {
 pub struct DestinationView {
     /// Since when it is disabled, and why.
     pub disabled: Option<(UnixMs, String)>,
+    /// What is set for it.
+    pub limits: SetLimits,
     /// Over all files.
     pub counts: DestinationCounts,
     /// Batches that are not due yet; where another queue carries them, all that it has not accepted.

@@ -1,3 +1,5 @@
+use std::{collections::BTreeMap, sync::Arc};
+
 use async_trait::async_trait;
 
 use super::StoreError;
@@ -5,16 +7,23 @@ use crate::model::{
     canary::Trial,
     hold::{HeldFile, HoldChange},
     ids::FileId,
+    limits::SetLimits,
     time::UnixMs,
 };
 
-/// What operators and the canary say of files that are on their way. Each is one row of the store, looked at when batches
-/// are leased and before every request (B11).
+/// What is set for each destination for which anything is.
+pub type LimitsSet = BTreeMap<Arc<str>, SetLimits>;
+
+/// What operators say of destinations, and they and the canary of files that are on their way. Each is one row of the
+/// store, looked at when batches are leased and before every request (B11).
 #[async_trait]
 pub trait Steering: Send + Sync {
     /// Every file of which messages are held, once per destination where they are. Where several processes share the
     /// store it may be a second old, but for what this process has changed.
     async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError>;
+
+    /// What is set for destinations. It may be as old.
+    async fn set_limits(&self) -> Result<LimitsSet, StoreError>;
 
     /// Changes what is held of a file at a destination, or at all of its destinations, by [`HoldChange::apply`]. Returns
     /// after the sync, at how many destinations it changed something. A file that is not known is an answer: 0.

@@ -41,17 +41,18 @@ const LATE_MS: u64 = 2;
 /// How long the lease may take to be given back on the way out; it ends by itself otherwise.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Feeds `limited` until `closing`, and then gives its lease back.
-pub(super) async fn run(
+/// Feeds `limited` at this process's share of `rate_per_s` until `ends`, and then gives its lease back; with what it ended.
+pub(super) async fn run<T>(
     limited: LimitedGate,
+    rate_per_s: NonZeroU32,
     shares: RateShares,
     clock: Arc<dyn Clock>,
-    closing: watch::Receiver<bool>,
-) {
+    ends: impl Future<Output = T>,
+) -> T {
     let allowed = watch::Sender::new(Allowance::default());
     let waits = Rc::new(Cell::new(Waits::default()));
-    let pace = pace(limited.clone(), clock.clone(), allowed.subscribe(), waits.clone());
-    let capacity_milli = u64::from(limited.rate_per_s.get()) * 1000;
+    let capacity_milli = u64::from(rate_per_s.get()) * 1000;
+    let pace = pace(limited.clone(), capacity_milli, clock.clone(), allowed.subscribe(), waits.clone());
     let holder = LeaseRenewal {
         share: RateShare::new(shares.process.clone(), capacity_milli),
         demand: Demand::unknown(capacity_milli),
@@ -63,13 +64,14 @@ pub(super) async fn run(
         waits,
         in_trouble: false,
     };
-    tokio::join!(pace, holder.hold(closing));
+    tokio::join!(pace, holder.hold(ends)).1
 }
 
 /// Feeds the gate with what is allowed. Permits are fed only to messages that wait, so none lies in the gate
 /// beyond a lease's end and the burst is not exceeded by those. Ends with the holder.
 async fn pace(
     limited: LimitedGate,
+    capacity_milli: u64,
     clock: Arc<dyn Clock>,
     mut allowed: watch::Receiver<Allowance>,
     waits: Rc<Cell<Waits>>,
@@ -79,8 +81,8 @@ async fn pace(
         noted.note(waiting, now);
         waits.set(noted);
     };
-    let LimitedGate { gate, rate_per_s, burst, granted, .. } = limited;
-    let capacity_milli = u64::from(rate_per_s.get()) * 1000;
+    let LimitedGate { gate, burst, metrics, .. } = limited;
+    let granted = metrics.granted();
     let mut bucket = Bucket::empty(clock.mono());
     loop {
         let now = clock.mono();
@@ -159,15 +161,16 @@ enum NotRenewed {
 }
 
 impl LeaseRenewal {
-    async fn hold(mut self, mut closing: watch::Receiver<bool>) {
-        tokio::select! {
+    async fn hold<T>(mut self, ends: impl Future<Output = T>) -> T {
+        let ended = tokio::select! {
             biased;
-            _ = closing.wait_for(|closing| *closing) => {}
+            ended = ends => ended,
             never = self.serve() => match never {},
-        }
+        };
         // The call that was cut off may be done or not.
         self.share.lose_sight();
         self.release().await;
+        ended
     }
 
     fn gate(&self) -> &Gate {

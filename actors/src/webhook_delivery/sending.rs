@@ -147,8 +147,8 @@ impl WebhookStrategy {
             let next = self.pick(&mut state, now);
             let waiting = state.roster.waiting(pick.destination);
             // Not at every message: a few times on the way down.
-            let ahead = self.ahead[pick.destination];
-            let starved = waiting <= ahead / 2 && waiting.is_multiple_of(ahead / 8);
+            let ahead = self.ahead[pick.destination].load(Ordering::Relaxed);
+            let starved = waiting <= ahead / 2 && waiting.is_multiple_of((ahead / 8).max(1));
             drop(state);
             if flush {
                 self.flush.ring();

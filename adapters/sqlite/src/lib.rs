@@ -13,6 +13,7 @@ mod cancel;
 mod entries;
 mod holds;
 mod leases;
+mod limits;
 mod lock;
 mod messages;
 mod open;
@@ -46,8 +47,8 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, Outbox,
-        Queue, Release, Settled, Settlement, Steering, StoreError,
+        Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, LimitsSet,
+        Outbox, Queue, Release, Settled, Settlement, Steering, StoreError,
         console::{FileSelector, FilesAt},
     },
 };
@@ -246,6 +247,10 @@ impl Queue for EmbeddedStore {
 impl Steering for EmbeddedStore {
     async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
         self.reader().read(|connection, _| holds::list(connection)).await
+    }
+
+    async fn set_limits(&self) -> Result<LimitsSet, StoreError> {
+        self.reader().read(|connection, _| limits::list(connection)).await
     }
 
     async fn change_hold(

@@ -16,7 +16,7 @@ use postrider_actors::{
 use rusqlite::Connection;
 
 use super::{
-    audit, cancel, holds,
+    audit, cancel, holds, limits,
     open::{self, Access, OpenError},
     redrive::{self, REDRIVE_STEP, RedriveCursor},
     tx::{Caches, Tx, TxError},
@@ -95,6 +95,9 @@ impl Operate for Operator {
                     super::append::disable(tx, destination, reason, at).map(usize::from)
                 }
                 Order::Resume { destination } => enable(tx, destination),
+                Order::Limit { destination, change } => {
+                    limits::change(tx, destination, *change).map(usize::from)
+                }
                 Order::Hold { of, reason } => {
                     holds::change_of(tx, of, &HoldChange::Hold(FileHold::by_operator(at, reason)))
                 }

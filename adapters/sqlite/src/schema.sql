@@ -8,7 +8,10 @@ CREATE TABLE destinations (
     name            TEXT NOT NULL UNIQUE,
     open            INTEGER NOT NULL DEFAULT 0 CHECK (open >= 0),
     disabled_at     INTEGER,            -- NULL: enabled
-    disabled_reason TEXT
+    disabled_reason TEXT,
+    -- What operators have set; NULL: as the configuration has it.
+    rate_per_s      INTEGER,
+    concurrency     INTEGER             -- 0: auto
 ) STRICT;
 
 CREATE TABLE files (

@@ -25,7 +25,7 @@ use postrider_actors::ports::console::{
 
 use super::{
     archive::KeptPlace,
-    audit, messages,
+    audit, limits, messages,
     open::{self, Access, OpenError},
     redrive::{self, RedriveCursor},
     reports,
@@ -188,7 +188,7 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
     let mut select = connection.prepare(
         "SELECT n.seq, n.name, n.disabled_at, n.disabled_reason, coalesce(sum(d.accepted), 0),
              coalesce(sum(d.sent), 0), coalesce(sum(d.dead), 0), coalesce(sum(d.retrying), 0),
-             coalesce(sum(d.cancelled), 0)
+             coalesce(sum(d.cancelled), 0), n.rate_per_s, n.concurrency
          FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq",
     )?;
     let mut rows = select.query([])?;
@@ -197,6 +197,7 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
         let reason: Option<String> = row.get(3)?;
         let view = DestinationView {
             disabled: disabled_at.map(|at| (UnixMs(uint(at)), reason.unwrap_or_default())),
+            limits: limits::read(row, 9)?,
             counts: DestinationCounts {
                 accepted: uint(row.get(4)?),
                 sent: uint(row.get(5)?),

@@ -253,9 +253,7 @@ impl Limiter {
                     return;
                 }
                 self.trial = None;
-                if share > trial.share_if_independent()
-                    && share < 0.5
-                    && trial.has_lost(goodput, self.limit)
+                if share > trial.share_if_independent() && share < 0.5 && trial.has_lost(goodput, self.limit)
                 {
                     self.own_errors = self.own_errors.max(share).max(trial.share);
                     return self.take_back(now, trial);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::FileSelector;
-use crate::model::time::UnixMs;
+use crate::model::{limits::LimitChange, time::UnixMs};
 
 /// An order. Each is a fact of a destination or a file (B11): it costs one write however many messages it is about, it
 /// holds before the next request begins, and it outlasts a restart and a reload.
@@ -20,6 +20,13 @@ pub enum Order {
     Resume {
         /// Its name.
         destination: String,
+    },
+    /// What a destination may be sent, whose name may be new.
+    Limit {
+        /// Its name.
+        destination: String,
+        /// The limit.
+        change: LimitChange,
     },
     /// Nothing more of files is sent.
     Hold {
@@ -67,6 +74,7 @@ impl Order {
         match self {
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
+            Self::Limit { change, .. } => change.verb(),
             Self::Hold { .. } => "hold",
             Self::Release { .. } => "release",
             Self::Cancel { .. } => "cancel",
@@ -76,12 +84,13 @@ impl Order {
     /// The line that remains of it.
     pub fn line(&self, by: &str, at: UnixMs) -> AuditLine {
         let (of, detail) = match self {
-            Self::Pause { destination, reason } => (destination.clone(), reason.as_str()),
-            Self::Resume { destination } => (destination.clone(), ""),
-            Self::Hold { of, reason } | Self::Cancel { of, reason } => (of.to_string(), reason.as_str()),
-            Self::Release { of } => (of.to_string(), ""),
+            Self::Pause { destination, reason } => (destination.clone(), reason.clone()),
+            Self::Resume { destination } => (destination.clone(), String::new()),
+            Self::Limit { destination, change } => (destination.clone(), change.to_string()),
+            Self::Hold { of, reason } | Self::Cancel { of, reason } => (of.to_string(), reason.clone()),
+            Self::Release { of } => (of.to_string(), String::new()),
         };
-        AuditLine { at, by: by.to_owned(), verb: self.verb().to_owned(), of, detail: detail.to_owned() }
+        AuditLine { at, by: by.to_owned(), verb: self.verb().to_owned(), of, detail }
     }
 }
 

@@ -21,12 +21,13 @@ use crate::{
         hold::FileHold,
         ids::{BatchId, FileId},
         ledger::{Deadline, Fate, Grant, LaneShare, Record, RowNumbers, codec},
+        limits::LimitChange,
         outcome::Attempt,
         room::OpenMessages,
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
-    ports::{Append, Appended, EntryId, Lease, LeaseToken, Outbox, StoreError},
+    ports::{Append, Appended, EntryId, Lease, LeaseToken, LimitsSet, Outbox, StoreError},
 };
 
 /// Outbox, queue and ledger in memory. A store is used with its own queue, whose deadlines are by the monotonic clock,
@@ -43,6 +44,7 @@ struct State {
     batches: Vec<Stored>,
     ids: HashMap<BatchId, usize>,
     disabled: BTreeMap<Arc<str>, String>,
+    limits: LimitsSet,
     /// By file and destination.
     holds: BTreeMap<(FileId, Arc<str>), FileHold>,
     /// By destination.
@@ -104,6 +106,14 @@ impl MemoryStore {
     /// Enables a destination again, as `postrider resume` does.
     pub fn enable_destination(&self, name: &str) {
         self.state().disabled.remove(name);
+    }
+
+    /// Sets a limit, as `postrider rate` and `postrider concurrency` do.
+    pub fn limit(&self, destination: &str, change: LimitChange) {
+        let limits = &mut self.state().limits;
+        let set = limits.get(destination).copied().unwrap_or_default().with(change);
+        limits.insert(destination.into(), set);
+        limits.retain(|_, set| !set.is_empty());
     }
 
     /// How many messages of a destination are open.

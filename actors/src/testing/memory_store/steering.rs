@@ -12,7 +12,7 @@ use crate::{
         ids::FileId,
         time::UnixMs,
     },
-    ports::{Steering, StoreError},
+    ports::{LimitsSet, Steering, StoreError},
 };
 
 impl State {
@@ -76,6 +76,10 @@ impl Steering for MemoryStore {
             })
         });
         Ok(held.collect())
+    }
+
+    async fn set_limits(&self) -> Result<LimitsSet, StoreError> {
+        Ok(self.state().limits.clone())
     }
 
     async fn change_hold(

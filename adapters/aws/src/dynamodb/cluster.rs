@@ -12,6 +12,7 @@ use postrider_actors::{
         file::FileRecord,
         hold::{FileHold, HeldFile, HoldChange},
         ids::FileId,
+        limits::{LimitChange, SetLimits},
         time::{MonoMs, UnixMs},
     },
     ports::StoreError,
@@ -41,12 +42,24 @@ pub(super) struct Since {
 pub(super) struct ClusterState {
     /// Destinations whose messages are held.
     pub(super) disabled: BTreeMap<String, Since>,
+    /// What is set for destinations.
+    #[serde(default)]
+    pub(super) limits: BTreeMap<String, SetLimits>,
     /// Files that are held.
     #[serde(default)]
     pub(super) held: Vec<HeldFile>,
 }
 
 impl ClusterState {
+    /// Sets a limit of a destination; whether that changes anything.
+    pub(super) fn limit(&mut self, destination: &str, change: LimitChange) -> bool {
+        let before = self.limits.get(destination).copied().unwrap_or_default();
+        let after = before.with(change);
+        self.limits.insert(destination.to_owned(), after);
+        self.limits.retain(|_, limits| !limits.is_empty());
+        after != before
+    }
+
     /// Why a batch waits, if it does because its file is held.
     pub(super) fn hold_of(&self, file: FileId, destination: &str, first_row: u64) -> Option<&FileHold> {
         let of = |held: &&HeldFile| held.file == file && held.destination == destination;

@@ -146,6 +146,9 @@ impl Operate for Console {
                     usize::from(shared.disable(destination, reason, at).await?)
                 }
                 Order::Resume { destination } => usize::from(shared.enable(destination).await?),
+                Order::Limit { destination, change } => {
+                    usize::from(shared.limit(destination, *change).await?)
+                }
                 Order::Hold { of, reason } => {
                     shared.change_holds(of, &HoldChange::Hold(FileHold::by_operator(at, reason))).await?
                 }

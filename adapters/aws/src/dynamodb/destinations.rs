@@ -9,10 +9,11 @@ use postrider_actors::{
         file::{FileRecord, FileReport},
         hold::{HoldChange, shortened},
         ids::FileId,
+        limits::LimitChange,
         time::UnixMs,
     },
     ports::{
-        StoreError,
+        LimitsSet, StoreError,
         console::{FileSelector, FilesAt},
     },
 };
@@ -130,6 +131,16 @@ impl Shared {
             is_new
         };
         self.change_cluster(disable).await
+    }
+
+    /// Sets a limit of a destination; whether that changes anything.
+    pub(super) async fn limit(&self, name: &str, change: LimitChange) -> Result<bool, StoreError> {
+        self.change_cluster(|state| state.limit(name, change)).await
+    }
+
+    pub(super) async fn set_limits(&self) -> Result<LimitsSet, StoreError> {
+        let state = self.cluster_state().await?;
+        Ok(state.limits.iter().map(|(name, limits)| (name.as_str().into(), *limits)).collect())
     }
 
     /// Changes what is held of a file at some of its destinations; at how many that changed something.

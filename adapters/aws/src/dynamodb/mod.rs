@@ -66,8 +66,8 @@ use postrider_actors::{
     },
     ports::{
         Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
-        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, Outbox,
-        OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering, StoreError,
+        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, LimitsSet,
+        Outbox, OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering, StoreError,
         console::{DeadFilter, DeadLetter, Position},
     },
 };
@@ -227,6 +227,10 @@ impl Ledger for DynamoStore {
 impl Steering for DynamoStore {
     async fn held_files(&self) -> Result<Vec<HeldFile>, StoreError> {
         Ok(self.shared.cluster_state().await?.held.clone())
+    }
+
+    async fn set_limits(&self) -> Result<LimitsSet, StoreError> {
+        self.shared.set_limits().await
     }
 
     async fn change_hold(

@@ -106,8 +106,12 @@ impl Shared {
         for name in self.known_destinations().await? {
             views.entry(name).or_default();
         }
-        for (name, since) in &self.read_cluster().await?.1.disabled {
+        let (_, cluster) = self.read_cluster().await?;
+        for (name, since) in &cluster.disabled {
             views.entry(name.clone()).or_default().disabled = Some((since.at, since.reason.clone()));
+        }
+        for (name, limits) in &cluster.limits {
+            views.entry(name.clone()).or_default().limits = *limits;
         }
         let mut cursor = None;
         loop {
