@@ -3,7 +3,8 @@
 //! [`run`] opens what lives as long as the process (`machine`): stores, metrics, listeners, places. Under it lives a
 //! `generation`, trees of actors built from one configuration: `feeds` take files and entries in, `delivery` and `tables`
 //! send, `receipts` join what comes back. A reload (SIGHUP) validates the new configuration first; only then each tree
-//! is handed over to its successor on the same stores. A configuration that can't be used changes nothing.
+//! is handed over to its successor on the same stores. A configuration that can't be used changes nothing. Commands ask for
+//! one by a file (`reload`).
 //!
 //! `console` and `engines` are for commands, with no daemon.
 
@@ -24,6 +25,7 @@ mod postgres;
 pub mod preflight;
 mod receipts;
 mod recorded;
+pub(crate) mod reload;
 #[cfg(feature = "aws")]
 mod remote;
 mod signals;
@@ -62,6 +64,7 @@ use crate::{
 use generation::{Generation, Parts};
 use lookout::Lookout;
 use machine::Machine;
+use reload::Reloads;
 use signals::{Asked, Signals};
 use stores::Stores;
 
@@ -206,7 +209,8 @@ async fn run_generations(
     let lookout = Lookout::start(machine, &resolved.config);
     let parts = Parts::build(machine, &resolved).await?;
     let mut generation = Generation::start(machine, &resolved, parts).await;
-    let mut timeout = resolved.config.shutdown.timeout;
+    let (mut timeout, file) = (resolved.config.shutdown.timeout, resolved.config.file.clone());
+    let mut reloads = Reloads::new(state_dir);
     machine.health.enter(Phase::Ready);
     machine.notify(|systemd| systemd.ready(&status::summary(&resolved.config)));
     tracing::info!(config = %resolved.config.file.display(), version = env!("CARGO_PKG_VERSION"),
@@ -219,10 +223,12 @@ async fn run_generations(
             }
             asked = signals.next() => if asked == Asked::Stop {
                 return Ok(stop(machine, generation, timeout, &mut signals).await);
-            }
+            },
+            () = reloads.asked() => {}
         }
         machine.health.enter(Phase::Reloading);
         machine.notify(Notifier::reloading);
+        let asked = reloads.take();
         let prepared = async {
             let used = Box::pin(usable(machine, reload(), state_dir, &opened)).await;
             (generation.room().await, used)
@@ -251,12 +257,14 @@ async fn run_generations(
                 lookout.configure(&new.config);
                 warn_of_shortfall(&new.config, machine.descriptors);
                 tracing::info!("the new configuration is in use");
+                reloads.answer(asked, &file, None);
                 if is_to_stop {
                     return Ok(stop(machine, generation, timeout, &mut signals).await);
                 }
             }
             Err(error) => {
                 tracing::error!("the new configuration is not used, the old one stays: {error:#}");
+                reloads.answer(asked, &file, Some(&format!("{error:#}")));
             }
         }
         machine.health.enter(Phase::Ready);

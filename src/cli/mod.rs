@@ -17,6 +17,7 @@ pub mod migrate;
 pub mod preflight;
 pub mod receipts;
 pub mod receiver;
+pub mod reload;
 pub mod run;
 pub mod status;
 pub mod steer;
@@ -85,6 +86,7 @@ pub enum Command {
     Audit(audit::Args),
     Receipts(receipts::Args),
     Compare(compare::Args),
+    Reload(reload::Args),
     Migrate(migrate::Args),
     Completions(completions::Args),
 }
@@ -147,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::run(&args, &cli.config),
         Command::Receipts(args) => receipts::run(&args, &cli.config),
         Command::Compare(args) => compare::run(&args, &cli.config),
+        Command::Reload(args) => reload::run(&args, &cli.config),
         Command::Migrate(args) => migrate::run(&args, &cli.config),
         Command::CheckConfig(args) => check_config::run(&args, &cli.config),
         Command::Preflight(args) => preflight::run(&args, &cli.config),

@@ -265,7 +265,7 @@ pub(super) fn who() -> String {
     });
     let user = account.unwrap_or_else(|| format!("uid {uid}"));
     match std::env::var("SUDO_USER") {
-        Ok(by) if !by.is_empty() && uid == 0 => format!("{user} (sudo: {by})"),
+        Ok(by) if !by.is_empty() && by != user => format!("{user} (sudo: {by})"),
         _ => user,
     }
 }

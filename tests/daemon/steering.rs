@@ -242,3 +242,47 @@ fn what_may_be_in_flight_is_set_within_a_second_across_a_kill_and_a_reload() {
     world.unknown = world.window();
     world.prove();
 }
+
+#[test]
+fn a_reload_is_waited_for_and_what_is_refused_says_where() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    world.configure();
+    let nobody = world.postrider(&["reload"]);
+    assert_eq!(nobody.code, Some(1), "{}", nobody.stderr);
+    assert!(nobody.stderr.contains("no daemon runs"), "{}", nobody.stderr);
+    world.start_ready();
+    let in_use = |world: &World| world.daemon_log_text().matches("the new configuration is in use").count();
+    world.set("destinations.support.rate_per_s", 70).configure();
+    let used = world.postrider(&["reload"]).ok();
+    assert!(used.stdout.contains("is in use"), "{}", used.stdout);
+    assert_eq!(in_use(&world), 1, "it has waited");
+
+    world.set("destinations.support.rate_pers", 70).configure();
+    let refused = world.postrider(&["reload"]);
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    for said in [
+        "the old one stays",
+        "postrider.toml:",
+        "destinations.support.rate_pers",
+        "did you mean",
+        "rate_per_s",
+    ] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+    assert_eq!(in_use(&world), 1);
+    world.unset("destinations.support.rate_pers").configure();
+    let mut others: Vec<_> = (0..3).map(|_| world.command(&["reload"]).spawn().expect("it starts")).collect();
+    world.postrider(&["reload"]).ok();
+    for other in &mut others {
+        assert!(other.wait().expect("it ends").success(), "each that asks is answered");
+    }
+    assert!((2..=5).contains(&in_use(&world)));
+    let lines = world.postrider(&["audit", "--json"]).json();
+    let reloads: Vec<_> =
+        lines.as_array().expect("lines").iter().filter(|line| line["order"] == "reload").collect();
+    assert_eq!(reloads.len(), 5, "{lines}");
+    world.drop_file(Input::csv("a.csv", 10).all(Kind::Sent)).wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}

@@ -252,6 +252,16 @@ impl World {
         self
     }
 
+    /// Removes `a.b.c` from the config.
+    pub(crate) fn unset(&mut self, key: &str) -> &mut Self {
+        let (tables, last) = key.rsplit_once('.').expect("tests set keys of tables");
+        let table = tables.split('.').fold(&mut self.config, |table, part| {
+            table.get_mut(part).and_then(toml::Value::as_table_mut).expect("it was set")
+        });
+        table.remove(last).expect("it was set");
+        self
+    }
+
     pub(crate) fn add_feed(&mut self, name: &str, format: &str, destinations: &[&str]) -> &mut Self {
         let inbox = self.inbox(name);
         fs::create_dir_all(&inbox).expect("a new directory");
