@@ -65,6 +65,9 @@ enum Command {
         /// Redrive all of them; required without a filter
         #[arg(long)]
         all: bool,
+        /// Only say how many it would be
+        #[arg(long)]
+        dry_run: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -106,6 +109,9 @@ struct Which {
     /// poison, refused, unavailable
     #[arg(long, value_name = "REASON", value_parser = reason)]
     reason: Option<Reason>,
+    /// By the status of the last answer: 401
+    #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=599))]
+    status: Option<u16>,
     /// By the cause of death: permanent, attempts, age, poison
     #[arg(long, value_name = "CAUSE", value_parser = cause)]
     cause: Option<DeathCause>,
@@ -134,6 +140,7 @@ impl fmt::Display for Which {
             ("--file", self.file.clone()),
             ("--destination", self.destination.clone()),
             ("--reason", self.reason.map(|reason| reason.as_str().to_owned())),
+            ("--status", self.status.map(|status| status.to_string())),
             ("--cause", self.cause.map(|cause| cause.as_str().to_owned())),
             ("--older-than", self.older_than.map(|age| humantime::format_duration(age).to_string())),
             ("--newer-than", self.newer_than.map(|age| humantime::format_duration(age).to_string())),
@@ -150,6 +157,7 @@ impl Which {
         self.file.is_none()
             && self.destination.is_none()
             && self.reason.is_none()
+            && self.status.is_none()
             && self.cause.is_none()
             && self.older_than.is_none()
             && self.newer_than.is_none()
@@ -162,6 +170,7 @@ impl Which {
             file: self.file.as_deref().map(FileSelector::from),
             destination: self.destination.clone(),
             reason: self.reason,
+            status: self.status,
             cause: self.cause,
             before: self.older_than.map(ago),
             since: self.newer_than.map(ago),
@@ -186,12 +195,21 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 print(&rendered(&letters))?;
             }
         }
-        Command::Redrive { which, limit, all, json } => {
+        Command::Redrive { which, limit, all, dry_run, json } => {
             ensure!(
-                *all || limit.is_some() || !which.is_everything(),
+                *all || *dry_run || limit.is_some() || !which.is_everything(),
                 "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
+            if *dry_run {
+                let found = console::view(&config)?.count_dead(&which.filter(now))?.min(limit as u64);
+                return if *json {
+                    print_json(&json!({ "would_redrive": found }))
+                } else {
+                    print(&format!("{found} would be redriven\n"))
+                }
+                .map(|()| Exit::Done.into());
+            }
             let mut operate = console::operate(&config)?;
             let redriven = operate.redrive(&which.filter(now), limit, now)?;
             if redriven > 0 {
@@ -386,6 +404,7 @@ mod tests {
             file: None,
             destination: None,
             reason: None,
+            status: None,
             cause: None,
             older_than: None,
             newer_than: None,

@@ -15,7 +15,7 @@ use postrider_actors::{
         limits::{CONCURRENCY_MAX, Concurrency, LimitChange, RATE_MAX},
         time::UnixMs,
     },
-    ports::console::{FileSelector, FilesAt, Order},
+    ports::console::{FileSelector, FilesAt, FilesCount, Order, OrderedFiles},
 };
 
 use super::print;
@@ -32,8 +32,8 @@ use crate::{
 /// shares the store, and outlasts restarts and reloads. The daemon itself pauses a destination that answers 410.
 #[derive(Debug, clap::Args)]
 pub struct PauseArgs {
-    /// The destination's name
-    destination: String,
+    #[command(flatten)]
+    of: Destinations,
     /// Why; shown by `status` and `destinations`
     #[arg(long, value_name = "TEXT", default_value = "paused by an operator")]
     reason: String,
@@ -42,8 +42,18 @@ pub struct PauseArgs {
 /// Send a paused destination's messages again
 #[derive(Debug, clap::Args)]
 pub struct ResumeArgs {
+    #[command(flatten)]
+    of: Destinations,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Destinations {
     /// The destination's name
-    destination: String,
+    destination: Option<String>,
+    /// All destinations of the configuration
+    #[arg(long)]
+    all: bool,
 }
 
 /// Set how many messages per second go to a destination
@@ -108,30 +118,43 @@ pub struct CancelArgs {
 
 #[derive(Debug, clap::Args)]
 struct Files {
-    /// The file's name, or its id if several have that name
-    file: String,
+    #[command(flatten)]
+    which: WhichFiles,
     /// At this destination only
     #[arg(long, value_name = "NAME")]
     destination: Option<String>,
+    /// Only say how much it would be
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct WhichFiles {
+    /// The file's name, or its id if several have that name
+    file: Option<String>,
+    /// All files of this feed that have open messages, or are being read
+    #[arg(long, value_name = "NAME")]
+    feed: Option<String>,
+    /// All files that have open messages, or are being read
+    #[arg(long)]
+    all: bool,
 }
 
 /// `postrider pause`
 pub fn pause(args: &PauseArgs, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
-    let name = &args.destination;
-    ensure_known(&config, name)?;
-    let order = Order::Pause { destination: name.clone(), reason: args.reason.clone() };
-    let changed = give(&config, &order)?;
-    say(name, changed, "is paused; its messages are held", "was paused already; the first reason stands")
+    let order = |destination| Order::Pause { destination, reason: args.reason.clone() };
+    args.of.each(
+        config,
+        order,
+        "is paused; its messages are held",
+        "was paused already; the first reason stands",
+    )
 }
 
 /// `postrider resume`
 pub fn resume(args: &ResumeArgs, config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config::load(config)?;
-    let name = &args.destination;
-    ensure_known(&config, name)?;
-    let changed = give(&config, &Order::Resume { destination: name.clone() })?;
-    say(name, changed, "is resumed", "was not paused")
+    args.of.each(config, |destination| Order::Resume { destination }, "is resumed", "was not paused")
 }
 
 /// `postrider rate`
@@ -190,33 +213,91 @@ fn concurrency_change(word: &str) -> Result<LimitChange, String> {
 
 /// `postrider hold`
 pub fn hold(args: &HoldArgs, config: &Path) -> anyhow::Result<ExitCode> {
-    let (config, of) = args.of.find(config)?;
-    let changed = give(&config, &Order::Hold { of, reason: args.reason.clone() })?;
-    say(&args.of.file, changed, "is held", "was held already; the first reason stands")
+    let order = |of| Order::Hold { of, reason: args.reason.clone() };
+    args.of.carry_out(config, order, "held", "was held already; the first reason stands")
 }
 
 /// `postrider release`
 pub fn release(args: &ReleaseArgs, config: &Path) -> anyhow::Result<ExitCode> {
-    let (config, of) = args.of.find(config)?;
-    let changed = give(&config, &Order::Release { of })?;
-    say(&args.of.file, changed, "is released", "was not held")
+    args.of.carry_out(config, |of| Order::Release { of }, "released", "was not held")
 }
 
 /// `postrider cancel`
 pub fn cancel(args: &CancelArgs, config: &Path) -> anyhow::Result<ExitCode> {
-    let (config, of) = args.of.find(config)?;
-    let changed = give(&config, &Order::Cancel { of, reason: args.reason.clone() })?;
-    say(&args.of.file, changed, "is cancelled", "was cancelled already")
+    let order = |of| Order::Cancel { of, reason: args.reason.clone() };
+    args.of.carry_out(config, order, "cancelled", "was cancelled already")
+}
+
+impl Destinations {
+    /// Gives an order for each.
+    fn each(
+        &self,
+        config: &Path,
+        order: impl Fn(String) -> Order,
+        done: &str,
+        nothing: &str,
+    ) -> anyhow::Result<ExitCode> {
+        let config = config::load(config)?;
+        let names = match &self.destination {
+            Some(name) => {
+                ensure_known(&config, name)?;
+                vec![name.clone()]
+            }
+            None => config.destinations.iter().map(|destination| destination.name.clone()).collect(),
+        };
+        for name in names {
+            let changed = give(&config, &order(name.clone()))?;
+            say(&name, changed, done, nothing)?;
+        }
+        Ok(Exit::Done.into())
+    }
 }
 
 impl Files {
-    /// The configuration, and which files are meant. A name that no file has must not look like success, and one that
-    /// several have is not to be guessed at.
-    fn find(&self, config: &Path) -> anyhow::Result<(Config, FilesAt)> {
+    /// Gives an order about them, or says how much it would be.
+    fn carry_out(
+        &self,
+        config: &Path,
+        order: impl FnOnce(FilesAt) -> Order,
+        done: &str,
+        nothing: &str,
+    ) -> anyhow::Result<ExitCode> {
         let config = config::load(config)?;
-        let files = FileSelector::from(&*self.file);
-        let found = console::view(&config)?.files(Some(&files), 2)?;
-        let name = escape(&self.file);
+        let of = self.find(&config)?;
+        let FilesCount { files, open, held, .. } = console::view(&config)?.count_files(&of)?;
+        let what = match &self.which.file {
+            Some(name) => name.clone(),
+            None => of.to_string(),
+        };
+        let size = format!("{files} {}, {open} open messages", if files == 1 { "file" } else { "files" });
+        if self.dry_run {
+            let what = escape(&what);
+            print(&format!("{what} would be {done}: {size}; held at {held} destinations now\n"))?;
+            return Ok(Exit::Done.into());
+        }
+        let changed = give(&config, &order(of))?;
+        let nothing = if self.which.file.is_some() { nothing } else { "- nothing to do" };
+        say(&what, changed, &format!("{} {done}: {size}", if files == 1 { "is" } else { "are" }), nothing)
+    }
+
+    /// Which files are meant. A name that no file has must not look like success, and one that several have is not to be
+    /// guessed at.
+    fn find(&self, config: &Config) -> anyhow::Result<FilesAt> {
+        let at = |files| FilesAt { files, destination: self.destination.clone() };
+        let WhichFiles { file, feed, .. } = &self.which;
+        let Some(file) = file else {
+            if let Some(destination) = &self.destination {
+                ensure_known(config, destination)?;
+            }
+            let Some(feed) = feed else { return Ok(at(OrderedFiles::Open)) };
+            ensure!(
+                config.feeds.iter().any(|known| known.name == *feed) || feed == config::STATUS_FEED,
+                "no feed is called {feed:?}; the configuration has the names"
+            );
+            return Ok(at(OrderedFiles::OpenOf(feed.clone())));
+        };
+        let found = console::view(config)?.files(Some(&FileSelector::from(&**file)), 2)?;
+        let name = escape(file);
         ensure!(!found.is_empty(), "no file is called {name}; `postrider files` lists them");
         if found.len() > 1 {
             bail!(
@@ -229,8 +310,7 @@ impl Files {
                 "{name} does not go to a destination {destination:?}"
             );
         }
-        let of = FilesAt { files: FileSelector::Id(found[0].file.id), destination: self.destination.clone() };
-        Ok((config, of))
+        Ok(at(OrderedFiles::Named(FileSelector::Id(found[0].file.id))))
     }
 }
 

@@ -1,11 +1,23 @@
 //! What an operator orders while messages are on their way: it holds within a second, whatever waits, and across kills.
 
 use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use postrider_actors::testing::figure;
+use postrider_actors::{
+    model::{
+        file::FileState,
+        outcome::{Attempt, DeathCause, Reason, Verdict},
+        time::{MonoMs, UnixMs},
+    },
+    ports::{LeaseRequest, Ledger as _, Outbox as _, Queue as _, Settlement, Want},
+    testing::{figure, fixtures},
+};
+use postrider_sqlite::EmbeddedStore;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -283,6 +295,157 @@ fn a_reload_is_waited_for_and_what_is_refused_says_where() {
         lines.as_array().expect("lines").iter().filter(|line| line["order"] == "reload").collect();
     assert_eq!(reloads.len(), 5, "{lines}");
     world.drop_file(Input::csv("a.csv", 10).all(Kind::Sent)).wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}
+
+/// A store with so many dead letters at `support`, of a file of no feed.
+fn make_dead(world: &World, rows: u64) {
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let (now, file) = (UnixMs(wall_ms()), fixtures::file("gone", 1, &["support"]));
+    let store =
+        EmbeddedStore::open(&world.state(), Arc::new(|error| panic!("fatal: {error}"))).expect("a new store");
+    let want = Want {
+        destination: "support".into(),
+        messages: usize::MAX,
+        batches: usize::MAX,
+        longest_wait: Duration::MAX,
+    };
+    runtime.block_on(async {
+        for first in (1..=rows).step_by(1_000) {
+            let last = rows.min(first + 999);
+            let mut step = fixtures::step(&file, first..=last, now);
+            if last == rows {
+                step.state = FileState::Ingested;
+            }
+            store.append(step).await.expect("it is stored");
+            let request = LeaseRequest {
+                holder: "test".into(),
+                wants: vec![want.clone()],
+                until: MonoMs(u64::MAX),
+                now,
+                born: UnixMs(0),
+            };
+            for lease in store.lease(request).await.expect("it is leased") {
+                let attempt = Attempt { at: now, status: 400, reason: Reason::Status };
+                let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
+                let settlement = Settlement {
+                    token: lease.token,
+                    verdicts: lease.open.iter().map(|open| open.verdict(dead)).collect(),
+                    details: BTreeMap::new(),
+                    records: Vec::new(),
+                    ends: true,
+                    begins: None,
+                };
+                store.settle(vec![settlement]).await.expect("it is recorded");
+            }
+        }
+    });
+}
+
+/// `POSTRIDER_ROWS=1000000` for all of what is asked for.
+#[test]
+fn very_many_dead_letters_are_redriven_within_5_s_beside_the_daemon() {
+    let rows = knob("POSTRIDER_ROWS", 50_000);
+    let mut world = World::new("csv");
+    world.receive(&[]).set("destinations.support.rate_per_s", 1);
+    make_dead(&world, rows);
+    world.start_ready();
+    let counted = world.postrider(&["dead", "redrive", "--status", "400", "--dry-run"]).ok().stdout;
+    assert_eq!(counted, format!("{rows} would be redriven\n"));
+    let counted = world.postrider(&["dead", "redrive", "--status", "401", "--dry-run", "--json"]).ok().json();
+    assert_eq!(counted, json!({ "would_redrive": 0 }));
+    let begun = Instant::now();
+    let redriven =
+        world.postrider(&["dead", "redrive", "--reason", "status", "--older-than", "1ms"]).ok().stdout;
+    let took = begun.elapsed();
+    assert_eq!(redriven, format!("{rows} redriven\n"));
+    assert!(took < Duration::from_secs(5), "{rows} redriven in {took:?}");
+    figure(format!("{rows} redriven in {:.1} s", took.as_secs_f64()));
+    let lines = world.postrider(&["audit", "--json"]).json();
+    assert_eq!(lines[0]["of"], "dead letters --reason status --older-than 1ms", "{lines}");
+    assert_eq!(lines[0]["detail"], format!("{rows} redriven"));
+    world.wait_requests(1);
+    world.stop();
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs --features failpoints")]
+fn b6_a_redrive_across_kills_of_the_command_and_of_the_daemon_sends_everything_once_again() {
+    const ROWS: usize = 5_000;
+    let mut world = World::new("csv");
+    world.receive(&["--status", "400"]).set("destinations.support.storm.percent", 0);
+    world.drop_file(Input::csv("dead.csv", ROWS).all(Kind::Sent)).start().wait_settled(LIVENESS * 2);
+    world.postrider(&["pause", "--all"]).ok();
+    let dead = |world: &World| -> u64 {
+        world.file("dead.csv").expect("it is known")["destinations"]["support"]["dead"]
+            .as_u64()
+            .expect("a number")
+    };
+    assert_eq!(dead(&world), ROWS as u64);
+    let mut command = world.command(&["dead", "redrive", "--all"]);
+    let mut command = command.env("FAILPOINTS", "redrive.step=sleep(60000)").spawn().expect("it starts");
+    wait_until(LIVENESS, "a part to be redriven", || dead(&world) < ROWS as u64);
+    thread::sleep(Duration::from_millis(500)); // it sleeps in a step
+    command.kill().expect("it runs");
+    command.wait().expect("it is gone");
+    let left = dead(&world);
+    assert!(left > 0, "it was killed half-way");
+    world.kill();
+    let rest = world.postrider(&["dead", "redrive", "--all"]).ok().stdout;
+    assert_eq!(rest, format!("{left} redriven\n"));
+    world.receive(&[]).start_ready();
+    world.postrider(&["resume", "--all"]).ok();
+    world.wait_settled(LIVENESS * 2);
+    world.stop();
+    world.redrives = 1;
+    world.prove();
+    assert_eq!(world.request_count(), 2 * ROWS, "nothing was in flight when anything was killed");
+}
+
+#[test]
+fn orders_by_feed_and_for_all_say_how_much_they_are_about() {
+    let mut world = World::new("csv");
+    world.receive(&[]).add_feed("others", "csv", &["support"]);
+    world.set("destinations.support.paused", true);
+    world.drop_file(Input::csv("a.csv", 10).all(Kind::Cancelled));
+    world.drop_file(Input::csv("b.csv", 20).all(Kind::Cancelled));
+    world.drop_into("others", Input::csv("c.csv", 30).all(Kind::Sent)).start_ready();
+    wait_until(LIVENESS, "the files to be read", || world.files().len() == 3);
+    wait_until(LIVENESS, "the files to be read", || {
+        world.files().iter().all(|file| file["state"] == "ingested")
+    });
+    let said = |order: &[&str]| world.postrider(order).ok().stdout;
+    let counted = said(&["hold", "--feed", "alerts", "--dry-run"]);
+    assert!(counted.contains("would be held: 2 files, 30 open messages; held at 0"), "{counted}");
+    let held = said(&["hold", "--feed", "alerts", "--reason", "wrong"]);
+    assert!(held.contains("all of feed alerts are held: 2 files, 30 open messages"), "{held}");
+    let again = said(&["hold", "--feed", "alerts"]);
+    assert!(again.contains("nothing to do"), "{again}");
+    let counted = said(&["release", "--all", "--dry-run"]);
+    assert!(counted.contains("would be released: 3 files, 60 open messages; held at 2"), "{counted}");
+    let cancelled = said(&["cancel", "--feed", "alerts", "--destination", "support"]);
+    assert!(cancelled.contains("cancelled: 2 files, 30 open messages"), "{cancelled}");
+    for wrong in [&["hold", "--feed", "nobody"][..], &["hold", "--all", "--destination", "nobody"]] {
+        let answer = world.postrider(wrong);
+        assert_eq!(answer.code, Some(1), "{}", answer.stderr);
+    }
+    for wrong in [&["hold"][..], &["hold", "a.csv", "--all"], &["pause"], &["pause", "support", "--all"]] {
+        assert_eq!(world.postrider(wrong).code, Some(2), "{wrong:?}");
+    }
+    let lines = world.postrider(&["audit", "--json"]).json();
+    let of: Vec<_> =
+        lines.as_array().expect("lines").iter().map(|line| (&line["order"], &line["of"])).collect();
+    assert_eq!(
+        of,
+        [
+            (&json!("cancel"), &json!("all of feed alerts at support")),
+            (&json!("hold"), &json!("all of feed alerts")),
+        ]
+    );
+    world.set("destinations.support.paused", false).configure();
+    world.postrider(&["reload"]).ok();
+    world.wait_settled(LIVENESS);
     world.stop();
     world.prove();
 }

@@ -7,7 +7,7 @@
 mod orders;
 pub mod receipts;
 
-pub use orders::{AUDIT_LINES_MAX, AuditLine, FilesAt, Order};
+pub use orders::{AUDIT_LINES_MAX, AuditLine, FilesAt, FilesCount, Order, OrderedFiles};
 
 use std::{collections::BTreeMap, fmt};
 
@@ -34,6 +34,9 @@ pub trait View {
     fn files(&mut self, selector: Option<&FileSelector>, limit: usize)
     -> Result<Vec<FileReport>, StoreError>;
 
+    /// How much an order of this would be about.
+    fn count_files(&mut self, of: &FilesAt) -> Result<FilesCount, StoreError>;
+
     /// How many files there are.
     fn file_totals(&mut self) -> Result<FileTotals, StoreError>;
 
@@ -51,6 +54,9 @@ pub trait View {
         position: &Position,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// How many dead letters match a filter. It looks at each, and holds none.
+    fn count_dead(&mut self, filter: &DeadFilter) -> Result<u64, StoreError>;
 
     /// The recipients of dead letters, in their order.
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError>;
@@ -151,6 +157,8 @@ pub struct DeadFilter {
     pub destination: Option<String>,
     /// Whose last attempt failed for this reason.
     pub reason: Option<Reason>,
+    /// Whose last attempt was answered with this status.
+    pub status: Option<u16>,
     /// That were given up for this cause.
     pub cause: Option<DeathCause>,
     /// That were given up before.
@@ -164,6 +172,7 @@ impl DeadFilter {
     /// destination are for the engine to find.
     pub fn takes(&self, last: &Attempt, cause: DeathCause) -> bool {
         self.reason.is_none_or(|reason| last.reason == reason)
+            && self.status.is_none_or(|status| last.status == status)
             && self.cause.is_none_or(|wanted| cause == wanted)
             && self.before.is_none_or(|before| last.at < before)
             && self.since.is_none_or(|since| last.at >= since)

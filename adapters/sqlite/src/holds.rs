@@ -7,7 +7,7 @@ use postrider_actors::{
         ids::FileId,
         time::UnixMs,
     },
-    ports::console::{FileSelector, FilesAt},
+    ports::console::{FileSelector, FilesAt, FilesCount, OrderedFiles},
 };
 use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
 
@@ -83,18 +83,51 @@ pub(crate) fn change(tx: &Tx<'_>, file: i64, destination: i64, change: &HoldChan
 
 /// Changes what is held of files; at how many destinations.
 pub(crate) fn change_of(tx: &Tx<'_>, of: &FilesAt, wanted: &HoldChange) -> Result<usize, TxError> {
-    let (column, value) = column_of(&of.files);
-    let mut select = tx.connection.prepare_cached(&format!(
-        "SELECT d.file, d.destination FROM files f JOIN file_destinations d ON d.file = f.seq
-             JOIN destinations n ON n.seq = d.destination
-         WHERE f.{column} = ?1 AND (?2 IS NULL OR n.name = ?2)"
-    ))?;
+    let (places, value) = places(of);
+    let mut select = tx.connection.prepare_cached(&format!("SELECT d.file, d.destination {places}"))?;
     let places = select.query_map(params![value, of.destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let mut changed = 0;
     for (file, destination) in places.collect::<Result<Vec<_>, _>>()? {
         changed += usize::from(change(tx, file, destination, wanted)?);
     }
     Ok(changed)
+}
+
+/// `View::count_files`.
+pub(crate) fn count(connection: &Connection, of: &FilesAt) -> Result<FilesCount, TxError> {
+    let (places, value) = places(of);
+    let count = format!(
+        "SELECT count(DISTINCT d.file), count(*), count(d.held_since),
+             coalesce(sum(d.accepted - d.sent - d.dead - d.cancelled), 0) {places}"
+    );
+    Ok(connection.query_row(&count, params![value, of.destination], |row| {
+        Ok(FilesCount {
+            files: uint(row.get(0)?),
+            places: uint(row.get(1)?),
+            held: uint(row.get(2)?),
+            open: uint(row.get(3)?),
+        })
+    })?)
+}
+
+/// Where an order is to be carried out, in SQL: which `file_destinations d` of files `f`, and the value for `?1`; `?2` is
+/// the destination.
+fn places(of: &FilesAt) -> (String, Value) {
+    let (condition, value) = match &of.files {
+        OrderedFiles::Named(selector) => {
+            let (column, value) = column_of(selector);
+            (format!("f.{column} = ?1"), value)
+        }
+        OrderedFiles::OpenOf(feed) => {
+            ("f.feed = ?1 AND f.settled_at IS NULL".to_owned(), Value::Text(feed.clone()))
+        }
+        OrderedFiles::Open => ("?1 IS NULL AND f.settled_at IS NULL".to_owned(), Value::Null),
+    };
+    let sql = format!(
+        "FROM files f JOIN file_destinations d ON d.file = f.seq JOIN destinations n ON n.seq = d.destination
+         WHERE {condition} AND (?2 IS NULL OR n.name = ?2)"
+    );
+    (sql, value)
 }
 
 /// `Steering::trial`.

@@ -49,7 +49,7 @@ use postrider_actors::{
     ports::{
         Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, LimitsSet,
         Outbox, Queue, Release, Settled, Settlement, Steering, StoreError,
-        console::{FileSelector, FilesAt},
+        console::{FileSelector, FilesAt, OrderedFiles},
     },
 };
 
@@ -259,7 +259,8 @@ impl Steering for EmbeddedStore {
         destination: Option<&str>,
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
-        let of = FilesAt { files: FileSelector::Id(file), destination: destination.map(str::to_owned) };
+        let files = OrderedFiles::Named(FileSelector::Id(file));
+        let of = FilesAt { files, destination: destination.map(str::to_owned) };
         let change = change.clone();
         self.writer().write(Durability::Synced, 0, move |tx| holds::change_of(tx, &of, &change)).await
     }

@@ -9,6 +9,7 @@ use std::{
         fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -39,6 +40,10 @@ pub const SCHEMA_VERSION: i32 = 1;
 /// Another process may be writing: the CLI beside the daemon, or the other way round. Its transactions
 /// are bounded, so this is far beyond what waiting takes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two tries. SQLite's own waits grow to 100 ms and meet no gap between the transactions of a command that works
+/// through millions: whoever waits longest would wait on.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 const WAL_HEADER_BYTES: usize = 32;
@@ -176,7 +181,7 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
     if access == Access::Read && needs_a_log(&connection) && is_closed(&path) {
         connection = open_unchanging(&path).map_err(sql)?;
     }
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
+    connection.busy_handler(Some(wait_for_others)).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(96);
     let number = |pragma: &str| -> Result<i32, OpenError> {
         connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(sql)
@@ -207,6 +212,12 @@ pub(crate) fn open(state_dir: &Path, access: Access) -> Result<Connection, OpenE
         migrate(&mut connection).map_err(sql)?;
     }
     Ok(connection)
+}
+
+/// Whether it is worth another try after so many.
+fn wait_for_others(tries: i32) -> bool {
+    thread::sleep(BUSY_PAUSE);
+    u128::try_from(tries).is_ok_and(|tries| tries < BUSY_TIMEOUT.as_millis() / BUSY_PAUSE.as_millis())
 }
 
 /// Makes an empty store, whole or not at all: under another name, which it loses once everything of it is on the disk.

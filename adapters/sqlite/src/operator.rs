@@ -1,9 +1,10 @@
 //! What an operator's commands write, with or without a running daemon: transactions of their own, each
 //! bounded, so that the daemon's writer never waits long.
 
-use std::path::Path;
+use std::{path::Path, thread, time::Duration};
 
 use postrider_actors::{
+    failpoint,
     model::{
         hold::{FileHold, HoldChange},
         time::UnixMs,
@@ -14,13 +15,17 @@ use postrider_actors::{
     },
 };
 use rusqlite::Connection;
+use tokio::time::Instant;
 
 use super::{
     audit, cancel, holds, limits,
     open::{self, Access, OpenError},
-    redrive::{self, REDRIVE_STEP, RedriveCursor},
+    redrive::{self, RedriveCursor, RedrivePace},
     tx::{Caches, Tx, TxError},
 };
+
+/// Between two transactions of many, so that the daemon's writer has its turn: it asks every millisecond.
+const BETWEEN_STEPS: Duration = Duration::from_millis(3);
 
 /// Batches that are cancelled per transaction: what the daemon's writer may have to wait for.
 const CANCEL_STEP: usize = 100;
@@ -75,15 +80,19 @@ impl Operator {
 impl Operate for Operator {
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
         let mut redriven = 0;
-        let mut place = RedriveCursor::default();
+        let (mut place, mut pace) = (RedriveCursor::default(), RedrivePace::default());
         while redriven < limit {
-            let most = REDRIVE_STEP.min(limit - redriven);
+            let most = pace.letters().min(limit - redriven);
+            let begun = Instant::now();
             let step = self.transact(|tx| redrive::redrive(tx, filter, place, most, now))?;
+            failpoint!("redrive.step");
             redriven += step.redriven;
             place = step.looked_until;
             if step.looked_at < most {
                 break;
             }
+            pace.took(begun.elapsed());
+            thread::sleep(BETWEEN_STEPS);
         }
         Ok(redriven)
     }
@@ -113,7 +122,9 @@ impl Operate for Operator {
         })?;
         // A daemon does the same. What its workers have comes back to it first.
         if let Order::Cancel { .. } = order {
-            while self.transact(|tx| cancel::step(tx, CANCEL_STEP, at))? == CANCEL_STEP {}
+            while self.transact(|tx| cancel::step(tx, CANCEL_STEP, at))? == CANCEL_STEP {
+                thread::sleep(BETWEEN_STEPS);
+            }
         }
         Ok(changed)
     }

@@ -1,5 +1,7 @@
 //! Dead letters: finding them and sending them again.
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use postrider_actors::model::{
     ids::{BatchId, FileId},
     outcome::{Attempt, DeathCause, Reason},
@@ -14,9 +16,6 @@ use super::{
     stored::Stored,
     tx::{Tx, TxError, int, uint},
 };
-
-/// Dead letters per transaction: what the daemon's writer may have to wait for.
-pub(crate) const REDRIVE_STEP: usize = 2_000;
 
 /// The position of a walk in the order of dead letters (file, destination, row).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +72,7 @@ fn condition(
     }
     let destination = filter.destination.clone().map(Value::Text);
     and("+d.destination = (SELECT seq FROM destinations WHERE name = ?)", destination);
+    and("d.status = ?", filter.status.map(|status| Value::Integer(status.into())));
     and("d.reason = ?", filter.reason.map(|reason| Value::Integer(reason as i64)));
     and("d.cause = ?", filter.cause.map(|cause| Value::Integer(cause as i64)));
     and("d.at < ?", filter.before.map(|at| Value::Integer(int(at.0))));
@@ -126,6 +126,13 @@ fn newer(what: &str, byte: u8) -> TxError {
     TxError::Refused(format!("{what} {byte} of a dead letter was written by a newer version"))
 }
 
+/// `View::count_dead`.
+pub(crate) fn count(connection: &Connection, filter: &DeadFilter) -> Result<u64, TxError> {
+    let (condition, values) = condition(connection, filter, RedriveCursor::default())?;
+    let count = format!("SELECT count(*) FROM dead d WHERE {condition}");
+    Ok(uint(connection.query_row(&count, rusqlite::params_from_iter(values), |row| row.get(0))?))
+}
+
 /// One step of a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RedriveStep {
@@ -138,7 +145,7 @@ pub(crate) struct RedriveStep {
 }
 
 /// Sends up to `limit` dead letters after `place` again: same ids, same bodies, a new round of delivery in the same
-/// batches. Each batch costs one write, however many of its messages are dead.
+/// batches. Each batch costs one write, however many of its messages are dead, and all that leave the list one statement.
 pub(crate) fn redrive(
     tx: &mut Tx<'_>,
     filter: &DeadFilter,
@@ -154,12 +161,14 @@ pub(crate) fn redrive(
             "SELECT d.file, d.destination, d.row, d.batch FROM dead d
              WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
         ))?
-        .query_map(rusqlite::params_from_iter(values), |row| {
+        .query_map(rusqlite::params_from_iter(&values), |row| {
             Ok((RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
         })?
         .collect::<Result<_, _>>()?;
-    let looked_until = found.last().map_or(place, |(place, _)| *place);
-    let mut step = RedriveStep { looked_at: found.len(), redriven: 0, looked_until };
+    let Some(&(last, _)) = found.last() else {
+        return Ok(RedriveStep { looked_at: 0, redriven: 0, looked_until: place });
+    };
+    let mut step = RedriveStep { looked_at: found.len(), redriven: 0, looked_until: last };
     // The rows of a batch are neighbours.
     for group in found.chunk_by(|(_, left), (_, right)| left == right) {
         let mut stored = Stored::by_seq(tx.connection, group[0].1)?;
@@ -174,9 +183,73 @@ pub(crate) fn redrive(
             })?;
             indexes.push(index as u32);
         }
-        let changes = stored.record.redrive(indexes, now);
-        step.redriven += changes.rose.len();
+        let mut changes = stored.record.redrive(indexes, now);
+        // Below, all at once.
+        step.redriven += std::mem::take(&mut changes.rose).len();
         stored.store_changes(tx, &changes)?;
     }
+    // What was found, and nothing else.
+    values.pop();
+    values.extend([last.0, last.1, last.2].map(Value::Integer));
+    tx.connection
+        .prepare_cached(&format!(
+            "DELETE FROM dead AS d WHERE {condition} AND (d.file, d.destination, d.row) <= (?, ?, ?)"
+        ))?
+        .execute(rusqlite::params_from_iter(values))?;
     Ok(step)
+}
+
+/// How many dead letters are sent again in one transaction, so that each takes about as long as the daemon's writer may
+/// have to wait.
+pub(crate) struct RedrivePace {
+    letters: usize,
+}
+
+/// The first step, and the shortest and the longest one.
+const FIRST: usize = 2_000;
+const LETTERS: RangeInclusive<usize> = 250..=32_000;
+
+/// How long a step should take.
+const STEP: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(60);
+
+impl Default for RedrivePace {
+    fn default() -> Self {
+        Self { letters: FIRST }
+    }
+}
+
+impl RedrivePace {
+    /// Dead letters of the next step.
+    pub(crate) fn letters(&self) -> usize {
+        self.letters
+    }
+
+    /// A step has taken so long.
+    pub(crate) fn took(&mut self, step: Duration) {
+        if step < *STEP.start() {
+            self.letters = (self.letters * 2).min(*LETTERS.end());
+        } else if step > *STEP.end() {
+            self.letters = (self.letters / 2).max(*LETTERS.start());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_as_long_as_the_machine_is_fast() {
+        let mut pace = RedrivePace::default();
+        let take = |pace: &mut RedrivePace, per_letter_us: u64, steps: usize| {
+            for _ in 0..steps {
+                pace.took(Duration::from_micros(per_letter_us * pace.letters() as u64));
+            }
+            pace.letters()
+        };
+        assert_eq!(take(&mut pace, 2, 10), 16_000, "32 ms");
+        assert_eq!(take(&mut pace, 20, 10), 2_000, "40 ms");
+        assert_eq!(take(&mut pace, 10_000, 10), 250, "never less: a step has its sync");
+        assert_eq!(take(&mut pace, 0, 10), 32_000);
+    }
 }

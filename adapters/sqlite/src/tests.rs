@@ -335,3 +335,43 @@ async fn f61_what_is_damaged_is_set_aside_and_the_rest_is_leased() {
     assert_eq!(lease(&store).await, []);
     assert_eq!(store.backlog(NOW).await.unwrap().quarantined, 4);
 }
+
+/// `POSTRIDER_ROWS=1000000` for all of what is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_of_very_many_lets_the_daemon_commit_within_200_ms() {
+    let rows: u64 = std::env::var("POSTRIDER_ROWS").map_or(50_000, |rows| rows.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let file = fixtures::file("f", 1, &["d"]);
+    for first in (1..=rows).step_by(1_000) {
+        store.append(fixtures::step(&file, first..=first + 999, NOW)).await.unwrap();
+        for lease in lease(&store).await {
+            let verdicts: Vec<_> = (0..lease.count).map(|index| (index, dead())).collect();
+            store.settle(vec![settlement(&lease, &verdicts)]).await.unwrap();
+        }
+    }
+    let path = dir.path().to_owned();
+    let redrive = std::thread::spawn(move || {
+        let begun = tokio::time::Instant::now();
+        let redriven = Operator::open(&path).unwrap().redrive(&DeadFilter::default(), usize::MAX, NOW);
+        (redriven, begun.elapsed())
+    });
+    let (mut commits, mut longest) = (0, std::time::Duration::ZERO);
+    let other = fixtures::file("f", 2, &["e"]);
+    while !redrive.is_finished() {
+        commits += 1;
+        let begun = tokio::time::Instant::now();
+        store.append(fixtures::step(&other, commits..=commits, NOW)).await.unwrap();
+        longest = longest.max(begun.elapsed());
+    }
+    let (redriven, took) = redrive.join().unwrap();
+    assert_eq!(redriven, Ok(rows as usize));
+    assert_eq!(count(dir.path(), "SELECT count(*) FROM dead"), 0);
+    assert_eq!(count(dir.path(), "SELECT sum(retrying) FROM file_destinations"), rows as i64);
+    let said = format!(
+        "{rows} redriven in {took:?}; {commits} commits of the daemon meanwhile, the longest {longest:?}"
+    );
+    println!("{said}");
+    assert!(longest < std::time::Duration::from_millis(200), "{said}");
+    postrider_actors::testing::figure(said);
+}

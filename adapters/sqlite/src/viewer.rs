@@ -19,13 +19,13 @@ use postrider_actors::{
 use rusqlite::{Connection, params};
 
 use postrider_actors::ports::console::{
-    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Position,
-    Search, View,
+    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, FilesAt, FilesCount,
+    MessageReport, Position, Search, View,
 };
 
 use super::{
     archive::KeptPlace,
-    audit, limits, messages,
+    audit, holds, limits, messages,
     open::{self, Access, OpenError},
     redrive::{self, RedriveCursor},
     reports,
@@ -101,6 +101,10 @@ impl View for Viewer {
         answer(found)
     }
 
+    fn count_files(&mut self, of: &FilesAt) -> Result<FilesCount, StoreError> {
+        answer(holds::count(&self.connection, of))
+    }
+
     fn file_totals(&mut self) -> Result<FileTotals, StoreError> {
         let totals = self.connection.query_row(
             "SELECT coalesce(sum(state = 0), 0), coalesce(sum(state <> 0 AND settled_at IS NULL), 0),
@@ -136,6 +140,10 @@ impl View for Viewer {
             RedriveCursor::read(position)
                 .and_then(|place| redrive::select(&self.connection, filter, place, limit)),
         )
+    }
+
+    fn count_dead(&mut self, filter: &DeadFilter) -> Result<u64, StoreError> {
+        answer(redrive::count(&self.connection, filter))
     }
 
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::FileSelector;
-use crate::model::{limits::LimitChange, time::UnixMs};
+use crate::model::{file::FileReport, limits::LimitChange, time::UnixMs};
 
 /// An order. Each is a fact of a destination or a file (B11): it costs one write however many messages it is about, it
 /// holds before the next request begins, and it outlasts a restart and a reload.
@@ -49,11 +49,22 @@ pub enum Order {
     },
 }
 
+/// Which files an order is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderedFiles {
+    /// These.
+    Named(FileSelector),
+    /// All of a feed that are not settled.
+    OpenOf(String),
+    /// All that are not settled.
+    Open,
+}
+
 /// Files, at one of their destinations or at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilesAt {
     /// Which files.
-    pub files: FileSelector,
+    pub files: OrderedFiles,
     /// `None`: at all of theirs.
     pub destination: Option<String>,
 }
@@ -61,10 +72,40 @@ pub struct FilesAt {
 impl fmt::Display for FilesAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.files {
-            FileSelector::Id(id) => write!(f, "{id}")?,
-            FileSelector::Name(name) => f.write_str(name)?,
+            OrderedFiles::Named(FileSelector::Id(id)) => write!(f, "{id}")?,
+            OrderedFiles::Named(FileSelector::Name(name)) => f.write_str(name)?,
+            OrderedFiles::OpenOf(feed) => write!(f, "all of feed {feed}")?,
+            OrderedFiles::Open => f.write_str("all files")?,
         }
         self.destination.as_ref().map_or(Ok(()), |destination| write!(f, " at {destination}"))
+    }
+}
+
+/// How much an order would be about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilesCount {
+    /// Files.
+    pub files: u64,
+    /// Of them, each at one of its destinations.
+    pub places: u64,
+    /// Of these, where messages are held.
+    pub held: u64,
+    /// Open messages.
+    pub open: u64,
+}
+
+impl FilesCount {
+    /// Adds a file, as far as the order is about it.
+    pub fn add(&mut self, report: &FileReport, of: &FilesAt) {
+        let is_meant = |name: &str| of.destination.as_deref().is_none_or(|asked| asked == name);
+        let places = || report.destinations.iter().filter(|(name, _)| is_meant(name));
+        if places().next().is_none() {
+            return;
+        }
+        self.files += 1;
+        self.places += places().count() as u64;
+        self.held += report.held.keys().filter(|name| is_meant(name)).count() as u64;
+        self.open += places().map(|(_, counts)| counts.open()).sum::<u64>();
     }
 }
 

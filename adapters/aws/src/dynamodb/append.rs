@@ -141,7 +141,7 @@ impl Shared {
         // there is harmless.
         if let Some(HoldStep { destinations, change }) = &append.hold {
             let names: Vec<_> = destinations.iter().map(|name| &**name).collect();
-            match self.change_hold_of(&append.file, &names, change).await {
+            match self.change_hold_of(&[(&append.file, names)], change).await {
                 Err(StoreError::Permanent(why)) => {
                     tracing::warn!(file = %id, why, "the file goes without a canary");
                 }

@@ -39,8 +39,8 @@ impl Shared {
                 && look.report.state.is_closed()
             {
                 lock(&self.cancelled_until).remove(&place);
-                let file = &look.report.file;
-                self.change_hold_of(file, &[&held.destination], &HoldChange::Cancelled).await?;
+                let of = [(&look.report.file, vec![&*held.destination])];
+                self.change_hold_of(&of, &HoldChange::Cancelled).await?;
             }
         }
         Ok(done)

@@ -15,9 +15,12 @@ use tokio::runtime::Runtime;
 
 use super::DynamoStore;
 use postrider_actors::ports::console::{
-    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, MessageReport, Operate,
-    Order, Position, Search, View,
+    AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, FilesAt, FilesCount,
+    MessageReport, Operate, Order, Position, Search, View,
 };
+
+/// Dead letters that are counted at once.
+const DEAD_PAGE: usize = 1_000;
 
 /// The store behind commands.
 pub struct Console {
@@ -64,6 +67,10 @@ impl View for Console {
         }
     }
 
+    fn count_files(&mut self, of: &FilesAt) -> Result<FilesCount, StoreError> {
+        self.runtime.block_on(self.store.shared.count_files(of))
+    }
+
     fn file_totals(&mut self) -> Result<FileTotals, StoreError> {
         let mut totals = FileTotals::default();
         for report in self.all_files()? {
@@ -106,6 +113,16 @@ impl View for Console {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         self.runtime.block_on(self.store.dead_letters(filter, position, limit))
+    }
+
+    fn count_dead(&mut self, filter: &DeadFilter) -> Result<u64, StoreError> {
+        let (mut count, mut position) = (0, Position::default());
+        loop {
+            let letters = self.dead(filter, &position, DEAD_PAGE)?;
+            count += letters.len() as u64;
+            let Some(last) = letters.last() else { return Ok(count) };
+            position.clone_from(&last.position);
+        }
     }
 
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {

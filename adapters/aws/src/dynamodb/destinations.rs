@@ -14,7 +14,7 @@ use postrider_actors::{
     },
     ports::{
         LimitsSet, StoreError,
-        console::{FileSelector, FilesAt},
+        console::{FileSelector, FilesAt, FilesCount, OrderedFiles},
     },
 };
 
@@ -143,16 +143,16 @@ impl Shared {
         Ok(state.limits.iter().map(|(name, limits)| (name.as_str().into(), *limits)).collect())
     }
 
-    /// Changes what is held of a file at some of its destinations; at how many that changed something.
+    /// Changes what is held of files at some of their destinations, of all or of none; at how many that changed something.
     pub(super) async fn change_hold_of(
         &self,
-        file: &FileRecord,
-        names: &[&str],
+        files: &[(&FileRecord, Vec<&str>)],
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         let outcome = Mutex::new(None);
         let apply = |state: &mut ClusterState| {
-            let changed = state.change_hold(file, names, change);
+            let mut changes = files.iter().map(|(file, names)| state.change_hold(file, names, change));
+            let changed = changes.try_fold(0, |sum, changed| Some(sum + changed?));
             *lock(&outcome) = changed;
             changed.is_some_and(|changed| changed > 0)
         };
@@ -168,22 +168,41 @@ impl Shared {
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         let Some(file) = self.read_file(id).await? else { return Ok(0) };
-        let names = file.record.destinations.iter().map(String::as_str);
-        let names: Vec<_> = names.filter(|name| destination.is_none_or(|asked| asked == *name)).collect();
-        self.change_hold_of(&file.record, &names, change).await
+        self.change_hold_of(&[(&file.record, names_at(&file.record, destination))], change).await
     }
 
     /// The same of the files that an operator names.
     pub(super) async fn change_holds(&self, of: &FilesAt, change: &HoldChange) -> Result<usize, StoreError> {
+        let files = self.ordered_files(of).await?;
+        let at = of.destination.as_deref();
+        let files: Vec<_> = files.iter().map(|report| (&report.file, names_at(&report.file, at))).collect();
+        self.change_hold_of(&files, change).await
+    }
+
+    /// The files that an order is about.
+    async fn ordered_files(&self, of: &FilesAt) -> Result<Vec<FileReport>, StoreError> {
         let ids = match &of.files {
-            FileSelector::Id(id) => vec![*id],
-            FileSelector::Name(name) => self.file_ids(Some(name), usize::MAX).await?,
+            OrderedFiles::Named(FileSelector::Id(id)) => vec![*id],
+            OrderedFiles::Named(FileSelector::Name(name)) => self.file_ids(Some(name), usize::MAX).await?,
+            OrderedFiles::OpenOf(_) | OrderedFiles::Open => self.file_ids(None, usize::MAX).await?,
         };
-        let mut changed = 0;
-        for id in ids {
-            changed += self.change_hold(id, of.destination.as_deref(), change).await?;
+        let is_meant = |report: &FileReport| match &of.files {
+            OrderedFiles::Named(_) => true,
+            OrderedFiles::OpenOf(feed) => report.file.feed == *feed && report.settled_at.is_none(),
+            OrderedFiles::Open => report.settled_at.is_none(),
+        };
+        let reports = self.look_at_all(ids).await?.into_iter().map(|look| look.report);
+        Ok(reports.filter(is_meant).collect())
+    }
+
+    /// How much an order would be about.
+    pub(super) async fn count_files(&self, of: &FilesAt) -> Result<FilesCount, StoreError> {
+        let mut count = FilesCount::default();
+        for mut report in self.ordered_files(of).await? {
+            self.add_holds(&mut report).await?;
+            count.add(&report, of);
         }
-        Ok(changed)
+        Ok(count)
     }
 
     /// What of a file is held, where.
@@ -197,4 +216,10 @@ impl Shared {
     pub(super) async fn enable(&self, name: &str) -> Result<bool, StoreError> {
         self.change_cluster(|state| state.disabled.remove(name).is_some()).await
     }
+}
+
+/// The destinations of a file that are meant: one, or all.
+fn names_at<'a>(file: &'a FileRecord, destination: Option<&str>) -> Vec<&'a str> {
+    let names = file.destinations.iter().map(String::as_str);
+    names.filter(|name| destination.is_none_or(|asked| asked == *name)).collect()
 }
