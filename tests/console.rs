@@ -224,8 +224,14 @@ fn limits(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
         SetLimits { rate_per_s: rate, concurrency: auto },
         SetLimits { rate_per_s: None, concurrency: number },
     );
-    let set = daemon.runtime.block_on(daemon.steering.set_limits()).unwrap();
-    assert_eq!(set, LimitsSet::from([("d".into(), of_d), ("new".into(), of_new)]));
+    let expected = LimitsSet::from([("d".into(), of_d), ("new".into(), of_new)]);
+    let is_known = || daemon.runtime.block_on(daemon.steering.set_limits()).unwrap() == expected;
+    // It may be a second old.
+    let mut looks = 0..30;
+    while !is_known() {
+        looks.next().expect("a daemon knows it within 3 s");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
     let views = view.destinations().unwrap();
     assert_eq!(
         (views["d"].limits, views["new"].limits, views["e"].limits),

@@ -145,11 +145,11 @@ fn set(world: &World, order: &[&str], seconds: u64) -> (u64, u64) {
 /// `POSTRIDER_SECONDS=60` for all of what is asked for.
 #[test]
 fn s5_a_rate_holds_in_every_second_and_one_that_is_set_holds_within_a_second_across_a_kill_and_a_reload() {
-    const BURST: usize = 50;
+    const BURST: u16 = 50;
     let seconds = knob("POSTRIDER_SECONDS", 8);
     let mut world = World::new("csv");
     world.receive(&[]).set("destinations.support.concurrency", 64);
-    world.set("destinations.support.rate_per_s", 1_000).set("destinations.support.burst", BURST as i64);
+    world.set("destinations.support.rate_per_s", 1_000).set("destinations.support.burst", i64::from(BURST));
     world.set("outbox.high_watermark", 10_000_000);
     let rows = 1_000 * (seconds as usize + 20);
     world.drop_file(Input::csv("steady.csv", rows).all(Kind::Cancelled)).start_ready();
@@ -157,7 +157,7 @@ fn s5_a_rate_holds_in_every_second_and_one_that_is_set_holds_within_a_second_acr
     let from = wall_ms();
     thread::sleep(Duration::from_secs(seconds));
     let (fewest, most) = in_a_second(&world.request_times(), from, wall_ms());
-    assert!(fewest >= 950 && most <= 1_000 + BURST, "{fewest} to {most} requests per second");
+    assert!(fewest >= 950 && most <= 1_000 + usize::from(BURST), "{fewest} to {most} requests per second");
     figure(format!("{seconds} s at 1000/s: {fewest} to {most} requests in any second"));
 
     let (from, to) = set(&world, &["rate", "support", "200"], 2);
@@ -179,7 +179,7 @@ fn s5_a_rate_holds_in_every_second_and_one_that_is_set_holds_within_a_second_acr
     thread::sleep(Duration::from_secs(3));
     let now = wall_ms();
     let (_, most) = in_a_second(&world.request_times(), now - 2_000, now);
-    assert!(most <= 100 + BURST, "{most} requests per second, after a kill");
+    assert!(most <= 100 + usize::from(BURST), "{most} requests per second, after a kill");
     world.set("destinations.support.rate_per_s", 500).configure();
     world.daemon().signal(Signal::HUP);
     thread::sleep(Duration::from_secs(1));
@@ -303,6 +303,7 @@ fn a_reload_is_waited_for_and_what_is_refused_says_where() {
 fn make_dead(world: &World, rows: u64) {
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     let (now, file) = (UnixMs(wall_ms()), fixtures::file("gone", 1, &["support"]));
+    fs::create_dir_all(world.state()).expect("the directory is ours");
     let store =
         EmbeddedStore::open(&world.state(), Arc::new(|error| panic!("fatal: {error}"))).expect("a new store");
     let want = Want {
