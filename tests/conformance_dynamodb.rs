@@ -93,7 +93,7 @@ async fn make_on(endpoint: &str, seed: u64) -> Subject {
     let store = open(&client(endpoint), &settings, late.clone()).await;
     let (carry, clock) = conformance::shared_queue_in_memory(store.clone(), store.clone(), seed);
     assert!(late.0.set(clock.clone()).is_ok(), "nothing has asked for the time yet");
-    let (redriving, enabling) = (store.clone(), store.clone());
+    let (redriving, rerendering, enabling) = (store.clone(), store.clone(), store.clone());
     Subject {
         outbox: store.clone(),
         queue: carry.queue.clone(),
@@ -106,6 +106,10 @@ async fn make_on(endpoint: &str, seed: u64) -> Subject {
         redrive: Box::new(move |now| {
             let store = redriving.clone();
             Box::pin(async move { store.redrive(&DeadFilter::default(), usize::MAX, now).await.unwrap() })
+        }),
+        rerender: Box::new(move |template, now| {
+            let store = rerendering.clone();
+            Box::pin(async move { store.rerender(&conformance::rendering(template), now).await.unwrap() })
         }),
         enable: Box::new(move |name| {
             let enable = enabling.enable_destination(name);

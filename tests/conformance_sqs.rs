@@ -23,7 +23,7 @@ async fn make(queues: &Queues, fifo: bool) -> Subject {
     let names = queues.create(fifo, &["d", "e"]).await;
     let (carry, clock) = conformance::shared_queue(queues.transport(&names), store.clone(), store.clone());
     let queue = carry.queue.clone();
-    let (redriven, enabled) = (store.clone(), store.clone());
+    let (redriven, rerendered, enabled) = (store.clone(), store.clone(), store.clone());
     Subject {
         outbox: store.clone(),
         queue,
@@ -36,6 +36,10 @@ async fn make(queues: &Queues, fifo: bool) -> Subject {
         redrive: Box::new(move |now| {
             let store = redriven.clone();
             Box::pin(async move { store.redrive(now) })
+        }),
+        rerender: Box::new(move |template, now| {
+            let store = rerendered.clone();
+            Box::pin(async move { store.rerender(&conformance::rendering(template), now) })
         }),
         enable: Box::new(move |name| enabled.enable_destination(name)),
         guard: Box::new(()),

@@ -23,7 +23,8 @@ async fn make() -> Subject {
     let dir = tempfile::tempdir().unwrap();
     let store =
         Arc::new(EmbeddedStore::open(dir.path(), Arc::new(|error| panic!("fatal: {error}"))).unwrap());
-    let (redriving, enabling) = (dir.path().to_owned(), dir.path().to_owned());
+    let path = || dir.path().to_owned();
+    let (redriving, rerendering, enabling) = (path(), path(), path());
     Subject {
         outbox: store.clone(),
         queue: store.clone(),
@@ -38,6 +39,13 @@ async fn make() -> Subject {
             let redriven =
                 Operator::open(&redriving).unwrap().redrive(&DeadFilter::default(), usize::MAX, now);
             Box::pin(async { redriven.unwrap() })
+        }),
+        rerender: Box::new(move |template, now| {
+            let mut operator = Operator::open(&rerendering).unwrap();
+            let renderings = conformance::rendering(template);
+            let done =
+                operator.rerender(&DeadFilter::default(), &renderings, usize::MAX, now, false).unwrap();
+            Box::pin(async move { done.redriven })
         }),
         enable: Box::new(move |name| {
             let order = Order::Resume { destination: name.to_owned() };

@@ -1,6 +1,7 @@
 //! Commands see and do the same on every store: one story, run against each of them.
 
 use std::{
+    collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
     path::Path,
     sync::Arc,
@@ -11,10 +12,11 @@ use postrider_actors::ports::console::{
 };
 use postrider_actors::{
     model::{
+        batch::{BatchHeader, Rendering},
         ids::{BatchId, MessageId},
         ledger::{DETAIL_BYTES_MAX, MessageVerdict},
         limits::{Concurrency, LimitChange, SetLimits},
-        outcome::{DeathCause, Verdict},
+        outcome::{Attempt, DeathCause, Reason, Verdict},
         state::MessageState,
         time::{MonoMs, UnixMs},
     },
@@ -42,7 +44,7 @@ fn at(ms: u64) -> UnixMs {
 }
 
 /// Gets the batch into a worker's hands at the time.
-type Grant = Box<dyn Fn(&Runtime, BatchId, UnixMs) -> LeaseToken>;
+type Grant = Box<dyn Fn(&Runtime, BatchId, UnixMs) -> (LeaseToken, Arc<BatchHeader>)>;
 
 /// A daemon's side of a store.
 struct Daemon {
@@ -50,14 +52,19 @@ struct Daemon {
     outbox: Arc<dyn Outbox>,
     ledger: Arc<dyn Ledger>,
     steering: Arc<dyn Steering>,
-    grant: Grant,
+    lease: Grant,
 }
 
 impl Daemon {
     /// Records `verdicts` of a worker that has `batch` at `now`, and gives the rest of it back.
     fn settle(&self, batch: BatchId, now: UnixMs, verdicts: Vec<MessageVerdict>, details: &[(u32, &str)]) {
+        let (token, _) = (self.lease)(&self.runtime, batch, now);
+        self.record(token, verdicts, details);
+    }
+
+    fn record(&self, token: LeaseToken, verdicts: Vec<MessageVerdict>, details: &[(u32, &str)]) {
         let settlement = Settlement {
-            token: (self.grant)(&self.runtime, batch, now),
+            token,
             verdicts,
             details: details.iter().map(|&(index, words)| (index, words.into())).collect(),
             records: Vec::new(),
@@ -122,6 +129,7 @@ fn story(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     counts(view, operate);
     limits(daemon, view, operate);
     searches(view);
+    new_bodies(daemon, view, operate);
 
     let given_up = DeadFilter { cause: Some(DeathCause::Attempts), ..DeadFilter::default() };
     assert_eq!(operate.redrive(&given_up, 9, at(100)).unwrap(), 1);
@@ -206,6 +214,58 @@ fn counts(view: &mut dyn View, operate: &mut dyn Operate) {
     assert_eq!(view.audit(1).unwrap(), lines[..1]);
 }
 
+/// Rows of a file that died of their template get new bodies; those that were answered keep theirs.
+fn new_bodies(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
+    let file = fixtures::file("f", 3, &["d"]);
+    let batch = |first: u64| BatchId::derive(file.id, "d", first);
+    daemon.runtime.block_on(async {
+        for first in [1, 3] {
+            daemon.outbox.append(fixtures::step(&file, first..=first + 1, at(200))).await.unwrap();
+        }
+    });
+    let dead = |index, drive, reason| {
+        let attempt = Attempt { at: at(201), status: 0, reason };
+        verdict(index, drive, 1, Verdict::Dead { attempt, cause: DeathCause::Permanent })
+    };
+    let all = |drive, reason| vec![dead(0, drive, reason), dead(1, drive, reason)];
+    daemon.settle(batch(1), at(200), all(0, Reason::Render), &[]);
+    daemon.settle(batch(3), at(200), vec![dead(0, 0, Reason::Render), dead(1, 0, Reason::Timeout)], &[]);
+    let filter = DeadFilter { file: Some("3.csv".into()), ..DeadFilter::default() };
+    assert_eq!(view.count_dead(&filter), Ok(4));
+    let rendering = |template: &str| {
+        let rendering = Rendering { template: Some(template.into()), content_type: "text/plain".into() };
+        BTreeMap::from([("d".to_owned(), rendering)])
+    };
+    let mut rerender = |template: &str, now, dry_run| {
+        let done = operate.rerender(&filter, &rendering(template), 99, at(now), dry_run).unwrap();
+        (done.redriven, done.refused)
+    };
+    assert_eq!(rerender("one", 300, true), (2, 2));
+    assert_eq!(view.count_dead(&filter), Ok(4), "nothing is changed");
+    assert_eq!(rerender("one", 300, false), (2, 2));
+    assert_eq!(rerender("one", 301, false), (0, 2));
+    let delivery = delivery_of(view, MessageId { file: file.id, row: 1 }, "d");
+    assert_eq!((delivery.state, delivery.rendered_at), (MessageState::Retrying, Some(at(300))));
+    assert_eq!(delivery_of(view, MessageId { file: file.id, row: 3 }, "d").rendered_at, None);
+    let template = |now| {
+        let (lease, header) = (daemon.lease)(&daemon.runtime, batch(1), at(now));
+        (lease, header.template.clone())
+    };
+    let (token, by) = template(300);
+    assert_eq!(by.as_deref(), Some("one"));
+    daemon.record(token, all(1, Reason::Connect), &[]);
+    assert_eq!(rerender("two", 400, false), (2, 2), "it was wrong again, and not sent");
+    let (token, by) = template(400);
+    assert_eq!(by.as_deref(), Some("two"));
+    daemon.record(token, all(2, Reason::Status), &[]);
+    assert_eq!(rerender("three", 500, false), (0, 4));
+    assert_eq!(operate.redrive(&filter, 99, at(600)), Ok(4));
+    let (token, by) = template(600);
+    assert_eq!(by.as_deref(), Some("two"), "I4");
+    let sent = |index| verdict(index, 3, 1, Verdict::Sent { at: at(601), status: 200 });
+    daemon.record(token, vec![sent(0), sent(1)], &[]);
+}
+
 /// What is set is known to commands and daemons, and what is unset is not.
 fn limits(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     let number = NonZeroUsize::new(9).map(Concurrency::Fixed);
@@ -270,7 +330,7 @@ fn the_embedded_store() {
     let store = Arc::new(EmbeddedStore::open(path, Arc::new(|error| panic!("fatal: {error}"))).unwrap());
     let runtime = Runtime::new().unwrap();
     let queue = store.clone();
-    let grant: Grant = Box::new(move |runtime, batch, now| {
+    let lease: Grant = Box::new(move |runtime, batch, now| {
         let wants = vec![Want {
             destination: "d".into(),
             messages: usize::MAX,
@@ -283,10 +343,11 @@ fn the_embedded_store() {
         let (wanted, others): (Vec<_>, Vec<_>) =
             leases.iter().map(|lease| lease.token).partition(|token| token.batch == batch);
         runtime.block_on(queue.release(&others, Release::Unused)).unwrap();
-        wanted[0]
+        let lease = leases.iter().find(|lease| lease.token == wanted[0]).expect("it is one of them");
+        (lease.token, lease.header.clone())
     });
     let (outbox, ledger) = (store.clone(), store.clone());
-    let daemon = Daemon { runtime, outbox, ledger, steering: store, grant };
+    let daemon = Daemon { runtime, outbox, ledger, steering: store, lease };
     story(&daemon, &mut Viewer::open(path).unwrap(), &mut Operator::open(path).unwrap());
 }
 
@@ -351,7 +412,7 @@ mod dynamodb {
             Arc::new(DynamoStore::open(&client, settings, clock, Arc::new(())).await.unwrap())
         });
         let claims = store.clone();
-        let grant: Grant = Box::new(move |runtime, batch, now| {
+        let lease: Grant = Box::new(move |runtime, batch, now| {
             let request = ClaimRequest {
                 holder: "n-1/w#1".into(),
                 batches: vec![batch],
@@ -361,10 +422,10 @@ mod dynamodb {
             };
             let granted = runtime.block_on(claims.claim(request)).unwrap();
             let [(_, Claim::Granted(lease))] = &granted[..] else { panic!("not granted: {granted:?}") };
-            lease.token
+            (lease.token, lease.header.clone())
         });
         let (outbox, ledger) = (store.clone(), store.clone());
-        let daemon = Daemon { runtime, outbox, ledger, steering: store, grant };
+        let daemon = Daemon { runtime, outbox, ledger, steering: store, lease };
         story(&daemon, &mut console(server.endpoint()), &mut console(server.endpoint()));
     }
 }

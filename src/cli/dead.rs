@@ -1,6 +1,7 @@
 //! `postrider dead`
 
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{self, Write},
     path::Path,
@@ -8,9 +9,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use clap::{Subcommand, ValueEnum};
 use postrider_actors::model::{
+    batch::Rendering,
+    body::BodyTemplate,
     ids::MessageId,
     outcome::{DeathCause, Reason},
     time::UnixMs,
@@ -22,8 +25,13 @@ use super::{
     table::{number, table, text, time},
 };
 use crate::exit::Exit;
-use crate::{app::console, config};
-use postrider_actors::ports::console::{AuditLine, DeadFilter, DeadLetter, FileSelector, Position, View};
+use crate::{
+    app::console,
+    config::{self, Config},
+};
+use postrider_actors::ports::console::{
+    AuditLine, DeadFilter, DeadLetter, FileSelector, Position, Rerendered, View,
+};
 
 /// Dead letters per read.
 const PAGE: usize = 1_000;
@@ -65,6 +73,10 @@ enum Command {
         /// Redrive all of them; required without a filter
         #[arg(long)]
         all: bool,
+        /// With new bodies, made by the templates that the configuration has now. Only those that were never sent:
+        /// whose every attempt ended before a request, under the one lease since their bodies were made
+        #[arg(long)]
+        rerender: bool,
         /// Only say how many it would be
         #[arg(long)]
         dry_run: bool,
@@ -195,12 +207,15 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 print(&rendered(&letters))?;
             }
         }
-        Command::Redrive { which, limit, all, dry_run, json } => {
+        Command::Redrive { which, limit, all, rerender, dry_run, json } => {
             ensure!(
                 *all || *dry_run || limit.is_some() || !which.is_everything(),
                 "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
+            if *rerender {
+                return rerendered(&config, which, limit, now, *dry_run, *json);
+            }
             if *dry_run {
                 let found = console::view(&config)?.count_dead(&which.filter(now))?.min(limit as u64);
                 return if *json {
@@ -227,6 +242,45 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             let limit = limit.unwrap_or(usize::MAX);
             export(&mut *view, &which.filter(now), limit, *format, &mut io::stdout().lock())?;
         }
+    }
+    Ok(Exit::Done.into())
+}
+
+/// Sends dead letters again with new bodies.
+fn rerendered(
+    config: &Config,
+    which: &Which,
+    limit: usize,
+    now: UnixMs,
+    dry_run: bool,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut renderings = BTreeMap::new();
+    for destination in &config.destinations {
+        let Some(webhook) = destination.webhook() else { continue };
+        let wrong = |why: String| anyhow!("the template of destinations.{}: {why}", destination.name);
+        let template = webhook.template.read().map_err(wrong)?;
+        BodyTemplate::compile(template.as_deref(), &webhook.content_type)
+            .map_err(|error| wrong(error.to_string()))?;
+        let rendering = Rendering { template, content_type: webhook.content_type.clone() };
+        renderings.insert(destination.name.clone(), rendering);
+    }
+    let mut operate = console::operate(config)?;
+    let Rerendered { redriven, refused } =
+        operate.rerender(&which.filter(now), &renderings, limit, now, dry_run)?;
+    if redriven > 0 && !dry_run {
+        let detail = format!("{redriven} redriven with new bodies");
+        let (by, verb) = (steer::who(), "redrive".to_owned());
+        operate.note(&AuditLine { at: now, by, verb, of: which.to_string(), detail })?;
+    }
+    if json {
+        let done = if dry_run { "would_redrive" } else { "redriven" };
+        print_json(&json!({ done: redriven, "refused": refused }))?;
+    } else {
+        let done = if dry_run { "would be redriven" } else { "redriven" };
+        print(&format!(
+            "{redriven} {done} with new bodies; {refused} may have been received and keep theirs\n"
+        ))?;
     }
     Ok(Exit::Done.into())
 }

@@ -146,6 +146,7 @@ fn json_of(report: &MessageReport, row: Option<&MessageRow>) -> Value {
             "payload_archived": delivery.recipient.is_none(),
             "accepted_at": time(delivery.accepted_at),
             "redriven": delivery.drive,
+            "rendered_anew_at": delivery.rendered_at.map(time),
             "attempts": delivery.failed.iter().map(attempt).collect::<Vec<_>>(),
             "sent": delivery.sent.map(|(status, at)| json!({ "at": time(at), "status": status })),
             "cause": delivery.cause.map(DeathCause::as_str),
@@ -211,6 +212,13 @@ fn rendered_delivery(delivery: &Delivery, row: Option<&MessageRow>) -> String {
     }
     if delivery.drive > 0 {
         let _ = writeln!(text, "  redriven {} times, last at {}", delivery.drive, time(delivery.accepted_at));
+    }
+    if let Some(at) = delivery.rendered_at {
+        let _ = writeln!(
+            text,
+            "  {}  its body was made anew by another template, before it was ever sent",
+            time(at)
+        );
     }
     if let Some((status, at)) = delivery.sent {
         let _ = writeln!(text, "  {}  sent: {status}", time(at));

@@ -11,7 +11,7 @@ use postrider_settings::{
     settings, shown_text, unset,
 };
 
-use super::needed_if;
+use super::{needed_if, resolve};
 use postrider_http::webhook::{self, WebhookKeys};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
@@ -151,6 +151,20 @@ pub enum TemplateSource {
     Inline(String),
     /// The template in this file.
     File(PathBuf),
+}
+
+impl TemplateSource {
+    /// The template's source; `None` for the default body.
+    pub fn read(&self) -> Result<Option<String>, String> {
+        match self {
+            Self::Default => Ok(None),
+            Self::Inline(source) => Ok(Some(source.clone())),
+            Self::File(path) => {
+                let source = resolve::read(path, TEMPLATE_BYTES_MAX as u64);
+                source.map(Some).map_err(|error| format!("{}: {error}", path.display()))
+            }
+        }
+    }
 }
 
 /// A static header.

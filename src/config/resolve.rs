@@ -354,7 +354,7 @@ impl Resolver<'_> {
 }
 
 /// A file's text, or what is wrong with it.
-fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
+pub(super) fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
     read_bounded(path, bytes_max).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
         _ => error.to_string(),

@@ -450,3 +450,37 @@ fn orders_by_feed_and_for_all_say_how_much_they_are_about() {
     world.stop();
     world.prove();
 }
+
+#[test]
+fn i4_only_what_was_never_sent_gets_a_new_body() {
+    let mut world = World::new("csv");
+    world.receive(&["--status", "400"]).set("destinations.support.retry.max_attempts", 1);
+    world
+        .set("destinations.support.storm.percent", 0)
+        .set("destinations.support.template", r#"{"old": {{ row }}}"#);
+    world.drop_file(Input::csv("answered.csv", 3).all(Kind::Sent)).start().wait_settled(LIVENESS);
+    world.receiver().kill();
+    world.drop_file(Input::csv("unsent.csv", 3).all(Kind::Sent)).wait_settled(LIVENESS);
+    world.set("destinations.support.template", r#"{"new": {{ row }}}"#).configure();
+    let redrive = |world: &World, more: &str| {
+        world.postrider(&["dead", "redrive", "--rerender", "--all", more]).ok().stdout
+    };
+    let counted = redrive(&world, "--dry-run");
+    assert!(
+        counted.starts_with("3 would be redriven with new bodies; 3 may have been received"),
+        "{counted}"
+    );
+    world.receive(&["--log-bodies"]);
+    let done = redrive(&world, "--limit=99");
+    assert!(done.starts_with("3 redriven with new bodies; 3 may have been received"), "{done}");
+    wait_report(&world.done("unsent.csv"));
+    world.postrider(&["dead", "redrive", "--all"]).ok();
+    world.wait_settled(LIVENESS);
+    let bodies =
+        |word: &str| world.bodies_of("/support").iter().filter(|body| body.get(word).is_some()).count();
+    assert_eq!((bodies("new"), bodies("old")), (3, 3));
+    let file = world.file("unsent.csv").expect("it is known")["id"].as_str().expect("an id").to_owned();
+    let said = world.postrider(&["messages", "--id", &format!("msg_{file}_1")]).ok().stdout;
+    assert!(said.contains("made anew"), "{said}");
+    world.stop();
+}

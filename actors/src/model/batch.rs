@@ -63,6 +63,24 @@ pub struct BatchHeader {
     pub content_type: String,
 }
 
+/// How bodies are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendering {
+    /// See [`BatchHeader::template`].
+    pub template: Option<String>,
+    /// See [`BatchHeader::content_type`].
+    pub content_type: String,
+}
+
+impl BatchHeader {
+    /// The same with bodies that are made otherwise.
+    #[must_use]
+    pub fn rendered_by(&self, rendering: &Rendering) -> Self {
+        let Rendering { template, content_type } = rendering.clone();
+        Self { template, content_type, ..self.clone() }
+    }
+}
+
 /// A batch as it enters the outbox.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewBatch {

@@ -16,7 +16,7 @@ use memchr::memmem::Finder;
 
 use crate::{
     model::{
-        batch::{BatchHeader, PayloadError, Rows},
+        batch::{BatchHeader, PayloadError, Rendering, Rows},
         file::{DestinationCounts, FileReport},
         ids::{BatchId, FileId, MessageId},
         ledger,
@@ -86,12 +86,32 @@ pub trait Operate {
     /// delivery keeps its rates. If it fails, what was redriven before stays so.
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError>;
 
+    /// The same with new bodies, made by what `renderings` has for their destinations, for those that were never sent
+    /// (`Record::keeps_bodies`); others stay dead. With `dry_run` nothing is changed.
+    fn rerender(
+        &mut self,
+        filter: &DeadFilter,
+        renderings: &BTreeMap<String, Rendering>,
+        limit: usize,
+        now: UnixMs,
+        dry_run: bool,
+    ) -> Result<Rerendered, StoreError>;
+
     /// Carries out an order, and adds its line if that changes anything; of how many files at how many destinations it did,
     /// together.
     fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError>;
 
     /// Adds a line for what takes many calls.
     fn note(&mut self, line: &AuditLine) -> Result<(), StoreError>;
+}
+
+/// What became of dead letters that were to be sent with new bodies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rerendered {
+    /// They are sent again.
+    pub redriven: usize,
+    /// They stay dead: they may have been received.
+    pub refused: usize,
 }
 
 /// Where a walk continues. Opaque: only the engine that made it reads it. The default is the beginning.
@@ -265,6 +285,8 @@ pub struct Delivery {
     pub cause: Option<DeathCause>,
     /// When the next attempt may be made, if there will be one.
     pub not_before: Option<UnixMs>,
+    /// When its body was made anew, if it was.
+    pub rendered_at: Option<UnixMs>,
 }
 
 impl Delivery {
@@ -275,9 +297,20 @@ impl Delivery {
         fate: ledger::Fate,
         failed: Vec<Attempt>,
     ) -> Self {
-        let ledger::Fate { state, accepted_at, drive, sent, death, not_before, .. } = fate;
+        let ledger::Fate { state, accepted_at, drive, sent, death, not_before, rendered_at, .. } = fate;
         let cause = death.map(|death| death.cause);
-        Self { destination, recipient, state, accepted_at, drive, failed, sent, cause, not_before }
+        Self {
+            destination,
+            recipient,
+            state,
+            accepted_at,
+            drive,
+            failed,
+            sent,
+            cause,
+            not_before,
+            rendered_at,
+        }
     }
 }
 

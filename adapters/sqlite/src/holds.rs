@@ -146,13 +146,8 @@ pub(crate) fn trial(
     let mut trial = Trial::default();
     while let Some(row) = rows.next()? {
         let stored = Stored::read(row)?;
-        let history: Vec<Vec<u8>> = if Trial::needs_history(&stored.record) {
-            let mut select =
-                connection.prepare_cached("SELECT body FROM attempts WHERE batch = ?1 ORDER BY seq")?;
-            select.query_map([stored.seq], |row| row.get(0))?.collect::<Result<_, _>>()?
-        } else {
-            Vec::new()
-        };
+        let history =
+            if Trial::needs_history(&stored.record) { stored.history(connection)? } else { Vec::new() };
         trial.add(&stored.record, history.iter().map(Vec::as_slice))?;
     }
     Ok(trial)

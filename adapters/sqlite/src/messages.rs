@@ -57,10 +57,7 @@ fn delivery(
         Some(_) => return Err(missing(stored.id, index)),
     };
     let fate = stored.record.fate(index).ok_or_else(|| missing(stored.id, index))?;
-    let chunks: Vec<Vec<u8>> = connection
-        .prepare_cached("SELECT body FROM attempts WHERE batch = ?1 ORDER BY seq")?
-        .query_map([stored.seq], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let chunks = stored.history(connection)?;
     let failed = ledger::codec::failures_of(chunks.iter().map(Vec::as_slice), index as u32)?;
     Ok(Delivery::of(header.destination.clone(), recipient, fate, failed))
 }

@@ -1,17 +1,18 @@
 //! What an operator's commands write, with or without a running daemon: transactions of their own, each
 //! bounded, so that the daemon's writer never waits long.
 
-use std::{path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
 use postrider_actors::{
     failpoint,
     model::{
+        batch::Rendering,
         hold::{FileHold, HoldChange},
         time::UnixMs,
     },
     ports::{
         StoreError,
-        console::{AuditLine, DeadFilter, Operate, Order},
+        console::{AuditLine, DeadFilter, Operate, Order, Rerendered},
     },
 };
 use rusqlite::Connection;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use super::{
     audit, cancel, holds, limits,
     open::{self, Access, OpenError},
-    redrive::{self, RedriveCursor, RedrivePace},
+    redrive::{self, RedriveCursor, RedrivePace, RedriveStep},
     tx::{Caches, Tx, TxError},
 };
 
@@ -77,16 +78,23 @@ impl Operator {
     }
 }
 
-impl Operate for Operator {
-    fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
-        let mut redriven = 0;
+impl Operator {
+    /// Works through up to `limit` dead letters, each step a transaction of its own.
+    fn step_by_step(
+        &mut self,
+        limit: usize,
+        mut step: impl FnMut(&mut Tx<'_>, RedriveCursor, usize) -> Result<RedriveStep, TxError>,
+    ) -> Result<Rerendered, StoreError> {
+        let (mut done, mut looked_at) = (Rerendered::default(), 0);
         let (mut place, mut pace) = (RedriveCursor::default(), RedrivePace::default());
-        while redriven < limit {
-            let most = pace.letters().min(limit - redriven);
+        while looked_at < limit {
+            let most = pace.letters().min(limit - looked_at);
             let begun = Instant::now();
-            let step = self.transact(|tx| redrive::redrive(tx, filter, place, most, now))?;
+            let step = self.transact(|tx| step(tx, place, most))?;
             failpoint!("redrive.step");
-            redriven += step.redriven;
+            done.redriven += step.redriven;
+            done.refused += step.looked_at - step.redriven;
+            looked_at += step.looked_at;
             place = step.looked_until;
             if step.looked_at < most {
                 break;
@@ -94,7 +102,27 @@ impl Operate for Operator {
             pace.took(begun.elapsed());
             thread::sleep(BETWEEN_STEPS);
         }
-        Ok(redriven)
+        Ok(done)
+    }
+}
+
+impl Operate for Operator {
+    fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let step = |tx: &mut Tx<'_>, place, most| redrive::redrive(tx, filter, place, most, now);
+        Ok(self.step_by_step(limit, step)?.redriven)
+    }
+
+    fn rerender(
+        &mut self,
+        filter: &DeadFilter,
+        renderings: &BTreeMap<String, Rendering>,
+        limit: usize,
+        now: UnixMs,
+        dry_run: bool,
+    ) -> Result<Rerendered, StoreError> {
+        self.step_by_step(limit, |tx, place, most| {
+            redrive::rerender(tx, filter, renderings, place, most, now, dry_run)
+        })
     }
 
     fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError> {

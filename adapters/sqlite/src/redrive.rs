@@ -1,8 +1,9 @@
 //! Dead letters: finding them and sending them again.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use postrider_actors::model::{
+    batch::Rendering,
     ids::{BatchId, FileId},
     outcome::{Attempt, DeathCause, Reason},
     time::UnixMs,
@@ -144,6 +145,45 @@ pub(crate) struct RedriveStep {
     pub(crate) looked_until: RedriveCursor,
 }
 
+impl RedriveStep {
+    /// What was found behind `place`, and nothing is done with it yet.
+    fn beyond(place: RedriveCursor, found: &[(RedriveCursor, i64)]) -> Self {
+        let looked_until = found.last().map_or(place, |(place, _)| *place);
+        Self { looked_at: found.len(), redriven: 0, looked_until }
+    }
+}
+
+/// Up to `limit` dead letters after `place`, each with the number of its batch.
+fn find(
+    connection: &Connection,
+    filter: &DeadFilter,
+    place: RedriveCursor,
+    limit: usize,
+) -> Result<Vec<(RedriveCursor, i64)>, TxError> {
+    let (condition, mut values) = condition(connection, filter, place)?;
+    values.push(Value::Integer(int(limit as u64)));
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT d.file, d.destination, d.row, d.batch FROM dead d
+         WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
+    ))?;
+    let found = select.query_map(rusqlite::params_from_iter(&values), |row| {
+        Ok((RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
+    })?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+/// The dead letters `group` of one batch: the batch, and their indexes in it.
+fn load(connection: &Connection, group: &[(RedriveCursor, i64)]) -> Result<(Stored, Vec<u32>), TxError> {
+    let stored = Stored::by_seq(connection, group[0].1)?;
+    let rows = stored.rows()?;
+    let index = |(RedriveCursor(_, _, row), _): &(RedriveCursor, i64)| {
+        let missing = || format!("dead letters can't be redriven: batch {} has no row {row}", stored.id);
+        rows.find(uint(*row)).map(|index| index as u32).ok_or_else(|| TxError::Refused(missing()))
+    };
+    let indexes = group.iter().map(index).collect::<Result<_, _>>()?;
+    Ok((stored, indexes))
+}
+
 /// Sends up to `limit` dead letters after `place` again: same ids, same bodies, a new round of delivery in the same
 /// batches. Each batch costs one write, however many of its messages are dead, and all that leave the list one statement.
 pub(crate) fn redrive(
@@ -153,49 +193,61 @@ pub(crate) fn redrive(
     limit: usize,
     now: UnixMs,
 ) -> Result<RedriveStep, TxError> {
-    let (condition, mut values) = condition(tx.connection, filter, place)?;
-    values.push(Value::Integer(int(limit as u64)));
-    let found: Vec<(RedriveCursor, i64)> = tx
-        .connection
-        .prepare_cached(&format!(
-            "SELECT d.file, d.destination, d.row, d.batch FROM dead d
-             WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
-        ))?
-        .query_map(rusqlite::params_from_iter(&values), |row| {
-            Ok((RedriveCursor(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
-        })?
-        .collect::<Result<_, _>>()?;
-    let Some(&(last, _)) = found.last() else {
-        return Ok(RedriveStep { looked_at: 0, redriven: 0, looked_until: place });
-    };
-    let mut step = RedriveStep { looked_at: found.len(), redriven: 0, looked_until: last };
+    let found = find(tx.connection, filter, place, limit)?;
+    let mut step = RedriveStep::beyond(place, &found);
+    if found.is_empty() {
+        return Ok(step);
+    }
     // The rows of a batch are neighbours.
     for group in found.chunk_by(|(_, left), (_, right)| left == right) {
-        let mut stored = Stored::by_seq(tx.connection, group[0].1)?;
-        let rows = stored.rows()?;
-        let mut indexes = Vec::with_capacity(group.len());
-        for (RedriveCursor(_, _, row), _) in group {
-            let index = rows.find(uint(*row)).ok_or_else(|| {
-                TxError::Refused(format!(
-                    "dead letters can't be redriven: batch {} has no row {row}",
-                    stored.id
-                ))
-            })?;
-            indexes.push(index as u32);
-        }
+        let (mut stored, indexes) = load(tx.connection, group)?;
         let mut changes = stored.record.redrive(indexes, now);
         // Below, all at once.
         step.redriven += std::mem::take(&mut changes.rose).len();
         stored.store_changes(tx, &changes)?;
     }
     // What was found, and nothing else.
-    values.pop();
+    let (condition, mut values) = condition(tx.connection, filter, place)?;
+    let last = step.looked_until;
     values.extend([last.0, last.1, last.2].map(Value::Integer));
     tx.connection
         .prepare_cached(&format!(
             "DELETE FROM dead AS d WHERE {condition} AND (d.file, d.destination, d.row) <= (?, ?, ?)"
         ))?
         .execute(rusqlite::params_from_iter(values))?;
+    Ok(step)
+}
+
+/// Sends up to `limit` dead letters after `place` again with new bodies, those that were never sent. With `dry_run` it only
+/// counts.
+pub(crate) fn rerender(
+    tx: &mut Tx<'_>,
+    filter: &DeadFilter,
+    renderings: &BTreeMap<String, Rendering>,
+    place: RedriveCursor,
+    limit: usize,
+    now: UnixMs,
+    dry_run: bool,
+) -> Result<RedriveStep, TxError> {
+    let found = find(tx.connection, filter, place, limit)?;
+    let mut step = RedriveStep::beyond(place, &found);
+    for group in found.chunk_by(|(_, left), (_, right)| left == right) {
+        let (mut stored, indexes) = load(tx.connection, group)?;
+        let history = stored.history(tx.connection)?;
+        let keeps = stored.record.keeps_bodies(history.iter().map(Vec::as_slice))?;
+        let header = tx.caches.header(tx.connection, stored.header)?;
+        let Some(rendering) = renderings.get(&header.destination).filter(|_| keeps.is_none()) else {
+            continue;
+        };
+        let changes = stored.record.rerender(indexes, now);
+        step.redriven += changes.rose.len();
+        if !dry_run {
+            let header = Arc::new(header.rendered_by(rendering));
+            let number = tx.header_number(&header, stored.file, stored.destination)?;
+            stored.set_header(tx.connection, number)?;
+            stored.store_changes(tx, &changes)?;
+        }
+    }
     Ok(step)
 }
 

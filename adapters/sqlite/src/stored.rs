@@ -146,6 +146,22 @@ impl Stored {
         Ok(codec::decode_rows(self.first_row, self.record.len() as u32, self.gaps.as_deref())?)
     }
 
+    /// All of its failed attempts, as they were recorded.
+    pub(crate) fn history(&self, connection: &Connection) -> Result<Vec<Vec<u8>>, TxError> {
+        let mut select =
+            connection.prepare_cached("SELECT body FROM attempts WHERE batch = ?1 ORDER BY seq")?;
+        Ok(select.query_map([self.seq], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    }
+
+    /// Its messages have another header from now on.
+    pub(crate) fn set_header(&mut self, connection: &Connection, header: i64) -> Result<(), TxError> {
+        connection
+            .prepare_cached("UPDATE batches SET header = ?2 WHERE seq = ?1")?
+            .execute([self.seq, header])?;
+        self.header = header;
+        Ok(())
+    }
+
     /// Writes back what a rule changed, as far as it did.
     pub(crate) fn store(&mut self, connection: &Connection) -> Result<(), TxError> {
         self.store_columns(connection)?;

@@ -291,7 +291,7 @@ impl<'a> Tx<'a> {
     }
 
     /// The number of a header, which is interned.
-    fn header_number(
+    pub(crate) fn header_number(
         &mut self,
         header: &Arc<BatchHeader>,
         file: i64,

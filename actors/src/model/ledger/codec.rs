@@ -7,6 +7,7 @@
 //! version   u8 = 1
 //! losses    u8
 //! begun     varint(index + 1), 0: none
+//! rendered  varint(fence) varint(at)
 //! states    runs: varint(count) state, until there are as many as messages
 //! tries     likewise
 //! sent      of each message whose state says that it was sent: first all statuses, in runs
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 
 use super::{
     record::{Death, Exception, Holder, Record, RowNumbers, Sent},
+    rerender::Rendered,
     settle::Failure,
 };
 use crate::model::{
@@ -58,6 +60,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64 + 2 * record.sent.len());
     bytes.extend([VERSION, record.losses]);
     put_varint(&mut bytes, record.begun.map_or(0, |index| u64::from(index) + 1));
+    put_varint(&mut bytes, record.rendered.fence);
+    put_varint(&mut bytes, record.rendered.at.0);
     put_runs(&mut bytes, &record.states.0);
     put_runs(&mut bytes, &record.tries);
     put_sent(&mut bytes, record);
@@ -87,6 +91,8 @@ fn decode_body(record: &mut Record, body: &[u8]) -> Option<()> {
     let mut at = 2;
     let begun = take_varint(body, &mut at)?;
     record.begun = begun.checked_sub(1).map(u32::try_from).transpose().ok()?;
+    let (fence, rendered_at) = (take_varint(body, &mut at)?, UnixMs(take_varint(body, &mut at)?));
+    record.rendered = Rendered { fence, at: rendered_at };
     record.states = StateVector(take_runs(body, &mut at, count)?);
     if record.states.0.iter().any(|&state| MessageState::from_byte(state).is_none()) {
         return None;

@@ -48,12 +48,12 @@ fn any_record() -> impl Strategy<Value = Record> {
             prop::collection::vec(any::<u8>(), count),
             prop::collection::vec((200u16..203, any::<u64>()), count),
             prop::collection::btree_map(0..count as u32, any_exception(), 0..count),
-            (any::<u64>(), any::<u64>(), any::<u64>(), any::<u8>()),
+            (any::<u64>(), any::<u64>(), any::<u64>(), any::<u8>(), any::<u64>(), any::<u64>()),
             prop::option::of(0..count as u32),
             prop::option::of((".{0,9}", any::<u64>())),
         )
             .prop_map(move |(states, tries, sent, exceptions, numbers, begun, holder)| {
-                let (accepted_at, not_before, fence, losses) = numbers;
+                let (accepted_at, not_before, fence, losses, rendered, at) = numbers;
                 let mut record = Record::new(count as u32, UnixMs(accepted_at), UnixMs(not_before));
                 record.states.0 = states.into_iter().map(|state| state as u8).collect();
                 record.tries = tries;
@@ -65,6 +65,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                     record.sent = record.states.0.iter().zip(sent).map(of_sent).collect();
                 }
                 record.exceptions = exceptions;
+                record.rendered = Rendered { fence: rendered, at: UnixMs(at) };
                 (record.fence, record.losses, record.begun) = (fence, losses, begun);
                 record.holder = holder.map(|(name, until)| Holder { name, until: Deadline(until) });
                 record

@@ -10,6 +10,7 @@
 //! - `lanes`: which batches of a destination are leased.
 //! - `evidence`: what is known of messages that were in flight when a process died.
 //! - [`settle`]: recording a worker's verdicts on messages, and what an operator does with them.
+//! - `rerender`: new bodies for messages that were never sent.
 //! - [`codec`]: how a record and its history are stored.
 
 pub mod codec;
@@ -19,6 +20,7 @@ mod evidence;
 mod lanes;
 pub mod lease;
 pub mod record;
+mod rerender;
 pub mod settle;
 #[cfg(test)]
 mod tests;
@@ -27,4 +29,5 @@ pub use evidence::{Evidence, is_exclusive};
 pub use lanes::{FRESH_ONE_IN, LaneShare};
 pub use lease::{Grant, is_earlier_life, is_earlier_process};
 pub use record::{Deadline, Death, Exception, Fate, Holder, Record, RowNumbers, Sent};
+pub use rerender::{KeepsBody, Rendered};
 pub use settle::{Changes, CountChange, DETAIL_BYTES_MAX, Failure, MessageVerdict, Rejected, Standing};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::rerender::Rendered;
 use crate::model::{
     batch::StateVector,
     outcome::{Attempt, DeathCause},
@@ -139,6 +140,8 @@ pub struct Record {
     /// Leases in a row that were lost without progress and without evidence of what was in flight (B17). See
     /// `model::suspect`.
     pub losses: u8,
+    /// When an operator had the bodies of its messages made anew last.
+    pub rendered: Rendered,
     /// The message that was begun by itself after two such losses, and is not recorded yet (B17).
     pub begun: Option<u32>,
     /// The state of each message.
@@ -168,6 +171,8 @@ pub struct Fate {
     pub death: Option<Death>,
     /// When the next attempt may be made, if there will be one.
     pub not_before: Option<UnixMs>,
+    /// When its body was made anew, if it was.
+    pub rendered_at: Option<UnixMs>,
 }
 
 impl Record {
@@ -179,6 +184,7 @@ impl Record {
             fence: 0,
             holder: None,
             losses: 0,
+            rendered: Rendered::default(),
             begun: None,
             states: StateVector::accepted(count),
             tries: vec![0; count as usize],
@@ -299,6 +305,7 @@ impl Record {
             sent: sent.map(|sent| (sent.status, UnixMs(self.accepted_at.0.saturating_add(sent.after_ms)))),
             death: self.exceptions.get(&(index as u32)).and_then(|exception| exception.death.clone()),
             not_before: state.is_open().then(|| self.due_of(index)),
+            rendered_at: Some(self.rendered.at).filter(|at| *at > UnixMs(0)),
         })
     }
 

@@ -2,7 +2,13 @@ use std::future::Future;
 
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries};
 use crate::{
-    model::{file::FileState, ids::FileId, ledger::MessageVerdict, time::UnixMs},
+    model::{
+        file::FileState,
+        ids::FileId,
+        ledger::MessageVerdict,
+        outcome::{Attempt, DeathCause, Reason, Verdict},
+        time::UnixMs,
+    },
     ports::{Release, Settled, Settlement, StoreError},
 };
 
@@ -21,6 +27,7 @@ pub async fn ledger<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     a_message_sent_by_a_stale_worker_is_not_sent_again(make().await).await;
     a_redrive_sends_the_dead_again(make().await).await;
     b6_a_redrive_leaves_a_lease_alone(make().await).await;
+    i4_only_what_was_never_sent_gets_another_body(make().await).await;
     a_late_2xx_of_an_earlier_drive_is_counted_once(make().await).await;
     files_settle_and_are_reported_once(make().await).await;
     rejects_come_in_pages(make().await).await;
@@ -271,6 +278,33 @@ async fn a_redrive_sends_the_dead_again(store: Subject) {
     assert_eq!((store.redrive)(UnixMs(LATER.0 + 1)).await, 1);
     let third = store.again("w", UnixMs(LATER.0 + 1)).await;
     assert_eq!((third.open.len(), third.open[0].index, third.open[0].drive), (1, 2, 2));
+}
+
+async fn i4_only_what_was_never_sent_gets_another_body(store: Subject) {
+    let died_of = |reason| {
+        let attempt = Attempt { at: NOW, status: 0, reason };
+        let dead = Verdict::Dead { attempt, cause: DeathCause::Permanent };
+        [(0, dead), (1, dead)]
+    };
+    let (file, lease) = store.one_lease(2).await;
+    assert_eq!(store.settle(&lease, &died_of(Reason::Render)).await, Settled::Complete);
+    assert_eq!((store.rerender)("one", LATER).await, 2);
+    assert_eq!((store.rerender)("other", LATER).await, 0, "they are open");
+    assert_eq!(store.tally(file.id).await, (2, 0, 0, 2));
+    let again = store.again("again", LATER).await;
+    assert_eq!((again.header.template.as_deref(), &*again.header.content_type), (Some("one"), "text/plain"));
+    assert_eq!((again.token.batch, &again.payload), (lease.token.batch, &lease.payload), "the same messages");
+    // It was wrong again.
+    assert_eq!(store.settle(&again, &died_of(Reason::Render)).await, Settled::Complete);
+    assert_eq!((store.rerender)("two", LATER).await, 2);
+    let third = store.again("third", LATER).await;
+    assert_eq!(third.header.template.as_deref(), Some("two"));
+    assert_eq!(store.settle(&third, &died_of(Reason::Timeout)).await, Settled::Complete);
+    assert_eq!((store.rerender)("three", LATER).await, 0, "they may have been received");
+    assert_eq!((store.redrive)(LATER).await, 2);
+    let last = store.again("last", LATER).await;
+    assert_eq!(last.header.template.as_deref(), Some("two"));
+    assert_eq!(store.settle(&last, &[(0, sent()), (1, sent())]).await, Settled::Complete);
 }
 
 async fn b6_a_redrive_leaves_a_lease_alone(store: Subject) {

@@ -35,6 +35,7 @@ use crate::{
     flow::{Bell, ProgressBoard},
     metrics::StageMetrics,
     model::{
+        batch::Rendering,
         file::{DestinationCounts, FileRecord},
         ids::FileId,
         ledger::MessageVerdict,
@@ -49,6 +50,16 @@ use crate::{
 
 /// Sends every dead message again, as an operator would; returns how many.
 pub type Redrive = Box<dyn Fn(UnixMs) -> Pin<Box<dyn Future<Output = usize>>>>;
+
+/// Gives every dead message that was never sent a body by this template, in plain text, and sends it again, as an operator
+/// would; returns how many.
+pub type Rerender = Box<dyn Fn(&'static str, UnixMs) -> Pin<Box<dyn Future<Output = usize>>>>;
+
+/// What [`Rerender`] takes for destination `d`.
+pub fn rendering(template: &str) -> BTreeMap<String, Rendering> {
+    let rendering = Rendering { template: Some(template.to_owned()), content_type: "text/plain".to_owned() };
+    BTreeMap::from([("d".to_owned(), rendering)])
+}
 
 /// Enables a destination, as an operator would.
 pub type Enable = Box<dyn Fn(&str)>;
@@ -81,6 +92,8 @@ pub struct Subject {
     pub patience: Patience,
     /// The operator's redrive.
     pub redrive: Redrive,
+    /// The operator's redrive with new bodies.
+    pub rerender: Rerender,
     /// The operator's way to enable a destination.
     pub enable: Enable,
     /// What must live as long: a directory, a server.
@@ -150,7 +163,7 @@ impl Subject {
     }
 
     fn of(store: &Arc<MemoryStore>) -> Self {
-        let (redriven, enabled) = (store.clone(), store.clone());
+        let (redriven, rerendered, enabled) = (store.clone(), store.clone(), store.clone());
         Self {
             outbox: store.clone(),
             queue: store.clone(),
@@ -163,6 +176,10 @@ impl Subject {
             redrive: Box::new(move |now| {
                 let store = redriven.clone();
                 Box::pin(async move { store.redrive(now) })
+            }),
+            rerender: Box::new(move |template, now| {
+                let store = rerendered.clone();
+                Box::pin(async move { store.rerender(&rendering(template), now) })
             }),
             enable: Box::new(move |name| enabled.enable_destination(name)),
             guard: Box::new(()),

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 
 use crate::{
     model::{
-        batch::NewBatch,
+        batch::{NewBatch, Rendering},
         file::{Checkpoint, DestinationCounts, FileReport, FileState, Reject},
         hold::FileHold,
         ids::{BatchId, FileId},
@@ -101,6 +101,33 @@ impl MemoryStore {
     /// Sends every dead message again, as `postrider dead redrive` does. Returns how many.
     pub fn redrive(&self, now: UnixMs) -> usize {
         self.state().redrive(now)
+    }
+
+    /// Sends every dead message again that was never sent, with a new body, as `postrider dead redrive --rerender` does.
+    /// Returns how many.
+    ///
+    /// # Panics
+    ///
+    /// If a history can't be read.
+    pub fn rerender(&self, renderings: &BTreeMap<String, Rendering>, now: UnixMs) -> usize {
+        let mut state = self.state();
+        let (mut redriven, mut files) = (0, Vec::new());
+        for stored in &mut state.batches {
+            let history = stored.history.iter().map(Vec::as_slice);
+            let keeps = stored.record.keeps_bodies(history).expect("it was written by this program");
+            let rendering = renderings.get(&stored.batch.header.destination);
+            let (None, Some(rendering)) = (keeps, rendering) else { continue };
+            let changes = stored.record.rerender(0..stored.record.len() as u32, now);
+            if !changes.rose.is_empty() {
+                redriven += changes.rose.len();
+                files.push(stored.batch.header.file);
+                stored.batch.header = Arc::new(stored.batch.header.rendered_by(rendering));
+            }
+        }
+        for file in files {
+            state.touch_file(file, now);
+        }
+        redriven
     }
 
     /// Enables a destination again, as `postrider resume` does.

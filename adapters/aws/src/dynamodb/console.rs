@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use postrider_actors::{
     model::{
+        batch::Rendering,
         file::FileReport,
         hold::{FileHold, HoldChange},
         ids::{FileId, MessageId},
@@ -16,7 +17,7 @@ use tokio::runtime::Runtime;
 use super::DynamoStore;
 use postrider_actors::ports::console::{
     AuditLine, DeadFilter, DeadLetter, DestinationView, FileSelector, FileTotals, FilesAt, FilesCount,
-    MessageReport, Operate, Order, Position, Search, View,
+    MessageReport, Operate, Order, Position, Rerendered, Search, View,
 };
 
 /// Dead letters that are counted at once.
@@ -153,6 +154,18 @@ impl View for Console {
 impl Operate for Console {
     fn redrive(&mut self, filter: &DeadFilter, limit: usize, now: UnixMs) -> Result<usize, StoreError> {
         self.runtime.block_on(self.store.redrive(filter, limit, now))
+    }
+
+    fn rerender(
+        &mut self,
+        filter: &DeadFilter,
+        renderings: &BTreeMap<String, Rendering>,
+        limit: usize,
+        now: UnixMs,
+        dry_run: bool,
+    ) -> Result<Rerendered, StoreError> {
+        let shared = &self.store.shared;
+        self.runtime.block_on(shared.rerender(filter, renderings, limit, now, dry_run))
     }
 
     fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError> {

@@ -1,27 +1,30 @@
 //! Dead letters: finding them and sending them again.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fmt,
+    sync::Arc,
 };
 
 use postrider_actors::{
     flow::back_off,
     model::{
+        batch::Rendering,
         ids::{BatchId, FileId},
         ledger::Death,
         time::UnixMs,
     },
     ports::{
-        StoreError,
-        console::{DeadFilter, DeadLetter, FileSelector, Position},
+        Fetched, StoreError,
+        console::{DeadFilter, DeadLetter, FileSelector, Position, Rerendered},
     },
 };
 
 use super::{
     draft::Draft,
-    item::{Damaged, Reading, SK},
+    item::{BODY, Damaged, Reading, SK},
     keys,
+    payload::NewPayload,
     record::{Records, StoredBatch},
     retry::BUDGET,
     settle::fits,
@@ -192,6 +195,87 @@ impl Shared {
             }
         }
         Ok(redriven)
+    }
+
+    /// Sends up to `limit` dead letters again with new bodies, those that were never sent.
+    pub(super) async fn rerender(
+        &self,
+        filter: &DeadFilter,
+        renderings: &BTreeMap<String, Rendering>,
+        limit: usize,
+        now: UnixMs,
+        dry_run: bool,
+    ) -> Result<Rerendered, StoreError> {
+        let mut done = Rerendered::default();
+        for file in self.files_of_filter(filter).await? {
+            let mut place = None;
+            while done.redriven + done.refused < limit {
+                let (batches, next) = self.dead_batches(filter, file, place.as_ref()).await?;
+                for (_, id) in batches {
+                    let left = limit - done.redriven - done.refused;
+                    let Rerendered { redriven, refused } =
+                        self.rerender_one(filter, renderings, id, left, now, dry_run).await?;
+                    done.redriven += redriven;
+                    done.refused += refused;
+                }
+                match next {
+                    Some(next) => place = Some(next),
+                    None => break,
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// The same of one batch.
+    async fn rerender_one(
+        &self,
+        filter: &DeadFilter,
+        renderings: &BTreeMap<String, Rendering>,
+        id: BatchId,
+        limit: usize,
+        now: UnixMs,
+        dry_run: bool,
+    ) -> Result<Rerendered, StoreError> {
+        for round in 1..=ROUNDS as u32 {
+            let mut lane = self.lane.lock().await;
+            let mut known = Records::new();
+            self.look_up_all(&mut known, [id], false).await?;
+            let letters = letters_of(&known, filter, id);
+            let indexes: Vec<u32> = letters.iter().take(limit).map(|(index, _)| *index).collect();
+            let refused = Rerendered { redriven: 0, refused: indexes.len() };
+            let Some(Some(stored)) = known.get(&id).filter(|_| !indexes.is_empty()) else {
+                return Ok(refused);
+            };
+            let history = self.history(id).await?;
+            let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY));
+            let chunks = chunks.collect::<Result<Vec<_>, _>>()?;
+            let keeps = stored.record.keeps_bodies(chunks).map_err(|_| Damaged(BODY))?;
+            let rendering = renderings.get(&*stored.destination).filter(|_| keeps.is_none());
+            let carried = self.payloads_of(&[stored]).await?.remove(&id);
+            let (Some(rendering), Some(Fetched::Batch(mut batch))) = (rendering, carried) else {
+                return Ok(refused);
+            };
+            batch.header = Arc::new(batch.header.rendered_by(rendering));
+            let redriven = Rerendered { redriven: indexes.len(), refused: 0 };
+            if dry_run {
+                return Ok(redriven);
+            }
+            let new = NewPayload::of(&batch)?;
+            let payload = new.id;
+            // Before its record says so.
+            let kept = self.put_payloads(vec![new]).await?;
+            let mut draft = Draft::default();
+            draft.rerender(&known, id, &indexes, (payload, kept[&payload]), now);
+            if lane.write_change(self, &draft).await? {
+                drop(lane);
+                self.open_again(&[stored.file]).await?;
+                return Ok(redriven);
+            }
+            drop(lane);
+            back_off(BUDGET.backoff, round).await;
+        }
+        Err(StoreError::Retryable("dead letters keep being changed by others".into()))
     }
 
     async fn redrive_some(

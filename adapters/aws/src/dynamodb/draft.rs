@@ -14,6 +14,7 @@ use postrider_actors::{
 
 use super::{
     depth::DepthChange,
+    payload::PayloadId,
     record::{Records, StoredBatch},
 };
 
@@ -24,6 +25,8 @@ pub(super) struct RecordChange {
     pub(super) after: Record,
     /// Failed attempts that are new.
     pub(super) failures: Vec<Failure>,
+    /// What it carries from now on, if that changes, and until when that is kept.
+    pub(super) payload: Option<(PayloadId, UnixMs)>,
 }
 
 impl RecordChange {
@@ -105,6 +108,23 @@ impl Draft {
         opened
     }
 
+    /// The same with new bodies, which `payload` has; see `Record::rerender`.
+    pub(super) fn rerender(
+        &mut self,
+        known: &Records,
+        id: BatchId,
+        indexes: &[u32],
+        payload: (PayloadId, UnixMs),
+        at: UnixMs,
+    ) -> usize {
+        let Some(changed) = self.changed(known, id) else { return 0 };
+        changed.payload = Some(payload);
+        let changes = changed.after.rerender(indexes.iter().copied(), at);
+        let opened = changes.rose.len();
+        self.take(id, changes);
+        opened
+    }
+
     /// Cancels the open messages of a batch, which is known.
     pub(super) fn cancel(&mut self, known: &Records, id: BatchId, at: UnixMs) {
         let Some(changed) = self.changed(known, id) else { return };
@@ -118,6 +138,7 @@ impl Draft {
             before: before.clone(),
             after: before.record.clone(),
             failures: Vec::new(),
+            payload: None,
         }))
     }
 

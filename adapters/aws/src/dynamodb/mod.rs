@@ -50,12 +50,13 @@ mod templates;
 mod view;
 mod waiting;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use postrider_actors::{
     model::{
+        batch::Rendering,
         canary::Trial,
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
@@ -303,6 +304,16 @@ impl DynamoStore {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         self.shared.dead_letters(filter, position, limit).await
+    }
+
+    /// Sends every dead message again that was never sent, with a new body; how many.
+    pub async fn rerender(
+        &self,
+        renderings: &BTreeMap<String, Rendering>,
+        now: UnixMs,
+    ) -> Result<usize, StoreError> {
+        let all = DeadFilter::default();
+        Ok(self.shared.rerender(&all, renderings, usize::MAX, now, false).await?.redriven)
     }
 
     /// Sends up to `limit` dead letters again that match `filter`; how many. It only opens them again: delivery keeps its

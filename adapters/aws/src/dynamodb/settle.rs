@@ -29,7 +29,9 @@ use super::{
     calls::{ACTIONS_MAX, TRANSACTION_BYTES_MAX, TransactOutcome},
     change::{Change, delete, put},
     draft::{CountDelta, Draft, RecordChange},
-    item::{CANCELLED, CHANGES, COUNT, DEAD, LAST_AT, RETRYING, SENT, number, time},
+    item::{
+        CANCELLED, CHANGES, COUNT, DEAD, DIGEST, KEPT_UNTIL, LAST_AT, RETRYING, SENT, number, text, time,
+    },
     keys::{self, ledger_key},
     lane::{SettleCall, SettleLane},
     record::{Records, StoredBatch, Transition},
@@ -189,8 +191,13 @@ impl SettleLane {
         let table = &shared.calls.tables.ledger;
         let mut actions = Vec::with_capacity(draft.actions());
         for (id, changed) in &draft.changed {
-            let RecordChange { before, after, failures, .. } = changed;
-            actions.push(shared.change(before, after, stamps[id]).action()?);
+            let RecordChange { before, after, failures, payload } = changed;
+            let mut change = shared.change(before, after, stamps[id]);
+            if let Some((payload, until)) = payload {
+                let kept_until = number(until.0 / 1000);
+                change.set.extend([(DIGEST, text(payload.to_string())), (KEPT_UNTIL, kept_until)]);
+            }
+            actions.push(change.action()?);
             if !failures.is_empty() {
                 actions.push(before.keep_history(table, failures)?);
             }
@@ -231,7 +238,10 @@ impl SettleLane {
     /// Takes note of what a transaction has done.
     fn written(&mut self, shared: &Shared, draft: &Draft, stamps: &BTreeMap<BatchId, u64>) {
         for (id, changed) in &draft.changed {
-            let stored = changed.before.changed_to(changed.after.clone());
+            let mut stored = changed.before.changed_to(changed.after.clone());
+            if let Some((payload, until)) = changed.payload {
+                (stored.payload, stored.kept_until) = (payload, UnixMs(until.0 / 1000 * 1000));
+            }
             match changed.before.transition(&changed.after) {
                 Transition::Waits(due) => shared.waits(&stored, due, stamps[id]),
                 Transition::Done => shared.waiting().remove(*id),

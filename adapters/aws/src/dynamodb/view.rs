@@ -224,11 +224,15 @@ impl Shared {
             }
             Some((_, Fetched::Missing)) | None => None,
         };
-        let pk = keys::batch_pk(id);
-        let history = self.calls.partition("reading attempts", &pk, keys::HISTORY_PREFIX).await?;
+        let history = self.history(id).await?;
         let chunks = history.iter().map(|chunk| Reading(chunk).bytes(BODY)).collect::<Result<Vec<_>, _>>()?;
         let failed = ledger::codec::failures_of(chunks, index as u32).map_err(|_| Damaged(BODY))?;
         Ok(Some(Delivery::of(destination.to_string(), recipient, fate, failed)))
+    }
+
+    /// The items of all failed attempts of a batch.
+    pub(super) async fn history(&self, id: BatchId) -> Result<Vec<Item>, StoreError> {
+        self.calls.partition("reading attempts", &keys::batch_pk(id), keys::HISTORY_PREFIX).await
     }
 
     /// Whether a row was rejected or left out as a duplicate.
