@@ -16,8 +16,9 @@ use governor::{
 use tokio::sync::watch;
 
 use crate::{
-    flow::{Bells, Gate, GateRate, TrafficControl},
+    flow::{Bells, Gate, TrafficControl},
     metrics::RateMetrics,
+    model::limits::GateRate,
     ports::{Clock, LimitsSet, RateTable, Steering},
     supervision::{ChildId, Drain, Fault, Stage},
 };

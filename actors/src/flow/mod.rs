@@ -22,7 +22,7 @@ pub use bell::{Bell, Bells};
 pub use blocking::blocking;
 pub use call::{Call, Service, again, back_off};
 pub use delete::delete_entries;
-pub use gate::{Gate, GateRate};
+pub use gate::Gate;
 pub use held::HeldFeeds;
 pub use holds::Holds;
 pub use insist::insist;

@@ -11,11 +11,11 @@ use std::{
 use rand::RngExt as _;
 use tokio::sync::Notify;
 
-use super::{Bell, Gate, GateRate};
+use super::{Bell, Gate};
 use crate::{
     model::{
         ids::FileId,
-        limits::Concurrency,
+        limits::{Concurrency, GateRate},
         outcome::Outcome,
         roster::{Admission, Answer},
         time::MonoMs,

@@ -19,10 +19,10 @@ pub use families::{Counters, Gauges, Labels, Share, Timings, age_buckets, call_b
 pub use receipts::{ReceiptMetrics, ReconcilerMetrics, SourceMetrics, SweeperMetrics};
 
 use crate::{
-    flow::GateRate,
     model::{
         file::FileState,
         ledger::MessageVerdict,
+        limits::GateRate,
         outcome::{DeathCause, Obstacle, Reason, Shortage, Verdict},
         traffic::TrafficView,
     },

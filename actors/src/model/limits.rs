@@ -89,6 +89,21 @@ impl fmt::Display for LimitChange {
     }
 }
 
+/// What a gate is fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateRate {
+    /// It is open: nothing limits it.
+    Open,
+    /// So many messages per second.
+    PerS(NonZeroU32),
+}
+
+impl From<Option<NonZeroU32>> for GateRate {
+    fn from(rate_per_s: Option<NonZeroU32>) -> Self {
+        rate_per_s.map_or(Self::Open, Self::PerS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
