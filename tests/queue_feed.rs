@@ -21,6 +21,7 @@ use postrider_actors::{
     model::{
         batch::{MessageData, Rows},
         builder::BatchLimits,
+        conditions::Conditions,
         file::{FileReport, FileState},
         time::{MonoMs, UnixMs},
     },
@@ -100,6 +101,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         max_row_bytes: 65_536,
         max_entry_rows: 10_000,
         destinations: vec![destination],
+        conditions: Conditions::default(),
         batch: BatchLimits { max_messages: 50, max_bytes: 100_000 },
         queue: FeedQueue { max_rows: 200, max_size: 1_000_000, linger, ..FeedQueue::declared() },
         pollers: 3,

@@ -165,6 +165,6 @@ fn say(file: &HeldFile, change: &HoldChange) {
         HoldChange::Pass => {
             tracing::info!(file = %id, name, destination, "the canary went well: the whole file goes");
         }
-        HoldChange::Hold(_) | HoldChange::Release | HoldChange::Cancelled => {}
+        HoldChange::Hold(_) | HoldChange::Release | HoldChange::Ended => {}
     }
 }

@@ -198,6 +198,7 @@ impl Pass {
         };
         let id = FileId::derive(&self.setup.feed.name, &digest);
         let sole = self.setup.readers.enter(id).await;
+        let conditions = file.conditions.as_ref().unwrap_or(&self.setup.feed.conditions);
         let mut record = FileRecord {
             id,
             feed: self.setup.feed.name.to_string(),
@@ -205,10 +206,11 @@ impl Pass {
             bytes: file.bytes,
             sha256: hex(&digest),
             claimed_at: file.claimed_at,
-            destinations: self.setup.feed.destinations.iter().map(|d| d.name.to_string()).collect(),
+            destinations: conditions.destinations.clone(),
+            terms: conditions.of_file(file.claimed_at),
         };
         let known = self.insist("looking for the file", || self.setup.outbox.find_file(id)).await?;
-        let moved = if known.is_some() { self.keep_destinations(&mut record).await? } else { None };
+        let moved = if known.is_some() { self.keep_terms(&mut record).await? } else { None };
         let file = Arc::new(FileInProgress::new(record, file, watcher, owner, permit, sole));
         match (known, unusable.or(moved)) {
             (Some((FileState::Ingested, _)), _) => {
@@ -223,12 +225,12 @@ impl Pass {
         }
     }
 
-    /// The rest of a file goes where its first rows went, whatever the config says by now (I1). What is
+    /// The rest of a file goes where and when its first rows went, whatever the config says by now (I1). What is
     /// wrong if it can't.
-    async fn keep_destinations(&self, record: &mut FileRecord) -> Result<Option<FileState>, PassError> {
+    async fn keep_terms(&self, record: &mut FileRecord) -> Result<Option<FileState>, PassError> {
         let report = || self.setup.ledger.report(record.id);
         if let Some(report) = self.insist("reading the ledger", report).await? {
-            record.destinations = report.file.destinations;
+            (record.destinations, record.terms) = (report.file.destinations, report.file.terms);
         }
         let gone = |name: &&String| !self.setup.feed.destinations.iter().any(|known| *known.name == ***name);
         Ok(record.destinations.iter().find(gone).map(|name| {

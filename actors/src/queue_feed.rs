@@ -23,6 +23,7 @@ use crate::{
     model::{
         batch::RowLayout,
         builder::BatchLimits,
+        conditions::Conditions,
         file::{FileRecord, FileState},
         formats::entry::EntryParser,
         ids::{FileId, hex},
@@ -71,6 +72,8 @@ pub struct QueueFeedSettings {
     pub max_entry_rows: usize,
     /// Where every accepted row goes.
     pub destinations: Vec<FeedDestination>,
+    /// When messages may go.
+    pub conditions: Conditions,
     /// The limits of a batch.
     pub batch: BatchLimits,
     /// `[feeds.NAME]`, what a queue has: when enough is accumulated.
@@ -408,14 +411,16 @@ impl FeedState {
         let Self { setup: QueueFeedSetup { feed, outbox, ledger, clock, .. }, .. } = self;
         let digest = content_digest(&file.entries);
         let id = FileId::derive(&feed.name, &digest);
+        let claimed_at = clock.wall();
         let mut record = FileRecord {
             id,
             feed: feed.name.to_string(),
             name: format!("queue-{}", file.entries.first().map_or("", |entry| &entry.id)),
             bytes: file.entries.iter().map(|entry| entry.body_bytes).sum(),
             sha256: hex(&digest),
-            claimed_at: clock.wall(),
+            claimed_at,
             destinations: feed.destinations.iter().map(|destination| destination.name.to_string()).collect(),
+            terms: feed.conditions.of_file(claimed_at),
         };
         if file.steps.len() <= 1 {
             return self.append_steps(&file.entries, record, &file.steps).await;
@@ -426,7 +431,7 @@ impl FeedState {
         if resume.is_some() {
             let report = self.insist("reading the ledger", || ledger.report(id)).await?;
             if let Some(report) = report {
-                record.destinations = report.file.destinations;
+                (record.destinations, record.terms) = (report.file.destinations, report.file.terms);
             }
         }
         let gone = |name: &&String| !feed.destinations.iter().any(|known| *known.name == ***name);
@@ -453,7 +458,7 @@ impl FeedState {
             .destinations
             .iter()
             .filter(|destination| record.destinations.iter().any(|name| **name == *destination.name))
-            .map(|destination| destination.header(&feed.name, record.id, &RowLayout::Objects))
+            .map(|destination| destination.header(&record, &RowLayout::Objects))
             .collect();
         let record = Arc::new(record);
         for (step, left) in steps.iter().zip((0..steps.len()).rev()) {

@@ -17,6 +17,7 @@ use crate::{
     model::{
         batch::{BatchHeader, RowLayout},
         builder::BatchLimits,
+        conditions::Conditions,
         file::FileRecord,
         formats::{FileError, Format, RowBlock, RowParser},
         ids::FileId,
@@ -56,14 +57,15 @@ pub struct FeedDestination {
 
 impl FeedDestination {
     /// The header of the batches of `file` for it.
-    pub fn header(&self, feed: &str, file: FileId, layout: &RowLayout) -> Arc<BatchHeader> {
+    pub fn header(&self, file: &FileRecord, layout: &RowLayout) -> Arc<BatchHeader> {
         Arc::new(BatchHeader {
-            feed: feed.to_owned(),
+            feed: file.feed.clone(),
             destination: self.name.to_string(),
-            file,
+            file: file.id,
             layout: layout.clone(),
             template: self.template.clone(),
             content_type: self.content_type.clone(),
+            terms: file.terms.clone(),
         })
     }
 }
@@ -81,6 +83,8 @@ pub struct FeedSettings {
     pub format: Format,
     /// Where every accepted row goes.
     pub destinations: Vec<FeedDestination>,
+    /// When its files' messages may go.
+    pub conditions: Conditions,
     /// The limits of a batch.
     pub batch: BatchLimits,
     /// `[canary]`.
@@ -133,7 +137,7 @@ impl FileInProgress {
                 self.record.destinations.iter().any(|name| **name == *destination.name)
             };
             let of_file = feed.destinations.iter().filter(of_file);
-            of_file.map(|destination| destination.header(&feed.name, self.record.id, layout)).collect()
+            of_file.map(|destination| destination.header(&self.record, layout)).collect()
         })
     }
 }

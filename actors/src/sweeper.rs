@@ -1,4 +1,5 @@
-//! Sweeper: takes lost leases back, cancels what operators cancelled, writes the final reports of settled files and archives what is old.
+//! Sweeper: takes lost leases back, ends what operators cancelled and what is never sent because its time is over, writes the
+//! final reports of settled files and archives what is old.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,8 +37,8 @@ const REPORT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duratio
 /// 500, and keeps the embedded store's writer for some milliseconds.
 const ARCHIVED_MAX: usize = 256;
 
-/// Batches cancelled in one go.
-const CANCELLED_MAX: usize = 100;
+/// Batches ended in one go: what the store's other callers wait for.
+const ENDED_MAX: usize = 100;
 
 /// Entries of inbound queues forgotten in one go.
 const FORGOTTEN_MAX: usize = 10_000;
@@ -56,7 +57,7 @@ pub struct SweeperSetup {
     pub queue: Arc<dyn Queue>,
     /// Which files are settled.
     pub ledger: Arc<dyn Ledger>,
-    /// Which are cancelled.
+    /// Which are cancelled, or have had their time.
     pub steering: Arc<dyn Steering>,
     /// Where each feed's reports go, and where it is said that they can't.
     pub inboxes: Vec<(FeedNotes, Arc<dyn Inbox>)>,
@@ -181,15 +182,15 @@ impl SweeperSetup {
             tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
             self.queued.ring();
         }
-        self.cancel().await?;
+        self.end().await?;
         self.write_reports(unwritten).await
     }
 
-    /// Cancels what is open of cancelled files, in steps that others wait little for.
-    async fn cancel(&self) -> Result<(), StoreError> {
+    /// Ends what is open of files that are cancelled or have had their time, in steps that others wait little for.
+    async fn end(&self) -> Result<(), StoreError> {
         let Self { steering, clock, progress, .. } = self;
-        let step = || steering.cancel_step(CANCELLED_MAX, clock.wall());
-        while insist("cancelling messages", &**clock, progress, step).await? == CANCELLED_MAX {}
+        let step = || steering.end_step(ENDED_MAX, clock.wall());
+        while insist("ending messages", &**clock, progress, step).await? == ENDED_MAX {}
         Ok(())
     }
 

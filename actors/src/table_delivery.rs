@@ -28,7 +28,7 @@ use tokio::sync::RwLock;
 
 use self::shelf::Shelf;
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Places, Worker, WorkerSetup},
+    flow::{Bell, DeliveryStrategy, Gate, Holds, Places, Worker, WorkerSetup, unused},
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         batch::OpenRows,
@@ -256,20 +256,23 @@ impl DeliveryStrategy for Arc<TableStrategy> {
         }
         self.state().gauge();
         // Only what waits: a group that is being written is released by its task.
+        let now = self.worker.clock().wall();
         let waiting: Vec<_> = {
             let mut state = self.state();
             let TableState { shelves, held_files, .. } = &mut *state;
             let ends = |index| self.worker.is_closing() || self.holds.is_held(index);
             let waits = |batch: &Arc<TableBatch>| {
-                held_files.iter().any(|held| held.covers(&batch.lease.header, batch.rows.first_row()))
+                let header = &batch.lease.header;
+                header.terms.is_closed(now)
+                    || held_files.iter().any(|held| held.covers(header, batch.rows.first_row()))
             };
             let cleared = shelves
                 .iter_mut()
                 .enumerate()
                 .flat_map(|(index, shelf)| if ends(index) { shelf.clear() } else { shelf.remove(waits) });
-            cleared.map(|batch| batch.lease.token).collect()
+            cleared.map(|batch| (batch.lease.token, unused(&batch.lease.header.terms, now))).collect()
         };
-        self.release(&waiting, Release::Unused).await
+        self.give_back(&waiting).await
     }
 
     fn wants(&self) -> Vec<Want> {
@@ -375,10 +378,10 @@ impl TableStrategy {
     }
 
     /// Ends leases whose batches no group works on any more.
-    async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
-        self.worker.release(tokens, how).await?;
+    async fn give_back(&self, leases: &[(LeaseToken, Release)]) -> Result<(), StoreError> {
+        self.worker.give_back(leases).await?;
         let mut state = self.state();
-        for token in tokens {
+        for (token, _) in leases {
             state.forget(*token);
         }
         Ok(())

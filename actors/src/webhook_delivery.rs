@@ -25,7 +25,9 @@ use rand::RngExt as _;
 use tokio::sync::RwLock;
 
 use crate::{
-    flow::{Bell, DeliveryStrategy, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker, WorkerSetup},
+    flow::{
+        Bell, DeliveryStrategy, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker, WorkerSetup, unused,
+    },
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         ahead::{Rank, ahead},
@@ -187,15 +189,20 @@ struct WebhookBatch {
     destination: usize,
     /// Whether a message of it was not sent.
     failed: AtomicBool,
-    /// Its file is held: nothing more of it is begun here.
+    /// Its file is held or closed: nothing more of it is begun here.
     held: AtomicBool,
     /// What the receiver said of messages that are not recorded yet, by index.
     said: Mutex<HashMap<u32, Said>>,
 }
 
 impl WebhookBatch {
-    fn is_held_by(&self, files: &[HeldFile]) -> bool {
-        files.iter().any(|held| held.covers(&self.lease.header, self.rows.first_row()))
+    /// Whether nothing of it may be begun at `now`, while these files are held.
+    fn waits(&self, files: &[HeldFile], now: UnixMs) -> bool {
+        self.is_closed(now) || files.iter().any(|held| held.covers(&self.lease.header, self.rows.first_row()))
+    }
+
+    fn is_closed(&self, now: UnixMs) -> bool {
+        self.lease.header.terms.is_closed(now)
     }
 
     fn said(&self) -> MutexGuard<'_, HashMap<u32, Said>> {
@@ -250,8 +257,9 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]) {
         let mut state = self.state();
         let state = &mut *state;
+        let now = self.worker.clock().wall();
         for (token, batch) in &state.batches {
-            if batch.is_held_by(files) && !batch.held.swap(true, Ordering::Relaxed) {
+            if batch.waits(files, now) && !batch.held.swap(true, Ordering::Relaxed) {
                 state.roster.stop_batch(*token);
             }
         }
@@ -271,9 +279,9 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         self.state().gauge();
         self.disable().await?;
         self.give_back();
-        let done = self.state().roster.returnable();
-        self.worker.release(&done, Release::Unused).await?;
-        for token in done {
+        let done = self.returnable();
+        self.worker.give_back(&done).await?;
+        for (token, _) in done {
             self.forget(token);
         }
         Ok(())
@@ -342,10 +350,15 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
-        let batch = WebhookBatch { lease, rows, template, draws, destination, failed, held, said };
+        let batch = Arc::new(WebhookBatch { lease, rows, template, draws, destination, failed, held, said });
         let mut state = self.state();
-        state.batches.insert(token, Arc::new(batch));
+        state.batches.insert(token, batch.clone());
         state.roster.add(destination, token, pace, open, at);
+        if batch.is_closed(at) {
+            batch.held.store(true, Ordering::Relaxed);
+            state.roster.stop_batch(token);
+            self.worker.wake(); // so that no more of its file is leased
+        }
         let has_to_record = !verdicts.is_empty() || pace == Pace::AloneMarked;
         for verdict in verdicts {
             state.roster.conclude(token, verdict);
@@ -396,6 +409,17 @@ impl WebhookStrategy {
         drop(state);
         self.flush.ring();
         self.worker.close();
+    }
+
+    /// What is to be given back, and how.
+    fn returnable(&self) -> Vec<(LeaseToken, Release)> {
+        let now = self.worker.clock().wall();
+        let state = self.state();
+        let how = |token: LeaseToken| {
+            let batch = state.batches.get(&token);
+            (token, batch.map_or(Release::Unused, |batch| unused(&batch.lease.header.terms, now)))
+        };
+        state.roster.returnable().into_iter().map(how).collect()
     }
 
     /// Records which destinations are gone (410) or used wrongly.

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     problem::{Origin, Problem},
-    tree::{self, Node, Table, Value, join, shown_text},
+    tree::{self, DATE, Node, Table, Value, join, shown_text},
     value::{DURATION, SIZE, is_bare, parse_duration, parse_size, show_duration, show_size},
 };
 
@@ -354,6 +354,23 @@ impl<'r> Section<'r> {
                 self.reader.note(&path, is_public.then(|| other.shown()), "write a list, [\"…\", \"…\"]");
                 None
             }
+        }
+    }
+
+    /// A text or a list of them, with the path of each, if there is one.
+    pub fn texts(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
+        match self.table.get(key).map(|node| &node.value) {
+            Some(Value::Text(_) | Value::Environment(_)) => Some(vec![(self.key(key), self.text(key)?)]),
+            _ => self.list(key, true),
+        }
+    }
+
+    /// The text of a point in time, in quotes or as TOML has them, if there is one.
+    pub fn date(&mut self, key: &'static str) -> Option<String> {
+        let node = self.take(key)?;
+        match node.value {
+            Value::Other(DATE, text) => Some(text),
+            other => self.as_text(&self.key(key), other, true),
         }
     }
 

@@ -13,6 +13,9 @@ pub const ENVIRONMENT_PREFIX: &str = "POSTRIDER__";
 /// The settings of one table.
 pub type Table = BTreeMap<String, Node>;
 
+/// The kind of a value that is a date, a time of day, or both.
+pub(crate) const DATE: &str = "date";
+
 /// A value and where it was written.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -136,7 +139,7 @@ fn convert(
         },
         DeValue::Float(number) => Value::Other("float", number.to_string()),
         DeValue::Boolean(flag) => Value::Boolean(*flag),
-        DeValue::Datetime(date) => Value::Other("date", date.to_string()),
+        DeValue::Datetime(date) => Value::Other(DATE, date.to_string()),
         DeValue::Array(items) => Value::Array(
             items
                 .iter()

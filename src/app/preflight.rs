@@ -15,16 +15,19 @@ use postrider_actors::{
     model::{
         batch::{BatchHeader, RowLayout},
         body::BodyTemplate,
+        conditions::Conditions,
+        file::FileRecord,
         formats::{RowBlock, RowParser},
         ids::{FileId, hex},
         rendering::BodyChecks,
         table::MAPPING_TYPE,
+        terms::Terms,
         time::UnixMs,
     },
     ports::{ClaimedFile, Inbox as _},
     reading::{FeedSettings, RowStream},
 };
-use postrider_files::inbox::{DirectoryInbox, InboxConfig};
+use postrider_files::inbox::{DirectoryInbox, InboxConfig, TERMS, TERMS_BYTES_MAX};
 use postrider_settings::Duplicates;
 use sha2::{Digest as _, Sha256};
 
@@ -62,6 +65,10 @@ pub struct Preflight {
     pub reasons: BTreeMap<String, (u64, u64)>,
     /// Why the file would be held or fail as a whole.
     pub refused: Option<String>,
+    /// When its messages may go, if it were claimed now.
+    pub terms: Terms,
+    /// Where its rows would go.
+    pub destinations: Vec<String>,
     /// What the first accepted rows would become, by destination.
     pub bodies: BTreeMap<String, Vec<String>>,
 }
@@ -83,6 +90,7 @@ pub fn look(resolved: &Resolved, name: &str, path: &Path) -> anyhow::Result<Pref
         state_dir: config.state.dir.clone(),
         format: directory.format.clone(),
         max_row: feed.max_row,
+        conditions: feed.conditions.clone(),
     });
     let unreadable = || format!("can't read {}", path.display());
     let metadata = fs::metadata(path).with_context(unreadable)?;
@@ -92,18 +100,54 @@ pub fn look(resolved: &Resolved, name: &str, path: &Path) -> anyhow::Result<Pref
     let claimed = ClaimedFile {
         name: path.file_name().unwrap_or(path.as_os_str()).to_owned(),
         path: path.to_owned(),
-        claimed_at: UnixMs(0),
+        claimed_at: now(),
         bytes: metadata.len(),
         expected: None,
+        conditions: None,
         fingerprint: [0; 5],
     };
     let digest = digest(inbox.open_raw(&claimed).with_context(unreadable)?).with_context(unreadable)?;
-    let id = FileId::derive(name, &digest);
+    let (conditions, wrong) = match conditions_beside(path, &settings.conditions)? {
+        Ok(conditions) => (conditions, None),
+        Err(problems) => (settings.conditions.clone(), Some(problems)),
+    };
+    let record = FileRecord {
+        id: FileId::derive(name, &digest),
+        feed: name.to_owned(),
+        name: claimed.display_name(),
+        bytes: metadata.len(),
+        sha256: hex(&digest),
+        claimed_at: claimed.claimed_at,
+        destinations: conditions.destinations.clone(),
+        terms: conditions.of_file(claimed.claimed_at),
+    };
     let source = inbox.open_rows(&claimed).with_context(unreadable)?;
-    let mut preflight = Preflight { file: id.to_string(), bytes: metadata.len(), ..Preflight::default() };
-    tracing::debug!(sha256 = hex(&digest), "reading");
-    preflight.read(&settings, id, source)?;
+    let mut preflight = Preflight {
+        file: record.id.to_string(),
+        bytes: record.bytes,
+        terms: record.terms.clone(),
+        destinations: record.destinations.clone(),
+        ..Preflight::default()
+    };
+    preflight.read(&settings, record, source)?;
+    preflight.refused = preflight.refused.or(wrong);
     Ok(preflight)
+}
+
+/// What `NAME.toml` beside the file says, over what `feed` says; or what is wrong with it.
+fn conditions_beside(path: &Path, feed: &Conditions) -> anyhow::Result<Result<Conditions, String>> {
+    let mut sidecar = path.as_os_str().to_owned();
+    sidecar.push(TERMS);
+    let sidecar = Path::new(&sidecar);
+    let unreadable = || format!("can't read {}", sidecar.display());
+    let mut text = String::new();
+    match fs::File::open(sidecar) {
+        Ok(file) => file.take(TERMS_BYTES_MAX).read_to_string(&mut text).with_context(unreadable)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(feed.clone())),
+        Err(error) => return Err(error).with_context(unreadable),
+    };
+    Ok(Conditions::of_sidecar(&text, sidecar, feed)
+        .map_err(|problems| problems.to_string().replace('\n', "; ")))
 }
 
 fn digest(mut source: Box<dyn Read + Send>) -> std::io::Result<[u8; 32]> {
@@ -118,11 +162,16 @@ fn digest(mut source: Box<dyn Read + Send>) -> std::io::Result<[u8; 32]> {
 }
 
 impl Preflight {
-    fn read(&mut self, feed: &FeedSettings, id: FileId, source: Box<dyn Read + Send>) -> anyhow::Result<()> {
-        let destinations = feed.destinations.clone();
-        let name = feed.name.clone();
+    fn read(
+        &mut self,
+        feed: &FeedSettings,
+        file: FileRecord,
+        source: Box<dyn Read + Send>,
+    ) -> anyhow::Result<()> {
+        let mut destinations = feed.destinations.clone();
+        destinations.retain(|destination| file.destinations.iter().any(|name| **name == *destination.name));
         let headers_of = move |layout: &RowLayout| -> Vec<_> {
-            destinations.iter().map(|destination| destination.header(&name, id, layout)).collect()
+            destinations.iter().map(|destination| destination.header(&file, layout)).collect()
         };
         let parser = RowParser::new(&feed.format, feed.settings.max_row);
         let mut stream =
@@ -219,11 +268,16 @@ pub struct Estimate {
     pub finish: Option<UnixMs>,
 }
 
-/// When `messages` more messages for a destination would be sent, if nothing fails.
+fn now() -> UnixMs {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMs(now.as_millis() as u64)
+}
+
+/// When the messages of a file would be sent to a destination, if nothing fails.
 pub fn estimate(
     config: &Config,
     destination: &Destination,
-    messages: u64,
+    file: &Preflight,
     backlog: u64,
     latency: Option<Duration>,
 ) -> Estimate {
@@ -238,9 +292,9 @@ pub fn estimate(
         (Some(rate), Some(bearable)) => Some(rate.min(bearable)),
         (rate, bearable) => rate.or(bearable),
     };
-    let takes = pace.and_then(|pace| Duration::try_from_secs_f64((backlog + messages) as f64 / pace).ok());
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let finish = takes.map(|takes| UnixMs((now + takes).as_millis() as u64));
+    let takes =
+        pace.and_then(|pace| Duration::try_from_secs_f64((backlog + file.accepted) as f64 / pace).ok());
+    let finish = takes.map(|takes| file.terms.done_at(now(), takes));
     Estimate { backlog, rate_per_s, latency, takes, finish }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    model::{formats::Format, receipt_format::ReceiptFormat},
+    model::{conditions::Conditions, formats::Format, receipt_format::ReceiptFormat},
     ports::{Inbox, ReceiptLedger, ReceiptSource},
     receipt_collector::{ReceiptCollector, ReceiptCollectorSetup},
     receipt_reconciler::{ReceiptReconciler, ReceiptReconcilerSetup},
@@ -144,6 +144,7 @@ fn inbox(
         state_dir: config.state.dir.clone(),
         format: Format::Text,
         max_row: LINE_BYTES_MAX,
+        conditions: Conditions::default(),
     }))
 }
 

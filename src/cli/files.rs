@@ -6,6 +6,7 @@ use anyhow::bail;
 use postrider_actors::{
     model::{
         file::FileReport,
+        time::UnixMs,
         trouble::{Trouble, Troubles},
     },
     ports::console::FileSelector,
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use super::{
     print, print_json,
+    steer::now,
     table::{number, table, text, time},
 };
 use crate::{
@@ -23,9 +25,9 @@ use crate::{
 
 /// Show what became of each file, and whether it balances
 ///
-/// Per file and destination: rows = sent + dead + retrying + pending + rejected + duplicates. A file is `held`, with the
+/// Per file and destination: rows = sent + dead + retrying + pending + unsent + cancelled + rejected + duplicates. A file is `held`, with the
 /// reason, while it can't be taken, read, rendered, moved away or reported on this machine, or while messages of it wait
-/// at a destination because somebody holds them. Works with or without a running daemon.
+/// at a destination because somebody holds them; it is `closed` while its window or `not_before` lets nothing go. Works with or without a running daemon.
 /// Exits with 1 if a file does not balance, or if no file has the given name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -57,7 +59,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         let held = held.iter().map(|held| Ok(held.json()));
         print_json(&held.chain(reports.iter().map(FileReport::view)).collect::<Result<Vec<_>, _>>()?)?;
     } else {
-        print(&rendered(&held, &reports))?;
+        print(&rendered(&held, &reports, now()))?;
     }
     let balanced = reports.iter().all(FileReport::is_balanced);
     Ok(if balanced { Exit::Done } else { Exit::Failed }.into())
@@ -101,7 +103,7 @@ impl HeldFile<'_> {
     }
 }
 
-fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
+fn rendered(held: &[HeldFile<'_>], reports: &[FileReport], now: UnixMs) -> String {
     let header = [
         "file",
         "id",
@@ -112,6 +114,7 @@ fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
         "dead",
         "retrying",
         "pending",
+        "unsent",
         "cancelled",
         "rejected",
         "duplicates",
@@ -122,7 +125,17 @@ fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
         let reason = report.state.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
         let hold = report.held.get(destination);
         let hold = hold.map(|hold| format!(", held since {}: {}", time(hold.since), hold.reason));
-        let state = format!("{}{reason}{}", report.state.as_str(), hold.unwrap_or_default());
+        let until = report.file.terms.closed_until(now).filter(|_| counts.open() > 0);
+        let closed = until.map(|until| match until {
+            _ if report.file.terms.is_over(now) => ", its time is over".to_owned(),
+            until => format!(", closed until {}", time(until)),
+        });
+        let state = format!(
+            "{}{reason}{}{}",
+            report.state.as_str(),
+            hold.unwrap_or_default(),
+            closed.unwrap_or_default()
+        );
         vec![
             text(&report.file.name),
             text(report.file.id.to_string()),
@@ -133,6 +146,7 @@ fn rendered(held: &[HeldFile<'_>], reports: &[FileReport]) -> String {
             number(counts.dead),
             number(counts.retrying),
             number(counts.pending()),
+            number(counts.unsent),
             number(counts.cancelled),
             number(report.rejected),
             number(report.duplicates),

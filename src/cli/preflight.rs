@@ -44,7 +44,7 @@ pub struct Args {
 /// Looks at a file.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let resolved = config::load(config)?.resolve()?;
-    let found = preflight::look(&resolved, &args.feed, &args.file)?;
+    let found = &preflight::look(&resolved, &args.feed, &args.file)?;
     // Without a store there is no backlog, and no file was ever read.
     let mut view = console::view(&resolved.config).ok();
     let known = match &mut view {
@@ -53,23 +53,23 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     };
     let views = view.as_mut().map(|view| view.destinations()).transpose()?.unwrap_or_default();
     let latencies = preflight::latencies(resolved.config.ops.listen);
-    let names = resolved.config.feeds.iter().filter(|feed| feed.name == args.feed);
-    let estimates: Vec<(String, Estimate)> = names
-        .flat_map(|feed| &feed.destinations)
+    let estimates: Vec<(String, Estimate)> = found
+        .destinations
+        .iter()
         .filter_map(|name| {
             let destination = resolved.config.destination(name)?;
             let counts = views.get(name).map(|view| view.counts).unwrap_or_default();
             let backlog = counts.open();
             let latency = latencies.get(name).copied();
             let config = &resolved.config;
-            Some((name.clone(), preflight::estimate(config, destination, found.accepted, backlog, latency)))
+            Some((name.clone(), preflight::estimate(config, destination, found, backlog, latency)))
         })
         .collect();
     let known = known.map(|report| report.state.as_str());
     if args.json {
-        print_json(&as_json(args, &found, known, &estimates))?;
+        print_json(&as_json(args, found, known, &estimates))?;
     } else {
-        print(&rendered(args, &found, known, &estimates))?;
+        print(&rendered(args, found, known, &estimates))?;
     }
     Ok(if found.refused.is_some() { Exit::Failed } else { Exit::Done }.into())
 }
@@ -112,6 +112,7 @@ fn as_json(
         "rejected": found.rejected,
         "reasons": reasons,
         "refused": found.refused,
+        "terms": found.terms,
         "destinations": destinations,
     })
 }
@@ -129,6 +130,9 @@ fn rendered(args: &Args, found: &Preflight, known: Option<&str>, estimates: &[(S
     // Writing to a String can't fail.
     if let Some(why) = &found.refused {
         let _ = writeln!(page, "it would be refused: {}", escape(why));
+    }
+    for line in found.terms.lines() {
+        let _ = writeln!(page, "{line}");
     }
     if let Some(state) = known {
         let _ = writeln!(

@@ -219,6 +219,7 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "dead": view.counts.dead,
         "retrying": view.counts.retrying,
         "pending": view.counts.pending(),
+        "unsent": view.counts.unsent,
         "cancelled": view.counts.cancelled,
         "sent_per_s": line.sent_per_s,
         "rate_per_s": line.rate_per_s,

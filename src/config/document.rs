@@ -6,6 +6,7 @@ use postrider_settings::{
     Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
 };
 
+use postrider_actors::model::conditions::TermKeys;
 use postrider_http::webhook::WebhookKeys;
 
 use super::{
@@ -72,6 +73,7 @@ pub fn default_toml() -> String {
         ],
     )
     .keys::<postrider_settings::Feed>()
+    .keys::<TermKeys>()
     .keys::<Directory>()
     .keys::<FeedQueue>();
     destinations(&mut page);

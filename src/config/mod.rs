@@ -22,6 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use postrider_actors::model::conditions::Conditions;
 use postrider_settings::{Keys as _, Need, Reader, Root, Section, named, refuse_keys};
 
 use crate::built_in::Engines;
@@ -126,6 +127,8 @@ pub struct Feed {
     pub name: String,
     /// What all feeds have in common.
     pub settings: postrider_settings::Feed,
+    /// When its messages may go.
+    pub conditions: Conditions,
     /// Where messages come from.
     pub source: FeedSource,
 }
@@ -374,6 +377,8 @@ fn needed_if(is_that_kind: bool) -> Need {
 /// Reads `[feeds.NAME]`. Every key is read whatever the kind: `[feeds."*"]` sets defaults for both kinds.
 fn feed(section: &mut Section<'_>, name: &str) -> Feed {
     let settings = postrider_settings::Feed::read(section);
+    let mut conditions = Conditions::read(section);
+    conditions.destinations.clone_from(&settings.destinations);
     let (need, is_queue) = (section.need, settings.kind == FeedKind::Sqs);
     let is_needed = need == Need::Required;
     section.need = needed_if(is_needed && !is_queue);
@@ -395,7 +400,7 @@ fn feed(section: &mut Section<'_>, name: &str) -> Feed {
         let format = settings.file_format(section, directory.delimiter);
         FeedSource::Directory(DirectoryFeed { settings: directory, format })
     };
-    Feed { name: name.to_owned(), settings, source }
+    Feed { name: name.to_owned(), settings, conditions, source }
 }
 
 /// The text of a file of at most `bytes_max` bytes.

@@ -184,6 +184,7 @@ mod tests {
     use postrider_actors::model::{
         file::{FileRecord, FileState},
         ids::FileId,
+        terms::Terms,
         time::UnixMs,
     };
 
@@ -201,6 +202,7 @@ mod tests {
                 sha256: "00".into(),
                 claimed_at: UnixMs(1),
                 destinations: vec!["receiver".into()],
+                terms: Terms::default(),
             },
             state: FileState::Ingested,
             closed_at: Some(UnixMs(2)),

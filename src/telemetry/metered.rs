@@ -50,7 +50,7 @@ calls! {
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
-    "steering" { held_files, set_limits, change_hold, cancel_step, trial }
+    "steering" { held_files, set_limits, change_hold, end_step, trial }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -248,8 +248,8 @@ impl<S: Steering + ?Sized> Steering for Metered<S> {
         self.calls.change_hold.count(self.inner.change_hold(file, destination, change)).await
     }
 
-    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
-        self.calls.cancel_step.count(self.inner.cancel_step(batches, now)).await
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.calls.end_step.count(self.inner.end_step(batches, now)).await
     }
 
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {

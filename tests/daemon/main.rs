@@ -46,6 +46,7 @@ mod support;
 mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]
 mod tables;
+mod terms;
 mod torn;
 mod trouble;
 mod upgrade;

@@ -62,8 +62,8 @@ def read_dynamodb(endpoint, table):
             view.files[identity] = file
         elif (partition, part) == ("file", "file"):
             destination = rest.rpartition("#")[0]
-            counts = nodes.setdefault((identity, destination), [0, 0, 0, 0])
-            for at, name in enumerate(("Sent", "Dead", "Retrying", "Cancelled")):
+            counts = nodes.setdefault((identity, destination), [0, 0, 0, 0, 0])
+            for at, name in enumerate(("Sent", "Dead", "Retrying", "Unsent", "Cancelled")):
                 counts[at] += item.get(name, 0)
         elif partition == "file" and part in ("rejects", "duplicates"):
             decode, found = ((rejected_rows, view.rejected) if part == "rejects"
@@ -79,9 +79,9 @@ def read_dynamodb(endpoint, table):
     for identity, file in view.files.items():
         accepted = file.rows - file.rejected - file.duplicates
         for name in file.names:
-            sent, dead, retrying, cancelled = nodes.get((identity, name), (0, 0, 0, 0))
-            pending = accepted - sent - dead - retrying - cancelled
-            file.destinations[name] = Counts(sent, dead, retrying, pending, cancelled)
+            sent, dead, retrying, unsent, cancelled = nodes.get((identity, name), (0, 0, 0, 0, 0))
+            pending = accepted - sent - dead - retrying - unsent - cancelled
+            file.destinations[name] = Counts(sent, dead, retrying, pending, unsent, cancelled)
     for identity, item in batches.items():
         read_batch(identity, item, chunks.get(identity, ()), view)
     still_open = sum(1 for state in view.states.values() if state in (ACCEPTED, RETRYING))

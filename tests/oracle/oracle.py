@@ -24,7 +24,7 @@ The manifest:
     files           [{feed, name, sha256, destinations, state, columns, rows}]; `state` is how the file
                     must end, "ingested" by default. `columns` (csv with the default body) or null.
                     `rows[n - 1]` is row n: [kind, recipient, cells], kind one of ok (sent or dead), sent,
-                    dead, cancelled (any of the three), rejected, duplicate; recipient and cells only where a message is expected.
+                    dead, unsent, cancelled (each of these two: or sent, or dead), rejected, duplicate; recipient and cells only where a message is expected.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import sys
 
 import dynamodb as dynamodb_reader
 import store as store_reader
-from store import ACCEPTED, CANCELLED, DEAD, RETRYING, SENT
+from store import ACCEPTED, CANCELLED, DEAD, RETRYING, SENT, STATES, UNSENT
 
 SHOWN_MAX = 20
 # Shorter recipients ("1", "ann") occur in any log by chance, so I10 can't be judged by them.
@@ -114,7 +114,7 @@ class Manifest:
                 kind, recipient, cells = (list(row) + [None, None])[:3]
                 if recipient:
                     self.recipients.add(recipient)
-                if kind not in ("ok", "sent", "dead", "cancelled"):
+                if kind not in ("ok", "sent", "dead", "unsent", "cancelled"):
                     continue
                 message = message_id(identity, number)
                 body = None
@@ -225,11 +225,11 @@ def check_messages(manifest, requests, view, violations):
                                      f"{requests.statuses.get(key, 'nothing')}")
             if expected.kind == "dead":
                 violations.add("I1", f"{destination}: {message} is sent, dead expected")
-        elif state == CANCELLED:
+        elif state in (UNSENT, CANCELLED):
             if requests.answered_2xx(key):
                 lost_successes.append(key)
-            if expected.kind != "cancelled":
-                violations.add("I1", f"{destination}: {message} is cancelled, {expected.kind} expected")
+            if expected.kind != STATES[state]:
+                violations.add("I1", f"{destination}: {message} is {STATES[state]}, {expected.kind} expected")
         elif state == DEAD:
             if requests.answered_2xx(key):
                 lost_successes.append(key)
@@ -309,7 +309,7 @@ def check_counts(manifest, where, counts, shown, derived, violations):
     if derived is None:
         return
     for word, state in (("sent", SENT), ("dead", DEAD), ("retrying", RETRYING), ("pending", ACCEPTED),
-                        ("cancelled", CANCELLED)):
+                        ("unsent", UNSENT), ("cancelled", CANCELLED)):
         if getattr(counts, word) != derived[state]:
             violations.add("I1", f"{where}: the counter says {getattr(counts, word)} {word}, "
                                  f"the states say {derived[state]}")
@@ -370,6 +370,7 @@ def judge(manifest, logs, view, scans=(), earlier=()):
         "sent": states[SENT],
         "dead": states[DEAD],
         "retrying": states[RETRYING],
+        "unsent": states[UNSENT],
         "cancelled": states[CANCELLED],
         "accepted": states[ACCEPTED],
     }

@@ -9,10 +9,10 @@ import tempfile
 
 # What the stores number.
 STATES = ["accepted", "retrying", "unsent", "cancelled", "dead", "sent", "expired", "failed", "delivered"]
-ACCEPTED, RETRYING, CANCELLED, DEAD, SENT = (
-    STATES.index(word) for word in ("accepted", "retrying", "cancelled", "dead", "sent"))
+ACCEPTED, RETRYING, UNSENT, CANCELLED, DEAD, SENT = (
+    STATES.index(word) for word in ("accepted", "retrying", "unsent", "cancelled", "dead", "sent"))
 
-Counts = collections.namedtuple("Counts", "sent dead retrying pending cancelled")
+Counts = collections.namedtuple("Counts", "sent dead retrying pending unsent cancelled")
 
 
 class File:
@@ -77,10 +77,10 @@ def read_files_json(path):
     for report in json.loads(pathlib.Path(path).read_text()):
         file = File(report["state"], report["rows"], report["rejected"], report["duplicates"])
         for name, counts in report["destinations"].items():
-            sent, dead, retrying, cancelled = (
-                counts[word] for word in ("sent", "dead", "retrying", "cancelled"))
-            pending = counts["accepted"] - sent - dead - retrying - cancelled
-            file.destinations[name] = Counts(sent, dead, retrying, pending, cancelled)
+            sent, dead, retrying, unsent, cancelled = (
+                counts[word] for word in ("sent", "dead", "retrying", "unsent", "cancelled"))
+            pending = counts["accepted"] - sent - dead - retrying - unsent - cancelled
+            file.destinations[name] = Counts(sent, dead, retrying, pending, unsent, cancelled)
         view.files[report["id"]] = file
     return view
 
@@ -230,9 +230,10 @@ def read_tables(connection):
         view.files[identity.hex()] = File(FILE_STATES[state], rows, rejected, duplicates)
     for sequence, name in connection.execute("SELECT seq, name FROM destinations"):
         destinations[sequence] = name
-    for file, destination, accepted, sent, dead, retrying, cancelled in connection.execute(
-            "SELECT file, destination, accepted, sent, dead, retrying, cancelled FROM file_destinations"):
-        counts = Counts(sent, dead, retrying, accepted - sent - dead - retrying - cancelled, cancelled)
+    for file, destination, accepted, sent, dead, retrying, unsent, cancelled in connection.execute(
+            "SELECT file, destination, accepted, sent, dead, retrying, unsent, cancelled FROM file_destinations"):
+        pending = accepted - sent - dead - retrying - unsent - cancelled
+        counts = Counts(sent, dead, retrying, pending, unsent, cancelled)
         view.files[files[file]].destinations[destinations[destination]] = counts
     read_batches(connection, files, destinations, view)
     for table, decode, found in (("rejects", rejected_rows, view.rejected),

@@ -58,7 +58,7 @@ PRAGMA user_version = 1;
 CREATE TABLE destinations (seq INTEGER, name TEXT, open INTEGER);
 CREATE TABLE files (seq INTEGER, id BLOB, state INTEGER, rows INTEGER, rejected INTEGER, duplicates INTEGER);
 CREATE TABLE file_destinations (file INTEGER, destination INTEGER, accepted INTEGER, sent INTEGER, dead INTEGER,
-                                retrying INTEGER, cancelled INTEGER);
+                                retrying INTEGER, unsent INTEGER, cancelled INTEGER);
 CREATE TABLE payloads (seq INTEGER, body BLOB);
 CREATE TABLE batches (seq INTEGER, file INTEGER, destination INTEGER, payload INTEGER, first_row INTEGER,
                       count INTEGER, gaps BLOB, due INTEGER);
@@ -85,7 +85,7 @@ class World:
         self.log = [self.request(1), self.request(2, 503), self.request(3), self.request(4, 503),
                     self.request(5), self.request(8), self.request(2), self.request(4, 500)]
         self.file = [1, bytes.fromhex(FILE), 1, 8, 1, 1]
-        self.counts = [1, 1, 6, 5, 1, 0, 0]
+        self.counts = [1, 1, 6, 5, 1, 0, 0, 0]
         # seq: rows, states, tries
         self.batches = {1: ([1, 2, 3, 4, 5, 8], [5, 5, 5, 4, 5, 5], [1, 2, 1, 2, 1, 1])}
         # batch, drive, number of the attempt, index
@@ -121,7 +121,7 @@ class World:
         for sequence, (rows, states, tries) in self.batches.items():
             if self.row is not None:
                 insert("payloads", sequence, payload({row: self.row for row in rows}))
-            due = 1 if min(states) < store.CANCELLED or self.due else None
+            due = 1 if min(states) < store.UNSENT or self.due else None
             insert("batches", sequence, 1, 1, None if self.row is None else sequence, rows[0], len(rows),
                    gaps(rows), due)
             if any(states):
@@ -318,7 +318,7 @@ class Oracle(unittest.TestCase):
     def test_i7_a_redrive_may_lower_a_dead_letter(self):
         self.world.manifest.update(redrives=1, quiescent=False)
         self.world.batches[1] = ([1, 2, 3, 4, 5, 8], [5, 5, 5, 1, 5, 5], [1, 2, 1, 0, 1, 1])
-        self.world.dead, self.world.depth, self.world.counts = [], 1, [1, 1, 6, 5, 0, 1, 0]
+        self.world.dead, self.world.depth, self.world.counts = [], 1, [1, 1, 6, 5, 0, 1, 0, 0]
         self.world.earlier = {f"support {oracle.message_id(FILE, 4)}": store.DEAD}
         self.holds()
 
@@ -373,19 +373,28 @@ class Oracle(unittest.TestCase):
         self.world.due = True
         self.violates("store", "batch 1 is due at 1")
 
-    def cancel_row_8(self):
-        self.world.batches[1][1][5], self.world.batches[1][2][5] = 3, 0
-        self.world.counts = [1, 1, 6, 4, 1, 0, 1]
+    def give_up_row_8(self, state):
+        self.world.batches[1][1][5], self.world.batches[1][2][5] = state, 0
+        self.world.counts = [1, 1, 6, 4, 1, 0, int(state == store.UNSENT), int(state == store.CANCELLED)]
         self.world.log = [request for request in self.world.log if not request["id"].endswith("_8")]
 
-    def test_a_message_that_was_cancelled_where_one_may_be(self):
-        self.world.manifest["files"][0]["rows"][7][0] = "cancelled"
-        self.cancel_row_8()
-        self.holds()
+    def test_a_message_that_was_given_up_where_one_may_be(self):
+        for state in (store.UNSENT, store.CANCELLED):
+            self.setUp()
+            self.world.manifest["files"][0]["rows"][7][0] = store.STATES[state]
+            self.give_up_row_8(state)
+            self.holds()
 
-    def test_a_message_that_was_cancelled_by_nobody(self):
-        self.cancel_row_8()
-        self.violates("I1", "_8 is cancelled, ok expected")
+    def test_a_message_that_was_given_up_for_no_reason(self):
+        for state, word in ((store.UNSENT, "unsent"), (store.CANCELLED, "cancelled")):
+            self.setUp()
+            self.give_up_row_8(state)
+            self.violates("I1", f"_8 is {word}, ok expected")
+
+    def test_a_message_that_was_cancelled_and_not_unsent(self):
+        self.world.manifest["files"][0]["rows"][7][0] = "unsent"
+        self.give_up_row_8(store.CANCELLED)
+        self.violates("I1", "_8 is cancelled, unsent expected")
 
     def test_violations_are_shown_up_to_a_bound_and_counted_beyond(self):
         self.world.log += [self.world.request(1) | {"id": f"msg_{n}"} for n in range(50)]
@@ -398,7 +407,8 @@ class FilesJson(unittest.TestCase):
     def test_counters_alone_are_judged_too(self):
         world = World()
         report = {"id": FILE, "state": "ingested", "rows": 8, "rejected": 1, "duplicates": 1,
-                  "destinations": {"support": {"accepted": 6, "sent": 5, "dead": 1, "retrying": 0, "cancelled": 0}}}
+                  "destinations": {"support": {"accepted": 6, "sent": 5, "dead": 1, "retrying": 0, "unsent": 0,
+                                               "cancelled": 0}}}
         for change, found in (({}, {}), ({"rows": 7}, {"I1": 2}), ({"state": "ingesting"}, {"I9": 1})):
             with tempfile.TemporaryDirectory() as directory:
                 path = pathlib.Path(directory) / "files.json"

@@ -26,6 +26,7 @@ use postrider_actors::{
         record::MessageRecord,
         state::MessageState,
         table::MAPPING_TYPE,
+        terms::Terms,
         time::UnixMs,
     },
     ports::{Clock as _, Ledger, Outbox as _, Settled, Settlement, StoreError},
@@ -200,6 +201,7 @@ impl World {
                         layout: layout.clone(),
                         template: Some(mapping().to_template()),
                         content_type: MAPPING_TYPE.into(),
+                        terms: Terms::default(),
                     };
                     NewBatch {
                         id: BatchId::derive(self.file.id, destination, first),

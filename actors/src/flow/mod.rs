@@ -33,4 +33,4 @@ pub use progress::{Progress, ProgressBoard};
 pub use slots::{Slot, Slots};
 pub use traffic::{ConfiguredTraffic, Passage, Seat, TrafficControl};
 pub use trouble_board::{FeedNotes, Speaker, TroubleBoard};
-pub use worker::{DeliveryStrategy, Worker, WorkerSetup};
+pub use worker::{DeliveryStrategy, Worker, WorkerSetup, unused};

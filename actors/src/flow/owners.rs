@@ -187,6 +187,7 @@ mod tests {
             claimed_at: UnixMs(0),
             bytes: 0,
             expected: None,
+            conditions: None,
             fingerprint: [0; 5],
         }
     }

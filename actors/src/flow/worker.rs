@@ -7,7 +7,13 @@ use tokio::sync::watch;
 
 use super::{Bell, Bells, Progress, insist, log_rates};
 use crate::{
-    model::{hold::HeldFile, lease::LeaseToken, throughput::ThroughputLog, time::MonoMs},
+    model::{
+        hold::HeldFile,
+        lease::LeaseToken,
+        terms::Terms,
+        throughput::ThroughputLog,
+        time::{MonoMs, UnixMs},
+    },
     ports::{
         Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, Steering,
         StoreError, Want,
@@ -47,10 +53,15 @@ pub struct WorkerSetup {
     pub progress: Progress,
 }
 
+/// How a batch of a file on these terms is given back unused at `now`.
+pub fn unused(terms: &Terms, now: UnixMs) -> Release {
+    terms.closed_until(now).map_or(Release::Unused, |until| Release::Closed { from: now, until })
+}
+
 /// What a worker does with the batches that it has leased.
 pub trait DeliveryStrategy {
-    /// These destinations are disabled, and these files held: nothing more is begun for them, and what is leased of them
-    /// is given back.
+    /// These destinations are disabled, and these files held: nothing more is begun for them, nor for files that are closed
+    /// by now, and what is leased of them is given back.
     fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]);
 
     /// One turn of the loop that leases: gives back what it is done with.
@@ -266,6 +277,17 @@ impl Worker {
         Ok(())
     }
 
+    /// Gives leases back, each in its way.
+    pub async fn give_back(&self, leases: &[(LeaseToken, Release)]) -> Result<(), StoreError> {
+        let mut leases = leases.to_vec();
+        leases.sort_by_key(|(_, how)| *how);
+        for alike in leases.chunk_by(|(_, how), (_, other)| how == other) {
+            let tokens: Vec<_> = alike.iter().map(|(token, _)| *token).collect();
+            self.release(&tokens, alike[0].1).await?;
+        }
+        Ok(())
+    }
+
     /// Gives leases back.
     pub async fn release(&self, tokens: &[LeaseToken], how: Release) -> Result<(), StoreError> {
         if tokens.is_empty() {
@@ -298,7 +320,7 @@ mod tests {
     use super::*;
     use crate::{
         flow::ProgressBoard,
-        model::{ids::BatchId, time::UnixMs},
+        model::ids::BatchId,
         testing::{MemoryStore, TokioClock},
     };
 

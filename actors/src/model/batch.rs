@@ -21,6 +21,7 @@ use super::{
     ids::{BatchId, FileId, MessageId},
     ledger::RowNumbers,
     state::MessageState,
+    terms::Terms,
     time::UnixMs,
 };
 
@@ -61,6 +62,9 @@ pub struct BatchHeader {
     pub template: Option<String>,
     /// The body's content type.
     pub content_type: String,
+    /// When its messages may go.
+    #[serde(default, skip_serializing_if = "Terms::is_default")]
+    pub terms: Terms,
 }
 
 /// How bodies are made.
@@ -574,6 +578,7 @@ mod tests {
             layout: RowLayout::Lines,
             template: None,
             content_type: String::new(),
+            terms: Terms::default(),
         };
         let batch = |first_row, count, rows: &[u64]| {
             let mut writer = PayloadWriter::default();

@@ -15,6 +15,7 @@ use super::{
     batch::{BatchHeader, MessageData, MessageParts, PayloadError, RowLayout, put_cell},
     formats::Format,
     ids::{FileId, MessageId},
+    terms::Terms,
 };
 
 /// The most work one rendering may do, in template instructions: a loop can't hang a delivery.
@@ -194,6 +195,7 @@ impl BodyTemplate {
             layout,
             template: None,
             content_type: content_type.to_owned(),
+            terms: Terms::default(),
         };
         let checked = self.check(&header, header.message_id(1), &row, &mut Vec::new());
         let Err(why) = checked else { return Ok(()) };
@@ -264,6 +266,7 @@ mod tests {
             layout,
             template: template.map(Into::into),
             content_type: content_type.into(),
+            terms: Terms::default(),
         }
     }
 

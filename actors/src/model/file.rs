@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{hold::FileHold, ids::FileId, time::UnixMs};
+use super::{hold::FileHold, ids::FileId, terms::Terms, time::UnixMs};
 
 /// A file as it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct FileRecord {
     /// under `destinations` beside it.
     #[serde(rename = "to")]
     pub destinations: Vec<String>,
+    /// When its messages may go.
+    #[serde(default, skip_serializing_if = "Terms::is_default")]
+    pub terms: Terms,
 }
 
 /// How far into a file the outbox has rows; committed together with them. `rows` counts every row
@@ -121,6 +124,8 @@ pub struct DestinationCounts {
     pub dead: u64,
     /// At least one attempt failed, another will be made.
     pub retrying: u64,
+    /// Never sent: their time was over.
+    pub unsent: u64,
     /// Cancelled by an operator.
     pub cancelled: u64,
 }
@@ -128,7 +133,7 @@ pub struct DestinationCounts {
 impl DestinationCounts {
     /// Messages that need no delivery any more.
     pub fn settled(&self) -> u64 {
-        self.sent + self.dead + self.cancelled
+        self.sent + self.dead + self.unsent + self.cancelled
     }
 
     /// Messages that still need delivery.
@@ -169,7 +174,7 @@ pub struct FileReport {
 }
 
 impl FileReport {
-    /// I1: at every destination, `rows = sent + dead + cancelled + retrying + pending + rejected + duplicates`.
+    /// I1: at every destination, `rows = sent + dead + unsent + cancelled + retrying + pending + rejected + duplicates`.
     pub fn is_balanced(&self) -> bool {
         self.destinations.values().all(|counts| {
             counts.settled() + counts.retrying <= counts.accepted
@@ -211,6 +216,7 @@ mod tests {
                 sha256: "00".into(),
                 claimed_at: UnixMs(1),
                 destinations: vec!["support".into()],
+                terms: Terms::default(),
             },
             state: FileState::Failed("why".into()),
             closed_at: Some(UnixMs(2)),

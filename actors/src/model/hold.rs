@@ -107,8 +107,8 @@ pub enum HoldChange {
     Pass,
     /// An operator's: nothing waits any more, whoever held it. What is cancelled stays so.
     Release,
-    /// Everything that was cancelled is recorded as such: there is nothing to hold any more.
-    Cancelled,
+    /// Every message of it has ended, cancelled or because its time was over: there is nothing to hold any more.
+    Ended,
 }
 
 impl HoldChange {
@@ -121,7 +121,7 @@ impl HoldChange {
             Self::Judge(new) => (waits_for_canary && current != Some(new)).then(|| Some(new.clone())),
             Self::Pass => waits_for_canary.then_some(None),
             Self::Release => (current.is_some() && !is_cancelled).then_some(None),
-            Self::Cancelled => is_cancelled.then_some(None),
+            Self::Ended => current.is_some().then_some(None),
         }
     }
 }
@@ -170,7 +170,7 @@ mod tests {
         let holds: Vec<_> = causes.into_iter().map(|cause| hold(cause, 5)).collect();
         let changes =
             holds.iter().cloned().flat_map(|hold| [HoldChange::Hold(hold.clone()), HoldChange::Judge(hold)]);
-        for change in changes.chain([HoldChange::Pass, HoldChange::Release, HoldChange::Cancelled]) {
+        for change in changes.chain([HoldChange::Pass, HoldChange::Release, HoldChange::Ended]) {
             for current in holds.iter().map(Some).chain([None]) {
                 if let Some(next) = change.apply(current) {
                     assert_eq!(change.apply(next.as_ref()), None, "{change:?} over {current:?}");
@@ -188,8 +188,7 @@ mod tests {
         {
             assert_eq!(change.apply(Some(&cancelled)), None, "{change:?}");
         }
-        assert_eq!(HoldChange::Cancelled.apply(Some(&cancelled)), Some(None));
-        assert_eq!(HoldChange::Cancelled.apply(Some(&hold(HoldCause::Operator, 0))), None);
+        assert_eq!(HoldChange::Ended.apply(Some(&cancelled)), Some(None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A batch that a worker has leased.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -95,6 +95,12 @@ impl Lease {
     /// When the message at `index` was accepted, or last redriven: what its age counts from.
     pub fn since(&self, index: u32) -> UnixMs {
         self.redriven.get(&index).copied().unwrap_or(self.accepted_at)
+    }
+
+    /// How old the message at `index` is for its retries, if `passed` of the time since then count: what passed while no
+    /// request might begin for its file makes it no older.
+    pub fn age(&self, index: u32, passed: Duration, now: UnixMs) -> Duration {
+        passed.saturating_sub(self.header.terms.closed_between(self.since(index), now))
     }
 
     /// How many of its messages are due at `now`.

@@ -127,7 +127,7 @@ impl fmt::Debug for BodyChecks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{batch::put_cell, ids::FileId};
+    use crate::model::{batch::put_cell, ids::FileId, terms::Terms};
 
     fn header(template: &str, layout: RowLayout) -> Arc<BatchHeader> {
         Arc::new(BatchHeader {
@@ -137,6 +137,7 @@ mod tests {
             layout,
             template: Some(template.into()),
             content_type: "application/json".into(),
+            terms: Terms::default(),
         })
     }
 

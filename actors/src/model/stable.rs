@@ -2,7 +2,7 @@
 //!
 //! A file is complete when it was renamed into place or closed after writing (the directory's watch
 //! reports that), or when it has not changed for `stable_after`. A feed that requires sidecars takes a file
-//! only together with its `NAME.done`: the sidecar is written last.
+//! only together with its `NAME.done`: the sidecar is written last. `NAME.toml` is written first, and is never a file itself.
 //!
 //! [`StableFiles`] is given every scan and every change and returns the names that may be taken. It
 //! remembers a bounded number of names. One that it can't remember is taken all the same, once its own
@@ -31,8 +31,10 @@ pub const HOLD: Duration = Duration::from_mins(1);
 pub enum NameKind<'a> {
     /// A file of rows.
     File,
-    /// The sidecar of the file of this name.
+    /// The sidecar of the file of this name that says that it is complete.
     Sidecar(&'a OsStr),
+    /// The sidecar of the file of this name that says when its messages may go.
+    Terms(&'a OsStr),
     /// Unfinished, or not meant for us: it starts with `.` or ends in `.part` or `.tmp`; or one of our own directories.
     Ignored,
 }
@@ -48,7 +50,10 @@ impl<'a> NameKind<'a> {
         if bytes.is_empty() || bytes[0] == b'.' || bytes.ends_with(b".part") || bytes.ends_with(b".tmp") {
             return Self::Ignored;
         }
-        bytes.strip_suffix(b".done").map_or(Self::File, |file| Self::Sidecar(OsStr::from_bytes(file)))
+        if let Some(file) = bytes.strip_suffix(b".done") {
+            return Self::Sidecar(OsStr::from_bytes(file));
+        }
+        bytes.strip_suffix(b".toml").map_or(Self::File, |file| Self::Terms(OsStr::from_bytes(file)))
     }
 }
 
@@ -133,6 +138,8 @@ impl StableFiles {
                 // A sidecar is written last, so its file is complete.
                 NameKind::Sidecar(file) if NameKind::of(file) == NameKind::File => file,
                 NameKind::File if !self.require_done => name,
+                // It says nothing of whether its file is complete; but it may be what kept it from being taken.
+                NameKind::Terms(file) if self.is_held(file) => file,
                 _ => continue,
             };
             let pass = self.pass;
@@ -258,6 +265,10 @@ impl StableFiles {
         self.held_changes
     }
 
+    fn is_held(&self, name: &OsStr) -> bool {
+        self.names.get(name).is_some_and(|known| known.held_until.is_some())
+    }
+
     fn release(&mut self, name: &OsStr) {
         self.held_changes += u64::from(self.held.remove(name).is_some());
     }
@@ -381,6 +392,18 @@ mod tests {
         let future = [seen("future", 1, 999_999)];
         assert!(scan(&mut files, 5000, &future).is_empty());
         assert_eq!(scan(&mut files, 5000 + STABLE_AFTER, &future), ["future"]);
+    }
+
+    #[test]
+    fn a_held_file_is_offered_again_when_its_terms_are_corrected() {
+        let mut files = stable_files(false);
+        assert_eq!(NameKind::of(OsStr::new("x.csv.gz.toml")), NameKind::Terms(OsStr::new("x.csv.gz")));
+        assert!(change(&mut files, 1, "a.toml").is_empty(), "it says nothing of a file that is not there");
+        assert_eq!(change(&mut files, 2, "a"), ["a"]);
+        assert!(change(&mut files, 3, "a.toml").is_empty(), "nor of one that is offered");
+        assert!(files.hold(OsStr::new("a"), MonoMs(4), "a.toml is wrong"));
+        assert_eq!(change(&mut files, 5, "a.toml"), ["a"]);
+        assert_eq!(files.held().count(), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The state of one message at one destination, in the order in which a later report wins. The numbers are what stores
-/// hold (B2); 2 is left for `unsent`, between what is open and what was given up.
+/// hold (B2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
@@ -12,6 +12,8 @@ pub enum MessageState {
     Accepted = 0,
     /// An attempt failed, or the message was redriven: it is due again.
     Retrying = 1,
+    /// Its time was over while it was open. What was in flight then may be answered 2xx all the same.
+    Unsent = 2,
     /// An operator cancelled it while it was open. What was in flight then may be answered 2xx all the same.
     Cancelled = 3,
     /// Given up, with a reason; can be redriven.
@@ -28,9 +30,10 @@ pub enum MessageState {
 
 impl MessageState {
     /// All of them, in their order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Accepted,
         Self::Retrying,
+        Self::Unsent,
         Self::Cancelled,
         Self::Dead,
         Self::Sent,
@@ -63,6 +66,7 @@ impl MessageState {
         match self {
             Self::Accepted => "accepted",
             Self::Retrying => "retrying",
+            Self::Unsent => "unsent",
             Self::Cancelled => "cancelled",
             Self::Dead => "dead",
             Self::Sent => "sent",
@@ -79,9 +83,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn b2_the_order_is_the_design_s_with_room_for_unsent() {
+    fn b2_the_order_is_the_design_s() {
         assert!(MessageState::ALL.is_sorted());
-        assert_eq!(MessageState::ALL.map(|state| state as u8), [0, 1, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(MessageState::ALL.map(|state| state as u8), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
         for byte in 0..=u8::MAX {
             let state = MessageState::from_byte(byte);
             assert_eq!(

@@ -50,6 +50,7 @@ mod tests {
     use crate::model::{
         batch::{BatchHeader, RowLayout},
         ids::{BatchId, FileId},
+        terms::Terms,
     };
     use crate::model::{
         lease::Lease,
@@ -67,6 +68,7 @@ mod tests {
             layout: RowLayout::Lines,
             template: None,
             content_type: String::new(),
+            terms: Terms::default(),
         }
     }
 

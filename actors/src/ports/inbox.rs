@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::model::{
+    conditions::Conditions,
     file::{FileReport, Reject},
     ids::FileId,
     time::UnixMs,
@@ -20,7 +21,7 @@ pub struct Candidate {
     pub name: OsString,
     /// Its size.
     pub bytes: u64,
-    /// When it last changed.
+    /// When it or its `NAME.toml` last changed.
     pub modified: UnixMs,
     /// Whether it has a `NAME.done` sidecar.
     pub has_sidecar: bool,
@@ -66,8 +67,10 @@ pub struct ClaimedFile {
     pub claimed_at: UnixMs,
     /// Its size when it was claimed.
     pub bytes: u64,
-    /// What its sidecar promised, if it had one.
+    /// What its `NAME.done` promised, if it had one.
     pub expected: Option<Expected>,
+    /// What its `NAME.toml` says, over what the feed's configuration says, if it had one.
+    pub conditions: Option<Conditions>,
     /// Device, inode, size, mtime and ctime as they were after the claim; opaque to the stages.
     pub fingerprint: [u64; 5],
 }

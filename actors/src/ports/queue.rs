@@ -40,10 +40,18 @@ pub struct LeaseRequest {
 }
 
 /// How a lease ends before its batch is settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Release {
     /// Given back in good order; every message that was begun has been settled. Charges nothing.
     Unused,
+    /// The same, because no request may begin for its file now (see [`Terms`](crate::model::terms::Terms)): nothing of the
+    /// file is leased for that destination while the clock is between these, however many batches it has.
+    Closed {
+        /// When it was found closed: a clock that is set back before that says something else.
+        from: UnixMs,
+        /// When it may begin again.
+        until: UnixMs,
+    },
     /// Its holder is gone with messages unrecorded: they are suspects.
     Lost,
 }
@@ -65,7 +73,7 @@ pub trait Queue: Send + Sync {
     }
 
     /// Leases batches of which a message is due, by [`Record::lease`](crate::model::ledger::Record::lease); none of a
-    /// disabled destination, and none that waits because its file is held there. Of one destination: batches that are to be tried again before others, but where both wait
+    /// disabled destination, and none that waits because its file is held or closed there. Of one destination: batches that are to be tried again before others, but where both wait
     /// those others get a fifth of the messages; then what has been due for longest. Empty if there is nothing: it does
     /// not wait.
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError>;

@@ -34,9 +34,10 @@ pub trait Steering: Send + Sync {
         change: &HoldChange,
     ) -> Result<usize, StoreError>;
 
-    /// Cancels what is open of up to `batches` batches of files that are cancelled and that no worker has; of how many.
-    /// Where nothing is left to cancel the hold goes. Fewer than asked for: the rest is done, or not there yet.
-    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError>;
+    /// Ends what is open of up to `batches` batches that no worker has: of files that are cancelled, and of those whose
+    /// time is over at `now` ([`Terms::is_over`](crate::model::terms::Terms::is_over)), whatever holds them; of how many.
+    /// Where nothing is left to end the hold goes. Fewer than asked for: the rest is done, or not there yet.
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError>;
 
     /// What became of the messages of a file at a destination, of the batches that begin before row `before`.
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError>;

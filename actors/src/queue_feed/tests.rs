@@ -147,6 +147,7 @@ impl World {
                 max_row_bytes: 1000,
                 max_entry_rows: 1000,
                 destinations: vec![destination("north"), destination("south")],
+                conditions: Conditions::default(),
                 batch: BatchLimits { max_messages: 4, max_bytes: 10_000 },
                 queue: FeedQueue {
                     max_rows: 100,

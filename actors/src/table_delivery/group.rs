@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{TableBatch, TableDestination, TableStrategy};
 use crate::{
-    flow::Place,
+    flow::{Place, unused},
     metrics::Tally,
     model::{
         self,
@@ -127,7 +127,8 @@ impl TableStrategy {
         } else {
             tracing::error!(destination = %group.destination.name, batches = tokens.len(),
                 "writing a group panicked; its batches are now suspects");
-            self.release(&tokens, Release::Lost).await
+            let lost: Vec<_> = tokens.iter().map(|token| (*token, Release::Lost)).collect();
+            self.give_back(&lost).await
         };
         {
             let mut state = self.state();
@@ -178,6 +179,10 @@ impl TableStrategy {
             let Some(permit) = self.enter(group).await else {
                 break; // what is left is given back, open
             };
+            let now = self.worker.clock().wall();
+            if group.batches.iter().any(|member| member.batch.lease.header.terms.is_closed(now)) {
+                break; // the same: what may go is written with others
+            }
             let is_exclusive = suspect && group.batches[0].batch.is_exclusive(written[range.start].message);
             let (_others, _nobody);
             if is_exclusive {
@@ -265,13 +270,10 @@ impl TableStrategy {
             }
         }
         self.settle(group, true, None).await?;
-        let open: Vec<_> = group
-            .batches
-            .iter()
-            .filter(|member| !member.settled)
-            .map(|member| member.batch.lease.token)
-            .collect();
-        self.release(&open, Release::Unused).await
+        let now = self.worker.clock().wall();
+        let open = group.batches.iter().filter(|member| !member.settled).map(|member| &member.batch.lease);
+        let open: Vec<_> = open.map(|lease| (lease.token, unused(&lease.header.terms, now))).collect();
+        self.give_back(&open).await
     }
 
     /// The group's rows that the table can take, as far as its catalogue says.
@@ -345,7 +347,12 @@ impl TableStrategy {
     fn judge(&self, group: &mut Group<'_>, row: &WrittenRow, outcome: Outcome, words: &str) {
         let member = &mut group.batches[row.batch];
         let clock = self.worker.clock();
-        let (age, at) = (clock.age(member.batch.lease.since(row.message.index)), clock.wall());
+        let (lease, index, at) = (&member.batch.lease, row.message.index, clock.wall());
+        let age = if matches!(outcome, Outcome::Retryable { .. }) {
+            lease.age(index, clock.age(lease.since(index)), at)
+        } else {
+            Duration::ZERO
+        };
         let retry = &group.destination.retry;
         match decide(retry, outcome, row.message.tries + 1, age, at, member.batch.jitter) {
             Decision::Record(verdict) => member.judge(group.destination, row.message, verdict, Some(words)),

@@ -8,6 +8,7 @@ use crate::{
         file::{Checkpoint, FileRecord, FileState, Reject},
         ids::{BatchId, FileId},
         outcome::{Attempt, Reason},
+        terms::Terms,
         time::UnixMs,
     },
     ports::Append,
@@ -23,6 +24,7 @@ pub fn file(feed: &str, content: u8, destinations: &[&str]) -> Arc<FileRecord> {
         sha256: format!("{content:02x}").repeat(32),
         claimed_at: UnixMs(1_000),
         destinations: destinations.iter().map(|&name| name.into()).collect(),
+        terms: Terms::default(),
     })
 }
 
@@ -35,6 +37,7 @@ pub fn header(file: &FileRecord, destination: &str) -> Arc<BatchHeader> {
         layout: RowLayout::Lines,
         template: None,
         content_type: "application/json".into(),
+        terms: file.terms.clone(),
     })
 }
 

@@ -15,6 +15,7 @@ use crate::{
     model::{
         backoff::Backoff,
         ids::FileId,
+        lease::LeaseToken,
         ledger::is_exclusive,
         outcome::{Obstacle, Outcome, Reason},
         record::Said,
@@ -254,6 +255,10 @@ impl WebhookStrategy {
         if is_held || self.worker.is_closing() {
             return None;
         }
+        if batch.is_closed(self.worker.clock().wall()) {
+            self.stop(pick.token, batch);
+            return None;
+        }
         self.setup.in_flight.begin(slot, pick.token.batch, Some(pick.index));
         let header = &batch.lease.header;
         let (row, bytes) = batch.rows.get(pick.index)?;
@@ -276,6 +281,13 @@ impl WebhookStrategy {
             batch.said().insert(pick.index, said);
         }
         Some((answer.outcome, latency))
+    }
+
+    /// Begins nothing more of a batch here.
+    fn stop(&self, token: LeaseToken, batch: &WebhookBatch) {
+        if !batch.held.swap(true, Ordering::Relaxed) {
+            self.state().roster.stop_batch(token);
+        }
     }
 
     /// Waits until it is known what a permanent failure means; `None` if the worker closes before. It is ordinary when
@@ -321,8 +333,14 @@ impl WebhookStrategy {
             return Report::Unsent;
         };
         let clock = self.worker.clock();
-        let age = clock.age(batch.lease.since(pick.index));
-        let age = age.saturating_sub(self.seat.stood(pick.destination, age));
+        // Only a retry asks how old its message is; most are sent.
+        let age = if matches!(outcome, Outcome::Retryable { .. }) {
+            let age = clock.age(batch.lease.since(pick.index));
+            let stood = self.seat.stood(pick.destination, age);
+            batch.lease.age(pick.index, age.saturating_sub(stood), clock.wall())
+        } else {
+            Duration::ZERO
+        };
         let retry = &self.setup.destinations[pick.destination].retry;
         match decide(retry, outcome, pick.attempt, age, clock.wall(), batch.draws.of(pick.attempt)) {
             Decision::Record(verdict) => Report::Verdict(verdict),

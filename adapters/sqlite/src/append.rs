@@ -110,11 +110,13 @@ fn find(tx: &Tx<'_>, append: &Append) -> Result<Option<StoredFile>, TxError> {
 
 fn insert_file(tx: &mut Tx<'_>, append: &Append) -> Result<StoredFile, TxError> {
     let file = &append.file;
+    let terms = (!file.terms.is_default()).then(|| serde_json::to_string(&file.terms)).transpose()?;
     let seq = tx
         .connection
         .prepare_cached(
-            "INSERT INTO files (id, feed, name, bytes, sha256, claimed_at, state, offset, rows, rejected, duplicates)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0, 0, 0, 0)",
+            "INSERT INTO files (id, feed, name, bytes, sha256, claimed_at, terms, expires_at, state, offset, rows, rejected,
+                 duplicates)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, 0, 0, 0)",
         )?
         .insert(params![
             file.id.0,
@@ -122,7 +124,9 @@ fn insert_file(tx: &mut Tx<'_>, append: &Append) -> Result<StoredFile, TxError> 
             file.name,
             int(file.bytes),
             file.sha256,
-            int(file.claimed_at.0)
+            int(file.claimed_at.0),
+            terms,
+            file.terms.expires_at.map(|at| int(at.0)),
         ])?;
     for (position, name) in file.destinations.iter().enumerate() {
         let destination = tx.destination(name)?;

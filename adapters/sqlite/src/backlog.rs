@@ -16,7 +16,7 @@ pub struct Backlog {
     pub leased: u64,
     /// They can't be read and are set aside.
     pub quarantined: u64,
-    /// When the oldest due batch became due, or the next one will; `None` without batches.
+    /// When the oldest due batch became due, or the next one will, those of closed files left out; `None` without batches.
     pub oldest_due: Option<UnixMs>,
 }
 
@@ -35,18 +35,21 @@ pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxEr
     let leased = count("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?;
     let quarantined =
         count("SELECT count(*) FROM batches INDEXED BY batches_quarantined WHERE quarantined IS NOT NULL")?;
-    // Each minimum is the first entry of a lane in the index; leased batches are few.
+    // Each minimum is the first entry of a lane in the index that is not closed; leased batches are few.
     let oldest_due: Option<i64> = connection
         .prepare_cached(
             "SELECT min(due) FROM (
-                 SELECT (SELECT min(due) FROM batches INDEXED BY batches_waiting
-                         WHERE destination = d.seq AND retry = lane.retry AND due IS NOT NULL AND holder IS NULL)
-                     AS due
+                 SELECT (SELECT b.due FROM batches b INDEXED BY batches_waiting
+                         WHERE b.destination = d.seq AND b.retry = lane.retry AND b.due IS NOT NULL AND b.holder IS NULL
+                             AND NOT EXISTS (SELECT 1 FROM file_destinations h
+                                 WHERE h.file = b.file AND h.destination = b.destination
+                                     AND h.closed_from <= ?1 AND h.closed_until > ?1)
+                         ORDER BY b.due LIMIT 1) AS due
                  FROM destinations d, (SELECT 0 AS retry UNION ALL SELECT 1) lane
                  UNION ALL
                  SELECT min(due) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL)",
         )?
-        .query_row([], |row| row.get(0))?;
+        .query_row([int(now.0)], |row| row.get(0))?;
     Ok(Backlog {
         outstanding,
         queued,

@@ -36,13 +36,14 @@ macro_rules! select_due {
             $retry,
             " AND b.due <= ?2 AND b.holder IS NULL AND NOT EXISTS (
                  SELECT 1 FROM file_destinations h WHERE h.file = b.file AND h.destination = b.destination
-                     AND h.held_from <= b.first_row)
+                     AND (h.held_from <= b.first_row OR (h.closed_from <= ?2 AND h.closed_until > ?2)))
              ORDER BY b.due, b.file, b.first_row"
         )
     };
 }
 
-/// What is due of a destination and is to be tried again, the oldest first; nothing that waits because its file is held …
+/// What is due of a destination and is to be tried again, the oldest first; nothing that waits because its file is held or
+/// closed …
 pub(crate) const RETRIES_DUE: &str = select_due!("1");
 /// … and what was never tried.
 pub(crate) const FRESH_DUE: &str = select_due!("0");
@@ -285,13 +286,26 @@ pub(crate) fn release(tx: &Tx<'_>, tokens: &[LeaseToken], how: Release) -> Resul
             continue;
         }
         match how {
-            Release::Unused => {
+            Release::Unused | Release::Closed { .. } => {
                 stored.record.release(token.fence);
             }
             Release::Lost => stored.record.lose(),
         }
         stored.store(tx.connection)?;
+        if let Release::Closed { from, until } = how {
+            close(tx, &stored, from, until)?;
+        }
     }
+    Ok(())
+}
+
+/// Nothing of a batch's file is leased for its destination while the clock is between these.
+fn close(tx: &Tx<'_>, stored: &Stored, from: UnixMs, until: UnixMs) -> Result<(), TxError> {
+    tx.connection
+        .prepare_cached(
+            "UPDATE file_destinations SET closed_from = ?3, closed_until = ?4 WHERE file = ?1 AND destination = ?2",
+        )?
+        .execute([stored.file, stored.destination, int(from.0), int(until.0)])?;
     Ok(())
 }
 

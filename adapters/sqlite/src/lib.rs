@@ -9,7 +9,7 @@ mod append;
 mod archive;
 mod audit;
 mod backlog;
-mod cancel;
+mod ending;
 mod entries;
 mod holds;
 mod leases;
@@ -175,7 +175,7 @@ pub fn migrate(state_dir: &Path) -> Result<i32, MigrateError> {
 fn check_depth(connection: &rusqlite::Connection) -> Result<(), TxError> {
     let corrected = connection.execute(
         "UPDATE destinations SET open = c.counted
-           FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead - d.cancelled), 0) AS counted
+           FROM (SELECT n.seq, coalesce(sum(d.accepted - d.sent - d.dead - d.unsent - d.cancelled), 0) AS counted
                    FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq) c
           WHERE c.seq = destinations.seq AND c.counted <> destinations.open",
         [],
@@ -265,8 +265,8 @@ impl Steering for EmbeddedStore {
         self.writer().write(Durability::Synced, 0, move |tx| holds::change_of(tx, &of, &change)).await
     }
 
-    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
-        self.writer().write(Durability::Synced, 0, move |tx| cancel::step(tx, batches, now)).await
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.writer().write(Durability::Synced, 0, move |tx| ending::step(tx, batches, now)).await
     }
 
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {

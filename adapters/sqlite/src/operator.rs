@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::{
-    audit, cancel, holds, limits,
+    audit, ending, holds, limits,
     open::{self, Access, OpenError},
     redrive::{self, RedriveCursor, RedrivePace, RedriveStep},
     tx::{Caches, Tx, TxError},
@@ -28,8 +28,8 @@ use super::{
 /// Between two transactions of many, so that the daemon's writer has its turn: it asks every millisecond.
 const BETWEEN_STEPS: Duration = Duration::from_millis(3);
 
-/// Batches that are cancelled per transaction: what the daemon's writer may have to wait for.
-const CANCEL_STEP: usize = 100;
+/// Batches that are ended per transaction: what the daemon's writer may have to wait for.
+const END_STEP: usize = 100;
 
 /// An operator's connection. The store must be there already.
 pub struct Operator {
@@ -150,7 +150,7 @@ impl Operate for Operator {
         })?;
         // A daemon does the same. What its workers have comes back to it first.
         if let Order::Cancel { .. } = order {
-            while self.transact(|tx| cancel::step(tx, CANCEL_STEP, at))? == CANCEL_STEP {
+            while self.transact(|tx| ending::step(tx, END_STEP, at))? == END_STEP {
                 thread::sleep(BETWEEN_STEPS);
             }
         }

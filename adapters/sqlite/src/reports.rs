@@ -7,6 +7,7 @@ use postrider_actors::model::{
     file::{Checkpoint, DestinationCounts, FileRecord, FileReport, FileState, Reject},
     ids::FileId,
     room::OpenMessages,
+    terms::Terms,
     time::UnixMs,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -20,7 +21,7 @@ macro_rules! select_file {
     ($condition:literal) => {
         concat!(
             "SELECT seq, id, feed, name, bytes, sha256, claimed_at, state, reason, closed_at, settled_at, rows, ",
-            "rejected, duplicates FROM files ",
+            "rejected, duplicates, terms FROM files ",
             $condition
         )
     };
@@ -92,8 +93,8 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
     let mut names = Vec::new();
     let (mut destinations, mut held) = (BTreeMap::new(), BTreeMap::new());
     let mut select = connection.prepare_cached(
-        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.cancelled, d.held_from, d.held_since, d.held_cause,
-             d.held_reason
+        "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.unsent, d.cancelled, d.held_from, d.held_since,
+             d.held_cause, d.held_reason
          FROM file_destinations d
          JOIN destinations n ON n.seq = d.destination WHERE d.file = ?1 ORDER BY d.position",
     )?;
@@ -101,7 +102,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
     while let Some(row) = counts.next()? {
         let name: String = row.get(0)?;
         names.push(name.clone());
-        held.extend(holds::read(row, 6)?.map(|hold| (name.clone(), hold)));
+        held.extend(holds::read(row, 7)?.map(|hold| (name.clone(), hold)));
         destinations.insert(
             name,
             DestinationCounts {
@@ -109,11 +110,13 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
                 sent: uint(row.get(2)?),
                 dead: uint(row.get(3)?),
                 retrying: uint(row.get(4)?),
-                cancelled: uint(row.get(5)?),
+                unsent: uint(row.get(5)?),
+                cancelled: uint(row.get(6)?),
             },
         );
     }
     let time = |at: Option<i64>| at.map(|at| UnixMs(uint(at)));
+    let terms: Option<String> = row.get(14)?;
     Ok(FileReport {
         file: FileRecord {
             id: FileId(row.get(1)?),
@@ -123,6 +126,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
             sha256: row.get(5)?,
             claimed_at: UnixMs(uint(row.get(6)?)),
             destinations: names,
+            terms: terms.map_or_else(|| Ok(Terms::default()), |terms| serde_json::from_str(&terms))?,
         },
         state: file_state(row.get(7)?, row.get(8)?)?,
         closed_at: time(row.get(9)?),

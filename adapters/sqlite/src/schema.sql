@@ -22,6 +22,8 @@ CREATE TABLE files (
     bytes       INTEGER NOT NULL,
     sha256      TEXT NOT NULL,
     claimed_at  INTEGER NOT NULL,
+    terms       TEXT,                   -- model::terms::Terms; NULL: its messages go at any time
+    expires_at  INTEGER,                -- of them: what is open then ends as unsent
     state       INTEGER NOT NULL,       -- 0 ingesting, 1 ingested, 2 failed, 3 source-lost
     reason      TEXT,
     offset      INTEGER NOT NULL,       -- the checkpoint
@@ -33,6 +35,7 @@ CREATE TABLE files (
     reported    INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX files_by_name ON files (name);
+CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL AND settled_at IS NULL;
 CREATE INDEX files_unreported ON files (feed, seq) WHERE settled_at IS NOT NULL AND reported = 0;
 
 -- I1, held by the database itself: no count is negative and nothing is counted twice.
@@ -44,14 +47,18 @@ CREATE TABLE file_destinations (
     sent        INTEGER NOT NULL DEFAULT 0 CHECK (sent >= 0),
     dead        INTEGER NOT NULL DEFAULT 0 CHECK (dead >= 0),
     retrying    INTEGER NOT NULL DEFAULT 0 CHECK (retrying >= 0),
+    unsent      INTEGER NOT NULL DEFAULT 0 CHECK (unsent >= 0),
     cancelled   INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0),
     -- Which of its batches wait though they are due: one row, however many (B11). Together NULL: none.
     held_from   INTEGER,                -- those that begin with this row or a later one
     held_since  INTEGER,
     held_cause  INTEGER,                -- model::hold::HoldCause
     held_reason TEXT,
+    -- All of them wait while the clock is between these: no request may begin now, by the file's terms.
+    closed_from INTEGER,
+    closed_until INTEGER,
     PRIMARY KEY (file, destination),
-    CHECK (sent + dead + retrying + cancelled <= accepted)
+    CHECK (sent + dead + retrying + unsent + cancelled <= accepted)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX files_held ON file_destinations (held_since) WHERE held_since IS NOT NULL;
 

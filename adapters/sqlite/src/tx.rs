@@ -225,14 +225,15 @@ impl<'a> Tx<'a> {
                 continue;
             }
             *open.entry(destination).or_default() += change.depth();
-            let CountChange { accepted, sent, dead, retrying, cancelled } = change;
+            let CountChange { accepted, sent, dead, retrying, unsent, cancelled } = change;
             let changed = self
                 .connection
                 .prepare_cached(
                     "UPDATE file_destinations SET accepted = accepted + ?3, sent = sent + ?4, dead = dead + ?5,
-                         retrying = retrying + ?6, cancelled = cancelled + ?7 WHERE file = ?1 AND destination = ?2",
+                         retrying = retrying + ?6, unsent = unsent + ?7, cancelled = cancelled + ?8
+                     WHERE file = ?1 AND destination = ?2",
                 )?
-                .execute([file, destination, accepted, sent, dead, retrying, cancelled])?;
+                .execute([file, destination, accepted, sent, dead, retrying, unsent, cancelled])?;
             if changed != 1 {
                 return Err(TxError::Refused(format!(
                     "file {file} was not accepted for destination {destination}, yet has a batch for it"
@@ -256,7 +257,7 @@ impl<'a> Tx<'a> {
             .connection
             .prepare_cached(
                 "SELECT state <> 0 AND NOT EXISTS (SELECT 1 FROM file_destinations
-                     WHERE file = ?1 AND sent + dead + cancelled < accepted), settled_at, reported
+                     WHERE file = ?1 AND sent + dead + unsent + cancelled < accepted), settled_at, reported
                  FROM files WHERE seq = ?1",
             )?
             .query_row([file], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;

@@ -196,7 +196,7 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
     let mut select = connection.prepare(
         "SELECT n.seq, n.name, n.disabled_at, n.disabled_reason, coalesce(sum(d.accepted), 0),
              coalesce(sum(d.sent), 0), coalesce(sum(d.dead), 0), coalesce(sum(d.retrying), 0),
-             coalesce(sum(d.cancelled), 0), n.rate_per_s, n.concurrency
+             coalesce(sum(d.unsent), 0), coalesce(sum(d.cancelled), 0), n.rate_per_s, n.concurrency
          FROM destinations n LEFT JOIN file_destinations d ON d.destination = n.seq GROUP BY n.seq",
     )?;
     let mut rows = select.query([])?;
@@ -205,13 +205,14 @@ fn destinations(connection: &Connection, now: UnixMs) -> Result<BTreeMap<String,
         let reason: Option<String> = row.get(3)?;
         let view = DestinationView {
             disabled: disabled_at.map(|at| (UnixMs(uint(at)), reason.unwrap_or_default())),
-            limits: limits::read(row, 9)?,
+            limits: limits::read(row, 10)?,
             counts: DestinationCounts {
                 accepted: uint(row.get(4)?),
                 sent: uint(row.get(5)?),
                 dead: uint(row.get(6)?),
                 retrying: uint(row.get(7)?),
-                cancelled: uint(row.get(8)?),
+                unsent: uint(row.get(8)?),
+                cancelled: uint(row.get(9)?),
             },
             queued: Some(0),
             leased: Some(0),

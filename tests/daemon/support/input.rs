@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Dead,
     /// Sent, dead, or cancelled with its file.
     Cancelled,
+    /// Sent, dead, or unsent because its time was over.
+    Unsent,
     Rejected,
     Duplicate,
 }
@@ -148,6 +150,7 @@ impl Input {
                     Kind::Sent => "sent",
                     Kind::Dead => "dead",
                     Kind::Cancelled => "cancelled",
+                    Kind::Unsent => "unsent",
                     Kind::Rejected => "rejected",
                     Kind::Duplicate => "duplicate",
                 };

@@ -776,7 +776,7 @@ pub(crate) fn is_settled(report: &Value) -> bool {
     let number = |value: &Value| value.as_u64().expect("reports count");
     report["state"] != "ingesting"
         && report["destinations"].as_object().expect("reports list destinations").values().all(|counts| {
-            let settled = ["sent", "dead", "cancelled"].map(|word| number(&counts[word]));
+            let settled = ["sent", "dead", "unsent", "cancelled"].map(|word| number(&counts[word]));
             settled.iter().sum::<u64>() == number(&counts["accepted"])
         })
 }

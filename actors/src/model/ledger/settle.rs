@@ -1,4 +1,4 @@
-//! Recording a worker's verdicts on messages, and what an operator does with them: redrive and cancel.
+//! Recording a worker's verdicts on messages, and what else ends them or opens them again: a cancel, a time that is over, a redrive.
 
 use std::collections::BTreeMap;
 
@@ -57,6 +57,8 @@ pub struct CountChange {
     pub dead: i64,
     /// Open messages that were tried or redriven.
     pub retrying: i64,
+    /// Messages whose time was over.
+    pub unsent: i64,
     /// Messages cancelled.
     pub cancelled: i64,
 }
@@ -74,6 +76,7 @@ impl CountChange {
         match state {
             MessageState::Accepted => {}
             MessageState::Retrying => self.retrying += sign,
+            MessageState::Unsent => self.unsent += sign,
             MessageState::Cancelled => self.cancelled += sign,
             MessageState::Dead => self.dead += sign,
             MessageState::Sent | MessageState::Expired | MessageState::Failed | MessageState::Delivered => {
@@ -89,7 +92,7 @@ impl CountChange {
 
     /// How many messages more need no delivery.
     pub fn settled(&self) -> i64 {
-        self.sent + self.dead + self.cancelled
+        self.sent + self.dead + self.unsent + self.cancelled
     }
 
     /// Whether nothing is counted differently.
@@ -104,6 +107,7 @@ impl std::ops::AddAssign for CountChange {
         self.sent += other.sent;
         self.dead += other.dead;
         self.retrying += other.retrying;
+        self.unsent += other.unsent;
         self.cancelled += other.cancelled;
     }
 }
@@ -292,15 +296,17 @@ impl Record {
         deaths.filter_map(|death| death.detail.as_ref()).map(|detail| detail.len()).sum()
     }
 
-    /// Cancels every open message. The fence and the lease stay: a 2xx to what is in flight is a fact and recorded.
-    pub fn cancel(&mut self, at: UnixMs) -> Changes {
+    /// Ends every open message as one that is never sent: [`MessageState::Cancelled`] or [`MessageState::Unsent`]. The
+    /// fence and the lease stay: a 2xx to what is in flight is a fact and recorded.
+    pub fn end_open(&mut self, state: MessageState, at: UnixMs) -> Changes {
+        debug_assert!(matches!(state, MessageState::Cancelled | MessageState::Unsent), "{state:?}");
         let mut changes = Changes::default();
         for index in 0..self.len() {
             let before = self.states.get(index);
             if before.is_open() {
-                self.states.set(index, MessageState::Cancelled);
+                self.states.set(index, state);
                 self.amend(index, |exception| exception.not_before = UnixMs(0));
-                changes.note(before, MessageState::Cancelled, at);
+                changes.note(before, state, at);
             }
         }
         changes

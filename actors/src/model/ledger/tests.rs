@@ -295,7 +295,7 @@ impl World {
             7 => self.repeat(),
             8 => self.end(),
             9 => self.redrive(),
-            _ => self.cancel(),
+            _ => self.end_open(),
         }
         self.check();
     }
@@ -450,11 +450,16 @@ impl World {
         self.apply(&before, &changes);
     }
 
-    fn cancel(&mut self) {
+    fn end_open(&mut self) {
+        let ends = [MessageState::Cancelled, MessageState::Unsent];
+        let state = ends[self.rng.random_range(0..ends.len())];
         let before = self.record.clone();
-        let changes = self.record.cancel(UnixMs(self.now));
+        let changes = self.record.end_open(state, UnixMs(self.now));
         assert!(self.record.is_settled() && self.record.due().is_none(), "seed {}", self.seed);
-        assert_eq!(changes.counts.cancelled, i64::from(before.open_count()), "seed {}", self.seed);
+        let ended = changes.counts.cancelled + changes.counts.unsent;
+        assert_eq!(ended, i64::from(before.open_count()), "seed {}", self.seed);
+        let is_ended = |index: &usize| self.record.states.get(*index) == state;
+        assert!(before.open().all(|index| is_ended(&index)), "seed {}", self.seed);
         let kept = |index: &usize| !before.states.get(*index).is_open();
         for index in (0..before.len()).filter(kept) {
             assert_eq!(self.record.fate(index), before.fate(index), "seed {}", self.seed);
@@ -474,6 +479,7 @@ impl World {
             sent: count(|state| state >= MessageState::Sent),
             dead: count(|state| state == MessageState::Dead),
             retrying: count(|state| state == MessageState::Retrying),
+            unsent: count(|state| state == MessageState::Unsent),
             cancelled: count(|state| state == MessageState::Cancelled),
         };
         assert_eq!(self.counts, recount, "seed {seed}: B8");
@@ -497,7 +503,7 @@ impl World {
             assert!(is_whole, "seed {seed}: {of_drive} failures, {} tries", fate.tries);
         }
         assert_eq!(record.has_dead(), recount.dead > 0);
-        assert_eq!(record.why_kept().is_none(), recount.sent + recount.cancelled == recount.accepted);
+        assert_eq!(record.why_kept().is_none(), recount.settled() - recount.dead == recount.accepted);
         assert_eq!(round_trip(record), *record, "seed {seed}");
     }
 }

@@ -4,6 +4,7 @@ use super::{value::Raw, *};
 use crate::model::{
     batch::{RowLayout, put_cell},
     ids::FileId,
+    terms::Terms,
 };
 
 const ID: MessageId = MessageId { file: FileId([7; 16]), row: 3 };
@@ -24,6 +25,7 @@ fn header(layout: RowLayout, mapping: &Mapping) -> BatchHeader {
         layout,
         template: Some(mapping.to_template()),
         content_type: MAPPING_TYPE.into(),
+        terms: Terms::default(),
     }
 }
 

@@ -1,10 +1,11 @@
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries, want};
 use crate::{
     model::{
-        file::FileState,
+        file::{FileRecord, FileState},
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
+        terms::Terms,
         time::{MonoMs, UnixMs},
     },
     ports::{Claim, ClaimRequest, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
@@ -31,6 +32,9 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     b11_what_is_leased_when_its_file_is_held_can_be_settled_and_waits_then(make().await).await;
     b11_a_step_that_is_repeated_holds_nothing_again(make().await).await;
     b11_a_cancelled_file_is_never_sent_and_balances(make().await).await;
+    b11_what_is_open_when_its_time_is_over_is_unsent_whatever_holds_it(make().await).await;
+    b11_what_is_redriven_when_its_time_is_over_is_unsent(make().await).await;
+    b11_a_closed_file_waits_and_its_neighbours_do_not(make().await).await;
     what_the_store_has_given_away_is_not_leased_by_an_old_entry(make().await).await;
 }
 
@@ -441,7 +445,7 @@ async fn b11_a_cancelled_file_is_never_sent_and_balances(store: Subject) {
     store.assert_idle(NOW).await;
     // What was in flight ends as it ends; what was not is given back.
     assert_eq!(store.settle_and_end(&lease, &[(0, sent()), (1, retry())]).await, Settled::Released);
-    cancel_all(&store).await;
+    end_all(&store).await;
     assert_eq!(store.tally(file.id).await, (13, 1, 0, 0));
     assert_eq!(store.counts(file.id).await.cancelled, 12);
     assert_eq!(store.outbox.depth().await, Ok(0));
@@ -450,7 +454,7 @@ async fn b11_a_cancelled_file_is_never_sent_and_balances(store: Subject) {
     let mut last = fixtures::step(&file, 14..=14, NOW);
     last.state = FileState::Ingested;
     store.outbox.append(last).await.unwrap();
-    cancel_all(&store).await;
+    end_all(&store).await;
     assert_eq!(store.counts(file.id).await.cancelled, 13);
     assert_eq!(store.steering.held_files().await.unwrap(), []);
     let report = store.ledger.report(file.id).await.unwrap().unwrap();
@@ -458,7 +462,89 @@ async fn b11_a_cancelled_file_is_never_sent_and_balances(store: Subject) {
 }
 
 /// As a sweeper does it, until nothing is left to do.
-async fn cancel_all(store: &Subject) {
-    while store.steering.cancel_step(1, LATER).await.unwrap() > 0 {}
-    assert_eq!(store.steering.cancel_step(9, LATER).await, Ok(0));
+async fn end_all(store: &Subject) {
+    while store.steering.end_step(1, LATER).await.unwrap() > 0 {}
+    assert_eq!(store.steering.end_step(9, LATER).await, Ok(0));
+}
+
+/// A file for `d` whose time is over at [`LATER`].
+fn expiring() -> Arc<FileRecord> {
+    let file = fixtures::file("feed", 1, &["d"]);
+    let terms = Terms { expires_at: Some(LATER), ..Terms::default() };
+    Arc::new(FileRecord { terms, ..(*file).clone() })
+}
+
+async fn b11_what_is_open_when_its_time_is_over_is_unsent_whatever_holds_it(store: Subject) {
+    let file = expiring();
+    store.outbox.append(fixtures::step(&file, 1..=3, NOW)).await.unwrap();
+    store.dispatch(NOW).await;
+    let lease = store.lease("w", "d", 9).await.pop().expect("its time is not over yet");
+    assert_eq!(lease.header.terms, file.terms);
+    store.outbox.append(fixtures::step(&file, 4..=13, NOW)).await.unwrap();
+    let hold = HoldChange::Hold(by_operator());
+    assert_eq!(store.steering.change_hold(file.id, None, &hold).await, Ok(1));
+    let early = UnixMs(LATER.0 - 1);
+    assert_eq!(store.steering.end_step(9, early).await, Ok(0));
+    assert_eq!(store.counts(file.id).await.unsent, 0);
+    // What was in flight ends as it ends; what was not is given back.
+    assert_eq!(store.settle_and_end(&lease, &[(0, sent()), (1, retry())]).await, Settled::Released);
+    store.ledger.disable_destination("d", "paused", NOW).await.unwrap();
+    end_all(&store).await;
+    assert_eq!(store.tally(file.id).await, (13, 1, 0, 0));
+    assert_eq!(store.counts(file.id).await.unsent, 12);
+    assert_eq!(store.outbox.depth().await, Ok(0));
+    // What its receiver says late is a fact.
+    assert_eq!(store.settle(&lease, &[(2, sent())]).await, Settled::Stale);
+    assert_eq!((store.counts(file.id).await.sent, store.counts(file.id).await.unsent), (2, 11));
+    // A row that is read later has no time either.
+    let mut last = fixtures::step(&file, 14..=14, NOW);
+    last.state = FileState::Ingested;
+    store.outbox.append(last).await.unwrap();
+    end_all(&store).await;
+    let report = store.ledger.report(file.id).await.unwrap().unwrap();
+    assert!(report.is_balanced() && report.is_settled(), "{report:?}");
+    assert_eq!((report.file.terms, report.destinations["d"].unsent), (file.terms.clone(), 12));
+    assert_eq!(store.steering.held_files().await.unwrap(), [], "there is nothing to hold any more");
+}
+
+async fn b11_what_is_redriven_when_its_time_is_over_is_unsent(store: Subject) {
+    let file = expiring();
+    let mut step = fixtures::step(&file, 1..=3, NOW);
+    step.state = FileState::Ingested;
+    store.outbox.append(step).await.unwrap();
+    store.dispatch(NOW).await;
+    let lease = store.lease("w", "d", 9).await.pop().expect("it is due");
+    store.settle(&lease, &[(0, sent()), (1, dead()), (2, dead())]).await;
+    end_all(&store).await;
+    assert_eq!(store.tally(file.id).await, (3, 1, 2, 0));
+    assert_eq!((store.redrive)(LATER).await, 2);
+    // A sweeper does that as well.
+    assert_eq!(store.ledger.settled_files("feed", 9).await.unwrap(), []);
+    end_all(&store).await;
+    assert_eq!(store.tally(file.id).await, (3, 1, 0, 0));
+    assert_eq!(store.counts(file.id).await.unsent, 2);
+}
+
+async fn b11_a_closed_file_waits_and_its_neighbours_do_not(store: Subject) {
+    let (file, lease) = store.one_lease(3).await;
+    let neighbour = fixtures::file("feed", 2, &["d"]);
+    store.outbox.append(fixtures::step(&neighbour, 1..=3, NOW)).await.unwrap();
+    store.outbox.append(fixtures::step(&file, 4..=13, NOW)).await.unwrap();
+    let (from, until) = (UnixMs(NOW.0 + 10), UnixMs(NOW.0 + 1_000));
+    store.queue.release(&[lease.token], Release::Closed { from, until }).await.unwrap();
+    let found = store.again("w", from).await;
+    assert_eq!(found.header.file, neighbour.id);
+    store.settle(&found, &[(0, sent()), (1, sent()), (2, sent())]).await;
+    store.assert_idle(UnixMs(until.0 - 1)).await;
+    store.dispatch(until).await;
+    let opened = store.lease_at("w", "d", 1, until).await;
+    assert_eq!((opened.len(), opened[0].losses), (1, 0), "it is charged nothing");
+    store
+        .queue
+        .release(&[opened[0].token], Release::Closed { from: UnixMs(until.0 + 9), until: LATER })
+        .await
+        .unwrap();
+    // Found by a clock that was ahead (F9).
+    store.dispatch(until).await;
+    assert_eq!(store.lease_at("w", "d", 1, until).await.len(), 1);
 }

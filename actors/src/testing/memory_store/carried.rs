@@ -58,7 +58,7 @@ impl Claims for MemoryStore {
         let mut listed = Vec::new();
         for (destination, limit) in query.wants {
             let of_it = state.batches.iter().filter(|batch| batch.batch.header.destination == **destination);
-            let of_it = of_it.filter(|batch| !state.waits_for_its_file(batch));
+            let of_it = of_it.filter(|batch| !state.waits_for_its_file(batch, query.due_by));
             let due = of_it.filter_map(|batch| Some((batch, batch.origin(query.process, query.due_by)?)));
             let mut due: Vec<_> = due.collect();
             due.sort_by_key(|(batch, _)| batch.due()); // stable: then by age
@@ -128,7 +128,7 @@ impl State {
         if batch.is_open() && self.disabled.contains_key(destination) {
             return Claim::Unavailable(format!("destination {destination} is disabled"));
         }
-        if self.waits_for_its_file(&self.batches[at]) {
+        if self.waits_for_its_file(&self.batches[at], request.now) {
             return Claim::Waits;
         }
         let batch = &mut self.batches[at];

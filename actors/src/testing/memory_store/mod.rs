@@ -9,6 +9,7 @@ mod steering;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -47,6 +48,8 @@ struct State {
     limits: LimitsSet,
     /// By file and destination.
     holds: BTreeMap<(FileId, Arc<str>), FileHold>,
+    /// The same: when no request may begin.
+    closed: BTreeMap<(FileId, Arc<str>), Range<UnixMs>>,
     /// By destination.
     shares: BTreeMap<Arc<str>, LaneShare>,
     /// The entries of inbound queues that were taken, and when.
@@ -303,6 +306,7 @@ impl State {
                 match batch.record.states.get(index) {
                     MessageState::Accepted => {}
                     MessageState::Retrying => counts.retrying += 1,
+                    MessageState::Unsent => counts.unsent += 1,
                     MessageState::Cancelled => counts.cancelled += 1,
                     MessageState::Dead => counts.dead += 1,
                     _ => counts.sent += 1,

@@ -18,7 +18,7 @@ impl State {
         batch.batch.header.destination == destination
             && !batch.is_held()
             && batch.record.due().is_some_and(|due| due <= now)
-            && !self.waits_for_its_file(batch)
+            && !self.waits_for_its_file(batch, now)
     }
 
     /// Which batches to lease, by their numbers.
@@ -68,13 +68,16 @@ impl State {
 
     pub(super) fn release(&mut self, tokens: &[LeaseToken], how: Release) {
         for token in tokens {
-            if let Some(batch) = self.current(*token) {
-                match how {
-                    Release::Unused => {
-                        batch.record.release(token.fence);
-                    }
-                    Release::Lost => batch.record.lose(),
+            let Some(batch) = self.current(*token) else { continue };
+            match how {
+                Release::Unused | Release::Closed { .. } => {
+                    batch.record.release(token.fence);
                 }
+                Release::Lost => batch.record.lose(),
+            }
+            if let Release::Closed { from, until } = how {
+                let header = batch.batch.header.clone();
+                self.closed.insert((header.file, header.destination.as_str().into()), from..until);
             }
         }
     }

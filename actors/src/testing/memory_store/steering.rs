@@ -4,23 +4,25 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, State, Stored};
+use super::{File, MemoryStore, State, Stored};
 use crate::{
     model::{
         canary::Trial,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
+        state::MessageState,
         time::UnixMs,
     },
     ports::{LimitsSet, Steering, StoreError},
 };
 
 impl State {
-    /// Whether a batch waits because its file is held.
-    pub(super) fn waits_for_its_file(&self, batch: &Stored) -> bool {
+    /// Whether a batch waits because its file is held, or closed.
+    pub(super) fn waits_for_its_file(&self, batch: &Stored, now: UnixMs) -> bool {
         let header = &batch.batch.header;
-        let hold = self.holds.get(&(header.file, header.destination.as_str().into()));
-        hold.is_some_and(|hold| hold.covers(batch.batch.first_row))
+        let place = (header.file, header.destination.as_str().into());
+        self.holds.get(&place).is_some_and(|hold| hold.covers(batch.batch.first_row))
+            || self.closed.get(&place).is_some_and(|closed| closed.contains(&now))
     }
 
     /// Changes what is held of a file at a destination; whether that changed anything.
@@ -34,11 +36,22 @@ impl State {
         true
     }
 
-    fn cancel_step(&mut self, batches: usize, now: UnixMs) -> usize {
+    /// Where messages are never sent, and what they end as.
+    fn ending(&self, now: UnixMs) -> Vec<(FileId, Arc<str>, MessageState)> {
         let is_cancelled = |(_, hold): &(&(FileId, Arc<str>), &FileHold)| hold.cause == HoldCause::Cancelled;
-        let places: Vec<_> = self.holds.iter().filter(is_cancelled).map(|(place, _)| place.clone()).collect();
+        let cancelled = self.holds.iter().filter(is_cancelled);
+        let cancelled = cancelled.map(|((file, name), _)| (*file, name.clone(), MessageState::Cancelled));
+        let is_over = |file: &&File| file.report.file.terms.is_over(now);
+        let over = self.files.iter().filter(is_over).flat_map(|file| {
+            let names = file.report.file.destinations.iter();
+            names.map(|name| (file.report.file.id, Arc::from(name.as_str()), MessageState::Unsent))
+        });
+        cancelled.chain(over).collect()
+    }
+
+    fn end_step(&mut self, batches: usize, now: UnixMs) -> usize {
         let mut done = 0;
-        for (file, destination) in places {
+        for (file, destination, state) in self.ending(now) {
             let of_it = self.batches.iter_mut().filter(|stored| {
                 let header = &stored.batch.header;
                 header.file == file && *header.destination == *destination
@@ -47,14 +60,14 @@ impl State {
                 of_it.filter(|stored| stored.record.holder.is_none() && !stored.record.is_settled());
             let before = done;
             for stored in waiting.take(batches - done) {
-                stored.record.cancel(now);
+                stored.record.end_open(state, now);
                 done += 1;
             }
             let closed = self.file(file).is_some_and(|file| file.report.state.is_closed());
             if done > before {
                 self.touch_file(file, now);
             } else if closed && self.counts(file, &destination).open() == 0 {
-                self.change_hold(file, &destination, &HoldChange::Cancelled);
+                self.change_hold(file, &destination, &HoldChange::Ended);
             }
         }
         done
@@ -96,8 +109,8 @@ impl Steering for MemoryStore {
         Ok(asked.filter(|name| state.change_hold(file, name, change)).count())
     }
 
-    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
-        Ok(self.state().cancel_step(batches, now))
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        Ok(self.state().end_step(batches, now))
     }
 
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {

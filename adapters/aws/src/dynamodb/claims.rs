@@ -128,7 +128,8 @@ impl Shared {
                 let why = format!("destination {} is disabled", stored.destination);
                 return Decision::Answer(Claim::Unavailable(why));
             }
-            if cluster.hold_of(stored.file, &stored.destination, stored.rows.row(0)).is_some()
+            let is_held = cluster.hold_of(stored.file, &stored.destination, stored.rows.row(0)).is_some();
+            if (is_held || self.is_closed(stored.file, &stored.destination, request.now))
                 && !stored.record.is_settled()
             {
                 return Decision::Answer(Claim::Waits);
@@ -280,7 +281,7 @@ impl Shared {
             }
             let mut next = stored.record.clone();
             match how {
-                Release::Unused => {
+                Release::Unused | Release::Closed { .. } => {
                     next.release(fences[&stored.id]);
                 }
                 Release::Lost => next.lose(),
@@ -288,6 +289,10 @@ impl Shared {
             Decision::Change(next)
         };
         let ids: Vec<_> = fences.keys().copied().collect();
+        if let Release::Closed { from, until } = how {
+            // Before they wait again.
+            self.close(&ids, from..until).await?;
+        }
         let (written, answers) = self.change_records("releasing claims", ids, decide).await?;
         for ChangedRecord { stored, side, stamp } in &written {
             if let Transition::Waits(due) = side {

@@ -101,6 +101,7 @@ impl View for Console {
                 sum.sent += counts.sent;
                 sum.dead += counts.dead;
                 sum.retrying += counts.retrying;
+                sum.unsent += counts.unsent;
                 sum.cancelled += counts.cancelled;
             }
         }

@@ -7,6 +7,7 @@ use postrider_actors::{
     model::{
         ids::{BatchId, FileId},
         ledger::{Changes, CountChange, Failure, Record, codec},
+        state::MessageState,
         time::UnixMs,
     },
     ports::{Settled, Settlement, StoreError},
@@ -125,10 +126,10 @@ impl Draft {
         opened
     }
 
-    /// Cancels the open messages of a batch, which is known.
-    pub(super) fn cancel(&mut self, known: &Records, id: BatchId, at: UnixMs) {
+    /// Ends the open messages of a batch, which is known, as ones that are never sent.
+    pub(super) fn end_open(&mut self, known: &Records, id: BatchId, state: MessageState, at: UnixMs) {
         let Some(changed) = self.changed(known, id) else { return };
-        let changes = changed.after.cancel(at);
+        let changes = changed.after.end_open(state, at);
         self.take(id, changes);
     }
 

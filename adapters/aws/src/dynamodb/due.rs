@@ -46,12 +46,14 @@ impl Shared {
     pub(super) async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
         self.sweep_if_due(query.process).await?;
         self.confirm(query.confirm).await?;
-        if self.waiting().next_due().is_none() {
+        if self.waiting().is_empty() {
             return Ok(Vec::new());
         }
         let cluster = self.cluster_state().await?;
         let waits = |waiting: &Waiting| {
-            cluster.hold_of(waiting.file, &waiting.batch.destination, waiting.first_row).is_some()
+            let (file, destination) = (waiting.file, &waiting.batch.destination);
+            cluster.hold_of(file, destination, waiting.first_row).is_some()
+                || self.is_closed(file, destination, query.due_by)
         };
         Ok(self.waiting().due(&query, waits))
     }

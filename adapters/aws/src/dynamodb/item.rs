@@ -66,6 +66,7 @@ attributes! {
     SENT = "Sent";
     DEAD = "Dead";
     RETRYING = "Retrying";
+    UNSENT = "Unsent";
     CANCELLED = "Cancelled";
     CHANGES = "Changes";
     LAST_AT = "LastAt";

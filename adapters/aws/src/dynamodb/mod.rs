@@ -15,7 +15,6 @@ mod archive;
 mod audit;
 mod cache;
 mod calls;
-mod cancel;
 mod change;
 mod claims;
 mod cluster;
@@ -25,6 +24,7 @@ mod depth;
 mod destinations;
 mod draft;
 mod due;
+mod ending;
 mod entries;
 mod entry_groups;
 mod files;
@@ -161,7 +161,10 @@ impl Claims for DynamoStore {
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
-        Ok(self.shared.waiting().next_due())
+        let (shared, now) = (&self.shared, self.shared.clock.wall());
+        let is_closed =
+            |waiting: &waiting::Waiting| shared.is_closed(waiting.file, &waiting.batch.destination, now);
+        Ok(shared.waiting().next_due(is_closed))
     }
 
     async fn depths(&self, now: UnixMs) -> Result<Vec<DestinationDepth>, StoreError> {
@@ -243,8 +246,8 @@ impl Steering for DynamoStore {
         self.shared.change_hold(file, destination, change).await
     }
 
-    async fn cancel_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
-        self.shared.cancel_step(batches, now).await
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        self.shared.end_step(batches, now).await
     }
 
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError> {

@@ -24,7 +24,7 @@ use super::{
     files::StoredFile,
     item::{
         BODY, CANCELLED, CHANGES, DEAD, Damaged, Item, LAST_AT, PK, REPORTED, RETRYING, Reading, SENT, SK,
-        text,
+        UNSENT, text,
     },
     keys,
     reporting::{REMEMBERED_MAX, Reporting},
@@ -171,6 +171,7 @@ impl Shared {
                     return Err(error);
                 }
             };
+            self.note_expiry(&look.report.file, look.report.settled_at.is_none());
             if *look.report.file.feed != *feed {
                 let of = Arc::from(look.report.file.feed.as_str());
                 lock(&self.reporting).insert(id, Some(of));
@@ -277,7 +278,7 @@ impl Shared {
 pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
     let mut stored = None;
     let mut counts: BTreeMap<&str, DestinationCounts> = BTreeMap::new();
-    let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 4]>::new(), 0u64, None);
+    let (mut sums, mut changes, mut last_at) = (BTreeMap::<&str, [i64; 5]>::new(), 0u64, None);
     for item in items {
         let reading = Reading(item);
         let sk = reading.text(SK)?;
@@ -287,7 +288,7 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
         }
         let destination = sk.split('#').nth(1).ok_or(Damaged(SK))?;
         let sum = sums.entry(destination).or_default();
-        for (sum, name) in sum.iter_mut().zip([SENT, DEAD, RETRYING, CANCELLED]) {
+        for (sum, name) in sum.iter_mut().zip([SENT, DEAD, RETRYING, UNSENT, CANCELLED]) {
             *sum += reading.number::<i64>(name)?;
         }
         changes += reading.number::<u64>(CHANGES)?;
@@ -298,9 +299,9 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
     // Every row that was read and neither rejected nor left out is a message at each destination (I1).
     let accepted = checkpoint.rows - checkpoint.rejected - checkpoint.duplicates;
     for name in &stored.record.destinations {
-        let [sent, dead, retrying, cancelled] =
+        let [sent, dead, retrying, unsent, cancelled] =
             sums.get(name.as_str()).copied().unwrap_or_default().map(|sum| u64::try_from(sum).unwrap_or(0));
-        counts.insert(name, DestinationCounts { accepted, sent, dead, retrying, cancelled });
+        counts.insert(name, DestinationCounts { accepted, sent, dead, retrying, unsent, cancelled });
     }
     let mut report = FileReport {
         file: stored.record.clone(),

@@ -30,7 +30,8 @@ use super::{
     change::{Change, delete, put},
     draft::{CountDelta, Draft, RecordChange},
     item::{
-        CANCELLED, CHANGES, COUNT, DEAD, DIGEST, KEPT_UNTIL, LAST_AT, RETRYING, SENT, number, text, time,
+        CANCELLED, CHANGES, COUNT, DEAD, DIGEST, KEPT_UNTIL, LAST_AT, RETRYING, SENT, UNSENT, number, text,
+        time,
     },
     keys::{self, ledger_key},
     lane::{SettleCall, SettleLane},
@@ -226,6 +227,7 @@ impl SettleLane {
             .add(SENT, number(counted.change.sent))
             .add(DEAD, number(counted.change.dead))
             .add(RETRYING, number(counted.change.retrying))
+            .add(UNSENT, number(counted.change.unsent))
             .add(CANCELLED, number(counted.change.cancelled))
             .add(CHANGES, number(1));
         if counted.last_at.is_some() {

@@ -22,6 +22,7 @@ use super::{
     calls::Calls,
     cluster::ClusterCache,
     depth::Depth,
+    ending::{Closed, Expiring},
     entry_groups::GroupCache,
     files::StoredFile,
     index::IndexCount,
@@ -55,8 +56,13 @@ pub(super) struct Shared {
     pub(super) entries: Mutex<GroupCache>,
     pub(super) payloads: Mutex<PayloadCache>,
     pub(super) cluster: ClusterCache,
-    /// The row from which on batches of cancelled files are yet to be cancelled, by file and destination.
-    pub(super) cancelled_until: Mutex<HashMap<(FileId, String), u64>>,
+    /// The row from which on batches are yet to be ended of files that are cancelled or whose time is over, by file and
+    /// destination.
+    pub(super) ended_until: Mutex<HashMap<(FileId, String), u64>>,
+    /// Files that are yet to be looked at for that when their time is over.
+    pub(super) expiring: Mutex<Expiring>,
+    /// When no request may begin for a file at a destination, as workers here have found.
+    pub(super) closed: Mutex<Closed>,
     /// Destinations that this process has made known.
     pub(super) registered: Mutex<BTreeSet<String>>,
     pub(super) depth: Depth,
@@ -110,7 +116,9 @@ impl Shared {
             entries: Mutex::default(),
             payloads: Mutex::default(),
             cluster: ClusterCache::default(),
-            cancelled_until: Mutex::default(),
+            ended_until: Mutex::default(),
+            expiring: Mutex::default(),
+            closed: Mutex::default(),
             registered: Mutex::default(),
             depth,
             appending: (0..64).map(|_| tokio::sync::Mutex::new(())).collect(),

@@ -10,14 +10,14 @@ use std::{
 
 use postrider_actors::{
     failpoint,
-    model::{stable::NameKind, time::UnixMs},
+    model::{conditions::Conditions, stable::NameKind, time::UnixMs},
     ports::{ClaimError, ClaimedFile, Expected, Unowned},
 };
 use rustix::{fs::Stat, io::Errno};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DirectoryInbox,
+    DONE, DirectoryInbox, TERMS, TERMS_BYTES_MAX,
     dir::{Dir, objection, while_doing},
     fingerprint, sidecar, sidecar_name,
 };
@@ -47,14 +47,17 @@ pub(super) fn claim(inbox: &DirectoryInbox, name: &OsStr, now: UnixMs) -> Result
     }
     let feed = inbox.directory()?;
     let opened = inspect(&feed, name)?.ok_or(ClaimError::Gone)?;
-    let expected = read_sidecar(&feed, name)?;
+    let expected = read_expected(&feed, name)?;
     if expected.is_none() && inbox.config.settings.require_done {
         return Err(ClaimError::Refused("its sidecar, NAME.done, is missing".to_owned()));
     }
-    let home = take(inbox, &feed, name, &opened, expected.is_some(), now)?;
+    let conditions = read_conditions(inbox, &feed, name)?;
+    let endings = [expected.as_ref().map(|_| DONE), conditions.as_ref().map(|_| TERMS)];
+    let sidecars: Vec<_> = endings.into_iter().flatten().map(|ending| sidecar_name(name, ending)).collect();
+    let home = take(inbox, &feed, name, &opened, &sidecars, now)?;
     failpoint!("inbox.taken");
     let taken = home.stat(name)?.ok_or(ClaimError::Gone)?;
-    Ok(note(&home, name, now, expected, &taken))
+    Ok(note(&home, name, now, Sidecars { expected, conditions }, &taken))
 }
 
 /// Looks at `name` without touching anything but a regular file; `None` if it does not exist.
@@ -79,9 +82,38 @@ fn inspect(feed: &Dir, name: &OsStr) -> Result<Option<Stat>, ClaimError> {
     refuse(&stat).map_or(Ok(Some(stat)), Err)
 }
 
-fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError> {
-    let sidecar = sidecar_name(name);
-    let stat = match feed.stat(&sidecar) {
+/// What the sidecars of a claimed file say.
+#[derive(Default)]
+struct Sidecars {
+    expected: Option<Expected>,
+    conditions: Option<Conditions>,
+}
+
+fn read_expected(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError> {
+    let bytes = read_sidecar(feed, &sidecar_name(name, DONE), sidecar::SIDECAR_BYTES_MAX)?;
+    bytes.map(|bytes| sidecar::parse(name, &bytes)).transpose().map_err(ClaimError::Refused)
+}
+
+fn read_conditions(
+    inbox: &DirectoryInbox,
+    feed: &Dir,
+    name: &OsStr,
+) -> Result<Option<Conditions>, ClaimError> {
+    let sidecar = sidecar_name(name, TERMS);
+    let bytes = read_sidecar(feed, &sidecar, TERMS_BYTES_MAX)?;
+    bytes.map(|bytes| conditions(inbox, &sidecar, &bytes)).transpose().map_err(ClaimError::Refused)
+}
+
+/// What `NAME.toml` says; `Err` with every problem of it, by line and column.
+fn conditions(inbox: &DirectoryInbox, sidecar: &OsStr, bytes: &[u8]) -> Result<Conditions, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", sidecar.display()))?;
+    let read = Conditions::of_sidecar(text, Path::new(sidecar), &inbox.config.conditions);
+    read.map_err(|problems| problems.to_string().replace('\n', "; "))
+}
+
+/// A sidecar's bytes, `bytes_max` at most; `None` if there is none.
+fn read_sidecar(feed: &Dir, sidecar: &OsStr, bytes_max: u64) -> Result<Option<Vec<u8>>, ClaimError> {
+    let stat = match feed.stat(sidecar) {
         Ok(Some(stat)) => stat,
         Ok(None) => return Ok(None),
         // The name leaves no room for the ending.
@@ -91,30 +123,22 @@ fn read_sidecar(feed: &Dir, name: &OsStr) -> Result<Option<Expected>, ClaimError
     if let Some(why) = objection(&stat) {
         return Err(ClaimError::Refused(format!("its sidecar can't be read: {why}")));
     }
-    let bytes = match feed.read_small(&sidecar, sidecar::SIDECAR_BYTES_MAX) {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            return Err(ClaimError::Refused(format!(
-                "its sidecar is longer than {} bytes",
-                sidecar::SIDECAR_BYTES_MAX
-            )));
+    feed.read_small(sidecar, bytes_max).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            ClaimError::Refused(format!("its sidecar is longer than {bytes_max} bytes"))
         }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(ClaimError::Unreadable(error));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    sidecar::parse(name, &bytes).map(Some).map_err(ClaimError::Refused)
+        io::ErrorKind::PermissionDenied => ClaimError::Unreadable(error),
+        _ => error.into(),
+    })
 }
 
-/// Moves a file, after its sidecar, into a claim of its own. Returns the claim's directory.
+/// Moves a file, after its sidecars, into a claim of its own. Returns the claim's directory.
 pub(super) fn take(
     inbox: &DirectoryInbox,
     feed: &Dir,
     name: &OsStr,
     opened: &Stat,
-    with_sidecar: bool,
+    sidecars: &[OsString],
     now: UnixMs,
 ) -> Result<Dir, ClaimError> {
     let claimed = inbox.claimed()?;
@@ -128,7 +152,7 @@ pub(super) fn take(
             Err(error) => return Err(error.into()),
         }
     };
-    match move_in(feed, &home, name, with_sidecar) {
+    match move_in(feed, &home, name, sidecars) {
         Ok(()) => {
             check_taken(&home, name, opened, || put_back(feed, &claimed, &claim, &home))?;
             Ok(home)
@@ -137,7 +161,7 @@ pub(super) fn take(
             claimed.remove_dir(&claim)?;
             let staging = feed.make_child(STAGING, 0o700)?;
             let on_its_way = staging.make_new_child(&claim, 0o700)?;
-            if let Err(error) = move_in(feed, &on_its_way, name, with_sidecar) {
+            if let Err(error) = move_in(feed, &on_its_way, name, sidecars) {
                 staging.remove_dir(&claim)?;
                 return Err(cant_take(error));
             }
@@ -192,17 +216,14 @@ fn cant_take(error: Errno) -> ClaimError {
     }
 }
 
-/// The sidecar goes first: a crash in between leaves a sidecar alone, which is put back, and never a file
-/// whose promises are lost.
-fn move_in(feed: &Dir, home: &Dir, name: &OsStr, with_sidecar: bool) -> rustix::io::Result<()> {
-    let sidecar = sidecar_name(name);
-    if with_sidecar {
-        feed.rename(&sidecar, home, &sidecar)?;
-    }
-    feed.rename(name, home, name).inspect_err(|_| {
-        if with_sidecar {
+/// The sidecars go first: a crash in between leaves sidecars alone, which are put back, and never a file without what they
+/// say.
+fn move_in(feed: &Dir, home: &Dir, name: &OsStr, sidecars: &[OsString]) -> rustix::io::Result<()> {
+    let mut names = sidecars.iter().map(OsString::as_os_str).chain([name]);
+    names.try_for_each(|name| feed.rename(name, home, name)).inspect_err(|_| {
+        for sidecar in sidecars {
             // What can't be put back now is put back when claims without an owner are looked for.
-            let _ = home.rename_new(&sidecar, feed, &sidecar);
+            let _ = home.rename_new(sidecar, feed, sidecar);
         }
     })
 }
@@ -295,13 +316,7 @@ fn put_back(feed: &Dir, parent: &Dir, claim: &str, home: &Dir) -> io::Result<()>
 
 /// Writes down what a restart must know, and makes the claimed file. It is ours with or without that: a note that there was
 /// no room for is made up again by the next process, as one that a power cut took.
-fn note(
-    home: &Dir,
-    name: &OsStr,
-    claimed_at: UnixMs,
-    expected: Option<Expected>,
-    stat: &Stat,
-) -> ClaimedFile {
+fn note(home: &Dir, name: &OsStr, claimed_at: UnixMs, sidecars: Sidecars, stat: &Stat) -> ClaimedFile {
     let note = Note {
         name: name.as_bytes().to_vec(),
         claimed_at,
@@ -313,11 +328,11 @@ fn note(
     if let Err(error) = written {
         tracing::debug!(%error, "a claim has no note");
     }
-    note.into_file(home, expected)
+    note.into_file(home, sidecars)
 }
 
 impl Note {
-    fn into_file(self, home: &Dir, expected: Option<Expected>) -> ClaimedFile {
+    fn into_file(self, home: &Dir, Sidecars { expected, conditions }: Sidecars) -> ClaimedFile {
         let name = OsStr::from_bytes(&self.name).to_owned();
         ClaimedFile {
             path: home.path_of(&name),
@@ -325,6 +340,7 @@ impl Note {
             claimed_at: self.claimed_at,
             bytes: self.bytes,
             expected,
+            conditions,
             fingerprint: self.fingerprint,
         }
     }
@@ -355,7 +371,7 @@ pub(super) fn unowned(inbox: &DirectoryInbox, is_taken: &dyn Fn(&Path) -> bool) 
         }
         let directory = claimed.path_of(claim);
         if !is_taken(&directory) {
-            match reclaim(&feed, &claimed, claim) {
+            match reclaim(inbox, &feed, &claimed, claim) {
                 Ok(file) => found.files.extend(file),
                 Err(error) => found.troubles.push((claimed.at(claim), error)),
             }
@@ -376,7 +392,12 @@ fn repair_staged(feed: &Dir, claimed: &Dir, staging: &Dir, claim: &str) -> io::R
 }
 
 /// What a claim's directory holds; `None` if it was nothing to continue with and was cleared away.
-fn reclaim(feed: &Dir, claimed: &Dir, claim: &str) -> io::Result<Option<ClaimedFile>> {
+fn reclaim(
+    inbox: &DirectoryInbox,
+    feed: &Dir,
+    claimed: &Dir,
+    claim: &str,
+) -> io::Result<Option<ClaimedFile>> {
     let home = claimed.child(claim)?;
     let note: Option<Note> =
         home.read_small(NOTE, NOTE_BYTES_MAX)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -392,8 +413,8 @@ fn reclaim(feed: &Dir, claimed: &Dir, claim: &str) -> io::Result<Option<ClaimedF
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             // Without its file the claim still counts: the stage finds out that it is lost (F32).
-            let expected = expected_in(&home, &name)?;
-            Ok(Some(note.into_file(&home, expected)))
+            let sidecars = sidecars_in(inbox, &home, &name)?;
+            Ok(Some(note.into_file(&home, sidecars)))
         }
         (None, Some(name)) => {
             let stat = home.stat(&name)?.ok_or(io::ErrorKind::NotFound)?;
@@ -402,22 +423,31 @@ fn reclaim(feed: &Dir, claimed: &Dir, claim: &str) -> io::Result<Option<ClaimedF
                 return Ok(None);
             }
             let claimed_at = UnixMs(claim.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
-            let expected = expected_in(&home, &name)?;
-            Ok(Some(self::note(&home, &name, claimed_at, expected, &stat)))
+            let sidecars = sidecars_in(inbox, &home, &name)?;
+            Ok(Some(self::note(&home, &name, claimed_at, sidecars, &stat)))
         }
         // A crash between the sidecar and its file, or behind the file's last move.
         (None, None) => put_back(feed, claimed, claim, &home).map(|()| None),
     }
 }
 
-/// The promises were understood when the file was claimed.
-fn expected_in(home: &Dir, name: &OsString) -> io::Result<Option<Expected>> {
-    let bytes = match home.read_small(sidecar_name(name), sidecar::SIDECAR_BYTES_MAX) {
+/// What the sidecars of a claimed file say. They were understood when it was claimed.
+fn sidecars_in(inbox: &DirectoryInbox, home: &Dir, name: &OsStr) -> io::Result<Sidecars> {
+    let read = |ending, bytes_max| match home.read_small(sidecar_name(name, ending), bytes_max) {
         // The name leaves no room for the ending.
-        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => None,
-        read => read?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Ok(None),
+        read => read,
     };
-    Ok(bytes.and_then(|bytes| sidecar::parse(name, &bytes).ok()))
+    let expected = read(DONE, sidecar::SIDECAR_BYTES_MAX)?;
+    let terms = read(TERMS, TERMS_BYTES_MAX)?;
+    let sidecar = sidecar_name(name, TERMS);
+    // A time that goes by the clock of the feed's window is not understood any more when that is gone: nothing is sent at a
+    // time that nobody meant.
+    let conditions = terms.map(|bytes| conditions(inbox, &sidecar, &bytes)).transpose();
+    Ok(Sidecars {
+        expected: expected.and_then(|bytes| sidecar::parse(name, &bytes).ok()),
+        conditions: conditions.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?,
+    })
 }
 
 /// The claim's directory, opened; `None` if it is gone.

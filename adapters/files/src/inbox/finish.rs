@@ -14,7 +14,7 @@ use postrider_actors::{
 use rustix::{fs::FileType, io::Errno};
 
 use super::{
-    DirectoryInbox, claim,
+    DONE, DirectoryInbox, TERMS, claim,
     dir::{Dir, while_doing},
     sidecar_name,
 };
@@ -161,7 +161,7 @@ fn cant_write(dir: &Dir, place: &FinishedName, error: Errno) -> io::Error {
     while_doing(error, format_args!("can't write {}", dir.at(place.report())))
 }
 
-/// Writes the report, then moves the file and its sidecar. Nothing is synced: until its last message has
+/// Writes the report, then moves the file and its sidecars. Nothing is synced: until its last message has
 /// settled (`rewrite_reports`), everything here can be made again from the store and the claim.
 pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileReport) -> io::Result<()> {
     let dir = target(inbox, report)?;
@@ -177,7 +177,9 @@ pub(super) fn finish(inbox: &DirectoryInbox, file: &ClaimedFile, report: &FileRe
     claim::forget(&home)?;
     move_out(&home, &file.name, &dir, &place.0)?;
     failpoint!("inbox.moved");
-    move_out(&home, &sidecar_name(&file.name), &dir, &format!("{}.done", place.0))?;
+    for ending in [DONE, TERMS] {
+        move_out(&home, &sidecar_name(&file.name, ending), &dir, &format!("{}{ending}", place.0))?;
+    }
     claim::release(inbox, path)
 }
 

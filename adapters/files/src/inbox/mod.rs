@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <feed>/NAME                             dropped
-//! <feed>/NAME.done                        its sidecar, if it has one
+//! <feed>/NAME.done, NAME.toml             its sidecars, if it has any
 //! <state>/claimed/<feed>/<claim>/NAME     ours; `.claim` beside it says what it was when we took it
 //! <feed>/done/NAME                        read, with NAME.report.json and, if need be, NAME.rejects.csv
 //! <feed>/failed/NAME                      not usable, the same beside it
@@ -40,6 +40,7 @@ use std::{
 use async_trait::async_trait;
 use postrider_actors::{
     model::{
+        conditions::Conditions,
         file::FileReport,
         formats::{Format, RowBlock, RowParser},
         ids::FileId,
@@ -51,6 +52,15 @@ use postrider_settings::Directory;
 use rustix::fs::{Mode, OFlags, Stat};
 
 use dir::{Dir, escaped, while_doing};
+
+/// Ends the name of the sidecar that says that a file is complete.
+const DONE: &str = ".done";
+
+/// Ends the name of the sidecar that says when a file's messages may go.
+pub const TERMS: &str = ".toml";
+
+/// What one of those may take.
+pub const TERMS_BYTES_MAX: u64 = 16 * 1024;
 
 /// In the state directory: the claims of all feeds.
 const CLAIMED: &str = "claimed";
@@ -68,6 +78,8 @@ pub struct InboxConfig {
     pub format: Format,
     /// `feeds.NAME.max_row`.
     pub max_row: usize,
+    /// When messages of its files may go, where a file's `NAME.toml` says nothing else.
+    pub conditions: Conditions,
 }
 
 /// One feed's directory and its claimed files.
@@ -238,9 +250,9 @@ fn nanos(seconds: i64, nanos: u64) -> u64 {
     u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
-/// `NAME.done`.
-fn sidecar_name(name: &OsStr) -> OsString {
+/// The sidecar of a file with this ending.
+fn sidecar_name(name: &OsStr, ending: &str) -> OsString {
     let mut sidecar = name.to_owned();
-    sidecar.push(".done");
+    sidecar.push(ending);
     sidecar
 }

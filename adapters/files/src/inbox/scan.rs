@@ -9,7 +9,7 @@ use postrider_actors::{
 use rustix::fs::FileType;
 
 use super::{
-    DirectoryInbox, changed_nanos,
+    DONE, DirectoryInbox, TERMS, changed_nanos,
     dir::{escaped, objection, while_doing},
     sidecar_name,
 };
@@ -43,14 +43,18 @@ pub(super) fn scan(inbox: &DirectoryInbox, limit: usize) -> io::Result<Scan> {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             continue;
         }
+        // A name that leaves no room for the ending has no sidecar.
+        let beside = |ending| directory.stat(sidecar_name(name, ending)).ok().flatten();
+        let terms = beside(TERMS);
         match objection(&stat) {
             Some(why) => scan.refused.push((name.to_owned(), why.to_owned())),
             None => scan.candidates.push(Candidate {
                 name: name.to_owned(),
                 bytes: stat.st_size as u64,
-                modified: UnixMs(changed_nanos(&stat) / 1_000_000),
-                // A name that leaves no room for the ending has no sidecar.
-                has_sidecar: directory.stat(sidecar_name(name)).is_ok_and(|sidecar| sidecar.is_some()),
+                modified: UnixMs(
+                    changed_nanos(&stat).max(terms.as_ref().map_or(0, changed_nanos)) / 1_000_000,
+                ),
+                has_sidecar: beside(DONE).is_some(),
             }),
         }
         if scan.candidates.len() + scan.refused.len() >= limit {

@@ -9,8 +9,10 @@ use std::{
 };
 
 use postrider_actors::model::{
+    conditions::Conditions,
     file::{FileRecord, FileState, Reject},
     ids::FileId,
+    terms::Terms,
 };
 use postrider_settings::Keys as _;
 use tempfile::TempDir;
@@ -32,6 +34,7 @@ fn config(feed: &TempDir, state: &TempDir) -> InboxConfig {
         state_dir: state.path().to_owned(),
         format: Format::Csv { delimiter: b',', recipient: "id".into() },
         max_row: 65536,
+        conditions: Conditions::default(),
     }
 }
 
@@ -114,6 +117,7 @@ fn report(name: &str, content: u8, state: FileState) -> FileReport {
             sha256: String::new(),
             claimed_at: NOW,
             destinations: vec![],
+            terms: Terms::default(),
         },
         state,
         closed_at: None,
@@ -325,7 +329,9 @@ fn f26_links_and_devices_are_refused_and_stay_where_they_are() {
     assert!(world.refusal("socket").contains("socket"));
     fs::create_dir(world.path("directory")).unwrap();
     assert!(world.refusal("directory").contains("directory"));
-    for name in ["done", "failed", "../secret", "/etc/passwd", ".x", "a.part", "a.done", ".", "a\0b"] {
+    for name in
+        ["done", "failed", "../secret", "/etc/passwd", ".x", "a.part", "a.done", "a.toml", ".", "a\0b"]
+    {
         assert!(world.refusal(name).contains("name"), "{name:?}");
     }
     let scan = world.inbox.scan(100).unwrap();
@@ -400,6 +406,55 @@ fn a_sidecar_that_is_not_understood_refuses_the_file() {
     assert!(
         matches!(strict.claim(&"a".into(), NOW), Err(ClaimError::Refused(why)) if why.contains("missing"))
     );
+}
+
+#[test]
+fn what_is_said_of_a_file_s_messages_is_claimed_with_it_and_moved_with_it() {
+    let mut world = World::new();
+    for name in ["users.csv", "users.csv.gz"] {
+        world.drop_file(&format!("{name}.toml"), "expires_after = \"2h\"\n");
+        world.drop_file(name, "id\n");
+    }
+    let mut scanned: Vec<_> =
+        world.inbox.scan(10).unwrap().candidates.into_iter().map(|found| found.name).collect();
+    scanned.sort_unstable();
+    assert_eq!(scanned, ["users.csv", "users.csv.gz"], "a sidecar is no file");
+    let file = world.claim("users.csv").unwrap();
+    assert_eq!(file.conditions.as_ref().unwrap().expires_after, Some(Duration::from_hours(2)));
+    assert!(world.claim("users.csv.gz").unwrap().conditions.is_some());
+    assert_eq!(world.names("."), ["done", "failed"]);
+    world.restart();
+    let files = world.unowned();
+    assert_eq!(files[0], file);
+    world.inbox.finish(&file, &report("users.csv", 1, FileState::Ingested)).unwrap();
+    assert_eq!(world.names("done"), ["users.csv", "users.csv.report.json", "users.csv.toml"]);
+    assert_eq!(world.claims(), 1);
+    // Without one nothing is said of it.
+    world.drop_file("plain.csv", "id\n");
+    assert_eq!(world.claim("plain.csv").unwrap().conditions, None);
+    assert!(world.refusal("alone.toml").contains("name"));
+}
+
+#[test]
+fn what_is_wrong_with_a_file_s_terms_holds_it_until_that_is_corrected() {
+    let world = World::new();
+    world.drop_file("a.csv", "id\n");
+    world.drop_file("a.csv.toml", "expires_after = 2\nnot_befor = \"2026-12-01T08:00:00Z\"\n");
+    let why = world.refusal("a.csv");
+    assert!(why.contains("a.csv.toml:1:1: expires_after: found 2; it has no unit"), "{why}");
+    assert!(why.contains("a.csv.toml:2:1: not_befor: unknown key; did you mean `not_before`?"), "{why}");
+    assert_eq!(world.names("."), ["a.csv", "a.csv.toml", "done", "failed"]);
+    let before = world.inbox.scan(10).unwrap().candidates[0].clone();
+    std::thread::sleep(Duration::from_millis(20)); // File times are as coarse as the kernel's tick.
+    world.drop_file("a.csv.toml", "expires_after = \"2h\"\n");
+    let after = world.inbox.scan(10).unwrap().candidates[0].clone();
+    assert!(after.modified > before.modified, "a scan finds that it was corrected");
+    assert!(world.claim("a.csv").unwrap().conditions.is_some());
+    world.drop_file("b.csv", "id\n");
+    world.drop_file("b.csv.toml", vec![b'#'; 20_000]);
+    assert!(world.refusal("b.csv").contains("16384 bytes"));
+    world.drop_file("b.csv.toml", vec![0xff]);
+    assert!(world.refusal("b.csv").contains("UTF-8"));
 }
 
 #[test]
@@ -596,7 +651,7 @@ fn f26_a_file_that_is_swapped_while_it_is_taken_goes_back() {
         // Kept, lest its inode number is given away again.
         fs::rename(world.path("a"), world.path(".a")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", world.path("a")).unwrap();
-        let taken = claim::take(&world.inbox, &feed, OsStr::new("a"), &opened, false, NOW);
+        let taken = claim::take(&world.inbox, &feed, OsStr::new("a"), &opened, &[], NOW);
         assert!(matches!(taken, Err(ClaimError::Refused(why)) if why.contains("replaced")));
         assert!(fs::symlink_metadata(world.path("a")).unwrap().is_symlink());
         assert_eq!(world.claims(), 0);

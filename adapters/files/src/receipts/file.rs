@@ -10,6 +10,7 @@ use postrider_actors::{
         file::{FileRecord, FileReport, FileState},
         ids::{FileId, hex},
         receipt_format::{ReadReceipts, ReceiptRows},
+        terms::Terms,
     },
     ports::{AckId, ClaimedFile, SourceCursor},
 };
@@ -190,6 +191,7 @@ impl OpenFile {
                 sha256: hex(&sha256),
                 claimed_at: file.claimed_at,
                 destinations: vec![shared.settings.destination.to_string()],
+                terms: Terms::default(),
             },
             state,
             closed_at: Some(now),

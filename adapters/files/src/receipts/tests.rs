@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use postrider_actors::{
     model::{
+        conditions::Conditions,
         formats::Format,
         receipt::{Receipt, ReceiptKey},
         receipt_format::{FieldPath, ReceiptFileFormat, ReceiptMapping, StatusMeaning, UnknownStatus},
@@ -79,6 +80,7 @@ impl World {
             state_dir: self.state.path().to_owned(),
             format: format_of_rows,
             max_row: 1_000,
+            conditions: Conditions::default(),
         });
         inbox.prepare().unwrap();
         inbox

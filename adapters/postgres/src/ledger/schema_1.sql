@@ -248,7 +248,7 @@ REVOKE ALL ON FUNCTION make_partition(date), drop_partition(date, date) FROM PUB
 
 -- The word for a state (model::state::MessageState).
 CREATE FUNCTION state_word(state smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT (ARRAY['accepted', 'retrying', NULL, 'cancelled', 'dead', 'sent', 'expired', 'failed', 'delivered'])[state + 1]
+    SELECT (ARRAY['accepted', 'retrying', 'unsent', 'cancelled', 'dead', 'sent', 'expired', 'failed', 'delivered'])[state + 1]
 $$;
 
 -- For people: words instead of numbers.

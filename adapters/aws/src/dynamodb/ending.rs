@@ -1,0 +1,200 @@
+//! Ending what is never sent: see [`Steering::end_step`](postrider_actors::ports::Steering). And which files are closed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+    sync::Arc,
+};
+
+use postrider_actors::{
+    flow::back_off,
+    model::{
+        file::FileRecord,
+        hold::{HeldFile, HoldCause, HoldChange},
+        ids::{BatchId, FileId},
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::StoreError,
+};
+
+use super::{
+    cache::{CACHED_MAX, lock},
+    draft::Draft,
+    record::Records,
+    retry::BUDGET,
+    settle::fits,
+    state::Shared,
+};
+
+/// How often a step is worked out anew when records have moved on.
+const ROUNDS: u32 = 10;
+
+/// Files that this process remembers to end when their time is over. Those beyond are met again when open files are looked
+/// through.
+const EXPIRING_MAX: usize = 100_000;
+
+/// When no request may begin for a file at a destination.
+pub(super) type Closed = HashMap<(FileId, Arc<str>), Range<UnixMs>>;
+
+/// Files whose time is or will be over with messages open, by when.
+#[derive(Default)]
+pub(super) struct Expiring {
+    by_time: BTreeSet<(UnixMs, FileId)>,
+    files: BTreeMap<FileId, (UnixMs, Vec<String>)>,
+}
+
+impl Expiring {
+    fn insert(&mut self, file: &FileRecord, at: UnixMs) {
+        if self.files.len() < EXPIRING_MAX && !self.files.contains_key(&file.id) {
+            self.files.insert(file.id, (at, file.destinations.clone()));
+            self.by_time.insert((at, file.id));
+        }
+    }
+
+    fn remove(&mut self, id: FileId) {
+        if let Some((at, _)) = self.files.remove(&id) {
+            self.by_time.remove(&(at, id));
+        }
+    }
+
+    /// Those whose time is over, and where they go.
+    fn over(&self, now: UnixMs) -> Vec<(FileId, Vec<String>)> {
+        let over = self.by_time.iter().take_while(|(at, _)| *at <= now);
+        over.map(|(_, id)| (*id, self.files[id].1.clone())).collect()
+    }
+}
+
+impl Shared {
+    /// Takes note of when a file's time is over, if messages of it may be open.
+    pub(super) fn note_expiry(&self, file: &FileRecord, is_open: bool) {
+        if let (Some(at), true) = (file.terms.expires_at, is_open) {
+            lock(&self.expiring).insert(file, at);
+        }
+    }
+
+    /// `Steering::end_step`. Each process walks over the batches of such a file once, in the order of their rows, and goes on
+    /// where rows are still read. One that a worker has is ended too: what it records under its lease afterwards is taken as
+    /// it comes. Where a file's time is over, the node does it that owns the file.
+    pub(super) async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+        let cluster = self.cluster_state().await?;
+        let is_cancelled = |held: &&HeldFile| held.hold.cause == HoldCause::Cancelled;
+        let mut done = 0;
+        for held in cluster.held.iter().filter(is_cancelled) {
+            let place = (held.file, held.destination.as_str());
+            let ended = self.end_some_of(place, MessageState::Cancelled, batches - done, now).await?;
+            done += ended;
+            if done >= batches {
+                return Ok(batches);
+            }
+            if ended == 0
+                && let Some(look) = self.look_at(held.file).await?
+                && look.report.state.is_closed()
+            {
+                lock(&self.ended_until).remove(&(held.file, held.destination.clone()));
+                let of = [(&look.report.file, vec![&*held.destination])];
+                self.change_hold_of(&of, &HoldChange::Ended).await?;
+            }
+        }
+        let over = lock(&self.expiring).over(now);
+        for (file, destinations) in over {
+            let before = done;
+            for destination in &destinations {
+                done +=
+                    self.end_some_of((file, destination), MessageState::Unsent, batches - done, now).await?;
+                if done >= batches {
+                    return Ok(batches);
+                }
+            }
+            if done > before {
+                continue;
+            }
+            let look = self.look_at(file).await?;
+            if look.as_ref().is_some_and(|look| !look.report.state.is_closed()) {
+                continue; // rows are still read
+            }
+            if let Some(look) = look
+                && cluster.held.iter().any(|held| held.file == file)
+            {
+                let of = [(&look.report.file, destinations.iter().map(String::as_str).collect())];
+                self.change_hold_of(&of, &HoldChange::Ended).await?;
+            }
+            lock(&self.ended_until).retain(|(of, _), _| *of != file);
+            lock(&self.expiring).remove(file);
+        }
+        Ok(done)
+    }
+
+    /// Ends what is open of up to `limit` batches of a file for a destination that this process has not walked over; of how
+    /// many.
+    async fn end_some_of(
+        &self,
+        (file, destination): (FileId, &str),
+        state: MessageState,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<usize, StoreError> {
+        let place = (file, destination.to_owned());
+        let from = lock(&self.ended_until).get(&place).copied().unwrap_or(0);
+        let found = self.batches_from(file, destination, from, limit).await?;
+        let Some((last, _)) = found.last_key_value() else { return Ok(0) };
+        let ids: Vec<_> = found.values().copied().collect();
+        self.end_all(&ids, state, now).await?;
+        lock(&self.ended_until).insert(place, last + 1);
+        Ok(ids.len())
+    }
+
+    async fn end_all(&self, ids: &[BatchId], state: MessageState, now: UnixMs) -> Result<(), StoreError> {
+        let mut left = ids.to_vec();
+        for round in 1..=ROUNDS {
+            if left.is_empty() {
+                return Ok(());
+            }
+            let mut lane = self.lane.lock().await;
+            let mut known = Records::new();
+            self.look_up_all(&mut known, left.iter().copied(), false).await?;
+            let mut draft = Draft::default();
+            let mut drafted = 0;
+            for id in &left {
+                let mut next = draft.clone();
+                next.end_open(&known, *id, state, now);
+                if !fits(&next) {
+                    break; // the next round goes on
+                }
+                draft = next;
+                drafted += 1;
+            }
+            if draft.changed.is_empty() || lane.write_change(self, &draft).await? {
+                left.drain(..drafted);
+            } else {
+                drop(lane);
+                back_off(BUDGET.backoff, round).await;
+            }
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::Retryable("batches of a file that is ended keep being changed by others".into()))
+    }
+
+    /// No request may begin for the files of these batches then, at their destinations.
+    pub(super) async fn close(&self, ids: &[BatchId], when: Range<UnixMs>) -> Result<(), StoreError> {
+        let mut known = Records::new();
+        self.look_up(&mut known, ids.iter().copied(), true).await?;
+        let mut closed = lock(&self.closed);
+        for stored in known.into_values().flatten() {
+            if closed.len() >= CACHED_MAX {
+                closed.clear(); // workers find it again
+            }
+            closed.insert((stored.file, stored.destination.clone()), when.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether no request may begin for a file at a destination, as far as workers here have found.
+    pub(super) fn is_closed(&self, file: FileId, destination: &Arc<str>, now: UnixMs) -> bool {
+        let closed = lock(&self.closed);
+        // Most files have no terms: then nothing is looked up.
+        !closed.is_empty() && closed.get(&(file, destination.clone())).is_some_and(|when| when.contains(&now))
+    }
+}
