@@ -45,7 +45,7 @@ use std::{
 
 use actix_rt::{Arbiter, System};
 use postrider_actors::{
-    flow::{Bell, Bells, HeldFeeds, ProgressBoard, TrafficControl, TroubleBoard},
+    flow::{Bell, Bells, FileRates, HeldFeeds, ProgressBoard, TrafficControl, TroubleBoard},
     ports::Clock,
 };
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
@@ -127,6 +127,7 @@ pub fn run(
         health: Health::new(board.clone(), clock.clone(), held.clone()),
         held,
         traffic: TrafficControl::new(clock.clone()),
+        file_rates: FileRates::default(),
         clock,
         steady,
         board,

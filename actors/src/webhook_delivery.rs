@@ -26,13 +26,14 @@ use tokio::sync::RwLock;
 
 use crate::{
     flow::{
-        Bell, DeliveryStrategy, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker, WorkerSetup, unused,
+        Bell, DeliveryStrategy, FileRate, FileRates, Gate, Holds, Seat, TrafficControl, TroubleBoard, Worker,
+        WorkerSetup, unused,
     },
     metrics::{DestinationMetrics, WorkerGauges},
     model::{
         ahead::{Rank, ahead},
         backoff::Draws,
-        batch::OpenRows,
+        batch::{BatchHeader, OpenRows},
         body::BodyTemplate,
         hold::HeldFile,
         lease::{Lease, LeaseToken, OpenMessage},
@@ -50,6 +51,11 @@ use crate::{
 
 /// What is held of a destination that stands for longer is given back: it would only take room.
 const STANDS_HERE: Duration = Duration::from_secs(10);
+
+/// For how long its rate lets through what a worker holds of a file …
+const CROWD: Duration = Duration::from_secs(10);
+/// … and for how long it leases nothing of it when it has more.
+const CROWDED_FOR: Duration = Duration::from_secs(5);
 
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
@@ -96,6 +102,8 @@ pub struct DeliverySetup {
     pub record_linger: Duration,
     /// The rate limit over all destinations, if there is one.
     pub gate: Option<Gate>,
+    /// The rates of feeds and files.
+    pub file_rates: FileRates,
     /// Where it is noted what keeps a destination from being sent to.
     pub troubles: TroubleBoard,
 }
@@ -191,6 +199,10 @@ struct WebhookBatch {
     failed: AtomicBool,
     /// Its file is held or closed: nothing more of it is begun here.
     held: AtomicBool,
+    /// The rate of its file or feed, if that has one.
+    rate: Option<FileRate>,
+    /// Enough of its file waits here for that rate.
+    crowded: bool,
     /// What the receiver said of messages that are not recorded yet, by index.
     said: Mutex<HashMap<u32, Said>>,
 }
@@ -231,6 +243,24 @@ struct WebhookState {
 }
 
 impl WebhookState {
+    /// Messages that wait for the rates of their files or feeds, by destination.
+    fn waiting_for_files(&self) -> Vec<usize> {
+        let mut waiting = vec![0; self.gauges.len()];
+        for (token, batch) in self.batches.iter().filter(|(_, batch)| batch.rate.is_some()) {
+            waiting[batch.destination] += self.roster.waiting_in(*token);
+        }
+        waiting
+    }
+
+    /// Whether enough of a file waits here for its rate: more would only keep others from the places of batches.
+    fn is_crowded(&self, header: &BatchHeader, rate: &FileRate) -> bool {
+        let of_it = self.batches.iter().filter(|(_, batch)| {
+            batch.lease.header.file == header.file && batch.lease.header.destination == header.destination
+        });
+        let waiting: usize = of_it.map(|(token, _)| self.roster.waiting_in(*token)).sum();
+        waiting > 0 && waiting >= rate.messages_in(CROWD)
+    }
+
     fn gauge(&mut self) {
         for (index, gauges) in self.gauges.iter_mut().enumerate() {
             gauges.set(self.roster.in_flight_to(index), self.roster.held(index));
@@ -289,13 +319,15 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
 
     fn wants(&self) -> Vec<Want> {
         let state = self.state();
+        let for_files = state.waiting_for_files();
         let want = |(index, destination): (usize, &DeliveryDestination)| {
             let limits = self.seat.limits(index);
             let ahead = limits
                 .and_then(|(bound, rate)| ahead(destination.rank, bound, rate, self.setup.worker.lease))
                 .unwrap_or(0);
             self.ahead[index].store(ahead, Ordering::Relaxed);
-            let waiting = state.roster.waiting(index);
+            // What waits for its file's rate keeps no other file away.
+            let waiting = state.roster.waiting(index) - for_files[index];
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
             let open = !destination.paused && !self.holds.is_held(index) && ahead > 0;
             let messages = if !open || self.seat.stands_for(index).is_some() {
@@ -350,11 +382,15 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
-        let batch = Arc::new(WebhookBatch { lease, rows, template, draws, destination, failed, held, said });
+        let rate = self.setup.file_rates.of(&lease.header, self.worker.clock().mono());
         let mut state = self.state();
+        let crowded = rate.as_ref().is_some_and(|rate| state.is_crowded(&lease.header, rate));
+        let batch =
+            WebhookBatch { lease, rows, template, draws, destination, failed, held, rate, crowded, said };
+        let batch = Arc::new(batch);
         state.batches.insert(token, batch.clone());
         state.roster.add(destination, token, pace, open, at);
-        if batch.is_closed(at) {
+        if crowded || batch.is_closed(at) {
             batch.held.store(true, Ordering::Relaxed);
             state.roster.stop_batch(token);
             self.worker.wake(); // so that no more of its file is leased
@@ -416,8 +452,15 @@ impl WebhookStrategy {
         let now = self.worker.clock().wall();
         let state = self.state();
         let how = |token: LeaseToken| {
-            let batch = state.batches.get(&token);
-            (token, batch.map_or(Release::Unused, |batch| unused(&batch.lease.header.terms, now)))
+            let how = state.batches.get(&token).map_or(Release::Unused, |batch| {
+                match unused(&batch.lease.header.terms, now) {
+                    Release::Unused if batch.crowded => {
+                        Release::Closed { from: now, until: now.after(CROWDED_FOR) }
+                    }
+                    how => how,
+                }
+            });
+            (token, how)
         };
         state.roster.returnable().into_iter().map(how).collect()
     }

@@ -126,6 +126,7 @@ impl Webhooks {
                 record_group,
                 record_linger,
                 gate: all.clone(),
+                file_rates: machine.file_rates.clone(),
                 troubles: machine.troubles.clone(),
             }
         });

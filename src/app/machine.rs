@@ -11,7 +11,8 @@ use std::{
 use actix_rt::ArbiterHandle;
 use postrider_actors::{
     flow::{
-        Bell, Bells, HeldFeeds, Places, Progress, ProgressBoard, TrafficControl, TroubleBoard, WorkerSetup,
+        Bell, Bells, FileRates, HeldFeeds, Places, Progress, ProgressBoard, TrafficControl, TroubleBoard,
+        WorkerSetup,
     },
     model::time::MonoMs,
     ports::{Clock, InFlight},
@@ -66,6 +67,8 @@ pub(super) struct Machine {
     pub(super) workers: Bells,
     /// What may be in flight to webhooks. Workers of an earlier configuration have their permits until they are done.
     pub(super) traffic: TrafficControl,
+    /// The rates of feeds and files to webhooks; the same holds for them.
+    pub(super) file_rates: FileRates,
     /// How many statements may be in flight at once, by warehouse; the same holds for them.
     pub(super) places: Mutex<BTreeMap<String, Places>>,
 }

@@ -269,3 +269,25 @@ fn a_wrong_sidecar_holds_its_file_alone_until_it_is_corrected() {
     world.stop();
     world.prove();
 }
+
+#[test]
+fn a_file_s_rate_is_kept_and_keeps_no_other_file_away() {
+    let mut world = World::new("csv");
+    world.receive(&[]).start_ready();
+    say(&world, "slow.csv", "rate_per_s = 50\n");
+    world.drop_file(Input::csv("slow.csv", 5_000).all(Kind::Cancelled));
+    wait_until(LIVENESS, "some to be sent", || world.request_count() >= 50);
+    let (begun, before) = (Instant::now(), world.request_count());
+    thread::sleep(Duration::from_secs(6));
+    let sent = (world.request_count() - before) as f64 / begun.elapsed().as_secs_f64();
+    println!("{sent:.1} messages per second");
+    assert!((45.0..=51.5).contains(&sent), "{sent}");
+    world.drop_file(Input::csv("small.csv", 100).all(Kind::Sent));
+    let dropped = Instant::now();
+    wait_report(&world.done("small.csv"));
+    assert!(dropped.elapsed() < Duration::from_secs(8), "it waited {:?} behind the other", dropped.elapsed());
+    world.postrider(&["cancel", "slow.csv"]).ok();
+    world.wait_settled(LIVENESS);
+    world.stop();
+    world.prove();
+}

@@ -15,6 +15,7 @@ use super::{Bell, Gate};
 use crate::{
     model::{
         ids::FileId,
+        lease::LeaseToken,
         limits::{Concurrency, GateRate},
         outcome::Outcome,
         roster::{Admission, Answer},
@@ -340,7 +341,7 @@ pub struct Asking<'a> {
 }
 
 impl Admission for Asking<'_> {
-    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer {
+    fn ask(&mut self, destination: usize, _: LeaseToken, is_retry: bool) -> Answer {
         let (index, rate) = &self.seat.destinations[destination];
         let traffic = &mut self.state.traffic;
         let permit = match traffic.may(*index, self.seat.worker, is_retry, self.now) {

@@ -4,11 +4,11 @@ use std::{path::Path, time::Duration};
 
 use jiff::{Timestamp, civil::DateTime};
 use postrider_settings::{
-    Keys, Page, Problems, Reader, Section, duration, finish, layers, settings, shown_text, unset,
+    Keys, Page, Problems, Reader, Section, duration, finish, integer, layers, settings, shown_text, unset,
 };
 
 use super::{
-    terms::Terms,
+    terms::{Rate, Terms},
     time::UnixMs,
     window::{Window, Windows},
 };
@@ -25,6 +25,9 @@ settings! {
         /// Messages that are not sent this long after their file was claimed end as unsent, even while they wait for a paused
         /// destination or a closed window. 0s: no limit.
         expires_after: Option<Duration> = duration("0s", "0s"..="365d").or_none();
+        /// How many messages of all of the feed's files together go to a destination, in addition to the destination's own rate.
+        /// Each process has it for itself. 0: no limit.
+        rate_per_s: Option<u32> = integer(0, 0..=10_000_000, "messages per second").or_none();
     }
 
     /// What only one file can have.
@@ -47,6 +50,8 @@ pub struct Conditions {
     pub expires_after: Option<Duration>,
     /// As [`Terms::windows`]; `None` if nothing is said of them.
     pub windows: Option<Windows>,
+    /// As [`Terms::rate`].
+    pub rate: Option<Rate>,
     /// Where rows go.
     pub destinations: Vec<String>,
 }
@@ -62,7 +67,8 @@ impl Conditions {
         let clock = windows.as_ref().or_else(|| others?.windows.as_ref());
         let not_before = keys.not_before.and_then(|text| moment(section, "not_before", &text, clock));
         let expires_after = keys.expires_after;
-        Self { not_before, expires_after, windows, ..Self::default() }
+        let rate = keys.rate_per_s.map(|per_s| Rate { per_s, of_feed: others.is_none() });
+        Self { not_before, expires_after, windows, rate, ..Self::default() }
     }
 
     /// Reads what is said of one file, over what `feed` says of all. `file` is how problems name it.
@@ -101,6 +107,7 @@ impl Conditions {
             expires_at,
             expires_after,
             windows: self.windows.or_else(|| others.windows.clone()),
+            rate: self.rate.or(others.rate),
             destinations: if self.destinations.is_empty() {
                 others.destinations.clone()
             } else {
@@ -116,6 +123,7 @@ impl Conditions {
             not_before: self.not_before,
             expires_at: self.expires_at.into_iter().chain(after).min(),
             windows: self.windows.clone().unwrap_or_default(),
+            rate: self.rate,
         }
     }
 }
@@ -211,6 +219,7 @@ mod tests {
             not_before: Some(UnixMs(5)),
             expires_at: Some(UnixMs(at.as_millisecond() as u64)),
             windows: Windows::default(),
+            rate: None,
         };
         assert_eq!(read.of_file(UnixMs(7)), expected, "the feed's hour is not his");
         assert_eq!(feed().of_file(UnixMs(7)).expires_at, Some(UnixMs(7).after(HOUR)));
@@ -235,6 +244,15 @@ mod tests {
             let problems = sidecar(text).unwrap_err();
             assert!(problems.contains(says), "{problems}");
         }
+    }
+
+    #[test]
+    fn a_file_has_a_rate_of_its_own_or_shares_its_feed_s() {
+        let rate = Some(Rate { per_s: 9, of_feed: true });
+        let of_feed = Conditions { rate, ..feed() };
+        let read = |text| Conditions::of_sidecar(text, Path::new("a.toml"), &of_feed).unwrap().rate;
+        assert_eq!(read(""), rate);
+        assert_eq!(read("rate_per_s = 7"), Some(Rate { per_s: 7, of_feed: false }));
     }
 
     #[test]

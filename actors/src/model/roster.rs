@@ -43,8 +43,8 @@ const ENDED_BATCHES_MAX: usize = 32;
 
 /// Decides whether a message may go at once.
 pub trait Admission {
-    /// Whether one may go to a destination; if so, it goes.
-    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer;
+    /// Whether a message of a batch may go to its destination; if so, it goes.
+    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool) -> Answer;
 
     /// Nothing of a destination could go.
     fn has_none(&mut self, destination: usize);
@@ -57,6 +57,8 @@ pub enum Answer {
     Granted,
     /// No retry may go; a first attempt may.
     NoRetries,
+    /// Nothing of this batch may go; of others it may.
+    NotThis,
     /// Nothing may go.
     Refused,
 }
@@ -281,6 +283,11 @@ impl Roster {
         self.destinations[destination].waiting
     }
 
+    /// Those of one batch.
+    pub fn waiting_in(&self, token: LeaseToken) -> usize {
+        self.batches.get(&token.batch).filter(|batch| batch.token == token).map_or(0, Batch::waiting)
+    }
+
     /// The held leases.
     pub fn tokens(&self) -> Vec<LeaseToken> {
         self.batches.values().map(|batch| batch.token).collect()
@@ -360,24 +367,26 @@ impl Roster {
         self.promote(destination, now);
         let slot = &mut self.destinations[destination];
         let mut waits = false;
-        while let Some(id) = slot.retries.front().copied() {
-            let Some(batch) = self.batches.get_mut(&id).filter(|batch| !batch.stopped) else {
-                slot.retries.pop_front();
-                continue;
-            };
-            let Some(&message) = batch.again.front() else {
-                slot.retries.pop_front();
+        let mut at = 0;
+        while let Some(id) = slot.retries.get(at).copied() {
+            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped);
+            let Some((batch, message)) = batch.and_then(|batch| {
+                let message = *batch.again.front()?;
+                Some((batch, message))
+            }) else {
+                slot.retries.remove(at);
                 continue;
             };
             waits = true;
-            match admission.ask(destination, true) {
+            match admission.ask(destination, batch.token, true) {
                 Answer::Granted => {
                     batch.again.pop_front();
                     if batch.again.is_empty() {
-                        slot.retries.pop_front();
+                        slot.retries.remove(at);
                     }
                     return Some(slot.begin(batch, message));
                 }
+                Answer::NotThis => at += 1,
                 Answer::NoRetries => break,
                 Answer::Refused => return None,
             }
@@ -397,7 +406,7 @@ impl Roster {
                 continue;
             }
             waits = true;
-            match admission.ask(destination, message.tries > 0) {
+            match admission.ask(destination, batch.token, message.tries > 0) {
                 Answer::Granted => {
                     batch.open.pop_front();
                     if batch.open.is_empty() {
@@ -405,7 +414,7 @@ impl Roster {
                     }
                     return Some(slot.begin(batch, message));
                 }
-                Answer::NoRetries => at += 1,
+                Answer::NoRetries | Answer::NotThis => at += 1,
                 Answer::Refused => return None,
             }
         }

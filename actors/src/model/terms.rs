@@ -22,6 +22,18 @@ pub struct Terms {
     /// None begins while these are closed.
     #[serde(default, skip_serializing_if = "Windows::is_empty")]
     pub windows: Windows,
+    /// How many messages go at a destination, beside its own rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+}
+
+/// Messages per second at each destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rate {
+    /// At least 1.
+    pub per_s: u32,
+    /// Whether all files of the feed share it.
+    pub of_feed: bool,
 }
 
 impl Terms {
@@ -61,8 +73,10 @@ impl Terms {
     pub fn lines(&self) -> Vec<String> {
         let windows = (!self.windows.is_empty()).then(|| format!("window: {}", self.windows));
         let moment = |name: &str, at: Option<UnixMs>| at.map(|at| format!("{name}: {}", shown(at)));
+        let of_all = |rate: Rate| if rate.of_feed { ", of all files of the feed" } else { "" };
+        let rate = self.rate.map(|rate| format!("rate_per_s: {}{}", rate.per_s, of_all(rate)));
         let moments = [moment("not_before", self.not_before), moment("expires_at", self.expires_at)];
-        windows.into_iter().chain(moments.into_iter().flatten()).collect()
+        windows.into_iter().chain(moments.into_iter().flatten()).chain(rate).collect()
     }
 
     /// When `work` is done that could begin at `now`.

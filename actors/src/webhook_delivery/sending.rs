@@ -1,6 +1,7 @@
 //! Senders: tasks that take from the roster the next message that may go, send it, and report what became of it.
 
 use std::{
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{WebhookBatch, WebhookState, WebhookStrategy};
 use crate::{
-    flow::{Passage, back_off},
+    flow::{Asking, Passage, back_off},
     model::{
         backoff::Backoff,
         ids::FileId,
@@ -20,7 +21,7 @@ use crate::{
         outcome::{Obstacle, Outcome, Reason},
         record::Said,
         retry::{Decision, decide},
-        roster::{Pick, Report},
+        roster::{Admission, Answer, Pick, Report},
         time::{MonoMs, UnixMs},
         traffic::{
             breaker::Change,
@@ -38,6 +39,30 @@ const OBSTACLE: Backoff = Backoff::new(Duration::from_millis(50), Duration::from
 /// it is known, its message is unrecorded.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
 const JUDGE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Asks for messages, those of files and feeds with a rate only when that lets one through.
+struct Limited<'a> {
+    asking: Asking<'a>,
+    batches: &'a HashMap<LeaseToken, Arc<WebhookBatch>>,
+    now: MonoMs,
+    /// When one of those rates does, that did not.
+    ask_again: Option<MonoMs>,
+}
+
+impl Admission for Limited<'_> {
+    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool) -> Answer {
+        let rate = self.batches.get(&batch).and_then(|batch| batch.rate.as_ref());
+        let Some(rate) = rate else { return self.asking.ask(destination, batch, is_retry) };
+        rate.ask(self.now, || self.asking.ask(destination, batch, is_retry)).unwrap_or_else(|wait| {
+            self.ask_again = self.ask_again.into_iter().chain([self.now.after(wait)]).min();
+            Answer::NotThis
+        })
+    }
+
+    fn has_none(&mut self, destination: usize) {
+        self.asking.has_none(destination);
+    }
+}
 
 /// Says that a destination's breaker has opened or closed, once per outage.
 fn say(destination: &str, change: Change, now: MonoMs) {
@@ -71,9 +96,16 @@ impl WebhookStrategy {
     /// The next message that may go.
     fn pick(&self, state: &mut WebhookState, now: UnixMs) -> Option<(Pick, Passage, Arc<WebhookBatch>)> {
         loop {
-            let mut asking = self.seat.ask();
-            let picked = state.roster.pick(now, &mut asking);
-            let (passage, ask_again) = asking.finish();
+            let mut limited = Limited {
+                asking: self.seat.ask(),
+                batches: &state.batches,
+                now: self.worker.clock().mono(),
+                ask_again: None,
+            };
+            let picked = state.roster.pick(now, &mut limited);
+            let of_files = limited.ask_again;
+            let (passage, ask_again) = limited.asking.finish();
+            let ask_again = ask_again.into_iter().chain(of_files).min();
             let Some(pick) = picked else {
                 let before = state.ask_again.filter(|at| *at > self.worker.clock().mono());
                 state.ask_again = ask_again;

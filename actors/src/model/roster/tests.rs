@@ -25,6 +25,7 @@ struct Limited {
     all: usize,
     /// Whether retries may go.
     retries: bool,
+    not_these: HashSet<LeaseToken>,
 }
 
 impl Deref for Limited {
@@ -45,13 +46,16 @@ impl DerefMut for Limited {
 struct Room {
     each: Vec<bool>,
     retries: bool,
+    not_these: HashSet<LeaseToken>,
     without: HashSet<usize>,
 }
 
 impl Admission for Room {
-    fn ask(&mut self, destination: usize, is_retry: bool) -> Answer {
+    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool) -> Answer {
         if !self.each[destination] {
             Answer::Refused
+        } else if self.not_these.contains(&batch) {
+            Answer::NotThis
         } else if is_retry && !self.retries {
             Answer::NoRetries
         } else {
@@ -69,7 +73,8 @@ impl Limited {
         let is_full = self.roster.in_flight() >= self.all;
         let has_room = |(at, limit): (usize, &usize)| !is_full && self.roster.in_flight_to(at) < *limit;
         let each = self.each.iter().enumerate().map(has_room).collect();
-        let mut room = Room { each, retries: self.retries, without: HashSet::new() };
+        let not_these = self.not_these.clone();
+        let mut room = Room { each, retries: self.retries, not_these, without: HashSet::new() };
         (self.roster.pick(now, &mut room), room.without)
     }
 
@@ -79,7 +84,8 @@ impl Limited {
 }
 
 fn limited(all: usize, unrecorded_max: usize, each: &[usize]) -> Limited {
-    Limited { roster: Roster::new(unrecorded_max, each.len()), each: each.to_vec(), all, retries: true }
+    let roster = Roster::new(unrecorded_max, each.len());
+    Limited { roster, each: each.to_vec(), all, retries: true, not_these: HashSet::new() }
 }
 
 fn roster(each: &[usize]) -> Limited {
@@ -117,6 +123,22 @@ fn send_all(roster: &mut Limited, now: UnixMs, mut report: impl FnMut(Pick) -> R
         roster.report(pick, report(pick), usize::MAX, now);
     }
     picks
+}
+
+#[test]
+fn a_batch_of_which_nothing_may_go_keeps_no_other_away() {
+    let mut roster = roster(&[9]);
+    for batch in 0..3 {
+        roster.add(0, token(batch), Pace::Together, fresh(0..1), NOW);
+    }
+    roster.add(0, token(3), Pace::Together, vec![OpenMessage { tries: 1, ..fresh(0..1)[0] }], NOW);
+    roster.add(0, token(4), Pace::Together, vec![OpenMessage { tries: 1, ..fresh(0..1)[0] }], NOW);
+    roster.not_these = [token(0), token(1), token(3)].into();
+    let picked: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).map(|pick| pick.token).collect();
+    assert_eq!(picked, [token(4), token(2)]);
+    assert_eq!((roster.waiting(0), roster.waiting_in(token(0)), roster.waiting_in(token(2))), (3, 1, 0));
+    roster.not_these.clear();
+    assert_eq!(std::iter::from_fn(|| roster.pick(NOW)).count(), 3);
 }
 
 #[test]
