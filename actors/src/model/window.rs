@@ -517,7 +517,7 @@ mod tests {
             let to = from.after(Duration::from_hours(hours));
             let closed = windows.closed_between(from, to);
             prop_assert!(closed <= to.since(from));
-            let open = to.since(from) - closed;
+            let open = to.since(from).checked_sub(closed).expect("it was not closed for longer");
             let done = windows.done_at(from, open);
             // Work that takes as long as they were open is done by then, and no earlier than when they closed last.
             prop_assert!(windows.closed_between(from, done) + open == done.since(from), "{} {:?} {:?}", windows, done, to);

@@ -367,7 +367,7 @@ async fn a_redrive_of_very_many_lets_the_daemon_commit_within_200_ms() {
     let (redriven, took) = redrive.join().unwrap();
     assert_eq!(redriven, Ok(rows as usize));
     assert_eq!(count(dir.path(), "SELECT count(*) FROM dead"), 0);
-    assert_eq!(count(dir.path(), "SELECT sum(retrying) FROM file_destinations"), rows as i64);
+    assert_eq!(count(dir.path(), "SELECT sum(retrying) FROM file_destinations"), rows.cast_signed());
     let said = format!(
         "{rows} redriven in {took:?}; {commits} commits of the daemon meanwhile, the longest {longest:?}"
     );
