@@ -57,7 +57,7 @@ pub enum Answer {
     Granted,
     /// No retry may go; a first attempt may.
     NoRetries,
-    /// Nothing of this batch may go; of others it may.
+    /// Nothing of this batch may go, and it waits for nothing of its destination; of others it may.
     NotThis,
     /// Nothing may go.
     Refused,
@@ -377,7 +377,6 @@ impl Roster {
                 slot.retries.remove(at);
                 continue;
             };
-            waits = true;
             match admission.ask(destination, batch.token, true) {
                 Answer::Granted => {
                     batch.again.pop_front();
@@ -387,7 +386,10 @@ impl Roster {
                     return Some(slot.begin(batch, message));
                 }
                 Answer::NotThis => at += 1,
-                Answer::NoRetries => break,
+                Answer::NoRetries => {
+                    waits = true;
+                    break;
+                }
                 Answer::Refused => return None,
             }
         }
@@ -405,7 +407,6 @@ impl Roster {
                 at += 1;
                 continue;
             }
-            waits = true;
             match admission.ask(destination, batch.token, message.tries > 0) {
                 Answer::Granted => {
                     batch.open.pop_front();
@@ -414,7 +415,11 @@ impl Roster {
                     }
                     return Some(slot.begin(batch, message));
                 }
-                Answer::NoRetries | Answer::NotThis => at += 1,
+                Answer::NotThis => at += 1,
+                Answer::NoRetries => {
+                    waits = true;
+                    at += 1;
+                }
                 Answer::Refused => return None,
             }
         }

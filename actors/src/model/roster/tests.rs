@@ -137,6 +137,7 @@ fn a_batch_of_which_nothing_may_go_keeps_no_other_away() {
     let picked: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).map(|pick| pick.token).collect();
     assert_eq!(picked, [token(4), token(2)]);
     assert_eq!((roster.waiting(0), roster.waiting_in(token(0)), roster.waiting_in(token(2))), (3, 1, 0));
+    assert_eq!(roster.ask(NOW), (None, HashSet::from([0])), "they wait for no permit");
     roster.not_these.clear();
     assert_eq!(std::iter::from_fn(|| roster.pick(NOW)).count(), 3);
 }
