@@ -117,8 +117,7 @@ async fn measure_client(url: &str, args: &Args) -> anyhow::Result<(f64, f64)> {
                 while Instant::now() < until {
                     let id = MessageId { file: FileId([7; 16]), row: rows.fetch_add(1, Relaxed) };
                     let at = UnixMs(1_700_000_000_000);
-                    let request =
-                        WebhookRequest { id, at, content_type: "application/json", body: body.as_bytes() };
+                    let request = WebhookRequest::of_one(&id, at, "application/json", body.as_bytes());
                     let outcome = webhook.send(request).await.outcome;
                     ensure!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
                 }
@@ -221,6 +220,7 @@ async fn receive() -> anyhow::Result<()> {
         log: None,
         log_bodies: false,
         answer_ids: false,
+        results: false,
     })
     .await?;
     println!("{}", receiver.local_addr()?);

@@ -11,7 +11,8 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postrider_actors::{
     model::{
-        ids::{FileId, MessageId},
+        bundle::Bodies,
+        ids::{BundleId, FileId, MessageId, RequestId},
         outcome::Outcome,
         time::UnixMs,
     },
@@ -35,8 +36,8 @@ struct Received {
     body: Vec<u8>,
 }
 
-/// Sends `body`, signed with every secret, `age` ago, and returns what arrived.
-async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
+/// Sends `body` as that of `messages`, signed with every secret, `age` ago, and returns what arrived.
+async fn deliver(secrets: &[&str], messages: &[MessageId], body: &[u8], age: Duration) -> Received {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap()).parse::<url::Url>().unwrap().into();
     let allow = vec!["127.0.0.1/32".parse().unwrap()];
@@ -63,12 +64,12 @@ async fn deliver(secrets: &[&str], body: &[u8], age: Duration) -> Received {
         }
     };
     let at = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let request = WebhookRequest {
-        id: MessageId { file: FileId([0xa5; 16]), row: 12_345 },
-        at: UnixMs(at.as_millis() as u64),
-        content_type: "application/json",
-        body,
+    let id = match messages {
+        [message] => (*message).into(),
+        several => RequestId::Bundle(BundleId::derive(several)),
     };
+    let (at, content_type) = (UnixMs(at.as_millis() as u64), "application/json");
+    let request = WebhookRequest { id, messages, at, content_type, body };
     let (received, outcome) = tokio::join!(receive, webhook.send(request));
     assert_eq!(outcome.outcome, Outcome::Sent { status: 204 });
     received
@@ -94,7 +95,7 @@ fn judge(cases: &[String]) -> Vec<String> {
         .stdout(Stdio::piped())
         .spawn()
         .expect("POSTRIDER_PYTHON runs");
-    // A few kilobytes: they fit in the pipe, nobody waits for anybody.
+    // The script reads a line before it writes one; what it writes fits in the pipe, nobody waits for anybody.
     child.stdin.take().unwrap().write_all(cases.join("\n").as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "the script failed");
@@ -106,13 +107,25 @@ fn judge(cases: &[String]) -> Vec<String> {
 async fn signatures_satisfy_the_public_library() {
     let now = Duration::ZERO;
     let body = "{\"id\":\"msg_1\",\"name\":\"Zoë\"}".as_bytes();
-    let issued = deliver(&[ISSUED], body, now).await;
-    let rotated = deliver(&[UNPADDED, ISSUED, PLAIN], body, now).await;
-    let empty = deliver(&[PLAIN], b"", now).await;
-    let old = deliver(&[ISSUED], body, Duration::from_mins(6)).await;
-    let mut tampered = deliver(&[ISSUED], body, now).await;
+    let messages: Vec<_> = (1..=100).map(|row| MessageId { file: FileId([0xa5; 16]), row }).collect();
+    let one = &messages[..1];
+    let issued = deliver(&[ISSUED], one, body, now).await;
+    let rotated = deliver(&[UNPADDED, ISSUED, PLAIN], one, body, now).await;
+    let empty = deliver(&[PLAIN], one, b"", now).await;
+    let old = deliver(&[ISSUED], one, body, Duration::from_mins(6)).await;
+    let mut tampered = deliver(&[ISSUED], one, body, now).await;
     tampered.body[7] ^= 1;
-    let mut renamed = deliver(&[ISSUED], body, now).await;
+    let mut bodies = Bodies::default();
+    for id in &messages {
+        let render = |body: &mut Vec<u8>| write!(body, r#"{{"id":"{id}","name":"Zoë"}}"#);
+        bodies.push(render).unwrap();
+    }
+    let bundle = deliver(&[UNPADDED, ISSUED, PLAIN], &messages, bodies.array(0..100), now).await;
+    let half = deliver(&[ISSUED], &messages[..50], bodies.array(0..50), now).await;
+    assert_ne!(bundle.headers["webhook-id"], half.headers["webhook-id"], "B15");
+    let mut shorter = deliver(&[ISSUED], &messages, bodies.array(0..100), now).await;
+    shorter.body.clone_from(&half.body);
+    let mut renamed = deliver(&[ISSUED], one, body, now).await;
     renamed.headers.insert("webhook-id".into(), "msg_2".into());
 
     let cases = [
@@ -121,6 +134,11 @@ async fn signatures_satisfy_the_public_library() {
         (case(UNPADDED, &rotated), "ok"),
         (case(PLAIN, &rotated), "ok"),
         (case(PLAIN, &empty), "ok"),
+        (case(ISSUED, &bundle), "ok"),
+        (case(UNPADDED, &bundle), "ok"),
+        (case(PLAIN, &bundle), "ok"),
+        (case(ISSUED, &half), "ok"),
+        (case(ISSUED, &shorter), "refused: No matching signature found"),
         (case(UNPADDED, &issued), "refused: No matching signature found"),
         (case(ISSUED, &old), "refused: Message timestamp too old"),
         (case(ISSUED, &tampered), "refused: No matching signature found"),

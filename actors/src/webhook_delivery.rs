@@ -2,10 +2,11 @@
 //!
 //! Three loops run in the actor: one leases batches and gives them back, one records outcomes in groups
 //! and so acknowledges, one extends leases; and one more waits for each rate. Messages are sent by *senders*: tasks on the
-//! shared runtime. A sender takes from the roster the next message that may go, sends it, and ends when the roster has
-//! nothing for it. It catches a panic in an attempt and reports it as that message's outcome; the worker and the other
-//! senders continue.
+//! shared runtime. A sender takes from the roster the messages of the next request that may go (one, or a bundle), sends it, and
+//! ends when the roster has nothing for it. It catches a panic in an attempt and reports it as the outcome of its messages; the
+//! worker and the other senders continue.
 
+mod attempt;
 mod recording;
 mod sending;
 
@@ -69,7 +70,9 @@ pub struct DeliveryDestination {
     pub webhook: Arc<dyn Webhook>,
     /// Which of those that send to it this worker is.
     pub rank: Rank,
-    /// Its rate.
+    /// The most messages of a request, which is a JSON array then; `None` for requests with one message each.
+    pub bundle: Option<usize>,
+    /// Its rate: of messages.
     pub gate: Gate,
     /// When its messages are tried again.
     pub retry: Retry,
@@ -79,6 +82,13 @@ pub struct DeliveryDestination {
     pub recorded: bool,
     /// What is counted.
     pub metrics: DestinationMetrics,
+}
+
+impl DeliveryDestination {
+    /// The most messages of a request.
+    fn messages_max(&self) -> usize {
+        self.bundle.unwrap_or(1)
+    }
 }
 
 /// What a worker works with.
@@ -125,7 +135,10 @@ impl Stage for WebhookDelivery {
         let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
         let count = setup.destinations.len();
         let state = WebhookState {
-            roster: Roster::new(setup.unrecorded, count),
+            roster: Roster::new(
+                setup.unrecorded,
+                setup.destinations.iter().map(DeliveryDestination::messages_max),
+            ),
             batches: HashMap::new(),
             to_disable: vec![None; count],
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(0)).collect(),
@@ -325,6 +338,9 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             let ahead = limits
                 .and_then(|(bound, rate)| ahead(destination.rank, bound, rate, self.setup.worker.lease))
                 .unwrap_or(0);
+            // As many requests are worth as many bundles, as far as their outcomes may wait to be recorded.
+            let in_bundles = ahead.saturating_mul(destination.messages_max()).min(self.setup.unrecorded);
+            let ahead = ahead.max(in_bundles);
             self.ahead[index].store(ahead, Ordering::Relaxed);
             // What waits for its file's rate keeps no other file away.
             let waiting = state.roster.waiting(index) - for_files[index];
@@ -378,6 +394,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         }
         let is_open = |message: &&OpenMessage| verdicts.iter().all(|verdict| verdict.index != message.index);
         let open = lease.open.iter().filter(is_open).copied().collect();
+        let charged: Vec<_> = lease.charged.keys().copied().collect();
         let pace = Pace::of(lease.losses);
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -390,6 +407,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let batch = Arc::new(batch);
         state.batches.insert(token, batch.clone());
         state.roster.add(destination, token, pace, open, at);
+        state.roster.keep_apart(token, charged);
         if crowded || batch.is_closed(at) {
             batch.held.store(true, Ordering::Relaxed);
             state.roster.stop_batch(token);

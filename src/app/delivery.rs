@@ -36,6 +36,7 @@ pub(super) struct Webhooks {
 struct OpenWebhook {
     destination: Destination,
     traffic: ConfiguredTraffic,
+    bundle: Option<usize>,
     webhook: Arc<dyn Webhook>,
 }
 
@@ -52,6 +53,7 @@ impl Webhooks {
             Ok(OpenWebhook {
                 destination: destination.clone(),
                 traffic: traffic(webhook),
+                bundle: webhook.bundle,
                 webhook: Arc::new(client),
             })
         });
@@ -90,10 +92,11 @@ impl Webhooks {
         let destinations: Vec<_> = self
             .open
             .into_iter()
-            .map(|OpenWebhook { destination, webhook, .. }| DeliveryDestination {
+            .map(|OpenWebhook { destination, bundle, webhook, .. }| DeliveryDestination {
                 name: destination.name.as_str().into(),
                 webhook,
                 rank: Rank { worker: 0, workers: 1 },
+                bundle,
                 gate: gate(&destination.name, destination.rate_per_s, destination.burst),
                 retry: destination.retry.clone(),
                 paused: destination.paused,

@@ -16,10 +16,10 @@ use crate::receiver::{Capacity, Counts, Receiver, ReceiverSettings};
 
 /// Receive webhooks, to try things against
 ///
-/// Verifies signatures, fails on purpose if asked to, counts, and logs each request as one JSON line
-/// before it answers. Prints `listening on ADDR` when it is ready and its counts when it is stopped
-/// (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile; `PUT /capacity` with
-/// `{"latency_ms":100,"slots":50,"per_s":2000}` changes what it can bear.
+/// Verifies signatures, fails on purpose if asked to, counts, and logs each message as one JSON line
+/// before it answers. The messages of a bundle count and are logged one by one. Prints `listening on ADDR` when it is
+/// ready and its counts when it is stopped (SIGTERM or SIGINT). `GET /stats` shows the counts as JSON meanwhile;
+/// `PUT /capacity` with `{"latency_ms":100,"slots":50,"per_s":2000}` changes what it can bear.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -82,6 +82,11 @@ pub struct Args {
     #[arg(long)]
     answer_ids: bool,
 
+    /// Answer a bundle with the status of each of its messages, {"items":[{"id":"msg_…","status":200}]}; each of them
+    /// fails by itself. The destination needs `results = "/items"`
+    #[arg(long)]
+    results: bool,
+
     /// Print the counts as JSON
     #[arg(long)]
     json: bool,
@@ -128,6 +133,7 @@ impl Args {
             log: self.log,
             log_bodies: self.log_bodies,
             answer_ids: self.answer_ids,
+            results: self.results,
         })
     }
 }
@@ -166,12 +172,13 @@ fn as_json(counts: &Counts, seed: u64) -> anyhow::Result<String> {
 
 fn as_text(counts: &Counts, seed: u64) -> String {
     let Counts { requests, accepted, failed, unverified, bytes, first_at, last_at } = counts;
+    let messages = accepted + failed + unverified;
     let seconds = match (first_at, last_at) {
         (Some(first), Some(last)) => last.saturating_sub(*first) as f64 / 1000.0,
         _ => 0.0,
     };
     format!(
-        "{requests} requests ({bytes} bytes of body) in {seconds:.1} s: {accepted} accepted, {failed} failed on \
+        "{messages} messages in {requests} requests ({bytes} bytes of body) in {seconds:.1} s: {accepted} accepted, {failed} failed on \
          purpose (seed {seed}), {unverified} not verified"
     )
 }

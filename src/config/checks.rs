@@ -9,7 +9,7 @@ use std::{
 
 use postrider_actors::model::{
     address::{AddressGuard, RefusedAddress},
-    body::BodyTemplate,
+    body::{BodyTemplate, is_json},
     builder::batch_bytes,
     formats::Format,
     receipt_format::SAME_PATH,
@@ -79,6 +79,11 @@ pub(super) fn unfit_template(feed: &Feed, source: &str, webhook: &Webhook) -> Op
         FeedSource::Queue(queue) => Format::Ndjson { recipient: queue.recipient.clone() },
     };
     let template = BodyTemplate::compile(Some(source), &webhook.content_type).ok()?;
+    if webhook.bundle.is_some() && webhook.results.is_some() && !template.names_its_message() {
+        return Some(
+            "`results` names messages by their ids, and its bodies have none: print {{ id }}".to_owned(),
+        );
+    }
     let why = template.check_for(&format, &webhook.content_type).err()?;
     Some(format!("it can't be used for the feed {}: {why}", feed.name))
 }
@@ -255,6 +260,7 @@ fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &
             format!("{other} is set too, and a request has one authorization: keep one"),
         );
     }
+    check_bundle(reader, config, section, destination);
     if let Some(refused) = refused_address(destination) {
         // The address may be written in another way, and the rest of the URL may be secret: only the address is shown.
         reader.conflict(&key("url"), &key("allow"), &refused.address, refused.to_string());
@@ -263,6 +269,34 @@ fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &
         let found = show_duration(retry.max_retry_after);
         let advice = "a message would be given up before it is tried again: it must not be above max_age";
         reader.conflict(&retry_key("max_retry_after"), &retry_key("max_age"), &found, advice);
+    }
+}
+
+/// A bundle is a JSON array of messages of one batch, and an answer can only speak of what it can name.
+fn check_bundle(reader: &Reader, config: &Config, section: &str, destination: &Webhook) {
+    let key = |key: &str| join(section, key);
+    let Some(bundle) = destination.bundle else {
+        if reader.is_own(&key("results")) {
+            reader.note(&key("results"), None, "it speaks of the messages of a bundle: set `bundle` too");
+        }
+        return;
+    };
+    if bundle > config.batch.max_messages as usize {
+        let advice = format!(
+            "a bundle has messages of one batch: at most batch.max_messages ({})",
+            config.batch.max_messages
+        );
+        reader.conflict(&key("bundle"), "batch.max_messages", &bundle, advice);
+    }
+    if !is_json(&destination.content_type) {
+        let advice = "bodies are put into a JSON array: with `bundle` it must be JSON";
+        let found = shown_text(&destination.content_type);
+        reader.conflict(&key("content_type"), &key("bundle"), &found, advice);
+    }
+    if destination.provider_id.is_some() && destination.results.is_none() {
+        let advice =
+            "the answer to a bundle has an id for each message in its `results`: set that too, or remove it";
+        reader.note(&key("provider_id"), None, advice);
     }
 }
 

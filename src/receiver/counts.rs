@@ -9,13 +9,13 @@ use super::verdict::Reply;
 /// What came in so far: `GET /stats`, and what is printed at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Whole requests, each in exactly one of the next three.
+    /// Whole requests. A bundle is one of them, with several messages.
     pub requests: u64,
-    /// Answered 2xx.
+    /// Messages that were answered 2xx. Each message of a request is in exactly one of these three.
     pub accepted: u64,
-    /// Failed on purpose.
+    /// Messages that failed on purpose.
     pub failed: u64,
-    /// Answered 401: no signature, a wrong one, or a timestamp more than five minutes off.
+    /// Messages that were answered 401: no signature, a wrong one, or a timestamp more than five minutes off.
     pub unverified: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
@@ -27,6 +27,7 @@ pub struct Counts {
 
 #[derive(Debug, Default)]
 pub(super) struct RequestCounters {
+    requests: AtomicU64,
     accepted: AtomicU64,
     failed: AtomicU64,
     unverified: AtomicU64,
@@ -37,13 +38,17 @@ pub(super) struct RequestCounters {
 }
 
 impl RequestCounters {
-    pub(super) fn count(&self, answer: Reply, bytes: usize, at: u64) {
-        let counter = match answer {
-            Reply::Accepted(_) => &self.accepted,
-            Reply::Failed(_) => &self.failed,
-            Reply::Unverified => &self.unverified,
-        };
-        counter.fetch_add(1, Relaxed);
+    /// A request came, and its messages are answered so.
+    pub(super) fn count(&self, replies: &[Reply], bytes: usize, at: u64) {
+        for reply in replies {
+            let counter = match reply {
+                Reply::Accepted(_) => &self.accepted,
+                Reply::Failed(_) => &self.failed,
+                Reply::Unverified => &self.unverified,
+            };
+            counter.fetch_add(1, Relaxed);
+        }
+        self.requests.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);
         if self.first_at.load(Relaxed) == 0 {
             // The first of several at once wins; they differ by less than the clock's step.
@@ -56,10 +61,11 @@ impl RequestCounters {
 
     pub(super) fn read(&self) -> Counts {
         let time = |at: &AtomicU64| Some(at.load(Relaxed)).filter(|&at| at > 0);
-        let [accepted, failed, unverified] =
-            [&self.accepted, &self.failed, &self.unverified].map(|counter| counter.load(Relaxed));
+        let [requests, accepted, failed, unverified] =
+            [&self.requests, &self.accepted, &self.failed, &self.unverified]
+                .map(|counter| counter.load(Relaxed));
         Counts {
-            requests: accepted + failed + unverified,
+            requests,
             accepted,
             failed,
             unverified,

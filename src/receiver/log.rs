@@ -1,5 +1,5 @@
-//! The receiver's log: one JSON line per request, written before the answer. It is read after kills,
-//! so a line is one `write` to a file opened for appending: it is there whole or not at all.
+//! The receiver's log: one JSON line per message, written before the answer. It is read after kills,
+//! so a request's lines are one `write` to a file opened for appending: they are there whole or not at all.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,12 +11,18 @@ use anyhow::Context as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-/// One request.
+/// One message of a request.
 #[derive(Debug, Serialize)]
 pub(super) struct LogEntry<'a> {
-    /// When it was complete, in milliseconds since the epoch.
+    /// When the request was complete, in milliseconds since the epoch.
     pub(super) at: u64,
     pub(super) id: Option<&'a str>,
+    /// The bundle that it came in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bundle: Option<&'a str>,
+    /// How many messages that has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) of: Option<usize>,
     pub(super) timestamp: Option<&'a str>,
     pub(super) path: &'a str,
     /// What it will be answered.
@@ -29,7 +35,7 @@ pub(super) struct LogEntry<'a> {
 #[derive(Serialize)]
 struct LogLine<'a> {
     #[serde(flatten)]
-    entry: &'a LogEntry<'a>,
+    entry: LogEntry<'a>,
     body_sha256: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
@@ -48,15 +54,22 @@ impl RequestLog {
         Ok(Self { file, with_bodies })
     }
 
-    pub(super) fn append(&self, entry: &LogEntry<'_>, body: &[u8]) -> io::Result<()> {
-        let digest: [u8; 32] = Sha256::digest(body).into();
-        let line = LogLine {
-            entry,
-            body_sha256: hex(&digest),
-            body: self.with_bodies.then(|| String::from_utf8_lossy(body).into_owned()),
-        };
-        let mut bytes = serde_json::to_vec(&line)?;
-        bytes.push(b'\n');
+    /// Writes the messages of one request, with their bodies.
+    pub(super) fn append<'a>(
+        &self,
+        messages: impl IntoIterator<Item = (LogEntry<'a>, &'a [u8])>,
+    ) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for (entry, body) in messages {
+            let digest: [u8; 32] = Sha256::digest(body).into();
+            let line = LogLine {
+                entry,
+                body_sha256: hex(&digest),
+                body: self.with_bodies.then(|| String::from_utf8_lossy(body).into_owned()),
+            };
+            serde_json::to_writer(&mut bytes, &line)?;
+            bytes.push(b'\n');
+        }
         let written = (&self.file).write(&bytes)?;
         if written < bytes.len() {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "only a part of a line was written"));

@@ -1,6 +1,7 @@
 //! A receiver to try things against, and what the tests check deliveries with: it verifies signatures, fails on
 //! purpose if asked to, counts, and logs each request before it answers.
 
+mod bundle;
 mod capacity;
 mod counts;
 mod log;
@@ -33,11 +34,12 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::{capacity::Capacity, counts::Counts};
 use self::{
+    bundle::{Message, is_bundle, messages},
     log::{LogEntry, RequestLog},
     verdict::{Failures, Reply, RequestVerifier},
 };
+pub use self::{capacity::Capacity, counts::Counts};
 
 /// A longer body is answered 413.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -69,6 +71,8 @@ pub struct ReceiverSettings {
     pub log_bodies: bool,
     /// Whether what is accepted is answered with an id of the receiver's own (see [`answered_id`]).
     pub answer_ids: bool,
+    /// Whether each message of a bundle has a status of its own.
+    pub results: bool,
 }
 
 /// A bound receiver.
@@ -85,6 +89,7 @@ struct State {
     retry_after: Option<HeaderValue>,
     capacity: capacity::Counter,
     answer_ids: bool,
+    results: bool,
     log: Option<RequestLog>,
     counts: counts::RequestCounters,
     /// Why the log can't be written any more. A receiver that can't log proves nothing: it stops.
@@ -105,6 +110,7 @@ impl Receiver {
             retry_after: settings.retry_after,
             capacity: capacity::Counter::new(settings.capacity),
             answer_ids: settings.answer_ids,
+            results: settings.results,
             log,
             counts: counts::RequestCounters::default(),
             log_error: OnceLock::new(),
@@ -178,10 +184,8 @@ async fn connection(
 impl State {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() == Method::GET && request.uri().path() == "/stats" {
-            let json = serde_json::to_vec(&self.counts.read()).expect("counts are numbers");
-            let mut response = Response::new(Full::new(json.into()));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            return response;
+            let counts = serde_json::to_value(self.counts.read()).expect("counts are numbers");
+            return json(StatusCode::OK, &counts);
         }
         let is_change = request.method() == Method::PUT && request.uri().path() == "/capacity";
         if !is_change && request.method() != Method::POST {
@@ -202,40 +206,74 @@ impl State {
         let at = now_ms();
         let place = self.capacity.enter(Instant::now());
         let verified = self.verifier.verify(&head.headers, &body, at / 1000);
-        let answer = match (verified, &place) {
-            (Some(false), _) => Reply::Unverified,
-            (_, None) => Reply::Failed(StatusCode::SERVICE_UNAVAILABLE),
-            _ => self.failures.next(),
+        let webhook_id = text(&head.headers, "webhook-id");
+        let messages = messages(webhook_id, &body);
+        let is_bundle = webhook_id.is_some_and(is_bundle);
+        let refused = match (verified, &place) {
+            (Some(false), _) => Some(Reply::Unverified),
+            (_, None) => Some(Reply::Failed(StatusCode::SERVICE_UNAVAILABLE)),
+            _ => None,
         };
-        let status = answer.status();
+        let has_results = is_bundle && self.results && refused.is_none();
+        let replies: Vec<_> = if has_results {
+            messages.iter().map(|_| self.failures.next()).collect()
+        } else {
+            vec![refused.unwrap_or_else(|| self.failures.next()); messages.len()]
+        };
         if let Some(log) = &self.log {
-            let entry = LogEntry {
-                at,
-                id: text(&head.headers, "webhook-id"),
-                timestamp: text(&head.headers, "webhook-timestamp"),
-                path: head.uri.path(),
-                status: status.as_u16(),
-                bytes: body.len(),
-                verified,
+            let entry = |(message, reply)| {
+                let (message, reply): (&Message<'_>, &Reply) = (message, reply);
+                let entry = LogEntry {
+                    at,
+                    id: message.id.as_deref(),
+                    bundle: webhook_id.filter(|_| is_bundle),
+                    of: is_bundle.then_some(messages.len()),
+                    timestamp: text(&head.headers, "webhook-timestamp"),
+                    path: head.uri.path(),
+                    status: reply.status().as_u16(),
+                    bytes: message.body.len(),
+                    verified,
+                };
+                (entry, message.body)
             };
-            if let Err(error) = log.append(&entry, &body) {
+            if let Err(error) = log.append(messages.iter().zip(&replies).map(entry)) {
                 let _ = self.log_error.set(error);
                 self.log_failed.notify_one();
                 return empty(StatusCode::INTERNAL_SERVER_ERROR);
             }
         }
-        self.counts.count(answer, body.len(), at);
+        self.counts.count(&replies, body.len(), at);
         if let Some(place) = place {
             tokio::time::sleep_until(place.due).await;
         }
-        let mut response = match (answer, text(&head.headers, "webhook-id")) {
-            (Reply::Accepted(_), Some(id)) if self.answer_ids => accepted(status, id),
-            _ => empty(status),
+        if has_results {
+            let items = messages.iter().zip(&replies).map(|(message, &reply)| self.item(message, reply));
+            let items: Vec<_> = items.collect();
+            return json(StatusCode::OK, &serde_json::json!({ "items": items }));
+        }
+        // An array has one message at least: an empty one is answered as nothing is.
+        let (Some(message), Some(reply)) = (messages.first(), replies.first()) else {
+            return empty(StatusCode::BAD_REQUEST);
         };
-        if let (Reply::Failed(_), Some(retry_after)) = (answer, &self.retry_after) {
+        let mut response = match (reply, &message.id) {
+            (Reply::Accepted(status), Some(id)) if self.answer_ids && !is_bundle => {
+                json(*status, &serde_json::json!({ "message": answered(id) }))
+            }
+            _ => empty(reply.status()),
+        };
+        if let (Reply::Failed(_), Some(retry_after)) = (reply, &self.retry_after) {
             response.headers_mut().insert(RETRY_AFTER, retry_after.clone());
         }
         response
+    }
+
+    /// What is said of one message of a bundle.
+    fn item(&self, message: &Message<'_>, reply: Reply) -> serde_json::Value {
+        let mut item = serde_json::json!({ "id": message.id, "status": reply.status().as_u16() });
+        if let (Reply::Accepted(_), Some(id), true) = (reply, &message.id, self.answer_ids) {
+            item["message"] = answered(id);
+        }
+        item
     }
 }
 
@@ -255,9 +293,12 @@ fn answered_id(webhook_id: &str) -> String {
     })
 }
 
-fn accepted(status: StatusCode, webhook_id: &str) -> Response<Full<Bytes>> {
-    let body = serde_json::json!({ "message": { "id": answered_id(webhook_id) } }).to_string();
-    let mut response = Response::new(Full::new(body.into()));
+fn answered(webhook_id: &str) -> serde_json::Value {
+    serde_json::json!({ "id": answered_id(webhook_id) })
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.to_string().into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

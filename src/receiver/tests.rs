@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use postrider_actors::{
     model::{
-        ids::{FileId, MessageId},
+        ids::{BundleId, FileId, MessageId, RequestId},
         outcome::{Outcome, Reason},
         time::UnixMs,
     },
@@ -32,6 +32,7 @@ impl World {
             log: None,
             log_bodies: false,
             answer_ids: false,
+            results: false,
         };
         change(&mut settings);
         let receiver = Receiver::bind(settings).await.unwrap();
@@ -43,9 +44,14 @@ impl World {
     }
 
     fn webhook(&self, secret: &str) -> HttpWebhook {
+        self.webhook_with(secret, |_| {})
+    }
+
+    fn webhook_with(&self, secret: &str, change: impl FnOnce(&mut WebhookKeys)) -> HttpWebhook {
         let url = format!("http://{}/hook?a=b", self.address).parse::<url::Url>().unwrap().into();
         let allow = vec!["127.0.0.1/32".parse().unwrap()];
-        let keys = WebhookKeys { url, allow, ..WebhookKeys::declared() };
+        let mut keys = WebhookKeys { url, allow, ..WebhookKeys::declared() };
+        change(&mut keys);
         let secrets = vec![secret.to_owned().into()];
         HttpWebhook::new(WebhookSettings::new(keys, secrets, &Retry::declared())).unwrap()
     }
@@ -58,7 +64,7 @@ impl World {
 
 async fn send(webhook: &HttpWebhook, row: u64, body: &[u8]) -> Outcome {
     let id = MessageId { file: FileId([7; 16]), row };
-    webhook.send(WebhookRequest { id, at: UnixMs(now_ms()), content_type: "text/plain", body }).await.outcome
+    webhook.send(WebhookRequest::of_one(&id, UnixMs(now_ms()), "text/plain", body)).await.outcome
 }
 
 #[tokio::test]
@@ -163,4 +169,60 @@ async fn stats_are_served_and_other_methods_refused() {
     let counts: Counts = serde_json::from_str(stats.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!((counts.requests, counts.accepted, counts.bytes), (1, 1, 3));
     assert!(get("/").await.starts_with("HTTP/1.1 405"));
+}
+
+async fn send_bundle(
+    webhook: &HttpWebhook,
+    rows: std::ops::RangeInclusive<u64>,
+) -> postrider_actors::ports::Answer {
+    let messages: Vec<_> = rows.map(|row| MessageId { file: FileId([7; 16]), row }).collect();
+    let bodies: Vec<_> = messages.iter().map(|id| format!(r#"{{"id":"{id}"}}"#)).collect();
+    let body = format!("[{}]", bodies.join(","));
+    let id = RequestId::Bundle(BundleId::derive(&messages));
+    let (at, content_type) = (UnixMs(now_ms()), "application/json");
+    webhook.send(WebhookRequest { id, messages: &messages, at, content_type, body: body.as_bytes() }).await
+}
+
+#[tokio::test]
+async fn a_bundle_is_one_request_and_each_message_of_it_counts_and_has_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let world = World::start(|settings| settings.log = Some(path.clone())).await;
+    let answer = send_bundle(&world.webhook("s"), 1..=3).await;
+    assert_eq!((answer.outcome, answer.items), (Outcome::Sent { status: 200 }, vec![]));
+    let log = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[1]["id"], format!("msg_{}_2", "07".repeat(16)));
+    assert_eq!((&lines[1]["of"], &lines[1]["bytes"]), (&3.into(), &47.into()));
+    assert!(
+        lines[0]["bundle"].as_str().unwrap().starts_with("bundle_")
+            && lines[0]["bundle"] == lines[2]["bundle"]
+    );
+    let counts = world.stop().await.unwrap();
+    assert_eq!((counts.requests, counts.accepted, counts.failed), (1, 3, 0));
+}
+
+#[tokio::test]
+async fn each_message_of_a_bundle_has_a_status_of_its_own_if_asked_for() {
+    let world = World::start(|settings| {
+        (settings.results, settings.answer_ids) = (true, true);
+        settings.fail_rate = 0.5;
+    })
+    .await;
+    let webhook = world.webhook_with("s", |keys| {
+        keys.results = Some("/items".parse().unwrap());
+        keys.provider_id = Some("/message/id".parse().unwrap());
+    });
+    let answer = send_bundle(&webhook, 1..=40).await;
+    assert_eq!(answer.items.len(), 40);
+    let sent: Vec<_> =
+        answer.items.iter().filter(|item| item.outcome == Outcome::Sent { status: 200 }).collect();
+    assert!((5..36).contains(&sent.len()), "{}", sent.len());
+    assert!(sent.iter().all(|item| item.provider_id.as_deref().is_some_and(|id| id.starts_with("prv-"))));
+    let counts = world.stop().await.unwrap();
+    assert_eq!(
+        (counts.requests, counts.accepted as usize, counts.failed as usize),
+        (1, sent.len(), 40 - sent.len())
+    );
 }

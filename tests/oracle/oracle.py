@@ -43,6 +43,8 @@ SHOWN_MAX = 20
 # Shorter recipients ("1", "ann") occur in any log by chance, so I10 can't be judged by them.
 SCANNED_CHARS_MIN = 6
 TOKEN = re.compile(r"[\w.@+-]+")
+# Statuses that speak of a request's content: a bundle is divided until the message is found that is refused.
+DIVIDED = (400, 413, 422)
 
 
 class Violations:
@@ -69,6 +71,11 @@ def file_id(feed, sha256_hex):
 
 def message_id(file, row):
     return f"msg_{file}_{row}"
+
+
+def bundle_id(messages):
+    """SHA-256 over the ids of a bundle's messages, each with a line feed behind it, 128 bits of it (B15)."""
+    return "bundle_" + hashlib.sha256("".join(f"{message}\n" for message in messages).encode()).hexdigest()[:32]
 
 
 def default_body(feed, message, recipient, columns, cells):
@@ -134,6 +141,7 @@ class Requests:
 
     def __init__(self, logs, manifest, violations):
         self.total = 0
+        self.bundle = []
         self.statuses = collections.defaultdict(list)
         bodies = {}
         for log in logs:
@@ -150,6 +158,8 @@ class Requests:
             violations.add("log", f"{where}: not a request line: {error!r}")
             return
         self.total += 1
+        if "bundle" in entry:
+            self._take_bundled(where, entry, violations)
         destination = manifest.paths.get(path.partition("?")[0])
         if destination is None:
             violations.add("I3", f"{where}: request to {path}, where no destination points")
@@ -169,7 +179,21 @@ class Requests:
             violations.add("I4", f"{where}: {message} had body {first} before, now {body}")
         if expected.body_sha256 not in (None, body):
             violations.add("body", f"{where}: {message} carries a body that is not its row's")
-        self.statuses[destination, message].append(status)
+        # A bundle that is refused for its content is divided, and that is no attempt.
+        if entry.get("of", 1) == 1 or status not in DIVIDED:
+            self.statuses[destination, message].append(status)
+
+    def _take_bundled(self, where, entry, violations):
+        """A bundle's messages are logged one after the other; its id is made of theirs."""
+        self.bundle.append((entry["bundle"], entry["path"], entry["id"]))
+        if len(self.bundle) < entry["of"]:
+            return
+        messages = [message for _, _, message in self.bundle]
+        if any((bundle, path) != (entry["bundle"], entry["path"]) for bundle, path, _ in self.bundle):
+            violations.add("log", f"{where}: the messages of {entry['bundle']} are not together")
+        elif bundle_id(messages) != entry["bundle"]:
+            violations.add("B15", f"{where}: {entry['bundle']} is not made of its {len(messages)} messages")
+        self.bundle = []
 
     def answered_2xx(self, key):
         return any(200 <= status < 300 for status in self.statuses.get(key, ()))

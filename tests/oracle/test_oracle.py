@@ -287,6 +287,30 @@ class Oracle(unittest.TestCase):
         self.world.manifest["signed"] = False
         self.holds()
 
+    def bundle(self, *places):
+        """Lets these lines of the log be one bundle."""
+        lines = [self.world.log[place] for place in places]
+        name = oracle.bundle_id([line["id"] for line in lines])
+        for line in lines:
+            line.update(bundle=name, of=len(lines))
+        return lines
+
+    def test_b15_a_bundle_is_its_list_of_messages(self):
+        self.bundle(0, 1, 2)
+        self.holds()
+        self.world.log[0], self.world.log[1] = self.world.log[1], self.world.log[0]
+        self.violates("B15", "is not made of its 3 messages")
+
+    def test_b16_a_refused_bundle_is_no_attempt_of_its_messages(self):
+        refused = [{**self.world.request(row, 413), "of": 2} for row in (1, 2)]
+        for line in refused:
+            line["bundle"] = oracle.bundle_id([line["id"] for line in refused])
+        self.world.log[0:0] = refused
+        self.holds()
+        for line in refused:
+            line["status"] = 404
+        self.violates("I6", "2 requests are in no record")
+
     def test_i5_too_many_requests(self):
         self.world.log[6:6] = [self.world.request(2, 503)] * 2
         self.world.manifest.update(kills=1, window=5)

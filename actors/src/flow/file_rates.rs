@@ -79,14 +79,24 @@ impl FileRate {
         usize::try_from(u64::from(self.per_s).saturating_mul(time.as_secs())).unwrap_or(usize::MAX)
     }
 
-    /// Asks whether a message may go, if this lets one through; it is spent only if it goes. Else how long that takes.
-    pub fn ask(&self, now: MonoMs, ask: impl FnOnce() -> Answer) -> Result<Answer, Duration> {
+    /// Asks whether up to `messages` may go, as far as this lets them through; spent is what goes. Else how long it takes until
+    /// one may.
+    pub fn ask(
+        &self,
+        now: MonoMs,
+        messages: usize,
+        ask: impl FnOnce(usize) -> Answer,
+    ) -> Result<Answer, Duration> {
         let mut bucket = self.lock();
-        let mut spent = *bucket;
-        spent.take(1, now)?;
-        let answer = ask();
-        if answer == Answer::Granted {
-            *bucket = spent;
+        let mut left = *bucket;
+        left.take(1, now)?;
+        let more = (1..messages).take_while(|_| left.take(1, now).is_ok()).count();
+        let answer = ask(1 + more);
+        if let Answer::Granted(count) = answer {
+            left = *bucket;
+            if left.take(u32::try_from(count).unwrap_or(u32::MAX), now).is_ok() {
+                *bucket = left;
+            }
         }
         Ok(answer)
     }
@@ -111,7 +121,7 @@ mod tests {
 
     /// How many go until `to`, asked every millisecond.
     fn passed(rate: &FileRate, from: u64, to: u64) -> usize {
-        let goes = |at| (0..50).take_while(|_| rate.ask(MonoMs(at), || Answer::Granted).is_ok()).count();
+        let goes = |at| (0..50).take_while(|_| rate.ask(MonoMs(at), 1, Answer::Granted).is_ok()).count();
         (from..to).map(goes).sum()
     }
 
@@ -133,12 +143,12 @@ mod tests {
     fn what_does_not_go_spends_nothing_and_what_nobody_holds_is_forgotten() {
         let rates = FileRates::default();
         let rate = rates.of(&header(1, false), MonoMs(0)).unwrap();
-        assert_eq!(rate.ask(MonoMs(0), || Answer::Granted), Err(Duration::from_millis(10)));
+        assert_eq!(rate.ask(MonoMs(0), 5, Answer::Granted), Err(Duration::from_millis(10)));
         for _ in 0..9 {
-            assert_eq!(rate.ask(MonoMs(10), || Answer::Refused), Ok(Answer::Refused));
+            assert_eq!(rate.ask(MonoMs(10), 5, |_| Answer::Refused), Ok(Answer::Refused));
         }
-        assert_eq!(rate.ask(MonoMs(10), || Answer::Granted), Ok(Answer::Granted));
-        assert!(rate.ask(MonoMs(10), || Answer::Granted).is_err());
+        assert_eq!(rate.ask(MonoMs(10), 5, Answer::Granted), Ok(Answer::Granted(1)));
+        assert!(rate.ask(MonoMs(10), 5, Answer::Granted).is_err());
         assert_eq!(rate.messages_in(Duration::from_secs(10)), 1_000);
         drop(rate);
         drop(rates.of(&header(2, false), MonoMs(20)));

@@ -152,9 +152,11 @@ impl Rate {
         Self { gate, passed: AtomicUsize::new(0), lacking: Notify::new() }
     }
 
-    fn try_pass(&self) -> bool {
-        let has_passed = self.passed.fetch_update(SeqCst, SeqCst, |passed| passed.checked_sub(1)).is_ok();
-        has_passed || self.gate.try_pass(1) == 1
+    /// How many of `wanted` messages may go now.
+    fn try_pass(&self, wanted: usize) -> usize {
+        let took = self.passed.fetch_update(SeqCst, SeqCst, |passed| Some(passed.saturating_sub(wanted)));
+        let taken = took.map_or(0, |before| before.min(wanted));
+        if taken == wanted { taken } else { taken + self.gate.try_pass(wanted - taken) }
     }
 
     fn keep(&self, count: usize) {
@@ -228,17 +230,22 @@ impl Seat {
         self.control.state().traffic.stood(self.index(destination), age, now)
     }
 
-    /// What a permanent failure under a permit of `epoch` means by now, and whether other messages are on their way there.
+    /// What a permanent failure of a message of `file` under a permit of `epoch` means by now.
     pub fn judge(
         &self,
         destination: usize,
         epoch: u32,
         file: FileId,
         failure: PermanentFailure,
-    ) -> (Judgement, bool) {
+    ) -> Judgement {
+        let index = self.index(destination);
+        self.control.state().traffic.judge(index, epoch, file, failure)
+    }
+
+    /// Whether requests to the destination are in flight.
+    pub fn is_busy(&self, destination: usize) -> bool {
         let (index, now) = (self.index(destination), self.now());
-        let traffic = &mut self.control.state().traffic;
-        (traffic.judge(index, epoch, file, failure), traffic.view(index, now).in_flight > 0)
+        self.control.state().traffic.view(index, now).in_flight > 0
     }
 
     /// An operator says that the destination can be used again.
@@ -341,7 +348,10 @@ pub struct Asking<'a> {
 }
 
 impl Admission for Asking<'_> {
-    fn ask(&mut self, destination: usize, _: LeaseToken, is_retry: bool) -> Answer {
+    /// A destination's own rate lets a bundle through as a whole: what has come of it for a part is kept until the rest has, or
+    /// a slow rate would make many small requests. Of the rate over all destinations a part is taken, for others wait for it
+    /// too.
+    fn ask(&mut self, destination: usize, _: LeaseToken, is_retry: bool, messages: usize) -> Answer {
         let (index, rate) = &self.seat.destinations[destination];
         let traffic = &mut self.state.traffic;
         let permit = match traffic.may(*index, self.seat.worker, is_retry, self.now) {
@@ -357,22 +367,31 @@ impl Admission for Asking<'_> {
                 return answer;
             }
         };
-        let has_passed = |rate: Option<&Rate>| {
-            let lacking = rate.filter(|rate| !rate.try_pass());
-            lacking.inspect(|rate| rate.lacking.notify_one()).is_none()
+        let (rate, all) = (Some(rate), self.seat.all.as_ref());
+        let passed = |rate: Option<&Rate>| rate.map_or(messages, |rate| rate.try_pass(messages));
+        let lacks = |rate: Option<&Rate>, kept: usize| {
+            rate.inspect(|rate| {
+                rate.keep(kept);
+                rate.lacking.notify_one();
+            });
         };
-        if !has_passed(Some(rate)) {
-            traffic.has_none(*index, self.seat.worker); // it waits for its rate, not for a permit
-            return Answer::Refused;
-        }
-        if !has_passed(self.seat.all.as_ref()) {
-            rate.keep(1);
+        let own = passed(rate);
+        let granted = if own == messages { passed(all) } else { 0 };
+        if granted == 0 {
+            // It waits for a rate, not for a permit.
             traffic.has_none(*index, self.seat.worker);
+            if own < messages {
+                lacks(rate, own);
+            } else {
+                rate.inspect(|rate| rate.keep(own));
+                lacks(all, 0);
+            }
             return Answer::Refused;
         }
+        rate.inspect(|rate| rate.keep(own - granted));
         traffic.take(permit, self.now);
         self.granted = Some(permit);
-        Answer::Granted
+        Answer::Granted(granted)
     }
 
     fn has_none(&mut self, destination: usize) {

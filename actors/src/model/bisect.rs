@@ -12,6 +12,8 @@
 //! With `k` bad rows among `n`, halving makes about `2·k·log2(n/k)` statements beyond those that write everything at
 //! once: each bad row is the end of a path of halvings, the paths share their beginnings, and each halving
 //! costs two statements at most. [`statements_max`] is the exact bound.
+//!
+//! A webhook's bundles are divided by the same rule ([`bundle`](super::bundle)): a statement is a request, a row a message.
 
 use std::{collections::BTreeMap, fmt, ops::Range};
 

@@ -136,6 +136,11 @@ impl BodyTemplate {
         format!("the body can't be rendered: {}{line}", error.kind())
     }
 
+    /// Whether a body says which message it is.
+    pub fn names_its_message(&self) -> bool {
+        self.is_default() || self.names().contains("id")
+    }
+
     /// The names that it uses, as far as they are written out: `recipient`, `data.name`.
     fn names(&self) -> BTreeSet<String> {
         let template = self.0.as_ref().and_then(|environment| environment.get_template(NAME).ok());
@@ -207,7 +212,7 @@ impl BodyTemplate {
 }
 
 /// Whether a content type is JSON: `application/json` or any `+json`, parameters aside.
-fn is_json(content_type: &str) -> bool {
+pub fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
 }

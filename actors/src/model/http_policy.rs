@@ -62,6 +62,15 @@ pub fn outcome(status: u16, retry_after: Option<RetryAfter>, now: UnixMs, longes
     }
 }
 
+/// The outcome of one message among several in an answer, whose own status is a 2xx. By the same policy; but who answers
+/// 2xx is not gone, so 410 is about the message.
+pub fn item_outcome(status: u16, retry_after: Option<RetryAfter>, now: UnixMs, longest: Duration) -> Outcome {
+    match outcome(status, retry_after, now, longest) {
+        Outcome::Gone => Outcome::Permanent { status, reason: Reason::Status },
+        outcome => outcome,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +95,18 @@ mod tests {
                 _ => Outcome::Retryable { status, reason: Reason::Protocol, retry_after: None },
             };
             assert_eq!(decide(status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_item_s_status_means_the_same_but_for_410() {
+        for status in 0..=999 {
+            let item = item_outcome(status, None, NOW, HOUR);
+            if status == 410 {
+                assert_eq!(item, Outcome::Permanent { status, reason: Reason::Status });
+            } else {
+                assert_eq!(item, decide(status), "{status}");
+            }
         }
     }
 

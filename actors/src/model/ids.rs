@@ -65,6 +65,49 @@ impl fmt::Display for MessageId {
     }
 }
 
+/// A bundle's identity: the digest of its exact list of messages (B15). Another list is another id, or a receiver that
+/// deduplicates by it would lose messages.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BundleId(pub [u8; 16]);
+
+impl BundleId {
+    /// The identity of these messages in one request: the first 128 bits of SHA-256 over their ids, each with a line feed
+    /// behind it, so that a receiver can compute it in any language.
+    pub fn derive(messages: &[MessageId]) -> Self {
+        let mut hash = Sha256::new();
+        for message in messages {
+            hash.update(format!("{message}\n"));
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize()[..16]);
+        Self(id)
+    }
+}
+
+/// What a request is sent as in `webhook-id`: `msg_…`, or `bundle_<32 hex digits>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RequestId {
+    /// One message.
+    Message(MessageId),
+    /// A JSON array of messages.
+    Bundle(BundleId),
+}
+
+impl From<MessageId> for RequestId {
+    fn from(id: MessageId) -> Self {
+        Self::Message(id)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message(id) => id.fmt(f),
+            Self::Bundle(id) => write!(f, "bundle_{id}"),
+        }
+    }
+}
+
 /// Text that is not an id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`{found}` is not a {kind} (expected {expected})")]
@@ -145,6 +188,7 @@ macro_rules! hex_id {
 }
 hex_id!(FileId, "file id");
 hex_id!(BatchId, "batch id");
+hex_id!(BundleId, "bundle id");
 
 #[cfg(test)]
 mod tests {
@@ -176,6 +220,19 @@ mod tests {
         ];
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
         assert_eq!(BatchId::derive(file, "d", 1), ids[0]);
+    }
+
+    #[test]
+    fn b15_a_bundle_is_its_exact_list_of_messages() {
+        let file = FileId([0xab; 16]);
+        let ids = |rows: &[u64]| rows.iter().map(|&row| MessageId { file, row }).collect::<Vec<_>>();
+        let of = |rows: &[u64]| BundleId::derive(&ids(rows));
+        let lists: [&[u64]; 7] = [&[1, 2, 3], &[1, 2], &[2, 3], &[1, 3, 2], &[12, 3], &[1, 23], &[1]];
+        assert_eq!(lists.map(of).into_iter().collect::<std::collections::HashSet<_>>().len(), lists.len());
+        assert_eq!(of(&[1, 2, 3]), of(&[1, 2, 3]));
+        // printf 'msg_%s_1\nmsg_%s_2\n' $F $F | sha256sum | cut -c -32, with F = abab…
+        let id = RequestId::Bundle(of(&[1, 2])).to_string();
+        assert_eq!(id, "bundle_f7ee0c521f7dc6e5c02d5488d00ffeea");
     }
 
     #[test]

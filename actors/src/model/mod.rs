@@ -10,6 +10,7 @@ pub mod bisect;
 pub mod body;
 pub mod bucket;
 pub mod builder;
+pub mod bundle;
 pub mod call;
 pub mod canary;
 pub mod channel;

@@ -23,7 +23,7 @@ pub enum Reason {
     Tls = 5,
     /// The connection broke after the request had begun: whether it arrived is unknown.
     Reset = 6,
-    /// The answer was not HTTP, or exceeded a limit on heads or bodies.
+    /// The answer was not HTTP, exceeded a limit on heads or bodies, or did not say what became of this message.
     Protocol = 7,
     /// The body could not be rendered from the template.
     Render = 8,

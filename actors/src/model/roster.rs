@@ -3,14 +3,15 @@
 //! others decide ([`Admission`]): a message is picked only when it may go at once, so that nothing that waits holds up what
 //! could go (F69).
 //!
-//! The worker's senders (its sending tasks) ask for a message, send it, report the verdict, and ask again.
+//! The worker's senders (its sending tasks) ask for the messages of a request, send them, report the verdicts, and ask again.
+//! Where a destination takes bundles, a request has several messages of one batch; elsewhere it has one.
 //!
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -41,10 +42,10 @@ const RETRYING_BATCHES_MAX: usize = 64;
 /// wait for their place.
 const ENDED_BATCHES_MAX: usize = 32;
 
-/// Decides whether a message may go at once.
+/// Decides whether messages may go at once.
 pub trait Admission {
-    /// Whether a message of a batch may go to its destination; if so, it goes.
-    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool) -> Answer;
+    /// Whether a request with up to `messages` of a batch may go to its destination; if so, it goes.
+    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool, messages: usize) -> Answer;
 
     /// Nothing of a destination could go.
     fn has_none(&mut self, destination: usize);
@@ -53,8 +54,8 @@ pub trait Admission {
 /// See [`Admission::ask`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It goes.
-    Granted,
+    /// It goes, with so many: one at least.
+    Granted(usize),
     /// No retry may go; a first attempt may.
     NoRetries,
     /// Nothing of this batch may go, and it waits for nothing of its destination; of others it may.
@@ -83,7 +84,7 @@ pub struct Pick {
 pub enum Report {
     /// Record this.
     Verdict(Verdict),
-    /// It was not sent, or its destination is gone: nothing is recorded and the message stays open.
+    /// It was not tried: nothing is recorded. It goes again from here, unless its batch is stopped.
     Unsent,
 }
 
@@ -124,9 +125,20 @@ struct Batch {
     marked: Option<u32>,
     /// No more picks: the destination is held, the lease is lost, or the worker drains.
     stopped: bool,
+    /// Messages that share no request: they may have killed a process.
+    apart: BTreeSet<u32>,
 }
 
 impl Batch {
+    /// How many messages from the front of `queue` go in one request, `max` at most.
+    fn bundle(&self, queue: &VecDeque<OpenMessage>, max: usize) -> usize {
+        if self.pace != Pace::Together {
+            return 1;
+        }
+        let shares = |message: &&OpenMessage| !self.apart.contains(&message.index);
+        queue.iter().take(max).take_while(shares).count().max(1)
+    }
+
     /// One message at a time, and where each is to be recorded, not before it is marked as begun.
     fn is_blocked(&self) -> bool {
         match self.pace {
@@ -166,7 +178,10 @@ struct Later {
 
 #[derive(Debug, Default)]
 struct DestinationQueue {
+    /// Requests in flight.
     in_flight: usize,
+    /// Messages of a request at most.
+    bundle: usize,
     /// Batches with open messages: those that were redriven, then the others in the order in which they were leased.
     queue: VecDeque<BatchId>,
     /// Batches with messages to send again, in the order in which they became due.
@@ -187,6 +202,7 @@ pub struct Roster {
     destinations: Vec<DestinationQueue>,
     batches: HashMap<BatchId, Batch>,
     turn: usize,
+    /// Messages in flight.
     in_flight: usize,
     unrecorded: usize,
     /// Batches that came to their end since outcomes were last handed out for recording.
@@ -194,11 +210,13 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// A roster for so many destinations. Outcomes of which `unrecorded_max` may wait for the ledger include those in flight.
-    pub fn new(unrecorded_max: usize, destinations: usize) -> Self {
+    /// A roster for destinations that take so many messages in a request. Outcomes of which `unrecorded_max` may wait for the
+    /// ledger include those in flight.
+    pub fn new(unrecorded_max: usize, bundles: impl IntoIterator<Item = usize>) -> Self {
+        let destination = |bundle| DestinationQueue { bundle, ..DestinationQueue::default() };
         Self {
             unrecorded_max,
-            destinations: (0..destinations).map(|_| DestinationQueue::default()).collect(),
+            destinations: bundles.into_iter().map(destination).collect(),
             batches: HashMap::new(),
             turn: 0,
             in_flight: 0,
@@ -240,6 +258,7 @@ impl Roster {
             marking: None,
             marked: None,
             stopped: false,
+            apart: BTreeSet::new(),
         };
         slot.held += 1;
         slot.waiting += batch.waiting();
@@ -259,6 +278,13 @@ impl Roster {
         self.batches.insert(token.batch, batch);
     }
 
+    /// These messages of a held batch share no request with others.
+    pub fn keep_apart(&mut self, token: LeaseToken, indexes: impl IntoIterator<Item = u32>) {
+        if let Some(batch) = self.batches.get_mut(&token.batch).filter(|batch| batch.token == token) {
+            batch.apart.extend(indexes);
+        }
+    }
+
     /// A verdict on a message of a held batch that won't be sent at all: it is condemned, or can't be read.
     pub fn conclude(&mut self, token: LeaseToken, verdict: MessageVerdict) {
         if let Some(batch) = self.batches.get_mut(&token.batch) {
@@ -272,7 +298,7 @@ impl Roster {
         self.destinations[destination].held
     }
 
-    /// Messages of a destination that are in flight.
+    /// Requests to a destination that are in flight.
     pub fn in_flight_to(&self, destination: usize) -> usize {
         self.destinations[destination].in_flight
     }
@@ -304,28 +330,31 @@ impl Roster {
         self.destinations.iter().filter_map(due).min()
     }
 
-    /// The next message to send at `now`, if one may go.
-    pub fn pick(&mut self, now: UnixMs, admission: &mut impl Admission) -> Option<Pick> {
-        if self.unrecorded >= self.unrecorded_max {
-            return None;
+    /// Puts the messages to send next at `now` into `picks`, which is empty: those of one request. It stays empty if
+    /// none may go.
+    pub fn pick(&mut self, now: UnixMs, admission: &mut impl Admission, picks: &mut Vec<Pick>) {
+        debug_assert!(picks.is_empty(), "the messages of one request");
+        let room = self.unrecorded_max.saturating_sub(self.unrecorded);
+        if room == 0 {
+            return;
         }
         for _ in 0..self.destinations.len() {
-            if let Some(pick) = self.pick_from(self.turn, now, admission) {
+            self.pick_from(self.turn, now, room, admission, picks);
+            if !picks.is_empty() {
                 let slot = &mut self.destinations[self.turn];
-                slot.deficit = slot.deficit.saturating_sub(1);
+                slot.deficit = slot.deficit.saturating_sub(picks.len() as u32);
                 slot.in_flight += 1;
-                self.in_flight += 1;
-                self.unrecorded += 1;
+                self.in_flight += picks.len();
+                self.unrecorded += picks.len();
                 if slot.deficit == 0 {
                     self.pass_turn();
                 }
-                return Some(pick);
+                return;
             }
             // A destination that can't use its turn does not save it up.
             self.destinations[self.turn].deficit = 0;
             self.pass_turn();
         }
-        None
     }
 
     fn pass_turn(&mut self) {
@@ -363,34 +392,42 @@ impl Roster {
         }
     }
 
-    fn pick_from(&mut self, destination: usize, now: UnixMs, admission: &mut impl Admission) -> Option<Pick> {
+    fn pick_from(
+        &mut self,
+        destination: usize,
+        now: UnixMs,
+        room: usize,
+        admission: &mut impl Admission,
+        picks: &mut Vec<Pick>,
+    ) {
         self.promote(destination, now);
         let slot = &mut self.destinations[destination];
+        let max = slot.bundle.min(room);
         let mut waits = false;
         let mut at = 0;
         while let Some(id) = slot.retries.get(at).copied() {
-            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped);
-            let Some((batch, message)) = batch.and_then(|batch| {
-                let message = *batch.again.front()?;
-                Some((batch, message))
-            }) else {
+            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped && !batch.again.is_empty());
+            let Some(batch) = batch else {
                 slot.retries.remove(at);
                 continue;
             };
-            match admission.ask(destination, batch.token, true) {
-                Answer::Granted => {
-                    batch.again.pop_front();
+            match admission.ask(destination, batch.token, true, batch.bundle(&batch.again, max)) {
+                Answer::Granted(count) => {
+                    for _ in 0..count {
+                        let message = batch.again.pop_front().expect("no more were asked for than there are");
+                        picks.push(slot.begin(batch, message));
+                    }
                     if batch.again.is_empty() {
                         slot.retries.remove(at);
                     }
-                    return Some(slot.begin(batch, message));
+                    return;
                 }
                 Answer::NotThis => at += 1,
                 Answer::NoRetries => {
                     waits = true;
                     break;
                 }
-                Answer::Refused => return None,
+                Answer::Refused => return,
             }
         }
         let mut at = 0;
@@ -407,33 +444,39 @@ impl Roster {
                 at += 1;
                 continue;
             }
-            match admission.ask(destination, batch.token, message.tries > 0) {
-                Answer::Granted => {
-                    batch.open.pop_front();
+            match admission.ask(destination, batch.token, message.tries > 0, batch.bundle(&batch.open, max)) {
+                Answer::Granted(count) => {
+                    for _ in 0..count {
+                        let message = batch.open.pop_front().expect("no more were asked for than there are");
+                        picks.push(slot.begin(batch, message));
+                    }
                     if batch.open.is_empty() {
                         slot.queue.remove(at);
                     }
-                    return Some(slot.begin(batch, message));
+                    return;
                 }
                 Answer::NotThis => at += 1,
                 Answer::NoRetries => {
                     waits = true;
                     at += 1;
                 }
-                Answer::Refused => return None,
+                Answer::Refused => return,
             }
         }
         if !waits {
             admission.has_none(destination);
         }
-        None
+    }
+
+    /// A request to a destination has ended. What became of its messages is reported of each.
+    pub fn ended(&mut self, destination: usize) {
+        self.destinations[destination].in_flight -= 1;
     }
 
     /// Takes note of what became of a picked message. Whether outcomes should be recorded now: `group` of them
     /// wait, or many batches for their end, or a suspect for its turn, or the worker for its own end.
     pub fn report(&mut self, pick: Pick, report: Report, group: usize, now: UnixMs) -> bool {
         let slot = &mut self.destinations[pick.destination];
-        slot.in_flight -= 1;
         self.in_flight -= 1;
         let batch = self.batches.get_mut(&pick.token.batch).filter(|batch| batch.token == pick.token);
         let Some(batch) = batch else {
@@ -441,11 +484,12 @@ impl Roster {
             return false;
         };
         batch.in_flight -= 1;
+        let Pick { index, drive, attempt, .. } = pick;
         let Report::Verdict(verdict) = report else {
             self.unrecorded -= 1;
+            slot.put_back(batch, OpenMessage { not_before: now, index, drive, tries: attempt - 1 });
             return false;
         };
-        let Pick { index, drive, attempt, .. } = pick;
         if batch.ready.is_empty() {
             batch.ready_since = now;
         }
@@ -574,6 +618,21 @@ impl DestinationQueue {
         self.waiting -= usize::from(batch.pace == Pace::Together);
         let OpenMessage { index, drive, tries, .. } = message;
         Pick { destination: batch.destination, token: batch.token, index, drive, attempt: tries + 1 }
+    }
+
+    /// Puts a message that was not tried back to where it was.
+    fn put_back(&mut self, batch: &mut Batch, message: OpenMessage) {
+        if batch.stopped {
+            return;
+        }
+        let is_again = batch.pace == Pace::Together && message.tries > 0;
+        let (messages, batches) =
+            if is_again { (&mut batch.again, &mut self.retries) } else { (&mut batch.open, &mut self.queue) };
+        if messages.is_empty() {
+            batches.push_front(batch.token.batch);
+        }
+        messages.insert(messages.partition_point(|other| other.index < message.index), message);
+        self.waiting += usize::from(batch.pace == Pace::Together);
     }
 
     /// Keeps a message of `batch` that is due soon, if there is room.

@@ -351,9 +351,10 @@ impl Traffic {
         }
     }
 
-    /// What such a failure of a message of `file` means by now, if its permit was of `epoch`.
+    /// What such a failure of a message of `file` means by now, if its permit was of `epoch`. It counts in no share: attempts
+    /// do, and a bundle is one.
     pub fn judge(
-        &self,
+        &mut self,
         destination: usize,
         epoch: u32,
         file: FileId,

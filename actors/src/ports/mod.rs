@@ -43,7 +43,7 @@ pub use receipts::{
 pub use steering::{LimitsSet, Steering};
 pub use table::{Table, TableError};
 pub use transport::{Handle, Hint, Outgoing, QueueDepth, Received, Transport, TransportLimits};
-pub use webhook::{Answer, Webhook, WebhookRequest};
+pub use webhook::{Answer, ItemAnswer, Webhook, WebhookRequest};
 
 use crate::model::call::{Failure, FailureKind};
 

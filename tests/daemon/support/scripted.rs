@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 /// One request as it arrived.
@@ -31,12 +32,29 @@ pub(crate) struct Request {
     pub(crate) at: Instant,
 }
 
+impl Request {
+    /// The id and the body of each message: of itself, or of each in a bundle. Their bodies say their ids.
+    pub(crate) fn messages(&self) -> Vec<(String, String)> {
+        if !self.id.starts_with("bundle_") {
+            return vec![(self.id.clone(), self.body.clone())];
+        }
+        let array: Vec<&RawValue> = serde_json::from_str(&self.body).expect("a bundle is an array");
+        let message = |raw: &RawValue| {
+            let value: serde_json::Value = serde_json::from_str(raw.get()).expect("bodies are JSON");
+            (value["id"].as_str().expect("bodies say their ids").to_owned(), raw.get().to_owned())
+        };
+        array.into_iter().map(message).collect()
+    }
+}
+
 /// What the receiver does about a request.
 pub(crate) enum Reply {
     /// Answers.
     Status(u16),
     /// Answers with one more header.
     Header(u16, &'static str, String),
+    /// Answers 200, with the status of each message of a bundle: its id, and what its `results` say.
+    Results(Vec<(String, u16)>),
     /// Answers with these bytes, status 200, and waits for the next request.
     Raw(Vec<u8>),
     /// Breaks the connection with a RST after the whole request has arrived.
@@ -122,18 +140,29 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
             Reply::Header(status, name, value) => {
                 answer(shared, stream, &request, status, &format!("{name}: {value}\r\n"))?;
             }
+            Reply::Results(results) => {
+                let statuses: HashMap<_, _> = results.iter().cloned().collect();
+                log(shared, &request, |id| statuses.get(id).copied().unwrap_or(0))?;
+                let items: Vec<_> = results
+                    .iter()
+                    .map(|(id, status)| serde_json::json!({ "id": id, "status": status }))
+                    .collect();
+                let body = serde_json::json!({ "items": items }).to_string();
+                let length = body.len();
+                write!(&mut &*stream, "HTTP/1.1 200 -\r\ncontent-length: {length}\r\n\r\n{body}")?;
+            }
             Reply::Raw(bytes) => {
-                log(shared, &request, 200)?;
+                log(shared, &request, |_| 200)?;
                 (&mut &*stream).write_all(&bytes)?;
             }
             Reply::Reset => {
-                log(shared, &request, 0)?;
+                log(shared, &request, |_| 0)?;
                 // Linger 0 turns the close into a RST.
                 return rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))
                     .map_err(Into::into);
             }
             Reply::Hang => {
-                log(shared, &request, 0)?;
+                log(shared, &request, |_| 0)?;
                 while !shared.stopped.load(Ordering::SeqCst) {
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -174,26 +203,34 @@ fn answer(
     status: u16,
     header: &str,
 ) -> io::Result<()> {
-    log(shared, request, status)?;
+    log(shared, request, |_| status)?;
     write!(stream, "HTTP/1.1 {status} -\r\n{header}content-length: 0\r\n\r\n")
 }
 
-fn log(shared: &Shared, request: &Request, status: u16) -> io::Result<()> {
+/// A line for each message, as `postrider receiver` writes them.
+fn log(shared: &Shared, request: &Request, status_of: impl Fn(&str) -> u16) -> io::Result<()> {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
-    let mut line = serde_json::json!({
-        "at": u64::try_from(since_epoch.as_millis()).expect("it is before the year 500 million"),
-        "id": request.id,
-        "timestamp": request.headers.get("webhook-timestamp"),
-        "path": request.path,
-        "status": status,
-        "bytes": request.body.len(),
-        "verified": null,
-        "body_sha256": sha256_hex(request.body.as_bytes()),
-        "body": request.body,
-    })
-    .to_string();
-    line.push('\n');
-    shared.log.lock().expect("no script panics").write_all(line.as_bytes())
+    let messages = request.messages();
+    let mut lines = String::new();
+    for (id, body) in &messages {
+        let mut line = serde_json::json!({
+            "at": u64::try_from(since_epoch.as_millis()).expect("it is before the year 500 million"),
+            "id": id,
+            "timestamp": request.headers.get("webhook-timestamp"),
+            "path": request.path,
+            "status": status_of(id),
+            "bytes": body.len(),
+            "verified": null,
+            "body_sha256": sha256_hex(body.as_bytes()),
+            "body": body,
+        });
+        if *id != request.id {
+            line["bundle"] = request.id.as_str().into();
+            line["of"] = messages.len().into();
+        }
+        writeln!(lines, "{line}").expect("strings take everything");
+    }
+    shared.log.lock().expect("no script panics").write_all(lines.as_bytes())
 }
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {

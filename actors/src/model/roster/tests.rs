@@ -51,7 +51,7 @@ struct Room {
 }
 
 impl Admission for Room {
-    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool) -> Answer {
+    fn ask(&mut self, destination: usize, batch: LeaseToken, is_retry: bool, messages: usize) -> Answer {
         if !self.each[destination] {
             Answer::Refused
         } else if self.not_these.contains(&batch) {
@@ -59,7 +59,7 @@ impl Admission for Room {
         } else if is_retry && !self.retries {
             Answer::NoRetries
         } else {
-            Answer::Granted
+            Answer::Granted(messages)
         }
     }
 
@@ -69,22 +69,36 @@ impl Admission for Room {
 }
 
 impl Limited {
-    fn ask(&mut self, now: UnixMs) -> (Option<Pick>, HashSet<usize>) {
+    fn ask(&mut self, now: UnixMs) -> (Vec<Pick>, HashSet<usize>) {
         let is_full = self.roster.in_flight() >= self.all;
         let has_room = |(at, limit): (usize, &usize)| !is_full && self.roster.in_flight_to(at) < *limit;
         let each = self.each.iter().enumerate().map(has_room).collect();
         let not_these = self.not_these.clone();
         let mut room = Room { each, retries: self.retries, not_these, without: HashSet::new() };
-        (self.roster.pick(now, &mut room), room.without)
+        let mut picks = Vec::new();
+        self.roster.pick(now, &mut room, &mut picks);
+        (picks, room.without)
     }
 
     fn pick(&mut self, now: UnixMs) -> Option<Pick> {
-        self.ask(now).0
+        let (picks, _) = self.ask(now);
+        assert!(picks.len() <= 1, "{picks:?}");
+        picks.first().copied()
+    }
+
+    /// One that went alone.
+    fn report(&mut self, pick: Pick, report: Report, group: usize, now: UnixMs) -> bool {
+        self.roster.ended(pick.destination);
+        self.roster.report(pick, report, group, now)
     }
 }
 
 fn limited(all: usize, unrecorded_max: usize, each: &[usize]) -> Limited {
-    let roster = Roster::new(unrecorded_max, each.len());
+    bundling(all, unrecorded_max, each, &vec![1; each.len()])
+}
+
+fn bundling(all: usize, unrecorded_max: usize, each: &[usize], bundles: &[usize]) -> Limited {
+    let roster = Roster::new(unrecorded_max, bundles.iter().copied());
     Limited { roster, each: each.to_vec(), all, retries: true, not_these: HashSet::new() }
 }
 
@@ -137,7 +151,7 @@ fn a_batch_of_which_nothing_may_go_keeps_no_other_away() {
     let picked: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).map(|pick| pick.token).collect();
     assert_eq!(picked, [token(4), token(2)]);
     assert_eq!((roster.waiting(0), roster.waiting_in(token(0)), roster.waiting_in(token(2))), (3, 1, 0));
-    assert_eq!(roster.ask(NOW), (None, HashSet::from([0])), "they wait for no permit");
+    assert_eq!(roster.ask(NOW), (Vec::new(), HashSet::from([0])), "they wait for no permit");
     roster.not_these.clear();
     assert_eq!(std::iter::from_fn(|| roster.pick(NOW)).count(), 3);
 }
@@ -184,14 +198,14 @@ fn f44_retries_that_may_not_go_yet_hold_up_no_first_attempt() {
     roster.retries = false;
     let sent: Vec<_> = send_all(&mut roster, NOW, |_| SENT).iter().map(|pick| pick.index).collect();
     assert_eq!(sent, [2, 3]);
-    assert_eq!(roster.ask(NOW), (None, HashSet::new()), "they wait");
+    assert_eq!(roster.ask(NOW), (vec![], HashSet::new()), "they wait");
     assert_eq!((roster.waiting(0), roster.returnable()), (2, vec![]));
     roster.retries = true;
     let sent: Vec<_> = send_all(&mut roster, NOW, |_| SENT).iter().map(|pick| pick.attempt).collect();
     assert_eq!(sent, [2, 3]);
     assert!(record(&mut roster)[0].ends);
     roster.remove(token(0));
-    assert_eq!(roster.ask(NOW), (None, HashSet::from([0])), "nothing waits");
+    assert_eq!(roster.ask(NOW), (vec![], HashSet::from([0])), "nothing waits");
 }
 
 #[test]
@@ -487,6 +501,57 @@ fn what_waits_of_a_lost_or_held_batch_is_not_sent() {
     assert_eq!(roster.pick(later(9_000)), None);
 }
 
+/// The indexes of the messages of each request that may go now.
+fn requests(roster: &mut Limited, now: UnixMs) -> Vec<Vec<u32>> {
+    let requests = std::iter::from_fn(|| Some(roster.ask(now).0).filter(|picks| !picks.is_empty()));
+    requests.map(|picks| picks.iter().map(|pick| pick.index).collect()).collect()
+}
+
+#[test]
+fn a_bundle_has_messages_of_one_batch_and_takes_one_permit() {
+    let mut roster = bundling(1_000, 1_000, &[4], &[3]);
+    roster.add(0, token(0), Pace::Together, fresh(0..5), NOW);
+    roster.add(0, token(1), Pace::Together, fresh(0..4), NOW);
+    assert_eq!(requests(&mut roster, NOW), [vec![0, 1, 2], vec![3, 4], vec![0, 1, 2], vec![3]]);
+    assert_eq!((roster.in_flight_to(0), roster.in_flight(), roster.waiting(0)), (4, 9, 0));
+    roster.ended(0);
+    assert_eq!(roster.in_flight_to(0), 3);
+}
+
+#[test]
+fn i6_a_bundle_is_no_larger_than_the_window_has_room_for() {
+    let mut roster = bundling(1_000, 5, &[64], &[3]);
+    roster.add(0, token(0), Pace::Together, fresh(0..9), NOW);
+    assert_eq!(requests(&mut roster, NOW), [vec![0, 1, 2], vec![3, 4]]);
+}
+
+#[test]
+fn retries_share_no_bundle_with_first_attempts_and_suspects_share_none() {
+    let mut roster = bundling(1_000, 1_000, &[64], &[10]);
+    let mut open = fresh(0..8);
+    open[1].tries = 1;
+    open[4].tries = 2;
+    roster.add(0, token(0), Pace::Together, open, NOW);
+    roster.keep_apart(token(0), [5]);
+    roster.add(0, token(1), Pace::Alone, fresh([0, 1]), NOW);
+    let expected = [vec![1, 4], vec![0, 2, 3], vec![5], vec![6, 7], vec![0]];
+    assert_eq!(requests(&mut roster, NOW), expected);
+}
+
+#[test]
+fn b16_what_was_not_tried_goes_again_in_row_order_under_the_same_lease() {
+    let mut roster = bundling(1_000, 1_000, &[64], &[4]);
+    roster.add(0, token(0), Pace::Together, fresh(0..6), NOW);
+    let (picks, _) = roster.ask(NOW);
+    roster.ended(0);
+    for &pick in picks.iter().rev() {
+        let report = if pick.index == 1 { SENT } else { Report::Unsent };
+        roster.roster.report(pick, report, usize::MAX, NOW);
+    }
+    assert_eq!((roster.waiting(0), roster.in_flight()), (5, 0));
+    assert_eq!(requests(&mut roster, NOW), [vec![0, 2, 3, 4], vec![5]]);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Pick,
@@ -508,7 +573,8 @@ fn any_step() -> impl Strategy<Value = Action> {
 struct Books {
     roster: Limited,
     now: UnixMs,
-    flying: Vec<Pick>,
+    /// Requests in flight.
+    flying: Vec<Vec<Pick>>,
     seen: HashSet<(LeaseToken, u32, u32)>,
     /// The messages that are not settled yet, by batch: with their recorded tries.
     open: HashMap<LeaseToken, HashMap<u32, u32>>,
@@ -516,19 +582,31 @@ struct Books {
 
 impl Books {
     fn pick(&mut self) -> bool {
-        let Some(pick) = self.roster.pick(self.now) else { return false };
-        assert!(self.seen.insert((pick.token, pick.index, pick.attempt)), "twice: {pick:?}");
-        assert!(pick.attempt == 1 || self.seen.contains(&(pick.token, pick.index, pick.attempt - 1)));
-        self.flying.push(pick);
-        true
+        let (picks, _) = self.roster.ask(self.now);
+        for pick in &picks {
+            assert!(self.seen.insert((pick.token, pick.index, pick.attempt)), "twice: {pick:?}");
+            assert!(pick.attempt == 1 || self.seen.contains(&(pick.token, pick.index, pick.attempt - 1)));
+            assert_eq!(pick.token, picks[0].token);
+        }
+        assert!(picks.len() <= BUNDLES[picks.first().map_or(0, |pick| pick.destination)]);
+        let any = !picks.is_empty();
+        self.flying.extend(any.then_some(picks));
+        any
     }
 
-    fn report(&mut self, pick: Pick, byte: u8) {
-        let report = match byte % 4 {
-            0 if pick.attempt < 4 => failed(UnixMs(self.now.0 + u64::from(byte) * 20)),
-            _ => SENT,
-        };
-        self.roster.report(pick, report, 3, self.now);
+    fn report(&mut self, picks: &[Pick], byte: u8) {
+        self.roster.ended(picks[0].destination);
+        for (&pick, byte) in picks.iter().zip(byte..=u8::MAX) {
+            let report = match byte % 4 {
+                0 if pick.attempt < 4 => failed(UnixMs(self.now.0 + u64::from(byte) * 20)),
+                2 => {
+                    self.seen.remove(&(pick.token, pick.index, pick.attempt));
+                    Report::Unsent
+                }
+                _ => SENT,
+            };
+            self.roster.roster.report(pick, report, 3, self.now);
+        }
     }
 
     /// Records what is ready and removes what is over; what was put off comes with another lease.
@@ -545,13 +623,16 @@ impl Books {
                 }
             }
             if ready.ends || open.is_empty() {
-                let in_flight = self.flying.iter().any(|pick| pick.token == ready.token);
+                let in_flight = self.flying.iter().any(|picks| picks[0].token == ready.token);
                 assert!(!in_flight, "a lease ends when nothing is in flight");
                 self.roster.remove(ready.token);
             }
         }
     }
 }
+
+/// Messages of a request to each destination.
+const BUNDLES: [usize; 3] = [1, 4, 3];
 
 proptest! {
     #[test]
@@ -560,7 +641,7 @@ proptest! {
         steps in prop::collection::vec(any_step(), 0..600),
     ) {
         let mut books = Books {
-            roster: limited(5, 9, &[1, 2, 64]),
+            roster: bundling(5, 9, &[1, 2, 64], &BUNDLES),
             now: NOW,
             flying: Vec::new(),
             seen: HashSet::new(),
@@ -575,15 +656,15 @@ proptest! {
             match step {
                 Action::Pick => drop(books.pick()),
                 Action::Report(byte) if !books.flying.is_empty() => {
-                    let pick = books.flying.remove(usize::from(byte) % books.flying.len());
-                    books.report(pick, byte);
+                    let picks = books.flying.remove(usize::from(byte) % books.flying.len());
+                    books.report(&picks, byte % 128);
                 }
                 Action::Report(_) => {}
                 Action::Record => books.record(),
                 Action::Wait => books.now.0 += 700,
             }
             prop_assert!(books.flying.len() <= 5);
-            prop_assert_eq!(books.roster.in_flight(), books.flying.len());
+            prop_assert_eq!(books.roster.in_flight(), books.flying.iter().map(Vec::len).sum::<usize>());
             prop_assert!(books.roster.unrecorded <= 9);
         }
         for _ in 0..10_000 {
@@ -592,8 +673,11 @@ proptest! {
             }
             books.now.0 += 700;
             while books.pick() {}
-            for pick in std::mem::take(&mut books.flying) {
-                books.report(pick, 1);
+            for picks in std::mem::take(&mut books.flying) {
+                for pick in &picks {
+                    books.roster.roster.report(*pick, SENT, 3, books.now);
+                }
+                books.roster.ended(picks[0].destination);
             }
             books.record();
         }

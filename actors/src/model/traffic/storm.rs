@@ -129,6 +129,17 @@ impl Storm {
         }
         self.recent.push_back((file, failure));
         let Some(failure) = failure else { return Judgement::Ordinary };
+        if self.judge(epoch, file, failure) == Judgement::Undecided {
+            self.suspect(file);
+        }
+        self.judge(epoch, file, failure)
+    }
+
+    /// What such a failure of that file, of an attempt that began in `epoch`, means by now.
+    pub fn judge(&mut self, epoch: u32, file: FileId, failure: PermanentFailure) -> Judgement {
+        if epoch != self.epoch {
+            return Judgement::Outdated;
+        }
         if self.percent == 0 {
             return Judgement::Ordinary;
         }
@@ -139,19 +150,7 @@ impl Storm {
         {
             self.seen.remove(&oldest);
         }
-        if self.judge(epoch, file, failure) == Judgement::Undecided {
-            self.suspect(file);
-        }
-        self.judge(epoch, file, failure)
-    }
-
-    /// What such a failure of that file, of an attempt that began in `epoch`, means by now.
-    pub fn judge(&self, epoch: u32, file: FileId, failure: PermanentFailure) -> Judgement {
-        if epoch != self.epoch {
-            Judgement::Outdated
-        } else if self.percent == 0 {
-            Judgement::Ordinary
-        } else if self.suspicion.is_some() {
+        if self.suspicion.is_some() {
             Judgement::Suspect
         } else if self.is_ordinary(file, failure) {
             Judgement::Ordinary
@@ -232,6 +231,17 @@ mod tests {
         let failed = (1..1_000).find(|_| storm.ended(0, FILE, Some(status(401))) == Judgement::Suspect);
         assert_eq!(failed, Some(100));
         assert_eq!(storm.suspicion().unwrap().failure.status, 401);
+    }
+
+    #[test]
+    fn a_failure_of_which_no_attempt_counts_becomes_ordinary_too() {
+        // One message of each bundle, and none of them is the one that stands for its bundle.
+        let mut storm = Storm::new(20);
+        let mut judged = (0..600).map(|_| {
+            storm.ended(0, FILE, None);
+            storm.judge(0, FILE, status(404))
+        });
+        assert_eq!(judged.find(|judged| *judged != Judgement::Undecided), Some(Judgement::Ordinary));
     }
 
     #[test]

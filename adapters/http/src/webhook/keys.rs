@@ -61,9 +61,17 @@ settings! {
         basic: Option<SecretSource> = unset("\"credential:support-login\"", optional_secret);
         /// Speak HTTP/2 where TLS negotiates it: few connections carry all requests. `false` for HTTP/1.1 alone.
         http2: bool = flag(true);
+        /// Messages of a request, which is a JSON array of their bodies then; 0 = one message each. Its `webhook-id`
+        /// is made of the list of messages. What the answer says holds for all of them, unless `results` says more; one that
+        /// is refused with 400, 413 or 422 is divided until the message is found that is refused. It has messages of one batch
+        /// (`batch.max_messages`) and 512KiB at most.
+        bundle: Option<usize> = integer(0, 0..=1_000, "messages, 0 = one message each").or_none();
+        /// Where a 2xx answer in JSON says what became of each message of a bundle: a JSON pointer to an array of
+        /// objects with `id` and `status`. A message that is not there is tried again.
+        results: Option<JsonPointer> = unset("\"/items\"", pointer);
         /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
-        /// 6901). It is kept in the ledger, and receipts may name it.
-        provider_id: Option<JsonPointer> = unset("\"/message/id\"", provider_id);
+        /// 6901). It is kept in the ledger, and receipts may name it. Of bundles: where an object of `results` has it.
+        provider_id: Option<JsonPointer> = unset("\"/message/id\"", pointer);
     }
 }
 
@@ -180,7 +188,7 @@ fn content_type(section: &mut Section<'_>, key: &'static str) -> String {
     section.checked_text(key, is_type, "write a media type such as \"application/json\"")
 }
 
-fn provider_id(section: &mut Section<'_>, key: &'static str) -> Option<JsonPointer> {
+fn pointer(section: &mut Section<'_>, key: &'static str) -> Option<JsonPointer> {
     let pointer = section.text(key).filter(|text| !text.is_empty())?.parse();
     pointer
         .map_err(|error: BadPointer| section.reader().note(&section.key(key), None, error.to_string()))

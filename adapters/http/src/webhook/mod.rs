@@ -14,6 +14,7 @@ mod keys;
 mod provider_id;
 mod request;
 mod response;
+mod results;
 mod settings;
 mod shortage;
 mod stream;
@@ -32,6 +33,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use postrider_actors::{
     model::{
+        bundle::RESULT_BYTES_MAX,
         http_policy,
         outcome::{Outcome, Reason},
     },
@@ -62,7 +64,7 @@ use crate::signature::SigningKey;
 const IDLE_MAX: Duration = Duration::from_secs(4);
 
 /// Bytes of an answer's body that are read before its connection is given up (design §10); the status counts all the
-/// same.
+/// same. Where it says something of each message, it has room for that too.
 const RESPONSE_BYTES_MAX: u64 = 64 << 10;
 
 /// How often a request is repeated within its attempt because the receiver has not taken it: it closed the connection
@@ -190,8 +192,8 @@ impl HttpWebhook {
         deadline: Instant,
     ) -> Result<Answer, NoAnswer> {
         self.template.write(request, &mut connection.output).map_err(|_| Reason::Render)?;
-        let keep_body = self.settings.keys.provider_id.is_some();
-        let response = connection.exchange(deadline, RESPONSE_BYTES_MAX, keep_body).await?;
+        let (bytes_max, keep_body) = self.body_limits(request);
+        let response = connection.exchange(deadline, bytes_max, keep_body).await?;
         let head = response.head;
         if response.reusable {
             self.idle.put(connection, Instant::now() + idle_max(&head, IDLE_MAX));
@@ -208,8 +210,15 @@ impl HttpWebhook {
         let template = self.http2_template.as_ref().expect("HTTP/2 is only negotiated where it is offered");
         let head = template.head(request).map_err(|_| Reason::Render)?;
         let body = Bytes::copy_from_slice(request.body);
-        let keep_body = self.settings.keys.provider_id.is_some();
-        place.exchange(head, body, deadline, RESPONSE_BYTES_MAX, keep_body).await
+        let (bytes_max, keep_body) = self.body_limits(request);
+        place.exchange(head, body, deadline, bytes_max, keep_body).await
+    }
+
+    /// How much of an answer's body is read, and whether it is kept.
+    fn body_limits(&self, request: &WebhookRequest<'_>) -> (u64, bool) {
+        let keys = &self.settings.keys;
+        let results = if keys.results.is_some() { request.messages.len() * RESULT_BYTES_MAX } else { 0 };
+        (RESPONSE_BYTES_MAX + results as u64, keys.provider_id.is_some() || keys.results.is_some())
     }
 }
 
@@ -224,6 +233,34 @@ enum Line {
 }
 
 impl HttpWebhook {
+    /// What an answer says, and what of each message, where it is to say that.
+    fn said(&self, request: &WebhookRequest<'_>, answer: Answer) -> ports::Answer {
+        let (keys, longest) = (&self.settings.keys, self.settings.retry_after_max);
+        let Answer { status, retry_after, body } = answer;
+        let outcome = http_policy::outcome(status, retry_after, request.at, longest);
+        if !matches!(outcome, Outcome::Sent { .. }) {
+            return outcome.into();
+        }
+        let (body, pointer) = (body.as_deref(), keys.provider_id.as_ref());
+        let Some(results) = &keys.results else {
+            let provider_id = pointer.and_then(|pointer| self.provider_id(pointer, body));
+            return ports::Answer { provider_id, ..outcome.into() };
+        };
+        let outcome_of = |status| http_policy::item_outcome(status, retry_after, request.at, longest);
+        let (items, unnamed) = results::items(body, results, pointer, status, request.messages, outcome_of);
+        if unnamed > 0 {
+            tracing::warn!(
+                origin = %keys.url.origin().ascii_serialization(),
+                %results,
+                status,
+                unnamed,
+                messages = items.len(),
+                "an answer does not say what became of messages; they are tried again"
+            );
+        }
+        ports::Answer { items, ..outcome.into() }
+    }
+
     /// The id in a body that came whole. An answer without one is as good as any other, but its receipts will
     /// not find the message by it.
     fn provider_id(&self, pointer: &JsonPointer, body: Option<&[u8]>) -> Option<Box<str>> {
@@ -248,15 +285,7 @@ impl HttpWebhook {
 impl Webhook for HttpWebhook {
     async fn send(&self, request: WebhookRequest<'_>) -> ports::Answer {
         let outcome = match self.attempt(&request).await {
-            Ok(Answer { status, retry_after, body }) => {
-                let longest = self.settings.retry_after_max;
-                let outcome = http_policy::outcome(status, retry_after, request.at, longest);
-                let provider_id = match (outcome, &self.settings.keys.provider_id) {
-                    (Outcome::Sent { .. }, Some(pointer)) => self.provider_id(pointer, body.as_deref()),
-                    _ => None,
-                };
-                return ports::Answer { outcome, provider_id };
-            }
+            Ok(answer) => return self.said(&request, answer),
             // Retrying won't help a content type that is not a valid header value.
             Err(Trouble::Failed(reason @ Reason::Render)) => Outcome::Permanent { status: 0, reason },
             Err(Trouble::Failed(reason)) => Outcome::Retryable { status: 0, reason, retry_after: None },

@@ -97,14 +97,19 @@ impl NoId {
 }
 
 impl JsonPointer {
-    /// The text or number that it points to. A number is taken digit by digit: one of twenty digits is an id
-    /// that no float holds.
-    pub(super) fn find(&self, body: &[u8]) -> Result<Box<str>, NoId> {
+    /// What it points to.
+    pub(super) fn value<'a>(&self, body: &'a [u8]) -> Result<&'a RawValue, NoId> {
         let mut value: &RawValue = serde_json::from_slice(body).map_err(|_| NoId::NotJson)?;
         for token in &self.tokens {
             value = step(value, token)?;
         }
-        let text = value.get();
+        Ok(value)
+    }
+
+    /// The text or number that it points to. A number is taken digit by digit: one of twenty digits is an id
+    /// that no float holds.
+    pub(super) fn find(&self, body: &[u8]) -> Result<Box<str>, NoId> {
+        let text = self.value(body)?.get();
         let id = match text.as_bytes().first() {
             Some(b'"') => serde_json::from_str::<Cow<'_, str>>(text).map_err(|_| NoId::NotJson)?,
             Some(b'-' | b'0'..=b'9') => Cow::Borrowed(text),

@@ -6,7 +6,7 @@ use hyper::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
     http,
 };
-use postrider_actors::{model::ids::MessageId, ports::WebhookRequest};
+use postrider_actors::{model::ids::RequestId, ports::WebhookRequest};
 
 use super::{
     settings::{WebhookSettings, host_header},
@@ -94,7 +94,7 @@ const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-/// `msg_`, 32 hex digits, `_`, up to 20 digits of a row.
+/// `msg_`, 32 hex digits, `_`, up to 20 digits of a row; a bundle's is shorter.
 const ID_BYTES: usize = 4 + 32 + 1 + 20;
 
 impl RequestTemplate {
@@ -148,23 +148,35 @@ impl RequestTemplate {
 }
 
 /// Writes an id as its `Display` does, without the formatting machinery: it is on every message's path.
-fn write_id(id: MessageId, to: &mut [u8; ID_BYTES]) -> &[u8] {
+fn write_id(id: RequestId, to: &mut [u8; ID_BYTES]) -> &[u8] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    to[..4].copy_from_slice(b"msg_");
-    for (pair, byte) in to[4..36].chunks_exact_mut(2).zip(id.file.0) {
-        pair[0] = HEX[usize::from(byte >> 4)];
-        pair[1] = HEX[usize::from(byte & 15)];
+    let (prefix, digest, row) = match id {
+        RequestId::Message(id) => (&b"msg_"[..], id.file.0, Some(id.row)),
+        RequestId::Bundle(id) => (&b"bundle_"[..], id.0, None),
+    };
+    to[..prefix.len()].copy_from_slice(prefix);
+    let mut len = prefix.len();
+    for byte in digest {
+        to[len] = HEX[usize::from(byte >> 4)];
+        to[len + 1] = HEX[usize::from(byte & 15)];
+        len += 2;
     }
-    to[36] = b'_';
-    let mut digits = itoa::Buffer::new();
-    let row = digits.format(id.row).as_bytes();
-    to[37..37 + row.len()].copy_from_slice(row);
-    &to[..37 + row.len()]
+    if let Some(row) = row {
+        to[len] = b'_';
+        let mut digits = itoa::Buffer::new();
+        let row = digits.format(row).as_bytes();
+        to[len + 1..len + 1 + row.len()].copy_from_slice(row);
+        len += 1 + row.len();
+    }
+    &to[..len]
 }
 
 #[cfg(test)]
 mod tests {
-    use postrider_actors::model::{ids::FileId, time::UnixMs};
+    use postrider_actors::model::{
+        ids::{BundleId, FileId, MessageId},
+        time::UnixMs,
+    };
     use postrider_settings::{Keys as _, Retry};
     use proptest::prelude::*;
 
@@ -183,12 +195,9 @@ mod tests {
 
     fn written(url: &str, secrets: &[&str]) -> String {
         let template = RequestTemplate::new(&settings(url, secrets)).unwrap();
-        let request = WebhookRequest {
-            id: MessageId { file: FileId([0xab; 16]), row: 17 },
-            at: UnixMs(1_700_000_000_999),
-            content_type: "application/json",
-            body: b"{\"a\":1}",
-        };
+        let id = MessageId { file: FileId([0xab; 16]), row: 17 };
+        let at = UnixMs(1_700_000_000_999);
+        let request = WebhookRequest::of_one(&id, at, "application/json", b"{\"a\":1}");
         let mut out = b"what an earlier request left".to_vec();
         template.write(&request, &mut out).unwrap();
         String::from_utf8(out).unwrap()
@@ -219,12 +228,9 @@ mod tests {
     #[test]
     fn both_protocols_say_the_same() {
         let settings = settings("https://example.com:8080/a%20b?c=d", &["a", "b"]);
-        let request = WebhookRequest {
-            id: MessageId { file: FileId([0xab; 16]), row: 17 },
-            at: UnixMs(1_700_000_000_999),
-            content_type: "application/json",
-            body: b"{\"a\":1}",
-        };
+        let id = MessageId { file: FileId([0xab; 16]), row: 17 };
+        let at = UnixMs(1_700_000_000_999);
+        let request = WebhookRequest::of_one(&id, at, "application/json", b"{\"a\":1}");
         let mut text = Vec::new();
         RequestTemplate::new(&settings).unwrap().write(&request, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
@@ -266,22 +272,19 @@ mod tests {
     #[test]
     fn a_stored_content_type_cannot_smuggle_a_header() {
         let template = RequestTemplate::new(&settings("http://h", &[])).unwrap();
-        let request = WebhookRequest {
-            id: MessageId { file: FileId([0; 16]), row: 1 },
-            at: UnixMs(0),
-            content_type: "a/b\r\nx: y",
-            body: b"",
-        };
+        let id = MessageId { file: FileId([0; 16]), row: 1 };
+        let request = WebhookRequest::of_one(&id, UnixMs(0), "a/b\r\nx: y", b"");
         assert_eq!(template.write(&request, &mut Vec::new()), Err(BadContentType));
     }
 
     proptest! {
         #[test]
         fn ids_are_written_as_they_print(file: [u8; 16], row: u64) {
-            let id = MessageId { file: FileId(file), row };
-            let mut buffer = [0; ID_BYTES];
-            let printed = id.to_string();
-            prop_assert_eq!(write_id(id, &mut buffer), printed.as_bytes());
+            for id in [MessageId { file: FileId(file), row }.into(), RequestId::Bundle(BundleId(file))] {
+                let mut buffer = [0; ID_BYTES];
+                let printed = id.to_string();
+                prop_assert_eq!(write_id(id, &mut buffer), printed.as_bytes());
+            }
         }
     }
 }

@@ -440,7 +440,7 @@ async fn the_provider_s_id_is_found() {
     .await;
     let webhook = server.webhook_with(|keys| keys.provider_id = Some("/message/id".parse().unwrap()));
     let id = MessageId { file: FileId([7; 16]), row: 1 };
-    let request = WebhookRequest { id, at: UnixMs(0), content_type: "text/plain", body: b"" };
+    let request = WebhookRequest::of_one(&id, UnixMs(0), "text/plain", b"");
     assert_eq!(webhook.send(request).await.provider_id.as_deref(), Some("p-1"));
 }
 

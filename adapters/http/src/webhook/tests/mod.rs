@@ -117,8 +117,7 @@ async fn send(webhook: &HttpWebhook) -> Outcome {
 
 async fn send_body(webhook: &HttpWebhook, body: &[u8]) -> Outcome {
     let id = MessageId { file: FileId([7; 16]), row: 1 };
-    let request =
-        WebhookRequest { id, at: UnixMs(1_700_000_000_000), content_type: "application/json", body };
+    let request = WebhookRequest::of_one(&id, UnixMs(1_700_000_000_000), "application/json", body);
     webhook.send(request).await.outcome
 }
 

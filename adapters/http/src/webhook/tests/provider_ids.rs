@@ -13,7 +13,7 @@ async fn exchange(server: &Server) -> (Outcome, Option<String>, bool) {
     let webhook = webhook(server, "/message/id");
     let id = MessageId { file: FileId([7; 16]), row: 1 };
     let at = UnixMs(1_700_000_000_000);
-    let answer = webhook.send(WebhookRequest { id, at, content_type: "text/plain", body: b"x" }).await;
+    let answer = webhook.send(WebhookRequest::of_one(&id, at, "text/plain", b"x")).await;
     (answer.outcome, answer.provider_id.map(String::from), webhook.idle.len() == 1)
 }
 
