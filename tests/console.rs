@@ -270,8 +270,10 @@ fn new_bodies(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
 fn limits(daemon: &Daemon, view: &mut dyn View, operate: &mut dyn Operate) {
     let number = NonZeroUsize::new(9).map(Concurrency::Fixed);
     let (rate, auto) = (NonZeroU32::new(70), Some(Concurrency::Auto));
+    let mut ms = 8;
     let mut order = |destination: &str, change: LimitChange| {
-        operate.order(&Order::Limit { destination: destination.into(), change }, "ada", at(9)).unwrap()
+        ms += 1;
+        operate.order(&Order::Limit { destination: destination.into(), change }, "ada", at(ms)).unwrap()
     };
     assert_eq!(order("d", LimitChange::Rate(None)), 0);
     assert_eq!((order("d", LimitChange::Rate(rate)), order("d", LimitChange::Rate(rate))), (1, 0));
