@@ -82,12 +82,7 @@ async fn round(store: &Arc<EmbeddedStore>, steps: Vec<Append>, load: Load) {
     }
     let mut open = BATCHES_PER_ROUND;
     while open > 0 {
-        let wants = vec![Want {
-            destination: "d".into(),
-            messages: usize::MAX,
-            batches: 4,
-            longest_wait: Duration::MAX,
-        }];
+        let wants = vec![Want::new("d", usize::MAX, 4)];
         let request =
             LeaseRequest { holder: "bench".into(), wants, until: MonoMs(u64::MAX), now: at, born: UnixMs(0) };
         let leases = store.lease(request).await.expect("lease");

@@ -333,12 +333,7 @@ fn the_embedded_store() {
     let runtime = Runtime::new().unwrap();
     let queue = store.clone();
     let lease: Grant = Box::new(move |runtime, batch, now| {
-        let wants = vec![Want {
-            destination: "d".into(),
-            messages: usize::MAX,
-            batches: usize::MAX,
-            longest_wait: std::time::Duration::MAX,
-        }];
+        let wants = vec![Want::new("d", usize::MAX, usize::MAX)];
         let request =
             LeaseRequest { holder: "w".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
         let leases = runtime.block_on(queue.lease(request)).unwrap();

@@ -32,7 +32,7 @@ use postrider_actors::{
     testing::figure,
 };
 use postrider_aws::{AwsSettings, sqs::SqsIntake};
-use postrider_settings::{FeedQueue, Keys as _};
+use postrider_settings::{FeedQueue, Keys as _, Priority};
 use postrider_sqlite::EmbeddedStore;
 
 const QUEUE: &str = "inbound";
@@ -102,6 +102,7 @@ fn feed(intake: &Arc<SqsIntake>, store: &Arc<EmbeddedStore>, linger: Duration) -
         max_entry_rows: 10_000,
         destinations: vec![destination],
         conditions: Conditions::default(),
+        priority: Priority::Normal,
         batch: BatchLimits { max_messages: 50, max_bytes: 100_000 },
         queue: FeedQueue { max_rows: 200, max_size: 1_000_000, linger, ..FeedQueue::declared() },
         pollers: 3,
@@ -137,12 +138,7 @@ async fn messages(store: &EmbeddedStore) -> BTreeMap<String, usize> {
     let mut messages = BTreeMap::new();
     let mut tokens = Vec::new();
     loop {
-        let wants = vec![Want {
-            destination: "shop".into(),
-            messages: 1_000,
-            batches: 1_000,
-            longest_wait: Duration::MAX,
-        }];
+        let wants = vec![Want::new("shop", 1_000, 1_000)];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
         let leases = store
             .lease(LeaseRequest { holder: "look".into(), wants, until, now, born: UnixMs(0) })

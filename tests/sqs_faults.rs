@@ -126,12 +126,7 @@ impl World {
 
     async fn lease(&self, process: usize, destination: &str, limit: usize) -> Vec<Lease> {
         let until = SystemClock.mono().after(LEASE);
-        let wants = vec![Want {
-            destination: destination.into(),
-            messages: usize::MAX,
-            batches: limit,
-            longest_wait: Duration::MAX,
-        }];
+        let wants = vec![Want::new(destination, usize::MAX, limit)];
         let request =
             LeaseRequest { holder: "w".into(), wants, until, now: SystemClock.wall(), born: UnixMs(0) };
         self.processes[process].queue.lease(request).await.unwrap()

@@ -35,7 +35,7 @@ use crate::{
     },
     ports::{
         Claim, ClaimRequest, Claims, Clock, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Queue,
-        QueueDepth, Release, StoreError, Transport,
+        QueueDepth, Release, StoreError, Transport, Want,
     },
     supervision::{ChildId, Drain, Fault, Stage},
 };
@@ -144,6 +144,12 @@ impl SharedQueue {
         }
     }
 
+    /// Whether the messages of a file go in order: then nothing goes ahead, for what is claimed without an entry has no place
+    /// among others.
+    pub fn keeps_order(&self) -> bool {
+        self.transport.limits().keeps_order
+    }
+
     /// The bell to ring when something was appended, or is due again.
     pub fn bell(&self) -> Bell {
         self.due.clone()
@@ -208,6 +214,26 @@ impl SharedQueue {
                 leases.push(lease);
             }
         }
+        line.channel().put_back(unanswered, &request.holder);
+        result
+    }
+
+    /// Claims what goes ahead of what a worker has.
+    async fn lease_first_turns(
+        &self,
+        line: &Arc<Line>,
+        want: &Want,
+        request: &LeaseRequest,
+        leases: &mut Vec<Lease>,
+    ) -> Result<(), StoreError> {
+        if self.keeps_order() {
+            return Ok(());
+        }
+        let hints = self.claims.first_turns(want, request.now).await?;
+        let now = self.now();
+        let taken = hints.into_iter().map(|hint| Stocked::without_entry(hint, now)).collect();
+        let mut unanswered = Vec::new();
+        let result = self.claim(line, taken, request, leases, &mut unanswered).await;
         line.channel().put_back(unanswered, &request.holder);
         result
     }
@@ -364,6 +390,12 @@ impl Queue for SharedQueue {
         let mut result = Ok(());
         for line in self.lines() {
             let mut left = wants.get(&line.name).copied().unwrap_or_default();
+            let is_its = |want: &&Want| want.first_turns.is_some() && want.destination == line.name;
+            if result.is_ok()
+                && let Some(want) = request.wants.iter().find(is_its)
+            {
+                result = self.lease_first_turns(&line, want, &request, &mut leases).await;
+            }
             if result.is_ok() {
                 result = self.lease_from(&line, &request, &mut left, &mut leases).await;
             }

@@ -208,6 +208,7 @@ impl Pass {
             claimed_at: file.claimed_at,
             destinations: conditions.destinations.clone(),
             terms: conditions.of_file(file.claimed_at),
+            priority: conditions.priority.unwrap_or(self.setup.feed.settings.priority),
         };
         let known = self.insist("looking for the file", || self.setup.outbox.find_file(id)).await?;
         let moved = if known.is_some() { self.keep_terms(&mut record).await? } else { None };
@@ -225,12 +226,13 @@ impl Pass {
         }
     }
 
-    /// The rest of a file goes where and when its first rows went, whatever the config says by now (I1). What is
+    /// The rest of a file goes where, when and as urgently as its first rows went, whatever the config says by now (I1). What is
     /// wrong if it can't.
     async fn keep_terms(&self, record: &mut FileRecord) -> Result<Option<FileState>, PassError> {
         let report = || self.setup.ledger.report(record.id);
         if let Some(report) = self.insist("reading the ledger", report).await? {
             (record.destinations, record.terms) = (report.file.destinations, report.file.terms);
+            record.priority = report.file.priority;
         }
         let gone = |name: &&String| !self.setup.feed.destinations.iter().any(|known| *known.name == ***name);
         Ok(record.destinations.iter().find(gone).map(|name| {

@@ -30,6 +30,7 @@ use crate::{
         intake::{
             Accumulator, AckId, Entry, IntakeStep, QueueFile, StepLimits, content_digest, files, steps,
         },
+        priority::Priority,
         time::MonoMs,
     },
     ports::{Append, Appended, Clock, EntryId, Intake, IntakeEntry, Ledger, Outbox, StoreError},
@@ -74,6 +75,8 @@ pub struct QueueFeedSettings {
     pub destinations: Vec<FeedDestination>,
     /// When messages may go.
     pub conditions: Conditions,
+    /// How urgent its messages are.
+    pub priority: Priority,
     /// The limits of a batch.
     pub batch: BatchLimits,
     /// `[feeds.NAME]`, what a queue has: when enough is accumulated.
@@ -421,6 +424,7 @@ impl FeedState {
             claimed_at,
             destinations: feed.destinations.iter().map(|destination| destination.name.to_string()).collect(),
             terms: feed.conditions.of_file(claimed_at),
+            priority: feed.priority,
         };
         if file.steps.len() <= 1 {
             return self.append_steps(&file.entries, record, &file.steps).await;
@@ -432,6 +436,7 @@ impl FeedState {
             let report = self.insist("reading the ledger", || ledger.report(id)).await?;
             if let Some(report) = report {
                 (record.destinations, record.terms) = (report.file.destinations, report.file.terms);
+                record.priority = report.file.priority;
             }
         }
         let gone = |name: &&String| !feed.destinations.iter().any(|known| *known.name == ***name);

@@ -66,6 +66,7 @@ impl FeedDestination {
             template: self.template.clone(),
             content_type: self.content_type.clone(),
             terms: file.terms.clone(),
+            priority: file.priority,
         })
     }
 }

@@ -300,8 +300,7 @@ mod tests {
         let clock = Arc::new(FakeClock::at(NOW));
         let id = step().batches[0].id;
         store.append(step()).await.unwrap();
-        let wants =
-            vec![Want { destination: "d".into(), messages: 9, batches: 1, longest_wait: Duration::MAX }];
+        let wants = vec![Want::new("d", 9, 1)];
         let request =
             LeaseRequest { holder: "w".into(), wants, until: MonoMs(1_000), now: NOW, born: UnixMs(0) };
         let lease = store.lease(request).await.unwrap().pop().unwrap();

@@ -283,10 +283,8 @@ impl DeliveryStrategy for Arc<TableStrategy> {
             let batches = if open { shelf.room(now, destination.concurrency) } else { 0 };
             // What a group needs is counted in batches: a shelf knows how many rows they usually have.
             (batches > 0).then(|| Want {
-                destination: destination.name.clone(),
-                messages: usize::MAX,
-                batches,
                 longest_wait: longest_wait(&destination.retry),
+                ..Want::new(destination.name.clone(), usize::MAX, batches)
             })
         };
         self.setup.destinations.iter().zip(&state.shelves).enumerate().filter_map(want).collect()

@@ -40,13 +40,14 @@ use crate::{
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::MessageVerdict,
         outcome::{Attempt, DeathCause, Reason, Verdict},
+        priority::{FilePriority, priority_of},
         record::Said,
         retry::{longest_wait, poisoned},
-        roster::Roster,
+        roster::{Incoming, Roster},
         suspect::{Pace, is_condemned},
         time::{MonoMs, UnixMs},
     },
-    ports::{InFlight, Release, StoreError, Want, Webhook},
+    ports::{FirstTurns, InFlight, Release, StoreError, Want, Webhook},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
@@ -60,6 +61,15 @@ const CROWDED_FOR: Duration = Duration::from_secs(5);
 
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
+
+/// So many of them may be there for first turns alone; the others are for what the worker has room for.
+const FIRST_TURNS_MAX: usize = HELD_BATCHES_MAX / 2;
+
+/// Of a file it has enough if that is this part of what it leases ahead: more than goes out until it asks again.
+const ENOUGH_PART: usize = 8;
+
+/// How often a worker that has enough asks for what goes ahead of that: a small file is on its way within a second.
+const FIRST_TURNS_EVERY: Duration = Duration::from_millis(250);
 
 /// One worker's share of a destination.
 #[derive(Clone)]
@@ -143,6 +153,8 @@ impl Stage for WebhookDelivery {
             to_disable: vec![None; count],
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(0)).collect(),
             ask_again: None,
+            priorities: Vec::new(),
+            first_turns_at: MonoMs(0),
         };
         let worker = Worker::new(setup.worker.clone(), &holder);
         let holds = Holds::new(count);
@@ -253,6 +265,10 @@ struct WebhookState {
     gauges: Vec<WorkerGauges>,
     /// When something may go that may not now, as far as time decides.
     ask_again: Option<MonoMs>,
+    /// How urgent files are by order.
+    priorities: Vec<FilePriority>,
+    /// Not before then it asks for first turns again.
+    first_turns_at: MonoMs,
 }
 
 impl WebhookState {
@@ -317,6 +333,20 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         }
     }
 
+    fn prioritize(&self, files: &[FilePriority]) {
+        let mut state = self.state();
+        if state.priorities == files {
+            return;
+        }
+        state.priorities = files.to_vec();
+        let state = &mut *state;
+        for batch in state.batches.values() {
+            let header = &batch.lease.header;
+            let priority = priority_of(header, &state.priorities);
+            state.roster.prioritize(batch.destination, header.file, priority);
+        }
+    }
+
     async fn turn(&self) -> Result<(), StoreError> {
         failpoint!("panic.webhook_delivery");
         self.state().gauge();
@@ -331,8 +361,14 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     }
 
     fn wants(&self) -> Vec<Want> {
-        let state = self.state();
+        let mut state = self.state();
         let for_files = state.waiting_for_files();
+        let now = self.worker.clock().mono();
+        let takes_turns = now >= state.first_turns_at;
+        if takes_turns {
+            state.first_turns_at = now.after(FIRST_TURNS_EVERY);
+        }
+        let state = &*state;
         let want = |(index, destination): (usize, &DeliveryDestination)| {
             let limits = self.seat.limits(index);
             let ahead = limits
@@ -346,9 +382,11 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             let waiting = state.roster.waiting(index) - for_files[index];
             let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
             let open = !destination.paused && !self.holds.is_held(index) && ahead > 0;
-            let messages = if !open || self.seat.stands_for(index).is_some() {
-                0
-            } else if self.seat.is_probing(index) {
+            if !open || self.seat.stands_for(index).is_some() {
+                return None;
+            }
+            let is_probing = self.seat.is_probing(index);
+            let messages = if is_probing {
                 usize::from(waiting == 0)
             } else if waiting <= ahead / 2 {
                 // Refilled when half used up, so that a lease is worth its transaction.
@@ -356,11 +394,17 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             } else {
                 0
             };
-            (messages > 0 && batches > 0).then(|| Want {
-                destination: destination.name.clone(),
-                messages,
-                batches,
+            let room = FIRST_TURNS_MAX.saturating_sub(state.roster.held(index)).min(FirstTurns::BATCHES_MAX);
+            let takes_turns = takes_turns && messages == 0 && !is_probing && room > 0;
+            let first_turns = takes_turns.then(|| FirstTurns {
+                besides: state.roster.files_with(index, (ahead / ENOUGH_PART).max(1)),
+                retries: !state.roster.has_retries(index),
+            });
+            let batches = if takes_turns { room } else { batches };
+            ((messages > 0 || takes_turns) && batches > 0).then(|| Want {
                 longest_wait: longest_wait(&destination.retry),
+                first_turns,
+                ..Want::new(destination.name.clone(), messages, batches)
             })
         };
         self.setup.destinations.iter().enumerate().filter_map(want).collect()
@@ -396,6 +440,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let open = lease.open.iter().filter(is_open).copied().collect();
         let charged: Vec<_> = lease.charged.keys().copied().collect();
         let pace = Pace::of(lease.losses);
+        let header = lease.header.clone();
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
@@ -406,7 +451,8 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             WebhookBatch { lease, rows, template, draws, destination, failed, held, rate, crowded, said };
         let batch = Arc::new(batch);
         state.batches.insert(token, batch.clone());
-        state.roster.add(destination, token, pace, open, at);
+        let priority = priority_of(&header, &state.priorities);
+        state.roster.add(destination, Incoming { token, file: header.file, priority, pace, open }, at);
         state.roster.keep_apart(token, charged);
         if crowded || batch.is_closed(at) {
             batch.held.store(true, Ordering::Relaxed);
@@ -426,12 +472,15 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         self.start_senders();
     }
 
-    /// Until a message is due again that waits here, or may go that may not now.
+    /// Until a message is due again that waits here, or may go that may not now, or another file's may go ahead.
     fn sleep(&self) -> Duration {
         let state = self.state();
+        let now = self.worker.clock().mono();
         let due = state.roster.next_due().map(|due| due.since(self.worker.clock().wall()));
-        let ask = state.ask_again.map(|at| at.since(self.worker.clock().mono()));
-        let wait = due.into_iter().chain(ask).min();
+        let ask = state.ask_again.map(|at| at.since(now));
+        let waits = (0..self.ahead.len()).any(|index| state.roster.waiting(index) > 0);
+        let turns = waits.then(|| state.first_turns_at.since(now));
+        let wait = due.into_iter().chain(ask).chain(turns).min();
         wait.map_or(Duration::MAX, |wait| wait.max(Duration::from_millis(1)))
     }
 

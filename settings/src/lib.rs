@@ -39,7 +39,7 @@ pub use declare::{
     Time, choice, duration, flag, given, integer, size, typed, unset,
 };
 pub use destinations::{Destination, Group, Rate, Retry, Storm, optional_secret, secrets};
-pub use feeds::{Directory, Duplicates, Feed, FeedKind, FeedQueue, Format, FormatWord, delimiter};
+pub use feeds::{Directory, Duplicates, Feed, FeedKind, FeedQueue, Format, FormatWord, Priority, delimiter};
 pub use ledger::{Ledger, LedgerKind, Postgres, Receipts, Tls, Warehouse, WarehouseDialect, secret};
 pub use problem::{ConfigError, Origin, Problem, Problems};
 pub use reader::{Need, Reader, Section};

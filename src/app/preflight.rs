@@ -120,6 +120,7 @@ pub fn look(resolved: &Resolved, name: &str, path: &Path) -> anyhow::Result<Pref
         claimed_at: claimed.claimed_at,
         destinations: conditions.destinations.clone(),
         terms: conditions.of_file(claimed.claimed_at),
+        priority: conditions.priority.unwrap_or(settings.settings.priority),
     };
     let source = inbox.open_rows(&claimed).with_context(unreadable)?;
     let mut preflight = Preflight {

@@ -184,6 +184,7 @@ mod tests {
     use postrider_actors::model::{
         file::{FileRecord, FileState},
         ids::FileId,
+        priority::Priority,
         terms::Terms,
         time::UnixMs,
     };
@@ -203,6 +204,7 @@ mod tests {
                 claimed_at: UnixMs(1),
                 destinations: vec!["receiver".into()],
                 terms: Terms::default(),
+                priority: Priority::Normal,
             },
             state: FileState::Ingested,
             closed_at: Some(UnixMs(2)),
@@ -212,6 +214,7 @@ mod tests {
             duplicates: 2,
             destinations: BTreeMap::from([("receiver".to_owned(), counts)]),
             held: BTreeMap::new(),
+            priorities: BTreeMap::new(),
         };
         change(&mut report);
         let mut json = serde_json::to_value(&report).unwrap();

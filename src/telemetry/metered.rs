@@ -9,15 +9,17 @@ use postrider_actors::{
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
+        priority::{FilePriority, Priority},
         record::MessageRecord,
         room::OpenMessages,
         time::{MonoMs, UnixMs},
     },
     ports::{
         Append, AppendLimits, Appended, Applied, Arrival, Claim, ClaimRequest, Claims, DestinationDepth,
-        DueBatch, DueQuery, EntryId, Handle, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, LimitsSet,
-        Outbox, Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled, Settlement,
-        SourceCursor, StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
+        DueBatch, DueQuery, EntryId, Handle, Hint, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger,
+        LimitsSet, Outbox, Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled,
+        Settlement, SourceCursor, StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
+        Want,
     },
 };
 
@@ -44,13 +46,13 @@ macro_rules! calls {
 
 calls! {
     "outbox" { find_file, append, known_entries, open_messages }
-    "claims" { due, next_due, depths, claim, extend_claims, release_claims }
+    "claims" { due, first_turns, next_due, depths, claim, extend_claims, release_claims }
     "queue" { lease, extend, release, release_holder, rescue, acknowledge }
     "transport" { send, receive, hide, delete, queue_depth }
     "ledger" {
         settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
     }
-    "steering" { held_files, set_limits, change_hold, end_step, trial }
+    "steering" { held_files, set_limits, change_hold, priorities, prioritize, end_step, trial }
     "receipts" {
         record, take, cursor, apply, waiting, parked, rejoin, orphan, expire, changes, forget_changes, retire
     }
@@ -90,6 +92,10 @@ impl<S: Outbox + ?Sized> Outbox for Metered<S> {
 impl<S: Claims + ?Sized> Claims for Metered<S> {
     async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError> {
         self.calls.due.count(self.inner.due(query)).await
+    }
+
+    async fn first_turns(&self, want: &Want, due_by: UnixMs) -> Result<Vec<Hint>, StoreError> {
+        self.calls.first_turns.count(self.inner.first_turns(want, due_by)).await
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
@@ -246,6 +252,19 @@ impl<S: Steering + ?Sized> Steering for Metered<S> {
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         self.calls.change_hold.count(self.inner.change_hold(file, destination, change)).await
+    }
+
+    async fn priorities(&self) -> Result<Vec<FilePriority>, StoreError> {
+        self.calls.priorities.count(self.inner.priorities()).await
+    }
+
+    async fn prioritize(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        self.calls.prioritize.count(self.inner.prioritize(file, destination, priority)).await
     }
 
     async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {

@@ -27,6 +27,7 @@ mod crash;
 mod damage;
 mod delivery;
 mod disk;
+mod fairness;
 mod files;
 mod guard;
 mod isolation;

@@ -313,12 +313,7 @@ fn make_dead(world: &World, rows: u64) {
     fs::create_dir_all(world.state()).expect("the directory is ours");
     let store =
         EmbeddedStore::open(&world.state(), Arc::new(|error| panic!("fatal: {error}"))).expect("a new store");
-    let want = Want {
-        destination: "support".into(),
-        messages: usize::MAX,
-        batches: usize::MAX,
-        longest_wait: Duration::MAX,
-    };
+    let want = Want::new("support", usize::MAX, usize::MAX);
     runtime.block_on(async {
         for first in (1..=rows).step_by(1_000) {
             let last = rows.min(first + 999);

@@ -202,6 +202,7 @@ impl World {
                         template: Some(mapping().to_template()),
                         content_type: MAPPING_TYPE.into(),
                         terms: Terms::default(),
+                        priority: self.file.priority,
                     };
                     NewBatch {
                         id: BatchId::derive(self.file.id, destination, first),

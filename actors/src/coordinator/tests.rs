@@ -92,12 +92,7 @@ impl World {
     }
 
     async fn lease(&self, process: &Process, wants: &[&str], limit: usize) -> Vec<Lease> {
-        let want = |name: &&str| Want {
-            destination: (*name).into(),
-            messages: usize::MAX,
-            batches: limit,
-            longest_wait: Duration::MAX,
-        };
+        let want = |name: &&str| Want::new(*name, usize::MAX, limit);
         let until = self.clock.mono().after(LEASE);
         let wants = wants.iter().map(want).collect();
         let request = LeaseRequest { holder: "w#1".into(), wants, until, now: self.clock.wall(), born: NOW };

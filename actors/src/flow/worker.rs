@@ -10,6 +10,7 @@ use crate::{
     model::{
         hold::HeldFile,
         lease::LeaseToken,
+        priority::FilePriority,
         terms::Terms,
         throughput::ThroughputLog,
         time::{MonoMs, UnixMs},
@@ -23,7 +24,7 @@ use crate::{
 /// The longest a worker sleeps before it asks the queue again: changes by other processes ring no bell.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How often at most it asks which destinations are disabled and which files held: a store that has to be called for it remembers the answer
+/// How often at most it asks which destinations are disabled, which files held, and which are urgent by order: a store that has to be called for it remembers the answer
 /// for a second (B25).
 const HOLDS_EVERY: Duration = Duration::from_millis(100);
 
@@ -63,6 +64,9 @@ pub trait DeliveryStrategy {
     /// These destinations are disabled, and these files held: nothing more is begun for them, nor for files that are closed
     /// by now, and what is leased of them is given back.
     fn hold(&self, disabled: &[Arc<str>], files: &[HeldFile]);
+
+    /// So urgent are these files by an operator's order; the others are as their batches say.
+    fn prioritize(&self, _files: &[FilePriority]) {}
 
     /// One turn of the loop that leases: gives back what it is done with.
     fn turn(&self) -> impl Future<Output = Result<(), StoreError>>;
@@ -176,12 +180,20 @@ impl Worker {
             }
             if looked.is_none_or(|at| now.since(at) >= HOLDS_EVERY) {
                 looked = Some(now);
-                let held =
-                    tokio::try_join!(setup.ledger.disabled_destinations(), setup.steering.held_files());
-                match held {
-                    Ok((disabled, files)) => strategy.hold(&disabled, &files),
+                let steered = tokio::try_join!(
+                    setup.ledger.disabled_destinations(),
+                    setup.steering.held_files(),
+                    setup.steering.priorities()
+                );
+                match steered {
+                    Ok((disabled, files, priorities)) => {
+                        strategy.hold(&disabled, &files);
+                        strategy.prioritize(&priorities);
+                    }
                     // What was known holds on: leasing and recording will wait for the store and say so.
-                    Err(error) => tracing::debug!(%error, "it is not known what is held"),
+                    Err(error) => {
+                        tracing::debug!(%error, "it is not known what is held and how urgent files are");
+                    }
                 }
             }
             strategy.turn().await?;

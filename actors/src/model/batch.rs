@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ids::{BatchId, FileId, MessageId},
     ledger::RowNumbers,
+    priority::Priority,
     state::MessageState,
     terms::Terms,
     time::UnixMs,
@@ -65,6 +66,9 @@ pub struct BatchHeader {
     /// When its messages may go.
     #[serde(default, skip_serializing_if = "Terms::is_default")]
     pub terms: Terms,
+    /// How urgent the file was when the rows were accepted.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
 }
 
 /// How bodies are made.
@@ -579,6 +583,7 @@ mod tests {
             template: None,
             content_type: String::new(),
             terms: Terms::default(),
+            priority: Priority::Normal,
         };
         let batch = |first_row, count, rows: &[u64]| {
             let mut writer = PayloadWriter::default();

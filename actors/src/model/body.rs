@@ -15,6 +15,7 @@ use super::{
     batch::{BatchHeader, MessageData, MessageParts, PayloadError, RowLayout, put_cell},
     formats::Format,
     ids::{FileId, MessageId},
+    priority::Priority,
     terms::Terms,
 };
 
@@ -201,6 +202,7 @@ impl BodyTemplate {
             template: None,
             content_type: content_type.to_owned(),
             terms: Terms::default(),
+            priority: Priority::Normal,
         };
         let checked = self.check(&header, header.message_id(1), &row, &mut Vec::new());
         let Err(why) = checked else { return Ok(()) };
@@ -272,6 +274,7 @@ mod tests {
             template: template.map(Into::into),
             content_type: content_type.into(),
             terms: Terms::default(),
+            priority: Priority::Normal,
         }
     }
 

@@ -128,12 +128,19 @@ impl Sent {
 pub struct Stocked {
     /// Which one.
     pub hint: Hint,
-    /// The entry that brought it; `None` for one that an earlier life of this process holds.
+    /// The entry that brought it; `None` for one that an earlier life of this process holds, or that goes ahead of others.
     pub handle: Option<Handle>,
     since: MonoMs,
     ready: MonoMs,
     /// Who has asked the store for it without an answer: it may be his already, and nobody else's.
     asker: Option<Arc<str>>,
+}
+
+impl Stocked {
+    /// A batch that is to be claimed without an entry.
+    pub fn without_entry(hint: Hint, now: MonoMs) -> Self {
+        Self { hint, handle: None, since: now, ready: now, asker: None }
+    }
 }
 
 /// How a claim ended, as far as the queue is concerned.
@@ -544,7 +551,7 @@ impl Channel {
         let is_there = |stocked: &Stocked| stocked.handle.is_none() && stocked.hint.batch == batch.id;
         if self.stock.len() < WINDOW_MAX && !self.stock.iter().any(is_there) {
             let hint = Hint { batch: batch.id, due: batch.due };
-            self.stock.push_back(Stocked { hint, handle: None, since: now, ready: now, asker: None });
+            self.stock.push_back(Stocked::without_entry(hint, now));
         }
     }
 

@@ -8,6 +8,7 @@ use postrider_settings::{
 };
 
 use super::{
+    priority::Priority,
     terms::{Rate, Terms},
     time::UnixMs,
     window::{Window, Windows},
@@ -36,6 +37,8 @@ settings! {
         expires_at: Option<String> = unset("\"2026-12-01T18:00:00+01:00\"", date);
         /// Where its rows go: some of its feed's destinations.
         destinations: Option<Vec<(String, String)>> = unset("[\"support\"]", names);
+        /// How urgent it is, instead of its feed's `priority`.
+        priority: Option<Priority> = unset("\"urgent\"", priority);
     }
 }
 
@@ -54,6 +57,8 @@ pub struct Conditions {
     pub rate: Option<Rate>,
     /// Where rows go.
     pub destinations: Vec<String>,
+    /// How urgent a file is, if that is said of it alone.
+    pub priority: Option<Priority>,
 }
 
 impl Conditions {
@@ -79,9 +84,10 @@ impl Conditions {
         let reader = Reader::default();
         let mut section = Section::root(&reader, tree);
         let keys = TermKeys::read(&mut section);
-        let FileKeys { expires_at, destinations } = FileKeys::read(&mut section);
+        let FileKeys { expires_at, destinations, priority } = FileKeys::read(&mut section);
         let mut own = Self::of(keys, &section, Some(feed));
         let clock = own.windows.as_ref().or(feed.windows.as_ref());
+        own.priority = priority;
         own.expires_at = expires_at.and_then(|text| moment(&section, "expires_at", &text, clock));
         if let (Some(begins), Some(ends)) = (own.not_before, own.expires_at)
             && ends <= begins
@@ -113,6 +119,7 @@ impl Conditions {
             } else {
                 self.destinations
             },
+            priority: self.priority.or(others.priority),
         }
     }
 
@@ -130,6 +137,10 @@ impl Conditions {
 
 fn date(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     section.date(key)
+}
+
+fn priority(section: &mut Section<'_>, key: &'static str) -> Option<Priority> {
+    section.choice(key, &Priority::WORDS)
 }
 
 fn names(section: &mut Section<'_>, key: &'static str) -> Option<Vec<(String, String)>> {
@@ -229,6 +240,13 @@ mod tests {
             Some(UnixMs(7).after(2 * HOUR)),
             "whatever comes first"
         );
+    }
+
+    #[test]
+    fn a_file_may_be_more_urgent_than_its_feed() {
+        let read = |text| sidecar(text).map(|read| read.priority);
+        assert_eq!((read(""), read("priority = \"urgent\"")), (Ok(None), Ok(Some(Priority::Urgent))));
+        assert!(read("priority = \"important\"").unwrap_err().contains("\"urgent\", \"normal\", \"bulk\""));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{hold::FileHold, ids::FileId, terms::Terms, time::UnixMs};
+use super::{hold::FileHold, ids::FileId, priority::Priority, terms::Terms, time::UnixMs};
 
 /// A file as it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct FileRecord {
     /// When its messages may go.
     #[serde(default, skip_serializing_if = "Terms::is_default")]
     pub terms: Terms,
+    /// How urgent it is, beside other files for the same destination.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
 }
 
 /// How far into a file the outbox has rows; committed together with them. `rows` counts every row
@@ -171,9 +174,17 @@ pub struct FileReport {
     /// What of them waits though it is due, per destination, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub held: BTreeMap<String, FileHold>,
+    /// How urgent it is at destinations where an operator has ordered that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub priorities: BTreeMap<String, Priority>,
 }
 
 impl FileReport {
+    /// How urgent it is at a destination.
+    pub fn priority_at(&self, destination: &str) -> Priority {
+        self.priorities.get(destination).copied().unwrap_or(self.file.priority)
+    }
+
     /// I1: at every destination, `rows = sent + dead + unsent + cancelled + retrying + pending + rejected + duplicates`.
     pub fn is_balanced(&self) -> bool {
         self.destinations.values().all(|counts| {
@@ -217,6 +228,7 @@ mod tests {
                 claimed_at: UnixMs(1),
                 destinations: vec!["support".into()],
                 terms: Terms::default(),
+                priority: Priority::Urgent,
             },
             state: FileState::Failed("why".into()),
             closed_at: Some(UnixMs(2)),
@@ -226,6 +238,7 @@ mod tests {
             duplicates: 0,
             destinations: [("support".to_owned(), counts)].into(),
             held: BTreeMap::new(),
+            priorities: BTreeMap::from([("support".to_owned(), Priority::Bulk)]),
         };
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(json.matches("\"destinations\"").count(), 1, "no key occurs twice: {json}");

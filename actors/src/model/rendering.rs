@@ -127,7 +127,7 @@ impl fmt::Debug for BodyChecks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{batch::put_cell, ids::FileId, terms::Terms};
+    use crate::model::{batch::put_cell, ids::FileId, priority::Priority, terms::Terms};
 
     fn header(template: &str, layout: RowLayout) -> Arc<BatchHeader> {
         Arc::new(BatchHeader {
@@ -138,6 +138,7 @@ mod tests {
             template: Some(template.into()),
             content_type: "application/json".into(),
             terms: Terms::default(),
+            priority: Priority::Normal,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Which message a worker sends next: its leased batches, served by deficit round-robin between
-//! destinations (design §9), within the limit on unrecorded outcomes (I6). Whether a destination may have one more in flight
+//! destinations (design §9), and in a destination by [`fairness`](super::fairness), within the limit on unrecorded
+//! outcomes (I6). Whether a destination may have one more in flight
 //! others decide ([`Admission`]): a message is picked only when it may go at once, so that nothing that waits holds up what
 //! could go (F69).
 //!
@@ -16,10 +17,12 @@ use std::{
 };
 
 use super::{
-    ids::BatchId,
+    fairness::{FileTurns, LaneShare},
+    ids::{BatchId, FileId},
     lease::{LeaseToken, OpenMessage},
     ledger::MessageVerdict,
     outcome::Verdict,
+    priority::Priority,
     suspect::Pace,
     time::UnixMs,
 };
@@ -79,6 +82,21 @@ pub struct Pick {
     pub attempt: u32,
 }
 
+/// A leased batch, as it is taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// Its lease.
+    pub token: LeaseToken,
+    /// Its file …
+    pub file: FileId,
+    /// … and how urgent that is.
+    pub priority: Priority,
+    /// How its messages go.
+    pub pace: Pace,
+    /// Its open messages, in row order.
+    pub open: Vec<OpenMessage>,
+}
+
 /// What became of a picked message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -105,6 +123,8 @@ pub struct Ready {
 struct Batch {
     token: LeaseToken,
     destination: usize,
+    file: FileId,
+    priority: Priority,
     pace: Pace,
     /// Messages to send, in row order.
     open: VecDeque<OpenMessage>,
@@ -176,16 +196,65 @@ struct Later {
     fence: u64,
 }
 
+/// Batches with something to send, by file.
+#[derive(Debug, Default)]
+struct Lane {
+    turns: FileTurns<FileId>,
+    files: HashMap<FileId, VecDeque<BatchId>>,
+}
+
+impl Lane {
+    fn push(&mut self, batch: &Batch, ahead: bool) {
+        let queue = self.files.entry(batch.file).or_default();
+        if ahead {
+            queue.push_front(batch.token.batch);
+        } else {
+            queue.push_back(batch.token.batch);
+        }
+        self.turns.arrive(batch.file, batch.priority);
+    }
+
+    /// Takes out a batch, wherever it stands.
+    fn remove(&mut self, file: FileId, batch: BatchId) {
+        let Some(queue) = self.files.get_mut(&file) else { return };
+        queue.retain(|&id| id != batch);
+        if queue.is_empty() {
+            self.files.remove(&file);
+            self.turns.leave(file);
+        }
+    }
+
+    /// The batch at `at` of the file whose turn is after `skipped` others.
+    fn nth(&self, skipped: usize, at: usize) -> Option<(FileId, Option<BatchId>)> {
+        let file = self.turns.order().nth(skipped)?;
+        Some((file, self.files.get(&file).and_then(|queue| queue.get(at)).copied()))
+    }
+}
+
+/// How a lane answers who asks it for a message.
+enum Asked {
+    /// So many messages go.
+    Picked(usize),
+    /// None of it may go now, though something waits.
+    Waits,
+    /// Nothing may go to the destination now.
+    Refused,
+    /// Nothing waits.
+    Empty,
+}
+
 #[derive(Debug, Default)]
 struct DestinationQueue {
     /// Requests in flight.
     in_flight: usize,
     /// Messages of a request at most.
     bundle: usize,
-    /// Batches with open messages: those that were redriven, then the others in the order in which they were leased.
-    queue: VecDeque<BatchId>,
-    /// Batches with messages to send again, in the order in which they became due.
-    retries: VecDeque<BatchId>,
+    share: LaneShare,
+    /// Batches with messages to send at their first turn here: of a file those that were redriven, then the others in the
+    /// order in which they were leased.
+    fresh: Lane,
+    /// Batches with messages to send again, of a file in the order in which they became due.
+    retries: Lane,
     /// Messages that wait to be tried again here, the earliest due first.
     later: BinaryHeap<Reverse<Later>>,
     held: usize,
@@ -225,16 +294,9 @@ impl Roster {
         }
     }
 
-    /// Takes over a leased batch. `open` are its open messages, in row order; what is not due soon is left alone
-    /// (B10).
-    pub fn add(
-        &mut self,
-        destination: usize,
-        token: LeaseToken,
-        pace: Pace,
-        open: Vec<OpenMessage>,
-        now: UnixMs,
-    ) {
+    /// Takes over a leased batch. What of it is not due soon is left alone (B10).
+    pub fn add(&mut self, destination: usize, batch: Incoming, now: UnixMs) {
+        let Incoming { token, file, priority, pace, open } = batch;
         // Leased again after a loss that this worker has not noticed yet: the old lease is over.
         if let Some(stale) = self.batches.get(&token.batch).map(|batch| batch.token) {
             self.remove(stale);
@@ -247,6 +309,8 @@ impl Roster {
         let mut batch = Batch {
             token,
             destination,
+            file,
+            priority,
             pace,
             open,
             again,
@@ -266,14 +330,10 @@ impl Roster {
             slot.keep_for_later(&mut batch, message, now);
         }
         if !batch.again.is_empty() {
-            slot.retries.push_back(token.batch);
+            slot.retries.push(&batch, false);
         }
         if !batch.open.is_empty() {
-            if is_redriven {
-                slot.queue.push_front(token.batch);
-            } else {
-                slot.queue.push_back(token.batch);
-            }
+            slot.fresh.push(&batch, is_redriven);
         }
         self.batches.insert(token.batch, batch);
     }
@@ -312,6 +372,33 @@ impl Roster {
     /// Those of one batch.
     pub fn waiting_in(&self, token: LeaseToken) -> usize {
         self.batches.get(&token.batch).filter(|batch| batch.token == token).map_or(0, Batch::waiting)
+    }
+
+    /// The files of which at least so many messages wait here for their first turn, at a destination.
+    pub fn files_with(&self, destination: usize, messages: usize) -> Vec<FileId> {
+        let open = |id: &BatchId| self.batches.get(id).map_or(0, |batch| batch.open.len());
+        let lane = &self.destinations[destination].fresh;
+        let has_enough = |queue: &VecDeque<BatchId>| queue.iter().map(open).sum::<usize>() >= messages;
+        lane.files.iter().filter(|(_, queue)| has_enough(queue)).map(|(file, _)| *file).collect()
+    }
+
+    /// Whether a retry that is due waits here, at a destination.
+    pub fn has_retries(&self, destination: usize) -> bool {
+        !self.destinations[destination].retries.turns.is_empty()
+    }
+
+    /// A file is so urgent from now on, at a destination.
+    pub fn prioritize(&mut self, destination: usize, file: FileId, priority: Priority) {
+        let of_it = |batch: &&mut Batch| batch.destination == destination && batch.file == file;
+        for batch in self.batches.values_mut().filter(of_it) {
+            batch.priority = priority;
+        }
+        let slot = &mut self.destinations[destination];
+        for lane in [&mut slot.fresh, &mut slot.retries] {
+            if lane.files.contains_key(&file) {
+                lane.turns.arrive(file, priority);
+            }
+        }
     }
 
     /// The held leases.
@@ -379,13 +466,13 @@ impl Roster {
             }
             if batch.pace == Pace::Together {
                 if batch.again.is_empty() {
-                    slot.retries.push_back(later.batch);
+                    slot.retries.push(batch, false);
                 }
                 batch.again.push_back(later.message);
                 slot.waiting += 1;
             } else {
                 if batch.open.is_empty() {
-                    slot.queue.push_front(later.batch);
+                    slot.fresh.push(batch, true);
                 }
                 batch.open.push_front(later.message);
             }
@@ -403,64 +490,20 @@ impl Roster {
         self.promote(destination, now);
         let slot = &mut self.destinations[destination];
         let max = slot.bundle.min(room);
+        let both = !slot.retries.turns.is_empty() && !slot.fresh.turns.is_empty();
+        let fresh_first = both && slot.share.is_fresh(1);
         let mut waits = false;
-        let mut at = 0;
-        while let Some(id) = slot.retries.get(at).copied() {
-            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped && !batch.again.is_empty());
-            let Some(batch) = batch else {
-                slot.retries.remove(at);
-                continue;
-            };
-            match admission.ask(destination, batch.token, true, batch.bundle(&batch.again, max)) {
-                Answer::Granted(count) => {
-                    for _ in 0..count {
-                        let message = batch.again.pop_front().expect("no more were asked for than there are");
-                        picks.push(slot.begin(batch, message));
-                    }
-                    if batch.again.is_empty() {
-                        slot.retries.remove(at);
+        for is_fresh in [fresh_first, !fresh_first] {
+            match self.pick_in(destination, is_fresh, max, admission, picks) {
+                Asked::Picked(count) => {
+                    if both {
+                        self.destinations[destination].share.took(is_fresh, count);
                     }
                     return;
                 }
-                Answer::NotThis => at += 1,
-                Answer::NoRetries => {
-                    waits = true;
-                    break;
-                }
-                Answer::Refused => return,
-            }
-        }
-        let mut at = 0;
-        while let Some(id) = slot.queue.get(at).copied() {
-            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped);
-            let Some((batch, message)) = batch.and_then(|batch| {
-                let message = *batch.open.front()?;
-                Some((batch, message))
-            }) else {
-                slot.queue.remove(at);
-                continue;
-            };
-            if batch.is_blocked() {
-                at += 1;
-                continue;
-            }
-            match admission.ask(destination, batch.token, message.tries > 0, batch.bundle(&batch.open, max)) {
-                Answer::Granted(count) => {
-                    for _ in 0..count {
-                        let message = batch.open.pop_front().expect("no more were asked for than there are");
-                        picks.push(slot.begin(batch, message));
-                    }
-                    if batch.open.is_empty() {
-                        slot.queue.remove(at);
-                    }
-                    return;
-                }
-                Answer::NotThis => at += 1,
-                Answer::NoRetries => {
-                    waits = true;
-                    at += 1;
-                }
-                Answer::Refused => return,
+                Asked::Refused => return,
+                Asked::Waits => waits = true,
+                Asked::Empty => {}
             }
         }
         if !waits {
@@ -471,6 +514,61 @@ impl Roster {
     /// A request to a destination has ended. What became of its messages is reported of each.
     pub fn ended(&mut self, destination: usize) {
         self.destinations[destination].in_flight -= 1;
+    }
+
+    /// The next messages of one lane that may go: of the file whose turn it is, of its first batch that is not blocked.
+    fn pick_in(
+        &mut self,
+        destination: usize,
+        is_fresh: bool,
+        max: usize,
+        admission: &mut impl Admission,
+        picks: &mut Vec<Pick>,
+    ) -> Asked {
+        let slot = &mut self.destinations[destination];
+        let (mut skipped, mut at, mut asked) = (0, 0, Asked::Empty);
+        loop {
+            let lane = if is_fresh { &mut slot.fresh } else { &mut slot.retries };
+            let Some((file, id)) = lane.nth(skipped, at) else { return asked };
+            let Some(id) = id else {
+                (skipped, at) = (skipped + 1, 0);
+                continue;
+            };
+            let queue =
+                |batch: &Batch| if is_fresh { batch.open.front() } else { batch.again.front() }.copied();
+            let batch = self.batches.get_mut(&id).filter(|batch| !batch.stopped);
+            let Some((batch, first)) = batch.and_then(|batch| queue(batch).map(|first| (batch, first)))
+            else {
+                lane.remove(file, id);
+                continue;
+            };
+            if is_fresh && batch.is_blocked() {
+                at += 1;
+                continue;
+            }
+            let messages = batch.bundle(if is_fresh { &batch.open } else { &batch.again }, max);
+            match admission.ask(destination, batch.token, first.tries > 0, messages) {
+                Answer::Granted(count) => {
+                    for _ in 0..count {
+                        let queue = if is_fresh { &mut batch.open } else { &mut batch.again };
+                        let message = queue.pop_front().expect("no more were asked for than there are");
+                        picks.push(slot.begin(batch, message));
+                    }
+                    let lane = if is_fresh { &mut slot.fresh } else { &mut slot.retries };
+                    lane.turns.served(file, count);
+                    if queue(batch).is_none() {
+                        lane.remove(file, id);
+                    }
+                    return Asked::Picked(count);
+                }
+                // Another batch of its file has the same rate.
+                Answer::NotThis => (skipped, at) = (skipped + 1, 0),
+                // All of a lane of retries is retries.
+                Answer::NoRetries if !is_fresh => return Asked::Waits,
+                Answer::NoRetries => (at, asked) = (at + 1, Asked::Waits),
+                Answer::Refused => return Asked::Refused,
+            }
+        }
     }
 
     /// Takes note of what became of a picked message. Whether outcomes should be recorded now: `group` of them
@@ -552,8 +650,8 @@ impl Roster {
             let slot = &mut self.destinations[batch.destination];
             slot.held -= 1;
             slot.waiting -= batch.waiting();
-            slot.queue.retain(|&id| id != token.batch);
-            slot.retries.retain(|&id| id != token.batch);
+            slot.fresh.remove(batch.file, token.batch);
+            slot.retries.remove(batch.file, token.batch);
             if batch.later > 0 {
                 slot.later.retain(|Reverse(later)| later.batch != token.batch);
             }
@@ -626,12 +724,13 @@ impl DestinationQueue {
             return;
         }
         let is_again = batch.pace == Pace::Together && message.tries > 0;
-        let (messages, batches) =
-            if is_again { (&mut batch.again, &mut self.retries) } else { (&mut batch.open, &mut self.queue) };
-        if messages.is_empty() {
-            batches.push_front(batch.token.batch);
-        }
+        let messages = if is_again { &mut batch.again } else { &mut batch.open };
+        let was_empty = messages.is_empty();
         messages.insert(messages.partition_point(|other| other.index < message.index), message);
+        if was_empty {
+            let lane = if is_again { &mut self.retries } else { &mut self.fresh };
+            lane.push(batch, true);
+        }
         self.waiting += usize::from(batch.pace == Pace::Together);
     }
 

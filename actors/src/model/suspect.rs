@@ -56,6 +56,7 @@ mod tests {
         lease::Lease,
         ledger::{Deadline, Grant, Record, Standing},
         outcome::Verdict,
+        priority::Priority,
         time::UnixMs,
     };
     use std::{collections::BTreeMap, sync::Arc};
@@ -69,6 +70,7 @@ mod tests {
             template: None,
             content_type: String::new(),
             terms: Terms::default(),
+            priority: Priority::Normal,
         }
     }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ItemOutcome, Lease, LeaseToken, Release, StoreError};
+use super::{Hint, ItemOutcome, Lease, LeaseToken, Release, StoreError, Want};
 pub use crate::model::hint::{DueBatch, Origin};
 use crate::model::{ids::BatchId, time::UnixMs};
 
@@ -87,6 +87,10 @@ pub trait Claims: Send + Sync {
     /// time, what another process appended or left and will send a hint of itself; and it may list for a while what
     /// another process has claimed.
     async fn due(&self, query: DueQuery<'_>) -> Result<Vec<DueBatch>, StoreError>;
+
+    /// What goes ahead of what a worker has, as [`Queue::lease`](super::Queue::lease) says of first turns, as far as this
+    /// process knows of it. It is claimed without an entry: that would wait behind those of the others.
+    async fn first_turns(&self, want: &Want, due_by: UnixMs) -> Result<Vec<Hint>, StoreError>;
 
     /// When the earliest batch becomes due, or did, as far as this process knows; `None` if it knows of none.
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError>;

@@ -34,7 +34,7 @@ pub use inbox::{
 pub use intake::{AckId, Intake, IntakeEntry};
 pub use ledger::{Ledger, Settled, Settlement};
 pub use outbox::{Append, AppendLimits, Appended, EntryId, HoldStep, Outbox};
-pub use queue::{Lease, LeaseRequest, LeaseToken, Queue, Release, Want};
+pub use queue::{FirstTurns, Lease, LeaseRequest, LeaseToken, Queue, Release, Want};
 pub use rates::RateTable;
 pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::{ItemOutcome, StoreError};
 pub use crate::model::lease::{Lease, LeaseToken};
 use crate::model::{
-    ids::BatchId,
+    ids::{BatchId, FileId},
     time::{MonoMs, UnixMs},
 };
 
@@ -21,6 +21,31 @@ pub struct Want {
     /// The longest that a message may have to wait for its next attempt. One that waits for longer is due: its time was
     /// set by a clock that was ahead (F9). A store that has a clock of its own for that need not look.
     pub longest_wait: Duration,
+    /// Instead of messages: what goes ahead of those that the worker has.
+    pub first_turns: Option<FirstTurns>,
+}
+
+impl Want {
+    /// Up to `messages` messages in up to `batches` batches, however long each of them may wait.
+    pub fn new(destination: impl Into<Arc<str>>, messages: usize, batches: usize) -> Self {
+        let destination = destination.into();
+        Self { destination, messages, batches, longest_wait: Duration::MAX, first_turns: None }
+    }
+}
+
+/// What a worker that has enough is to have all the same: a batch of each file of which it has little or nothing, so that
+/// a small file never waits for a large one that was leased ahead; and retries, if none waits at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstTurns {
+    /// The files that it has enough of.
+    pub besides: Vec<FileId>,
+    /// Whether a retry is to come too.
+    pub retries: bool,
+}
+
+impl FirstTurns {
+    /// Batches that one call brings: where many files wait and few messages go, most are leased long before their turn.
+    pub const BATCHES_MAX: usize = 16;
 }
 
 /// What a delivery worker asks for.
@@ -73,9 +98,10 @@ pub trait Queue: Send + Sync {
     }
 
     /// Leases batches of which a message is due, by [`Record::lease`](crate::model::ledger::Record::lease); none of a
-    /// disabled destination, and none that waits because its file is held or closed there. Of one destination: batches that are to be tried again before others, but where both wait
-    /// those others get a fifth of the messages; then what has been due for longest. Empty if there is nothing: it does
-    /// not wait.
+    /// disabled destination, and none that waits because its file is held or closed there. Of one destination by
+    /// [`fairness`](crate::model::fairness): batches that are to be tried again before others, but where both wait those
+    /// others get a fifth of the messages; then file by file, as they are urgent; then what has been due for longest. A
+    /// queue between several machines has no such order but for first turns. Empty if there is nothing: it does not wait.
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError>;
 
     /// Moves deadlines. `Permanent` for a lease that is not held any more: stop working on it.

@@ -8,14 +8,15 @@ use crate::model::{
     hold::{HeldFile, HoldChange},
     ids::FileId,
     limits::SetLimits,
+    priority::{FilePriority, Priority},
     time::UnixMs,
 };
 
 /// What is set for each destination for which anything is.
 pub type LimitsSet = BTreeMap<Arc<str>, SetLimits>;
 
-/// What operators say of destinations, and they and the canary of files that are on their way. Each is one row of the
-/// store, looked at when batches are leased and before every request (B11).
+/// What operators say of destinations, and they and the canary of files that are on their way. Each is a part of one
+/// row of the store, looked at when batches are leased and before every request (B11).
 #[async_trait]
 pub trait Steering: Send + Sync {
     /// Every file of which messages are held, once per destination where they are. Where several processes share the
@@ -32,6 +33,19 @@ pub trait Steering: Send + Sync {
         file: FileId,
         destination: Option<&str>,
         change: &HoldChange,
+    ) -> Result<usize, StoreError>;
+
+    /// How urgent files are by an order, at which destinations: of those that have something open, and may be of others.
+    /// What is not listed is as urgent as it was when it was accepted. As old as [`Steering::held_files`].
+    async fn priorities(&self) -> Result<Vec<FilePriority>, StoreError>;
+
+    /// Orders how urgent a file is at a destination, or at all of its destinations. Returns after the sync, at how many
+    /// destinations it changed something.
+    async fn prioritize(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        priority: Priority,
     ) -> Result<usize, StoreError>;
 
     /// Ends what is open of up to `batches` batches that no worker has: of files that are cancelled, and of those whose

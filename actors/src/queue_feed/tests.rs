@@ -148,6 +148,7 @@ impl World {
                 max_entry_rows: 1000,
                 destinations: vec![destination("north"), destination("south")],
                 conditions: Conditions::default(),
+                priority: Priority::Normal,
                 batch: BatchLimits { max_messages: 4, max_bytes: 10_000 },
                 queue: FeedQueue {
                     max_rows: 100,
@@ -190,12 +191,7 @@ impl World {
 
     /// How often each recipient became a message, per destination.
     async fn messages(&self) -> BTreeMap<(String, String), usize> {
-        let want = |name: &str| Want {
-            destination: name.into(),
-            messages: usize::MAX,
-            batches: usize::MAX,
-            longest_wait: Duration::MAX,
-        };
+        let want = |name: &str| Want::new(name, usize::MAX, usize::MAX);
         let wants = vec![want("north"), want("south")];
         let (until, now) = (MonoMs(u64::MAX), UnixMs(u64::MAX));
         let request = LeaseRequest { holder: "test".into(), wants, until, now, born: UnixMs(0) };

@@ -162,12 +162,7 @@ impl World {
 
     /// Leases the only batch for the primary table as `holder`, who is then gone; before, it may have begun a row.
     async fn lose(&self, holder: &str, begins: Option<u32>) {
-        let wants = vec![Want {
-            destination: "primary".into(),
-            messages: usize::MAX,
-            batches: 1,
-            longest_wait: Duration::MAX,
-        }];
+        let wants = vec![Want::new("primary", usize::MAX, 1)];
         let now = self.clock.wall();
         let request =
             LeaseRequest { holder: holder.into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };
@@ -594,12 +589,7 @@ async fn a_drain_finishes_the_statement_and_gives_back_the_rest_uncharged() {
     assert_eq!((counts.sent, counts.retrying, counts.dead), (1_000, 0, 0));
     assert_eq!(world.store.leased(), 0);
     world.tables[0].slow(Duration::ZERO);
-    let wants = vec![Want {
-        destination: "primary".into(),
-        messages: usize::MAX,
-        batches: 10,
-        longest_wait: Duration::MAX,
-    }];
+    let wants = vec![Want::new("primary", usize::MAX, 10)];
     let now = world.clock.wall();
     let request =
         LeaseRequest { holder: "next".into(), wants, until: MonoMs(u64::MAX), now, born: UnixMs(0) };

@@ -8,6 +8,7 @@ use crate::{
         file::{Checkpoint, FileRecord, FileState, Reject},
         ids::{BatchId, FileId},
         outcome::{Attempt, Reason},
+        priority::Priority,
         terms::Terms,
         time::UnixMs,
     },
@@ -25,6 +26,7 @@ pub fn file(feed: &str, content: u8, destinations: &[&str]) -> Arc<FileRecord> {
         claimed_at: UnixMs(1_000),
         destinations: destinations.iter().map(|&name| name.into()).collect(),
         terms: Terms::default(),
+        priority: Priority::Normal,
     })
 }
 
@@ -38,6 +40,7 @@ pub fn header(file: &FileRecord, destination: &str) -> Arc<BatchHeader> {
         template: None,
         content_type: "application/json".into(),
         terms: file.terms.clone(),
+        priority: file.priority,
     })
 }
 

@@ -35,21 +35,19 @@ pub(crate) fn read(connection: &Connection, now: UnixMs) -> Result<Backlog, TxEr
     let leased = count("SELECT count(*) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?;
     let quarantined =
         count("SELECT count(*) FROM batches INDEXED BY batches_quarantined WHERE quarantined IS NOT NULL")?;
-    // Each minimum is the first entry of a lane in the index that is not closed; leased batches are few.
-    let oldest_due: Option<i64> = connection
+    // What is closed is due, and not late.
+    let waiting_due: Option<i64> = connection
         .prepare_cached(
-            "SELECT min(due) FROM (
-                 SELECT (SELECT b.due FROM batches b INDEXED BY batches_waiting
-                         WHERE b.destination = d.seq AND b.retry = lane.retry AND b.due IS NOT NULL AND b.holder IS NULL
-                             AND NOT EXISTS (SELECT 1 FROM file_destinations h
-                                 WHERE h.file = b.file AND h.destination = b.destination
-                                     AND h.closed_from <= ?1 AND h.closed_until > ?1)
-                         ORDER BY b.due LIMIT 1) AS due
-                 FROM destinations d, (SELECT 0 AS retry UNION ALL SELECT 1) lane
-                 UNION ALL
-                 SELECT min(due) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL)",
+            "SELECT min(due) FROM batches b INDEXED BY batches_waiting
+             WHERE b.due IS NOT NULL AND b.holder IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM file_destinations h WHERE h.file = b.file AND h.destination = b.destination
+                     AND h.closed_from <= ?1 AND h.closed_until > ?1)",
         )?
         .query_row([int(now.0)], |row| row.get(0))?;
+    let leased_due: Option<i64> = connection
+        .prepare_cached("SELECT min(due) FROM batches INDEXED BY batches_leased WHERE holder IS NOT NULL")?
+        .query_row([], |row| row.get(0))?;
+    let oldest_due = waiting_due.into_iter().chain(leased_due).min();
     Ok(Backlog {
         outstanding,
         queued,

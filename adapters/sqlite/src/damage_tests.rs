@@ -77,12 +77,7 @@ async fn read(store: &EmbeddedStore) -> Result<Facts, StoreError> {
 }
 
 fn request(destinations: &[&str]) -> LeaseRequest {
-    let want = |name: &&str| Want {
-        destination: (*name).into(),
-        messages: usize::MAX,
-        batches: 1_000,
-        longest_wait: std::time::Duration::MAX,
-    };
+    let want = |name: &&str| Want::new(*name, usize::MAX, 1_000);
     LeaseRequest {
         holder: "w".into(),
         wants: destinations.iter().map(want).collect(),

@@ -54,7 +54,10 @@ fn end(
     // An entry of the index says all that is asked of a batch.
     let mut select = connection.prepare_cached(
         "SELECT seq FROM batches INDEXED BY batches_waiting
-         WHERE destination = ?1 AND retry IN (0, 1) AND holder IS NULL AND due IS NOT NULL AND file = ?2
+         WHERE destination = ?1 AND retry = 0 AND holder IS NULL AND due IS NOT NULL AND place = ?2
+         UNION ALL
+         SELECT seq FROM batches INDEXED BY batches_waiting
+         WHERE destination = ?1 AND retry = 1 AND holder IS NULL AND due IS NOT NULL AND file = ?2
          LIMIT ?3",
     )?;
     let waiting = select.query_map([destination, file, int(limit as u64)], |row| row.get(0))?;

@@ -5,6 +5,7 @@ use postrider_actors::{
         canary::Trial,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
+        priority::{FilePriority, Priority},
         time::UnixMs,
     },
     ports::console::{FileSelector, FilesAt, FilesCount, OrderedFiles},
@@ -13,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
 
 use super::{
     stored::{Stored, select_stored},
-    tx::{Tx, TxError, int, uint},
+    tx::{Tx, TxError, int, priority, uint},
 };
 
 /// The hold in four columns, the first of them at `at`; `None` if nothing is held.
@@ -91,6 +92,34 @@ pub(crate) fn change_of(tx: &Tx<'_>, of: &FilesAt, wanted: &HoldChange) -> Resul
         changed += usize::from(change(tx, file, destination, wanted)?);
     }
     Ok(changed)
+}
+
+/// `Steering::priorities`. Where nothing was ordered it looks into an index that is empty.
+pub(crate) fn priorities(connection: &Connection) -> Result<Vec<FilePriority>, TxError> {
+    let mut select = connection.prepare_cached(
+        "SELECT f.id, n.name, d.priority
+         FROM file_destinations d INDEXED BY files_prioritized JOIN files f ON f.seq = d.file
+             JOIN destinations n ON n.seq = d.destination
+         WHERE d.priority IS NOT NULL AND d.sent + d.dead + d.unsent + d.cancelled - d.accepted < 0 ORDER BY d.file, d.destination",
+    )?;
+    let mut rows = select.query([])?;
+    let mut ordered = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (file, destination) = (FileId(row.get(0)?), row.get(1)?);
+        ordered.push(FilePriority { file, destination, priority: priority(row.get(2)?)? });
+    }
+    Ok(ordered)
+}
+
+/// Orders how urgent files are; at how many destinations that is new.
+pub(crate) fn prioritize(tx: &Tx<'_>, of: &FilesAt, priority: Priority) -> Result<usize, TxError> {
+    let (places, value) = places(of);
+    let mut update = tx.connection.prepare_cached(&format!(
+        "UPDATE file_destinations SET priority = ?3 FROM (
+             SELECT d.file AS in_file, d.destination AS at, coalesce(d.priority, f.priority) AS before {places}) p
+         WHERE p.in_file = file AND p.at = destination AND p.before <> ?3"
+    ))?;
+    Ok(update.execute(params![value, of.destination, priority as u8])?)
 }
 
 /// `View::count_files`.

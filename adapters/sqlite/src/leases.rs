@@ -3,50 +3,75 @@
 //! cache does; a power cut undoes them together with the worker they were about.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    cell::RefCell,
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use bytes::Bytes;
 use postrider_actors::{
     model::{
-        ids::BatchId,
+        fairness::Waiting,
+        ids::{BatchId, FileId},
         ledger::{Deadline, Evidence, Grant},
+        priority::Priority,
         time::{MonoMs, UnixMs},
     },
-    ports::{ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, Want},
+    ports::{FirstTurns, ItemOutcome, Lease, LeaseRequest, LeaseToken, Release, Want},
 };
-use rusqlite::{Connection, OptionalExtension, Rows, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    stored::{Stored, select_stored},
-    tx::{Tx, TxError, check_sum, int},
+    stored::{DUE, FIRST_ROW, Stored, select_stored},
+    tx::{DestinationTurns, Looked, Tx, TxError, check_sum, int, priority},
 };
 
 /// Payload that one call leases, in bytes: what the writer copies before others have their turn. One batch is leased
 /// whatever its size.
 const LEASE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-macro_rules! select_due {
-    ($retry:literal) => {
-        select_stored!(
-            "INDEXED BY batches_waiting LEFT JOIN results r ON r.batch = b.seq
-             WHERE b.destination = ?1 AND b.retry = ",
-            $retry,
-            " AND b.due <= ?2 AND b.holder IS NULL AND NOT EXISTS (
-                 SELECT 1 FROM file_destinations h WHERE h.file = b.file AND h.destination = b.destination
-                     AND (h.held_from <= b.first_row OR (h.closed_from <= ?2 AND h.closed_until > ?2)))
-             ORDER BY b.due, b.file, b.first_row"
-        )
-    };
-}
+/// Files of a destination that one call looks at for first attempts. Where more wait, newer ones and the next calls' are …
+const FILES_LOOKED_AT: usize = 256;
 
-/// What is due of a destination and is to be tried again, the oldest first; nothing that waits because its file is held or
-/// closed …
-pub(crate) const RETRIES_DUE: &str = select_due!("1");
-/// … and what was never tried.
-pub(crate) const FRESH_DUE: &str = select_due!("0");
+/// … and batches that it looks at for retries, those that have been due for longest.
+const RETRIES_LOOKED_AT: i64 = 128;
+
+/// What is due of a destination and is to be tried again, the oldest first, with its file and how urgent that is; nothing
+/// that waits because its file is held or closed.
+pub(crate) const RETRIES_DUE: &str = "SELECT b.seq, b.file, coalesce(d.priority, f.priority)
+     FROM batches b INDEXED BY batches_waiting
+         CROSS JOIN file_destinations d ON d.file = b.file AND d.destination = b.destination
+         CROSS JOIN files f ON f.seq = b.file
+     WHERE b.destination = ?1 AND b.retry = 1 AND b.holder IS NULL AND b.due IS NOT NULL AND b.place <= ?2
+         AND (d.held_from IS NULL OR d.held_from > b.first_row)
+         AND NOT coalesce(d.closed_from <= ?2 AND d.closed_until > ?2, 0)
+     ORDER BY b.place, b.due, b.file, b.first_row LIMIT ?3";
+
+/// The next file of a destination of which a first attempt waits, due or not; from which row on it waits, because it is
+/// held or, at ?3, closed.
+pub(crate) const NEXT_FILE: &str = "SELECT b.place, f.id, coalesce(d.priority, f.priority),
+         iif(d.closed_from <= ?3 AND d.closed_until > ?3, 0, d.held_from)
+     FROM batches b INDEXED BY batches_waiting
+         CROSS JOIN file_destinations d ON d.file = b.place AND d.destination = b.destination
+         CROSS JOIN files f ON f.seq = b.place
+     WHERE b.destination = ?1 AND b.retry = 0 AND b.holder IS NULL AND b.due IS NOT NULL AND b.place > ?2
+     ORDER BY b.place LIMIT 1";
+
+/// The next batch of a file that is due for a first attempt, after one that became due at ?4 with the first row ?5.
+pub(crate) const FRESH_DUE: &str = select_stored!(
+    "INDEXED BY batches_waiting LEFT JOIN results r ON r.batch = b.seq
+     WHERE b.destination = ?1 AND b.retry = 0 AND b.holder IS NULL AND b.place = ?2 AND b.due <= ?3
+         AND (b.due, b.file, b.first_row) > (?4, ?2, ?5)
+     ORDER BY b.due, b.file, b.first_row LIMIT 1"
+);
+
+/// The same of a file of which all from row ?6 on is held: the few before that, by their rows.
+pub(crate) const FRESH_DUE_BEFORE: &str = select_stored!(
+    "INDEXED BY batches_by_row LEFT JOIN results r ON r.batch = b.seq
+     WHERE b.file = ?2 AND b.destination = ?1 AND b.first_row > ?5 AND b.first_row < ?6
+         AND b.retry = 0 AND b.holder IS NULL AND b.due <= ?3 AND ?4 IS NOT NULL
+     ORDER BY b.first_row LIMIT 1"
+);
 
 /// The workers of this process that have leased something. One that lives and could not extend its leases, because the
 /// disk is full, still has what it has in flight and unrecorded: to lease it to another would send it twice.
@@ -70,37 +95,178 @@ impl Holders {
     }
 }
 
-/// What is due of one lane of one destination, with how many messages of each batch are, in the order in which it is
-/// leased. A batch that can't be read is left out and in `damaged`. An error ends it and is left in `failed`.
-struct Lane<'a> {
-    rows: Rows<'a>,
+/// What the lanes of one call have in common. A batch that can't be read is left out and in `damaged`.
+struct Looking<'a> {
+    connection: &'a Connection,
+    destination: i64,
     now: UnixMs,
+    /// Due later than that is due: see [`cut_waits`].
+    latest: UnixMs,
+    first_turns: Option<&'a FirstTurns>,
     damaged: &'a RefCell<Vec<(i64, TxError)>>,
-    failed: &'a Cell<Option<TxError>>,
 }
 
-impl Lane<'_> {
-    fn advance(&mut self) -> Result<Option<(Stored, usize)>, TxError> {
-        let stored = loop {
-            let Some(row) = self.rows.next()? else { return Ok(None) };
-            match Stored::read(row) {
-                Err(why) if why.is_damage() => self.damaged.borrow_mut().push((row.get(0)?, why)),
-                read => break read?,
-            }
-        };
-        let due = stored.record.open().filter(|&index| stored.record.due_of(index) <= self.now).count();
-        Ok(Some((stored, due)))
+impl Looking<'_> {
+    /// How many messages of a batch are due.
+    fn due_of(&self, stored: &Stored) -> usize {
+        stored.record.open().filter(|&index| stored.record.due_of(index) <= self.now).count()
     }
 }
 
-impl Iterator for Lane<'_> {
-    type Item = (Stored, usize);
+/// What is to be tried again.
+struct Retries<'a> {
+    looking: &'a Looking<'a>,
+    found: HashMap<i64, VecDeque<i64>>,
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
-        self.advance().unwrap_or_else(|error| {
-            self.failed.set(Some(error));
-            None
-        })
+impl Waiting<i64> for Retries<'_> {
+    type Batch = Stored;
+    type Error = TxError;
+
+    fn files(&mut self) -> Result<Vec<(i64, Priority)>, TxError> {
+        let Looking { connection, destination, now, first_turns, .. } = *self.looking;
+        if first_turns.is_some_and(|first| !first.retries) {
+            return Ok(Vec::new());
+        }
+        let mut select = connection.prepare_cached(RETRIES_DUE)?;
+        let mut rows = select.query([destination, int(now.0), RETRIES_LOOKED_AT])?;
+        let mut files = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (seq, file) = (row.get(0)?, row.get(1)?);
+            if !self.found.contains_key(&file) {
+                files.push((file, priority(row.get(2)?)?));
+            }
+            self.found.entry(file).or_default().push_back(seq);
+        }
+        Ok(files)
+    }
+
+    fn next(&mut self, file: i64) -> Result<Option<(Stored, usize)>, TxError> {
+        let Looking { connection, damaged, first_turns, .. } = self.looking;
+        let Some(found) = self.found.get_mut(&file) else { return Ok(None) };
+        while let Some(seq) = found.pop_front() {
+            match Stored::by_seq(connection, seq) {
+                Err(why) if why.is_damage() => damaged.borrow_mut().push((seq, why)),
+                read => {
+                    if first_turns.is_some() {
+                        found.clear();
+                    }
+                    let stored = read?;
+                    let due = self.looking.due_of(&stored);
+                    return Ok(Some((stored, due)));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What was never tried, by file.
+struct Fresh<'a> {
+    looking: &'a Looking<'a>,
+    looked: &'a mut Looked,
+    files: HashMap<i64, FreshFile>,
+    /// Batches that are due much later than any should be.
+    late: Vec<i64>,
+}
+
+/// A file of which first attempts wait.
+struct FreshFile {
+    /// All from this row on is held.
+    held_from: Option<i64>,
+    /// The due time and the first row of the batch that was read last.
+    after: (i64, i64),
+    /// It has had its turn.
+    is_over: bool,
+}
+
+impl Fresh<'_> {
+    /// The file that was accepted last.
+    fn last(&self) -> Result<i64, TxError> {
+        let last = "SELECT coalesce(max(seq), 0) FROM files";
+        Ok(self.looking.connection.prepare_cached(last)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Looks at up to half of the files that one call looks at, from `after` on, which moves along. Whether there are no
+    /// more.
+    fn look(&mut self, after: &mut i64, files: &mut Vec<(i64, Priority)>) -> Result<bool, TxError> {
+        let Looking { connection, destination, now, first_turns, .. } = *self.looking;
+        let mut select = connection.prepare_cached(NEXT_FILE)?;
+        for _ in 0..FILES_LOOKED_AT / 2 {
+            let mut rows = select.query([destination, *after, int(now.0)])?;
+            let Some(row) = rows.next()? else { return Ok(true) };
+            *after = row.get(0)?;
+            let is_there = match first_turns {
+                Some(first) => first.besides.contains(&FileId(row.get(1)?)),
+                None => false,
+            };
+            let held_from: Option<i64> = row.get(3)?;
+            if is_there || held_from.is_some_and(|row| row <= 0) || self.files.contains_key(after) {
+                continue;
+            }
+            self.files.insert(*after, FreshFile { held_from, after: (-1, -1), is_over: false });
+            files.push((*after, priority(row.get(2)?)?));
+        }
+        Ok(false)
+    }
+}
+
+impl Waiting<i64> for Fresh<'_> {
+    type Batch = Stored;
+    type Error = TxError;
+
+    /// Those that are new, then the next ones of a walk over all of them: where there are no more than one call looks at,
+    /// that is all.
+    fn files(&mut self) -> Result<Vec<(i64, Priority)>, TxError> {
+        let mut files = Vec::new();
+        let Looked { mut until, newest } = *self.looked;
+        let mut newest = match newest {
+            Some(newest) => newest,
+            None => self.last()?,
+        };
+        self.look(&mut newest, &mut files)?;
+        if self.look(&mut until, &mut files)? {
+            until = 0;
+            self.look(&mut until, &mut files)?;
+        }
+        *self.looked = Looked { until, newest: Some(newest) };
+        Ok(files)
+    }
+
+    fn next(&mut self, file: i64) -> Result<Option<(Stored, usize)>, TxError> {
+        let Looking { connection, destination, now, latest, first_turns, damaged } = *self.looking;
+        let Some(waiting) = self.files.get_mut(&file).filter(|file| !file.is_over) else { return Ok(None) };
+        loop {
+            let (due, first_row) = waiting.after;
+            let mut select = match waiting.held_from {
+                None => connection.prepare_cached(FRESH_DUE)?,
+                Some(_) => connection.prepare_cached(FRESH_DUE_BEFORE)?,
+            };
+            let now = int(now.0);
+            let mut rows = match waiting.held_from {
+                None => select.query([destination, file, now, due, first_row])?,
+                Some(held_from) => select.query([destination, file, now, due, first_row, held_from])?,
+            };
+            let Some(row) = rows.next()? else { break };
+            waiting.after = (row.get(DUE)?, row.get(FIRST_ROW)?);
+            match Stored::read(row) {
+                Err(why) if why.is_damage() => damaged.borrow_mut().push((row.get(0)?, why)),
+                read => {
+                    waiting.is_over = first_turns.is_some();
+                    let stored = read?;
+                    let due = self.looking.due_of(&stored);
+                    return Ok(Some((stored, due)));
+                }
+            }
+        }
+        waiting.is_over = true;
+        let mut select = connection.prepare_cached(
+            "SELECT seq FROM batches INDEXED BY batches_waiting
+             WHERE destination = ?1 AND retry = 0 AND holder IS NULL AND place = ?2 AND due > ?3 LIMIT ?4",
+        )?;
+        let late = select.query_map([destination, file, int(latest.0), CUT_MAX], |row| row.get(0))?;
+        self.late.extend(late.collect::<Result<Vec<i64>, _>>()?);
+        Ok(None)
     }
 }
 
@@ -133,28 +299,23 @@ fn lease_some(
     bytes: &mut usize,
 ) -> Result<(), TxError> {
     let connection = tx.connection;
-    let latest = request.now.after(want.longest_wait);
-    cut_waits(connection, destination, latest, request.now)?;
+    let (now, latest) = (request.now, request.now.after(want.longest_wait));
     let damaged = RefCell::default();
-    let chosen = {
-        let failed = Cell::new(None);
-        let mut retries = connection.prepare_cached(RETRIES_DUE)?;
-        let mut fresh = connection.prepare_cached(FRESH_DUE)?;
-        let place = [destination, int(request.now.0)];
-        let now = request.now;
-        let (damaged, failed) = (&damaged, &failed);
-        let retries = Lane { rows: retries.query(place)?, now, damaged, failed };
-        let fresh = Lane { rows: fresh.query(place)?, now, damaged, failed };
-        let chosen = tx.caches.lane_share(destination).choose(retries, fresh, want.messages, want.batches);
-        if let Some(error) = failed.take() {
-            return Err(error);
-        }
-        chosen
+    let (chosen, late) = {
+        let first_turns = want.first_turns.as_ref();
+        let looking = Looking { connection, destination, now, latest, first_turns, damaged: &damaged };
+        let looking = &looking;
+        let DestinationTurns { turns, looked } = tx.caches.turns(destination);
+        let mut retries = Retries { looking, found: HashMap::new() };
+        let mut fresh = Fresh { looking, looked, files: HashMap::new(), late: Vec::new() };
+        let messages = if first_turns.is_some() { usize::MAX } else { want.messages };
+        (turns.choose(&mut retries, &mut fresh, messages, want.batches)?, fresh.late)
     };
     // Rows are changed when they are not walked over any more.
     for (seq, why) in damaged.into_inner() {
         quarantine(connection, seq, &why)?;
     }
+    cut_waits(connection, destination, late, latest, now)?;
     for mut stored in chosen {
         if *bytes >= LEASE_BYTES_MAX {
             break;
@@ -189,15 +350,22 @@ fn lease_some(
 /// Batches that wait too long and are changed in one call.
 const CUT_MAX: i64 = 64;
 
-/// Makes due what waits until after `latest` (F9): [`Record::cut_waits`](postrider_actors::model::ledger::Record). Two
-/// look-ups in an index that finds nothing, unless a clock was set back.
-fn cut_waits(connection: &Connection, destination: i64, latest: UnixMs, now: UnixMs) -> Result<(), TxError> {
+/// Makes due what waits until after `latest` (F9): [`Record::cut_waits`](postrider_actors::model::ledger::Record). A
+/// look-up in an index that finds nothing, unless a clock was set back. `late` are such batches of the other lane.
+fn cut_waits(
+    connection: &Connection,
+    destination: i64,
+    mut late: Vec<i64>,
+    latest: UnixMs,
+    now: UnixMs,
+) -> Result<(), TxError> {
     let mut select = connection.prepare_cached(
         "SELECT seq FROM batches INDEXED BY batches_waiting
-         WHERE destination = ?1 AND retry IN (0, 1) AND holder IS NULL AND due > ?2 LIMIT ?3",
+         WHERE destination = ?1 AND retry = 1 AND holder IS NULL AND due IS NOT NULL AND place > ?2 LIMIT ?3",
     )?;
-    let late = select.query_map([destination, int(latest.0), CUT_MAX], |row| row.get(0))?;
-    for seq in late.collect::<Result<Vec<_>, _>>()? {
+    let retries = select.query_map([destination, int(latest.0), CUT_MAX], |row| row.get(0))?;
+    late.extend(retries.collect::<Result<Vec<i64>, _>>()?);
+    for seq in late {
         if let Some(mut stored) = read_or_quarantine(connection, seq)? {
             stored.record.cut_waits(latest, now);
             stored.store(connection)?;

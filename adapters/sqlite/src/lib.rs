@@ -43,6 +43,7 @@ use postrider_actors::{
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
         ledger::Evidence,
+        priority::{FilePriority, Priority},
         room::OpenMessages,
         time::{MonoMs, UnixMs},
     },
@@ -263,6 +264,21 @@ impl Steering for EmbeddedStore {
         let of = FilesAt { files, destination: destination.map(str::to_owned) };
         let change = change.clone();
         self.writer().write(Durability::Synced, 0, move |tx| holds::change_of(tx, &of, &change)).await
+    }
+
+    async fn priorities(&self) -> Result<Vec<FilePriority>, StoreError> {
+        self.reader().read(|connection, _| holds::priorities(connection)).await
+    }
+
+    async fn prioritize(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        let files = OrderedFiles::Named(FileSelector::Id(file));
+        let of = FilesAt { files, destination: destination.map(str::to_owned) };
+        self.writer().write(Durability::Synced, 0, move |tx| holds::prioritize(tx, &of, priority)).await
     }
 
     async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {

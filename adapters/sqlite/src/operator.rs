@@ -138,6 +138,7 @@ impl Operate for Operator {
                 Order::Hold { of, reason } => {
                     holds::change_of(tx, of, &HoldChange::Hold(FileHold::by_operator(at, reason)))
                 }
+                Order::Priority { of, priority } => holds::prioritize(tx, of, *priority),
                 Order::Release { of } => holds::change_of(tx, of, &HoldChange::Release),
                 Order::Cancel { of, reason } => {
                     holds::change_of(tx, of, &HoldChange::Hold(FileHold::cancelled(at, reason)))

@@ -14,14 +14,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
     holds,
-    tx::{TxError, file_state, int, uint},
+    tx::{TxError, file_state, int, priority, uint},
 };
 
 macro_rules! select_file {
     ($condition:literal) => {
         concat!(
             "SELECT seq, id, feed, name, bytes, sha256, claimed_at, state, reason, closed_at, settled_at, rows, ",
-            "rejected, duplicates, terms FROM files ",
+            "rejected, duplicates, terms, priority FROM files ",
             $condition
         )
     };
@@ -91,10 +91,10 @@ fn collect(connection: &Connection, mut rows: rusqlite::Rows<'_>) -> Result<Vec<
 fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
     let seq: i64 = row.get(0)?;
     let mut names = Vec::new();
-    let (mut destinations, mut held) = (BTreeMap::new(), BTreeMap::new());
+    let (mut destinations, mut held, mut priorities) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut select = connection.prepare_cached(
         "SELECT n.name, d.accepted, d.sent, d.dead, d.retrying, d.unsent, d.cancelled, d.held_from, d.held_since,
-             d.held_cause, d.held_reason
+             d.held_cause, d.held_reason, d.priority
          FROM file_destinations d
          JOIN destinations n ON n.seq = d.destination WHERE d.file = ?1 ORDER BY d.position",
     )?;
@@ -103,6 +103,9 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
         let name: String = row.get(0)?;
         names.push(name.clone());
         held.extend(holds::read(row, 7)?.map(|hold| (name.clone(), hold)));
+        if let Some(ordered) = row.get(11)? {
+            priorities.insert(name.clone(), priority(ordered)?);
+        }
         destinations.insert(
             name,
             DestinationCounts {
@@ -127,6 +130,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
             claimed_at: UnixMs(uint(row.get(6)?)),
             destinations: names,
             terms: terms.map_or_else(|| Ok(Terms::default()), |terms| serde_json::from_str(&terms))?,
+            priority: priority(row.get(15)?)?,
         },
         state: file_state(row.get(7)?, row.get(8)?)?,
         closed_at: time(row.get(9)?),
@@ -136,6 +140,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
         duplicates: uint(row.get(13)?),
         destinations,
         held,
+        priorities,
     })
 }
 

@@ -24,6 +24,7 @@ CREATE TABLE files (
     claimed_at  INTEGER NOT NULL,
     terms       TEXT,                   -- model::terms::Terms; NULL: its messages go at any time
     expires_at  INTEGER,                -- of them: what is open then ends as unsent
+    priority    INTEGER NOT NULL,       -- model::priority::Priority, as it was dropped
     state       INTEGER NOT NULL,       -- 0 ingesting, 1 ingested, 2 failed, 3 source-lost
     reason      TEXT,
     offset      INTEGER NOT NULL,       -- the checkpoint
@@ -57,10 +58,14 @@ CREATE TABLE file_destinations (
     -- All of them wait while the clock is between these: no request may begin now, by the file's terms.
     closed_from INTEGER,
     closed_until INTEGER,
+    priority    INTEGER,                -- as an operator has ordered; NULL: the file's
     PRIMARY KEY (file, destination),
     CHECK (sent + dead + retrying + unsent + cancelled <= accepted)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX files_held ON file_destinations (held_since) WHERE held_since IS NOT NULL;
+-- Those of which something is open: they are asked for all the time.
+CREATE INDEX files_prioritized ON file_destinations (file)
+    WHERE priority IS NOT NULL AND sent + dead + unsent + cancelled - accepted < 0;
 
 -- What operators ordered. AUTOINCREMENT: the order of the lines is that of the orders.
 CREATE TABLE audit (
@@ -106,14 +111,18 @@ CREATE TABLE batches (
     not_before  INTEGER NOT NULL,
     due         INTEGER,                -- when its first open message may be tried; NULL: settled
     retry       INTEGER NOT NULL DEFAULT 0, -- 1: an open message was tried or redriven: the lane of retries
+    -- Where it waits in its lane: first attempts with their file, retries at their time.
+    place       INTEGER GENERATED ALWAYS AS (iif(retry, due, file)) VIRTUAL,
     fence       INTEGER NOT NULL DEFAULT 0,
     holder      TEXT,                   -- of the lease; NULL: not leased
     lease_until_mono INTEGER,           -- meaningful only to the process that leased it
     quarantined TEXT                    -- why it can't be read; it is due never then, and its messages stay open
 ) STRICT;
--- Partial, so that what is settled costs nothing. `holder` is NULL in every entry; with it, counting needs no row; with
--- file and first row, none is looked at of what waits because its file is held.
-CREATE INDEX batches_waiting ON batches (destination, retry, holder, due, file, first_row) WHERE due IS NOT NULL AND holder IS NULL;
+-- Partial, so that what is settled costs nothing. `holder` is NULL in every entry; with it, counting needs no row. By file,
+-- so that a lease looks at one entry of each, however many batches it has; with file and first row, none is looked at of
+-- retries that wait because their file is held.
+CREATE INDEX batches_waiting ON batches (destination, retry, holder, place, due, file, first_row)
+    WHERE due IS NOT NULL AND holder IS NULL;
 CREATE INDEX batches_quarantined ON batches (seq) WHERE quarantined IS NOT NULL;
 CREATE INDEX batches_leased ON batches (seq) WHERE holder IS NOT NULL;
 -- Both are written when a batch is appended, the second also when it is archived, and not in between.

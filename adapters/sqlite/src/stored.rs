@@ -66,6 +66,10 @@ macro_rules! select_stored {
 }
 pub(crate) use select_stored;
 
+/// Columns of it that queries go on by.
+pub(crate) const FIRST_ROW: usize = 6;
+pub(crate) const DUE: usize = 11;
+
 impl Stored {
     /// The batch with `id`, if it is stored.
     pub(crate) fn by_id(connection: &Connection, id: BatchId) -> Result<Option<Self>, TxError> {
@@ -119,7 +123,7 @@ impl Stored {
         if let Some(body) = &body {
             check_sum("record", body, row.get(17)?)?;
         }
-        let (not_before, due) = (head.not_before, row.get::<_, Option<i64>>(11)?);
+        let (not_before, due) = (head.not_before, row.get::<_, Option<i64>>(DUE)?);
         Ok(Self {
             seq: row.get(0)?,
             id: BatchId(row.get(1)?),
@@ -128,7 +132,7 @@ impl Stored {
             header: row.get(4)?,
             payload: row.get(5)?,
             record: codec::decode(head, body.as_deref())?,
-            first_row: uint(row.get(6)?),
+            first_row: uint(row.get(FIRST_ROW)?),
             gaps: row.get(8)?,
             columns: Columns {
                 not_before,

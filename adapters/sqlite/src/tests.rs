@@ -1,11 +1,15 @@
 //! What is the embedded store's own; what every store must do is in `tests/conformance_store.rs`.
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    sync::Arc,
+};
 
 use postrider_actors::{
     model::{
         batch::PayloadWriter,
-        file::FileState,
+        file::{FileRecord, FileState},
         lease::OpenMessage,
         outcome::{DeathCause, Verdict},
         time::{MonoMs, UnixMs},
@@ -33,12 +37,7 @@ async fn lease_at(store: &EmbeddedStore, now: UnixMs) -> Vec<Lease> {
 }
 
 fn request(now: UnixMs) -> LeaseRequest {
-    let wants = vec![Want {
-        destination: "d".into(),
-        messages: usize::MAX,
-        batches: 10,
-        longest_wait: std::time::Duration::MAX,
-    }];
+    let wants = vec![Want::new("d", usize::MAX, 10)];
     LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) }
 }
 
@@ -118,6 +117,38 @@ async fn a_settled_batch_is_in_no_index_of_what_is_to_be_done() {
     assert_eq!(entries(), [0, 0]);
 }
 
+/// More files than one call looks at.
+#[tokio::test]
+async fn b11_of_very_many_files_the_new_one_goes_ahead_and_each_has_its_turn() {
+    const FILES: u16 = 700;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let file = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        let id = FileId([high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Arc::new(FileRecord { id, ..(*fixtures::file("f", 1, &["d"])).clone() })
+    };
+    for number in 0..FILES {
+        store.append(fixtures::step(&file(number), 1..=1, NOW)).await.unwrap();
+    }
+    let of = async |batches| -> Vec<FileId> {
+        let wants = vec![Want::new("d", usize::MAX, batches)];
+        let leases = store.lease(LeaseRequest { wants, ..request(NOW) }).await.unwrap();
+        leases.iter().map(|lease| lease.header.file).collect()
+    };
+    assert_eq!(of(10).await.len(), 10);
+    store.append(fixtures::step(&file(FILES), 1..=1, NOW)).await.unwrap();
+    let mut seen = of(200).await;
+    assert!(seen.contains(&file(FILES).id), "it was seen at once");
+    while seen.len() <= usize::from(FILES) - 10 {
+        let some = of(200).await;
+        assert!(!some.is_empty(), "{} of {FILES}", seen.len());
+        seen.extend(some);
+    }
+    assert!(of(9).await.is_empty());
+    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), usize::from(FILES) - 9);
+}
+
 #[test]
 fn what_is_asked_all_the_time_sorts_nothing_and_counts_in_the_index() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,9 +161,17 @@ fn what_is_asked_all_the_time_sorts_nothing_and_counts_in_the_index() {
             explain.query_map(rusqlite::params_from_iter((0..parameters).map(|_| 1)), |row| row.get(3));
         steps.unwrap().collect::<Result<Vec<String>, _>>().unwrap().join("; ")
     };
-    for sql in [leases::RETRIES_DUE, leases::FRESH_DUE] {
+    for (sql, by) in [
+        (leases::RETRIES_DUE, "batches_waiting (destination=? AND retry=? AND holder=? AND place<?)"),
+        (leases::NEXT_FILE, "batches_waiting (destination=? AND retry=? AND holder=? AND place>?)"),
+        (leases::FRESH_DUE, "batches_waiting (destination=? AND retry=? AND holder=? AND place=? AND "),
+        (
+            leases::FRESH_DUE_BEFORE,
+            "batches_by_row (file=? AND destination=? AND first_row>? AND first_row<?)",
+        ),
+    ] {
         let plan = plan(sql);
-        assert!(plan.contains("destination=? AND retry=? AND holder=? AND due<?"), "{plan}");
+        assert!(plan.contains(by), "{plan}");
         assert!(!plan.contains("TEMP B-TREE"), "{plan}");
     }
     let plan = plan(backlog::COUNT_WAITING);

@@ -9,8 +9,10 @@ use std::{
 use postrider_actors::{
     model::{
         batch::{BatchHeader, NewBatch, PayloadError},
+        fairness::LeaseTurns,
         file::FileState,
-        ledger::{CountChange, LaneShare},
+        ledger::CountChange,
+        priority::Priority,
         time::UnixMs,
     },
     ports::StoreError,
@@ -95,6 +97,11 @@ pub(crate) fn uint(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
+pub(crate) fn priority(byte: u8) -> Result<Priority, TxError> {
+    let newer = || TxError::Refused(format!("priority {byte} was written by a newer version"));
+    Priority::from_byte(byte).ok_or_else(newer)
+}
+
 pub(crate) fn file_state_byte(state: &FileState) -> i64 {
     match state {
         FileState::Ingesting => 0,
@@ -125,9 +132,25 @@ pub(crate) struct Caches {
     destination_names: HashMap<i64, Arc<str>>,
     header_numbers: HashMap<Arc<BatchHeader>, i64>,
     headers: HashMap<i64, Arc<BatchHeader>>,
-    lane_shares: HashMap<i64, LaneShare>,
+    turns: HashMap<i64, DestinationTurns>,
     /// Whether there is a ledger of rows.
     pub(crate) is_wide: bool,
+}
+
+/// How a destination's leases were shared between retries and first attempts, and between files, by their numbers.
+#[derive(Default)]
+pub(crate) struct DestinationTurns {
+    pub(crate) turns: LeaseTurns<i64>,
+    pub(crate) looked: Looked,
+}
+
+/// How far the files of which first attempts wait were looked at: where there are very many, not all of them at once.
+#[derive(Default)]
+pub(crate) struct Looked {
+    /// The last one of a walk over all of them.
+    pub(crate) until: i64,
+    /// The last one that was there when the walk began, or that was looked at since: those beyond are new.
+    pub(crate) newest: Option<i64>,
 }
 
 /// Memory for pages of the ledger of rows, in KiB: its indexes are met in random places, and a page that is not in memory
@@ -166,12 +189,12 @@ impl Caches {
         Ok(header)
     }
 
-    /// How a destination's leases were shared between retries and first attempts.
-    pub(crate) fn lane_share(&mut self, destination: i64) -> &mut LaneShare {
-        if !self.lane_shares.contains_key(&destination) {
-            bounded(&mut self.lane_shares);
+    /// How a destination's leases were shared.
+    pub(crate) fn turns(&mut self, destination: i64) -> &mut DestinationTurns {
+        if !self.turns.contains_key(&destination) {
+            bounded(&mut self.turns);
         }
-        self.lane_shares.entry(destination).or_default()
+        self.turns.entry(destination).or_default()
     }
 }
 

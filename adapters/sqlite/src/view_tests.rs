@@ -21,12 +21,7 @@ use postrider_actors::ports::console::{
 const NOW: UnixMs = UnixMs(1_000_000);
 
 async fn lease(store: &EmbeddedStore, destination: &str, now: UnixMs) -> Lease {
-    let wants = vec![Want {
-        destination: destination.into(),
-        messages: 1,
-        batches: 1,
-        longest_wait: std::time::Duration::MAX,
-    }];
+    let wants = vec![Want::new(destination, 1, 1)];
     let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(9_999), now, born: UnixMs(0) };
     store.lease(request).await.unwrap().pop().expect("a batch is due")
 }

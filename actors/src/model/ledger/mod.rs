@@ -7,7 +7,6 @@
 //!
 //! - [`record`]: what is recorded, and what can be read off it.
 //! - [`lease`]: who may work on a batch.
-//! - `lanes`: which batches of a destination are leased.
 //! - `evidence`: what is known of messages that were in flight when a process died.
 //! - [`settle`]: recording a worker's verdicts on messages, and what an operator does with them.
 //! - `rerender`: new bodies for messages that were never sent.
@@ -17,7 +16,6 @@ pub mod codec;
 #[cfg(test)]
 mod codec_tests;
 mod evidence;
-mod lanes;
 pub mod lease;
 pub mod record;
 mod rerender;
@@ -26,7 +24,6 @@ pub mod settle;
 mod tests;
 
 pub use evidence::{Evidence, is_exclusive};
-pub use lanes::{FRESH_ONE_IN, LaneShare};
 pub use lease::{Grant, is_earlier_life, is_earlier_process};
 pub use record::{Deadline, Death, Exception, Fate, Holder, Record, RowNumbers, Sent};
 pub use rerender::{KeepsBody, Rendered};

@@ -210,48 +210,6 @@ fn an_index_beyond_the_batch_changes_nothing() {
     }
 }
 
-/// Leases until `leases` batches are chosen, `batches` at a time, where of both kinds are as many as one likes: which
-/// are retries.
-fn shared(due: usize, messages: usize, batches: usize, leases: usize) -> Vec<bool> {
-    let mut share = LaneShare::default();
-    let mut chosen = Vec::new();
-    while chosen.len() < leases {
-        let lane = |is_retry| std::iter::repeat((is_retry, due));
-        let some = share.choose(lane(true), lane(false), messages, batches);
-        assert!(!some.is_empty() && some.len() <= batches);
-        assert!((some.len() - 1) * due < messages, "enough is enough");
-        chosen.extend(some);
-    }
-    chosen
-}
-
-#[test]
-fn b11_retries_come_first_and_the_others_get_their_fifth() {
-    for due in [1, 3, 500] {
-        for (messages, batches) in [(1, 1), (usize::MAX, 1), (10, 3), (1_000, 64), (usize::MAX, 7)] {
-            let chosen = shared(due, messages, batches, 1_000);
-            assert!(chosen[0], "a retry comes first");
-            let fresh = chosen.iter().filter(|is_retry| !**is_retry).count();
-            let expected = chosen.len() / FRESH_ONE_IN as usize;
-            assert!(fresh.abs_diff(expected) <= 1, "{fresh} of {}, {messages} {batches}", chosen.len());
-        }
-    }
-}
-
-#[test]
-fn b11_one_kind_alone_takes_all_and_owes_nothing() {
-    let mut share = LaneShare::default();
-    let lane = |count: usize| (0..count).map(|batch| (batch, 10));
-    assert_eq!(share.choose(lane(9), [], 85, 99).len(), 9);
-    assert_eq!(share.choose([], lane(9), 25, 99), [0, 1, 2]);
-    assert_eq!(share.choose(lane(9), [], usize::MAX, 4).len(), 4);
-    assert_eq!(share, LaneShare::default());
-    assert!(share.choose(lane(0), lane(0), 9, 9).is_empty());
-    assert!(
-        share.choose(lane(9), lane(9), 0, 9).is_empty() && share.choose(lane(9), lane(9), 9, 0).is_empty()
-    );
-}
-
 /// One record, what its store keeps beside it, and the verdicts it was given.
 struct World {
     rng: SmallRng,

@@ -69,6 +69,19 @@ impl Admission for Room {
 }
 
 impl Limited {
+    /// Takes over a batch of the one file that most tests have.
+    fn add(
+        &mut self,
+        destination: usize,
+        token: LeaseToken,
+        pace: Pace,
+        open: Vec<OpenMessage>,
+        now: UnixMs,
+    ) {
+        let (file, priority) = (FileId([0; 16]), Priority::Normal);
+        self.roster.add(destination, Incoming { token, file, priority, pace, open }, now);
+    }
+
     fn ask(&mut self, now: UnixMs) -> (Vec<Pick>, HashSet<usize>) {
         let is_full = self.roster.in_flight() >= self.all;
         let has_room = |(at, limit): (usize, &usize)| !is_full && self.roster.in_flight_to(at) < *limit;
@@ -142,11 +155,12 @@ fn send_all(roster: &mut Limited, now: UnixMs, mut report: impl FnMut(Pick) -> R
 #[test]
 fn a_batch_of_which_nothing_may_go_keeps_no_other_away() {
     let mut roster = roster(&[9]);
-    for batch in 0..3 {
-        roster.add(0, token(batch), Pace::Together, fresh(0..1), NOW);
+    // Two of one file and one of another, twice.
+    for (file, batch, tries) in [(1, 0, 0), (1, 1, 0), (2, 2, 0), (1, 3, 1), (2, 4, 1)] {
+        let mut batch = of_file(file, Priority::Normal, batch, 1);
+        batch.open[0].tries = tries;
+        roster.roster.add(0, batch, NOW);
     }
-    roster.add(0, token(3), Pace::Together, vec![OpenMessage { tries: 1, ..fresh(0..1)[0] }], NOW);
-    roster.add(0, token(4), Pace::Together, vec![OpenMessage { tries: 1, ..fresh(0..1)[0] }], NOW);
     roster.not_these = [token(0), token(1), token(3)].into();
     let picked: Vec<_> = std::iter::from_fn(|| roster.pick(NOW)).map(|pick| pick.token).collect();
     assert_eq!(picked, [token(4), token(2)]);
@@ -552,6 +566,71 @@ fn b16_what_was_not_tried_goes_again_in_row_order_under_the_same_lease() {
     assert_eq!(requests(&mut roster, NOW), [vec![0, 2, 3, 4], vec![5]]);
 }
 
+/// A batch of `file` that goes at full pace.
+fn of_file(file: u8, priority: Priority, batch: u8, messages: u32) -> Incoming {
+    let (file, pace) = (FileId([file; 16]), Pace::Together);
+    Incoming { token: token(batch), file, priority, pace, open: fresh(0..messages) }
+}
+
+/// Sends `messages`, one at a time; how many of them were of each batch.
+fn shares(roster: &mut Limited, messages: usize) -> HashMap<LeaseToken, usize> {
+    let mut shares = HashMap::new();
+    for _ in 0..messages {
+        let pick = pick(roster, NOW);
+        roster.report(pick, SENT, usize::MAX, NOW);
+        *shares.entry(pick.token).or_default() += 1;
+    }
+    shares
+}
+
+#[test]
+fn b11_a_small_file_that_is_leased_later_goes_at_once() {
+    let mut roster = roster(&[1]);
+    for batch in 0..4 {
+        roster.roster.add(0, of_file(1, Priority::Normal, batch, 500), NOW);
+    }
+    shares(&mut roster, 700);
+    assert_eq!(roster.files_with(0, 1_300), [FileId([1; 16])]);
+    assert_eq!(roster.files_with(0, 1_301), []);
+    roster.roster.add(0, of_file(2, Priority::Normal, 9, 2), NOW);
+    let first = pick(&mut roster, NOW);
+    assert_eq!(first.token, token(9));
+    roster.report(first, SENT, usize::MAX, NOW);
+    assert_eq!(shares(&mut roster, 2)[&token(9)], 1, "the other one every other time");
+    assert_eq!(roster.files_with(0, 1), [FileId([1; 16])], "nothing of it waits any more");
+}
+
+#[test]
+fn b11_leased_files_share_by_weight_and_by_what_is_ordered_meanwhile() {
+    let mut roster = roster(&[1]);
+    roster.roster.add(0, of_file(1, Priority::Urgent, 1, 3_000), NOW);
+    roster.roster.add(0, of_file(2, Priority::Normal, 2, 3_000), NOW);
+    roster.roster.add(0, of_file(3, Priority::Bulk, 3, 3_000), NOW);
+    let got = shares(&mut roster, 21 * 50);
+    let of = |got: &HashMap<_, usize>, batch| got[&token(batch)];
+    assert!(of(&got, 1).abs_diff(800) <= 16 && of(&got, 2).abs_diff(200) <= 4, "{got:?}");
+    assert!(of(&got, 3).abs_diff(50) <= 1, "{got:?}");
+    roster.prioritize(0, FileId([3; 16]), Priority::Urgent);
+    roster.prioritize(0, FileId([7; 16]), Priority::Urgent); // nothing of it is here
+    let got = shares(&mut roster, 200);
+    assert!(of(&got, 1).abs_diff(80) <= 3 && of(&got, 3).abs_diff(80) <= 3, "{got:?}");
+}
+
+#[test]
+fn b11_retries_go_first_and_first_attempts_get_their_fifth() {
+    let mut roster = roster(&[2]);
+    let mut again = of_file(1, Priority::Bulk, 1, 1_000);
+    for message in &mut again.open {
+        message.tries = 1;
+    }
+    roster.roster.add(0, again, NOW);
+    assert!(roster.has_retries(0));
+    roster.roster.add(0, of_file(2, Priority::Urgent, 2, 1_000), NOW);
+    assert_eq!(pick(&mut roster, NOW).attempt, 2);
+    let got = shares(&mut roster, 500);
+    assert!(got[&token(2)].abs_diff(100) <= 1, "{got:?}");
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Pick,
@@ -649,7 +728,9 @@ proptest! {
         };
         for (nth, &(destination, losses, count)) in batches.iter().enumerate() {
             let token = token(nth as u8);
-            books.roster.add(destination, token, Pace::of(losses), fresh(0..count), NOW);
+            let (file, pace, open) = (FileId([nth as u8 % 4; 16]), Pace::of(losses), fresh(0..count));
+            let priority = Priority::from_byte(nth as u8 % 3).unwrap();
+            books.roster.roster.add(destination, Incoming { token, file, priority, pace, open }, NOW);
             books.open.insert(token, (0..count).map(|index| (index, 0)).collect());
         }
         for step in steps {
@@ -686,6 +767,7 @@ proptest! {
         prop_assert_eq!(books.roster.next_due(), None);
         for slot in &books.roster.destinations {
             prop_assert_eq!((slot.in_flight, slot.held, slot.waiting), (0, 0, 0));
+            prop_assert!(slot.fresh.turns.is_empty() && slot.retries.turns.is_empty());
         }
         // What was not sent was put off: tried once at least.
         for (token, open) in &books.open {

@@ -4,6 +4,7 @@ use super::{value::Raw, *};
 use crate::model::{
     batch::{RowLayout, put_cell},
     ids::FileId,
+    priority::Priority,
     terms::Terms,
 };
 
@@ -26,6 +27,7 @@ fn header(layout: RowLayout, mapping: &Mapping) -> BatchHeader {
         template: Some(mapping.to_template()),
         content_type: MAPPING_TYPE.into(),
         terms: Terms::default(),
+        priority: Priority::Normal,
     }
 }
 

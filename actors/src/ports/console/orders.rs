@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::FileSelector;
-use crate::model::{file::FileReport, limits::LimitChange, time::UnixMs};
+use crate::model::{file::FileReport, limits::LimitChange, priority::Priority, time::UnixMs};
 
 /// An order. Each is a fact of a destination or a file (B11): it costs one write however many messages it is about, it
 /// holds before the next request begins, and it outlasts a restart and a reload.
@@ -46,6 +46,13 @@ pub enum Order {
         of: FilesAt,
         /// Why.
         reason: String,
+    },
+    /// Files are so urgent from now on, beside others that wait for the same destination.
+    Priority {
+        /// Which, and where.
+        of: FilesAt,
+        /// How urgent.
+        priority: Priority,
     },
 }
 
@@ -119,6 +126,7 @@ impl Order {
             Self::Hold { .. } => "hold",
             Self::Release { .. } => "release",
             Self::Cancel { .. } => "cancel",
+            Self::Priority { .. } => "priority",
         }
     }
 
@@ -130,6 +138,7 @@ impl Order {
             Self::Limit { destination, change } => (destination.clone(), change.to_string()),
             Self::Hold { of, reason } | Self::Cancel { of, reason } => (of.to_string(), reason.clone()),
             Self::Release { of } => (of.to_string(), String::new()),
+            Self::Priority { of, priority } => (of.to_string(), priority.to_string()),
         };
         AuditLine { at, by: by.to_owned(), verb: self.verb().to_owned(), of, detail }
     }

@@ -133,13 +133,14 @@ impl World {
         let is_enough = leases.len() == batches || due >= messages;
         if self.subject.carried.is_none() {
             assert!(is_enough || leases.len() == could, "seed {seed}: {} of {could}", leases.len());
-            for is_first in [true, false] {
-                let lane = leases
-                    .iter()
-                    .filter(|lease| lease.open.iter().all(|open| open.tries + open.drive == 0) == is_first);
-                let due = lane.map(|lease| lease.open.iter().map(|open| open.not_before).min());
-                assert!(due.is_sorted(), "seed {seed}: what has been due for longest");
+            // By lane and file.
+            let mut due: BTreeMap<_, Vec<_>> = BTreeMap::new();
+            for lease in &leases {
+                let is_first = lease.open.iter().all(|open| open.tries + open.drive == 0);
+                let of_it = due.entry((is_first, lease.header.file)).or_default();
+                of_it.push(lease.open.iter().map(|open| open.not_before).min());
             }
+            assert!(due.values().all(|due| due.is_sorted()), "seed {seed}: what has been due for longest");
         }
         self.leases.extend(leases.iter().cloned());
         leases

@@ -332,7 +332,7 @@ const NOW: UnixMs = UnixMs(1_700_000_000_000);
 const LATER: UnixMs = UnixMs(NOW.0 + 60_000);
 
 fn want(destination: &str, messages: usize, batches: usize) -> Want {
-    Want { destination: destination.into(), messages, batches, longest_wait: Duration::MAX }
+    Want::new(destination, messages, batches)
 }
 
 /// A worker's word on the next attempts of messages that it was given with `lease`.

@@ -5,10 +5,15 @@ use crate::{
     model::{
         file::{FileRecord, FileState},
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
+        ids::FileId,
+        priority::{FilePriority, Priority},
         terms::Terms,
         time::{MonoMs, UnixMs},
     },
-    ports::{Claim, ClaimRequest, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled, Settlement},
+    ports::{
+        Claim, ClaimRequest, FirstTurns, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled,
+        Settlement, Want,
+    },
 };
 
 /// The queue's contract.
@@ -19,6 +24,10 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     nothing_is_leased_before_it_is_due(make().await).await;
     a_batch_is_due_when_its_first_message_is(make().await).await;
     a_retry_is_leased_before_others_and_they_get_their_fifth(make().await).await;
+    b11_a_small_file_behind_a_large_one_is_leased_with_the_next_batch(make().await).await;
+    b11_files_share_by_how_urgent_they_are(make().await).await;
+    b11_who_has_enough_gets_the_first_turns_of_other_files_and_retries(make().await).await;
+    b11_how_urgent_a_file_is_is_ordered_while_it_is_on_its_way(make().await).await;
     a_lease_holds_until_its_deadline_and_extensions_move_it(make().await).await;
     release_charges_only_losses(make().await).await;
     a_lost_lease_is_due_as_it_was(make().await).await;
@@ -172,6 +181,135 @@ async fn a_retry_is_leased_before_others_and_they_get_their_fifth(store: Subject
     let rest = lease_once(&store, usize::MAX, 99).await;
     assert!(rest.iter().all(Lease::is_first), "nobody to share with");
     assert_eq!(rest.len(), 12 - 1 - 3);
+}
+
+/// Stores `batches` batches of ten of a file of `d`, which follow those of rows up to `after`.
+async fn store_batches(store: &Subject, file: &Arc<FileRecord>, after: u64, batches: u64) {
+    for first in (0..batches).map(|nth| after + nth * 10 + 1) {
+        store.outbox.append(fixtures::step(file, first..=first + 9, NOW)).await.unwrap();
+    }
+}
+
+/// A file for `d` that is so urgent.
+fn file_of(content: u8, priority: Priority) -> Arc<FileRecord> {
+    Arc::new(FileRecord { priority, ..(*fixtures::file("feed", content, &["d"])).clone() })
+}
+
+/// A queue that only carries has no order.
+async fn b11_a_small_file_behind_a_large_one_is_leased_with_the_next_batch(store: Subject) {
+    if store.carried.is_some() {
+        return;
+    }
+    let (large, small) = (file_of(1, Priority::Normal), file_of(2, Priority::Normal));
+    store_batches(&store, &large, 0, 9).await;
+    assert_eq!(store.lease("w", "d", 3).await.len(), 3);
+    store.outbox.append(fixtures::step(&small, 1..=2, NOW)).await.unwrap();
+    assert_eq!(store.lease("w", "d", 1).await[0].header.file, small.id);
+    let rest = store.lease("w", "d", 99).await;
+    assert!(rest.len() == 6 && rest.iter().all(|lease| lease.header.file == large.id));
+    // What is held takes no turn, and waits for none.
+    let held = FileHold::by_operator(NOW, "why");
+    store_batches(&store, &large, 90, 5).await;
+    assert_eq!(store.steering.change_hold(large.id, None, &HoldChange::Hold(held)).await, Ok(1));
+    store.outbox.append(fixtures::step(&small, 3..=4, NOW)).await.unwrap();
+    let leases = store.lease("w", "d", 99).await;
+    assert_eq!(leases.iter().map(|lease| lease.header.file).collect::<Vec<_>>(), [small.id]);
+}
+
+async fn b11_files_share_by_how_urgent_they_are(store: Subject) {
+    if store.carried.is_some() {
+        return;
+    }
+    let files =
+        [(1, Priority::Bulk), (2, Priority::Normal), (3, Priority::Urgent)].map(|(nth, is)| file_of(nth, is));
+    for file in &files {
+        store_batches(&store, file, 0, 45).await;
+    }
+    let mut got = [0_usize; 3];
+    for _ in 0..42 {
+        let lease = store.lease("w", "d", 1).await.pop().unwrap();
+        let at = files.iter().position(|file| file.id == lease.header.file).unwrap();
+        assert_eq!(lease.header.priority, files[at].priority);
+        got[at] += 1;
+    }
+    let is_fair = |(got, due): (usize, usize)| got.abs_diff(due) <= 1;
+    assert!(got.into_iter().zip([2, 8, 32]).all(is_fair), "{got:?}");
+}
+
+/// What a worker that has enough gets: in one call, for such a queue answers at once.
+async fn first_turns(store: &Subject, besides: &[FileId], retries: bool, now: UnixMs) -> Vec<Lease> {
+    store.set_time(now);
+    let first_turns = Some(FirstTurns { besides: besides.to_vec(), retries });
+    let wants = vec![Want { first_turns, ..Want::new("d", 0, 2) }];
+    let request = LeaseRequest { holder: "w".into(), wants, until: MonoMs(900), now, born: UnixMs(0) };
+    store.queue.lease(request).await.unwrap()
+}
+
+/// Not where order is kept.
+async fn b11_who_has_enough_gets_the_first_turns_of_other_files_and_retries(store: Subject) {
+    if store.carried.as_ref().is_some_and(|carried| carried.carry.queue.keeps_order()) {
+        return;
+    }
+    let (large, small) = (file_of(1, Priority::Normal), file_of(2, Priority::Normal));
+    store_batches(&store, &large, 0, 2).await;
+    let of = |leases: &[Lease]| leases.iter().map(|lease| lease.header.file).collect::<Vec<_>>();
+    let first = first_turns(&store, &[], false, NOW).await;
+    assert_eq!(of(&first), [large.id], "one of each file");
+    store_batches(&store, &small, 0, 3).await;
+    assert_eq!(of(&first_turns(&store, &[large.id], true, NOW).await), [small.id]);
+    assert_eq!(of(&first_turns(&store, &[large.id, small.id], true, NOW).await), []);
+    // The most urgent before others.
+    for (content, priority) in [(3, Priority::Bulk), (4, Priority::Normal), (5, Priority::Urgent)] {
+        store_batches(&store, &file_of(content, priority), 0, 1).await;
+    }
+    let some = first_turns(&store, &[large.id, small.id], false, NOW).await;
+    assert_eq!((some.len(), some[0].header.priority), (2, Priority::Urgent), "no more than asked for");
+    // A retry, whosever it is.
+    let verdicts: Vec<_> = (0..10).map(|index| (index, if index == 0 { retry() } else { sent() })).collect();
+    assert_eq!(store.settle_and_end(&first[0], &verdicts).await, Settled::Released);
+    let others = [3, 4].map(|content| file_of(content, Priority::Normal).id);
+    let besides = [&[large.id, small.id], &others[..]].concat();
+    assert_eq!(of(&first_turns(&store, &besides, true, NOW).await), [], "it is not due");
+    assert_eq!(of(&first_turns(&store, &besides, false, LATER).await), []);
+    assert_eq!(of(&first_turns(&store, &besides, true, LATER).await), [large.id]);
+    // What is held, or its destination, goes ahead of nothing.
+    let held = FileHold::by_operator(NOW, "why");
+    assert_eq!(store.steering.change_hold(small.id, None, &HoldChange::Hold(held)).await, Ok(1));
+    let besides = [&[large.id], &others[..]].concat();
+    assert_eq!(of(&first_turns(&store, &besides, true, LATER).await), []);
+    store.ledger.disable_destination("d", "410 Gone", NOW).await.unwrap();
+    assert_eq!(of(&first_turns(&store, &[], true, LATER).await), []);
+}
+
+async fn b11_how_urgent_a_file_is_is_ordered_while_it_is_on_its_way(store: Subject) {
+    let (file, _) = store.one_lease(3).await;
+    assert_eq!(store.steering.priorities().await, Ok(Vec::new()));
+    let order = async |file, destination, priority| {
+        store.steering.prioritize(file, destination, priority).await.unwrap()
+    };
+    assert_eq!(order(file.id, None, Priority::Urgent).await, 1);
+    assert_eq!(order(file.id, Some("d"), Priority::Urgent).await, 0, "it is so already");
+    assert_eq!(order(file.id, Some("elsewhere"), Priority::Bulk).await, 0);
+    assert_eq!(order(FileId([9; 16]), None, Priority::Bulk).await, 0);
+    let ordered = FilePriority { file: file.id, destination: "d".into(), priority: Priority::Urgent };
+    assert_eq!(store.steering.priorities().await, Ok(vec![ordered]));
+    let shown = async || store.ledger.report(file.id).await.unwrap().unwrap();
+    assert_eq!(
+        (shown().await.priority_at("d"), shown().await.file.priority),
+        (Priority::Urgent, Priority::Normal)
+    );
+    // It is obeyed.
+    let other = file_of(2, Priority::Normal);
+    store_batches(&store, &other, 0, 1).await;
+    store.outbox.append(fixtures::step(&file, 4..=13, NOW)).await.unwrap();
+    let is_ordered = store.carried.as_ref().is_none_or(|carried| !carried.carry.queue.keeps_order());
+    if is_ordered {
+        let leases = first_turns(&store, &[], false, NOW).await;
+        let files: Vec<_> = leases.iter().map(|lease| lease.header.file).collect();
+        assert_eq!(files, [file.id, other.id]);
+    }
+    assert_eq!(order(file.id, Some("d"), Priority::Normal).await, 1);
+    assert_eq!(shown().await.priority_at("d"), Priority::Normal);
 }
 
 async fn a_lease_holds_until_its_deadline_and_extensions_move_it(store: Subject) {

@@ -11,8 +11,9 @@ use crate::{
         time::UnixMs,
     },
     ports::{
-        Claim, ClaimRequest, Claims, Cursor, DestinationDepth, Dispatch, DueBatch, DueQuery, Fetched,
+        Claim, ClaimRequest, Claims, Cursor, DestinationDepth, Dispatch, DueBatch, DueQuery, Fetched, Hint,
         ItemOutcome, LeaseToken, Origin, OutboxEntry, OutboxPages, Page, PageQuery, Release, StoreError,
+        Want,
     },
 };
 
@@ -72,6 +73,20 @@ impl Claims for MemoryStore {
             }));
         }
         Ok(listed)
+    }
+
+    async fn first_turns(&self, want: &Want, due_by: UnixMs) -> Result<Vec<Hint>, StoreError> {
+        let mut state = self.state();
+        if state.disabled.contains_key(&want.destination) {
+            return Ok(Vec::new());
+        }
+        let due = state.due_for(&want.destination, due_by);
+        let chosen = state.take_turns(want, due, due_by);
+        let hint = |at: usize| {
+            let batch = &state.batches[at];
+            Hint { batch: batch.batch.id, due: batch.due() }
+        };
+        Ok(chosen.into_iter().map(hint).collect())
     }
 
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {

@@ -18,12 +18,14 @@ use async_trait::async_trait;
 use crate::{
     model::{
         batch::{NewBatch, Rendering},
+        fairness::LeaseTurns,
         file::{Checkpoint, DestinationCounts, FileReport, FileState, Reject},
         hold::FileHold,
         ids::{BatchId, FileId},
-        ledger::{Deadline, Fate, Grant, LaneShare, Record, RowNumbers, codec},
+        ledger::{Deadline, Fate, Grant, Record, RowNumbers, codec},
         limits::LimitChange,
         outcome::Attempt,
+        priority::Priority,
         room::OpenMessages,
         state::MessageState,
         time::{MonoMs, UnixMs},
@@ -50,8 +52,10 @@ struct State {
     holds: BTreeMap<(FileId, Arc<str>), FileHold>,
     /// The same: when no request may begin.
     closed: BTreeMap<(FileId, Arc<str>), Range<UnixMs>>,
+    /// By file and destination.
+    priorities: BTreeMap<(FileId, Arc<str>), Priority>,
     /// By destination.
-    shares: BTreeMap<Arc<str>, LaneShare>,
+    turns: BTreeMap<Arc<str>, LeaseTurns<FileId>>,
     /// The entries of inbound queues that were taken, and when.
     entries: BTreeMap<EntryId, UnixMs>,
 }
@@ -245,6 +249,7 @@ impl State {
                         .map(|name| (name.clone(), DestinationCounts::default()))
                         .collect(),
                     held: BTreeMap::new(),
+                    priorities: BTreeMap::new(),
                 },
                 checkpoint: Checkpoint::default(),
                 rejects: Vec::new(),
@@ -323,6 +328,8 @@ impl State {
         }
         let held = self.holds.iter().filter(|((of, _), _)| *of == report.file.id);
         report.held = held.map(|((_, name), hold)| (name.to_string(), hold.clone())).collect();
+        let ordered = self.priorities.iter().filter(|((of, _), _)| *of == report.file.id);
+        report.priorities = ordered.map(|((_, name), priority)| (name.to_string(), *priority)).collect();
         report
     }
 

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use super::{MemoryStore, State, Stored};
 use crate::{
     model::{
-        ids::BatchId,
+        fairness::Listed,
+        ids::{BatchId, FileId},
         ledger::{Deadline, Grant},
         time::{MonoMs, UnixMs},
     },
@@ -29,17 +30,40 @@ impl State {
         for batch in self.batches.iter_mut().filter(is_its) {
             batch.record.cut_waits(latest, now);
         }
-        let mut due: Vec<usize> = (0..self.batches.len())
-            .filter(|&at| self.is_leasable(&self.batches[at], &want.destination, now))
-            .collect();
+        let due = self.due_for(&want.destination, now);
+        self.take_turns(want, due, now)
+    }
+
+    /// What could be leased for a destination, by number, what has been due for longest first.
+    pub(super) fn due_for(&self, destination: &str, now: UnixMs) -> Vec<usize> {
+        let is_due = |at: &usize| self.is_leasable(&self.batches[*at], destination, now);
+        let mut due: Vec<usize> = (0..self.batches.len()).filter(is_due).collect();
         due.sort_by_key(|&at| self.batches[at].record.due()); // stable: then by age
-        let due = due.into_iter().map(|at| {
-            let record = &self.batches[at].record;
-            (at, record.open().filter(|&index| record.due_of(index) <= now).count())
-        });
-        let (retries, fresh): (Vec<_>, Vec<_>) = due.partition(|(at, _)| self.batches[*at].record.is_retry());
-        let share = self.shares.entry(want.destination.clone()).or_default();
-        share.choose(retries, fresh, want.messages, want.batches)
+        due
+    }
+
+    /// Of these batches, which are due, those whose turn it is.
+    pub(super) fn take_turns(&mut self, want: &Want, due: Vec<usize>, now: UnixMs) -> Vec<usize> {
+        let (retries, fresh): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|&at| self.batches[at].record.is_retry());
+        let listed = |batches: Vec<usize>, each: usize, besides: &[FileId]| {
+            let batches = batches.into_iter().map(|at| {
+                let stored = &self.batches[at];
+                let due = stored.record.open().filter(|&index| stored.record.due_of(index) <= now).count();
+                (stored.batch.header.file, self.priority_of(stored), at, due)
+            });
+            Listed::new(batches.filter(|(file, ..)| !besides.contains(file)), each)
+        };
+        let (mut retries, mut fresh, messages) = if let Some(first) = &want.first_turns {
+            let retries = if first.retries { retries } else { Vec::new() };
+            (listed(retries, 1, &[]), listed(fresh, 1, &first.besides), usize::MAX)
+        } else {
+            let all = usize::MAX;
+            (listed(retries, all, &[]), listed(fresh, all, &[]), want.messages)
+        };
+        let turns = self.turns.entry(want.destination.clone()).or_default();
+        let Ok(chosen) = turns.choose(&mut retries, &mut fresh, messages, want.batches);
+        chosen
     }
 
     /// Marks lost the leases that `is_lost` picks.

@@ -10,6 +10,7 @@ use crate::{
         canary::Trial,
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
+        priority::{FilePriority, Priority},
         state::MessageState,
         time::UnixMs,
     },
@@ -34,6 +35,13 @@ impl State {
             None => return false,
         }
         true
+    }
+
+    /// How urgent a batch is.
+    pub(super) fn priority_of(&self, batch: &Stored) -> Priority {
+        let header = &batch.batch.header;
+        let ordered = self.priorities.get(&(header.file, header.destination.as_str().into()));
+        ordered.copied().unwrap_or(header.priority)
     }
 
     /// Where messages are never sent, and what they end as.
@@ -107,6 +115,33 @@ impl Steering for MemoryStore {
             known.report.file.destinations.iter().map(|name| name.as_str().into()).collect();
         let asked = names.iter().filter(|name| destination.is_none_or(|asked| asked == &***name));
         Ok(asked.filter(|name| state.change_hold(file, name, change)).count())
+    }
+
+    async fn priorities(&self) -> Result<Vec<FilePriority>, StoreError> {
+        let ordered = self.state().priorities.clone().into_iter();
+        let listed = ordered.map(|((file, destination), priority)| FilePriority {
+            file,
+            destination: destination.to_string(),
+            priority,
+        });
+        Ok(listed.collect())
+    }
+
+    async fn prioritize(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        let mut state = self.state();
+        let Some(report) = state.file(file).map(|known| known.report.clone()) else { return Ok(0) };
+        let names = report.file.destinations.iter();
+        let mut changed = 0;
+        for name in names.filter(|name| destination.is_none_or(|asked| asked == **name)) {
+            let before = state.priorities.insert((file, name.as_str().into()), priority);
+            changed += usize::from(before.unwrap_or(report.file.priority) != priority);
+        }
+        Ok(changed)
     }
 
     async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {

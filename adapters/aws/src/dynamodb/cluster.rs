@@ -13,6 +13,7 @@ use postrider_actors::{
         hold::{FileHold, HeldFile, HoldChange},
         ids::FileId,
         limits::{LimitChange, SetLimits},
+        priority::{FilePriority, Priority},
         time::{MonoMs, UnixMs},
     },
     ports::StoreError,
@@ -31,6 +32,9 @@ const AGE_MAX: Duration = Duration::from_secs(1);
 /// Files that are held at once, some 500 bytes each: every machine reads them every second.
 const HELD_MAX: usize = 200;
 
+/// Orders on how urgent files are that are kept, some 100 bytes each. Nobody knows when they have had their effect.
+const PRIORITIES_MAX: usize = 100;
+
 /// Since when something is so, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Since {
@@ -48,6 +52,9 @@ pub(super) struct ClusterState {
     /// Files that are held.
     #[serde(default)]
     pub(super) held: Vec<HeldFile>,
+    /// How urgent files are by order, the latest last.
+    #[serde(default)]
+    pub(super) priorities: Vec<FilePriority>,
 }
 
 impl ClusterState {
@@ -64,6 +71,30 @@ impl ClusterState {
     pub(super) fn hold_of(&self, file: FileId, destination: &str, first_row: u64) -> Option<&FileHold> {
         let of = |held: &&HeldFile| held.file == file && held.destination == destination;
         self.held.iter().find(of).map(|held| &held.hold).filter(|hold| hold.covers(first_row))
+    }
+
+    /// How urgent a file is at a destination, if that was ordered.
+    pub(super) fn priority_of(&self, file: FileId, destination: &str) -> Option<Priority> {
+        let is_its = |order: &&FilePriority| order.file == file && order.destination == destination;
+        self.priorities.iter().find(is_its).map(|order| order.priority)
+    }
+
+    /// Orders how urgent a file is at its destinations `names`; at how many that is new. Of too many orders the oldest go.
+    pub(super) fn prioritize(&mut self, file: &FileRecord, names: &[&str], priority: Priority) -> usize {
+        let mut changed = 0;
+        for &name in names {
+            if self.priority_of(file.id, name).unwrap_or(file.priority) == priority {
+                continue;
+            }
+            changed += 1;
+            self.priorities.retain(|order| !(order.file == file.id && order.destination == name));
+            if priority != file.priority {
+                self.priorities.push(FilePriority { file: file.id, destination: name.into(), priority });
+            }
+        }
+        let surplus = self.priorities.len().saturating_sub(PRIORITIES_MAX);
+        self.priorities.drain(..surplus);
+        changed
     }
 
     /// Changes what is held of a file at its destinations `names`; at how many that changed something. `None` if there is

@@ -184,6 +184,7 @@ impl Operate for Console {
                     shared.change_holds(of, &HoldChange::Hold(FileHold::by_operator(at, reason))).await?
                 }
                 Order::Release { of } => shared.change_holds(of, &HoldChange::Release).await?,
+                Order::Priority { of, priority } => shared.change_priorities(of, *priority).await?,
                 // The daemons do the rest.
                 Order::Cancel { of, reason } => {
                     shared.change_holds(of, &HoldChange::Hold(FileHold::cancelled(at, reason))).await?

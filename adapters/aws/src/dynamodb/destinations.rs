@@ -10,6 +10,7 @@ use postrider_actors::{
         hold::{HoldChange, shortened},
         ids::FileId,
         limits::LimitChange,
+        priority::Priority,
         time::UnixMs,
     },
     ports::{
@@ -171,6 +172,45 @@ impl Shared {
         self.change_hold_of(&[(&file.record, names_at(&file.record, destination))], change).await
     }
 
+    /// Orders how urgent a file is; at how many destinations that is new.
+    pub(super) async fn prioritize(
+        &self,
+        id: FileId,
+        destination: Option<&str>,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        let Some(file) = self.read_file(id).await? else { return Ok(0) };
+        self.prioritize_all(&[(&file.record, names_at(&file.record, destination))], priority).await
+    }
+
+    /// The same of the files that an operator names.
+    pub(super) async fn change_priorities(
+        &self,
+        of: &FilesAt,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        let files = self.ordered_files(of).await?;
+        let at = of.destination.as_deref();
+        let files: Vec<_> = files.iter().map(|report| (&report.file, names_at(&report.file, at))).collect();
+        self.prioritize_all(&files, priority).await
+    }
+
+    async fn prioritize_all(
+        &self,
+        files: &[(&FileRecord, Vec<&str>)],
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        let outcome = Mutex::new(0);
+        let apply = |state: &mut ClusterState| {
+            let changed = files.iter().map(|(file, names)| state.prioritize(file, names, priority)).sum();
+            *lock(&outcome) = changed;
+            changed > 0
+        };
+        self.change_cluster(apply).await?;
+        let changed = *lock(&outcome);
+        Ok(changed)
+    }
+
     /// The same of the files that an operator names.
     pub(super) async fn change_holds(&self, of: &FilesAt, change: &HoldChange) -> Result<usize, StoreError> {
         let files = self.ordered_files(of).await?;
@@ -205,11 +245,13 @@ impl Shared {
         Ok(count)
     }
 
-    /// What of a file is held, where.
+    /// What of a file is held, where, and how urgent it is by order.
     pub(super) async fn add_holds(&self, report: &mut FileReport) -> Result<(), StoreError> {
         let state = self.cluster_state().await?;
         let of_it = state.held.iter().filter(|held| held.file == report.file.id);
         report.held = of_it.map(|held| (held.destination.clone(), held.hold.clone())).collect();
+        let of_it = state.priorities.iter().filter(|order| order.file == report.file.id);
+        report.priorities = of_it.map(|order| (order.destination.clone(), order.priority)).collect();
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use postrider_actors::{
     model::{ids::BatchId, ledger::is_earlier_life, time::UnixMs},
-    ports::{DestinationDepth, DueBatch, DueQuery, Origin, StoreError},
+    ports::{DestinationDepth, DueBatch, DueQuery, Hint, Origin, StoreError, Want},
 };
 
 use super::{
@@ -56,6 +56,26 @@ impl Shared {
                 || self.is_closed(file, destination, query.due_by)
         };
         Ok(self.waiting().due(&query, waits))
+    }
+
+    pub(super) async fn first_turns(&self, want: &Want, due_by: UnixMs) -> Result<Vec<Hint>, StoreError> {
+        if self.waiting().is_empty() {
+            return Ok(Vec::new());
+        }
+        let cluster = self.cluster_state().await?;
+        if cluster.disabled.contains_key(&*want.destination) {
+            return Ok(Vec::new());
+        }
+        let waits = |waiting: &Waiting| {
+            let (file, destination) = (waiting.file, &waiting.batch.destination);
+            cluster.hold_of(file, destination, waiting.first_row).is_some()
+                || self.is_closed(file, destination, due_by)
+        };
+        let priority = |waiting: &Waiting| {
+            let ordered = cluster.priority_of(waiting.file, &waiting.batch.destination);
+            ordered.unwrap_or(waiting.priority)
+        };
+        Ok(self.waiting().first_turns(want, due_by, waits, priority))
     }
 
     /// Forgets which of these batches somebody has, or are done.

@@ -49,6 +49,7 @@ attributes! {
     HOLDER = "Holder";
     UNTIL = "Until";
     KEPT_UNTIL = "KeptUntil";
+    PRIORITY = "Priority";
     BATCHES = "Batches";
     // … of a file.
     RECORD = "Record";

@@ -61,14 +61,16 @@ use postrider_actors::{
         file::{Checkpoint, FileReport, FileState, Reject},
         hold::{HeldFile, HoldChange},
         ids::{BatchId, FileId},
+        priority::{FilePriority, Priority},
         rate_share::RateLeases,
         room::OpenMessages,
         time::UnixMs,
     },
     ports::{
         Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
-        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, ItemOutcome, LeaseToken, Ledger, LimitsSet,
-        Outbox, OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering, StoreError,
+        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, Hint, ItemOutcome, LeaseToken, Ledger,
+        LimitsSet, Outbox, OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering,
+        StoreError, Want,
         console::{DeadFilter, DeadLetter, Position},
     },
 };
@@ -160,6 +162,10 @@ impl Claims for DynamoStore {
         self.shared.due(query).await
     }
 
+    async fn first_turns(&self, want: &Want, due_by: UnixMs) -> Result<Vec<Hint>, StoreError> {
+        self.shared.first_turns(want, due_by).await
+    }
+
     async fn next_due(&self) -> Result<Option<UnixMs>, StoreError> {
         let (shared, now) = (&self.shared, self.shared.clock.wall());
         let is_closed =
@@ -244,6 +250,19 @@ impl Steering for DynamoStore {
         change: &HoldChange,
     ) -> Result<usize, StoreError> {
         self.shared.change_hold(file, destination, change).await
+    }
+
+    async fn priorities(&self) -> Result<Vec<FilePriority>, StoreError> {
+        Ok(self.shared.cluster_state().await?.priorities.clone())
+    }
+
+    async fn prioritize(
+        &self,
+        file: FileId,
+        destination: Option<&str>,
+        priority: Priority,
+    ) -> Result<usize, StoreError> {
+        self.shared.prioritize(file, destination, priority).await
     }
 
     async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {

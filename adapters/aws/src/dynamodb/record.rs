@@ -12,6 +12,7 @@ use postrider_actors::{
             Deadline, Failure, Holder, Record, RowNumbers,
             codec::{self, Head},
         },
+        priority::Priority,
         time::UnixMs,
     },
     ports::StoreError,
@@ -21,8 +22,8 @@ use super::{
     change::{Change, When, put},
     item::{
         ACCEPTED_AT, BODY, COUNT, DELIVERY_TIME, DIGEST, DUE, Damaged, FENCE, FILE, FIRST_ROW, HOLDER, Item,
-        KEPT_UNTIL, LOOK_AT, NOT_BEFORE, OPEN, OUTSTANDING_CREATED_TIME, OWNER, ROWS, Reading, SHARD, TOPIC,
-        TOPIC_SHARD, UNTIL, VERSION, blob, item, number, text, time,
+        KEPT_UNTIL, LOOK_AT, NOT_BEFORE, OPEN, OUTSTANDING_CREATED_TIME, OWNER, PRIORITY, ROWS, Reading,
+        SHARD, TOPIC, TOPIC_SHARD, UNTIL, VERSION, blob, item, number, text, time,
     },
     keys::{self, Shards, ledger_key},
     payload::{Payload, PayloadId},
@@ -42,6 +43,8 @@ pub(super) struct StoredBatch {
     /// Nothing needs what it carried any more.
     pub(super) is_archived: bool,
     pub(super) record: Record,
+    /// How urgent its file was when its rows were accepted.
+    pub(super) priority: Priority,
     /// Counts every change but that of the deadline.
     pub(super) version: u64,
 }
@@ -82,6 +85,7 @@ impl StoredBatch {
             kept_until: UnixMs(kept_until.0 / 1000 * 1000),
             is_archived: false,
             record: Record::new(batch.count, batch.accepted_at, batch.not_before),
+            priority: batch.header.priority,
             version: 0,
         })
     }
@@ -127,6 +131,9 @@ impl StoredBatch {
             kept_until: kept_until(item)?,
             is_archived: !item.contains_key(TOPIC_SHARD),
             record: codec::decode(head, reading.maybe_bytes(BODY)?).map_err(|_| Damaged(BODY))?,
+            priority: reading
+                .maybe_text(PRIORITY)?
+                .map_or(Ok(Priority::Normal), |word| word.parse().map_err(|_| Damaged(PRIORITY)))?,
             version: reading.number(VERSION)?,
         })
     }
@@ -153,6 +160,9 @@ impl StoredBatch {
             (TOPIC_SHARD, text(keys::topic_shard(&self.destination, self.file, shards.of_destination))),
             (SHARD, number(keys::batch_shard(self.id, shards.of_all))),
         ]));
+        if !self.priority.is_normal() {
+            written.insert(PRIORITY.to_owned(), text(self.priority.as_str()));
+        }
         written.extend(codec::encode_rows(&self.rows).map(|rows| (ROWS.to_owned(), blob(rows))));
         written
             .extend(waiting(&self.record, stamp).into_iter().map(|(name, value)| (name.to_owned(), value)));

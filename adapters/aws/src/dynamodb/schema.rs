@@ -26,7 +26,7 @@
 //! | `files` | `STAMP#ID` | every file in the order of its first rows: `Name`, `Feed` |
 //! | `open#NODE#FEED` | `STAMP#ID` | files whose final report that node has yet to write |
 //! | `dead` | `FILE#DESTINATION#ROW#ID` | batches with dead messages, by their first row |
-//! | `cluster` | `state` | what holds for all machines (B25), read by each once a second: `Version`, `Body`, JSON: `disabled` destinations, since when and why |
+//! | `cluster` | `state` | what holds for all machines (B25), read by each once a second: `Version`, `Body`, JSON: `disabled` destinations, since when and why; files that are `held`; the `priorities` that were ordered last |
 //! | `destinations` | `NAME` | every destination that was appended to |
 //! | `depth` | `NODE#SLOT` | by how much a node changed the number of open messages of each destination: `Messages#DESTINATION`; to be summed |
 //! | `entries#FEED#MINUTE` | `head` | entries of an inbound queue that were taken, by the minute in which they were sent (`model::entries`, B22): `Version`, `Count` of all, `Body`: the last of them; expires |
@@ -42,6 +42,7 @@
 //! | `Version` | N | counts every change but those of `Until`, `LookAt` and `KeptUntil` |
 //! | `Fence`, `Holder`, `Until` | | the claim; `Until` by the wall clock |
 //! | `File`, `Topic`, `FirstRow`, `Count`, `Rows`, `AcceptedAt`, `NotBefore` | | what never changes; `Rows` only if there are gaps between the rows |
+//! | `Priority` | S | how urgent the file was when the rows were accepted, if that is not `normal` |
 //! | `Digest`, `KeptUntil` | | what it carries, and until when that is kept at least, in seconds |
 //! | `TopicShard` | S | `DESTINATION#NN`, NN = `model::shard` of the file id (S3.9); until it is archived |
 //! | `Shard` | N | `model::shard` of the batch id, of `scan_concurrency` |

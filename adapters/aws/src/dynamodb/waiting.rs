@@ -8,10 +8,12 @@ use std::{
 
 use postrider_actors::{
     model::{
+        fairness::{LeaseTurns, Listed},
         ids::{BatchId, FileId},
+        priority::Priority,
         time::UnixMs,
     },
-    ports::{DueBatch, DueQuery, Origin},
+    ports::{DueBatch, DueQuery, FirstTurns, Hint, Origin, Want},
 };
 
 use super::{payload::PayloadId, record::StoredBatch};
@@ -19,7 +21,8 @@ use super::{payload::PayloadId, record::StoredBatch};
 /// Entries that are remembered, some 200 bytes each.
 const ENTRIES_MAX: usize = 20_000;
 
-/// … and of one destination: one that is down must not take the room of the others.
+/// … and of one destination: one that is down must not take the room of the others. Nor must a large file take that of a
+/// small one: where there is no room, the file with the most gives one up.
 const DESTINATION_MAX: usize = 5_000;
 
 /// A batch that waits.
@@ -28,6 +31,10 @@ pub(super) struct Waiting {
     pub(super) batch: DueBatch,
     pub(super) file: FileId,
     pub(super) first_row: u64,
+    /// How urgent its file was when its rows were accepted.
+    pub(super) priority: Priority,
+    /// Whether a message of it was tried before.
+    pub(super) is_retry: bool,
     /// Since when it does: a stamp, another one each time.
     pub(super) created: u64,
     /// When it is to be looked at, by the store's time: this process has others look later then.
@@ -48,8 +55,20 @@ impl Waiting {
         let (id, destination) = (stored.id, stored.destination.clone());
         let (lane, open) = (lane_of(stored.file), stored.record.open_count());
         let batch = DueBatch { id, destination, lane, open, due, origin };
-        let (file, first_row) = (stored.file, stored.rows.row(0));
-        Self { batch, file, first_row, created, look_at, payload: (stored.payload, stored.kept_until) }
+        Self {
+            batch,
+            file: stored.file,
+            first_row: stored.rows.row(0),
+            priority: stored.priority,
+            is_retry: stored.record.is_retry(),
+            created,
+            look_at,
+            payload: (stored.payload, stored.kept_until),
+        }
+    }
+
+    fn place(&self) -> DueOrder {
+        (self.batch.due, self.created, self.batch.id)
     }
 }
 
@@ -62,11 +81,46 @@ fn lane_of(file: FileId) -> u32 {
 /// In a destination: the oldest due first, then in the order in which they began to wait.
 type DueOrder = (UnixMs, u64, BatchId);
 
+/// What waits of one destination.
+#[derive(Default)]
+struct Places {
+    all: BTreeSet<DueOrder>,
+    /// By file, and whether they are retries.
+    queues: HashMap<(FileId, bool), BTreeSet<DueOrder>>,
+}
+
+impl Places {
+    fn insert(&mut self, waiting: &Waiting) {
+        self.all.insert(waiting.place());
+        self.queues.entry((waiting.file, waiting.is_retry)).or_default().insert(waiting.place());
+    }
+
+    fn remove(&mut self, waiting: &Waiting) {
+        self.all.remove(&waiting.place());
+        let queue = (waiting.file, waiting.is_retry);
+        if let Some(places) = self.queues.get_mut(&queue) {
+            places.remove(&waiting.place());
+            if places.is_empty() {
+                self.queues.remove(&queue);
+            }
+        }
+    }
+
+    /// The last of the longest queue, if that is longer than the one that `waiting` would join.
+    fn to_give_up(&self, waiting: &Waiting) -> Option<BatchId> {
+        let own = self.queues.get(&(waiting.file, waiting.is_retry)).map_or(0, BTreeSet::len);
+        let longest = self.queues.values().max_by_key(|queue| queue.len())?;
+        longest.last().filter(|_| longest.len() > own + 1).map(|(.., id)| *id)
+    }
+}
+
 /// All that waits, as far as it is known.
 #[derive(Default)]
 pub(super) struct WaitingList {
     entries: HashMap<BatchId, Waiting>,
-    places: HashMap<Arc<str>, BTreeSet<DueOrder>>,
+    places: HashMap<Arc<str>, Places>,
+    /// Whose turn it is where a worker takes what goes ahead.
+    turns: HashMap<Arc<str>, LeaseTurns<FileId>>,
     times: BTreeSet<(UnixMs, BatchId)>,
     looks: BTreeSet<(UnixMs, BatchId)>,
 }
@@ -80,23 +134,27 @@ impl WaitingList {
         }
         self.remove(id);
         let places = self.places.entry(destination.clone()).or_default();
-        if self.entries.len() < ENTRIES_MAX && places.len() < DESTINATION_MAX {
-            places.insert((due, waiting.created, id));
-            self.times.insert((due, id));
-            self.looks.insert((waiting.look_at, id));
-            self.entries.insert(id, waiting);
+        if self.entries.len() >= ENTRIES_MAX || places.all.len() >= DESTINATION_MAX {
+            let Some(other) = places.to_give_up(&waiting) else { return };
+            self.remove(other);
         }
+        self.places.entry(destination.clone()).or_default().insert(&waiting);
+        self.times.insert((due, id));
+        self.looks.insert((waiting.look_at, id));
+        self.entries.insert(id, waiting);
     }
 
     /// Forgets a batch: somebody has it, or it is done.
     pub(super) fn remove(&mut self, id: BatchId) {
-        let Some(Waiting { batch, created, look_at, .. }) = self.entries.remove(&id) else { return };
-        self.times.remove(&(batch.due, id));
-        self.looks.remove(&(look_at, id));
-        if let Some(places) = self.places.get_mut(&batch.destination) {
-            places.remove(&(batch.due, created, id));
-            if places.is_empty() {
-                self.places.remove(&batch.destination);
+        let Some(waiting) = self.entries.remove(&id) else { return };
+        let destination = &waiting.batch.destination;
+        self.times.remove(&(waiting.batch.due, id));
+        self.looks.remove(&(waiting.look_at, id));
+        if let Some(places) = self.places.get_mut(destination) {
+            places.remove(&waiting);
+            if places.all.is_empty() {
+                self.places.remove(destination);
+                self.turns.remove(destination);
             }
         }
     }
@@ -132,12 +190,50 @@ impl WaitingList {
     pub(super) fn due(&self, query: &DueQuery<'_>, waits: impl Fn(&Waiting) -> bool) -> Vec<DueBatch> {
         let mut due = Vec::new();
         for (destination, limit) in query.wants {
-            let places = self.places.get(destination).into_iter().flatten();
+            let places = self.places.get(destination).into_iter().flat_map(|places| &places.all);
             let places = places.take_while(|(at, ..)| *at <= query.due_by).map(|(.., id)| &self.entries[id]);
             let places = places.filter(|waiting| !waits(waiting)).take(*limit);
             due.extend(places.map(|waiting| waiting.batch.clone()));
         }
         due
+    }
+
+    /// What goes ahead of what a worker has, but for what waits because its file is held; `priority_of` says how urgent a
+    /// batch is.
+    pub(super) fn first_turns(
+        &mut self,
+        want: &Want,
+        due_by: UnixMs,
+        waits: impl Fn(&Waiting) -> bool,
+        priority_of: impl Fn(&Waiting) -> Priority,
+    ) -> Vec<Hint> {
+        let (Some(first), Some(places)) = (&want.first_turns, self.places.get(&want.destination)) else {
+            return Vec::new();
+        };
+        let is_asked = |file: &FileId, is_retry: bool| {
+            if is_retry { first.retries } else { !first.besides.contains(file) }
+        };
+        let queues = places.queues.iter().filter(|((file, is_retry), _)| is_asked(file, *is_retry));
+        let first_of = |queue: &BTreeSet<DueOrder>| {
+            let due = queue.iter().take_while(|(at, ..)| *at <= due_by);
+            due.map(|(.., id)| &self.entries[id]).find(|waiting| !waits(waiting))
+        };
+        let mut found: Vec<_> = queues.filter_map(|(_, queue)| first_of(queue)).collect();
+        found.sort_unstable_by_key(|waiting| waiting.place());
+        let lane = |is_retry| {
+            let of_it = found.iter().filter(move |waiting| waiting.is_retry == is_retry);
+            let hint = |waiting: &&Waiting| Hint { batch: waiting.batch.id, due: waiting.batch.due };
+            let due = |waiting: &&Waiting| waiting.batch.open as usize;
+            Listed::new(
+                of_it.map(|waiting| (waiting.file, priority_of(waiting), hint(waiting), due(waiting))),
+                1,
+            )
+        };
+        let (mut retries, mut fresh) = (lane(true), lane(false));
+        let turns = self.turns.entry(want.destination.clone()).or_default();
+        let batches = want.batches.min(FirstTurns::BATCHES_MAX);
+        let Ok(chosen) = turns.choose(&mut retries, &mut fresh, usize::MAX, batches);
+        chosen
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -166,7 +262,57 @@ mod tests {
             origin: Origin::Fresh,
         };
         let payload = ("0".repeat(32).parse().unwrap(), UnixMs(0));
-        Waiting { batch, file: FileId([1; 16]), first_row: 1, created, look_at: UnixMs(due + 5), payload }
+        Waiting {
+            batch,
+            file: FileId([1; 16]),
+            first_row: 1,
+            priority: Priority::Normal,
+            is_retry: false,
+            created,
+            look_at: UnixMs(due + 5),
+            payload,
+        }
+    }
+
+    /// The numbers of the batches that go ahead, for who has files 1 and `retries`.
+    fn first_turns(list: &mut WaitingList, retries: bool, batches: usize) -> Vec<u8> {
+        let first_turns = Some(FirstTurns { besides: vec![FileId([1; 16])], retries });
+        let want = Want { first_turns, ..Want::new("d", 0, batches) };
+        let priority = |waiting: &Waiting| waiting.priority;
+        let hints = list.first_turns(&want, UnixMs(50), |waiting| waiting.first_row == 7, priority);
+        hints.into_iter().map(|hint| hint.batch.0[1]).collect()
+    }
+
+    #[test]
+    fn b11_what_goes_ahead_is_the_first_due_of_each_other_file_and_a_retry_if_asked_for() {
+        let mut list = WaitingList::default();
+        for (number, file, due) in [(1, 1, 1), (2, 2, 40), (3, 2, 30), (4, 3, 10), (5, 4, 60), (6, 5, 20)] {
+            let file = FileId([file; 16]);
+            list.insert(Waiting { file, ..waiting(number, "d", due, 1) });
+        }
+        list.insert(Waiting { is_retry: true, ..waiting(7, "d", 5, 1) });
+        list.insert(Waiting { file: FileId([6; 16]), first_row: 7, ..waiting(8, "d", 5, 1) });
+        assert_eq!(first_turns(&mut list, false, 9), [4, 6, 3], "4 is not due, 8 is held");
+        assert_eq!(first_turns(&mut list, true, 9).first(), Some(&7));
+        list.insert(Waiting { priority: Priority::Urgent, file: FileId([9; 16]), ..waiting(9, "d", 50, 1) });
+        assert_eq!(first_turns(&mut list, false, 1), [9], "the most urgent");
+        for number in 1..=9 {
+            list.remove(waiting(number, "d", 0, 0).batch.id);
+        }
+        assert!(first_turns(&mut list, true, 9).is_empty() && list.turns.is_empty());
+    }
+
+    #[test]
+    fn b11_a_large_file_does_not_take_the_room_of_a_small_one() {
+        let mut list = WaitingList::default();
+        for number in 0..6_000 {
+            list.insert(waiting(number, "d", u64::from(number), 1));
+        }
+        let small = Waiting { file: FileId([2; 16]), ..waiting(9_000, "d", 9_000, 1) };
+        list.insert(small.clone());
+        assert_eq!((list.entries.len(), list.created(small.batch.id)), (DESTINATION_MAX, Some(1)));
+        assert_eq!(list.next_due(|_| false), Some(UnixMs(0)), "the last of the large file has given way");
+        assert_eq!(list.created(waiting(4_999, "d", 0, 0).batch.id), None);
     }
 
     fn due(list: &WaitingList, due_by: u64, wants: &[(&str, usize)]) -> Vec<u64> {

@@ -12,6 +12,7 @@ use postrider_actors::model::{
     conditions::Conditions,
     file::{FileRecord, FileState, Reject},
     ids::FileId,
+    priority::Priority,
     terms::Terms,
 };
 use postrider_settings::Keys as _;
@@ -118,6 +119,7 @@ fn report(name: &str, content: u8, state: FileState) -> FileReport {
             claimed_at: NOW,
             destinations: vec![],
             terms: Terms::default(),
+            priority: Priority::Normal,
         },
         state,
         closed_at: None,
@@ -127,6 +129,7 @@ fn report(name: &str, content: u8, state: FileState) -> FileReport {
         duplicates: 0,
         destinations: BTreeMap::new(),
         held: BTreeMap::new(),
+        priorities: BTreeMap::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use postrider_actors::{
     model::{
         file::{FileRecord, FileReport, FileState},
         ids::{FileId, hex},
+        priority::Priority,
         receipt_format::{ReadReceipts, ReceiptRows},
         terms::Terms,
     },
@@ -192,6 +193,7 @@ impl OpenFile {
                 claimed_at: file.claimed_at,
                 destinations: vec![shared.settings.destination.to_string()],
                 terms: Terms::default(),
+                priority: Priority::Normal,
             },
             state,
             closed_at: Some(now),
@@ -202,6 +204,7 @@ impl OpenFile {
             // Receipts are no messages: nothing is sent or dead because of them.
             destinations: BTreeMap::new(),
             held: BTreeMap::new(),
+            priorities: BTreeMap::new(),
         };
         (AckId(position.claim.into()), file, report)
     }
