@@ -31,7 +31,7 @@ def oracle(messages, again, kills=1, sent=None):
     return {"kills": kills, "oracle": {
         "messages": messages, "requests": messages + again, "requests_after_2xx": again,
         "requests_extra_allowed": 100 * kills, "sent": messages if sent is None else sent,
-        "dead": 0, "cancelled": 0, "retrying": 0, "accepted": 0}}
+        "dead": 0, "cancelled": 0, "unsent": 0, "retrying": 0, "accepted": 0}}
 
 
 class FaultTable(unittest.TestCase):
