@@ -278,14 +278,15 @@ fn declared_points(directory: &Path, found: &mut BTreeSet<String>) {
 #[cfg(all(feature = "aws", feature = "postgres"))]
 #[test]
 fn f02_every_failpoint_of_the_product_has_its_test() {
-    use crate::{panics, receipts, tables};
+    use crate::{panics, receipts, steering, tables};
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut declared = BTreeSet::new();
     for sources in ["src", "actors/src", "adapters"] {
         declared_points(&root.join(sources), &mut declared);
     }
     let own = POINTS.iter().chain(panics::POINTS).chain(QUEUE_POINTS);
-    let later = receipts::POINTS.iter().chain(receipts::POSTGRES_POINTS).chain(tables::POINTS);
+    let later = receipts::POINTS.iter().chain(receipts::POSTGRES_POINTS);
+    let later = later.chain(tables::POINTS).chain(steering::POINTS);
     let tested: BTreeSet<_> = own.chain(later).map(|name| (*name).to_owned()).collect();
     assert_eq!(declared, tested);
 }

@@ -40,6 +40,7 @@ mod panics;
 mod pg;
 #[cfg(feature = "postgres")]
 mod receipts;
+mod receivers;
 #[cfg(feature = "aws")]
 mod several;
 mod shortages;

@@ -27,6 +27,9 @@ use crate::support::{
     knob, wait_report, wait_until,
 };
 
+/// Failpoints that are tested here.
+pub(crate) const POINTS: &[&str] = &["redrive.step"];
+
 /// Open messages; `POSTRIDER_ROWS=1000000` for all of what is asked for.
 fn rows() -> usize {
     knob("POSTRIDER_ROWS", 20_000) as usize
@@ -387,7 +390,8 @@ fn b6_a_redrive_across_kills_of_the_command_and_of_the_daemon_sends_everything_o
     };
     assert_eq!(dead(&world), ROWS as u64);
     let mut command = world.command(&["dead", "redrive", "--all"]);
-    let mut command = command.env("FAILPOINTS", "redrive.step=sleep(60000)").spawn().expect("it starts");
+    let mut command =
+        command.env("FAILPOINTS", format!("{}=sleep(60000)", POINTS[0])).spawn().expect("it starts");
     wait_until(LIVENESS, "a part to be redriven", || dead(&world) < ROWS as u64);
     thread::sleep(Duration::from_millis(500)); // it sleeps in a step
     command.kill().expect("it runs");

@@ -57,6 +57,8 @@ pub(crate) enum Reply {
     Results(Vec<(String, u16)>),
     /// Answers with these bytes, status 200, and waits for the next request.
     Raw(Vec<u8>),
+    /// Answers with this, and then one byte after the other without an end, with such pauses; without any, many at once.
+    Forever(&'static str, Duration),
     /// Breaks the connection with a RST after the whole request has arrived.
     Reset,
     /// Never answers; closes when the receiver is dropped.
@@ -154,6 +156,17 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
             Reply::Raw(bytes) => {
                 log(shared, &request, |_| 200)?;
                 (&mut &*stream).write_all(&bytes)?;
+            }
+            Reply::Forever(head, pause) => {
+                log(shared, &request, |_| 200)?;
+                let mut to = stream;
+                to.write_all(head.as_bytes())?;
+                let bytes = if pause.is_zero() { &[b'x'; 8 << 10][..] } else { b"x" };
+                while !shared.stopped.load(Ordering::SeqCst) {
+                    to.write_all(bytes)?;
+                    thread::sleep(pause);
+                }
+                return Ok(());
             }
             Reply::Reset => {
                 log(shared, &request, |_| 0)?;

@@ -251,6 +251,7 @@ async fn b11_who_has_enough_gets_the_first_turns_of_other_files_and_retries(stor
         return;
     }
     let (large, small) = (file_of(1, Priority::Normal), file_of(2, Priority::Normal));
+    store.dispatch(NOW).await; // the coordinator knows its destinations from its first turn on
     store_batches(&store, &large, 0, 2).await;
     let of = |leases: &[Lease]| leases.iter().map(|lease| lease.header.file).collect::<Vec<_>>();
     let first = first_turns(&store, &[], false, NOW).await;
