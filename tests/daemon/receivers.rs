@@ -175,7 +175,7 @@ fn f41_a_certificate_that_is_not_trusted_kills_nothing_and_opens_the_breaker() {
     // First nobody trusts who signed it, then it is for another host, then it is right.
     let wait_refused = |world: &World| {
         wait_until(LIVENESS, "an attempt", || {
-            let told = world.postrider(&["messages", "--recipient", &who, "--json"]).ok().stdout;
+            let told = world.postrider(&["messages", "--recipient", &who, "--json"]).stdout;
             told.contains("tls") && status(world, "support")["out_since"].is_string()
         });
         let shown = status(world, "support");
