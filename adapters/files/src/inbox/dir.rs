@@ -54,7 +54,13 @@ impl Dir {
     /// Opens a directory in this one and makes it if need be.
     pub(super) fn make_child(&self, name: impl AsRef<OsStr>, mode: RawMode) -> io::Result<Self> {
         match self.child(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_new_child(name, mode),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match self.make_new_child(&name, mode) {
+                    // Another feed was faster.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.child(name),
+                    made => made,
+                }
+            }
             found => found,
         }
     }
