@@ -50,7 +50,7 @@ impl Bodies {
         self.places.len()
     }
 
-    /// Whether there is none.
+    /// Whether the bundle is empty.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }

@@ -1,7 +1,6 @@
 //! Which message a worker sends next: its leased batches, served by deficit round-robin between
 //! destinations (design §9), and in a destination by [`fairness`](super::fairness), within the limit on unrecorded
-//! outcomes (I6). Whether a destination may have one more in flight
-//! others decide ([`Admission`]): a message is picked only when it may go at once, so that nothing that waits holds up what
+//! outcomes (I6). Whether a destination may have one more in flight is for [`Admission`] to decide: a message is picked only when it may go at once, so that nothing that waits holds up what
 //! could go (F69).
 //!
 //! The worker's senders (its sending tasks) ask for the messages of a request, send them, report the verdicts, and ask again.
@@ -10,6 +9,8 @@
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
 
+mod lane;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
@@ -17,7 +18,7 @@ use std::{
 };
 
 use super::{
-    fairness::{FileTurns, LaneShare},
+    fairness::LaneShare,
     ids::{BatchId, FileId},
     lease::{LeaseToken, OpenMessage},
     ledger::MessageVerdict,
@@ -26,6 +27,7 @@ use super::{
     suspect::Pace,
     time::UnixMs,
 };
+use lane::Lane;
 
 /// Messages that one destination may send in its turn while others wait.
 const QUANTUM: u32 = 16;
@@ -194,41 +196,6 @@ struct Later {
     message: OpenMessage,
     batch: BatchId,
     fence: u64,
-}
-
-/// Batches with something to send, by file.
-#[derive(Debug, Default)]
-struct Lane {
-    turns: FileTurns<FileId>,
-    files: HashMap<FileId, VecDeque<BatchId>>,
-}
-
-impl Lane {
-    fn push(&mut self, batch: &Batch, ahead: bool) {
-        let queue = self.files.entry(batch.file).or_default();
-        if ahead {
-            queue.push_front(batch.token.batch);
-        } else {
-            queue.push_back(batch.token.batch);
-        }
-        self.turns.arrive(batch.file, batch.priority);
-    }
-
-    /// Takes out a batch, wherever it stands.
-    fn remove(&mut self, file: FileId, batch: BatchId) {
-        let Some(queue) = self.files.get_mut(&file) else { return };
-        queue.retain(|&id| id != batch);
-        if queue.is_empty() {
-            self.files.remove(&file);
-            self.turns.leave(file);
-        }
-    }
-
-    /// The batch at `at` of the file whose turn is after `skipped` others.
-    fn nth(&self, skipped: usize, at: usize) -> Option<(FileId, Option<BatchId>)> {
-        let file = self.turns.order().nth(skipped)?;
-        Some((file, self.files.get(&file).and_then(|queue| queue.get(at)).copied()))
-    }
 }
 
 /// How a lane answers who asks it for a message.

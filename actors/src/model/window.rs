@@ -234,7 +234,7 @@ impl<'de> Deserialize<'de> for Window {
 pub struct Windows(pub Vec<Window>);
 
 impl Windows {
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

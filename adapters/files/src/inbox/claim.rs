@@ -111,7 +111,7 @@ fn conditions(inbox: &DirectoryInbox, sidecar: &OsStr, bytes: &[u8]) -> Result<C
     read.map_err(|problems| problems.to_string().replace('\n', "; "))
 }
 
-/// A sidecar's bytes, `bytes_max` at most; `None` if there is none.
+/// The contents of a sidecar, up to `bytes_max` bytes; `None` if the file has no sidecar.
 fn read_sidecar(feed: &Dir, sidecar: &OsStr, bytes_max: u64) -> Result<Option<Vec<u8>>, ClaimError> {
     let stat = match feed.stat(sidecar) {
         Ok(Some(stat)) => stat,
