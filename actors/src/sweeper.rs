@@ -8,16 +8,16 @@ use std::{
 };
 
 use actix::prelude::*;
-use prometheus_client::metrics::counter::Counter;
 
 use crate::{
     flow::{Bells, FeedNotes, Progress, blocking, insist},
+    metrics::StageMetrics,
     model::{
         backoff::Backoff,
         ids::FileId,
         time::{MonoMs, UnixMs},
     },
-    ports::{Archive, Clock, Inbox, Ledger, Queue, Steering, StoreError},
+    ports::{Archive, Clock, Ended, Inbox, Ledger, Queue, Steering, StoreError},
     supervision::{ChildId, Drain, Fault, Stage},
 };
 
@@ -70,8 +70,8 @@ pub struct SweeperSetup {
     pub clock: Arc<dyn Clock>,
     /// To ring when leases were taken back.
     pub queued: Bells,
-    /// Counts leases that were taken back.
-    pub leases_lost: Counter,
+    /// Counts leases that were taken back, and messages that are ended.
+    pub metrics: StageMetrics,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -178,7 +178,7 @@ impl SweeperSetup {
         let rescue = || queue.rescue(clock.mono());
         let rescued = insist("taking leases back", &**clock, progress, rescue).await?;
         if rescued > 0 {
-            self.leases_lost.inc_by(rescued as u64);
+            self.metrics.leases_lost().inc_by(rescued as u64);
             tracing::warn!(batches = rescued, "leases expired; their batches go to other workers");
             self.queued.ring();
         }
@@ -190,8 +190,15 @@ impl SweeperSetup {
     async fn end(&self) -> Result<(), StoreError> {
         let Self { steering, clock, progress, .. } = self;
         let step = || steering.end_step(ENDED_MAX, clock.wall());
-        while insist("ending messages", &**clock, progress, step).await? == ENDED_MAX {}
-        Ok(())
+        loop {
+            let Ended { batches, counts } = insist("ending messages", &**clock, progress, step).await?;
+            for (destination, counts) in counts {
+                self.metrics.ended(&destination, counts);
+            }
+            if batches < ENDED_MAX {
+                return Ok(());
+            }
+        }
     }
 
     /// One bounded step of archiving.
@@ -289,7 +296,7 @@ mod tests {
             archive: Some((store.clone(), retention)),
             clock: clock.clone(),
             queued: Bells::default(),
-            leases_lost: crate::metrics::StageMetrics::default().leases_lost(),
+            metrics: StageMetrics::default(),
             progress: ProgressBoard::default().mark("sweeper"),
         }
     }

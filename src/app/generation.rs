@@ -318,7 +318,6 @@ fn feed_specs(machine: &Arc<Machine>, feeds: Feeds, settings: &SupervisorSetting
 /// What only time asks for: leases that run out, final reports, what is archived.
 fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec {
     let machine = machine.clone();
-    let leases_lost = machine.metrics.stages.leases_lost();
     // A retention of zero: nothing is archived, but what is remembered of inbound entries still ends.
     let retention = config.outbox.retention.unwrap_or_default();
     let (inboxes, queue_feeds) = (feeds.inboxes(&machine), feeds.queue_feeds());
@@ -331,7 +330,7 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec 
         archive: Some((machine.stores.archive.clone(), retention)),
         clock: machine.clock.clone(),
         queued: machine.workers.clone(),
-        leases_lost: leases_lost.clone(),
+        metrics: machine.metrics.stages.clone(),
         progress: machine.mark(id),
     })
 }

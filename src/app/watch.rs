@@ -362,7 +362,7 @@ mod tests {
             format!("postrider_oldest_due_seconds > {}\n", threshold(AlarmKind::Latency)),
             format!("increase(postrider_messages_dead_total[5m])) > {}\n", threshold(AlarmKind::Dead)),
             format!(
-                "increase(postrider_unsent_total{{reason!=\"address\"}}[{}m])) > 0\n",
+                "increase(postrider_attempts_not_begun_total{{reason!=\"address\"}}[{}m])) > 0\n",
                 SHORTAGE_WINDOW.as_secs() / 60
             ),
             format!("postrider_batches_quarantined > {}\n", threshold(AlarmKind::Damage)),

@@ -16,8 +16,8 @@ use postrider_actors::{
     },
     ports::{
         Append, AppendLimits, Appended, Applied, Arrival, Claim, ClaimRequest, Claims, DestinationDepth,
-        DueBatch, DueQuery, EntryId, Handle, Hint, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger,
-        LimitsSet, Outbox, Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled,
+        DueBatch, DueQuery, Ended, EntryId, Handle, Hint, ItemOutcome, Lease, LeaseRequest, LeaseToken,
+        Ledger, LimitsSet, Outbox, Outgoing, Queue, QueueDepth, ReceiptLedger, Received, Release, Settled,
         Settlement, SourceCursor, StatusChange, Steering, StoreError, Taken, Transport, TransportLimits,
         Want,
     },
@@ -267,7 +267,7 @@ impl<S: Steering + ?Sized> Steering for Metered<S> {
         self.calls.prioritize.count(self.inner.prioritize(file, destination, priority)).await
     }
 
-    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError> {
         self.calls.end_step.count(self.inner.end_step(batches, now)).await
     }
 

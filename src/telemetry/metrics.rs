@@ -350,7 +350,7 @@ mod tests {
         num::NonZeroU32,
     };
 
-    use postrider_actors::testing::MemoryStore;
+    use postrider_actors::{model::ledger::CountChange, testing::MemoryStore};
 
     use super::*;
     use crate::telemetry::Metered;
@@ -363,6 +363,7 @@ mod tests {
         let metrics = Metrics::default();
         let stages = &metrics.stages;
         drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all").granted()));
+        stages.ended("d", CountChange { unsent: 1, cancelled: 1, ..CountChange::default() });
         stages.gate("all").limit(NonZeroU32::new(1).into());
         drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
         metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);

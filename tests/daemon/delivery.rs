@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use postrider_actors::testing::figure;
+
 use crate::support::{
     LIVENESS, World,
     input::{Input, Kind},
@@ -306,7 +308,7 @@ fn f43_a_hanging_destination_does_not_slow_another() {
     });
     let stuck = world.file("stuck.csv").expect("it is known");
     assert_eq!(stuck["destinations"]["support"]["sent"], 0, "it hangs");
-    println!("2000 messages beside a hanging destination: {:?}", started.elapsed());
+    figure(format!("2,000 messages beside a destination that hangs: {:.1?}", started.elapsed()));
 }
 
 #[test]

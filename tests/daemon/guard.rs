@@ -183,7 +183,8 @@ fn f54_a_name_that_leads_inside_is_not_followed_and_kills_nothing() {
     assert!(destination(&world)["blocked_at"].is_string());
     assert!(world.postrider(&["status"]).ok().stdout.contains("blocked since"));
     assert!(
-        metric(address, "postrider_unsent_total{destination=\"support\",reason=\"address\"}") > Some(0.0)
+        metric(address, "postrider_attempts_not_begun_total{destination=\"support\",reason=\"address\"}")
+            > Some(0.0)
     );
     let log = world.daemon().log_text();
     assert_eq!(

@@ -69,9 +69,9 @@ fn f69_destinations_that_hang_or_are_limited_do_not_slow_another() {
     }
     world.wait_requests(ROWS + 8 * 5);
     let beside = time_of(&mut world, "quick", "beside.csv", ROWS);
-    println!("{ROWS} messages: {alone:?} alone, {beside:?} beside ten that hang or are limited");
     assert!(beside <= alone * 2 + Duration::from_secs(2), "{beside:?}, {alone:?} alone");
     assert_eq!(sent(&world, "greedy.csv", "greedy") + sent(&world, "hanging.csv", "hanging"), 0);
+    figure(format!("{ROWS} messages: {alone:.1?} alone, {beside:.1?} beside ten that hang or are limited"));
     drop(hole);
 }
 
@@ -99,12 +99,12 @@ fn f44_while_everything_fails_few_requests_go_and_no_message_grows_older() {
     world.daemon().wait_log("the destination is back");
     let back = Instant::now();
     world.wait_settled(LIVENESS);
-    println!(
-        "{opened} requests, {probes} probes in 18 s, 3000 messages {:?} after it was back",
-        back.elapsed()
-    );
+    let back = back.elapsed();
     world.stop();
     world.prove();
+    figure(format!(
+        "{opened} requests until the breaker opened, {probes} in 18 s after it, 3,000 messages sent {back:.1?} after the end"
+    ));
 }
 
 /// `POSTRIDER_OUTAGE_S=300 POSTRIDER_ROWS=100000` for an outage of five minutes.
@@ -218,11 +218,11 @@ fn f45_what_a_receiver_can_bear_is_found_again_after_its_latency_has_changed() {
     latency_ms.store(20, Ordering::SeqCst);
     thread::sleep(Duration::from_secs(3));
     let again = rate(&world);
-    println!(
-        "{quick:.0}/s at 20 ms, {slow:.0}/s at 400 ms with {permits} permits, {again:.0}/s at 20 ms again"
-    );
     assert!(slow >= 0.7 * 64.0 / 0.4, "a far receiver gets all permits: {slow}/s");
     assert!(again >= 0.7 * quick, "{again}/s, {quick}/s before");
+    figure(format!(
+        "{quick:.0}/s at 20 ms, {slow:.0}/s at 400 ms with {permits} permits, {again:.0}/s at 20 ms again"
+    ));
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +40,59 @@ fn status(world: &World, destination: &str) -> serde_json::Value {
 
 fn sent(world: &World, file: &str, destination: &str) -> u64 {
     world.file(file).and_then(|file| file["destinations"][destination]["sent"].as_u64()).unwrap_or(0)
+}
+
+/// Answers 200 on every connection until `down` is set: from then on those that are there swallow what comes and answer
+/// nothing, as behind a link that is down; new ones are answered. Counts what was swallowed.
+fn serve_until_down(down: Arc<AtomicBool>, swallowed: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (down, swallowed) = (down.clone(), swallowed.clone());
+            let is_new = down.load(Ordering::SeqCst);
+            thread::spawn(move || {
+                // Requests are small; one read has each whole.
+                let mut request = [0; 16 << 10];
+                while stream.read(&mut request).is_ok_and(|read| read > 0) {
+                    if down.load(Ordering::SeqCst) && !is_new {
+                        swallowed.fetch_add(1, Ordering::SeqCst);
+                    } else if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn f35_connections_whose_link_is_down_cost_a_timeout_each() {
+    const ROWS: usize = 2_000;
+    const CONCURRENCY: u32 = 8;
+    let mut world = World::new("csv");
+    let (down, swallowed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let address = serve_until_down(down.clone(), swallowed.clone());
+    world.script(|_| Reply::Status(200));
+    world
+        .set("destinations.support.url", format!("http://{address}/support"))
+        .set("destinations.support.concurrency", CONCURRENCY)
+        .set("destinations.support.rate_per_s", 500)
+        .set("destinations.support.timeout", "2s")
+        .drop_file(Input::csv("link.csv", ROWS).all(Kind::Sent))
+        .start_ready();
+    wait_until(LIVENESS, "some to be sent", || sent(&world, "link.csv", "support") > 0);
+    down.store(true, Ordering::SeqCst);
+    wait_until(LIVENESS, "all to be sent", || sent(&world, "link.csv", "support") == ROWS as u64);
+    let (lost, shown) = (swallowed.load(Ordering::SeqCst), status(&world, "support"));
+    world.stop();
+    // Each kept connection was used once more, and never again after that.
+    assert!((1..=CONCURRENCY as usize).contains(&lost), "{lost}");
+    assert_eq!(shown["dead"], 0, "{shown}");
+    figure(format!(
+        "{lost} kept connections went dead without a word: one timeout each, {ROWS} of {ROWS} sent"
+    ));
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn f07_too_few_descriptors_delay_messages_and_kill_none() {
     let log = world.daemon().log_text();
     assert!(log.contains("RLIMIT_NOFILE is 128, and "), "the start says so");
     world.drop_file(Input::csv("many.csv", ROWS).all(Kind::Sent)).wait_requests(1);
-    let unsent = "postrider_unsent_total{destination=\"support\",reason=\"descriptors\"}";
+    let unsent = "postrider_attempts_not_begun_total{destination=\"support\",reason=\"descriptors\"}";
     let alarm = "postrider_alarm_active{alarm=\"shortage\"}";
     // Whoever asks needs a descriptor too: it answers when one is free.
     wait_until(LIVENESS, "the alarm", || metric(address, alarm) == Some(1.0));
@@ -92,7 +92,7 @@ fn f72_ports_that_run_out_are_charged_to_no_message() {
     world.under(&["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=connect", "-e", inject]);
     let address = serve(&mut world);
     world.drop_file(Input::csv("ports.csv", 2_000).all(Kind::Sent)).wait_settled(LIVENESS);
-    let unsent = "postrider_unsent_total{destination=\"support\",reason=\"ports\"}";
+    let unsent = "postrider_attempts_not_begun_total{destination=\"support\",reason=\"ports\"}";
     assert!(metric(address, unsent) > Some(0.0));
     assert_eq!(metric(address, "postrider_alarm_active{alarm=\"shortage\"}"), Some(1.0));
     world.stop();

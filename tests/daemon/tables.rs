@@ -349,7 +349,7 @@ fn f72_connections_that_find_no_port_are_charged_to_no_row() {
         wait_until(LIVENESS, "the rows to be there", || count(&postgres) == 500 * round);
     }
     world.wait_settled(LIVENESS);
-    let unsent = "postrider_unsent_total{destination=\"primary\",reason=\"ports\"}";
+    let unsent = "postrider_attempts_not_begun_total{destination=\"primary\",reason=\"ports\"}";
     assert!(ops::metric(address, unsent) > Some(0.0), "there was a port for each");
     assert_eq!(world.postrider(&["dead", "list", "--json"]).json(), serde_json::json!([]));
     world.stop();

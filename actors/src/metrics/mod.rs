@@ -21,7 +21,7 @@ pub use receipts::{ReceiptMetrics, ReconcilerMetrics, SourceMetrics, SweeperMetr
 use crate::{
     model::{
         file::FileState,
-        ledger::MessageVerdict,
+        ledger::{CountChange, MessageVerdict},
         limits::GateRate,
         outcome::{DeathCause, Obstacle, Reason, Shortage, Verdict},
         traffic::TrafficView,
@@ -81,11 +81,13 @@ pub struct StageMetrics {
     queue_entries: Counters<1>,
     leases_lost: Counters<0>,
     attempts: Counters<2>,
-    unsent: Counters<2>,
+    not_begun: Counters<2>,
     attempt_duration: Timings<1>,
     sent: Counters<1>,
     retries: Counters<1>,
     dead: Counters<2>,
+    unsent: Counters<1>,
+    cancelled: Counters<1>,
     batches: Counters<2>,
     batch_wait: Timings<1>,
     settle_age: Timings<1>,
@@ -138,9 +140,9 @@ impl StageMetrics {
                 ["destination", "outcome"],
                 "Attempts whose outcome is recorded",
             ),
-            unsent: Counters::register(
+            not_begun: Counters::register(
                 to,
-                "unsent",
+                "attempts_not_begun",
                 ["destination", "reason"],
                 "Times that an attempt could not begin on this machine",
             ),
@@ -154,6 +156,18 @@ impl StageMetrics {
             sent: Counters::register(to, "messages_sent", ["destination"], "Messages recorded as sent"),
             retries: Counters::register(to, "retries", ["destination"], "Messages to be retried"),
             dead: Counters::register(to, "messages_dead", ["destination", "cause"], "Messages given up"),
+            unsent: Counters::register(
+                to,
+                "messages_unsent",
+                ["destination"],
+                "Messages whose time was over before they were sent",
+            ),
+            cancelled: Counters::register(
+                to,
+                "messages_cancelled",
+                ["destination"],
+                "Messages of cancelled files",
+            ),
             batches: Counters::register(
                 to,
                 "batches_settled",
@@ -247,11 +261,20 @@ impl StageMetrics {
         self.leases_lost.of([])
     }
 
+    /// Messages of a destination ended without being sent.
+    pub fn ended(&self, destination: &str, counts: CountChange) {
+        for (family, count) in [(&self.unsent, counts.unsent), (&self.cancelled, counts.cancelled)] {
+            if let Ok(count @ 1..) = u64::try_from(count) {
+                family.of([destination]).inc_by(count);
+            }
+        }
+    }
+
     /// A destination's handles.
     pub fn destination(&self, name: &str) -> DestinationMetrics {
         DestinationMetrics(Arc::new(DestinationHandles {
             attempts: OUTCOMES.map(|outcome| self.attempts.of([name, outcome])),
-            unsent: Obstacle::WORDS.map(|reason| self.unsent.of([name, reason])),
+            not_begun: Obstacle::WORDS.map(|reason| self.not_begun.of([name, reason])),
             attempt_duration: self.attempt_duration.of([name]),
             sent: self.sent.of([name]),
             retries: self.retries.of([name]),
@@ -412,7 +435,7 @@ pub struct DestinationMetrics(Arc<DestinationHandles>);
 struct DestinationHandles {
     attempts: [Counter; OUTCOMES.len()],
     /// By [`Obstacle`].
-    unsent: [Counter; Obstacle::WORDS.len()],
+    not_begun: [Counter; Obstacle::WORDS.len()],
     attempt_duration: Histogram,
     sent: Counter,
     retries: Counter,
@@ -478,13 +501,16 @@ impl DestinationMetrics {
     }
 
     /// An attempt could not begin.
-    pub fn unsent(&self, obstacle: Obstacle) {
-        self.0.unsent[obstacle.index()].inc();
+    pub fn not_begun(&self, obstacle: Obstacle) {
+        self.0.not_begun[obstacle.index()].inc();
     }
 
     /// How often attempts could not begin so far because this machine lacked something.
     pub fn shortages(&self) -> u64 {
-        Shortage::ALL.map(|shortage| self.0.unsent[Obstacle::Shortage(shortage).index()].get()).iter().sum()
+        Shortage::ALL
+            .map(|shortage| self.0.not_begun[Obstacle::Shortage(shortage).index()].get())
+            .iter()
+            .sum()
     }
 
     /// A batch was leased for the first time, so long after it was accepted.

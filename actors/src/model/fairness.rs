@@ -56,6 +56,10 @@ pub struct FileTurns<F> {
     /// The turn of the priority that was served last.
     now: u64,
     arrivals: u64,
+    /// Files that wait.
+    waiting: usize,
+    /// Messages of the only one that waits which its turn does not count yet: nobody compares it with another.
+    uncounted: usize,
 }
 
 /// The files of one priority.
@@ -104,7 +108,7 @@ impl<F> Default for Line<F> {
 
 impl<F> Default for FileTurns<F> {
     fn default() -> Self {
-        Self { lines: Default::default(), now: 0, arrivals: 0 }
+        Self { lines: Default::default(), now: 0, arrivals: 0, waiting: 0, uncounted: 0 }
     }
 }
 
@@ -130,21 +134,23 @@ impl<F: Copy + Ord + Hash> Line<F> {
         self.seats.insert(file, seat);
     }
 
-    fn leave(&mut self, file: F) {
-        let Some(seat) = self.seats.get_mut(&file) else { return };
+    /// Whether it waited.
+    fn leave(&mut self, file: F) -> bool {
+        let Some(seat) = self.seats.get_mut(&file) else { return false };
         let was_there = match std::mem::replace(&mut seat.waits, Waits::No) {
             Waits::No => false,
             Waits::Newcomer(arrival) => self.newcomers.remove(&(arrival, file)),
             Waits::Served(arrival) => self.served.remove(&(seat.turn, arrival, file)),
         };
         if !was_there {
-            return;
+            return false;
         }
         if seat.turn <= self.now {
             self.seats.remove(&file);
         } else if self.seats.len() > REMEMBERED_MAX + self.newcomers.len() + self.served.len() {
             self.seats.retain(|_, seat| !matches!(seat.waits, Waits::No));
         }
+        true
     }
 
     fn served(&mut self, file: F, messages: u64, arrival: u64) {
@@ -182,6 +188,8 @@ impl<F: Copy + Ord + Hash> FileTurns<F> {
             return;
         }
         self.leave(file);
+        self.count();
+        self.waiting += 1;
         self.arrivals += 1;
         let line = &mut self.lines[priority as usize];
         if line.is_empty() {
@@ -192,13 +200,34 @@ impl<F: Copy + Ord + Hash> FileTurns<F> {
 
     /// Nothing of `file` waits any more.
     pub fn leave(&mut self, file: F) {
-        for line in &mut self.lines {
-            line.leave(file);
-        }
+        self.count();
+        self.waiting -= self.lines.iter_mut().map(|line| usize::from(line.leave(file))).sum::<usize>();
     }
 
     /// So many messages of `file`, which waits, go now.
     pub fn served(&mut self, file: F, messages: usize) {
+        if self.waiting == 1 {
+            self.uncounted += messages.max(1);
+        } else {
+            self.take_turn(file, messages);
+        }
+    }
+
+    /// Counts what the only file that waits has had: its last message as a turn of its own, so that whoever comes next does
+    /// not make it pay for the others.
+    fn count(&mut self) {
+        let messages = std::mem::take(&mut self.uncounted);
+        if messages > 0
+            && let Some(file) = self.first()
+        {
+            if messages > 1 {
+                self.take_turn(file, messages - 1);
+            }
+            self.take_turn(file, 1);
+        }
+    }
+
+    fn take_turn(&mut self, file: F, messages: usize) {
         const SCALE: u64 = weight(Priority::Urgent);
         let Some(at) = self.lines.iter().position(|line| line.waits(file)) else { return };
         let priority = [Priority::Bulk, Priority::Normal, Priority::Urgent][at];

@@ -40,7 +40,7 @@ pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{
     Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, Taken,
 };
-pub use steering::{LimitsSet, Steering};
+pub use steering::{Ended, LimitsSet, Steering};
 pub use table::{Table, TableError};
 pub use transport::{Handle, Hint, Outgoing, QueueDepth, Received, Transport, TransportLimits};
 pub use webhook::{Answer, ItemAnswer, Webhook, WebhookRequest};

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::AddAssign, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -7,6 +7,7 @@ use crate::model::{
     canary::Trial,
     hold::{HeldFile, HoldChange},
     ids::FileId,
+    ledger::CountChange,
     limits::SetLimits,
     priority::{FilePriority, Priority},
     time::UnixMs,
@@ -14,6 +15,24 @@ use crate::model::{
 
 /// What is set for each destination for which anything is.
 pub type LimitsSet = BTreeMap<Arc<str>, SetLimits>;
+
+/// What a step has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Batches.
+    pub batches: usize,
+    /// What that did to the counts of each destination.
+    pub counts: BTreeMap<Arc<str>, CountChange>,
+}
+
+impl AddAssign for Ended {
+    fn add_assign(&mut self, other: Self) {
+        self.batches += other.batches;
+        for (destination, counts) in other.counts {
+            *self.counts.entry(destination).or_default() += counts;
+        }
+    }
+}
 
 /// What operators say of destinations, and they and the canary of files that are on their way. Each is a part of one
 /// row of the store, looked at when batches are leased and before every request (B11).
@@ -49,9 +68,9 @@ pub trait Steering: Send + Sync {
     ) -> Result<usize, StoreError>;
 
     /// Ends what is open of up to `batches` batches that no worker has: of files that are cancelled, and of those whose
-    /// time is over at `now` ([`Terms::is_over`](crate::model::terms::Terms::is_over)), whatever holds them; of how many.
+    /// time is over at `now` ([`Terms::is_over`](crate::model::terms::Terms::is_over)), whatever holds them.
     /// Where nothing is left to end the hold goes. Fewer than asked for: the rest is done, or not there yet.
-    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError>;
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError>;
 
     /// What became of the messages of a file at a destination, of the batches that begin before row `before`.
     async fn trial(&self, file: FileId, destination: &str, before: u64) -> Result<Trial, StoreError>;

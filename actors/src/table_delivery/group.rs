@@ -252,7 +252,7 @@ impl TableStrategy {
                     break;
                 }
                 Ok(Err(TableError::Short(shortage))) => {
-                    group.destination.metrics.unsent(Obstacle::Shortage(shortage));
+                    group.destination.metrics.not_begun(Obstacle::Shortage(shortage));
                     let shortage = shortage.as_str();
                     tracing::warn!(destination = %group.destination.name, shortage, "this machine can't open a connection; the rows wait and are charged nothing");
                     group.took_rows = Some(false);

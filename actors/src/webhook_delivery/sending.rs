@@ -343,7 +343,7 @@ impl WebhookStrategy {
     async fn wait_out(&self, load: &Load, obstacle: Obstacle, times: u32) -> bool {
         let index = load.batch.destination;
         let destination = &self.setup.destinations[index];
-        destination.metrics.unsent(obstacle);
+        destination.metrics.not_begun(obstacle);
         match obstacle {
             Obstacle::Shortage(shortage) if times == 1 => tracing::warn!(
                 destination = %destination.name,

@@ -1,9 +1,13 @@
 //! Ending what is never sent: see [`Steering::end_step`](postrider_actors::ports::Steering).
 
-use postrider_actors::model::{
-    hold::{HoldCause, HoldChange},
-    state::MessageState,
-    time::UnixMs,
+use postrider_actors::{
+    model::{
+        hold::{HoldCause, HoldChange},
+        ledger::CountChange,
+        state::MessageState,
+        time::UnixMs,
+    },
+    ports::Ended,
 };
 use rusqlite::Params;
 
@@ -16,25 +20,26 @@ use super::{
 const PLACES_MAX: usize = 10_000;
 
 /// `Steering::end_step`. While there is nothing to end it looks into two indexes that are empty or nearly so.
-pub(crate) fn step(tx: &mut Tx<'_>, batches: usize, now: UnixMs) -> Result<usize, TxError> {
-    let mut done = 0;
+pub(crate) fn step(tx: &mut Tx<'_>, batches: usize, now: UnixMs) -> Result<Ended, TxError> {
+    let mut done = Ended::default();
     for (file, destination) in cancelled(tx)? {
-        let ended = end(tx, (file, destination), MessageState::Cancelled, batches - done, now)?;
+        let ended = end(tx, (file, destination), MessageState::Cancelled, batches - done.batches, now)?;
+        let is_done = ended.batches == 0;
         done += ended;
-        if done == batches {
+        if done.batches == batches {
             return Ok(done);
         }
-        if ended == 0 {
+        if is_done {
             release(tx, file, destination)?;
         }
     }
     for place in over(tx, now)? {
-        if done == batches {
+        if done.batches == batches {
             break;
         }
-        done += end(tx, place, MessageState::Unsent, batches - done, now)?;
+        done += end(tx, place, MessageState::Unsent, batches - done.batches, now)?;
     }
-    if done < batches {
+    if done.batches < batches {
         for (file, destination) in held_and_over(tx, now)? {
             release(tx, file, destination)?;
         }
@@ -42,14 +47,14 @@ pub(crate) fn step(tx: &mut Tx<'_>, batches: usize, now: UnixMs) -> Result<usize
     Ok(done)
 }
 
-/// Ends what is open of up to `limit` batches of a file for a destination that nobody has; of how many.
+/// Ends what is open of up to `limit` batches of a file for a destination that nobody has.
 fn end(
     tx: &mut Tx<'_>,
     (file, destination): (i64, i64),
     state: MessageState,
     limit: usize,
     now: UnixMs,
-) -> Result<usize, TxError> {
+) -> Result<Ended, TxError> {
     let connection = tx.connection;
     // An entry of the index says all that is asked of a batch.
     let mut select = connection.prepare_cached(
@@ -62,13 +67,16 @@ fn end(
     )?;
     let waiting = select.query_map([destination, file, int(limit as u64)], |row| row.get(0))?;
     let waiting: Vec<i64> = waiting.collect::<Result<_, _>>()?;
+    let mut counts = CountChange::default();
     for &seq in &waiting {
         if let Some(mut stored) = leases::read_or_quarantine(connection, seq)? {
             let changes = stored.record.end_open(state, now);
             stored.store_changes(tx, &changes)?;
+            counts += changes.counts;
         }
     }
-    Ok(waiting.len())
+    let name = tx.caches.destination_name(connection, destination)?;
+    Ok(Ended { batches: waiting.len(), counts: [(name, counts)].into() })
 }
 
 fn cancelled(tx: &Tx<'_>) -> Result<Vec<(i64, i64)>, TxError> {

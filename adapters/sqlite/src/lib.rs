@@ -48,8 +48,8 @@ use postrider_actors::{
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Append, Appended, Archive, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger, LimitsSet,
-        Outbox, Queue, Release, Settled, Settlement, Steering, StoreError,
+        Append, Appended, Archive, Ended, EntryId, ItemOutcome, Lease, LeaseRequest, LeaseToken, Ledger,
+        LimitsSet, Outbox, Queue, Release, Settled, Settlement, Steering, StoreError,
         console::{FileSelector, FilesAt, OrderedFiles},
     },
 };
@@ -281,7 +281,7 @@ impl Steering for EmbeddedStore {
         self.writer().write(Durability::Synced, 0, move |tx| holds::prioritize(tx, &of, priority)).await
     }
 
-    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError> {
         self.writer().write(Durability::Synced, 0, move |tx| ending::step(tx, batches, now)).await
     }
 

@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::{
-    audit, ending, holds, limits,
+    audit, holds, limits,
     open::{self, Access, OpenError},
     redrive::{self, RedriveCursor, RedrivePace, RedriveStep},
     tx::{Caches, Tx, TxError},
@@ -27,9 +27,6 @@ use super::{
 
 /// Between two transactions of many, so that the daemon's writer has its turn: it asks every millisecond.
 const BETWEEN_STEPS: Duration = Duration::from_millis(3);
-
-/// Batches that are ended per transaction: what the daemon's writer may have to wait for.
-const END_STEP: usize = 100;
 
 /// An operator's connection. The store must be there already.
 pub struct Operator {
@@ -126,7 +123,7 @@ impl Operate for Operator {
     }
 
     fn order(&mut self, order: &Order, by: &str, at: UnixMs) -> Result<usize, StoreError> {
-        let changed = self.transact(|tx| {
+        self.transact(|tx| {
             let changed = match order {
                 Order::Pause { destination, reason } => {
                     super::append::disable(tx, destination, reason, at).map(usize::from)
@@ -148,14 +145,7 @@ impl Operate for Operator {
                 audit::note(tx, &order.line(by, at))?;
             }
             Ok(changed)
-        })?;
-        // A daemon does the same. What its workers have comes back to it first.
-        if let Order::Cancel { .. } = order {
-            while self.transact(|tx| ending::step(tx, END_STEP, at))? == END_STEP {
-                thread::sleep(BETWEEN_STEPS);
-            }
-        }
-        Ok(changed)
+        })
     }
 
     fn note(&mut self, line: &AuditLine) -> Result<(), StoreError> {

@@ -152,6 +152,32 @@ proptest! {
     }
 }
 
+proptest! {
+    /// It makes no difference whether what a file gets that waits alone is counted at once or when another comes.
+    #[test]
+    fn b11_who_waits_alone_is_counted_as_if_others_did(
+        steps in prop::collection::vec((0u32..4, 0u8..3, 0u8..5, 1usize..50), 1..200),
+    ) {
+        let (mut late, mut at_once) = (FileTurns::default(), FileTurns::default());
+        for (file, priority, what, messages) in steps {
+            let priority = Priority::from_byte(priority).unwrap();
+            let next = late.order().next();
+            for turns in [&mut late, &mut at_once] {
+                match (what, next) {
+                    (0, _) => turns.arrive(file, priority),
+                    (1, _) => turns.leave(file),
+                    (_, Some(next)) => turns.served(next, messages),
+                    (_, None) => {}
+                }
+            }
+            at_once.count();
+            prop_assert!(late.order().eq(at_once.order()));
+            let waiting = late.order().count();
+            prop_assert_eq!((late.waiting, at_once.uncounted), (waiting, 0));
+        }
+    }
+}
+
 /// A lane with as many batches as one likes of one file.
 struct Endless(bool, usize);
 

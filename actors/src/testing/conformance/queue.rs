@@ -6,12 +6,13 @@ use crate::{
         file::{FileRecord, FileState},
         hold::{FileHold, HeldFile, HoldCause, HoldChange},
         ids::FileId,
+        ledger::CountChange,
         priority::{FilePriority, Priority},
         terms::Terms,
         time::{MonoMs, UnixMs},
     },
     ports::{
-        Claim, ClaimRequest, FirstTurns, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled,
+        Claim, ClaimRequest, Ended, FirstTurns, HoldStep, ItemOutcome, Lease, LeaseRequest, Release, Settled,
         Settlement, Want,
     },
 };
@@ -601,9 +602,17 @@ async fn b11_a_cancelled_file_is_never_sent_and_balances(store: Subject) {
 }
 
 /// As a sweeper does it, until nothing is left to do.
-async fn end_all(store: &Subject) {
-    while store.steering.end_step(1, LATER).await.unwrap() > 0 {}
-    assert_eq!(store.steering.end_step(9, LATER).await, Ok(0));
+async fn end_all(store: &Subject) -> Ended {
+    let mut ended = Ended::default();
+    loop {
+        let step = store.steering.end_step(1, LATER).await.unwrap();
+        if step.batches == 0 {
+            assert_eq!(store.steering.end_step(9, LATER).await, Ok(Ended::default()));
+            return ended;
+        }
+        assert_eq!(step.batches, 1);
+        ended += step;
+    }
 }
 
 /// A file for `d` whose time is over at [`LATER`].
@@ -623,12 +632,13 @@ async fn b11_what_is_open_when_its_time_is_over_is_unsent_whatever_holds_it(stor
     let hold = HoldChange::Hold(by_operator());
     assert_eq!(store.steering.change_hold(file.id, None, &hold).await, Ok(1));
     let early = UnixMs(LATER.0 - 1);
-    assert_eq!(store.steering.end_step(9, early).await, Ok(0));
+    assert_eq!(store.steering.end_step(9, early).await, Ok(Ended::default()));
     assert_eq!(store.counts(file.id).await.unsent, 0);
     // What was in flight ends as it ends; what was not is given back.
     assert_eq!(store.settle_and_end(&lease, &[(0, sent()), (1, retry())]).await, Settled::Released);
     store.ledger.disable_destination("d", "paused", NOW).await.unwrap();
-    end_all(&store).await;
+    let ended = end_all(&store).await;
+    assert_eq!(ended.counts["d"], CountChange { unsent: 12, retrying: -1, ..CountChange::default() });
     assert_eq!(store.tally(file.id).await, (13, 1, 0, 0));
     assert_eq!(store.counts(file.id).await.unsent, 12);
     assert_eq!(store.outbox.depth().await, Ok(0));

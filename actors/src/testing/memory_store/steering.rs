@@ -14,7 +14,7 @@ use crate::{
         state::MessageState,
         time::UnixMs,
     },
-    ports::{LimitsSet, Steering, StoreError},
+    ports::{Ended, LimitsSet, Steering, StoreError},
 };
 
 impl State {
@@ -57,8 +57,8 @@ impl State {
         cancelled.chain(over).collect()
     }
 
-    fn end_step(&mut self, batches: usize, now: UnixMs) -> usize {
-        let mut done = 0;
+    fn end_step(&mut self, batches: usize, now: UnixMs) -> Ended {
+        let mut done = Ended::default();
         for (file, destination, state) in self.ending(now) {
             let of_it = self.batches.iter_mut().filter(|stored| {
                 let header = &stored.batch.header;
@@ -66,14 +66,15 @@ impl State {
             });
             let waiting =
                 of_it.filter(|stored| stored.record.holder.is_none() && !stored.record.is_settled());
-            let before = done;
-            for stored in waiting.take(batches - done) {
-                stored.record.end_open(state, now);
-                done += 1;
+            let mut ended = Ended::default();
+            for stored in waiting.take(batches - done.batches) {
+                let changes = stored.record.end_open(state, now);
+                ended += Ended { batches: 1, counts: [(destination.clone(), changes.counts)].into() };
             }
             let closed = self.file(file).is_some_and(|file| file.report.state.is_closed());
-            if done > before {
+            if ended.batches > 0 {
                 self.touch_file(file, now);
+                done += ended;
             } else if closed && self.counts(file, &destination).open() == 0 {
                 self.change_hold(file, &destination, &HoldChange::Ended);
             }
@@ -144,7 +145,7 @@ impl Steering for MemoryStore {
         Ok(changed)
     }
 
-    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError> {
         Ok(self.state().end_step(batches, now))
     }
 

@@ -133,6 +133,14 @@ impl Draft {
         self.take(id, changes);
     }
 
+    /// What it does to the counts of all files and destinations together.
+    pub(super) fn count_change(&self) -> CountChange {
+        self.counts.values().fold(CountChange::default(), |mut sum, counted| {
+            sum += counted.change;
+            sum
+        })
+    }
+
     fn changed(&mut self, known: &Records, id: BatchId) -> Option<&mut RecordChange> {
         let before = known.get(&id)?.as_ref()?;
         Some(self.changed.entry(id).or_insert_with(|| RecordChange {

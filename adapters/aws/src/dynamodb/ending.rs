@@ -12,10 +12,11 @@ use postrider_actors::{
         file::FileRecord,
         hold::{HeldFile, HoldCause, HoldChange},
         ids::{BatchId, FileId},
+        ledger::CountChange,
         state::MessageState,
         time::UnixMs,
     },
-    ports::StoreError,
+    ports::{Ended, StoreError},
 };
 
 use super::{
@@ -76,18 +77,19 @@ impl Shared {
     /// `Steering::end_step`. Each process walks over the batches of such a file once, in the order of their rows, and goes on
     /// where rows are still read. One that a worker has is ended too: what it records under its lease afterwards is taken as
     /// it comes. Where a file's time is over, the node does it that owns the file.
-    pub(super) async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+    pub(super) async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError> {
         let cluster = self.cluster_state().await?;
         let is_cancelled = |held: &&HeldFile| held.hold.cause == HoldCause::Cancelled;
-        let mut done = 0;
+        let mut done = Ended::default();
         for held in cluster.held.iter().filter(is_cancelled) {
             let place = (held.file, held.destination.as_str());
-            let ended = self.end_some_of(place, MessageState::Cancelled, batches - done, now).await?;
+            let ended = self.end_some_of(place, MessageState::Cancelled, batches - done.batches, now).await?;
+            let is_done = ended.batches == 0;
             done += ended;
-            if done >= batches {
-                return Ok(batches);
+            if done.batches == batches {
+                return Ok(done);
             }
-            if ended == 0
+            if is_done
                 && let Some(look) = self.look_at(held.file).await?
                 && look.report.state.is_closed()
             {
@@ -98,15 +100,15 @@ impl Shared {
         }
         let over = lock(&self.expiring).over(now);
         for (file, destinations) in over {
-            let before = done;
+            let before = done.batches;
             for destination in &destinations {
-                done +=
-                    self.end_some_of((file, destination), MessageState::Unsent, batches - done, now).await?;
-                if done >= batches {
-                    return Ok(batches);
+                let place = (file, destination.as_str());
+                done += self.end_some_of(place, MessageState::Unsent, batches - done.batches, now).await?;
+                if done.batches == batches {
+                    return Ok(done);
                 }
             }
-            if done > before {
+            if done.batches > before {
                 continue;
             }
             let look = self.look_at(file).await?;
@@ -125,30 +127,36 @@ impl Shared {
         Ok(done)
     }
 
-    /// Ends what is open of up to `limit` batches of a file for a destination that this process has not walked over; of how
-    /// many.
+    /// Ends what is open of up to `limit` batches of a file for a destination that this process has not walked over.
     async fn end_some_of(
         &self,
         (file, destination): (FileId, &str),
         state: MessageState,
         limit: usize,
         now: UnixMs,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Ended, StoreError> {
         let place = (file, destination.to_owned());
         let from = lock(&self.ended_until).get(&place).copied().unwrap_or(0);
         let found = self.batches_from(file, destination, from, limit).await?;
-        let Some((last, _)) = found.last_key_value() else { return Ok(0) };
+        let Some((last, _)) = found.last_key_value() else {
+            return Ok(Ended::default());
+        };
         let ids: Vec<_> = found.values().copied().collect();
-        self.end_all(&ids, state, now).await?;
+        let counts = self.end_all(&ids, state, now).await?;
         lock(&self.ended_until).insert(place, last + 1);
-        Ok(ids.len())
+        Ok(Ended { batches: ids.len(), counts: [(destination.into(), counts)].into() })
     }
 
-    async fn end_all(&self, ids: &[BatchId], state: MessageState, now: UnixMs) -> Result<(), StoreError> {
-        let mut left = ids.to_vec();
+    async fn end_all(
+        &self,
+        ids: &[BatchId],
+        state: MessageState,
+        now: UnixMs,
+    ) -> Result<CountChange, StoreError> {
+        let (mut left, mut counts) = (ids.to_vec(), CountChange::default());
         for round in 1..=ROUNDS {
             if left.is_empty() {
-                return Ok(());
+                return Ok(counts);
             }
             let mut lane = self.lane.lock().await;
             let mut known = Records::new();
@@ -166,13 +174,14 @@ impl Shared {
             }
             if draft.changed.is_empty() || lane.write_change(self, &draft).await? {
                 left.drain(..drafted);
+                counts += draft.count_change();
             } else {
                 drop(lane);
                 back_off(BUDGET.backoff, round).await;
             }
         }
         if left.is_empty() {
-            return Ok(());
+            return Ok(counts);
         }
         Err(StoreError::Retryable("batches of a file that is ended keep being changed by others".into()))
     }

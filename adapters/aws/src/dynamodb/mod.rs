@@ -68,7 +68,7 @@ use postrider_actors::{
     },
     ports::{
         Append, AppendLimits, Appended, Archive, CallObserver, Claim, ClaimRequest, Claims, Clock,
-        DestinationDepth, DueBatch, DueQuery, EntryId, Fetched, Hint, ItemOutcome, LeaseToken, Ledger,
+        DestinationDepth, DueBatch, DueQuery, Ended, EntryId, Fetched, Hint, ItemOutcome, LeaseToken, Ledger,
         LimitsSet, Outbox, OutboxPages, Page, PageQuery, RateTable, Release, Settled, Settlement, Steering,
         StoreError, Want,
         console::{DeadFilter, DeadLetter, Position},
@@ -265,7 +265,7 @@ impl Steering for DynamoStore {
         self.shared.prioritize(file, destination, priority).await
     }
 
-    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<usize, StoreError> {
+    async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError> {
         self.shared.end_step(batches, now).await
     }
 
