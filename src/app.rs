@@ -101,6 +101,8 @@ pub fn run(
     let (in_flight, evidence) = InFlightFile::open(&state_dir)
         .map_err(|error| StartError::Node { path: state_dir.join(IN_FLIGHT_FILE), error })?;
     let stores = runtime.block_on(Stores::open(&resolved, &state_dir, &evidence, &clock, &metrics))?;
+    metrics.watch_disk(&state_dir);
+    runtime.block_on(note_last_files(&stores, &resolved.config, &metrics));
     state_dir::set_permissions(&state_dir)
         .map_err(|error| StartError::Node { path: state_dir.clone(), error })?;
     let system = System::with_tokio_rt({
@@ -158,6 +160,22 @@ pub fn run(
 }
 
 /// Says so where a configuration may need more descriptors than there are.
+/// Files that are looked through for each feed's last one.
+const LAST_FILES_MAX: usize = 200;
+
+/// Says when each feed's last file came, of those among the latest: who waits for the next one must not start anew.
+async fn note_last_files(stores: &Stores, config: &Config, metrics: &Metrics) {
+    let look = stores.ledger.latest_files(LAST_FILES_MAX);
+    // Without it the metric is absent until the next file.
+    let Ok(Ok(files)) = tokio::time::timeout(watch::READ_TIMEOUT, look).await else { return };
+    for feed in &config.feeds {
+        let of_it = files.iter().filter(|report| report.file.feed == feed.name);
+        if let Some(at) = of_it.filter_map(|report| report.closed_at).max() {
+            metrics.stages.feed(&feed.name).last_closed(at);
+        }
+    }
+}
+
 fn warn_of_shortfall(config: &Config, limit: Option<u64>) {
     if let Some(shortfall) = descriptors::shortfall(config, limit) {
         tracing::warn!("{}", shortfall.detail);

@@ -156,7 +156,7 @@ impl Batcher {
                 if is_first {
                     metrics.started(at.since(file.record.claimed_at));
                 }
-                metrics.closed(&state);
+                metrics.closed(&state, at);
             }
             drop(permits); // the parser may continue: these rows are in the outbox
             if closed && result.is_ok() {

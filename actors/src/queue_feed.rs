@@ -494,7 +494,7 @@ impl FeedState {
                 duplicates: 0,
             });
         }
-        metrics.closed(&FileState::Ingested);
+        metrics.closed(&FileState::Ingested, self.setup.clock.wall());
         Ok(FileAppended::Stored)
     }
 

@@ -17,7 +17,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
     server::conn::http1,
     service::service_fn,
 };
@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 
 pub use self::health::{Health, Phase};
 use self::hosts::{HostRejection, Hosts};
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics::{Format, Metrics};
 use postrider_net::listener::Listener;
 pub use postrider_net::listener::Serving;
 
@@ -120,8 +120,10 @@ impl OpsState {
         }
         match request.uri().path() {
             "/metrics" => {
-                let mut response = text(StatusCode::OK, self.metrics.render());
-                let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+                let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+                let format = Format::for_accept(accept);
+                let mut response = text(StatusCode::OK, self.metrics.render(format));
+                let media_type = HeaderValue::from_static(format.media_type());
                 response.headers_mut().insert(CONTENT_TYPE, media_type);
                 response
             }

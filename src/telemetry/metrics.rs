@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    path::Path,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -20,8 +21,60 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// The media type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use super::machine::{DiskFigures, ProcessFigures};
+
+/// In which format metrics are exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `OpenMetrics` 1.0.
+    OpenMetrics,
+    /// The text format of Prometheus, 0.0.4: what `promtool` and older scrapers read.
+    Text,
+}
+
+impl Format {
+    /// What whoever sends such an `Accept` header reads. Prometheus names `OpenMetrics` first where it reads it.
+    pub fn for_accept(accept: Option<&str>) -> Self {
+        match accept {
+            Some(accept) if accept.contains("application/openmetrics-text") => Self::OpenMetrics,
+            _ => Self::Text,
+        }
+    }
+
+    /// Its media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// The same in the older format: there a counter's family is called as its samples are, and neither units nor infos are known.
+fn as_text(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    let mut help = None;
+    for line in openmetrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ');
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|typed| typed.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                kind => ("", kind),
+            };
+            if let Some((_, help)) = help.take() {
+                text.extend(["# HELP ", name, suffix, " ", help, "\n"]);
+            }
+            text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else if !line.starts_with('#') {
+            text.extend([line, "\n"]);
+        }
+    }
+    text
+}
 
 /// All metrics. One per process: it survives reloads, so counters never go back.
 #[derive(Debug)]
@@ -42,12 +95,16 @@ pub struct Metrics {
     store_calls: Counters<3>,
     store_call_duration: Timings<2>,
     alarms: Gauges<1>,
+    disk: Arc<DiskFigures>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("postrider");
-        let to = &mut registry;
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessFigures));
+        let to = registry.sub_registry_with_prefix("postrider");
+        let disk = Arc::new(DiskFigures::default());
+        to.register_collector(Box::new(disk.clone()));
         to.register("build", "What runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             stages: StageMetrics::register(to),
@@ -76,17 +133,26 @@ impl Default for Metrics {
                 call_buckets,
             ),
             alarms: Gauges::register(to, "alarm_active", ["alarm"], "1 while the alarm is raised"),
+            disk,
             registry,
         }
     }
 }
 
 impl Metrics {
-    /// The `OpenMetrics` text of everything.
-    pub fn render(&self) -> String {
+    /// Everything.
+    pub fn render(&self, format: Format) -> String {
         let mut text = String::with_capacity(32 << 10);
         encode(&mut text, &self.registry).expect("writing to a String can't fail");
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Text => as_text(&text),
+        }
+    }
+
+    /// Exports how full the disk of the state directory is, and what the store takes of it.
+    pub fn watch_disk(&self, state_dir: &Path) {
+        self.disk.watch(state_dir.to_owned());
     }
 
     /// What is wrong with a feed; `None`: there is no such feed any more.
@@ -350,7 +416,11 @@ mod tests {
         num::NonZeroU32,
     };
 
-    use postrider_actors::{model::ledger::CountChange, testing::MemoryStore};
+    use postrider_actors::{
+        model::{file::FileState, ledger::CountChange, time::UnixMs},
+        testing::MemoryStore,
+    };
+    use postrider_sqlite::DATABASE;
 
     use super::*;
     use crate::telemetry::Metered;
@@ -358,9 +428,15 @@ mod tests {
     /// A metric as the table documents it: type, labels, unit.
     type DocumentedMetric = (String, BTreeSet<String>, String);
 
-    /// Metrics in which every family has a series.
-    fn touched() -> Metrics {
+    /// Metrics in which every family has a series; a state directory goes with them.
+    fn touched() -> (Metrics, tempfile::TempDir) {
         let metrics = Metrics::default();
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["", "-wal"] {
+            std::fs::write(dir.path().join(format!("{DATABASE}{name}")), "12345").unwrap();
+        }
+        metrics.watch_disk(dir.path());
+        metrics.stages.feed("f").closed(&FileState::Ingested, UnixMs(1_000_000_000_000));
         let stages = &metrics.stages;
         drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all").granted()));
         stages.ended("d", CountChange { unsent: 1, cancelled: 1, ..CountChange::default() });
@@ -387,12 +463,12 @@ mod tests {
         receipts.sweeper().parked(Some(1));
         metrics.alarm(AlarmKind::Depth, Some(true));
         metrics.troubles("f", Some(&FeedTroubles::default()));
-        metrics
+        (metrics, dir)
     }
 
     /// Every exported family, under the name that a query uses.
     fn exported() -> BTreeMap<String, DocumentedMetric> {
-        let text = touched().render();
+        let text = touched().0.render(Format::OpenMetrics);
         let mut families: BTreeMap<String, DocumentedMetric> = BTreeMap::new();
         let mut units = BTreeMap::new();
         for line in text.lines() {
@@ -425,14 +501,16 @@ mod tests {
     /// The table's rows: | `NAME` | type | labels | unit | meaning |
     fn documented() -> BTreeMap<String, DocumentedMetric> {
         let text = include_str!("../../docs/operations.md");
-        let rows = text.lines().filter(|line| line.starts_with("| `postrider_"));
+        let of_table =
+            |line: &&str| ["| `postrider_", "| `process_"].iter().any(|start| line.starts_with(start));
+        let rows = text.lines().filter(of_table);
         rows.map(|line| {
             let cells: Vec<_> = line.split('|').map(str::trim).collect();
             assert!(cells.len() == 7 && !cells[5].is_empty(), "{line}");
             let labels = cells[3].split(',').map(|label| label.trim().trim_matches('`').to_owned());
             let labels = labels.filter(|label| !label.is_empty()).collect();
             // What a counter counts is a unit for people, not one of OpenMetrics.
-            let unit = if cells[4] == "seconds" { "seconds" } else { "" };
+            let unit = Some(cells[4]).filter(|unit| matches!(*unit, "seconds" | "bytes")).unwrap_or_default();
             (cells[1].trim_matches('`').to_owned(), (cells[2].to_owned(), labels, unit.to_owned()))
         })
         .collect()
@@ -443,15 +521,78 @@ mod tests {
         assert_eq!(documented(), exported());
     }
 
+    /// The metrics that queries name, without what histograms add.
+    fn named(queries: &str) -> BTreeSet<String> {
+        let word = |at: usize| -> String {
+            queries[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+        };
+        let is_start = |at: usize| {
+            !queries[..at].ends_with(|before: char| before.is_ascii_alphanumeric() || before == '_')
+        };
+        let starts = ["postrider_", "process_"].iter().flat_map(|start| queries.match_indices(start));
+        let words = starts.filter(|(at, _)| is_start(*at)).map(|(at, _)| word(at));
+        let family = |word: String| {
+            let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part));
+            part.map_or(word.clone(), str::to_owned)
+        };
+        words.map(family).collect()
+    }
+
+    #[test]
+    fn the_dashboard_shows_metrics_that_exist_and_none_is_left_out_that_rules_ask_for() {
+        let dashboard = include_str!("../../config/grafana.json");
+        let json: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+        let panels = json["panels"].as_array().unwrap();
+        let mut places = BTreeSet::new();
+        let mut queries = String::new();
+        for panel in panels {
+            let place = &panel["gridPos"];
+            assert!(places.insert((place["y"].as_u64(), place["x"].as_u64())), "two at one place: {panel}");
+            assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{}", panel["title"]);
+            for target in panel["targets"].as_array().unwrap_or(&Vec::new()) {
+                queries += target["expr"].as_str().unwrap();
+                queries += "\n";
+            }
+        }
+        let (shown, exported) = (named(&queries), exported());
+        for name in &shown {
+            assert!(exported.contains_key(name), "{name} does not exist");
+        }
+        for name in named(include_str!("../../config/alerts.yml")) {
+            assert!(shown.contains(&name), "a rule asks for {name}, and the dashboard does not show it");
+        }
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples() {
+        let (metrics, _dir) = touched();
+        let [new, old] = [Format::OpenMetrics, Format::Text].map(|format| metrics.render(format));
+        let samples = |text: &str| -> Vec<String> {
+            let of_us = |line: &&str| !line.starts_with('#') && !line.starts_with("process_");
+            text.lines().filter(of_us).map(str::to_owned).collect()
+        };
+        assert_eq!(samples(&new), samples(&old));
+        assert!(!old.contains("# EOF") && !old.contains("# UNIT"));
+        // A family is called as its samples are, or they are its parts.
+        let types: BTreeMap<_, _> =
+            old.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        for line in samples(&old) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+            let kind = types.get(name).or_else(|| types.get(part?));
+            assert!(matches!(kind, Some(&("counter" | "gauge" | "histogram"))), "{line}: {kind:?}");
+        }
+        assert_eq!(Format::for_accept(None), Format::Text);
+        assert_eq!(Format::for_accept(Some("text/plain;version=0.0.4;q=0.5,*/*;q=0.1")), Format::Text);
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        assert_eq!(Format::for_accept(Some(prometheus)), Format::OpenMetrics);
+    }
+
     #[test]
     fn the_alert_rules_name_metrics_that_exist() {
         let rules = include_str!("../../config/alerts.yml");
-        let exported = exported();
-        let word = |text: &str| -> String {
-            text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
-        };
-        let named: BTreeSet<_> =
-            rules.match_indices("postrider_").map(|(at, _)| word(&rules[at..])).collect();
+        let (named, exported) = (named(rules), exported());
         assert!(named.len() >= 5, "{named:?}");
         for name in named {
             assert!(exported.contains_key(&name), "{name} does not exist");
@@ -467,10 +608,10 @@ mod tests {
         for units in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             metrics.capacity.add("t", None, units);
         }
-        assert!(!metrics.render().contains("consumed_capacity"));
+        assert!(!metrics.render(Format::OpenMetrics).contains("consumed_capacity"));
         metrics.capacity.add("t", None, 1.5);
         metrics.capacity.add("t", None, 0.5);
-        let text = metrics.render();
+        let text = metrics.render(Format::OpenMetrics);
         let line = "postrider_consumed_capacity_units_total{table=\"t\",index=\"\"} 2.0";
         assert!(text.contains(line), "{text}");
     }
@@ -479,7 +620,11 @@ mod tests {
     fn label_values_can_not_forge_lines() {
         let metrics = Metrics::default();
         drop(metrics.stages.restarts("a\"} 1\nforged{x=\"", None));
-        assert!(!metrics.render().lines().any(|line| line.starts_with("forged")), "{}", metrics.render());
+        assert!(
+            !metrics.render(Format::OpenMetrics).lines().any(|line| line.starts_with("forged")),
+            "{}",
+            metrics.render(Format::OpenMetrics)
+        );
     }
 
     #[tokio::test]
@@ -492,7 +637,7 @@ mod tests {
         }
         let store = Metered::new(Arc::new(MemoryStore::default()), &metrics);
         assert_eq!(store.depth().await, Ok(0));
-        let text = metrics.render();
+        let text = metrics.render(Format::OpenMetrics);
         for line in [
             "{port=\"outbox\",operation=\"append\",outcome=\"retryable\"} 1",
             "{port=\"outbox\",operation=\"append\",outcome=\"unknown\"} 1",

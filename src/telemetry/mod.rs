@@ -3,6 +3,7 @@
 
 mod limit;
 mod lines;
+mod machine;
 mod metered;
 pub mod metrics;
 mod sink;

@@ -38,6 +38,7 @@ mod panics;
 #[cfg(feature = "postgres")]
 #[path = "../pg/mod.rs"]
 mod pg;
+mod promtool;
 #[cfg(feature = "postgres")]
 mod receipts;
 mod receivers;

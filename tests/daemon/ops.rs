@@ -81,8 +81,12 @@ fn s2_7_metrics_show_what_was_done() {
     });
     let response = get(address, "/metrics");
     assert_eq!(response.status, 200);
-    assert!(response.head.contains("application/openmetrics-text"), "{}", response.head);
-    assert!(response.body.ends_with("# EOF\n"));
+    assert!(response.head.contains("text/plain; version=0.0.4"), "{}", response.head);
+    let asked =
+        format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nAccept: application/openmetrics-text\r\n\r\n");
+    let openmetrics = send(address, &asked);
+    assert!(openmetrics.head.contains("application/openmetrics-text"), "{}", openmetrics.head);
+    assert!(openmetrics.body.ends_with("# EOF\n") && !response.body.contains("# EOF"));
     for (series, expected) in [
         ("postrider_rows_total{feed=\"alerts\",outcome=\"accepted\"}", 500.0),
         ("postrider_files_total{feed=\"alerts\",state=\"ingested\"}", 1.0),

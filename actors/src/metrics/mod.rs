@@ -24,6 +24,7 @@ use crate::{
         ledger::{CountChange, MessageVerdict},
         limits::GateRate,
         outcome::{DeathCause, Obstacle, Reason, Shortage, Verdict},
+        time::UnixMs,
         traffic::TrafficView,
     },
     ports::{ItemOutcome, Settled},
@@ -78,6 +79,7 @@ pub struct StageMetrics {
     files: Counters<2>,
     rows: Counters<2>,
     file_start: Timings<1>,
+    last_file: Gauges<1>,
     queue_entries: Counters<1>,
     leases_lost: Counters<0>,
     attempts: Counters<2>,
@@ -121,6 +123,12 @@ impl StageMetrics {
                 ["feed"],
                 "From a file's claim to its first rows in the outbox",
                 age_buckets,
+            ),
+            last_file: Gauges::register_seconds(
+                to,
+                "feed_last_file_timestamp",
+                ["feed"],
+                "When the feed's last file was read to its end, since 1970",
             ),
             queue_entries: Counters::register(
                 to,
@@ -242,6 +250,7 @@ impl StageMetrics {
             failed: files("failed"),
             source_lost: files("source-lost"),
             start: self.file_start.of([name]),
+            last: FeedLast { feed: name.into(), gauges: self.last_file.clone() },
         }
     }
 
@@ -348,6 +357,14 @@ pub struct FeedMetrics {
     failed: Counter,
     source_lost: Counter,
     start: Histogram,
+    last: FeedLast,
+}
+
+/// When a feed's last file was closed; not exported before there is one.
+#[derive(Clone, Debug)]
+struct FeedLast {
+    feed: Arc<str>,
+    gauges: Gauges<1>,
 }
 
 impl FeedMetrics {
@@ -368,8 +385,15 @@ impl FeedMetrics {
         self.failed.get() + self.source_lost.get()
     }
 
+    /// A file was closed at a time, by this process or by one before.
+    pub fn last_closed(&self, at: UnixMs) {
+        let FeedLast { feed, gauges } = &self.last;
+        let gauge = gauges.of([feed]);
+        gauge.set(gauge.get().max(i64::try_from(at.0 / 1_000).unwrap_or(i64::MAX)));
+    }
+
     /// A file was closed.
-    pub fn closed(&self, state: &FileState) {
+    pub fn closed(&self, state: &FileState, at: UnixMs) {
         let counter = match state {
             FileState::Ingesting => return,
             FileState::Ingested => &self.ingested,
@@ -377,6 +401,7 @@ impl FeedMetrics {
             FileState::SourceLost(_) => &self.source_lost,
         };
         counter.inc();
+        self.last_closed(at);
     }
 }
 
