@@ -13,8 +13,8 @@ use crate::{app::console, exit::Exit};
 
 /// Show who ordered what, the latest first
 ///
-/// One line for each order that changed something: pause, resume, rate, concurrency, hold, release, cancel, redrive. The embedded store keeps
-/// the last 100,000.
+/// One line for each order that changed something: pause, resume, rate, concurrency, hold, release, cancel. A redrive leaves
+/// one when it begins and one when it has ended. The embedded store keeps the last 100,000.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Show at most this many

@@ -226,11 +226,9 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 .map(|()| Exit::Done.into());
             }
             let mut operate = console::operate(&config)?;
+            operate.note(&line(which, now, BEGUN.to_owned()))?;
             let redriven = operate.redrive(&which.filter(now), limit, now)?;
-            if redriven > 0 {
-                let (by, verb, detail) = (steer::who(), "redrive".to_owned(), format!("{redriven} redriven"));
-                operate.note(&AuditLine { at: now, by, verb, of: which.to_string(), detail })?;
-            }
+            operate.note(&line(which, steer::now(), format!("{redriven} redriven")))?;
             if *json {
                 print_json(&json!({ "redriven": redriven }))?;
             } else {
@@ -244,6 +242,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(Exit::Done.into())
+}
+
+/// What the audit says of a redrive before it works: one that is killed half-way has left this line.
+const BEGUN: &str = "begun";
+
+fn line(which: &Which, at: UnixMs, detail: String) -> AuditLine {
+    AuditLine { at, by: steer::who(), verb: "redrive".to_owned(), of: which.to_string(), detail }
 }
 
 /// Sends dead letters again with new bodies.
@@ -266,12 +271,13 @@ fn rerendered(
         renderings.insert(destination.name.clone(), rendering);
     }
     let mut operate = console::operate(config)?;
+    if !dry_run {
+        operate.note(&line(which, now, BEGUN.to_owned()))?;
+    }
     let Rerendered { redriven, refused } =
         operate.rerender(&which.filter(now), &renderings, limit, now, dry_run)?;
-    if redriven > 0 && !dry_run {
-        let detail = format!("{redriven} redriven with new bodies");
-        let (by, verb) = (steer::who(), "redrive".to_owned());
-        operate.note(&AuditLine { at: now, by, verb, of: which.to_string(), detail })?;
+    if !dry_run {
+        operate.note(&line(which, steer::now(), format!("{redriven} redriven with new bodies")))?;
     }
     if json {
         let done = if dry_run { "would_redrive" } else { "redriven" };

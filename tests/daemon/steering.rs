@@ -398,6 +398,12 @@ fn b6_a_redrive_across_kills_of_the_command_and_of_the_daemon_sends_everything_o
     command.wait().expect("it is gone");
     let left = dead(&world);
     assert!(left > 0, "it was killed half-way");
+    let audit = world.postrider(&["audit", "--json"]).ok().json();
+    assert_eq!(
+        (&audit[0]["of"], &audit[0]["detail"]),
+        (&json!("all dead letters"), &json!("begun")),
+        "{audit}"
+    );
     world.kill();
     let rest = world.postrider(&["dead", "redrive", "--all"]).ok().stdout;
     assert_eq!(rest, format!("{left} redriven\n"));
