@@ -10,6 +10,7 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+pub(crate) mod ceiling;
 pub mod console;
 mod delivery;
 pub mod engines;

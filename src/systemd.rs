@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use postrider_actors::model::finish::{Rough, Thousands};
 use sd_notify::NotifyState;
 
 use crate::telemetry::escape;
@@ -115,8 +116,8 @@ pub struct Progress<'a> {
     pub file: Option<&'a str>,
     /// How many others are.
     pub other_files: usize,
-    /// How much of it is settled, 0 to 1, if its rows are counted.
-    pub fraction: Option<f64>,
+    /// How much of it is settled, in percent, if its rows are counted.
+    pub percent: Option<u64>,
     /// Messages that are not settled.
     pub open: u64,
     /// Messages settled per second, lately.
@@ -132,51 +133,28 @@ pub fn status_line(progress: &Progress<'_>) -> String {
             if part.len() < escape(file).len() {
                 part.push('…');
             }
-            if let Some(fraction) = progress.fraction.filter(|fraction| fraction.is_finite()) {
-                // 100 % is for what is finished.
-                let percent = (fraction.clamp(0.0, 1.0) * 100.0).floor() as u64;
+            if let Some(percent) = progress.percent {
                 part = format!("{part} {percent} %");
             }
             if progress.other_files > 0 {
-                part = format!("{part} and {} more", thousands(progress.other_files as u64));
+                part = format!("{part} and {} more", Thousands(progress.other_files as u64));
             }
             parts.push(part);
         }
         None if progress.open > 0 => {
-            parts.push(format!("{} messages to deliver", thousands(progress.open)));
+            parts.push(format!("{} messages to deliver", Thousands(progress.open)));
         }
         None => return "idle".into(),
     }
     let per_s = if progress.per_s.is_finite() { progress.per_s.max(0.0) } else { 0.0 };
-    parts.push(format!("{}/s", thousands(per_s.round() as u64)));
+    parts.push(format!("{}/s", Thousands(per_s.round() as u64)));
     if progress.open > 0 && per_s >= 1.0 {
-        parts.push(format!("{} left", rough(progress.open as f64 / per_s)));
+        parts.push(format!(
+            "{} left",
+            Rough(Duration::from_secs((progress.open as f64 / per_s).ceil() as u64))
+        ));
     }
     parts.join(" · ")
-}
-
-/// `12,300`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A duration to the precision that an estimate deserves.
-fn rough(seconds: f64) -> String {
-    let seconds = seconds.ceil() as u64;
-    match seconds {
-        0..90 => format!("{seconds} s"),
-        90..5400 => format!("{} min", (seconds + 30) / 60),
-        5400..172_800 => format!("{} h", (seconds + 1800) / 3600),
-        _ => format!("{} days", thousands((seconds + 43_200) / 86_400)),
-    }
 }
 
 #[cfg(test)]
@@ -282,23 +260,19 @@ mod tests {
 
     #[test]
     fn status_lines_read_well() {
-        let line = |file, fraction, open, per_s| {
-            status_line(&Progress { file, fraction, open, per_s, other_files: 0 })
+        let line = |file, percent, open, per_s| {
+            status_line(&Progress { file, percent, open, per_s, other_files: 0 })
         };
         let file = Some("alerts.csv");
-        assert_eq!(line(file, Some(0.439), 2_952_000, 12_300.4), "alerts.csv 43 % · 12,300/s · 4 min left");
-        assert_eq!(line(file, Some(0.9999), 50, 49.9), "alerts.csv 99 % · 50/s · 2 s left");
+        assert_eq!(line(file, Some(43), 2_952_000, 12_300.4), "alerts.csv 43 % · 12,300/s · 4 min left");
+        assert_eq!(line(file, Some(99), 50, 49.9), "alerts.csv 99 % · 50/s · 2 s left");
         assert_eq!(line(file, None, 7, 0.2), "alerts.csv · 0/s");
-        assert_eq!(line(file, Some(f64::NAN), 7, f64::NAN), "alerts.csv · 0/s");
-        assert_eq!(line(None, None, 1_234_567, 10.0), "1,234,567 messages to deliver · 10/s · 34 h left");
-        assert_eq!(
-            line(None, None, 100_000_000, 10.0),
-            "100,000,000 messages to deliver · 10/s · 116 days left"
-        );
+        assert_eq!(line(file, None, 7, f64::NAN), "alerts.csv · 0/s");
+        assert_eq!(line(None, None, 1_234_567, 10.0), "1,234,567 messages to deliver · 10/s · 35 h left");
         assert_eq!(line(None, None, 0, 0.0), "idle");
         let several = Progress { file, other_files: 1200, open: 9, ..Progress::default() };
         assert_eq!(status_line(&several), "alerts.csv and 1,200 more · 0/s");
         let long = "x".repeat(300);
-        assert!(line(Some(&long), Some(1.0), 0, 0.0).starts_with(&format!("{}… 100 %", "x".repeat(60))));
+        assert!(line(Some(&long), Some(100), 0, 0.0).starts_with(&format!("{}… 100 %", "x".repeat(60))));
     }
 }

@@ -167,8 +167,8 @@ crate::settings! {
     /// A queue whose entries are JSON objects or arrays of them.
     FeedQueue {
         /// The keys from here on are for kind = "sqs", which uses of those above only `format`, `recipient`,
-        /// `destinations`, `max_row`, `window`, `not_before`, `expires_after`
-        /// and `rate_per_s`. The queue's name, or its address (https://…/NAME) for a queue of another
+        /// `destinations`, `max_row`, `window`, `not_before`, `expires_after`,
+        /// `rate_per_s` and `finish_by`. The queue's name, or its address (https://…/NAME) for a queue of another
         /// account; a queue belongs to one feed alone.
         queue: QueueAddress = unset("\"alerts\"", queue);
         /// Messages that are taken into the outbox in one step; then their entries are deleted.

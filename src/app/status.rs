@@ -1,16 +1,17 @@
 //! The daemon's status line.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use postrider_actors::{
-    model::{
-        file::{DestinationCounts, FileReport},
-        time::MonoMs,
-    },
+    model::{alarm::Growth, file::FileReport, finish, ids::FileId, time::MonoMs},
     ports::Clock,
 };
 
-use super::{machine::Machine, stores::Stores, watch::READ_TIMEOUT};
+use super::{
+    machine::Machine,
+    stores::Stores,
+    watch::{PACE_WINDOW, READ_TIMEOUT},
+};
 use crate::{
     config::Config,
     systemd::{Progress, status_line},
@@ -25,11 +26,12 @@ pub(super) fn summary(config: &Config) -> String {
     format!("{}, {}", count(config.feeds.len(), "feed"), count(config.destinations.len(), "destination"))
 }
 
-/// Makes status lines out of what changed since the last one.
+/// Makes status lines out of what changed since the last one, and measures the pace of files.
 pub(super) struct StatusReporter {
     stores: Stores,
     clock: Arc<dyn Clock>,
-    last: Option<(MonoMs, u64)>,
+    /// Messages of each of the newest files that have their final state.
+    files: BTreeMap<FileId, Growth<1>>,
     /// No look before.
     look_again: MonoMs,
     said: String,
@@ -41,10 +43,15 @@ impl StatusReporter {
         Self {
             stores: machine.stores.clone(),
             clock: machine.clock.clone(),
-            last: None,
+            files: BTreeMap::new(),
             look_again: MonoMs(0),
             said: String::new(),
         }
+    }
+
+    /// Messages per second of each file that is on its way, lately.
+    pub(super) fn paces(&self) -> BTreeMap<FileId, f64> {
+        self.files.iter().map(|(file, settled)| (*file, settled.per_s())).collect()
     }
 
     /// The line, if it has changed. A store that can't be read has a line of its own.
@@ -59,20 +66,12 @@ impl StatusReporter {
             async { tokio::join!(self.stores.outbox.depth(), self.stores.ledger.latest_files(FILES_MAX)) };
         let (open, files) = tokio::time::timeout(READ_TIMEOUT, reads).await.ok()?;
         let (open, files) = (open.ok()?, files.ok()?);
-        let now = self.clock.mono();
-        let total = files.iter().map(settled).sum::<u64>();
-        let per_s = self.last.replace((now, total)).map_or(0.0, |(then, before)| {
-            let seconds = now.since(then).as_secs_f64();
-            if seconds > 0.0 { total.saturating_sub(before) as f64 / seconds } else { 0.0 }
-        });
+        let per_s = self.measure(&files);
         let unsettled: Vec<_> = files.iter().filter(|file| !file.is_settled()).collect();
         let progress = Progress {
             file: unsettled.first().map(|file| file.file.name.as_str()),
             other_files: unsettled.len().saturating_sub(1),
-            fraction: unsettled.first().filter(|file| file.state.is_closed()).map(|file| {
-                let accepted: u64 = file.destinations.values().map(|counts| counts.accepted).sum();
-                if accepted == 0 { 1.0 } else { settled(file) as f64 / accepted as f64 }
-            }),
+            percent: unsettled.first().and_then(|file| finish::percent_of(file)),
             open,
             per_s,
         };
@@ -82,8 +81,21 @@ impl StatusReporter {
             line
         })
     }
-}
 
-fn settled(file: &FileReport) -> u64 {
-    file.destinations.values().map(DestinationCounts::settled).sum()
+    /// Takes note of how far files are; the pace of all together. One that is settled is kept as long as its end is
+    /// news, so that the pace does not fall with it.
+    fn measure(&mut self, files: &[FileReport]) -> f64 {
+        let (now, wall) = (self.clock.mono(), self.clock.wall());
+        let is_news = |file: &FileReport| match file.settled_at {
+            Some(settled) => wall.since(settled) < PACE_WINDOW,
+            None => true,
+        };
+        let files = || files.iter().filter(|file| is_news(file));
+        self.files.retain(|id, _| files().any(|file| file.file.id == *id));
+        files().for_each(|file| {
+            let settled = self.files.entry(file.file.id).or_insert_with(|| Growth::new(PACE_WINDOW));
+            settled.look(now, [finish::totals(file).0]);
+        });
+        self.files.values().map(Growth::per_s).sum()
+    }
 }

@@ -3,33 +3,16 @@
 //! destinations can bear.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use postrider_actors::model::{time::UnixMs, trouble::Troubles};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use postrider_actors::model::{standing::Standing, trouble::Troubles};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 
 use super::state_dir;
-
-/// Traffic by destination.
-pub(crate) type TrafficNotes = BTreeMap<String, TrafficNote>;
-
-/// How a webhook's traffic stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TrafficNote {
-    /// Requests that may be in flight.
-    pub(crate) limit: usize,
-    /// Since when nothing but single messages go there, to probe.
-    pub(crate) open_since: Option<UnixMs>,
-    /// Before when nothing goes: the next probe, or what the receiver has asked for.
-    pub(crate) paused_until: Option<UnixMs>,
-    /// Tokens for retries.
-    pub(crate) retry_tokens: u64,
-}
 
 /// What is noted, and where in the state directory.
 pub(crate) trait Noted:
@@ -42,7 +25,7 @@ impl Noted for Troubles {
     const FILE: &str = "troubles.json";
 }
 
-impl Noted for TrafficNotes {
+impl Noted for Standing {
     const FILE: &str = "traffic.json";
 }
 

@@ -7,8 +7,11 @@ use postrider_actors::{
     metrics::{DestinationMetrics, FeedMetrics, QueueMetrics, Totals},
     model::{
         alarm::{Alarm, AlarmEvent, AlarmKind, AlarmRule, Growth, Reading, failure_percent},
+        ids::FileId,
         room::OpenMessages,
+        standing::{Standing, TrafficStanding},
         time::{MonoMs, UnixMs},
+        traffic::limiter::Bound,
         trouble::{FeedTroubles, Trouble, Troubles},
     },
     ports::{Clock, DestinationDepth},
@@ -17,10 +20,10 @@ use postrider_actors::{
 use super::{
     machine::Machine,
     stores::{Stores, ToDo},
-    troubles::{NoteFile, TrafficNote, TrafficNotes},
+    troubles::NoteFile,
 };
 use crate::{
-    config::{Alarms, Config, STATUS_FEED},
+    config::{Alarms, Config, LedgerKind, Profile, STATUS_FEED},
     telemetry::metrics::Metrics,
 };
 
@@ -33,6 +36,26 @@ const HELD_NAMED: usize = 3;
 /// Counting the backlog takes time that grows with it: it is done again after so many times as long.
 const READ_PAUSE_FACTOR: u32 = 100;
 
+/// How much of the past a pace is taken of: long enough to be steady, short enough to follow a change.
+pub(super) const PACE_WINDOW: Duration = Duration::from_secs(30);
+
+/// A port that has done nothing right for so long has an engine that is away; less is a hiccup.
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+
+/// A destination that is watched.
+struct WatchedDestination {
+    metrics: DestinationMetrics,
+    /// Attempts, and those that failed.
+    attempts: Growth<2>,
+    /// Messages that got their final state.
+    ended: Growth<1>,
+    /// The most that this was per second lately.
+    pace: f64,
+}
+
+/// What is left of the best pace after each second: half after some 20 minutes.
+const PACE_LEFT: f64 = 0.9994;
+
 /// The daemon's view of its own work. It lives as long as the process: a reload changes the rules and keeps
 /// what is raised and what was seen.
 pub(super) struct Watch {
@@ -42,11 +65,15 @@ pub(super) struct Watch {
     troubles: TroubleBoard,
     trouble_file: NoteFile<Troubles>,
     traffic: TrafficControl,
-    traffic_file: NoteFile<TrafficNotes>,
+    standing_file: NoteFile<Standing>,
+    /// Since when feeds wait for room.
+    waiting: BTreeMap<String, UnixMs>,
+    /// The engines behind the ports.
+    engines: EngineNames,
     config: Alarms,
     alarms: [Alarm; AlarmKind::ALL.len()],
     /// Every destination that a configuration of this process had, by name.
-    destinations: BTreeMap<String, (DestinationMetrics, Growth<2>)>,
+    destinations: BTreeMap<String, WatchedDestination>,
     queue: (QueueMetrics, Growth<2>),
     /// The feeds of the configuration, by name.
     feeds: BTreeMap<String, FeedMetrics>,
@@ -68,7 +95,9 @@ impl Watch {
             troubles: machine.troubles.clone(),
             trouble_file: NoteFile::new(&config.state.dir),
             traffic: machine.traffic.clone(),
-            traffic_file: NoteFile::new(&config.state.dir),
+            standing_file: NoteFile::new(&config.state.dir),
+            waiting: BTreeMap::new(),
+            engines: EngineNames::of(config),
             config: config.alarms.clone(),
             alarms: AlarmKind::ALL.map(|kind| Alarm::new(rule(&config.alarms, kind))),
             destinations: BTreeMap::new(),
@@ -93,11 +122,13 @@ impl Watch {
         for destination in &config.destinations {
             let name = &destination.name;
             self.destinations.entry(name.clone()).or_insert_with(|| {
-                (self.metrics.stages.destination(name), Growth::new(window)) // its counters go on
+                let metrics = self.metrics.stages.destination(name); // its counters go on
+                let (attempts, ended) = (Growth::new(window), Growth::new(PACE_WINDOW));
+                WatchedDestination { metrics, attempts, ended, pace: 0.0 }
             });
         }
-        for (_, growth) in self.destinations.values_mut() {
-            growth.set_window(window);
+        for destination in self.destinations.values_mut() {
+            destination.attempts.set_window(window);
         }
         self.queue.1.set_window(window);
         self.dead.set_window(config.alarms.dead.window);
@@ -115,8 +146,8 @@ impl Watch {
         }
     }
 
-    /// Reads, exports and judges.
-    pub(super) async fn look(&mut self) {
+    /// Reads, exports and judges. `files` is the pace of those that are on their way.
+    pub(super) async fn look(&mut self, files: BTreeMap<FileId, f64>) {
         let open = tokio::time::timeout(READ_TIMEOUT, self.stores.outbox.open_messages()).await;
         let open = open.ok().and_then(Result::ok);
         self.read_backlog().await;
@@ -125,13 +156,13 @@ impl Watch {
         let now = self.clock.mono();
         let (percent, where_) = self.failures(now);
         let total = |of: fn(&DestinationMetrics) -> u64| {
-            self.destinations.values().map(|(metrics, _)| of(metrics)).sum()
+            self.destinations.values().map(|destination| of(&destination.metrics)).sum()
         };
         let (dead, shortages) = (total(DestinationMetrics::dead), total(DestinationMetrics::shortages));
         let ([dead], [shortages]) = (self.dead.look(now, [dead]), self.shortages.look(now, [shortages]));
         let (deepest, deepest_at) = deepest(open.as_ref(), &self.held.list());
         let troubles = self.look_at_troubles().await;
-        let suspects = self.look_at_traffic().await;
+        let suspects = self.look_at_traffic(files).await;
         let unusable = self.feeds.values().map(FeedMetrics::unusable_files).sum();
         let [unusable] = self.unusable_files.look(now, [unusable]);
         let Troubles { feeds, destinations } = troubles;
@@ -174,24 +205,58 @@ impl Watch {
         troubles
     }
 
-    /// Exports how webhooks' traffic stands; which are suspect, and why.
-    async fn look_at_traffic(&mut self) -> Vec<String> {
-        let (mut notes, mut suspects) = (TrafficNotes::new(), Vec::new());
+    /// Exports how everything stands and notes it for commands; which destinations are suspect, and why.
+    async fn look_at_traffic(&mut self, files: BTreeMap<FileId, f64>) -> Vec<String> {
+        let (mut destinations, mut suspects) = (BTreeMap::new(), Vec::new());
         let wall = self.clock.wall();
-        for (name, (metrics, _)) in &self.destinations {
-            let Some((view, now)) = self.traffic.view(name) else { continue };
-            metrics.traffic(&view);
-            suspects.extend(view.suspicion.map(|suspicion| format!("{name}: {suspicion}")));
-            let note = TrafficNote {
-                limit: view.limit,
-                open_since: view.open_since.map(|since| wall.before(now.since(since))),
-                paused_until: view.paused_until.map(|until| wall.after(until.since(now))),
-                retry_tokens: view.retry_tokens,
-            };
-            notes.insert(name.clone(), note);
+        for (name, destination) in &mut self.destinations {
+            destination.ended.look(self.clock.mono(), [destination.metrics.ended()]);
+            let per_s = destination.ended.per_s();
+            destination.pace = per_s.max(destination.pace * PACE_LEFT);
+            let pace = destination.pace;
+            let mut standing = TrafficStanding { per_s, pace, ..TrafficStanding::default() };
+            if let Some((view, now, last_error)) = self.traffic.view(name) {
+                destination.metrics.traffic(&view);
+                suspects.extend(view.suspicion.map(|suspicion| format!("{name}: {suspicion}")));
+                let ago = |since: MonoMs| wall.before(now.since(since));
+                standing = TrafficStanding {
+                    limit: view.limit,
+                    limit_max: view.bound.ceiling(),
+                    is_found: matches!(view.bound, Bound::Auto { .. }),
+                    brake: view.brake.map(|(brake, since)| (brake, ago(since))),
+                    open_since: view.open_since.map(ago),
+                    paused_until: view.paused_until.map(|until| wall.after(until.since(now))),
+                    retry_tokens: view.retry_tokens,
+                    in_flight: view.in_flight,
+                    answer_ms: view.base.map(|base| base.as_secs_f64() * 1_000.0),
+                    last_error,
+                    ..standing
+                };
+            }
+            destinations.insert(name.clone(), standing);
         }
-        self.traffic_file.keep(&notes).await;
+        let waiting = self.waiting(wall);
+        let engines = self.engines_away(wall);
+        self.standing_file.keep(&Standing { destinations, files, waiting, engines }).await;
         suspects
+    }
+
+    /// Feeds that wait for room.
+    fn waiting(&mut self, now: UnixMs) -> BTreeMap<String, (UnixMs, Vec<String>)> {
+        let list = self.held.list();
+        self.waiting.retain(|feed, _| list.iter().any(|(waits, _)| **waits == **feed));
+        let waits = |(feed, by): (Arc<str>, Vec<Arc<str>>)| {
+            let since = *self.waiting.entry(feed.to_string()).or_insert(now);
+            (feed.to_string(), (since, by.iter().map(ToString::to_string).collect()))
+        };
+        list.into_iter().map(waits).collect()
+    }
+
+    /// Engines that have done nothing right for a while.
+    fn engines_away(&self, now: UnixMs) -> BTreeMap<String, (UnixMs, String)> {
+        let failing =
+            self.metrics.failing_ports().into_iter().filter(|(_, lasting, _)| *lasting >= AWAY_AFTER);
+        failing.map(|(port, lasting, why)| (self.engines.of_port(port), (now.before(lasting), why))).collect()
     }
 
     /// Batches that are set aside; `None` if that is not known.
@@ -252,13 +317,42 @@ impl Watch {
         if worst.0 > 0.0 {
             worst.1 = Some("queue".to_owned());
         }
-        for (name, (metrics, growth)) in &mut self.destinations {
-            let percent = percent(metrics.totals(), growth);
+        for (name, destination) in &mut self.destinations {
+            let percent = percent(destination.metrics.totals(), &mut destination.attempts);
             if percent > worst.0 {
                 worst = (percent, Some(name.clone()));
             }
         }
         worst
+    }
+}
+
+/// What operators call the engines behind the ports.
+struct EngineNames {
+    store: &'static str,
+    rows: &'static str,
+}
+
+impl EngineNames {
+    fn of(config: &Config) -> Self {
+        let store = match config.profile {
+            Profile::Embedded => "the store",
+            Profile::Aws => "DynamoDB",
+        };
+        let rows = match config.ledger.kind {
+            LedgerKind::Embedded => store,
+            LedgerKind::Postgres => "Postgres",
+        };
+        Self { store, rows }
+    }
+
+    fn of_port(&self, port: &str) -> String {
+        match port {
+            "transport" => "SQS",
+            "receipts" => self.rows,
+            _ => self.store,
+        }
+        .to_owned()
     }
 }
 

@@ -13,30 +13,35 @@ use serde_json::json;
 use super::{
     destinations::{self, shown},
     print, print_json,
+    steer::now,
     table::{number, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{
-    app::{
-        console,
-        troubles::{self, TrafficNote, TrafficNotes},
-    },
+    app::{ceiling, console, troubles},
     config::Config,
     telemetry::escape,
 };
 use postrider_actors::{
     model::{
+        ceiling::{Ceiling, Facts},
+        file::FileReport,
+        finish::Thousands,
         room::{OpenMessages, holders},
+        standing::TrafficStanding,
+        time::UnixMs,
         trouble::{Trouble, Troubles},
+        window::clock,
     },
     ports::console::DestinationView,
 };
 
-/// Show files, feeds that are parked, backlog and rates, per destination
+/// Show what holds things up, files, feeds that are parked, backlog and rates, per destination
 ///
-/// Works with or without a running daemon. The rate is what was sent between two reads of the store. Parked feeds, files
-/// that are held, and what destinations bear (permits, breakers, pauses) are what the daemon that runs on this machine
-/// says. Damaged batches are set aside; the log names them.
+/// First the answer: what binds now, for the whole, for each destination and for each open file: the setting or fact
+/// behind it, the last error, and what to do about it. Works with or without a running daemon. The rate is what was sent
+/// between two reads of the store. Parked feeds, files that are held, and what destinations bear (permits, breakers,
+/// pauses) are what the daemon that runs on this machine says. Damaged batches are set aside; the log names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Time between the two reads that give the rate; 0 leaves it out
@@ -59,7 +64,9 @@ struct DestinationLine {
     /// Why nothing is sent to it from this machine.
     trouble: Option<Trouble>,
     /// What the daemon of this machine noted, if it sends there.
-    traffic: Option<TrafficNote>,
+    traffic: Option<TrafficStanding>,
+    /// What binds it.
+    ceiling: Ceiling,
     /// The feeds that it holds up, alone or together with others.
     holds: Vec<String>,
 }
@@ -78,17 +85,25 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let after = view.destinations()?;
     let (files, depth) = (view.file_totals()?, view.depth()?);
     let troubles: Troubles = troubles::read(&config.state.dir)?;
-    let traffic = troubles::read(&config.state.dir)?;
+    let (facts, now) = (ceiling::gather(&config, &mut *view)?, now());
+    let whole = facts.of_whole(now);
+    let open_files = open_files(view.files(None, FILES_LOOKED_AT)?, &facts, now);
     let held: usize = troubles.feeds.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
         let sent = view.counts.sent.saturating_sub(before);
         Some(sent as f64 * 1_000.0 / args.sample_ms as f64)
     };
-    let lines = lines(&config, after, &troubles, traffic, sampled);
+    let lines = lines(&config, after, &facts, now, sampled);
     if args.json {
         let destinations: BTreeMap<_, _> = lines.iter().map(|line| (&line.name, json_of(line))).collect();
+        let open_files = open_files.iter().map(|(report, ceiling)| {
+            json!({ "id": report.file.id, "name": report.file.name, "feed": report.file.feed, "ceiling": ceiling.view() })
+        });
         print_json(&json!({
+            "at": time(now),
+            "ceiling": whole.view(),
+            "open_files": open_files.collect::<Vec<_>>(),
             "files": {
                 "ingesting": files.ingesting,
                 "open": files.open,
@@ -102,13 +117,15 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         }))?;
     } else {
         print(&format!(
-            "files    {} being read, {} open, {} settled; {} failed, {held} held\nbacklog  {depth} messages\n{}\n{}",
+            "now      {}\nfiles    {} being read, {} open, {} settled; {} failed, {held} held\nbacklog  {depth} messages\n{}\n{}{}",
+            answer(&whole, "         "),
             files.ingesting,
             files.open,
             files.settled,
             files.failed,
             trouble_lines(&troubles),
-            rendered(&lines)
+            rendered(&lines),
+            ceilings(&lines, &open_files, files.open + files.ingesting),
         ))?;
     }
     Ok(Exit::Done.into())
@@ -154,37 +171,102 @@ fn feeds_json(config: &Config, troubles: &Troubles) -> serde_json::Value {
 fn lines(
     config: &Config,
     mut views: BTreeMap<String, DestinationView>,
-    troubles: &Troubles,
-    mut traffic: TrafficNotes,
+    facts: &Facts,
+    now: UnixMs,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
 ) -> Vec<DestinationLine> {
-    let configured = config.destinations.iter().map(|destination| destination.name.clone());
-    let names: BTreeSet<String> = configured.chain(views.keys().cloned()).collect();
     let mut holds = holds(config, &views);
-    names
-        .into_iter()
-        .map(|name| {
-            let view = views.remove(&name).unwrap_or_default();
-            let known = config.destinations.iter().find(|destination| destination.name == name);
-            let trouble = known.and_then(|_| troubles.destinations.get(&name).cloned());
+    facts
+        .destinations
+        .iter()
+        .map(|(name, of)| {
+            let view = views.remove(name).unwrap_or_default();
+            let known = config.destination(name);
+            let trouble = of.blocked.clone().filter(|_| of.is_configured);
             DestinationLine {
-                sent_per_s: sampled(&name, &view),
+                name: name.clone(),
+                sent_per_s: sampled(name, &view),
                 rate_per_s: destinations::rate(known, &view),
-                state: match known {
-                    None => "not configured",
-                    Some(_) if view.disabled.is_some() => "disabled",
-                    Some(known) if known.paused => "paused",
-                    Some(_) if trouble.is_some() => "blocked",
-                    Some(_) => "enabled",
+                state: match () {
+                    () if !of.is_configured => "not configured",
+                    () if view.disabled.is_some() => "disabled",
+                    () if of.is_paused => "paused",
+                    () if trouble.is_some() => "blocked",
+                    () => "enabled",
                 },
                 trouble,
-                traffic: known.and_then(|_| traffic.remove(&name)),
-                holds: holds.remove(&name).unwrap_or_default(),
-                name,
+                traffic: of.traffic.clone().filter(|_| of.is_configured),
+                ceiling: facts.of_destination(name, now),
+                holds: holds.remove(name).unwrap_or_default(),
                 view,
             }
         })
         .collect()
+}
+
+/// Files that are looked at for those that are open, the newest first, and open ones that are shown.
+const FILES_LOOKED_AT: usize = 1_000;
+const OPEN_FILES_MAX: usize = 20;
+
+/// Files on their way, and what binds each.
+fn open_files(reports: Vec<FileReport>, facts: &Facts, now: UnixMs) -> Vec<(FileReport, Ceiling)> {
+    let open = reports.into_iter().filter(|report| !report.is_settled());
+    let bound = open.map(|report| {
+        let ceiling = facts.of_file(&report, now);
+        (report, ceiling)
+    });
+    bound.take(OPEN_FILES_MAX).collect()
+}
+
+/// A ceiling, with everything that belongs to it on lines of their own behind `indent`.
+pub(super) fn answer(ceiling: &Ceiling, indent: &str) -> String {
+    let place = match (&ceiling.file, &ceiling.destination) {
+        (Some(file), Some(destination)) => format!("{file} at {destination}: "),
+        (Some(name), None) | (None, Some(name)) => format!("{name}: "),
+        (None, None) => String::new(),
+    };
+    let mut text = escape(&format!("{place}{ceiling}")).into_owned();
+    let mut line = |more: String| {
+        text.push('\n');
+        text.push_str(indent);
+        text.push_str(&escape(&more));
+    };
+    let is_going = !ceiling.is_stop();
+    if let Some(error) =
+        ceiling.last_error.as_ref().filter(|error| !is_going || is_recent(error.attempt.at, ceiling.at))
+    {
+        let said = error.text.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+        line(format!("last error {}, {}{said}", clock(error.attempt.at, ceiling.at), error.word()));
+    }
+    if let Some(finish) = ceiling.finish {
+        line(format!("done by {}", clock(finish, ceiling.at)));
+    }
+    if let Some(warning) = ceiling.warning() {
+        line(warning);
+    }
+    if let Some(remedy) = ceiling.remedy() {
+        line(remedy);
+    }
+    text
+}
+
+/// An error of longer ago says nothing of what goes now.
+fn is_recent(at: UnixMs, now: UnixMs) -> bool {
+    now.since(at) < Duration::from_mins(5)
+}
+
+/// What binds each destination and each open file of which something is to be said.
+fn ceilings(lines: &[DestinationLine], files: &[(FileReport, Ceiling)], open: u64) -> String {
+    let destinations = lines.iter().map(|line| &line.ceiling).filter(|ceiling| ceiling.word() != "done");
+    let all = destinations.chain(files.iter().map(|(_, ceiling)| ceiling));
+    let text: String = all.map(|ceiling| answer(ceiling, "  ") + "\n").collect();
+    let shown = files.len() as u64;
+    let footer = if shown < open {
+        format!("Showing {shown} of {} open files.\n", Thousands(open))
+    } else {
+        String::new()
+    };
+    if text.is_empty() { footer } else { format!("\n{text}{footer}") }
 }
 
 /// The feeds that each destination holds up.
@@ -236,21 +318,8 @@ fn json_of(line: &DestinationLine) -> serde_json::Value {
         "not_before": line.traffic.as_ref().and_then(|note| note.paused_until).map(time),
         "retry_tokens": line.traffic.as_ref().map(|note| note.retry_tokens),
         "holds": line.holds,
+        "ceiling": line.ceiling.view(),
     })
-}
-
-/// Why nothing goes to a destination at the moment, if so.
-fn standing(note: Option<&TrafficNote>) -> String {
-    match note {
-        Some(TrafficNote { open_since: Some(since), paused_until: Some(until), .. }) => {
-            format!(", out since {}, next probe {}", time(*since), time(*until))
-        }
-        Some(TrafficNote { open_since: Some(since), .. }) => format!(", out since {}, probing", time(*since)),
-        Some(TrafficNote { paused_until: Some(until), .. }) => {
-            format!(", its receiver wants nothing before {}", time(*until))
-        }
-        _ => String::new(),
-    }
 }
 
 fn rendered(lines: &[DestinationLine]) -> String {
@@ -276,7 +345,7 @@ fn rendered(lines: &[DestinationLine]) -> String {
             (Some((at, reason)), _) | (None, Some(Trouble { since: at, reason })) => {
                 format!("{} since {}: {reason}", line.state, time(*at))
             }
-            (None, None) => line.state.to_owned() + &standing(line.traffic.as_ref()),
+            (None, None) => line.state.to_owned(),
         };
         vec![
             text(&line.name),

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{bail, ensure};
 use postrider_actors::{
     model::{
+        ceiling::{HELD, PAUSED},
         limits::{CONCURRENCY_MAX, Concurrency, LimitChange, RATE_MAX},
         priority::Priority,
         time::UnixMs,
@@ -36,7 +37,7 @@ pub struct PauseArgs {
     #[command(flatten)]
     of: Destinations,
     /// Why; shown by `status` and `destinations`
-    #[arg(long, value_name = "TEXT", default_value = "paused by an operator")]
+    #[arg(long, value_name = "TEXT", default_value = PAUSED)]
     reason: String,
 }
 
@@ -93,7 +94,7 @@ pub struct HoldArgs {
     #[command(flatten)]
     of: Files,
     /// Why; shown by `status` and `files`
-    #[arg(long, value_name = "TEXT", default_value = "held by an operator")]
+    #[arg(long, value_name = "TEXT", default_value = HELD)]
     reason: String,
 }
 

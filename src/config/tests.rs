@@ -120,8 +120,8 @@ fn documented_ranges() -> Vec<(String, String, String, String)> {
         } else if let Some((key, value)) = line.split_once(" = ") {
             let words: Vec<_> = comment.split_ascii_whitespace().collect();
             let is_number = value.trim_matches('"').starts_with(|first: char| first.is_ascii_digit());
-            // `min_tls` is one of some words, and `not_before` a date, though they begin with digits.
-            let is_quantity = is_number && !words.contains(&"|") && !value.contains('T');
+            // `min_tls` is one of some words, and `not_before` and `finish_by` are times, though they begin with digits.
+            let is_quantity = is_number && !words.contains(&"|") && !value.contains(['T', '/']);
             if is_quantity && let [.., low, "to", high] = &words[..] {
                 let high = high.trim_end_matches('.');
                 ranges.push((table.clone(), key.to_owned(), (*low).to_owned(), high.to_owned()));

@@ -5,8 +5,12 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     path::Path,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -20,6 +24,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::Registry,
 };
+use tokio::time::Instant;
 
 use super::machine::{DiskFigures, ProcessFigures};
 
@@ -96,6 +101,37 @@ pub struct Metrics {
     store_call_duration: Timings<2>,
     alarms: Gauges<1>,
     disk: Arc<DiskFigures>,
+    ports: Mutex<BTreeMap<&'static str, Arc<PortHealth>>>,
+}
+
+/// Whether a port does what is asked of it.
+#[derive(Debug, Default)]
+struct PortHealth {
+    /// Looked at by every call; the rest only by those that change it.
+    is_failing: AtomicBool,
+    /// Since when it does nothing right, and what it said last.
+    failing: Mutex<Option<(Instant, String)>>,
+}
+
+impl PortHealth {
+    fn note<T>(&self, result: &Result<T, StoreError>) {
+        let error = match result {
+            Err(error @ (StoreError::Retryable(_) | StoreError::Denied(_) | StoreError::Unknown(_))) => {
+                Some(error)
+            }
+            Ok(_) | Err(StoreError::Permanent(_)) => None,
+        };
+        if error.is_none() && !self.is_failing.load(Relaxed) {
+            return;
+        }
+        // Replaced as a whole.
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_failing.store(error.is_some(), Relaxed);
+        *failing = error.map(|error| {
+            let since = failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+            (since, error.to_string())
+        });
+    }
 }
 
 impl Default for Metrics {
@@ -134,6 +170,7 @@ impl Default for Metrics {
             ),
             alarms: Gauges::register(to, "alarm_active", ["alarm"], "1 while the alarm is raised"),
             disk,
+            ports: Mutex::default(),
             registry,
         }
     }
@@ -167,7 +204,9 @@ impl Metrics {
     }
 
     /// The handles of one operation of a port.
-    pub(super) fn store_call(&self, port: &str, operation: &str) -> StoreCall {
+    pub(super) fn store_call(&self, port: &'static str, operation: &str) -> StoreCall {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = ports.entry(port).or_default().clone();
         let outcome = |word| self.store_calls.of([port, operation, word]);
         StoreCall {
             ok: outcome("ok"),
@@ -176,7 +215,18 @@ impl Metrics {
             permanent: outcome("permanent"),
             unknown: outcome("unknown"),
             duration: self.store_call_duration.of([port, operation]),
+            health,
         }
+    }
+
+    /// The ports that do nothing right, for how long, and what they said last.
+    pub fn failing_ports(&self) -> Vec<(&'static str, Duration, String)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing = ports.iter().filter_map(|(port, health)| {
+            let failing = health.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            failing.as_ref().map(|(since, why)| (*port, since.elapsed(), why.clone()))
+        });
+        failing.collect()
     }
 }
 
@@ -189,6 +239,7 @@ pub(super) struct StoreCall {
     permanent: Counter,
     unknown: Counter,
     duration: Histogram,
+    health: Arc<PortHealth>,
 }
 
 impl StoreCall {
@@ -197,9 +248,10 @@ impl StoreCall {
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let result = call.await;
         self.duration.observe(begun.elapsed().as_secs_f64());
+        self.health.note(&result);
         match &result {
             Ok(_) => &self.ok,
             Err(StoreError::Retryable(_)) => &self.retryable,

@@ -54,3 +54,4 @@ mod terms;
 mod torn;
 mod trouble;
 mod upgrade;
+mod why;

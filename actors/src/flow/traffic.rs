@@ -19,9 +19,11 @@ use crate::{
         limits::{Concurrency, GateRate},
         outcome::Outcome,
         roster::{Admission, Answer},
+        standing::LastError,
         time::MonoMs,
         traffic::{
             Ended, Permit, Refusal, Traffic, TrafficRules, TrafficView,
+            brake::Brake,
             limiter::Bound,
             storm::{Judgement, PermanentFailure},
         },
@@ -54,6 +56,8 @@ struct Known {
     configured: ConfiguredTraffic,
     /// What is set instead.
     set: Option<Concurrency>,
+    /// How the last attempt that failed did so.
+    last_error: Option<LastError>,
 }
 
 /// What the configuration says of a destination.
@@ -109,7 +113,7 @@ impl TrafficControl {
                 state.traffic.reconfigure(known.index, known.rules());
             } else {
                 let index = state.traffic.add(configured.rules, now);
-                state.destinations.insert(name, Known { index, configured, set: None });
+                state.destinations.insert(name, Known { index, configured, set: None, last_error: None });
             }
         }
     }
@@ -123,12 +127,13 @@ impl TrafficControl {
         }
     }
 
-    /// How a destination stands, and what time that is; nothing of one that was never configured.
-    pub fn view(&self, destination: &str) -> Option<(TrafficView, MonoMs)> {
+    /// How a destination stands, what time that is, and how the last attempt that failed did so; nothing of one that was never
+    /// configured.
+    pub fn view(&self, destination: &str) -> Option<(TrafficView, MonoMs, Option<LastError>)> {
         let now = self.0.clock.mono();
         let state = &mut *self.state();
-        let index = state.destinations.get(destination)?.index;
-        Some((state.traffic.view(index, now), now))
+        let known = state.destinations.get(destination)?;
+        Some((state.traffic.view(known.index, now), now, known.last_error.clone()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -240,6 +245,13 @@ impl Seat {
     ) -> Judgement {
         let index = self.index(destination);
         self.control.state().traffic.judge(index, epoch, file, failure)
+    }
+
+    /// An attempt failed: it is kept for the operator, until another one does.
+    pub fn failed(&self, destination: &str, error: LastError) {
+        if let Some(known) = self.control.state().destinations.get_mut(destination) {
+            known.last_error = Some(error);
+        }
     }
 
     /// Whether requests to the destination are in flight.
@@ -380,6 +392,7 @@ impl Admission for Asking<'_> {
         if granted == 0 {
             // It waits for a rate, not for a permit.
             traffic.has_none(*index, self.seat.worker);
+            traffic.braked(*index, if own < messages { Brake::Rate } else { Brake::RateOfAll }, self.now);
             if own < messages {
                 lacks(rate, own);
             } else {
@@ -400,6 +413,12 @@ impl Admission for Asking<'_> {
 }
 
 impl Asking<'_> {
+    /// A message waits for the rate of its file or feed.
+    pub fn braked_by_file(&mut self, destination: usize) {
+        let index = self.seat.index(destination);
+        self.state.traffic.braked(index, Brake::RateOfFile, self.now);
+    }
+
     /// The permit that was granted, and when it is worth to ask again, as far as time decides.
     pub fn finish(self) -> (Option<Passage>, Option<MonoMs>) {
         let passage = |permit| Passage { control: self.seat.control.clone(), permit: Some(permit) };

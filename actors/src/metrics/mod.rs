@@ -579,6 +579,11 @@ impl DestinationMetrics {
         self.0.dead.iter().map(Counter::get).sum()
     }
 
+    /// Messages that got their final state so far: sent, or given up.
+    pub fn ended(&self) -> u64 {
+        self.0.sent.get() + self.dead()
+    }
+
     /// How a webhook's traffic stands.
     pub fn traffic(&self, view: &TrafficView) {
         self.0.permits.set(i64::try_from(view.limit).unwrap_or(i64::MAX));

@@ -183,6 +183,16 @@ impl<const N: usize> Growth<N> {
         let (_, first) = self.samples[0];
         std::array::from_fn(|at| totals[at].checked_sub(first[at]).unwrap_or(totals[at]))
     }
+
+    /// How much the first total has grown per second, within the window or since the first reading; 0 until there are two.
+    pub fn per_s(&self) -> f64 {
+        let (Some((from, before)), Some((to, now))) = (self.samples.front(), self.samples.back()) else {
+            return 0.0;
+        };
+        let over = to.since(*from).as_secs_f64();
+        let grown = now[0].checked_sub(before[0]).unwrap_or(now[0]);
+        if over > 0.0 { grown as f64 / over } else { 0.0 }
+    }
 }
 
 /// The percentage of `failed` in `all`; 0 if there are fewer than `least`: one failure out of two attempts is
@@ -282,6 +292,26 @@ mod tests {
         alarm.set_rule(AlarmRule { threshold: 5000.0, clear_at: 4000.0, ..rule() });
         assert!(alarm.is_active());
         assert_eq!(run(&mut alarm, seconds(2000.0, 30)), [(20, AlarmEvent::Cleared(2000.0))]);
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_window() {
+        let mut growth = Growth::new(Duration::from_secs(10));
+        assert!(growth.per_s().abs() < 1e-9);
+        for second in 0..100u64 {
+            // 5 per second, then 20.
+            growth.look(
+                MonoMs(second * SECOND),
+                [if second < 50 { second * 5 } else { 250 + (second - 50) * 20 }],
+            );
+            let expected = match second {
+                0 => 0.0,
+                1..=49 => 5.0,
+                60.. => 20.0,
+                _ => continue,
+            };
+            assert!((growth.per_s() - expected).abs() < 1e-9, "{second}: {}", growth.per_s());
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use postrider_settings::Canary;
 use super::{
     codec::Damaged,
     file::DestinationCounts,
+    finish::percent,
     hold::{FileHold, HoldCause, HoldChange, shortened},
     ledger::{Record, codec},
     outcome::Reason,
@@ -29,6 +30,9 @@ const RAMP_STEPS: u64 = 10;
 
 /// Reasons that a hold names, the most frequent first.
 const REASONS_MAX: usize = 4;
+
+/// What the reasons of its holds begin with while it goes on.
+pub const PREFIX: &str = "canary: ";
 
 /// The standard normal quantile of a two-sided 95 % interval.
 const Z: f64 = 1.959_963_985;
@@ -107,8 +111,9 @@ impl Trial {
         };
         let words: Vec<_> = reasons.iter().take(REASONS_MAX).map(word).collect();
         let by_reason = if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) };
+        let percent = percent(*failed, *tried);
         shortened(&format!(
-            "{failed} of the first {tried} messages failed{by_reason}; that is at least {at_least:.1} % (95 %), and \
+            "{percent} % of the first {tried} messages failed{by_reason}; that is at least {at_least:.1} % (95 %), and \
              canary.max_error_percent is {}",
             settings.max_error_percent
         ))
@@ -154,7 +159,7 @@ pub fn size(settings: &Canary, accepted: u64) -> u64 {
 
 /// The hold that lets a file's first messages go: those before `from_row`.
 pub fn first_hold(settings: &Canary, from_row: u64, now: UnixMs) -> FileHold {
-    let reason = format!("canary: its first {} messages go ahead of the others", settings.messages);
+    let reason = format!("{PREFIX}its first {} messages go ahead of the others", settings.messages);
     FileHold { since: now, from_row, cause: HoldCause::Canary, reason }
 }
 
@@ -184,7 +189,7 @@ pub fn judge(
         HoldCause::Canary if trial.tried < trial.messages || trial.messages == 0 => return None,
         HoldCause::Canary if trial.messages < first.min(extent.accepted) && wider > hold.from_row => {
             // It turned out to be a longer file: the canary grows with it.
-            let reason = format!("canary: its first {first} messages go ahead of the others");
+            let reason = format!("{PREFIX}its first {first} messages go ahead of the others");
             return Some(HoldChange::Judge(FileHold { from_row: wider, reason, ..hold.clone() }));
         }
         HoldCause::Canary => (now, first.saturating_mul(2)),
@@ -255,7 +260,7 @@ mod tests {
             panic!("it is held")
         };
         assert_eq!((held.cause, held.from_row, held.since), (HoldCause::Errors, 0, at(5)));
-        let words = "60 of the first 200 messages failed: status 503 × 50, timeout × 10; that is at least 24.1 % (95 %), and \
+        let words = "30 % of the first 200 messages failed: status 503 × 50, timeout × 10; that is at least 24.1 % (95 %), and \
                      canary.max_error_percent is 10";
         assert_eq!(held.reason, words);
         assert_eq!(judge(&settings(), &held, closed(1_000_000), &bad, at(9)), None, "an operator goes on");

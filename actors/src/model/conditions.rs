@@ -11,7 +11,7 @@ use super::{
     priority::Priority,
     terms::{Rate, Terms},
     time::UnixMs,
-    window::{Window, Windows},
+    window::{TimeOfDay, Window, Windows},
 };
 
 settings! {
@@ -29,6 +29,9 @@ settings! {
         /// How many messages of all of the feed's files together go to a destination, in addition to the destination's own rate.
         /// Each process has it for itself. 0: no limit.
         rate_per_s: Option<u32> = integer(0, 0..=10_000_000, "messages per second").or_none();
+        /// When a file is to be done: a time of day with its time zone, the next one after it was claimed; or a point in time.
+        /// Nothing goes faster for it: `postrider files`, `watch` and `status` say when a file will not be done by then.
+        finish_by: Option<String> = unset("\"09:00 Europe/Berlin\"", date);
     }
 
     /// What only one file can have.
@@ -55,10 +58,21 @@ pub struct Conditions {
     pub windows: Option<Windows>,
     /// As [`Terms::rate`].
     pub rate: Option<Rate>,
+    /// When a file is to be done.
+    pub finish_by: Option<Deadline>,
     /// Where rows go.
     pub destinations: Vec<String>,
     /// How urgent a file is, if that is said of it alone.
     pub priority: Option<Priority>,
+}
+
+/// When a file is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// When it is so late next.
+    Daily(TimeOfDay),
+    /// Then.
+    At(UnixMs),
 }
 
 impl Conditions {
@@ -72,8 +86,9 @@ impl Conditions {
         let clock = windows.as_ref().or_else(|| others?.windows.as_ref());
         let not_before = keys.not_before.and_then(|text| moment(section, "not_before", &text, clock));
         let expires_after = keys.expires_after;
+        let finish_by = keys.finish_by.and_then(|text| deadline(section, &text, clock));
         let rate = keys.rate_per_s.map(|per_s| Rate { per_s, of_feed: others.is_none() });
-        Self { not_before, expires_after, windows, rate, ..Self::default() }
+        Self { not_before, expires_after, windows, rate, finish_by, ..Self::default() }
     }
 
     /// Reads what is said of one file, over what `feed` says of all. `file` is how problems name it.
@@ -114,6 +129,7 @@ impl Conditions {
             expires_after,
             windows: self.windows.or_else(|| others.windows.clone()),
             rate: self.rate.or(others.rate),
+            finish_by: self.finish_by.or_else(|| others.finish_by.clone()),
             destinations: if self.destinations.is_empty() {
                 others.destinations.clone()
             } else {
@@ -131,6 +147,10 @@ impl Conditions {
             expires_at: self.expires_at.into_iter().chain(after).min(),
             windows: self.windows.clone().unwrap_or_default(),
             rate: self.rate,
+            finish_by: self.finish_by.as_ref().and_then(|by| match by {
+                Deadline::Daily(time) => time.next(claimed_at),
+                Deadline::At(at) => Some(*at),
+            }),
         }
     }
 }
@@ -174,6 +194,19 @@ fn windows(section: &mut Section<'_>, key: &'static str) -> Option<Windows> {
         window.map_err(|error| reader.note(&path, Some(shown_text(&text)), error.to_string())).ok()
     };
     Some(Windows(section.texts(key)?.into_iter().filter_map(read).collect()))
+}
+
+/// A time of day, or a point in time. What is wrong is noted.
+fn deadline(section: &Section<'_>, text: &str, clock: Option<&Windows>) -> Option<Deadline> {
+    const KEY: &str = "finish_by";
+    // A date begins with its year.
+    if text.trim_start().as_bytes().get(2) != Some(&b':') {
+        return moment(section, KEY, text, clock).map(Deadline::At);
+    }
+    let time = text.parse::<TimeOfDay>().map_err(|error| {
+        section.reader().note(&section.key(KEY), Some(shown_text(text)), error.to_string());
+    });
+    time.ok().map(Deadline::Daily)
 }
 
 /// A point in time, where it has no offset by the clock of the windows. What is wrong is noted.
@@ -229,8 +262,7 @@ mod tests {
         let expected = Terms {
             not_before: Some(UnixMs(5)),
             expires_at: Some(UnixMs(at.as_millisecond() as u64)),
-            windows: Windows::default(),
-            rate: None,
+            ..Terms::default()
         };
         assert_eq!(read.of_file(UnixMs(7)), expected, "the feed's hour is not his");
         assert_eq!(feed().of_file(UnixMs(7)).expires_at, Some(UnixMs(7).after(HOUR)));
@@ -271,6 +303,22 @@ mod tests {
         let read = |text| Conditions::of_sidecar(text, Path::new("a.toml"), &of_feed).unwrap().rate;
         assert_eq!(read(""), rate);
         assert_eq!(read("rate_per_s = 7"), Some(Rate { per_s: 7, of_feed: false }));
+    }
+
+    #[test]
+    fn a_file_is_to_be_done_by_a_time_of_day_or_by_a_point_in_time() {
+        let of_feed =
+            Conditions { finish_by: "09:00 UTC".parse().ok().map(Deadline::Daily), ..Conditions::default() };
+        let friday = UnixMs(1_800_000_000_000);
+        let by = |text: &str| {
+            let read = Conditions::of_sidecar(text, Path::new("a.toml"), &of_feed);
+            read.map(|read| read.of_file(friday).finish_by).map_err(|problems| problems.to_string())
+        };
+        assert_eq!(by(""), Ok(Some(friday.after(HOUR))));
+        assert_eq!(by("finish_by = \"07:00 UTC\""), Ok(Some(friday.after(23 * HOUR))), "the next one");
+        assert_eq!(by("finish_by = 2027-01-15T10:00:00Z"), Ok(Some(friday.after(2 * HOUR))));
+        assert!(by("finish_by = \"09:00\"").unwrap_err().contains("time zone"));
+        assert!(by("finish_by = \"soon\"").unwrap_err().contains("write a time as"));
     }
 
     #[test]

@@ -94,6 +94,37 @@ impl FileState {
     }
 }
 
+/// How far a file is, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Rows are still being read.
+    Reading,
+    /// Messages are on their way.
+    Sending,
+    /// All open messages are held.
+    Held,
+    /// Its window or `not_before` lets nothing go.
+    Waiting,
+    /// Every message has its final state.
+    Done,
+    /// It can't be used, or no further.
+    Failed,
+}
+
+impl Stage {
+    /// The word that operators see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reading => "reading",
+            Self::Sending => "sending",
+            Self::Held => "held",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// How a pass over a file ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadEnd {
@@ -185,6 +216,20 @@ impl FileReport {
         self.priorities.get(destination).copied().unwrap_or(self.file.priority)
     }
 
+    /// How far it is at `now`.
+    pub fn stage(&self, now: UnixMs) -> Stage {
+        let is_held = |name: &String| self.held.get(name).is_some_and(|hold| !hold.cause.passes());
+        let mut open = self.destinations.iter().filter(|(_, counts)| counts.open() > 0).peekable();
+        match &self.state {
+            FileState::Failed(_) | FileState::SourceLost(_) => Stage::Failed,
+            FileState::Ingested if open.peek().is_none() => Stage::Done,
+            _ if open.peek().is_some() && open.all(|(name, _)| is_held(name)) => Stage::Held,
+            FileState::Ingesting => Stage::Reading,
+            FileState::Ingested if self.file.terms.is_closed(now) => Stage::Waiting,
+            FileState::Ingested => Stage::Sending,
+        }
+    }
+
     /// I1: at every destination, `rows = sent + dead + unsent + cancelled + retrying + pending + rejected + duplicates`.
     pub fn is_balanced(&self) -> bool {
         self.destinations.values().all(|counts| {
@@ -216,9 +261,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_read_back_what_was_written() {
+    fn a_file_is_where_its_messages_are() {
+        let counts = |sent| DestinationCounts { accepted: 3, sent, ..DestinationCounts::default() };
+        let mut report = report();
+        let stage = |report: &FileReport| report.stage(UnixMs(9)).as_str();
+        assert_eq!(stage(&report), "failed");
+        report.state = FileState::Ingested;
+        report.destinations = [("a".to_owned(), counts(3)), ("b".to_owned(), counts(2))].into();
+        assert_eq!(stage(&report), "sending");
+        report.file.terms.not_before = Some(UnixMs(10));
+        assert_eq!(stage(&report), "waiting");
+        report.held.insert("b".into(), FileHold::by_operator(UnixMs(1), "why"));
+        assert_eq!(stage(&report), "held", "all that is open");
+        report.destinations.insert("a".into(), counts(1));
+        assert_eq!(stage(&report), "waiting");
+        report.state = FileState::Ingesting;
+        assert_eq!(stage(&report), "reading");
+        report.state = FileState::Ingested;
+        report.destinations = [("a".to_owned(), counts(3))].into();
+        assert_eq!(stage(&report), "done");
+    }
+
+    fn report() -> FileReport {
         let counts = DestinationCounts { accepted: 3, sent: 2, dead: 1, ..DestinationCounts::default() };
-        let report = FileReport {
+        FileReport {
             file: FileRecord {
                 id: FileId::derive("alerts", &[1; 32]),
                 feed: "alerts".into(),
@@ -239,7 +305,12 @@ mod tests {
             destinations: [("support".to_owned(), counts)].into(),
             held: BTreeMap::new(),
             priorities: BTreeMap::from([("support".to_owned(), Priority::Bulk)]),
-        };
+        }
+    }
+
+    #[test]
+    fn reports_read_back_what_was_written() {
+        let report = report();
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(json.matches("\"destinations\"").count(), 1, "no key occurs twice: {json}");
         assert_eq!(serde_json::from_str::<FileReport>(&json).unwrap(), report);

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{address::RefusedAddress, time::UnixMs};
 
+/// The reason of a destination that is paused because it answered 410.
+pub const GONE: &str = "it answered 410 Gone";
+
 /// Why an attempt failed. The numbers are stored: append, never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,23 +41,25 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Status,
+        Self::Timeout,
+        Self::Connect,
+        Self::Dns,
+        Self::Tls,
+        Self::Reset,
+        Self::Protocol,
+        Self::Render,
+        Self::Panic,
+        Self::Poison,
+        Self::Refused,
+        Self::Unavailable,
+    ];
+
     /// The reason for a stored byte; `None` for a byte that no version wrote.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Status,
-            2 => Self::Timeout,
-            3 => Self::Connect,
-            4 => Self::Dns,
-            5 => Self::Tls,
-            6 => Self::Reset,
-            7 => Self::Protocol,
-            8 => Self::Render,
-            9 => Self::Panic,
-            10 => Self::Poison,
-            11 => Self::Refused,
-            12 => Self::Unavailable,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|reason| *reason as u8 == byte)
     }
 
     /// The word that operators see and filter by.
@@ -183,15 +188,12 @@ pub enum DeathCause {
 }
 
 impl DeathCause {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Permanent, Self::Attempts, Self::Age, Self::Poison];
+
     /// The cause for a stored byte; `None` for a byte that no version wrote.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Permanent,
-            2 => Self::Attempts,
-            3 => Self::Age,
-            4 => Self::Poison,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|cause| *cause as u8 == byte)
     }
 
     /// The word that operators see and filter by.

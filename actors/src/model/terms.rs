@@ -25,6 +25,9 @@ pub struct Terms {
     /// How many messages go at a destination, beside its own rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// When it is to be done. Nothing goes faster for it; it is said when it will not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_by: Option<UnixMs>,
 }
 
 /// Messages per second at each destination.
@@ -75,7 +78,11 @@ impl Terms {
         let moment = |name: &str, at: Option<UnixMs>| at.map(|at| format!("{name}: {}", shown(at)));
         let of_all = |rate: Rate| if rate.of_feed { ", of all files of the feed" } else { "" };
         let rate = self.rate.map(|rate| format!("rate_per_s: {}{}", rate.per_s, of_all(rate)));
-        let moments = [moment("not_before", self.not_before), moment("expires_at", self.expires_at)];
+        let moments = [
+            moment("not_before", self.not_before),
+            moment("expires_at", self.expires_at),
+            moment("finish_by", self.finish_by),
+        ];
         windows.into_iter().chain(moments.into_iter().flatten()).chain(rate).collect()
     }
 

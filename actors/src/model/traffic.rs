@@ -11,6 +11,7 @@
 //! others lately used of their parts, for those that wait for a permit, and a sixteenth for who was idle. And nothing is lent
 //! to a destination that does not answer.
 
+pub mod brake;
 pub mod breaker;
 pub mod budget;
 pub mod limiter;
@@ -23,6 +24,7 @@ use std::{
 };
 
 use self::{
+    brake::{Brake, Brakes},
     breaker::{Allowed, Breaker, Change, Pulse},
     budget::RetryBudget,
     limiter::{Bound, Limiter},
@@ -103,8 +105,14 @@ pub struct Ended {
 pub struct TrafficView {
     /// Requests that may be in flight.
     pub limit: usize,
+    /// What bounds that.
+    pub bound: Bound,
     /// Requests in flight.
     pub in_flight: usize,
+    /// What keeps messages from going at once, and since when.
+    pub brake: Option<(Brake, MonoMs)>,
+    /// How long an answer takes when the receiver is not busy, if that is known.
+    pub base: Option<Duration>,
     /// Since when its breaker is not closed.
     pub open_since: Option<MonoMs>,
     /// When it is tried again, if nothing goes before.
@@ -139,6 +147,7 @@ struct Destination {
     parts: Vec<Part>,
     peak: Peak,
     stood: Stood,
+    brakes: Brakes,
 }
 
 /// The state of all destinations.
@@ -175,6 +184,7 @@ impl Traffic {
             parts: Vec::new(),
             peak: Peak::default(),
             stood: Stood::default(),
+            brakes: Brakes::default(),
         });
         self.destinations.len() - 1
     }
@@ -224,19 +234,20 @@ impl Traffic {
             Allowed::All => {}
             Allowed::Probe => is_probe = true,
             Allowed::NotBefore(until) => return Err(Refusal::Until(until)),
-            Allowed::NotNow => return Err(this.refuse(worker, now)),
+            Allowed::NotNow => return Err(this.refuse(worker, now, None)),
         }
         if is_retry
             && !is_probe
             && let Err(until) = this.budget.may_retry(this.limiter.limit(), now)
         {
+            this.brakes.meet(Brake::RetryBudget, now);
             return Err(Refusal::RetryUntil(until));
         }
         if !is_probe && !this.has_room(worker, now) {
-            return Err(this.refuse(worker, now));
+            return Err(this.refuse(worker, now, Some(Brake::Limit)));
         }
         if !self.pool_has_room(destination, now) {
-            return Err(self.destinations[destination].refuse(worker, now));
+            return Err(self.destinations[destination].refuse(worker, now, Some(Brake::Pool)));
         }
         let epoch = self.destinations[destination].storm.epoch();
         Ok(Permit { destination, worker, is_retry, is_probe, epoch })
@@ -415,6 +426,11 @@ impl Traffic {
         this.limiter.limit().saturating_sub(this.in_flight)
     }
 
+    /// A message that had a permit could not go at once because of `brake`.
+    pub fn braked(&mut self, destination: usize, brake: Brake, now: MonoMs) {
+        self.destinations[destination].brakes.meet(brake, now);
+    }
+
     /// When the next permit of a destination's failed attempts is free.
     pub fn cools_at(&self, destination: usize) -> Option<MonoMs> {
         self.destinations[destination].cooling.peek().map(|at| at.0)
@@ -435,7 +451,10 @@ impl Traffic {
         let _ = this.budget.may_retry(limit, now);
         TrafficView {
             limit,
+            bound: this.limiter.bound(),
             in_flight: this.in_flight,
+            brake: this.brakes.strongest(now),
+            base: this.limiter.base(),
             open_since: this.breaker.out_since(),
             paused_until: until,
             retry_tokens: this.budget.level(),
@@ -506,7 +525,10 @@ impl Destination {
         }
     }
 
-    fn refuse(&mut self, worker: u64, now: MonoMs) -> Refusal {
+    fn refuse(&mut self, worker: u64, now: MonoMs, brake: Option<Brake>) -> Refusal {
+        if let Some(brake) = brake {
+            self.brakes.meet(brake, now);
+        }
         self.part(worker).waits_since = Some(now);
         Refusal::Full
     }

@@ -14,7 +14,7 @@ use jiff::{
 };
 use serde::{Deserialize, Serialize, de::Error as _};
 
-use super::time::UnixMs;
+use super::time::{UnixMs, timestamp};
 
 /// Minutes of a day.
 const DAY: u16 = 24 * 60;
@@ -56,6 +56,9 @@ pub enum WindowError {
     /// It would never be open.
     #[error("{0:?} begins when it ends: write 00:00-24:00 for the whole day")]
     Empty(String),
+    /// That is no time of day.
+    #[error("{0:?} is not a time of day: write it with its time zone, such as {TIME_EXAMPLE}")]
+    Time(String),
     /// That is no time zone.
     #[error("{0:?} is not a time zone: write its IANA name, such as Europe/Berlin, or UTC")]
     Zone(String),
@@ -118,13 +121,21 @@ fn instants(zone: &TimeZone, day: Date, minute: u16) -> [Option<Timestamp>; 2] {
     }
 }
 
-fn timestamp(at: UnixMs) -> Timestamp {
-    i64::try_from(at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or(Timestamp::MAX)
-}
-
 /// A point in time for the operator, in UTC.
 pub fn shown(at: UnixMs) -> String {
     timestamp(at).to_string()
+}
+
+/// The same by the clock of the wall, beside `now`: `14:02 UTC`, of another day `2026-11-29 14:02 UTC`.
+pub fn clock(at: UnixMs, now: UnixMs) -> String {
+    by_clock(&TimeZone::UTC, at, now)
+}
+
+fn by_clock(zone: &TimeZone, at: UnixMs, now: UnixMs) -> String {
+    let (at, now) = (timestamp(at).to_zoned(zone.clone()), timestamp(now).to_zoned(zone.clone()));
+    let name = zone.iana_name().unwrap_or("UTC");
+    let time = format!("{:02}:{:02} {name}", at.hour(), at.minute());
+    if at.date() == now.date() { time } else { format!("{} {time}", at.date()) }
 }
 
 fn unix_ms(at: Timestamp) -> UnixMs {
@@ -228,6 +239,55 @@ impl<'de> Deserialize<'de> for Window {
     }
 }
 
+/// A time of day as people write it: `09:00 Europe/Berlin`.
+#[derive(Clone)]
+pub struct TimeOfDay {
+    /// As it was written.
+    text: String,
+    minute: u16,
+    zone: TimeZone,
+}
+
+/// How a time of day is written.
+pub const TIME_EXAMPLE: &str = "\"09:00 Europe/Berlin\"";
+
+impl TimeOfDay {
+    /// When it is so late next after `after`. Where the clocks skip it that day, it is so the day after.
+    pub fn next(&self, after: UnixMs) -> Option<UnixMs> {
+        let today = timestamp(after).to_zoned(self.zone.clone()).date();
+        let days =
+            (0..=SEARCHED_DAYS).filter_map(|days| today.checked_add(jiff::Span::new().days(days)).ok());
+        let shown = days.flat_map(|day| instants(&self.zone, day, self.minute)).flatten();
+        shown.map(unix_ms).find(|at| *at > after)
+    }
+}
+
+impl FromStr for TimeOfDay {
+    type Err = WindowError;
+
+    fn from_str(text: &str) -> Result<Self, WindowError> {
+        let parts: Vec<_> = text.split_whitespace().collect();
+        let [time, zone] = parts[..] else { return Err(WindowError::Time(text.to_owned())) };
+        let minute = minute_of(time).filter(|minute| *minute < DAY);
+        let minute = minute.ok_or_else(|| WindowError::Time(text.to_owned()))?;
+        Ok(Self { text: parts.join(" "), minute, zone: zone_of(zone)? })
+    }
+}
+
+impl fmt::Debug for TimeOfDay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TimeOfDay({:?})", self.text)
+    }
+}
+
+impl PartialEq for TimeOfDay {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for TimeOfDay {}
+
 /// Several windows, of which one must be open; without any, requests may begin at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -257,6 +317,13 @@ impl Windows {
         later.sort_unstable();
         later.dedup();
         later.into_iter().find(|change| self.is_open_at(*change) != is_open).map(unix_ms)
+    }
+
+    /// A point in time by the clock that they go by; of several clocks by that of UTC.
+    pub fn clock(&self, at: UnixMs, now: UnixMs) -> String {
+        let mut zones = self.0.iter().map(Window::zone);
+        let zone = zones.next().filter(|zone| zones.all(|other| other == *zone));
+        zone.map_or_else(|| clock(at, now), |zone| by_clock(zone, at, now))
     }
 
     /// Until when nothing may begin, if it is so at `at`. It is to be asked again then.
@@ -397,6 +464,35 @@ mod tests {
         let day = windows(&["Sun 01:00-05:00 Europe/Berlin"]);
         let opens = at("2026-10-25T01:00:00+02:00");
         assert_eq!(day.next_change(opens), Some(opens.after(Duration::from_hours(5))), "an hour more");
+    }
+
+    #[test]
+    fn a_time_of_day_comes_every_day_on_which_its_clock_shows_it() {
+        let nine: TimeOfDay = " 09:00  Europe/Berlin".parse().unwrap();
+        assert_eq!(nine.next(at("2026-12-04T08:59:59+01:00")), Some(at("2026-12-04T09:00:00+01:00")));
+        assert_eq!(nine.next(at("2026-12-04T09:00:00+01:00")), Some(at("2026-12-05T09:00:00+01:00")));
+        let skipped: TimeOfDay = "02:30 Europe/Berlin".parse().unwrap();
+        assert_eq!(skipped.next(at("2026-03-28T12:00:00+01:00")), Some(at("2026-03-30T02:30:00+02:00")));
+        for (text, says) in [
+            ("09:00", "write it with its time zone"),
+            ("24:00 UTC", "is not a time of day"),
+            ("9:00 UTC", "is not a time of day"),
+            ("09:00 Europe/Berlni", "is not a time zone"),
+        ] {
+            let error = text.parse::<TimeOfDay>().expect_err(text).to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_shown_by_the_clock_of_the_window_and_with_its_date_if_that_is_another() {
+        let now = at("2026-12-04T07:00:00+01:00");
+        let week = windows(&["Mon-Fri 08:00-20:45 Europe/Berlin"]);
+        assert_eq!(week.clock(at("2026-12-04T08:00:00+01:00"), now), "08:00 Europe/Berlin");
+        assert_eq!(week.clock(at("2026-12-07T08:00:00+01:00"), now), "2026-12-07 08:00 Europe/Berlin");
+        let two = windows(&["08:00-20:45 Europe/Berlin", "22:00-23:00 UTC"]);
+        assert_eq!(two.clock(at("2026-12-04T08:00:00+01:00"), now), "07:00 UTC");
+        assert_eq!(clock(UnixMs(u64::MAX), UnixMs(0)), "9999-12-30 22:00 UTC");
     }
 
     #[test]

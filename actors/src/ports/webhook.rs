@@ -38,6 +38,9 @@ pub struct Answer {
     pub provider_id: Option<Box<str>>,
     /// What the answer says of each message, in the order of the request; empty if it does not.
     pub items: Vec<ItemAnswer>,
+    /// The first line of an answer that is not 2xx, for the operator: at most
+    /// [`ANSWER_BYTES_MAX`](crate::model::standing::ANSWER_BYTES_MAX). It is never logged (I10).
+    pub text: Option<Box<str>>,
 }
 
 /// What an answer says of one message among several.
@@ -51,7 +54,7 @@ pub struct ItemAnswer {
 
 impl From<Outcome> for Answer {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, provider_id: None, items: Vec::new() }
+        Self { outcome, provider_id: None, items: Vec::new(), text: None }
     }
 }
 

@@ -19,9 +19,10 @@ use crate::{
         bundle::{Bodies, Decided, Progress},
         ids::{BundleId, MessageId, RequestId},
         ledger::is_exclusive,
-        outcome::{Obstacle, Outcome, Reason},
+        outcome::{Attempt, Obstacle, Outcome, Reason},
         record::Said,
         roster::{Pick, Report},
+        standing::LastError,
     },
     ports::{Answer, InFlight, ItemAnswer, WebhookRequest},
 };
@@ -196,14 +197,28 @@ impl WebhookStrategy {
         let begun = Instant::now();
         let answer = destination.webhook.send(WebhookRequest { id, messages, at, content_type, body }).await;
         destination.metrics.attempted(begun.elapsed());
+        self.note_failure(&destination.name, &answer);
         failpoint!("attempt.after");
         answer
+    }
+
+    /// Keeps what an operator asks for first when messages fail.
+    fn note_failure(&self, destination: &str, answer: &Answer) {
+        let (status, reason) = match answer.outcome {
+            Outcome::Sent { .. } | Outcome::Unsent(_) => return,
+            Outcome::Retryable { status, reason, .. } | Outcome::Permanent { status, reason } => {
+                (status, reason)
+            }
+            Outcome::Gone => (410, Reason::Status),
+        };
+        let attempt = Attempt { at: self.worker.clock().wall(), status, reason };
+        self.seat.failed(destination, LastError { attempt, text: answer.text.as_deref().map(Into::into) });
     }
 
     /// Takes what an answer says of the messages of `part`.
     fn take_answer(&self, load: &Load, desk: &mut Desk, part: Range<usize>, answer: Answer) {
         let is_recorded = self.setup.destinations[load.batch.destination].recorded;
-        let Answer { outcome, mut provider_id, items } = answer;
+        let Answer { outcome, mut provider_id, items, .. } = answer;
         let mut items = items.into_iter();
         for &at in &desk.rendered[part] {
             let all = || ItemAnswer { outcome, provider_id: provider_id.take() };

@@ -14,7 +14,7 @@ use crate::{
     model::{
         backoff::Backoff,
         lease::LeaseToken,
-        outcome::{Obstacle, Outcome},
+        outcome::{GONE, Obstacle, Outcome},
         retry::{Decision, decide},
         roster::{Admission, Answer, Pick, Report},
         time::{MonoMs, UnixMs},
@@ -49,6 +49,7 @@ impl Admission for Limited<'_> {
         let rate = self.batches.get(&batch).and_then(|batch| batch.rate.as_ref());
         let Some(rate) = rate else { return ask(messages) };
         rate.ask(self.now, messages, ask).unwrap_or_else(|wait| {
+            self.asking.braked_by_file(destination);
             self.ask_again = self.ask_again.into_iter().chain([self.now.after(wait)]).min();
             Answer::NotThis
         })
@@ -317,7 +318,7 @@ impl WebhookStrategy {
             Decision::Hold => {
                 self.setup.destinations[pick.destination].metrics.gone();
                 let mut state = self.state();
-                state.to_disable[pick.destination] = Some("it answered 410 Gone".to_owned());
+                state.to_disable[pick.destination] = Some(GONE.to_owned());
                 self.holds.set(pick.destination, true);
                 state.roster.stop(Some(pick.destination));
                 Report::Unsent

@@ -21,6 +21,9 @@ const WINDOW: usize = 500;
 /// Attempts of a file that a share is taken of.
 const ATTEMPTS_MIN: usize = 20;
 
+/// What the reason of a destination that is paused for this begins with.
+pub const SUSPECT: &str = "suspect configuration";
+
 /// Kinds of failures that are remembered, of all files: the latest (I8).
 const KINDS_MAX: usize = 256;
 
@@ -77,7 +80,7 @@ pub struct Suspicion {
 impl fmt::Display for Suspicion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { failure, failed, attempts } = self;
-        write!(f, "suspect configuration: {failed} of {attempts} messages failed for good ({failure})")
+        write!(f, "{SUSPECT}: {failed} of {attempts} messages failed for good ({failure})")
     }
 }
 

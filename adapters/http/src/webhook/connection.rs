@@ -47,8 +47,16 @@ impl From<Reason> for NoAnswer {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) retry_after: Option<RetryAfter>,
-    /// The body, if it was asked for and came whole.
+    /// The body of a 2xx, if it was asked for and came whole; of any other answer its beginning, as far as that came.
     pub(super) body: Option<Vec<u8>>,
+}
+
+/// Bytes of the body of an answer that is not 2xx that are kept: enough for its first line.
+const ERROR_BYTES_KEPT: usize = 1_024;
+
+/// How much of an answer's body is kept, if any of it is.
+pub(super) fn kept_bytes_max(status: u16, keep_body: bool) -> Option<usize> {
+    if (200..300).contains(&status) { keep_body.then_some(usize::MAX) } else { Some(ERROR_BYTES_KEPT) }
 }
 
 /// An answer, and whether the connection is good for another request.
@@ -56,7 +64,7 @@ pub(super) struct Answer {
 pub(super) struct Response {
     pub(super) head: ResponseHead,
     pub(super) reusable: bool,
-    /// The body, if it was asked for and came whole.
+    /// As in [`Answer`].
     pub(super) body: Option<Vec<u8>>,
 }
 
@@ -77,7 +85,8 @@ impl Connection {
     }
 
     /// Sends `output` and reads the answer. Once a final status line has come, it counts, whatever becomes of the rest
-    /// of the head and of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept.
+    /// of the head and of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept; of any other answer
+    /// always the beginning.
     pub(super) async fn exchange(
         &mut self,
         deadline: Instant,
@@ -92,12 +101,12 @@ impl Connection {
             let sent = write_request(stream, output, input).await?;
             let ResponseHead { status, framing, .. } = read_head(stream, input, &mut head).await?;
             let mut reader = BodyReader::new(framing, body_bytes_max);
-            let end = if keep_body && (200..300).contains(&status) {
+            let end = if let Some(bytes_max) = kept_bytes_max(status, keep_body) {
                 let mut kept = Vec::new();
-                let end = read_body(stream, input, &mut reader, Some(&mut kept)).await;
+                let end = read_body(stream, input, &mut reader, Some((&mut kept, bytes_max))).await;
                 let is_whole = matches!(end, BodyEnd::Clean | BodyEnd::Surplus)
                     || end == BodyEnd::Closed && framing == Framing::UntilClose;
-                body = is_whole.then_some(kept);
+                body = (is_whole || bytes_max == ERROR_BYTES_KEPT).then_some(kept);
                 end
             } else {
                 read_body(stream, input, &mut reader, None).await
@@ -244,15 +253,19 @@ enum BodyEnd {
     Broken,
 }
 
-/// Reads the body, and drops what `kept` does not take.
+/// Reads the body, and drops what `kept` does not take, which takes so many bytes.
 async fn read_body(
     stream: &mut Stream,
     input: &mut Vec<u8>,
     body: &mut BodyReader,
-    mut kept: Option<&mut Vec<u8>>,
+    mut kept: Option<(&mut Vec<u8>, usize)>,
 ) -> BodyEnd {
     loop {
-        match body.feed(input, kept.as_deref_mut()) {
+        let step = body.feed(input, kept.as_mut().map(|(kept, _)| &mut **kept));
+        if let Some((kept, bytes_max)) = &mut kept {
+            kept.truncate(*bytes_max);
+        }
+        match step {
             BodyStep::More => input.clear(),
             BodyStep::Done { left: 0 } => return BodyEnd::Clean,
             BodyStep::Done { .. } => return BodyEnd::Surplus,

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::{
-    connection::{Answer, NoAnswer, is_tls},
+    connection::{Answer, NoAnswer, is_tls, kept_bytes_max},
     response::{HEAD_BYTES_MAX, parse_retry_after},
     shortage::Trouble,
 };
@@ -201,7 +201,7 @@ fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
 
 impl Place {
     /// Sends a request on a stream of its own, and reads the answer. Once its head has come, the status counts, whatever
-    /// becomes of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept.
+    /// becomes of the body: see `docs/decisions/0008…`. With `keep_body`, the body of a 2xx is kept, and the beginning of others always.
     pub(super) async fn exchange(
         self,
         request: Request<()>,
@@ -228,8 +228,8 @@ impl Place {
             let retry_after = retry_after.and_then(|value| parse_retry_after(value.as_bytes()));
             let status = head.status.as_u16();
             answer = Some(Answer { status, retry_after, body: None });
-            let keeps = keep_body && (200..300).contains(&status);
-            if let Some(body) = read_body(&mut stream, body_bytes_max, keeps).await {
+            let kept_max = kept_bytes_max(status, keep_body);
+            if let Some(body) = read_body(&mut stream, body_bytes_max, kept_max).await {
                 answer = Some(Answer { status, retry_after, body: Some(body) });
             }
             Ok::<_, NoAnswer>(())
@@ -289,10 +289,10 @@ async fn answered(
     .await
 }
 
-/// Reads the body and drops it, or keeps it. It, if it was to be kept and came whole. What is longer than allowed is left
+/// Reads the body and drops it, or keeps so many bytes of it. What is kept, if it came whole. What is longer than allowed is left
 /// unread, which resets the stream.
-async fn read_body(stream: &mut h2::RecvStream, bytes_max: u64, keep: bool) -> Option<Vec<u8>> {
-    let mut kept = keep.then(Vec::new);
+async fn read_body(stream: &mut h2::RecvStream, bytes_max: u64, kept_max: Option<usize>) -> Option<Vec<u8>> {
+    let mut kept = kept_max.map(|_| Vec::new());
     let mut bytes = 0;
     while let Some(part) = stream.data().await {
         let part = part.ok()?;
@@ -300,8 +300,8 @@ async fn read_body(stream: &mut h2::RecvStream, bytes_max: u64, keep: bool) -> O
         if bytes > bytes_max {
             return None;
         }
-        if let Some(kept) = &mut kept {
-            kept.extend_from_slice(&part);
+        if let (Some(kept), Some(bytes_max)) = (&mut kept, kept_max) {
+            kept.extend_from_slice(&part[..part.len().min(bytes_max - kept.len())]);
         }
         stream.flow_control().release_capacity(part.len()).ok()?;
     }

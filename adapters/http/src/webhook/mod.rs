@@ -36,6 +36,7 @@ use postrider_actors::{
         bundle::RESULT_BYTES_MAX,
         http_policy,
         outcome::{Outcome, Reason},
+        standing::first_line,
     },
     ports::{self, Webhook, WebhookRequest},
 };
@@ -239,7 +240,8 @@ impl HttpWebhook {
         let Answer { status, retry_after, body } = answer;
         let outcome = http_policy::outcome(status, retry_after, request.at, longest);
         if !matches!(outcome, Outcome::Sent { .. }) {
-            return outcome.into();
+            let text = body.as_deref().and_then(first_line).map(Into::into);
+            return ports::Answer { text, ..outcome.into() };
         }
         let (body, pointer) = (body.as_deref(), keys.provider_id.as_ref());
         let Some(results) = &keys.results else {

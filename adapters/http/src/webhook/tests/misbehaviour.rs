@@ -57,6 +57,29 @@ async fn f34_a_status_that_came_counts_though_the_rest_never_comes() {
     assert_eq!(attempt(&failed).await, expected);
 }
 
+/// What is kept of an answer for the operator.
+async fn text(answer: &'static [u8]) -> Option<String> {
+    let webhook = saying(answer).await.webhook_with(|keys| keys.timeout = SOON);
+    let id = MessageId { file: FileId([7; 16]), row: 1 };
+    let request = WebhookRequest::of_one(&id, UnixMs(1_700_000_000_000), "application/json", b"{}");
+    webhook.send(request).await.text.map(Into::into)
+}
+
+#[tokio::test]
+async fn of_an_answer_that_is_not_2xx_the_first_line_is_kept() {
+    let down = b"HTTP/1.1 503 No\r\ncontent-length: 20\r\n\r\n\ndown for\t repair\nno";
+    assert_eq!(text(down).await.as_deref(), Some("down for\t repair"));
+    assert_eq!(text(b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n").await, None);
+    assert_eq!(text(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await, None);
+    let chunks = b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n3\r\ndow\r\n1\r\nn\r\n0\r\n\r\n";
+    assert_eq!(text(chunks).await.as_deref(), Some("down"));
+    // However long the body is, no more of it is kept than its first line may have.
+    let mut long = b"HTTP/1.1 500 No\r\ncontent-length: 60000\r\n\r\n".to_vec();
+    long.resize(long.len() + 60_000, b'x');
+    let kept = text(Box::leak(long.into_boxed_slice())).await.expect("it says something");
+    assert_eq!(kept.len(), postrider_actors::model::standing::ANSWER_BYTES_MAX);
+}
+
 #[tokio::test]
 async fn f35_a_peer_that_never_reads_runs_into_the_timeout() {
     let server = Server::start(|stream, _| async move {
