@@ -12,6 +12,7 @@ mod sending;
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -39,6 +40,7 @@ use crate::{
         hold::HeldFile,
         lease::{Lease, LeaseToken, OpenMessage},
         ledger::MessageVerdict,
+        order::OrderingKey,
         outcome::{Attempt, DeathCause, Reason, Verdict},
         priority::{FilePriority, priority_of},
         record::Said,
@@ -62,6 +64,20 @@ const CROWDED_FOR: Duration = Duration::from_secs(5);
 /// Batches of one destination that a worker holds at most: each has its rows in memory (I8).
 const HELD_BATCHES_MAX: usize = 256;
 
+/// The same where an order is kept: what is younger than a message that is tried for hours goes on only while the batch of
+/// that is held …
+const ORDERED_BATCHES_MAX: usize = 4_096;
+
+/// … and for no more than this, in bytes: most messages of those batches have ended, and what waits for its turn takes room.
+const ORDERED_BYTES_MAX: usize = 64 << 20;
+
+/// What a message takes beside its row: its key, and its place in the order.
+const ORDERED_MESSAGE_BYTES: usize = 128;
+
+/// A batch that is held for longer is leased anew, and all of its destination with it: messages of it may have been redriven
+/// meanwhile.
+const LEASED_ANEW_AFTER: Duration = Duration::from_mins(10);
+
 /// So many of them may be there for first turns alone; the others are for what the worker has room for.
 const FIRST_TURNS_MAX: usize = HELD_BATCHES_MAX / 2;
 
@@ -82,6 +98,8 @@ pub struct DeliveryDestination {
     pub rank: Rank,
     /// The most messages of a request, which is a JSON array then; `None` for requests with one message each.
     pub bundle: Option<usize>,
+    /// The key of messages that go one after the other, if it keeps an order. Then one worker sends them all.
+    pub order: Option<OrderingKey>,
     /// Its rate: of messages.
     pub gate: Gate,
     /// When its messages are tried again.
@@ -98,6 +116,11 @@ impl DeliveryDestination {
     /// The most messages of a request.
     fn messages_max(&self) -> usize {
         self.bundle.unwrap_or(1)
+    }
+
+    /// Batches of it that a worker holds at most.
+    fn batches_max(&self) -> usize {
+        if self.order.is_some() { ORDERED_BATCHES_MAX } else { HELD_BATCHES_MAX }
     }
 }
 
@@ -144,11 +167,15 @@ impl Stage for WebhookDelivery {
     fn new(setup: DeliverySetup, id: &ChildId, fault: Fault) -> Self {
         let (holder, predecessor) = (id.to_string(), id.predecessor().map(|last| last.to_string()));
         let count = setup.destinations.len();
+        let bundles = setup.destinations.iter().map(DeliveryDestination::messages_max);
+        let mut roster = Roster::new(setup.unrecorded, bundles);
+        for (index, destination) in setup.destinations.iter().enumerate() {
+            if destination.order.is_some() {
+                roster.keep_order(index, longest_wait(&destination.retry));
+            }
+        }
         let state = WebhookState {
-            roster: Roster::new(
-                setup.unrecorded,
-                setup.destinations.iter().map(DeliveryDestination::messages_max),
-            ),
+            roster,
             batches: HashMap::new(),
             to_disable: vec![None; count],
             gauges: setup.destinations.iter().map(|d| d.metrics.worker(0)).collect(),
@@ -168,6 +195,7 @@ impl Stage for WebhookDelivery {
             holds,
             seat,
             flush: Bell::default(),
+            hasher: RandomState::new(),
         };
         Self { strategy: Arc::new(strategy), predecessor, fault }
     }
@@ -214,6 +242,8 @@ impl Drop for WebhookDelivery {
 /// A leased batch, ready to send from.
 struct WebhookBatch {
     lease: Lease,
+    /// Since then.
+    taken: MonoMs,
     rows: OpenRows,
     template: BodyTemplate,
     /// What its waits are drawn from: one for each number of attempts, so that the retries of a batch come back together.
@@ -290,6 +320,31 @@ impl WebhookState {
         waiting > 0 && waiting >= rate.messages_in(CROWD)
     }
 
+    /// Nothing more is done for a batch; whether it was held.
+    fn remove(&mut self, token: LeaseToken) -> bool {
+        self.roster.remove(token);
+        self.batches.remove(&token).is_some()
+    }
+
+    /// Whether nothing more is to be leased of a destination that keeps an order: what is given back comes again before what
+    /// is younger, and what is held takes only so much memory (I8).
+    fn is_full_in_order(&self, destination: usize) -> bool {
+        let its = self.batches.values().filter(|batch| batch.destination == destination);
+        let bytes = its.map(|batch| batch.rows.bytes() + batch.rows.len() * ORDERED_MESSAGE_BYTES);
+        self.roster.is_giving_back(destination) || bytes.sum::<usize>() >= ORDERED_BYTES_MAX
+    }
+
+    /// Drops the rows of messages that have ended, where an order is kept and the batch stays for a few others.
+    fn narrow(&mut self, token: LeaseToken) {
+        let Some(open) = self.roster.held_for(token) else { return };
+        // A sender may have it; then it is for the next time.
+        if let Some(batch) = self.batches.get_mut(&token).and_then(Arc::get_mut)
+            && batch.rows.len() >= 4 * open.len()
+        {
+            batch.rows = batch.rows.narrow(&open);
+        }
+    }
+
     fn gauge(&mut self) {
         for (index, gauges) in self.gauges.iter_mut().enumerate() {
             gauges.set(self.roster.in_flight_to(index), self.roster.held(index));
@@ -310,6 +365,8 @@ struct WebhookStrategy {
     seat: Seat,
     /// Rung when outcomes should be recorded now.
     flush: Bell,
+    /// Makes a number of a key.
+    hasher: RandomState,
 }
 
 impl DeliveryStrategy for Arc<WebhookStrategy> {
@@ -354,8 +411,9 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         self.give_back();
         let done = self.returnable();
         self.worker.give_back(&done).await?;
+        let mut state = self.state();
         for (token, _) in done {
-            self.forget(token);
+            state.remove(token);
         }
         Ok(())
     }
@@ -380,9 +438,11 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             self.ahead[index].store(ahead, Ordering::Relaxed);
             // What waits for its file's rate keeps no other file away.
             let waiting = state.roster.waiting(index) - for_files[index];
-            let batches = HELD_BATCHES_MAX.saturating_sub(state.roster.held(index));
+            let batches = destination.batches_max().saturating_sub(state.roster.held(index));
+            let in_order = destination.order.is_some();
+            let is_full = in_order && state.is_full_in_order(index);
             let open = !destination.paused && !self.holds.is_held(index) && ahead > 0;
-            if !open || self.seat.stands_for(index).is_some() {
+            if !open || is_full || self.seat.stands_for(index).is_some() {
                 return None;
             }
             let is_probing = self.seat.is_probing(index);
@@ -395,7 +455,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
                 0
             };
             let room = FIRST_TURNS_MAX.saturating_sub(state.roster.held(index)).min(FirstTurns::BATCHES_MAX);
-            let takes_turns = takes_turns && messages == 0 && !is_probing && room > 0;
+            let takes_turns = takes_turns && messages == 0 && !is_probing && !in_order && room > 0;
             let first_turns = takes_turns.then(|| FirstTurns {
                 besides: state.roster.files_with(index, (ahead / ENOUGH_PART).max(1)),
                 retries: !state.roster.has_retries(index),
@@ -404,6 +464,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             ((messages > 0 || takes_turns) && batches > 0).then(|| Want {
                 longest_wait: longest_wait(&destination.retry),
                 first_turns,
+                in_order,
                 ..Want::new(destination.name.clone(), messages, batches)
             })
         };
@@ -437,22 +498,37 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             self.setup.destinations[destination].metrics.leased(at.since(lease.accepted_at));
         }
         let is_open = |message: &&OpenMessage| verdicts.iter().all(|verdict| verdict.index != message.index);
-        let open = lease.open.iter().filter(is_open).copied().collect();
+        let open: Vec<_> = lease.open.iter().filter(is_open).copied().collect();
+        let keys = self.keys(destination, &lease, &rows, &open);
         let charged: Vec<_> = lease.charged.keys().copied().collect();
         let pace = Pace::of(lease.losses);
         let header = lease.header.clone();
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
-        let rate = self.setup.file_rates.of(&lease.header, self.worker.clock().mono());
+        let taken = self.worker.clock().mono();
+        let rate = self.setup.file_rates.of(&lease.header, taken);
+        let in_order = self.setup.destinations[destination].order.is_some();
         let mut state = self.state();
-        let crowded = rate.as_ref().is_some_and(|rate| state.is_crowded(&lease.header, rate));
-        let batch =
-            WebhookBatch { lease, rows, template, draws, destination, failed, held, rate, crowded, said };
-        let batch = Arc::new(batch);
+        // Where an order is kept, other files wait for it anyway.
+        let is_crowded = |rate: &FileRate| !in_order && state.is_crowded(&lease.header, rate);
+        let crowded = rate.as_ref().is_some_and(is_crowded);
+        let batch = Arc::new(WebhookBatch {
+            lease,
+            taken,
+            rows,
+            template,
+            draws,
+            destination,
+            failed,
+            held,
+            rate,
+            crowded,
+            said,
+        });
         state.batches.insert(token, batch.clone());
         let priority = priority_of(&header, &state.priorities);
-        state.roster.add(destination, Incoming { token, file: header.file, priority, pace, open }, at);
+        state.roster.add(destination, Incoming { token, file: header.file, priority, pace, open, keys }, at);
         state.roster.keep_apart(token, charged);
         if crowded || batch.is_closed(at) {
             batch.held.store(true, Ordering::Relaxed);
@@ -490,8 +566,12 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
 
     fn forget(&self, token: LeaseToken) -> bool {
         let mut state = self.state();
-        state.roster.remove(token);
-        state.batches.remove(&token).is_some()
+        let of = state.batches.get(&token).map(|batch| batch.destination);
+        if let Some(index) = of.filter(|index| self.setup.destinations[*index].order.is_some()) {
+            // Another worker has a part of the order: all of it is leased anew.
+            state.roster.stop(Some(index));
+        }
+        state.remove(token)
     }
 
     fn is_empty(&self) -> bool {
@@ -503,6 +583,22 @@ impl WebhookStrategy {
     fn state(&self) -> MutexGuard<'_, WebhookState> {
         // The roster is changed by infallible steps only; a sender's panic is caught outside the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key of each open message, where the destination keeps an order.
+    fn keys(
+        &self,
+        destination: usize,
+        lease: &Lease,
+        rows: &OpenRows,
+        open: &[OpenMessage],
+    ) -> HashMap<u32, u64> {
+        let Some(order) = &self.setup.destinations[destination].order else { return HashMap::new() };
+        let key = |message: &OpenMessage| {
+            let (_, bytes) = rows.get(message.index)?;
+            Some((message.index, self.hasher.hash_one(order.of(&lease.header.layout, bytes))))
+        };
+        open.iter().filter_map(key).collect()
     }
 
     fn close(&self) {
@@ -549,11 +645,17 @@ impl WebhookStrategy {
         Ok(())
     }
 
-    /// Stops what is held of destinations that stand for long.
+    /// Stops what is held of destinations that stand for long, and of those that keep an order and are to be leased anew.
     fn give_back(&self) {
-        for index in 0..self.setup.destinations.len() {
-            if self.seat.stands_for(index).is_some_and(|wait| wait > STANDS_HERE) {
-                self.state().roster.stop(Some(index));
+        let now = self.worker.clock().mono();
+        for (index, destination) in self.setup.destinations.iter().enumerate() {
+            let mut state = self.state();
+            let is_old = |batch: &Arc<WebhookBatch>| {
+                batch.destination == index && now.since(batch.taken) > LEASED_ANEW_AFTER
+            };
+            let is_standing = self.seat.stands_for(index).is_some_and(|wait| wait > STANDS_HERE);
+            if is_standing || (destination.order.is_some() && state.batches.values().any(is_old)) {
+                state.roster.stop(Some(index));
             }
         }
     }

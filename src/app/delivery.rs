@@ -6,6 +6,7 @@ use postrider_actors::{
     flow::{Bell, ConfiguredTraffic, Gate},
     model::{
         ahead::Rank,
+        order::OrderingKey,
         traffic::{TrafficRules, limiter::Bound},
     },
     ports::Webhook,
@@ -37,6 +38,7 @@ struct OpenWebhook {
     destination: Destination,
     traffic: ConfiguredTraffic,
     bundle: Option<usize>,
+    order: Option<OrderingKey>,
     webhook: Arc<dyn Webhook>,
 }
 
@@ -54,6 +56,7 @@ impl Webhooks {
                 destination: destination.clone(),
                 traffic: traffic(webhook),
                 bundle: webhook.bundle,
+                order: webhook.order(),
                 webhook: Arc::new(client),
             })
         });
@@ -92,11 +95,12 @@ impl Webhooks {
         let destinations: Vec<_> = self
             .open
             .into_iter()
-            .map(|OpenWebhook { destination, bundle, webhook, .. }| DeliveryDestination {
+            .map(|OpenWebhook { destination, bundle, order, webhook, .. }| DeliveryDestination {
                 name: destination.name.as_str().into(),
                 webhook,
                 rank: Rank { worker: 0, workers: 1 },
                 bundle,
+                order,
                 gate: gate(&destination.name, destination.rate_per_s, destination.burst),
                 retry: destination.retry.clone(),
                 paused: destination.paused,
@@ -115,9 +119,11 @@ impl Webhooks {
         let record_group = record_group.clamp(1, RECORD_GROUP);
         let spec = ChildSpec::stage::<WebhookDelivery>(0, move |id| {
             let worker = id.slot;
-            let ranked = |(index, destination): (usize, &DeliveryDestination)| DeliveryDestination {
-                rank: rank(worker, index, workers),
-                ..destination.clone()
+            let ranked = |(index, destination): (usize, &DeliveryDestination)| {
+                let rank = rank(worker, index, workers);
+                // Who keeps an order has to see all of it.
+                let workers = if destination.order.is_some() { 1 } else { rank.workers };
+                DeliveryDestination { rank: Rank { workers, ..rank }, ..destination.clone() }
             };
             DeliverySetup {
                 destinations: destinations.iter().enumerate().map(ranked).collect(),

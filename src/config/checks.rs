@@ -12,6 +12,7 @@ use postrider_actors::model::{
     body::{BodyTemplate, is_json},
     builder::batch_bytes,
     formats::Format,
+    order::OrderingKey,
     receipt_format::SAME_PATH,
 };
 use postrider_settings::{DEAD_LETTERS, Reader, join, show_duration, show_size, shown_text};
@@ -42,6 +43,12 @@ pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
             && let Some(why) = unfit_template(feed, source, webhook)
         {
             reader.note(&join(&join("destinations", &destination.name), "template"), None, why);
+        }
+        let is_text = feed.directory().is_some_and(|directory| directory.format == Format::Text);
+        if let Some(OrderingKey::Column(column)) = webhook.order().filter(|_| is_text) {
+            let key = join(&join("destinations", &destination.name), "ordering_key");
+            let advice = format!("the feed {} is text, which has no columns: remove it", feed.name);
+            reader.note(&key, Some(shown_text(&column)), advice);
         }
     }
     check_engines(reader, config);
@@ -261,6 +268,7 @@ fn check_webhook(reader: &Reader, config: &Config, section: &str, destination: &
         );
     }
     check_bundle(reader, config, section, destination);
+    check_ordering(reader, config, section, destination);
     if let Some(refused) = refused_address(destination) {
         // The address may be written in another way, and the rest of the URL may be secret: only the address is shown.
         reader.conflict(&key("url"), &key("allow"), &refused.address, refused.to_string());
@@ -297,6 +305,21 @@ fn check_bundle(reader: &Reader, config: &Config, section: &str, destination: &W
         let advice =
             "the answer to a bundle has an id for each message in its `results`: set that too, or remove it";
         reader.note(&key("provider_id"), None, advice);
+    }
+}
+
+/// An order is kept by one process, of what it can see.
+fn check_ordering(reader: &Reader, config: &Config, section: &str, destination: &Webhook) {
+    let key = |key: &str| join(section, key);
+    if destination.order().is_none() {
+        if reader.is_own(&key("ordering_key")) {
+            let advice = "nothing is ordered by it: set ordering = \"per_key\" too";
+            reader.note(&key("ordering_key"), None, advice);
+        }
+    } else if config.profile == Profile::Aws {
+        let advice = "several machines take batches of one destination, and none knows what the others have in flight: \
+                      remove it, or set profile = \"embedded\"";
+        reader.conflict(&key("ordering"), "profile", &"\"per_key\"", advice);
     }
 }
 

@@ -34,6 +34,7 @@ mod isolation;
 mod liveness;
 mod memory;
 mod ops;
+mod ordering;
 mod panics;
 #[cfg(feature = "postgres")]
 #[path = "../pg/mod.rs"]

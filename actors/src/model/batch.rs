@@ -312,6 +312,35 @@ impl OpenRows {
         Ok(Self { first_row, rows, copied: Some(open.to_vec()) })
     }
 
+    /// Only those at `open` of them, which ascends; copied, so that the others take no memory any more.
+    #[must_use]
+    pub fn narrow(&self, open: &[u32]) -> Self {
+        let mut writer = PayloadWriter::default();
+        let keep = |&index: &u32| {
+            let (row, bytes) = self.get(index)?;
+            writer.push(row, bytes);
+            Some(index)
+        };
+        let copied = Some(open.iter().filter_map(keep).collect());
+        let rows = Rows::decode(writer.finish()).expect("what was just encoded is readable");
+        Self { first_row: self.first_row, rows, copied }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The bytes that hold them.
+    pub fn bytes(&self) -> usize {
+        self.rows.payload.len() + self.rows.rows.len() * size_of::<(u64, Range<u32>)>()
+    }
+
     /// Of a batch that can't be read.
     pub fn none() -> Self {
         Self { first_row: 0, rows: Rows { payload: Bytes::new(), rows: Vec::new() }, copied: None }
@@ -469,6 +498,22 @@ impl BatchHeader {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn open_rows_are_narrowed_to_some_of_them() {
+        let mut writer = PayloadWriter::default();
+        for row in 5..15u64 {
+            writer.push(row, format!("u{row}").as_bytes());
+        }
+        let all: Vec<u32> = (0..10).collect();
+        let rows = OpenRows::of(writer.finish(), 10, &all).unwrap();
+        let few = rows.narrow(&[2, 7, 99]).narrow(&[7]);
+        assert_eq!((few.len(), few.first_row()), (1, 5));
+        assert_eq!(few.get(7), Some((12, &b"u12"[..])));
+        assert_eq!((few.get(2), few.get(0)), (None, None));
+        assert!(few.bytes() * 5 < rows.bytes());
+        assert!(rows.narrow(&[]).is_empty());
+    }
 
     proptest! {
         #[test]

@@ -31,6 +31,7 @@ pub mod intake;
 pub mod lease;
 pub mod ledger;
 pub mod limits;
+pub mod order;
 pub mod outcome;
 pub mod priority;
 pub mod rate_share;

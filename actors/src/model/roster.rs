@@ -8,17 +8,18 @@
 //!
 //! A failed message that is due again soon is tried again under the same lease (B9), before what has not been tried:
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
+//! Where a destination keeps an [order](super::order), it stays until all of its messages have ended: see `in_order`.
 
+mod destination;
+mod in_order;
 mod lane;
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     time::Duration,
 };
 
 use super::{
-    fairness::LaneShare,
     ids::{BatchId, FileId},
     lease::{LeaseToken, OpenMessage},
     ledger::MessageVerdict,
@@ -27,17 +28,11 @@ use super::{
     suspect::Pace,
     time::UnixMs,
 };
-use lane::Lane;
+use destination::DestinationQueue;
+use in_order::InOrder;
 
 /// Messages that one destination may send in its turn while others wait.
 const QUANTUM: u32 = 16;
-
-/// A message that is due again within this is tried again under the same lease (B9).
-const RETRY_HERE: Duration = Duration::from_secs(10);
-
-/// Messages of one destination that may wait for that; beyond it their batches are given back, to come again when
-/// they are due.
-const RETRIES_HERE_MAX: usize = 4_096;
 
 /// With more held batches of a destination than this, none is kept only for its retries: each has its open rows in
 /// memory (I8).
@@ -97,6 +92,8 @@ pub struct Incoming {
     pub pace: Pace,
     /// Its open messages, in row order.
     pub open: Vec<OpenMessage>,
+    /// The key of each, by index, where the destination keeps an order; then batches come in that order.
+    pub keys: HashMap<u32, u64>,
 }
 
 /// What became of a picked message.
@@ -149,6 +146,8 @@ struct Batch {
     stopped: bool,
     /// Messages that share no request: they may have killed a process.
     apart: BTreeSet<u32>,
+    /// Where an order is kept.
+    in_order: Option<Box<InOrder>>,
 }
 
 impl Batch {
@@ -179,7 +178,8 @@ impl Batch {
 
     /// Whether nothing is left to begin here.
     fn is_exhausted(&self) -> bool {
-        self.stopped || (self.open.is_empty() && self.again.is_empty() && self.later == 0)
+        let is_blocked = self.in_order.as_ref().is_some_and(|in_order| in_order.is_blocked());
+        self.stopped || (self.open.is_empty() && self.again.is_empty() && self.later == 0 && !is_blocked)
     }
 
     /// The message that is to be marked as begun next.
@@ -188,14 +188,6 @@ impl Batch {
         let next = self.open.front().map(|message| message.index).filter(|_| waits && self.marking.is_none());
         next.filter(|next| self.marked != Some(*next))
     }
-}
-
-/// A message that waits to be tried again under the same lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Later {
-    message: OpenMessage,
-    batch: BatchId,
-    fence: u64,
 }
 
 /// How a lane answers who asks it for a message.
@@ -208,26 +200,6 @@ enum Asked {
     Refused,
     /// Nothing waits.
     Empty,
-}
-
-#[derive(Debug, Default)]
-struct DestinationQueue {
-    /// Requests in flight.
-    in_flight: usize,
-    /// Messages of a request at most.
-    bundle: usize,
-    share: LaneShare,
-    /// Batches with messages to send at their first turn here: of a file those that were redriven, then the others in the
-    /// order in which they were leased.
-    fresh: Lane,
-    /// Batches with messages to send again, of a file in the order in which they became due.
-    retries: Lane,
-    /// Messages that wait to be tried again here, the earliest due first.
-    later: BinaryHeap<Reverse<Later>>,
-    held: usize,
-    /// Open messages of batches that go at full pace.
-    waiting: usize,
-    deficit: u32,
 }
 
 /// The state machine. It knows no payload, no clock and no task.
@@ -263,13 +235,18 @@ impl Roster {
 
     /// Takes over a leased batch. What of it is not due soon is left alone (B10).
     pub fn add(&mut self, destination: usize, batch: Incoming, now: UnixMs) {
-        let Incoming { token, file, priority, pace, open } = batch;
+        let Incoming { token, file, priority, pace, mut open, keys } = batch;
         // Leased again after a loss that this worker has not noticed yet: the old lease is over.
         if let Some(stale) = self.batches.get(&token.batch).map(|batch| batch.token) {
+            self.stop_batch(stale);
             self.remove(stale);
         }
+        // What was asked for before the others were stopped goes back with them.
+        let goes_back = self.destinations[destination].order.is_some() && self.is_giving_back(destination);
         let slot = &mut self.destinations[destination];
         let is_redriven = open.iter().any(|message| message.drive > 0);
+        let order = slot.order.as_mut();
+        let in_order = order.map(|order| Box::new(order.admit(token.batch, keys, &mut open)));
         let (due, later): (Vec<_>, Vec<_>) = open.into_iter().partition(|message| message.not_before <= now);
         let is_again = |message: &OpenMessage| pace == Pace::Together && message.tries > 0;
         let (again, open): (VecDeque<_>, VecDeque<_>) = due.into_iter().partition(is_again);
@@ -290,6 +267,7 @@ impl Roster {
             marked: None,
             stopped: false,
             apart: BTreeSet::new(),
+            in_order,
         };
         slot.held += 1;
         slot.waiting += batch.waiting();
@@ -303,6 +281,9 @@ impl Roster {
             slot.fresh.push(&batch, is_redriven);
         }
         self.batches.insert(token.batch, batch);
+        if goes_back {
+            self.stop(Some(destination));
+        }
     }
 
     /// These messages of a held batch share no request with others.
@@ -380,8 +361,7 @@ impl Roster {
 
     /// When the next message that waits to be tried again is due; `None` if none waits.
     pub fn next_due(&self) -> Option<UnixMs> {
-        let due = |slot: &DestinationQueue| slot.later.peek().map(|Reverse(later)| later.message.not_before);
-        self.destinations.iter().filter_map(due).min()
+        self.destinations.iter().filter_map(DestinationQueue::next_due).min()
     }
 
     /// Puts the messages to send next at `now` into `picks`, which is empty: those of one request. It stays empty if
@@ -416,36 +396,6 @@ impl Roster {
         self.destinations[self.turn].deficit += QUANTUM;
     }
 
-    /// Makes ready what is due again.
-    fn promote(&mut self, destination: usize, now: UnixMs) {
-        let slot = &mut self.destinations[destination];
-        // What seems to be due much later was put here by a clock that was ahead (F9).
-        let is_due = |at: UnixMs| at <= now || at.since(now) > RETRY_HERE;
-        while let Some(Reverse(later)) = slot.later.peek().copied()
-            && is_due(later.message.not_before)
-        {
-            slot.later.pop();
-            let batch = self.batches.get_mut(&later.batch).filter(|batch| batch.token.fence == later.fence);
-            let Some(batch) = batch else { continue };
-            batch.later -= 1;
-            if batch.stopped {
-                continue;
-            }
-            if batch.pace == Pace::Together {
-                if batch.again.is_empty() {
-                    slot.retries.push(batch, false);
-                }
-                batch.again.push_back(later.message);
-                slot.waiting += 1;
-            } else {
-                if batch.open.is_empty() {
-                    slot.fresh.push(batch, true);
-                }
-                batch.open.push_front(later.message);
-            }
-        }
-    }
-
     fn pick_from(
         &mut self,
         destination: usize,
@@ -454,8 +404,8 @@ impl Roster {
         admission: &mut impl Admission,
         picks: &mut Vec<Pick>,
     ) {
-        self.promote(destination, now);
         let slot = &mut self.destinations[destination];
+        slot.promote(&mut self.batches, now);
         let max = slot.bundle.min(room);
         let both = !slot.retries.turns.is_empty() && !slot.fresh.turns.is_empty();
         let fresh_first = both && slot.share.is_fresh(1);
@@ -560,8 +510,8 @@ impl Roster {
         }
         batch.ready.push(MessageVerdict { index, drive, attempt, verdict });
         if let Verdict::Retry { not_before, .. } = verdict
-            && batch.pace == Pace::Together
-            && slot.held <= RETRYING_BATCHES_MAX
+            && ((batch.pace == Pace::Together && slot.held <= RETRYING_BATCHES_MAX)
+                || batch.in_order.is_some())
         {
             slot.keep_for_later(batch, OpenMessage { not_before, index, drive, tries: attempt }, now);
         }
@@ -569,6 +519,9 @@ impl Roster {
         let ends = batch.is_exhausted() && batch.in_flight == 0;
         self.ended += usize::from(ends);
         let is_awaited = waited_for || (ends && batch.stopped) || self.ended >= ENDED_BATCHES_MAX;
+        if batch.in_order.is_some() && !matches!(verdict, Verdict::Retry { .. }) {
+            self.pass_on(pick.token.batch, index);
+        }
         is_awaited || self.unrecorded - self.in_flight >= group
     }
 
@@ -620,7 +573,7 @@ impl Roster {
             slot.fresh.remove(batch.file, token.batch);
             slot.retries.remove(batch.file, token.batch);
             if batch.later > 0 {
-                slot.later.retain(|Reverse(later)| later.batch != token.batch);
+                slot.forget_later(token.batch);
             }
         }
     }
@@ -633,11 +586,22 @@ impl Roster {
                 batch.stopped = true;
             }
         }
+        for (index, slot) in self.destinations.iter_mut().enumerate() {
+            if destination.is_none_or(|destination| destination == index) {
+                slot.end_order();
+            }
+        }
     }
 
-    /// No more picks for a batch: its file is held.
+    /// No more picks for a batch: its file is held. Where an order is kept, for none of its destination.
     pub fn stop_batch(&mut self, token: LeaseToken) {
-        if let Some(batch) = self.batches.get_mut(&token.batch).filter(|batch| batch.token == token) {
+        let Some(batch) = self.batches.get_mut(&token.batch).filter(|batch| batch.token == token) else {
+            return;
+        };
+        if batch.in_order.is_some() {
+            let destination = batch.destination;
+            self.stop(Some(destination));
+        } else {
             self.destinations[batch.destination].waiting -= batch.waiting();
             batch.stopped = true;
         }
@@ -675,42 +639,7 @@ impl Batch {
     }
 }
 
-impl DestinationQueue {
-    /// A message goes, which was taken out of its batch.
-    fn begin(&mut self, batch: &mut Batch, message: OpenMessage) -> Pick {
-        batch.marked = None;
-        batch.in_flight += 1;
-        self.waiting -= usize::from(batch.pace == Pace::Together);
-        let OpenMessage { index, drive, tries, .. } = message;
-        Pick { destination: batch.destination, token: batch.token, index, drive, attempt: tries + 1 }
-    }
-
-    /// Puts a message that was not tried back to where it was.
-    fn put_back(&mut self, batch: &mut Batch, message: OpenMessage) {
-        if batch.stopped {
-            return;
-        }
-        let is_again = batch.pace == Pace::Together && message.tries > 0;
-        let messages = if is_again { &mut batch.again } else { &mut batch.open };
-        let was_empty = messages.is_empty();
-        messages.insert(messages.partition_point(|other| other.index < message.index), message);
-        if was_empty {
-            let lane = if is_again { &mut self.retries } else { &mut self.fresh };
-            lane.push(batch, true);
-        }
-        self.waiting += usize::from(batch.pace == Pace::Together);
-    }
-
-    /// Keeps a message of `batch` that is due soon, if there is room.
-    fn keep_for_later(&mut self, batch: &mut Batch, message: OpenMessage, now: UnixMs) {
-        let is_soon = message.not_before.since(now) <= RETRY_HERE;
-        if is_soon && !batch.stopped && self.later.len() < RETRIES_HERE_MAX {
-            batch.later += 1;
-            let (id, fence) = (batch.token.batch, batch.token.fence);
-            self.later.push(Reverse(Later { message, batch: id, fence }));
-        }
-    }
-}
-
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

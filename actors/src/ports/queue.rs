@@ -23,13 +23,23 @@ pub struct Want {
     pub longest_wait: Duration,
     /// Instead of messages: what goes ahead of those that the worker has.
     pub first_turns: Option<FirstTurns>,
+    /// The destination keeps an order: its oldest open batches are leased, due or not, by file and first row; none while
+    /// another holder has one of its batches (B13). Only a store that one process leases from can do that.
+    pub in_order: bool,
 }
 
 impl Want {
     /// Up to `messages` messages in up to `batches` batches, however long each of them may wait.
     pub fn new(destination: impl Into<Arc<str>>, messages: usize, batches: usize) -> Self {
         let destination = destination.into();
-        Self { destination, messages, batches, longest_wait: Duration::MAX, first_turns: None }
+        Self {
+            destination,
+            messages,
+            batches,
+            longest_wait: Duration::MAX,
+            first_turns: None,
+            in_order: false,
+        }
     }
 }
 
@@ -101,7 +111,8 @@ pub trait Queue: Send + Sync {
     /// disabled destination, and none that waits because its file is held or closed there. Of one destination by
     /// [`fairness`](crate::model::fairness): batches that are to be tried again before others, but where both wait those
     /// others get a fifth of the messages; then file by file, as they are urgent; then what has been due for longest. A
-    /// queue between several machines has no such order but for first turns. Empty if there is nothing: it does not wait.
+    /// queue between several machines has no such order but for first turns. Of a destination that keeps an order, see
+    /// [`Want::in_order`]. Empty if there is nothing: it does not wait.
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Lease>, StoreError>;
 
     /// Moves deadlines. `Permanent` for a lease that is not held any more: stop working on it.

@@ -49,9 +49,10 @@ impl WebhookStrategy {
                 self.count(&batch, &tally, settled, now);
             }
             state.roster.recorded(token, tally.count);
-            if settled != Settled::Open {
-                state.roster.remove(token);
-                state.batches.remove(&token);
+            if settled == Settled::Open {
+                state.narrow(token);
+            } else {
+                state.remove(token);
             }
         }
     }

@@ -73,6 +73,24 @@ pub(crate) const FRESH_DUE_BEFORE: &str = select_stored!(
      ORDER BY b.first_row LIMIT 1"
 );
 
+/// The oldest open batches of a destination that keeps an order, due or not, by file and first row; none that waits because
+/// its file is held or closed. What was never tried is in that order already, file by file.
+pub(crate) const OLDEST: &str = "SELECT seq FROM (
+         SELECT * FROM (
+             SELECT b.seq, b.file, b.first_row FROM batches b INDEXED BY batches_waiting
+                 CROSS JOIN file_destinations d ON d.file = b.place AND d.destination = b.destination
+             WHERE b.destination = ?1 AND b.retry = 0 AND b.holder IS NULL AND b.due IS NOT NULL
+                 AND (d.held_from IS NULL OR d.held_from > b.first_row)
+                 AND NOT coalesce(d.closed_from <= ?2 AND d.closed_until > ?2, 0)
+             ORDER BY b.place, b.first_row LIMIT ?3)
+         UNION ALL
+         SELECT b.seq, b.file, b.first_row FROM batches b INDEXED BY batches_waiting
+             CROSS JOIN file_destinations d ON d.file = b.file AND d.destination = b.destination
+         WHERE b.destination = ?1 AND b.retry = 1 AND b.holder IS NULL AND b.due IS NOT NULL
+             AND (d.held_from IS NULL OR d.held_from > b.first_row)
+             AND NOT coalesce(d.closed_from <= ?2 AND d.closed_until > ?2, 0))
+     ORDER BY file, first_row LIMIT ?3";
+
 /// The workers of this process that have leased something. One that lives and could not extend its leases, because the
 /// disk is full, still has what it has in flight and unrecorded: to lease it to another would send it twice.
 #[derive(Default)]
@@ -301,10 +319,11 @@ fn lease_some(
     let connection = tx.connection;
     let (now, latest) = (request.now, request.now.after(want.longest_wait));
     let damaged = RefCell::default();
-    let (chosen, late) = {
-        let first_turns = want.first_turns.as_ref();
-        let looking = Looking { connection, destination, now, latest, first_turns, damaged: &damaged };
-        let looking = &looking;
+    let first_turns = want.first_turns.as_ref();
+    let looking = &Looking { connection, destination, now, latest, first_turns, damaged: &damaged };
+    let (chosen, late) = if want.in_order {
+        (oldest(looking, request, want)?, Vec::new())
+    } else {
         let DestinationTurns { turns, looked } = tx.caches.turns(destination);
         let mut retries = Retries { looking, found: HashMap::new() };
         let mut fresh = Fresh { looking, looked, files: HashMap::new(), late: Vec::new() };
@@ -335,8 +354,9 @@ fn lease_some(
         };
         *bytes += payload.len();
         let until = Deadline(request.until.0);
-        let grant = stored.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
-        debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
+        let wall = if want.in_order { UnixMs(u64::MAX) } else { now };
+        let grant = stored.record.lease(&request.holder, until, Deadline(0), wall, request.born);
+        debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due where that matters");
         leases.push(Lease::of(stored.id, header, payload, &stored.record));
         if stored.record.has_suspects() {
             stored.store(connection)?;
@@ -345,6 +365,38 @@ fn lease_some(
         }
     }
     Ok(())
+}
+
+/// What is leased of a destination that keeps an order: nothing while another worker still has something of it.
+fn oldest(looking: &Looking<'_>, request: &LeaseRequest, want: &Want) -> Result<Vec<Stored>, TxError> {
+    let Looking { connection, destination, now, damaged, .. } = *looking;
+    let has_another: bool = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM batches INDEXED BY batches_leased
+                 WHERE holder IS NOT NULL AND destination = ?1 AND holder <> ?2)",
+        )?
+        .query_row(params![destination, &*request.holder], |row| row.get(0))?;
+    let mut chosen = Vec::new();
+    if has_another {
+        return Ok(chosen);
+    }
+    let mut select = connection.prepare_cached(OLDEST)?;
+    let mut rows = select.query(params![destination, int(now.0), int(want.batches as u64)])?;
+    let mut messages = 0;
+    while messages < want.messages
+        && let Some(row) = rows.next()?
+    {
+        let seq = row.get(0)?;
+        match Stored::by_seq(connection, seq) {
+            Err(why) if why.is_damage() => damaged.borrow_mut().push((seq, why)),
+            read => {
+                let stored = read?;
+                messages += looking.due_of(&stored);
+                chosen.push(stored);
+            }
+        }
+    }
+    Ok(chosen)
 }
 
 /// Batches that wait too long and are changed in one call.

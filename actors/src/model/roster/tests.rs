@@ -3,7 +3,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use super::*;
+use super::{destination::RETRIES_HERE_MAX, *};
 use crate::model::outcome::{Attempt, Reason};
 use proptest::prelude::*;
 
@@ -16,6 +16,17 @@ fn later(ms: u64) -> UnixMs {
 
 fn token(batch: u8) -> LeaseToken {
     LeaseToken { batch: BatchId([batch; 16]), fence: 1 }
+}
+
+/// A batch whose messages have no order.
+fn incoming(
+    token: LeaseToken,
+    file: FileId,
+    priority: Priority,
+    pace: Pace,
+    open: Vec<OpenMessage>,
+) -> Incoming {
+    Incoming { token, file, priority, pace, open, keys: HashMap::new() }
 }
 
 /// A roster, and a limit on messages in flight to each destination and to all.
@@ -79,7 +90,7 @@ impl Limited {
         now: UnixMs,
     ) {
         let (file, priority) = (FileId([0; 16]), Priority::Normal);
-        self.roster.add(destination, Incoming { token, file, priority, pace, open }, now);
+        self.roster.add(destination, incoming(token, file, priority, pace, open), now);
     }
 
     fn ask(&mut self, now: UnixMs) -> (Vec<Pick>, HashSet<usize>) {
@@ -569,7 +580,7 @@ fn b16_what_was_not_tried_goes_again_in_row_order_under_the_same_lease() {
 /// A batch of `file` that goes at full pace.
 fn of_file(file: u8, priority: Priority, batch: u8, messages: u32) -> Incoming {
     let (file, pace) = (FileId([file; 16]), Pace::Together);
-    Incoming { token: token(batch), file, priority, pace, open: fresh(0..messages) }
+    incoming(token(batch), file, priority, pace, fresh(0..messages))
 }
 
 /// Sends `messages`, one at a time; how many of them were of each batch.
@@ -730,7 +741,7 @@ proptest! {
             let token = token(nth as u8);
             let (file, pace, open) = (FileId([nth as u8 % 4; 16]), Pace::of(losses), fresh(0..count));
             let priority = Priority::from_byte(nth as u8 % 3).unwrap();
-            books.roster.roster.add(destination, Incoming { token, file, priority, pace, open }, NOW);
+            books.roster.roster.add(destination, incoming(token, file, priority, pace, open), NOW);
             books.open.insert(token, (0..count).map(|index| (index, 0)).collect());
         }
         for step in steps {

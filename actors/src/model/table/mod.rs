@@ -14,6 +14,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use identifier::{IDENTIFIER_BYTES_MAX, Identifier, IdentifierError, TableName};
+pub use source::{Raw, field};
 
 use super::{
     batch::{BatchHeader, RowLayout},

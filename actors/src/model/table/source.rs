@@ -51,6 +51,11 @@ impl<'a> RowFields<'a> {
     }
 }
 
+/// One field by its name; `None` if there is none, or it can't be read.
+pub fn field<'a>(data: &MessageData<'a>, name: &str) -> Option<Raw<'a>> {
+    RowFields::of(data).ok()?.get(name).ok()?
+}
+
 fn find<'a>(object: &HashMap<String, &'a RawValue>, name: &str, depth: usize) -> Option<&'a RawValue> {
     if let Some(found) = object.get(name) {
         return Some(found);

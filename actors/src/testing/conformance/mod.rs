@@ -6,6 +6,7 @@ mod claims;
 mod entries;
 mod histories;
 mod ledger;
+mod order;
 mod outbox;
 mod queue;
 mod rates;

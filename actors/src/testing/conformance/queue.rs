@@ -46,6 +46,7 @@ pub async fn queue<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     b11_what_is_redriven_when_its_time_is_over_is_unsent(make().await).await;
     b11_a_closed_file_waits_and_its_neighbours_do_not(make().await).await;
     what_the_store_has_given_away_is_not_leased_by_an_old_entry(make().await).await;
+    super::order::order(make).await;
 }
 
 /// Two batches for each of `d` and `e`, of a file each: a queue that keeps order brings no other batch of a file while

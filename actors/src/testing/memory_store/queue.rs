@@ -1,5 +1,7 @@
 //! The store's own queue: nothing but its records.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 
 use super::{MemoryStore, State, Stored};
@@ -32,6 +34,38 @@ impl State {
         }
         let due = self.due_for(&want.destination, now);
         self.take_turns(want, due, now)
+    }
+
+    /// The oldest of a destination that keeps an order, by their numbers.
+    fn choose_in_order(&self, want: &Want, holder: &str, now: UnixMs) -> Vec<usize> {
+        let is_its = |batch: &Stored| batch.batch.header.destination == *want.destination;
+        let has_another =
+            |batch: &Stored| batch.record.holder.as_ref().is_some_and(|held| held.name != holder);
+        if self.batches.iter().any(|batch| is_its(batch) && has_another(batch)) {
+            return Vec::new();
+        }
+        let is_open = |at: &usize| {
+            let batch = &self.batches[*at];
+            let is_free = !batch.is_held() && !self.waits_for_its_file(batch, now);
+            is_its(batch) && is_free && batch.record.due().is_some()
+        };
+        let mut open: Vec<usize> = (0..self.batches.len()).filter(is_open).collect();
+        let mut files = HashMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            files.entry(batch.batch.header.file).or_insert(at);
+        }
+        open.sort_by_key(|&at| {
+            let batch = &self.batches[at].batch;
+            (files[&batch.header.file], batch.first_row)
+        });
+        let mut due = 0;
+        let is_wanted = |&at: &usize| {
+            let record = &self.batches[at].record;
+            let is_wanted = due < want.messages;
+            due += record.open().filter(|&index| record.due_of(index) <= now).count();
+            is_wanted
+        };
+        open.into_iter().take(want.batches).take_while(is_wanted).collect()
     }
 
     /// What could be leased for a destination, by number, what has been due for longest first.
@@ -116,12 +150,16 @@ impl Queue for MemoryStore {
             if state.disabled.contains_key(&want.destination) {
                 continue;
             }
-            for at in state.choose(want, request.now) {
+            let (chosen, wall) = if want.in_order {
+                (state.choose_in_order(want, &request.holder, request.now), UnixMs(u64::MAX))
+            } else {
+                (state.choose(want, request.now), request.now)
+            };
+            for at in chosen {
                 let batch = &mut state.batches[at];
                 let until = Deadline(request.until.0);
-                let grant =
-                    batch.record.lease(&request.holder, until, Deadline(0), request.now, request.born);
-                debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due");
+                let grant = batch.record.lease(&request.holder, until, Deadline(0), wall, request.born);
+                debug_assert_eq!(grant, Grant::Granted, "nobody holds it, and it is due where that matters");
                 leases.push(batch.to_lease());
             }
         }

@@ -3,7 +3,7 @@
 use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
-use postrider_actors::model::address::is_embedding;
+use postrider_actors::model::{address::is_embedding, order::OrderingKey};
 use postrider_net::tls::TlsVersion;
 use postrider_settings::{
     SecretSource, Section, choice, duration, flag, given, integer, optional_path, optional_secret,
@@ -69,13 +69,35 @@ settings! {
         /// Where a 2xx answer in JSON says what became of each message of a bundle: a JSON pointer to an array of
         /// objects with `id` and `status`. A message that is not there is tried again.
         results: Option<JsonPointer> = unset("\"/items\"", pointer);
+        /// "per_key": messages with the same key go in the order of their rows, each once the one before is sent or given up.
+        /// One that is tried again holds up its key and no other. Files go in the order in which they were accepted. Needs
+        /// profile = "embedded".
+        ordering: Ordering = choice(&[("none", Ordering::None), ("per_key", Ordering::PerKey)]);
+        /// The column that is the key, or the field of a JSON object ("account.id"). Default: the recipient.
+        ordering_key: Option<String> = unset("\"account\"", optional_text);
         /// Where a 2xx answer in JSON has the receiver's own id for the message: a JSON pointer (RFC
         /// 6901). It is kept in the ledger, and receipts may name it. Of bundles: where an object of `results` has it.
         provider_id: Option<JsonPointer> = unset("\"/message/id\"", pointer);
     }
 }
 
+/// Which messages go one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ordering {
+    /// None: all go as they can.
+    None,
+    /// Those with the same key.
+    PerKey,
+}
+
 impl WebhookKeys {
+    /// The key by which messages go in order, if they do.
+    pub fn order(&self) -> Option<OrderingKey> {
+        let column = |name: &String| OrderingKey::Column(name.as_str().into());
+        let key = || self.ordering_key.as_ref().map_or(OrderingKey::Recipient, column);
+        (self.ordering == Ordering::PerKey).then(key)
+    }
+
     /// Requests that may be in flight at most.
     pub fn in_flight_max(&self) -> usize {
         self.concurrency.unwrap_or(self.concurrency_max)
