@@ -67,6 +67,9 @@ fn end(
     )?;
     let waiting = select.query_map([destination, file, int(limit as u64)], |row| row.get(0))?;
     let waiting: Vec<i64> = waiting.collect::<Result<_, _>>()?;
+    if waiting.is_empty() {
+        return Ok(Ended::default());
+    }
     let mut counts = CountChange::default();
     for &seq in &waiting {
         if let Some(mut stored) = leases::read_or_quarantine(connection, seq)? {
