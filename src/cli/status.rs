@@ -86,8 +86,15 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let (files, depth) = (view.file_totals()?, view.depth()?);
     let troubles: Troubles = troubles::read(&config.state.dir)?;
     let (facts, now) = (ceiling::gather(&config, &mut *view)?, now());
-    let whole = facts.of_whole(now);
-    let open_files = open_files(view.files(None, FILES_LOOKED_AT)?, &facts, now);
+    let mut open_files = view.files(None, FILES_LOOKED_AT)?;
+    open_files.retain(|report| !report.is_settled());
+    open_files.truncate(OPEN_FILES_MAX);
+    let whole = facts.of_whole(&open_files, now);
+    let of_file = |report: FileReport| {
+        let ceiling = facts.of_file(&report, now);
+        (report, ceiling)
+    };
+    let open_files: Vec<_> = open_files.into_iter().map(of_file).collect();
     let held: usize = troubles.feeds.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
@@ -207,16 +214,6 @@ fn lines(
 /// Files that are looked at for those that are open, the newest first, and open ones that are shown.
 const FILES_LOOKED_AT: usize = 1_000;
 const OPEN_FILES_MAX: usize = 20;
-
-/// Files on their way, and what binds each.
-fn open_files(reports: Vec<FileReport>, facts: &Facts, now: UnixMs) -> Vec<(FileReport, Ceiling)> {
-    let open = reports.into_iter().filter(|report| !report.is_settled());
-    let bound = open.map(|report| {
-        let ceiling = facts.of_file(&report, now);
-        (report, ceiling)
-    });
-    bound.take(OPEN_FILES_MAX).collect()
-}
 
 /// A ceiling, with everything that belongs to it on lines of their own behind `indent`.
 pub(super) fn answer(ceiling: &Ceiling, indent: &str) -> String {

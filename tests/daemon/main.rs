@@ -43,6 +43,7 @@ mod promtool;
 #[cfg(feature = "postgres")]
 mod receipts;
 mod receivers;
+mod remedies;
 #[cfg(feature = "aws")]
 mod several;
 mod shortages;

@@ -311,12 +311,13 @@ impl Ceiling {
 }
 
 impl Facts {
-    /// What binds the whole.
-    pub fn of_whole(&self, now: UnixMs) -> Ceiling {
+    /// What binds the whole. `open` are files on their way, as many as are known: where a destination is ready for messages and
+    /// none comes, all of its files may be held, or wait for their time.
+    pub fn of_whole(&self, open: &[FileReport], now: UnixMs) -> Ceiling {
         if let Some(ceiling) = self.of_process(now) {
             return ceiling;
         }
-        let feeds = self.feeds.iter().filter_map(|(name, facts)| self.of_feed(name, facts, now));
+        let feeds = self.feeds.iter().filter_map(|(name, facts)| self.of_feed(name, facts, open, now));
         let names = self.destinations.iter().filter(|(_, facts)| facts.counts.open() > 0);
         let destinations = names.map(|(name, _)| self.of_destination(name, now));
         let worst = feeds.chain(destinations).max_by_key(|ceiling| {
@@ -324,6 +325,11 @@ impl Facts {
             (ceiling.gravity(), open.map_or(u64::MAX, |facts| facts.counts.open()))
         });
         let finish = self.finish_of_all(now);
+        let worst = worst.map(|worst| {
+            let files = open.iter().filter(|_| worst.cause == Cause::OnTheirWay);
+            let stopped = files.map(|report| self.of_file(report, now)).max_by_key(Ceiling::gravity);
+            stopped.filter(|file| file.gravity() > worst.gravity()).unwrap_or(worst)
+        });
         match worst {
             Some(worst) => Ceiling { finish, ..worst },
             None if self.reading > 0 => Ceiling::new(Cause::Reading, now),
@@ -438,13 +444,16 @@ impl Facts {
     }
 
     /// What keeps a feed from taking files.
-    fn of_feed(&self, name: &str, facts: &FeedFacts, now: UnixMs) -> Option<Ceiling> {
+    fn of_feed(&self, name: &str, facts: &FeedFacts, open: &[FileReport], now: UnixMs) -> Option<Ceiling> {
         if let Some(Trouble { since, reason }) = &facts.parked {
             let cause = Cause::Parked { feed: name.to_owned(), reason: reason.clone() };
             return Some(self.or_disk(cause, now).since(*since));
         }
         if let Some((file, _)) = facts.held.iter().next() {
-            return self.of_unread(name, file, now);
+            let report = open.iter().find(|report| report.file.feed == name && report.file.name == *file);
+            return report
+                .map(|report| self.of_file(report, now))
+                .or_else(|| self.of_unread(name, file, now));
         }
         let (since, destinations) = facts.waits_for.clone()?;
         Some(self.watermark(destinations, now).since(since))
@@ -458,7 +467,10 @@ impl Facts {
 
     /// What binds a file wherever it goes.
     fn of_file_alone(&self, report: &FileReport, now: UnixMs) -> Option<Ceiling> {
-        if let Some(unread) = self.of_unread(&report.file.feed, &report.file.name, now) {
+        // What is held of one that was read says why itself.
+        if report.held.is_empty()
+            && let Some(unread) = self.of_unread(&report.file.feed, &report.file.name, now)
+        {
             return Some(unread);
         }
         if report.is_settled() {

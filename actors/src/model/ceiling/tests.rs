@@ -196,7 +196,7 @@ fn each_trouble_of_a_destination_names_its_cause_and_its_remedy() {
         let file = report(|_| {});
         let of_file = facts.of_file(&file, NOW);
         assert_eq!((of_file.to_string(), of_file.destination.as_deref()), (text.to_owned(), Some("support")));
-        assert_eq!(facts.of_whole(NOW).to_string(), text);
+        assert_eq!(facts.of_whole(&[], NOW).to_string(), text);
     }
 }
 
@@ -226,16 +226,18 @@ fn each_trouble_of_the_process_stands_before_everything_else() {
         (facts(|facts| facts.is_running = Some(false)), "no daemon is running"),
         (disk(99), "disk 99 % (/var/lib/postrider)"),
     ] {
-        for ceiling in
-            [facts.of_whole(NOW), facts.of_destination("support", NOW), facts.of_file(&report(|_| {}), NOW)]
-        {
+        for ceiling in [
+            facts.of_whole(&[], NOW),
+            facts.of_destination("support", NOW),
+            facts.of_file(&report(|_| {}), NOW),
+        ] {
             assert_eq!(ceiling.to_string(), text);
             assert!(ceiling.is_for_operator() && ceiling.remedy().is_some(), "{text}");
         }
     }
-    assert_eq!(disk(98).of_whole(NOW).to_string(), "concurrency = 64", "nothing has failed yet");
+    assert_eq!(disk(98).of_whole(&[], NOW).to_string(), "concurrency = 64", "nothing has failed yet");
     let unknown = facts(|facts| facts.is_running = None);
-    assert_eq!(unknown.of_whole(NOW).to_string(), "concurrency = 64", "another machine may send");
+    assert_eq!(unknown.of_whole(&[], NOW).to_string(), "concurrency = 64", "another machine may send");
 }
 
 #[test]
@@ -243,7 +245,36 @@ fn a_pause_is_named_even_if_no_daemon_runs() {
     let mut facts = support(|facts| facts.disabled = Some((ago(60), PAUSED.into())));
     facts.is_running = Some(false);
     assert_eq!(facts.of_destination("support", NOW).to_string(), "paused by the operator, 07:59 UTC");
-    assert_eq!(facts.of_whole(NOW).to_string(), "no daemon is running");
+    assert_eq!(facts.of_whole(&[], NOW).to_string(), "no daemon is running");
+}
+
+#[test]
+fn where_a_destination_waits_for_messages_its_files_say_why_none_come() {
+    let idle = facts(|facts| {
+        facts.destinations.get_mut("support").unwrap().traffic.as_mut().unwrap().brake = None;
+    });
+    assert_eq!(idle.of_whole(&[], NOW).cause, Cause::OnTheirWay);
+    let later = report(|report| {
+        report.file.name = "later.csv".into();
+        report.file.terms.not_before = Some(hence(3_600));
+    });
+    assert_eq!(idle.of_whole(std::slice::from_ref(&later), NOW).cause, Cause::NotBefore);
+    // One that is held by its canary is noted among what is held of its feed too.
+    let reason = "at support: 30 % of the first 100 messages failed".to_owned();
+    let hold = FileHold { since: ago(60), from_row: 1, cause: HoldCause::Errors, reason };
+    let held = report(|report| drop(report.held.insert("support".into(), hold)));
+    let noted = facts(|facts| {
+        facts.destinations.get_mut("support").unwrap().traffic.as_mut().unwrap().brake = None;
+        facts.feeds.get_mut("alerts").unwrap().held.insert("a.csv".into(), trouble("held"));
+    });
+    for facts in [&idle, &noted] {
+        let whole = facts.of_whole(&[later.clone(), held.clone()], NOW);
+        assert_eq!(whole.word(), "canary");
+        assert!(whole.remedy().unwrap().contains("postrider release a.csv"), "{whole}");
+    }
+    // Where the destination itself is the reason, it is named.
+    let limited = facts(|_| {});
+    assert_eq!(limited.of_whole(&[later], NOW).word(), "concurrency");
 }
 
 #[test]
@@ -255,11 +286,11 @@ fn each_trouble_of_a_feed_is_named_and_a_full_disk_where_it_is_the_reason() {
         })
     };
     let parked = feed(&|feed| feed.parked = Some(trouble("no such directory")));
-    assert_eq!(parked.of_whole(NOW).to_string(), "feed alerts parked, 07:59 UTC: no such directory");
+    assert_eq!(parked.of_whole(&[], NOW).to_string(), "feed alerts parked, 07:59 UTC: no such directory");
     let unreadable = feed(&|feed| {
         feed.held.insert("b.csv".into(), trouble("permission denied"));
     });
-    let whole = unreadable.of_whole(NOW);
+    let whole = unreadable.of_whole(&[], NOW);
     assert_eq!(
         (whole.to_string().as_str(), whole.file.as_deref()),
         ("held, 07:59 UTC: permission denied", Some("b.csv"))
@@ -267,7 +298,7 @@ fn each_trouble_of_a_feed_is_named_and_a_full_disk_where_it_is_the_reason() {
     assert!(unreadable.of_unread("alerts", "c.csv", NOW).is_none());
     let mut full = parked;
     full.disk = Some(DiskUse { path: "/srv".into(), percent: 97 });
-    assert_eq!(full.of_whole(NOW).to_string(), "disk 97 % (/srv)");
+    assert_eq!(full.of_whole(&[], NOW).to_string(), "disk 97 % (/srv)");
     let waits = |facts: &mut Facts| {
         facts.feeds.get_mut("alerts").unwrap().waits_for = Some((ago(60), vec!["support".into()]));
         facts.reading = 1;
@@ -277,7 +308,7 @@ fn each_trouble_of_a_feed_is_named_and_a_full_disk_where_it_is_the_reason() {
     });
     waits(&mut behind);
     let text = "watermark: waiting for support (breaker open: no answers for 42 s, probe in 8 s)";
-    assert_eq!(behind.of_whole(NOW).to_string(), text);
+    assert_eq!(behind.of_whole(&[], NOW).to_string(), text);
     let reading = report(|report| {
         report.state = FileState::Ingesting;
         report.destinations.clear();
@@ -350,8 +381,8 @@ fn what_stops_more_is_what_is_named() {
         };
         facts.destinations.insert("other".into(), other);
     });
-    assert_eq!(two.of_whole(NOW).destination.as_deref(), Some("other"));
-    assert_eq!(two.of_whole(NOW).finish, None, "nobody knows");
+    assert_eq!(two.of_whole(&[], NOW).destination.as_deref(), Some("other"));
+    assert_eq!(two.of_whole(&[], NOW).finish, None, "nobody knows");
     let file = report(|report| {
         report.destinations.insert("other".into(), counts(10, 0, 0));
     });
@@ -396,8 +427,8 @@ fn a_file_that_will_be_late_says_so_and_one_that_stands_says_until_when_it_may()
 #[test]
 fn nothing_to_do_is_said_too() {
     let idle = Facts { is_running: Some(true), ..Facts::default() };
-    assert_eq!(idle.of_whole(NOW).to_string(), "no files");
-    assert_eq!(Facts { has_files: true, ..idle }.of_whole(NOW).to_string(), "nothing: all is sent");
+    assert_eq!(idle.of_whole(&[], NOW).to_string(), "no files");
+    assert_eq!(Facts { has_files: true, ..idle }.of_whole(&[], NOW).to_string(), "nothing: all is sent");
     let done = support(|facts| facts.counts = counts(5, 5, 0));
     assert_eq!((said(&done).0.as_str(), said(&done).1.as_str()), ("nothing: all is sent", ""));
 }
@@ -457,7 +488,7 @@ proptest! {
     #[test]
     fn what_stands_promises_nothing_and_what_waits_for_a_person_says_what_to_do(facts in any_facts()) {
         for ceiling in [
-            facts.of_whole(NOW),
+            facts.of_whole(&[], NOW),
             facts.of_destination("support", NOW),
             facts.of_file(&report(|_| {}), NOW),
         ] {
