@@ -48,6 +48,7 @@ use actix_rt::{Arbiter, System};
 use postrider_actors::{
     flow::{Bell, Bells, FileRates, HeldFeeds, ProgressBoard, TrafficControl, TroubleBoard},
     ports::Clock,
+    supervision::ActorBoard,
 };
 use postrider_files::in_flight::{IN_FLIGHT_FILE, InFlightFile};
 use postrider_sqlite::InstanceLock;
@@ -121,6 +122,7 @@ pub fn run(
         move || workers.ring()
     }));
     let machine = Arc::new(Machine {
+        actors: ActorBoard::default(),
         troubles: TroubleBoard::new(clock.clone()),
         stores,
         in_flight: Arc::new(in_flight),

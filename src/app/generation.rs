@@ -146,6 +146,7 @@ impl Generation {
             arbiters: machine.arbiters.clone(),
             clock: machine.clock.clone(),
             metrics: machine.metrics.stages.clone(),
+            actors: machine.actors.clone(),
             parking: None,
         };
         self.number += 1;

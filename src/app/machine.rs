@@ -16,7 +16,7 @@ use postrider_actors::{
     },
     model::time::MonoMs,
     ports::{Clock, InFlight},
-    supervision::ChildId,
+    supervision::{ActorBoard, ChildId},
 };
 use postrider_net::listener::Listener;
 use tokio::sync::RwLock;
@@ -47,6 +47,8 @@ pub(super) struct Machine {
     /// When the process was born.
     pub(super) born: MonoMs,
     pub(super) board: ProgressBoard,
+    /// The actors that run.
+    pub(super) actors: ActorBoard,
     /// What keeps feeds and their files from going on.
     pub(super) troubles: TroubleBoard,
     pub(super) health: Health,

@@ -57,6 +57,18 @@ pub enum Exit {
     Lost,
 }
 
+impl Exit {
+    /// The same, for the operator.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Failed(why) | Self::Orphaned(why) | Self::Panicked(why) => why,
+            Self::Normal => "it stopped",
+            Self::Killed => "it was ended",
+            Self::Lost => "its thread is gone",
+        }
+    }
+}
+
 /// A child's exit, reported to its supervisor.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]

@@ -10,11 +10,13 @@
 //! Children are listed downstream first: they start in that order and drain in reverse, each rank
 //! fully gone before the next is asked.
 
+mod board;
 mod child;
 mod supervisor;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 
+pub use board::{ActorBoard, ActorReport};
 pub use child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage};
 pub use supervisor::{
     ChildSpec, Factory, Parking, ParkingNotice, Shutdown, Strategy, Supervisor, SupervisorSettings,

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     EXIT_SOFTWARE,
+    board::ActorBoard,
     child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage},
 };
 use crate::{
@@ -111,6 +112,8 @@ pub struct SupervisorSettings {
     pub clock: Arc<dyn Clock>,
     /// Where restarts are counted.
     pub metrics: StageMetrics,
+    /// Where children are listed.
+    pub actors: ActorBoard,
     /// Instead of failing towards the parent. `None` where the process can't do without the children.
     pub parking: Option<Parking>,
 }
@@ -243,6 +246,7 @@ impl Supervisor {
         };
         slot.alive = true;
         slot.born = self.settings.clock.mono();
+        self.settings.actors.born(&slot.id, spec.name, spec.of.clone(), self.settings.clock.wall());
         slot.kill = Some(kill);
         slot.drain = Some((spec.factory)(birth));
     }
@@ -400,13 +404,8 @@ impl Supervisor {
         context: &mut Context<Self>,
     ) -> Duration {
         self.parked_failures += 1;
-        let what = match exit {
-            Exit::Failed(why) | Exit::Orphaned(why) | Exit::Panicked(why) => why.as_str(),
-            Exit::Normal => "it stopped",
-            Exit::Killed => "it was ended",
-            Exit::Lost => "its thread is gone",
-        };
-        let why = format!("{} fails again and again: {what}", self.specs[self.slots[index].spec].name);
+        let name = self.specs[self.slots[index].spec].name;
+        let why = format!("{name} fails again and again: {}", exit.why());
         if self.parked_failures == 1 {
             tracing::error!(supervisor = %self.path, why, "restarts don't help; it is parked and tried again");
         }
@@ -463,6 +462,11 @@ impl Handler<ChildExited> for Supervisor {
         slot.alive = false;
         slot.drain = None;
         slot.kill = None;
+        if matches!(self.phase, SupervisorPhase::Stopping { .. }) {
+            self.settings.actors.gone(&exited.id);
+        } else {
+            self.settings.actors.ended(&exited.id, &exited.exit, self.settings.clock.wall());
+        }
         match (self.phase, self.strategy) {
             (SupervisorPhase::Running, Strategy::OneForOne) => self.restart(index, &exited.exit, context),
             (SupervisorPhase::Running, Strategy::OneForAll) => {

@@ -85,6 +85,7 @@ impl Tree {
             arbiters: vec![Arbiter::current()],
             clock: Arc::new(TokioClock::at(UnixMs(0))),
             metrics: crate::metrics::StageMetrics::default(),
+            actors: ActorBoard::default(),
             parking: None,
         };
         Self { log: Log::default(), pokes: Arc::default(), settings }
