@@ -52,7 +52,7 @@ async fn run(machine: Arc<Machine>, mut config: Receiver<Config>) {
         machine.steady.observe();
         let stuck = machine.health.stuck();
         if !stuck.is_empty() {
-            tracing::error!(?stuck, "threads or actors are stuck: the watchdog is not fed");
+            tracing::error!(stuck = stuck.join(", "), "threads or actors are stuck: the watchdog is not fed");
         }
         machine.notify(|systemd| systemd.beat(stuck.is_empty()).map(drop));
         if looks % LOOKS_PER_LOG_REPORT == LOOKS_PER_LOG_REPORT - 1 {

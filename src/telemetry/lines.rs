@@ -304,6 +304,14 @@ mod tests {
         assert!(text.ends_with(" empty=\"\"\n"), "{text}");
     }
 
+    /// What a stage logs is text: the `Debug` of a text would be quoted once by itself and once here.
+    #[test]
+    fn a_value_is_quoted_once() {
+        let exit = postrider_actors::supervision::Exit::Failed("the \"store\" said no".into());
+        let text = written(Style::Journald, || tracing::warn!(exit = exit.as_str(), why = exit.why(), "x"));
+        assert!(text.ends_with("exit=failed why=\"the \\\"store\\\" said no\"\n"), "{text}");
+    }
+
     #[test]
     fn json_lines_parse() {
         let line: serde_json::Value = serde_json::from_str(&written(Style::Json, hostile)).unwrap();

@@ -58,7 +58,19 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The same, for the operator.
+    /// The word for it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Normal => "stopped",
+            Self::Failed(_) => "failed",
+            Self::Orphaned(_) => "orphaned",
+            Self::Panicked(_) => "panicked",
+            Self::Killed => "killed",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Why, in a sentence.
     pub fn why(&self) -> &str {
         match self {
             Self::Failed(why) | Self::Orphaned(why) | Self::Panicked(why) => why,

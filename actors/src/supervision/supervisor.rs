@@ -348,7 +348,7 @@ impl Supervisor {
         let spec = &self.specs[slot.spec];
         self.settings.metrics.restarts(spec.name, spec.of.as_deref()).inc();
         tracing::warn!(
-            child = %slot.id, generation = slot.id.generation, exit = ?exit, wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
+            child = %slot.id, generation = slot.id.generation, exit = exit.as_str(), why = exit.why(), wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
             "a child exited and will be restarted"
         );
         Some(wait)
@@ -384,8 +384,12 @@ impl Supervisor {
 
     fn escalate(&mut self, index: usize, exit: &Exit, context: &mut Context<Self>) {
         let why = format!(
-            "{} exited ({exit:?}); more than {} restarts within {:?}",
-            self.slots[index].id, self.settings.restarts.max_restarts, self.settings.restarts.period
+            "{} {} ({}); more than {} restarts within {:?}",
+            self.slots[index].id,
+            exit.as_str(),
+            exit.why(),
+            self.settings.restarts.max_restarts,
+            self.settings.restarts.period
         );
         tracing::error!(supervisor = %self.path, why, "restart intensity exceeded");
         if self.ended.is_some() {
