@@ -14,6 +14,7 @@ use crate::{
     metrics::StageMetrics,
     model::{
         backoff::Backoff,
+        file::{DestinationCounts, FileReport},
         ids::FileId,
         time::{MonoMs, UnixMs},
     },
@@ -154,6 +155,52 @@ impl Unwritten {
     }
 }
 
+/// What is said of a file when its last message has its final state.
+struct SettledFile {
+    feed: String,
+    name: String,
+    file: FileId,
+    failed: Option<String>,
+    rows: u64,
+    rejected: u64,
+    duplicates: u64,
+    /// Over all destinations.
+    counts: DestinationCounts,
+    took: Duration,
+}
+
+impl SettledFile {
+    fn of(report: &FileReport) -> Self {
+        let mut counts = DestinationCounts::default();
+        for of in report.destinations.values() {
+            counts.sent += of.sent;
+            counts.dead += of.dead;
+            counts.unsent += of.unsent;
+            counts.cancelled += of.cancelled;
+        }
+        Self {
+            feed: report.file.feed.clone(),
+            name: report.file.name.clone(),
+            file: report.file.id,
+            failed: report.state.reason_to_log().map(str::to_owned),
+            rows: report.rows,
+            rejected: report.rejected,
+            duplicates: report.duplicates,
+            counts,
+            took: report.settled_at.unwrap_or_default().since(report.file.claimed_at),
+        }
+    }
+
+    fn say(&self) {
+        let Self { feed, name, file, rows, rejected, duplicates, .. } = self;
+        let DestinationCounts { sent, dead, unsent, cancelled, .. } = self.counts;
+        let took_ms = self.took.as_millis() as u64;
+        let reason = self.failed.as_deref();
+        tracing::info!(%feed, %name, %file, reason, rows, sent, dead, unsent, cancelled, rejected, duplicates, took_ms,
+            "the file is settled: every message has its final state");
+    }
+}
+
 impl SweeperSetup {
     async fn run(self) -> StoreError {
         let mut unwritten = Unwritten::default();
@@ -225,24 +272,26 @@ impl SweeperSetup {
             if reports.is_empty() {
                 continue;
             }
-            let names: HashMap<_, _> =
-                reports.iter().map(|report| (report.file.id, report.file.name.clone())).collect();
+            let settled: HashMap<_, _> =
+                reports.iter().map(|report| (report.file.id, SettledFile::of(report))).collect();
             let work = inbox.clone();
             let rewrite = move || Ok::<_, std::io::Error>(work.rewrite_reports(&reports));
             // It fails only where the process ends: then no report is known to be written.
             let Ok(failed) = blocking(rewrite).await else { return Ok(()) };
             let not_written: HashSet<_> = failed.iter().map(|(file, _)| *file).collect();
-            let written: Vec<_> = names.keys().copied().filter(|file| !not_written.contains(file)).collect();
+            let written: Vec<_> =
+                settled.keys().copied().filter(|file| !not_written.contains(file)).collect();
             if !written.is_empty() {
                 failpoint!("report.before_mark");
                 let mark = || ledger.mark_reported(&written);
                 insist("marking reports", &**clock, progress, mark).await?;
+                written.iter().filter_map(|file| settled.get(file)).for_each(SettledFile::say);
             }
             let recovered = written.iter().filter(|file| unwritten.0.remove(file).is_some()).count();
             // They can be written as long as the mark is not set.
             let (count, now) = (failed.len(), clock.mono());
             for (file, error) in failed {
-                let name = names.get(&file).cloned().unwrap_or_default();
+                let name = settled.get(&file).map(|settled| settled.name.clone()).unwrap_or_default();
                 let reason = format!("its report can't be written: {error}");
                 if unwritten.add(feed, file, name, reason, now) {
                     tracing::warn!(%feed, %file, %error, "a final report can't be written; it is tried again");

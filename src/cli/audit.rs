@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     print, print_json,
-    table::{table, text, time},
+    table::{cut_to, table, text, time},
 };
 use crate::{app::console, exit::Exit};
 
@@ -27,7 +27,8 @@ pub struct Args {
 
 /// Lists the lines.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
-    let lines = console::view(&super::load_for_store(config)?)?.audit(args.limit)?;
+    let mut lines = console::view(&super::load_for_store(config)?)?.audit(args.limit.saturating_add(1))?;
+    let footer = cut_to(&mut lines, args.limit, "lines");
     if args.json {
         let json_of = |line: &AuditLine| {
             json!({
@@ -39,7 +40,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         let row = |line: &AuditLine| {
             vec![text(time(line.at)), text(&line.by), text(&line.verb), text(&line.of), text(&line.detail)]
         };
-        print(&table(&["at", "by", "order", "of", "detail"], lines.iter().map(row)))?;
+        print(&(table(&["at", "by", "order", "of", "detail"], lines.iter().map(row)) + &footer))?;
     }
     Ok(Exit::Done.into())
 }

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
 use clap_complete::Shell;
 
-use super::{Cli, print};
+use super::{command, print};
 use crate::exit::Exit;
 
 /// Print a completion script for a shell
@@ -19,7 +18,7 @@ pub struct Args {
 /// Prints the script.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "postrider", &mut script);
+    clap_complete::generate(args.shell, &mut command(), "postrider", &mut script);
     print(&String::from_utf8(script)?)?;
     Ok(Exit::Done.into())
 }

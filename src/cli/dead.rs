@@ -1,5 +1,7 @@
 //! `postrider dead`
 
+mod summary;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -9,8 +11,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{anyhow, ensure};
-use clap::{Subcommand, ValueEnum};
+use anyhow::{anyhow, bail, ensure};
+use clap::{
+    Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use postrider_actors::model::{
     batch::Rendering,
     body::BodyTemplate,
@@ -21,8 +26,9 @@ use postrider_actors::model::{
 use serde_json::{Value, json};
 
 use super::{
+    files::find,
     print, print_json, steer,
-    table::{number, table, text, time},
+    table::{cut, number, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{
@@ -32,11 +38,12 @@ use crate::{
 use postrider_actors::ports::console::{
     AuditLine, DeadFilter, DeadLetter, FileSelector, Position, Rerendered, View,
 };
+use summary::Summary;
 
 /// Dead letters per read.
 const PAGE: usize = 1_000;
 
-/// List, export or redrive the messages that were given up
+/// List, count, export or redrive the messages that were given up
 ///
 /// Works with or without a running daemon.
 #[derive(Debug, clap::Args)]
@@ -55,6 +62,19 @@ enum Command {
         which: Which,
         /// List at most this many
         #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Count dead letters by reason, status, cause, file and destination
+    ///
+    /// The largest group first. It looks at every dead letter that matches.
+    Summary {
+        #[command(flatten)]
+        which: Which,
+        /// Show at most this many groups
+        #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
         /// Print JSON
         #[arg(long)]
@@ -117,15 +137,14 @@ struct Which {
     /// To this destination
     #[arg(long, value_name = "NAME")]
     destination: Option<String>,
-    /// By the reason of the last failed attempt: status, timeout, connect, dns, tls, reset, protocol, render, panic,
-    /// poison, refused, unavailable
-    #[arg(long, value_name = "REASON", value_parser = reason)]
+    /// By the reason of the last failed attempt
+    #[arg(long, value_name = "REASON", value_parser = words(Reason::ALL, Reason::as_str))]
     reason: Option<Reason>,
     /// By the status of the last answer: 401
     #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=599))]
     status: Option<u16>,
-    /// By the cause of death: permanent, attempts, age, poison
-    #[arg(long, value_name = "CAUSE", value_parser = cause)]
+    /// By the cause of death
+    #[arg(long, value_name = "CAUSE", value_parser = words(DeathCause::ALL, DeathCause::as_str))]
     cause: Option<DeathCause>,
     /// Given up longer ago than this: 30m, 2h, 1day
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -135,14 +154,13 @@ struct Which {
     newer_than: Option<Duration>,
 }
 
-fn reason(word: &str) -> Result<Reason, String> {
-    let mut all = (0..=u8::MAX).filter_map(Reason::from_byte);
-    all.find(|reason| reason.as_str() == word).ok_or_else(|| "no such reason; see --help".into())
-}
-
-fn cause(word: &str) -> Result<DeathCause, String> {
-    let mut all = (0..=u8::MAX).filter_map(DeathCause::from_byte);
-    all.find(|cause| cause.as_str() == word).ok_or_else(|| "no such cause; see --help".into())
+/// Takes the word for one of `all`, and lets shells complete it.
+fn words<T, const N: usize>(all: [T; N], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    let words = PossibleValuesParser::new(all.map(word));
+    words.map(move |given| all.into_iter().find(|one| word(*one) == given).expect("it is one of them"))
 }
 
 /// As it was asked for.
@@ -175,6 +193,29 @@ impl Which {
             && self.newer_than.is_none()
     }
 
+    /// The filter for the store. A file or destination that nobody knows is an error, not a filter that nothing matches.
+    fn known_filter(&self, config: &Config, view: &mut dyn View, now: UnixMs) -> anyhow::Result<DeadFilter> {
+        let mut filter = self.filter(now);
+        if let Some(name) = &self.file {
+            let found = find(config, view, Some(name), 1)?;
+            let Some(first) = found.first() else {
+                bail!("no file called {name:?} was ever read; `postrider files` lists those that were");
+            };
+            // Under a second name of the same bytes the store knows it by its id alone.
+            let selector = filter.file.as_ref();
+            if view.files(selector, 1)?.is_empty() {
+                filter.file = Some(FileSelector::Id(first.file.id));
+            }
+        }
+        if let Some(name) = &self.destination
+            && config.destination(name).is_none()
+            && !view.destinations()?.contains_key(name)
+        {
+            bail!("no destination is called {name:?}; `postrider destinations` lists them");
+        }
+        Ok(filter)
+    }
+
     fn filter(&self, now: UnixMs) -> DeadFilter {
         let ago =
             |age: Duration| UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
@@ -193,18 +234,33 @@ impl Which {
 /// Lists, redrives or exports.
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = match args.command {
-        Command::List { .. } | Command::Export { .. } => super::load_for_store(config)?,
+        Command::List { .. } | Command::Summary { .. } | Command::Export { .. } => {
+            super::load_for_store(config)?
+        }
         Command::Redrive { .. } => config::load(config)?,
     };
     let now = steer::now();
     match &args.command {
         Command::List { which, limit, json } => {
             let mut view = console::view(&config)?;
-            let letters = view.dead(&which.filter(now), &Position::default(), *limit)?;
+            let filter = which.known_filter(&config, &mut *view, now)?;
+            let letters = view.dead(&filter, &Position::default(), *limit)?;
             if *json {
                 print_json(&letters.iter().map(|letter| json_of(letter, None)).collect::<Vec<_>>())?;
             } else {
-                print(&rendered(&letters))?;
+                let is_cut = letters.len() >= *limit;
+                let all = if is_cut { view.count_dead(&filter)? } else { letters.len() as u64 };
+                print(&(rendered(&letters) + &cut(letters.len(), all, "dead letters")))?;
+            }
+        }
+        Command::Summary { which, limit, json } => {
+            let mut view = console::view(&config)?;
+            let filter = which.known_filter(&config, &mut *view, now)?;
+            let summary = Summary::of(&mut *view, &filter)?;
+            if *json {
+                print_json(&summary.json(*limit))?;
+            } else {
+                print(&summary.rendered(*limit))?;
             }
         }
         Command::Redrive { which, limit, all, rerender, dry_run, json } => {
@@ -213,11 +269,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 "this would redrive every dead letter; name some with a filter or --limit, or pass --all"
             );
             let limit = limit.unwrap_or(usize::MAX);
+            let mut view = console::view(&config)?;
+            let filter = which.known_filter(&config, &mut *view, now)?;
             if *rerender {
-                return rerendered(&config, which, limit, now, *dry_run, *json);
+                return rerendered(&config, which, &filter, limit, now, *dry_run, *json);
             }
             if *dry_run {
-                let found = console::view(&config)?.count_dead(&which.filter(now))?.min(limit as u64);
+                let found = view.count_dead(&filter)?.min(limit as u64);
                 return if *json {
                     print_json(&json!({ "would_redrive": found }))
                 } else {
@@ -227,7 +285,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             }
             let mut operate = console::operate(&config)?;
             operate.note(&line(which, now, BEGUN.to_owned()))?;
-            let redriven = operate.redrive(&which.filter(now), limit, now)?;
+            let redriven = operate.redrive(&filter, limit, now)?;
             operate.note(&line(which, steer::now(), format!("{redriven} redriven")))?;
             if *json {
                 print_json(&json!({ "redriven": redriven }))?;
@@ -237,8 +295,9 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         }
         Command::Export { which, limit, format } => {
             let mut view = console::view(&config)?;
+            let filter = which.known_filter(&config, &mut *view, now)?;
             let limit = limit.unwrap_or(usize::MAX);
-            export(&mut *view, &which.filter(now), limit, *format, &mut io::stdout().lock())?;
+            export(&mut *view, &filter, limit, *format, &mut io::stdout().lock())?;
         }
     }
     Ok(Exit::Done.into())
@@ -255,6 +314,7 @@ fn line(which: &Which, at: UnixMs, detail: String) -> AuditLine {
 fn rerendered(
     config: &Config,
     which: &Which,
+    filter: &DeadFilter,
     limit: usize,
     now: UnixMs,
     dry_run: bool,
@@ -274,8 +334,7 @@ fn rerendered(
     if !dry_run {
         operate.note(&line(which, now, BEGUN.to_owned()))?;
     }
-    let Rerendered { redriven, refused } =
-        operate.rerender(&which.filter(now), &renderings, limit, now, dry_run)?;
+    let Rerendered { redriven, refused } = operate.rerender(filter, &renderings, limit, now, dry_run)?;
     if !dry_run {
         operate.note(&line(which, steer::now(), format!("{redriven} redriven with new bodies")))?;
     }
@@ -289,6 +348,11 @@ fn rerendered(
         ))?;
     }
     Ok(Exit::Done.into())
+}
+
+/// A status; without an answer there is none.
+fn status(status: u16) -> String {
+    if status == 0 { "-".to_owned() } else { status.to_string() }
 }
 
 fn id(letter: &DeadLetter) -> MessageId {
@@ -327,7 +391,7 @@ fn rendered(letters: &[DeadLetter]) -> String {
             text(&letter.file_name),
             text(&letter.destination),
             number(letter.attempts),
-            number(letter.last.status),
+            number(status(letter.last.status)),
             text(letter.last.reason.as_str()),
             text(letter.cause.as_str()),
         ];
@@ -380,7 +444,7 @@ fn export(
                         recipient,
                         &time(letter.last.at),
                         &letter.attempts.to_string(),
-                        &letter.last.status.to_string(),
+                        &if letter.last.status == 0 { String::new() } else { letter.last.status.to_string() },
                         letter.last.reason.as_str(),
                         letter.cause.as_str(),
                         letter.detail.as_deref().unwrap_or_default(),
@@ -475,12 +539,5 @@ mod tests {
         let filter = which.filter(UnixMs(100_000));
         assert_eq!((filter.before, filter.since), (Some(UnixMs(40_000)), Some(UnixMs(0))));
         assert!(!which.is_everything());
-    }
-
-    #[test]
-    fn reasons_and_causes_are_read_by_the_words_they_are_shown_by() {
-        assert_eq!(reason("timeout"), Ok(Reason::Timeout));
-        assert_eq!(cause("age"), Ok(DeathCause::Age));
-        assert!(reason("Timeout").is_err() && cause("").is_err());
     }
 }

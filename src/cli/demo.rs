@@ -3,11 +3,12 @@
 use std::{
     fs,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
+use indicatif::BinaryBytes;
 
 use crate::demo::{DemoSettings, run as run_demo};
 
@@ -44,11 +45,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else if args.rm {
         summary.table()
     } else {
+        let place = directory.display();
         format!(
-            "{}\n{}\nEverything is in {}; nothing of it is needed any more.\n",
+            "{}\n{}\nEverything is in {place} ({}); nothing of it is needed any more. Remove it: rm -r {place}\n",
             summary.table(),
             summary.files(),
-            directory.display()
+            BinaryBytes(size(&directory)?)
         )
     };
     if args.rm {
@@ -56,4 +58,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     io::stdout().write_all(text.as_bytes())?;
     Ok(if summary.balanced { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The bytes of all files in a directory.
+fn size(directory: &Path) -> io::Result<u64> {
+    fs::read_dir(directory)?.try_fold(0, |bytes, entry| {
+        let entry = entry?;
+        let metadata = entry.metadata()?; // of a link itself
+        Ok(bytes + if metadata.is_dir() { size(&entry.path())? } else { metadata.len() })
+    })
 }

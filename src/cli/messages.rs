@@ -9,7 +9,10 @@ use postrider_actors::model::{
 };
 use serde_json::{Value, json};
 
-use super::{print, print_json, table::time};
+use super::{
+    print, print_json,
+    table::{cut_to, time},
+};
 use crate::exit::Exit;
 use crate::{app::console, config::Config, telemetry::escape};
 use postrider_actors::ports::console::{
@@ -54,11 +57,12 @@ pub struct Args {
 pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = super::load_for_store(config)?;
     let mut view = console::view(&config)?;
-    let ids = match (&args.id, &args.recipient) {
+    let mut ids = match (&args.id, &args.recipient) {
         (Some(id), _) => vec![*id],
         (None, Some(recipient)) => search(&mut *view, recipient, args)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
+    let footer = cut_to(&mut ids, args.limit, "rows");
     let mut reports = Vec::new();
     for id in ids {
         reports.extend(view.message(id)?.into_iter().filter(|report| is_wanted(report, args)));
@@ -74,7 +78,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&with_rows.map(|(report, row)| json_of(report, row)).collect::<Vec<_>>())?;
     } else {
-        print(&with_rows.map(|(report, row)| rendered(report, row)).collect::<Vec<_>>().join("\n"))?;
+        let text = with_rows.map(|(report, row)| rendered(report, row)).collect::<Vec<_>>().join("\n");
+        print(&(text + &footer))?;
     }
     Ok(Exit::Done.into())
 }
@@ -107,7 +112,7 @@ fn search(view: &mut dyn View, recipient: &str, args: &Args) -> anyhow::Result<V
     let mut found = Vec::new();
     for file in files {
         let mut search = Search::default();
-        let left = args.limit.saturating_sub(found.len());
+        let left = args.limit.saturating_add(1).saturating_sub(found.len());
         while view.search(&mut search, recipient, file, SEARCH_BATCHES, left)? {}
         found.append(&mut search.found);
     }

@@ -22,14 +22,20 @@ pub mod run;
 pub mod status;
 pub mod steer;
 mod table;
+pub mod watch;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Arg, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
+};
 
 use crate::{
     built_in::VERSION,
@@ -73,6 +79,7 @@ pub enum Command {
     Preflight(preflight::Args),
     Status(status::Args),
     Files(files::Args),
+    Watch(watch::Args),
     Messages(messages::Args),
     Dead(dead::Args),
     Destinations(destinations::Args),
@@ -122,6 +129,32 @@ Exit codes:
   75  not now: try again later
   78  the configuration is wrong, or the state directory can't be used with it";
 
+/// Commands that read no configuration.
+const WITHOUT_CONFIG: [&str; 3] = ["demo", "receiver", "completions"];
+
+/// The command line as it is parsed, shown and completed: no command offers an option that means nothing to it.
+fn command() -> clap::Command {
+    // In place of the global option, which is then not handed down.
+    let hidden = || Arg::new("config").short('c').long("config").help("Not read").hide(true);
+    let hide = |command: clap::Command, name| command.mut_subcommand(name, |sub| sub.arg(hidden()));
+    WITHOUT_CONFIG.into_iter().fold(Cli::command(), hide)
+}
+
+/// Parses a command line.
+fn parse(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(line)?;
+    if let Some((name, own)) = matches.subcommand().filter(|(name, _)| WITHOUT_CONFIG.contains(name)) {
+        let is_given =
+            |matches: &ArgMatches| matches.value_source("config") == Some(ValueSource::CommandLine);
+        if is_given(&matches) || is_given(own) {
+            let text = format!("`postrider {name}` reads no configuration: leave --config out");
+            return Err(command.error(ErrorKind::ArgumentConflict, text));
+        }
+    }
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     // Before there is a second thread: the kernel ties threads to their parents, not processes.
@@ -130,13 +163,14 @@ pub fn main() -> ExitCode {
     }
     // Reads FAILPOINTS in a build with that feature, and is nothing in any other.
     let _failpoints = fail::FailScenario::setup();
-    let cli = Cli::parse();
+    let cli = parse(env::args_os()).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.config),
         Command::Demo(args) => demo::run(args),
         Command::Receiver(args) => receiver::run(args),
         Command::Status(args) => status::run(&args, &cli.config),
         Command::Files(args) => files::run(&args, &cli.config),
+        Command::Watch(args) => watch::run(&args, &cli.config),
         Command::Messages(args) => messages::run(&args, &cli.config),
         Command::Dead(args) => dead::run(&args, &cli.config),
         Command::Destinations(args) => destinations::run(&args, &cli.config),
@@ -203,8 +237,6 @@ pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -223,13 +255,32 @@ mod tests {
                 check(command);
             }
         }
-        check(&Cli::command());
+        check(&command());
+    }
+
+    #[test]
+    fn what_reads_no_configuration_offers_none() {
+        let help = |name| {
+            let mut command = command();
+            command.build();
+            command.find_subcommand_mut(name).unwrap().render_long_help().to_string()
+        };
+        for name in WITHOUT_CONFIG {
+            let line = ["postrider", name, "bash", "-c", "/x"];
+            let line: Vec<_> =
+                line.into_iter().filter(|word| *word != "bash" || name == "completions").collect();
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains("reads no configuration"), "{error}");
+            assert!(!help(name).contains("--config"), "{}", help(name));
+        }
+        assert!(help("files").contains("--config"), "{}", help("files"));
+        parse(["postrider", "demo", "--rm"]).unwrap();
     }
 
     #[test]
     fn the_configuration_may_be_named_before_and_after_the_command() {
         for line in ["postrider -c /x check-config", "postrider check-config --config /x"] {
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let cli = parse(line.split(' ')).unwrap();
             assert_eq!(cli.config, PathBuf::from("/x"));
         }
     }

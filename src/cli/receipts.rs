@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     print, print_json,
-    table::{number, table, text, time},
+    table::{cut, cut_to, number, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{
@@ -148,21 +148,21 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
                 print_json(&found.iter().map(gaps_json).collect::<Vec<_>>())?;
             } else {
                 for gaps in &found {
-                    print(&gaps_table(gaps))?;
+                    print(&gaps_table(gaps, *limit))?;
                 }
             }
         }
         Command::Parked(list) => {
             let which = list.filter();
-            held(&rows()?.ask(|view| view.parked(&which, list.limit))?, list.json)?;
+            held(rows()?.ask(|view| view.parked(&which, list.limit.saturating_add(1)))?, list)?;
         }
         Command::Orphans(list) => {
             let which = list.filter();
-            held(&rows()?.ask(|view| view.orphans(&which, list.limit))?, list.json)?;
+            held(rows()?.ask(|view| view.orphans(&which, list.limit.saturating_add(1)))?, list)?;
         }
         Command::Rejects(list) => {
             let which = list.filter();
-            rejects(&rows()?.ask(|view| view.rejects(&which, list.limit))?, list.json)?;
+            rejects(rows()?.ask(|view| view.rejects(&which, list.limit.saturating_add(1)))?, list)?;
         }
         Command::Reread { source, limit, json } => {
             reread(&config, source.as_deref(), limit.unwrap_or(u64::MAX), *json)?;
@@ -282,7 +282,7 @@ fn gaps_json(gaps: &Gaps) -> Value {
     })
 }
 
-fn gaps_table(gaps: &Gaps) -> String {
+fn gaps_table(gaps: &Gaps, limit: usize) -> String {
     let total: u64 = gaps.ages.iter().sum();
     let ages = gaps.ages.iter().enumerate();
     let ages = ages.map(|(index, messages)| vec![text(age_word(index)), number(messages)]);
@@ -295,10 +295,11 @@ fn gaps_table(gaps: &Gaps) -> String {
         ]
     });
     format!(
-        "{}: {total} sent without a final receipt\n{}\n{}",
+        "{}: {total} sent without a final receipt\n{}\n{}{}",
         crate::telemetry::escape(&gaps.destination),
         table(&["age", "messages"], ages),
         table(&["sent", "message", "state", "provider id"], rows),
+        if gaps.oldest.len() >= limit { cut(gaps.oldest.len(), total, "messages") } else { String::new() },
     )
 }
 
@@ -347,8 +348,9 @@ fn key_text(key: &ReceiptKey) -> String {
     }
 }
 
-fn held(receipts: &[HeldReceipt], as_json: bool) -> anyhow::Result<()> {
-    if as_json {
+fn held(mut receipts: Vec<HeldReceipt>, list: &List) -> anyhow::Result<()> {
+    let footer = cut_to(&mut receipts, list.limit, "receipts");
+    if list.json {
         let json = |receipt: &HeldReceipt| {
             json!({
                 "source": &*receipt.source,
@@ -369,11 +371,12 @@ fn held(receipts: &[HeldReceipt], as_json: bool) -> anyhow::Result<()> {
             text(receipt.state.as_str()),
         ]
     });
-    print(&table(&["since", "source", "destination", "names", "state"], rows))
+    print(&(table(&["since", "source", "destination", "names", "state"], rows) + &footer))
 }
 
-fn rejects(rejects: &[RejectedReceipt], as_json: bool) -> anyhow::Result<()> {
-    if as_json {
+fn rejects(mut rejects: Vec<RejectedReceipt>, list: &List) -> anyhow::Result<()> {
+    let footer = cut_to(&mut rejects, list.limit, "receipts");
+    if list.json {
         let json = |reject: &RejectedReceipt| {
             json!({
                 "source": &*reject.source,
@@ -389,5 +392,5 @@ fn rejects(rejects: &[RejectedReceipt], as_json: bool) -> anyhow::Result<()> {
     let rows = rejects.iter().map(|reject| {
         vec![text(time(reject.at)), text(&reject.source), text(&reject.place), text(&reject.reason)]
     });
-    print(&table(&["at", "source", "place", "reason"], rows))
+    print(&(table(&["at", "source", "place", "reason"], rows) + &footer))
 }

@@ -10,18 +10,20 @@ use serde_json::Value;
 
 use crate::support::{
     LIVENESS, World,
-    input::{Input, recipient},
+    input::{Input, Kind, recipient},
     process::{Answer, POSTRIDER, run},
     scripted::Reply,
+    wait_report, wait_until,
 };
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "demo",
     "receiver",
     "check-config",
     "status",
     "files",
+    "watch",
     "messages",
     "dead",
     "destinations",
@@ -74,6 +76,9 @@ fn completions_are_made_for_every_shell() {
         for command in COMMANDS {
             assert!(script.contains(command), "{shell} knows `{command}`");
         }
+        for word in ["unavailable", "poison"] {
+            assert!(script.contains(word), "{shell} completes --reason and --cause with `{word}`");
+        }
     }
 }
 
@@ -84,6 +89,7 @@ fn wrong_usage_exits_2() {
         &["files", "--no-such-flag"],
         &["messages"],
         &["completions", "no-such-shell"],
+        &["demo", "-c", "/etc/postrider/postrider.toml"],
     ] {
         assert_eq!(postrider(arguments).code, Some(2), "{arguments:?}");
     }
@@ -196,6 +202,120 @@ fn what_was_done_can_be_read_with_and_without_the_daemon() {
 }
 
 #[test]
+fn a_name_that_nobody_has_is_refused_by_every_filter_of_dead_letters() {
+    let world = finished_world();
+    for command in [&["dead", "list"][..], &["dead", "summary"], &["dead", "export"], &["dead", "redrive"]] {
+        for filter in [["--file", "nosuch"], ["--destination", "nosuch"]] {
+            let answer = world.postrider(&[command, &filter[..]].concat());
+            assert_eq!(answer.code, world.postrider(&["files", "nosuch"]).code, "{command:?} {filter:?}");
+            assert!(answer.stderr.contains("nosuch"), "{command:?}: {}", answer.stderr);
+        }
+    }
+    assert_eq!(world.postrider(&["watch", "nosuch", "--wait", "0s"]).code, Some(1));
+}
+
+#[test]
+fn a_list_that_is_cut_says_so_and_what_has_no_status_has_none() {
+    let mut world = World::new("csv");
+    world.script(|request| match request.id.as_str() {
+        id if id.ends_with("_1") => Reply::Reset,
+        id if id.ends_with("_2") => Reply::Status(422),
+        _ => Reply::Status(404),
+    });
+    world.set("destinations.support.storm.percent", 0).set("destinations.support.retry.max_attempts", 2);
+    for name in ["a.csv", "b.csv"] {
+        world.drop_file(Input::csv(name, 9).all(Kind::Dead));
+    }
+    world.start().wait_settled(LIVENESS);
+    world.stop();
+    let list = world.postrider(&["dead", "list", "--limit", "3"]).ok().stdout;
+    assert!(list.contains("Showing 3 of 18 dead letters; --limit N shows more."), "{list}");
+    let list = world.postrider(&["dead", "list"]).ok().stdout;
+    assert!(!list.contains("Showing"), "{list}");
+    let reset: Vec<_> = list.lines().filter(|line| line.contains("reset")).collect();
+    assert!(reset.len() == 2 && reset.iter().all(|line| line.contains(" - ")), "{list}");
+    let files = world.postrider(&["files", "--limit", "1"]).ok().stdout;
+    assert!(files.contains("Showing 1 of 2, the latest first"), "{files}");
+    assert!(files.contains("1 file, 9 rows: 0 sent, 9 dead, 0 open"), "{files}");
+
+    let summary = world.postrider(&["dead", "summary", "--json"]).ok().json();
+    let groups = summary["groups"].as_array().expect("an array");
+    assert_eq!((&summary["total"], groups.len()), (&18.into(), 6), "three of each file: {summary}");
+    assert_eq!((&groups[0]["messages"], &groups[0]["status"]), (&7.into(), &404.into()));
+    let shown = world.postrider(&["dead", "summary", "--file", "a.csv", "--limit", "1"]).ok().stdout;
+    assert!(shown.contains("9 dead letters") && shown.contains("Showing 1 of 3 groups"), "{shown}");
+    assert!(shown.contains("404") && shown.contains("a.csv") && !shown.contains("b.csv"), "{shown}");
+    for _ in 0..2 {
+        world.postrider(&["pause", "support"]).ok();
+        world.postrider(&["resume", "support"]).ok();
+    }
+    let audit = world.postrider(&["audit", "--limit", "1"]).ok().stdout;
+    assert!(audit.contains("Showing 1 lines, and there are more"), "{audit}");
+}
+
+#[test]
+fn the_same_bytes_under_a_second_name_are_found_by_it() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    let input = Input::csv("m1.csv", 20).all(Kind::Sent);
+    let again = input.clone().named("m2.csv");
+    world.drop_file(input).start().wait_settled(LIVENESS);
+    wait_report(&world.done("m1.csv"));
+    world.drop_file(again);
+    wait_report(&world.done("m2.csv"));
+    let first = world.postrider(&["files", "m1.csv", "--json"]).ok().json();
+    let second = world.postrider(&["files", "m2.csv", "--json"]).ok().json();
+    assert_eq!((&second[0]["id"], &second[0]["name"]), (&first[0]["id"], &"m2.csv".into()));
+    assert!(world.postrider(&["files", "m2.csv"]).ok().stdout.contains("m2.csv"));
+    world.postrider(&["dead", "list", "--file", "m2.csv"]).ok();
+    world.stop();
+    world.prove();
+}
+
+#[test]
+fn a_file_says_how_far_it_is_and_its_end_is_logged_once_with_its_counts() {
+    let mut world = World::new("csv");
+    world.receive(&[]).set("destinations.support.rate_per_s", 100).set("destinations.support.burst", 1);
+    world.drop_file(Input::csv("slow.csv", 400).all(Kind::Sent)).start_ready();
+    wait_until(LIVENESS, "it to be read", || {
+        world.file("slow.csv").is_some_and(|file| file["stage"] == "sending")
+    });
+    let shown = world.postrider(&["files"]).ok().stdout;
+    assert!(shown.contains("sending"), "{shown}");
+    wait_until(LIVENESS, "the rate to be named", || {
+        world.postrider(&["files"]).ok().stdout.contains("slow.csv at support: rate_per_s = 100")
+    });
+    let followed = world.postrider(&["watch", "slow.csv"]).ok().stdout;
+    let last = followed.lines().last().expect("a line");
+    assert!(
+        last.contains("slow.csv: 100 %, 400 of 400 messages settled") && last.ends_with("done"),
+        "{followed}"
+    );
+    assert!(followed.lines().count() >= 2, "{followed}");
+    let file = world.file("slow.csv").expect("it is known");
+    assert_eq!((&file["stage"], &file["percent"]), (&"done".into(), &100.into()));
+    assert!(file["took_s"].as_f64().is_some_and(|took| took >= 3.0), "{file}");
+    let shown = world.postrider(&["files"]).ok().stdout;
+    assert!(shown.contains(" done ") && !shown.contains("ingested"), "{shown}");
+    wait_report(&world.done("slow.csv"));
+    world.stop();
+    let log = world.daemon_log_text();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("the file is settled")).collect();
+    let line: Value = serde_json::from_str(lines.first().expect("its end is logged")).expect("JSON");
+    assert_eq!((lines.len(), &line["sent"], &line["rows"]), (1, &400.into(), &400.into()), "{lines:?}");
+    assert_eq!((&line["name"], &line["dead"]), (&"slow.csv".into(), &0.into()));
+    world.prove();
+}
+
+#[test]
+fn watching_a_file_with_dead_letters_ends_with_1() {
+    let world = finished_world();
+    let answer = world.postrider(&["watch", "users.csv"]);
+    assert_eq!(answer.code, Some(1), "{}", answer.stderr);
+    assert!(answer.stdout.contains("5 dead"), "{}", answer.stdout);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_panic() {
     let world = finished_world();
     let mut child = world
@@ -229,6 +349,9 @@ fn a_demo_with_nothing_installed_balances() {
     for word in ["sent", "retried", "dead", "rejected", "duplicates", "balanc"] {
         assert!(answer.stdout.to_lowercase().contains(word), "no `{word}` in: {}", answer.stdout);
     }
+    let (_, left) = answer.stdout.rsplit_once("Remove it: rm -r ").expect("it says how");
+    assert!(answer.stdout.contains("MiB); nothing of it is needed"), "{}", answer.stdout);
+    fs::remove_dir_all(left.trim()).expect("it is the directory");
 }
 
 #[test]

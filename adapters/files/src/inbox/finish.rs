@@ -1,6 +1,11 @@
 //! Moving a file away once it is read, and the report beside it.
 
-use std::{ffi::OsStr, io};
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Read as _},
+    path::Path,
+};
 
 use postrider_actors::{
     failpoint,
@@ -116,13 +121,29 @@ enum Found {
     },
 }
 
-fn look(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Found> {
-    /// All that is needed of a report.
-    #[derive(serde::Deserialize)]
-    struct ReportHead {
-        id: FileId,
-        settled_at: Option<UnixMs>,
+/// All that is needed of a report.
+#[derive(serde::Deserialize)]
+struct ReportHead {
+    id: FileId,
+    settled_at: Option<UnixMs>,
+}
+
+/// The file whose report lies in `done` or `failed` of a feed's directory under this name, which need not be the one that it
+/// was read under: the same bytes may have come before.
+pub fn reported(directory: &Path, name: &str) -> Option<FileId> {
+    if name.contains('/') {
+        return None;
     }
+    ["done", "failed"].into_iter().find_map(|place| {
+        let path = directory.join(place).join(FinishedName(name.to_owned()).report());
+        fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let mut text = Vec::new();
+        fs::File::open(path).ok()?.take(REPORT_BYTES_MAX).read_to_end(&mut text).ok()?;
+        serde_json::from_slice::<ReportHead>(&text).ok().map(|head| head.id)
+    })
+}
+
+fn look(dir: &Dir, place: &FinishedName, id: FileId) -> io::Result<Found> {
     let is_no_file = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile;
     if dir.stat(place.report())?.is_some_and(is_no_file) {
         return Ok(Found::Taken); // a directory, say: nothing of ours

@@ -52,6 +52,7 @@ use postrider_settings::Directory;
 use rustix::fs::{Mode, OFlags, Stat};
 
 use dir::{Dir, escaped, while_doing};
+pub use finish::reported;
 
 /// Ends the name of the sidecar that says that a file is complete.
 const DONE: &str = ".done";
