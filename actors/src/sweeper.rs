@@ -2,6 +2,7 @@
 //! final reports of settled files and archives what is old.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
@@ -14,7 +15,7 @@ use crate::{
     metrics::StageMetrics,
     model::{
         backoff::Backoff,
-        file::{DestinationCounts, FileReport},
+        file::{DeadBy, DestinationCounts, FileReport},
         ids::FileId,
         time::{MonoMs, UnixMs},
     },
@@ -260,6 +261,21 @@ impl SweeperSetup {
         Ok(())
     }
 
+    /// Adds to the report of a settled file why messages are dead.
+    async fn explain(&self, report: &mut FileReport) -> Result<(), StoreError> {
+        let Self { steering, clock, progress, .. } = self;
+        let id = report.file.id;
+        for (destination, _) in report.destinations.iter().filter(|(_, counts)| counts.dead > 0) {
+            let trial = || steering.trial(id, destination, u64::MAX);
+            let trial = insist("looking for why messages are dead", &**clock, progress, trial).await?;
+            let by = |((reason, status), messages)| DeadBy { reason, status, messages };
+            let mut dead: Vec<_> = trial.dead.into_iter().map(by).collect();
+            dead.sort_by_key(|by| Reverse(by.messages));
+            report.failures.insert(destination.clone(), dead);
+        }
+        Ok(())
+    }
+
     async fn write_reports(&self, unwritten: &mut Unwritten) -> Result<(), StoreError> {
         let Self { ledger, clock, progress, .. } = self;
         for (notes, inbox) in &self.inboxes {
@@ -271,6 +287,9 @@ impl SweeperSetup {
             reports.retain(|report| unwritten.is_due(report.file.id, clock.mono()));
             if reports.is_empty() {
                 continue;
+            }
+            for report in &mut reports {
+                self.explain(report).await?;
             }
             let settled: HashMap<_, _> =
                 reports.iter().map(|report| (report.file.id, SettledFile::of(report))).collect();

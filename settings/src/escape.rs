@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Write as _};
 
 /// Whether a terminal or a log reader may take the character for more than itself: control
 /// characters (C0, C1, DEL), line and paragraph separators, and the marks that reorder text.
-fn is_unsafe(char: char) -> bool {
+pub fn is_unsafe(char: char) -> bool {
     char.is_control()
         || matches!(char,
             '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -249,6 +249,7 @@ mod tests {
             destinations: BTreeMap::from([("support".to_owned(), counts)]),
             held: BTreeMap::new(),
             priorities: BTreeMap::new(),
+            failures: BTreeMap::new(),
         };
         change(&mut report);
         FileLine::new(report, &Facts::default(), UnixMs(70_000))

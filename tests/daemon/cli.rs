@@ -308,6 +308,25 @@ fn a_file_says_how_far_it_is_and_its_end_is_logged_once_with_its_counts() {
 }
 
 #[test]
+fn the_report_says_when_how_fast_and_why_messages_are_dead() {
+    let world = finished_world();
+    let report = wait_report(&world.done("users.csv"));
+    let dead = serde_json::json!([{ "reason": "status", "status": 404, "messages": 5 }]);
+    assert_eq!(report["failures"]["support"], dead, "{report}");
+    for time in ["claimed_at", "closed_at", "settled_at"] {
+        let at = report[time].as_str().expect("a time");
+        assert!(at.ends_with('Z') && at.contains('T'), "{time}: {at}");
+    }
+    let took = report["took_s"].as_f64().expect("seconds");
+    assert!(took > 0.0 && report["sent_per_s"].as_f64().expect("a rate") > 0.0, "{report}");
+    let page = fs::read_to_string(world.done("users.csv.report.html")).expect("a page is beside it");
+    assert!(page.contains("35 messages sent, 5 dead. It balances."), "{page}");
+    // Commands say the same without an epoch.
+    let file = &world.postrider(&["files", "--json"]).ok().json()[0];
+    assert_eq!(file["settled_at"], report["settled_at"]);
+}
+
+#[test]
 fn watching_a_file_with_dead_letters_ends_with_1() {
     let world = finished_world();
     let answer = world.postrider(&["watch", "users.csv"]);

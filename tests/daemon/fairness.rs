@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{LIVENESS, World, input::Input, knob, scripted::Reply, wait_until};
+use crate::support::{LIVENESS, World, input::Input, knob, scripted::Reply, unix_ms, wait_until};
 
 /// Rows of a large file; `POSTRIDER_ROWS=1000000` for all of what is asked for.
 fn rows() -> usize {
@@ -67,7 +67,7 @@ fn time_of_small(world: &mut World, name: &str) -> Duration {
     world.drop_into("alerts", Input::csv(name, 2));
     let settled = |world: &World| {
         let file = world.file(name)?;
-        Some(file["settled_at"].as_u64()? - file["claimed_at"].as_u64()?)
+        (file["complete"] == true).then(|| unix_ms(&file["settled_at"]) - unix_ms(&file["claimed_at"]))
     };
     wait_until(LIVENESS, &format!("{name} to be sent"), || settled(world).is_some());
     Duration::from_millis(settled(world).expect("it was just seen"))

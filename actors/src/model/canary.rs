@@ -48,6 +48,8 @@ pub struct Trial {
     pub failed: u64,
     /// Those, by why and with which status the first attempt failed; 0: no answer.
     pub reasons: BTreeMap<(Reason, u16), u64>,
+    /// Those that were given up, by why the last attempt failed.
+    pub dead: BTreeMap<(Reason, u16), u64>,
 }
 
 impl Trial {
@@ -58,12 +60,15 @@ impl Trial {
         history: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(), Damaged> {
         let mut firsts: BTreeMap<u32, (u32, u32, Reason, u16)> = BTreeMap::new();
+        let mut lasts = firsts.clone();
         for chunk in history {
             for failure in codec::decode_history(chunk)? {
                 let attempt = failure.attempt;
                 let this = (failure.drive, failure.attempt_number, attempt.reason, attempt.status);
                 let first = firsts.entry(failure.index).or_insert(this);
                 *first = (*first).min(this);
+                let last = lasts.entry(failure.index).or_insert(this);
+                *last = (*last).max(this);
             }
         }
         for (index, (_, _, reason, status)) in &firsts {
@@ -71,6 +76,12 @@ impl Trial {
                 self.failed += 1;
                 *self.reasons.entry((*reason, *status)).or_default() += 1;
             }
+        }
+        let is_dead = |index: &u32| record.states.get(*index as usize) == MessageState::Dead;
+        for (_, (_, _, reason, status)) in
+            lasts.iter().filter(|(index, _)| (**index as usize) < record.len() && is_dead(index))
+        {
+            *self.dead.entry((*reason, *status)).or_default() += 1;
         }
         self.messages += record.len() as u64;
         let is_tried = |index: &usize| {
@@ -92,7 +103,7 @@ impl Trial {
     /// As far as counts say it: without reasons, and what failed and was sent since counts as sent.
     pub fn of_counts(counts: &DestinationCounts) -> Self {
         let failed = counts.dead + counts.retrying;
-        Self { messages: counts.accepted, tried: counts.sent + failed, failed, reasons: BTreeMap::new() }
+        Self { messages: counts.accepted, tried: counts.sent + failed, failed, ..Self::default() }
     }
 
     fn is_bad(&self, settings: &Canary) -> bool {
@@ -223,7 +234,7 @@ mod tests {
 
     fn trial(messages: u64, tried: u64, failed: u64) -> Trial {
         let reasons = [((Reason::Status, 503), failed)].into_iter().filter(|(_, count)| *count > 0).collect();
-        Trial { messages, tried, failed, reasons }
+        Trial { messages, tried, failed, reasons, ..Trial::default() }
     }
 
     fn closed(accepted: u64) -> Extent {

@@ -1,10 +1,17 @@
 //! What is known of a dropped file: its record, how far it was read, what became of its rows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{hold::FileHold, ids::FileId, priority::Priority, terms::Terms, time::UnixMs};
+use super::{
+    hold::FileHold,
+    ids::FileId,
+    outcome::Reason,
+    priority::Priority,
+    terms::Terms,
+    time::{UnixMs, as_rfc3339},
+};
 
 /// A file as it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +27,7 @@ pub struct FileRecord {
     /// SHA-256 of its content as dropped, in hex.
     pub sha256: String,
     /// When it was claimed.
+    #[serde(with = "as_rfc3339")]
     pub claimed_at: UnixMs,
     /// The destinations that every accepted row goes to. Named `to` in JSON, where a report has counts
     /// under `destinations` beside it.
@@ -191,8 +199,10 @@ pub struct FileReport {
     #[serde(flatten)]
     pub state: FileState,
     /// When the last row was read, if it was.
+    #[serde(with = "as_rfc3339::option", default)]
     pub closed_at: Option<UnixMs>,
     /// When the last message settled, if all have.
+    #[serde(with = "as_rfc3339::option", default)]
     pub settled_at: Option<UnixMs>,
     /// Rows read.
     pub rows: u64,
@@ -208,6 +218,21 @@ pub struct FileReport {
     /// How urgent it is at destinations where an operator has ordered that.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub priorities: BTreeMap<String, Priority>,
+    /// Why messages are dead, per destination, the most frequent first. Only the report of a settled file has it: it costs a look at
+    /// every batch of the file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failures: BTreeMap<String, Vec<DeadBy>>,
+}
+
+/// Messages that are dead for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadBy {
+    /// Why the last attempt failed …
+    pub reason: Reason,
+    /// … and with which status; 0: no answer.
+    pub status: u16,
+    /// How many.
+    pub messages: u64,
 }
 
 impl FileReport {
@@ -238,8 +263,20 @@ impl FileReport {
         })
     }
 
+    /// From when it was claimed until its last message settled.
+    pub fn took(&self) -> Option<Duration> {
+        Some(self.settled_at?.since(self.file.claimed_at))
+    }
+
+    /// Messages sent per second, from then to then.
+    pub fn sent_per_s(&self) -> Option<f64> {
+        let took = self.took()?.max(Duration::from_millis(1));
+        let sent: u64 = self.destinations.values().map(|counts| counts.sent).sum();
+        Some(sent as f64 / took.as_secs_f64())
+    }
+
     /// The report with what follows from it, as it is written and printed: `pending` per destination,
-    /// `balanced` and `complete`.
+    /// `balanced` and `complete`, how long it took, until it was read and in all, and the rate.
     pub fn view(&self) -> serde_json::Result<serde_json::Value> {
         let mut view = serde_json::to_value(self)?;
         for (name, counts) in &self.destinations {
@@ -247,6 +284,10 @@ impl FileReport {
         }
         view["balanced"] = self.is_balanced().into();
         view["complete"] = self.is_settled().into();
+        let read = self.closed_at.map(|closed| closed.since(self.file.claimed_at));
+        view["read_s"] = read.map(|read| read.as_secs_f64()).into();
+        view["took_s"] = self.took().map(|took| took.as_secs_f64()).into();
+        view["sent_per_s"] = self.sent_per_s().map(|per_s| (per_s * 10.0).round() / 10.0).into();
         Ok(view)
     }
 
@@ -305,6 +346,7 @@ mod tests {
             destinations: [("support".to_owned(), counts)].into(),
             held: BTreeMap::new(),
             priorities: BTreeMap::from([("support".to_owned(), Priority::Bulk)]),
+            failures: BTreeMap::new(),
         }
     }
 

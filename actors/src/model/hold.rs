@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{batch::BatchHeader, ids::FileId, time::UnixMs};
+use super::{
+    batch::BatchHeader,
+    ids::FileId,
+    time::{UnixMs, as_rfc3339},
+};
 
 /// Bytes of a reason that are kept: where several machines share a store, each of them reads it every second.
 pub const REASON_MAX: usize = 256;
@@ -43,6 +47,7 @@ impl HoldCause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHold {
     /// Since when.
+    #[serde(with = "as_rfc3339")]
     pub since: UnixMs,
     /// Batches whose first row is this one or a later one wait.
     pub from_row: u64,

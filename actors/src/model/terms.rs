@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    time::UnixMs,
+    time::{UnixMs, as_rfc3339},
     window::{Windows, shown},
 };
 
@@ -14,10 +14,10 @@ use super::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Terms {
     /// No request begins before then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "as_rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub not_before: Option<UnixMs>,
     /// None begins from then on: what is open ends as unsent, whatever else holds it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "as_rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMs>,
     /// None begins while these are closed.
     #[serde(default, skip_serializing_if = "Windows::is_empty")]
@@ -26,7 +26,7 @@ pub struct Terms {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
     /// When it is to be done. Nothing goes faster for it; it is said when it will not be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "as_rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub finish_by: Option<UnixMs>,
 }
 

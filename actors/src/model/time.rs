@@ -51,6 +51,48 @@ pub fn rfc3339(at: UnixMs) -> String {
     format!("{:.3}", timestamp(at))
 }
 
+/// Serializes a time as [`rfc3339`], for `#[serde(with = …)]`.
+pub mod as_rfc3339 {
+    use jiff::Timestamp;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::{UnixMs, rfc3339};
+
+    /// See the module.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub fn serialize<S: Serializer>(at: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&rfc3339(*at))
+    }
+
+    /// See the module.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UnixMs, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let at: Timestamp = text.parse().map_err(D::Error::custom)?;
+        u64::try_from(at.as_millisecond()).map(UnixMs).map_err(D::Error::custom)
+    }
+
+    /// The same of a time that there may be.
+    pub mod option {
+        use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+        use super::UnixMs;
+
+        #[derive(Deserialize)]
+        struct At(#[serde(with = "super")] UnixMs);
+
+        /// See the module.
+        #[allow(clippy::ref_option, reason = "serde calls it so")]
+        pub fn serialize<S: Serializer>(at: &Option<UnixMs>, serializer: S) -> Result<S::Ok, S::Error> {
+            at.map(super::super::rfc3339).serialize(serializer)
+        }
+
+        /// See the module.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UnixMs>, D::Error> {
+            Ok(Option::<At>::deserialize(deserializer)?.map(|At(at)| at))
+        }
+    }
+}
+
 /// The same for a calendar.
 pub(super) fn timestamp(at: UnixMs) -> Timestamp {
     i64::try_from(at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or(Timestamp::MAX)

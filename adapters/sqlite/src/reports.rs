@@ -141,6 +141,7 @@ fn read(connection: &Connection, row: &Row<'_>) -> Result<FileReport, TxError> {
         destinations,
         held,
         priorities,
+        failures: BTreeMap::new(),
     })
 }
 

@@ -771,6 +771,12 @@ impl World {
     }
 }
 
+/// A time as reports have it.
+pub(crate) fn unix_ms(at: &Value) -> u64 {
+    let at = humantime::parse_rfc3339(at.as_str().expect("a time")).expect("RFC 3339");
+    at.duration_since(std::time::UNIX_EPOCH).expect("it is later").as_millis() as u64
+}
+
 /// Whether a report (of `files --json` or `NAME.report.json`) says that nothing will change any more.
 pub(crate) fn is_settled(report: &Value) -> bool {
     let number = |value: &Value| value.as_u64().expect("reports count");

@@ -53,6 +53,7 @@ fn report(change: impl FnOnce(&mut FileReport)) -> FileReport {
         destinations: [("support".to_owned(), counts(1_000, 100, 0))].into(),
         held: BTreeMap::new(),
         priorities: BTreeMap::new(),
+        failures: BTreeMap::new(),
     };
     change(&mut report);
     report

@@ -250,6 +250,7 @@ impl State {
                         .collect(),
                     held: BTreeMap::new(),
                     priorities: BTreeMap::new(),
+                    failures: BTreeMap::new(),
                 },
                 checkpoint: Checkpoint::default(),
                 rejects: Vec::new(),

@@ -314,6 +314,7 @@ pub(super) fn look(items: &[Item]) -> Result<Option<FileStatus>, StoreError> {
         destinations: counts.into_iter().map(|(name, counts)| (name.to_owned(), counts)).collect(),
         held: BTreeMap::new(),
         priorities: BTreeMap::new(),
+        failures: BTreeMap::new(),
     };
     // Exactly all of them: parts that were read at different moments may come to more.
     let is_exact = report.destinations.values().all(|counts| counts.settled() == counts.accepted);

@@ -12,7 +12,7 @@ use postrider_actors::{
     model::{
         file::{FileReport, FileState},
         ids::FileId,
-        time::UnixMs,
+        time::{UnixMs, as_rfc3339},
     },
     ports::ClaimedFile,
 };
@@ -21,6 +21,7 @@ use rustix::{fs::FileType, io::Errno};
 use super::{
     DONE, DirectoryInbox, TERMS, claim,
     dir::{Dir, while_doing},
+    page::page,
     sidecar_name,
 };
 
@@ -40,6 +41,10 @@ pub(super) struct FinishedName(String);
 impl FinishedName {
     fn report(&self) -> String {
         format!("{}.report.json", self.0)
+    }
+
+    fn page(&self) -> String {
+        format!("{}.report.html", self.0)
     }
 
     /// The name of the export of rejected rows.
@@ -125,6 +130,7 @@ enum Found {
 #[derive(serde::Deserialize)]
 struct ReportHead {
     id: FileId,
+    #[serde(with = "as_rfc3339::option", default)]
     settled_at: Option<UnixMs>,
 }
 
@@ -173,7 +179,15 @@ fn write_hidden(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool
     Ok(hidden)
 }
 
+/// A final report comes with a page for people, which is there first. Only the report is synced: it is the proof.
 fn write_report(dir: &Dir, place: &FinishedName, report: &FileReport, sync: bool) -> io::Result<()> {
+    // A file may have been dropped under the page's name: that one has a report of its own.
+    let is_taken = || dir.stat(FinishedName(place.page()).report()).map(|found| found.is_some());
+    if report.settled_at.is_some() && !is_taken()? {
+        let hidden = format!(".{}.{}", place.page(), &report.file.id.to_string()[..8]);
+        dir.write(&hidden, page(report).as_bytes(), false)?;
+        dir.rename(hidden, dir, place.page()).map_err(|error| cant_write(dir, place, error))?;
+    }
     let hidden = write_hidden(dir, place, report, sync)?;
     dir.rename(hidden, dir, place.report()).map_err(|error| cant_write(dir, place, error))
 }

@@ -19,6 +19,7 @@
 mod claim;
 mod dir;
 mod finish;
+mod page;
 mod rejects;
 mod rows;
 mod scan;

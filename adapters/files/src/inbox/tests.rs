@@ -130,6 +130,7 @@ fn report(name: &str, content: u8, state: FileState) -> FileReport {
         destinations: BTreeMap::new(),
         held: BTreeMap::new(),
         priorities: BTreeMap::new(),
+        failures: BTreeMap::new(),
     }
 }
 
@@ -242,8 +243,24 @@ fn reports_are_rewritten_where_they_stand() {
         report.settled_at = Some(UnixMs(5));
     }
     assert!(world.inbox.rewrite_reports(&reports).is_empty());
-    assert_eq!(world.names("done"), before);
+    let (pages, others): (Vec<_>, Vec<_>) =
+        world.names("done").into_iter().partition(|name| name.ends_with(".report.html"));
+    assert_eq!((others, pages.len()), (before, 2), "a page for people comes with each: {pages:?}");
     assert_eq!(read_report(world.path("done/a.report.json")), reports[0]);
+}
+
+#[test]
+fn a_file_that_is_called_like_a_page_is_left_alone() {
+    let world = World::new();
+    world.drop_file("a.report.html", "id\n");
+    let (like, plain) =
+        (report("a.report.html", 1, FileState::Ingested), report("a", 2, FileState::Ingested));
+    world.inbox.finish(&world.claim("a.report.html").unwrap(), &like).unwrap();
+    world.drop_file("a", "id 2\n");
+    world.inbox.finish(&world.claim("a").unwrap(), &plain).unwrap();
+    let settled = FileReport { settled_at: Some(UnixMs(5)), ..plain };
+    assert!(world.inbox.rewrite_reports(&[settled]).is_empty());
+    assert_eq!(fs::read_to_string(world.path("done/a.report.html")).unwrap(), "id\n");
 }
 
 #[test]

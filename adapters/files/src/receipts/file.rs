@@ -205,6 +205,7 @@ impl OpenFile {
             destinations: BTreeMap::new(),
             held: BTreeMap::new(),
             priorities: BTreeMap::new(),
+            failures: BTreeMap::new(),
         };
         (AckId(position.claim.into()), file, report)
     }
