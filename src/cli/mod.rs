@@ -3,6 +3,7 @@
 //! A command returns `anyhow::Result<ExitCode>`. An error becomes an exit code in one place,
 //! [`Exit::of`]: by its type, or by the [`Exit`] that was attached with [`ExitContext::exit`](crate::exit::ExitContext::exit).
 
+pub mod advise;
 pub mod audit;
 pub mod check_config;
 pub mod compare;
@@ -80,6 +81,7 @@ pub enum Command {
     Status(status::Args),
     Files(files::Args),
     Watch(watch::Args),
+    Advise(advise::Args),
     Messages(messages::Args),
     Dead(dead::Args),
     Destinations(destinations::Args),
@@ -171,6 +173,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args, &cli.config),
         Command::Files(args) => files::run(&args, &cli.config),
         Command::Watch(args) => watch::run(&args, &cli.config),
+        Command::Advise(args) => advise::run(&args, &cli.config),
         Command::Messages(args) => messages::run(&args, &cli.config),
         Command::Dead(args) => dead::run(&args, &cli.config),
         Command::Destinations(args) => destinations::run(&args, &cli.config),
