@@ -8,6 +8,7 @@
 //!
 //! `console` and `engines` are for commands, with no daemon.
 
+mod alarms;
 #[cfg(feature = "aws")]
 mod aws;
 pub(crate) mod ceiling;

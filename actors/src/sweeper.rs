@@ -167,6 +167,8 @@ struct SettledFile {
     duplicates: u64,
     /// Over all destinations.
     counts: DestinationCounts,
+    /// Whether its rows and their states add up.
+    is_balanced: bool,
     took: Duration,
 }
 
@@ -188,6 +190,7 @@ impl SettledFile {
             rejected: report.rejected,
             duplicates: report.duplicates,
             counts,
+            is_balanced: report.is_balanced(),
             took: report.settled_at.unwrap_or_default().since(report.file.claimed_at),
         }
     }
@@ -199,6 +202,9 @@ impl SettledFile {
         let reason = self.failed.as_deref();
         tracing::info!(%feed, %name, %file, reason, rows, sent, dead, unsent, cancelled, rejected, duplicates, took_ms,
             "the file is settled: every message has its final state");
+        if !self.is_balanced {
+            tracing::error!(%feed, %name, %file, "its rows and their states do not add up");
+        }
     }
 }
 
@@ -304,7 +310,12 @@ impl SweeperSetup {
                 failpoint!("report.before_mark");
                 let mark = || ledger.mark_reported(&written);
                 insist("marking reports", &**clock, progress, mark).await?;
-                written.iter().filter_map(|file| settled.get(file)).for_each(SettledFile::say);
+                for file in written.iter().filter_map(|file| settled.get(file)) {
+                    file.say();
+                    if !file.is_balanced {
+                        self.metrics.feed(feed).off_balance();
+                    }
+                }
             }
             let recovered = written.iter().filter(|file| unwritten.0.remove(file).is_some()).count();
             // They can be written as long as the mark is not set.

@@ -282,7 +282,7 @@ crate::settings! {
 }
 
 /// What is watched, every second. What is raised and cleared is a line in the log and the metric
-/// `postrider_alarm_active`; config/alerts.yml has the same rules for Prometheus.
+/// `postrider_alarm`; config/alerts.yml has the same rules for Prometheus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarms {
     /// `[alarms.depth]`

@@ -106,10 +106,19 @@ pub(crate) fn gather(config: &Config, view: &mut dyn View) -> anyhow::Result<Fac
     Ok(known.facts())
 }
 
-/// The fullest disk of those that Postrider writes to: the store's, and the feeds'.
+/// The fullest disk of those that Postrider writes to.
 pub(crate) fn fullest_disk(config: &Config) -> Option<DiskUse> {
+    fullest(disks(config))
+}
+
+/// Directories on the disks that Postrider writes to: the store's, and the feeds'.
+pub(super) fn disks(config: &Config) -> impl Iterator<Item = &Path> {
     let feeds = config.feeds.iter().filter_map(|feed| Some(feed.directory()?.path.as_path()));
-    let disks = std::iter::once(config.state.dir.as_path()).chain(feeds);
+    std::iter::once(config.state.dir.as_path()).chain(feeds)
+}
+
+/// The fullest disk of these.
+pub(super) fn fullest<'a>(disks: impl Iterator<Item = &'a Path>) -> Option<DiskUse> {
     disks.filter_map(disk_use).max_by_key(|disk| disk.percent)
 }
 

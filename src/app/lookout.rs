@@ -61,7 +61,7 @@ async fn run(machine: Arc<Machine>, mut config: Receiver<Config>) {
         if config.has_changed().unwrap_or(false) {
             watch.configure(&config.borrow_and_update());
         }
-        watch.look(status.paces()).await;
+        watch.look(status.paces(), status.late().to_vec()).await;
         // Before that nobody knows what there is; at the end the status says that the daemon drains.
         if matches!(machine.health.phase(), Phase::Ready | Phase::Reloading)
             && let Some(line) = status.line().await

@@ -3,7 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use postrider_actors::{
-    model::{alarm::Growth, file::FileReport, finish, ids::FileId, time::MonoMs},
+    model::{
+        alarm::Growth,
+        file::FileReport,
+        finish::{self, Punctuality},
+        ids::FileId,
+        time::{MonoMs, UnixMs},
+        window::shown,
+    },
     ports::Clock,
 };
 
@@ -32,6 +39,8 @@ pub(super) struct StatusReporter {
     clock: Arc<dyn Clock>,
     /// Messages of each of the newest files that have their final state.
     files: BTreeMap<FileId, Growth<1>>,
+    /// Those of them that will not be done in time, as `FEED: FILE`, and why that is said.
+    late: Vec<(String, String)>,
     /// No look before.
     look_again: MonoMs,
     said: String,
@@ -44,6 +53,7 @@ impl StatusReporter {
             stores: machine.stores.clone(),
             clock: machine.clock.clone(),
             files: BTreeMap::new(),
+            late: Vec::new(),
             look_again: MonoMs(0),
             said: String::new(),
         }
@@ -52,6 +62,11 @@ impl StatusReporter {
     /// Messages per second of each file that is on its way, lately.
     pub(super) fn paces(&self) -> BTreeMap<FileId, f64> {
         self.files.iter().map(|(file, settled)| (*file, settled.per_s())).collect()
+    }
+
+    /// Of the newest files, those that will not be done by their `finish_by`: each as `FEED: FILE`, and why that is said.
+    pub(super) fn late(&self) -> &[(String, String)] {
+        &self.late
     }
 
     /// The line, if it has changed. A store that can't be read has a line of its own.
@@ -67,6 +82,8 @@ impl StatusReporter {
         let (open, files) = tokio::time::timeout(READ_TIMEOUT, reads).await.ok()?;
         let (open, files) = (open.ok()?, files.ok()?);
         let per_s = self.measure(&files);
+        let now = self.clock.wall();
+        self.late = files.iter().filter_map(|file| self.lateness(file, now)).collect();
         let unsettled: Vec<_> = files.iter().filter(|file| !file.is_settled()).collect();
         let progress = Progress {
             file: unsettled.first().map(|file| file.file.name.as_str()),
@@ -80,6 +97,24 @@ impl StatusReporter {
             self.said.clone_from(&line);
             line
         })
+    }
+
+    /// What is to be said of a file that will not be done in time, or that nobody can say of before it is.
+    fn lateness(&self, report: &FileReport, now: UnixMs) -> Option<(String, String)> {
+        let by = report.file.terms.finish_by?;
+        if report.is_settled() || !report.state.is_closed() {
+            return None;
+        }
+        let (settled, accepted) = finish::totals(report);
+        let (left, terms) = (accepted.saturating_sub(settled), &report.file.terms);
+        let per_s = self.files.get(&report.file.id).map_or(0.0, Growth::per_s);
+        let finish = finish::finish(left, per_s, terms, now);
+        let is_late =
+            finish::punctuality(finish, by, left, Some(per_s), now) == Punctuality::Late || now > by;
+        let estimate =
+            finish.map_or_else(|| "it stands".to_owned(), |at| format!("at this pace at {}", shown(at)));
+        let why = format!("to be done by {}: {estimate}", shown(by));
+        is_late.then(|| (format!("{}: {}", report.file.feed, report.file.name), why))
     }
 
     /// Takes note of how far files are; the pace of all together. One that is settled is kept as long as its end is

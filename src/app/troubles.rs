@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use postrider_actors::model::{standing::Standing, trouble::Troubles};
+use postrider_actors::model::{alarm::board::AlarmNotes, standing::Standing, trouble::Troubles};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 
@@ -27,6 +27,11 @@ impl Noted for Troubles {
 
 impl Noted for Standing {
     const FILE: &str = "traffic.json";
+}
+
+/// Alarms.
+impl Noted for AlarmNotes {
+    const FILE: &str = "alarms.json";
 }
 
 /// Keeps such a file. On a full disk it says what it said last, until there is room; alarms and metrics don't need it.

@@ -53,7 +53,7 @@ pub fn default_toml() -> String {
         .table::<Ops>("ops")
         .verbatim("\n")
         .comment(&[
-            "Alarms, checked every second. Raising and clearing is logged and shown by the metric postrider_alarm_active;",
+            "Alarms, checked every second. Raising and clearing is logged and shown by the metric postrider_alarm;",
             "config/alerts.yml has the same rules for Prometheus. An alarm clears at or below 80 per cent of its",
             "threshold, after 60 s; the one on dead letters when its window has passed.",
         ])

@@ -99,7 +99,7 @@ pub struct Metrics {
     held: Gauges<1>,
     store_calls: Counters<3>,
     store_call_duration: Timings<2>,
-    alarms: Gauges<1>,
+    alarms: Gauges<2>,
     disk: Arc<DiskFigures>,
     ports: Mutex<BTreeMap<&'static str, Arc<PortHealth>>>,
 }
@@ -168,7 +168,7 @@ impl Default for Metrics {
                 "Duration of operations on outbox, queue and ledger",
                 call_buckets,
             ),
-            alarms: Gauges::register(to, "alarm_active", ["alarm"], "1 while the alarm is raised"),
+            alarms: Gauges::register(to, "alarm", ["alarm", "subject"], "1 while the alarm is raised"),
             disk,
             ports: Mutex::default(),
             registry,
@@ -198,9 +198,9 @@ impl Metrics {
         self.held.set([feed], troubles.map(|troubles| troubles.held.len() as u64));
     }
 
-    /// Says whether an alarm is raised; `None`: it is not watched, and not exported.
-    pub fn alarm(&self, alarm: AlarmKind, active: Option<bool>) {
-        self.alarms.set([alarm.as_str()], active.map(u64::from));
+    /// Says whether an alarm is raised for a subject; `None`: it is not exported.
+    pub fn alarm(&self, alarm: AlarmKind, subject: &str, active: Option<bool>) {
+        self.alarms.set([alarm.as_str(), subject], active.map(u64::from));
     }
 
     /// The handles of one operation of a port.
@@ -513,7 +513,7 @@ mod tests {
         receipts.sweeper().expired("d", 1);
         receipts.sweeper().waiting(Some(1));
         receipts.sweeper().parked(Some(1));
-        metrics.alarm(AlarmKind::Depth, Some(true));
+        metrics.alarm(AlarmKind::Depth, "d", Some(true));
         metrics.troubles("f", Some(&FeedTroubles::default()));
         (metrics, dir)
     }

@@ -200,13 +200,13 @@ fn b14_a_file_whose_first_messages_fail_is_held_and_goes_on_when_it_is_released(
             && reason.contains("canary.max_error_percent is 10"),
         "{reason}"
     );
-    wait_alarm(&mut world, "files", "raised", "status 500 × ");
+    wait_alarm(&mut world, "canary", "raised", "status 500 × ");
     wait_until(LIVENESS, "the status to say so", || status(&world)["files"]["held"] == 1);
     // It outlives the process, however that ends.
     world.kill();
     is_broken.store(false, Ordering::SeqCst);
     world.start_ready();
-    wait_alarm(&mut world, "files", "raised", "status 500 × ");
+    wait_alarm(&mut world, "canary", "raised", "status 500 × ");
     thread::sleep(Duration::from_secs(2));
     assert_eq!(hold_of(&world, "large.txt"), Some(hold));
     let requests = world.request_count();
@@ -216,7 +216,7 @@ fn b14_a_file_whose_first_messages_fail_is_held_and_goes_on_when_it_is_released(
 
     world.postrider(&["release", "large.txt"]).ok();
     world.wait_settled(LIVENESS);
-    wait_alarm(&mut world, "files", "cleared", "");
+    wait_alarm(&mut world, "canary", "cleared", "");
     world.stop();
     world.prove();
 }

@@ -10,7 +10,7 @@ use postrider_actors::testing::figure;
 use rusqlite::Connection;
 
 use crate::{
-    ops::{metric, serve},
+    ops::{alarmed, metric, serve},
     support::{
         LIVENESS, World,
         input::{Input, Kind},
@@ -216,8 +216,8 @@ fn f61_a_flipped_bit_is_found_and_named_and_stops_nothing_else() {
     for _ in 0..2 {
         let address = serve(&mut world);
         wait_until(LIVENESS, "all others to be sent", || world.request_count() == ROWS - 100);
-        let alarm = "postrider_alarm_active{alarm=\"damage\"}";
-        wait_until(LIVENESS, "the alarm", || metric(address, alarm) == Some(1.0));
+        let alarm = "damage";
+        wait_until(LIVENESS, "the alarm", || alarmed(address, alarm) == Some(1.0));
         assert_eq!(metric(address, "postrider_batches_quarantined{}"), Some(2.0));
         let status = world.postrider(&["status", "--json", "--sample-ms", "0"]).ok().json();
         assert_eq!(status["destinations"]["support"]["batches"]["damaged"], 2, "{status}");

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    ops::{metric, serve},
+    ops::{alarmed, metric, serve},
     support::{
         LIVENESS, World,
         input::{Input, Kind},
@@ -175,8 +175,8 @@ fn f54_a_name_that_leads_inside_is_not_followed_and_kills_nothing() {
     lead_to(&["127.0.0.3"]);
     let address = serve(&mut world);
     world.drop_file(Input::csv("inside.csv", 300).all(Kind::Sent));
-    let alarm = "postrider_alarm_active{alarm=\"blocked\"}";
-    wait_until(LIVENESS, "the alarm", || metric(address, alarm) == Some(1.0));
+    let alarm = "blocked";
+    wait_until(LIVENESS, "the alarm", || alarmed(address, alarm) == Some(1.0));
     wait_until(LIVENESS, "the status", || is_blocked(&world));
     let why = "127.0.0.3 is not a public address (Loopback); if it is meant, set allow = [\"127.0.0.3/32\"]";
     assert_eq!(destination(&world)["blocked_reason"], why);
@@ -197,7 +197,7 @@ fn f54_a_name_that_leads_inside_is_not_followed_and_kills_nothing() {
     lead_to(&["127.0.0.1"]);
     world.wait_settled(LIVENESS);
     assert_eq!((world.requests().len(), inside.count()), (300, 0));
-    wait_until(LIVENESS, "the end of the alarm", || metric(address, alarm) == Some(0.0));
+    wait_until(LIVENESS, "the end of the alarm", || alarmed(address, alarm) == Some(0.0));
     assert_eq!(destination(&world)["state"], "enabled");
 
     // Rebinding: it leads inside at the second lookup.

@@ -62,6 +62,14 @@ pub(crate) fn metric(address: SocketAddr, series: &str) -> Option<f64> {
     value(&get(address, "/metrics").body, series)
 }
 
+/// Whether an alarm is raised, whatever it is about.
+pub(crate) fn alarmed(address: SocketAddr, alarm: &str) -> Option<f64> {
+    let metrics = get(address, "/metrics").body;
+    let start = format!("postrider_alarm{{alarm=\"{alarm}\",");
+    let values = metrics.lines().filter(|line| line.starts_with(&start));
+    values.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).reduce(f64::max)
+}
+
 #[test]
 fn s2_7_metrics_show_what_was_done() {
     let mut world = World::new("csv");
@@ -265,17 +273,36 @@ fn s2_8_alarms_are_raised_and_cleared() {
     world.add_destination("bad").add_feed("bad", "csv", &["bad"]).set("alarms.dead.window", "3s");
     world.set("destinations.bad.storm.percent", 0);
     let address = serve(&mut world);
-    let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
+    let active = |alarm: &str| alarmed(address, alarm);
     for alarm in ["depth", "failures", "latency", "dead", "shortage", "damage"] {
         assert_eq!(active(alarm), Some(0.0), "{alarm}");
     }
     world.drop_into("bad", Input::csv("bad.csv", 50));
     wait_until(LIVENESS, "two alarms", || active("dead") == Some(1.0) && active("failures") == Some(1.0));
+    assert_eq!(metric(address, "postrider_alarm{alarm=\"failures\",subject=\"bad\"}"), Some(1.0));
+    assert_eq!(metric(address, "postrider_alarm{alarm=\"failures\",subject=\"\"}"), None);
+    let notes = |world: &World| -> serde_json::Value {
+        let text = std::fs::read_to_string(world.state().join("alarms.json")).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    };
+    wait_until(LIVENESS, "the file", || {
+        let raised = notes(&world)["raised"].as_array().cloned().unwrap_or_default();
+        let is_there = |kind: &str| {
+            raised
+                .iter()
+                .any(|one| one["alarm"] == kind && one["subject"] == "bad" && one["remedy"].is_string())
+        };
+        is_there("dead") && is_there("failures")
+    });
     wait_until(LIVENESS, "the end of one", || active("dead") == Some(0.0));
+    wait_until(LIVENESS, "the end in the file", || {
+        let cleared = notes(&world)["cleared"].as_array().cloned().unwrap_or_default();
+        cleared.iter().any(|one| one["alarm"] == "dead" && one["cleared"].is_u64())
+    });
     assert_eq!((active("depth"), active("latency")), (Some(0.0), Some(0.0)));
     let log = world.daemon().log_text();
     for (event, words) in [
-        ("alarm raised", ["\"dead\"", "messages"]),
+        ("alarm raised", ["\"dead\"", "postrider dead list --destination bad"]),
         ("alarm raised", ["\"failures\"", "\"bad\""]),
         ("alarm cleared", ["\"dead\"", "messages"]),
     ] {
@@ -293,7 +320,7 @@ fn s2_8_a_backlog_that_is_held_raises_latency() {
     let mut world = World::new("csv");
     world.receive(&[]).set("destinations.support.paused", true).set("alarms.latency.max", "2s");
     let address = serve(&mut world);
-    let active = |alarm: &str| metric(address, &format!("postrider_alarm_active{{alarm=\"{alarm}\"}}"));
+    let active = |alarm: &str| alarmed(address, alarm);
     world.drop_file(Input::csv("held.csv", 100));
     wait_until(LIVENESS, "the alarm", || active("latency") == Some(1.0));
     assert_eq!(metric(address, "postrider_messages_open{destination=\"support\"}"), Some(100.0));

@@ -254,7 +254,7 @@ fn s4_a_canary_that_fails() {
     let told = Told {
         trouble: "the canary fails",
         cause: "canary held",
-        alarm: Some("files"),
+        alarm: Some("canary"),
         log: Some("first messages failed"),
     };
     judge(&mut world, &told);

@@ -1,7 +1,7 @@
 //! What this machine lacks: descriptors, ports. It delays messages and is charged to none of them (F7, F72).
 
 use crate::{
-    ops::{metric, serve},
+    ops::{alarmed, metric, serve},
     support::{
         LIVENESS, World,
         input::{Input, Kind},
@@ -32,9 +32,9 @@ fn f07_too_few_descriptors_delay_messages_and_kill_none() {
     assert!(log.contains("RLIMIT_NOFILE is 128, and "), "the start says so");
     world.drop_file(Input::csv("many.csv", ROWS).all(Kind::Sent)).wait_requests(1);
     let unsent = "postrider_attempts_not_begun_total{destination=\"support\",reason=\"descriptors\"}";
-    let alarm = "postrider_alarm_active{alarm=\"shortage\"}";
+    let alarm = "shortage";
     // Whoever asks needs a descriptor too: it answers when one is free.
-    wait_until(LIVENESS, "the alarm", || metric(address, alarm) == Some(1.0));
+    wait_until(LIVENESS, "the alarm", || alarmed(address, alarm) == Some(1.0));
     world.wait_settled(LIVENESS * 2);
     let waits = metric(address, unsent).expect("it is exported");
     println!("{waits} times no descriptor was free");
@@ -94,7 +94,7 @@ fn f72_ports_that_run_out_are_charged_to_no_message() {
     world.drop_file(Input::csv("ports.csv", 2_000).all(Kind::Sent)).wait_settled(LIVENESS);
     let unsent = "postrider_attempts_not_begun_total{destination=\"support\",reason=\"ports\"}";
     assert!(metric(address, unsent) > Some(0.0));
-    assert_eq!(metric(address, "postrider_alarm_active{alarm=\"shortage\"}"), Some(1.0));
+    assert_eq!(alarmed(address, "shortage"), Some(1.0));
     world.stop();
     assert_eq!(world.prove()["requests"], 2_000, "each is sent once");
 }

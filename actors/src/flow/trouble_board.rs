@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -86,6 +86,13 @@ impl TroubleBoard {
             feeds: feeds.filter(|(_, troubles)| !troubles.is_empty()).collect(),
             destinations: destinations.collect(),
         }
+    }
+
+    /// The files of a feed that `speaker` says are held, by name.
+    pub fn held_by(&self, feed: &str, speaker: Speaker) -> BTreeSet<String> {
+        let all = self.lock();
+        let held = all.feeds.get(feed).and_then(|notes| notes.held.get(&speaker));
+        held.into_iter().flatten().map(|(name, _)| name.clone()).collect()
     }
 
     /// Forgets what these have said: they are no more, and what follows them says what it finds.
@@ -224,6 +231,10 @@ mod tests {
         let since: Vec<_> = held.iter().map(|(name, trouble)| (name.as_str(), trouble.since.0)).collect();
         assert_eq!(since, [("x", 1_000), ("z", 2_000)]);
         assert_eq!(held["x"].reason, "other");
+        assert_eq!(board.held_by("a", Speaker::Watcher), ["x".to_owned(), "z".to_owned()].into());
+        assert!(
+            board.held_by("a", Speaker::Judge).is_empty() && board.held_by("b", Speaker::Watcher).is_empty()
+        );
         board.forget(&[Speaker::Sweeper, Speaker::Supervisor]);
         assert_eq!(board.all().feeds.len(), 1, "the watcher has said it");
         board.forget(&[Speaker::Watcher]);

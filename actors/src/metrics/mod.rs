@@ -8,7 +8,11 @@
 mod families;
 mod receipts;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
@@ -77,6 +81,7 @@ fn outcome_of(verdict: &Verdict) -> Option<usize> {
 #[derive(Clone, Debug)]
 pub struct StageMetrics {
     files: Counters<2>,
+    unbalanced: Counters<1>,
     rows: Counters<2>,
     file_start: Timings<1>,
     last_file: Gauges<1>,
@@ -102,6 +107,8 @@ pub struct StageMetrics {
     rate_granted: Counters<1>,
     rate_limit: Gauges<1>,
     restarts: Counters<2>,
+    /// By actor and what it is part of: what is counted can't be listed.
+    restarted: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Default for StageMetrics {
@@ -116,6 +123,12 @@ impl StageMetrics {
     pub fn register(to: &mut Registry) -> Self {
         Self {
             files: Counters::register(to, "files", ["feed", "state"], "Files closed"),
+            unbalanced: Counters::register(
+                to,
+                "files_unbalanced",
+                ["feed"],
+                "Files settled whose rows and states do not add up",
+            ),
             rows: Counters::register(to, "rows", ["feed", "outcome"], "Rows read and stored"),
             file_start: Timings::register(
                 to,
@@ -235,6 +248,7 @@ impl StageMetrics {
                 ["actor", "of"],
                 "Actors that failed and are restarted",
             ),
+            restarted: Arc::default(),
         }
     }
 
@@ -249,6 +263,7 @@ impl StageMetrics {
             ingested: files("ingested"),
             failed: files("failed"),
             source_lost: files("source-lost"),
+            unbalanced: self.unbalanced.of([name]),
             start: self.file_start.of([name]),
             last: FeedLast { feed: name.into(), gauges: self.last_file.clone() },
         }
@@ -310,6 +325,18 @@ impl StageMetrics {
     pub fn restarts(&self, actor: &str, of: Option<&str>) -> Counter {
         self.restarts.of([actor, of.unwrap_or("")])
     }
+
+    /// An actor failed and is restarted.
+    pub fn restart(&self, actor: &str, of: Option<&str>) {
+        self.restarts(actor, of).inc();
+        let name = of.map_or_else(|| actor.to_owned(), |of| format!("{actor} of {of}"));
+        *self.restarted.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    }
+
+    /// How often each actor was restarted that ever was, by name.
+    pub fn restarted(&self) -> BTreeMap<String, u64> {
+        self.restarted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// What a rate counts. Without one nothing of it is exported.
@@ -356,6 +383,7 @@ pub struct FeedMetrics {
     ingested: Counter,
     failed: Counter,
     source_lost: Counter,
+    unbalanced: Counter,
     start: Histogram,
     last: FeedLast,
 }
@@ -390,6 +418,16 @@ impl FeedMetrics {
         let FeedLast { feed, gauges } = &self.last;
         let gauge = gauges.of([feed]);
         gauge.set(gauge.get().max(i64::try_from(at.0 / 1_000).unwrap_or(i64::MAX)));
+    }
+
+    /// A file was settled whose rows and states do not add up.
+    pub fn off_balance(&self) {
+        self.unbalanced.inc();
+    }
+
+    /// How many were.
+    pub fn unbalanced_files(&self) -> u64 {
+        self.unbalanced.get()
     }
 
     /// A file was closed.

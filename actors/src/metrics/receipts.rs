@@ -37,6 +37,11 @@ impl Default for ReceiptMetrics {
 }
 
 impl ReceiptMetrics {
+    /// Messages to a destination whose final receipt did not come in time, so far.
+    pub fn overdue(&self, destination: &str) -> u64 {
+        self.expired.of([destination]).get()
+    }
+
     /// Registers them all.
     pub fn register(to: &mut Registry) -> Self {
         Self {

@@ -1,38 +1,55 @@
 //! Alarms: how high a reading must be, and for how long, before an alarm is raised, and when it is cleared (seed row
 //! S2.8). The caller takes the readings.
 
+pub mod board;
+pub mod facts;
+
 use std::{collections::VecDeque, time::Duration};
 
 use super::time::MonoMs;
 
-/// What is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What is watched, each for every subject by itself: see [`board`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AlarmKind {
-    /// Messages without a final state.
+    /// Messages without a final state, of a destination.
     Depth,
-    /// The share of attempts, or of queue entries, that failed.
+    /// The share of a destination's attempts, or of queue entries, that failed.
     Failures,
     /// Age of the oldest overdue batch.
     Latency,
-    /// Messages given up.
+    /// Messages to a destination that were given up.
     Dead,
     /// Attempts that could not begin because this machine lacked descriptors, ports or memory.
     Shortage,
-    /// Feeds that are parked.
+    /// A feed is parked.
     Feeds,
-    /// Files that failed, or that can't be taken.
+    /// Files of a feed that failed, or one that can't be taken.
     Files,
     /// Batches that can't be read and are set aside.
     Damage,
-    /// Destinations that lead to an address that is not allowed.
+    /// A destination leads to an address that is not allowed.
     Blocked,
-    /// Destinations that seem to be used wrongly and are disabled.
+    /// A destination seems to be used wrongly and is disabled.
     Suspects,
+    /// A destination's circuit breaker has been open for long.
+    Breaker,
+    /// A file's first messages failed, and the others wait.
+    Canary,
+    /// Files whose rows and states do not add up.
+    Balance,
+    /// How full the disk of the state directory is.
+    Disk,
+    /// Messages whose final receipt did not come in time.
+    Receipts,
+    /// Actors that fail and are restarted again and again.
+    Restarts,
+    /// A file will not be done by its `finish_by`.
+    Late,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 17] = [
         Self::Depth,
         Self::Failures,
         Self::Latency,
@@ -43,6 +60,13 @@ impl AlarmKind {
         Self::Damage,
         Self::Blocked,
         Self::Suspects,
+        Self::Breaker,
+        Self::Canary,
+        Self::Balance,
+        Self::Disk,
+        Self::Receipts,
+        Self::Restarts,
+        Self::Late,
     ];
 
     /// The word that operators see.
@@ -58,6 +82,84 @@ impl AlarmKind {
             Self::Damage => "damage",
             Self::Blocked => "blocked",
             Self::Suspects => "suspects",
+            Self::Breaker => "breaker",
+            Self::Canary => "canary",
+            Self::Balance => "balance",
+            Self::Disk => "disk",
+            Self::Receipts => "receipts",
+            Self::Restarts => "restarts",
+            Self::Late => "late",
+        }
+    }
+
+    /// The unit that its readings are in.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Depth | Self::Dead | Self::Receipts => "messages",
+            Self::Failures | Self::Disk => "percent",
+            Self::Latency | Self::Breaker => "seconds",
+            Self::Shortage => "attempts",
+            Self::Feeds => "feeds",
+            Self::Files | Self::Canary | Self::Balance | Self::Late => "files",
+            Self::Damage => "batches",
+            Self::Blocked | Self::Suspects => "destinations",
+            Self::Restarts => "restarts",
+        }
+    }
+
+    /// Whether messages may be lost or stand still (`critical`), or somebody should look (`warning`).
+    pub fn severity(self) -> &'static str {
+        match self {
+            Self::Damage
+            | Self::Blocked
+            | Self::Suspects
+            | Self::Breaker
+            | Self::Canary
+            | Self::Balance
+            | Self::Disk => "critical",
+            Self::Depth
+            | Self::Failures
+            | Self::Latency
+            | Self::Dead
+            | Self::Shortage
+            | Self::Feeds
+            | Self::Files
+            | Self::Receipts
+            | Self::Restarts
+            | Self::Late => "warning",
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(self, subject: &str) -> String {
+        let file = subject.rsplit(": ").next().unwrap_or(subject);
+        match self {
+            Self::Depth | Self::Latency => {
+                "is it slow, held or paused? postrider status says what limits it".into()
+            }
+            Self::Failures => {
+                "postrider status has the last error; postrider dead summary what was given up".into()
+            }
+            Self::Dead => format!("postrider dead list --destination {subject}; then postrider dead redrive"),
+            Self::Shortage => {
+                "raise LimitNOFILE or net.ipv4.ip_local_port_range; the log names what is missing".into()
+            }
+            Self::Feeds => "correct it; the feed goes on by itself".into(),
+            Self::Files => "postrider files says which and why; correct the file and drop it again".into(),
+            Self::Damage => "the log names the batch; restore the store, or give its rows up".into(),
+            Self::Blocked => format!("if it is meant: add the network to destinations.{subject}.allow"),
+            Self::Suspects => format!("correct the configuration, then: postrider resume {subject}"),
+            Self::Breaker => "is the receiver down? Its messages wait and are charged nothing".into(),
+            Self::Canary => {
+                format!("postrider release {file} to go on, postrider cancel {file} to give it up")
+            }
+            Self::Balance => "postrider files says which; keep the store, and report it".into(),
+            Self::Disk => {
+                "make room, or move state.dir to a larger disk; intake pauses when it is full".into()
+            }
+            Self::Receipts => "does the provider still send receipts? postrider receipts status".into(),
+            Self::Restarts => "the log says why it failed each time".into(),
+            Self::Late => format!("postrider status says what limits it; postrider priority {file} urgent"),
         }
     }
 }
@@ -89,7 +191,7 @@ pub enum AlarmEvent {
 
 /// One alarm. Between `clear_at` and `threshold` it stays what it is, and both ways take their time, so that
 /// a reading that swings around one value does not cause a flood of events.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Alarm {
     rule: AlarmRule,
     active: bool,

@@ -346,7 +346,7 @@ impl Supervisor {
         };
         let slot = &self.slots[index];
         let spec = &self.specs[slot.spec];
-        self.settings.metrics.restarts(spec.name, spec.of.as_deref()).inc();
+        self.settings.metrics.restart(spec.name, spec.of.as_deref());
         tracing::warn!(
             child = %slot.id, generation = slot.id.generation, exit = exit.as_str(), why = exit.why(), wait_ms = wait.as_millis() as u64, strategy = ?self.strategy,
             "a child exited and will be restarted"
