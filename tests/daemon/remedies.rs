@@ -3,7 +3,8 @@
 //! `POSTRIDER_BLESS=1` with one thread writes it anew.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -11,9 +12,17 @@ use std::{
 
 use serde_json::Value;
 
+#[cfg(feature = "postgres")]
+use crate::pg::{Postgres, Stop};
 use crate::{
+    clock::Wall,
     support::{LIVENESS, World, disk::SmallDisk, input::Input, scripted::Reply, wait_for},
-    trouble::{status, wait_alarm},
+    trouble::{start_as_nobody, status, wait_alarm},
+};
+#[cfg(feature = "aws")]
+use crate::{
+    cloud::{Fault, Rule},
+    several::{Engines, migrate},
 };
 
 /// What is to be seen of a trouble.
@@ -30,6 +39,11 @@ struct Told<'a> {
 
 /// A text without what differs from one run to the next: times, durations, amounts, places.
 fn general(text: &str) -> String {
+    // What an engine says last is its own affair.
+    let text = match text.split_once(" s: ") {
+        Some((away, _)) if away.contains(" is away for ") => &format!("{away} s: …"),
+        _ => text,
+    };
     let is_number =
         |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_digit() || ",.".contains(c));
     let is_clock =
@@ -43,6 +57,8 @@ fn general(text: &str) -> String {
             "ADDRESS"
         } else if ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"].contains(&core) {
             "DAY"
+        } else if core.len() == 10 && is_number(&core.replace('-', "")) {
+            "DATE"
         } else if is_clock(core) {
             "HH:MM"
         } else if is_number(core) && !is_status {
@@ -266,5 +282,82 @@ fn s4_no_files() {
     world.receive(&[]).start_ready();
     thread::sleep(Duration::from_millis(500));
     let told = Told { trouble: "no file comes", cause: "no files", alarm: None, log: None };
+    judge(&mut world, &told);
+}
+
+#[test]
+fn s4_a_file_that_can_not_be_read() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("SKIPPED: only root can run the daemon as somebody else");
+        return;
+    }
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    let _daemon = start_as_nobody(&mut world);
+    let path = world.staging().join("a.csv");
+    fs::write(&path, Input::csv("a.csv", 30).bytes).expect("the directory is ours");
+    fs::set_permissions(&path, Permissions::from_mode(0o000)).expect("it is ours");
+    fs::rename(&path, world.inbox("alerts").join("a.csv")).expect("one file system");
+    let told = Told {
+        trouble: "a file can't be read",
+        cause: "Permission denied",
+        // It is looked for in the log of the world's own daemon.
+        alarm: None,
+        log: Some("can't be"),
+    };
+    judge(&mut world, &told);
+}
+
+#[test]
+fn s4_a_wall_clock_that_jumps() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    let wall = Wall::of(&world);
+    let command = wall.command();
+    world.under(&command.iter().map(String::as_str).collect::<Vec<_>>());
+    world.drop_file(Input::csv("a.csv", 30)).start().wait_settled(LIVENESS);
+    wall.set("+2d");
+    let told = Told {
+        trouble: "the wall clock jumps",
+        cause: "nothing: all is sent",
+        alarm: None,
+        log: Some("the wall clock has jumped"),
+    };
+    judge(&mut world, &told);
+}
+
+#[test]
+#[cfg(feature = "aws")]
+#[ignore = "needs emulators: POSTRIDER_MINISTACK and POSTRIDER_DYNOXIDE; script/test installs them"]
+fn s4_sqs_that_is_away() {
+    let engines = Engines::start();
+    let mut world = engines.world();
+    world.receive(&[]);
+    migrate(&mut world);
+    world.start_ready();
+    for operation in ["SendMessageBatch", "ReceiveMessage", "DeleteMessageBatch", "GetQueueAttributes"] {
+        engines.sqs.inject(Rule::on(operation, Fault::unavailable()));
+    }
+    world.drop_file(Input::csv("a.csv", 300));
+    let told = Told { trouble: "SQS is away", cause: "SQS is away", alarm: None, log: Some("queue") };
+    judge(&mut world, &told);
+}
+
+#[test]
+#[cfg(feature = "postgres")]
+#[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
+fn s4_postgres_that_is_away() {
+    let postgres = Postgres::start();
+    let mut world = World::new("csv");
+    world.keep_rows_in(&postgres);
+    world.receive(&[]).start_ready();
+    postgres.stop(Stop::Fast);
+    world.drop_file(Input::csv("a.csv", 300));
+    let told = Told {
+        trouble: "Postgres is away",
+        cause: "Postgres is away",
+        alarm: None,
+        log: Some("recording outcomes: tried again"),
+    };
     judge(&mut world, &told);
 }

@@ -19,14 +19,14 @@ use crate::{
 const NAME: &str = "postrider";
 
 /// The engines, and what counts the calls to them.
-struct Engines {
+pub(crate) struct Engines {
     _emulators: Emulators,
-    sqs: FaultProxy,
+    pub(crate) sqs: FaultProxy,
     dynamodb: FaultProxy,
 }
 
 impl Engines {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let emulators = Emulators::start();
         let sqs = FaultProxy::start(emulators.sqs().endpoint());
         let dynamodb = FaultProxy::start(emulators.dynamodb().endpoint());
@@ -34,7 +34,7 @@ impl Engines {
     }
 
     /// A world on these engines, its queue and tables made.
-    fn world(&self) -> World {
+    pub(crate) fn world(&self) -> World {
         let mut world = World::new("csv");
         let environment = sdk_environment(self.sqs.endpoint(), self.dynamodb.endpoint());
         let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
@@ -61,7 +61,7 @@ impl Engines {
     }
 }
 
-fn migrate(world: &mut World) {
+pub(crate) fn migrate(world: &mut World) {
     world.configure();
     let answer = world.postrider(&["migrate"]);
     assert_eq!(answer.code, Some(0), "migrate: {}\n{}", answer.stdout, answer.stderr);

@@ -258,7 +258,7 @@ fn give(path: &Path, uid: u32) {
 }
 
 /// A daemon of somebody who can't read everything, as root can.
-fn start_as_nobody(world: &mut World) -> Process {
+pub(crate) fn start_as_nobody(world: &mut World) -> Process {
     world.configure();
     let command = as_user(world, &world.run_command(), NOBODY, NOBODY);
     give(&world.path("."), NOBODY);
