@@ -40,6 +40,8 @@ pub(crate) mod troubles;
 mod watch;
 
 use std::{
+    io,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -56,11 +58,13 @@ use postrider_sqlite::InstanceLock;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
+    alarm_board::AlarmBoard,
+    api::{Api, desk::InUse, live::Sources},
     clock::SteadyClock,
-    config::{Config, Delay, Dynamodb, LedgerKind, Postgres, Profile, Resolved, Sqs},
+    config::{Config, Delay, Dynamodb, LedgerKind, OPS_LISTEN, Postgres, Profile, Resolved, Sqs},
     descriptors,
     exit::Exit,
-    ops::{Health, OpsServer, Phase, Serving},
+    ops::{Health, OpsServer, OpsSetup, Phase, Serving},
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
@@ -70,6 +74,7 @@ use machine::Machine;
 use reload::Reloads;
 use signals::{Asked, Signals};
 use stores::Stores;
+use troubles::OpsNote;
 
 pub use error::StartError;
 #[cfg(feature = "postgres")]
@@ -124,6 +129,7 @@ pub fn run(
     }));
     let machine = Arc::new(Machine {
         actors: ActorBoard::default(),
+        alarms: AlarmBoard::default(),
         troubles: TroubleBoard::new(clock.clone()),
         stores,
         in_flight: Arc::new(in_flight),
@@ -152,8 +158,9 @@ pub fn run(
     }
     let exit = system.block_on(async {
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
-        let _serving = serve_ops(&machine, ops, &resolved)?;
-        let exit = run_generations(&machine, resolved, &state_dir, reload).await;
+        let in_use = InUse::new(&resolved.config);
+        let _serving = serve_ops(&machine, ops, &resolved, &in_use)?;
+        let exit = run_generations(&machine, resolved, &state_dir, &in_use, reload).await;
         machine.stores.close().await;
         exit
     });
@@ -196,26 +203,66 @@ fn runtime() -> Result<Arc<Runtime>, StartError> {
     runtime.map(Arc::new).map_err(|error| StartError::System { what: "threads", error })
 }
 
-/// Takes the address that metrics and health are served at, if there is one.
+/// Ports from the default on that daemons of one machine share out.
+const OPS_PORTS: u16 = 32;
+
+/// Takes the address of the ops server, if there is one. By default a daemon takes the first port that no other has; where
+/// an operator has chosen one, it is that or none.
 fn bind_ops(resolved: &Resolved) -> Result<Option<OpsServer>, StartError> {
-    let bind = |address| OpsServer::bind(address).map_err(|error| StartError::Ops { address, error });
-    resolved.config.ops.listen.map(bind).transpose()
+    let Some(address) = resolved.config.ops.listen else { return Ok(None) };
+    let failed = |error| StartError::Ops { address, error };
+    if address != OPS_LISTEN {
+        return OpsServer::bind(address).map(Some).map_err(failed);
+    }
+    for port in (address.port()..).take(OPS_PORTS.into()) {
+        match OpsServer::bind(SocketAddr::new(address.ip(), port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map(Some).map_err(failed),
+        }
+    }
+    tracing::warn!(%address, ports = OPS_PORTS, "every port is taken: metrics, health and /api/v1 are not served; set ops.listen");
+    Ok(None)
 }
 
 fn serve_ops(
     machine: &Machine,
     ops: Option<OpsServer>,
     resolved: &Resolved,
+    in_use: &InUse,
 ) -> Result<Option<Serving>, StartError> {
-    let Some(ops) = ops else {
-        return Ok(None);
+    let secrets = &resolved.ops;
+    let note = OpsNote {
+        address: ops.as_ref().map(OpsServer::address),
+        has_tls: secrets.identity.is_some(),
+        has_tokens: secrets.view.is_some() || secrets.operate.is_some(),
     };
-    let address = ops.address();
-    let hosts = resolved.config.ops.allowed_hosts.clone();
-    let serving = ops
-        .serve(hosts, machine.health.clone(), machine.metrics.clone())
-        .map_err(|error| StartError::Ops { address, error })?;
-    tracing::info!(%address, "metrics and health are served");
+    if let Err(error) = troubles::write(&resolved.config.state.dir, &note) {
+        tracing::warn!(%error, "commands can't find the ops server");
+    }
+    let Some((ops, address)) = ops.zip(note.address) else { return Ok(None) };
+    let api = Api::start(Sources {
+        in_use: in_use.clone(),
+        clock: machine.clock.clone(),
+        started_at: machine.clock.wall(),
+        traffic: machine.traffic.clone(),
+        troubles: machine.troubles.clone(),
+        metrics: machine.metrics.clone(),
+        health: machine.health.clone(),
+        alarms: machine.alarms.clone(),
+        actors: machine.actors.clone(),
+    });
+    let api = api.map_err(|error| StartError::System { what: "threads", error })?;
+    let setup = OpsSetup {
+        allowed_hosts: resolved.config.ops.allowed_hosts.clone(),
+        secrets: secrets.clone(),
+        health: machine.health.clone(),
+        metrics: machine.metrics.clone(),
+        api,
+    };
+    let serving = ops.serve(setup).map_err(|error| StartError::Ops { address, error })?;
+    let is_other = resolved.config.ops.listen.is_some_and(|asked| asked.port() != 0 && asked != address);
+    let why = if is_other { "; another daemon has the port before it" } else { "" };
+    tracing::info!(%address, "metrics and health are served{why}");
     Ok(Some(serving))
 }
 
@@ -224,6 +271,7 @@ async fn run_generations(
     machine: &Arc<Machine>,
     resolved: Resolved,
     state_dir: &Path,
+    in_use: &InUse,
     reload: impl Fn() -> anyhow::Result<Resolved>,
 ) -> Result<Exit, StartError> {
     let mut signals =
@@ -278,6 +326,7 @@ async fn run_generations(
                 }
                 timeout = new.config.shutdown.timeout;
                 lookout.configure(&new.config);
+                in_use.replace(&new.config);
                 warn_of_shortfall(&new.config, machine.descriptors);
                 tracing::info!("the new configuration is in use");
                 reloads.answer(asked, &file, None);

@@ -14,8 +14,8 @@ use crate::{
 };
 use postrider_http::receipts;
 
-/// What the process keeps open when it is idle, as measured: the store, the runtime.
-const IDLE: usize = 20;
+/// What the process keeps open when it is idle, as measured: the store, the runtime, the ops server.
+const IDLE: usize = 32;
 
 /// What it keeps open whatever it does, standard streams, what is read and written, and commands that ask the store
 /// included.
@@ -90,10 +90,11 @@ fn needed(config: &Config) -> (u64, u64) {
     let requests: usize = webhooks.map(|webhook| webhook.in_flight_max()).sum();
     let warehouses: usize = config.warehouses.iter().map(|warehouse| warehouse.statements).sum();
     let ledger = if config.ledger.kind == LedgerKind::Postgres { config.postgres.connections } else { 0 };
-    let ops = config.ops.listen.map_or(0, |_| ops::CONNECTIONS_MAX);
+    // Each connection of a server has a second one, to be closed by.
+    let ops = config.ops.listen.map_or(0, |_| 2 * ops::CONNECTIONS_MAX);
     let is_http = config.receipt_sources.iter().any(|source| matches!(source.kind, SourceKind::Http(_)));
-    let receipts = if is_http { receipts::CONNECTIONS_MAX } else { 0 };
+    let receipts = if is_http { 2 * receipts::CONNECTIONS_MAX } else { 0 };
     let feeds = config.feeds.len() * (1 + config.pools.parsers);
-    let rest = OWN + (warehouses + ledger + feeds) as u64 + u64::from(ops + receipts);
+    let rest = OWN + (warehouses + ledger + feeds + ops + receipts) as u64;
     (requests.min(config.delivery.concurrency) as u64, rest)
 }

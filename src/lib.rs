@@ -3,6 +3,8 @@
 //! The stages and rules are in the crate `postrider_actors`, which knows none of this; the adapters are crates of their
 //! own, one per family of engines, and meet only in [`app`].
 
+mod alarm_board;
+mod api;
 #[cfg_attr(
     not(all(feature = "aws", feature = "postgres")),
     allow(
@@ -23,5 +25,6 @@ pub mod findings;
 pub mod node;
 pub mod ops;
 pub mod receiver;
+mod shapes;
 pub mod systemd;
 pub mod telemetry;

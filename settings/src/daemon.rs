@@ -1,14 +1,19 @@
 //! The process as a whole: where it keeps things, how much it does at once, how it is watched.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use url::Url;
 
 use crate::{
-    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, required_path, web_address},
+    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, optional_path, required_path, web_address},
     declare::{choice, duration, flag, given, integer, unset},
-    destinations::Rate,
+    destinations::{Rate, optional_secret},
     reader::Section,
+    secret::SecretSource,
     tree::shown_text,
 };
 
@@ -234,18 +239,28 @@ crate::settings! {
         timeout: Duration = duration("25s", "100ms"..="10m");
     }
 
-    /// Where metrics and health are served.
+    /// Where the interface for operators and programs, metrics and health are served. Changes need a restart, not a
+    /// reload.
     Ops {
-        /// "ADDRESS:PORT"; "" = nowhere. Prometheus scrapes GET /metrics there; GET /healthz answers what the
-        /// systemd watchdog gets, GET /readyz whether files are taken. 9464 is the usual port of such exporters. It asks
-        /// for no password: keep it on loopback or on a private network. Off by default: two daemons on one machine
-        /// would need the same port. Port 0 takes a free one, which the log names. A change needs a restart, not a
-        /// reload.
-        listen: Option<SocketAddr> = given("\"\"", listen);
+        /// "ADDRESS:PORT"; "" = nowhere. /api/v1 shows everything and takes orders. Prometheus scrapes GET /metrics;
+        /// GET /healthz answers what the systemd watchdog gets, GET /readyz whether files are taken. A second daemon
+        /// takes the next free port after the default, and says so; another port in use is an error; port 0 takes a free
+        /// one. On loopback, whoever is on this machine may see and order everything unless there are tokens; anywhere
+        /// else tokens and TLS are required.
+        listen: Option<SocketAddr> = given("\"127.0.0.1:9464\"", listen);
         /// Names, up to 16, that requests may call it by beside `listen` itself and localhost, such as the name that
         /// Prometheus is given; without port. Requests for other names are refused, so that no web page can read it
         /// through a name of its own (DNS rebinding).
         allowed_hosts: Vec<String> = given("[]", hosts);
+        /// Where the token is kept that allows to look, sent as "Authorization: Bearer TOKEN": "env:NAME", "file:/PATH"
+        /// or "credential:NAME". 16 or more visible ASCII characters.
+        view_token: Option<SecretSource> = unset("\"credential:ops-view\"", optional_secret);
+        /// The same for the token that also allows to give orders.
+        operate_token: Option<SecretSource> = unset("\"credential:ops-operate\"", optional_secret);
+        /// PEM file of the certificates that the server shows, its own first; an absolute path. With it, it speaks TLS.
+        tls_cert_file: Option<PathBuf> = unset("\"/etc/postrider/ops.pem\"", optional_path);
+        /// Where their key is kept, in PEM.
+        tls_key: Option<SecretSource> = unset("\"credential:ops-key\"", optional_secret);
     }
 
     /// The backlog. 1000, a common bound elsewhere, suits a queue that should be empty; here a file of a million rows
@@ -409,6 +424,9 @@ pub fn listen(section: &mut Section<'_>, key: &'static str) -> Option<SocketAddr
         }
     }
 }
+
+/// Where the ops server listens by default.
+pub const OPS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
 /// Names that the ops server answers to: a few spellings of one machine.
 const HOSTS_MAX: usize = 16;

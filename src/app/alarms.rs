@@ -59,6 +59,8 @@ pub(super) struct AlarmWatch {
     config: Alarms,
     alarms: AlarmBoard,
     file: NoteFile<AlarmNotes>,
+    /// For whoever asks this process.
+    shown: crate::alarm_board::AlarmBoard,
     /// Every destination that a configuration of this process had, by name.
     destinations: BTreeMap<String, Grown>,
     queue: Growth<2>,
@@ -88,6 +90,7 @@ impl AlarmWatch {
             config: config.alarms.clone(),
             alarms: AlarmBoard::new(rules(&config.alarms)),
             file: NoteFile::new(&config.state.dir),
+            shown: machine.alarms.clone(),
             destinations: BTreeMap::new(),
             queue: Growth::new(Duration::ZERO),
             feeds: BTreeMap::new(),
@@ -148,7 +151,9 @@ impl AlarmWatch {
         for change in self.alarms.look(now, wall, watched(&facts)) {
             self.report(&change);
         }
-        self.file.keep(&self.alarms.notes()).await;
+        let notes = self.alarms.notes();
+        self.file.keep(&notes).await;
+        self.shown.set(notes);
     }
 
     /// Says in log and metrics what has become of an alarm. A kind without any is exported as 0.

@@ -16,7 +16,7 @@ use postrider_actors::{
     sweeper::{Sweeper, SweeperSetup},
     throttle::{RateShares, SetByOperators, Throttle, ThrottleSetup},
 };
-use postrider_net::listener::Serving;
+use postrider_net::serving::Serving;
 
 use super::{
     delivery::Webhooks,

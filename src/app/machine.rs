@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,11 +18,12 @@ use postrider_actors::{
     ports::{Clock, InFlight},
     supervision::{ActorBoard, ChildId},
 };
-use postrider_net::listener::Listener;
+use postrider_http::receipts::HttpReceipts;
 use tokio::sync::RwLock;
 
 use super::{error::StartError, stores::Stores};
 use crate::{
+    alarm_board::AlarmBoard,
     clock::SteadyClock,
     config::{Config, SourceKind},
     ops::Health,
@@ -49,6 +50,8 @@ pub(super) struct Machine {
     pub(super) board: ProgressBoard,
     /// The actors that run.
     pub(super) actors: ActorBoard,
+    /// The alarms that are raised.
+    pub(super) alarms: AlarmBoard,
     /// What keeps feeds and their files from going on.
     pub(super) troubles: TroubleBoard,
     pub(super) health: Health,
@@ -57,7 +60,7 @@ pub(super) struct Machine {
     pub(super) systemd: Notifier,
     pub(super) telemetry: Telemetry,
     /// Where receipts are handed in. It stays bound across a reload, so that no sender is turned away.
-    pub(super) receipts: Mutex<Option<(SocketAddr, Listener)>>,
+    pub(super) receipts: Mutex<Option<(SocketAddr, TcpListener)>>,
     /// How many descriptors it may have, if that is limited.
     pub(super) descriptors: Option<u64>,
     /// Rung when receipts are in the inbox.
@@ -128,7 +131,7 @@ impl Machine {
     }
 
     /// The address that receipts are handed in at, if there is one.
-    pub(super) fn receipts_listener(&self, config: &Config) -> Result<Option<Listener>, StartError> {
+    pub(super) fn receipts_listener(&self, config: &Config) -> Result<Option<HttpReceipts>, StartError> {
         let mut bound = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = bound.take();
         let is_needed =
@@ -137,9 +140,9 @@ impl Machine {
         let failed = |error| StartError::Receipts { address, error };
         let listener = match before {
             Some((at, listener)) if at == address => listener,
-            _ => Listener::bind(address).map_err(failed)?,
+            _ => TcpListener::bind(address).map_err(failed)?,
         };
-        let clone = listener.try_clone().map_err(failed)?;
+        let clone = listener.try_clone().and_then(HttpReceipts::on).map_err(failed)?;
         *bound = Some((address, listener));
         Ok(Some(clone))
     }

@@ -31,7 +31,10 @@ use postrider_files::inbox::{DirectoryInbox, InboxConfig, TERMS, TERMS_BYTES_MAX
 use postrider_settings::Duplicates;
 use sha2::{Digest as _, Sha256};
 
-use super::feeds::feed_settings;
+use super::{
+    feeds::feed_settings,
+    troubles::{self, OpsNote},
+};
 use crate::config::{Config, Destination, Resolved};
 
 /// Rows of a block.
@@ -299,10 +302,13 @@ pub fn estimate(
     Estimate { backlog, rate_per_s, latency, takes, finish }
 }
 
-/// How long an attempt took on average, by destination, as the daemon at `listen` has measured it since it began; empty if
-/// none answers.
-pub fn latencies(listen: Option<SocketAddr>) -> BTreeMap<String, Duration> {
-    let Some(address) = listen else { return BTreeMap::new() };
+/// How long an attempt took on average, by destination, as the daemon that runs on `state_dir` has measured it since it
+/// began; empty if none answers, or not without a token.
+pub fn latencies(state_dir: &Path) -> BTreeMap<String, Duration> {
+    let ops: OpsNote = troubles::read(state_dir).unwrap_or_default();
+    let Some(address) = ops.address.filter(|_| !ops.has_tls && !ops.has_tokens) else {
+        return BTreeMap::new();
+    };
     metrics(address).map(|text| mean_of_attempts(&text)).unwrap_or_default()
 }
 

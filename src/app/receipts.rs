@@ -18,7 +18,7 @@ use postrider_files::{
     receipts::{DirReceipts, DirReceiptsSettings},
 };
 use postrider_http::receipts::{Credentials, HttpReceipts, HttpSource, Sink};
-use postrider_net::listener::{Listener, Serving};
+use postrider_net::serving::Serving;
 use postrider_settings::Keys as _;
 
 /// A source that is asked for receipts.
@@ -33,7 +33,7 @@ pub(super) struct PulledSource {
 #[derive(Default)]
 pub(super) struct Receipts {
     pulled: Vec<PulledSource>,
-    listener: Option<Listener>,
+    listener: Option<HttpReceipts>,
     pushed: Vec<HttpSource>,
 }
 
@@ -94,7 +94,7 @@ impl Receipts {
             taken: machine.arrived.clone(),
             clock: machine.clock.clone(),
         };
-        match HttpReceipts::on(listener).serve(pushed, sink) {
+        match listener.serve(pushed, sink) {
             Ok(serving) => {
                 tracing::info!(%address, "listening for receipts");
                 Some(serving)

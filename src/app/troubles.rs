@@ -4,15 +4,27 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use postrider_actors::model::{alarm::board::AlarmNotes, standing::Standing, trouble::Troubles};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 
 use super::state_dir;
+
+/// Where this machine's daemon serves its interface for operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OpsNote {
+    /// `None`: nowhere.
+    pub(crate) address: Option<SocketAddr>,
+    /// Whether it speaks TLS.
+    pub(crate) has_tls: bool,
+    /// Whether it wants a token.
+    pub(crate) has_tokens: bool,
+}
 
 /// What is noted, and where in the state directory.
 pub(crate) trait Noted:
@@ -32,6 +44,15 @@ impl Noted for Standing {
 /// Alarms.
 impl Noted for AlarmNotes {
     const FILE: &str = "alarms.json";
+}
+
+impl Noted for OpsNote {
+    const FILE: &str = "ops.json";
+}
+
+/// Writes such a file once. It says nothing of now until it is written.
+pub(super) fn write<T: Noted>(state_dir: &Path, notes: &T) -> io::Result<()> {
+    state_dir::write_file(&state_dir.join(T::FILE), &serde_json::to_vec_pretty(notes)?)
 }
 
 /// Keeps such a file. On a full disk it says what it said last, until there is room; alarms and metrics don't need it.

@@ -3,13 +3,12 @@
 use std::{path::Path, process::ExitCode};
 
 use postrider_actors::ports::console::AuditLine;
-use serde_json::json;
 
 use super::{
     print, print_json,
     table::{cut_to, table, text, time},
 };
-use crate::{app::console, exit::Exit};
+use crate::{app::console, exit::Exit, shapes};
 
 /// Show who ordered what, the latest first
 ///
@@ -30,12 +29,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let mut lines = console::view(&super::load_for_store(config)?)?.audit(args.limit.saturating_add(1))?;
     let footer = cut_to(&mut lines, args.limit, "lines");
     if args.json {
-        let json_of = |line: &AuditLine| {
-            json!({
-                "at": time(line.at), "by": line.by, "order": line.verb, "of": line.of, "detail": line.detail,
-            })
-        };
-        print_json(&lines.iter().map(json_of).collect::<Vec<_>>())?;
+        print_json(&lines.into_iter().map(shapes::AuditLine::from).collect::<Vec<_>>())?;
     } else {
         let row = |line: &AuditLine| {
             vec![text(time(line.at)), text(&line.by), text(&line.verb), text(&line.of), text(&line.detail)]

@@ -1,13 +1,7 @@
 //! `postrider destinations`
 
-use std::{
-    fmt::Display,
-    num::{NonZeroU32, NonZeroUsize},
-    path::Path,
-    process::ExitCode,
-};
+use std::{fmt::Display, path::Path, process::ExitCode};
 
-use postrider_actors::{model::limits::Concurrency, ports::console::DestinationView};
 use serde_json::json;
 
 use super::{
@@ -16,8 +10,9 @@ use super::{
 };
 use crate::{
     app::console,
-    config::{Config, Destination},
+    config::Config,
     exit::Exit,
+    shapes::{InFlightLimit, concurrency, rate},
 };
 
 /// List destinations, whether they are paused, and their limits
@@ -56,10 +51,7 @@ fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
                     "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
                     "rate_per_s": rate(configured_as(name), view),
                     "rate_set": view.limits.rate_per_s.is_some(),
-                    "concurrency": concurrency(configured_as(name), view).map(|it| match it {
-                        Concurrency::Auto => json!("auto"),
-                        Concurrency::Fixed(number) => json!(number),
-                    }),
+                    "concurrency": concurrency(configured_as(name), view).map(InFlightLimit),
                     "concurrency_set": view.limits.concurrency.is_some(),
                     "open": view.counts.open(),
                 })
@@ -87,21 +79,6 @@ fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
         &["destination", "state", "configured", "rate/s", "concurrency", "open", "since", "reason"],
         rows,
     ))
-}
-
-/// The limit on messages per second to a destination, if there is one.
-pub(super) fn rate(configured: Option<&Destination>, view: &DestinationView) -> Option<u32> {
-    let by_config = || configured.and_then(|known| known.rate()).map(|rate| rate.per_s);
-    view.limits.rate_per_s.map(NonZeroU32::get).or_else(by_config)
-}
-
-/// The requests that may be in flight to a webhook.
-fn concurrency(configured: Option<&Destination>, view: &DestinationView) -> Option<Concurrency> {
-    let by_config = || {
-        let fixed = configured?.webhook()?.concurrency;
-        Some(fixed.and_then(NonZeroUsize::new).map_or(Concurrency::Auto, Concurrency::Fixed))
-    };
-    view.limits.concurrency.or_else(by_config)
 }
 
 /// A limit, and whether an operator has set it.

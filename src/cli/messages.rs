@@ -3,21 +3,16 @@
 use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use anyhow::bail;
-use postrider_actors::model::{
-    ids::MessageId,
-    outcome::{Attempt, DeathCause},
-};
-use serde_json::{Value, json};
+use postrider_actors::model::ids::MessageId;
 
 use super::{
     print, print_json,
     table::{cut_to, time},
 };
 use crate::exit::Exit;
-use crate::{app::console, config::Config, telemetry::escape};
+use crate::{app::console, config::Config, shapes::Story, telemetry::escape};
 use postrider_actors::ports::console::{
-    Delivery, Fate, FileSelector, MessageReport, Search, View,
-    receipts::{AppliedReceipt, MessageRow},
+    Delivery, Fate, FileSelector, MessageReport, Search, View, receipts::MessageRow,
 };
 
 /// Batches per read of a search: what is held back from the store's log at once.
@@ -76,7 +71,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let rows = rows(&config, &reports)?;
     let with_rows = reports.iter().map(|report| (report, row_of(&rows, report)));
     if args.json {
-        print_json(&with_rows.map(|(report, row)| json_of(report, row)).collect::<Vec<_>>())?;
+        print_json(&with_rows.map(|(report, row)| Story::of(report, row)).collect::<Vec<_>>())?;
     } else {
         let text = with_rows.map(|(report, row)| rendered(report, row)).collect::<Vec<_>>().join("\n");
         print(&(text + &footer))?;
@@ -132,61 +127,6 @@ fn is_wanted(report: &MessageReport, args: &Args) -> bool {
         Fate::Rejected { .. } | Fate::Duplicate => true,
     });
     of_file && to_destination
-}
-
-fn json_of(report: &MessageReport, row: Option<&MessageRow>) -> Value {
-    let mut view = json!({
-        "id": report.id.to_string(),
-        "file": report.id.file.to_string(),
-        "file_name": report.file_name,
-        "row": report.id.row,
-    });
-    let fate = match &report.fate {
-        Fate::Rejected { line, reason } => json!({ "state": "rejected", "line": line, "reason": reason }),
-        Fate::Duplicate => json!({ "state": "duplicate" }),
-        Fate::Message(delivery) => json!({
-            "state": delivery.state.merge(row.map_or(delivery.state, |row| row.state)).as_str(),
-            "destination": delivery.destination,
-            "recipient": delivery.recipient,
-            "payload_archived": delivery.recipient.is_none(),
-            "accepted_at": time(delivery.accepted_at),
-            "redriven": delivery.drive,
-            "rendered_anew_at": delivery.rendered_at.map(time),
-            "attempts": delivery.failed.iter().map(attempt).collect::<Vec<_>>(),
-            "sent": delivery.sent.map(|(status, at)| json!({ "at": time(at), "status": status })),
-            "cause": delivery.cause.map(DeathCause::as_str),
-            "next_attempt": delivery.not_before.map(time),
-            "provider_id": row.and_then(|row| row.provider_id.as_deref()),
-            "detail": row.and_then(|row| row.detail.as_deref()),
-            "receipt": row.and_then(|row| row.receipt.as_ref()).map(receipt_json),
-            "conflict": row.map(|row| row.reported.is_conflict()),
-        }),
-    };
-    if let (Value::Object(view), Value::Object(fate)) = (&mut view, fate) {
-        view.extend(fate);
-    }
-    view
-}
-
-fn receipt_json(receipt: &AppliedReceipt) -> Value {
-    let facts = &receipt.facts;
-    json!({
-        "state": receipt.state.as_str(),
-        "at": receipt.at.map(time),
-        "status": facts.status,
-        "carrier": facts.carrier,
-        "response": facts.response,
-        "sent_at": facts.sent_at.map(time),
-        "price": facts.price.map(|price| price.to_string()),
-    })
-}
-
-fn attempt(attempt: &Attempt) -> Value {
-    json!({
-        "at": time(attempt.at),
-        "status": (attempt.status != 0).then_some(attempt.status),
-        "reason": attempt.reason.as_str(),
-    })
 }
 
 fn rendered(report: &MessageReport, row: Option<&MessageRow>) -> String {

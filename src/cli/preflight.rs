@@ -52,7 +52,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let views = view.as_mut().map(|view| view.destinations()).transpose()?.unwrap_or_default();
-    let latencies = preflight::latencies(resolved.config.ops.listen);
+    let latencies = preflight::latencies(&resolved.config.state.dir);
     let estimates: Vec<(String, Estimate)> = found
         .destinations
         .iter()

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use postrider_actors::{
-    model::{ids::FileId, receipt::ReceiptKey, time::UnixMs},
+    model::{ids::FileId, time::UnixMs},
     receipt_reread::RereadCounts,
 };
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use crate::exit::Exit;
 use crate::{
     app::console::{self, RowLedger},
     config::{self, Config},
+    shapes,
 };
 use postrider_actors::ports::console::{
     FileSelector,
@@ -134,8 +135,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             let (counts, sources) = (rows.ask(|view| view.counts(file))?, rows.ask(|view| view.sources())?);
             if *json {
                 print_json(&json!({
-                    "messages": counts.iter().map(count_json).collect::<Vec<_>>(),
-                    "sources": sources.iter().map(source_json).collect::<Vec<_>>(),
+                    "messages": counts.iter().map(shapes::StateCount::from).collect::<Vec<_>>(),
+                    "sources": sources.iter().map(shapes::Source::from).collect::<Vec<_>>(),
                 }))?;
             } else {
                 print(&counts_table(&counts))?;
@@ -266,13 +267,9 @@ fn age_word(index: usize) -> String {
 }
 
 fn gaps_json(gaps: &Gaps) -> Value {
-    let ages = gaps.ages.iter().enumerate();
     json!({
         "destination": gaps.destination,
-        "ages": ages.map(|(index, messages)| json!({
-            "from_s": GAP_AGES[index].as_secs(),
-            "messages": messages,
-        })).collect::<Vec<_>>(),
+        "ages": shapes::Gaps::ages(&gaps.ages),
         "messages": gaps.oldest.iter().map(|gap| json!({
             "id": gap.id.to_string(),
             "state": gap.state.as_str(),
@@ -303,27 +300,11 @@ fn gaps_table(gaps: &Gaps, limit: usize) -> String {
     )
 }
 
-fn count_json(count: &StateCount) -> Value {
-    json!({ "destination": &*count.destination, "state": count.state.as_str(), "messages": count.messages })
-}
-
 fn counts_table(counts: &[StateCount]) -> String {
     let rows = counts
         .iter()
         .map(|count| vec![text(&count.destination), text(count.state.as_str()), number(count.messages)]);
     table(&["destination", "state", "messages"], rows)
-}
-
-fn source_json(source: &SourceRow) -> Value {
-    json!({
-        "name": &*source.name,
-        "destination": &*source.destination,
-        "cursor": source.cursor.as_ref().map(|cursor| &cursor.0),
-        "receipts_at": source.receipts_at.map(time),
-        "cursor_at": source.cursor_at.map(time),
-        "waiting": source.waiting,
-        "parked": source.parked,
-    })
 }
 
 fn sources_table(sources: &[SourceRow]) -> String {
@@ -341,33 +322,17 @@ fn sources_table(sources: &[SourceRow]) -> String {
     table(&["source", "destination", "last receipts", "cursor moved", "waiting", "parked"], rows)
 }
 
-fn key_text(key: &ReceiptKey) -> String {
-    match key {
-        ReceiptKey::Message(id) => id.to_string(),
-        ReceiptKey::Provider(id) => id.to_string(),
-    }
-}
-
 fn held(mut receipts: Vec<HeldReceipt>, list: &List) -> anyhow::Result<()> {
     let footer = cut_to(&mut receipts, list.limit, "receipts");
     if list.json {
-        let json = |receipt: &HeldReceipt| {
-            json!({
-                "source": &*receipt.source,
-                "destination": &*receipt.destination,
-                "names": key_text(&receipt.key),
-                "state": receipt.state.as_str(),
-                "since": time(receipt.since),
-            })
-        };
-        return print_json(&receipts.iter().map(json).collect::<Vec<_>>());
+        return print_json(&receipts.iter().map(shapes::Held::from).collect::<Vec<_>>());
     }
     let rows = receipts.iter().map(|receipt| {
         vec![
             text(time(receipt.since)),
             text(&receipt.source),
             text(&receipt.destination),
-            text(key_text(&receipt.key)),
+            text(shapes::key_text(&receipt.key)),
             text(receipt.state.as_str()),
         ]
     });
@@ -377,17 +342,7 @@ fn held(mut receipts: Vec<HeldReceipt>, list: &List) -> anyhow::Result<()> {
 fn rejects(mut rejects: Vec<RejectedReceipt>, list: &List) -> anyhow::Result<()> {
     let footer = cut_to(&mut rejects, list.limit, "receipts");
     if list.json {
-        let json = |reject: &RejectedReceipt| {
-            json!({
-                "source": &*reject.source,
-                "place": reject.place,
-                "reason": reject.reason,
-                "at": time(reject.at),
-                "text": (!reject.text.text.is_empty()).then_some(&*reject.text.text),
-                "is_whole": reject.text.is_whole,
-            })
-        };
-        return print_json(&rejects.iter().map(json).collect::<Vec<_>>());
+        return print_json(&rejects.iter().map(shapes::Rejected::from).collect::<Vec<_>>());
     }
     let rows = rejects.iter().map(|reject| {
         vec![text(time(reject.at)), text(&reject.source), text(&reject.place), text(&reject.reason)]

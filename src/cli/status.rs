@@ -11,7 +11,7 @@ use std::{
 use serde_json::json;
 
 use super::{
-    destinations::{self, shown},
+    destinations::shown,
     print, print_json,
     steer::now,
     table::{number, table, text, time},
@@ -20,6 +20,7 @@ use crate::exit::Exit;
 use crate::{
     app::{ceiling, console, troubles},
     config::Config,
+    shapes,
     telemetry::escape,
 };
 use postrider_actors::{
@@ -89,7 +90,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let mut open_files = view.files(None, FILES_LOOKED_AT)?;
     open_files.retain(|report| !report.is_settled());
     open_files.truncate(OPEN_FILES_MAX);
-    let whole = facts.of_whole(&open_files, now);
+    let whole = facts.of_whole(&open_files.iter().collect::<Vec<_>>(), now);
     let of_file = |report: FileReport| {
         let ceiling = facts.of_file(&report, now);
         (report, ceiling)
@@ -193,7 +194,7 @@ fn lines(
             DestinationLine {
                 name: name.clone(),
                 sent_per_s: sampled(name, &view),
-                rate_per_s: destinations::rate(known, &view),
+                rate_per_s: shapes::rate(known, &view),
                 state: match () {
                     () if !of.is_configured => "not configured",
                     () if view.disabled.is_some() => "disabled",

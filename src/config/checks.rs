@@ -53,6 +53,7 @@ pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
     }
     check_engines(reader, config);
     check_receipts(reader, config);
+    check_ops(reader, config);
     let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
     for feed in &config.feeds {
         check_feed(reader, config, feed);
@@ -125,6 +126,32 @@ fn check_build(reader: &Reader, config: &Config, built_in: Engines) {
     for destination in config.destinations.iter().filter(|destination| destination.table().is_some()) {
         need(&join(&join("destinations", &destination.name), "kind"), "table", &[Engine::Warehouse]);
     }
+}
+
+/// Who is not on this machine has to prove who it is, and nobody on the way may read or change what it says (F56).
+fn check_ops(reader: &Reader, config: &Config) {
+    let ops = &config.ops;
+    for (one, other) in [("tls_cert_file", "tls_key"), ("tls_key", "tls_cert_file")] {
+        let (one, other) = (join("ops", one), join("ops", other));
+        if reader.is_there(&one) && !reader.is_there(&other) {
+            reader.note(&one, None, format!("set {other} too: a certificate is shown with its key"));
+        }
+    }
+    let Some(address) = ops.listen.filter(|address| !address.ip().to_canonical().is_loopback()) else {
+        return;
+    };
+    let has_token = ops.view_token.is_some() || ops.operate_token.is_some();
+    let missing = match (has_token, ops.tls_cert_file.is_some()) {
+        (true, true) => return,
+        (false, true) => "set ops.operate_token, ops.view_token or both",
+        (true, false) => "set ops.tls_cert_file and ops.tls_key",
+        (false, false) => {
+            "set ops.operate_token, ops.view_token or both, and ops.tls_cert_file and ops.tls_key"
+        }
+    };
+    let advice =
+        format!("other machines reach it there: {missing}, or listen at 127.0.0.1 behind a TLS proxy");
+    reader.note("ops.listen", Some(shown_text(&address.to_string())), advice);
 }
 
 fn check_delay(reader: &Reader, config: &Config) {

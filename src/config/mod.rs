@@ -34,9 +34,9 @@ pub use document::default_toml;
 pub use postrider_settings::{
     Alarms, Aws, Batch, Canary, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode, Delivery,
     DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm,
-    Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, Ops, Origin, Outbox, Pools, Postgres, Problem,
-    Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs, State, Tls,
-    Warehouse, WarehouseDialect,
+    Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin, Outbox, Pools, Postgres,
+    Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs,
+    State, Tls, Warehouse, WarehouseDialect,
 };
 pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};

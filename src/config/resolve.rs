@@ -14,16 +14,21 @@ use postrider_actors::model::body::BodyTemplate;
 use postrider_settings::{join, shown_text};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use postrider_http::{signature::SigningKey, webhook};
+use postrider_http::{
+    signature::SigningKey,
+    token::{NO_TOKEN, Token},
+    webhook,
+};
 use postrider_net::tls::{Identity, IdentityError};
 
 use super::{
-    Config, HeaderValue, HttpAuth, LedgerKind, Problem, Problems, ReceiptSource, SecretSource, SourceKind,
-    TemplateSource, Webhook,
+    Config, HeaderValue, HttpAuth, LedgerKind, Ops, Problem, Problems, ReceiptSource, SecretSource,
+    SourceKind, TemplateSource, Webhook,
     checks::{shared_secret, unfit_template},
     destination::TEMPLATE_BYTES_MAX,
     read_bounded,
 };
+use crate::ops::OpsSecrets;
 
 /// The longest secret that is read, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -41,6 +46,8 @@ pub struct Resolved {
     pub addresses: Addresses,
     /// What senders of receipts prove themselves by, by their source's name.
     pub receipt_secrets: BTreeMap<String, Vec<SecretString>>,
+    /// What the ops server shows, and what is to be brought to it.
+    pub ops: OpsSecrets,
 }
 
 /// Where databases are. Each is an address as libpq has it, `postgres://USER:PASSWORD@HOST/DATABASE`.
@@ -135,8 +142,9 @@ impl Config {
         resolver.check_templates(&self, &materials);
         let addresses = resolver.addresses(&self);
         let receipt_secrets = resolver.receipt_secrets(&self.receipt_sources);
+        let ops = resolver.ops(&self.ops);
         Problems::check(&self.file, resolver.problems)?;
-        Ok(Resolved { config: self, materials, addresses, receipt_secrets })
+        Ok(Resolved { config: self, materials, addresses, receipt_secrets, ops })
     }
 }
 
@@ -228,7 +236,9 @@ impl Resolver<'_> {
             headers,
             template: self.template(&section, destination),
             ca_pem: self.ca_pem(&section, destination),
-            client: self.client(&section, destination),
+            client: destination.client_cert_file.as_deref().zip(destination.client_key.as_ref()).and_then(
+                |(path, key)| self.client(&section, ("client_cert_file", path), ("client_key", key)),
+            ),
         }
     }
 
@@ -252,9 +262,43 @@ impl Resolver<'_> {
         Some(format!("Basic {}", STANDARD.encode(login.expose_secret())).into())
     }
 
-    fn client(&mut self, section: &str, destination: &Webhook) -> Option<Client> {
-        let (path, source) = (destination.client_cert_file.as_deref()?, destination.client_key.as_ref()?);
-        let (path_key, key_key) = (join(section, "client_cert_file"), join(section, "client_key"));
+    /// Tokens that are fit for their purpose, and the server's certificate.
+    fn ops(&mut self, ops: &Ops) -> OpsSecrets {
+        let mut token = |name: &str, source: Option<&SecretSource>| {
+            let (key, source) = (join("ops", name), source?);
+            let token = self.secret(&key, source)?;
+            if Token::new(&token).is_none() {
+                self.note(
+                    &key,
+                    Some(source.to_string()),
+                    format!("what is kept there is not a token: {NO_TOKEN}"),
+                );
+            }
+            Some(token)
+        };
+        let view = token("view_token", ops.view_token.as_ref());
+        let operate = token("operate_token", ops.operate_token.as_ref());
+        let is_same = |view: &SecretString| {
+            operate.as_ref().is_some_and(|operate| operate.expose_secret() == view.expose_secret())
+        };
+        if view.as_ref().is_some_and(is_same) {
+            let advice = "it is ops.operate_token too: who may only look could give orders";
+            self.note("ops.view_token", None, advice.into());
+        }
+        let files = ops.tls_cert_file.as_deref().zip(ops.tls_key.as_ref());
+        let client =
+            files.and_then(|(path, key)| self.client("ops", ("tls_cert_file", path), ("tls_key", key)));
+        OpsSecrets { view, operate, identity: client.map(|client| client.identity) }
+    }
+
+    /// A certificate and its key, each with the name of the key of `section` that says where it is.
+    fn client(
+        &mut self,
+        section: &str,
+        (path_name, path): (&str, &Path),
+        (key_name, source): (&str, &SecretSource),
+    ) -> Option<Client> {
+        let (path_key, key_key) = (join(section, path_name), join(section, key_name));
         let certificates = read(path, CA_BYTES_MAX);
         let key = self.secret(&key_key, source);
         let found = shown_text(&path.to_string_lossy());

@@ -121,8 +121,8 @@ fn documented_ranges() -> Vec<(String, String, String, String)> {
         } else if let Some((key, value)) = line.split_once(" = ") {
             let words: Vec<_> = comment.split_ascii_whitespace().collect();
             let is_number = value.trim_matches('"').starts_with(|first: char| first.is_ascii_digit());
-            // `min_tls` is one of some words, and `not_before` and `finish_by` are times, though they begin with digits.
-            let is_quantity = is_number && !words.contains(&"|") && !value.contains(['T', '/']);
+            // `min_tls` is one of some words, and `not_before` and `finish_by` are times, `listen` an address, though they begin with digits.
+            let is_quantity = is_number && !words.contains(&"|") && !value.contains(['T', '/', ':']);
             if is_quantity && let [.., low, "to", high] = &words[..] {
                 let high = high.trim_end_matches('.');
                 ranges.push((table.clone(), key.to_owned(), (*low).to_owned(), high.to_owned()));
@@ -260,6 +260,16 @@ fn each_mistake_is_named_with_what_to_do() {
         ("[pools]\nparsers = 0", &["pools.parsers", "found 0", "1 to 64"]),
         ("[ops]\nlisten = \"localhost:9464\"", &["ops.listen", "found \"localhost:9464\"", "127.0.0.1:9464"]),
         ("[ops]\nlisten = \"9464\"", &["ops.listen", "an IP address and a port"]),
+        ("[ops]\nlisten = \"0.0.0.0:9464\"", &["ops.listen", "ops.operate_token", "ops.tls_cert_file"]),
+        (
+            "[ops]\nlisten = \"[::]:9464\"\noperate_token = \"env:T\"",
+            &["ops.listen", "set ops.tls_cert_file and ops.tls_key,"],
+        ),
+        (
+            "[ops]\nlisten = \"10.0.0.1:9464\"\ntls_cert_file = \"/c\"\ntls_key = \"env:K\"",
+            &["ops.listen", "set ops.operate_token, ops.view_token or both,"],
+        ),
+        ("[ops]\ntls_cert_file = \"/c\"", &["ops.tls_cert_file", "set ops.tls_key too"]),
         ("[ops]\nallowed_hosts = [\"a b\"]", &["ops.allowed_hosts[0]", "without port"]),
         ("[ops]\nallowed_hosts = [\"metrics:9464\"]", &["ops.allowed_hosts[0]", "without port"]),
         ("[alarms.failures]\nmax_percent = 101", &["alarms.failures.max_percent", "found 101", "per cent"]),
@@ -514,8 +524,11 @@ fn s2_8_the_alarms_are_preset_with_the_seeds_numbers() {
 }
 
 #[test]
-fn the_ops_server_is_off_until_it_is_asked_for() {
-    assert_eq!(check("").unwrap().ops, Ops { listen: None, allowed_hosts: Vec::new() });
+fn the_ops_server_is_on_loopback_until_another_place_is_made_safe() {
+    assert_eq!(check("").unwrap().ops.listen, Some(OPS_LISTEN));
+    assert_eq!(check("[ops]\nlisten = \"\"").unwrap().ops.listen, None);
+    let safe = "[ops]\nlisten = \"0.0.0.0:9464\"\nview_token = \"env:V\"\ntls_cert_file = \"/c\"\ntls_key = \"env:K\"";
+    assert!(check(safe).is_ok());
     let ops = check("[ops]\nlisten = \"[::1]:9464\"\nallowed_hosts = [\"Metrics.Internal\"]").unwrap().ops;
     assert_eq!(ops.listen, Some("[::1]:9464".parse().unwrap()));
     assert_eq!(ops.allowed_hosts, ["metrics.internal"]);

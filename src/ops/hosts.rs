@@ -1,6 +1,10 @@
 use std::net::IpAddr;
 
-use hyper::{HeaderMap, Uri, header, http::uri::Authority};
+use actix_web::http::{
+    Uri,
+    header::{self, HeaderMap},
+    uri::Authority,
+};
 
 /// The host names that the server answers to. A page in a browser can make its own name point here (DNS rebinding)
 /// and would then read the answers; requests for that name are refused.
@@ -26,9 +30,9 @@ impl Hosts {
         Self { allowed }
     }
 
-    /// Whether a request that arrived at `local` is for this server.
+    /// Whether a request that arrived at `local` is for this server, and comes from no page but its own.
     pub(super) fn check(&self, headers: &HeaderMap, uri: &Uri, local: IpAddr) -> Result<(), HostRejection> {
-        let mut hosts = headers.get_all(header::HOST).iter();
+        let mut hosts = headers.get_all(header::HOST);
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
             return Err(HostRejection::Unclear);
         };
@@ -42,8 +46,7 @@ impl Hosts {
         }
         for origin in headers.get_all(header::ORIGIN) {
             let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
-            let is_ours = origin.as_ref().and_then(Uri::authority).is_some_and(|o| self.is_ours(o, local));
-            if !is_ours {
+            if !origin.is_some_and(|origin| is_origin_of(&origin, &authority)) {
                 return Err(HostRejection::Origin);
             }
         }
@@ -59,6 +62,22 @@ impl Hosts {
             || host.parse::<IpAddr>().is_ok_and(|host| host.to_canonical() == local.to_canonical())
             || self.allowed.contains(&host)
     }
+}
+
+/// Whether a page of `origin` has asked `host` for what is its own: name and port are the same. Another server of the same
+/// machine has another port.
+fn is_origin_of(origin: &Uri, host: &Authority) -> bool {
+    let default = match origin.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return false,
+    };
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
+    origin.authority().is_some_and(|origin| {
+        !origin.as_str().contains('@')
+            && origin.host().eq_ignore_ascii_case(host.host())
+            && port(origin) == port(host)
+    })
 }
 
 #[cfg(test)]
@@ -90,7 +109,14 @@ mod tests {
         ] {
             assert_eq!(check(&[host], None, "/metrics"), Ok(()), "{host}");
         }
-        assert_eq!(check(&["localhost"], Some("http://localhost:9464"), "/metrics"), Ok(()));
+        for (host, origin) in [
+            ("localhost:9464", "http://localhost:9464"),
+            ("LOCALHOST:9464", "http://localhost:9464"),
+            ("metrics.internal", "https://metrics.internal"),
+            ("metrics.internal:443", "https://metrics.internal"),
+        ] {
+            assert_eq!(check(&[host], Some(origin), "/metrics"), Ok(()), "{origin}");
+        }
         assert_eq!(check(&["localhost"], None, "http://localhost/metrics"), Ok(()));
     }
 
@@ -115,12 +141,24 @@ mod tests {
         assert_eq!(check(&[], None, "/metrics"), Err(HostRejection::Unclear));
         assert_eq!(check(&["localhost", "localhost"], None, "/metrics"), Err(HostRejection::Unclear));
         assert_eq!(check(&["local host"], None, "/metrics"), Err(HostRejection::Unclear));
-        for origin in ["http://evil.example", "null", "file://", "http://localhost@evil.example"] {
-            assert_eq!(
-                check(&["localhost"], Some(origin), "/metrics"),
-                Err(HostRejection::Origin),
-                "{origin}"
-            );
+    }
+
+    #[test]
+    fn f56_pages_of_other_origins_are_refused() {
+        for origin in [
+            "http://evil.example",
+            "null",
+            "file://",
+            "http://localhost@evil.example",
+            "http://evil@localhost:9464",
+            // Another server of this machine.
+            "http://localhost:8080",
+            "http://localhost",
+            "http://127.0.0.1:9464",
+            "chrome-extension://localhost:9464",
+        ] {
+            let checked = check(&["localhost:9464"], Some(origin), "/metrics");
+            assert_eq!(checked, Err(HostRejection::Origin), "{origin}");
         }
     }
 }

@@ -37,7 +37,11 @@ impl RequestVerifier {
 
     /// Whether one of the secrets has signed the request lately; `None` if there are no secrets.
     pub(super) fn verify(&self, headers: &HeaderMap, body: &[u8], now_s: u64) -> Option<bool> {
-        let verify = || self.0.verify(&SignedHead::read(headers, now_s)?, body);
+        let header = |name: &str| {
+            let mut values = headers.get_all(name).iter();
+            values.next().filter(|_| values.next().is_none())?.to_str().ok()
+        };
+        let verify = || self.0.verify(&SignedHead::read(header, now_s)?, body);
         (!self.0.is_empty()).then(|| verify().is_ok())
     }
 }

@@ -152,7 +152,7 @@ where
 }
 
 /// Our own crates at the level asked for; libraries say no more than warnings, whose details are
-/// not meant for operators.
+/// not meant for operators. What a peer does to its own connection is an error to the library of the HTTP servers.
 fn directives(level: LogLevel) -> String {
     let (ours, theirs) = match level {
         LogLevel::Error => ("error", "error"),
@@ -161,7 +161,7 @@ fn directives(level: LogLevel) -> String {
         LogLevel::Debug => ("debug", "warn"),
         LogLevel::Trace => ("trace", "warn"),
     };
-    format!("{theirs},postrider={ours},postrider_actors={ours}")
+    format!("{theirs},actix_http=off,postrider={ours},postrider_actors={ours}")
 }
 
 fn style(format: LogFormat) -> Style {

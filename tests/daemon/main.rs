@@ -15,6 +15,7 @@
     allow(dead_code, reason = "some of what tests share is for engines that are left out")
 )]
 
+mod api;
 mod bundles;
 mod care;
 mod chaos;

@@ -18,13 +18,13 @@ use crate::support::{
 
 /// What the server said: status, and everything else.
 pub(crate) struct HttpResponse {
-    status: u16,
-    head: String,
+    pub(crate) status: u16,
+    pub(crate) head: String,
     pub(crate) body: String,
 }
 
 /// Sends bytes, reads to the end.
-fn send(address: SocketAddr, request: &str) -> HttpResponse {
+pub(crate) fn send(address: SocketAddr, request: &str) -> HttpResponse {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(LIVENESS)).expect("a timeout can be set");
     stream.write_all(request.as_bytes()).expect("it reads");
@@ -45,7 +45,7 @@ pub(crate) fn serve(world: &mut World) -> SocketAddr {
     address(world)
 }
 
-fn address(world: &mut World) -> SocketAddr {
+pub(crate) fn address(world: &mut World) -> SocketAddr {
     let log = world.daemon().log_text();
     let line = log.lines().rfind(|line| line.contains("metrics and health are served"));
     let line: serde_json::Value = serde_json::from_str(line.expect("it says so")).expect("logs are JSON");

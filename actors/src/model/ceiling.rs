@@ -313,7 +313,7 @@ impl Ceiling {
 impl Facts {
     /// What binds the whole. `open` are files on their way, as many as are known: where a destination is ready for messages and
     /// none comes, all of its files may be held, or wait for their time.
-    pub fn of_whole(&self, open: &[FileReport], now: UnixMs) -> Ceiling {
+    pub fn of_whole(&self, open: &[&FileReport], now: UnixMs) -> Ceiling {
         if let Some(ceiling) = self.of_process(now) {
             return ceiling;
         }
@@ -444,7 +444,7 @@ impl Facts {
     }
 
     /// What keeps a feed from taking files.
-    fn of_feed(&self, name: &str, facts: &FeedFacts, open: &[FileReport], now: UnixMs) -> Option<Ceiling> {
+    fn of_feed(&self, name: &str, facts: &FeedFacts, open: &[&FileReport], now: UnixMs) -> Option<Ceiling> {
         if let Some(Trouble { since, reason }) = &facts.parked {
             let cause = Cause::Parked { feed: name.to_owned(), reason: reason.clone() };
             return Some(self.or_disk(cause, now).since(*since));

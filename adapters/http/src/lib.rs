@@ -2,4 +2,5 @@
 
 pub mod receipts;
 pub mod signature;
+pub mod token;
 pub mod webhook;

@@ -1,5 +1,6 @@
 //! What Postrider's servers and clients share.
 
-pub mod listener;
+pub mod seats;
+pub mod serving;
 pub mod shortage;
 pub mod tls;

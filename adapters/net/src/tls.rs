@@ -1,9 +1,9 @@
-//! TLS as a client: rustls with ring, TLS 1.2 and 1.3, the system's roots and one extra file.
+//! TLS: rustls with ring, TLS 1.2 and 1.3, the system's roots and one extra file.
 
 use std::{fmt, path::Path, sync::Arc};
 
 use rustls::{
-    ClientConfig, DEFAULT_VERSIONS, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, DEFAULT_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -30,7 +30,7 @@ impl TlsVersion {
     }
 }
 
-/// What a client shows a server that asks who it is: a certificate, and that it has the key.
+/// What one shows a peer that asks who it is: a certificate, and that it has the key.
 #[derive(Clone)]
 pub struct Identity(Arc<CertifiedKey>);
 
@@ -111,6 +111,15 @@ pub fn client_config(
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair.clone())))
         }
     })
+}
+
+/// A configuration for a server that shows `identity` and asks no client for its own.
+pub fn server_config(identity: &Identity) -> ServerConfig {
+    ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(DEFAULT_VERSIONS)
+        .expect("ring offers TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.0.clone())))
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {

@@ -181,7 +181,8 @@ impl World {
             .set("log.format", "json")
             .set("log.level", "debug")
             .set("batch.max_messages", 100)
-            .set("canary.enabled", false); // tests of it switch it on
+            .set("canary.enabled", false) // tests of it switch it on
+            .set("ops.listen", ""); // those of it too
         world.add_destination("support").add_feed("alerts", format, &["support"]);
         world
     }

@@ -259,7 +259,7 @@ fn where_a_destination_waits_for_messages_its_files_say_why_none_come() {
         report.file.name = "later.csv".into();
         report.file.terms.not_before = Some(hence(3_600));
     });
-    assert_eq!(idle.of_whole(std::slice::from_ref(&later), NOW).cause, Cause::NotBefore);
+    assert_eq!(idle.of_whole(&[&later], NOW).cause, Cause::NotBefore);
     // One that is held by its canary is noted among what is held of its feed too.
     let reason = "at support: 30 % of the first 100 messages failed".to_owned();
     let hold = FileHold { since: ago(60), from_row: 1, cause: HoldCause::Errors, reason };
@@ -269,13 +269,13 @@ fn where_a_destination_waits_for_messages_its_files_say_why_none_come() {
         facts.feeds.get_mut("alerts").unwrap().held.insert("a.csv".into(), trouble("held"));
     });
     for facts in [&idle, &noted] {
-        let whole = facts.of_whole(&[later.clone(), held.clone()], NOW);
+        let whole = facts.of_whole(&[&later, &held], NOW);
         assert_eq!(whole.word(), "canary");
         assert!(whole.remedy().unwrap().contains("postrider release a.csv"), "{whole}");
     }
     // Where the destination itself is the reason, it is named.
     let limited = facts(|_| {});
-    assert_eq!(limited.of_whole(&[later], NOW).word(), "concurrency");
+    assert_eq!(limited.of_whole(&[&later], NOW).word(), "concurrency");
 }
 
 #[test]

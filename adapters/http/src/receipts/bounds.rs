@@ -5,12 +5,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::{
-    StatusCode,
-    body::{Body as _, Incoming},
-};
+use actix_web::{http::StatusCode, web::Payload};
+use futures_util::StreamExt as _;
 use postrider_actors::ports::ReceiptLedger;
 use tokio::{
     sync::{Mutex, Semaphore, SemaphorePermit},
@@ -62,23 +58,25 @@ impl Bodies {
         Self(Semaphore::new(BODIES_BYTES_MAX))
     }
 
-    /// Reads a body as far as it may go. Its share is taken once and as a whole, so that bodies that are half
-    /// read never wait for each other.
-    pub(super) async fn read(&self, from: &mut Incoming) -> Result<BoundedBody<'_>, RequestError> {
-        let said = from.size_hint();
-        let whole = said.exact().map_or(BODY_BYTES_MAX, |bytes| bytes.min(BODY_BYTES_MAX as u64) as usize);
+    /// Reads a body as far as it may go; `said` is its length, if the sender has said it. Its share is taken once and as a
+    /// whole, so that bodies that are half read never wait for each other.
+    pub(super) async fn read(
+        &self,
+        from: &mut Payload,
+        said: Option<u64>,
+    ) -> Result<BoundedBody<'_>, RequestError> {
+        let whole = said.map_or(BODY_BYTES_MAX, |bytes| bytes.min(BODY_BYTES_MAX as u64) as usize);
         let mut deadline = Instant::now() + BODY_TIMEOUT;
         let mut bytes = Vec::with_capacity(whole.min(BODY_BYTES_FIRST));
         let mut share = None;
         loop {
-            let frame = timeout_at(deadline, from.frame()).await.map_err(|_| {
+            let data = timeout_at(deadline, from.next()).await.map_err(|_| {
                 RequestError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
             })?;
-            let Some(frame) = frame else { return Ok(BoundedBody { bytes, _share: share }) };
+            let Some(data) = data else { return Ok(BoundedBody { bytes, _share: share }) };
             // The sender is gone or broke the framing; it may not get this.
-            let frame =
-                frame.map_err(|_| RequestError::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
-            let data = frame.data_ref().map_or(&[][..], Bytes::as_ref); // none of a trailer
+            let data =
+                data.map_err(|_| RequestError::new(StatusCode::BAD_REQUEST, "the body was cut off"))?;
             let length = bytes.len() + data.len();
             if length > BODY_BYTES_MAX {
                 return Err(too_long());
@@ -92,7 +90,7 @@ impl Bodies {
                 deadline += asked.elapsed();
                 bytes.reserve_exact(whole - bytes.len());
             }
-            bytes.extend_from_slice(data);
+            bytes.extend_from_slice(&data);
         }
     }
 }

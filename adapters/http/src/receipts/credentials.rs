@@ -2,18 +2,13 @@
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use hyper::{
-    HeaderMap,
-    header::{AUTHORIZATION, HeaderValue},
+use actix_web::http::header::{HeaderMap, HeaderValue};
+use secrecy::SecretString;
+
+use crate::{
+    signature::{SecretError, SignedHead, Unsigned, Verifier},
+    token::{NO_TOKEN, Token, bearer},
 };
-use secrecy::{ExposeSecret as _, SecretString};
-use sha2::Sha256;
-
-use crate::signature::{SecretError, SignedHead, Unsigned, Verifier};
-
-/// A shorter token could be guessed.
-const TOKEN_BYTES_MIN: usize = 16;
 
 /// What a request must bring: several secrets or tokens at once, so that they can be rotated.
 pub struct Credentials(CredentialKind);
@@ -50,7 +45,7 @@ pub enum CredentialsError {
         why: SecretError,
     },
     /// A token that is too short, or that no header could hold.
-    #[error("number {} is not a valid token (expected 16 or more visible ASCII characters without blanks)", .index + 1)]
+    #[error("number {} is not a valid token ({NO_TOKEN})", .index + 1)]
     Token {
         /// Which one, from 0.
         index: usize,
@@ -91,11 +86,10 @@ impl Credentials {
         if tokens.is_empty() {
             return Err(CredentialsError::None);
         }
-        let tokens = tokens.iter().enumerate().map(|(index, token)| {
-            let token = token.expose_secret().as_bytes();
-            let is_one = token.len() >= TOKEN_BYTES_MIN && token.iter().all(u8::is_ascii_graphic);
-            if is_one { Ok(Token::new(token)) } else { Err(CredentialsError::Token { index }) }
-        });
+        let tokens = tokens
+            .iter()
+            .enumerate()
+            .map(|(index, token)| Token::new(token).ok_or(CredentialsError::Token { index }));
         Ok(Self(CredentialKind::Bearer(tokens.collect::<Result<_, _>>()?)))
     }
 
@@ -114,13 +108,15 @@ impl Credentials {
         now_s: u64,
     ) -> Result<Admitted<'a>, NotAllowed> {
         match &self.0 {
-            CredentialKind::Signature(verifier) => match SignedHead::read(headers, now_s) {
-                Ok(head) => Ok(Admitted::Signed(verifier, head)),
-                Err(why @ (Unsigned::Header(_) | Unsigned::Timestamp)) => {
-                    Err(NotAllowed::Missing(why.to_string()))
+            CredentialKind::Signature(verifier) => {
+                match SignedHead::read(|name| only(headers, name), now_s) {
+                    Ok(head) => Ok(Admitted::Signed(verifier, head)),
+                    Err(why @ (Unsigned::Header(_) | Unsigned::Timestamp)) => {
+                        Err(NotAllowed::Missing(why.to_string()))
+                    }
+                    Err(why) => Err(NotAllowed::Refused(why.to_string())),
                 }
-                Err(why) => Err(NotAllowed::Refused(why.to_string())),
-            },
+            }
             CredentialKind::Bearer(tokens) => {
                 let token = bearer(headers)
                     .ok_or_else(|| NotAllowed::Missing("expected `Authorization: Bearer TOKEN`".into()))?;
@@ -156,37 +152,16 @@ impl Admitted<'_> {
     }
 }
 
-/// The one token of the one `Authorization` header.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let (scheme, token) = value.as_bytes().split_at_checked(7)?;
-    let token = token.trim_ascii();
-    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
-}
-
-/// A token as its digest under a key that only this process knows: digests are compared in constant time, and
-/// how far two of them agree says nothing about how far the tokens do.
-struct Token {
-    key: Hmac<Sha256>,
-    digest: Vec<u8>,
-}
-
-impl Token {
-    fn new(token: &[u8]) -> Self {
-        let key: [u8; 32] = rand::random();
-        let key = Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes a key of any length");
-        let digest = key.clone().chain_update(token).finalize().into_bytes().to_vec();
-        Self { key, digest }
-    }
-
-    fn is(&self, token: &[u8]) -> bool {
-        self.key.clone().chain_update(token).verify_slice(&self.digest).is_ok()
-    }
+/// The text of a header that is there once.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name);
+    values.next().filter(|_| values.next().is_none())?.to_str().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use actix_web::http::header::AUTHORIZATION;
+
     use super::*;
 
     const TOKEN: &str = "0123456789abcdef";

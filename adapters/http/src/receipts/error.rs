@@ -1,8 +1,8 @@
 //! Why a request with receipts is refused.
 
-use hyper::{
+use actix_web::http::{
     StatusCode,
-    header::{HeaderValue, RETRY_AFTER},
+    header::{HeaderName, HeaderValue, RETRY_AFTER},
 };
 
 /// Answered with 503, in seconds.
@@ -14,7 +14,7 @@ pub(super) struct RequestError {
     pub(super) status: StatusCode,
     /// For the sender and for the log: nothing of the body, and no secret.
     pub(super) why: String,
-    pub(super) header: Option<(hyper::header::HeaderName, HeaderValue)>,
+    pub(super) header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl RequestError {
@@ -22,7 +22,7 @@ impl RequestError {
         Self { status, why: why.into(), header: None }
     }
 
-    pub(super) fn with(mut self, name: hyper::header::HeaderName, value: HeaderValue) -> Self {
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
         self
     }

@@ -12,31 +12,24 @@ mod error;
 use std::{
     cell::RefCell,
     collections::HashMap,
-    convert::Infallible,
     fmt, io,
-    net::{IpAddr, SocketAddr},
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    body::{Body as _, Incoming},
-    header::{
-        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue,
-        TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    http::{
+        ConnectionType, Method, StatusCode,
+        header::{
+            ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
+            TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+        },
     },
-    http::request,
-    server::conn::http1,
-    service::service_fn,
+    web::{self, Payload},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use postrider_actors::{
     flow::Bell,
     metrics::SourceMetrics,
@@ -44,7 +37,7 @@ use postrider_actors::{
     ports::{Arrival, Clock, ReceiptLedger, StoreError},
 };
 use serde::Serialize;
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 
 pub use self::bounds::BODY_BYTES_MAX;
 pub use self::credentials::{Credentials, CredentialsError};
@@ -53,13 +46,18 @@ use self::{
     credentials::{Admitted, NotAllowed},
     error::RequestError,
 };
-use postrider_net::listener::{Listener, Seat, Serving};
+use postrider_net::{
+    seats::{Seat, SeatBounds, Seats},
+    serving::{self, Serving},
+};
 
 /// More receipts in one request are answered 413: it is what the ledger takes in one statement.
 pub const RECEIPTS_MAX: usize = 1000;
 
 /// Connections at once: a provider's own pool is smaller.
-pub const CONNECTIONS_MAX: u32 = 128;
+pub const CONNECTIONS_MAX: usize = 128;
+/// Threads that read and verify requests, at most: the ledger that waits behind them is one.
+const WORKERS_MAX: usize = 4;
 /// Requests at once whose receipts are read and stored. Others wait for their turn, and only a request whose
 /// signature was verified takes one: whoever sends slowly holds nobody else up.
 const TURNS_MAX: usize = 32;
@@ -67,14 +65,13 @@ const TURNS_MAX: usize = 32;
 const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// … and that of a later one: only a connection that brought an accepted request gets one, and may be idle so long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of a refused request's body is read, and for how long.
-const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
+/// How long the rest of a refused request's body is read, so that the sender sees why before the connection is closed.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection takes no more requests after this long …
 const CONNECTION_AGE_MAX: Duration = Duration::from_mins(5);
 /// … and is closed in the middle of one after this much longer.
 const CONNECTION_GRACE: Duration = Duration::from_mins(1);
-/// Bytes of a request's head, and headers in it.
+/// Bytes of a request's head, and headers in it. The server itself would take 128 KiB and 96.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
 /// What comes before a source's name.
@@ -82,7 +79,10 @@ const PATH: &str = "/receipts/";
 
 /// A bound listener that answers nobody yet.
 #[derive(Debug)]
-pub struct HttpReceipts(Listener);
+pub struct HttpReceipts {
+    listener: TcpListener,
+    address: SocketAddr,
+}
 
 /// One source: `POST /receipts/NAME`.
 #[derive(Debug)]
@@ -120,17 +120,17 @@ impl fmt::Debug for Sink {
 impl HttpReceipts {
     /// Takes the address. Port 0 takes a free one.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        Listener::bind(address).map(Self)
+        Self::on(TcpListener::bind(address)?)
     }
 
     /// On an address that is taken already.
-    pub fn on(listener: Listener) -> Self {
-        Self(listener)
+    pub fn on(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { address: listener.local_addr()?, listener })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.0.address()
+        self.address
     }
 
     /// Answers from now on, until what this returns is stopped or dropped. Call it within a tokio runtime.
@@ -139,10 +139,39 @@ impl HttpReceipts {
             sources.into_iter().map(|source| (source.format.source().to_string(), source)).collect();
         let (room, turns) = (Room::new(sink.inbox_max), Semaphore::new(TURNS_MAX));
         let endpoint = Arc::new(ReceiptEndpoint { sources, sink, room, bodies: Bodies::new(), turns });
-        self.0.serve(CONNECTIONS_MAX, move |stream, peer, seat| {
-            connection(stream, peer.ip(), seat, Arc::clone(&endpoint))
-        })
+        let seats = Seats::new(SeatBounds {
+            connections_max: CONNECTIONS_MAX,
+            idle_max: HEAD_TIMEOUT,
+            age_max: CONNECTION_AGE_MAX,
+            grace: CONNECTION_GRACE,
+        });
+        let (workers, taking) = (workers(), seats.clone());
+        let app = move || {
+            let endpoint = Arc::clone(&endpoint);
+            let answer = move |request: HttpRequest, body: Payload| {
+                let endpoint = Arc::clone(&endpoint);
+                async move { endpoint.answer(&request, body).await }
+            };
+            App::new().default_service(web::to(answer))
+        };
+        let server = HttpServer::new(app)
+            .on_connect(move |connection, data| serving::seat(&taking, connection, data))
+            .workers(workers)
+            .max_connections(CONNECTIONS_MAX / workers)
+            .client_request_timeout(FIRST_HEAD_TIMEOUT)
+            .client_disconnect_timeout(DISCARD_TIMEOUT)
+            .keep_alive(HEAD_TIMEOUT)
+            .tcp_nodelay(true)
+            .disable_signals()
+            .listen(self.listener)?
+            .run();
+        Ok(Serving::start(server, seats))
     }
+}
+
+/// As many as there are cores, within [`WORKERS_MAX`].
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX))
 }
 
 /// The endpoint's state.
@@ -152,38 +181,6 @@ struct ReceiptEndpoint {
     room: Room,
     bodies: Bodies,
     turns: Semaphore,
-}
-
-async fn connection(stream: TcpStream, peer: IpAddr, seat: Seat, endpoint: Arc<ReceiptEndpoint>) {
-    let _ = stream.set_nodelay(true);
-    let is_used = AtomicBool::new(false);
-    let service = service_fn(|request| {
-        is_used.store(true, Relaxed);
-        let (endpoint, seat) = (&endpoint, &seat);
-        async move { Ok::<_, Infallible>(endpoint.answer(request, peer, seat).await) }
-    });
-    let is_unused = async {
-        tokio::time::sleep(FIRST_HEAD_TIMEOUT).await;
-        if is_used.load(Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    // What a peer does to its own connection is no concern of ours.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = is_unused => return,
-        () = seat.stopped() => {}
-        () = tokio::time::sleep(CONNECTION_AGE_MAX) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = timeout(CONNECTION_GRACE, connection).await;
 }
 
 /// What became of a request's receipts.
@@ -215,38 +212,34 @@ enum BodyShape {
 }
 
 impl ReceiptEndpoint {
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr, seat: &Seat) -> Response<Full<Bytes>> {
-        let mut response = self.answer_to(request, peer, seat).await;
-        if !seat.is_kept() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    async fn answer(&self, request: &HttpRequest, body: Payload) -> HttpResponse {
+        let Some(seat) = request.conn_data::<Seat>() else {
+            let mut response = refused(RequestError::later());
+            response.head_mut().set_connection_type(ConnectionType::Close);
+            return response;
+        };
+        let _request = seat.request();
+        let mut response = self.answer_to(request, body, seat).await;
+        if !seat.is_kept() || seat.is_old() {
+            response.head_mut().set_connection_type(ConnectionType::Close);
         }
         response
     }
 
-    async fn answer_to(
-        &self,
-        request: Request<Incoming>,
-        peer: IpAddr,
-        seat: &Seat,
-    ) -> Response<Full<Bytes>> {
-        let name = request.uri().path().strip_prefix(PATH).unwrap_or_default();
+    async fn answer_to(&self, request: &HttpRequest, mut body: Payload, seat: &Seat) -> HttpResponse {
+        let name = request.path().strip_prefix(PATH).unwrap_or_default();
         let Some((name, source)) = self.sources.get_key_value(name) else {
             return refused(RequestError::new(StatusCode::NOT_FOUND, "no receipts are taken here"));
         };
-        let (head, mut body) = request.into_parts();
-        let (status, response) = match self.take(source, &head, &mut body, seat).await {
+        let (status, response) = match self.take(source, request, &mut body, seat).await {
             Ok(report) => {
                 source.metrics.ignored(report.ignored);
                 let text = serde_json::to_vec(&report).expect("numbers and texts can be written");
                 (StatusCode::OK, json(StatusCode::OK, text))
             }
             Err(refusal) => {
-                let status = refusal.status;
-                // Who has not sent a body in its time gets no more of ours.
-                if status != StatusCode::REQUEST_TIMEOUT {
-                    discard(&mut body).await;
-                }
-                tracing::warn!(source = %name, %peer, status = status.as_u16(), "receipts refused: {}", refusal.why);
+                let (status, peer) = (refusal.status, request.peer_addr().map(|peer| peer.ip().to_string()));
+                tracing::warn!(source = %name, peer, status = status.as_u16(), "receipts refused: {}", refusal.why);
                 (status, refused(refusal))
             }
         };
@@ -257,36 +250,46 @@ impl ReceiptEndpoint {
     async fn take(
         &self,
         source: &HttpSource,
-        head: &request::Parts,
-        body: &mut Incoming,
+        request: &HttpRequest,
+        body: &mut Payload,
         seat: &Seat,
     ) -> Result<ReceiptReport, RequestError> {
-        if head.method != Method::POST {
+        let headers = request.headers();
+        if is_too_long(request) {
+            return Err(RequestError::new(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "the head is too long",
+            ));
+        }
+        if request.method() != Method::POST {
             let refusal = RequestError::new(StatusCode::METHOD_NOT_ALLOWED, "receipts are sent by POST");
             return Err(refusal.with(ALLOW, HeaderValue::from_static("POST")));
         }
-        if !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING) {
+        let is_chunked = headers.contains_key(TRANSFER_ENCODING);
+        if !headers.contains_key(CONTENT_LENGTH) && !is_chunked {
             return Err(RequestError::new(StatusCode::LENGTH_REQUIRED, "expected a body with its length"));
         }
+        let said = headers.get(CONTENT_LENGTH).filter(|_| !is_chunked);
+        let said = said.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let now = self.sink.clock.wall();
         let not_allowed = |not_allowed| match not_allowed {
             NotAllowed::Missing(why) => RequestError::new(StatusCode::UNAUTHORIZED, why)
                 .with(WWW_AUTHENTICATE, source.credentials.challenge()),
             NotAllowed::Refused(why) => RequestError::new(StatusCode::FORBIDDEN, why),
         };
-        let admitted = source.credentials.admit(&head.headers, now.0 / 1000).map_err(not_allowed)?;
+        let admitted = source.credentials.admit(headers, now.0 / 1000).map_err(not_allowed)?;
         if matches!(admitted, Admitted::Bearer) {
             seat.keep();
         }
-        let shape = shape(&head.headers)?;
-        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        let shape = shape(headers)?;
+        if said.is_some_and(|bytes| bytes > BODY_BYTES_MAX as u64) {
             return Err(too_long());
         }
         if !self.room.is_left(&*self.sink.ledger).await {
             return Err(RequestError::again("the inbox is full, or can't be counted; send them again later"));
         }
 
-        let body = self.bodies.read(body).await?;
+        let body = self.bodies.read(body, said).await?;
         admitted.check(&body.bytes).map_err(not_allowed)?;
         seat.keep();
         // Held until the receipts are stored.
@@ -356,19 +359,11 @@ impl ReceiptEndpoint {
     }
 }
 
-/// Reads what is left of a refused request's body for a moment: a connection that is closed with bytes unread is
-/// reset, and the sender would never see why.
-async fn discard(body: &mut Incoming) {
-    let discarding = async {
-        let mut left = DISCARD_BYTES_MAX;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    let _ = timeout(DISCARD_TIMEOUT, discarding).await;
+/// Whether a request's head is longer than it may be.
+fn is_too_long(request: &HttpRequest) -> bool {
+    let headers = request.headers();
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    headers.len() > HEADERS_MAX || bytes + request.uri().path().len() > HEAD_BYTES_MAX
 }
 
 /// Which shape a body has, by its type; without one it is JSON.
@@ -380,7 +375,7 @@ fn shape(headers: &HeaderMap) -> Result<BodyShape, RequestError> {
     {
         return Err(unsupported("a compressed body is not taken"));
     }
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let mut types = headers.get_all(CONTENT_TYPE);
     let (Some(media_type), None) = (types.next(), types.next()) else {
         return if headers.contains_key(CONTENT_TYPE) {
             Err(unsupported("one Content-Type, please"))
@@ -419,7 +414,7 @@ fn read_lines(
     Ok(read)
 }
 
-fn refused(refusal: RequestError) -> Response<Full<Bytes>> {
+fn refused(refusal: RequestError) -> HttpResponse {
     let text = serde_json::json!({ "error": refusal.why }).to_string();
     let mut response = json(refusal.status, text);
     if let Some((name, value)) = refusal.header {
@@ -428,12 +423,10 @@ fn refused(refusal: RequestError) -> Response<Full<Bytes>> {
     response
 }
 
-fn json(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text.into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+fn json(status: StatusCode, text: impl Into<web::Bytes>) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((CONTENT_TYPE, "application/json"))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .body(text.into())
 }
