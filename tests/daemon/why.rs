@@ -1,6 +1,8 @@
 //! Why is it not going? What `postrider status` says of the whole, of a destination and of a file: the setting or fact behind
 //! it, the last error, and what to do.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
 
 use crate::support::{
@@ -107,4 +109,66 @@ fn a_closed_window_says_when_it_opens() {
     });
     assert_eq!(text(&file), "not_before = 2099-01-01 08:00 UTC");
     assert_eq!(file["until"], "2099-01-01T08:00:00.000Z");
+}
+
+#[test]
+fn a_feed_that_waits_for_room_names_the_destination_and_what_binds_there() {
+    let mut world = World::new("csv");
+    world.receive(&[]).set("outbox.high_watermark", 300).set("outbox.max_backlog", 300);
+    world.start_ready();
+    world.postrider(&["pause", "support"]).ok();
+    world.drop_file(Input::csv("many.csv", 5_000).all(Kind::Cancelled));
+    let whole = wait_for(LIVENESS, "the watermark to be named", || {
+        let whole = status(&world)["ceiling"].clone();
+        (whole["cause"] == "watermark").then_some(whole)
+    });
+    assert!(text(&whole).starts_with("watermark: waiting for support (paused by the operator, "), "{whole}");
+    assert!(whole["since"].is_string() && whole["remedy"] == "postrider resume support", "{whole}");
+    let shown = world.postrider(&["files"]).ok().stdout;
+    assert!(shown.contains("so far"), "the number of rows is not final: {shown}");
+}
+
+#[test]
+fn a_canary_that_is_held_says_how_many_failed_and_how_to_go_on() {
+    let mut world = World::new("csv");
+    world.script(|_| Reply::Status(404));
+    world.set("canary.enabled", true).set("canary.min_rows", 100).set("canary.messages", 50);
+    world.set("destinations.support.storm.percent", 0);
+    world.drop_file(Input::csv("wrong.csv", 2_000).all(Kind::Cancelled)).start_ready();
+    let file = wait_for(LIVENESS, "the file to be held", || {
+        let file = status(&world)["open_files"][0]["ceiling"].clone();
+        // The daemon notes its last error once a second.
+        (text(&file).starts_with("canary held: ") && file["last_error"]["status"] == 404).then_some(file)
+    });
+    assert!(text(&file).starts_with("canary held: 100 % of the first "), "{file}");
+    assert!(text(&file).contains("status 404"), "{file}");
+    let remedy = file["remedy"].as_str().expect("there is one");
+    assert!(
+        remedy.contains("dead summary --file wrong.csv") && remedy.contains("release wrong.csv"),
+        "{remedy}"
+    );
+    assert_eq!(world.file("wrong.csv").expect("it is known")["stage"], "held");
+}
+
+#[test]
+fn a_file_that_will_not_be_done_in_time_says_so() {
+    let mut world = World::new("csv");
+    let by = SystemTime::now() + Duration::from_secs(20);
+    world.receive(&[]).set("feeds.alerts.finish_by", humantime::format_rfc3339_millis(by).to_string());
+    world.set("destinations.support.rate_per_s", 20).set("destinations.support.burst", 1);
+    world.drop_file(Input::csv("late.csv", 4_000).all(Kind::Cancelled)).start_ready();
+    wait_until(LIVENESS, "it to be said", || {
+        world.postrider(&["files"]).ok().stdout.contains("will not be done by ")
+    });
+    let file = wait_for(LIVENESS, "an estimate", || {
+        let file = world.file("late.csv").expect("it is known");
+        file["left_s"].as_u64().is_some_and(|left| left > 60).then_some(file)
+    });
+    assert_eq!(file["ceiling"]["in_time"], false, "{file}");
+    assert!(file["terms"]["finish_by"].is_string(), "{file}");
+    wait_until(LIVENESS, "the rate to be met", || {
+        world.postrider(&["advise"]).ok().stdout.starts_with("support: rate_per_s = 20\n")
+    });
+    let advice = world.postrider(&["advise"]).ok().stdout;
+    assert!(advice.contains("requests in flight"), "{advice}");
 }
