@@ -98,7 +98,7 @@ function TokenForm() {
   const [value, setValue] = useState('');
   const submit = (event) => { event.preventDefault(); if (value.trim()) enter(value.trim()); };
   return html`<section class="token" aria-label="Token"><h1>This daemon wants a token.</h1>
-    <p class="because">One of <code>ops.tokens</code> in its configuration. It is kept in this tab until you close it, and goes nowhere else.</p>
+    <p class="because flat">The one of <code>ops.view_token</code> to look, of <code>ops.operate_token</code> to give orders. It is kept in this tab until you close it, and goes nowhere else.</p>
     <form onSubmit=${submit}><label class="field">Token<input type="password" autocomplete="off" value=${value} onInput=${(event) => setValue(event.target.value)} autofocus /></label>
       <p class="said" role="alert">${plain(state.why)}</p>
       <button class="btn pri" disabled=${!value.trim()}>Go on</button></form></section>`;
@@ -113,7 +113,7 @@ function App() {
     document.title = `${route.arg || route.view} · Postrider`;
     if (first.current) { first.current = false; return; }
     scrollTo(0, 0);
-    view.current.focus({ preventScroll: true });
+    if (!view.current.contains(document.activeElement)) view.current.focus({ preventScroll: true });
   }, [route.view, route.arg]);
   useEffect(() => { document.body.dataset.contact = live.contact; }, [live.contact]);
   return html`<a class="skip" href="#view" onClick=${(event) => { event.preventDefault(); view.current.focus(); }}>To the content</a>

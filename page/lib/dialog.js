@@ -60,7 +60,7 @@ export function Confirm({ title, lead, points = [], verb, bad, field, run }) {
     <h2 id="dialog-title">${title}</h2>
     ${lead && html`<p>${lead}</p>`}
     <ul class="plan">${points.map(([sign, tone, words]) => html`<${Point} sign=${sign} tone=${tone}>${words}<//>`)}</ul>
-    ${field && html`<label class="field">${field.label}<input type="text" autocomplete="off" spellcheck="false" value=${value} onInput=${(event) => setValue(event.target.value)} inputmode=${field.mode} /></label>`}
+    ${field && html`<label class="field">${field.label}<input type="text" autocomplete="off" spellcheck=${false} value=${value} onInput=${(event) => setValue(event.target.value)} inputmode=${field.mode} /></label>`}
     <p class="said" role="status">${error ? html`<${Icon} name="warn" tone="retry" /> ${plain(error)}` : progress}</p>
     <div class="acts">
       <button type="button" class="btn" data-first onClick=${closeDialog}>${busy ? 'Close' : 'Keep as it is'} <kbd>Esc</kbd></button>

@@ -6,6 +6,8 @@ import { useEffect, useReducer, useRef } from './preact.js';
 const SILENCE_MS = 12_000;
 const RETRY_MS = 2_000;
 const SAMPLES = 180;
+// Files that are remembered after they were settled, too: more than a window shows.
+const FILES_MAX = 2_000;
 
 export const state = {
   // 'connecting', 'live', 'lost', 'frozen', or 'token': the daemon wants one.
@@ -48,6 +50,7 @@ function take(name, data) {
   } else if (name === 'files') {
     // What is no longer open stays as it was last seen: a row must not vanish under the pointer.
     for (const file of data.items) if (file.id) state.files.set(file.id, file);
+    for (const id of state.files.keys()) if (state.files.size > FILES_MAX) state.files.delete(id); else break;
     state.openFiles = data.items.filter((file) => file.state !== 'done' && file.state !== 'failed');
     state.filesCut = Boolean(data.cut);
   } else if (name === 'destinations') {

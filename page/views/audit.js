@@ -21,7 +21,7 @@ export function Audit({ values }) {
   const { data, error, again } = useAsk(`/audit${query({ of, limit })}`, 5_000);
   const isCut = data?.items.length === limit;
   return html`<section aria-label="Audit"><div class="hd"><div><h1>Audit</h1><p class="meta">Every order that changed something, the latest first.</p></div></div>
-    <div class="filters"><label>About (a file, a destination, a filter)<input type="text" value=${typed} spellcheck="false" onInput=${(event) => setTyped(event.target.value)} /></label></div>
+    <div class="filters"><label>About (a file, a destination, a filter)<input type="text" value=${typed} spellcheck=${false} onInput=${(event) => setTyped(event.target.value)} /></label></div>
     <${Trouble} error=${error} again=${again} />
     ${!data ? !error && html`<${Loading} />` : data.items.length === 0 ? html`<${None}>${of ? 'No order is about that.' : 'Nobody has ordered anything yet.'}<//>` : html`<${AuditTable} lines=${data.items} />
       <div class="foot"><span>Showing the ${data.items.length} latest${isCut ? '; there may be more' : ', which is all of them'}.</span>${isCut && limit < 1000 && html`<button class="btn sm r" onClick=${() => setLimit(Math.min(1000, limit + STEP))}>Show ${Math.min(STEP, 1000 - limit)} more</button>`}</div>`}

@@ -81,7 +81,7 @@ export function Dead({ values }) {
     return [...map].filter(([id]) => id).map(([id, group]) => html`<option value=${id} key=${id}>${plain(label ? (group ? label(group) : id) : id)}</option>`);
   };
   const fileName = all.data?.groups.find((group) => group.file === filter.file)?.file_name ?? filter.file;
-  const select = (key, title, options) => html`<label>${title}<select class=${filter[key] ? 'on' : ''} value=${filter[key] ?? ''} onChange=${pick(key)}><option value="">All</option>${options}</select></label>`;
+  const select = (key, title, options) => html`<label>${title}<select name=${key} class=${filter[key] ? 'on' : ''} value=${filter[key] ?? ''} onChange=${pick(key)}><option value="">All</option>${options}</select></label>`;
   const isAll = Object.keys(filter).length === 0;
   const isNone = found?.total === 0;
   const atLeast = found?.cut ? 'at least ' : '';
@@ -95,7 +95,7 @@ export function Dead({ values }) {
       ${select('cause', 'Cause', CAUSES.map((word) => html`<option value=${word}>${word}</option>`))}
       ${select('newer_than', 'Given up within', AGES.map(([value, word]) => html`<option value=${value}>${word}</option>`))}
     </div>
-    <div class="match" role="status"><span>${found ? html`<b>${isNone ? 'Nothing' : `${atLeast}${num(found.total)}`}</b> ${isAll ? '' : 'match: '}${words(filter, fileName)}` : 'Counting…'}</span>
+    <div class="match" role="status"><span>${found ? html`<b>${isNone ? 'Nothing' : `${atLeast}${num(found.total)}`}</b> ${isAll ? '' : found.total > 1 ? 'match: ' : 'matches: '}${words(filter, fileName)}` : 'Counting…'}</span>
       <button class="btn" disabled=${isAll} onClick=${() => { location.hash = to('dead'); }}>Clear</button>
       <button class="btn pri" data-key="R" disabled=${!found || isNone || !operable()} title=${why() ?? 'key R'} onClick=${() => redrive(filter, words(filter, fileName), found, again)}><${Icon} name="retry" />Redrive ${found && !isNone ? `all ${atLeast}${num(found.total)}…` : '…'}</button></div>
     <${Trouble} error=${groups.error} again=${groups.again} />

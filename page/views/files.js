@@ -95,7 +95,7 @@ export function Files({ values }) {
   return html`<section aria-label="Files">
     <div class="hd"><div><h1>Files</h1><p class="meta">${files ? `${count(files.reading + files.sending, 'file is', 'files are')} on the way, ${num(files.held)} held, ${num(files.waiting)} waiting, ${num(files.done)} done, ${num(files.failed)} failed` : ' '}</p></div></div>
     <div class="filters">
-      <label>Name contains<input type="text" value=${typed} spellcheck="false" onInput=${(event) => setTyped(event.target.value)} /></label>
+      <label>Name contains<input name="q" type="text" value=${typed} spellcheck=${false} onInput=${(event) => setTyped(event.target.value)} /></label>
       <label>State<select class=${filter.state ? 'on' : ''} value=${filter.state} onChange=${pick('state')}>${STATES.map(([value, word]) => html`<option value=${value}>${word}</option>`)}</select></label>
       <label>Destination<select class=${filter.destination ? 'on' : ''} value=${filter.destination} onChange=${pick('destination')}><option value="">All</option>${live.destinations.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select></label>
       <label>Order<select value=${filter.sort} onChange=${pick('sort')}>${SORTS.map(([value, word]) => html`<option value=${value}>${word}</option>`)}</select></label>

@@ -87,7 +87,7 @@ export function Find({ values }) {
   const go = (event) => { event.preventDefault(); location.hash = to('find', null, { q: typed.trim() }); };
   const { items, batches, isBusy, isDone, next, error } = search;
   return html`<section aria-label="Find"><h1>What happened to…</h1>
-    <form class="search" onSubmit=${go} role="search"><label class="vh" for="find">Recipient or message id</label><input id="find" ref=${field} type="text" value=${typed} placeholder="a recipient, or msg_…" autocomplete="off" spellcheck="false" onInput=${(event) => setTyped(event.target.value)} />
+    <form class="search" onSubmit=${go} role="search"><label class="vh" for="find">Recipient or message id</label><input id="find" ref=${field} type="text" value=${typed} placeholder="a recipient, or msg_…" autocomplete="off" spellcheck=${false} onInput=${(event) => setTyped(event.target.value)} />
       ${isBusy ? html`<button type="button" class="btn" onClick=${search.stop}>Stop</button>` : html`<button class="btn pri" disabled=${!typed.trim()}>Find</button>`}</form>
     <p class="because flat" role="status">${!asked ? 'A search by recipient reads every payload that isn’t archived; one by id costs a few reads.' : isBusy ? `Searching: ${count(batches, 'batch', 'batches')} read, ${num(items.length)} found…` : isDone && !error ? (items.length ? `${count(items.length, 'message')} found${next ? ' so far' : ''}.` : html`Nothing is found for <q><${Foreign} text=${asked} /></q>. Rows that are not read yet, and files that were never dropped, are not known; archived messages are found by id only.`) : ''}</p>
     <${Trouble} error=${error} /></section>

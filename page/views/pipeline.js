@@ -89,7 +89,7 @@ export function Pipeline() {
     <${Trouble} error=${error} again=${again} />
     <div class="pipe" role="group" aria-label="The way of a batch; the same as a table below">
       <div class="loop"><span>retry: the same batch, due again. ${retrying ? `${num(retrying)} wait for their time` : 'None waits'}</span></div>
-      ${WAY.map(([id], index) => html`${index > 0 && html`<div class=${`edge ${edge(index - 1) ? 'go' : ''}`} key=${`e${id}`} aria-hidden="true"></div>`}<div class="col" key=${id}>${column(index)}</div>`)}
+      ${WAY.map(([id], index) => html`${index > 0 && html`<div class=${`edge ${edge(index - 1) ? 'go' : ''}`} style=${{ gridColumn: index * 2 }} key=${`e${id}`} aria-hidden="true"></div>`}<div class="col" style=${{ gridColumn: index * 2 + 1 }} key=${id}>${column(index)}</div>`)}
       ${BACK.some((name) => byName.has(name)) && html`<div class="back"><span class="dim">receipts</span>${BACK.map((name) => stage(name))}<span class="dim">joined with the rows</span></div>`}
       ${beside.length > 0 && html`<div class="beside"><span class="dim">beside the way</span>${beside.map(stage)}</div>`}
     </div>
