@@ -43,7 +43,7 @@ function Because({ contact, overview }) {
 
 // From the first drop to the deadline: sent (solid), projected (hatched), slack (dotted), deadline (flag).
 function Track({ overview, files }) {
-  const open = files.filter((file) => file.open > 0 || file.state === 'reading');
+  const open = files.filter((file) => file.claimed_at && (file.open > 0 || file.state === 'reading'));
   if (!open.length) return html`<div class="track"></div>`;
   const start = Math.min(...open.map((file) => Date.parse(file.claimed_at)));
   const at = now();
@@ -54,21 +54,23 @@ function Track({ overview, files }) {
   const latest = isStopped && overview.finish_by?.latest ? Date.parse(overview.finish_by.latest) : null;
   const end = Math.max(at + 60_000, due ?? 0, done ?? 0);
   const place = (time) => Math.max(0, Math.min(100, ((time - start) / (end - start)) * 100));
-  const span = (from, until) => ({ left: `${place(from)}%`, width: `${Math.max(0, place(until) - place(from))}%` });
+  // By transform, so that what moves with time moves nothing else.
+  const stand = (time) => ({ '--x': place(time) });
+  const span = (from, until) => ({ ...stand(from), width: `${Math.max(0, place(until) - place(from))}%` });
   // What stands above the line at the right of now: when it is done, or when it must go on.
   const next = done ?? (latest > at ? latest : null);
   const near = next && place(next) - place(at) < 26;
   const words = done ? `done ${by(done, at)}` : latest > at ? `must go on by ${minute(latest, at)}` : 'no finish time is known';
   return html`<div class="track" role="img" aria-label=${`Started ${clock(start, at)}, ${words}${due ? `, due ${minute(due, at)}` : ''}`}>
-    <span class="lab up" style=${{ left: `${place(at)}%` }} data-end=${near || place(at) > 80 ? 'r' : place(at) < 8 ? 'l' : ''}>${isStopped ? 'stopped' : 'now'} ${minute(stopped ?? at, at)}</span>
-    ${next && html`<span class="lab up strong" style=${{ left: `${place(next)}%` }} data-end=${place(next) > 84 ? 'r' : near ? 'l' : ''}>${words}</span>`}
+    <span class="lab up" style=${stand(at)} data-end=${near || place(at) > 80 ? 'r' : place(at) < 8 ? 'l' : ''}>${isStopped ? 'stopped' : 'now'} ${minute(stopped ?? at, at)}</span>
+    ${next && html`<span class="lab up strong" style=${stand(next)} data-end=${place(next) > 84 ? 'r' : near ? 'l' : ''}>${words}</span>`}
     <span class="rail-line"></span><i class="seg solid" style=${span(start, stopped ?? at)}></i>
     ${stopped && html`<i class="seg stopped" style=${span(stopped, at)}></i>`}
     ${done && html`<i class="seg projected" style=${span(at, done)}></i>`}
     ${latest > at && due && html`<i class="seg projected" style=${span(latest, due)}></i>`}
     ${done && due && due > done && html`<i class="seg slack" style=${span(done, due)}></i>`}
-    <i class="mark" style=${{ left: `${place(at)}%` }}></i>
-    ${due && html`<i class="mark flag" style=${{ left: `${place(due)}%` }}></i><span class="lab low" style=${{ left: `${place(due)}%` }} data-end=${place(due) > 86 ? 'r' : ''}>${minute(due, at)} finish_by</span>`}
+    <i class="mark" style=${stand(at)}></i>
+    ${due && html`<i class="mark flag" style=${stand(due)}></i><span class="lab low" style=${stand(due)} data-end=${place(due) > 86 ? 'r' : ''}>${minute(due, at)} finish_by</span>`}
     <span class="lab low first">${minute(start, at)}</span>
   </div>`;
 }

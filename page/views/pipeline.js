@@ -95,5 +95,5 @@ export function Pipeline() {
     </div>
     <ul class="lg"><li class="c-sent"><s class="d"></s><em>messages move</em></li><li class="c-dim"><s></s><em>idle</em></li><li class="c-retry"><s class="d"></s><em>retries</em></li><li>Bars: mailbox, how full; busy, share of the time. A dash: not measured.</li></ul>
     <${Section} title="Actors" note=${`${num(data.items.length)}, ${count(restarts, 'restart')} since the process began`}>
-      <${Table} caption="Actors" cls="t-actors" columns=${COLUMNS} rows=${data.items.length + 1}>${data.items.map((actor) => html`<${ActorRow} actor=${actor} key=${actor.path} />`)}<//><//>`;
+      <${Table} caption="Actors" cls="t-actors" columns=${COLUMNS} rows=${data.items.length + 1}>${data.items.map((actor) => html`<${ActorRow} actor=${actor} key=${`${actor.path} ${actor.name} ${actor.of} ${actor.number}`} />`)}<//><//>`;
 }

@@ -7,6 +7,7 @@
 mod access;
 mod health;
 mod hosts;
+mod page;
 mod problem;
 
 use std::{
@@ -141,6 +142,7 @@ impl OpsServer {
                 .service(readable("/healthz", health_of))
                 .service(readable("/readyz", readiness_of))
                 .configure(api::routes)
+                .configure(page::routes)
                 .default_service(web::to(nothing))
         };
         let server = HttpServer::new(app)

@@ -36,6 +36,7 @@ mod liveness;
 mod memory;
 mod ops;
 mod ordering;
+mod page;
 mod panics;
 #[cfg(feature = "postgres")]
 #[path = "../pg/mod.rs"]
