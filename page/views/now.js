@@ -37,8 +37,9 @@ function Because({ contact, overview }) {
   if (contact === 'lost') return html`The page tries again every 2 s. Sending does not need this page: on the machine, <span class="why">postrider status</span> says how it stands. ${plain(state.why)}`;
   const { open, sent_per_s: sent, ceiling, ceiling_of: at, left_s: left, files } = overview;
   if (!open && files.reading + files.sending === 0) return html`${files.held > 0 ? html`<a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted. ` : ''}Drop a file into a feed’s directory, and this page shows what becomes of each row.`;
-  return html`<b>${num(open)}</b> to send at <b>${rate(sent)}</b>${left != null ? html`, ${duration(left)} left` : ''}. ${ceiling ? html`Ceiling: <${Why} ceiling=${ceiling} />${at && html` of <a href=${to('destinations', at)}>${plain(at)}</a>`}${ceiling.since && ` since ${clock(ceiling.since, now())}`}. ${plain(ceiling.remedy)}` : ''}
-    ${files.held > 0 && html` <a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted.`}`;
+  // What changes each second stands last, so that it moves nothing.
+  return html`${ceiling ? html`Ceiling: <${Why} ceiling=${ceiling} />${at && html` of <a href=${to('destinations', at)}>${plain(at)}</a>`}${ceiling.since && ` since ${clock(ceiling.since, now())}`}. ${plain(ceiling.remedy)} ` : ''}${files.held > 0 ? html`<a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted. ` : ''}
+    <b>${num(open)}</b> to send at <b>${rate(sent)}</b>${left != null ? html`, ${duration(left)} left` : ''}.`;
 }
 
 // From the first drop to the deadline: sent (solid), projected (hatched), slack (dotted), deadline (flag).
