@@ -6,6 +6,7 @@ import { DASH, clock, num } from './format.js';
 import { now, useLive } from './store.js';
 
 const HEIGHT = 164;
+const SPAN_S = 15 * 60;
 
 // Colours of the style sheet, as a canvas takes them.
 const probe = document.createElement('span');
@@ -69,7 +70,7 @@ function options(spec, width, gap) {
   return {
     width, height: HEIGHT, padding: [14, 0, 0, 0], legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: false, y: false }, x: true },
-    scales: { x: { time: true }, y: { range: () => [0, spec.top] } },
+    scales: { x: { time: true, range: (_, from, until) => [(until ?? now() / 1000) - SPAN_S, until ?? now() / 1000] }, y: { range: () => [0, spec.top] } },
     axes: [
       { ...size, grid: { show: false }, size: 22, space: 64, values: (_, at) => at.map((s) => clock(s * 1000, s * 1000).slice(0, 5)) },
       { ...size, grid: { stroke: () => colour('line'), width: 1 }, size: 44, space: 44, values: (_, at) => at.map((v) => `${num(v)}${spec.suffix ?? ''}`) },

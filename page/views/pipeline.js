@@ -44,7 +44,7 @@ function Stage({ name, actors }) {
 
 function World({ live }) {
   const most = [...live.destinations].sort((a, b) => b.open - a.open || (a.name < b.name ? -1 : 1)).slice(0, DESTINATIONS);
-  const { ceiling_of: hot } = live.overview;
+  const hot = live.overview.ceiling && live.overview.ceiling_of;
   return html`${most.map((it) => {
     const isDown = it.state !== 'enabled' || it.breaker === 'open';
     return html`<a key=${it.name} class=${`nd ext ${isDown ? 'down' : it.name === hot ? 'hot' : ''}`} href=${to('destinations', it.name)}>

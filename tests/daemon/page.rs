@@ -97,12 +97,15 @@ fn the_page_releases_a_file_that_its_canary_held() {
 #[test]
 #[ignore = "needs Chromium and Playwright, which script/test installs"]
 fn the_page_redrives_all_that_match_in_one_action() {
-    let dead = knob("POSTRIDER_PAGE_DEAD", 100_000) as usize;
+    let dead = knob("POSTRIDER_PAGE_DEAD", 20_000) as usize;
     let mut world = World::new("text");
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = is_broken.clone();
     world.script(move |_| Reply::Status(if broken.load(Ordering::SeqCst) { 404 } else { 200 }));
-    world.set("destinations.support.storm.percent", 0).set("alarms.dead.window", "5s");
+    world
+        .set("destinations.support.storm.percent", 0)
+        .set("destinations.support.concurrency", 64)
+        .set("alarms.dead.window", "5s");
     let address = serve(&mut world);
     world.drop_file(Input::text("gone.txt", dead)).wait_settled(LIVENESS * 5);
     is_broken.store(false, Ordering::SeqCst);
