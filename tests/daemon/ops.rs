@@ -46,11 +46,14 @@ pub(crate) fn serve(world: &mut World) -> SocketAddr {
 }
 
 pub(crate) fn address(world: &mut World) -> SocketAddr {
-    let log = world.daemon().log_text();
-    let line = log.lines().rfind(|line| line.contains("metrics and health are served"));
-    let line: serde_json::Value = serde_json::from_str(line.expect("it says so")).expect("logs are JSON");
-    let found = line.pointer("/fields/address").or_else(|| line.get("address"));
-    found.and_then(|address| address.as_str()?.parse().ok()).expect("the line names the address")
+    // A daemon is ready before its log is written.
+    wait_for(LIVENESS, "the line that names the address", || {
+        let log = world.daemon().log_text();
+        let line = log.lines().rfind(|line| line.contains("metrics and health are served"))?;
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        let found = line.pointer("/fields/address").or_else(|| line.get("address"));
+        found.and_then(|address| address.as_str()?.parse().ok())
+    })
 }
 
 /// The value of the series that begins with `series`.
