@@ -63,7 +63,7 @@ function Track({ overview, files }) {
   const near = next && place(next) - place(at) < 26;
   const words = done ? `done ${by(done, at)}` : latest > at ? `must go on by ${minute(latest, at)}` : 'no finish time is known';
   return html`<div class="track" role="img" aria-label=${`Started ${clock(start, at)}, ${words}${due ? `, due ${minute(due, at)}` : ''}`}>
-    ${!(near && place(next) > 84) && html`<span class="lab up" style=${stand(at)} data-end=${near || place(at) > 80 ? 'r' : place(at) < 8 ? 'l' : ''}>${isStopped ? 'stopped' : 'now'} ${minute(stopped ?? at, at)}</span>`}
+    ${!(near && (place(next) > 84 || place(at) < 12)) && html`<span class="lab up" style=${stand(at)} data-end=${near || place(at) > 80 ? 'r' : place(at) < 8 ? 'l' : ''}>${isStopped ? 'stopped' : 'now'} ${minute(stopped ?? at, at)}</span>`}
     ${next && html`<span class="lab up strong" style=${stand(next)} data-end=${place(next) > 84 ? 'r' : near ? 'l' : ''}>${words}</span>`}
     <span class="rail-line"></span><i class="seg solid" style=${span(start, stopped ?? at)}></i>
     ${stopped && html`<i class="seg stopped" style=${span(stopped, at)}></i>`}
