@@ -73,7 +73,7 @@ function usePages(values) {
     }
   };
   const key = JSON.stringify(values);
-  useEffect(() => { setList((old) => ({ ...old, items: [], next: null, total: null })); load(null, []); }, [key]);
+  useEffect(() => { setList((old) => ({ ...old, items: [], next: null, total: null, cut: false })); load(null, []); }, [key]);
   return { ...list, more: () => list.next && !list.isLoading && load(list.next, list.items), again: () => load(null, []) };
 }
 
@@ -104,7 +104,7 @@ export function Files({ values }) {
     <${Trouble} error=${pages.error} again=${pages.again} />
     ${items.length === 0 && !pages.error ? (pages.isLoading ? html`<${Loading} />` : html`<${None}>${isPlain ? 'Nothing was dropped yet.' : 'No file matches.'}<//>`)
       : html`<${FileTable} caption="Files" files=${items.slice(from, end)} rows=${pages.total ?? items.length} from=${from} style=${style} host=${host} />`}
-    <${Cut} shown=${items.length} total=${pages.total} atLeast=${pages.cut} what=${`files${pages.cut ? ', the 10,000 latest of which are looked through' : ''}`}>
+    <${Cut} shown=${items.length} total=${pages.total} atLeast=${pages.cut} what=${`files${pages.cut ? '; only the 10,000 latest are looked through' : ''}`}>
       ${pages.next && html`<button class="btn sm r" onClick=${pages.more} disabled=${pages.isLoading}>${pages.isLoading ? 'Asking…' : `Show ${num(Math.min(PAGE, (pages.total ?? Infinity) - items.length))} more`}</button>`}
     <//>
   </section>`;

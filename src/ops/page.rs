@@ -13,6 +13,7 @@ use actix_web::{
     },
     web::{Path, ServiceConfig},
 };
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use flate2::{Compression, write::GzEncoder};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
@@ -50,8 +51,7 @@ fn answer(request: &HttpRequest, path: &str) -> Result<HttpResponse, Problem> {
     let Some((EmbeddedFile { data, metadata }, media_type)) = found else {
         return Err(Problem::missing("the page has no such file"));
     };
-    let hash: String = metadata.sha256_hash()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let tag = format!("\"{hash}\"");
+    let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(metadata.sha256_hash()));
     let mut response = HttpResponse::Ok();
     response
         .insert_header((CONTENT_TYPE, media_type))
