@@ -141,7 +141,7 @@ fn probes_follow_the_daemon_s_phases() {
     assert_eq!((ready.status, ready.body), (200, "ready\n".into()));
     let head = send(address, &format!("HEAD /readyz HTTP/1.1\r\nHost: {address}\r\n\r\n"));
     assert_eq!((head.status, head.body), (200, String::new()));
-    assert_eq!(get(address, "/").status, 404);
+    assert_eq!(get(address, "/nothing").status, 404);
     world.drop_file(Input::csv("hangs.csv", 10)).wait_requests(1);
     world.daemon().signal(Signal::TERM);
     let draining = wait_for(LIVENESS, "readyz to report the drain", || {
