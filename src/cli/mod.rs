@@ -23,6 +23,7 @@ pub mod run;
 pub mod status;
 pub mod steer;
 mod table;
+pub mod top;
 pub mod watch;
 
 use std::{
@@ -79,6 +80,7 @@ pub enum Command {
     CheckConfig(check_config::Args),
     Preflight(preflight::Args),
     Status(status::Args),
+    Top(top::Args),
     Files(files::Args),
     Watch(watch::Args),
     Advise(advise::Args),
@@ -117,6 +119,7 @@ Examples:
 Environment:
   POSTRIDER_CONFIG      the configuration file, if -c is not given
   POSTRIDER__TABLE__KEY overrides a key of it: POSTRIDER__POOLS__PARSERS=4
+  POSTRIDER_TOKEN       the token that `top` sends, where ops wants one
   POSTRIDER_LOG         what is logged, by module: info,postrider_actors::coordinator=debug
   NO_COLOR              no colours
 
@@ -171,6 +174,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Receiver(args) => receiver::run(args),
         Command::Status(args) => status::run(&args, &cli.config),
+        Command::Top(args) => top::run(&args, &cli.config),
         Command::Files(args) => files::run(&args, &cli.config),
         Command::Watch(args) => watch::run(&args, &cli.config),
         Command::Advise(args) => advise::run(&args, &cli.config),

@@ -55,6 +55,7 @@ mod systemd;
 #[cfg(all(feature = "aws", feature = "postgres"))]
 mod tables;
 mod terms;
+mod top;
 mod torn;
 mod trouble;
 mod upgrade;

@@ -70,11 +70,11 @@ pub(super) struct Load {
 /// Says that a destination's breaker has opened or closed, once per outage.
 fn say(destination: &str, change: Change, now: MonoMs) {
     match change {
-        Change::Opened { since, .. } if since == now => tracing::warn!(
+        Change::Opened { times: 0, .. } => tracing::warn!(
             destination,
             "nothing more is sent there for the time being: its circuit breaker is open; single messages probe"
         ),
-        Change::Opened { until, since } => tracing::debug!(
+        Change::Opened { until, since, .. } => tracing::debug!(
             destination,
             out_s = now.since(since).as_secs(),
             next_s = until.since(now).as_secs(),

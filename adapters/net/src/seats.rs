@@ -8,6 +8,7 @@
 //! drops the connection in its own order.
 
 use std::{
+    cmp::Reverse,
     io,
     net::{IpAddr, Ipv6Addr, Shutdown, TcpStream},
     os::fd::AsFd,
@@ -239,11 +240,9 @@ impl Seats {
                     return false;
                 }
                 let due = surplus.filter(|place| place.since.elapsed() >= UNKNOWN_MIN);
-                let Some(victim) =
-                    due.max_by_key(|place| (unknown(place.host), place.since.elapsed())).cloned()
-                else {
-                    return true;
-                };
+                // Of two that came at once the first.
+                let first = due.min_by_key(|place| (Reverse(unknown(place.host)), place.since));
+                let Some(victim) = first.cloned() else { return true };
                 victim.close();
                 places.retain(|place| !Arc::ptr_eq(place, &victim));
             }

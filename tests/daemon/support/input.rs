@@ -133,6 +133,12 @@ impl Input {
         self
     }
 
+    /// Another end for one row, from 1.
+    pub(crate) fn but(mut self, row: usize, kind: Kind) -> Self {
+        self.rows[row - 1].kind = kind;
+        self
+    }
+
     /// The same file, its bodies made by a template: the oracle can't foretell them.
     pub(crate) fn templated(mut self) -> Self {
         self.columns = None;

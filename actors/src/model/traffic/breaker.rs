@@ -81,6 +81,8 @@ pub enum Change {
         until: MonoMs,
         /// Since when the receiver is out.
         since: MonoMs,
+        /// How often it had opened before in this outage.
+        times: u32,
     },
     /// The receiver is back.
     Closed {
@@ -192,7 +194,7 @@ impl Breaker {
         let longest = OPEN_MIN.saturating_mul(1 << times.min(16)).min(part);
         let until = now.after(longest.mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0)));
         self.state = State::Open { until };
-        Change::Opened { until, since }
+        Change::Opened { until, since, times }
     }
 
     fn close(&mut self, now: MonoMs) -> Change {
@@ -306,12 +308,12 @@ mod tests {
         breaker.ended(at(600_000), Pulse::Alive, true, LIMIT, 1.0);
         let opened = (1..=20).map(|_| breaker.ended(at(601_000), Pulse::Broken, false, LIMIT, 1.0)).last();
         let until = at(601_000).after(Duration::from_secs(10));
-        assert_eq!(opened, Some(Some(Change::Opened { until, since: at(0) })));
+        assert_eq!(opened, Some(Some(Change::Opened { until, since: at(0), times: 1 })));
         breaker.probe();
         breaker.ended(at(620_000), Pulse::Alive, true, LIMIT, 1.0);
         let opened = (1..=20).map(|_| breaker.ended(at(900_000), Pulse::Broken, false, LIMIT, 1.0)).last();
         let until = at(900_000).after(OPEN_MIN);
-        assert_eq!(opened, Some(Some(Change::Opened { until, since: at(900_000) })), "another one");
+        assert_eq!(opened, Some(Some(Change::Opened { until, since: at(900_000), times: 0 })), "another one");
     }
 
     proptest! {

@@ -1,0 +1,210 @@
+//! The daemon's interface, asked from a thread of its own: whoever looks never waits for it.
+
+use std::{
+    env,
+    path::Path,
+    sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use url::Url;
+
+use super::{
+    state::Seen,
+    views::{Order, VIEWS},
+};
+use crate::app::troubles::{self, OpsNote};
+
+/// How long an answer may take: what the daemon gives itself for one, and a little.
+const TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Rows of a list that are looked at. A table in a terminal has no use for more; filters of the commands have.
+const ROWS_MAX: usize = 1_000;
+
+/// An answer's bytes: a thousand rows with everything in them.
+const ANSWER_MAX: u64 = 8 << 20;
+
+/// Times that an order is repeated that does a part of its work at a time (10 s each).
+const PARTS_MAX: usize = 100;
+
+/// Names the token that is sent, where the daemon wants one.
+const TOKEN: &str = "POSTRIDER_TOKEN";
+
+/// Where the daemon of a configuration is asked, and by which token.
+pub(super) fn address(config: &Path) -> anyhow::Result<(Url, Option<SecretString>)> {
+    let config = crate::cli::load_for_store(config)?;
+    let note: OpsNote = troubles::read(&config.state.dir)?;
+    let Some(address) = note.address else {
+        bail!("no daemon serves operators here: start one, and see that ops.listen is not empty");
+    };
+    ensure!(
+        !note.has_tls,
+        "the daemon speaks TLS at {address}, and top does not: use the page, or listen on loopback"
+    );
+    let token = env::var(TOKEN).ok().map(SecretString::from);
+    ensure!(token.is_some() || !note.has_tokens, "the daemon wants a token: put it into {TOKEN}");
+    Ok((Url::parse(&format!("http://{address}"))?, token))
+}
+
+/// What is asked of the daemon.
+pub(super) enum Ask {
+    /// The overview and the rows of a view.
+    Look(usize),
+    /// One thing, by the segments of its path.
+    LookAt(Vec<String>),
+    /// An order.
+    Give(Order),
+}
+
+/// What it says.
+pub(super) enum Told {
+    Seen(Seen),
+    One(Value),
+    Done(String),
+    /// An order was refused, or one thing is not there.
+    Refused(String),
+    /// It can't be reached.
+    Lost(String),
+}
+
+/// The thread.
+pub(super) struct Client {
+    asks: SyncSender<Ask>,
+    pub(super) told: Receiver<Told>,
+}
+
+impl Client {
+    /// Asks the daemon at `base`, such as `http://127.0.0.1:9464`.
+    pub(super) fn start(base: Url, token: Option<SecretString>) -> anyhow::Result<Self> {
+        let (asks, queue) = sync_channel(4);
+        let (tell, told) = channel();
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(TIMEOUT))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .build()
+            .new_agent();
+        let wire = Wire { agent, base, token };
+        thread::Builder::new().name("top-client".into()).spawn(move || wire.serve(&queue, &tell))?;
+        Ok(Self { asks, told })
+    }
+
+    /// Asks for something. Whether there was room: what is asked every second may be left out.
+    pub(super) fn ask(&self, ask: Ask) -> anyhow::Result<bool> {
+        match self.asks.try_send(ask) {
+            Ok(()) => Ok(true),
+            Err(TrySendError::Full(_)) => Ok(false),
+            Err(TrySendError::Disconnected(_)) => Err(anyhow!("the thread that asks the daemon has ended")),
+        }
+    }
+}
+
+struct Wire {
+    agent: ureq::Agent,
+    base: Url,
+    token: Option<SecretString>,
+}
+
+/// Why there is no answer to work with.
+enum Trouble {
+    /// The daemon said no, and why.
+    Refused(String),
+    Lost(String),
+}
+
+impl Wire {
+    fn serve(&self, queue: &Receiver<Ask>, tell: &Sender<Told>) {
+        for ask in queue {
+            let told = match ask {
+                Ask::Look(view) => self.look(view).map(Told::Seen),
+                Ask::LookAt(path) => self.get(&path, &[]).map(Told::One),
+                Ask::Give(order) => self.give(&order).map(Told::Done),
+            };
+            let told = told.unwrap_or_else(|trouble| match trouble {
+                Trouble::Refused(why) => Told::Refused(why),
+                Trouble::Lost(why) => Told::Lost(why),
+            });
+            if tell.send(told).is_err() {
+                return; // nobody looks any more
+            }
+        }
+    }
+
+    fn look(&self, view: usize) -> Result<Seen, Trouble> {
+        let shows = &VIEWS[view];
+        let overview = self.get(&["overview".to_owned()], &[])?;
+        let path: Vec<_> = shows.path.split('/').map(str::to_owned).collect();
+        let limit = ROWS_MAX.to_string();
+        let query: &[_] =
+            if matches!(shows.path, "files" | "audit") { &[("limit", limit.as_str())] } else { &[] };
+        let mut answer = self.get(&path, query)?;
+        let total = answer.get("total").and_then(Value::as_u64);
+        let rows = match answer.get_mut(shows.list).map(Value::take) {
+            Some(Value::Array(rows)) => rows,
+            _ => Vec::new(),
+        };
+        // A total of messages is no total of groups.
+        let total = total.filter(|_| shows.list == "items");
+        Ok(Seen { view, overview, rows, total })
+    }
+
+    fn give(&self, order: &Order) -> Result<String, Trouble> {
+        let mut redriven = 0;
+        for _ in 0..PARTS_MAX {
+            let answer = self.post(&order.path, &order.body)?;
+            if let Some(text) = answer.get("text").and_then(Value::as_str) {
+                return Ok(text.to_owned());
+            }
+            redriven += answer.get("redriven").and_then(Value::as_u64).unwrap_or(0);
+            if answer.get("more").and_then(Value::as_bool) != Some(true) {
+                break;
+            }
+        }
+        Ok(format!("{redriven} redriven"))
+    }
+
+    fn url(&self, path: &[String], query: &[(&str, &str)]) -> Url {
+        let mut url = self.base.clone();
+        url.path_segments_mut().expect("it is http").pop_if_empty().extend(["api", "v1"]).extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    fn get(&self, path: &[String], query: &[(&str, &str)]) -> Result<Value, Trouble> {
+        let mut request = self.agent.get(self.url(path, query).as_str());
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {}", token.expose_secret()));
+        }
+        read(request.call())
+    }
+
+    fn post(&self, path: &[String], body: &Value) -> Result<Value, Trouble> {
+        let mut request = self.agent.post(self.url(path, &[]).as_str());
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {}", token.expose_secret()));
+        }
+        read(request.send_json(body))
+    }
+}
+
+fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Trouble> {
+    let lost = |error: ureq::Error| Trouble::Lost(error.to_string());
+    let mut answer = answer.map_err(lost)?;
+    let status = answer.status();
+    let text = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string().map_err(lost)?;
+    let value = serde_json::from_str::<Value>(&text)
+        .with_context(|| format!("status {status}, and no JSON"))
+        .map_err(|error| Trouble::Lost(format!("{error:#}")))?;
+    if status.is_success() {
+        return Ok(value);
+    }
+    let detail = ["detail", "title"].iter().find_map(|field| value.get(field)?.as_str());
+    Err(Trouble::Refused(detail.map_or_else(|| status.to_string(), str::to_owned)))
+}
