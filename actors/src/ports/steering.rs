@@ -67,7 +67,7 @@ pub trait Steering: Send + Sync {
         priority: Priority,
     ) -> Result<usize, StoreError>;
 
-    /// Ends what is open of up to `batches` batches that no worker has: of files that are cancelled, and of those whose
+    /// Ends what is open of up to `batches` batches, or a few more where they are read together, that no worker has: of files that are cancelled, and of those whose
     /// time is over at `now` ([`Terms::is_over`](crate::model::terms::Terms::is_over)), whatever holds them.
     /// Where nothing is left to end the hold goes. Fewer than asked for: the rest is done, or not there yet.
     async fn end_step(&self, batches: usize, now: UnixMs) -> Result<Ended, StoreError>;

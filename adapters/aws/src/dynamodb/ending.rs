@@ -86,7 +86,7 @@ impl Shared {
             let ended = self.end_some_of(place, MessageState::Cancelled, batches - done.batches, now).await?;
             let is_done = ended.batches == 0;
             done += ended;
-            if done.batches == batches {
+            if done.batches >= batches {
                 return Ok(done);
             }
             if is_done
@@ -104,7 +104,7 @@ impl Shared {
             for destination in &destinations {
                 let place = (file, destination.as_str());
                 done += self.end_some_of(place, MessageState::Unsent, batches - done.batches, now).await?;
-                if done.batches == batches {
+                if done.batches >= batches {
                     return Ok(done);
                 }
             }
