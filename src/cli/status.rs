@@ -25,6 +25,7 @@ use crate::{
 };
 use postrider_actors::{
     model::{
+        alarm::board::AlarmNotes,
         ceiling::{Ceiling, Facts},
         file::FileReport,
         finish::Thousands,
@@ -41,7 +42,7 @@ use postrider_actors::{
 ///
 /// First the answer: what binds now, for the whole, for each destination and for each open file: the setting or fact
 /// behind it, the last error, and what to do about it. Works with or without a running daemon. The rate is what was sent
-/// between two reads of the store. Parked feeds, files that are held, and what destinations bear (permits, breakers,
+/// between two reads of the store. Alarms, parked feeds, files that are held, and what destinations bear (permits, breakers,
 /// pauses) are what the daemon that runs on this machine says. Damaged batches are set aside; the log names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -86,6 +87,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let after = view.destinations()?;
     let (files, depth) = (view.file_totals()?, view.depth()?);
     let troubles: Troubles = troubles::read(&config.state.dir)?;
+    let alarms: AlarmNotes = troubles::read(&config.state.dir)?;
+    let alarms: Vec<_> = alarms.raised.iter().map(shapes::Alarm::from).collect();
     let (facts, now) = (ceiling::gather(&config, &mut *view)?, now());
     let mut open_files = view.files(None, FILES_LOOKED_AT)?;
     open_files.retain(|report| !report.is_settled());
@@ -111,6 +114,7 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         print_json(&json!({
             "at": time(now),
             "ceiling": whole.view(),
+            "alarms": alarms,
             "open_files": open_files.collect::<Vec<_>>(),
             "files": {
                 "ingesting": files.ingesting,
@@ -125,12 +129,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         }))?;
     } else {
         print(&format!(
-            "now      {}\nfiles    {} being read, {} open, {} settled; {} failed, {held} held\nbacklog  {depth} messages\n{}\n{}{}",
+            "now      {}\nfiles    {} being read, {} open, {} settled; {} failed, {held} held\nbacklog  {depth} messages\n{}{}\n{}{}",
             answer(&whole, "         "),
             files.ingesting,
             files.open,
             files.settled,
             files.failed,
+            alarm_lines(&alarms),
             trouble_lines(&troubles),
             rendered(&lines),
             ceilings(&lines, &open_files, files.open + files.ingesting),
@@ -141,6 +146,24 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
 
 /// Files that are held and named, of each feed: `postrider files` has them all.
 const HELD_MAX: usize = 5;
+
+/// Alarms that are named: the page and `alarms.json` have them all.
+const ALARMS_MAX: usize = 10;
+
+/// A line for each alarm, and one for what to do.
+fn alarm_lines(alarms: &[shapes::Alarm]) -> String {
+    let line = |alarm: &shapes::Alarm| {
+        let subject = alarm.subject.as_deref().map(|subject| format!(" ({subject})")).unwrap_or_default();
+        let text = escape(&format!("{}{subject}: {}", alarm.alarm, alarm.text)).into_owned();
+        let remedy = alarm.remedy.iter().map(|remedy| format!("         {}\n", escape(remedy)));
+        format!("alarm    {text}\n{}", remedy.collect::<String>())
+    };
+    let mut lines: String = alarms.iter().take(ALARMS_MAX).map(line).collect();
+    if alarms.len() > ALARMS_MAX {
+        lines += &format!("alarm    {} of {} are shown\n", ALARMS_MAX, alarms.len());
+    }
+    lines
+}
 
 /// A line for each feed that is parked, and for files that are held.
 fn trouble_lines(troubles: &Troubles) -> String {

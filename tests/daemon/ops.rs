@@ -297,6 +297,12 @@ fn s2_8_alarms_are_raised_and_cleared() {
         };
         is_there("dead") && is_there("failures")
     });
+    let status = world.postrider(&["status", "--sample-ms", "0"]).ok().stdout;
+    assert!(status.contains("alarm    failures (bad): "), "{status}");
+    let status = world.postrider(&["status", "--sample-ms", "0", "--json"]).ok().json();
+    let of_bad = |alarm: &&serde_json::Value| alarm["alarm"] == "failures" && alarm["subject"] == "bad";
+    let alarm = status["alarms"].as_array().expect("a list").iter().find(of_bad).expect("it is raised");
+    assert!(alarm["remedy"].is_string() && alarm["since"].is_string(), "{alarm}");
     wait_until(LIVENESS, "the end of one", || active("dead") == Some(0.0));
     wait_until(LIVENESS, "the end in the file", || {
         let cleared = notes(&world)["cleared"].as_array().cloned().unwrap_or_default();
