@@ -158,11 +158,9 @@ fn alarm_lines(alarms: &[shapes::Alarm]) -> String {
         let remedy = alarm.remedy.iter().map(|remedy| format!("         {}\n", escape(remedy)));
         format!("alarm    {text}\n{}", remedy.collect::<String>())
     };
-    let mut lines: String = alarms.iter().take(ALARMS_MAX).map(line).collect();
-    if alarms.len() > ALARMS_MAX {
-        lines += &format!("alarm    {} of {} are shown\n", ALARMS_MAX, alarms.len());
-    }
-    lines
+    let cut =
+        (alarms.len() > ALARMS_MAX).then(|| format!("alarm    {ALARMS_MAX} of {} are shown\n", alarms.len()));
+    alarms.iter().take(ALARMS_MAX).map(line).chain(cut).collect()
 }
 
 /// A line for each feed that is parked, and for files that are held.
