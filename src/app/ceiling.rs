@@ -9,6 +9,7 @@ use std::{
 use postrider_actors::{
     model::{
         ceiling::{DestinationFacts, DiskUse, Facts, FeedFacts},
+        file::FileReport,
         standing::Standing,
         trouble::{Trouble, Troubles},
     },
@@ -88,6 +89,16 @@ impl Known<'_> {
             counts: view.counts,
         }
     }
+}
+
+/// Files that are looked at for those that are open, the newest first.
+const FILES_LOOKED_AT: usize = 1_000;
+
+/// Files on their way, the newest first.
+pub(crate) fn open_files(view: &mut dyn View) -> anyhow::Result<Vec<FileReport>> {
+    let mut reports = view.files(None, FILES_LOOKED_AT)?;
+    reports.retain(|report| !report.is_settled());
+    Ok(reports)
 }
 
 /// What a command knows, with or without a running daemon.

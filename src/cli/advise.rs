@@ -4,6 +4,7 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use postrider_actors::model::{
     ceiling::{Cause, Ceiling, DestinationFacts, Facts},
+    file::FileReport,
     finish::Thousands,
     time::UnixMs,
 };
@@ -33,7 +34,8 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let config = super::load_for_store(config)?;
     let mut view = console::view(&config)?;
     let facts = ceiling::gather(&config, &mut *view)?;
-    let advice = Advice::of(&facts, config.pools.parsers, now());
+    let open = ceiling::open_files(&mut *view)?;
+    let advice = Advice::of(&facts, &open.iter().collect::<Vec<_>>(), config.pools.parsers, now());
     if args.json { print_json(&advice.json()) } else { print(&advice.text()) }?;
     Ok(Exit::Done.into())
 }
@@ -48,9 +50,9 @@ struct Advice {
 }
 
 impl Advice {
-    fn of(facts: &Facts, parsers: usize, now: UnixMs) -> Self {
-        // What stands is put right first: nothing can be said of a throughput that is none.
-        let whole = facts.of_whole(&[], now);
+    fn of(facts: &Facts, open: &[&FileReport], parsers: usize, now: UnixMs) -> Self {
+        // What stands is put right first: where nothing moves there is no throughput to advise on.
+        let whole = facts.of_whole(open, now);
         if whole.is_stop() {
             return Self { ceiling: whole, key: None, reckoning: None };
         }
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_one_setting_is_named_with_its_arithmetic() {
-        let text = Advice::of(&facts(Brake::Limit, |_| {}), 2, NOW).text();
+        let text = Advice::of(&facts(Brake::Limit, |_| {}), &[], 2, NOW).text();
         for says in [
             "support: concurrency = 64",
             "postrider concurrency support auto",
@@ -163,17 +165,18 @@ mod tests {
         ] {
             assert!(text.contains(says), "{says}: {text}");
         }
-        let text = Advice::of(&facts(Brake::Rate, |support| support.rate_per_s = Some(500)), 2, NOW).text();
+        let text =
+            Advice::of(&facts(Brake::Rate, |support| support.rate_per_s = Some(500)), &[], 2, NOW).text();
         assert!(text.starts_with("support: rate_per_s = 500\n"), "{text}");
     }
 
     #[test]
     fn what_stands_is_put_right_first_and_reading_names_its_pool() {
         let paused = facts(Brake::Limit, |support| support.is_paused = true);
-        let text = Advice::of(&paused, 2, NOW).text();
+        let text = Advice::of(&paused, &[], 2, NOW).text();
         assert!(text.starts_with("support: paused = true") && !text.contains("messages/s"), "{text}");
         let reading = Facts { is_running: Some(true), reading: 3, ..Facts::default() };
-        let text = Advice::of(&reading, 2, NOW).text();
+        let text = Advice::of(&reading, &[], 2, NOW).text();
         assert!(text.contains("reading") && text.contains("pools.parsers = 2"), "{text}");
     }
 }

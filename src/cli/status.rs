@@ -90,15 +90,13 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     let alarms: AlarmNotes = troubles::read(&config.state.dir)?;
     let alarms: Vec<_> = alarms.raised.iter().map(shapes::Alarm::from).collect();
     let (facts, now) = (ceiling::gather(&config, &mut *view)?, now());
-    let mut open_files = view.files(None, FILES_LOOKED_AT)?;
-    open_files.retain(|report| !report.is_settled());
-    open_files.truncate(OPEN_FILES_MAX);
+    let open_files = ceiling::open_files(&mut *view)?;
     let whole = facts.of_whole(&open_files.iter().collect::<Vec<_>>(), now);
     let of_file = |report: FileReport| {
         let ceiling = facts.of_file(&report, now);
         (report, ceiling)
     };
-    let open_files: Vec<_> = open_files.into_iter().map(of_file).collect();
+    let open_files: Vec<_> = open_files.into_iter().take(OPEN_FILES_MAX).map(of_file).collect();
     let held: usize = troubles.feeds.values().map(|troubles| troubles.held.len()).sum();
     let sampled = |name: &str, view: &DestinationView| -> Option<f64> {
         let before = before.as_ref()?.get(name).map_or(0, |view| view.counts.sent);
@@ -233,8 +231,7 @@ fn lines(
         .collect()
 }
 
-/// Files that are looked at for those that are open, the newest first, and open ones that are shown.
-const FILES_LOOKED_AT: usize = 1_000;
+/// Open files that are shown.
 const OPEN_FILES_MAX: usize = 20;
 
 /// A ceiling, with everything that belongs to it on lines of their own behind `indent`.

@@ -70,6 +70,18 @@ fn a_rate_a_pause_a_hold_and_nothing_at_all_are_each_named_with_what_to_do() {
     });
     assert!(text(&held).ends_with(": wrong list"), "{held}");
     assert_eq!(held["remedy"], "postrider release slow.csv");
+    for command in [&["status", "--sample-ms", "0"][..], &["advise"]] {
+        let first = || {
+            let says = world.postrider(command).ok().stdout;
+            says.lines().take(3).collect::<Vec<_>>().join("\n")
+        };
+        // What bound before is remembered for a moment.
+        let first = wait_for(LIVENESS, "the hold to be named", || {
+            Some(first()).filter(|first| first.contains("held by the operator"))
+        });
+        assert!(first.contains("postrider release slow.csv"), "{command:?}: {first}");
+        assert!(!first.contains("done by"), "a promise of what stands: {first}");
+    }
     world.postrider(&["cancel", "slow.csv"]).ok();
     world.wait_settled(LIVENESS);
     wait_until(LIVENESS, "nothing to do", || text(&status(&world)["ceiling"]) == "nothing: all is sent");

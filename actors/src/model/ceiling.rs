@@ -331,7 +331,8 @@ impl Facts {
             stopped.filter(|file| file.gravity() > worst.gravity()).unwrap_or(worst)
         });
         match worst {
-            Some(worst) => Ceiling { finish, ..worst },
+            // What stands has no end that could be promised.
+            Some(worst) => Ceiling { finish: finish.filter(|_| !worst.is_stop()), ..worst },
             None if self.reading > 0 => Ceiling::new(Cause::Reading, now),
             None if self.has_files => Ceiling::new(Cause::Done, now),
             None => Ceiling::new(Cause::NoFiles, now),

@@ -272,6 +272,7 @@ fn where_a_destination_waits_for_messages_its_files_say_why_none_come() {
         let whole = facts.of_whole(&[&later, &held], NOW);
         assert_eq!(whole.word(), "canary");
         assert!(whole.remedy().unwrap().contains("postrider release a.csv"), "{whole}");
+        assert_eq!(whole.finish, None, "what stands has no end");
     }
     // Where the destination itself is the reason, it is named.
     let limited = facts(|_| {});
