@@ -296,12 +296,9 @@ fn rendered(unread: &[Unread], files: &[FileLine]) -> String {
     text
 }
 
-/// What all of them come to, and whether there are more.
+/// The totals, and whether the list is cut.
 fn footer(files: &[FileLine], totals: Option<FileTotals>, limit: usize) -> String {
-    let all: DestinationCounts = files
-        .iter()
-        .flat_map(|file| file.report.destinations.values())
-        .fold(DestinationCounts::default(), add);
+    let all: DestinationCounts = files.iter().flat_map(|file| file.report.destinations.values()).sum();
     let rows: u64 = files.iter().map(|file| file.report.rows).sum();
     let shown = files.len() as u64;
     let count = |number: u64, what: &str| {
@@ -324,15 +321,4 @@ fn footer(files: &[FileLine], totals: Option<FileTotals>, limit: usize) -> Strin
     // Writing to a String can't fail.
     let _ = writeln!(text, "Showing {}{all}, the latest first; --limit N shows more.", Thousands(shown));
     text
-}
-
-fn add(a: DestinationCounts, b: &DestinationCounts) -> DestinationCounts {
-    DestinationCounts {
-        accepted: a.accepted + b.accepted,
-        sent: a.sent + b.sent,
-        dead: a.dead + b.dead,
-        retrying: a.retrying + b.retrying,
-        unsent: a.unsent + b.unsent,
-        cancelled: a.cancelled + b.cancelled,
-    }
 }

@@ -183,15 +183,7 @@ impl File {
 }
 
 fn total(report: &FileReport) -> Counts {
-    report.destinations.values().map(Counts::from).fold(Counts::default(), |sum, counts| Counts {
-        accepted: sum.accepted + counts.accepted,
-        sent: sum.sent + counts.sent,
-        dead: sum.dead + counts.dead,
-        retrying: sum.retrying + counts.retrying,
-        pending: sum.pending + counts.pending,
-        unsent: sum.unsent + counts.unsent,
-        cancelled: sum.cancelled + counts.cancelled,
-    })
+    Counts::from(&report.destinations.values().sum::<DestinationCounts>())
 }
 
 /// The state in a word, why, and since when it is held.

@@ -1,6 +1,6 @@
 //! What is known of a dropped file: its record, how far it was read, what became of its rows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, iter::Sum, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +186,19 @@ impl DestinationCounts {
     /// Those of them without a recorded attempt.
     pub fn pending(&self) -> u64 {
         self.open().saturating_sub(self.retrying)
+    }
+}
+
+impl<'a> Sum<&'a Self> for DestinationCounts {
+    fn sum<I: Iterator<Item = &'a Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, counts| Self {
+            accepted: sum.accepted + counts.accepted,
+            sent: sum.sent + counts.sent,
+            dead: sum.dead + counts.dead,
+            retrying: sum.retrying + counts.retrying,
+            unsent: sum.unsent + counts.unsent,
+            cancelled: sum.cancelled + counts.cancelled,
+        })
     }
 }
 
