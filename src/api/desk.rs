@@ -165,7 +165,7 @@ impl Clerk {
         answer.map_err(|error| unreadable(&error.into()))
     }
 
-    /// Reads the ledger of rows; `None` if there is none.
+    /// Reads the ledger of rows; `None` where none is configured.
     pub(crate) fn rows<T>(
         &mut self,
         read: impl FnOnce(&RowLedger) -> Result<T, StoreError>,

@@ -184,7 +184,7 @@ fn read(metrics: &str) -> BTreeMap<String, Totals> {
 fn parts(line: &str) -> Option<(&str, &str, f64)> {
     let (name, rest) = line.split_once('{')?;
     let (labels, value) = rest.rsplit_once("} ")?;
-    // An exemplar would follow its `#`; there is none.
+    // No exemplars are exported; one would follow a `#`.
     Some((name, labels, value.split(' ').next()?.parse().ok()?))
 }
 

@@ -350,7 +350,7 @@ fn rerendered(
     Ok(Exit::Done.into())
 }
 
-/// A status; without an answer there is none.
+/// A status, or a dash where no answer came.
 fn status(status: u16) -> String {
     if status == 0 { "-".to_owned() } else { status.to_string() }
 }

@@ -1,4 +1,4 @@
-//! Fifteen troubles: what the operator is told of each, by `postrider status`, by the alarm and by the log. Each names the cause,
+//! Fifteen troubles: what the operator sees of each, in `postrider status`, in the alarm and in the log. Each names the cause,
 //! and what to do about it. The table in `docs/operations.md` is made of what these tests see and held against it;
 //! `POSTRIDER_BLESS=1` with one thread writes it anew.
 
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What is to be seen of a trouble.
-struct Told<'a> {
+struct Signs<'a> {
     /// The first cell of its row.
     trouble: &'a str,
     /// A part of what binds.
@@ -80,9 +80,9 @@ fn messages(world: &World) -> Vec<String> {
     lines.filter_map(message).collect()
 }
 
-/// Waits until a trouble is told of everywhere, and holds that against its row.
-fn judge(world: &mut World, told: &Told<'_>) {
-    let Told { trouble, cause, alarm, log } = told;
+/// Waits until a trouble shows everywhere, and holds that against its row.
+fn judge(world: &mut World, signs: &Signs<'_>) {
+    let Signs { trouble, cause, alarm, log } = signs;
     let mut seen = Value::Null;
     let ceiling = wait_for(LIVENESS, cause, || {
         let ceiling = status(world)["ceiling"].clone();
@@ -132,13 +132,13 @@ fn s4_a_receiver_that_is_down() {
         .set("destinations.support.url", "http://127.0.0.1:9/support")
         .set("destinations.support.concurrency", "auto");
     world.drop_file(Input::csv("a.csv", 200)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the receiver is down",
         cause: "breaker open: connect",
         alarm: None,
         log: Some("its circuit breaker is open"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -147,13 +147,13 @@ fn s4_a_wrong_secret() {
     world.script(|_| Reply::Status(401));
     world.set("destinations.support.concurrency", "auto");
     world.drop_file(Input::csv("a.csv", 600)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the secret is wrong",
         cause: "401",
         alarm: Some("suspects"),
         log: Some("the destination is disabled"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -161,13 +161,13 @@ fn s4_a_wrong_template() {
     let mut world = World::new("csv");
     world.receive(&[]).set("destinations.support.template", r#"{"name": {{ data.nmae }}}"#);
     world.drop_file(Input::csv("a.csv", 30)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the template names what the feed lacks",
         cause: "data.nmae",
         alarm: Some("files"),
         log: Some("a file is held"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -181,9 +181,9 @@ fn s4_a_full_disk() {
     fs::write(inbox.join(".a.csv"), &input.bytes).expect("there is room");
     disk.fill();
     fs::rename(inbox.join(".a.csv"), inbox.join("a.csv")).expect("one file system");
-    let told =
-        Told { trouble: "the disk is full", cause: "disk", alarm: None, log: Some("the feed is parked") };
-    judge(&mut world, &told);
+    let signs =
+        Signs { trouble: "the disk is full", cause: "disk", alarm: None, log: Some("the feed is parked") };
+    judge(&mut world, &signs);
     disk.free();
 }
 
@@ -193,13 +193,13 @@ fn s4_a_pause() {
     world.receive(&[]).start_ready();
     world.postrider(&["pause", "support", "--reason", "they deploy"]).ok();
     world.drop_file(Input::csv("a.csv", 30));
-    let told = Told {
+    let signs = Signs {
         trouble: "an operator has paused the destination",
         cause: "paused by the operator",
         alarm: None,
         log: None,
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -211,8 +211,8 @@ fn s4_a_closed_window() {
     let day = days[(now.as_secs() / 86_400 + 3) as usize % 7];
     world.receive(&[]).set("feeds.alerts.window", format!("{day} 08:00-20:00 UTC"));
     world.drop_file(Input::csv("a.csv", 30)).start_ready();
-    let told = Told { trouble: "the window is closed", cause: "window opens", alarm: None, log: None };
-    judge(&mut world, &told);
+    let signs = Signs { trouble: "the window is closed", cause: "window opens", alarm: None, log: None };
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -221,13 +221,13 @@ fn s4_a_receiver_that_fails() {
     world.script(|_| Reply::Status(503));
     world.set("destinations.support.concurrency", "auto");
     world.drop_file(Input::csv("a.csv", 300)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the receiver fails: the breaker is open",
         cause: "breaker open: 503",
         alarm: Some("failures"),
         log: Some("its circuit breaker is open"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -235,8 +235,8 @@ fn s4_a_rate_that_is_reached() {
     let mut world = World::new("csv");
     world.receive(&[]).set("destinations.support.rate_per_s", 50).set("destinations.support.burst", 10);
     world.drop_file(Input::csv("a.csv", 3_000)).start_ready();
-    let told = Told { trouble: "the rate is reached", cause: "rate_per_s = 50", alarm: None, log: None };
-    judge(&mut world, &told);
+    let signs = Signs { trouble: "the rate is reached", cause: "rate_per_s = 50", alarm: None, log: None };
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -245,13 +245,13 @@ fn s4_a_watermark() {
     world.receive(&[]).set("destinations.support.rate_per_s", 5).set("destinations.support.burst", 5);
     world.set("outbox.high_watermark", 1_000);
     world.drop_file(Input::csv("a.csv", 20_000)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the watermark is reached",
         cause: "watermark: waiting for support",
         alarm: None,
         log: None,
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -267,13 +267,13 @@ fn s4_a_canary_that_fails() {
         .set("destinations.support.retry.base", "30s")
         .set("destinations.support.retry.cap", "30s");
     world.drop_file(Input::csv("a.csv", 3_000)).start_ready();
-    let told = Told {
+    let signs = Signs {
         trouble: "the canary fails",
         cause: "canary held",
         alarm: Some("canary"),
         log: Some("first messages failed"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -281,8 +281,8 @@ fn s4_no_files() {
     let mut world = World::new("csv");
     world.receive(&[]).start_ready();
     thread::sleep(Duration::from_millis(500));
-    let told = Told { trouble: "no file comes", cause: "no files", alarm: None, log: None };
-    judge(&mut world, &told);
+    let signs = Signs { trouble: "no file comes", cause: "no files", alarm: None, log: None };
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -298,14 +298,14 @@ fn s4_a_file_that_can_not_be_read() {
     fs::write(&path, Input::csv("a.csv", 30).bytes).expect("the directory is ours");
     fs::set_permissions(&path, Permissions::from_mode(0o000)).expect("it is ours");
     fs::rename(&path, world.inbox("alerts").join("a.csv")).expect("one file system");
-    let told = Told {
+    let signs = Signs {
         trouble: "a file can't be read",
         cause: "Permission denied",
         // It is looked for in the log of the world's own daemon.
         alarm: None,
         log: Some("can't be"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -317,13 +317,13 @@ fn s4_a_wall_clock_that_jumps() {
     world.under(&command.iter().map(String::as_str).collect::<Vec<_>>());
     world.drop_file(Input::csv("a.csv", 30)).start().wait_settled(LIVENESS);
     wall.set("+2d");
-    let told = Told {
+    let signs = Signs {
         trouble: "the wall clock jumps",
         cause: "nothing: all is sent",
         alarm: None,
         log: Some("the wall clock has jumped"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -339,8 +339,8 @@ fn s4_sqs_that_is_away() {
         engines.sqs.inject(Rule::on(operation, Fault::unavailable()));
     }
     world.drop_file(Input::csv("a.csv", 300));
-    let told = Told { trouble: "SQS is away", cause: "SQS is away", alarm: None, log: Some("queue") };
-    judge(&mut world, &told);
+    let signs = Signs { trouble: "SQS is away", cause: "SQS is away", alarm: None, log: Some("queue") };
+    judge(&mut world, &signs);
 }
 
 #[test]
@@ -353,11 +353,11 @@ fn s4_postgres_that_is_away() {
     world.receive(&[]).start_ready();
     postgres.stop(Stop::Fast);
     world.drop_file(Input::csv("a.csv", 300));
-    let told = Told {
+    let signs = Signs {
         trouble: "Postgres is away",
         cause: "Postgres is away",
         alarm: None,
         log: Some("recording outcomes: tried again"),
     };
-    judge(&mut world, &told);
+    judge(&mut world, &signs);
 }

@@ -331,7 +331,7 @@ impl OpenRows {
         self.rows.len()
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

@@ -61,7 +61,7 @@ pub(super) enum Ask {
 }
 
 /// What it says.
-pub(super) enum Told {
+pub(super) enum Reply {
     Seen(Seen),
     One(Value),
     Done(String),
@@ -74,14 +74,14 @@ pub(super) enum Told {
 /// The thread.
 pub(super) struct Client {
     asks: SyncSender<Ask>,
-    pub(super) told: Receiver<Told>,
+    pub(super) replies: Receiver<Reply>,
 }
 
 impl Client {
     /// Asks the daemon at `base`, such as `http://127.0.0.1:9464`.
     pub(super) fn start(base: Url, token: Option<SecretString>) -> anyhow::Result<Self> {
         let (asks, queue) = sync_channel(4);
-        let (tell, told) = channel();
+        let (sender, replies) = channel();
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
@@ -90,8 +90,8 @@ impl Client {
             .build()
             .new_agent();
         let wire = Wire { agent, base, token };
-        thread::Builder::new().name("top-client".into()).spawn(move || wire.serve(&queue, &tell))?;
-        Ok(Self { asks, told })
+        thread::Builder::new().name("top-client".into()).spawn(move || wire.serve(&queue, &sender))?;
+        Ok(Self { asks, replies })
     }
 
     /// Asks for something. Whether there was room: what is asked every second may be left out.
@@ -118,18 +118,18 @@ enum Trouble {
 }
 
 impl Wire {
-    fn serve(&self, queue: &Receiver<Ask>, tell: &Sender<Told>) {
+    fn serve(&self, queue: &Receiver<Ask>, sender: &Sender<Reply>) {
         for ask in queue {
-            let told = match ask {
-                Ask::Look(view) => self.look(view).map(Told::Seen),
-                Ask::LookAt(path) => self.get(&path, &[]).map(Told::One),
-                Ask::Give(order) => self.give(&order).map(Told::Done),
+            let reply = match ask {
+                Ask::Look(view) => self.look(view).map(Reply::Seen),
+                Ask::LookAt(path) => self.get(&path, &[]).map(Reply::One),
+                Ask::Give(order) => self.give(&order).map(Reply::Done),
             };
-            let told = told.unwrap_or_else(|trouble| match trouble {
-                Trouble::Refused(why) => Told::Refused(why),
-                Trouble::Lost(why) => Told::Lost(why),
+            let reply = reply.unwrap_or_else(|trouble| match trouble {
+                Trouble::Refused(why) => Reply::Refused(why),
+                Trouble::Lost(why) => Reply::Lost(why),
             });
-            if tell.send(told).is_err() {
+            if sender.send(reply).is_err() {
                 return; // nobody looks any more
             }
         }

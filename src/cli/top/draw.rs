@@ -156,7 +156,7 @@ fn draw_table(top: &Top, frame: &mut Frame<'_>, area: Rect) {
     let mut state = TableState::new().with_selected(top.place());
     frame.render_stateful_widget(table, area, &mut state);
     if rows.is_empty() && area.height > 1 {
-        let text = if top.filter.is_empty() { "There are none." } else { "None fits the filter." };
+        let text = if top.filter.is_empty() { "Nothing here." } else { "Nothing matches the filter." };
         frame.render_widget(Paragraph::new(text), Rect { y: area.y + 1, height: 1, ..area });
     }
 }

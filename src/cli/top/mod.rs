@@ -21,7 +21,7 @@ use ratatui::{
 use tokio::time::Instant;
 
 use self::{
-    client::{Ask, Client, Told},
+    client::{Ask, Client, Reply},
     state::{Effect, Top},
 };
 use crate::exit::Exit;
@@ -59,20 +59,20 @@ fn watch(terminal: &mut DefaultTerminal, client: &Client) -> anyhow::Result<()> 
             is_asked = client.ask(Ask::Look(top.view))?;
             looked = Some(Instant::now());
         }
-        while let Ok(told) = client.told.try_recv() {
-            match told {
-                Told::Seen(seen) => {
+        while let Ok(reply) = client.replies.try_recv() {
+            match reply {
+                Reply::Seen(seen) => {
                     is_asked = false;
                     top.see(seen);
                 }
-                Told::One(one) => top.see_one(one),
-                Told::Done(text) | Told::Refused(text) => {
+                Reply::One(one) => top.see_one(one),
+                Reply::Done(text) | Reply::Refused(text) => {
                     // A look that was refused is over too.
                     is_asked = false;
                     looked = None;
                     top.message = Some(text);
                 }
-                Told::Lost(why) => {
+                Reply::Lost(why) => {
                     is_asked = false;
                     top.lost = Some(why);
                 }

@@ -51,7 +51,7 @@ impl<'a> RowFields<'a> {
     }
 }
 
-/// One field by its name; `None` if there is none, or it can't be read.
+/// One field by its name; `None` if it is missing or can't be read.
 pub fn field<'a>(data: &MessageData<'a>, name: &str) -> Option<Raw<'a>> {
     RowFields::of(data).ok()?.get(name).ok()?
 }
