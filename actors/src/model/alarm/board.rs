@@ -297,6 +297,20 @@ mod tests {
         assert!(board.entries.len() <= SUBJECTS_MAX + 1);
     }
 
+    #[test]
+    fn i8_of_cleared_alarms_the_last_are_remembered() {
+        let mut board = board();
+        for nth in 0..2 * CLEARED_MAX as u64 {
+            look(&mut board, nth * 10, &[("a", 11.0)]);
+            look(&mut board, nth * 10 + 1, &[]);
+            assert_eq!(look(&mut board, nth * 10 + 4, &[]), [(false, "a".into())]);
+        }
+        let cleared = board.notes().cleared;
+        assert_eq!(cleared.len(), CLEARED_MAX);
+        let last = UnixMs(AT.0 + (2 * CLEARED_MAX as u64 - 1) * 10_000);
+        assert_eq!(cleared[0].since, last, "the latest first");
+    }
+
     proptest! {
         /// Each subject's history is that of an alarm of its own.
         #[test]
