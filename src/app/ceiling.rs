@@ -130,7 +130,7 @@ pub(super) fn disks(config: &Config) -> impl Iterator<Item = &Path> {
 
 /// The fullest disk of these.
 pub(super) fn fullest<'a>(disks: impl Iterator<Item = &'a Path>) -> Option<DiskUse> {
-    disks.filter_map(disk_use).max_by_key(|disk| disk.percent)
+    disks.filter_map(disk_use).max_by_key(|disk| (disk.is_full(), disk.percent))
 }
 
 /// How full a disk is, as `df` says it: of what may be used without privileges, rounded up.
@@ -138,7 +138,8 @@ fn disk_use(path: &Path) -> Option<DiskUse> {
     let stat = rustix::fs::statvfs(path).ok()?;
     let used = stat.f_blocks.saturating_sub(stat.f_bfree);
     let percent = (used * 100).div_ceil((used + stat.f_bavail).max(1));
-    Some(DiskUse { path: path.display().to_string(), percent })
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    Some(DiskUse { path: path.display().to_string(), percent, free })
 }
 
 #[cfg(test)]

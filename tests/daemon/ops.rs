@@ -338,7 +338,8 @@ fn s2_8_a_backlog_that_is_held_raises_latency() {
     world.set("destinations.support.paused", false).configure();
     world.daemon().signal(Signal::HUP);
     world.wait_settled(LIVENESS);
-    let raised = world.daemon().log_text().matches("alarm raised").count();
+    let log = world.daemon().log_text();
+    let raised = log.lines().filter(|line| line.contains("alarm raised") && line.contains("latency")).count();
     assert_eq!((raised, active("latency")), (1, Some(1.0)), "once, in spite of the reload");
     world.stop();
     world.prove();

@@ -25,11 +25,9 @@ use super::{
 };
 pub use words::{HELD, PAUSED};
 
-/// How full a disk must be to be what binds, when something on it fails.
-const DISK_FULL_PERCENT: u64 = 95;
-
-/// How full it must be to be named though nothing has failed yet.
-const DISK_BRIM_PERCENT: u64 = 99;
+/// A disk with less room than this is full: the store's log alone grows by as much between two looks. A share of it
+/// would say nothing: 1 % of a large disk is room for millions of rows.
+const DISK_ROOM_MIN: u64 = 16 << 20;
 
 /// Everything that is known, of one moment.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +61,15 @@ pub struct DiskUse {
     pub path: String,
     /// How full it is, for who may not use what is reserved.
     pub percent: u64,
+    /// Bytes that are left, for the same.
+    pub free: u64,
+}
+
+impl DiskUse {
+    /// Whether nothing can be written to it any more, or as good as nothing.
+    pub fn is_full(&self) -> bool {
+        self.free < DISK_ROOM_MIN
+    }
 }
 
 /// What is known of a feed.
@@ -422,7 +429,7 @@ impl Facts {
     pub fn of_unread(&self, feed: &str, name: &str, now: UnixMs) -> Option<Ceiling> {
         let trouble = self.feeds.get(feed)?.held.get(name)?;
         let cause = Cause::Unreadable { reason: trouble.reason.clone() };
-        Some(Ceiling { file: Some(name.to_owned()), ..self.or_disk(cause, now).since(trouble.since) })
+        Some(Ceiling { file: Some(name.to_owned()), ..Ceiling::new(cause, now).since(trouble.since) })
     }
 
     /// What binds everything, whatever it is.
@@ -434,21 +441,15 @@ impl Facts {
             let cause = Cause::Engine { name: name.clone(), reason: trouble.reason.clone() };
             return Some(Ceiling::new(cause, now).since(trouble.since));
         }
-        let brim = self.disk.as_ref().filter(|disk| disk.percent >= DISK_BRIM_PERCENT);
-        brim.map(|disk| Ceiling::new(Cause::Disk(disk.clone()), now))
-    }
-
-    /// That, unless a disk is so full that it is the likelier reason.
-    fn or_disk(&self, cause: Cause, now: UnixMs) -> Ceiling {
-        let full = self.disk.as_ref().filter(|disk| disk.percent >= DISK_FULL_PERCENT);
-        Ceiling::new(full.map_or(cause, |disk| Cause::Disk(disk.clone())), now)
+        let full = self.disk.as_ref().filter(|disk| disk.is_full());
+        full.map(|disk| Ceiling::new(Cause::Disk(disk.clone()), now))
     }
 
     /// What keeps a feed from taking files.
     fn of_feed(&self, name: &str, facts: &FeedFacts, open: &[&FileReport], now: UnixMs) -> Option<Ceiling> {
         if let Some(Trouble { since, reason }) = &facts.parked {
             let cause = Cause::Parked { feed: name.to_owned(), reason: reason.clone() };
-            return Some(self.or_disk(cause, now).since(*since));
+            return Some(Ceiling::new(cause, now).since(*since));
         }
         if let Some((file, _)) = facts.held.iter().next() {
             let report = open.iter().find(|report| report.file.feed == name && report.file.name == *file);

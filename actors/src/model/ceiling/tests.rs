@@ -211,6 +211,10 @@ fn retries_that_wait_say_when_the_next_goes() {
     assert!(said(&budget).0.starts_with("too much fails"));
 }
 
+fn full_disk(path: &str) -> DiskUse {
+    DiskUse { path: path.into(), percent: 100, free: 0 }
+}
+
 #[test]
 fn each_trouble_of_the_process_stands_before_everything_else() {
     let store = Trouble { since: ago(30), reason: "the store did not answer: timed out".into() };
@@ -219,13 +223,12 @@ fn each_trouble_of_the_process_stands_before_everything_else() {
             facts.engines.insert(name.to_owned(), store.clone());
         })
     };
-    let disk =
-        |percent| facts(|facts| facts.disk = Some(DiskUse { path: "/var/lib/postrider".into(), percent }));
+    let disk = facts(|facts| facts.disk = Some(full_disk("/var/lib/postrider")));
     for (facts, text) in [
         (away("SQS"), "SQS is away for 30 s: the store did not answer: timed out"),
         (away("Postgres"), "Postgres is away for 30 s: the store did not answer: timed out"),
         (facts(|facts| facts.is_running = Some(false)), "no daemon is running"),
-        (disk(99), "disk 99 % (/var/lib/postrider)"),
+        (disk, "disk 100 % (/var/lib/postrider)"),
     ] {
         for ceiling in [
             facts.of_whole(&[], NOW),
@@ -236,7 +239,6 @@ fn each_trouble_of_the_process_stands_before_everything_else() {
             assert!(ceiling.is_for_operator() && ceiling.remedy().is_some(), "{text}");
         }
     }
-    assert_eq!(disk(98).of_whole(&[], NOW).to_string(), "concurrency = 64", "nothing has failed yet");
     let unknown = facts(|facts| facts.is_running = None);
     assert_eq!(unknown.of_whole(&[], NOW).to_string(), "concurrency = 64", "another machine may send");
 }
@@ -298,9 +300,14 @@ fn each_trouble_of_a_feed_is_named_and_a_full_disk_where_it_is_the_reason() {
         ("held, 07:59 UTC: permission denied", Some("b.csv"))
     );
     assert!(unreadable.of_unread("alerts", "c.csv", NOW).is_none());
-    let mut full = parked;
-    full.disk = Some(DiskUse { path: "/srv".into(), percent: 97 });
-    assert_eq!(full.of_whole(&[], NOW).to_string(), "disk 97 % (/srv)");
+    // What failed is blamed on a disk only if there is no room on it, however large its used share is.
+    for mut facts in [parked, unreadable] {
+        let text = facts.of_whole(&[], NOW).to_string();
+        facts.disk = Some(DiskUse { path: "/srv".into(), percent: 99, free: 2 << 30 });
+        assert_eq!(facts.of_whole(&[], NOW).to_string(), text);
+        facts.disk = Some(full_disk("/srv"));
+        assert_eq!(facts.of_whole(&[], NOW).to_string(), "disk 100 % (/srv)");
+    }
     let waits = |facts: &mut Facts| {
         facts.feeds.get_mut("alerts").unwrap().waits_for = Some((ago(60), vec!["support".into()]));
         facts.reading = 1;
@@ -464,7 +471,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
             let [running, paused, disabled, blocked, out, asks, configured, parked, away] = flags;
             let mut facts = facts(|facts| {
                 facts.is_running = Some(running);
-                facts.disk = Some(DiskUse { path: "/".into(), percent });
+                facts.disk = Some(DiskUse { path: "/".into(), percent, free: (100 - percent) << 20 });
                 if parked {
                     facts.feeds.get_mut("alerts").unwrap().parked = Some(trouble("why"));
                 }
