@@ -4,13 +4,15 @@
 //!
 //! 1. Slow start: the limit doubles per window until the first cut.
 //! 2. After a cut at W the limit is 0.7 W and grows as CUBIC does (RFC 9438), from 1 s past the plateau on by 3 % per window
-//!    at least.
+//!    at least, and by 10 % once it is above 1.5 W: the receiver is another one then.
 //! 3. It does not grow while less than half of it is in use.
 //! 4. It is cut on errors (429, 5xx, no answer) of the last second, if the lower bound of their share (Wilson, 95 %) is
-//!    above 2 % and above 1.3 times what is known to be the receiver's own share.
+//!    above 2 % and above 1.3 times what is known to be the receiver's own share. If more than 30 % are errors, what was
+//!    answered well says what the receiver bears: that is W, and the limit is 0.9 of it.
 //! 5. If two windows after that cut the share has not fallen as it does where places are short, and the goodput has fallen as
 //!    the limit did, the number of requests was not the cause: the cut is taken back and the share remembered as the
-//!    receiver's own.
+//!    receiver's own, for 20 s: then another cut shows whether it still is. Errors that have just begun tell nothing of
+//!    that: what was answered before them is of another receiver.
 //! 6. It is cut when the median latency of three windows in a row is above 1.5 times the base. If the goodput then falls as the
 //!    limit did, the receiver is far and not full: the cut is taken back, and that latency is the base.
 //! 7. A failed attempt keeps its permit for the base latency, so that a fast 503 does not spin. See [`Limiter::base`].
@@ -38,6 +40,17 @@ const SHARE_MIN: f64 = 0.02;
 
 /// What a cut leaves.
 const CUT: f64 = 0.7;
+
+/// What a cut leaves of what the receiver is seen to bear.
+const CUT_OF_BORNE: f64 = 0.9;
+
+/// How much the limit grows per window past the plateau, and so far past it that the receiver must have changed.
+const GROWTH: f64 = 1.03;
+const GROWTH_ELSEWHERE: f64 = 1.1;
+const ELSEWHERE: f64 = 1.5;
+
+/// How long a share of errors is the receiver's own before that is looked at again.
+const OWN_FOR: Duration = Duration::from_secs(20);
 
 /// Windows after a cut that tell nothing: their answers are from before it.
 const SETTLING: u8 = 2;
@@ -80,6 +93,8 @@ impl Bound {
 struct Trial {
     cause: Cause,
     limit: f64,
+    /// What the cut left of the limit.
+    left: f64,
     goodput: f64,
     share: f64,
     slow_start: bool,
@@ -93,15 +108,16 @@ enum Cause {
 
 impl Trial {
     /// The least share of errors after the cut that says that their number was not the cause. Where places are short, a
-    /// share p falls to 1 - (1 - p) / 0.7: half of the way there is the bound, and 0.6 of the share at least.
+    /// share p falls to 1 - (1 - p) / left: half of the way there is the bound, and 0.6 of the share at least.
     fn share_if_independent(&self) -> f64 {
-        let if_short = 1.0 - (1.0 - self.share) / CUT;
+        let if_short = 1.0 - (1.0 - self.share) / self.left;
         f64::midpoint(self.share, if_short).max(0.6 * self.share)
     }
 
-    /// Whether the goodput has fallen about as the limit did. Where places are short, or the sender is, it has not.
+    /// Whether the goodput has fallen about as the limit did, by two thirds of it at least. Where places are short, or the
+    /// sender is, it has not.
     fn has_lost(&self, goodput: f64, limit: f64) -> bool {
-        goodput < self.goodput * limit / self.limit * 1.12
+        goodput < self.goodput * (1.0 + 2.0 * limit / self.limit) / 3.0
     }
 }
 
@@ -117,6 +133,8 @@ pub struct Limiter {
     base: Option<f64>,
     /// The share of errors that does not depend on the limit.
     own_errors: f64,
+    /// Since when that is known.
+    own_since: MonoMs,
     begun: MonoMs,
     answers: u32,
     good: u32,
@@ -145,6 +163,7 @@ impl Limiter {
             cut_from: 0.0,
             base: None,
             own_errors: 0.0,
+            own_since: MonoMs(0),
             begun: MonoMs(0),
             answers: 0,
             good: 0,
@@ -186,8 +205,9 @@ impl Limiter {
 
     /// The receiver is back after an outage: slow start, whether the limit is fixed or not.
     pub fn restart(&mut self) {
-        let (base, own_errors) = (self.base, self.own_errors);
-        *self = Self { base, own_errors, limit: self.bound.floor() as f64, ..Self::new(self.bound) };
+        let (base, own_errors, own_since) = (self.base, self.own_errors, self.own_since);
+        *self =
+            Self { base, own_errors, own_since, limit: self.bound.floor() as f64, ..Self::new(self.bound) };
     }
 
     /// An attempt ended with an answer after `latency`, or (`None`) with an error that may come of too many requests.
@@ -239,7 +259,6 @@ impl Limiter {
             }
             return;
         }
-        self.own_errors *= 0.999;
         match self.trial {
             Some(trial) if trial.cause == Cause::Latency => {
                 self.trial = None;
@@ -253,17 +272,26 @@ impl Limiter {
                     return;
                 }
                 self.trial = None;
-                if share > trial.share_if_independent() && share < 0.5 && trial.has_lost(goodput, self.limit)
-                {
-                    self.own_errors = self.own_errors.max(share).max(trial.share);
+                let is_used = self.most as f64 >= 0.8 * self.limit;
+                let is_chance = share > trial.share_if_independent() && share < 0.5;
+                if is_used && is_chance && trial.has_lost(goodput, self.limit) {
+                    (self.own_errors, self.own_since) = (share.max(trial.share), now);
                     return self.take_back(now, trial);
                 }
+                self.own_errors = self.own_errors.min(share);
             }
             None => {}
         }
-        let bound = SHARE_MIN.max(1.3 * self.own_errors);
+        let is_old = now.since(self.own_since) >= OWN_FOR;
+        let bound = SHARE_MIN.max(if is_old { 0.0 } else { 1.3 * self.own_errors });
         if answers >= SHARE_ANSWERS && wilson_lower(errors, answers) >= bound {
+            let bad = self.answers - self.good;
+            let have_begun = wilson_lower(bad, self.answers) > 2.0 * share;
+            let share = if have_begun { f64::from(bad) / f64::from(self.answers) } else { share };
             self.cut(now, Cause::Errors, goodput, share);
+            if have_begun {
+                self.trial = None;
+            }
         } else if used && median.zip(self.base).is_some_and(|(median, base)| median > 1.5 * base) {
             self.high += 1;
             if self.high >= HIGH_WINDOWS {
@@ -282,9 +310,14 @@ impl Limiter {
     }
 
     fn cut(&mut self, now: MonoMs, cause: Cause, goodput: f64, share: f64) {
-        self.trial = Some(Trial { cause, limit: self.limit, goodput, share, slow_start: self.slow_start });
-        (self.cut_from, self.cut_at, self.slow_start) = (self.limit, now, false);
-        self.limit = (CUT * self.limit).max(self.bound.floor() as f64);
+        let before = self.limit;
+        let borne = (1.0 - share) * before;
+        (self.cut_from, self.limit) =
+            if borne < CUT * before { (borne, CUT_OF_BORNE * borne) } else { (before, CUT * before) };
+        self.limit = self.limit.max(self.bound.floor() as f64);
+        let left = self.limit / before;
+        self.trial = Some(Trial { cause, limit: before, left, goodput, share, slow_start: self.slow_start });
+        (self.cut_at, self.slow_start) = (now, false);
         (self.settling, self.high) = (SETTLING, 0);
         self.second.clear();
     }
@@ -305,7 +338,8 @@ impl Limiter {
         let since = now.since(self.cut_at).as_secs_f64();
         let mut grown = 0.4 * (since - plateau).powi(3) + self.cut_from;
         if since > plateau + 1.0 {
-            grown = grown.max(1.03 * self.limit);
+            let growth = if self.limit > ELSEWHERE * self.cut_from { GROWTH_ELSEWHERE } else { GROWTH };
+            grown = grown.max(growth * self.limit);
         }
         self.limit = self.limit.max(grown).min(ceiling);
     }

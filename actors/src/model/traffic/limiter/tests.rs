@@ -140,9 +140,26 @@ fn a_receiver_with_a_queue_is_kept_busy() {
 
 #[test]
 fn errors_that_do_not_depend_on_the_load_slow_nothing() {
-    let receiver = |_| Receiver { latency: 0.02, random: 0.1, ..IDLE };
-    let (reached, errors) = compare(receiver, 12, &[64, 512, 1024], 3..12);
-    assert!(reached >= 0.9 && errors < 0.12, "{reached} at {errors}");
+    for (receiver, most) in [
+        ((|_| Receiver { latency: 0.02, random: 0.1, ..IDLE }) as fn(f64) -> Receiver, 0.12),
+        (|_| Receiver { latency: 0.02, random: 0.4, ..IDLE }, 0.42),
+        // They begin while it is used fully.
+        (|t| Receiver { latency: 0.02, random: if t > 8.0 { 0.4 } else { 0.0 }, ..IDLE }, 0.42),
+    ] {
+        let (reached, errors) = compare(receiver, 40, &[64, 512, 1024], 3..40);
+        assert!(reached >= 0.9 && errors < most, "{reached} at {errors}");
+    }
+}
+
+#[test]
+fn what_was_chance_is_not_taken_for_it_when_places_are_short_later() {
+    let receiver = |t| {
+        let (random, slots) = if t < 8.0 { (0.4, 500) } else { (0.0, 50) };
+        Receiver { latency: 0.02, random, slots, ..IDLE }
+    };
+    let counts = run(receiver, 40, Limiter::new(Bound::Auto { ceiling: 1024 }), SENDER);
+    let late = counts[30..].to_vec();
+    assert!(errors(&late) <= 0.02 && good(&late, 0..10) >= 10.0 * 0.9 * 50.0 / 0.021, "{late:?}");
 }
 
 #[test]
@@ -169,9 +186,9 @@ fn a_sender_that_is_slow_to_use_its_permits_does_not_take_a_lack_of_places_for_c
     let sender = Sender { most: 30_000.0, ramp: 1_500.0 };
     let receiver =
         |t| Receiver { latency: 0.02, slots: if (12.0..26.0).contains(&t) { 50 } else { 400 }, ..IDLE };
-    for over in [3..12, 22..26, 36..42] {
+    for over in [3..12, 15..26, 34..42] {
         let (reached, errors) = compare_from(sender, receiver, 42, &[48, 128, 380, 1024], over.clone());
-        assert!(reached >= 0.9 && errors <= 0.05, "{reached} in {over:?} at {errors}");
+        assert!(reached >= 0.9 && errors <= 0.025, "{reached} in {over:?} at {errors}");
     }
     // And what is chance is still taken for it.
     let receiver = |_| Receiver { latency: 0.02, random: 0.1, ..IDLE };
