@@ -42,7 +42,7 @@ use crate::{
         ledger::MessageVerdict,
         order::OrderingKey,
         outcome::{Attempt, DeathCause, Reason, Verdict},
-        priority::{FilePriority, priority_of},
+        priority::FilePriority,
         record::Said,
         retry::{longest_wait, poisoned},
         roster::{Incoming, Roster},
@@ -399,7 +399,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let state = &mut *state;
         for batch in state.batches.values() {
             let header = &batch.lease.header;
-            let priority = priority_of(header, &state.priorities);
+            let priority = header.priority_by(&state.priorities);
             state.roster.prioritize(batch.destination, header.file, priority);
         }
     }
@@ -527,7 +527,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             said,
         });
         state.batches.insert(token, batch.clone());
-        let priority = priority_of(&header, &state.priorities);
+        let priority = header.priority_by(&state.priorities);
         state.roster.add(destination, Incoming { token, file: header.file, priority, pace, open, keys }, at);
         state.roster.keep_apart(token, charged);
         if crowded || batch.is_closed(at) {

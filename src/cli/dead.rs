@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::{
     files::find,
     print, print_json, steer,
-    table::{cut, number, table, text, time},
+    table::{PAGE, cut, number, status, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{
@@ -39,9 +39,6 @@ use postrider_actors::ports::console::{
     AuditLine, DeadFilter, DeadLetter, FileSelector, Position, Rerendered, View,
 };
 use summary::Summary;
-
-/// Dead letters per read.
-const PAGE: usize = 1_000;
 
 /// List, count, export or redrive the messages that were given up
 ///
@@ -348,11 +345,6 @@ fn rerendered(
         ))?;
     }
     Ok(Exit::Done.into())
-}
-
-/// A status, or a dash where no answer came.
-fn status(status: u16) -> String {
-    if status == 0 { "-".to_owned() } else { status.to_string() }
 }
 
 fn id(letter: &DeadLetter) -> MessageId {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     print, print_json,
-    table::{cut, cut_to, number, table, text, time},
+    table::{PAGE, cut, cut_to, number, table, text, time},
 };
 use crate::exit::Exit;
 use crate::{
@@ -28,9 +28,6 @@ use postrider_actors::ports::console::{
     FileSelector,
     receipts::{GAP_AGES, Gap, GapPlace, HeldReceipt, ReceiptFilter, RejectedReceipt, SourceRow, StateCount},
 };
-
-/// Gaps per read.
-const PAGE: usize = 1_000;
 
 /// Show receipts, find missing ones, and read rejected ones again
 ///

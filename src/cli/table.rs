@@ -8,6 +8,14 @@ pub(super) use postrider_actors::model::time::rfc3339 as time;
 
 use crate::telemetry::escape;
 
+/// Rows of a list that are read from the store at a time.
+pub(super) const PAGE: usize = 1_000;
+
+/// A status, or a dash where no answer came.
+pub(super) fn status(status: u16) -> String {
+    if status == 0 { "-".to_owned() } else { status.to_string() }
+}
+
 /// A span that is over: to the second, `4m 12s`.
 pub(super) fn seconds(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()

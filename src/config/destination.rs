@@ -11,7 +11,7 @@ use postrider_settings::{
     settings, shown_text, unset,
 };
 
-use super::{needed_if, resolve};
+use super::{needed_if, read_text};
 use postrider_http::webhook::{self, WebhookKeys};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
@@ -160,7 +160,7 @@ impl TemplateSource {
             Self::Default => Ok(None),
             Self::Inline(source) => Ok(Some(source.clone())),
             Self::File(path) => {
-                let source = resolve::read(path, TEMPLATE_BYTES_MAX as u64);
+                let source = read_text(path, TEMPLATE_BYTES_MAX as u64);
                 source.map(Some).map_err(|error| format!("{}: {error}", path.display()))
             }
         }

@@ -403,6 +403,14 @@ fn feed(section: &mut Section<'_>, name: &str) -> Feed {
     Feed { name: name.to_owned(), settings, conditions, source }
 }
 
+/// A file's text, or what is wrong with it.
+fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
+    read_bounded(path, bytes_max).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
 /// The text of a file of at most `bytes_max` bytes.
 fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
     let mut text = String::new();

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -26,7 +26,7 @@ use super::{
     SourceKind, TemplateSource, Webhook,
     checks::{shared_secret, unfit_template},
     destination::TEMPLATE_BYTES_MAX,
-    read_bounded,
+    read_text,
 };
 use crate::ops::OpsSecrets;
 
@@ -299,7 +299,7 @@ impl Resolver<'_> {
         (key_name, source): (&str, &SecretSource),
     ) -> Option<Client> {
         let (path_key, key_key) = (join(section, path_name), join(section, key_name));
-        let certificates = read(path, CA_BYTES_MAX);
+        let certificates = read_text(path, CA_BYTES_MAX);
         let key = self.secret(&key_key, source);
         let found = shown_text(&path.to_string_lossy());
         let certificates =
@@ -325,11 +325,11 @@ impl Resolver<'_> {
                 Some(Err(_)) => Err("the variable is not UTF-8".to_owned()),
                 None => Err("the variable is not set".to_owned()),
             },
-            SecretSource::File(path) => read(path, SECRET_BYTES_MAX),
+            SecretSource::File(path) => read_text(path, SECRET_BYTES_MAX),
             SecretSource::Credential(name) => match (self.environment)("CREDENTIALS_DIRECTORY") {
                 Some(directory) => {
                     let path = PathBuf::from(directory).join(name);
-                    read(&path, SECRET_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))
+                    read_text(&path, SECRET_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))
                 }
                 None => Err(format!(
                     "CREDENTIALS_DIRECTORY is not set: run under systemd with LoadCredential={name}:/PATH"
@@ -357,7 +357,7 @@ impl Resolver<'_> {
             TemplateSource::Inline(source) => return Some(source.clone()),
             TemplateSource::File(path) => path,
         };
-        let source = read(path, TEMPLATE_BYTES_MAX as u64).and_then(|source| {
+        let source = read_text(path, TEMPLATE_BYTES_MAX as u64).and_then(|source| {
             BodyTemplate::compile(Some(&source), &destination.content_type)
                 .map_err(|error| format!("it is not a valid template: {error}"))?;
             Ok(source)
@@ -383,7 +383,7 @@ impl Resolver<'_> {
 
     fn ca_pem(&mut self, section: &str, destination: &Webhook) -> Option<String> {
         let path = destination.ca_file.as_deref()?;
-        let pem = read(path, CA_BYTES_MAX).and_then(|pem| {
+        let pem = read_text(path, CA_BYTES_MAX).and_then(|pem| {
             if pem.contains("-----BEGIN CERTIFICATE-----") {
                 Ok(pem)
             } else {
@@ -395,12 +395,4 @@ impl Resolver<'_> {
         })
         .ok()
     }
-}
-
-/// A file's text, or what is wrong with it.
-pub(super) fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
-    read_bounded(path, bytes_max).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
-        _ => error.to_string(),
-    })
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ids::{BatchId, FileId, MessageId},
     ledger::RowNumbers,
-    priority::Priority,
+    priority::{FilePriority, Priority},
     state::MessageState,
     terms::Terms,
     time::UnixMs,
@@ -81,6 +81,12 @@ pub struct Rendering {
 }
 
 impl BatchHeader {
+    /// How urgent its messages are: as `orders` say, or as they were when its rows were accepted.
+    pub fn priority_by(&self, orders: &[FilePriority]) -> Priority {
+        let is_its = |order: &&FilePriority| order.file == self.file && order.destination == self.destination;
+        orders.iter().find(is_its).map_or(self.priority, |order| order.priority)
+    }
+
     /// The same with bodies that are made otherwise.
     #[must_use]
     pub fn rendered_by(&self, rendering: &Rendering) -> Self {

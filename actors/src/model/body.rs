@@ -9,11 +9,11 @@
 use std::{collections::BTreeSet, io::Write as _};
 
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, value::Serde};
+use postrider_settings::Format;
 use serde::de::IgnoredAny;
 
 use super::{
     batch::{BatchHeader, MessageData, MessageParts, PayloadError, RowLayout, put_cell},
-    formats::Format,
     ids::{FileId, MessageId},
     priority::Priority,
     terms::Terms,

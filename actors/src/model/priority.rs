@@ -3,7 +3,7 @@
 pub use postrider_settings::Priority;
 use serde::{Deserialize, Serialize};
 
-use super::{batch::BatchHeader, ids::FileId};
+use super::ids::FileId;
 
 /// How many messages go of each priority where all three wait: of 21 messages 16 are urgent, 4 are normal, 1 is bulk.
 pub const fn weight(priority: Priority) -> u64 {
@@ -23,12 +23,6 @@ pub struct FilePriority {
     pub destination: String,
     /// How urgent it is there.
     pub priority: Priority,
-}
-
-/// How urgent a batch is: as `orders` say, or as it was when its rows were accepted.
-pub fn priority_of(header: &BatchHeader, orders: &[FilePriority]) -> Priority {
-    let is_its = |order: &&FilePriority| order.file == header.file && order.destination == header.destination;
-    orders.iter().find(is_its).map_or(header.priority, |order| order.priority)
 }
 
 #[cfg(test)]

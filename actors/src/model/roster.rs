@@ -10,6 +10,7 @@
 //! it waits in its destination's queue of retries, and its batch stays until nothing of it is in flight or due soon.
 //! Where a destination keeps an [order](super::order), it stays until all of its messages have ended: see `in_order`.
 
+mod batch;
 mod destination;
 mod in_order;
 mod lane;
@@ -28,8 +29,10 @@ use super::{
     suspect::Pace,
     time::UnixMs,
 };
+use batch::Batch;
+pub use batch::Pick;
 use destination::DestinationQueue;
-use in_order::InOrder;
+use in_order::Order;
 
 /// Messages that one destination may send in its turn while others wait.
 const QUANTUM: u32 = 16;
@@ -62,21 +65,6 @@ pub enum Answer {
     NotThis,
     /// Nothing may go.
     Refused,
-}
-
-/// A message for a sender to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Pick {
-    /// Index of the destination.
-    pub destination: usize,
-    /// Its batch.
-    pub token: LeaseToken,
-    /// Its index in the batch.
-    pub index: u32,
-    /// Its drive.
-    pub drive: u32,
-    /// Which attempt of that drive this is, from 1.
-    pub attempt: u32,
 }
 
 /// A leased batch, as it is taken over.
@@ -116,78 +104,6 @@ pub struct Ready {
     pub ends: bool,
     /// The message that is begun by itself once that is recorded (B17).
     pub begins: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Batch {
-    token: LeaseToken,
-    destination: usize,
-    file: FileId,
-    priority: Priority,
-    pace: Pace,
-    /// Messages to send, in row order.
-    open: VecDeque<OpenMessage>,
-    /// Messages to send again, if the batch goes at full pace; those of others are in `open`.
-    again: VecDeque<OpenMessage>,
-    /// Messages that wait to be tried again here.
-    later: u32,
-    in_flight: u32,
-    /// Verdicts that wait for the ledger …
-    ready: Vec<MessageVerdict>,
-    /// … the oldest of them since this.
-    ready_since: UnixMs,
-    /// Verdicts that the ledger is recording.
-    recording: u32,
-    /// The message that the ledger is marking as begun …
-    marking: Option<u32>,
-    /// … or has marked.
-    marked: Option<u32>,
-    /// No more picks: the destination is held, the lease is lost, or the worker drains.
-    stopped: bool,
-    /// Messages that share no request: they may have killed a process.
-    apart: BTreeSet<u32>,
-    /// Where an order is kept.
-    in_order: Option<Box<InOrder>>,
-}
-
-impl Batch {
-    /// How many messages from the front of `queue` go in one request, `max` at most.
-    fn bundle(&self, queue: &VecDeque<OpenMessage>, max: usize) -> usize {
-        if self.pace != Pace::Together {
-            return 1;
-        }
-        let shares = |message: &&OpenMessage| !self.apart.contains(&message.index);
-        queue.iter().take(max).take_while(shares).count().max(1)
-    }
-
-    /// One message at a time, and where each is to be recorded, not before it is marked as begun.
-    fn is_blocked(&self) -> bool {
-        match self.pace {
-            Pace::Together => false,
-            Pace::Alone => self.in_flight > 0,
-            Pace::AloneMarked => {
-                let next = self.open.front().map(|message| message.index);
-                self.in_flight > 0 || next != self.marked || self.recording > 0
-            }
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.ready.is_empty() && self.recording == 0 && self.marking.is_none()
-    }
-
-    /// Whether nothing is left to begin here.
-    fn is_exhausted(&self) -> bool {
-        let is_blocked = self.in_order.as_ref().is_some_and(|in_order| in_order.is_blocked());
-        self.stopped || (self.open.is_empty() && self.again.is_empty() && self.later == 0 && !is_blocked)
-    }
-
-    /// The message that is to be marked as begun next.
-    fn to_mark(&self) -> Option<u32> {
-        let waits = self.pace == Pace::AloneMarked && self.in_flight == 0 && !self.stopped;
-        let next = self.open.front().map(|message| message.index).filter(|_| waits && self.marking.is_none());
-        next.filter(|next| self.marked != Some(*next))
-    }
 }
 
 /// How a lane answers who asks it for a message.
@@ -230,6 +146,38 @@ impl Roster {
             in_flight: 0,
             unrecorded: 0,
             ended: 0,
+        }
+    }
+
+    /// Messages of a destination go in the order of their keys from now on. None waits for longer than `longest_wait` to be
+    /// tried again.
+    pub fn keep_order(&mut self, destination: usize, longest_wait: Duration) {
+        self.destinations[destination].order = Some(Order::new(longest_wait));
+    }
+
+    /// What a batch that keeps an order is still held for, ascending, if all else of it is recorded.
+    pub fn held_for(&self, token: LeaseToken) -> Option<Vec<u32>> {
+        let batch = self.batches.get(&token.batch).filter(|batch| batch.token == token && batch.is_idle())?;
+        batch.in_order.as_ref().map(|in_order| in_order.open())
+    }
+
+    /// Whether batches of a destination are yet to be given back: all of them, for what is younger would go ahead of those
+    /// that are. What is younger still must not be leased before they are leased again.
+    pub fn is_giving_back(&self, destination: usize) -> bool {
+        self.batches.values().any(|batch| batch.destination == destination && batch.stopped)
+    }
+
+    /// A message has ended: the next of its key has its turn.
+    fn pass_on(&mut self, id: BatchId, index: u32) {
+        let Some(batch) = self.batches.get_mut(&id) else { return };
+        let slot = &mut self.destinations[batch.destination];
+        let key = batch.in_order.as_mut().and_then(|in_order| in_order.end(index));
+        let (Some(key), Some(order)) = (key, &mut slot.order) else { return };
+        if let Some((id, index)) = order.leave(key, (id, index))
+            && let Some(batch) = self.batches.get_mut(&id)
+            && let Some(message) = batch.in_order.as_mut().and_then(|in_order| in_order.unblock(index))
+        {
+            slot.wait(batch, message);
         }
     }
 
@@ -587,8 +535,10 @@ impl Roster {
             }
         }
         for (index, slot) in self.destinations.iter_mut().enumerate() {
-            if destination.is_none_or(|destination| destination == index) {
-                slot.end_order();
+            if destination.is_none_or(|destination| destination == index)
+                && let Some(order) = &mut slot.order
+            {
+                order.end();
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -13,8 +13,9 @@ use futures_util::FutureExt as _;
 use rand::{RngExt as _, seq::IteratorRandom as _};
 use tokio::time::Instant;
 
-use super::{WebhookBatch, WebhookStrategy, sending::Load};
+use super::{WebhookBatch, WebhookStrategy};
 use crate::{
+    flow::Passage,
     model::{
         bundle::{Bodies, Decided, Progress},
         ids::{BundleId, MessageId, RequestId},
@@ -32,6 +33,13 @@ const PANICKED: Outcome = Outcome::Retryable { status: 0, reason: Reason::Panic,
 
 /// The body can't be rendered.
 const NOT_RENDERED: Outcome = Outcome::Permanent { status: 0, reason: Reason::Render };
+
+/// The messages of one request, of one batch, and their permit.
+pub(super) struct Load {
+    pub(super) picks: Vec<Pick>,
+    pub(super) batch: Arc<WebhookBatch>,
+    pub(super) passage: Passage,
+}
 
 /// What a sender works with, from one request to the next.
 #[derive(Default)]

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{WebhookBatch, WebhookState, WebhookStrategy, attempt::Desk};
+use super::{
+    WebhookBatch, WebhookState, WebhookStrategy,
+    attempt::{Desk, Load},
+};
 use crate::{
     flow::{Asking, Passage, back_off},
     model::{
@@ -58,13 +61,6 @@ impl Admission for Limited<'_> {
     fn has_none(&mut self, destination: usize) {
         self.asking.has_none(destination);
     }
-}
-
-/// The messages of one request, of one batch, and their permit.
-pub(super) struct Load {
-    pub(super) picks: Vec<Pick>,
-    pub(super) batch: Arc<WebhookBatch>,
-    passage: Passage,
 }
 
 /// Says that a destination's breaker has opened or closed, once per outage.

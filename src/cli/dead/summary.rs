@@ -12,8 +12,7 @@ use postrider_actors::{
 };
 use serde_json::{Value, json};
 
-use super::{PAGE, status};
-use crate::cli::table::{cut, number, table, text, time};
+use crate::cli::table::{PAGE, cut, number, status, table, text, time};
 use postrider_actors::model::finish::Thousands;
 
 /// Groups that are told apart; whatever comes beyond them is counted together.

@@ -20,8 +20,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    record::{Death, Exception, Holder, Record, RowNumbers, Sent},
-    rerender::Rendered,
+    record::{Death, Exception, Holder, Record, Rendered, RowNumbers, Sent},
     settle::Failure,
 };
 use crate::model::{

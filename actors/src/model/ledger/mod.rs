@@ -25,6 +25,6 @@ mod tests;
 
 pub use evidence::{Evidence, is_exclusive};
 pub use lease::{Grant, is_earlier_life, is_earlier_process};
-pub use record::{Deadline, Death, Exception, Fate, Holder, Record, RowNumbers, Sent};
-pub use rerender::{KeepsBody, Rendered};
+pub use record::{Deadline, Death, Exception, Fate, Holder, Record, Rendered, RowNumbers, Sent};
+pub use rerender::KeepsBody;
 pub use settle::{Changes, CountChange, DETAIL_BYTES_MAX, Failure, MessageVerdict, Rejected, Standing};

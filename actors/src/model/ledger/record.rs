@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::rerender::Rendered;
 use crate::model::{
     batch::StateVector,
     outcome::{Attempt, DeathCause},
@@ -123,6 +122,15 @@ impl Exception {
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// When the bodies of a batch's messages were made anew last; the default: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// The batch's latest lease by then.
+    pub fence: u64,
+    /// When.
+    pub at: UnixMs,
 }
 
 /// What is recorded of a batch for its whole life. Its payload, row numbers, file and destination never change and

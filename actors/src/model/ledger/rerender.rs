@@ -1,16 +1,11 @@
 //! New bodies for messages that were never sent: the one way out of I4, for an operator who has corrected a template.
 
-use super::{codec, record::Record, settle::Changes};
+use super::{
+    codec,
+    record::{Record, Rendered},
+    settle::Changes,
+};
 use crate::model::{codec::Damaged, outcome::Reason, time::UnixMs};
-
-/// When the bodies of a batch's messages were made anew last; the default: never.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rendered {
-    /// The batch's latest lease by then.
-    pub fence: u64,
-    /// When.
-    pub at: UnixMs,
-}
 
 /// Why the messages of a batch keep their bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

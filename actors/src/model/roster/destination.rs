@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Batch, Pick, in_order::Order, lane::Lane};
+use super::{
+    batch::{Batch, Pick},
+    in_order::Order,
+    lane::Lane,
+};
 use crate::model::{fairness::LaneShare, ids::BatchId, lease::OpenMessage, suspect::Pace, time::UnixMs};
 
 /// A message that is due again within this is tried again under the same lease (B9).

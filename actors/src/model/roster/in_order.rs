@@ -6,12 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Roster, destination::DestinationQueue};
-use crate::model::{
-    ids::BatchId,
-    lease::{LeaseToken, OpenMessage},
-    order::KeyOrder,
-};
+use crate::model::{ids::BatchId, lease::OpenMessage, order::KeyOrder};
 
 /// Suspects wait at the beginning of a process' life (B17), however short the waits of a destination are.
 const SUSPECTS_WAIT: Duration = Duration::from_mins(1);
@@ -34,6 +29,11 @@ pub(super) struct InOrder {
 }
 
 impl Order {
+    /// None of its messages waits for longer than `longest_wait` to be tried again.
+    pub(super) fn new(longest_wait: Duration) -> Self {
+        Self { keys: KeyOrder::default(), longest_wait: longest_wait.max(SUSPECTS_WAIT) }
+    }
+
     /// Open messages come, younger than those that came before. Only those whose turn it is are left in `open`.
     pub(super) fn admit(
         &mut self,
@@ -53,6 +53,16 @@ impl Order {
         InOrder { keys, blocked }
     }
 
+    /// A message of a key has ended; the next of it has its turn.
+    pub(super) fn leave(&mut self, key: u64, message: (BatchId, u32)) -> Option<(BatchId, u32)> {
+        self.keys.leave(key, message)
+    }
+
+    /// Nobody has a turn any more: all that is held is stopped.
+    pub(super) fn end(&mut self) {
+        self.keys.clear();
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -60,55 +70,25 @@ impl Order {
 }
 
 impl InOrder {
+    /// Its messages that have not ended, ascending.
+    pub(super) fn open(&self) -> Vec<u32> {
+        let mut open: Vec<_> = self.keys.keys().copied().collect();
+        open.sort_unstable();
+        open
+    }
+
+    /// A message has ended; the key that it had.
+    pub(super) fn end(&mut self, index: u32) -> Option<u64> {
+        self.keys.remove(&index)
+    }
+
+    /// A message has its turn, if it waited for it.
+    pub(super) fn unblock(&mut self, index: u32) -> Option<OpenMessage> {
+        self.blocked.remove(&index)
+    }
+
     /// Whether messages wait for their turn.
     pub(super) fn is_blocked(&self) -> bool {
         !self.blocked.is_empty()
-    }
-}
-
-impl Roster {
-    /// Messages of a destination go in the order of their keys from now on. None waits for longer than `longest_wait` to be
-    /// tried again.
-    pub fn keep_order(&mut self, destination: usize, longest_wait: Duration) {
-        let longest_wait = longest_wait.max(SUSPECTS_WAIT);
-        self.destinations[destination].order = Some(Order { keys: KeyOrder::default(), longest_wait });
-    }
-
-    /// What a batch that keeps an order is still held for, ascending, if all else of it is recorded.
-    pub fn held_for(&self, token: LeaseToken) -> Option<Vec<u32>> {
-        let batch = self.batches.get(&token.batch).filter(|batch| batch.token == token && batch.is_idle())?;
-        let mut open: Vec<_> = batch.in_order.as_ref()?.keys.keys().copied().collect();
-        open.sort_unstable();
-        Some(open)
-    }
-
-    /// Whether batches of a destination are yet to be given back: all of them, for what is younger would go ahead of those
-    /// that are. What is younger still must not be leased before they are leased again.
-    pub fn is_giving_back(&self, destination: usize) -> bool {
-        self.batches.values().any(|batch| batch.destination == destination && batch.stopped)
-    }
-
-    /// A message has ended: the next of its key has its turn.
-    pub(super) fn pass_on(&mut self, id: BatchId, index: u32) {
-        let Some(batch) = self.batches.get_mut(&id) else { return };
-        let slot = &mut self.destinations[batch.destination];
-        let key = batch.in_order.as_mut().and_then(|in_order| in_order.keys.remove(&index));
-        let (Some(key), Some(order)) = (key, &mut slot.order) else { return };
-        let next = order.keys.leave(key, (id, index));
-        if let Some((id, index)) = next
-            && let Some(batch) = self.batches.get_mut(&id)
-            && let Some(message) = batch.in_order.as_mut().and_then(|order| order.blocked.remove(&index))
-        {
-            slot.wait(batch, message);
-        }
-    }
-}
-
-impl DestinationQueue {
-    /// Nobody has a turn any more: all that is held is stopped.
-    pub(super) fn end_order(&mut self) {
-        if let Some(order) = &mut self.order {
-            order.keys.clear();
-        }
     }
 }

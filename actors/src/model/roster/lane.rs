@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Batch;
+use super::batch::Batch;
 use crate::model::{
     fairness::FileTurns,
     ids::{BatchId, FileId},

@@ -1,10 +1,6 @@
-//! Ending what is never sent: see [`Steering::end_step`](postrider_actors::ports::Steering). And which files are closed.
+//! Ending what is never sent: see [`Steering::end_step`](postrider_actors::ports::Steering).
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Range,
-    sync::Arc,
-};
+use std::{ops::Range, sync::Arc};
 
 use postrider_actors::{
     flow::back_off,
@@ -30,41 +26,6 @@ use super::{
 
 /// How often a step is worked out anew when records have moved on.
 const ROUNDS: u32 = 10;
-
-/// Files that this process remembers to end when their time is over. Those beyond are met again when open files are looked
-/// through.
-const EXPIRING_MAX: usize = 100_000;
-
-/// When no request may begin for a file at a destination.
-pub(super) type Closed = HashMap<(FileId, Arc<str>), Range<UnixMs>>;
-
-/// Files whose time is or will be over with messages open, by when.
-#[derive(Default)]
-pub(super) struct Expiring {
-    by_time: BTreeSet<(UnixMs, FileId)>,
-    files: BTreeMap<FileId, (UnixMs, Vec<String>)>,
-}
-
-impl Expiring {
-    fn insert(&mut self, file: &FileRecord, at: UnixMs) {
-        if self.files.len() < EXPIRING_MAX && !self.files.contains_key(&file.id) {
-            self.files.insert(file.id, (at, file.destinations.clone()));
-            self.by_time.insert((at, file.id));
-        }
-    }
-
-    fn remove(&mut self, id: FileId) {
-        if let Some((at, _)) = self.files.remove(&id) {
-            self.by_time.remove(&(at, id));
-        }
-    }
-
-    /// Those whose time is over, and where they go.
-    fn over(&self, now: UnixMs) -> Vec<(FileId, Vec<String>)> {
-        let over = self.by_time.iter().take_while(|(at, _)| *at <= now);
-        over.map(|(_, id)| (*id, self.files[id].1.clone())).collect()
-    }
-}
 
 impl Shared {
     /// Takes note of when a file's time is over, if messages of it may be open.

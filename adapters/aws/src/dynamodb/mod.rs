@@ -27,6 +27,7 @@ mod due;
 mod ending;
 mod entries;
 mod entry_groups;
+mod expiring;
 mod files;
 mod index;
 mod item;
