@@ -1,7 +1,7 @@
 // The frame: rail, top line, the view that the address names, keys. Views are under views/, what they share under lib/.
 import { Dialogs, Help, isOpen, openDialog } from './lib/dialog.js';
 import { clock, duration, num, plain, seconds, zone } from './lib/format.js';
-import { html, render, useEffect, useRef, useState } from './lib/preact.js';
+import { html, render, useEffect, useRef, useState } from './vendor/preact.js';
 import { here, to, useRoute } from './lib/route.js';
 import { enter, freeze, now, start, state, useLive } from './lib/store.js';
 import { Icon } from './lib/ui.js';
@@ -50,10 +50,8 @@ const theme = () => document.documentElement.dataset.theme || (matchMedia('(pref
 function turn() {
   document.documentElement.dataset.theme = theme() === 'dark' ? 'light' : 'dark';
   try { localStorage.setItem('postrider.theme', document.documentElement.dataset.theme); } catch { /* then for this visit */ }
-  dispatchEvent(new Event('postrider-theme'));
 }
 try { document.documentElement.dataset.theme = localStorage.getItem('postrider.theme') ?? ''; } catch { /* as the system has it */ }
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => dispatchEvent(new Event('postrider-theme')));
 
 function Rail({ route }) {
   const { overview, session } = useLive();

@@ -1,6 +1,6 @@
 // Dialogs and the line at the foot. A confirmation says what will happen; its button repeats verb and number; focus begins
 // on what changes nothing, and Esc always means no.
-import { html, useEffect, useLayoutEffect, useRef, useState } from './preact.js';
+import { html, useEffect, useLayoutEffect, useRef, useState } from '../vendor/preact.js';
 import { plain } from './format.js';
 import { Icon } from './ui.js';
 

@@ -1,5 +1,27 @@
-// Long lists: only the rows near the window are in the page; the rest is space, so that the scroll bar tells the truth.
-import { useLayoutEffect, useRef, useState } from './preact.js';
+// Long lists. They come a page at a time, and only the rows near the window are in the page; the rest is space, so that the scroll
+// bar tells the truth.
+import { get, query } from './api.js';
+import { useEffect, useLayoutEffect, useRef, useState } from '../vendor/preact.js';
+
+// What matches `values`, and `more` of it. Another `turn` asks anew; what was shown stays until the answer comes.
+export function usePages(path, values, turn) {
+  const [list, setList] = useState({ items: [], isLoading: true });
+  const current = useRef(0);
+  const load = async (cursor, before) => {
+    const mine = (current.current += 1);
+    const set = (change) => { if (mine === current.current) setList(change); };
+    set((old) => ({ ...old, isLoading: true, error: null }));
+    try {
+      const page = await get(`${path}${query({ ...values, cursor })}`);
+      set({ ...page, items: [...before, ...page.items], isLoading: false });
+    } catch (error) {
+      set((old) => ({ ...old, error, isLoading: false }));
+    }
+  };
+  const again = () => { load(null, []); };
+  useEffect(again, [path, JSON.stringify(values), turn]);
+  return { ...list, again, more: () => { if (list.next && !list.isLoading) load(list.next, list.items); } };
+}
 
 const AROUND = 8; // rows; `j` and `k` find the next one there before it is seen
 

@@ -1,5 +1,5 @@
 // Where one is: `#/files/ID`, `#/dead?destination=crm`. In the address after `#`, so that it never reaches a log.
-import { useEffect, useState } from './preact.js';
+import { useEffect, useState } from '../vendor/preact.js';
 
 export function here() {
   const [path, search = ''] = location.hash.replace(/^#\/?/, '').split('?');

@@ -1,6 +1,6 @@
 // What the page knows of the daemon, and the clock it goes by. One object, changed by events; views draw from it.
 import { follow, get, hasToken, setToken } from './api.js';
-import { useEffect, useReducer, useRef } from './preact.js';
+import { useEffect, useReducer, useRef } from '../vendor/preact.js';
 
 // Events come every second, or every 5 s where machines share a store.
 const SILENCE_MS = 12_000;

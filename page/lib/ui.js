@@ -1,6 +1,8 @@
 // The pieces that views are made of: signs, states, the ceiling, tables, dialogs' plans. Every state is a sign and a word.
-import { html } from './preact.js';
-import { plain, num, percent } from './format.js';
+import { html } from '../vendor/preact.js';
+import { clock, num, percent, plain } from './format.js';
+import { to } from './route.js';
+import { now } from './store.js';
 
 // Strokes on a grid of 16.
 const SIGNS = {
@@ -60,8 +62,14 @@ export const signOf = (state) => STATES[state]?.[0] ?? 'pending';
 export const Why = ({ ceiling, title }) =>
   ceiling ? html`<span class="why" title=${title ?? plain(ceiling.text)}>${plain(ceiling.text)}</span>` : html`<span class="dim">no ceiling known</span>`;
 
+// With since when, and what would lift it.
+export const Because = ({ ceiling, of }) => html`Ceiling: <${Why} ceiling=${ceiling} />${of && html` of <a href=${to('destinations', of)}>${plain(of)}</a>`}${ceiling.since && ` since ${clock(ceiling.since, now())}`}${ceiling.remedy && `; ${plain(ceiling.remedy)}`}. `;
+
 // Text that people outside wrote: a file's name, a recipient, an answer.
 export const Foreign = ({ text, mono }) => html`<bdi class=${mono ? 'mono' : ''}>${plain(text)}</bdi>`;
+
+// The same, word for word, where it is kept.
+export const Quoted = ({ text, isWhole = true }) => (text ? html`<code><${Foreign} text=${text} /></code>${isWhole ? '' : ' … (cut)'}` : html`<span class="dim">not kept</span>`);
 
 export function Progress({ value, all, label }) {
   const part = all > 0 ? Math.min(1, value / all) : 0;
@@ -75,10 +83,10 @@ export const Section = ({ title, note, aside, id, children }) => html`<section a
 
 // A table that stays one where a phone lays it out as a list: the roles are said, because `display` takes them away.
 // Columns: `[title, class]`. Rows: `<${Row}>` of `<${Cell}>`.
-export const Table = ({ caption, columns, rows, children, cls = '' }) => html`<table class=${`t ${cls}`} role="table" aria-rowcount=${rows}>
+export const Table = ({ caption, columns, rows, children, cls = '', host, style }) => html`<table class=${`t ${cls}`} role="table" aria-rowcount=${rows}>
   <caption class="vh">${caption}</caption>
   <thead role="rowgroup"><tr role="row">${columns.map(([title, type = '']) => html`<th role="columnheader" scope="col" class=${type}>${title}</th>`)}</tr></thead>
-  <tbody role="rowgroup">${children}</tbody>
+  <tbody role="rowgroup" ref=${host} style=${style}>${children}</tbody>
 </table>`;
 export const Row = ({ cls = '', children, ...rest }) => html`<tr role="row" class=${`row ${cls}`} ...${rest}>${children}</tr>`;
 export const Cell = ({ cls = '', label, children, ...rest }) => html`<td role="cell" class=${cls} data-l=${label} ...${rest}>${children}</td>`;
@@ -87,6 +95,10 @@ export const None = ({ children }) => html`<p class="none">${children}</p>`;
 export const Trouble = ({ error, again }) =>
   error && html`<p class="none" role="alert"><${Icon} name="warn" tone="retry" /> ${plain(error.message)}. ${again && html`<button class="lk" onClick=${again}>Try again</button>`}</p>`;
 export const Loading = () => html`<p class="none dim" aria-busy="true">Asking the daemon…</p>`;
+
+// What was asked for: on its way, refused, nothing, or there; `children` draws it.
+export const Asked = ({ asked: { data, error, again }, none = 'None.', children }) => html`<${Trouble} error=${error} again=${again} />${
+  data ? (data.items.length ? children(data) : html`<${None}>${none}<//>`) : !error && html`<${Loading} />`}`;
 
 // What a cut list covers and what it leaves out. Never silent.
 export const Cut = ({ shown, total, atLeast, what, children }) => html`<div class="foot">

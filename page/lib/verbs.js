@@ -2,7 +2,7 @@
 import { part, post } from './api.js';
 import { Confirm, openDialog } from './dialog.js';
 import { by, clock, count, duration, num, plain } from './format.js';
-import { html } from './preact.js';
+import { html } from '../vendor/preact.js';
 import { mayOperate, now, state } from './store.js';
 
 const IN_AUDIT = ['ok', '', 'It is in the audit.'];

@@ -1,6 +1,6 @@
 // Alarms: what is raised, what it asks for, and what was cleared.
 import { clock, num, plain } from '../lib/format.js';
-import { html } from '../lib/preact.js';
+import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, state, useAsk, useLive } from '../lib/store.js';
 import { Icon, Loading, None, Section, Trouble } from '../lib/ui.js';
@@ -18,7 +18,7 @@ function Alarm({ alarm }) {
   const isCleared = Boolean(alarm.cleared);
   const isCritical = alarm.severity === 'critical';
   return html`<li><${Icon} name=${isCleared ? 'ok' : isCritical ? 'alarm' : 'warn'} tone=${isCleared ? 'ok' : isCritical ? 'dead' : 'retry'} />
-    <span><b>${isCleared ? '' : html`<span class="vh">${alarm.severity}: </span>`}${plain(alarm.text)}</b></span>
+    <span><b>${isCleared ? '' : html`<span class="vh">${alarm.severity}: </span>`}${plain(alarm.alarm)}: ${plain(alarm.text)}</b></span>
     <span class="t">${isCleared ? `cleared ${clock(alarm.cleared, now())}` : `since ${clock(alarm.since, now())}`}</span>
     <p>${plain(alarm.remedy)}${isCleared ? ` Raised ${clock(alarm.since, now())}.` : alarm.value != null ? ` Now ${num(alarm.value)}${alarm.threshold != null ? `, limit ${num(alarm.threshold)}` : ''} ${plain(alarm.unit)}.` : ''}<${Subject} alarm=${alarm} /></p></li>`;
 }
@@ -28,10 +28,9 @@ export function Alarms() {
   const live = useLive();
   const { data, error, again } = useAsk('/alarms', 5_000);
   const raised = live.overview?.alarms ?? data?.items;
-  const cleared = data?.cleared ?? [];
   const title = !raised ? 'Alarms' : raised.length ? `${raised.length === 1 ? 'One alarm is' : `${raised.length} alarms are`} raised.` : 'No alarm is raised.';
   return html`<section aria-label="Alarms"><div class="answer"><${Icon} name=${raised?.length ? 'warn' : 'ok'} tone=${raised?.length ? 'retry' : live.contact === 'live' ? 'ok' : ''} /><h1>${title}</h1></div></section>
     <${Trouble} error=${error} again=${again} />
     <${Section} title="Raised" note=${raised?.length}>${raised ? html`<${AlarmList} alarms=${raised} none="None." />` : html`<${Loading} />`}<//>
-    <${Section} title="Cleared" note="since the process began, 100 at most">${data ? html`<${AlarmList} alarms=${cleared} none="None was." />` : html`<${Loading} />`}<//>`;
+    <${Section} title="Cleared" note="since the process began, 100 at most">${data ? html`<${AlarmList} alarms=${data.cleared} none="None was." />` : html`<${Loading} />`}<//>`;
 }

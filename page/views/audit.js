@@ -1,9 +1,9 @@
 // Audit: who ordered what.
 import { query } from '../lib/api.js';
 import { clock, plain } from '../lib/format.js';
-import { html, useEffect, useState } from '../lib/preact.js';
+import { html, useEffect, useState } from '../vendor/preact.js';
 import { now, useAsk } from '../lib/store.js';
-import { Cell, Foreign, Loading, None, Row, Table, Trouble } from '../lib/ui.js';
+import { Asked, Cell, Foreign, Row, Table } from '../lib/ui.js';
 
 const COLUMNS = [['When'], ['Who'], ['Order'], ['Of'], ['What changed']];
 
@@ -18,12 +18,10 @@ export function Audit({ values }) {
   const [of, setOf] = useState(typed);
   const [limit, setLimit] = useState(STEP);
   useEffect(() => { const timer = setTimeout(() => setOf(typed), 250); return () => clearTimeout(timer); }, [typed]);
-  const { data, error, again } = useAsk(`/audit${query({ of, limit })}`, 5_000);
-  const isCut = data?.items.length === limit;
+  const asked = useAsk(`/audit${query({ of, limit })}`, 5_000);
   return html`<section aria-label="Audit"><div class="hd"><div><h1>Audit</h1><p class="meta">Every order that changed something, the latest first.</p></div></div>
     <div class="filters"><label>About (a file, a destination, a filter)<input type="text" value=${typed} spellcheck=${false} onInput=${(event) => setTyped(event.target.value)} /></label></div>
-    <${Trouble} error=${error} again=${again} />
-    ${!data ? !error && html`<${Loading} />` : data.items.length === 0 ? html`<${None}>${of ? 'No order is about that.' : 'Nobody has ordered anything yet.'}<//>` : html`<${AuditTable} lines=${data.items} />
-      <div class="foot"><span>Showing the ${data.items.length} latest${isCut ? '; there may be more' : ', which is all of them'}.</span>${isCut && limit < 1000 && html`<button class="btn sm r" onClick=${() => setLimit(Math.min(1000, limit + STEP))}>Show ${Math.min(STEP, 1000 - limit)} more</button>`}</div>`}
+    <${Asked} asked=${asked} none=${of ? 'No order is about that.' : 'Nobody has ordered anything yet.'}>${({ items }) => html`<${AuditTable} lines=${items} />
+      <div class="foot"><span>Showing the ${items.length} latest${items.length === limit ? '; there may be more' : ', which is all of them'}.</span>${items.length === limit && limit < 1000 && html`<button class="btn sm r" onClick=${() => setLimit(Math.min(1000, limit + STEP))}>Show ${Math.min(STEP, 1000 - limit)} more</button>`}</div>`}<//>
   </section>`;
 }

@@ -1,10 +1,11 @@
 // Dead letters: filter, see why, and send again all that match.
-import { get, query } from '../lib/api.js';
+import { query } from '../lib/api.js';
 import { clock, count, num, plain, shortId } from '../lib/format.js';
-import { html, useEffect, useRef, useState } from '../lib/preact.js';
+import { usePages } from '../lib/list.js';
+import { html, useEffect, useState } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, state, useAsk, useLive } from '../lib/store.js';
-import { Cell, Foreign, Icon, Loading, Row, Section, State, Table, Trouble } from '../lib/ui.js';
+import { Cell, Foreign, Icon, Loading, Quoted, Row, Section, State, Table, Trouble } from '../lib/ui.js';
 import { operable, redrive, why } from '../lib/verbs.js';
 
 const FIELDS = ['file', 'destination', 'reason', 'status', 'cause', 'newer_than'];
@@ -25,7 +26,7 @@ export const GroupTable = ({ groups, total, link }) => {
       <${Cell} label="Last answer"><${State} is="dead" word=${group.status ?? group.reason} /><//>
       <${Cell} label="Cause">${group.cause}<//>
       <${Cell} cls="num" label="Last">${clock(group.last_at, now())}<//>
-      <${Cell} cls="rest">${group.detail ? html`<code><${Foreign} text=${group.detail} /></code>` : html`<span class="dim">not kept</span>`}<//>
+      <${Cell} cls="rest"><${Quoted} text=${group.detail} /><//>
     <//>`)}<//>`;
 };
 
@@ -37,30 +38,13 @@ const Letter = ({ letter }) => html`<${Row}>
   <${Cell} cls="num opt" label="Row">${num(letter.row)}<//>
   <${Cell} cls="num" label="Attempts">${num(letter.attempts)}<//>
   <${Cell} label="Last answer"><${State} is="dead" word=${letter.status ?? letter.reason} /><//>
-  <${Cell} cls="rest">${letter.detail ? html`<code><${Foreign} text=${letter.detail} /></code>` : html`<span class="dim">not kept</span>`} <span class="dim">${plain(letter.file_name)} to ${plain(letter.destination)}</span><//>
+  <${Cell} cls="rest"><${Quoted} text=${letter.detail} /><span class="dim"> · ${plain(letter.file_name)} to ${plain(letter.destination)}</span><//>
 <//>`;
 
 // What the filter says, in words.
 function words(filter, fileName) {
   const said = FIELDS.filter((key) => filter[key]).map((key) => html`${key === 'newer_than' ? 'given up within' : key} <span class="why">${plain(key === 'file' ? fileName : filter[key])}</span> `);
   return said.length ? said : 'No filter: all dead letters.';
-}
-
-function useLetters(filter, turn) {
-  const [list, setList] = useState({ items: [], next: null, error: null, isLoading: true });
-  const current = useRef(0);
-  const load = async (cursor, before) => {
-    const mine = (current.current += 1);
-    setList((old) => ({ ...old, isLoading: true }));
-    try {
-      const page = await get(`/dead${query({ ...filter, limit: PAGE, cursor })}`);
-      if (mine === current.current) setList({ items: [...before, ...page.items], next: page.next, error: null, isLoading: false });
-    } catch (error) {
-      if (mine === current.current) setList((old) => ({ ...old, error, isLoading: false }));
-    }
-  };
-  useEffect(() => { load(null, []); }, [JSON.stringify(filter), turn]);
-  return { ...list, more: () => load(list.next, list.items) };
 }
 
 export function Dead({ values }) {
@@ -70,7 +54,7 @@ export function Dead({ values }) {
   const again = () => setTurn((n) => n + 1);
   const groups = useAsk(`/dead/groups${query({ ...filter })}`);
   const all = useAsk('/dead/groups');
-  const letters = useLetters(filter, turn);
+  const letters = usePages('/dead', { ...filter, limit: PAGE }, turn);
   useEffect(() => { if (turn) { groups.again(); all.again(); } }, [turn]);
   const pick = (key) => (event) => { location.hash = to('dead', null, { ...filter, [key]: event.target.value }); };
   const found = groups.data;

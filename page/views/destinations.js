@@ -2,7 +2,7 @@
 import { part } from '../lib/api.js';
 import { Charts, Errors, InFlight, Latency, Throughput } from '../lib/charts.js';
 import { clock, count, duration, ms, num, plain, rate, seconds } from '../lib/format.js';
-import { html, useEffect } from '../lib/preact.js';
+import { html, useEffect } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { loadSeries, now, useAsk, useLive } from '../lib/store.js';
 import { Cell, Foreign, Icon, Loading, None, Row, Section, State, Table, Trouble, Why } from '../lib/ui.js';
@@ -15,7 +15,7 @@ const failed = (percent) => (percent == null ? '–' : `${percent < 10 ? percent
 const isStopped = (it) => it.state !== 'enabled';
 
 // Why nothing goes, if so; else the ceiling.
-function Binding({ it }) {
+export function Binding({ it }) {
   if (isStopped(it)) return html`<span class="why" title=${plain(it.reason)}>${it.state}${it.reason ? `: ${plain(it.reason)}` : ''}</span>${it.since && html` <span class="dim small">since ${clock(it.since, now())}</span>`}`;
   if (it.ceiling) return html`<${Why} ceiling=${it.ceiling} />${it.ceiling.since && html` <span class="dim small">since ${clock(it.ceiling.since, now())}</span>`}`;
   if (it.breaker === 'open') return html`<span class="why">breaker open</span>${it.not_before && html` <span class="dim small">next probe ${clock(it.not_before, now())}</span>`}`;
@@ -66,7 +66,7 @@ export function Destination({ name }) {
     <div class="hd"><div><h1>${plain(it.name)} ${title(it)}</h1><p class="meta"><span class="mono">${plain(it.url ?? it.kind)}</span><span>${it.kind}</span></p></div>
       <div class="acts">${it.kind === 'webhook' && html`<button class="btn" ...${locked} onClick=${() => setRate(it)}>Set rate…</button><button class="btn" ...${locked} onClick=${() => concurrency(it)}>Set concurrency…</button>`}
         <button class="btn" data-key="p" ...${locked} onClick=${() => (isPaused ? resume(it) : pause(it))}><${Icon} name=${isPaused ? 'go' : 'pause'} />${isPaused ? 'Resume…' : 'Pause…'}</button></div></div>
-    <p class="because flat">Ceiling: <${Binding} it=${it} />. ${it.out_since && `Out for ${duration(seconds(it.out_since, now()))}. `}${it.last_error && html`Last error ${clock(it.last_error.at, now())}: <b>${it.last_error.status ?? plain(it.last_error.reason)}</b> ${it.last_error.text && html`<q><${Foreign} text=${it.last_error.text} /></q>`}. `}${it.holds.length > 0 ? `Because of its backlog, ${it.holds.join(', ')} ${it.holds.length === 1 ? 'waits' : 'wait'}. ` : ''}</p>
+    <p class="because flat">Ceiling: <${Binding} it=${it} />. ${it.out_since && `Out for ${duration(seconds(it.out_since, now()))}. `}${it.last_error && html`Last error ${clock(it.last_error.at, now())}: <b>${it.last_error.status ?? plain(it.last_error.reason)}</b>${it.last_error.text && html` <q><${Foreign} text=${it.last_error.text} /></q>`}. `}${it.holds.length > 0 ? `Because of its backlog, ${it.holds.join(', ')} ${it.holds.length === 1 ? 'waits' : 'wait'}. ` : ''}</p>
     <dl class="facts">
       <${Fact} name="Rate" small=${it.rate_per_s ? `of ${num(it.rate_per_s)}${it.rate_set ? ', set' : ''}` : 'no limit'}>${rate(it.sent_per_s)}<//>
       <${Fact} name="In flight" small=${`of ${num(it.limit)}`}>${num(it.in_flight)}<//>

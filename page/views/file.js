@@ -1,12 +1,13 @@
 // One file: what became of its rows, and what can be ordered.
 import { part } from '../lib/api.js';
 import { by, bytes, clock, count, duration, minute, num, plain, rate, seconds, share } from '../lib/format.js';
-import { html } from '../lib/preact.js';
+import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, useAsk, useLive } from '../lib/store.js';
-import { Cell, Foreign, Icon, Loading, Row, Section, Table, Trouble, Why, signOf, toneOf } from '../lib/ui.js';
+import { Because, Cell, Foreign, Icon, Loading, Row, Section, Table, Trouble, signOf, toneOf } from '../lib/ui.js';
 import { cancel, hold, operable, priority, release, why } from '../lib/verbs.js';
 import { GroupTable } from './dead.js';
+import { Binding } from './destinations.js';
 
 const MESSAGES = ['sent', 'retrying', 'pending', 'dead', 'unsent', 'cancelled'];
 const ROWS = ['rejected', 'duplicates'];
@@ -44,12 +45,11 @@ function Steps({ file }) {
   </ol>`;
 }
 
-const TO = [['Destination'], ['Sent', 'num'], ['Retrying', 'num'], ['Pending', 'num'], ['Dead', 'num'], ['Rate', 'num'], ['Done at', 'num'], ['What binds']];
-const ByDestination = ({ destinations }) => html`<${Section} title="By destination"><${Table} caption="By destination" cls="t-to" columns=${TO} rows=${Object.keys(destinations).length + 1}>
-  ${Object.entries(destinations).map(([name, at]) => html`<${Row} key=${name}><${Cell} cls="what"><a class="name" href=${to('destinations', name)}>${plain(name)}</a><//>
-    <${Cell} cls="num" label="Sent">${num(at.sent)}<//><${Cell} cls="num" label="Retrying">${num(at.retrying)}<//><${Cell} cls="num" label="Pending">${num(at.pending)}<//><${Cell} cls="num" label="Dead">${num(at.dead)}<//>
-    <${Cell} cls="num" label="Rate">${rate(at.sent_per_s)}<//><${Cell} cls="num" label="Done at">${by(at.done_at, now())}<//>
-    <${Cell} cls="rest">${at.held ? html`<span class="why">${at.held.cause}: ${plain(at.held.reason)}</span> <span class="dim">since ${clock(at.held.since, now())}</span>` : at.closed_until ? html`<span class="why">closed until ${clock(at.closed_until, now())}</span>` : html`<${Why} ceiling=${at.ceiling} />`}<//><//>`)}<//><//>`;
+const TO = [['Destination'], ['Sent', 'num'], ['Retrying', 'num'], ['Pending', 'num'], ['Dead', 'num'], ['What binds']];
+const ByDestination = ({ to: places, all }) => html`<${Section} title="By destination"><${Table} caption="By destination" cls="t-to" columns=${TO} rows=${Object.keys(places).length + 1}>
+  ${Object.entries(places).map(([name, at]) => html`<${Row} key=${name}><${Cell} cls="what"><a class="name" href=${to('destinations', name)}>${plain(name)}</a><//>
+    ${TO.slice(1, 5).map(([title]) => html`<${Cell} cls="num" label=${title}>${num(at[title.toLowerCase()])}<//>`)}
+    <${Cell} cls="rest">${at.held ? html`<span class="why">${at.held.cause}: ${plain(at.held.reason)}</span> <span class="dim">since ${clock(at.held.since, now())}</span>` : at.closed_until ? html`<span class="why">closed until ${clock(at.closed_until, now())}</span>` : at.retrying + at.pending > 0 ? all.filter((it) => it.name === name).map((it) => html`<${Binding} it=${it} />`) : html`<span class="dim">nothing is left to send</span>`}<//><//>`)}<//><//>`;
 
 const TITLE = { reading: 'is being read', sending: 'is being sent', held: 'is held', waiting: 'waits for its time', done: 'is done', failed: 'failed' };
 
@@ -71,12 +71,12 @@ export function File({ id }) {
         <label class="pick"><span class="vh">Priority</span><select value=${file.priority} ...${locked} onChange=${(change) => { const { value } = change.target; change.target.value = file.priority; priority(file, value); }}>${['urgent', 'normal', 'bulk'].map((word) => html`<option value=${word}>${word}</option>`)}</select></label>
         <button class="btn bad" ...${locked} onClick=${act(cancel)}>Cancel…</button>
         <button class="btn" data-key="h" ...${locked} onClick=${act(isHeld ? release : hold)}><${Icon} name=${isHeld ? 'go' : 'pause'} />${isHeld ? 'Release…' : 'Hold…'}</button></div>`}</div>
-    <p class="because flat">${file.reason ? html`<span class="why">${plain(file.reason)}</span>${file.since && ` since ${clock(file.since, now())}`}. ` : ''}${file.ceiling && !file.reason ? html`Ceiling: <${Why} ceiling=${file.ceiling} />${file.ceiling.since ? ` since ${clock(file.ceiling.since, now())}` : ''}. ${plain(file.ceiling.remedy)} ` : ''}
+    <p class="because flat">${file.reason ? html`<span class="why">${plain(file.reason)}</span>${file.since && ` since ${clock(file.since, now())}`}. ` : ''}${file.ceiling && !file.reason && html`<${Because} ceiling=${file.ceiling} />`}
       ${isOver ? '' : file.done_at ? `${rate(file.sent_per_s)}, ${duration(file.left_s)} left: done by ${by(file.done_at, now())}.` : file.latest ? `It must go on by ${minute(file.latest, now())} to be done by ${minute(file.finish_by, now())}.` : `${count(file.open, 'message')} open.`}</p>
     </section>
     <${Section} title="Balance" note=${file.rows_final ? `${num(file.rows)} rows` : `${num(file.rows)} rows so far`}><${Balance} file=${file} /><//>
     <${Section} title="Way"><${Steps} file=${file} /><//>
-    <${ByDestination} destinations=${data.destinations} />
+    <${ByDestination} to=${data.destinations} all=${live.destinations} />
     ${data.dead_groups.length > 0 && html`<${Section} title="Dead letters" note=${num(file.dead)} aside=${html`<a href=${to('dead', null, { file: file.id })}>See and redrive</a>`}><${GroupTable} groups=${data.dead_groups} total=${file.dead} link=${(group) => to('dead', null, { file: group.file, destination: group.destination, reason: group.reason, status: group.status })} /><//>`}
     ${data.receipts && html`<${Section} title="Receipts">${data.receipts.length ? html`<ul class="events">${data.receipts.map((line) => html`<li><${Icon} name=${signOf(line.state)} tone=${toneOf(line.state)} /><span>${line.state}</span><span class="t">${num(line.messages)}</span><p>from ${plain(line.destination)}</p></li>`)}</ul>` : html`<p class="none">None yet.</p>`}<//>`}`;
 }

@@ -1,11 +1,10 @@
 // Files: what is in flight now, and all there ever were.
-import { get, query } from '../lib/api.js';
 import { by, clock, count, duration, num, plain, rate } from '../lib/format.js';
-import { useWindow } from '../lib/list.js';
-import { html, useEffect, useRef, useState } from '../lib/preact.js';
+import { usePages, useWindow } from '../lib/list.js';
+import { html, useEffect, useState } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, state, useLive } from '../lib/store.js';
-import { Cell, Cut, Foreign, Loading, None, Progress, Row, State, Trouble, Why } from '../lib/ui.js';
+import { Cell, Cut, Foreign, Loading, None, Progress, Row, State, Table, Trouble, Why } from '../lib/ui.js';
 import { operable, release, why } from '../lib/verbs.js';
 
 export const HEIGHTS = { wide: 64, narrow: 132 };
@@ -48,40 +47,18 @@ export function FileRow({ file, index }) {
   <//>`;
 }
 
-export const FileTable = ({ caption, files, rows = files.length, from = 0, style, host }) => html`<table class="t t-files" role="table" aria-rowcount=${rows + 1}>
-  <caption class="vh">${caption}</caption>
-  <thead role="rowgroup"><tr role="row">${COLUMNS.map(([title, cls = '']) => html`<th role="columnheader" scope="col" class=${cls}>${title}</th>`)}</tr></thead>
-  <tbody role="rowgroup" ref=${host} style=${style}>${files.map((file, i) => html`<${FileRow} file=${file} index=${from + i + 2} key=${file.id ?? `${file.feed}/${file.name}`} />`)}</tbody>
-</table>`;
+export const FileTable = ({ caption, files, rows = files.length, from = 0, style, host }) => html`<${Table} caption=${caption} cls="t-files" columns=${COLUMNS} rows=${rows + 1} host=${host} style=${style}>
+  ${files.map((file, i) => html`<${FileRow} file=${file} index=${from + i + 2} key=${file.id ?? `${file.feed}/${file.name}`} />`)}<//>`;
 
 const STATES = [['', 'All files'], ['open', 'In flight'], ['reading', 'Reading'], ['sending', 'Sending'], ['held', 'Held'], ['waiting', 'Waiting'], ['done', 'Done'], ['failed', 'Failed']];
 const SORTS = [['newest', 'Newest first'], ['oldest', 'Oldest first'], ['name', 'By name'], ['rows', 'Most rows first'], ['left', 'Most time left first']];
 const PAGE = 500;
 
-// All files that match, a page at a time; the next page comes when its place is near.
-function usePages(values) {
-  const [list, setList] = useState({ items: [], next: null, total: null, cut: false, error: null, isLoading: true });
-  const turn = useRef(0);
-  const load = async (cursor, before) => {
-    const mine = (turn.current += 1);
-    setList((old) => ({ ...old, isLoading: true, error: null }));
-    try {
-      const page = await get(`/files${query({ ...values, limit: PAGE, cursor })}`);
-      if (mine === turn.current) setList({ items: [...before, ...page.items], next: page.next, total: page.total ?? null, cut: Boolean(page.cut), error: null, isLoading: false });
-    } catch (error) {
-      if (mine === turn.current) setList((old) => ({ ...old, error, isLoading: false }));
-    }
-  };
-  const key = JSON.stringify(values);
-  useEffect(() => { setList((old) => ({ ...old, items: [], next: null, total: null, cut: false })); load(null, []); }, [key]);
-  return { ...list, more: () => list.next && !list.isLoading && load(list.next, list.items), again: () => load(null, []) };
-}
-
 export function Files({ values }) {
   const live = useLive();
   const [filter, setFilter] = useState({ state: values.state ?? '', sort: 'newest', q: values.q ?? '', feed: '', destination: '' });
   const [typed, setTyped] = useState(filter.q);
-  const pages = usePages(filter);
+  const pages = usePages('/files', { ...filter, limit: PAGE });
   useEffect(() => { const timer = setTimeout(() => setFilter((old) => (old.q === typed ? old : { ...old, q: typed })), 250); return () => clearTimeout(timer); }, [typed]);
   // What events say of an open file is newer than what the list said.
   const items = pages.items.map((file) => live.files.get(file.id) ?? file);

@@ -2,10 +2,10 @@
 import { get, query } from '../lib/api.js';
 import { say } from '../lib/dialog.js';
 import { clock, count, num, plain } from '../lib/format.js';
-import { html, useEffect, useRef, useState } from '../lib/preact.js';
+import { html, useEffect, useRef, useState } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now } from '../lib/store.js';
-import { Foreign, Icon, State, Trouble, signOf, toneOf } from '../lib/ui.js';
+import { Foreign, Icon, Quoted, State, Trouble, signOf, toneOf } from '../lib/ui.js';
 
 const isId = (text) => /^msg_[0-9a-f]{32}_\d+$/.test(text);
 const IDLE = { items: [], next: null, batches: 0, error: null, isBusy: false, isDone: false };
@@ -70,9 +70,9 @@ function Story({ story }) {
   return html`<section aria-label="Message">${head}<p>to <b>${story.recipient == null ? '(payload archived)' : html`<${Foreign} text=${story.recipient} />`}</b></p>
     <ol class="ev"><${Line} sign="pending" title=${story.redriven ? `Accepted, redriven ${story.redriven === 1 ? 'once' : `${story.redriven} times`}` : 'Accepted'} at=${story.accepted_at} />
       ${story.rendered_anew_at && html`<${Line} sign="retry" title="Its body was made anew" at=${story.rendered_anew_at} />`}
-      ${story.attempts.map((attempt, i) => html`<${Line} sign="dead" tone="dead" title=${`Attempt ${i + 1}: ${attempt.status ?? attempt.reason}`} at=${attempt.at} />`)}
+      ${story.attempts.map((attempt, i) => html`<${Line} sign="dead" tone="dead" title=${`Attempt ${i + 1}: ${attempt.status ?? attempt.reason}`} at=${attempt.at}>${i === story.attempts.length - 1 && story.detail && html`<${Quoted} text=${story.detail} />`}<//>`)}
       ${story.sent && html`<${Line} sign="sent" tone="sent" title=${`Sent: ${story.sent.status}`} at=${story.sent.at}>${story.provider_id && html`provider id <${Foreign} text=${story.provider_id} mono />`}<//>`}
-      ${story.cause && html`<${Line} sign="dead" tone="dead" title=${`Given up: ${story.cause}`}>${story.detail && html`<code><${Foreign} text=${story.detail} /></code>`}<//>`}
+      ${story.cause && html`<${Line} sign="dead" tone="dead" title=${`Given up: ${story.cause}`} />`}
       ${story.receipt && html`<${Line} sign=${signOf(story.receipt.state)} tone=${toneOf(story.receipt.state)} title=${`Receipt: ${story.receipt.state}`} at=${story.receipt.at}>${[story.receipt.status, story.receipt.carrier, story.receipt.response].filter(Boolean).map((text) => html`<${Foreign} text=${text} /> `)}<//>`}
       ${story.conflict && html`<${Line} sign="warn" tone="retry" title="Receipts say that it failed and that it arrived" />`}
       ${story.next_attempt && html`<${Line} sign="clock" title="Next attempt not before" at=${story.next_attempt} />`}</ol></section>`;

@@ -1,10 +1,10 @@
 // Now: will it be done in time, and if not, why. Everything else on the page is detail.
 import { Charts, Errors, Latency, Throughput } from '../lib/charts.js';
 import { by, clock, count, duration, minute, num, plain, rate, seconds } from '../lib/format.js';
-import { html, useEffect, useRef, useState } from '../lib/preact.js';
+import { html, useEffect, useRef, useState } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { loadSeries, now, state, useAsk, useLive } from '../lib/store.js';
-import { Foreign, Icon, Loading, None, Section, Why } from '../lib/ui.js';
+import { Asked, Because as Binds, Foreign, Icon, None, Section } from '../lib/ui.js';
 import { AlarmList } from './alarms.js';
 import { DestinationTable } from './destinations.js';
 import { FileTable, became } from './files.js';
@@ -38,7 +38,7 @@ function Because({ contact, overview }) {
   const { open, sent_per_s: sent, ceiling, ceiling_of: at, left_s: left, files } = overview;
   if (!open && files.reading + files.sending === 0) return html`${files.held > 0 ? html`<a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted. ` : ''}Drop a file into a feed’s directory, and this page shows what becomes of each row.`;
   // What changes each second stands last, so that it moves nothing.
-  return html`${ceiling ? html`Ceiling: <${Why} ceiling=${ceiling} />${at && html` of <a href=${to('destinations', at)}>${plain(at)}</a>`}${ceiling.since && ` since ${clock(ceiling.since, now())}`}. ${plain(ceiling.remedy)} ` : ''}${files.held > 0 ? html`<a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted. ` : ''}
+  return html`${ceiling && html`<${Binds} ceiling=${ceiling} of=${at} />`}${files.held > 0 ? html`<a href=${to('files', null, { state: 'held' })}>${count(files.held, 'file')}</a> held and not counted. ` : ''}
     <b>${num(open)}</b> to send at <b>${rate(sent)}</b>${left != null ? html`, ${duration(left)} left` : ''}.`;
 }
 
@@ -80,7 +80,7 @@ export function AlarmLine({ alarms }) {
   const first = alarms[0];
   if (!first) return html`<p class="alarmline" role="status"><${Icon} name="ok" tone=${state.contact === 'live' ? 'ok' : ''} /><span>No alarm.</span></p>`;
   return html`<p class=${`alarmline ${first.severity}`} role="status"><${Icon} name=${first.severity === 'critical' ? 'alarm' : 'warn'} tone=${first.severity === 'critical' ? 'dead' : 'retry'} />
-    <span><b>${count(alarms.length, 'alarm')}.</b> ${plain(first.text)}${first.subject && !first.text.includes(first.subject) ? ` (${plain(first.subject)})` : ''}, since ${clock(first.since, now())}${alarms.length > 1 ? `. And ${num(alarms.length - 1)} more` : ''}</span>
+    <span><b>${count(alarms.length, 'alarm')}.</b> ${plain(first.alarm)}: ${plain(first.text)}${first.subject && !first.text.includes(first.subject) ? ` (${plain(first.subject)})` : ''}, since ${clock(first.since, now())}${alarms.length > 1 ? `. And ${num(alarms.length - 1)} more` : ''}</span>
     <a href=${to('alarms')}>${alarms.length > 1 ? `See all ${alarms.length}` : 'See it'}</a></p>`;
 }
 
@@ -102,9 +102,8 @@ const Ready = ({ overview }) => html`<section aria-label="What comes next"><ol c
 </ol></section>`;
 
 function Settled() {
-  const { data } = useAsk('/files?state=done&limit=5', 10_000);
   return html`<${Section} title="Done last" aside=${html`<a href=${to('files', null, { state: 'done' })}>All that are done</a>`}>
-    ${!data ? html`<${Loading} />` : data.items.length === 0 ? html`<${None}>No file is done yet.<//>` : html`<ul class="events">${data.items.map((file) => html`<li key=${file.id}><${Icon} name="ok" tone="ok" /><a href=${to('files', file.id)}><b><${Foreign} text=${file.name} /></b></a><span class="t">${clock(file.settled_at, now())}</span><p>${became(file)}. Took ${duration(file.took_s)}.</p></li>`)}</ul>`}<//>`;
+    <${Asked} asked=${useAsk('/files?state=done&limit=5', 10_000)} none="No file is done yet.">${({ items }) => html`<ul class="events">${items.map((file) => html`<li key=${file.id}><${Icon} name="ok" tone="ok" /><a href=${to('files', file.id)}><b><${Foreign} text=${file.name} /></b></a><span class="t">${clock(file.settled_at, now())}</span><p>${became(file)}. Took ${duration(file.took_s)}.</p></li>`)}</ul>`}<//><//>`;
 }
 
 export function Now() {

@@ -1,9 +1,9 @@
 // Pipeline: every actor as a live drawing of the way of a batch, and the same as a table.
 import { clock, count, num, plain, rate } from '../lib/format.js';
-import { html } from '../lib/preact.js';
+import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, useAsk, useLive } from '../lib/store.js';
-import { Cell, Icon, Loading, Row, Section, State, Table, Trouble, Why } from '../lib/ui.js';
+import { Because, Cell, Icon, Loading, Row, Section, State, Table, Trouble } from '../lib/ui.js';
 
 // The stages in the order of the way, by the names of actors; what isn't here stands beside the way.
 const WAY = [
@@ -85,15 +85,15 @@ export function Pipeline() {
   };
   const edge = (index) => (index < 3 ? isReading : isMoving);
   return html`<section aria-label="Pipeline"><h1>${title}</h1>
-    <p class="because flat">${overview.ceiling ? html`Ceiling: <${Why} ceiling=${overview.ceiling} />${overview.ceiling_of && html` of <a href=${to('destinations', overview.ceiling_of)}>${plain(overview.ceiling_of)}</a>`}. ${plain(overview.ceiling.remedy)}` : `${num(overview.open)} messages open, ${rate(overview.sent_per_s)}.`}</p></section>
+    <p class="because flat">${overview.ceiling ? html`<${Because} ceiling=${overview.ceiling} of=${overview.ceiling_of} />` : `${num(overview.open)} messages open, ${rate(overview.sent_per_s)}.`}</p></section>
     <${Trouble} error=${error} again=${again} />
     <div class="pipe" role="group" aria-label="The way of a batch; the same as a table below">
-      <div class="loop"><span>retry: the same batch, due again. ${retrying ? `${num(retrying)} wait for their time` : 'None waits'}</span></div>
+      <div class="loop"><span>retry: the same batch, due again. ${retrying ? `${count(retrying, 'message waits', 'messages wait')}` : 'None waits'}</span></div>
       ${WAY.map(([id], index) => html`${index > 0 && html`<div class=${`edge ${edge(index - 1) ? 'go' : ''}`} style=${{ gridColumn: index * 2 }} key=${`e${id}`} aria-hidden="true"></div>`}<div class="col" style=${{ gridColumn: index * 2 + 1 }} key=${id}>${column(index)}</div>`)}
       ${BACK.some((name) => byName.has(name)) && html`<div class="back"><span class="dim">receipts</span>${BACK.map((name) => stage(name))}<span class="dim">joined with the rows</span></div>`}
       ${beside.length > 0 && html`<div class="beside"><span class="dim">beside the way</span>${beside.map(stage)}</div>`}
     </div>
-    <ul class="lg"><li class="c-sent"><s class="d"></s><em>messages move</em></li><li class="c-dim"><s></s><em>idle</em></li><li class="c-retry"><s class="d"></s><em>retries</em></li><li>Bars: mailbox, how full; busy, share of the time. A dash: not measured.</li></ul>
+    <ul class="lg"><li class="c-sent"><s class="d"></s><em>messages move</em></li><li class="c-dim"><s></s><em>idle</em></li><li class="c-retry"><s class="d"></s><em>retries</em></li><li>Bars: mailbox, how full; busy, share of the time. A dash: it takes no messages, or isn’t measured yet.</li></ul>
     <${Section} title="Actors" note=${`${num(data.items.length)}, ${count(restarts, 'restart')} since the process began`}>
       <${Table} caption="Actors" cls="t-actors" columns=${COLUMNS} rows=${data.items.length + 1}>${data.items.map((actor) => html`<${ActorRow} actor=${actor} key=${`${actor.path} ${actor.name} ${actor.of} ${actor.number}`} />`)}<//><//>`;
 }

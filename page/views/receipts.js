@@ -1,9 +1,9 @@
 // Receipts: what came back, what waits for its message, and what never came.
 import { clock, duration, num, plain } from '../lib/format.js';
-import { html } from '../lib/preact.js';
+import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, useAsk } from '../lib/store.js';
-import { Cell, Foreign, Loading, None, Row, Section, State, Table, Trouble } from '../lib/ui.js';
+import { Asked, Cell, Foreign, Loading, None, Quoted, Row, Section, State, Table, Trouble } from '../lib/ui.js';
 
 const LIMIT = 100;
 const SOURCES = [['Source'], ['Destination'], ['Last receipts'], ['Cursor moved'], ['Waiting', 'num'], ['Parked', 'num']];
@@ -12,19 +12,13 @@ const REJECTS = [['When'], ['Source'], ['Place'], ['Reason'], ['Text']];
 const COUNTS = [['Destination'], ['State'], ['Messages', 'num']];
 const GAPS = [['Destination'], ['Sent longer ago than'], ['Messages', 'num']];
 
-function Held({ title, note, path }) {
-  const { data, error, again } = useAsk(`/receipts/${path}?limit=${LIMIT}`, 10_000);
-  return html`<${Section} title=${title} note=${note}><${Trouble} error=${error} again=${again} />${!data ? !error && html`<${Loading} />` : data.items.length === 0 ? html`<${None}>None.<//>` : html`<${Table} caption=${title} cls="t-held" columns=${HELD} rows=${data.items.length + 1}>
-    ${data.items.map((it) => html`<${Row}><${Cell} label="Since" title=${it.since}>${clock(it.since, now())}<//><${Cell} label="Source">${plain(it.source)}<//><${Cell} label="Destination">${plain(it.destination)}<//><${Cell} label="State"><${State} is=${it.state} /><//><${Cell} cls="rest"><${Foreign} text=${it.names} mono /><//><//>`)}<//>
-    <div class="foot"><span>Showing ${data.items.length === LIMIT ? `the first ${LIMIT}; there may be more` : `all ${data.items.length}`}.</span></div>`}<//>`;
+// A list of receipts that are in no file's counts.
+function Listed({ title, note, path, columns, children }) {
+  return html`<${Section} title=${title} note=${note}><${Asked} asked=${useAsk(`/receipts/${path}?limit=${LIMIT}`, 10_000)}>${({ items }) => html`<${Table} caption=${title} cls="t-held" columns=${columns} rows=${items.length + 1}>${items.map(children)}<//>
+    <div class="foot"><span>Showing ${items.length === LIMIT ? `${LIMIT}; there may be more` : `all ${items.length}`}.</span></div>`}<//><//>`;
 }
-
-function Rejects() {
-  const { data, error, again } = useAsk(`/receipts/rejects?limit=${LIMIT}`, 10_000);
-  return html`<${Section} title="Rejected" note="could not be read"><${Trouble} error=${error} again=${again} />${!data ? !error && html`<${Loading} />` : data.items.length === 0 ? html`<${None}>None.<//>` : html`<${Table} caption="Rejected receipts" cls="t-held" columns=${REJECTS} rows=${data.items.length + 1}>
-    ${data.items.map((it) => html`<${Row}><${Cell} label="When" title=${it.at}>${clock(it.at, now())}<//><${Cell} label="Source">${plain(it.source)}<//><${Cell} label="Place"><${Foreign} text=${it.place} /><//><${Cell} label="Reason">${plain(it.reason)}<//><${Cell} cls="rest">${it.text ? html`<code><${Foreign} text=${it.text} /></code>${it.is_whole ? '' : ' … (cut)'}` : html`<span class="dim">not kept</span>`}<//><//>`)}<//>
-    <div class="foot"><span>Showing ${data.items.length === LIMIT ? `the latest ${LIMIT}; there may be more` : `all ${data.items.length}`}.</span></div>`}<//>`;
-}
+const held = (it) => html`<${Row}><${Cell} label="Since" title=${it.since}>${clock(it.since, now())}<//><${Cell} label="Source">${plain(it.source)}<//><${Cell} label="Destination">${plain(it.destination)}<//><${Cell} label="State"><${State} is=${it.state} /><//><${Cell} cls="rest"><${Foreign} text=${it.names} mono /><//><//>`;
+const rejected = (it) => html`<${Row}><${Cell} label="When" title=${it.at}>${clock(it.at, now())}<//><${Cell} label="Source">${plain(it.source)}<//><${Cell} label="Place"><${Foreign} text=${it.place} /><//><${Cell} label="Reason">${plain(it.reason)}<//><${Cell} cls="rest"><${Quoted} text=${it.text} isWhole=${it.is_whole} /><//><//>`;
 
 export function Receipts() {
   const { data, error, again } = useAsk('/receipts', 5_000);
@@ -37,7 +31,7 @@ export function Receipts() {
     <${Section} title="Sources"><${Table} caption="Sources" cls="t-sources" columns=${SOURCES} rows=${data.sources.length + 1}>${data.sources.map((it) => html`<${Row} key=${it.name}><${Cell} cls="what"><b class="name">${plain(it.name)}</b><//><${Cell} label="Destination">${plain(it.destination)}<//><${Cell} label="Last receipts">${clock(it.receipts_at, now())}<//><${Cell} label="Cursor moved">${clock(it.cursor_at, now())}<//><${Cell} cls="num" label="Waiting">${num(it.waiting)}<//><${Cell} cls="num" label="Parked">${num(it.parked)}<//><//>`)}<//><//>
     <div class="two"><${Section} title="Messages by state">${data.counts == null ? html`<${None}>Not counted over all files, because that would read every row; each file has its own counts.<//>` : html`<${Table} caption="Messages by state" cls="t-three" columns=${COUNTS} rows=${data.counts.length + 1}>${data.counts.map((it) => html`<${Row}><${Cell}>${plain(it.destination)}<//><${Cell}><${State} is=${it.state} /><//><${Cell} cls="num">${num(it.messages)}<//><//>`)}<//>`}<//>
     <${Section} title="Sent, and no final receipt">${gaps.length === 0 ? html`<${None}>None.<//>` : html`<${Table} caption="Sent, and no final receipt" cls="t-three" columns=${GAPS} rows=${gaps.length + 1}>${gaps.map((it) => html`<${Row}><${Cell}>${plain(it.destination)}<//><${Cell}>${duration(it.from_s)}<//><${Cell} cls="num">${num(it.messages)}<//><//>`)}<//>`}<//></div>
-    <${Held} title="Parked" note="their message is not known yet" path="parked" />
-    <${Held} title="Orphans" note="no message ever came" path="orphans" />
-    <${Rejects} />`;
+    <${Listed} title="Parked" note="their message is not known yet" path="parked" columns=${HELD}>${held}<//>
+    <${Listed} title="Orphans" note="no message ever came" path="orphans" columns=${HELD}>${held}<//>
+    <${Listed} title="Rejected" note="could not be read" path="rejects" columns=${REJECTS}>${rejected}<//>`;
 }

@@ -3,7 +3,7 @@
 //!
 //! F56: whatever a file name or an answer carries, the page runs no script and loads nothing but its own files.
 
-use std::io::Write as _;
+use std::{borrow::Cow, io::Write as _};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -22,8 +22,8 @@ use super::{problem::Problem, readable};
 #[folder = "page/"]
 struct Files;
 
-/// Its own files and its own interface, nothing else, and in no frame. uPlot and Preact set styles by script, which
-/// `style-src` has nothing against; an inline style or script of somebody else's making does nothing.
+/// Its own files and its own interface, nothing else, and in no frame. Preact sets styles by script, which `style-src` has
+/// nothing against; an inline style or script of somebody else's making does nothing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// No window of another origin gets hold of this one.
@@ -65,6 +65,7 @@ fn answer(request: &HttpRequest, path: &str) -> Result<HttpResponse, Problem> {
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((VARY, "accept-encoding"))
         .insert_header((ETAG, tag.as_str()));
+    let data = if path.ends_with(".js") { without_comments(data) } else { data };
     let headers = request.headers();
     if has(headers, &IF_NONE_MATCH, &tag) {
         return Ok(response.status(actix_web::http::StatusCode::NOT_MODIFIED).finish());
@@ -86,6 +87,19 @@ fn media_type(path: &str) -> Option<&'static str> {
     }
 }
 
+/// Modules without their lines of comment, which weigh a tenth of the page. The lines stay, empty, so that a browser names the
+/// right ones.
+fn without_comments(module: Cow<'static, [u8]>) -> Cow<'static, [u8]> {
+    let Ok(text) = str::from_utf8(&module) else { return module };
+    let kept = |line| if is_comment(line) { "" } else { line };
+    text.split('\n').map(kept).collect::<Vec<_>>().join("\n").into_bytes().into()
+}
+
+/// A line of text in a template that begins so would be lost; a test looks for one.
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
 /// Whether a header lists `value`.
 fn has(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     let listed = |header: &str| {
@@ -100,4 +114,78 @@ fn packed(data: &[u8]) -> Vec<u8> {
     // Writing to a Vec can't fail.
     let _ = packer.write_all(data);
     packer.finish().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where each line of a module begins: in code, or in a string or template.
+    fn begins_in_code(module: &str) -> Vec<bool> {
+        // What is open: a template, or a brace; code of a template is within `${`.
+        let (mut open, mut lines) = (Vec::new(), vec![true]);
+        let mut chars = module.chars().peekable();
+        while let Some(c) = chars.next() {
+            let in_template = open.last() == Some(&'`');
+            match (c, chars.peek()) {
+                ('\n', _) => lines.push(!in_template),
+                ('\\', _) => {
+                    chars.next();
+                }
+                ('`', _) if in_template => {
+                    open.pop();
+                }
+                ('$', Some('{')) if in_template => {
+                    chars.next();
+                    open.push('{');
+                }
+                _ if in_template => {}
+                ('`' | '{', _) => open.push(c),
+                ('}', _) => assert_eq!(open.pop(), Some('{')),
+                ('/', Some('/')) => while chars.next_if(|c| *c != '\n').is_some() {},
+                ('/', Some('*')) => {
+                    let mut before = ' ';
+                    while let Some(c) = chars.next_if(|c| (before, *c) != ('*', '/')) {
+                        assert_ne!(c, '\n', "a comment of several lines");
+                        before = c;
+                    }
+                    chars.next();
+                }
+                ('\'' | '"', _) => {
+                    while let Some(inner) = chars.next_if(|inner| *inner != c) {
+                        assert_ne!(inner, '\n', "a string of several lines");
+                        if inner == '\\' {
+                            chars.next();
+                        }
+                    }
+                    chars.next();
+                }
+                _ => {}
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+        lines
+    }
+
+    #[test]
+    fn only_comments_are_left_out() {
+        let template = "a(`\n${b('`', { c }) // d\n}\n// e\n`);\n// f `\n/* ' */ g();";
+        assert_eq!(begins_in_code(template), [true, false, true, false, false, true, true]);
+        let mut comments = 0;
+        for path in Files::iter().filter(|path| path.ends_with(".js") && !path.starts_with("vendor/")) {
+            let module = Files::get(&path).unwrap().data;
+            let text = str::from_utf8(&module).unwrap();
+            for (line, in_code) in text.split('\n').zip(begins_in_code(text)) {
+                comments += usize::from(is_comment(line));
+                assert!(in_code || !is_comment(line), "{path}: text that looks like a comment: {line}");
+            }
+            assert_eq!(
+                without_comments(module.clone()).split(|b| *b == b'\n').count(),
+                text.split('\n').count()
+            );
+        }
+        assert!(comments > 50, "{comments}");
+        let library = Files::get("vendor/preact.js").unwrap().data;
+        assert_eq!(without_comments(library.clone()), library);
+    }
 }

@@ -80,6 +80,10 @@ def progress(it, name):
     it.page.wait_for_timeout(1_500)
     it.page.evaluate("shifts.length = 0")
     percent = lambda: float(row.locator(".prog b").inner_text().split()[0])
+    # What binds, and what to do about it, in the words of the status.
+    ceiling = it.page.evaluate("fetch('/api/v1/overview').then((answer) => answer.json()).then((overview) => overview.ceiling)")
+    it.see(".because", ceiling["text"])
+    it.see(".because", ceiling["remedy"])
     before, end = percent(), time.monotonic() + 15
     while percent() <= before:
         assert time.monotonic() < end, f"it stays at {before} %"
