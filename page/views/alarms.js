@@ -1,5 +1,5 @@
 // Alarms: what is raised, what it asks for, and what was cleared.
-import { clock, num, plain } from '../lib/format.js';
+import { clock, plain } from '../lib/format.js';
 import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, state, useAsk, useLive } from '../lib/store.js';
@@ -20,7 +20,7 @@ function Alarm({ alarm }) {
   return html`<li><${Icon} name=${isCleared ? 'ok' : isCritical ? 'alarm' : 'warn'} tone=${isCleared ? 'ok' : isCritical ? 'dead' : 'retry'} />
     <span><b>${isCleared ? '' : html`<span class="vh">${alarm.severity}: </span>`}${plain(alarm.alarm)}: ${plain(alarm.text)}</b></span>
     <span class="t">${isCleared ? `cleared ${clock(alarm.cleared, now())}` : `since ${clock(alarm.since, now())}`}</span>
-    <p>${plain(alarm.remedy)}${isCleared ? ` Raised ${clock(alarm.since, now())}.` : alarm.value != null ? ` Now ${num(alarm.value)}${alarm.threshold != null ? `, limit ${num(alarm.threshold)}` : ''} ${plain(alarm.unit)}.` : ''}<${Subject} alarm=${alarm} /></p></li>`;
+    <p>${alarm.remedy && `${plain(alarm.remedy)}.`}${isCleared && ` Raised ${clock(alarm.since, now())}.`}<${Subject} alarm=${alarm} /></p></li>`;
 }
 export const AlarmList = ({ alarms, none }) => (alarms.length ? html`<ul class="events">${alarms.map((alarm) => html`<${Alarm} alarm=${alarm} key=${`${alarm.alarm} ${alarm.subject} ${alarm.since}`} />`)}</ul>` : html`<${None}><${Icon} name="ok" tone="ok" /> ${none}<//>`);
 

@@ -78,7 +78,7 @@ export function Destination({ name }) {
       <${Fact} name="Backlog" small=${`${num(it.counts.retrying)} retrying`}>${num(it.open)}<//>
     </dl>
     ${it.ceiling?.remedy && html`<div class="advise"><${Icon} name="tip" /><div>${plain(it.ceiling.remedy)}</div></div>`}</section>
-    <${Section} title="Last 15 minutes" aside="arrow keys move the line"><${Charts} destination=${name} kinds=${[Throughput, InFlight, Latency, Errors]} /><//>
+    <${Section} title="Last 15 minutes"><${Charts} destination=${name} kinds=${[Throughput, InFlight, Latency, Errors]} /><//>
     <${Section} title="Messages" note="over all files"><dl class="facts">${['sent', 'retrying', 'pending', 'dead', 'unsent', 'cancelled'].map((key) => html`<${Fact} name=${key}>${key === 'dead' && it.counts.dead > 0 ? html`<a href=${to('dead', null, { destination: name })}>${num(it.counts.dead)}</a>` : num(it.counts[key])}<//>`)}
       <${Fact} name="batches out" small=${it.batches.damaged ? `${it.batches.damaged} damaged` : ''}>${num(it.batches.leased)}<//><${Fact} name="next due">${clock(it.next_due, now())}<//></dl><//>
     ${data && html`<${Section} title="Files on their way to it" note=${data.files.length === 50 ? 'the first 50' : num(data.files.length)} aside=${html`<a href=${to('files', null, { state: 'open' })}>All in flight</a>`}>${data.files.length ? html`<${FileTable} caption="Files to this destination" files=${data.files.map((file) => live.files.get(file.id) ?? file)} />` : html`<${None}>None.<//>`}<//>
