@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     flow::{Bells, Progress, insist},
-    messages::{FileClosed, ParsedRows},
+    messages::{FileClosed, Letter, ParsedRows},
     metrics::{FeedMetrics, StoredRows},
     model::{
         batch::NewBatch,
@@ -391,10 +391,11 @@ impl Actor for Batcher {
     }
 }
 
-impl Handler<ParsedRows> for Batcher {
+impl Handler<Letter<ParsedRows>> for Batcher {
     type Result = ();
 
-    fn handle(&mut self, rows: ParsedRows, context: &mut Self::Context) {
+    fn handle(&mut self, letter: Letter<ParsedRows>, context: &mut Self::Context) {
+        let rows = letter.open();
         failpoint!("panic.batcher");
         let id = rows.file.record.id;
         let setup = &self.setup;

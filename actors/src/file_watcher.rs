@@ -22,8 +22,8 @@ use postrider_settings::Directory;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    flow::{Bell, FeedNotes, Owner, Owners, Slot, Slots, blocking},
-    messages::{FileClaimed, FileClosed},
+    flow::{Bell, FeedNotes, Meter, Owner, Owners, Slot, Slots, blocking},
+    messages::{FileClaimed, FileClosed, Inlet, Letter},
     model::{
         backoff::Backoff,
         stable::{Sighting, StableFiles},
@@ -65,7 +65,7 @@ pub struct FileWatcherSetup {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The feed's parsers.
-    pub parsers: Vec<Recipient<FileClaimed>>,
+    pub parsers: Vec<Inlet<FileClaimed>>,
     /// `[feeds.NAME]`: when a file is complete, and how often the directory is looked at.
     pub directory: Directory,
     /// What an operator should see.
@@ -122,6 +122,8 @@ impl Actor for FileWatcher {
             bell: self.bell.clone(),
         };
         context.spawn(watch.run().into_actor(self));
+        // Every life is measured; a test may start one that is not.
+        let meter = Meter::current().unwrap_or_default();
         let claims = ClaimLoop {
             slots: Slots::new(self.setup.parsers.len(), self.bell.clone()),
             files: Arc::new(Semaphore::new(FILES_IN_PROGRESS_MAX)),
@@ -138,7 +140,7 @@ impl Actor for FileWatcher {
             noted: None,
             scan_at: MonoMs(0),
             unowned_at: MonoMs(0),
-            watcher: context.address().recipient(),
+            watcher: Inlet::new(context.address().recipient(), Self::MAILBOX, meter),
             setup: self.setup.clone(),
             bell: self.bell.clone(),
             changes: self.changes.clone(),
@@ -151,10 +153,11 @@ impl Actor for FileWatcher {
     }
 }
 
-impl Handler<FileClosed> for FileWatcher {
+impl Handler<Letter<FileClosed>> for FileWatcher {
     type Result = ();
 
-    fn handle(&mut self, closed: FileClosed, context: &mut Self::Context) {
+    fn handle(&mut self, letter: Letter<FileClosed>, context: &mut Self::Context) {
+        let closed = letter.open();
         self.finishing += 1;
         let (setup, bell, changes) = (self.setup.clone(), self.bell.clone(), self.changes.clone());
         let work = async move {
@@ -234,7 +237,7 @@ struct ClaimLoop {
     setup: FileWatcherSetup,
     bell: Bell,
     changes: Arc<Mutex<WatchedChanges>>,
-    watcher: Recipient<FileClosed>,
+    watcher: Inlet<FileClosed>,
     slots: Slots,
     files: Arc<Semaphore>,
     owners: Owners,

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     flow::{HeldFeeds, Progress, blocking, insist},
-    messages::{FileClaimed, ParsedRows},
+    messages::{FileClaimed, Inlet, Letter, ParsedRows},
     model::{
         batch::RowLayout,
         file::{Checkpoint, FileRecord, FileState, ReadEnd},
@@ -58,7 +58,7 @@ pub struct ParserSetup {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where rows go.
-    pub batcher: Recipient<ParsedRows>,
+    pub batcher: Inlet<ParsedRows>,
     /// Bounds the blocks between parsers and outbox.
     pub blocks: Arc<Semaphore>,
     /// Who reads what.
@@ -93,10 +93,11 @@ impl Actor for Parser {
     type Context = Context<Self>;
 }
 
-impl Handler<FileClaimed> for Parser {
+impl Handler<Letter<FileClaimed>> for Parser {
     type Result = ();
 
-    fn handle(&mut self, claimed: FileClaimed, context: &mut Self::Context) {
+    fn handle(&mut self, letter: Letter<FileClaimed>, context: &mut Self::Context) {
+        let claimed = letter.open();
         self.reading += 1;
         let pass = Pass { setup: self.setup.clone(), draining: self.draining.clone() };
         context.spawn(pass.run(claimed).into_actor(self).map(|end, this, context| {

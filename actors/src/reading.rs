@@ -7,13 +7,12 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use actix::Recipient;
 use postrider_settings::{Canary, Directory, Feed, Outbox};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::{
     flow::Owner,
-    messages::FileClosed,
+    messages::{FileClosed, Inlet},
     model::{
         batch::{BatchHeader, RowLayout},
         builder::BatchLimits,
@@ -101,7 +100,7 @@ pub struct FileInProgress {
     /// Its state.
     pub claimed: ClaimedFile,
     /// Who moves it away when it is closed.
-    pub watcher: Recipient<FileClosed>,
+    pub watcher: Inlet<FileClosed>,
     /// The right to work on it.
     pub owner: Owner,
     headers: OnceLock<Vec<Arc<BatchHeader>>>,
@@ -114,7 +113,7 @@ impl FileInProgress {
     pub fn new(
         record: FileRecord,
         claimed: ClaimedFile,
-        watcher: Recipient<FileClosed>,
+        watcher: Inlet<FileClosed>,
         owner: Owner,
         permit: OwnedSemaphorePermit,
         sole: SoleReader,

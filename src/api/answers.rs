@@ -166,8 +166,12 @@ pub(super) struct Actor {
     /// When this life began.
     since: Time,
     last_exit: Option<ActorExit>,
-    mailbox: Option<u64>,
-    mailbox_max: Option<u64>,
+    /// Messages that wait for it; `null`: it is sent control messages alone, and fetches its work itself.
+    mailbox: Option<usize>,
+    /// How many its mailbox has room for.
+    mailbox_max: Option<usize>,
+    /// How much of the last 10 s its code ran, work that blocks included: more than 100 if it did several things at the same
+    /// time. What it leaves to tasks of their own, such as requests, is not in it. `null` in its first seconds.
     busy_percent: Option<f64>,
 }
 
@@ -190,9 +194,10 @@ impl From<ActorReport> for Actor {
             restarts: report.restarts,
             since: report.since.into(),
             last_exit: report.last_exit.map(|(at, text)| ActorExit { at: at.into(), text }),
-            mailbox: None,
-            mailbox_max: None,
-            busy_percent: None,
+            mailbox: report.mailbox.map(|(waiting, _)| waiting),
+            mailbox_max: report.mailbox.map(|(_, room)| room),
+            // In tenths.
+            busy_percent: report.busy_percent.map(|percent| (percent * 10.0).round() / 10.0),
         }
     }
 }

@@ -61,6 +61,7 @@ impl Known<'_> {
             has_files: files.ingesting + files.open + files.settled > 0,
             files_per_s: standing.files.clone(),
         }
+            actors: standing.actors.clone(),
     }
 
     fn feed(&self, name: &str) -> FeedFacts {

@@ -5,18 +5,17 @@ use std::{
     time::Duration,
 };
 
-use actix::Recipient;
 use postrider_actors::{
     batcher::{Batcher, BatcherSetup},
     file_watcher::{FileWatcher, FileWatcherSetup},
     flow::{Bells, FeedNotes, Speaker},
-    messages::{FileClaimed, ParsedRows},
+    messages::{FileClaimed, Inlet, ParsedRows},
     model::{builder::BatchLimits, conditions::Conditions, priority::Priority, table::MAPPING_TYPE},
     parser::{Parser, ParserSetup},
     ports::{Inbox, Intake},
     queue_feed::{QueueFeed, QueueFeedSettings, QueueFeedSetup},
     reading::{FeedDestination, FeedSettings, Readers},
-    supervision::ChildSpec,
+    supervision::{ChildSpec, Stage as _},
 };
 use postrider_files::{
     inbox::{DirectoryInbox, InboxConfig},
@@ -105,8 +104,8 @@ impl Feeds {
 /// What one generation of a feed hands from the batcher up to the watcher, as they are born in turn.
 #[derive(Default)]
 struct Wiring {
-    batcher: Option<Recipient<ParsedRows>>,
-    parsers: Vec<Recipient<FileClaimed>>,
+    batcher: Option<Inlet<ParsedRows>>,
+    parsers: Vec<Inlet<FileClaimed>>,
     readers: Readers,
     blocks: Option<Arc<Semaphore>>,
 }
@@ -154,10 +153,14 @@ impl DirectoryFeed {
                     progress: machine.mark(id),
                 },
                 // The first of a new generation: nothing of the old one is left.
-                move |address| {
+                move |address, meter| {
                     wire(&mut |wiring| {
                         *wiring = Wiring {
-                            batcher: Some(address.clone().recipient()),
+                            batcher: Some(Inlet::new(
+                                address.clone().recipient(),
+                                Batcher::MAILBOX,
+                                meter.clone(),
+                            )),
                             blocks: Some(Arc::new(Semaphore::new(BLOCKS_PER_FEED))),
                             ..Wiring::default()
                         };
@@ -185,7 +188,11 @@ impl DirectoryFeed {
                         progress: machine.mark(id),
                     }
                 },
-                move |address| wire(&mut |wiring| wiring.parsers.push(address.clone().recipient())),
+                move |address, meter| {
+                    let recipient = address.clone().recipient();
+                    let inlet = Inlet::new(recipient, Parser::MAILBOX, meter.clone());
+                    wire(&mut |wiring| wiring.parsers.push(inlet.clone()));
+                },
             )
         };
         let watcher = {

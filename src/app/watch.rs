@@ -15,12 +15,13 @@ use postrider_actors::{
         ceiling::DiskUse,
         ids::FileId,
         room::OpenMessages,
-        standing::{Standing, TrafficStanding},
+        standing::{ActorStanding, Standing, TrafficStanding},
         time::{MonoMs, UnixMs},
         traffic::limiter::Bound,
         trouble::{FeedTroubles, Troubles},
     },
     ports::{Clock, DestinationDepth},
+    supervision::{ActorBoard, ActorReport},
 };
 
 use super::{
@@ -68,6 +69,7 @@ pub(super) struct Watch {
     troubles: TroubleBoard,
     trouble_file: NoteFile<Troubles>,
     traffic: TrafficControl,
+    actors: ActorBoard,
     standing_file: NoteFile<Standing>,
     /// Since when feeds wait for room.
     waiting: BTreeMap<String, UnixMs>,
@@ -96,6 +98,7 @@ impl Watch {
             troubles: machine.troubles.clone(),
             trouble_file: NoteFile::new(&config.state.dir),
             traffic: machine.traffic.clone(),
+            actors: machine.actors.clone(),
             standing_file: NoteFile::new(&config.state.dir),
             waiting: BTreeMap::new(),
             engines: EngineNames::of(config),
@@ -211,9 +214,22 @@ impl Watch {
             destinations.insert(name.clone(), standing);
         }
         let waiting = self.waiting(wall);
-        let engines = self.engines_away(wall);
-        self.standing_file.keep(&Standing { destinations, files, waiting, engines }).await;
+        let (engines, actors) = (self.engines_away(wall), self.look_at_actors());
+        self.standing_file.keep(&Standing { destinations, files, waiting, engines, actors }).await;
         facts
+    }
+
+    /// The actors that have something to do.
+    fn look_at_actors(&self) -> Vec<ActorStanding> {
+        self.actors.look(self.clock.mono());
+        let standing = |report: ActorReport| ActorStanding {
+            path: report.id.path.to_string(),
+            name: report.name.to_owned(),
+            busy_percent: report.busy_percent.unwrap_or_default().round() as u32,
+            waiting: report.mailbox.map_or(0, |(waiting, _)| waiting),
+        };
+        let all = self.actors.list().into_iter().map(standing);
+        all.filter(|actor| actor.busy_percent > 0 || actor.waiting > 0).collect()
     }
 
     /// Feeds that wait for room.

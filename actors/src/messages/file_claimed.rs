@@ -1,7 +1,7 @@
-use actix::{Message, Recipient};
+use actix::Message;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::FileClosed;
+use super::{FileClosed, Inlet};
 use crate::{
     flow::{Owner, Slot},
     ports::ClaimedFile,
@@ -16,7 +16,7 @@ pub struct FileClaimed {
     /// The right to work on it: held until it is moved to `done/` or `failed/`, or set aside.
     pub owner: Owner,
     /// Who moves it away when it is closed.
-    pub watcher: Recipient<FileClosed>,
+    pub watcher: Inlet<FileClosed>,
     /// The parser's place: held while the file is read.
     pub slot: Slot,
     /// The file's place among those in progress: held until it is moved to `done/` or `failed/`.

@@ -3,8 +3,10 @@
 
 mod file_claimed;
 mod file_closed;
+mod inlet;
 mod parsed_rows;
 
 pub use file_claimed::FileClaimed;
 pub use file_closed::FileClosed;
+pub use inlet::{Inlet, Letter};
 pub use parsed_rows::ParsedRows;

@@ -17,7 +17,7 @@ use super::{
     finish::{self, Punctuality},
     hold::{FileHold, HoldCause},
     outcome,
-    standing::{LastError, TrafficStanding},
+    standing::{ActorStanding, LastError, TrafficStanding},
     terms::Terms,
     time::UnixMs,
     traffic::{brake::Brake, storm},
@@ -52,6 +52,8 @@ pub struct Facts {
     pub has_files: bool,
     /// The pace of files, where it was measured: messages that got their final state per second.
     pub files_per_s: BTreeMap<super::ids::FileId, f64>,
+    /// The actors that have something to do.
+    pub actors: Vec<ActorStanding>,
 }
 
 /// A disk.

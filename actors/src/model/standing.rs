@@ -29,6 +29,32 @@ pub struct Standing {
 }
 
 /// How a destination's traffic stands.
+    /// The actors that have something to do.
+    pub actors: Vec<ActorStanding>,
+}
+
+/// How busy an actor is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorStanding {
+    /// Its place in the tree: the actors of a pool share it.
+    pub path: String,
+    /// What it is.
+    pub name: String,
+    /// How much of the last seconds its code ran.
+    pub busy_percent: u32,
+    /// Messages that wait for it.
+    pub waiting: usize,
+}
+
+/// How busy the least busy actor of a pool of `size` actors is, in percent; of several such pools, the busiest one. `None`: in
+/// none of them has every actor something to do.
+pub fn least_busy(actors: &[ActorStanding], name: &str, size: usize) -> Option<u32> {
+    let mut pools: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for actor in actors.iter().filter(|actor| actor.name == name) {
+        pools.entry(&actor.path).or_default().push(actor.busy_percent);
+    }
+    let full = pools.into_values().filter(|pool| pool.len() >= size);
+    full.filter_map(|pool| pool.into_iter().min()).max()
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrafficStanding {
     /// Requests that may be in flight.
@@ -135,6 +161,20 @@ mod tests {
         };
         let standing = Standing {
             destinations: [("d".to_owned(), traffic)].into(),
+    #[test]
+    fn a_pool_is_as_busy_as_the_least_busy_of_its_actors() {
+        let actor = |path: &str, busy_percent| ActorStanding {
+            path: path.into(),
+            name: "parser".into(),
+            busy_percent,
+            waiting: 0,
+        };
+        let actors = [actor("a", 90), actor("a", 70), actor("b", 99), actor("c", 40), actor("c", 50)];
+        assert_eq!(least_busy(&actors, "parser", 2), Some(70));
+        assert_eq!(least_busy(&actors, "parser", 1), Some(99));
+        assert_eq!((least_busy(&actors, "parser", 3), least_busy(&actors, "batcher", 1)), (None, None));
+    }
+
             files: [(FileId([3; 16]), 2.5)].into(),
             waiting: [("f".to_owned(), (UnixMs(1), vec!["d".to_owned()]))].into(),
             engines: [("SQS".to_owned(), (UnixMs(2), "no answer".to_owned()))].into(),
@@ -143,3 +183,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Standing>(&text).unwrap(), standing, "{text}");
     }
 }
+            actors: vec![ActorStanding {
+                path: "root/sweeper".into(),
+                busy_percent: 3,
+                ..ActorStanding::default()
+            }],

@@ -11,6 +11,8 @@ use actix::prelude::*;
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
+use crate::flow::Meter;
+
 /// Which child, and which life of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChildId {
@@ -160,6 +162,8 @@ pub struct Birth {
     pub id: ChildId,
     /// How it can end itself with an error.
     pub fault: Fault,
+    /// What waits for it, and how busy it is.
+    pub meter: Meter,
     pub(super) arbiter: ArbiterHandle,
     pub(super) supervisor: Recipient<ChildExited>,
     pub(super) kill: oneshot::Receiver<()>,
@@ -172,7 +176,7 @@ impl Birth {
         A: Actor<Context = Context<A>>,
         F: FnOnce(&mut Context<A>) -> A + Send + 'static,
     {
-        let Self { id, fault, arbiter, supervisor, kill } = self;
+        let Self { id, fault, meter, arbiter, supervisor, kill } = self;
         let (sender, receiver) = actix::dev::channel::channel::<A>(mailbox);
         // Built here, not in the task: it also reports an arbiter that is already dead.
         let mut guard = ExitGuard(Some((supervisor, id)));
@@ -183,7 +187,7 @@ impl Birth {
                     let actor = make(&mut context);
                     // Caught here and not only by tokio, so that the actor is dropped (and its
                     // `stopped` runs) outside of unwinding: a second panic there would abort the process.
-                    AssertUnwindSafe(context.into_future(actor)).catch_unwind().await
+                    meter.measure(AssertUnwindSafe(context.into_future(actor)).catch_unwind()).await
                 });
                 let (end, otherwise) = tokio::select! {
                     end = &mut life => (end, Exit::Lost),

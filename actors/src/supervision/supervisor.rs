@@ -12,6 +12,7 @@ use super::{
     child::{Birth, ChildExited, ChildId, Drain, Exit, Fault, Stage},
 };
 use crate::{
+    flow::Meter,
     metrics::StageMetrics,
     model::{
         backoff::Backoff,
@@ -67,20 +68,20 @@ impl ChildSpec {
         rank: usize,
         setup: impl Fn(&ChildId) -> S::Setup + Send + Sync + 'static,
     ) -> Self {
-        Self::wired::<S>(rank, setup, |_| ())
+        Self::wired::<S>(rank, setup, |_, _| ())
     }
 
-    /// The same, where others need its address: `born` is given that of each life.
+    /// The same, where others send to it: `born` is given the address and the meter of each life.
     pub fn wired<S: Stage>(
         rank: usize,
         setup: impl Fn(&ChildId) -> S::Setup + Send + Sync + 'static,
-        born: impl Fn(&Addr<S>) + Send + Sync + 'static,
+        born: impl Fn(&Addr<S>, &Meter) + Send + Sync + 'static,
     ) -> Self {
         let factory = move |birth: Birth| {
-            let (id, fault) = (birth.id.clone(), birth.fault.clone());
+            let (id, fault, meter) = (birth.id.clone(), birth.fault.clone(), birth.meter.clone());
             let setup = setup(&id);
             let address = birth.start(S::MAILBOX, move |_| S::new(setup, &id, fault));
-            born(&address);
+            born(&address, &meter);
             address.recipient()
         };
         Self { name: S::NAME, of: None, count: 1, factory: Arc::new(factory), rank }
@@ -240,13 +241,15 @@ impl Supervisor {
         let birth = Birth {
             id: slot.id.clone(),
             fault: Fault::default(),
+            meter: Meter::default(),
             arbiter: arbiters[slot.arbiter % arbiters.len()].clone(),
             supervisor: context.address().recipient(),
             kill: killed,
         };
         slot.alive = true;
         slot.born = self.settings.clock.mono();
-        self.settings.actors.born(&slot.id, spec.name, spec.of.clone(), self.settings.clock.wall());
+        let (name, of, now) = (spec.name, spec.of.clone(), self.settings.clock.wall());
+        self.settings.actors.born(&slot.id, name, of, now, birth.meter.clone());
         slot.kill = Some(kill);
         slot.drain = Some((spec.factory)(birth));
     }
