@@ -258,9 +258,15 @@ struct WebhookBatch {
     rate: Option<FileRate>,
     /// Enough of its file waits here for that rate.
     crowded: bool,
-    /// What the receiver said of messages that are not recorded yet, by index.
+    /// What the receiver said of messages that are not recorded yet, by index …
     said: Mutex<HashMap<u32, Said>>,
+    /// … and its different answers to those that failed, as far as they are kept.
+    answers: Mutex<Vec<Box<str>>>,
 }
+
+/// Different answers of a receiver that are kept with the dead letters of a batch: it mostly says the same, and where it adds
+/// something of its own to each, the first of them will do. What is kept is written with every record of the batch (B3).
+const ANSWERS_MAX: usize = 16;
 
 impl WebhookBatch {
     /// Whether nothing of it may be begun at `now`, while these files are held.
@@ -270,6 +276,19 @@ impl WebhookBatch {
 
     fn is_closed(&self, now: UnixMs) -> bool {
         self.lease.header.terms.is_closed(now)
+    }
+
+    /// Whether an answer is one of those that are kept.
+    fn keeps(&self, answer: &str) -> bool {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.iter().any(|known| **known == *answer) {
+            return true;
+        }
+        let has_room = answers.len() < ANSWERS_MAX;
+        if has_room {
+            answers.push(answer.into());
+        }
+        has_room
     }
 
     fn said(&self) -> MutexGuard<'_, HashMap<u32, Said>> {
@@ -525,6 +544,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             rate,
             crowded,
             said,
+            answers: Mutex::default(),
         });
         state.batches.insert(token, batch.clone());
         let priority = header.priority_by(&state.priorities);

@@ -31,7 +31,7 @@ pub(crate) struct Dead {
     pub(crate) reason: &'static str,
     /// Why there was no other.
     pub(crate) cause: &'static str,
-    /// What the destination said of it, where its words are kept.
+    /// What the destination said of it last, if it failed: the first line of its answer, or a table's words.
     pub(crate) detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) recipient: Option<String>,
@@ -219,7 +219,7 @@ impl Story {
                 cause: delivery.cause.map(DeathCause::as_str),
                 next_attempt: delivery.not_before.map(Time),
                 provider_id: row.and_then(|row| row.provider_id.clone()),
-                detail: row.and_then(|row| row.detail.clone()),
+                detail: delivery.detail.clone().or_else(|| row.and_then(|row| row.detail.clone())),
                 receipt: row.and_then(|row| row.receipt.as_ref()).map(ReceiptStory::from),
                 conflict: row.map(|row| row.reported.is_conflict()),
             })),

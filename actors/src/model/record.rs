@@ -1,7 +1,11 @@
 //! Message records: what delivery reports of each message to a ledger of rows.
 
-use std::hash::BuildHasher;
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    hash::BuildHasher,
+    sync::Arc,
+};
 
 use super::{
     batch::OpenRows,
@@ -32,7 +36,7 @@ pub struct MessageRecord {
     pub status: u16,
     /// Why the last attempt failed, if it did.
     pub reason: Option<Reason>,
-    /// What the destination itself said of that, for one whose words are kept (a table).
+    /// What the destination itself said of that.
     pub detail: Option<Box<str>>,
     /// The id that the destination answered with, at most [`PROVIDER_ID_BYTES_MAX`](super::receipt::PROVIDER_ID_BYTES_MAX), without NUL.
     pub provider_id: Option<Box<str>>,
@@ -67,6 +71,15 @@ pub struct Said {
     pub provider_id: Option<Box<str>>,
     /// Its words on a failure.
     pub detail: Option<Box<str>>,
+}
+
+/// What the destination said of the messages that are dead now: kept with the dead letter, whatever the ledger.
+pub fn details<S: BuildHasher>(
+    verdicts: &[MessageVerdict],
+    said: &HashMap<u32, Said, S>,
+) -> BTreeMap<u32, Box<str>> {
+    let dead = verdicts.iter().filter(|message| matches!(message.verdict, Verdict::Dead { .. }));
+    dead.filter_map(|message| Some((message.index, said.get(&message.index)?.detail.clone()?))).collect()
 }
 
 /// The records of `verdicts` on messages of `lease`. `said` is by index in the batch.

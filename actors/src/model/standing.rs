@@ -15,6 +15,9 @@ use super::{
 /// The longest text of an answer that is kept, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 200;
 
+/// How much of a line is looked at for that.
+const LINE_BYTES_MAX: usize = 16 << 10;
+
 /// How a process stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
@@ -116,11 +119,18 @@ impl LastError {
     }
 }
 
-/// The first line of an answer that says something, cut to what is kept of it.
-pub fn first_line(body: &[u8]) -> Option<String> {
+/// The first line of an answer that says something, cut to what is kept of it. It is stored and shown: what is secret of the
+/// request is left out, should the receiver repeat it (I10), and so is NUL, which not every store takes.
+pub fn first_line(body: &[u8], secrets: &[String]) -> Option<String> {
     let text = String::from_utf8_lossy(body);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line[..line.floor_char_boundary(ANSWER_BYTES_MAX)].to_owned())
+    // Before it is cut: half a secret is one too.
+    let mut line = line[..line.floor_char_boundary(LINE_BYTES_MAX)].replace('\0', "\u{fffd}");
+    for secret in secrets {
+        line = line.replace(secret, "***");
+    }
+    line.truncate(line.floor_char_boundary(ANSWER_BYTES_MAX));
+    Some(line)
 }
 
 #[cfg(test)]
@@ -139,7 +149,11 @@ mod tests {
 
     #[test]
     fn of_an_answer_the_first_line_is_kept_that_says_something() {
+        let first_line = |body: &[u8]| first_line(body, &["s3cret-t0ken".to_owned()]);
         assert_eq!(first_line(b"\r\n  down for repair \r\nmore"), Some("down for repair".into()));
+        assert_eq!(first_line(b"no such token: s3cret-t0ken\0"), Some("no such token: ***\u{fffd}".into()));
+        let at_the_cut = format!("{}s3cret-t0ken", "x".repeat(ANSWER_BYTES_MAX - 6));
+        assert_eq!(first_line(at_the_cut.as_bytes()).map(|line| line.contains("s3")), Some(false));
         assert_eq!(first_line(b" \n\n"), None);
         let long = "é".repeat(ANSWER_BYTES_MAX);
         let kept = first_line(long.as_bytes()).expect("it says something");

@@ -218,7 +218,7 @@ pub struct DeadLetter {
     pub last: Attempt,
     /// Why there is no other.
     pub cause: DeathCause,
-    /// What the destination itself said of it, where its words are kept (a table).
+    /// What the destination itself said of it: a table's words, or the first line of a receiver's answer.
     pub detail: Option<String>,
     /// The batch that holds it.
     pub batch: BatchId,
@@ -286,6 +286,8 @@ pub struct Delivery {
     /// When the next attempt may be made, if there will be one.
     pub not_before: Option<UnixMs>,
     /// When its body was made anew, if it was.
+    /// What the destination said of it then.
+    pub detail: Option<String>,
     pub rendered_at: Option<UnixMs>,
 }
 
@@ -298,7 +300,8 @@ impl Delivery {
         failed: Vec<Attempt>,
     ) -> Self {
         let ledger::Fate { state, accepted_at, drive, sent, death, not_before, rendered_at, .. } = fate;
-        let cause = death.map(|death| death.cause);
+        let (cause, detail) = death.map(|death| (death.cause, death.detail)).unzip();
+        let detail = detail.flatten().map(String::from);
         Self {
             destination,
             recipient,
@@ -311,6 +314,7 @@ impl Delivery {
             not_before,
             rendered_at,
         }
+            detail,
     }
 }
 

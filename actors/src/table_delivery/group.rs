@@ -453,7 +453,7 @@ impl TableStrategy {
             let batch = &member.batch;
             let mut verdicts = std::mem::take(&mut member.verdicts);
             verdicts.sort_unstable_by_key(|message| message.index);
-            let details = details(&verdicts, &member.said);
+            let details = model::record::details(&verdicts, &member.said);
             let mut records = Vec::new();
             if destination.recorded {
                 records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut member.said);
@@ -480,12 +480,6 @@ impl TableStrategy {
         };
         self.worker.settle(&settlements, note).await
     }
-}
-
-/// What the table itself said of the messages that are dead now: kept with the dead letter, whatever the ledger.
-fn details(verdicts: &[MessageVerdict], said: &HashMap<u32, Said>) -> BTreeMap<u32, Box<str>> {
-    let dead = verdicts.iter().filter(|message| matches!(message.verdict, Verdict::Dead { .. }));
-    dead.filter_map(|message| Some((message.index, said.get(&message.index)?.detail.clone()?))).collect()
 }
 
 impl GroupBatch {

@@ -226,14 +226,21 @@ impl WebhookStrategy {
     /// Takes what an answer says of the messages of `part`.
     fn take_answer(&self, load: &Load, desk: &mut Desk, part: Range<usize>, answer: Answer) {
         let is_recorded = self.setup.destinations[load.batch.destination].recorded;
-        let Answer { outcome, mut provider_id, items, .. } = answer;
+        let Answer { outcome, mut provider_id, items, text } = answer;
+        let text = text.filter(|text| load.batch.keeps(text));
         let mut items = items.into_iter();
         for &at in &desk.rendered[part] {
             let all = || ItemAnswer { outcome, provider_id: provider_id.take() };
             let ItemAnswer { outcome, provider_id } = items.next().unwrap_or_else(all);
             desk.outcomes[at] = Some(outcome);
-            if provider_id.is_some() && is_recorded {
-                load.batch.said().insert(load.picks[at].index, Said { provider_id, detail: None });
+            let (index, is_sent) = (load.picks[at].index, matches!(outcome, Outcome::Sent { .. }));
+            let provider_id = provider_id.filter(|_| is_recorded);
+            let detail = text.clone().filter(|_| !is_sent);
+            if provider_id.is_some() || detail.is_some() {
+                load.batch.said().insert(index, Said { provider_id, detail });
+            } else if !is_sent {
+                // It may have said something of the attempt before.
+                load.batch.said().remove(&index);
             }
         }
     }

@@ -75,13 +75,19 @@ impl WebhookStrategy {
         let mut state = self.state();
         let ready = state.roster.take_ready(group, now, patience);
         let settlement = |Ready { token, verdicts, ends, begins }: Ready| {
-            let mut records = Vec::new();
-            if let Some(batch) = state.batches.get(&token)
-                && self.setup.destinations[batch.destination].recorded
-            {
-                records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut batch.said());
+            let (mut details, mut records) = (BTreeMap::new(), Vec::new());
+            if let Some(batch) = state.batches.get(&token) {
+                let mut said = batch.said();
+                details = model::record::details(&verdicts, &said);
+                if self.setup.destinations[batch.destination].recorded {
+                    records = model::record::records(&batch.lease, &batch.rows, &verdicts, &mut said);
+                } else if !said.is_empty() {
+                    for message in &verdicts {
+                        said.remove(&message.index);
+                    }
+                }
             }
-            Settlement { token, verdicts, details: BTreeMap::new(), records, ends, begins }
+            Settlement { token, verdicts, details, records, ends, begins }
         };
         ready.into_iter().map(settlement).collect()
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration}
 use postrider_actors::model::{
     batch::Rendering,
     ids::{BatchId, FileId},
+    ledger::RowNumbers,
     outcome::{Attempt, DeathCause, Reason},
     time::UnixMs,
 };
@@ -94,13 +95,14 @@ pub(crate) fn select(
     values.push(Value::Integer(int(limit as u64)));
     let mut select = connection.prepare_cached(&format!(
         "SELECT d.file, d.destination, d.row, f.id, f.name, n.name, d.attempts, d.at, d.status, d.reason,
-             d.cause, b.id, d.detail
+             d.cause, b.id, d.batch
          FROM dead d JOIN files f ON f.seq = d.file JOIN destinations n ON n.seq = d.destination
              JOIN batches b ON b.seq = d.batch
          WHERE {condition} ORDER BY d.file, d.destination, d.row LIMIT ?"
     ))?;
     let mut rows = select.query(rusqlite::params_from_iter(values))?;
     let mut letters = Vec::new();
+    let mut words = Words::default();
     while let Some(row) = rows.next()? {
         let (reason, cause): (u8, u8) = (row.get(9)?, row.get(10)?);
         letters.push(DeadLetter {
@@ -116,11 +118,33 @@ pub(crate) fn select(
                 reason: Reason::from_byte(reason).ok_or_else(|| newer("reason", reason))?,
             },
             cause: DeathCause::from_byte(cause).ok_or_else(|| newer("cause", cause))?,
-            detail: row.get(12)?,
+            detail: words.on(connection, row.get(12)?, uint(row.get(2)?)),
             batch: BatchId(row.get(11)?),
         });
     }
     Ok(letters)
+}
+
+/// What destinations said of dead letters: it is in the records of their batches. Neighbours mostly share one, which is read
+/// once.
+#[derive(Default)]
+struct Words(Option<(i64, Option<(Stored, RowNumbers)>)>);
+
+impl Words {
+    /// Of the message of `row` in a batch; nothing of a batch that is damaged, which is said elsewhere.
+    fn on(&mut self, connection: &Connection, batch: i64, row: u64) -> Option<String> {
+        if self.0.as_ref().is_none_or(|(last, _)| *last != batch) {
+            let read = || {
+                let stored = Stored::by_seq(connection, batch).ok()?;
+                let rows = stored.rows().ok()?;
+                Some((stored, rows))
+            };
+            self.0 = Some((batch, read()));
+        }
+        let (stored, rows) = self.0.as_ref()?.1.as_ref()?;
+        let index = u32::try_from(rows.find(row)?).ok()?;
+        Some(stored.record.exceptions.get(&index)?.death.as_ref()?.detail.as_deref()?.to_owned())
+    }
 }
 
 fn newer(what: &str, byte: u8) -> TxError {

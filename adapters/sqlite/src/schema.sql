@@ -155,7 +155,6 @@ CREATE TABLE dead (
     status      INTEGER NOT NULL,       -- HTTP status of the last, 0: no answer
     reason      INTEGER NOT NULL,       -- model::outcome::Reason
     cause       INTEGER NOT NULL,       -- model::outcome::DeathCause
-    detail      TEXT,                   -- what the destination itself said, where its words are kept (a table)
     PRIMARY KEY (file, destination, row)
 ) STRICT, WITHOUT ROWID;
 

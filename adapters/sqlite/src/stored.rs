@@ -232,8 +232,8 @@ impl Stored {
             delete.execute([self.file, self.destination, int(rows.row(index as usize))])?;
         }
         let mut insert = connection.prepare_cached(
-            "INSERT INTO dead (file, destination, row, batch, at, attempts, status, reason, cause, detail)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO dead (file, destination, row, batch, at, attempts, status, reason, cause)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
         for &index in &changes.died {
             let exception = self.record.exceptions.get(&index);
@@ -249,7 +249,6 @@ impl Stored {
                 death.attempt.status,
                 death.attempt.reason as u8,
                 death.cause as u8,
-                death.detail,
             ])?;
         }
         Ok(())

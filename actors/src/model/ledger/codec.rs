@@ -14,10 +14,13 @@
 //!           varint(count) varint(status), then per message zigzag varint(after_ms - previous after_ms)
 //! others    per message varint(index - previous) flags, then what the flags name, in their order:
 //!           1 zigzag varint(not_before - previous not_before, first accepted_at)  2 varint(drive)  4 varint(redriven_at)  8 losses losses_alone
-//!           16 varint(at) varint(status) reason cause varint(bytes of detail, + 1; 0: none) detail
+//!           16 varint(at) varint(status) reason cause varint(number of its detail, from 1; 0: none), and behind the
+//!              number that comes next of all so far: varint(bytes) detail
 //! ```
+//!
+//! Receivers say the same of many messages: each text is there once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
     record::{Death, Exception, Holder, Record, Rendered, RowNumbers, Sent},
@@ -64,10 +67,10 @@ pub fn encode(record: &Record) -> Vec<u8> {
     put_runs(&mut bytes, &record.states.0);
     put_runs(&mut bytes, &record.tries);
     put_sent(&mut bytes, record);
-    let (mut previous, mut due) = (0, record.accepted_at);
+    let (mut previous, mut due, mut texts) = (0, record.accepted_at, HashMap::new());
     for (&index, exception) in &record.exceptions {
         put_varint(&mut bytes, u64::from(index - previous));
-        put_exception(&mut bytes, exception, &mut due);
+        put_exception(&mut bytes, exception, &mut due, &mut texts);
         previous = index;
     }
     bytes
@@ -98,10 +101,10 @@ fn decode_body(record: &mut Record, body: &[u8]) -> Option<()> {
     }
     record.tries = take_runs(body, &mut at, count)?;
     record.sent = take_sent(body, &mut at, &record.states.0)?;
-    let (mut index, mut due) = (0u32, record.accepted_at);
+    let (mut index, mut due, mut texts) = (0u32, record.accepted_at, Vec::new());
     while at < body.len() {
         index = index.checked_add(u32::try_from(take_varint(body, &mut at)?).ok()?)?;
-        let exception = take_exception(body, &mut at, &mut due)?;
+        let exception = take_exception(body, &mut at, &mut due, &mut texts)?;
         if index as usize >= count || record.exceptions.insert(index, exception).is_some() {
             return None;
         }
@@ -179,8 +182,13 @@ fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
-/// `due` is the last due time that was written: messages of a round are due together.
-fn put_exception(bytes: &mut Vec<u8>, exception: &Exception, due: &mut UnixMs) {
+/// `due` is the last due time that was written: messages of a round are due together. `texts` numbers those that were.
+fn put_exception<'a>(
+    bytes: &mut Vec<u8>,
+    exception: &'a Exception,
+    due: &mut UnixMs,
+    texts: &mut HashMap<&'a str, u64>,
+) {
     let Exception { not_before, drive, redriven_at, death, losses, losses_alone } = exception;
     let has = |flag: u8, is_there: bool| if is_there { flag } else { 0 };
     let has_losses = (*losses, *losses_alone) != (0, 0);
@@ -207,12 +215,39 @@ fn put_exception(bytes: &mut Vec<u8>, exception: &Exception, due: &mut UnixMs) {
     if let Some(Death { attempt, cause, detail }) = death {
         put_attempt(bytes, attempt);
         bytes.push(*cause as u8);
-        put_varint(bytes, detail.as_ref().map_or(0, |detail| detail.len() as u64 + 1));
-        bytes.extend_from_slice(detail.as_deref().unwrap_or_default().as_bytes());
+        put_detail(bytes, detail.as_deref(), texts);
     }
 }
 
-fn take_exception(bytes: &[u8], at: &mut usize, due: &mut UnixMs) -> Option<Exception> {
+fn put_detail<'a>(bytes: &mut Vec<u8>, detail: Option<&'a str>, texts: &mut HashMap<&'a str, u64>) {
+    let Some(detail) = detail else { return put_varint(bytes, 0) };
+    let next = texts.len() as u64 + 1;
+    let number = *texts.entry(detail).or_insert(next);
+    put_varint(bytes, number);
+    if number == next {
+        put_varint(bytes, detail.len() as u64);
+        bytes.extend_from_slice(detail.as_bytes());
+    }
+}
+
+/// The text with this number, from 1; the next one is new.
+fn take_text<'a>(bytes: &'a [u8], at: &mut usize, number: u64, texts: &mut Vec<&'a str>) -> Option<&'a str> {
+    let index = usize::try_from(number).ok()?.checked_sub(1)?;
+    if index == texts.len() {
+        let len = usize::try_from(take_varint(bytes, at)?).ok()?;
+        let end = at.checked_add(len)?;
+        texts.push(str::from_utf8(bytes.get(*at..end)?).ok()?);
+        *at = end;
+    }
+    texts.get(index).copied()
+}
+
+fn take_exception<'a>(
+    bytes: &'a [u8],
+    at: &mut usize,
+    due: &mut UnixMs,
+    texts: &mut Vec<&'a str>,
+) -> Option<Exception> {
     let flags = take_byte(bytes, at)?;
     let mut exception = Exception::default();
     if flags & NOT_BEFORE != 0 {
@@ -231,14 +266,9 @@ fn take_exception(bytes: &[u8], at: &mut usize, due: &mut UnixMs) -> Option<Exce
     if flags & DEATH != 0 {
         let attempt = take_attempt(bytes, at)?;
         let cause = DeathCause::from_byte(take_byte(bytes, at)?)?;
-        let detail = match usize::try_from(take_varint(bytes, at)?).ok()?.checked_sub(1) {
-            None => None,
-            Some(len) => {
-                let end = at.checked_add(len)?;
-                let detail = str::from_utf8(bytes.get(*at..end)?).ok()?;
-                *at = end;
-                Some(detail.into())
-            }
+        let detail = match take_varint(bytes, at)? {
+            0 => None,
+            number => Some(take_text(bytes, at, number, texts)?.into()),
         };
         exception.death = Some(Death { attempt, cause, detail });
     }

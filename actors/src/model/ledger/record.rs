@@ -96,7 +96,7 @@ pub struct Death {
     pub attempt: Attempt,
     /// Why there is no other.
     pub cause: DeathCause,
-    /// What the destination itself said of it, where its words are kept (a table).
+    /// What the destination itself said of it: a table's words, the first line of a receiver's answer.
     pub detail: Option<Box<str>>,
 }
 

@@ -278,7 +278,10 @@ impl Record {
         self.states.set(index, MessageState::Dead);
         if let Some(detail) = detail {
             let detail = &detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)];
-            if self.detail_bytes() + detail.len() <= DETAILS_BYTES_MAX {
+            // What is there already takes no more room.
+            if self.details().any(|known| known == detail)
+                || self.details().map(str::len).sum::<usize>() + detail.len() <= DETAILS_BYTES_MAX
+            {
                 death.detail = Some(detail.into());
             }
         }
@@ -291,9 +294,9 @@ impl Record {
         changes.note(before, MessageState::Dead, at);
     }
 
-    fn detail_bytes(&self) -> usize {
+    fn details(&self) -> impl Iterator<Item = &str> {
         let deaths = self.exceptions.values().filter_map(|exception| exception.death.as_ref());
-        deaths.filter_map(|death| death.detail.as_ref()).map(|detail| detail.len()).sum()
+        deaths.filter_map(|death| death.detail.as_deref())
     }
 
     /// Ends every open message as one that is never sent: [`MessageState::Cancelled`] or [`MessageState::Unsent`]. The

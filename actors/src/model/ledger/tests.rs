@@ -182,10 +182,10 @@ fn a_redrive_touches_the_dead_and_nothing_else() {
 }
 
 #[test]
-fn a_table_s_words_are_kept_in_bounds() {
+fn what_a_destination_says_is_kept_in_bounds() {
     let mut record = leased(1_000);
-    let long: Box<str> = "ü".repeat(DETAIL_BYTES_MAX).into();
-    let details: BTreeMap<u32, Box<str>> = (0..1_000).map(|index| (index, long.clone())).collect();
+    let long = |index: u32| format!("{index:04}{}", "ü".repeat(DETAIL_BYTES_MAX));
+    let details: BTreeMap<u32, Box<str>> = (0..1_000).map(|index| (index, long(index).into())).collect();
     let verdicts: Vec<_> = (0..1_000).map(|index| on(index, 1, dead(5))).collect();
     let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: None };
     assert_eq!(record.settle(standing).unwrap().died.len(), 1_000);
@@ -194,6 +194,28 @@ fn a_table_s_words_are_kept_in_bounds() {
     assert!(kept.len() > 100 && kept.len() * DETAIL_BYTES_MAX <= 64 * 1024, "{}", kept.len());
     // DynamoDB: 400 KB an item (B3).
     assert!(codec::encode(&record).len() < 200_000);
+}
+
+#[test]
+fn what_a_destination_says_of_many_messages_is_stored_once() {
+    let mut record = leased(1_000);
+    let details: BTreeMap<u32, Box<str>> = (0..1_000)
+        .map(|index| (index, if index % 10 == 0 { "gone" } else { "no such user" }.into()))
+        .collect();
+    let verdicts: Vec<_> = (0..1_000).map(|index| on(index, 1, dead(5))).collect();
+    let bare = {
+        let mut record = leased(1_000);
+        let none = BTreeMap::new();
+        let standing = Standing { fence: 1, verdicts: &verdicts, details: &none, ends: false, begins: None };
+        record.settle(standing).unwrap();
+        codec::encode(&record).len()
+    };
+    let standing = Standing { fence: 1, verdicts: &verdicts, details: &details, ends: false, begins: None };
+    record.settle(standing).unwrap();
+    assert_eq!(codec::encode(&record).len(), bare + "gone".len() + "no such user".len() + 2);
+    round_trip(&record);
+    let detail = |index| record.fate(index).unwrap().death.unwrap().detail;
+    assert_eq!((detail(990).as_deref(), detail(991).as_deref()), (Some("gone"), Some("no such user")));
 }
 
 #[test]

@@ -331,8 +331,9 @@ mod tests {
                 verdict: Verdict::Dead { attempt: fixtures::failed(NOW), cause: DeathCause::Permanent },
             })
             .collect();
-        let detail: Box<str> = "x".repeat(DETAIL_BYTES_MAX).into();
-        let details: BTreeMap<_, _> = (0..record.len() as u32).map(|index| (index, detail.clone())).collect();
+        let detail = |index: u32| format!("{index:04}{}", "x".repeat(DETAIL_BYTES_MAX - 4)).into();
+        let details: BTreeMap<u32, Box<str>> =
+            (0..record.len() as u32).map(|index| (index, detail(index))).collect();
         let fence = record.fence;
         let standing = Standing { fence, verdicts: &verdicts, details: &details, ends: true, begins: None };
         record.settle(standing).unwrap().failures

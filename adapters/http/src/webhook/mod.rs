@@ -83,7 +83,12 @@ pub struct HttpWebhook {
     shared: SharedConnections,
     /// 2xx answers without the id that they should hold.
     ids_missing: AtomicU64,
+    /// What of a request may be secret.
+    secrets: Vec<String>,
 }
+
+/// Words of configured headers that are shorter are no secrets worth the name.
+const SECRET_BYTES_MIN: usize = 8;
 
 impl fmt::Debug for HttpWebhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +133,11 @@ impl HttpWebhook {
         let limit = settings.keys.in_flight_max();
         let (idle, shared) =
             (IdleConnections::new(limit), SharedConnections::new(limit, http2_template.is_some()));
+        // Whatever may be behind `Bearer`, in a cookie or in a header of the receiver's own.
+        let words = settings.headers.iter().flat_map(|(_, value)| value.split_ascii_whitespace());
+        let secrets = words.filter(|word| word.len() >= SECRET_BYTES_MIN).map(str::to_owned).collect();
         Ok(Self {
+            secrets,
             settings,
             template,
             http2_template,
@@ -240,7 +249,7 @@ impl HttpWebhook {
         let Answer { status, retry_after, body } = answer;
         let outcome = http_policy::outcome(status, retry_after, request.at, longest);
         if !matches!(outcome, Outcome::Sent { .. }) {
-            let text = body.as_deref().and_then(first_line).map(Into::into);
+            let text = body.as_deref().and_then(|body| first_line(body, &self.secrets)).map(Into::into);
             return ports::Answer { text, ..outcome.into() };
         }
         let (body, pointer) = (body.as_deref(), keys.provider_id.as_ref());
