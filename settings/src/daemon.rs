@@ -287,7 +287,8 @@ crate::settings! {
         max: Duration = duration("5m", "0s"..="30d");
     }
 
-    /// Messages given up. It clears after a `window` without any.
+    /// New dead letters: messages given up. It clears after a `window` without any; those that are there stay in
+    /// `postrider dead list` until they are redriven.
     DeadAlarm {
         /// Messages given up within `window`, above which it is raised.
         max_messages: u64 = integer(0, 0..=1_000_000_000, "messages");

@@ -1,14 +1,14 @@
 use actix_web::{
-    HttpMessage as _, HttpRequest,
+    HttpRequest,
     web::{Path, Query},
 };
 use postrider_actors::supervision::ActorReport;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, Items, State, answer, limit, series::STEP};
+use super::{Answer, Items, State, answer, caller, limit, series::STEP};
 use crate::{
-    ops::{Caller, Problem, Role},
+    ops::{Caller, Problem},
     shapes::{Alarm, AuditLine, Destination, File, Overview, Sample, Time},
 };
 
@@ -26,8 +26,7 @@ pub(super) struct Session {
 /// What the caller may do
 #[utoipa::path(get, path = "/api/v1/session", responses((status = 200, description = "", body = Session)))]
 pub(super) async fn session(request: HttpRequest) -> Answer<Session> {
-    let caller = request.extensions().get::<Caller>().copied();
-    let Caller { role, has_token } = caller.unwrap_or(Caller { role: Role::View, has_token: false });
+    let Caller { role, has_token } = caller(&request);
     answer(Session { role: role.as_str(), auth: has_token, version: env!("CARGO_PKG_VERSION"), api: "v1" })
 }
 
@@ -107,7 +106,8 @@ pub(super) struct SeriesAnswer {
 }
 
 /// Samples for charts
-#[utoipa::path(get, path = "/api/v1/series", params(SeriesQuery), responses((status = 200, description = "", body = SeriesAnswer)))]
+#[utoipa::path(get, path = "/api/v1/series", params(SeriesQuery),
+    responses((status = 200, description = "", body = SeriesAnswer), (status = 404, description = "No such destination")))]
 pub(super) async fn series(api: State, query: Query<SeriesQuery>) -> Answer<SeriesAnswer> {
     let name = query.into_inner().destination.unwrap_or_default();
     let mut rate_per_s = None;

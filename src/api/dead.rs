@@ -1,9 +1,8 @@
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use actix_web::web::Query;
 use postrider_actors::{
     model::{
-        ids::FileId,
         outcome::{DeathCause, Reason},
         time::UnixMs,
     },
@@ -18,19 +17,19 @@ use super::{
     desk::Clerk,
     limit,
     orders::{BY, known_destination},
+    words::{self, Age, whole},
 };
 use crate::{
     ops::Problem,
-    shapes::{Dead, DeadGroup},
+    shapes::{Dead, DeadGroups, DeadTally},
 };
 
 /// Dead letters per read, and per change.
 const PAGE: usize = 1_000;
 /// Dead letters that are looked at for their groups, and for how long.
-const GROUPED_MAX: usize = 1_000_000;
+const GROUPED_MAX: u64 = 1_000_000;
 const GROUPING_MAX: Duration = Duration::from_secs(8);
-/// Groups that are kept apart, and that are shown.
-const GROUPS_KEPT: usize = 10_000;
+/// Groups that are shown.
 const GROUPS_MAX: usize = 200;
 /// How many one redrive changes at a time, and for how long one request does so.
 const REDRIVE_STEP: usize = 10_000;
@@ -43,20 +42,57 @@ pub(super) struct DeadQuery {
     /// A file's name or id
     file: Option<String>,
     destination: Option<String>,
-    /// Why the last attempt failed: `status`, `timeout`, `connect`, …
-    reason: Option<String>,
+    /// Why the last attempt failed
+    #[param(schema_with = words::reasons)]
+    reason: Option<Reason>,
     /// Of the last answer
+    #[param(maximum = 65535)]
     status: Option<u16>,
-    /// Why there was no other: `permanent`, `attempts`, `age`, `poison`
-    cause: Option<String>,
+    /// Why there was no other
+    #[param(schema_with = words::causes)]
+    cause: Option<DeathCause>,
     /// Given up longer ago: `30m`, `2h`, `1day`
-    older_than: Option<String>,
+    #[param(schema_with = words::ages)]
+    older_than: Option<Age>,
     /// Given up within this time
-    newer_than: Option<String>,
+    #[param(schema_with = words::ages)]
+    newer_than: Option<Age>,
     /// 1 to 1000; 100 by default
     limit: Option<usize>,
     /// As `next` of the page before
     cursor: Option<String>,
+}
+
+/// Which dead letters are counted; all that is given must hold.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroupsQuery {
+    /// A file's name or id
+    file: Option<String>,
+    destination: Option<String>,
+    /// Why the last attempt failed
+    #[param(schema_with = words::reasons)]
+    reason: Option<Reason>,
+    /// Of the last answer
+    #[param(maximum = 65535)]
+    status: Option<u16>,
+    /// Why there was no other
+    #[param(schema_with = words::causes)]
+    cause: Option<DeathCause>,
+    /// Given up longer ago: `30m`, `2h`, `1day`
+    #[param(schema_with = words::ages)]
+    older_than: Option<Age>,
+    /// Given up within this time
+    #[param(schema_with = words::ages)]
+    newer_than: Option<Age>,
+}
+
+impl From<GroupsQuery> for DeadQuery {
+    fn from(query: GroupsQuery) -> Self {
+        let GroupsQuery { file, destination, reason, status, cause, older_than, newer_than } = query;
+        let (limit, cursor) = (None, None);
+        Self { file, destination, reason, status, cause, older_than, newer_than, limit, cursor }
+    }
 }
 
 /// Which dead letters are sent again.
@@ -66,17 +102,25 @@ pub(super) struct RedriveOrder {
     /// A file's name or id
     file: Option<String>,
     destination: Option<String>,
-    reason: Option<String>,
+    #[schema(schema_with = words::reasons)]
+    reason: Option<Reason>,
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(maximum = 65535)]
     status: Option<u16>,
-    cause: Option<String>,
+    #[schema(schema_with = words::causes)]
+    cause: Option<DeathCause>,
     /// Given up longer ago: `30m`, `2h`, `1day`
-    older_than: Option<String>,
+    #[schema(schema_with = words::ages)]
+    older_than: Option<Age>,
     /// Given up within this time
-    newer_than: Option<String>,
+    #[schema(schema_with = words::ages)]
+    newer_than: Option<Age>,
     /// All of them; required without a filter
     all: Option<bool>,
     /// At most so many
-    limit: Option<usize>,
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(maximum = 4_294_967_295_u32)]
+    limit: Option<u32>,
     /// Only say how many it would be
     dry_run: Option<bool>,
 }
@@ -110,21 +154,15 @@ impl DeadQuery {
         if let Some(name) = &self.destination {
             known_destination(clerk, name)?;
         }
-        let ago = |age: &Option<String>| -> Result<Option<UnixMs>, Problem> {
-            let Some(age) = age else { return Ok(None) };
-            let age = humantime::parse_duration(age);
-            let age =
-                age.map_err(|error| Problem::bad(format!("a duration such as 30m, 2h or 1day: {error}")))?;
-            Ok(Some(now.before(age)))
-        };
+        let ago = |age: &Option<Age>| age.as_ref().map(|age| now.before(age.span()));
         Ok(DeadFilter {
             file,
             destination: self.destination.clone(),
-            reason: self.reason.as_deref().map(reason).transpose()?,
+            reason: self.reason,
             status: self.status,
-            cause: self.cause.as_deref().map(cause).transpose()?,
-            before: ago(&self.older_than)?,
-            since: ago(&self.newer_than)?,
+            cause: self.cause,
+            before: ago(&self.older_than),
+            since: ago(&self.newer_than),
         })
     }
 
@@ -133,11 +171,11 @@ impl DeadQuery {
         let words = [
             ("--file", self.file.clone()),
             ("--destination", self.destination.clone()),
-            ("--reason", self.reason.clone()),
+            ("--reason", self.reason.map(|reason| reason.as_str().to_owned())),
             ("--status", self.status.map(|status| status.to_string())),
-            ("--cause", self.cause.clone()),
-            ("--older-than", self.older_than.clone()),
-            ("--newer-than", self.newer_than.clone()),
+            ("--cause", self.cause.map(|cause| cause.as_str().to_owned())),
+            ("--older-than", self.older_than.clone().map(String::from)),
+            ("--newer-than", self.newer_than.clone().map(String::from)),
         ];
         let given: Vec<_> =
             words.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?))).collect();
@@ -149,16 +187,6 @@ impl DeadQuery {
     }
 }
 
-fn reason(word: &str) -> Result<Reason, Problem> {
-    let mut all = (0..=u8::MAX).filter_map(Reason::from_byte);
-    all.find(|reason| reason.as_str() == word).ok_or_else(|| Problem::bad(format!("no reason is {word:?}")))
-}
-
-fn cause(word: &str) -> Result<DeathCause, Problem> {
-    let mut all = (0..=u8::MAX).filter_map(DeathCause::from_byte);
-    all.find(|cause| cause.as_str() == word).ok_or_else(|| Problem::bad(format!("no cause is {word:?}")))
-}
-
 /// Messages that were given up
 #[utoipa::path(get, path = "/api/v1/dead", params(DeadQuery),
     responses((status = 200, description = "", body = Page<Dead>), (status = 404, description = "No such file or destination")))]
@@ -167,76 +195,44 @@ pub(super) async fn list(api: State, query: Query<DeadQuery>) -> Answer<Page<Dea
     let limit = limit(query.limit)?;
     let page = api.desk.ask(move |clerk| {
         let filter = query.filter(clerk, now)?;
-        let from = Position(query.cursor.unwrap_or_default());
-        let (letters, recipients) = clerk.read(|view| {
-            let letters = view.dead(&filter, &from, limit)?;
-            let recipients = view.recipients(&letters)?;
-            Ok((letters, recipients))
-        })?;
+        let cursor = query.cursor.as_deref();
+        let from = Position(cursor.unwrap_or_default().to_owned());
+        let letters = clerk.read_on(cursor, |view| view.dead(&filter, &from, limit))?;
+        let recipients = clerk.read(|view| view.recipients(&letters))?;
         let next = letters.last().filter(|_| letters.len() == limit).map(|last| last.position.0.clone());
         let items = letters.iter().zip(recipients);
-        Ok(Page { items: items.map(|(letter, to)| Dead::of(letter, Some(to))).collect(), next })
+        Ok(Page { items: items.map(|(letter, to)| Dead::of(letter, to)).collect(), next })
     });
     answer(page.await?)
 }
 
-/// Dead letters, counted by what they have in common.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct DeadGroups {
-    /// All that match.
-    total: u64,
-    /// The largest first.
-    pub(super) groups: Vec<DeadGroup>,
-    /// Whether not all were looked at: the counts are lower bounds.
-    cut: bool,
-}
-
 /// Dead letters by file, destination, reason, status and cause
-#[utoipa::path(get, path = "/api/v1/dead/groups", params(DeadQuery), responses((status = 200, description = "", body = DeadGroups)))]
-pub(super) async fn groups(api: State, query: Query<DeadQuery>) -> Answer<DeadGroups> {
-    let (query, now) = (query.into_inner(), api.now());
+#[utoipa::path(get, path = "/api/v1/dead/groups", params(GroupsQuery),
+    responses((status = 200, description = "", body = DeadGroups), (status = 404, description = "No such file or destination")))]
+pub(super) async fn groups(api: State, query: Query<GroupsQuery>) -> Answer<DeadGroups> {
+    let (query, now) = (DeadQuery::from(query.into_inner()), api.now());
     let groups = api.desk.ask(move |clerk| {
         let filter = query.filter(clerk, now)?;
-        grouped(clerk, &filter)
+        grouped(clerk, &filter, GROUPS_MAX)
     });
     answer(groups.await?)
 }
 
-/// What letters of one group have in common.
-type GroupKey = (FileId, String, Reason, u16, DeathCause);
-
-/// Looks at every letter that matches, and holds none.
-pub(super) fn grouped(clerk: &mut Clerk, filter: &DeadFilter) -> Result<DeadGroups, Problem> {
+/// Looks at letters that match, and holds none; the `limit` largest groups.
+pub(super) fn grouped(clerk: &mut Clerk, filter: &DeadFilter, limit: usize) -> Result<DeadGroups, Problem> {
     let begun = Instant::now();
-    let mut groups: HashMap<GroupKey, DeadGroup> = HashMap::new();
-    let (mut from, mut total, mut cut) = (Position::default(), 0, false);
+    let (mut tally, mut from) = (DeadTally::default(), Position::default());
     loop {
         let letters = clerk.read(|view| view.dead(filter, &from, PAGE))?;
-        let Some(last) = letters.last() else { break };
+        let Some(last) = letters.last() else { return Ok(tally.largest(limit, false)) };
         from.clone_from(&last.position);
-        total += letters.len() as u64;
         for letter in &letters {
-            let last = letter.last;
-            let key = (letter.file, letter.destination.clone(), last.reason, last.status, letter.cause);
-            if let Some(group) = groups.get_mut(&key) {
-                group.add(last.at);
-            } else if groups.len() < GROUPS_KEPT {
-                groups.insert(key, DeadGroup::of(letter));
-            } else {
-                cut = true;
-            }
+            tally.add(letter);
         }
-        if total >= GROUPED_MAX as u64 || begun.elapsed() >= GROUPING_MAX {
-            cut = true;
-            break;
+        if tally.total() >= GROUPED_MAX || begun.elapsed() >= GROUPING_MAX {
+            return Ok(tally.largest(limit, true));
         }
     }
-    let mut groups: Vec<_> = groups.into_values().collect();
-    groups.sort_by(|one, other| {
-        other.messages.cmp(&one.messages).then_with(|| one.file_name.cmp(&other.file_name))
-    });
-    groups.truncate(GROUPS_MAX);
-    Ok(DeadGroups { total, groups, cut })
 }
 
 /// What a redrive did, or would.
@@ -255,7 +251,8 @@ pub(super) struct RedriveAnswer {
 /// With the same ids and bodies; attempts are counted anew. It only makes them due: delivery keeps its rates. It works for ten
 /// seconds at most: `more` says whether to give it again; what is redriven is no longer dead, so that nothing goes twice.
 #[utoipa::path(post, path = "/api/v1/dead/redrive", request_body = RedriveOrder,
-    responses((status = 200, description = "", body = RedriveAnswer), (status = 400, description = "It would be all of them")))]
+    responses((status = 200, description = "", body = RedriveAnswer), (status = 400, description = "It would be all of them"),
+        (status = 404, description = "No such file or destination")))]
 pub(super) async fn redrive(api: State, order: Body<RedriveOrder>) -> Answer<RedriveAnswer> {
     let (order, now) = (order.0, api.now());
     let done = api.desk.ask(move |clerk| {
@@ -264,9 +261,10 @@ pub(super) async fn redrive(api: State, order: Body<RedriveOrder>) -> Answer<Red
         let dry_run = order.dry_run.unwrap_or_default();
         let is_meant =
             order.all.unwrap_or_default() || order.limit.is_some() || query.text() != "all dead letters";
+        let limit = order.limit.map_or(usize::MAX, |limit| limit as usize);
         if dry_run {
             let found = clerk.read(|view| view.count_dead(&filter))?;
-            let found = found.min(order.limit.map_or(u64::MAX, |limit| limit as u64));
+            let found = found.min(limit as u64);
             return Ok(RedriveAnswer { redriven: 0, would_redrive: Some(found), more: false, dry_run });
         }
         if !is_meant {
@@ -280,7 +278,7 @@ pub(super) async fn redrive(api: State, order: Body<RedriveOrder>) -> Answer<Red
         };
         // One that is killed half-way has left this line.
         note(clerk, now, "begun".to_owned())?;
-        let (begun, mut left, mut redriven) = (Instant::now(), order.limit.unwrap_or(usize::MAX), 0);
+        let (begun, mut left, mut redriven) = (Instant::now(), limit, 0);
         let more = loop {
             let step = left.min(REDRIVE_STEP);
             let sent = clerk.operate(|operate| operate.redrive(&filter, step, now))?;
@@ -313,9 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_none_are_refused() {
-        assert_eq!(reason("timeout").unwrap(), Reason::Timeout);
-        assert_eq!(cause("age").unwrap(), DeathCause::Age);
-        assert!(reason("Timeout").is_err() && cause("").is_err());
+    fn every_word_of_a_reason_and_of_a_cause_is_read() {
+        for reason in Reason::ALL {
+            let query = serde_json::json!({ "reason": reason.as_str() });
+            assert_eq!(serde_json::from_value::<DeadQuery>(query).unwrap().reason, Some(reason));
+        }
+        for cause in DeathCause::ALL {
+            let query = serde_json::json!({ "cause": cause.as_str() });
+            assert_eq!(serde_json::from_value::<DeadQuery>(query).unwrap().cause, Some(cause));
+        }
     }
 }

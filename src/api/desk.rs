@@ -153,6 +153,25 @@ impl Clerk {
         &mut self,
         read: impl FnOnce(&mut dyn View) -> Result<T, StoreError>,
     ) -> Result<T, Problem> {
+        self.look(read)?.map_err(|error| unreadable(&error.into()))
+    }
+
+    /// Reads on from where a page before has ended. Only the store can say whether a cursor is one of its own.
+    pub(crate) fn read_on<T>(
+        &mut self,
+        cursor: Option<&str>,
+        read: impl FnOnce(&mut dyn View) -> Result<T, StoreError>,
+    ) -> Result<T, Problem> {
+        self.look(read)?.map_err(|error| match error {
+            StoreError::Permanent(_) if cursor.is_some() => bad_cursor(),
+            error => unreadable(&error.into()),
+        })
+    }
+
+    fn look<T>(
+        &mut self,
+        read: impl FnOnce(&mut dyn View) -> Result<T, StoreError>,
+    ) -> Result<Result<T, StoreError>, Problem> {
         let config = self.config();
         let view = match &mut self.view {
             Some(view) => view,
@@ -162,7 +181,7 @@ impl Clerk {
         if answer.is_err() {
             self.view = None;
         }
-        answer.map_err(|error| unreadable(&error.into()))
+        Ok(answer)
     }
 
     /// Reads the ledger of rows; `None` where none is configured.
@@ -190,6 +209,11 @@ impl Clerk {
         let mut operate = console::operate(&self.config()).map_err(|error| unreadable(&error))?;
         change(&mut *operate).map_err(|error| unreadable(&error.into()))
     }
+}
+
+/// Some text that no page has ended with.
+pub(super) fn bad_cursor() -> Problem {
+    Problem::bad("cursor: pass `next` of the page before")
 }
 
 fn unreadable(error: &anyhow::Error) -> Problem {

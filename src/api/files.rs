@@ -1,17 +1,26 @@
 use std::cmp::Reverse;
 
-use actix_web::web::{Path, Query};
+use actix_web::{
+    HttpRequest,
+    web::{Path, Query},
+};
 use postrider_actors::{
-    model::file::FileReport,
+    model::file::{FileReport, Stage},
     ports::console::{DeadFilter, FileSelector},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, State, answer, dead::grouped, desk::Clerk, limit, live::untaken};
+use super::{
+    Answer, State, answer, caller,
+    dead::grouped,
+    desk::{Clerk, bad_cursor},
+    limit,
+    live::untaken,
+};
 use crate::{
-    ops::Problem,
-    shapes::{File, FileDetail, StateCount},
+    ops::{Problem, Role},
+    shapes::{File, FileDetail, RefusedRow, StateCount},
 };
 
 /// Files that a list looks through, the latest.
@@ -23,17 +32,59 @@ const GROUPS_MAX: usize = 20;
 #[serde(deny_unknown_fields)]
 pub(super) struct FilesQuery {
     /// A state, or `open` for all that are not settled
-    state: Option<String>,
+    #[param(inline)]
+    state: Option<WantedState>,
     feed: Option<String>,
     destination: Option<String>,
     /// Part of the name, in any case
     q: Option<String>,
-    /// `newest` (default), `oldest`, `name`, `rows` or `left`
-    sort: Option<String>,
+    #[param(inline)]
+    #[serde(default)]
+    sort: Sort,
     /// 1 to 1000; 100 by default
     limit: Option<usize>,
     /// As `next` of the page before
     cursor: Option<String>,
+}
+
+/// A state of a file, or several.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum WantedState {
+    Open,
+    Reading,
+    Sending,
+    Held,
+    Waiting,
+    Done,
+    Failed,
+}
+
+impl WantedState {
+    fn takes(self, file: &File) -> bool {
+        let state = match self {
+            Self::Open => return file.is_open(),
+            Self::Reading => Stage::Reading,
+            Self::Sending => Stage::Sending,
+            Self::Held => Stage::Held,
+            Self::Waiting => Stage::Waiting,
+            Self::Done => Stage::Done,
+            Self::Failed => Stage::Failed,
+        };
+        file.state == state.as_str()
+    }
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Sort {
+    #[default]
+    Newest,
+    Oldest,
+    Name,
+    Rows,
+    Left,
 }
 
 /// A page of files.
@@ -48,21 +99,15 @@ pub(super) struct Files {
     cut: bool,
 }
 
-/// The states of a file, as words.
-const STATES: [&str; 7] = ["open", "reading", "sending", "held", "waiting", "done", "failed"];
-
 /// Files
 #[utoipa::path(get, path = "/api/v1/files", params(FilesQuery),
     responses((status = 200, description = "", body = Files), (status = 400, description = "A parameter is wrong")))]
 pub(super) async fn list(api: State, query: Query<FilesQuery>) -> Answer<Files> {
     let query = query.into_inner();
     let limit = limit(query.limit)?;
-    if let Some(state) = query.state.as_deref().filter(|state| !STATES.contains(state)) {
-        return Err(Problem::bad(format!("{state:?} is not a state: {}", STATES.join(", "))));
-    }
     let from: usize = match &query.cursor {
         None => 0,
-        Some(cursor) => cursor.parse().map_err(|_| Problem::bad("cursor: pass `next` of the page before"))?,
+        Some(cursor) => cursor.parse().map_err(|_| bad_cursor())?,
     };
     // What binds them is as of now.
     api.live.snapshot().await?;
@@ -73,34 +118,31 @@ pub(super) async fn list(api: State, query: Query<FilesQuery>) -> Answer<Files> 
     files.extend(reports.iter().map(|report| File::of(report, &api.live.facts(report, &troubles, now), now)));
     let wanted = query.q.as_deref().map(str::to_lowercase);
     files.retain(|file| {
-        let is_state = match query.state.as_deref() {
-            None => true,
-            Some("open") => file.is_open(),
-            Some(state) => file.state == state,
-        };
-        is_state
+        query.state.is_none_or(|state| state.takes(file))
             && query.feed.as_ref().is_none_or(|feed| file.feed == *feed)
             && query.destination.as_ref().is_none_or(|name| file.to.contains(name))
             && wanted.as_ref().is_none_or(|wanted| file.name.to_lowercase().contains(wanted))
     });
-    sort(&mut files, query.sort.as_deref().unwrap_or("newest"))?;
+    query.sort.sort(&mut files);
     let total = files.len();
     let next = (from.saturating_add(limit) < total).then(|| (from + limit).to_string());
     let items = files.into_iter().skip(from).take(limit).collect();
     answer(Files { items, next, total, cut })
 }
 
-fn sort(files: &mut [File], by: &str) -> Result<(), Problem> {
-    match by {
-        // What can't be taken has no time, and comes first.
-        "newest" => files.sort_by_key(|file| Reverse(file.claimed_at.map_or((1, None), |at| (0, Some(at))))),
-        "oldest" => files.sort_by_key(|file| file.claimed_at.map_or((1, None), |at| (0, Some(at)))),
-        "name" => files.sort_by(|one, other| one.name.cmp(&other.name)),
-        "rows" => files.sort_by_key(|file| Reverse(file.rows)),
-        "left" => files.sort_by_key(|file| Reverse(file.open)),
-        _ => return Err(Problem::bad("sort is newest, oldest, name, rows or left")),
+impl Sort {
+    fn sort(self, files: &mut [File]) {
+        match self {
+            // What can't be taken has no time, and comes first.
+            Self::Newest => {
+                files.sort_by_key(|file| Reverse(file.claimed_at.map_or((1, None), |at| (0, Some(at)))));
+            }
+            Self::Oldest => files.sort_by_key(|file| file.claimed_at.map_or((1, None), |at| (0, Some(at)))),
+            Self::Name => files.sort_by(|one, other| one.name.cmp(&other.name)),
+            Self::Rows => files.sort_by_key(|file| Reverse(file.rows)),
+            Self::Left => files.sort_by_key(|file| Reverse(file.open)),
+        }
     }
-    Ok(())
 }
 
 /// One file, by its id or its name
@@ -115,14 +157,72 @@ pub(super) async fn one(api: State, name: Path<String>) -> Answer<FileDetail> {
         let id = report.file.id;
         let filter = DeadFilter { file: Some(FileSelector::Id(id)), ..DeadFilter::default() };
         let dead: u64 = report.destinations.values().map(|counts| counts.dead).sum();
-        let mut groups = if dead > 0 { grouped(clerk, &filter)?.groups } else { Vec::new() };
-        groups.truncate(GROUPS_MAX);
+        let groups = if dead > 0 { grouped(clerk, &filter, GROUPS_MAX)?.groups } else { Vec::new() };
         let counts = clerk.rows(|rows| rows.ask(|view| view.counts(Some(id))))?;
         let receipts = counts.map(|counts| counts.iter().map(StateCount::from).collect());
         let file = File::of(&report, &live.facts(&report, &live.sources().troubles.all(), now), now);
         Ok(FileDetail::of(&report, file, groups, receipts, now))
     });
     answer(detail.await?)
+}
+
+/// Refused rows that are read at once: each may be 64 KiB long.
+const REFUSED_PAGE: usize = 100;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RejectsQuery {
+    /// 1 to 1000; 100 by default
+    limit: Option<usize>,
+    /// As `next` of the page before
+    cursor: Option<String>,
+}
+
+/// A page of rows that were refused.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Rejects {
+    /// All of the file.
+    total: u64,
+    items: Vec<RefusedRow>,
+    /// For the parameter `cursor`; `null`: there is no more.
+    next: Option<String>,
+}
+
+/// The rows of a file that were refused, in their order
+///
+/// `NAME.rejects.csv` beside the file holds them whole. What stood in a row is shown to who may operate.
+#[utoipa::path(get, path = "/api/v1/files/{file}/rejects", params(("file" = String, Path), RejectsQuery),
+    responses((status = 200, description = "", body = Rejects), (status = 404, description = "No such file"),
+        (status = 409, description = "Several files have that name")))]
+pub(super) async fn rejects(
+    api: State,
+    request: HttpRequest,
+    name: Path<String>,
+    query: Query<RejectsQuery>,
+) -> Answer<Rejects> {
+    let (name, RejectsQuery { limit: asked, cursor }) = (name.into_inner(), query.into_inner());
+    let limit = limit(asked)?;
+    let mut after: u64 = match cursor {
+        None => 0,
+        Some(cursor) => cursor.parse().map_err(|_| bad_cursor())?,
+    };
+    let shows_text = caller(&request).role == Role::Operate;
+    let page = api.desk.ask(move |clerk| {
+        let report = find(clerk, &name)?;
+        let mut items = Vec::new();
+        let next = loop {
+            let left = limit - items.len();
+            if left == 0 {
+                break clerk.read(|view| view.rejects(report.file.id, after, 1))?.first().map(|_| after);
+            }
+            let page = clerk.read(|view| view.rejects(report.file.id, after, left.min(REFUSED_PAGE)))?;
+            let Some(last) = page.last() else { break None };
+            after = last.row;
+            items.extend(page.into_iter().map(|reject| RefusedRow::of(reject, shows_text)));
+        };
+        Ok(Rejects { total: report.rejected, items, next: next.map(|row| row.to_string()) })
+    });
+    answer(page.await?)
 }
 
 /// The one file with this name or id. Several are not to be guessed at.

@@ -13,9 +13,8 @@ use postrider_actors::{
     flow::{TrafficControl, TroubleBoard},
     model::{
         ceiling::Facts,
-        file::{DestinationCounts, FileReport},
+        file::FileReport,
         ids::FileId,
-        room::{OpenMessages, holders},
         time::{MonoMs, UnixMs},
         trouble::{Trouble, Troubles},
     },
@@ -38,7 +37,7 @@ use crate::{
     ops::{Health, Problem},
     shapes::{
         Alarm, Ceiling, Daemon, Deadline, Destination, DestinationFacts, File, FileCounts, FileFacts,
-        LiveTraffic, Overview, Pace, ParkedFeed, Time,
+        LiveTraffic, Overview, ParkedFeed, Time,
     },
     telemetry::metrics::{Format, Metrics},
 };
@@ -58,7 +57,7 @@ const FILES_LOOKED_AT: usize = 1_000;
 const FILES_LOOKED_AT_SHARED: usize = 100;
 /// Open files that are shown.
 const FILES_MAX: usize = 200;
-/// What the pace of files and destinations is taken over.
+/// What the pace of files is taken over.
 const MOMENT: Duration = Duration::from_secs(10);
 /// Readings that are kept for that.
 const READINGS_MAX: usize = 12;
@@ -127,18 +126,10 @@ struct Wanted {
     is_over: bool,
 }
 
-/// How far files and destinations were, lately.
+/// How much of each open file had been sent, lately.
 #[derive(Default)]
 struct Paces {
-    readings: VecDeque<(MonoMs, Reading)>,
-}
-
-#[derive(Clone, Default)]
-struct Reading {
-    /// Sent and settled messages.
-    files: HashMap<FileId, (u64, u64)>,
-    /// Settled messages.
-    destinations: BTreeMap<String, u64>,
+    readings: VecDeque<(MonoMs, HashMap<FileId, u64>)>,
 }
 
 impl Live {
@@ -239,39 +230,30 @@ fn file_facts(
     let file = &report.file;
     let trouble = troubles.feeds.get(&file.feed).and_then(|feed| feed.held.get(&file.name));
     FileFacts {
-        pace: paces.of_file(file.id),
+        sent_per_s: paces.of_file(file.id),
         trouble: trouble.cloned(),
         ceiling: Some(facts.of_file(report, now)),
     }
 }
 
 impl Paces {
-    fn add(&mut self, now: MonoMs, reading: Reading) {
+    fn add(&mut self, now: MonoMs, reports: &[FileReport]) {
         while self.readings.len() >= READINGS_MAX
             || self.readings.get(1).is_some_and(|(at, _)| now.since(*at) >= MOMENT)
         {
             self.readings.pop_front();
         }
-        self.readings.push_back((now, reading));
+        let open = reports.iter().filter(|report| !report.is_settled() || report.settled_at.is_none());
+        let sent = |report: &FileReport| report.destinations.values().map(|counts| counts.sent).sum();
+        self.readings.push_back((now, open.map(|report| (report.file.id, sent(report))).collect()));
     }
 
-    fn span(&self) -> Option<(f64, &Reading, &Reading)> {
+    /// Messages of a file that were sent per second.
+    fn of_file(&self, id: FileId) -> Option<f64> {
         let ((from, first), (to, last)) = (self.readings.front()?, self.readings.back()?);
         let seconds = to.since(*from).as_secs_f64();
-        (seconds > 0.0).then_some((seconds, first, last))
-    }
-
-    fn of_file(&self, id: FileId) -> Option<Pace> {
-        let (seconds, first, last) = self.span()?;
-        let (before, now) = (first.files.get(&id)?, last.files.get(&id)?);
-        let per_s = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;
-        Some(Pace { sent_per_s: per_s(before.0, now.0), settled_per_s: per_s(before.1, now.1) })
-    }
-
-    fn of_destination(&self, name: &str) -> Option<f64> {
-        let (seconds, first, last) = self.span()?;
-        let (before, now) = (first.destinations.get(name)?, last.destinations.get(name)?);
-        Some(now.saturating_sub(*before) as f64 / seconds)
+        let sent = last.get(&id)?.saturating_sub(*first.get(&id)?);
+        (seconds > 0.0).then(|| sent as f64 / seconds)
     }
 }
 
@@ -351,7 +333,7 @@ impl Shared {
         let found = found.inspect_err(|error| tracing::debug!(%error, "the store can't be read")).ok()?;
         let taken = self.sources.clock.mono();
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        paces.add(taken, Reading::of(&found));
+        paces.add(taken, &found.reports);
         let before = self.snapshot.borrow().clone();
         *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&found.facts);
         let now = self.sources.clock.wall();
@@ -361,23 +343,27 @@ impl Shared {
         let destinations = self.destinations(&config, &found, &troubles, series.now(), now);
         let alarms = self.sources.alarms.raised();
         let changed = changed(before.as_deref(), &alarms, &self.sources.alarms.cleared());
+        let open: u64 = found.destinations.values().map(|view| view.counts.open()).sum();
+        let open_reports: Vec<_> = found.reports.iter().filter(|report| !report.is_settled()).collect();
+        let ceiling = found.facts.of_whole(&open_reports, now);
+        let is_open = open > 0;
+        let finish = ceiling.finish.filter(|_| is_open);
         let overview = Overview {
             at: now.into(),
             daemon: self.daemon(&config),
-            open: Some(found.destinations.values().map(|view| view.counts.open()).sum()),
+            open: Some(open),
             sent_per_s: series.now().get("").and_then(|all| all.sent_per_s),
             failed_percent: series.now().get("").and_then(crate::shapes::Sample::failed_percent),
-            left_s: None,
-            done_at: None,
+            left_s: finish.map(|at| at.since(now).as_secs_f64()),
+            done_at: ceiling.done_at().filter(|_| is_open).map(Time),
             finish_by: deadline(&files),
-            ceiling: None,
-            ceiling_of: None,
+            ceiling: Some(Ceiling::from(&ceiling)),
+            ceiling_of: ceiling.destination.clone(),
             files: count(&found.totals, &files),
             dead: found.destinations.values().map(|view| view.counts.dead).sum(),
             parked: parked(&troubles),
             alarms,
         };
-        let overview = with_end(overview, &found, &files, &destinations, &paces, now);
         Some(Snapshot {
             overview,
             files,
@@ -421,7 +407,7 @@ impl Shared {
         for destination in &config.destinations {
             views.entry(destination.name.clone()).or_default();
         }
-        let mut holds = holds(config, &views);
+        let mut holds = ceiling::holds(config, &views);
         let shape = |(name, view): (&String, &DestinationView)| {
             let known = config.destination(name);
             let facts = DestinationFacts {
@@ -445,27 +431,6 @@ impl Shared {
             paused_until: view.paused_until.map(|until| wall.after(until.since(now))),
             retry_tokens: view.retry_tokens,
         })
-    }
-}
-
-impl Reading {
-    fn of(found: &Found) -> Self {
-        let open = found.reports.iter().filter(|report| !report.is_settled() || report.settled_at.is_none());
-        let file = |report: &FileReport| {
-            let (sent, settled) = report
-                .destinations
-                .values()
-                .fold((0, 0), |(sent, settled), counts| (sent + counts.sent, settled + counts.settled()));
-            (report.file.id, (sent, settled))
-        };
-        let destinations = &found.destinations;
-        Self {
-            files: open.map(file).collect(),
-            destinations: destinations
-                .iter()
-                .map(|(name, view)| (name.clone(), view.counts.settled()))
-                .collect(),
-        }
     }
 }
 
@@ -503,20 +468,6 @@ pub(super) fn untaken(troubles: &Troubles, reports: &[FileReport]) -> Vec<File> 
     held.filter(|(feed, name, _)| !is_known(feed, name))
         .map(|(feed, name, trouble): (&String, &String, &Trouble)| File::untaken(feed, name, trouble))
         .collect()
-}
-
-/// The feeds that each destination holds up.
-fn holds(config: &Config, views: &BTreeMap<String, DestinationView>) -> BTreeMap<String, Vec<String>> {
-    let open: OpenMessages =
-        views.iter().map(|(name, view)| (name.as_str().into(), view.counts.open())).collect();
-    let mut holds: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for feed in &config.feeds {
-        let destinations = feed.destinations.iter().map(String::as_str);
-        for destination in holders(&config.outbox, &open, destinations, false) {
-            holds.entry(destination.to_owned()).or_default().push(feed.name.clone());
-        }
-    }
-    holds
 }
 
 fn parked(troubles: &Troubles) -> Vec<ParkedFeed> {
@@ -558,43 +509,6 @@ fn deadline(files: &[File]) -> Option<Deadline> {
         in_time: file.in_time,
         latest: file.latest,
     })
-}
-
-/// When everything that is not held is done, if it goes on as it does: each destination by its own pace.
-fn with_end(
-    mut overview: Overview,
-    found: &Found,
-    files: &[File],
-    destinations: &[Destination],
-    paces: &Paces,
-    now: UnixMs,
-) -> Overview {
-    let held = |name: &str| -> u64 {
-        let is_held = |report: &&FileReport| {
-            let id = report.file.id.to_string();
-            files.iter().any(|file| file.state == "held" && file.id.as_ref() == Some(&id))
-        };
-        let held = found.reports.iter().filter(is_held);
-        held.filter_map(|report| report.destinations.get(name)).map(DestinationCounts::open).sum()
-    };
-    let mut left_s = Some(0.0_f64);
-    for destination in destinations {
-        let open = destination.open.saturating_sub(held(&destination.name));
-        if open == 0 {
-            continue;
-        }
-        let pace = paces.of_destination(&destination.name).filter(|per_s| *per_s > 0.0);
-        left_s = left_s.zip(pace).map(|(left_s, per_s)| left_s.max(open as f64 / per_s));
-    }
-    let is_open = overview.open.is_some_and(|open| open > 0);
-    overview.left_s = left_s.filter(|_| is_open);
-    let open: Vec<_> = found.reports.iter().filter(|report| !report.is_settled()).collect();
-    let ceiling = found.facts.of_whole(&open, now);
-    // To the full minute, as everywhere: what is promised is never too early.
-    overview.done_at = ceiling.finish.filter(|_| is_open).map(Time);
-    overview.ceiling_of.clone_from(&ceiling.destination);
-    overview.ceiling = Some(Ceiling::from(&ceiling));
-    overview
 }
 
 /// Alarms that were raised or cleared since `before`.

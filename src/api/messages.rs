@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, State, answer, desk::Clerk, limit};
+use super::{
+    Answer, State, answer,
+    desk::{Clerk, bad_cursor},
+    limit,
+};
 use crate::{ops::Problem, shapes::Story};
 
 /// Batches per read of a search: what is held back from the store's log at once.
@@ -20,7 +24,7 @@ const SEARCH_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MessagesQuery {
-    /// As in the header `webhook-id`
+    /// As in the header `webhook-id`: `msg_FILE_ROW`
     id: Option<String>,
     /// Byte for byte
     recipient: Option<String>,
@@ -53,7 +57,7 @@ pub(super) struct Searched {
 /// By `id` it costs a few reads. A search by `recipient` reads every payload that was accepted and not archived: each request works
 /// for two seconds at most and says with `next` where to go on.
 #[utoipa::path(get, path = "/api/v1/messages", params(MessagesQuery),
-    responses((status = 200, description = "", body = Found), (status = 400, description = "Neither or both of id and recipient")))]
+    responses((status = 200, description = "", body = Found), (status = 400, description = "Neither or both of id and recipient"), (status = 404, description = "No such file")))]
 pub(super) async fn find(api: State, query: Query<MessagesQuery>) -> Answer<Found> {
     let query = query.into_inner();
     let limit = limit(query.limit)?;
@@ -114,14 +118,14 @@ fn search(
     };
     let (mut number, mut search) = match query.cursor.as_deref() {
         None => (0, Search::default()),
-        Some(cursor) => {
-            read_cursor(cursor).ok_or_else(|| Problem::bad("cursor: pass `next` of the page before"))?
-        }
+        Some(cursor) => read_cursor(cursor).ok_or_else(bad_cursor)?,
     };
     let (begun, mut found, mut next) = (Instant::now(), Vec::new(), None);
     while let Some(file) = files.get(number) {
         let left = limit - found.len();
-        let is_more = clerk.read(|view| view.search(&mut search, recipient, *file, SEARCH_BATCHES, left))?;
+        let is_more = clerk.read_on(query.cursor.as_deref(), |view| {
+            view.search(&mut search, recipient, *file, SEARCH_BATCHES, left)
+        })?;
         found.append(&mut search.found);
         if !is_more {
             number += 1;

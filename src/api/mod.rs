@@ -7,6 +7,7 @@
 
 mod answers;
 mod dead;
+mod describe;
 pub(crate) mod desk;
 mod events;
 mod files;
@@ -15,11 +16,12 @@ mod messages;
 mod orders;
 mod receipts;
 mod series;
+mod words;
 
 use std::{fmt, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use actix_web::{
-    FromRequest, HttpRequest, HttpResponse,
+    FromRequest, HttpMessage as _, HttpRequest,
     dev::Payload,
     http::{StatusCode, header::CONTENT_TYPE},
     web::{self, Data, PathConfig, QueryConfig},
@@ -27,14 +29,13 @@ use actix_web::{
 use postrider_actors::model::time::UnixMs;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
-use utoipa::OpenApi;
 
 use self::{
     desk::Desk,
     events::STREAMS_MAX,
     live::{Live, Sources},
 };
-use crate::ops::{Problem, order, readable};
+use crate::ops::{Caller, Problem, Role, order, readable};
 
 /// Bytes of a request's body.
 const BODY_BYTES_MAX: usize = 16 << 10;
@@ -92,6 +93,7 @@ routes! {
     get "/overview" => answers::overview;
     get "/files" => files::list;
     get "/files/{file}" => files::one;
+    get "/files/{file}/rejects" => files::rejects;
     get "/destinations" => answers::destinations;
     get "/destinations/{name}" => answers::destination;
     get "/series" => answers::series;
@@ -106,7 +108,7 @@ routes! {
     get "/alarms" => answers::alarms;
     get "/audit" => answers::audit;
     get "/events" => events::stream;
-    get "/openapi.json" => openapi;
+    get "/openapi.json" => describe::openapi;
     post "/destinations/{name}/pause" => orders::pause;
     post "/destinations/{name}/resume" => orders::resume;
     post "/destinations/{name}/rate" => orders::rate;
@@ -117,55 +119,6 @@ routes! {
     post "/files/{file}/priority" => orders::priority;
     post "/dead/redrive" => dead::redrive;
     post "/reload" => orders::reload;
-}
-
-/// The description of all of it.
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "Postrider",
-        description = "What a running daemon shows, and the orders it takes. See docs/operations.md."
-    ),
-    paths(
-        answers::session,
-        answers::overview,
-        files::list,
-        files::one,
-        answers::destinations,
-        answers::destination,
-        answers::series,
-        dead::list,
-        dead::groups,
-        messages::find,
-        receipts::overview,
-        receipts::parked,
-        receipts::orphans,
-        receipts::rejects,
-        answers::actors,
-        answers::alarms,
-        answers::audit,
-        events::stream,
-        openapi,
-        orders::pause,
-        orders::resume,
-        orders::rate,
-        orders::concurrency,
-        orders::hold,
-        orders::release,
-        orders::cancel,
-        orders::priority,
-        dead::redrive,
-        orders::reload,
-    )
-)]
-struct Description;
-
-/// The description of this interface, which is this document
-#[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, description = "OpenAPI", body = serde_json::Value)))]
-async fn openapi() -> Result<HttpResponse, Problem> {
-    let text = Description::openapi().to_json();
-    let text = text.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(text))
 }
 
 /// What every handler answers.
@@ -211,8 +164,12 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let is_json = is_json(request);
         let payload = web::Payload::from_request(request, payload);
         Box::pin(async move {
+            if !is_json {
+                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json"));
+            }
             let payload = payload.await.map_err(|error| Problem::bad(error.to_string()))?;
             let read = tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(BODY_BYTES_MAX)).await;
             let read = read
@@ -222,11 +179,29 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
                     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
                 })?;
             let bytes = read.map_err(|_| Problem::bad("the body was cut off"))?;
+            // serde would take an array for a struct.
+            if bytes.trim_ascii_start().first() != Some(&b'{') {
+                return Err(Problem::bad("the body: expected a JSON object"));
+            }
             serde_json::from_slice(&bytes)
                 .map(Self)
                 .map_err(|error| Problem::bad(format!("the body: {error}")))
         })
     }
+}
+
+/// Whether the body is said to be JSON. A page of another origin can't send this type without asking first (CORS), and is
+/// never allowed to: so it gives no order, with or without tokens (F56).
+fn is_json(request: &HttpRequest) -> bool {
+    let media_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = media_type.unwrap_or_default().split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Who asks. The guard of the server has noted it; who came past it may only look.
+fn caller(request: &HttpRequest) -> Caller {
+    let noted = request.extensions().get::<Caller>().copied();
+    noted.unwrap_or(Caller { role: Role::View, has_token: false })
 }
 
 /// What is asked of the daemon, from a handler.
@@ -240,7 +215,7 @@ mod tests {
 
     #[test]
     fn every_route_is_described_and_every_description_is_of_a_route() {
-        let description = serde_json::to_value(Description::openapi()).unwrap();
+        let description = describe::document();
         let described: BTreeSet<(String, String)> = description["paths"]
             .as_object()
             .unwrap()
@@ -253,6 +228,18 @@ mod tests {
             ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
         assert_eq!(described, routes);
         assert_eq!(routes.len(), ROUTES.len(), "none is listed twice");
+    }
+
+    #[test]
+    fn f56_only_what_no_page_can_send_is_json() {
+        let says = |media_type: &str| {
+            let request = actix_web::test::TestRequest::post().insert_header((CONTENT_TYPE, media_type));
+            is_json(&request.to_http_request())
+        };
+        assert!(says("application/json") && says("Application/JSON; charset=utf-8"));
+        for simple in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""] {
+            assert!(!says(simple), "{simple}");
+        }
     }
 
     #[test]

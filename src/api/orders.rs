@@ -1,7 +1,4 @@
-use std::{
-    num::{NonZeroU32, NonZeroUsize},
-    time::Duration,
-};
+use std::{num::NonZeroU32, time::Duration};
 
 use actix_web::{http::StatusCode, web::Path};
 use postrider_actors::{
@@ -14,8 +11,14 @@ use postrider_actors::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, Body, State, answer, answers::no_destination, desk::Clerk, files};
-use crate::{app::reload as reloading, ops::Problem};
+use super::{
+    Answer, Body, State, answer,
+    answers::no_destination,
+    desk::Clerk,
+    files,
+    words::{self, whole},
+};
+use crate::{app::reload as reloading, ops::Problem, shapes::InFlightLimit};
 
 /// Who gives orders, for the audit: nobody else may.
 pub(super) const BY: &str = "api (operate)";
@@ -51,7 +54,8 @@ pub(super) struct Nothing {}
 #[serde(deny_unknown_fields)]
 pub(super) struct RateOrder {
     /// Messages per second; `null`: as configured
-    #[serde(deserialize_with = "Option::deserialize")]
+    #[serde(deserialize_with = "whole")]
+    #[schema(required = true, minimum = 1, maximum = 10_000_000)]
     rate_per_s: Option<u32>,
 }
 
@@ -60,14 +64,8 @@ pub(super) struct RateOrder {
 pub(super) struct ConcurrencyOrder {
     /// Requests in flight, or `"auto"`; `null`: as configured
     #[serde(deserialize_with = "Option::deserialize")]
-    concurrency: Option<ConcurrencyWord>,
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
-enum ConcurrencyWord {
-    Number(usize),
-    Word(String),
+    #[schema(required = true)]
+    concurrency: Option<InFlightLimit>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -93,8 +91,8 @@ pub(super) struct ReleaseOrder {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PriorityOrder {
-    /// `urgent`, `normal` or `bulk`
-    priority: String,
+    #[schema(schema_with = words::priorities)]
+    priority: Priority,
     /// At this destination only
     destination: Option<String>,
     /// Only say how much it would be
@@ -194,16 +192,12 @@ pub(super) async fn concurrency(
     name: Path<String>,
     order: Body<ConcurrencyOrder>,
 ) -> Answer<Ordered> {
-    let number = |number: usize| NonZeroUsize::new(number).filter(|number| number.get() <= CONCURRENCY_MAX);
-    let change = match order.0.concurrency {
-        None => Some(None),
-        Some(ConcurrencyWord::Word(word)) if word == "auto" => Some(Some(Concurrency::Auto)),
-        Some(ConcurrencyWord::Word(_)) => None,
-        Some(ConcurrencyWord::Number(asked)) => number(asked).map(|number| Some(Concurrency::Fixed(number))),
-    };
-    let change = change.ok_or_else(|| {
-        Problem::bad(format!("concurrency is from 1 to {CONCURRENCY_MAX}, \"auto\", or null; to stop, pause"))
-    })?;
+    let change = order.0.concurrency.map(Concurrency::from);
+    if matches!(change, Some(Concurrency::Fixed(number)) if number.get() > CONCURRENCY_MAX) {
+        return Err(Problem::bad(format!(
+            "concurrency is from 1 to {CONCURRENCY_MAX}, \"auto\", or null; to stop, pause"
+        )));
+    }
     limit_destination(api, name, LimitChange::Concurrency(change)).await
 }
 
@@ -282,8 +276,6 @@ pub(super) async fn cancel(api: State, name: Path<String>, order: Body<FileOrder
     responses((status = 200, description = "", body = Ordered), (status = 409, description = "Several files have that name")))]
 pub(super) async fn priority(api: State, name: Path<String>, order: Body<PriorityOrder>) -> Answer<Ordered> {
     let PriorityOrder { priority, destination, dry_run } = order.0;
-    let priority: Priority =
-        priority.parse().map_err(|_| Problem::bad("priority is urgent, normal or bulk"))?;
     let order = move |of| Order::Priority { of, priority };
     let dry_run = dry_run.unwrap_or_default();
     let done = priority.as_str().to_owned();

@@ -10,6 +10,7 @@ use postrider_actors::{
     model::{
         ceiling::{DestinationFacts, DiskUse, Facts, FeedFacts},
         file::FileReport,
+        room::{OpenMessages, holders},
         standing::Standing,
         trouble::{Trouble, Troubles},
     },
@@ -60,8 +61,8 @@ impl Known<'_> {
             reading: files.ingesting,
             has_files: files.ingesting + files.open + files.settled > 0,
             files_per_s: standing.files.clone(),
-        }
             actors: standing.actors.clone(),
+        }
     }
 
     fn feed(&self, name: &str) -> FeedFacts {
@@ -116,6 +117,23 @@ pub(crate) fn gather(config: &Config, view: &mut dyn View) -> anyhow::Result<Fac
         disk: fullest_disk(config),
     };
     Ok(known.facts())
+}
+
+/// The feeds that each destination holds up by its backlog, alone or together with others.
+pub(crate) fn holds(
+    config: &Config,
+    views: &BTreeMap<String, DestinationView>,
+) -> BTreeMap<String, Vec<String>> {
+    let open: OpenMessages =
+        views.iter().map(|(name, view)| (name.as_str().into(), view.counts.open())).collect();
+    let mut holds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for feed in &config.feeds {
+        let destinations = feed.destinations.iter().map(String::as_str);
+        for destination in holders(&config.outbox, &open, destinations, false) {
+            holds.entry(destination.to_owned()).or_default().push(feed.name.clone());
+        }
+    }
+    holds
 }
 
 /// The fullest disk of those that Postrider writes to.

@@ -111,8 +111,10 @@ impl StatusReporter {
         let finish = finish::finish(left, per_s, terms, now);
         let is_late =
             finish::punctuality(finish, by, left, Some(per_s), now) == Punctuality::Late || now > by;
-        let estimate =
-            finish.map_or_else(|| "it stands".to_owned(), |at| format!("at this pace at {}", shown(at)));
+        let estimate = finish.map_or_else(
+            || "it stands".to_owned(),
+            |at| format!("at this pace at {}", shown(finish::to_minute(at))),
+        );
         let why = format!("to be done by {}: {estimate}", shown(by));
         is_late.then(|| (format!("{}: {}", report.file.feed, report.file.name), why))
     }

@@ -23,7 +23,7 @@ use postrider_actors::model::{
     outcome::{DeathCause, Reason},
     time::UnixMs,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     files::find,
@@ -34,11 +34,11 @@ use crate::exit::Exit;
 use crate::{
     app::console,
     config::{self, Config},
+    shapes::Dead,
 };
 use postrider_actors::ports::console::{
     AuditLine, DeadFilter, DeadLetter, FileSelector, Position, Rerendered, View,
 };
-use summary::Summary;
 
 /// List, count, export or redrive the messages that were given up
 ///
@@ -243,7 +243,9 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
             let filter = which.known_filter(&config, &mut *view, now)?;
             let letters = view.dead(&filter, &Position::default(), *limit)?;
             if *json {
-                print_json(&letters.iter().map(|letter| json_of(letter, None)).collect::<Vec<_>>())?;
+                let recipients = view.recipients(&letters)?;
+                let letters = letters.iter().zip(recipients);
+                print_json(&letters.map(|(letter, to)| Dead::of(letter, to)).collect::<Vec<_>>())?;
             } else {
                 let is_cut = letters.len() >= *limit;
                 let all = if is_cut { view.count_dead(&filter)? } else { letters.len() as u64 };
@@ -253,11 +255,11 @@ pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
         Command::Summary { which, limit, json } => {
             let mut view = console::view(&config)?;
             let filter = which.known_filter(&config, &mut *view, now)?;
-            let summary = Summary::of(&mut *view, &filter)?;
+            let tally = summary::tally(&mut *view, &filter)?;
             if *json {
-                print_json(&summary.json(*limit))?;
+                print_json(&tally.largest(*limit, false))?;
             } else {
-                print(&summary.rendered(*limit))?;
+                print(&summary::rendered(tally, *limit))?;
             }
         }
         Command::Redrive { which, limit, all, rerender, dry_run, json } => {
@@ -351,26 +353,6 @@ fn id(letter: &DeadLetter) -> MessageId {
     MessageId { file: letter.file, row: letter.row }
 }
 
-fn json_of(letter: &DeadLetter, recipient: Option<&str>) -> Value {
-    let mut value = json!({
-        "id": id(letter).to_string(),
-        "file": letter.file.to_string(),
-        "file_name": letter.file_name,
-        "row": letter.row,
-        "destination": letter.destination,
-        "at": time(letter.last.at),
-        "attempts": letter.attempts,
-        "status": (letter.last.status != 0).then_some(letter.last.status),
-        "reason": letter.last.reason.as_str(),
-        "cause": letter.cause.as_str(),
-        "detail": letter.detail,
-    });
-    if let Some(recipient) = recipient {
-        value["recipient"] = recipient.into();
-    }
-    value
-}
-
 fn rendered(letters: &[DeadLetter]) -> String {
     let mut header = vec!["at", "message", "file", "destination", "attempts", "status", "reason", "cause"];
     // Only some destinations' words are kept; for the others the column would be empty.
@@ -443,7 +425,7 @@ fn export(
                     ],
                 )?,
                 ExportFormat::Ndjson => {
-                    serde_json::to_writer(&mut *out, &json_of(letter, Some(recipient)))?;
+                    serde_json::to_writer(&mut *out, &Dead::of(letter, recipient.clone()))?;
                     out.write_all(b"\n")?;
                 }
             }
@@ -510,8 +492,6 @@ mod tests {
         assert_eq!(shown.lines().count(), 3, "{shown}");
         assert!(shown.contains("DETAIL") && shown.contains("=1+1 \\u{1b}[2J\\nvalue too long"), "{shown}");
         assert!(!rendered(&[letter(None)]).contains("DETAIL"));
-        assert_eq!(json_of(&hostile, None)["detail"], "=1+1 \u{1b}[2J\nvalue too long");
-        assert_eq!(json_of(&letter(None), None)["detail"], Value::Null);
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
                     "disabled_reason": view.disabled.as_ref().map(|(_, reason)| reason),
                     "rate_per_s": rate(configured_as(name), view),
                     "rate_set": view.limits.rate_per_s.is_some(),
-                    "concurrency": concurrency(configured_as(name), view).map(InFlightLimit),
+                    "concurrency": concurrency(configured_as(name), view).map(InFlightLimit::from),
                     "concurrency_set": view.limits.concurrency.is_some(),
                     "open": view.counts.open(),
                 })

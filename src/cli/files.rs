@@ -174,7 +174,7 @@ impl FileLine {
         view["took_s"] = self.took().as_secs_f64().into();
         view["per_s"] = self.per_s.into();
         view["left_s"] = self.left().map(|left| left.as_secs()).into();
-        view["done_at"] = self.ceiling.finish.map(time).into();
+        view["done_at"] = self.ceiling.done_at().map(time).into();
         view["ceiling"] = self.ceiling.view();
         Ok(view)
     }

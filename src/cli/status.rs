@@ -29,7 +29,6 @@ use postrider_actors::{
         ceiling::{Ceiling, Facts},
         file::FileReport,
         finish::Thousands,
-        room::{OpenMessages, holders},
         standing::TrafficStanding,
         time::UnixMs,
         trouble::{Trouble, Troubles},
@@ -202,7 +201,7 @@ fn lines(
     now: UnixMs,
     sampled: impl Fn(&str, &DestinationView) -> Option<f64>,
 ) -> Vec<DestinationLine> {
-    let mut holds = holds(config, &views);
+    let mut holds = ceiling::holds(config, &views);
     facts
         .destinations
         .iter()
@@ -254,7 +253,7 @@ pub(super) fn answer(ceiling: &Ceiling, indent: &str) -> String {
         let said = error.text.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
         line(format!("last error {}, {}{said}", clock(error.attempt.at, ceiling.at), error.word()));
     }
-    if let Some(finish) = ceiling.finish {
+    if let Some(finish) = ceiling.done_at() {
         line(format!("done by {}", clock(finish, ceiling.at)));
     }
     if let Some(warning) = ceiling.warning() {
@@ -283,25 +282,6 @@ fn ceilings(lines: &[DestinationLine], files: &[(FileReport, Ceiling)], open: u6
         String::new()
     };
     if text.is_empty() { footer } else { format!("\n{text}{footer}") }
-}
-
-/// The feeds that each destination holds up.
-fn holds(config: &Config, views: &BTreeMap<String, DestinationView>) -> BTreeMap<String, Vec<String>> {
-    let open: OpenMessages = views
-        .iter()
-        .map(|(name, view)| {
-            let settled = view.counts.settled();
-            (name.as_str().into(), view.counts.accepted.saturating_sub(settled))
-        })
-        .collect();
-    let mut holds: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for feed in &config.feeds {
-        let destinations = feed.destinations.iter().map(String::as_str);
-        for destination in holders(&config.outbox, &open, destinations, false) {
-            holds.entry(destination.to_owned()).or_default().push(feed.name.clone());
-        }
-    }
-    holds
 }
 
 fn json_of(line: &DestinationLine) -> serde_json::Value {

@@ -22,10 +22,12 @@ use actix_web::{
     Responder, ResponseError as _,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
+    guard::fn_guard,
     http::{
-        KeepAlive, StatusCode,
+        KeepAlive, Method, StatusCode,
         header::{
-            ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+            ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+            TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::{Next, from_fn},
@@ -162,18 +164,31 @@ impl OpsServer {
     }
 }
 
-/// What is at `path`, and can only be read.
+/// What is at `path`, and can only be read, without a body.
 pub(crate) fn readable<F, A>(path: &str, handler: F) -> Resource
 where
     F: Handler<A>,
     A: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    let other_method = || async { Err::<HttpResponse, _>(Problem::method("GET, HEAD")) };
+    let without_body = || fn_guard(|context| !has_body(context.head().headers()));
+    let refuse = |request: HttpRequest| async move {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        Err::<HttpResponse, _>(if is_read {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "without a body, please")
+        } else {
+            Problem::method("GET, HEAD")
+        })
+    };
     web::resource(path.to_owned())
-        .route(web::get().to(handler.clone()))
-        .route(web::head().to(handler))
-        .default_service(web::to(other_method))
+        .route(web::get().guard(without_body()).to(handler.clone()))
+        .route(web::head().guard(without_body()).to(handler))
+        .default_service(web::to(refuse))
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(CONTENT_LENGTH);
+    length.is_some_and(|length| length.as_bytes() != b"0") || headers.contains_key(TRANSFER_ENCODING)
 }
 
 /// What is at `path`, and can only be ordered.

@@ -1,11 +1,25 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use postrider_actors::{
-    model::{ceiling, limits::Concurrency, outcome::Attempt, standing, time::UnixMs, trouble::Trouble},
+    model::{
+        ceiling,
+        limits::{CONCURRENCY_MAX, Concurrency},
+        outcome::Attempt,
+        standing,
+        time::UnixMs,
+        trouble::Trouble,
+    },
     ports::console::DestinationView,
 };
-use serde::{Serialize, Serializer};
-use utoipa::ToSchema;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::{Number, Value};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr,
+        schema::{ObjectBuilder, OneOfBuilder, Schema, Type},
+    },
+};
 
 use super::{Ceiling, Counts, Sample, Time};
 use crate::config;
@@ -58,15 +72,64 @@ pub(crate) struct Destination {
 }
 
 /// A number, or `auto`: as many as the receiver can bear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
-#[schema(value_type = serde_json::Value)]
-pub(crate) struct InFlightLimit(pub(crate) Concurrency);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum InFlightLimit {
+    Fixed(NonZeroUsize),
+    Found(Auto),
+}
 
-impl Serialize for InFlightLimit {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Concurrency::Auto => serializer.serialize_str("auto"),
-            Concurrency::Fixed(number) => serializer.serialize_u64(number.get() as u64),
+/// It is found by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Auto {
+    Auto,
+}
+
+/// A number as a whole one, if it is: in JSON `5.0` is one too.
+pub(crate) fn whole_of(number: &Number) -> Option<u64> {
+    /// Beyond that not every whole number has a float of its own.
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let exact = |number: &f64| number.fract() == 0.0 && (0.0..=EXACT).contains(number);
+    number.as_u64().or_else(|| number.as_f64().filter(exact).map(|number| number as u64))
+}
+
+impl<'de> Deserialize<'de> for InFlightLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let number = value.as_number().and_then(whole_of).and_then(|number| usize::try_from(number).ok());
+        match (&value, number.and_then(NonZeroUsize::new)) {
+            (Value::String(word), _) if word == "auto" => Ok(Self::Found(Auto::Auto)),
+            (_, Some(number)) => Ok(Self::Fixed(number)),
+            _ => Err(D::Error::custom("expected a number from 1, \"auto\" or null")),
+        }
+    }
+}
+
+impl PartialSchema for InFlightLimit {
+    fn schema() -> RefOr<Schema> {
+        let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+        let word = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["auto"]));
+        OneOfBuilder::new().item(number.maximum(Some(CONCURRENCY_MAX))).item(word).into()
+    }
+}
+
+impl ToSchema for InFlightLimit {}
+
+impl From<Concurrency> for InFlightLimit {
+    fn from(concurrency: Concurrency) -> Self {
+        match concurrency {
+            Concurrency::Auto => Self::Found(Auto::Auto),
+            Concurrency::Fixed(number) => Self::Fixed(number),
+        }
+    }
+}
+
+impl From<InFlightLimit> for Concurrency {
+    fn from(limit: InFlightLimit) -> Self {
+        match limit {
+            InFlightLimit::Found(Auto::Auto) => Self::Auto,
+            InFlightLimit::Fixed(number) => Self::Fixed(number),
         }
     }
 }
@@ -165,7 +228,7 @@ impl Destination {
             sent_per_s: sample.sent_per_s,
             rate_per_s: rate(known, view),
             rate_set: view.limits.rate_per_s.is_some(),
-            concurrency: concurrency(known, view).map(InFlightLimit),
+            concurrency: concurrency(known, view).map(InFlightLimit::from),
             concurrency_set: view.limits.concurrency.is_some(),
             limit: traffic.map(|traffic| traffic.limit as u64).or(sample.limit),
             in_flight: traffic.map(|traffic| traffic.in_flight as u64).or(sample.in_flight),
@@ -229,4 +292,26 @@ pub(crate) fn concurrency(
         Some(fixed.and_then(NonZeroUsize::new).map_or(Concurrency::Auto, Concurrency::Fixed))
     };
     view.limits.concurrency.or_else(by_config)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_whole_number_or_auto() {
+        let read = |value| serde_json::from_value::<InFlightLimit>(value).map(Concurrency::from).ok();
+        let fixed = |number| NonZeroUsize::new(number).map(Concurrency::Fixed);
+        assert_eq!(read(json!("auto")), Some(Concurrency::Auto));
+        assert_eq!((read(json!(8)), read(json!(8.0))), (fixed(8), fixed(8)));
+        for wrong in [json!("many"), json!(0), json!(-1), json!(1.5), json!(1e300), json!([8]), json!(true)] {
+            assert_eq!(read(wrong.clone()), None, "{wrong}");
+        }
+        for limit in [Concurrency::Auto, fixed(7).expect("it is not 0")] {
+            let written = serde_json::to_value(InFlightLimit::from(limit)).expect("it is JSON");
+            assert_eq!(read(written), Some(limit));
+        }
+    }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use postrider_actors::model::{
     ceiling,
-    file::{DestinationCounts, FileReport, Stage},
+    file::{DestinationCounts, FileReport, Reject, Stage},
     finish::Punctuality,
     hold::HoldCause,
     time::{UnixMs, rfc3339},
@@ -65,18 +65,11 @@ pub(crate) struct File {
     pub(crate) ceiling: Option<Ceiling>,
 }
 
-/// How fast a file goes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Pace {
-    pub(crate) sent_per_s: f64,
-    pub(crate) settled_per_s: f64,
-}
-
 /// What a file's store does not know.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FileFacts {
-    /// How fast it goes; `None`: nobody has looked for long enough.
-    pub(crate) pace: Option<Pace>,
+    /// Messages per second; `None`: nobody has looked for long enough.
+    pub(crate) sent_per_s: Option<f64>,
     /// What is wrong with it on this machine.
     pub(crate) trouble: Option<Trouble>,
     /// What binds it, and when it will be done.
@@ -91,13 +84,8 @@ impl File {
         let open: u64 = report.destinations.values().map(DestinationCounts::open).sum();
         let (state, reason, since) = state_of(report, facts.trouble.as_ref(), now);
         let complete = report.is_settled();
-        let pace = facts.pace.filter(|_| !complete);
         let ceiling = facts.ceiling.as_ref();
-        let done_at = ceiling.and_then(|ceiling| ceiling.finish).filter(|_| !complete);
-        let settled_per_s = pace.map(|pace| pace.settled_per_s).filter(|per_s| *per_s > 0.0);
-        // To the second, where it goes; the time at which it is done is to the minute.
-        let goes = settled_per_s.filter(|_| state == "sending").map(|per_s| open as f64 / per_s);
-        let left_s = done_at.map(|at| goes.unwrap_or_else(|| at.since(now).as_secs_f64()));
+        let going = ceiling.filter(|_| !complete);
         let finish_by = ceiling.and_then(|ceiling| ceiling.finish_by);
         let (in_time, latest) = match finish_by {
             Some((_, Punctuality::InTime)) => (Some(true), None),
@@ -127,16 +115,16 @@ impl File {
             duplicates: report.duplicates,
             open,
             percent: percent(counts.accepted, open, complete),
-            sent_per_s: pace.map(|pace| pace.sent_per_s),
-            left_s,
-            done_at: done_at.map(Time),
+            sent_per_s: facts.sent_per_s.filter(|_| !complete),
+            left_s: going.and_then(|ceiling| ceiling.finish).map(|at| at.since(now).as_secs_f64()),
+            done_at: going.and_then(ceiling::Ceiling::done_at).map(Time),
             finish_by: report.file.terms.finish_by.map(Time),
             in_time,
             latest: latest.map(Time),
             priority: file.priority.as_str(),
             balanced: report.is_balanced(),
             complete,
-            ceiling: ceiling.filter(|_| !complete).map(Ceiling::from),
+            ceiling: going.map(Ceiling::from),
         }
     }
 
@@ -237,6 +225,33 @@ pub(crate) struct FileDetail {
     pub(crate) dead_groups: Vec<DeadGroup>,
     /// By state; `null` without a ledger of rows.
     pub(crate) receipts: Option<Vec<StateCount>>,
+}
+
+/// Characters of a refused row that are shown.
+const REFUSED_TEXT_MAX: usize = 200;
+
+/// A row of a file that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct RefusedRow {
+    pub(crate) row: u64,
+    /// The line it starts on.
+    pub(crate) line: u64,
+    pub(crate) reason: String,
+    /// How it begins, 200 characters at most; `null` for who may only look: a row may hold more than its recipient.
+    pub(crate) text: Option<String>,
+    /// Whether that is all of it.
+    pub(crate) is_whole: bool,
+}
+
+impl RefusedRow {
+    /// With what stood there only for who may see it.
+    pub(crate) fn of(reject: Reject, shows_text: bool) -> Self {
+        let Reject { row, line, reason, raw } = reject;
+        let all = String::from_utf8_lossy(&raw);
+        let text: String = all.chars().take(REFUSED_TEXT_MAX).collect();
+        let is_whole = shows_text && text.as_bytes() == raw;
+        Self { row, line, reason, text: shows_text.then_some(text), is_whole }
+    }
 }
 
 /// A file at one of its destinations.
@@ -364,14 +379,13 @@ mod tests {
         }
     }
 
-    fn shape(report: &FileReport, settled_per_s: f64) -> File {
-        let pace = Some(Pace { sent_per_s: settled_per_s, settled_per_s });
-        File::of(report, &FileFacts { pace, ..FileFacts::default() }, NOW)
+    fn shape(report: &FileReport) -> File {
+        File::of(report, &FileFacts::default(), NOW)
     }
 
     #[test]
     fn percent_is_rounded_down_and_100_means_settled() {
-        let percent = |accepted, sent| format!("{:.1}", shape(&report(accepted, sent), 0.0).percent);
+        let percent = |accepted, sent| format!("{:.1}", shape(&report(accepted, sent)).percent);
         assert_eq!(percent(100_000, 99_999), "99.9");
         assert_eq!(percent(1_000, 629), "62.9");
         assert_eq!(percent(3, 2), "66.6");
@@ -380,17 +394,53 @@ mod tests {
     }
 
     #[test]
+    fn when_it_is_done_and_how_long_that_takes_are_one_estimate() {
+        let report = report(1_000, 100);
+        let facts = ceiling::Facts {
+            is_running: Some(true),
+            files_per_s: [(report.file.id, 10.0)].into(),
+            destinations: [(
+                "push".to_owned(),
+                ceiling::DestinationFacts { is_configured: true, ..Default::default() },
+            )]
+            .into(),
+            ..Default::default()
+        };
+        let ceiling = Some(facts.of_file(&report, NOW));
+        let file = File::of(&report, &FileFacts { ceiling, ..FileFacts::default() }, NOW);
+        assert_eq!(file.left_s, Some(90.0));
+        let done_at = file.done_at.expect("it goes");
+        assert!(
+            done_at.0 >= NOW.after(Duration::from_secs(90)) && done_at.0.0.is_multiple_of(60_000),
+            "{done_at:?}"
+        );
+    }
+
+    #[test]
+    fn of_a_refused_row_only_the_beginning_is_shown_and_only_to_who_may_see_it() {
+        let of = |raw: &[u8], shows_text| {
+            let reject = Reject { row: 3, line: 4, reason: "it is blank".into(), raw: raw.to_vec() };
+            let RefusedRow { text, is_whole, .. } = RefusedRow::of(reject, shows_text);
+            (text, is_whole)
+        };
+        assert_eq!(of(b"user-1,Ada", true), (Some("user-1,Ada".into()), true));
+        assert_eq!(of(b"user-1,Ada", false), (None, false));
+        assert_eq!(of("é".repeat(201).as_bytes(), true), (Some("é".repeat(200)), false));
+        assert_eq!(of(b"\xff", true), (Some("\u{fffd}".into()), false));
+    }
+
+    #[test]
     fn a_file_is_held_by_its_first_hold_or_by_this_machine() {
         let mut report = report(1_000, 500);
-        assert_eq!(shape(&report, 50.0).state, "sending");
+        assert_eq!(shape(&report).state, "sending");
         report.held.insert("push".into(), FileHold::by_operator(NOW, "wait"));
-        let held = shape(&report, 50.0);
+        let held = shape(&report);
         assert_eq!((held.state, held.reason.as_deref(), held.left_s), ("held", Some("wait"), None));
         let trouble = Some(Trouble { since: NOW, reason: "no room".into() });
         let facts = FileFacts { trouble, ..FileFacts::default() };
         assert_eq!(File::of(&report, &facts, NOW).reason.as_deref(), Some("no room"));
         report.state = FileState::Failed("no column".into());
-        let failed = shape(&report, 50.0);
+        let failed = shape(&report);
         assert_eq!((failed.state, failed.reason.as_deref()), ("failed", Some("no column")));
     }
 }

@@ -1,10 +1,7 @@
 use postrider_actors::{
-    model::{
-        outcome::{Attempt, DeathCause},
-        time::UnixMs,
-    },
+    model::outcome::{Attempt, DeathCause},
     ports::console::{
-        DeadLetter, Fate, MessageReport,
+        Fate, MessageReport,
         receipts::{AppliedReceipt, MessageRow},
     },
 };
@@ -12,99 +9,6 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Time;
-
-/// A message that was given up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Dead {
-    /// As in the header `webhook-id`.
-    pub(crate) id: String,
-    pub(crate) file: String,
-    pub(crate) file_name: String,
-    pub(crate) row: u64,
-    pub(crate) destination: String,
-    /// When it was given up.
-    pub(crate) at: Time,
-    pub(crate) attempts: u32,
-    /// Of the last answer; `null`: there was none.
-    pub(crate) status: Option<u16>,
-    /// Why the last attempt failed.
-    pub(crate) reason: &'static str,
-    /// Why there was no other.
-    pub(crate) cause: &'static str,
-    /// What the destination said of it last, if it failed: the first line of its answer, or a table's words.
-    pub(crate) detail: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) recipient: Option<String>,
-}
-
-impl Dead {
-    /// With its recipient, if that was looked up.
-    pub(crate) fn of(letter: &DeadLetter, recipient: Option<String>) -> Self {
-        Self {
-            id: id_of(letter).to_string(),
-            file: letter.file.to_string(),
-            file_name: letter.file_name.clone(),
-            row: letter.row,
-            destination: letter.destination.clone(),
-            at: letter.last.at.into(),
-            attempts: letter.attempts,
-            status: answered(letter.last),
-            reason: letter.last.reason.as_str(),
-            cause: letter.cause.as_str(),
-            detail: letter.detail.clone(),
-            recipient,
-        }
-    }
-}
-
-fn id_of(letter: &DeadLetter) -> postrider_actors::model::ids::MessageId {
-    postrider_actors::model::ids::MessageId { file: letter.file, row: letter.row }
-}
-
-fn answered(attempt: Attempt) -> Option<u16> {
-    (attempt.status != 0).then_some(attempt.status)
-}
-
-/// Dead letters that have everything in common.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct DeadGroup {
-    pub(crate) file: String,
-    pub(crate) file_name: String,
-    pub(crate) destination: String,
-    pub(crate) reason: &'static str,
-    pub(crate) status: Option<u16>,
-    pub(crate) cause: &'static str,
-    pub(crate) messages: u64,
-    pub(crate) first_at: Time,
-    pub(crate) last_at: Time,
-    /// Of one of them.
-    pub(crate) detail: Option<String>,
-}
-
-impl DeadGroup {
-    /// Of one letter.
-    pub(crate) fn of(letter: &DeadLetter) -> Self {
-        Self {
-            file: letter.file.to_string(),
-            file_name: letter.file_name.clone(),
-            destination: letter.destination.clone(),
-            reason: letter.last.reason.as_str(),
-            status: answered(letter.last),
-            cause: letter.cause.as_str(),
-            messages: 1,
-            first_at: letter.last.at.into(),
-            last_at: letter.last.at.into(),
-            detail: letter.detail.clone(),
-        }
-    }
-
-    /// One more.
-    pub(crate) fn add(&mut self, at: UnixMs) {
-        self.messages += 1;
-        self.first_at = self.first_at.min(at.into());
-        self.last_at = self.last_at.max(at.into());
-    }
-}
 
 /// What became of a row, at one destination.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -130,6 +34,7 @@ pub(crate) enum StoryFate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct RejectedRow {
     /// `rejected`
+    #[schema(pattern = "^rejected$")]
     pub(crate) state: &'static str,
     /// The line it starts on.
     pub(crate) line: u64,
@@ -140,12 +45,14 @@ pub(crate) struct RejectedRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct DuplicateRow {
     /// `duplicate`
+    #[schema(pattern = "^duplicate$")]
     pub(crate) state: &'static str,
 }
 
 /// A message and its attempts.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub(crate) struct MessageStory {
+    #[schema(pattern = "^(accepted|retrying|unsent|cancelled|dead|sent|expired|failed|delivered)$")]
     pub(crate) state: &'static str,
     pub(crate) destination: String,
     /// `null` once its payload was archived.
@@ -164,7 +71,7 @@ pub(crate) struct MessageStory {
     pub(crate) next_attempt: Option<Time>,
     /// The destination's own id for it.
     pub(crate) provider_id: Option<String>,
-    /// What the destination said of it, where its words are kept.
+    /// What the destination said of it last, if it failed: the first line of its answer, or a table's words.
     pub(crate) detail: Option<String>,
     pub(crate) receipt: Option<ReceiptStory>,
     /// Whether receipts say that it failed and that it arrived.
@@ -232,6 +139,11 @@ impl Story {
             fate,
         }
     }
+}
+
+/// `None`: no answer came.
+pub(super) fn answered(attempt: Attempt) -> Option<u16> {
+    (attempt.status != 0).then_some(attempt.status)
 }
 
 impl From<Attempt> for FailedAttempt {

@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC; what is not known is `null`, never 0. Texts of files, recipients and receivers are as they came:
 //! whoever shows them escapes them (F27, F56).
 
+mod dead;
 mod destination;
 mod file;
 mod message;
@@ -22,9 +23,10 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 pub(crate) use self::{
-    destination::{Destination, DestinationFacts, InFlightLimit, LiveTraffic, concurrency, rate},
-    file::{File, FileDetail, FileFacts, Pace},
-    message::{Dead, DeadGroup, Story},
+    dead::{Dead, DeadGroup, DeadGroups, DeadTally},
+    destination::{Destination, DestinationFacts, InFlightLimit, LiveTraffic, concurrency, rate, whole_of},
+    file::{File, FileDetail, FileFacts, RefusedRow},
+    message::Story,
     overview::{Daemon, Deadline, FileCounts, Overview, ParkedFeed, Sample},
     receipts::{Gaps, Held, Rejected, Source, StateCount, key_text},
 };

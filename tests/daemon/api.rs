@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-const VIEW: &str = "view-0123456789abcdef";
-const OPERATE: &str = "operate-0123456789abc";
+pub(crate) const VIEW: &str = "view-0123456789abcdef";
+pub(crate) const OPERATE: &str = "operate-0123456789abc";
 
 /// What a GET answers, which must be 200.
 fn read(address: SocketAddr, path: &str) -> Value {
@@ -98,7 +98,7 @@ fn it_shows_what_commands_show() {
     assert_eq!((letter["row"].as_u64(), &letter["cause"]), (Some(9), &json!("permanent")));
     assert_eq!(letter["recipient"], recipient("shown.csv", 9).as_str());
     let shown: Value = world.postrider(&["dead", "list", "--json"]).json();
-    assert_eq!(shown[0]["id"], letter["id"], "the same as the command shows");
+    assert_eq!(&shown[0], letter, "the same as the command shows");
     let groups = read(address, "/dead/groups");
     assert_eq!((groups["total"].as_u64(), groups["groups"][0]["status"].as_u64()), (Some(1), Some(404)));
 
@@ -395,7 +395,7 @@ fn f56_streams_are_bounded_and_one_that_is_not_read_is_cut_off() {
 }
 
 /// A daemon with both tokens.
-fn with_tokens(world: &mut World) -> SocketAddr {
+pub(crate) fn with_tokens(world: &mut World) -> SocketAddr {
     let (view, operate) = (world.path("view"), world.path("operate"));
     fs::write(&view, VIEW).expect("the directory is ours");
     fs::write(&operate, format!("{OPERATE}\n")).expect("the directory is ours");

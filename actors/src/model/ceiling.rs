@@ -259,7 +259,7 @@ pub struct Ceiling {
     pub until: Option<UnixMs>,
     /// How the last attempt there that failed did so.
     pub last_error: Option<LastError>,
-    /// When it will be done, to the next full minute.
+    /// When it will be done; what is promised of it is [`Ceiling::done_at`].
     pub finish: Option<UnixMs>,
     /// When it is to be done, and whether it will be.
     pub finish_by: Option<(UnixMs, Punctuality)>,
@@ -280,6 +280,11 @@ impl Ceiling {
             finish_by: None,
             at,
         }
+    }
+
+    /// When it will be done, to the next full minute: never too early.
+    pub fn done_at(&self) -> Option<UnixMs> {
+        self.finish.map(finish::to_minute)
     }
 
     fn since(self, since: impl Into<Option<UnixMs>>) -> Self {

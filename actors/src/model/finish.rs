@@ -32,8 +32,8 @@ pub fn totals(report: &FileReport) -> (u64, u64) {
     (counts().map(DestinationCounts::settled).sum(), counts().map(|counts| counts.accepted).sum())
 }
 
-/// When `left` messages are done at that pace, to the next full minute. `None` if that can't be said: they don't move, or may
-/// never go. While they may not go, `terms` say so.
+/// When `left` messages are done at that pace; whoever promises it rounds up ([`to_minute`]). `None` if that can't be said:
+/// they don't move, or may never go. While they may not go, `terms` say so.
 pub fn finish(left: u64, per_s: f64, terms: &Terms, now: UnixMs) -> Option<UnixMs> {
     if left == 0 {
         return Some(now);
@@ -44,7 +44,7 @@ pub fn finish(left: u64, per_s: f64, terms: &Terms, now: UnixMs) -> Option<UnixM
     let work = Duration::try_from_secs_f64(left as f64 / per_s).ok()?;
     let done = terms.done_at(now, work);
     // What is not sent by then ends as unsent.
-    Some(to_minute(terms.expires_at.map_or(done, |ends| done.min(ends))))
+    Some(terms.expires_at.map_or(done, |ends| done.min(ends)))
 }
 
 /// The full minute that is not earlier.
@@ -67,7 +67,8 @@ pub enum Punctuality {
     },
 }
 
-/// Whether `left` messages will be done by `by`: `finish` is when they will be, and `per_s` the pace that they have, or had.
+/// Whether `left` messages will be done by `by`: `finish` is when they will be, or were, and `per_s` the pace that they have, or
+/// had. What will only be done in the minute of its deadline is late.
 pub fn punctuality(
     finish: Option<UnixMs>,
     by: UnixMs,
@@ -75,7 +76,8 @@ pub fn punctuality(
     per_s: Option<f64>,
     now: UnixMs,
 ) -> Punctuality {
-    match finish {
+    let promised = finish.map(|finish| if left > 0 { to_minute(finish) } else { finish });
+    match promised {
         _ if left > 0 && by <= now => Punctuality::Late,
         Some(finish) if finish <= by => Punctuality::InTime,
         Some(_) => Punctuality::Late,
@@ -147,8 +149,9 @@ mod tests {
     #[test]
     fn an_estimate_is_never_too_early() {
         let none = Terms::default();
-        assert_eq!(finish(61, 1.0, &none, NOW), Some(NOW.after(seconds(120))));
-        assert_eq!(finish(60, 1.0, &none, NOW), Some(NOW.after(seconds(60))));
+        assert_eq!(finish(61, 1.0, &none, NOW), Some(NOW.after(seconds(61))));
+        assert_eq!(to_minute(NOW.after(seconds(61))), NOW.after(seconds(120)));
+        assert_eq!(to_minute(NOW.after(seconds(60))), NOW.after(seconds(60)));
         assert_eq!(finish(0, 0.0, &none, NOW), Some(NOW));
         for pace in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(finish(1, pace, &none, NOW), None, "{pace}");
@@ -216,6 +219,8 @@ mod tests {
             let left = of - settled;
             let done = finish(left, f64::from(per_s), &Terms::default(), NOW).expect("it moves");
             let exact_ms = left as f64 * 1_000.0 / f64::from(per_s);
+            prop_assert!((done.since(NOW).as_secs_f64() * 1_000.0 - exact_ms).abs() <= 1.0);
+            let done = to_minute(done);
             prop_assert!(done.since(NOW).as_secs_f64() * 1_000.0 + 1.0 >= exact_ms);
             prop_assert!(done.since(NOW).as_secs_f64() * 1_000.0 < exact_ms + 60_000.0);
         }

@@ -29,9 +29,6 @@ pub struct Standing {
     pub waiting: BTreeMap<String, (UnixMs, Vec<String>)>,
     /// Engines that don't do what is asked of them, since when, and what they said last.
     pub engines: BTreeMap<String, (UnixMs, String)>,
-}
-
-/// How a destination's traffic stands.
     /// The actors that have something to do.
     pub actors: Vec<ActorStanding>,
 }
@@ -58,6 +55,9 @@ pub fn least_busy(actors: &[ActorStanding], name: &str, size: usize) -> Option<u
     }
     let full = pools.into_values().filter(|pool| pool.len() >= size);
     full.filter_map(|pool| pool.into_iter().min()).max()
+}
+
+/// How a destination's traffic stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrafficStanding {
     /// Requests that may be in flight.
@@ -162,20 +162,6 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_reads_back() {
-        let error = LastError {
-            attempt: Attempt { at: UnixMs(5), status: 503, reason: Reason::Status },
-            text: Some("down".into()),
-        };
-        let traffic = TrafficStanding {
-            brake: Some((Brake::Rate, UnixMs(7))),
-            last_error: Some(error),
-            per_s: 1.5,
-            ..TrafficStanding::default()
-        };
-        let standing = Standing {
-            destinations: [("d".to_owned(), traffic)].into(),
-    #[test]
     fn a_pool_is_as_busy_as_the_least_busy_of_its_actors() {
         let actor = |path: &str, busy_percent| ActorStanding {
             path: path.into(),
@@ -189,16 +175,30 @@ mod tests {
         assert_eq!((least_busy(&actors, "parser", 3), least_busy(&actors, "batcher", 1)), (None, None));
     }
 
+    #[test]
+    fn what_was_noted_reads_back() {
+        let error = LastError {
+            attempt: Attempt { at: UnixMs(5), status: 503, reason: Reason::Status },
+            text: Some("down".into()),
+        };
+        let traffic = TrafficStanding {
+            brake: Some((Brake::Rate, UnixMs(7))),
+            last_error: Some(error),
+            per_s: 1.5,
+            ..TrafficStanding::default()
+        };
+        let standing = Standing {
+            destinations: [("d".to_owned(), traffic)].into(),
             files: [(FileId([3; 16]), 2.5)].into(),
             waiting: [("f".to_owned(), (UnixMs(1), vec!["d".to_owned()]))].into(),
             engines: [("SQS".to_owned(), (UnixMs(2), "no answer".to_owned()))].into(),
-        };
-        let text = serde_json::to_string(&standing).unwrap();
-        assert_eq!(serde_json::from_str::<Standing>(&text).unwrap(), standing, "{text}");
-    }
-}
             actors: vec![ActorStanding {
                 path: "root/sweeper".into(),
                 busy_percent: 3,
                 ..ActorStanding::default()
             }],
+        };
+        let text = serde_json::to_string(&standing).unwrap();
+        assert_eq!(serde_json::from_str::<Standing>(&text).unwrap(), standing, "{text}");
+    }
+}

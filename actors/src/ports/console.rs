@@ -17,7 +17,7 @@ use memchr::memmem::Finder;
 use crate::{
     model::{
         batch::{BatchHeader, PayloadError, Rendering, Rows},
-        file::{DestinationCounts, FileReport},
+        file::{DestinationCounts, FileReport, Reject},
         ids::{BatchId, FileId, MessageId},
         ledger,
         limits::SetLimits,
@@ -60,6 +60,9 @@ pub trait View {
 
     /// The recipients of dead letters, in their order.
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError>;
+
+    /// Up to `limit` rejected rows of a file after row `after`, in order.
+    fn rejects(&mut self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError>;
 
     /// What became of one message at each destination of its file, or why its row is not a message. Empty if
     /// the file is not known or its row was not read (yet).
@@ -283,11 +286,11 @@ pub struct Delivery {
     pub sent: Option<(u16, UnixMs)>,
     /// Why it was given up, if it was.
     pub cause: Option<DeathCause>,
+    /// What the destination said of it then.
+    pub detail: Option<String>,
     /// When the next attempt may be made, if there will be one.
     pub not_before: Option<UnixMs>,
     /// When its body was made anew, if it was.
-    /// What the destination said of it then.
-    pub detail: Option<String>,
     pub rendered_at: Option<UnixMs>,
 }
 
@@ -311,10 +314,10 @@ impl Delivery {
             failed,
             sent,
             cause,
+            detail,
             not_before,
             rendered_at,
         }
-            detail,
     }
 }
 

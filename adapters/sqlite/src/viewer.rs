@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use postrider_actors::{
     model::{
-        file::{DestinationCounts, FileReport},
+        file::{DestinationCounts, FileReport, Reject},
         ids::{FileId, MessageId},
         time::UnixMs,
     },
@@ -148,6 +148,10 @@ impl View for Viewer {
 
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {
         answer(messages::recipients(&self.connection, &mut self.caches, letters))
+    }
+
+    fn rejects(&mut self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        answer(reports::rejects(&self.connection, file, after, limit))
     }
 
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {

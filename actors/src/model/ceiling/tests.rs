@@ -143,7 +143,8 @@ fn each_setting_that_slows_a_destination_down_is_named() {
         let ceiling = facts.of_destination("support", NOW);
         assert_eq!(ceiling.to_string(), text);
         assert!(ceiling.remedy().unwrap_or_default().contains(remedy), "{text}: {:?}", ceiling.remedy());
-        assert_eq!(ceiling.finish, Some(hence(120)), "90 s, to the next minute");
+        assert_eq!(ceiling.finish, Some(hence(90)));
+        assert_eq!(ceiling.done_at(), Some(hence(120)), "to the next minute");
         assert!(!ceiling.is_stop() && !ceiling.is_for_operator(), "{text}");
     }
     assert_eq!(facts(|_| {}).of_destination("support", NOW).since, Some(ago(30)));
@@ -405,8 +406,8 @@ fn a_file_that_waits_for_its_time_says_when_it_will_be_done() {
         facts.files_per_s.insert(FileId([7; 16]), 0.0);
     });
     let ceiling = idle.of_file(&file, NOW);
-    assert_eq!((ceiling.word(), ceiling.finish), ("not_before", Some(hence(3_600 + 120))));
-    assert_eq!(facts(|_| {}).of_file(&report(|_| {}), NOW).finish, Some(hence(120)));
+    assert_eq!((ceiling.word(), ceiling.done_at()), ("not_before", Some(hence(3_600 + 120))));
+    assert_eq!(facts(|_| {}).of_file(&report(|_| {}), NOW).done_at(), Some(hence(120)));
 }
 
 #[test]

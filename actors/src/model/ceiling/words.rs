@@ -282,7 +282,7 @@ impl Ceiling {
             "until": time(self.until),
             "destination": self.destination,
             "last_error": self.last_error.as_ref().map(LastError::view),
-            "done_at": time(self.finish),
+            "done_at": time(self.done_at()),
             "finish_by": time(self.finish_by.map(|(by, _)| by)),
             "in_time": match self.finish_by {
                 Some((_, Punctuality::InTime)) => Some(true),

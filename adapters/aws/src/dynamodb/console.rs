@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use postrider_actors::{
     model::{
         batch::Rendering,
-        file::FileReport,
+        file::{FileReport, Reject},
         hold::{FileHold, HoldChange},
         ids::{FileId, MessageId},
         time::UnixMs,
@@ -130,6 +130,10 @@ impl View for Console {
     fn recipients(&mut self, letters: &[DeadLetter]) -> Result<Vec<String>, StoreError> {
         let wanted: Vec<_> = letters.iter().map(|letter| (letter.batch, letter.row)).collect();
         self.runtime.block_on(self.store.shared.recipients(&wanted))
+    }
+
+    fn rejects(&mut self, file: FileId, after: u64, limit: usize) -> Result<Vec<Reject>, StoreError> {
+        self.runtime.block_on(self.store.shared.rejects(file, after, limit))
     }
 
     fn message(&mut self, id: MessageId) -> Result<Vec<MessageReport>, StoreError> {
