@@ -59,6 +59,10 @@ impl Ledger for Recorded {
         self.ledger.latest_files(limit).await
     }
 
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.ledger.timed_files(limit).await
+    }
+
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         self.ledger.settled_files(feed, limit).await
     }

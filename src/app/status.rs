@@ -1,6 +1,9 @@
 //! The daemon's status line.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use postrider_actors::{
     model::{
@@ -27,6 +30,10 @@ use crate::{
 /// The newest files that are looked at for the status line: a backlog has more, but a line no room.
 const FILES_MAX: usize = 20;
 
+/// Open files with a `finish_by` that are looked at beside them, the earliest first; fewer where each costs a call.
+const TIMED_MAX: usize = 1_000;
+const TIMED_MAX_SHARED: usize = 100;
+
 /// `2 feeds, 1 destination`.
 pub(super) fn summary(config: &Config) -> String {
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
@@ -37,7 +44,7 @@ pub(super) fn summary(config: &Config) -> String {
 pub(super) struct StatusReporter {
     stores: Stores,
     clock: Arc<dyn Clock>,
-    /// Messages of each of the newest files that have their final state.
+    /// Messages of each of these files that have their final state.
     files: BTreeMap<FileId, Growth<1>>,
     /// Those of them that will not be done in time, as `FEED: FILE`, and why that is said.
     late: Vec<(String, String)>,
@@ -59,12 +66,12 @@ impl StatusReporter {
         }
     }
 
-    /// Messages per second of each file that is on its way, lately.
+    /// Messages per second, lately, of each of the newest files and of each that is to be done by a time.
     pub(super) fn paces(&self) -> BTreeMap<FileId, f64> {
         self.files.iter().map(|(file, settled)| (*file, settled.per_s())).collect()
     }
 
-    /// Of the newest files, those that will not be done by their `finish_by`: each as `FEED: FILE`, and why that is said.
+    /// Those that will not be done by their `finish_by`: each as `FEED: FILE`, and why that is said.
     pub(super) fn late(&self) -> &[(String, String)] {
         &self.late
     }
@@ -77,10 +84,15 @@ impl StatusReporter {
         }
         self.look_again = look.after(self.stores.look_pause());
         // The caller feeds the watchdog too: a store that is away must not keep it.
-        let reads =
-            async { tokio::join!(self.stores.outbox.depth(), self.stores.ledger.latest_files(FILES_MAX)) };
-        let (open, files) = tokio::time::timeout(READ_TIMEOUT, reads).await.ok()?;
-        let (open, files) = (open.ok()?, files.ok()?);
+        let Stores { outbox, ledger, .. } = &self.stores;
+        let timed_max = if self.stores.is_shared() { TIMED_MAX_SHARED } else { TIMED_MAX };
+        let reads = async {
+            tokio::join!(outbox.depth(), ledger.latest_files(FILES_MAX), ledger.timed_files(timed_max))
+        };
+        let (open, newest, timed) = tokio::time::timeout(READ_TIMEOUT, reads).await.ok()?;
+        let (open, mut files, timed) = (open.ok()?, newest.ok()?, timed.ok()?);
+        let known: BTreeSet<_> = files.iter().map(|file| file.file.id).collect();
+        files.extend(timed.into_iter().filter(|file| !known.contains(&file.file.id)));
         let per_s = self.measure(&files);
         let now = self.clock.wall();
         self.late = files.iter().filter_map(|file| self.lateness(file, now)).collect();

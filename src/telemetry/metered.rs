@@ -50,7 +50,8 @@ calls! {
     "queue" { lease, extend, release, release_holder, rescue, acknowledge }
     "transport" { send, receive, hide, delete, queue_depth }
     "ledger" {
-        settle, disable_destination, disabled_destinations, report, rejects, latest_files, settled_files, mark_reported
+        settle, disable_destination, disabled_destinations, report, rejects, latest_files, timed_files, settled_files,
+        mark_reported
     }
     "steering" { held_files, set_limits, change_hold, priorities, prioritize, end_step, trial }
     "receipts" {
@@ -224,6 +225,10 @@ impl<S: Ledger + ?Sized> Ledger for Metered<S> {
 
     async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         self.calls.latest_files.count(self.inner.latest_files(limit)).await
+    }
+
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.calls.timed_files.count(self.inner.timed_files(limit)).await
     }
 
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {

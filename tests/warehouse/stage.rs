@@ -86,6 +86,10 @@ impl Ledger for RecordingLedger {
         self.store.latest_files(limit).await
     }
 
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.store.timed_files(limit).await
+    }
+
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         self.store.settled_files(feed, limit).await
     }

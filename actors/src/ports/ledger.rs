@@ -94,6 +94,10 @@ pub trait Ledger: Send + Sync {
     /// Up to `limit` files, the latest first.
     async fn latest_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError>;
 
+    /// Up to `limit` files that are not settled and whose terms say by when they are to be done, the earliest first. Where
+    /// several processes share the ledger: those that this one has taken in.
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError>;
+
     /// Up to `limit` files of `feed` that are closed and settled but whose final report is not marked
     /// as written.
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError>;

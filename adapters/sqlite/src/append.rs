@@ -114,9 +114,9 @@ fn insert_file(tx: &mut Tx<'_>, append: &Append) -> Result<StoredFile, TxError> 
     let seq = tx
         .connection
         .prepare_cached(
-            "INSERT INTO files (id, feed, name, bytes, sha256, claimed_at, terms, expires_at, priority, state, offset, rows,
-                 rejected, duplicates)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 0, 0, 0, 0)",
+            "INSERT INTO files (id, feed, name, bytes, sha256, claimed_at, terms, expires_at, finish_by, priority, state,
+                 offset, rows, rejected, duplicates)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 0, 0, 0, 0)",
         )?
         .insert(params![
             file.id.0,
@@ -127,6 +127,7 @@ fn insert_file(tx: &mut Tx<'_>, append: &Append) -> Result<StoredFile, TxError> 
             int(file.claimed_at.0),
             terms,
             file.terms.expires_at.map(|at| int(at.0)),
+            file.terms.finish_by.map(|at| int(at.0)),
             file.priority as u8,
         ])?;
     for (position, name) in file.destinations.iter().enumerate() {

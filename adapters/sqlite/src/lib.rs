@@ -342,6 +342,10 @@ impl Ledger for EmbeddedStore {
         self.reader().read(move |connection, _| reports::list(connection, None, limit)).await
     }
 
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.reader().read(move |connection, _| reports::timed(connection, limit)).await
+    }
+
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         let feed = feed.to_owned();
         self.reader().read(move |connection, _| reports::unreported(connection, &feed, limit)).await

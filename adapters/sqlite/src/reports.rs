@@ -63,6 +63,14 @@ pub(crate) fn unreported(
     collect(connection, select.query(params![feed, int(limit as u64)])?)
 }
 
+/// `Ledger::timed_files`.
+pub(crate) fn timed(connection: &Connection, limit: usize) -> Result<Vec<FileReport>, TxError> {
+    let mut select = connection.prepare_cached(select_file!(
+        "WHERE finish_by IS NOT NULL AND settled_at IS NULL ORDER BY finish_by, seq LIMIT ?1"
+    ))?;
+    collect(connection, select.query([int(limit as u64)])?)
+}
+
 /// The files called `name`, or all of them: up to `limit`, the latest first.
 pub(crate) fn list(
     connection: &Connection,

@@ -24,6 +24,7 @@ CREATE TABLE files (
     claimed_at  INTEGER NOT NULL,
     terms       TEXT,                   -- model::terms::Terms; NULL: its messages go at any time
     expires_at  INTEGER,                -- of them: what is open then ends as unsent
+    finish_by   INTEGER,                -- of them: when it is to be done
     priority    INTEGER NOT NULL,       -- model::priority::Priority, as it was dropped
     state       INTEGER NOT NULL,       -- 0 ingesting, 1 ingested, 2 failed, 3 source-lost
     reason      TEXT,
@@ -37,6 +38,7 @@ CREATE TABLE files (
 ) STRICT;
 CREATE INDEX files_by_name ON files (name);
 CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL AND settled_at IS NULL;
+CREATE INDEX files_timed ON files (finish_by) WHERE finish_by IS NOT NULL AND settled_at IS NULL;
 CREATE INDEX files_unreported ON files (feed, seq) WHERE settled_at IS NOT NULL AND reported = 0;
 
 -- I1, held by the database itself: no count is negative and nothing is counted twice.

@@ -1,12 +1,13 @@
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use super::{LATER, NOW, Subject, dead, fixtures, nth, retry, retry_at, sent, settlement, told, tries};
 use crate::{
     model::{
-        file::FileState,
+        file::{FileRecord, FileState},
         ids::FileId,
         ledger::MessageVerdict,
         outcome::{Attempt, DeathCause, Reason, Verdict},
+        terms::Terms,
         time::UnixMs,
     },
     ports::{Release, Settled, Settlement, StoreError},
@@ -30,6 +31,7 @@ pub async fn ledger<F: Future<Output = Subject>>(make: impl Fn() -> F) {
     i4_only_what_was_never_sent_gets_another_body(make().await).await;
     a_late_2xx_of_an_earlier_drive_is_counted_once(make().await).await;
     files_settle_and_are_reported_once(make().await).await;
+    files_with_a_time_are_known_until_they_are_settled(make().await).await;
     rejects_come_in_pages(make().await).await;
     an_index_beyond_the_batch_is_refused(make().await).await;
     what_is_not_stored_is_stale(make().await).await;
@@ -367,6 +369,30 @@ async fn files_settle_and_are_reported_once(store: Subject) {
     let again = store.again("w", LATER).await;
     store.settle(&again, &[(1, sent())]).await;
     assert_eq!(unreported().await, [file.id], "a redrive makes the report out of date");
+}
+
+async fn files_with_a_time_are_known_until_they_are_settled(store: Subject) {
+    let timed = async || -> Vec<FileId> {
+        let reports = store.ledger.timed_files(9).await.unwrap();
+        reports.iter().map(|report| report.file.id).collect()
+    };
+    let file = |content: u8, finish_by: Option<UnixMs>| {
+        let file = fixtures::file("feed", content, &["d"]);
+        let terms = Terms { finish_by, ..Terms::default() };
+        Arc::new(FileRecord { terms, ..(*file).clone() })
+    };
+    let (late, never, early) = (file(1, Some(UnixMs(9_000))), file(2, None), file(3, Some(UnixMs(8_000))));
+    for file in [&late, &never] {
+        store.outbox.append(fixtures::step(file, 1..=2, NOW)).await.unwrap();
+    }
+    store.outbox.append(fixtures::step_without(&early, 1..=1, &[1], &[], NOW)).await.unwrap();
+    assert_eq!(timed().await, [early.id, late.id], "the earliest first, and none without a time");
+    assert_eq!(store.ledger.timed_files(1).await.unwrap().len(), 1);
+    let mut end = fixtures::step_without(&early, 2..=2, &[2], &[], NOW);
+    end.checkpoint.rejected = 2;
+    end.state = FileState::Ingested;
+    store.outbox.append(end).await.unwrap();
+    assert_eq!(timed().await, [late.id], "it is closed, and nothing of it is open");
 }
 
 async fn rejects_come_in_pages(store: Subject) {

@@ -79,6 +79,15 @@ impl Ledger for MemoryStore {
         Ok(state.files.iter().rev().take(limit).map(|file| state.report(file)).collect())
     }
 
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        let state = self.state();
+        let mut timed: Vec<_> = state.files.iter().map(|file| state.report(file)).collect();
+        timed.retain(|report| report.settled_at.is_none() && report.file.terms.finish_by.is_some());
+        timed.sort_by_key(|report| report.file.terms.finish_by);
+        timed.truncate(limit);
+        Ok(timed)
+    }
+
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         let state = self.state();
         let settled = state.files.iter().filter(|file| {

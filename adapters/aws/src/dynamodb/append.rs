@@ -205,7 +205,7 @@ impl Shared {
             self.registered(&append.file.destinations);
         }
         self.touched(&file.record.feed, id, stored.is_none());
-        self.note_expiry(&file.record, true);
+        self.note_times(&file.record, true);
         self.cache_file(id, Some(file));
         for (record, stamp) in &new {
             self.waits(record, record.record.not_before, *stamp);

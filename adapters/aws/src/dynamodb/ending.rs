@@ -18,6 +18,7 @@ use postrider_actors::{
 use super::{
     cache::{CACHED_MAX, lock},
     draft::Draft,
+    expiring::EXPIRING_MAX,
     record::Records,
     retry::BUDGET,
     settle::fits,
@@ -28,10 +29,19 @@ use super::{
 const ROUNDS: u32 = 10;
 
 impl Shared {
-    /// Takes note of when a file's time is over, if messages of it may be open.
-    pub(super) fn note_expiry(&self, file: &FileRecord, is_open: bool) {
-        if let (Some(at), true) = (file.terms.expires_at, is_open) {
+    /// Takes note of when a file's time is over and of when it is to be done, if messages of it may be open.
+    pub(super) fn note_times(&self, file: &FileRecord, is_open: bool) {
+        if !is_open {
+            return;
+        }
+        if let Some(at) = file.terms.expires_at {
             lock(&self.expiring).insert(file, at);
+        }
+        if let Some(by) = file.terms.finish_by {
+            let mut timed = lock(&self.timed);
+            if timed.len() < EXPIRING_MAX {
+                timed.insert((by, file.id));
+            }
         }
     }
 

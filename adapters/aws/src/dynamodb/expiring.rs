@@ -8,9 +8,8 @@ use std::{
 
 use postrider_actors::model::{file::FileRecord, ids::FileId, time::UnixMs};
 
-/// Files that this process remembers to end when their time is over. Those beyond are met again when open files are looked
-/// through.
-const EXPIRING_MAX: usize = 100_000;
+/// Files whose times this process remembers. Those beyond are met again when open files are looked through.
+pub(super) const EXPIRING_MAX: usize = 100_000;
 
 /// When no request may begin for a file at a destination.
 pub(super) type Closed = HashMap<(FileId, Arc<str>), Range<UnixMs>>;

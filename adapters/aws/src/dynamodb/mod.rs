@@ -225,6 +225,10 @@ impl Ledger for DynamoStore {
         self.shared.latest_files(limit).await
     }
 
+    async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        self.shared.timed_files(limit).await
+    }
+
     async fn settled_files(&self, feed: &str, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         self.shared.settled_files(feed, limit).await
     }

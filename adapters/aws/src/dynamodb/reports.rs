@@ -117,6 +117,21 @@ impl Shared {
         self.reports_of(looks, limit).await
     }
 
+    /// `Ledger::timed_files`: it looks at none where there are none.
+    pub(super) async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
+        let timed: Vec<_> = lock(&self.timed).iter().take(limit).copied().collect();
+        let looks = self.look_at_all(timed.iter().map(|(_, id)| *id).collect()).await?;
+        let open: Vec<_> =
+            looks.into_iter().map(|look| look.report).filter(|report| report.settled_at.is_none()).collect();
+        let is_open: BTreeSet<_> = open.iter().map(|report| report.file.id).collect();
+        // One that is opened again is noted again.
+        let mut known = lock(&self.timed);
+        for key in timed.iter().filter(|(_, id)| !is_open.contains(id)) {
+            known.remove(key);
+        }
+        Ok(open)
+    }
+
     /// The first `limit` reports of these, with what is held.
     pub(super) async fn reports_of(
         &self,
@@ -171,7 +186,7 @@ impl Shared {
                     return Err(error);
                 }
             };
-            self.note_expiry(&look.report.file, look.report.settled_at.is_none());
+            self.note_times(&look.report.file, look.report.settled_at.is_none());
             if *look.report.file.feed != *feed {
                 let of = Arc::from(look.report.file.feed.as_str());
                 lock(&self.reporting).insert(id, Some(of));

@@ -61,6 +61,8 @@ pub(super) struct Shared {
     pub(super) ended_until: Mutex<HashMap<(FileId, String), u64>>,
     /// Files that are yet to be looked at for that when their time is over.
     pub(super) expiring: Mutex<Expiring>,
+    /// Files that are to be done by a time and may be open.
+    pub(super) timed: Mutex<BTreeSet<(UnixMs, FileId)>>,
     /// When no request may begin for a file at a destination, as workers here have found.
     pub(super) closed: Mutex<Closed>,
     /// Destinations that this process has made known.
@@ -118,6 +120,7 @@ impl Shared {
             cluster: ClusterCache::default(),
             ended_until: Mutex::default(),
             expiring: Mutex::default(),
+            timed: Mutex::default(),
             closed: Mutex::default(),
             registered: Mutex::default(),
             depth,
