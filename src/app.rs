@@ -9,9 +9,11 @@
 //! `console` and `engines` are for commands, with no daemon.
 
 mod alarms;
+mod announcer;
 #[cfg(feature = "aws")]
 mod aws;
 pub(crate) mod ceiling;
+mod clients;
 pub mod console;
 mod delivery;
 pub mod engines;
@@ -68,6 +70,7 @@ use crate::{
     systemd::Notifier,
     telemetry::{Telemetry, metrics::Metrics},
 };
+use announcer::Announcer;
 use generation::{Generation, Parts};
 use lookout::Lookout;
 use machine::Machine;
@@ -86,6 +89,9 @@ const ARBITERS: usize = 2;
 
 /// Threads for file reading and name lookups. SQLite has threads of its own: a DNS hang can't stall it.
 const BLOCKING_THREADS_MAX: usize = 32;
+
+/// How long the end of the process waits for what whoever is on call is to hear.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until it is asked to stop or gives up, and returns its exit code. `reload` reads the configuration
 /// anew.
@@ -130,6 +136,7 @@ pub fn run(
     let machine = Arc::new(Machine {
         actors: ActorBoard::default(),
         alarms: AlarmBoard::default(),
+        announcer: Announcer::new(clock.clone(), &metrics),
         troubles: TroubleBoard::new(clock.clone()),
         stores,
         in_flight: Arc::new(in_flight),
@@ -160,7 +167,9 @@ pub fn run(
         // Answers until the end: whoever asks meanwhile hears that the daemon starts, drains or reloads.
         let in_use = InUse::new(&resolved.config);
         let _serving = serve_ops(&machine, ops, &resolved, &in_use)?;
+        machine.announcer.start();
         let exit = run_generations(&machine, resolved, &state_dir, &in_use, reload).await;
+        machine.announcer.finish(LAST_EVENTS).await;
         machine.stores.close().await;
         exit
     });

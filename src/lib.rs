@@ -20,6 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod descriptors;
+mod events;
 pub mod exit;
 pub mod findings;
 pub mod node;

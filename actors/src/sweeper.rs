@@ -74,9 +74,14 @@ pub struct SweeperSetup {
     pub queued: Bells,
     /// Counts leases that were taken back, and messages that are ended.
     pub metrics: StageMetrics,
+    /// Hears of every dropped file that is settled, once its report is written.
+    pub on_settled: SettledHook,
     /// Sign of life.
     pub progress: Progress,
 }
+
+/// See [`SweeperSetup::on_settled`]. It must not wait.
+pub type SettledHook = Arc<dyn Fn(SettledFile) + Send + Sync>;
 
 /// The actor.
 pub struct Sweeper {
@@ -157,41 +162,48 @@ impl Unwritten {
 }
 
 /// What is said of a file when its last message has its final state.
-struct SettledFile {
-    feed: String,
-    name: String,
-    file: FileId,
-    failed: Option<String>,
-    rows: u64,
-    rejected: u64,
-    duplicates: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettledFile {
+    /// The feed it was dropped into.
+    pub feed: String,
+    /// Its name there.
+    pub name: String,
+    /// Its id.
+    pub file: FileId,
+    /// When its last message got its final state.
+    pub at: UnixMs,
+    /// Why it could not be used, or not to its end, without what it quotes from the file (I10).
+    pub failed: Option<String>,
+    /// Rows read.
+    pub rows: u64,
+    /// Rows refused.
+    pub rejected: u64,
+    /// Rows left out as duplicates.
+    pub duplicates: u64,
     /// Over all destinations.
-    counts: DestinationCounts,
+    pub counts: DestinationCounts,
     /// Whether its rows and their states add up.
-    is_balanced: bool,
-    took: Duration,
+    pub is_balanced: bool,
+    /// From when it was claimed until then.
+    pub took: Duration,
 }
 
 impl SettledFile {
-    fn of(report: &FileReport) -> Self {
-        let mut counts = DestinationCounts::default();
-        for of in report.destinations.values() {
-            counts.sent += of.sent;
-            counts.dead += of.dead;
-            counts.unsent += of.unsent;
-            counts.cancelled += of.cancelled;
-        }
+    /// What this report says.
+    pub fn of(report: &FileReport) -> Self {
+        let at = report.settled_at.unwrap_or_default();
         Self {
             feed: report.file.feed.clone(),
             name: report.file.name.clone(),
             file: report.file.id,
+            at,
             failed: report.state.reason_to_log().map(str::to_owned),
             rows: report.rows,
             rejected: report.rejected,
             duplicates: report.duplicates,
-            counts,
+            counts: report.destinations.values().sum(),
             is_balanced: report.is_balanced(),
-            took: report.settled_at.unwrap_or_default().since(report.file.claimed_at),
+            took: at.since(report.file.claimed_at),
         }
     }
 
@@ -297,7 +309,7 @@ impl SweeperSetup {
             for report in &mut reports {
                 self.explain(report).await?;
             }
-            let settled: HashMap<_, _> =
+            let mut settled: HashMap<_, _> =
                 reports.iter().map(|report| (report.file.id, SettledFile::of(report))).collect();
             let work = inbox.clone();
             let rewrite = move || Ok::<_, std::io::Error>(work.rewrite_reports(&reports));
@@ -310,11 +322,12 @@ impl SweeperSetup {
                 failpoint!("report.before_mark");
                 let mark = || ledger.mark_reported(&written);
                 insist("marking reports", &**clock, progress, mark).await?;
-                for file in written.iter().filter_map(|file| settled.get(file)) {
+                for file in written.iter().filter_map(|file| settled.remove(file)) {
                     file.say();
                     if !file.is_balanced {
                         self.metrics.feed(feed).off_balance();
                     }
+                    (self.on_settled)(file);
                 }
             }
             let recovered = written.iter().filter(|file| unwritten.0.remove(file).is_some()).count();
@@ -376,6 +389,7 @@ mod tests {
             clock: clock.clone(),
             queued: Bells::default(),
             metrics: StageMetrics::default(),
+            on_settled: Arc::new(|_| {}),
             progress: ProgressBoard::default().mark("sweeper"),
         }
     }

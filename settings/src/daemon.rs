@@ -2,14 +2,14 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use url::Url;
 
 use crate::{
-    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, optional_path, required_path, web_address},
+    address::{FIFO_SUFFIX, QUEUE_NAME_MAX, optional_path, optional_text, required_path, web_address},
     declare::{choice, duration, flag, given, integer, unset},
     destinations::{Rate, optional_secret},
     reader::Section,
@@ -263,6 +263,22 @@ crate::settings! {
         tls_key: Option<SecretSource> = unset("\"credential:ops-key\"", optional_secret);
     }
 
+    /// Alarms, checked every second. Raising and clearing is logged and shown by the metric `postrider_alarm`;
+    /// config/alerts.yml has the same rules for Prometheus. An alarm clears at or below 80 per cent of its threshold,
+    /// after 60 s; the one on dead letters when its window has passed.
+    AlarmEvents {
+        /// The destination, of kind = "webhook", that gets an event when an alarm is raised or cleared, and when a file is
+        /// settled: `alarm.raised`, `alarm.cleared` and `file.settled` (docs/operations.md). An event is signed and sent as
+        /// that destination's messages are, and rendered by its template if it has one, but at once: past its rate, its
+        /// queue and a pause. It is tried for some 4 minutes. Give events a destination of their own. None by default.
+        events_to: Option<String> = unset("\"on-call\"", optional_text);
+        /// A command that is run for each alarm raised or cleared: a list of its absolute path and its arguments, without a
+        /// shell. The event is its standard input, in JSON, and POSTRIDER_EVENT, POSTRIDER_ALARM, POSTRIDER_SUBJECT and
+        /// POSTRIDER_SEVERITY are in its environment, but nothing secret. Its output is discarded. After 30 s it is killed,
+        /// with what it has started. `[]` = none.
+        command: Vec<String> = given("[]", command);
+    }
+
     /// The backlog. 1000, a common bound elsewhere, suits a queue that should be empty; here a file of a million rows
     /// is normal, and a backlog close to `outbox.high_watermark`, where intake pauses.
     DepthAlarm {
@@ -297,10 +313,11 @@ crate::settings! {
     }
 }
 
-/// What is watched, every second. What is raised and cleared is a line in the log and the metric
-/// `postrider_alarm`; config/alerts.yml has the same rules for Prometheus.
+/// What is watched, every second, and whom that is reported to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarms {
+    /// `[alarms]`
+    pub events: AlarmEvents,
     /// `[alarms.depth]`
     pub depth: DepthAlarm,
     /// `[alarms.failures]`
@@ -428,6 +445,27 @@ pub fn listen(section: &mut Section<'_>, key: &'static str) -> Option<SocketAddr
 
 /// Where the ops server listens by default.
 pub const OPS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+
+/// Words of a command: whoever needs more writes a script.
+const WORDS_MAX: usize = 32;
+
+fn command(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
+    let reader = section.reader();
+    let words = section.list(key, true).unwrap_or_default();
+    if words.len() > WORDS_MAX {
+        let advice = format!("keep to {WORDS_MAX} words");
+        reader.note(&section.key(key), Some(words.len().to_string()), advice);
+    }
+    // A relative path would depend on where the daemon was started, and a bare name on its PATH.
+    if let Some((path, program)) = words.first().filter(|(_, program)| !Path::new(program).is_absolute()) {
+        let advice = "write the absolute path of a program, such as [\"/usr/local/bin/page-me\"]";
+        reader.note(path, Some(shown_text(program)), advice);
+    }
+    if let Some((path, _)) = words.iter().find(|(_, word)| word.contains('\0')) {
+        reader.note(path, None, "a NUL byte ends a word for the system: remove it");
+    }
+    words.into_iter().map(|(_, word)| word).collect()
+}
 
 /// Names that the ops server answers to: a few spellings of one machine.
 const HOSTS_MAX: usize = 16;

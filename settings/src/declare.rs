@@ -383,7 +383,7 @@ const WIDTH: usize = 112;
 
 impl Page {
     /// Comment lines.
-    pub fn comment(&mut self, help: &[&str]) -> &mut Self {
+    fn comment(&mut self, help: &[&str]) -> &mut Self {
         self.paragraph(&prose(help));
         self
     }

@@ -30,9 +30,9 @@ pub use address::{
     FIFO_SUFFIX, QueueAddress, absolute_path, optional_path, optional_text, queue, required_path, web_address,
 };
 pub use daemon::{
-    Alarms, Aws, Batch, Canary, DEAD_LETTERS, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm, Dynamodb,
-    FailuresAlarm, LatencyAlarm, Lease, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Outbox, Pools, Profile,
-    Record, Root, Shutdown, Sqs, State, listen,
+    AlarmEvents, Alarms, Aws, Batch, Canary, DEAD_LETTERS, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm,
+    Dynamodb, FailuresAlarm, LatencyAlarm, Lease, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Outbox, Pools,
+    Profile, Record, Root, Shutdown, Sqs, State, listen,
 };
 pub use declare::{
     Choice, DocumentedValue, Flag, Integer, Key, KeyReader, Keys, OrNone, OrWord, Page, Shape, Size, Spec,

@@ -1,5 +1,5 @@
-//! The alarms: facts of this process' counters and notes, judged every second by `model::alarm`, said in log, metrics and a
-//! file.
+//! The alarms: facts of this process' counters and notes, judged every second by `model::alarm`, said in log, metrics, a
+//! file and events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use postrider_actors::{
     },
 };
 
-use super::{machine::Machine, troubles::NoteFile};
+use super::{announcer::Announcer, machine::Machine, troubles::NoteFile};
 use crate::{
     config::{Alarms, Config, STATUS_FEED},
     telemetry::metrics::Metrics,
@@ -61,6 +61,8 @@ pub(super) struct AlarmWatch {
     file: NoteFile<AlarmNotes>,
     /// For whoever asks this process.
     shown: crate::alarm_board::AlarmBoard,
+    /// For whoever is to be called.
+    announcer: Announcer,
     /// Every destination that a configuration of this process had, by name.
     destinations: BTreeMap<String, Grown>,
     queue: Growth<2>,
@@ -91,6 +93,7 @@ impl AlarmWatch {
             alarms: AlarmBoard::new(rules(&config.alarms)),
             file: NoteFile::new(&config.state.dir),
             shown: machine.alarms.clone(),
+            announcer: machine.announcer.clone(),
             destinations: BTreeMap::new(),
             queue: Growth::new(Duration::ZERO),
             feeds: BTreeMap::new(),
@@ -156,9 +159,10 @@ impl AlarmWatch {
         self.shown.set(notes);
     }
 
-    /// Says in log and metrics what has become of an alarm. A kind without any is exported as 0.
+    /// Says in log, metrics and an event what has become of an alarm. A kind without any is exported as 0.
     fn report(&self, change: &Change) {
         log_alarm(change, &rule(&self.config, change.kind));
+        self.announcer.alarm(&change.alarm);
         let raised = self.alarms.raised();
         let of_kind = raised.iter().filter(|raised| raised.alarm == change.kind.as_str());
         let labels: BTreeSet<_> = of_kind.map(|raised| label(&raised.subject)).collect();
@@ -359,6 +363,53 @@ mod tests {
             format!("for: {}m", rule(&alarms, AlarmKind::Depth).raise_after.as_secs() / 60),
         ] {
             assert!(rules.contains(&bound), "{bound}");
+        }
+    }
+
+    /// The changes of looking at `facts` once a second, from `second` on: when, and whether it was raised.
+    fn changes(board: &mut AlarmBoard, second: u64, facts: &Facts) -> Vec<(AlarmKind, u64, bool)> {
+        let look = |nth: u64| {
+            let now = (second + nth) * 1_000;
+            let changes = board.look(MonoMs(now), UnixMs(now), watched(facts));
+            let of = |change: Change| (change.kind, nth, matches!(change.event, AlarmEvent::Raised(_)));
+            changes.into_iter().map(of).collect::<Vec<_>>()
+        };
+        (0..100).flat_map(look).collect()
+    }
+
+    #[test]
+    fn s2_8_what_lasts_minutes_is_raised_beyond_its_bound_and_cleared_after_it() {
+        let alarms =
+            crate::config::parse("", std::path::Path::new("x"), []).expect("the defaults are fine").alarms;
+        let quiet = Facts { is_counted: true, overdue: Some(Duration::ZERO), ..Facts::default() };
+        let at = |of: DestinationFacts| Facts { destinations: vec![of], ..quiet.clone() };
+        let breaker = |seconds| {
+            at(DestinationFacts {
+                out_for: Some(Duration::from_secs(seconds)),
+                ..DestinationFacts::default()
+            })
+        };
+        let receipts =
+            |receipts_overdue| at(DestinationFacts { receipts_overdue, ..DestinationFacts::default() });
+        let restarts = |times| Facts { restarts: vec![("sweeper".into(), times)], ..quiet.clone() };
+        let disk = |percent| Facts { disk: Some(("/srv".into(), percent)), ..quiet.clone() };
+        let late = Facts { late: vec![("alerts: a.csv".into(), "why".into())], ..quiet.clone() };
+        let balance = |unbalanced| Facts {
+            feeds: vec![FeedFacts { unbalanced, ..FeedFacts::default() }],
+            ..quiet.clone()
+        };
+        for (kind, bound, beyond, raised_after, cleared_after) in [
+            (AlarmKind::Breaker, breaker(300), breaker(301), 0, 60),
+            (AlarmKind::Receipts, receipts(1_000), receipts(1_001), 0, 0),
+            (AlarmKind::Restarts, restarts(3), restarts(4), 0, 0),
+            (AlarmKind::Disk, disk(95), disk(96), 0, 60),
+            (AlarmKind::Late, quiet.clone(), late, 60, 60),
+            (AlarmKind::Balance, balance(0), balance(1), 0, 0),
+        ] {
+            let mut board = AlarmBoard::new(rules(&alarms));
+            assert_eq!(changes(&mut board, 0, &bound), [], "{kind:?}");
+            assert_eq!(changes(&mut board, 100, &beyond), [(kind, raised_after, true)], "{kind:?}");
+            assert_eq!(changes(&mut board, 200, &quiet), [(kind, cleared_after, false)], "{kind:?}");
         }
     }
 

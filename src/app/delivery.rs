@@ -14,10 +14,8 @@ use postrider_actors::{
     throttle::{self, LimitedGate},
     webhook_delivery::{DeliveryDestination, DeliverySetup, WebhookDelivery},
 };
-use postrider_http::webhook::{HttpWebhook, WebhookSettings};
-use secrecy::ExposeSecret as _;
 
-use super::{error::StartError, machine::Machine};
+use super::{clients::client, error::StartError, machine::Machine};
 use crate::config::{self, Config, Destination, Profile, Resolved};
 
 /// Outcomes that are recorded at once when so many wait, unless the window of I6 asks for it earlier, and the longest
@@ -51,7 +49,7 @@ impl Webhooks {
             Some((destination, webhook))
         });
         let open = webhooks.map(|(destination, webhook)| {
-            let client = client(resolved, destination, webhook)?;
+            let client = client(resolved, destination, webhook.settings.clone())?;
             Ok(OpenWebhook {
                 destination: destination.clone(),
                 traffic: traffic(webhook),
@@ -148,25 +146,6 @@ fn traffic(webhook: &config::Webhook) -> ConfiguredTraffic {
     let ceiling = webhook.concurrency_max;
     let bound = webhook.concurrency.map_or(Bound::Auto { ceiling }, Bound::Fixed);
     ConfiguredTraffic { rules: TrafficRules { bound, storm_percent: webhook.storm.percent }, ceiling }
-}
-
-fn client(
-    resolved: &Resolved,
-    destination: &Destination,
-    webhook: &config::Webhook,
-) -> Result<HttpWebhook, StartError> {
-    let materials = &resolved.materials[&destination.name];
-    let headers = materials.headers.iter();
-    let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
-    let keys = webhook.settings.clone();
-    let settings = WebhookSettings::new(keys, materials.secrets.clone(), &destination.retry);
-    let identity = materials.client.as_ref().map(|client| client.identity.clone());
-    HttpWebhook::new(WebhookSettings { headers, identity, ..settings }).map_err(|problems| {
-        StartError::Destination {
-            name: destination.name.clone(),
-            problems: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-        }
-    })
 }
 
 /// A worker's rank at the destination with this index: rotated, so that destinations with a single permit don't all hang on

@@ -19,6 +19,7 @@ use postrider_actors::{
 use postrider_net::serving::Serving;
 
 use super::{
+    announcer::Receivers,
     delivery::Webhooks,
     error::StartError,
     feeds::Feeds,
@@ -60,6 +61,7 @@ pub(super) struct Parts {
     webhooks: Webhooks,
     tables: Tables,
     receipts: Receipts,
+    events: Receivers,
 }
 
 impl Parts {
@@ -70,6 +72,7 @@ impl Parts {
             webhooks: Webhooks::build(resolved)?,
             tables: Tables::build(machine, resolved).await?,
             receipts: Receipts::build(machine, resolved).await?,
+            events: Receivers::build(resolved)?,
         })
     }
 }
@@ -149,6 +152,7 @@ impl Generation {
             actors: machine.actors.clone(),
             parking: None,
         };
+        machine.announcer.configure(mem::take(&mut parts.events));
         self.number += 1;
         let number = self.number;
         let tree = |name, specs, settings| Tree::start(format!("{name}.{number}"), specs, settings);
@@ -332,6 +336,7 @@ fn sweeper(machine: &Arc<Machine>, config: &Config, feeds: &Feeds) -> ChildSpec 
         clock: machine.clock.clone(),
         queued: machine.workers.clone(),
         metrics: machine.metrics.stages.clone(),
+        on_settled: machine.announcer.on_settled(),
         progress: machine.mark(id),
     })
 }

@@ -21,7 +21,7 @@ use postrider_actors::{
 use postrider_http::receipts::HttpReceipts;
 use tokio::sync::RwLock;
 
-use super::{error::StartError, stores::Stores};
+use super::{announcer::Announcer, error::StartError, stores::Stores};
 use crate::{
     alarm_board::AlarmBoard,
     clock::SteadyClock,
@@ -50,8 +50,10 @@ pub(super) struct Machine {
     pub(super) board: ProgressBoard,
     /// The actors that run.
     pub(super) actors: ActorBoard,
-    /// The alarms that are raised.
+    /// The alarms that are raised …
     pub(super) alarms: AlarmBoard,
+    /// … and who is called for them.
+    pub(super) announcer: Announcer,
     /// What keeps feeds and their files from going on.
     pub(super) troubles: TroubleBoard,
     pub(super) health: Health,

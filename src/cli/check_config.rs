@@ -127,6 +127,13 @@ fn summary(config: &Config) -> String {
             source.destination
         );
     }
+    let events = &config.alarms.events;
+    if let Some(name) = &events.events_to {
+        let _ = writeln!(text, "alarms: events to {name}");
+    }
+    if let Some(program) = events.command.first() {
+        let _ = writeln!(text, "alarms: each runs {program}");
+    }
     if config.has_rows() {
         let engine = match config.ledger.kind {
             LedgerKind::Embedded => {

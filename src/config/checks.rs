@@ -22,7 +22,10 @@ use super::{
     Config, DelayMode, Destination, DirectoryFeed, Feed, FeedSource, LedgerKind, Profile, QueueFeed, Retry,
     STATUS_FEED, SourceKind, Table, TemplateSource, Webhook, destination::TEMPLATE_BYTES_MAX,
 };
-use crate::built_in::{Engine, Engines};
+use crate::{
+    built_in::{Engine, Engines},
+    events::EventBodies,
+};
 
 /// The largest item of a table (Amazon DynamoDB, "Constraints": 400 KB, names of attributes included).
 const DYNAMODB_ITEM_BYTES_MAX: usize = 400 << 10;
@@ -52,6 +55,7 @@ pub(super) fn check(reader: &Reader, config: &Config, built_in: Engines) {
         }
     }
     check_engines(reader, config);
+    check_events(reader, config);
     check_receipts(reader, config);
     check_ops(reader, config);
     let (mut directories, mut queues) = (BTreeMap::new(), BTreeMap::new());
@@ -126,6 +130,33 @@ fn check_build(reader: &Reader, config: &Config, built_in: Engines) {
     for destination in config.destinations.iter().filter(|destination| destination.table().is_some()) {
         need(&join(&join("destinations", &destination.name), "kind"), "table", &[Engine::Warehouse]);
     }
+}
+
+/// Whoever is on call hears of it by a webhook, whose template has to be one for events.
+fn check_events(reader: &Reader, config: &Config) {
+    let Some(name) = &config.alarms.events.events_to else { return };
+    let names = config.destinations.iter().map(|destination| &destination.name);
+    check_name(reader, EVENTS_TO, "destination", name, names);
+    let Some(destination) = config.destination(name) else { return };
+    let Some(webhook) = destination.webhook() else {
+        let advice = "it is a table: name a webhook";
+        return reader.note(EVENTS_TO, Some(shown_text(name)), advice);
+    };
+    if let TemplateSource::Inline(source) = &webhook.template
+        && let Some(why) = unfit_for_events(name, source, webhook)
+    {
+        reader.note(&join(&join("destinations", name), "template"), None, why);
+    }
+}
+
+/// The key that names who hears of alarms and files.
+const EVENTS_TO: &str = "alarms.events_to";
+
+/// Why events can't be rendered by a template. What can't be compiled was noted before.
+pub(super) fn unfit_for_events(name: &str, source: &str, webhook: &Webhook) -> Option<String> {
+    let bodies = EventBodies::new(name, Some(source), &webhook.content_type).ok()?;
+    let why = bodies.check().err()?;
+    Some(format!("{EVENTS_TO} names this destination, and {why}; give events a destination of their own"))
 }
 
 /// Who is not on this machine has to prove who it is, and nobody on the way may read or change what it says (F56).

@@ -1,9 +1,9 @@
 //! `config/default.toml`, made from the declarations.
 
 use postrider_settings::{
-    Aws, Batch, Canary, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory, Dynamodb,
-    FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page, Pools,
-    Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
+    AlarmEvents, Aws, Batch, Canary, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory,
+    Dynamodb, FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page,
+    Pools, Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
 };
 
 use postrider_actors::model::conditions::TermKeys;
@@ -51,12 +51,7 @@ pub fn default_toml() -> String {
         .table::<Delivery>("delivery")
         .table::<Shutdown>("shutdown")
         .table::<Ops>("ops")
-        .verbatim("\n")
-        .comment(&[
-            "Alarms, checked every second. Raising and clearing is logged and shown by the metric postrider_alarm;",
-            "config/alerts.yml has the same rules for Prometheus. An alarm clears at or below 80 per cent of its",
-            "threshold, after 60 s; the one on dead letters when its window has passed.",
-        ])
+        .table::<AlarmEvents>("alarms")
         .table::<DepthAlarm>("alarms.depth")
         .table::<FailuresAlarm>("alarms.failures")
         .table::<LatencyAlarm>("alarms.latency")

@@ -32,11 +32,11 @@ pub use destination::{
 };
 pub use document::default_toml;
 pub use postrider_settings::{
-    Alarms, Aws, Batch, Canary, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode, Delivery,
-    DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format, LatencyAlarm,
-    Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin, Outbox, Pools, Postgres,
-    Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource, Shutdown, Sqs,
-    State, Tls, Warehouse, WarehouseDialect,
+    AlarmEvents, Alarms, Aws, Batch, Canary, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode,
+    Delivery, DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format,
+    LatencyAlarm, Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin, Outbox,
+    Pools, Postgres, Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource,
+    Shutdown, Sqs, State, Tls, Warehouse, WarehouseDialect,
 };
 pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};
@@ -315,6 +315,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
     let mut alarms = root.section("alarms");
     let mut ledger = root.section("ledger");
     let mut receipts = root.section("receipts");
+    let alarm_events = AlarmEvents::read(&mut alarms);
     let outbox_keys = Outbox::read(&mut outbox);
     let ledger_keys = Ledger::read(&mut ledger);
     queue.need = needed_if(profile == Profile::Aws);
@@ -337,6 +338,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
         shutdown: Shutdown::read_table(root, "shutdown"),
         ops: Ops::read_table(root, "ops"),
         alarms: Alarms {
+            events: alarm_events,
             depth: depth_alarm(&mut alarms, &outbox_keys),
             failures: FailuresAlarm::read_table(&mut alarms, "failures"),
             latency: LatencyAlarm::read_table(&mut alarms, "latency"),

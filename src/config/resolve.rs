@@ -5,13 +5,14 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    fmt,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postrider_actors::model::body::BodyTemplate;
 use postrider_settings::{join, shown_text};
+use rustix::fs::{Access, access};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use postrider_http::{
@@ -24,7 +25,7 @@ use postrider_net::tls::{Identity, IdentityError};
 use super::{
     Config, HeaderValue, HttpAuth, LedgerKind, Ops, Problem, Problems, ReceiptSource, SecretSource,
     SourceKind, TemplateSource, Webhook,
-    checks::{shared_secret, unfit_template},
+    checks::{shared_secret, unfit_for_events, unfit_template},
     destination::TEMPLATE_BYTES_MAX,
     read_text,
 };
@@ -140,6 +141,7 @@ impl Config {
             .map(|(name, webhook)| (name.clone(), resolver.materials(name, webhook)))
             .collect::<BTreeMap<_, _>>();
         resolver.check_templates(&self, &materials);
+        resolver.check_command(&self.alarms.events.command);
         let addresses = resolver.addresses(&self);
         let receipt_secrets = resolver.receipt_secrets(&self.receipt_sources);
         let ops = resolver.ops(&self.ops);
@@ -377,6 +379,32 @@ impl Resolver<'_> {
                 && let Some(why) = unfit_template(feed, source, webhook)
             {
                 self.note(&join(&join("destinations", &destination.name), "template_file"), None, why);
+            }
+        }
+        let of_events = config.alarms.events.events_to.as_deref().and_then(|name| config.destination(name));
+        if let Some(destination) = of_events
+            && let Some(webhook) = destination.webhook()
+            && let TemplateSource::File(_) = &webhook.template
+            && let Some(source) = materials.get(&destination.name).and_then(|known| known.template.as_deref())
+            && let Some(why) = unfit_for_events(&destination.name, source, webhook)
+        {
+            self.note(&join(&join("destinations", &destination.name), "template_file"), None, why);
+        }
+    }
+
+    /// A command that can't be run would be missed when somebody is to be called.
+    fn check_command(&mut self, command: &[String]) {
+        let Some(program) = command.first() else { return };
+        let found = Some(shown_text(program));
+        let key = "alarms.command[0]";
+        match fs::metadata(program) {
+            Err(error) => self.note(key, found, error.to_string()),
+            Ok(metadata) if !metadata.is_file() => self.note(key, found, "it is not a file".into()),
+            Ok(_) => {
+                if let Err(error) = access(program.as_str(), Access::EXEC_OK) {
+                    let advice = format!("this user can't run it: {}", io::Error::from(error));
+                    self.note(key, found, advice);
+                }
             }
         }
     }

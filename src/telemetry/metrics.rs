@@ -100,6 +100,7 @@ pub struct Metrics {
     store_calls: Counters<3>,
     store_call_duration: Timings<2>,
     alarms: Gauges<2>,
+    events: Counters<2>,
     disk: Arc<DiskFigures>,
     ports: Mutex<BTreeMap<&'static str, Arc<PortHealth>>>,
 }
@@ -169,6 +170,12 @@ impl Default for Metrics {
                 call_buckets,
             ),
             alarms: Gauges::register(to, "alarm", ["alarm", "subject"], "1 while the alarm is raised"),
+            events: Counters::register(
+                to,
+                "events",
+                ["way", "outcome"],
+                "Events about alarms and settled files, for whoever is on call",
+            ),
             disk,
             ports: Mutex::default(),
             registry,
@@ -203,6 +210,13 @@ impl Metrics {
         self.alarms.set([alarm.as_str(), subject], active.map(u64::from));
     }
 
+    /// Counts the events that leave in one way.
+    pub fn events(&self, way: &str) -> EventCounts {
+        let [sent, failed, dropped] =
+            ["sent", "failed", "dropped"].map(|outcome| self.events.of([way, outcome]));
+        EventCounts { sent, failed, dropped }
+    }
+
     /// The handles of one operation of a port.
     pub(super) fn store_call(&self, port: &'static str, operation: &str) -> StoreCall {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,6 +242,17 @@ impl Metrics {
         });
         failing.collect()
     }
+}
+
+/// What became of events that leave in one way.
+#[derive(Clone, Debug)]
+pub struct EventCounts {
+    /// Taken.
+    pub sent: Counter,
+    /// Given up after all tries.
+    pub failed: Counter,
+    /// Not even tried: too many were waiting.
+    pub dropped: Counter,
 }
 
 /// One operation of a port.

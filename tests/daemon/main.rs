@@ -29,6 +29,7 @@ mod damage;
 mod delivery;
 mod disk;
 mod evidence;
+mod events;
 mod fairness;
 mod files;
 mod guard;

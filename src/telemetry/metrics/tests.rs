@@ -49,6 +49,7 @@ fn touched() -> (Metrics, tempfile::TempDir) {
     receipts.sweeper().waiting(Some(1));
     receipts.sweeper().parked(Some(1));
     metrics.alarm(AlarmKind::Depth, "d", Some(true));
+    metrics.events("webhook");
     metrics.troubles("f", Some(&FeedTroubles::default()));
     (metrics, dir)
 }
