@@ -15,6 +15,7 @@
     allow(dead_code, reason = "some of what tests share is for engines that are left out")
 )]
 
+mod alarms;
 mod api;
 mod bundles;
 mod care;
@@ -45,6 +46,8 @@ mod panics;
 #[path = "../pg/mod.rs"]
 mod pg;
 mod promtool;
+#[cfg(feature = "postgres")]
+mod quiet;
 #[cfg(feature = "postgres")]
 mod receipts;
 mod receivers;
