@@ -1,6 +1,6 @@
 //! What the interface for programs shows when somebody asks why: rejected rows, what receivers said, what actors do.
 
-use std::net::SocketAddr;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use postrider_actors::testing::figure;
 use serde_json::{Value, json};
@@ -33,10 +33,10 @@ fn rejected_rows_are_shown_in_pages_and_what_stood_in_them_to_who_may_operate() 
     let (mut text, mut rows) = ("user_id,city\n".to_owned(), Vec::new());
     for row in 1..=300 {
         if row % 2 == 0 {
-            text += &format!("  ,city of {row} {}\n", "x".repeat(250));
+            writeln!(text, "  ,city of {row} {}", "x".repeat(250)).expect("strings take everything");
             rows.push(Row::rejected());
         } else {
-            text += &format!("user-{row},city\n");
+            writeln!(text, "user-{row},city").expect("strings take everything");
             rows.push(Row::new(Kind::Sent, &format!("user-{row}")));
         }
     }
