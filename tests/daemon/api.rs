@@ -27,7 +27,7 @@ pub(crate) const VIEW: &str = "view-0123456789abcdef";
 pub(crate) const OPERATE: &str = "operate-0123456789abc";
 
 /// What a GET answers, which must be 200.
-fn read(address: SocketAddr, path: &str) -> Value {
+pub(crate) fn read(address: SocketAddr, path: &str) -> Value {
     let answer = get(address, &format!("/api/v1{path}"));
     assert_eq!(answer.status, 200, "{path}: {}", answer.body);
     assert!(answer.head.contains("content-type: application/json"), "{path}: {}", answer.head);
@@ -592,7 +592,7 @@ fn other_machines_need_a_token_and_tls() {
         .set("ops.tls_key", format!("file:{}", key.display()))
         .set("ops.allowed_hosts", vec!["postrider.internal"])
         .start_ready();
-    let port = address(&mut world).port();
+    let port = address(&world).port();
     let mut roots = RootCertStore::empty();
     roots.add(own.cert.der().clone()).expect("a certificate");
     let provider = Arc::new(rustls::crypto::ring::default_provider());

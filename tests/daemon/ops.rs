@@ -45,10 +45,10 @@ pub(crate) fn serve(world: &mut World) -> SocketAddr {
     address(world)
 }
 
-pub(crate) fn address(world: &mut World) -> SocketAddr {
+pub(crate) fn address(world: &World) -> SocketAddr {
     // A daemon is ready before its log is written.
     wait_for(LIVENESS, "the line that names the address", || {
-        let log = world.daemon().log_text();
+        let log = world.daemon_log_text();
         let line = log.lines().rfind(|line| line.contains("metrics and health are served"))?;
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
         let found = line.pointer("/fields/address").or_else(|| line.get("address"));

@@ -1,5 +1,5 @@
-//! Fifteen troubles: what the operator sees of each, in `postrider status`, in the alarm and in the log. Each names the cause,
-//! and what to do about it. The table in `docs/operations.md` is made of what these tests see and held against it;
+//! Fifteen troubles: what the operator sees of each, in `postrider status`, in the overview that the page shows, in the alarm and
+//! in the log. Each names the cause, and what to do about it. The table in `docs/operations.md` is made of what these tests see and held against it;
 //! `POSTRIDER_BLESS=1` with one thread writes it anew.
 
 use std::{
@@ -15,8 +15,10 @@ use serde_json::Value;
 #[cfg(feature = "postgres")]
 use crate::pg::{Postgres, Stop};
 use crate::{
+    api::read,
     clock::Wall,
-    support::{LIVENESS, World, disk::SmallDisk, input::Input, scripted::Reply, wait_for},
+    ops::address,
+    support::{LIVENESS, World, disk::SmallDisk, input::Input, scripted::Reply, wait_for, wait_until},
     trouble::{start_as_nobody, status, wait_alarm},
 };
 #[cfg(feature = "aws")]
@@ -24,6 +26,13 @@ use crate::{
     cloud::{Fault, Rule},
     several::{Engines, migrate},
 };
+
+/// A world whose daemon serves its page.
+fn watched() -> World {
+    let mut world = World::new("csv");
+    world.set("ops.listen", "127.0.0.1:0");
+    world
+}
 
 /// What is to be seen of a trouble.
 struct Signs<'a> {
@@ -92,6 +101,17 @@ fn judge(world: &mut World, signs: &Signs<'_>) {
         }
         ceiling["text"].as_str().is_some_and(|text| text.contains(cause)).then_some(ceiling)
     });
+    let said =
+        |ceiling: &Value| [&ceiling["text"], &ceiling["remedy"]].map(|words| words.as_str().map(general));
+    let address = address(world);
+    wait_until(LIVENESS, "the page to say the same as the status", || {
+        let overview = read(address, "/overview");
+        let (page, status) = (said(&overview["ceiling"]), said(&status(world)["ceiling"]));
+        if page != status {
+            println!("page: {page:?}, status: {status:?}");
+        }
+        page == status
+    });
     if let Some(alarm) = alarm {
         wait_alarm(world, alarm, "raised", "");
     }
@@ -127,7 +147,7 @@ fn judge(world: &mut World, signs: &Signs<'_>) {
 
 #[test]
 fn s4_a_receiver_that_is_down() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world
         .set("destinations.support.url", "http://127.0.0.1:9/support")
         .set("destinations.support.concurrency", "auto");
@@ -143,7 +163,7 @@ fn s4_a_receiver_that_is_down() {
 
 #[test]
 fn s4_a_wrong_secret() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.script(|_| Reply::Status(401));
     world.set("destinations.support.concurrency", "auto");
     world.drop_file(Input::csv("a.csv", 600)).start_ready();
@@ -158,7 +178,7 @@ fn s4_a_wrong_secret() {
 
 #[test]
 fn s4_a_wrong_template() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]).set("destinations.support.template", r#"{"name": {{ data.nmae }}}"#);
     world.drop_file(Input::csv("a.csv", 30)).start_ready();
     let signs = Signs {
@@ -172,7 +192,7 @@ fn s4_a_wrong_template() {
 
 #[test]
 fn s4_a_full_disk() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]);
     let Some(disk) = SmallDisk::mount(&world.state(), "64m") else { return };
     world.start_ready();
@@ -189,7 +209,7 @@ fn s4_a_full_disk() {
 
 #[test]
 fn s4_a_pause() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]).start_ready();
     world.postrider(&["pause", "support", "--reason", "they deploy"]).ok();
     world.drop_file(Input::csv("a.csv", 30));
@@ -204,7 +224,7 @@ fn s4_a_pause() {
 
 #[test]
 fn s4_a_closed_window() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     // Of another day, whenever this runs.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
     let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
@@ -217,7 +237,7 @@ fn s4_a_closed_window() {
 
 #[test]
 fn s4_a_receiver_that_fails() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.script(|_| Reply::Status(503));
     world.set("destinations.support.concurrency", "auto");
     world.drop_file(Input::csv("a.csv", 300)).start_ready();
@@ -232,7 +252,7 @@ fn s4_a_receiver_that_fails() {
 
 #[test]
 fn s4_a_rate_that_is_reached() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]).set("destinations.support.rate_per_s", 50).set("destinations.support.burst", 10);
     world.drop_file(Input::csv("a.csv", 3_000)).start_ready();
     let signs = Signs { trouble: "the rate is reached", cause: "rate_per_s = 50", alarm: None, log: None };
@@ -241,7 +261,7 @@ fn s4_a_rate_that_is_reached() {
 
 #[test]
 fn s4_a_watermark() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]).set("destinations.support.rate_per_s", 5).set("destinations.support.burst", 5);
     world.set("outbox.high_watermark", 1_000);
     world.drop_file(Input::csv("a.csv", 20_000)).start_ready();
@@ -256,7 +276,7 @@ fn s4_a_watermark() {
 
 #[test]
 fn s4_a_canary_that_fails() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.script(|request| {
         let fails = request.id.bytes().map(u32::from).sum::<u32>() % 10 < 3;
         Reply::Status(if fails { 500 } else { 200 })
@@ -278,7 +298,7 @@ fn s4_a_canary_that_fails() {
 
 #[test]
 fn s4_no_files() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]).start_ready();
     thread::sleep(Duration::from_millis(500));
     let signs = Signs { trouble: "no file comes", cause: "no files", alarm: None, log: None };
@@ -291,7 +311,7 @@ fn s4_a_file_that_can_not_be_read() {
         eprintln!("SKIPPED: only root can run the daemon as somebody else");
         return;
     }
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]);
     let _daemon = start_as_nobody(&mut world);
     let path = world.staging().join("a.csv");
@@ -310,7 +330,7 @@ fn s4_a_file_that_can_not_be_read() {
 
 #[test]
 fn s4_a_wall_clock_that_jumps() {
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.receive(&[]);
     let wall = Wall::of(&world);
     let command = wall.command();
@@ -332,7 +352,7 @@ fn s4_a_wall_clock_that_jumps() {
 fn s4_sqs_that_is_away() {
     let engines = Engines::start();
     let mut world = engines.world();
-    world.receive(&[]);
+    world.receive(&[]).set("ops.listen", "127.0.0.1:0");
     migrate(&mut world);
     world.start_ready();
     for operation in ["SendMessageBatch", "ReceiveMessage", "DeleteMessageBatch", "GetQueueAttributes"] {
@@ -348,7 +368,7 @@ fn s4_sqs_that_is_away() {
 #[ignore = "needs Postgres (POSTRIDER_POSTGRES): script/test installs it"]
 fn s4_postgres_that_is_away() {
     let postgres = Postgres::start();
-    let mut world = World::new("csv");
+    let mut world = watched();
     world.keep_rows_in(&postgres);
     world.receive(&[]).start_ready();
     postgres.stop(Stop::Fast);
