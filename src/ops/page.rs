@@ -65,7 +65,7 @@ fn answer(request: &HttpRequest, path: &str) -> Result<HttpResponse, Problem> {
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((VARY, "accept-encoding"))
         .insert_header((ETAG, tag.as_str()));
-    let data = if path.ends_with(".js") { without_comments(data) } else { data };
+    let data = if media_type == JAVASCRIPT { without_comments(data) } else { data };
     let headers = request.headers();
     if has(headers, &IF_NONE_MATCH, &tag) {
         return Ok(response.status(actix_web::http::StatusCode::NOT_MODIFIED).finish());
@@ -76,11 +76,13 @@ fn answer(request: &HttpRequest, path: &str) -> Result<HttpResponse, Problem> {
     Ok(response.body(data.into_owned()))
 }
 
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
 /// What may be asked for; licences and notes lie beside it for those who read the source.
 fn media_type(path: &str) -> Option<&'static str> {
     match path.rsplit_once('.')?.1 {
         "html" => Some("text/html; charset=utf-8"),
-        "js" => Some("text/javascript; charset=utf-8"),
+        "js" => Some(JAVASCRIPT),
         "css" => Some("text/css; charset=utf-8"),
         "svg" => Some("image/svg+xml"),
         _ => None,
@@ -172,7 +174,9 @@ mod tests {
         let template = "a(`\n${b('`', { c }) // d\n}\n// e\n`);\n// f `\n/* ' */ g();";
         assert_eq!(begins_in_code(template), [true, false, true, false, false, true, true]);
         let mut comments = 0;
-        for path in Files::iter().filter(|path| path.ends_with(".js") && !path.starts_with("vendor/")) {
+        for path in
+            Files::iter().filter(|path| media_type(path) == Some(JAVASCRIPT) && !path.starts_with("vendor/"))
+        {
             let module = Files::get(&path).unwrap().data;
             let text = str::from_utf8(&module).unwrap();
             for (line, in_code) in text.split('\n').zip(begins_in_code(text)) {
