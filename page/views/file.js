@@ -1,10 +1,11 @@
 // One file: what became of its rows, and what can be ordered.
 import { part } from '../lib/api.js';
 import { by, bytes, clock, count, duration, minute, num, plain, rate, seconds, share } from '../lib/format.js';
+import { usePages } from '../lib/list.js';
 import { html } from '../vendor/preact.js';
 import { to } from '../lib/route.js';
 import { now, useAsk, useLive } from '../lib/store.js';
-import { Because, Cell, Foreign, Icon, Loading, Row, Section, Table, Trouble, signOf, toneOf } from '../lib/ui.js';
+import { Because, Cell, Cut, Foreign, Icon, Loading, Quoted, Row, Section, Table, Trouble, signOf, toneOf } from '../lib/ui.js';
 import { cancel, hold, operable, priority, release, why } from '../lib/verbs.js';
 import { GroupTable } from './dead.js';
 import { Binding } from './destinations.js';
@@ -51,6 +52,16 @@ const ByDestination = ({ to: places, all }) => html`<${Section} title="By destin
     ${TO.slice(1, 5).map(([title]) => html`<${Cell} cls="num" label=${title}>${num(at[title.toLowerCase()])}<//>`)}
     <${Cell} cls="rest">${at.held ? html`<span class="why">${at.held.cause}: ${plain(at.held.reason)}</span> <span class="dim">since ${clock(at.held.since, now())}</span>` : at.closed_until ? html`<span class="why">closed until ${clock(at.closed_until, now())}</span>` : at.retrying + at.pending > 0 ? all.filter((it) => it.name === name).map((it) => html`<${Binding} it=${it} />`) : html`<span class="dim">nothing is left to send</span>`}<//><//>`)}<//><//>`;
 
+const REJECTED = [['Line', 'num'], ['Row', 'num'], ['Reason'], ['How it begins']];
+function Rejected({ file }) {
+  // Asked for anew when the file is read to its end; what it says before is of the rows that were read.
+  const { items, total, next, isLoading, error, again, more } = usePages(`/files/${part(file.id)}/rejects`, {}, file.rows_final);
+  return html`<${Section} title="Rejected rows" note=${num(file.rejected)}><${Trouble} error=${error} again=${again} />
+    ${items.length ? html`<${Table} caption="Rejected rows" cls="t-rejected" columns=${REJECTED} rows=${total + 1}>${items.map((it) => html`<${Row} key=${it.row}>
+      <${Cell} cls="num" label="Line">${num(it.line)}<//><${Cell} cls="num" label="Row">${num(it.row)}<//><${Cell} cls="rest"><${Foreign} text=${it.reason} /><//><${Cell} cls="rest">${operable() ? html`<${Quoted} text=${it.text} isWhole=${it.is_whole} />` : html`<span class="dim">for operators</span>`}<//><//>`)}<//>
+      <${Cut} shown=${items.length} total=${total} what="rejected rows">${next && html`<button class="btn sm r" disabled=${isLoading} onClick=${more}>Show more</button>`}<//>` : isLoading && html`<${Loading} />`}<//>`;
+}
+
 const TITLE = { reading: 'is being read', sending: 'is being sent', held: 'is held', waiting: 'waits for its time', done: 'is done', failed: 'failed' };
 
 export function File({ id }) {
@@ -77,6 +88,7 @@ export function File({ id }) {
     <${Section} title="Balance" note=${file.rows_final ? `${num(file.rows)} rows` : `${num(file.rows)} rows so far`}><${Balance} file=${file} /><//>
     <${Section} title="Way"><${Steps} file=${file} /><//>
     <${ByDestination} to=${data.destinations} all=${live.destinations} />
+    ${file.rejected > 0 && html`<${Rejected} file=${file} />`}
     ${data.dead_groups.length > 0 && html`<${Section} title="Dead letters" note=${num(file.dead)} aside=${html`<a href=${to('dead', null, { file: file.id })}>See and redrive</a>`}><${GroupTable} groups=${data.dead_groups} total=${file.dead} link=${(group) => to('dead', null, { file: group.file, destination: group.destination, reason: group.reason, status: group.status })} /><//>`}
     ${data.receipts && html`<${Section} title="Receipts">${data.receipts.length ? html`<ul class="events">${data.receipts.map((line) => html`<li><${Icon} name=${signOf(line.state)} tone=${toneOf(line.state)} /><span>${line.state}</span><span class="t">${num(line.messages)}</span><p>from ${plain(line.destination)}</p></li>`)}</ul>` : html`<p class="none">None yet.</p>`}<//>`}`;
 }

@@ -154,6 +154,7 @@ fn f29_the_page_lists_10000_files() {
 #[ignore = "needs Chromium and Playwright, which script/test installs"]
 fn f56_f27_the_page_shows_hostile_text_as_text() {
     const ANSWER: &str = "<img src=x onerror=alert('answer')>";
+    const REJECTED: &str = "<img src=x onerror=alert('row')>";
     let recipient = "<script>alert('user')</script>";
     let mut world = World::new("csv");
     world.script(|_| {
@@ -163,14 +164,19 @@ fn f56_f27_the_page_shows_hostile_text_as_text() {
     world.set("destinations.support.storm.percent", 0);
     let address = serve(&mut world);
     let rows = [recipient, "user-2\u{202e}\u{7}"];
-    let bytes = format!("user_id\n{}\n", rows.map(|row| format!("\"{row}\"")).join("\n"));
-    let rows = rows.iter().map(|row| Row::new(Kind::Ok, row)).collect();
+    let bytes = format!("user_id\n{}\n{REJECTED},\n", rows.map(|row| format!("\"{row}\"")).join("\n"));
+    let rows = rows.iter().map(|row| Row::new(Kind::Ok, row)).chain([Row::rejected()]).collect();
     let name = "<img src=x onerror=alert(1)>\u{202e}\u{1b}[31m\n.csv";
     world.drop_file(Input::of(name, bytes, rows)).wait_settled(LIVENESS);
     let shown = "<img src=x onerror=alert(1)>\\u{202e}\\u{1b}[31m\\n.csv";
-    drive(&world, address, "text", &[("name", shown), ("recipient", recipient), ("answer", "")]);
+    drive(
+        &world,
+        address,
+        "text",
+        &[("name", shown), ("recipient", recipient), ("answer", ANSWER), ("row", REJECTED)],
+    );
     figure(
-        "markup and control characters in a file's name, a user id and an answer: shown as text, no script ran",
+        "markup and control characters in a file's name, a user id, a rejected row and an answer: shown as text, no script ran",
     );
     world.daemon().kill();
 }

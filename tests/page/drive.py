@@ -221,18 +221,25 @@ def many(it, total):
     it.see(".foot", "Showing 1 of ")
 
 
-def text(it, name, recipient, answer):
-    """F27, F56: what a file is called, who a row is for and what a receiver answers is shown as text."""
+def text(it, name, recipient, answer, row):
+    """F27, F56: what a file is called, who a row is for, what is rejected and what a receiver answers is shown as text."""
     for view in ["now", "files"]:
         it.go(view)
         it.see("#view", name)
+    it.page.locator("#view .row .name").first.click()
+    rejected = "section[aria-label='Rejected rows']"
+    for words in [row, "4"]:
+        it.see(f"{rejected} .row", words)
+    it.see(f"{rejected} .foot", "Showing 1 of 1 rejected rows")
+    it.shot("rejected")
     it.go("dead")
     it.see("#view .t-letters", recipient)
     it.see("#view .t-letters", name)
-    if answer:
-        it.see("#view .t-letters", answer)
+    for table in [".t-groups", ".t-letters"]:
+        it.see(f"#view {table}", answer)
     it.page.locator("#view .t-letters .name").first.click()
     it.see("#view", recipient)
+    it.see("#view .ev", answer)
     for view in VIEWS:
         it.go(view)
         it.page.wait_for_timeout(500)
