@@ -37,6 +37,7 @@ mod state_dir;
 mod status;
 mod stores;
 mod tables;
+mod traces;
 mod tree;
 pub(crate) mod troubles;
 mod watch;
@@ -158,6 +159,7 @@ pub fn run(
         arbiters: arbiters.iter().map(Arbiter::handle).collect(),
         workers,
         places: Mutex::default(),
+        exporter: Mutex::default(),
     });
     runtime.spawn(machine.beat("runtime"));
     for (number, arbiter) in arbiters.iter().enumerate() {
@@ -364,7 +366,7 @@ async fn stop(
     machine.notify(Notifier::stopping);
     tracing::info!(timeout_ms = timeout.as_millis() as u64, "draining");
     let end = tokio::time::timeout(timeout, generation.end());
-    match unless_hurried(end, signals, &mut true).await {
+    let exit = match unless_hurried(end, signals, &mut true).await {
         Some(Ok(exit)) => {
             tracing::info!(?exit, "drained");
             exit
@@ -373,8 +375,11 @@ async fn stop(
             tracing::error!("the drain took longer than shutdown.timeout; what is in flight is resent later");
             Exit::Software
         }
-        None => Exit::Failed,
-    }
+        None => return Exit::Failed,
+    };
+    // Outside of the drain: a collector that does not answer must not make a failure of it.
+    unless_hurried(traces::post_last(machine), signals, &mut true).await;
+    exit
 }
 
 /// Does `work` to its end, unless the operator asks to stop for the second time; `is_to_stop` says whether it was asked

@@ -69,7 +69,7 @@ async fn deliver(secrets: &[&str], messages: &[MessageId], body: &[u8], age: Dur
         several => RequestId::Bundle(BundleId::derive(several)),
     };
     let (at, content_type) = (UnixMs(at.as_millis() as u64), "application/json");
-    let request = WebhookRequest { id, messages, at, content_type, body };
+    let request = WebhookRequest { id, messages, at, content_type, body, trace: None };
     let (received, outcome) = tokio::join!(receive, webhook.send(request));
     assert_eq!(outcome.outcome, Outcome::Sent { status: 204 });
     received

@@ -48,6 +48,7 @@ use crate::{
         roster::{Incoming, Roster},
         suspect::{Pace, is_condemned},
         time::{MonoMs, UnixMs},
+        trace::TraceParent,
     },
     ports::{FirstTurns, InFlight, Release, StoreError, Want, Webhook},
     supervision::{ChildId, Drain, Fault, Stage},
@@ -258,6 +259,8 @@ struct WebhookBatch {
     rate: Option<FileRate>,
     /// Enough of its file waits here for that rate.
     crowded: bool,
+    /// What its requests carry, if anybody collects traces.
+    trace: Option<TraceParent>,
     /// What the receiver said of messages that are not recorded yet, by index …
     said: Mutex<HashMap<u32, Said>>,
     /// … and its different answers to those that failed, as far as they are kept.
@@ -521,7 +524,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
         let keys = self.keys(destination, &lease, &rows, &open);
         let charged: Vec<_> = lease.charged.keys().copied().collect();
         let pace = Pace::of(lease.losses);
-        let header = lease.header.clone();
+        let (header, trace) = (lease.header.clone(), self.worker.trace_parent(&lease));
         let lease = Lease { payload: bytes::Bytes::new(), open: Vec::new(), ..lease };
         let (failed, held) = (AtomicBool::new(false), AtomicBool::new(false));
         let (draws, said) = (Draws(rand::rng().random()), Mutex::default());
@@ -543,6 +546,7 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
             held,
             rate,
             crowded,
+            trace,
             said,
             answers: Mutex::default(),
         });

@@ -279,6 +279,17 @@ crate::settings! {
         command: Vec<String> = given("[]", command);
     }
 
+    /// Traces for OpenTelemetry: a span for each batch, from its lease to the end of that, and a header `traceparent` (W3C Trace
+    /// Context) on its requests. All batches of a file are in one trace, whose id is the file's.
+    TracingKeys {
+        /// Where a collector takes OTLP over HTTP; /v1/traces is appended. Without it nothing is traced, and no request has the
+        /// header. Nothing is taken from OTEL_… variables.
+        endpoint: Option<Url> = unset("\"http://127.0.0.1:4318\"", collector);
+        /// Files that are traced, of a hundred on average, chosen by their ids: all machines choose alike. Requests of the
+        /// others have a `traceparent` that says so.
+        sample_percent: u32 = integer(100, 0..=100, "per cent");
+    }
+
     /// The backlog. 1000, a common bound elsewhere, suits a queue that should be empty; here a file of a million rows
     /// is normal, and a backlog close to `outbox.high_watermark`, where intake pauses.
     DepthAlarm {
@@ -425,6 +436,15 @@ fn steps(section: &mut Section<'_>, key: &'static str) -> Vec<(u64, Duration)> {
         section.reader().note(&section.key(key), None, advice);
     }
     pairs
+}
+
+fn collector(section: &mut Section<'_>, key: &'static str) -> Option<Url> {
+    let url = web_address(section, key)?;
+    if url.path().trim_end_matches('/').ends_with("/v1/traces") {
+        let advice = "write the address without /v1/traces, which is appended";
+        section.reader().note(&section.key(key), Some(shown_text(url.as_str())), advice);
+    }
+    Some(url)
 }
 
 /// An address to listen at; `None` for "".

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use postrider_actors::{
-    flow::{Bell, ConfiguredTraffic, Gate},
+    flow::{Bell, ConfiguredTraffic, Gate, Tracing},
     model::{
         ahead::Rank,
         order::OrderingKey,
@@ -72,6 +72,7 @@ impl Webhooks {
         machine: &Arc<Machine>,
         config: &Config,
         queued: &[Bell],
+        tracing: Option<Tracing>,
     ) -> (ChildSpec, Vec<LimitedGate>) {
         let mut gates = Vec::new();
         let mut gate = |name: &str, rate_per_s: u32, burst: u32| {
@@ -125,7 +126,7 @@ impl Webhooks {
             };
             DeliverySetup {
                 destinations: destinations.iter().enumerate().map(ranked).collect(),
-                worker: machine.worker(id, &queued[worker], lease),
+                worker: machine.worker(id, &queued[worker], lease, tracing.clone()),
                 unrecorded: Rank { worker, workers }.share(record).max(1),
                 traffic: machine.traffic.clone(),
                 in_flight: machine.in_flight.clone(),

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
+use postrider_otlp::ExporterError;
 use postrider_sqlite::{LockError, OpenError};
 
 use crate::exit::Exit;
@@ -65,6 +66,9 @@ pub enum StartError {
         /// What is wrong.
         problems: String,
     },
+    /// Spans can't be exported.
+    #[error("tracing.endpoint: {0}")]
+    Tracing(#[from] ExporterError),
     /// The system refuses threads, signals or file descriptors.
     #[error("the system refuses {what}: {error}")]
     System {
@@ -83,12 +87,14 @@ impl StartError {
             Self::Lock(LockError::Held(_))
             | Self::Source { .. }
             | Self::Destination { .. }
+            | Self::Tracing(ExporterError::NoRoots)
             | Self::Engine { may_pass: false, .. } => Exit::Config,
             Self::Ops { error, .. } | Self::Receipts { error, .. } => of_configured(error),
             Self::Engine { may_pass: true, .. }
             | Self::Store(OpenError::Unavailable { .. })
             | Self::Lock(LockError::Io { .. })
             | Self::Node { .. }
+            | Self::Tracing(ExporterError::Thread(_))
             | Self::System { .. } => Exit::TryLater,
             Self::Store(error) => error.into(),
         }

@@ -10,7 +10,7 @@ use std::{mem, sync::Arc, time::Duration};
 use postrider_actors::{
     canary_judge::{CanaryJudge, CanaryJudgeSetup},
     coordinator::{CarrySetup, Coordinator},
-    flow::{Bell, Speaker},
+    flow::{Bell, Speaker, Tracing},
     model::{backoff::Backoff, restart::RestartPolicy},
     supervision::{ChildSpec, Parking, Strategy, Supervisor, SupervisorSettings},
     sweeper::{Sweeper, SweeperSetup},
@@ -27,6 +27,7 @@ use super::{
     receipts::Receipts,
     stores::Carried,
     tables::Tables,
+    traces::Traces,
     tree::{Tree, end_all, first_end},
 };
 use crate::{
@@ -62,6 +63,7 @@ pub(super) struct Parts {
     tables: Tables,
     receipts: Receipts,
     events: Receivers,
+    traces: Traces,
 }
 
 impl Parts {
@@ -73,6 +75,7 @@ impl Parts {
             tables: Tables::build(machine, resolved).await?,
             receipts: Receipts::build(machine, resolved).await?,
             events: Receivers::build(resolved)?,
+            traces: Traces::build(machine, resolved)?,
         })
     }
 }
@@ -161,7 +164,9 @@ impl Generation {
             old.ask_to_end(self.leave_timeout);
         }
         self.leaving.append(&mut self.delivery);
-        let specs = delivery(machine, config, parts.webhooks, parts.tables, number);
+        let tracing = parts.traces.tracing.clone();
+        let specs = delivery(machine, config, (parts.webhooks, parts.tables), tracing, number);
+        parts.traces.install(machine);
         self.delivery.push(tree("delivery", specs, settings.clone()));
 
         let (within, sweeper) = (self.drain_timeout, sweeper(machine, config, &parts.feeds));
@@ -275,15 +280,15 @@ fn parked(settings: &SupervisorSettings, machine: &Machine, feed: &Arc<str>) -> 
 fn delivery(
     machine: &Arc<Machine>,
     config: &Config,
-    webhooks: Webhooks,
-    tables: Tables,
+    (webhooks, tables): (Webhooks, Tables),
+    tracing: Option<Tracing>,
     number: u64,
 ) -> Vec<ChildSpec> {
     let workers: Vec<_> = (0..webhooks.workers() + tables.workers()).map(|_| Bell::default()).collect();
     machine.workers.replace(workers.clone());
     let (of_webhooks, of_tables) = workers.split_at(webhooks.workers());
-    let (webhook_delivery, mut gates) = webhooks.spec(machine, config, of_webhooks);
-    let (table_delivery, statement_gates) = tables.spec(machine, config, of_tables);
+    let (webhook_delivery, mut gates) = webhooks.spec(machine, config, of_webhooks, tracing.clone());
+    let (table_delivery, statement_gates) = tables.spec(machine, config, of_tables, tracing);
     gates.extend(statement_gates);
     // While two of them share a rate they are two processes: no two living ones may have the same name.
     let shares = machine.stores.carried.as_ref().map(|Carried { shares, .. }| RateShares {

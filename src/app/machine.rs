@@ -11,14 +11,15 @@ use std::{
 use actix_rt::ArbiterHandle;
 use postrider_actors::{
     flow::{
-        Bell, Bells, FileRates, HeldFeeds, Places, Progress, ProgressBoard, TrafficControl, TroubleBoard,
-        WorkerSetup,
+        Bell, Bells, FileRates, HeldFeeds, Places, Progress, ProgressBoard, Tracing, TrafficControl,
+        TroubleBoard, WorkerSetup,
     },
     model::time::MonoMs,
     ports::{Clock, InFlight},
     supervision::{ActorBoard, ChildId},
 };
 use postrider_http::receipts::HttpReceipts;
+use postrider_otlp::Exporter;
 use tokio::sync::RwLock;
 
 use super::{announcer::Announcer, error::StartError, stores::Stores};
@@ -78,6 +79,8 @@ pub(super) struct Machine {
     pub(super) file_rates: FileRates,
     /// How many statements may be in flight at once, by warehouse; the same holds for them.
     pub(super) places: Mutex<BTreeMap<String, Places>>,
+    /// What posts the spans of the configuration in use.
+    pub(super) exporter: Mutex<Option<Arc<Exporter>>>,
 }
 
 impl Machine {
@@ -110,8 +113,15 @@ impl Machine {
     }
 
     /// What the worker `id` has in common with every other, which `queued` wakes.
-    pub(super) fn worker(&self, id: &ChildId, queued: &Bell, lease: Duration) -> WorkerSetup {
+    pub(super) fn worker(
+        &self,
+        id: &ChildId,
+        queued: &Bell,
+        lease: Duration,
+        tracing: Option<Tracing>,
+    ) -> WorkerSetup {
         WorkerSetup {
+            tracing,
             born: self.born,
             queue: self.stores.queue.clone(),
             ledger: self.stores.ledger.clone(),

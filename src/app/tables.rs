@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use postrider_actors::{
-    flow::{Bell, Gate},
+    flow::{Bell, Gate, Tracing},
     ports::Table,
     supervision::ChildSpec,
     table_delivery::{StatementGates, TableDelivery, TableDeliverySetup, TableDestination},
@@ -52,6 +52,7 @@ impl Tables {
         machine: &Arc<Machine>,
         config: &Config,
         queued: &[Bell],
+        tracing: Option<Tracing>,
     ) -> (Option<ChildSpec>, Vec<LimitedGate>) {
         if self.workers == 0 {
             return (None, Vec::new());
@@ -80,7 +81,7 @@ impl Tables {
             };
             TableDeliverySetup {
                 destinations: destinations.iter().enumerate().map(share_of_each).collect(),
-                worker: machine.worker(id, &queued[worker], lease),
+                worker: machine.worker(id, &queued[worker], lease, tracing.clone()),
                 in_flight: machine.in_flight.clone(),
                 alone: machine.alone.clone(),
             }

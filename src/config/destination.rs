@@ -16,7 +16,7 @@ use postrider_http::webhook::{self, WebhookKeys};
 
 /// The longest inline template or template file, in bytes: it is stored with the batches.
 pub(super) const TEMPLATE_BYTES_MAX: usize = 64 << 10;
-/// Headers per destination: they make every request longer.
+/// Headers of a client: they make every request longer.
 const HEADERS_MAX: usize = 32;
 
 /// An address and a media type that are fine, where only headers are in question.
@@ -367,7 +367,8 @@ fn template(section: &Section<'_>, settings: &WebhookKeys) -> TemplateSource {
     }
 }
 
-fn headers(section: &mut Section<'_>) -> Vec<Header> {
+/// The headers of a client, `[….headers]`.
+pub(super) fn headers(section: &mut Section<'_>) -> Vec<Header> {
     let reader = section.reader();
     let key = section.key("headers");
     let items = section.private_texts("headers");

@@ -3,7 +3,7 @@
 use postrider_settings::{
     AlarmEvents, Aws, Batch, Canary, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory,
     Dynamodb, FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page,
-    Pools, Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, Warehouse,
+    Pools, Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, TracingKeys, Warehouse,
 };
 
 use postrider_actors::model::conditions::TermKeys;
@@ -56,6 +56,14 @@ pub fn default_toml() -> String {
         .table::<FailuresAlarm>("alarms.failures")
         .table::<LatencyAlarm>("alarms.latency")
         .table::<DeadAlarm>("alarms.dead")
+        .table::<TracingKeys>("tracing")
+        .heading(
+            "tracing.headers",
+            &[
+                "Headers that each request to the collector carries, up to 32. A value may be kept elsewhere, as secrets are;",
+                "authorization and cookie must. For example: x-api-key = \"credential:tracing-key\".",
+            ],
+        )
         .table::<Ledger>("ledger")
         .table::<Postgres>("ledger.postgres")
         .table::<Receipts>("receipts");

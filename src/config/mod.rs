@@ -36,7 +36,7 @@ pub use postrider_settings::{
     Delivery, DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format,
     LatencyAlarm, Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin, Outbox,
     Pools, Postgres, Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource,
-    Shutdown, Sqs, State, Tls, Warehouse, WarehouseDialect,
+    Shutdown, Sqs, State, Tls, TracingKeys, Warehouse, WarehouseDialect,
 };
 pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};
@@ -87,6 +87,8 @@ pub struct Config {
     pub ops: Ops,
     /// `[alarms]`
     pub alarms: Alarms,
+    /// `[tracing]`
+    pub tracing: Tracing,
     /// `[ledger]`
     pub ledger: Ledger,
     /// `[ledger.postgres]`
@@ -101,6 +103,23 @@ pub struct Config {
     pub feeds: Vec<Feed>,
     /// `[destinations.NAME]`, by name.
     pub destinations: Vec<Destination>,
+}
+
+/// Who collects traces, if anybody does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// Its keys.
+    pub settings: TracingKeys,
+    /// Headers that each request to the collector carries.
+    pub headers: Vec<Header>,
+}
+
+impl Deref for Tracing {
+    type Target = TracingKeys;
+
+    fn deref(&self) -> &TracingKeys {
+        &self.settings
+    }
 }
 
 /// A table with a name of the operator's choice.
@@ -313,6 +332,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
     let mut outbox = root.section("outbox");
     let mut queue = root.section("queue");
     let mut alarms = root.section("alarms");
+    let mut tracing = root.section("tracing");
     let mut ledger = root.section("ledger");
     let mut receipts = root.section("receipts");
     let alarm_events = AlarmEvents::read(&mut alarms);
@@ -344,6 +364,10 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
             latency: LatencyAlarm::read_table(&mut alarms, "latency"),
             dead: DeadAlarm::read_table(&mut alarms, "dead"),
         },
+        tracing: Tracing {
+            settings: TracingKeys::read(&mut tracing),
+            headers: destination::headers(&mut tracing),
+        },
         outbox: outbox_keys,
         ledger: ledger_keys,
         postgres: Postgres::read_table(&mut ledger, "postgres"),
@@ -356,7 +380,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
         feeds: named(root, "feeds", feed),
         destinations: named(root, "destinations", destination::destination),
     };
-    for section in [outbox, queue, alarms, ledger, receipts, tree] {
+    for section in [outbox, queue, alarms, tracing, ledger, receipts, tree] {
         section.finish();
     }
     config

@@ -23,7 +23,7 @@ use postrider_http::{
 use postrider_net::tls::{Identity, IdentityError};
 
 use super::{
-    Config, HeaderValue, HttpAuth, LedgerKind, Ops, Problem, Problems, ReceiptSource, SecretSource,
+    Config, Header, HeaderValue, HttpAuth, LedgerKind, Ops, Problem, Problems, ReceiptSource, SecretSource,
     SourceKind, TemplateSource, Webhook,
     checks::{shared_secret, unfit_for_events, unfit_template},
     destination::TEMPLATE_BYTES_MAX,
@@ -49,6 +49,8 @@ pub struct Resolved {
     pub receipt_secrets: BTreeMap<String, Vec<SecretString>>,
     /// What the ops server shows, and what is to be brought to it.
     pub ops: OpsSecrets,
+    /// The headers of requests to the collector of traces, names in lower case.
+    pub tracing_headers: Vec<(String, SecretString)>,
 }
 
 /// Where databases are. Each is an address as libpq has it, `postgres://USER:PASSWORD@HOST/DATABASE`.
@@ -145,8 +147,12 @@ impl Config {
         let addresses = resolver.addresses(&self);
         let receipt_secrets = resolver.receipt_secrets(&self.receipt_sources);
         let ops = resolver.ops(&self.ops);
+        let tracing_headers = resolver.headers("tracing", &self.tracing.headers);
+        if let Some(endpoint) = &self.tracing.endpoint {
+            resolver.check_head("tracing", endpoint.as_str(), &tracing_headers, postrider_otlp::CONTENT_TYPE);
+        }
         Problems::check(&self.file, resolver.problems)?;
-        Ok(Resolved { config: self, materials, addresses, receipt_secrets, ops })
+        Ok(Resolved { config: self, materials, addresses, receipt_secrets, ops, tracing_headers })
     }
 }
 
@@ -215,24 +221,10 @@ impl Resolver<'_> {
     fn materials(&mut self, name: &str, destination: &Webhook) -> Materials {
         let section = join("destinations", name);
         let secrets = self.secrets(&join(&section, "secrets"), &destination.secrets, true);
-        let mut headers = Vec::new();
-        for header in &destination.headers {
-            let value = match &header.value {
-                HeaderValue::Literal(text) => Some(SecretString::from(text.clone())),
-                HeaderValue::Secret(source) => {
-                    self.secret(&join(&join(&section, "headers"), &header.name), source)
-                }
-            };
-            headers.extend(value.map(|value| (header.name.clone(), value)));
-        }
+        let mut headers = self.headers(&section, &destination.headers);
         let authorization = self.authorization(&section, destination);
         headers.extend(authorization.map(|value| ("authorization".to_owned(), value)));
-        let exposed: Vec<_> =
-            headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
-        for problem in webhook::validate(destination.url.as_str(), &exposed, &destination.content_type) {
-            let advice = format!("{}; {}", problem.found, problem.allowed);
-            self.note(&format!("{section}.{}", problem.key), None, advice);
-        }
+        self.check_head(&section, destination.url.as_str(), &headers, &destination.content_type);
         Materials {
             secrets,
             headers,
@@ -241,6 +233,36 @@ impl Resolver<'_> {
             client: destination.client_cert_file.as_deref().zip(destination.client_key.as_ref()).and_then(
                 |(path, key)| self.client(&section, ("client_cert_file", path), ("client_key", key)),
             ),
+        }
+    }
+
+    /// The headers of a client, with their values.
+    fn headers(&mut self, section: &str, headers: &[Header]) -> Vec<(String, SecretString)> {
+        let value = |header: &Header| {
+            let value = match &header.value {
+                HeaderValue::Literal(text) => SecretString::from(text.clone()),
+                HeaderValue::Secret(source) => {
+                    self.secret(&join(&join(section, "headers"), &header.name), source)?
+                }
+            };
+            Some((header.name.clone(), value))
+        };
+        headers.iter().filter_map(value).collect()
+    }
+
+    /// What can't be the head of a request.
+    fn check_head(
+        &mut self,
+        section: &str,
+        url: &str,
+        headers: &[(String, SecretString)],
+        content_type: &str,
+    ) {
+        let exposed: Vec<_> =
+            headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+        for problem in webhook::validate(url, &exposed, content_type) {
+            let advice = format!("{}; {}", problem.found, problem.allowed);
+            self.note(&format!("{section}.{}", problem.key), None, advice);
         }
     }
 

@@ -1,6 +1,7 @@
 mod engines;
 mod ledger;
 mod requests;
+mod tracing;
 
 use std::{collections::BTreeSet, time::Duration};
 

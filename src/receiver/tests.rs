@@ -180,7 +180,16 @@ async fn send_bundle(
     let body = format!("[{}]", bodies.join(","));
     let id = RequestId::Bundle(BundleId::derive(&messages));
     let (at, content_type) = (UnixMs(now_ms()), "application/json");
-    webhook.send(WebhookRequest { id, messages: &messages, at, content_type, body: body.as_bytes() }).await
+    webhook
+        .send(WebhookRequest {
+            id,
+            messages: &messages,
+            at,
+            content_type,
+            body: body.as_bytes(),
+            trace: None,
+        })
+        .await
 }
 
 #[tokio::test]

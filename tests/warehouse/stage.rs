@@ -230,6 +230,7 @@ impl World {
             destinations: self.destinations.clone(),
             worker: WorkerSetup {
                 born: postrider_actors::model::time::MonoMs(0),
+                tracing: None,
                 queue: self.store.clone(),
                 ledger: self.ledger.clone(),
                 steering: Arc::new(MemoryStore::new()),

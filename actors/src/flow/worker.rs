@@ -5,7 +5,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Bell, Bells, Progress, insist, log_rates};
+use super::{Bell, Bells, Progress, Tracing, insist, log_rates, spans::OpenSpans};
 use crate::{
     model::{
         hold::HeldFile,
@@ -14,6 +14,7 @@ use crate::{
         terms::Terms,
         throughput::ThroughputLog,
         time::{MonoMs, UnixMs},
+        trace::{LeaseEnd, TraceParent},
     },
     ports::{
         Clock, ItemOutcome, Lease, LeaseRequest, Ledger, Queue, Release, Settled, Settlement, Steering,
@@ -50,6 +51,8 @@ pub struct WorkerSetup {
     pub lease: Duration,
     /// When the process was born.
     pub born: MonoMs,
+    /// Where the batches' spans go, if anybody collects traces.
+    pub tracing: Option<Tracing>,
     /// Sign of life.
     pub progress: Progress,
 }
@@ -101,18 +104,34 @@ pub struct Worker {
     holder: Arc<str>,
     closing: watch::Sender<bool>,
     throughput: Mutex<ThroughputLog>,
+    spans: Option<OpenSpans>,
 }
 
 impl Worker {
     /// `holder` names this life of it.
     pub fn new(setup: WorkerSetup, holder: &str) -> Self {
         let throughput = Mutex::new(ThroughputLog::new(setup.clock.mono()));
-        Self { setup, holder: holder.into(), closing: watch::Sender::new(false), throughput }
+        let open_spans = |tracing| OpenSpans::new(tracing, setup.clock.clone());
+        let spans = setup.tracing.clone().map(open_spans);
+        Self { setup, holder: holder.into(), closing: watch::Sender::new(false), throughput, spans }
     }
 
     /// The time.
     pub fn clock(&self) -> &dyn Clock {
         &*self.setup.clock
+    }
+
+    /// What the requests of a lease carry, if anybody collects traces.
+    pub fn trace_parent(&self, lease: &Lease) -> Option<TraceParent> {
+        self.spans.as_ref().map(|spans| spans.parent(lease))
+    }
+
+    fn end_spans(&self, tokens: impl IntoIterator<Item = LeaseToken>, end: LeaseEnd) {
+        if let Some(spans) = &self.spans {
+            for token in tokens {
+                spans.end(token, end);
+            }
+        }
     }
 
     /// Wakes the loop that leases.
@@ -218,6 +237,9 @@ impl Worker {
                         want.messages = want.messages.saturating_sub(lease.due_count(now));
                         want.batches = want.batches.saturating_sub(1);
                     }
+                    if let Some(spans) = &self.spans {
+                        spans.begin(&lease);
+                    }
                     strategy.take(lease);
                 }
                 wants.retain(|want| want.messages > 0 && want.batches > 0);
@@ -245,6 +267,7 @@ impl Worker {
                 if let ItemOutcome::Permanent(why) = outcome
                     && strategy.forget(token)
                 {
+                    self.end_spans([token], LeaseEnd::Lost);
                     tracing::warn!(batch = %token.batch, why, "the lease is lost; its new holder delivers the rest");
                 }
             }
@@ -262,6 +285,9 @@ impl Worker {
         let settle = || self.setup.ledger.settle(settlements.to_vec());
         let settled = self.insist("recording outcomes", settle).await?;
         failpoint!("settle.after");
+        if let Some(spans) = &self.spans {
+            spans.settled(settlements, &settled);
+        }
         note(&settled);
         let (mut ended, mut stale, mut is_due_again, mut recorded) = (Vec::new(), Vec::new(), false, 0);
         for (settlement, settled) in settlements.iter().zip(settled) {
@@ -306,6 +332,8 @@ impl Worker {
             return Ok(());
         }
         self.insist("giving leases back", || self.setup.queue.release(tokens, how)).await?;
+        let end = if how == Release::Lost { LeaseEnd::Lost } else { LeaseEnd::Returned };
+        self.end_spans(tokens.iter().copied(), end);
         self.hand_over();
         Ok(())
     }
@@ -427,6 +455,7 @@ mod tests {
             successors: Bells::default(),
             lease: LEASE,
             born: MonoMs(0),
+            tracing: None,
             progress: ProgressBoard::default().mark("worker"),
         };
         let worker = Worker::new(setup, "w");

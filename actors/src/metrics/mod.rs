@@ -107,6 +107,7 @@ pub struct StageMetrics {
     rate_granted: Counters<1>,
     rate_limit: Gauges<1>,
     restarts: Counters<2>,
+    spans: Counters<1>,
     /// By actor and what it is part of: what is counted can't be listed.
     restarted: Arc<Mutex<BTreeMap<String, u64>>>,
 }
@@ -248,8 +249,19 @@ impl StageMetrics {
                 ["actor", "of"],
                 "Actors that failed and are restarted",
             ),
+            spans: Counters::register(
+                to,
+                "spans",
+                ["outcome"],
+                "Spans of batches, by whether the collector took them",
+            ),
             restarted: Arc::default(),
         }
+    }
+
+    /// The handles of who exports spans.
+    pub fn spans(&self) -> SpanMetrics {
+        SpanMetrics { exported: self.spans.of(["exported"]), dropped: self.spans.of(["dropped"]) }
     }
 
     /// A feed's handles.
@@ -513,6 +525,15 @@ struct DestinationHandles {
     suspect: Gauge,
     retry_tokens: Gauge,
     leases: Gauge,
+}
+
+/// What becomes of spans.
+#[derive(Clone, Debug)]
+pub struct SpanMetrics {
+    /// The collector took them.
+    pub exported: Counter,
+    /// There was no room for them, or the collector did not take them.
+    pub dropped: Counter,
 }
 
 /// The verdicts of one settlement, counted.

@@ -55,6 +55,7 @@ pub mod terms;
 pub mod throughput;
 pub mod time;
 pub mod timestamp;
+pub mod trace;
 pub mod traffic;
 pub mod trouble;
 pub mod window;

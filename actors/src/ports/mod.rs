@@ -18,6 +18,7 @@ mod queue;
 mod rates;
 mod receipt_source;
 mod receipts;
+mod spans;
 mod steering;
 mod table;
 mod transport;
@@ -40,6 +41,7 @@ pub use receipt_source::{Polled, ReceiptSource};
 pub use receipts::{
     Applied, Arrival, ReceiptLedger, ReceiptRejects, Reread, SourceCursor, StatusChange, Taken,
 };
+pub use spans::SpanSink;
 pub use steering::{Ended, LimitsSet, Steering};
 pub use table::{Table, TableError};
 pub use transport::{Handle, Hint, Outgoing, QueueDepth, Received, Transport, TransportLimits};

@@ -4,6 +4,7 @@ use crate::model::{
     ids::{MessageId, RequestId},
     outcome::Outcome,
     time::UnixMs,
+    trace::TraceParent,
 };
 
 /// One request: an attempt at one message, or at several in a JSON array.
@@ -19,13 +20,15 @@ pub struct WebhookRequest<'a> {
     pub content_type: &'a str,
     /// The body; a message's is the same at every attempt (I4).
     pub body: &'a [u8],
+    /// Sent as `traceparent`, if anybody collects traces.
+    pub trace: Option<&'a TraceParent>,
 }
 
 impl<'a> WebhookRequest<'a> {
     /// With one message.
     pub fn of_one(message: &'a MessageId, at: UnixMs, content_type: &'a str, body: &'a [u8]) -> Self {
         let messages = std::slice::from_ref(message);
-        Self { id: (*message).into(), messages, at, content_type, body }
+        Self { id: (*message).into(), messages, at, content_type, body, trace: None }
     }
 }
 

@@ -123,6 +123,7 @@ impl World {
             destinations: TABLES.iter().zip(&tables).map(destination).collect(),
             worker: WorkerSetup {
                 born: MonoMs(0),
+                tracing: None,
                 queue: store.clone(),
                 ledger: ledger.clone(),
                 steering: Arc::new(MemoryStore::new()),

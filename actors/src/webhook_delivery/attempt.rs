@@ -203,7 +203,9 @@ impl WebhookStrategy {
         let at = self.worker.clock().wall();
         let content_type = &batch.lease.header.content_type;
         let begun = Instant::now();
-        let answer = destination.webhook.send(WebhookRequest { id, messages, at, content_type, body }).await;
+        let trace = batch.trace.as_ref();
+        let request = WebhookRequest { id, messages, at, content_type, body, trace };
+        let answer = destination.webhook.send(request).await;
         destination.metrics.attempted(begun.elapsed());
         self.note_failure(&destination.name, &answer);
         failpoint!("attempt.after");

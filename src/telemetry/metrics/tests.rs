@@ -28,7 +28,7 @@ fn touched() -> (Metrics, tempfile::TempDir) {
     drop((stages.feed("f"), stages.queue(), stages.leases_lost(), stages.gate("all").granted()));
     stages.ended("d", CountChange { unsent: 1, cancelled: 1, ..CountChange::default() });
     stages.gate("all").limit(NonZeroU32::new(1).into());
-    drop((stages.restarts("parser", None), stages.destination("d").worker(1)));
+    drop((stages.restarts("parser", None), stages.destination("d").worker(1), stages.spans()));
     metrics.api.record("sqs", "SendMessageBatch", CallOutcome::Ok, Duration::from_millis(1), 10);
     metrics.capacity.add("t", Some("OutstandingAllTopics"), 0.5);
     metrics.backlog.open("d", Some(1));

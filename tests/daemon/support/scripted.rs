@@ -186,10 +186,10 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-type Head = (String, HashMap<String, String>, usize);
+pub(crate) type Head = (String, HashMap<String, String>, usize);
 
 /// The path, the headers and the body's length; `None` at the end of the connection.
-fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
+pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);

@@ -84,6 +84,9 @@ impl Http2Template {
         if !signatures.is_empty() {
             put(WEBHOOK_SIGNATURE, &signatures, false)?;
         }
+        if let Some(trace) = request.trace {
+            put(TRACEPARENT, trace.as_bytes(), true)?; // the same for all of a batch
+        }
         let mut digits = itoa::Buffer::new();
         put(CONTENT_LENGTH, digits.format(request.body.len()).as_bytes(), false)?;
         Ok(head)
@@ -93,6 +96,8 @@ impl Http2Template {
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+/// W3C Trace Context, section 3.2.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// `msg_`, 32 hex digits, `_`, up to 20 digits of a row; a bundle's is shorter.
 const ID_BYTES: usize = 4 + 32 + 1 + 20;
@@ -138,6 +143,10 @@ impl RequestTemplate {
             out.extend_from_slice(if index == 0 { b"\r\nwebhook-signature: " } else { b" " });
             key.sign(id, timestamp, request.body, out);
         }
+        if let Some(trace) = request.trace {
+            out.extend_from_slice(b"\r\ntraceparent: ");
+            out.extend_from_slice(trace.as_bytes());
+        }
         let mut digits = itoa::Buffer::new();
         out.extend_from_slice(b"\r\ncontent-length: ");
         out.extend_from_slice(digits.format(request.body.len()).as_bytes());
@@ -176,6 +185,7 @@ mod tests {
     use postrider_actors::model::{
         ids::{BundleId, FileId, MessageId},
         time::UnixMs,
+        trace::{SpanId, TraceId, TraceParent},
     };
     use postrider_settings::{Keys as _, Retry};
     use proptest::prelude::*;
@@ -230,7 +240,9 @@ mod tests {
         let settings = settings("https://example.com:8080/a%20b?c=d", &["a", "b"]);
         let id = MessageId { file: FileId([0xab; 16]), row: 17 };
         let at = UnixMs(1_700_000_000_999);
+        let trace = TraceParent::new(TraceId::of(id.file), SpanId([0xcd; 8]), true);
         let request = WebhookRequest::of_one(&id, at, "application/json", b"{\"a\":1}");
+        let request = WebhookRequest { trace: Some(&trace), ..request };
         let mut text = Vec::new();
         RequestTemplate::new(&settings).unwrap().write(&request, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
@@ -246,6 +258,8 @@ mod tests {
         lines.sort();
         expected.sort_unstable();
         assert_eq!(lines, expected);
+        let of_trace = format!("traceparent: 00-{}-{}-01", "ab".repeat(16), "cd".repeat(8));
+        assert!(lines.contains(&of_trace), "{lines:?}");
         assert!(head.headers()["x-tenant"].is_sensitive());
         let smuggling = WebhookRequest { content_type: "a/b\r\nx: y", ..request };
         assert_eq!(Http2Template::new(&settings).unwrap().head(&smuggling).err(), Some(BadContentType));

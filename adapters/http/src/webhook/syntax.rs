@@ -22,7 +22,7 @@ impl fmt::Display for Problem {
 }
 
 /// Headers that Postrider writes itself, or that would change how the request is framed.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 18] = [
     "connection",
     "content-length",
     "content-type",
@@ -32,6 +32,7 @@ const RESERVED: [&str; 17] = [
     "proxy-authorization",
     "proxy-connection",
     "te",
+    "traceparent",
     "trailer",
     "transfer-encoding",
     "upgrade",
