@@ -2,8 +2,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io::{self, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    fs,
+    io::{self, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -40,15 +41,25 @@ struct Collector {
 
 impl Collector {
     fn start() -> Self {
+        Self::speaking(None)
+    }
+
+    /// By TLS, if there is a configuration for it.
+    fn speaking(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (bodies, hangs) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(AtomicBool::new(false)));
         let (seen, silent) = (bodies.clone(), hangs.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (seen, silent) = (seen.clone(), silent.clone());
+                let (seen, silent, tls) = (seen.clone(), silent.clone(), tls.clone());
                 // A connection that breaks is the exporter's to notice.
-                thread::spawn(move || stream.and_then(|stream| collect(&stream, &seen, &silent)));
+                thread::spawn(move || {
+                    let Ok(stream) = stream else { return Ok(()) };
+                    let Some(tls) = tls else { return collect(stream, &seen, &silent) };
+                    let session = rustls::ServerConnection::new(tls).expect("the configuration is whole");
+                    collect(rustls::StreamOwned::new(session, stream), &seen, &silent)
+                });
             }
         });
         Self { address, bodies, hangs }
@@ -80,7 +91,7 @@ impl Collector {
     }
 }
 
-fn collect(stream: &TcpStream, seen: &Mutex<Vec<Vec<u8>>>, hangs: &AtomicBool) -> io::Result<()> {
+fn collect(stream: impl Read + Write, seen: &Mutex<Vec<Vec<u8>>>, hangs: &AtomicBool) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some((_, _, length)) = read_head(&mut reader)? {
         let mut body = vec![0; length];
@@ -89,7 +100,7 @@ fn collect(stream: &TcpStream, seen: &Mutex<Vec<Vec<u8>>>, hangs: &AtomicBool) -
         while hangs.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(20));
         }
-        (&mut &*stream).write_all(b"HTTP/1.1 200 -\r\ncontent-length: 0\r\n\r\n")?;
+        reader.get_mut().write_all(b"HTTP/1.1 200 -\r\ncontent-length: 0\r\n\r\n")?;
     }
     Ok(())
 }
@@ -228,6 +239,37 @@ fn requests_of_files_that_are_not_sampled_say_so() {
         assert_eq!((trace, &*flags), (file_and_row(&request.id).0, "00"));
     }
     assert!(collector.spans().is_empty());
+}
+
+#[test]
+fn a_collector_behind_tls_is_one_that_the_system_trusts() {
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).expect("it is DER");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has them")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .expect("they fit");
+    let collector = Collector::speaking(Some(Arc::new(tls)));
+    for is_trusted in [false, true] {
+        let mut world = World::new("csv");
+        if is_trusted {
+            let roots = world.path("roots.pem");
+            fs::write(&roots, own.cert.pem()).expect("the directory is ours");
+            world.environment("SSL_CERT_FILE", &roots.display().to_string());
+        }
+        let endpoint = format!("https://localhost:{}", collector.address.port());
+        world.receive(&[]).set("tracing.endpoint", endpoint);
+        world.drop_file(Input::csv("tls.csv", 150).all(Kind::Sent)).start_ready().wait_settled(LIVENESS);
+        world.stop();
+        let sent: usize = collector.spans().values().map(|span| number(span, "sent")).sum();
+        assert_eq!(sent, if is_trusted { 150 } else { 0 });
+        let is_said = world.daemon_log_text().contains("does not take spans");
+        assert_eq!(is_said, !is_trusted);
+        world.prove();
+    }
 }
 
 /// A world with one batch per message, so that there are more spans than the queue has room for.
