@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::{
+    api::{VIEW, with_tokens},
     ops::serve,
     support::{
         LIVENESS, World,
@@ -20,10 +21,13 @@ struct Terminal {
 
 impl Terminal {
     fn start(world: &World, columns: u32) -> Self {
+        Self::run(world, columns, &format!("{POSTRIDER} top -c {}", world.config_path().display()))
+    }
+
+    fn run(world: &World, columns: u32, command: &str) -> Self {
         let terminal = Self { socket: world.path("tmux").display().to_string() };
-        let command = format!("{POSTRIDER} top -c {}", world.config_path().display());
         let size = columns.to_string();
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &size, "-y", "30", &command]);
+        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &size, "-y", "30", command]);
         terminal
     }
 
@@ -119,6 +123,39 @@ fn top_shows_what_happens_and_gives_orders_in_a_terminal() {
     terminal.press("q");
     world.unset("destinations.support.rate_per_s").unset("destinations.support.burst");
     world.start().wait_settled(LIVENESS * 2);
+    world.stop();
+    world.prove();
+}
+
+#[test]
+#[ignore = "needs tmux: script/test installs it"]
+fn f56_top_asks_a_daemon_elsewhere_by_tls_and_trusts_nobody_else() {
+    let mut world = World::new("csv");
+    world.receive(&[]);
+    let certify = |name: &str| {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let file = world.path(name);
+        std::fs::write(&file, own.cert.pem()).expect("the directory is ours");
+        (file.display().to_string(), own.signing_key.serialize_pem())
+    };
+    let ((certificate, key), (other, _)) = (certify("ops.pem"), certify("other.pem"));
+    let key_file = world.path("ops.key");
+    std::fs::write(&key_file, key).expect("the directory is ours");
+    world
+        .set("ops.tls_cert_file", certificate.as_str())
+        .set("ops.tls_key", format!("file:{}", key_file.display()));
+    let address = with_tokens(&mut world);
+    world.drop_file(Input::csv("spring.csv", 10)).wait_settled(LIVENESS);
+    let top = |ca_file: &str| {
+        let place = format!("--url https://localhost:{} --ca-file {ca_file}", address.port());
+        format!("env POSTRIDER_TOKEN={VIEW} {POSTRIDER} top {place}")
+    };
+    let terminal = Terminal::run(&world, 160, &top(&certificate));
+    terminal.wait(&["Everything is settled.", "spring.csv"]);
+    drop(terminal);
+    let terminal = Terminal::run(&world, 160, &top(&other));
+    terminal.wait(&["No contact with the daemon"]);
+    drop(terminal);
     world.stop();
     world.prove();
 }

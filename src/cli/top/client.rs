@@ -1,9 +1,12 @@
 //! The daemon's interface, asked from a thread of its own: whoever looks never waits for it.
 
 use std::{
-    env,
+    env, fs,
     path::Path,
-    sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -11,7 +14,8 @@ use std::{
 use anyhow::{Context as _, anyhow, bail, ensure};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
-use url::Url;
+use ureq::tls::{PemItem, TlsConfig, parse_pem};
+use url::{Host, Url};
 
 use super::{
     state::Seen,
@@ -43,11 +47,42 @@ pub(super) fn address(config: &Path) -> anyhow::Result<(Url, Option<SecretString
     };
     ensure!(
         !note.has_tls,
-        "the daemon speaks TLS at {address}, and top does not: use the page, or listen on loopback"
+        "the daemon speaks TLS at {address}: name it by --url as its certificate does, with --ca-file"
     );
-    let token = env::var(TOKEN).ok().map(SecretString::from);
+    let token = token();
     ensure!(token.is_some() || !note.has_tokens, "the daemon wants a token: put it into {TOKEN}");
     Ok((Url::parse(&format!("http://{address}"))?, token))
+}
+
+/// The token that is sent, if there is one.
+pub(super) fn token() -> Option<SecretString> {
+    env::var(TOKEN).ok().map(SecretString::from)
+}
+
+/// Whether what is sent there stays on this machine.
+fn is_here(base: &Url) -> bool {
+    match base.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Trusts the certificates of this file, and nobody else.
+fn trust(ca_file: &Path) -> anyhow::Result<TlsConfig> {
+    let reading = || format!("can't read {}", ca_file.display());
+    let pem = fs::read(ca_file).with_context(reading)?;
+    let mut roots = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.with_context(reading)? {
+            roots.push(certificate);
+        }
+    }
+    ensure!(!roots.is_empty(), "{} has no certificate in PEM", ca_file.display());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = TlsConfig::builder().root_certs(roots.into()).unversioned_rustls_crypto_provider(provider);
+    Ok(tls.build())
 }
 
 /// What is asked of the daemon.
@@ -78,8 +113,27 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Asks the daemon at `base`, such as `http://127.0.0.1:9464`.
-    pub(super) fn start(base: Url, token: Option<SecretString>) -> anyhow::Result<Self> {
+    /// Asks the daemon at `base`, such as `http://127.0.0.1:9464`; with TLS one that `ca_file` vouches for.
+    pub(super) fn start(
+        base: Url,
+        token: Option<SecretString>,
+        ca_file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let tls = match (base.scheme(), ca_file) {
+            ("https", None) => {
+                bail!("with TLS, --ca-file names the certificates that the daemon is known by")
+            }
+            ("https", Some(ca_file)) => trust(ca_file)?,
+            ("http", None) => {
+                ensure!(
+                    token.is_none() || is_here(&base),
+                    "a token goes elsewhere by TLS only: --url https://…"
+                );
+                TlsConfig::default()
+            }
+            ("http", Some(_)) => bail!("--ca-file is for a daemon with TLS: --url https://…"),
+            (other, _) => bail!("--url begins with https:// or http://, not {other}://"),
+        };
         let (asks, queue) = sync_channel(4);
         let (sender, replies) = channel();
         let agent = ureq::Agent::config_builder()
@@ -87,6 +141,7 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
+            .tls_config(tls)
             .build()
             .new_agent();
         let wire = Wire { agent, base, token };
@@ -207,4 +262,24 @@ fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result
     }
     let detail = ["detail", "title"].iter().find_map(|field| value.get(field)?.as_str());
     Err(Trouble::Refused(detail.map_or_else(|| status.to_string(), str::to_owned)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_elsewhere_by_tls_only_and_tls_needs_to_know_whom_to_trust() {
+        let start = |url: &str, ca_file: Option<&Path>| {
+            let started = Client::start(url.parse().unwrap(), Some("a token".into()), ca_file);
+            started.map(drop).map_err(|error| error.to_string())
+        };
+        for here in ["http://127.0.0.1:9464", "http://localhost:9464", "http://[::1]:9464"] {
+            assert_eq!(start(here, None), Ok(()), "{here}");
+        }
+        assert!(start("http://192.0.2.1:9464", None).unwrap_err().contains("TLS only"));
+        assert!(start("https://192.0.2.1:9464", None).unwrap_err().contains("--ca-file"));
+        assert!(start("https://192.0.2.1", Some(Path::new("/nowhere"))).unwrap_err().contains("/nowhere"));
+        assert!(start("ftp://192.0.2.1", None).unwrap_err().contains("ftp"));
+    }
 }

@@ -8,7 +8,7 @@ mod views;
 
 use std::{
     io::{IsTerminal as _, stdout},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -19,6 +19,7 @@ use ratatui::{
     crossterm::event::{self, Event, KeyEventKind},
 };
 use tokio::time::Instant;
+use url::Url;
 
 use self::{
     client::{Ask, Client, Reply},
@@ -34,16 +35,27 @@ const FRAME: Duration = Duration::from_millis(50);
 
 /// Watch and steer the running daemon in a terminal: files, destinations, dead letters, actors, alarms
 ///
-/// Asks the daemon on this machine, at the address of its ops server. Sorts, filters, shows all that is known of one thing,
-/// and gives the same orders as the commands, each after a question. `?` lists the keys.
+/// Asks the daemon on this machine, at the address of its ops server, or the one that `--url` names. Sorts, filters, shows all
+/// that is known of one thing, and gives the same orders as the commands, each after a question. `?` lists the keys. A token
+/// comes from the environment variable `POSTRIDER_TOKEN`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The daemon to ask, such as `https://push-1.internal:9464`; it needs no configuration
+    #[arg(long)]
+    url: Option<Url>,
+    /// Certificates that a daemon with TLS is known by, in PEM: its own, or those of who has signed it
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
 
 /// Runs until somebody leaves.
-pub fn run(_: &Args, config: &Path) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args, config: &Path) -> anyhow::Result<ExitCode> {
     ensure!(stdout().is_terminal(), "top needs a terminal; `postrider status --json` is for programs");
-    let (base, token) = client::address(config)?;
-    let client = Client::start(base, token)?;
+    let (base, token) = match &args.url {
+        Some(url) => (url.clone(), client::token()),
+        None => client::address(config)?,
+    };
+    let client = Client::start(base, token, args.ca_file.as_deref())?;
     let mut terminal = ratatui::try_init()?;
     let done = watch(&mut terminal, &client);
     ratatui::restore();
