@@ -186,6 +186,12 @@ def keyboard(it, name):
     before = it.page.evaluate("getComputedStyle(document.body).backgroundColor")
     it.press("t")
     assert it.page.evaluate("getComputedStyle(document.body).backgroundColor") != before, "t turns the theme"
+    it.press("5")
+    # Mailboxes and busy shares come once they are measured.
+    parser = it.page.locator(".pipe .nd", has_text="parser")
+    expect(parser).to_contain_text(re.compile(r"mailbox \d+ / \d+.*busy \d+ %", re.S), timeout=WITHIN_MS)
+    it.shot("pipeline")
+    it.press("1")
     it.press("f")
     it.see(".live", "frozen")
     it.press("f")
@@ -228,9 +234,9 @@ def text(it, name, recipient, answer, row):
         it.see("#view", name)
     it.page.locator("#view .row .name").first.click()
     rejected = "section[aria-label='Rejected rows']"
-    for words in [row, "4"]:
-        it.see(f"{rejected} .row", words)
-    it.see(f"{rejected} .foot", "Showing 1 of 1 rejected rows")
+    for words in [row, "the recipient holds a control character", "user-2\\u{202e}\\u{7}"]:
+        it.see(f"{rejected} table", words)
+    it.see(f"{rejected} .foot", "Showing 2 of 2 rejected rows")
     it.shot("rejected")
     it.go("dead")
     it.see("#view .t-letters", recipient)
