@@ -80,10 +80,15 @@ def progress(it, name):
     it.page.wait_for_timeout(1_500)
     it.page.evaluate("shifts.length = 0")
     percent = lambda: float(row.locator(".prog b").inner_text().split()[0])
-    # What binds, and what to do about it, in the words of the status.
-    ceiling = it.page.evaluate("fetch('/api/v1/overview').then((answer) => answer.json()).then((overview) => overview.ceiling)")
-    it.see(".because", ceiling["text"])
-    it.see(".because", ceiling["remedy"])
+    # What binds now, and what to do about it, in the words of the status.
+    def binds():
+        ceiling = it.page.evaluate("fetch('/api/v1/overview').then((answer) => answer.json()).then((overview) => overview.ceiling)")
+        return [ceiling["text"], ceiling["remedy"]]
+
+    end = time.monotonic() + WITHIN_MS / 1_000
+    while not all(words and words in it.page.locator(".because").inner_text() for words in binds()):
+        assert time.monotonic() < end, (binds(), it.page.locator(".because").inner_text())
+        it.page.wait_for_timeout(200)
     before, end = percent(), time.monotonic() + 15
     while percent() <= before:
         assert time.monotonic() < end, f"it stays at {before} %"
