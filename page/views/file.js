@@ -27,7 +27,7 @@ function Balance({ file }) {
   const line = ([key, n]) => html`<tr key=${key}><th scope="row"><${Icon} name=${signOf(key)} tone=${toneOf(key)} />${key}</th><td class="num">${num(n)}</td><td class="num dim">${share(n, all)}</td></tr>`;
   return html`<div class="bal"><div>
       ${all > 0 ? bar(seen, all, 'To scale') : html`<div class="stack"></div>`}<div class="scale"><span>0</span><span>${num(all)} ${several ? 'messages' : 'rows'}</span></div>
-      <div class="lens">${small.length > 0 && seen.length > small.length && html`<p class="small">The ${num(fewest)} that are too few to be seen above:</p>${bar(small, fewest, 'Enlarged')}<ul class="lg">${small.map(([key, n]) => html`<li key=${key}><${Icon} name=${signOf(key)} tone=${toneOf(key)} />${key} ${num(n)}</li>`)}</ul>`}</div>
+      ${(small.length > 0 || !file.settled_at) && html`<div class="lens">${small.length > 0 && seen.length > small.length && html`<p class="small">The ${num(fewest)} that are too few to be seen above:</p>${bar(small, fewest, 'Enlarged')}<ul class="lg">${small.map(([key, n]) => html`<li key=${key}><${Icon} name=${signOf(key)} tone=${toneOf(key)} />${key} ${num(n)}</li>`)}</ul>`}</div>`}
     </div>
     <table class="ledger"><caption class="vh">What became of the ${several ? 'messages' : 'rows'}</caption>
       <tbody>${parts.map(line)}<tr class="sum"><th scope="row">${several ? `messages to ${file.to.length} destinations` : file.rows_final ? 'rows' : 'rows so far'}</th><td class="num">${num(all)}</td><td class="num">${file.rows_final ? '' : 'reading'}</td></tr>
@@ -82,8 +82,8 @@ export function File({ id }) {
         <label class="pick"><span class="vh">Priority</span><select value=${file.priority} ...${locked} onChange=${(change) => { const { value } = change.target; change.target.value = file.priority; priority(file, value); }}>${['urgent', 'normal', 'bulk'].map((word) => html`<option value=${word}>${word}</option>`)}</select></label>
         <button class="btn bad" ...${locked} onClick=${act(cancel)}>Cancel…</button>
         <button class="btn" data-key="h" ...${locked} onClick=${act(isHeld ? release : hold)}><${Icon} name=${isHeld ? 'go' : 'pause'} />${isHeld ? 'Release…' : 'Hold…'}</button></div>`}</div>
-    <p class="because flat">${file.reason ? html`<span class="why">${plain(file.reason)}</span>${file.since && ` since ${clock(file.since, now())}`}. ` : ''}${file.ceiling && !file.reason && html`<${Because} ceiling=${file.ceiling} />`}
-      ${isOver ? '' : file.done_at ? `${rate(file.sent_per_s)}, ${duration(file.left_s)} left: done by ${by(file.done_at, now())}.` : file.latest ? `It must go on by ${minute(file.latest, now())} to be done by ${minute(file.finish_by, now())}.` : `${count(file.open, 'message')} open.`}</p>
+    ${(!isOver || file.reason) && html`<p class="because flat">${file.reason ? html`<span class="why">${plain(file.reason)}</span>${file.since && ` since ${clock(file.since, now())}`}. ` : ''}${file.ceiling && !file.reason && html`<${Because} ceiling=${file.ceiling} />`}
+      ${isOver ? '' : file.done_at ? `${rate(file.sent_per_s)}, ${duration(file.left_s)} left: done by ${by(file.done_at, now())}.` : file.latest ? `It must go on by ${minute(file.latest, now())} to be done by ${minute(file.finish_by, now())}.` : `${count(file.open, 'message')} open.`}</p>`}
     </section>
     <${Section} title="Balance" note=${file.rows_final ? `${num(file.rows)} rows` : `${num(file.rows)} rows so far`}><${Balance} file=${file} /><//>
     <${Section} title="Way"><${Steps} file=${file} /><//>
