@@ -242,14 +242,22 @@ CREATE TABLE receipt_sources (
     cursor_at   INTEGER                 -- when the cursor last moved
 ) STRICT;
 
--- Which receipts were taken, so that what comes again is taken once.
+-- Which receipts were taken, so that what comes again is taken once: events as they came, a row per arrival, until there
+-- are so many that they are merged into `receipt_events` (receipts/events.rs). AUTOINCREMENT: who has read them remembers
+-- up to which number.
+CREATE TABLE receipt_events_fresh (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    day         INTEGER NOT NULL,       -- since 1970, at the end of which they were taken
+    body        BLOB NOT NULL           -- 16 bytes each: the event, mixed with its source's number
+) STRICT;
+
+-- The others: a row for all from `start` to the next row's.
 CREATE TABLE receipt_events (
-    source      INTEGER NOT NULL,
-    event       BLOB NOT NULL,          -- 16 bytes
-    at          INTEGER NOT NULL,
-    PRIMARY KEY (source, event)
+    start       BLOB PRIMARY KEY,       -- 16 bytes; 0: the first row
+    oldest      INTEGER NOT NULL,       -- the least of their days
+    body        BLOB NOT NULL           -- 18 bytes each, in order: as above, and the day
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX receipt_events_by_age ON receipt_events (at);
+CREATE INDEX receipt_events_by_age ON receipt_events (oldest);
 
 -- Receipts that were taken and not applied, hundreds to a row as they came.
 CREATE TABLE receipt_inbox (

@@ -21,6 +21,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use postrider_actors::model::codec;
 
+use super::receipts::fresh::FreshEvents;
+
 /// Why an operation inside a transaction failed; the transaction is rolled back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TxError {
@@ -133,6 +135,8 @@ pub(crate) struct Caches {
     header_numbers: HashMap<Arc<BatchHeader>, i64>,
     headers: HashMap<i64, Arc<BatchHeader>>,
     turns: HashMap<i64, DestinationTurns>,
+    /// Of the ledger of rows.
+    pub(crate) events: FreshEvents,
     /// Whether there is a ledger of rows.
     pub(crate) is_wide: bool,
 }

@@ -12,7 +12,7 @@ use postrider_actors::{
 };
 use rusqlite::{CachedStatement, Row, params};
 
-use super::{file_number, ms, state, sweep::insert_change};
+use super::{events::Events, file_number, ms, state, sweep::insert_change};
 use crate::tx::{Tx, TxError, int, uint};
 
 /// A receipt from the inbox.
@@ -191,7 +191,7 @@ fn park(tx: &Tx<'_>, source: i64, destination: i64, receipt: &Receipt, at: UnixM
 }
 
 /// Makes rejects of receipts that can't be applied. Their events are forgotten: what its source sends again is tried again.
-fn reject(tx: &Tx<'_>, refused: &[RefusedReceipt], at: UnixMs) -> Result<(), TxError> {
+fn reject(tx: &mut Tx<'_>, refused: &[RefusedReceipt], at: UnixMs) -> Result<(), TxError> {
     if refused.is_empty() {
         return Ok(());
     }
@@ -204,13 +204,10 @@ fn reject(tx: &Tx<'_>, refused: &[RefusedReceipt], at: UnixMs) -> Result<(), TxE
          VALUES (?1, ?2, 'inbox', ?3, ?4, '', 0)
          ON CONFLICT (source, event) DO UPDATE SET at = excluded.at, reason = excluded.reason",
     )?;
-    let mut forget =
-        tx.connection.prepare_cached("DELETE FROM receipt_events WHERE source = ?1 AND event = ?2")?;
     for RefusedReceipt { source, event, reason } in refused {
         insert.execute(params![source, event.0, reason, int(at.0)])?;
-        forget.execute(params![source, event.0])?;
     }
-    Ok(())
+    Events::open(tx)?.forget(refused.iter().map(|refused| (refused.source, refused.event)))
 }
 
 /// Finds the rows of messages by what receipts call them.

@@ -5,6 +5,8 @@
 //! other, and no two workers ever hold the same receipt.
 
 mod apply;
+mod events;
+pub(crate) mod fresh;
 mod record;
 mod reread;
 mod sweep;

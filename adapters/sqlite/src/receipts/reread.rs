@@ -14,7 +14,7 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, params};
 
-use super::{take, time};
+use super::{events::Events, take, time};
 use crate::{
     OpenError,
     operator::Operator,
@@ -92,9 +92,8 @@ fn settle(tx: &mut Tx<'_>, reread: &Reread) -> Result<Taken, TxError> {
     let source = take::note_source(tx, &reread.source, destination, None, None)?;
     let receipts = reread.receipts.iter().map(|(_, receipt)| receipt);
     let taken = take::put(tx, source, destination, receipts, reread.at)?;
-    for (event, _) in &reread.receipts {
-        take::remember(tx, source, *event, reread.at)?;
-    }
+    let events: Vec<_> = reread.receipts.iter().map(|(event, _)| *event).collect();
+    Events::open(tx)?.remember(source, reread.at, &events)?;
     let mut delete =
         tx.connection.prepare_cached("DELETE FROM receipt_rejects WHERE source = ?1 AND event = ?2")?;
     for event in reread.receipts.iter().map(|(event, _)| event).chain(&reread.ignored) {

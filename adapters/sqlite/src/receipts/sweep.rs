@@ -10,7 +10,7 @@ use postrider_actors::{
 };
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::state;
+use super::{events::Events, state};
 use crate::tx::{Caches, Tx, TxError, int, uint};
 
 /// `ReceiptLedger::orphan`.
@@ -115,27 +115,8 @@ pub(super) fn forget_changes(tx: &Tx<'_>, numbers: &[u64]) -> Result<(), TxError
     Ok(())
 }
 
-/// Forgets which receipts were taken before `before`; how many. One by one: `(source, event) IN (SELECT …)` walks all events
-/// of the source.
-fn forget_events(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Result<usize, TxError> {
-    let old: Vec<(i64, [u8; 16])> = tx
-        .connection
-        .prepare_cached(
-            "SELECT source, event FROM receipt_events INDEXED BY receipt_events_by_age WHERE at < ?1
-             ORDER BY at LIMIT ?2",
-        )?
-        .query_map([int(before.0), int(limit as u64)], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let mut delete =
-        tx.connection.prepare_cached("DELETE FROM receipt_events WHERE source = ?1 AND event = ?2")?;
-    for (source, event) in &old {
-        delete.execute(params![source, event])?;
-    }
-    Ok(old.len())
-}
-
 /// `ReceiptLedger::retire`. A file's rows go together, once what was recorded last of them is old enough.
-pub(super) fn retire(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Result<usize, TxError> {
+pub(super) fn retire(tx: &mut Tx<'_>, before: UnixMs, limit: usize) -> Result<usize, TxError> {
     let steps = [
         "DELETE FROM receipts WHERE seq IN
              (SELECT seq FROM receipts INDEXED BY receipts_given_up WHERE phase = 2 AND since < ?1
@@ -144,7 +125,7 @@ pub(super) fn retire(tx: &Tx<'_>, before: UnixMs, limit: usize) -> Result<usize,
              (SELECT rowid FROM receipt_rejects INDEXED BY receipt_rejects_by_age WHERE at < ?1
               ORDER BY at LIMIT ?2)",
     ];
-    let mut left = limit - forget_events(tx, before, limit)?;
+    let mut left = limit.saturating_sub(Events::open(tx)?.forget_before(before, limit)?);
     for sql in steps {
         left -= tx.connection.prepare_cached(sql)?.execute([int(before.0), int(left as u64)])?;
     }

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use postrider_actors::{
     model::{
         codec,
-        receipt::{EventId, Receipt, ReceiptReject, RejectedText},
+        receipt::{Receipt, ReceiptReject, RejectedText},
         time::UnixMs,
     },
     ports::{Arrival, SourceCursor, Taken},
 };
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{REJECTS_STEP, TAKE_STEP, ms};
+use super::{
+    REJECTS_STEP, TAKE_STEP,
+    events::{Events, Memory},
+    ms,
+};
 use crate::tx::{Tx, TxError, int, uint};
 
 /// What of an arrival is taken in one transaction.
@@ -51,14 +55,16 @@ pub(super) fn take(tx: &mut Tx<'_>, part: &ArrivalPart) -> Result<Taken, TxError
     let source =
         note_source(tx, source, destination, has_receipts.then_some(*at), cursor.map(|to| (to, *at)))?;
     let mut taken = put(tx, source, destination, part.receipts(), *at)?;
-    // One whose event is known was taken before, when it could be read.
     let mut reject = tx.connection.prepare_cached(
         "INSERT INTO receipt_rejects (source, event, place, reason, at, happened_at, text, is_whole)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
-         WHERE NOT EXISTS (SELECT 1 FROM receipt_events WHERE source = ?1 AND event = ?2)
-         ON CONFLICT DO NOTHING",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
     )?;
+    let events = Events::open(tx)?;
     for ReceiptReject { event, at: happened_at, place, reason, text } in part.rejects() {
+        // It was taken before, when it could be read.
+        if events.is_known(source, *event)? {
+            continue;
+        }
         let RejectedText { text, is_whole } = text;
         let values = params![source, event.0, place, reason, int(at.0), ms(*happened_at), text, is_whole];
         taken.rejected += reject.execute(values)? as u64;
@@ -93,30 +99,26 @@ const CHUNK: usize = 500;
 
 /// Puts those receipts into the inbox whose event is not known.
 pub(super) fn put<'a>(
-    tx: &Tx<'_>,
+    tx: &mut Tx<'_>,
     source: i64,
     destination: i64,
     receipts: impl IntoIterator<Item = &'a Receipt>,
     at: UnixMs,
 ) -> Result<Taken, TxError> {
     let receipts: Vec<_> = receipts.into_iter().collect();
-    let mut by_event: Vec<_> = (0..receipts.len()).collect();
-    // Neighbours in the index one after the other. Of two that are the same the first is taken.
-    by_event.sort_by_key(|&index| receipts[index].event);
-    let mut is_new = vec![false; receipts.len()];
+    let events: Vec<_> = receipts.iter().map(|receipt| receipt.event).collect();
+    let memories = Events::open(tx)?.remember(source, at, &events)?;
     let mut taken = Taken::default();
-    for index in by_event {
-        let event = receipts[index].event;
-        is_new[index] = remember(tx, source, event, at)?;
-        if is_new[index] {
-            taken.new += 1;
-            taken.reused_ids += u64::from(is_id_reused(tx, source, event)?);
-        } else {
+    let mut new = Vec::with_capacity(receipts.len());
+    for (receipt, memory) in receipts.into_iter().zip(memories) {
+        if memory == Memory::Known {
             taken.known += 1;
+        } else {
+            taken.new += 1;
+            taken.reused_ids += u64::from(memory == Memory::NewOfKnownId);
+            new.push(receipt);
         }
     }
-    let new: Vec<_> =
-        receipts.into_iter().zip(is_new).filter_map(|(receipt, new)| new.then_some(receipt)).collect();
     put_new(tx, source, destination, &new)?;
     Ok(taken)
 }
@@ -140,28 +142,6 @@ pub(super) fn put_new(
         ])?;
     }
     Ok(())
-}
-
-/// Makes an event known; whether it was not.
-pub(super) fn remember(tx: &Tx<'_>, source: i64, event: EventId, at: UnixMs) -> Result<bool, TxError> {
-    let remembered = tx
-        .connection
-        .prepare_cached(
-            "INSERT INTO receipt_events (source, event, at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-        )?
-        .execute(params![source, event.0, int(at.0)])?;
-    Ok(remembered > 0)
-}
-
-/// Whether another event brought the same id.
-fn is_id_reused(tx: &Tx<'_>, source: i64, event: EventId) -> Result<bool, TxError> {
-    let (least, greatest) = event.same_id();
-    Ok(tx
-        .connection
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM receipt_events WHERE source = ?1 AND event BETWEEN ?2 AND ?3 AND event <> ?4)",
-        )?
-        .query_row(params![source, least.0, greatest.0, event.0], |row| row.get(0))?)
 }
 
 /// `ReceiptLedger::cursor`.
