@@ -6,9 +6,9 @@ use postrider_actors::supervision::ActorReport;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, Items, State, answer, caller, limit, series::STEP};
+use super::{Answer, Items, State, answer, caller, desk::Clerk, limit, series::STEP};
 use crate::{
-    ops::{Caller, Problem},
+    ops::{access::Caller, problem::Problem},
     shapes::{Alarm, AuditLine, Destination, File, Overview, Sample, Time},
 };
 
@@ -76,6 +76,15 @@ pub(super) async fn destination(api: State, name: Path<String>) -> Answer<Destin
 /// A name that nothing has.
 pub(super) fn no_destination(name: &str) -> Problem {
     Problem::missing(format!("no destination is called {name:?}"))
+}
+
+/// A misspelt name must not look like success.
+pub(super) fn known_destination(clerk: &mut Clerk, name: &str) -> Result<(), Problem> {
+    if clerk.config().destination(name).is_some() {
+        return Ok(());
+    }
+    let is_known = clerk.read(|view| view.destinations())?.contains_key(name);
+    if is_known { Ok(()) } else { Err(no_destination(name)) }
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -14,13 +14,13 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Answer, Body, Page, State, answer,
-    desk::Clerk,
+    answers::known_destination,
+    desk::{BY, Clerk},
     limit,
-    orders::{BY, known_destination},
     words::{self, Age, whole},
 };
 use crate::{
-    ops::Problem,
+    ops::problem::Problem,
     shapes::{Dead, DeadGroups, DeadTally},
 };
 

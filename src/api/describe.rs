@@ -180,7 +180,7 @@ fn event() -> Value {
     })
 }
 
-/// An error (RFC 9457), as `ops::Problem` is written.
+/// An error (RFC 9457), as `ops::problem::Problem` is written.
 fn problem() -> Value {
     json!({
         "type": "object",

@@ -22,8 +22,11 @@ use tokio::sync::{
 use crate::{
     app::console::{self, RowLedger},
     config::Config,
-    ops::Problem,
+    ops::problem::Problem,
 };
+
+/// Who gives orders, for the audit: nobody else may.
+pub(super) const BY: &str = "api (operate)";
 
 /// Questions that are looked into at once …
 const CLERKS: usize = 3;

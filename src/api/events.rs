@@ -15,10 +15,8 @@ use super::{
     State,
     live::{Live, Snapshot},
 };
-use crate::ops::Problem;
+use crate::ops::problem::Problem;
 
-/// Streams at once.
-pub(crate) const STREAMS_MAX: usize = 16;
 /// Without news for so long, something is said all the same: who listens knows that the connection lives.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 /// When to come back after a stream has ended.

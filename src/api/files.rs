@@ -19,7 +19,7 @@ use super::{
     live::untaken,
 };
 use crate::{
-    ops::{Problem, Role},
+    ops::{access::Role, problem::Problem},
     shapes::{File, FileDetail, RefusedRow, StateCount},
 };
 

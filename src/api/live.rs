@@ -34,7 +34,7 @@ use crate::{
     alarm_board::AlarmBoard,
     app::ceiling,
     config::{Config, Profile},
-    ops::{Health, Problem},
+    ops::{health::Health, problem::Problem},
     shapes::{
         Alarm, Ceiling, Daemon, Deadline, Destination, DestinationFacts, File, FileCounts, FileFacts,
         LiveTraffic, Overview, ParkedFeed, Time,

@@ -14,7 +14,7 @@ use super::{
     desk::{Clerk, bad_cursor},
     limit,
 };
-use crate::{ops::Problem, shapes::Story};
+use crate::{ops::problem::Problem, shapes::Story};
 
 /// Batches per read of a search: what is held back from the store's log at once.
 const SEARCH_BATCHES: usize = 256;

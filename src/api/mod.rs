@@ -32,11 +32,16 @@ use tokio::sync::Semaphore;
 
 use self::{
     desk::Desk,
-    events::STREAMS_MAX,
     live::{Live, Sources},
 };
-use crate::ops::{Caller, Problem, Role, order, readable};
+use crate::ops::{
+    access::{Caller, Role},
+    problem::Problem,
+    resources::{order, readable},
+};
 
+/// Streams of events at once.
+const STREAMS_MAX: usize = 16;
 /// Bytes of a request's body.
 const BODY_BYTES_MAX: usize = 16 << 10;
 /// How long a body may take to arrive.

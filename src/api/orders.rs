@@ -13,15 +13,12 @@ use utoipa::ToSchema;
 
 use super::{
     Answer, Body, State, answer,
-    answers::no_destination,
-    desk::Clerk,
+    answers::known_destination,
+    desk::{BY, Clerk},
     files,
     words::{self, whole},
 };
-use crate::{app::reload as reloading, ops::Problem, shapes::InFlightLimit};
-
-/// Who gives orders, for the audit: nobody else may.
-pub(super) const BY: &str = "api (operate)";
+use crate::{app::reload as reloading, ops::problem::Problem, shapes::InFlightLimit};
 
 /// How long a reload is waited for.
 const RELOAD_WAIT: Duration = Duration::from_secs(15);
@@ -97,15 +94,6 @@ pub(super) struct PriorityOrder {
     destination: Option<String>,
     /// Only say how much it would be
     dry_run: Option<bool>,
-}
-
-/// A misspelt name must not look like success.
-pub(super) fn known_destination(clerk: &mut Clerk, name: &str) -> Result<(), Problem> {
-    if clerk.config().destination(name).is_some() {
-        return Ok(());
-    }
-    let is_known = clerk.read(|view| view.destinations())?.contains_key(name);
-    if is_known { Ok(()) } else { Err(no_destination(name)) }
 }
 
 /// Gives an order about a destination.

@@ -4,11 +4,12 @@
 //! Whoever asks is looked at before anything else happens (`access`): by which name, from which page, with which token.
 //! Each connection gets one answer, and whoever only keeps one open costs little and not for long.
 
-mod access;
-mod health;
+pub(crate) mod access;
+pub(crate) mod health;
 mod hosts;
 mod page;
-mod problem;
+pub(crate) mod problem;
+pub(crate) mod resources;
 
 use std::{
     fmt, io,
@@ -18,16 +19,13 @@ use std::{
 };
 
 use actix_web::{
-    App, Error, FromRequest, Handler, HttpMessage as _, HttpRequest, HttpResponse, HttpServer, Resource,
-    Responder, ResponseError as _,
+    App, Error, HttpMessage as _, HttpRequest, HttpResponse, HttpServer, ResponseError as _,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    guard::fn_guard,
     http::{
-        KeepAlive, Method, StatusCode,
+        KeepAlive, StatusCode,
         header::{
-            ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-            TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+            ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::{Next, from_fn},
@@ -40,11 +38,11 @@ use postrider_net::{
 };
 use secrecy::SecretString;
 
-use self::access::{Access, Head};
 pub use self::health::{Health, Phase};
-pub(crate) use self::{
-    access::{Caller, Role},
+use self::{
+    access::{Access, Caller, Head},
     problem::Problem,
+    resources::readable,
 };
 use crate::{
     api::{self, Api},
@@ -162,44 +160,6 @@ impl OpsServer {
         };
         Ok(Serving::start(server.run(), seats))
     }
-}
-
-/// What is at `path`, and can only be read, without a body.
-pub(crate) fn readable<F, A>(path: &str, handler: F) -> Resource
-where
-    F: Handler<A>,
-    A: FromRequest + 'static,
-    F::Output: Responder + 'static,
-{
-    let without_body = || fn_guard(|context| !has_body(context.head().headers()));
-    let refuse = |request: HttpRequest| async move {
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        Err::<HttpResponse, _>(if is_read {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "without a body, please")
-        } else {
-            Problem::method("GET, HEAD")
-        })
-    };
-    web::resource(path.to_owned())
-        .route(web::get().guard(without_body()).to(handler.clone()))
-        .route(web::head().guard(without_body()).to(handler))
-        .default_service(web::to(refuse))
-}
-
-fn has_body(headers: &HeaderMap) -> bool {
-    let length = headers.get(CONTENT_LENGTH);
-    length.is_some_and(|length| length.as_bytes() != b"0") || headers.contains_key(TRANSFER_ENCODING)
-}
-
-/// What is at `path`, and can only be ordered.
-pub(crate) fn order<F, A>(path: &str, handler: F) -> Resource
-where
-    F: Handler<A>,
-    A: FromRequest + 'static,
-    F::Output: Responder + 'static,
-{
-    let other_method = || async { Err::<HttpResponse, _>(Problem::method("POST")) };
-    web::resource(path.to_owned()).route(web::post().to(handler)).default_service(web::to(other_method))
 }
 
 /// Lets nobody in who may not, and completes every answer.

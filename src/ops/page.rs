@@ -16,7 +16,7 @@ use actix_web::{
 use flate2::{Compression, write::GzEncoder};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
-use super::{problem::Problem, readable};
+use super::{problem::Problem, resources::readable};
 
 #[derive(RustEmbed)]
 #[folder = "page/"]

@@ -6,16 +6,18 @@
 mod message;
 mod post;
 mod queue;
+mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, sync::Arc, thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use postrider_actors::{metrics::SpanMetrics, model::trace::BatchSpan, ports::SpanSink};
-use secrecy::{ExposeSecret as _, SecretString};
-use url::Url;
 
-pub use self::message::CONTENT_TYPE;
+pub use self::{
+    message::CONTENT_TYPE,
+    settings::{CollectorSettings, ExporterError},
+};
 use self::{
     post::{Collector, NotTaken},
     queue::SpanQueue,
@@ -27,47 +29,6 @@ const TRIES_MAX: u32 = 5;
 /// Between two tries: the first wait, which doubles, and the longest that a collector may ask for.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(30);
-
-/// Who collects.
-#[derive(Clone)]
-pub struct CollectorSettings {
-    /// Its address, without `/v1/traces`.
-    pub endpoint: Url,
-    /// Headers of each request.
-    pub headers: Vec<(String, SecretString)>,
-}
-
-impl fmt::Debug for CollectorSettings {
-    /// No header's value (I10).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
-        f.debug_struct("CollectorSettings")
-            .field("endpoint", &self.endpoint)
-            .field("headers", &names)
-            .finish()
-    }
-}
-
-impl CollectorSettings {
-    /// Whether both are the same collector, asked in the same way.
-    pub fn is_same(&self, other: &Self) -> bool {
-        let exposed =
-            |(name, value): &(String, SecretString)| (name.clone(), value.expose_secret().to_owned());
-        self.endpoint == other.endpoint
-            && self.headers.iter().map(exposed).eq(other.headers.iter().map(exposed))
-    }
-}
-
-/// Why nothing can be exported.
-#[derive(Debug, thiserror::Error)]
-pub enum ExporterError {
-    /// The system has no thread to spare.
-    #[error("the thread that exports spans can't be started: {0}")]
-    Thread(#[from] io::Error),
-    /// TLS needs them.
-    #[error("the system has no root certificates: install ca-certificates")]
-    NoRoots,
-}
 
 /// Exports spans. When it is dropped, those that are left are still posted, if the process lives for as long as that takes.
 pub struct Exporter {

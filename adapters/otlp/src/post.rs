@@ -10,7 +10,10 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use super::{CollectorSettings, ExporterError, message};
+use super::{
+    message,
+    settings::{CollectorSettings, ExporterError},
+};
 
 /// How long a request may take, from the look-up of the name to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
