@@ -307,6 +307,13 @@ crate::settings! {
         window: Duration = duration("5m", "1s"..="1h");
     }
 
+    /// How full the disk of the state directory or of a feed is, as df says it.
+    DiskAlarm {
+        /// Per cent above which it is raised; it clears at 98 per cent of that. 100 is never: suits a large disk that is
+        /// watched otherwise.
+        max_percent: u32 = integer(95, 0..=100, "per cent");
+    }
+
     /// Age of the oldest overdue batch, waiting or being sent; a retry counts from its own due time.
     LatencyAlarm {
         /// The age above which it is raised. A file that takes longer to send raises it: set it to the time that your
@@ -333,6 +340,8 @@ pub struct Alarms {
     pub depth: DepthAlarm,
     /// `[alarms.failures]`
     pub failures: FailuresAlarm,
+    /// `[alarms.disk]`
+    pub disk: DiskAlarm,
     /// `[alarms.latency]`
     pub latency: LatencyAlarm,
     /// `[alarms.dead]`

@@ -31,8 +31,8 @@ pub use address::{
 };
 pub use daemon::{
     AlarmEvents, Alarms, Aws, Batch, Canary, DEAD_LETTERS, DeadAlarm, Delay, DelayMode, Delivery, DepthAlarm,
-    Dynamodb, FailuresAlarm, LatencyAlarm, Lease, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Outbox, Pools,
-    Profile, Record, Root, Shutdown, Sqs, State, TracingKeys, listen,
+    DiskAlarm, Dynamodb, FailuresAlarm, LatencyAlarm, Lease, Log, LogFormat, LogLevel, OPS_LISTEN, Ops,
+    Outbox, Pools, Profile, Record, Root, Shutdown, Sqs, State, TracingKeys, listen,
 };
 pub use declare::{
     Choice, DocumentedValue, Flag, Integer, Key, KeyReader, Keys, OrNone, OrWord, Page, Shape, Size, Spec,

@@ -284,9 +284,6 @@ const RESTARTS_WINDOW: Duration = Duration::from_mins(10);
 /// How long an estimate must say so.
 const LATE_RAISE_AFTER: Duration = Duration::from_mins(1);
 
-/// How full a disk may be.
-const DISK_PERCENT_MAX: f64 = 95.0;
-
 fn rules(config: &Alarms) -> [AlarmRule; AlarmKind::ALL.len()] {
     AlarmKind::ALL.map(|kind| rule(config, kind))
 }
@@ -306,7 +303,7 @@ fn rule(config: &Alarms, kind: AlarmKind) -> AlarmRule {
         // It counts the seconds: it is closed again at 0.
         AlarmKind::Breaker => (BREAKER_OPEN_FOR.as_secs_f64(), 0.0, Duration::ZERO),
         AlarmKind::Late => (0.0, 0.0, LATE_RAISE_AFTER),
-        AlarmKind::Disk => (DISK_PERCENT_MAX, DISK_CLEAR_AT, Duration::ZERO),
+        AlarmKind::Disk => (config.disk.max_percent.into(), DISK_CLEAR_AT, Duration::ZERO),
         AlarmKind::Dead => return any_above(config.dead.max_messages as f64),
         AlarmKind::Receipts => return any_above(RECEIPTS_OVERDUE_MAX),
         AlarmKind::Restarts => return any_above(RESTARTS_MAX),

@@ -2,8 +2,9 @@
 
 use postrider_settings::{
     AlarmEvents, Aws, Batch, Canary, CloudwatchSource, DeadAlarm, Delay, Delivery, DepthAlarm, Directory,
-    Dynamodb, FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox, Page,
-    Pools, Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, TracingKeys, Warehouse,
+    DiskAlarm, Dynamodb, FailuresAlarm, FeedQueue, Keys as _, LatencyAlarm, Lease, Ledger, Log, Ops, Outbox,
+    Page, Pools, Postgres, Receipts, Record, Retry, Root, Shutdown, Sqs, State, Storm, TracingKeys,
+    Warehouse,
 };
 
 use postrider_actors::model::conditions::TermKeys;
@@ -54,6 +55,7 @@ pub fn default_toml() -> String {
         .table::<AlarmEvents>("alarms")
         .table::<DepthAlarm>("alarms.depth")
         .table::<FailuresAlarm>("alarms.failures")
+        .table::<DiskAlarm>("alarms.disk")
         .table::<LatencyAlarm>("alarms.latency")
         .table::<DeadAlarm>("alarms.dead")
         .table::<TracingKeys>("tracing")

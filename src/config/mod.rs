@@ -33,10 +33,10 @@ pub use destination::{
 pub use document::default_toml;
 pub use postrider_settings::{
     AlarmEvents, Alarms, Aws, Batch, Canary, CloudwatchSource, ConfigError, DeadAlarm, Delay, DelayMode,
-    Delivery, DepthAlarm, Directory, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue, Format,
-    LatencyAlarm, Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin, Outbox,
-    Pools, Postgres, Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry, SecretSource,
-    Shutdown, Sqs, State, Tls, TracingKeys, Warehouse, WarehouseDialect,
+    Delivery, DepthAlarm, Directory, DiskAlarm, Duplicates, Dynamodb, FailuresAlarm, FeedKind, FeedQueue,
+    Format, LatencyAlarm, Lease, Ledger, LedgerKind, Log, LogFormat, LogLevel, OPS_LISTEN, Ops, Origin,
+    Outbox, Pools, Postgres, Problem, Problems, Profile, QueueAddress, Rate, Receipts, Record, Retry,
+    SecretSource, Shutdown, Sqs, State, Tls, TracingKeys, Warehouse, WarehouseDialect,
 };
 pub use receipts::{DirectorySource, HttpAuth, HttpSource, ReceiptSource, SourceKind, SqsSource};
 pub use resolve::{Addresses, Materials, Resolved};
@@ -361,6 +361,7 @@ fn read(mut tree: Section<'_>, file: &Path) -> Config {
             events: alarm_events,
             depth: depth_alarm(&mut alarms, &outbox_keys),
             failures: FailuresAlarm::read_table(&mut alarms, "failures"),
+            disk: DiskAlarm::read_table(&mut alarms, "disk"),
             latency: LatencyAlarm::read_table(&mut alarms, "latency"),
             dead: DeadAlarm::read_table(&mut alarms, "dead"),
         },

@@ -193,7 +193,7 @@ fn s4_a_wrong_template() {
 #[test]
 fn s4_a_full_disk() {
     let mut world = watched();
-    world.receive(&[]);
+    world.receive(&[]).unset("alarms.disk.max_percent");
     let Some(disk) = SmallDisk::mount(&world.state(), "64m") else { return };
     world.start_ready();
     let inbox = world.inbox("alerts");
@@ -201,8 +201,12 @@ fn s4_a_full_disk() {
     fs::write(inbox.join(".a.csv"), &input.bytes).expect("there is room");
     disk.fill();
     fs::rename(inbox.join(".a.csv"), inbox.join("a.csv")).expect("one file system");
-    let signs =
-        Signs { trouble: "the disk is full", cause: "disk", alarm: None, log: Some("the feed is parked") };
+    let signs = Signs {
+        trouble: "the disk is full",
+        cause: "disk",
+        alarm: Some("disk"),
+        log: Some("the feed is parked"),
+    };
     judge(&mut world, &signs);
     disk.free();
 }

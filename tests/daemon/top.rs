@@ -83,7 +83,7 @@ fn top_shows_what_happens_and_gives_orders_in_a_terminal() {
     world.set("destinations.support.rate_per_s", 100).set("destinations.support.burst", 10);
     serve(&mut world);
     let terminal = Terminal::start(&world, 160);
-    terminal.wait(&["Everything is settled.", "Nothing here."]);
+    terminal.wait(&["Everything is settled.", "No alarm.", "Nothing here."]);
     world.drop_file(Input::csv("spring.csv", ROWS).all(Kind::Sent).but(7, Kind::Dead));
     terminal.wait(&["spring.csv", "20,000", "messages are open"]);
     // A file is held, and goes on when it is released.
