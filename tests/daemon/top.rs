@@ -1,6 +1,11 @@
 //! `postrider top` in a real terminal (tmux) beside a real daemon.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
 
 use crate::{
     api::{VIEW, with_tokens},
@@ -25,7 +30,10 @@ impl Terminal {
     }
 
     fn run(world: &World, columns: u32, command: &str) -> Self {
-        let terminal = Self { socket: world.path("tmux").display().to_string() };
+        // Its own for each: a server that was killed may be there for a moment.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tmux-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let terminal = Self { socket: world.path(&name).display().to_string() };
         let size = columns.to_string();
         terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &size, "-y", "30", command]);
         terminal
@@ -52,6 +60,10 @@ impl Terminal {
 
     fn key(&self, name: &str) {
         self.tmux(&["send-keys", name]);
+        if name == "Escape" {
+            // What follows at once is taken for a key with Alt.
+            thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Waits until the screen says all of this.
