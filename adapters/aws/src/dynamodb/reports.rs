@@ -117,7 +117,7 @@ impl Shared {
         self.reports_of(looks, limit).await
     }
 
-    /// `Ledger::timed_files`: it looks at none where there are none.
+    /// `Ledger::timed_files`: costs nothing if no file has a deadline.
     pub(super) async fn timed_files(&self, limit: usize) -> Result<Vec<FileReport>, StoreError> {
         let timed: Vec<_> = lock(&self.timed).iter().take(limit).copied().collect();
         let looks = self.look_at_all(timed.iter().map(|(_, id)| *id).collect()).await?;

@@ -268,7 +268,7 @@ impl Block {
         })
     }
 
-    /// Puts `new` in place of its entries: into several blocks if they are many, into none if there are none.
+    /// Puts `new` in place of its entries: splits into several blocks if need be, and leaves no empty one.
     fn replace(&self, connection: &Connection, new: &[Entry]) -> Result<(), TxError> {
         let (mut start, mut rest) = (self.start, new);
         if rest.is_empty() {
@@ -313,7 +313,8 @@ fn cut(entries: &[Entry]) -> usize {
     before.or_else(|| (even..=BLOCK_EVENTS_MAX).find(is_between_ids)).unwrap_or(even)
 }
 
-/// An event of one source is none of another. Digests stay evenly distributed, and those of one id beside each other.
+/// Two sources may use the same event id, so the source is part of the digest. Digests stay evenly distributed, and those of one id stay
+/// next to each other.
 fn key(source: i64, event: EventId) -> EventKey {
     let mut key = event.0;
     let mix = source.cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();

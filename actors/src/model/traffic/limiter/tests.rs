@@ -163,6 +163,15 @@ fn what_was_chance_is_not_taken_for_it_when_places_are_short_later() {
 }
 
 #[test]
+fn what_was_the_receivers_own_share_is_not_so_for_ever() {
+    // It has no more permits than would bring it above that share again.
+    let limiter = Limiter { own_errors: 0.4, ..Limiter::new(Bound::Auto { ceiling: 90 }) };
+    let counts = run(|_| Receiver { latency: 0.02, slots: 50, ..IDLE }, 40, limiter, SENDER);
+    let (early, late) = (counts[5..15].to_vec(), counts[30..].to_vec());
+    assert!(errors(&early) > 0.3 && errors(&late) <= 0.02, "{counts:?}");
+}
+
+#[test]
 fn f45_a_latency_that_grows_20_times_and_falls_again_is_followed() {
     let receiver = |t| Receiver { latency: if (8.0..23.0).contains(&t) { 0.1 } else { 0.005 }, ..IDLE };
     for over in [3..8, 18..23, 25..32] {
@@ -190,6 +199,9 @@ fn a_sender_that_is_slow_to_use_its_permits_does_not_take_a_lack_of_places_for_c
         let (reached, errors) = compare_from(sender, receiver, 42, &[48, 128, 380, 1024], over.clone());
         assert!(reached >= 0.9 && errors <= 0.025, "{reached} in {over:?} at {errors}");
     }
+    // 7 s after the places are back it is nearly where it was.
+    let counts = run(receiver, 34, Limiter::new(Bound::Auto { ceiling: 1024 }), sender);
+    assert!(good(&counts, 33..34) >= 0.8 * good(&counts, 5..12) / 7.0, "{counts:?}");
     // And what is chance is still taken for it.
     let receiver = |_| Receiver { latency: 0.02, random: 0.1, ..IDLE };
     let (reached, errors) = compare_from(sender, receiver, 12, &[64, 512, 1024], 3..12);
