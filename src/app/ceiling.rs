@@ -86,6 +86,7 @@ impl Known<'_> {
             is_rate_set: view.limits.rate_per_s.is_some(),
             next_due: view.next_due,
             due: view.queued.zip(view.leased).map(|(queued, leased)| queued + leased),
+            retry: known.map(|known| known.retry.clone()),
             traffic: self.standing.destinations.get(name).cloned(),
             disabled: view.disabled,
             counts: view.counts,

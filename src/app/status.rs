@@ -120,9 +120,9 @@ impl StatusReporter {
         let (settled, accepted) = finish::totals(report);
         let (left, terms) = (accepted.saturating_sub(settled), &report.file.terms);
         let per_s = self.files.get(&report.file.id).map_or(0.0, Growth::per_s);
-        let finish = finish::finish(left, per_s, terms, now);
-        let is_late =
-            finish::punctuality(finish, by, left, Some(per_s), now) == Punctuality::Late || now > by;
+        let work = finish::work(left, accepted, per_s, None);
+        let finish = finish::finish(work, terms, now);
+        let is_late = finish::punctuality(finish, by, left, work, now) == Punctuality::Late || now > by;
         let estimate = finish.map_or_else(
             || "it stands".to_owned(),
             |at| format!("at this pace at {}", shown(finish::to_minute(at))),

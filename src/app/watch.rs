@@ -51,8 +51,8 @@ const AWAY_AFTER: Duration = Duration::from_secs(3);
 /// A destination that is watched.
 struct WatchedDestination {
     metrics: DestinationMetrics,
-    /// Messages that got their final state.
-    ended: Growth<1>,
+    /// Messages that got their final state, attempts, and those of them after which a message waits for another one.
+    ended: Growth<3>,
     /// The most that this was per second lately.
     pace: f64,
 }
@@ -187,11 +187,14 @@ impl Watch {
         let (mut destinations, mut facts) = (BTreeMap::new(), BTreeMap::new());
         let wall = self.clock.wall();
         for (name, destination) in &mut self.destinations {
-            destination.ended.look(self.clock.mono(), [destination.metrics.ended()]);
+            let metrics = &destination.metrics;
+            let totals = [metrics.ended(), metrics.totals().all, metrics.retries()];
+            let [_, attempts, retries] = destination.ended.look(self.clock.mono(), totals);
+            let retry_share = if attempts > 0 { retries as f64 / attempts as f64 } else { 0.0 };
             let per_s = destination.ended.per_s();
             destination.pace = per_s.max(destination.pace * PACE_LEFT);
             let pace = destination.pace;
-            let mut standing = TrafficStanding { per_s, pace, ..TrafficStanding::default() };
+            let mut standing = TrafficStanding { per_s, pace, retry_share, ..TrafficStanding::default() };
             if let Some((view, now, last_error)) = self.traffic.view(name) {
                 destination.metrics.traffic(&view);
                 let suspicion = view.suspicion.map(|suspicion| suspicion.to_string());

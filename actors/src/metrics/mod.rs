@@ -633,6 +633,11 @@ impl DestinationMetrics {
         Totals { all, failed: all - self.0.attempts[0].get().min(all) }
     }
 
+    /// Attempts so far after which a message waits for another one.
+    pub fn retries(&self) -> u64 {
+        self.0.retries.get()
+    }
+
     /// Messages given up so far.
     pub fn dead(&self) -> u64 {
         self.0.dead.iter().map(Counter::get).sum()

@@ -11,6 +11,8 @@ mod words;
 
 use std::collections::BTreeMap;
 
+use postrider_settings::Retry;
+
 use super::{
     canary,
     file::{DestinationCounts, FileReport, FileState},
@@ -18,6 +20,7 @@ use super::{
     hold::{FileHold, HoldCause},
     outcome,
     standing::{ActorStanding, LastError, TrafficStanding},
+    tail::Retries,
     terms::Terms,
     time::UnixMs,
     traffic::{brake::Brake, storm},
@@ -106,11 +109,17 @@ pub struct DestinationFacts {
     pub next_due: Option<UnixMs>,
     /// Batches that are due, or on their way; `None` if nobody knows.
     pub due: Option<u64>,
+    /// How long its messages wait between attempts; `None` if the configuration does not have it.
+    pub retry: Option<Retry>,
     /// What the daemon of this machine has noted.
     pub traffic: Option<TrafficStanding>,
 }
 
 impl DestinationFacts {
+    fn retries(&self) -> Option<Retries> {
+        Some(Retries { share: self.traffic.as_ref()?.retry_share, schedule: self.retry.clone()? })
+    }
+
     fn per_s(&self) -> Option<f64> {
         self.traffic.as_ref().map(|traffic| traffic.per_s)
     }
@@ -369,7 +378,8 @@ impl Facts {
             },
         };
         let goes = !ceiling.is_stop() && open > 0;
-        let finish = goes.then(|| finish::finish(open, facts.per_s()?, &Terms::default(), now)).flatten();
+        let work = || finish::work(open, facts.counts.accepted, facts.per_s()?, facts.retries().as_ref());
+        let finish = goes.then(|| finish::finish(work(), &Terms::default(), now)).flatten();
         Ceiling {
             destination: Some(name.to_owned()),
             last_error: traffic.and_then(|traffic| traffic.last_error.clone()),
@@ -395,8 +405,10 @@ impl Facts {
         let measured = per_s.filter(|per_s| *per_s > 0.0);
         // A file that only waits for its time goes at the pace of its destinations then.
         let pace = if waits { measured.or_else(|| self.expected_pace(report)) } else { per_s };
+        let retries = self.retries_of(report);
+        let work = |pace: Option<f64>| finish::work(left, accepted, pace?, retries.as_ref());
         let finish =
-            (moves && left > 0).then(|| finish::finish(left, pace?, &report.file.terms, now)).flatten();
+            (moves && left > 0).then(|| finish::finish(work(pace), &report.file.terms, now)).flatten();
         let punctuality = |by: UnixMs| {
             if let Some(settled) = report.settled_at {
                 return finish::punctuality(Some(settled), by, 0, None, now);
@@ -405,7 +417,7 @@ impl Facts {
             // being read.
             let is_known = report.state.is_closed();
             let pace = measured.or_else(|| self.expected_pace(report)).filter(|_| is_known);
-            finish::punctuality(finish, by, if is_known { left } else { u64::MAX }, pace, now)
+            finish::punctuality(finish, by, if is_known { left } else { u64::MAX }, work(pace), now)
         };
         let finish_by = report.file.terms.finish_by.map(|by| (by, punctuality(by)));
         Ceiling { file: Some(report.file.name.clone()), finish, finish_by, ..ceiling }
@@ -576,6 +588,13 @@ impl Facts {
             rates.map(f64::from).chain(had).min_by(f64::total_cmp)
         };
         report.destinations.keys().filter_map(pace).min_by(f64::total_cmp)
+    }
+
+    /// How the attempts for a file fail, at that of its open destinations where most do.
+    fn retries_of(&self, report: &FileReport) -> Option<Retries> {
+        let open = report.destinations.iter().filter(|(_, counts)| counts.open() > 0);
+        let retries = open.filter_map(|(name, _)| self.destinations.get(name)?.retries());
+        retries.max_by(|a, b| a.share.total_cmp(&b.share))
     }
 
     /// When everything that moves is done.

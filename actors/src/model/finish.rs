@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 
 use super::{
     file::{DestinationCounts, FileReport},
+    tail::{Retries, Tail},
     terms::Terms,
     time::UnixMs,
 };
@@ -32,16 +33,27 @@ pub fn totals(report: &FileReport) -> (u64, u64) {
     (counts().map(DestinationCounts::settled).sum(), counts().map(|counts| counts.accepted).sum())
 }
 
-/// When `left` messages are done at that pace; whoever promises it rounds up ([`to_minute`]). `None` if that can't be said:
-/// they don't move, or may never go. While they may not go, `terms` say so.
-pub fn finish(left: u64, per_s: f64, terms: &Terms, now: UnixMs) -> Option<UnixMs> {
+/// How long `left` messages of so `many` take, `per_s` of which get their final state per second, with the last of their
+/// `retries`. `None` if they don't move.
+pub fn work(left: u64, many: u64, per_s: f64, retries: Option<&Retries>) -> Option<Duration> {
     if left == 0 {
-        return Some(now);
+        return Some(Duration::ZERO);
     }
-    if !per_s.is_finite() || per_s < PER_S_MIN || terms.is_over(now) {
+    if !per_s.is_finite() || per_s < PER_S_MIN {
         return None;
     }
-    let work = Duration::try_from_secs_f64(left as f64 / per_s).ok()?;
+    let left = left as f64;
+    let tail = retries.map(|retries| Tail::new(many, per_s, retries)).unwrap_or_default();
+    // Those that are new go at this pace, as those that wait come after them.
+    let new = (left - tail.waiting()).max(0.0);
+    let work = Duration::try_from_secs_f64(new / per_s).ok()?;
+    Some(work + tail.lasts(left - new))
+}
+
+/// When messages are done that are so much `work`; whoever promises it rounds up ([`to_minute`]). `None` if that can't be said:
+/// they don't move, or may never go. While they may not go, `terms` say so.
+pub fn finish(work: Option<Duration>, terms: &Terms, now: UnixMs) -> Option<UnixMs> {
+    let work = work.filter(|work| work.is_zero() || !terms.is_over(now))?;
     let done = terms.done_at(now, work);
     // What is not sent by then ends as unsent.
     Some(terms.expires_at.map_or(done, |ends| done.min(ends)))
@@ -67,13 +79,13 @@ pub enum Punctuality {
     },
 }
 
-/// Whether `left` messages will be done by `by`: `finish` is when they will be, or were, and `per_s` the pace that they have, or
-/// had. What will only be done in the minute of its deadline is late.
+/// Whether `left` messages will be done by `by`: `finish` is when they will be, or were, and `work` how long they take when they
+/// go. What will only be done in the minute of its deadline is late.
 pub fn punctuality(
     finish: Option<UnixMs>,
     by: UnixMs,
     left: u64,
-    per_s: Option<f64>,
+    work: Option<Duration>,
     now: UnixMs,
 ) -> Punctuality {
     let promised = finish.map(|finish| if left > 0 { to_minute(finish) } else { finish });
@@ -82,8 +94,6 @@ pub fn punctuality(
         Some(finish) if finish <= by => Punctuality::InTime,
         Some(_) => Punctuality::Late,
         None => {
-            let per_s = per_s.filter(|per_s| per_s.is_finite() && *per_s >= PER_S_MIN);
-            let work = per_s.and_then(|per_s| Duration::try_from_secs_f64(left as f64 / per_s).ok());
             let latest = work.map(|work| by.before(work));
             match latest {
                 Some(latest) if latest <= now => Punctuality::Late,
@@ -149,14 +159,14 @@ mod tests {
     #[test]
     fn an_estimate_is_never_too_early() {
         let none = Terms::default();
-        assert_eq!(finish(61, 1.0, &none, NOW), Some(NOW.after(seconds(61))));
+        assert_eq!(finish(work(61, 61, 1.0, None), &none, NOW), Some(NOW.after(seconds(61))));
         assert_eq!(to_minute(NOW.after(seconds(61))), NOW.after(seconds(120)));
         assert_eq!(to_minute(NOW.after(seconds(60))), NOW.after(seconds(60)));
-        assert_eq!(finish(0, 0.0, &none, NOW), Some(NOW));
+        assert_eq!(finish(work(0, 0, 0.0, None), &none, NOW), Some(NOW));
         for pace in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert_eq!(finish(1, pace, &none, NOW), None, "{pace}");
+            assert_eq!(finish(work(1, 1, pace, None), &none, NOW), None, "{pace}");
         }
-        assert_eq!(finish(u64::MAX, 0.01, &none, NOW), None, "no calendar has it");
+        assert_eq!(finish(work(u64::MAX, u64::MAX, 0.01, None), &none, NOW), None, "no calendar has it");
     }
 
     #[test]
@@ -165,23 +175,24 @@ mod tests {
             windows: super::super::window::Windows(vec!["08:00-09:00 UTC".parse().unwrap()]),
             ..Terms::default()
         };
-        let two_hours = finish(7_200, 1.0, &terms, NOW);
+        let two_hours = finish(work(7_200, 7_200, 1.0, None), &terms, NOW);
         assert_eq!(two_hours, Some(NOW.after(Duration::from_hours(25))), "an hour a day");
         let ends = Terms { expires_at: Some(NOW.after(seconds(300))), ..terms };
-        assert_eq!(finish(7_200, 1.0, &ends, NOW), Some(NOW.after(seconds(300))));
-        assert_eq!(finish(7_200, 1.0, &ends, NOW.after(seconds(300))), None);
+        assert_eq!(finish(work(7_200, 7_200, 1.0, None), &ends, NOW), Some(NOW.after(seconds(300))));
+        assert_eq!(finish(work(7_200, 7_200, 1.0, None), &ends, NOW.after(seconds(300))), None);
     }
 
     #[test]
     fn a_file_that_stands_says_when_it_must_go_on() {
         let by = NOW.after(seconds(600));
-        let finish = |left| finish(left, 10.0, &Terms::default(), NOW);
-        let verdict = |finish, left, per_s| punctuality(finish, by, left, per_s, NOW);
-        assert_eq!(verdict(finish(6_000), 6_000, Some(10.0)), Punctuality::InTime);
-        assert_eq!(verdict(finish(6_001), 6_001, Some(10.0)), Punctuality::Late);
+        let work = |left| work(left, left, 10.0, None);
+        let finish = |left| finish(work(left), &Terms::default(), NOW);
+        let verdict = |finish, left, work| punctuality(finish, by, left, work, NOW);
+        assert_eq!(verdict(finish(6_000), 6_000, work(6_000)), Punctuality::InTime);
+        assert_eq!(verdict(finish(6_001), 6_001, work(6_001)), Punctuality::Late);
         let latest = Some(NOW.after(seconds(500)));
-        assert_eq!(verdict(None, 1_000, Some(10.0)), Punctuality::Unknown { latest });
-        assert_eq!(verdict(None, 6_000, Some(10.0)), Punctuality::Late, "even if it went on now");
+        assert_eq!(verdict(None, 1_000, work(1_000)), Punctuality::Unknown { latest });
+        assert_eq!(verdict(None, 6_000, work(6_000)), Punctuality::Late, "even if it went on now");
         assert_eq!(verdict(None, 6_000, None), Punctuality::Unknown { latest: None });
         assert_eq!(punctuality(None, NOW, 1, None, NOW), Punctuality::Late);
         assert_eq!(punctuality(Some(NOW), NOW, 0, None, NOW), Punctuality::InTime);
@@ -217,7 +228,7 @@ mod tests {
             prop_assert!(percent(settled, of) * of <= settled * 100);
             prop_assert_eq!(percent(settled, of) == 100, settled == of);
             let left = of - settled;
-            let done = finish(left, f64::from(per_s), &Terms::default(), NOW).expect("it moves");
+            let done = finish(work(left, left, f64::from(per_s), None), &Terms::default(), NOW).expect("it moves");
             let exact_ms = left as f64 * 1_000.0 / f64::from(per_s);
             prop_assert!((done.since(NOW).as_secs_f64() * 1_000.0 - exact_ms).abs() <= 1.0);
             let done = to_minute(done);

@@ -51,6 +51,7 @@ pub mod state;
 pub mod steady;
 pub mod suspect;
 pub mod table;
+pub mod tail;
 pub mod terms;
 pub mod throughput;
 pub mod time;

@@ -78,6 +78,9 @@ pub struct TrafficStanding {
     pub per_s: f64,
     /// The most that it was lately, long after it stands.
     pub pace: f64,
+    /// The share of the attempts, lately, after which a message waits for another one.
+    #[serde(default)]
+    pub retry_share: f64,
     /// Requests in flight.
     pub in_flight: usize,
     /// How long an answer takes when the receiver is not busy, in milliseconds, if that is known.
