@@ -1,9 +1,10 @@
 //! How many retries a destination is worth: a token bucket, so that a receiver in trouble gets no storm of them.
 //!
 //! It holds 500 tokens, or ten for each request that may be in flight. A retry costs 5, and 5 more after a timeout. A message
-//! that is sent at once brings 1, a retry that succeeds what it has cost, so that the retries of a receiver which is well
-//! again are not slowed down (as in the retry quota of AWS' SDKs); time brings 10 per second. An empty bucket defers retries;
-//! first attempts need no token. As long as less than 30 % of attempts fail at random it never runs dry.
+//! that is sent at once brings 1; a retry that succeeds 12: what it has cost (as in the retry quota of AWS' SDKs), and what one
+//! beside it has that failed, so that the retries of a receiver which is well again are not slowed down, nor those of one that
+//! fails half of all requests; time brings 10 per second. An empty bucket defers retries; first attempts need no token. As
+//! long as less than 58 % of attempts fail at random it never runs dry.
 
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ const CAPACITY_PER_PERMIT: f64 = 10.0;
 const RETRY: f64 = 5.0;
 const TIMEOUT: f64 = 5.0;
 const SUCCESS: f64 = 1.0;
+/// More than two retries cost: of a receiver that fails half of all requests it must grow, or it runs dry by chance.
+const RETRY_SUCCESS: f64 = 12.0;
 const PER_SECOND: f64 = 10.0;
 
 /// The budget of one destination.
@@ -62,7 +65,7 @@ impl RetryBudget {
 
     /// A message was sent, at once or by a retry.
     pub fn sent(&mut self, is_retry: bool) {
-        let brings = if is_retry { RETRY } else { SUCCESS };
+        let brings = if is_retry { RETRY_SUCCESS } else { SUCCESS };
         self.level = (self.level + brings).min(self.capacity);
     }
 }
@@ -74,6 +77,7 @@ fn capacity(limit: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
 
@@ -131,6 +135,22 @@ mod tests {
             budget.sent(is_retry);
         }
         assert_eq!(failures, 3_333);
+    }
+
+    #[test]
+    fn a_receiver_that_fails_half_of_all_requests_gets_every_retry() {
+        // The worst order is that of a large file: first attempts bring what they do at once, then only retries are left.
+        for seed in 0..20 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut budget = RetryBudget::new(64, MonoMs(0));
+            for nth in 0..100_000 {
+                assert_eq!(budget.may_retry(64, MonoMs(0)), Ok(()), "seed {seed}, after {nth}");
+                budget.retry();
+                if random.random() {
+                    budget.sent(true);
+                }
+            }
+        }
     }
 
     #[test]
