@@ -88,6 +88,10 @@ const ENOUGH_PART: usize = 8;
 /// How often a worker that has enough asks for what goes ahead of that: a small file is on its way within a second.
 const FIRST_TURNS_EVERY: Duration = Duration::from_millis(250);
 
+/// How often a worker looks for retries that are due while requests are in flight: each that ends finds them too, and with
+/// hundreds of batches one is due in every millisecond.
+const RETRIES_LOOKED_AT_EVERY: Duration = Duration::from_millis(20);
+
 /// One worker's share of a destination.
 #[derive(Clone)]
 pub struct DeliveryDestination {
@@ -576,7 +580,8 @@ impl DeliveryStrategy for Arc<WebhookStrategy> {
     fn sleep(&self) -> Duration {
         let state = self.state();
         let now = self.worker.clock().mono();
-        let due = state.roster.next_due().map(|due| due.since(self.worker.clock().wall()));
+        let least = if state.roster.in_flight() > 0 { RETRIES_LOOKED_AT_EVERY } else { Duration::ZERO };
+        let due = state.roster.next_due().map(|due| due.since(self.worker.clock().wall()).max(least));
         let ask = state.ask_again.map(|at| at.since(now));
         let waits = (0..self.ahead.len()).any(|index| state.roster.waiting(index) > 0);
         let turns = waits.then(|| state.first_turns_at.since(now));

@@ -3,7 +3,10 @@ use std::{
     fmt, mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -17,7 +20,7 @@ use crate::{
         ids::FileId,
         lease::LeaseToken,
         limits::{Concurrency, GateRate},
-        outcome::Outcome,
+        outcome::{Attempt, Outcome},
         roster::{Admission, Answer},
         standing::LastError,
         time::MonoMs,
@@ -175,6 +178,8 @@ pub struct Seat {
     worker: u64,
     /// By the worker's own numbers: the destination's index, and its rate.
     destinations: Vec<(usize, Rate)>,
+    /// What was noted last of failures of each, and when: see [`Self::failed`].
+    noted: Vec<AtomicU64>,
     /// The rate over all destinations.
     all: Option<Rate>,
 }
@@ -199,9 +204,10 @@ impl Seat {
             let known = state.destinations.get(name).expect("a worker's destinations are configured first");
             (known.index, Rate::new(gate))
         };
-        let destinations = destinations.into_iter().map(destination).collect();
+        let destinations: Vec<_> = destinations.into_iter().map(destination).collect();
         drop(state);
-        Self { control: control.clone(), worker, destinations, all: all.map(Rate::new) }
+        let noted = destinations.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { control: control.clone(), worker, destinations, noted, all: all.map(Rate::new) }
     }
 
     fn index(&self, destination: usize) -> usize {
@@ -247,10 +253,17 @@ impl Seat {
         self.control.state().traffic.judge(index, epoch, file, failure)
     }
 
-    /// An attempt failed: it is kept for the operator, until another one does.
-    pub fn failed(&self, destination: &str, error: LastError) {
-        if let Some(known) = self.control.state().destinations.get_mut(destination) {
-            known.last_error = Some(error);
+    /// An attempt failed: it is kept for the operator, until another one does. Of those that fail alike within a tenth of a
+    /// second the first will do: where half of all requests fail, the others would cost more than their retries.
+    pub fn failed(&self, destination: usize, attempt: Attempt, text: Option<&str>) {
+        let alike = (attempt.at.0 / 100) << 24 | u64::from(attempt.status) << 8 | attempt.reason as u64;
+        if self.noted[destination].swap(alike, Relaxed) == alike {
+            return;
+        }
+        let index = self.index(destination);
+        let state = &mut *self.control.state();
+        if let Some(known) = state.destinations.values_mut().find(|known| known.index == index) {
+            known.last_error = Some(LastError { attempt, text: text.map(Into::into) });
         }
     }
 
@@ -448,5 +461,39 @@ impl Drop for Passage {
             let now = self.control.0.clock.mono();
             self.control.state().traffic.withdrawn(permit, now);
         }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{outcome::Reason, time::UnixMs},
+        testing::TokioClock,
+    };
+
+    #[tokio::test]
+    async fn the_last_failure_is_known_and_of_many_alike_the_first_in_a_tenth_of_a_second() {
+        let control = TrafficControl::new(Arc::new(TokioClock::at(UnixMs(0))));
+        let rules = TrafficRules { bound: Bound::Fixed(1), storm_percent: 0 };
+        let names: [Arc<str>; 2] = ["a".into(), "b".into()];
+        control.configure(1, names.clone().map(|name| (name, ConfiguredTraffic { rules, ceiling: 1 })));
+        let seat =
+            Seat::new(&control, Bell::default(), [("b", Gate::default()), ("a", Gate::default())], None);
+        let fail = |at, status, text| {
+            seat.failed(0, Attempt { at: UnixMs(at), status, reason: Reason::Status }, Some(text));
+        };
+        let last =
+            |name| control.view(name).unwrap().2.map(|error| (error.attempt.at.0, error.text.unwrap()));
+        fail(1_000, 503, "down");
+        fail(1_099, 503, "still down");
+        assert_eq!(last("b"), Some((1_000, "down".to_owned())));
+        fail(1_099, 500, "broken");
+        assert_eq!(last("b"), Some((1_099, "broken".to_owned())));
+        fail(1_099, 503, "down again");
+        assert_eq!(last("b"), Some((1_099, "down again".to_owned())));
+        fail(1_100, 503, "down for longer");
+        assert_eq!(last("b"), Some((1_100, "down for longer".to_owned())));
+        assert_eq!(last("a"), None);
     }
 }

@@ -23,7 +23,6 @@ use crate::{
         outcome::{Attempt, Obstacle, Outcome, Reason},
         record::Said,
         roster::{Pick, Report},
-        standing::LastError,
     },
     ports::{Answer, InFlight, ItemAnswer, WebhookRequest},
 };
@@ -207,13 +206,13 @@ impl WebhookStrategy {
         let request = WebhookRequest { id, messages, at, content_type, body, trace };
         let answer = destination.webhook.send(request).await;
         destination.metrics.attempted(begun.elapsed());
-        self.note_failure(&destination.name, &answer);
+        self.note_failure(batch.destination, &answer);
         failpoint!("attempt.after");
         answer
     }
 
     /// Keeps what an operator asks for first when messages fail.
-    fn note_failure(&self, destination: &str, answer: &Answer) {
+    fn note_failure(&self, destination: usize, answer: &Answer) {
         let (status, reason) = match answer.outcome {
             Outcome::Sent { .. } | Outcome::Unsent(_) => return,
             Outcome::Retryable { status, reason, .. } | Outcome::Permanent { status, reason } => {
@@ -222,7 +221,7 @@ impl WebhookStrategy {
             Outcome::Gone => (410, Reason::Status),
         };
         let attempt = Attempt { at: self.worker.clock().wall(), status, reason };
-        self.seat.failed(destination, LastError { attempt, text: answer.text.as_deref().map(Into::into) });
+        self.seat.failed(destination, attempt, answer.text.as_deref());
     }
 
     /// Takes what an answer says of the messages of `part`.
