@@ -1,7 +1,8 @@
 //! A circuit breaker: whether a destination is worth an attempt at all.
 //!
-//! It opens when of 20 or more attempts of the last 10 s more than half came to nothing (5xx, no answer in time, no
-//! connection), and by more than chance makes of a half; after 5 connections in a row that could not be opened, and when nothing is heard of it any more: as many
+//! It opens when, of 20 or more attempts of the last 10 s, clearly more than half came to nothing (5xx, no answer in time, no
+//! connection): by four standard deviations of what chance makes of a half. It also opens after 5 connections in a row
+//! that could not be opened, and when nothing is heard of the destination any more: as many
 //! timeouts in a row as half of the requests that may be in flight, 4 at least. (A receiver that hangs takes a few requests
 //! per timeout, which never makes 20 in 10 s.)
 //!
