@@ -432,6 +432,12 @@ impl Chaos {
             }
         }
         self.say("all files have their final reports");
+        // It may have been killed after the last of them.
+        while !matches!(self.unit, Unit::Up(..)) {
+            self.supervise();
+            assert!(faults_end.elapsed() < LIVENESS, "it does not start again");
+            thread::sleep(Duration::from_millis(20));
+        }
         let known = self.world.files();
         for (dropping, input) in files {
             self.expect(&known, dropping, input);

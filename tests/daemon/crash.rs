@@ -192,9 +192,9 @@ fn crash_at(make_world: fn(&str) -> World, rows: usize, name: &str, passes: &[u3
         world.start();
         wait_until(LIVENESS, "the recovery to crash, or to finish", || {
             // Everything may be settled before the daemon listens to signals.
-            let listens = !world.daemon().is_running() || world.daemon().log_text().contains("\"started\"");
+            let listens = world.notify.count("READY=1") > 0;
             let settled = world.files().iter().filter(|file| is_settled(file)).count();
-            listens && (!world.daemon().is_running() || settled == 3)
+            !world.daemon().is_running() || (listens && settled == 3)
         });
         if world.daemon().is_running() {
             // It may reach the point on its way out.
