@@ -411,6 +411,32 @@ fn a_file_that_waits_for_its_time_says_when_it_will_be_done() {
 }
 
 #[test]
+fn what_the_last_retries_wait_is_a_part_of_the_time_that_is_left() {
+    let retry = Retry {
+        max_attempts: 40,
+        max_age: Duration::from_hours(72),
+        base: Duration::from_mins(1),
+        cap: Duration::from_hours(1),
+        max_retry_after: Duration::from_hours(1),
+    };
+    let failing = |share: f64| {
+        support(|facts| {
+            facts.retry = Some(retry.clone());
+            facts.traffic.as_mut().unwrap().retry_share = share;
+        })
+    };
+    let (well, ill) = (failing(0.0), failing(0.2));
+    let of_file: fn(&Facts) -> Ceiling = |facts| facts.of_file(&report(|_| {}), NOW);
+    let of_destination: fn(&Facts) -> Ceiling = |facts| facts.of_destination("support", NOW);
+    for of in [of_file, of_destination] {
+        let left = |facts: &Facts| of(facts).finish.expect("it moves").since(NOW);
+        assert_eq!(left(&well), Duration::from_secs(90));
+        // The second attempt alone waits 30 s on average, the third a minute.
+        assert!(left(&ill) > Duration::from_secs(150), "{:?}", left(&ill));
+    }
+}
+
+#[test]
 fn a_file_that_will_be_late_says_so_and_one_that_stands_says_until_when_it_may() {
     let by = |seconds| report(|report| report.file.terms.finish_by = Some(hence(seconds)));
     let warning = |facts: &Facts, file: &FileReport| facts.of_file(file, NOW).warning();
